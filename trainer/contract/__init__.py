@@ -1,0 +1,1 @@
+"""The language that trainer and server share: standard library and pydantic only."""

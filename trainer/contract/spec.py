@@ -1,0 +1,333 @@
+"""The run spec: what a user asks for, with every default said once.
+
+`resolve(body)` lays the body over its preset and the preset over the defaults, then validates.
+Unknown keys are errors everywhere; `None` means off.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+MAX_STEPS = 10**9
+
+
+class Strict(BaseModel):
+    """A model that knows its keys: anything else is an error, and so are NaN and infinity."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, validate_default=True)
+
+
+def _not_an_id(name: str) -> str:
+    if name.startswith("run_"):
+        raise ValueError("a name must not begin with 'run_', which is how ids begin")
+    return name
+
+
+Name = Annotated[
+    str, StringConstraints(pattern=NAME_PATTERN, max_length=64), AfterValidator(_not_an_id)
+]
+Steps = Annotated[int, Field(ge=1, le=MAX_STEPS)]
+Tokens = Annotated[int, Field(ge=1, le=10**15)]
+Frac = Annotated[float, Field(ge=0.0, le=1.0)]
+LearningRate = Annotated[float, Field(gt=0.0, le=100.0)]
+Text = Annotated[str, StringConstraints(max_length=4096)]
+
+
+class ModelSpec(Strict):
+    """One dial, `depth`; the rest has nanochat's defaults."""
+
+    depth: Annotated[int, Field(ge=1, le=128)] = 12
+    aspect_ratio: Annotated[int, Field(ge=1, le=1024)] = 64
+    head_dim: Annotated[int, Field(ge=8, le=512, multiple_of=2)] = 128
+    n_kv_head: Annotated[int, Field(ge=1, le=512)] | None = None
+    sequence_len: Annotated[int, Field(ge=16, le=1_048_576)] = 2048
+    window_pattern: Annotated[str, StringConstraints(pattern=r"^[LS]{1,64}$")] = "L"
+    vocab_size: Annotated[int, Field(ge=265, le=1_000_000)] = 32_768
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> ModelSpec:
+        width = -(-self.depth * self.aspect_ratio // self.head_dim) * self.head_dim
+        heads = width // self.head_dim
+        if self.n_kv_head is not None and heads % self.n_kv_head:
+            raise ValueError(
+                f"n_kv_head must divide the number of heads: {heads} heads "
+                f"(width {width} / head_dim {self.head_dim}) with n_kv_head {self.n_kv_head}"
+            )
+        if width < 24:
+            raise ValueError(
+                f"depth {self.depth} x aspect_ratio {self.aspect_ratio} gives width {width}; "
+                "the smear gate reads 24 channels, so the width must be at least 24"
+            )
+        return self
+
+
+class TokenizerSpec(Strict):
+    """Train one on this corpus (default), load one from a path, or take another run's."""
+
+    train: bool | None = None
+    path: Text | None = None
+    run: Text | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> TokenizerSpec:
+        given = [self.path is not None, self.run is not None, bool(self.train)]
+        if sum(given) == 0 and self.train is None:
+            self.train = True
+        elif sum(given) != 1:
+            raise ValueError("give exactly one of train: true, path, run")
+        return self
+
+
+class DataSpec(Strict):
+    """Where the text comes from. `path` for text, jsonl and parquet; `name` for hf."""
+
+    source: Literal["builtin", "text", "jsonl", "parquet", "hf"] = "builtin"
+    path: Text | None = None
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+/[A-Za-z0-9._-]+$")] | None = (
+        None
+    )
+    max_shards: Annotated[int, Field(ge=1, le=1_000_000)] | Literal["auto"] | None = None
+    tokenizer: TokenizerSpec = TokenizerSpec()
+    packing: Literal["best_fit", "lossless"] = "best_fit"
+
+    @model_validator(mode="after")
+    def _source_has_its_place(self) -> DataSpec:
+        if self.source in ("text", "jsonl", "parquet") and not self.path:
+            raise ValueError(f"source '{self.source}' needs a path")
+        if self.source == "hf" and not self.name:
+            raise ValueError("source 'hf' needs a name such as 'owner/dataset'")
+        if self.source == "builtin" and (self.path or self.name):
+            raise ValueError("source 'builtin' takes neither path nor name")
+        if self.source != "hf" and self.name:
+            raise ValueError(f"name belongs to source 'hf', not '{self.source}'")
+        return self
+
+
+class HorizonSpec(Strict):
+    """How long to train: exactly one of the four."""
+
+    steps: Steps | None = None
+    tokens: Tokens | None = None
+    flops: Annotated[float, Field(gt=0, le=1e30)] | None = None
+    data_param_ratio: Annotated[float, Field(gt=0, le=1e6)] | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> HorizonSpec:
+        given = [k for k in ("steps", "tokens", "flops", "data_param_ratio") if getattr(self, k)]
+        if len(given) != 1:
+            said = ", ".join(given) if given else "none"
+            raise ValueError(
+                f"give exactly one of steps, tokens, flops, data_param_ratio (given: {said})"
+            )
+        return self
+
+
+class BatchSpec(Strict):
+    """Tokens per optimizer step, and rows per forward pass on the device."""
+
+    tokens: Tokens | Literal["auto"] = "auto"
+    device_batch_size: Annotated[int, Field(ge=1, le=65_536)] | Literal["auto"] = "auto"
+
+
+class OptimizerSpec(Strict):
+    """Learning rates before scaling by sqrt(batch / 524,288)."""
+
+    matrix_lr: LearningRate = 0.02
+    embedding_lr: LearningRate = 0.3
+    unembedding_lr: LearningRate = 0.008
+    scalar_lr: LearningRate = 0.5
+    weight_decay: Annotated[float, Field(ge=0.0, le=10.0)] = 0.28
+
+
+class ScheduleSpec(Strict):
+    warmup_steps: Annotated[int, Field(ge=0, le=MAX_STEPS)] = 40
+    warmdown_ratio: Frac = 0.65
+    warmdown_shape: Literal["linear", "cosine"] = "linear"
+    final_lr_frac: Frac = 0.05
+
+
+class NumericsSpec(Strict):
+    """`deterministic: None` means true on the CPU and false on a GPU."""
+
+    precision: Literal["auto", "bf16", "fp32", "fp16", "fp8"] = "auto"
+    deterministic: bool | None = None
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 42
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    compile: bool | Literal["auto"] = "auto"
+
+
+class EvaluateSpec(Strict):
+    """Cadences in steps; None is off. CORE at the end of a phase: `core_every: "end"`."""
+
+    bpb_every: Steps | Literal["end"] | None = 250
+    eval_tokens: Tokens = 41_943_040
+    core_every: Steps | Literal["end"] | None = None
+    core_max_per_task: Annotated[int, Field(ge=1, le=1_000_000)] | None = 500
+    core_bundle: Text | None = None
+    sample_every: Steps | Literal["end"] | None = 2000
+    prompts: Annotated[
+        list[Annotated[str, StringConstraints(min_length=1, max_length=2048)]],
+        Field(max_length=32),
+    ] = []
+    recheck_bpb: Literal["auto", "always", "never"] = "auto"
+
+
+class CheckpointSpec(Strict):
+    every_seconds: Annotated[float, Field(gt=0, le=1e7)] | None = 1200.0
+    every_steps: Steps | None = None
+    keep_last: Annotated[int, Field(ge=2, le=10_000)] = 2
+    keep_every: Steps | None = None
+
+
+class RecoverySpec(Strict):
+    on_crash: Literal["restart", "stop"] = "restart"
+    max_attempts_without_progress: Annotated[int, Field(ge=1, le=1000)] = 3
+    on_reboot: Literal["resume", "wait"] = "resume"
+    on_non_finite: Literal["stop", "rewind"] = "stop"
+    max_rewinds: Annotated[int, Field(ge=1, le=100)] = 3
+
+
+Url = Annotated[str, StringConstraints(max_length=2048, pattern=r"^[a-z][a-z0-9+.-]*://\S+$")]
+MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+MetadataValue = Annotated[str, StringConstraints(max_length=512)]
+
+
+class RunSpec(Strict):
+    """A complete run spec. `resolve` builds one from a request body."""
+
+    name: Name
+    title: Annotated[str, StringConstraints(max_length=300)] | None = None
+    metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)] = {}
+    preset: str = "demo"
+    start: bool = True
+    device: Annotated[str, StringConstraints(pattern=r"^(auto|cpu|mps|cuda(:\d{1,3})?)$")] = "auto"
+    model: ModelSpec = ModelSpec()
+    data: DataSpec = DataSpec()
+    horizon: HorizonSpec
+    batch: BatchSpec = BatchSpec()
+    optimizer: OptimizerSpec = OptimizerSpec()
+    schedule: ScheduleSpec = ScheduleSpec()
+    numerics: NumericsSpec = NumericsSpec()
+    evaluate: EvaluateSpec = EvaluateSpec()
+    checkpoint: CheckpointSpec = CheckpointSpec()
+    recovery: RecoverySpec = RecoverySpec()
+    notify: Annotated[list[Url], Field(max_length=16)] = []
+
+    @field_validator("preset")
+    @classmethod
+    def _known_preset(cls, preset: str) -> str:
+        if preset not in PRESETS:
+            raise ValueError(f"unknown preset; known are {', '.join(PRESETS)}")
+        return preset
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> RunSpec:
+        tokens, rows, length = (
+            self.batch.tokens,
+            self.batch.device_batch_size,
+            self.model.sequence_len,
+        )
+        if isinstance(tokens, int):
+            if tokens % length:
+                raise ValueError(
+                    f"batch.tokens {tokens:,} is not a multiple of model.sequence_len {length:,}"
+                )
+            if isinstance(rows, int) and tokens % (rows * length):
+                near = max(1, tokens // (rows * length)) * rows * length
+                raise ValueError(
+                    f"batch.tokens {tokens:,} is not divisible by device_batch_size x sequence_len "
+                    f"= {rows} x {length:,} = {rows * length:,}; {near:,} would be"
+                )
+        return self
+
+
+# A preset is a partial spec: what it does not say is the default above.
+PRESETS: dict[str, dict[str, Any]] = {
+    "demo": {
+        "model": {
+            "depth": 4,
+            "aspect_ratio": 32,
+            "head_dim": 32,
+            "sequence_len": 256,
+            "vocab_size": 4096,
+        },
+        "data": {"source": "builtin"},
+        "horizon": {"steps": 200},
+        "batch": {"tokens": 4096, "device_batch_size": 8},
+        "evaluate": {
+            "bpb_every": 50,
+            "eval_tokens": 32_768,
+            "sample_every": 100,
+            "prompts": ["def main(", "import os\n", "class Node:"],
+        },
+        "checkpoint": {"every_steps": 50},
+    },
+    "rtx4070-d12": {
+        "model": {"depth": 12, "sequence_len": 2048, "window_pattern": "L", "vocab_size": 32_768},
+        "data": {"source": "hf", "name": "karpathy/climbmix-400b-shuffle", "max_shards": "auto"},
+        "horizon": {"steps": 130_000},
+        "batch": {"tokens": 65_536, "device_batch_size": 8},
+        "schedule": {"warmdown_shape": "cosine"},
+        "evaluate": {"bpb_every": 10_000, "core_every": "end", "sample_every": 10_000},
+        "checkpoint": {"keep_every": 10_000},
+    },
+    "nanochat-d12": {
+        "model": {"depth": 12, "window_pattern": "SSSL"},
+        "data": {"source": "hf", "name": "karpathy/climbmix-400b-shuffle", "max_shards": "auto"},
+        "horizon": {"data_param_ratio": 12},
+        "evaluate": {"core_every": "end"},
+    },
+    "nanochat-d20": {
+        "model": {"depth": 20, "window_pattern": "SSSL"},
+        "data": {"source": "hf", "name": "karpathy/climbmix-400b-shuffle", "max_shards": "auto"},
+        "horizon": {"data_param_ratio": 12},
+        "evaluate": {"core_every": "end"},
+    },
+}
+
+# These are choices, not settings to be merged: naming one key replaces the whole.
+_REPLACED_WHOLE = {"horizon", "metadata", "tokenizer"}
+
+
+def resolve(body: dict[str, Any]) -> RunSpec:
+    """The complete spec for a request body.
+
+    Raises pydantic.ValidationError, whose locations are paths into the body.
+    """
+    preset = body.get("preset", "demo")
+    base = PRESETS.get(preset, {}) if isinstance(preset, str) else {}
+    if base.get("horizon") is None:
+        base = {**base, "horizon": {"steps": 200}}
+    return RunSpec.model_validate(_overlay(base, body))
+
+
+def _overlay(base: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
+    merged = copy.deepcopy(base)
+    for key, value in body.items():
+        below = merged.get(key)
+        if isinstance(value, dict) and isinstance(below, dict) and key not in _REPLACED_WHOLE:
+            if key == "data" and value.get("source", below.get("source")) != below.get("source"):
+                merged[key] = value  # another source: the preset's path and name mean nothing
+            else:
+                merged[key] = _overlay(below, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def padded_vocab(vocab_size: int, multiple: int = 64) -> int:
+    """Vocabulary rounded up for the embeddings and the head (RECIPE: multiple of 64)."""
+    return math.ceil(vocab_size / multiple) * multiple
