@@ -336,9 +336,7 @@ def compute_dtype(spec: RunSpec, context: PlanContext) -> Literal["bf16", "fp16"
     return "bf16" if asked in ("bf16", "fp8") else asked
 
 
-def estimate_memory(
-    shape: ModelShape, batch: Batch, spec: RunSpec, context: PlanContext
-) -> Memory:
+def estimate_memory(shape: ModelShape, batch: Batch, spec: RunSpec, context: PlanContext) -> Memory:
     """Peak device memory by part (SPEED: about ten tensors kept per layer, chunked head)."""
     counts = count_parameters(shape)
     table, act = table_bytes(spec, context), 4 if compute_dtype(spec, context) == "fp32" else 2
@@ -457,7 +455,10 @@ def estimate_eta(
         evaluation=evaluation,
         saving=saving,
         start_up=START_SECONDS if context.device_type == "cuda" else 10.0,
-        total=training + evaluation + saving + (START_SECONDS if context.device_type == "cuda" else 10.0),
+        total=training
+        + evaluation
+        + saving
+        + (START_SECONDS if context.device_type == "cuda" else 10.0),
         tokens_per_second=rate,
         source=source,
     )
@@ -482,7 +483,9 @@ def _times_due(every: int | Literal["end"] | None, start: int, end: int) -> int:
 
 
 def _saves(spec: RunSpec, training_seconds: float, steps: int) -> int:
-    by_time = training_seconds / spec.checkpoint.every_seconds if spec.checkpoint.every_seconds else 0
+    by_time = (
+        training_seconds / spec.checkpoint.every_seconds if spec.checkpoint.every_seconds else 0
+    )
     by_step = steps / spec.checkpoint.every_steps if spec.checkpoint.every_steps else 0
     return int(max(by_time, by_step)) + 1
 
@@ -505,7 +508,10 @@ def _warnings(spec: RunSpec, plan: Plan, context: PlanContext) -> list[str]:
                 f"the run takes {plan.horizon.tokens:,} tokens and the corpus has about "
                 f"{context.corpus_tokens:,}: {epochs:.1f} epochs over the same text"
             )
-    wanted = shards_for(spec.model_copy(update={"data": spec.data.model_copy(update={"max_shards": "auto"})}), plan.horizon.tokens)
+    wanted = shards_for(
+        spec.model_copy(update={"data": spec.data.model_copy(update={"max_shards": "auto"})}),
+        plan.horizon.tokens,
+    )
     if wanted and isinstance(spec.data.max_shards, int) and spec.data.max_shards < wanted:
         found.append(
             f"max_shards {spec.data.max_shards} is less than the {wanted} shards one epoch needs: "

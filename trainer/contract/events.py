@@ -1,0 +1,216 @@
+"""What the trainer reports: one record per line of its outbox.
+
+Kinds that begin or end something are durable before the trainer goes on (`DURABLE`); step records
+reach the disk at least once a second. Units: seconds, bytes, tokens, watts, joules.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from trainer.contract.exits import Reason
+
+
+class Event(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Started(Event):
+    """The process is up and holds its lock. fingerprint: what bit equality depends on."""
+
+    kind: Literal["started"] = "started"
+    pid: int
+    boot_id: str
+    start_ticks: int
+    device: str
+    device_name: str
+    versions: dict[str, str]
+    fingerprint: dict[str, Any]
+    peak_flops: float | None = None
+    peak_source: str | None = None
+
+
+class Stage(Event):
+    """What the trainer is busy with when it is not stepping: a hang is judged by it."""
+
+    kind: Literal["stage"] = "stage"
+    stage: Literal[
+        "loading", "verifying", "probing", "compiling", "training", "evaluating", "saving",
+        "preparing", "downloading", "tokenizing", "sampling", "waiting",
+    ]  # fmt: skip
+    fraction: float | None = None
+    detail: str = ""
+
+
+class Resumed(Event):
+    """Where this attempt begins. Ingest supersedes what earlier attempts said beyond `step`."""
+
+    kind: Literal["resumed"] = "resumed"
+    step: int
+    checkpoint: str | None
+    skipped: list[str] = []
+    tokens_seen: int
+    approximate: str | None = None
+
+
+class Frozen(Event):
+    """Choices raced or probed at the first start, now part of the run."""
+
+    kind: Literal["frozen"] = "frozen"
+    choices: dict[str, Any]
+
+
+class Step(Event):
+    """Step `step` is done; loss is the mean over its micro-batches, before the update."""
+
+    kind: Literal["step"] = "step"
+    step: int
+    loss: float | None
+    loss_smooth: float | None
+    lr_multiplier: float
+    momentum: float
+    weight_decay: float
+    grad_norm: float | None = None
+    tokens: int
+    seconds: float
+    vram_allocated_bytes: int | None = None
+    vram_reserved_bytes: int | None = None
+    vram_peak_bytes: int | None = None
+    vram_total_bytes: int | None = None
+    power_watts: float | None = None
+    temperature_celsius: float | None = None
+    energy_joules: float | None = None
+    batch_sha256: str | None = None
+
+
+class Evaluation(Event):
+    """A measured quality. identity: what the number depends on; never compare across identities."""
+
+    kind: Literal["evaluation"] = "evaluation"
+    evaluation: Literal["bpb", "core"]
+    step: int
+    value: float
+    identity: str
+    settings: dict[str, Any]
+    result: dict[str, Any]
+    seconds: float
+    checkpoint: str | None = None
+
+
+class Sample(Event):
+    kind: Literal["sample"] = "sample"
+    step: int
+    prompt: str
+    text: str
+    temperature: float = 0.0
+    top_k: int | None = None
+    seed: int | None = None
+    seconds: float = 0.0
+
+
+class CheckpointSaved(Event):
+    """Said only when the checkpoint is durable under its final name."""
+
+    kind: Literal["checkpoint_saved"] = "checkpoint_saved"
+    step: int
+    name: str
+    bytes: int
+    manifest_sha256: str
+    seconds: float
+    stall_seconds: float
+    why: Literal["cadence", "requested", "warmdown", "pause", "terminate", "end", "import"]
+    pinned: bool = False
+    val_bpb: float | None = None
+    next_loss: float | None = None
+
+
+class CheckpointFailed(Event):
+    kind: Literal["checkpoint_failed"] = "checkpoint_failed"
+    step: int
+    message: str
+    errno: int | None = None
+
+
+class CheckpointRemoved(Event):
+    kind: Literal["checkpoint_removed"] = "checkpoint_removed"
+    name: str
+
+
+class CheckpointBad(Event):
+    """A checkpoint did not verify and was passed over."""
+
+    kind: Literal["checkpoint_bad"] = "checkpoint_bad"
+    name: str
+    why: str
+
+
+class ResumeChecked(Event):
+    """The verdict on exactness: next_loss against the first loss after the resume, bit for bit."""
+
+    kind: Literal["resume_checked"] = "resume_checked"
+    step: int
+    what: Literal["next_loss", "val_bpb", "fingerprint"]
+    verdict: Literal["verified", "approximate", "mismatch"]
+    expected: float | None = None
+    found: float | None = None
+    why: str = ""
+
+
+class Notice(Event):
+    """Something a person should know: loss spike, disk full, NaN, rewind, hardware."""
+
+    kind: Literal["notice"] = "notice"
+    level: Literal["info", "warning", "error"]
+    code: str
+    message: str
+    step: int | None = None
+    data: dict[str, Any] = {}
+
+
+class CommandDone(Event):
+    kind: Literal["command_done"] = "command_done"
+    command_id: str
+    outcome: Literal["done", "refused", "failed"]
+    message: str = ""
+
+
+class Ended(Event):
+    """The last record of an attempt or job that ended in an orderly way. See exits.ExitRecord."""
+
+    kind: Literal["ended"] = "ended"
+    outcome: Literal["completed", "phase_ended", "paused", "cancelled", "terminated", "failed"]
+    reason: Reason
+    step: int | None = None
+    checkpoint: str | None = None
+    message: str = ""
+    result: dict[str, Any] = {}
+
+
+AnyEvent = Annotated[
+    Started
+    | Stage
+    | Resumed
+    | Frozen
+    | Step
+    | Evaluation
+    | Sample
+    | CheckpointSaved
+    | CheckpointFailed
+    | CheckpointRemoved
+    | CheckpointBad
+    | ResumeChecked
+    | Notice
+    | CommandDone
+    | Ended,
+    Field(discriminator="kind"),
+]
+ADAPTER: TypeAdapter[AnyEvent] = TypeAdapter(AnyEvent)
+
+# Everything but the chatter of steps and stages reaches the disk before the trainer goes on.
+NOT_DURABLE = frozenset({"step", "stage"})
+
+
+def is_durable(event: Event) -> bool:
+    return getattr(event, "kind", "") not in NOT_DURABLE

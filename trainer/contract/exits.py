@@ -1,0 +1,166 @@
+"""Why something ended: reasons with the sentence a person reads, and the exit record.
+
+The trainer owes an exit record (`exit.json`): for a process that is not our child the exit code
+cannot be read. No record means it crashed.
+"""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from trainer.contract.rundir import write_durably
+
+
+class Reason(StrEnum):
+    """Why a run, attempt or job is in the state it is in."""
+
+    requested = "requested"
+    finished = "finished"
+    waiting_for_device = "waiting_for_device"
+    waiting_for_data = "waiting_for_data"
+    backing_off = "backing_off"
+    terminated = "terminated"
+    crashed = "crashed"
+    stalled = "stalled"
+    no_progress = "no_progress"
+    out_of_memory = "out_of_memory"
+    host_out_of_memory = "host_out_of_memory"
+    non_finite_loss = "non_finite_loss"
+    disk_full = "disk_full"
+    io_error = "io_error"
+    data_changed = "data_changed"
+    data_unusable = "data_unusable"
+    host_restarted = "host_restarted"
+    gpu_lost = "gpu_lost"
+    superseded = "superseded"
+    device_missing = "device_missing"
+    environment_changed = "environment_changed"
+    no_checkpoint = "no_checkpoint"
+    journal_damaged = "journal_damaged"
+    job_failed = "job_failed"
+
+    @property
+    def sentence(self) -> str:
+        return _SAID[self][0]
+
+    @property
+    def advice(self) -> str:
+        return _SAID[self][1]
+
+
+_SAID: dict[Reason, tuple[str, str]] = {
+    Reason.requested: ("It was asked for.", ""),
+    Reason.finished: ("It reached the last step of its plan.", "Extend it to train further."),
+    Reason.waiting_for_device: (
+        "Another run is using the device.",
+        "It starts by itself when the device is free.",
+    ),
+    Reason.waiting_for_data: ("Its data is being prepared.", "It starts by itself when ready."),
+    Reason.backing_off: (
+        "The last attempt failed; the next one waits a little first.",
+        "Nothing to do: it restarts by itself.",
+    ),
+    Reason.terminated: (
+        "The trainer was asked to end by a signal from outside.",
+        "It saved a checkpoint first and restarts by the run's recovery policy.",
+    ),
+    Reason.crashed: (
+        "The trainer ended without finishing.",
+        "Look at the last lines of its log; resume continues from the newest checkpoint.",
+    ),
+    Reason.stalled: (
+        "No step was seen for far longer than steps take, so the trainer was stopped.",
+        "The stack dump in the log shows where it stood; resume continues from the checkpoint.",
+    ),
+    Reason.no_progress: (
+        "Several attempts in a row ended without getting any further.",
+        "Fix what the log's last lines name, then resume.",
+    ),
+    Reason.out_of_memory: (
+        "The device ran out of memory.",
+        "Resume with overrides.device_batch_size lower than now; the batch in tokens stays.",
+    ),
+    Reason.host_out_of_memory: (
+        "The machine ran out of memory and its kernel ended the trainer.",
+        "Close other programs or give the trainer's group more memory, then resume.",
+    ),
+    Reason.non_finite_loss: (
+        "The loss became NaN or infinite; the weights were not touched by that step.",
+        "Lower the learning rate, look at the data, or resume with recovery.on_non_finite: rewind.",
+    ),
+    Reason.disk_full: (
+        "The disk is full.",
+        "Free some space: it goes on by itself when there is room.",
+    ),
+    Reason.io_error: (
+        "The disk refused to store a file.",
+        "Check the disk (dmesg, SMART) before resuming; the last verified checkpoint is kept.",
+    ),
+    Reason.data_changed: (
+        "A file of the corpus changed since the run began.",
+        "Put the original file back and resume; a changed corpus would be another run.",
+    ),
+    Reason.data_unusable: (
+        "The corpus or tokenizer could not be prepared.",
+        "Correct what the message names, then resume.",
+    ),
+    Reason.host_restarted: (
+        "The machine was restarted under it.",
+        "It resumes by itself unless recovery.on_reboot is wait.",
+    ),
+    Reason.gpu_lost: (
+        "The GPU reported a hardware fault or went away.",
+        "Look at the Xid in the event; reseat, cool or reset the GPU, then resume.",
+    ),
+    Reason.superseded: ("A newer attempt took its place.", ""),
+    Reason.device_missing: (
+        "The device the run asks for is not on this machine.",
+        "traind doctor lists the devices that are.",
+    ),
+    Reason.environment_changed: (
+        "The software or machine differs from the one the run was started on.",
+        "Resume to go on with exactness marked approximate, or restore the earlier versions.",
+    ),
+    Reason.no_checkpoint: (
+        "No verified checkpoint is left to resume from.",
+        "Nothing is overwritten; look at the checkpoint directory before starting anew.",
+    ),
+    Reason.journal_damaged: (
+        "A report file was damaged or replaced; what came before the damage is kept.",
+        "The weights are not affected; the file is kept as it is for inspection.",
+    ),
+    Reason.job_failed: ("The job ended without finishing.", "Its log names the cause."),
+}
+
+
+class ExitRecord(BaseModel):
+    """The last word of a trainer or job, written durably just before its process ends.
+
+    outcome: 'completed' (last step of the phase done), 'phase_ended' (told to end early),
+    'paused', 'cancelled', 'terminated' (SIGTERM), 'failed'.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    outcome: str
+    reason: Reason
+    step: int | None = None
+    checkpoint: str | None = None
+    message: str = ""
+    unix_seconds: float
+
+
+def write_exit(directory: Path, record: ExitRecord) -> None:
+    write_durably(directory / "exit.json", record.model_dump_json().encode())
+
+
+def read_exit(directory: Path) -> ExitRecord | None:
+    """The exit record of an attempt or job directory, None when there is no valid one."""
+    try:
+        return ExitRecord.model_validate(json.loads((directory / "exit.json").read_bytes()))
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,231 @@
+"""Extending a run: the next phase, what it does at the joint, and what each mode would do instead.
+
+The same functions answer the preview (`?dry_run=true`, POST /v1/plan, `traind extend --preview`)
+and make the phase row that the trainer follows.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from trainer.contract.schedule import (
+    ExtendSchedule,
+    PhaseSchedule,
+    Shape,
+    curve,
+    extend_schedule,
+    lr_multiplier,
+    muon_momentum,
+    weight_decay_multiplier,
+)
+from trainer.contract.spec import MAX_STEPS
+
+JUMP = 1.5  # a learning rate that changes by more than this factor in one step is warned about
+PhaseMode = Literal["replan", "hold", "rewarm", "decay"]
+
+
+class ExtendRequest(BaseModel):
+    """The body of POST /v1/runs/{id}/extend."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    to_step: Annotated[int, Field(ge=1, le=MAX_STEPS)] | None = None
+    add_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] | None = None
+    add_tokens: Annotated[int, Field(ge=1, le=10**15)] | None = None
+    at: Literal["end", "now"] = "end"
+    from_checkpoint: str | None = Field(default=None, max_length=128)
+    name: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    start: bool | None = None
+    schedule: ExtendSchedule = ExtendSchedule()
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> ExtendRequest:
+        given = [k for k in ("to_step", "add_steps", "add_tokens") if getattr(self, k) is not None]
+        if len(given) != 1:
+            said = ", ".join(given) if given else "none"
+            raise ValueError(f"give exactly one of to_step, add_steps, add_tokens (given: {said})")
+        if self.at == "now" and self.from_checkpoint:
+            raise ValueError("at 'now' continues from the present step: leave from_checkpoint out")
+        return self
+
+    def end_step(self, present_end: int, batch_tokens: int) -> int:
+        """The new end. Raises ValueError when add_tokens is less than one step."""
+        if self.to_step is not None:
+            return self.to_step
+        if self.add_steps is not None:
+            return present_end + self.add_steps
+        steps = (self.add_tokens or 0) // batch_tokens
+        if steps < 1:
+            raise ValueError(f"add_tokens is less than one step of {batch_tokens:,} tokens")
+        return present_end + steps
+
+
+class Joint(BaseModel):
+    """[before, after] at the first step of the new phase; multipliers of the planned peak."""
+
+    step: int
+    lr_multiplier: tuple[float, float]
+    weight_decay: tuple[float, float]
+    momentum: tuple[float, float]
+
+
+class CurvePoint(BaseModel):
+    step: int
+    lr_multiplier: float
+    momentum: float
+    weight_decay: float
+
+
+class Alternative(BaseModel):
+    """What another mode would do with the same joint and end."""
+
+    mode: PhaseMode
+    joint: Joint
+    sentence: str
+
+
+class ExtendPreview(BaseModel):
+    """The whole answer to an extend: the new phase, its curve, the joint, what it costs."""
+
+    start_step: int
+    end_step: int
+    tokens: int
+    flops: float
+    schedule: PhaseSchedule
+    joint: Joint
+    curve: list[CurvePoint]
+    present_curve: list[CurvePoint]
+    discarded_steps: int
+    warmdown_start: int
+    alternatives: list[Alternative]
+    warnings: list[str]
+
+
+def preview(
+    ask: ExtendRequest,
+    phases: list[PhaseSchedule],
+    *,
+    joint_step: int,
+    reached_step: int,
+    end_step: int,
+    batch_tokens: int,
+    flops_per_token: float,
+    warmup_steps: int,
+    warmdown_ratio: float,
+    points: int = 200,
+) -> ExtendPreview:
+    """The phase `[joint_step, end_step)` after `phases` (schedules of the lineage, in order).
+
+    joint_step: where the new phase begins; reached_step: how far the lineage has come, so that
+    reached_step - joint_step steps are thrown away. Raises ValueError when end_step is not beyond.
+    """
+    if end_step <= joint_step:
+        raise ValueError(f"the new end {end_step:,} is not beyond step {joint_step:,}")
+    before = schedule_at(phases, joint_step)
+
+    def planned(mode: PhaseMode) -> PhaseSchedule:
+        changed = ask.schedule if mode == ask.schedule.mode else ExtendSchedule(mode=mode)
+        return extend_schedule(
+            before, joint_step, end_step, changed,
+            warmup_steps=warmup_steps, warmdown_ratio=warmdown_ratio,
+        )  # fmt: skip
+
+    after = planned(ask.schedule.mode)
+    joint = joint_between(before, after, joint_step)
+    tokens = (end_step - joint_step) * batch_tokens
+    first = phases[0].start_step if phases else 0
+    return ExtendPreview(
+        start_step=joint_step,
+        end_step=end_step,
+        tokens=tokens,
+        flops=tokens * flops_per_token,
+        schedule=after,
+        joint=joint,
+        curve=_points(after, joint_step, end_step, points),
+        present_curve=[p for s in phases for p in _points(s, max(first, s.start_step), s.end_step, points)],
+        discarded_steps=max(0, reached_step - joint_step),
+        warmdown_start=after.warmdown_start,
+        alternatives=[
+            _alternative(mode, before, planned(mode), joint_step)
+            for mode in get_args(PhaseMode)
+            if mode != ask.schedule.mode
+        ],
+        warnings=_warnings(before, after, joint, max(0, reached_step - joint_step)),
+    )  # fmt: skip
+
+
+def schedule_at(phases: list[PhaseSchedule], step: int) -> PhaseSchedule:
+    """The schedule that leads up to `step`: the last phase that begins before it."""
+    earlier = [s for s in phases if s.start_step < step] or phases[:1]
+    return earlier[-1]
+
+
+def joint_between(before: PhaseSchedule, after: PhaseSchedule, step: int) -> Joint:
+    def pair(of) -> tuple[float, float]:  # noqa: ANN001 - one of the three schedule functions
+        return of(before, step), of(after, step)
+
+    return Joint(
+        step=step,
+        lr_multiplier=pair(lr_multiplier),
+        weight_decay=pair(weight_decay_multiplier),
+        momentum=pair(muon_momentum),
+    )
+
+
+def _points(schedule: PhaseSchedule, start: int, end: int, count: int) -> list[CurvePoint]:
+    return [
+        CurvePoint(step=s, lr_multiplier=lr, momentum=m, weight_decay=wd)
+        for s, lr, m, wd in curve(schedule, start, end, count)
+    ]
+
+
+def _alternative(
+    mode: PhaseMode, before: PhaseSchedule, after: PhaseSchedule, step: int
+) -> Alternative:
+    joint = joint_between(before, after, step)
+    lr_end = lr_multiplier(after, after.end_step)
+    low, high = joint.lr_multiplier
+    return Alternative(
+        mode=mode,
+        joint=joint,
+        sentence=f"{mode}: learning rate {low:.4g} -> {high:.4g} of its peak at the joint, "
+        f"{lr_end:.4g} at step {after.end_step:,}",
+    )
+
+
+def _warnings(
+    before: PhaseSchedule, after: PhaseSchedule, joint: Joint, discarded: int
+) -> list[str]:
+    found = []
+    low, high = joint.lr_multiplier
+    if low > 0 and high / low > JUMP:
+        found.append(
+            f"LR × {high / low:.1f} in one step at step {joint.step:,} ({low:.4g} -> {high:.4g} of "
+            "the peak): rewarm_steps would ramp it"
+        )
+    if after.mode == "replan" and after.rewarm_steps:
+        ramped = lr_multiplier(after, joint.step + after.rewarm_steps)
+        if low > 0 and ramped / low > JUMP:
+            found.append(
+                f"the learning rate rises from {low:.4g} to {ramped:.4g} of its peak over "
+                f"{after.rewarm_steps:,} steps from step {joint.step:,}"
+            )
+    if after.mode == "replan" and joint.step > after.warmdown_start:
+        found.append(
+            f"the new curve's warmdown starts at step {after.warmdown_start:,}: step "
+            f"{joint.step:,} already stands inside it"
+        )
+    wd_before, wd_after = joint.weight_decay
+    if abs(wd_after - wd_before) > 0.02:
+        found.append(
+            f"weight decay steps from {wd_before:.3f} to {wd_after:.3f} of its peak: it depends "
+            "on the horizon from step 0"
+        )
+    if discarded:
+        found.append(f"{discarded:,} steps after step {joint.step:,} are set aside")
+    return found
+
+
+__all__ = ["ExtendPreview", "ExtendRequest", "Joint", "Shape", "preview", "schedule_at"]

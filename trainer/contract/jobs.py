@@ -1,0 +1,71 @@
+"""Parameters and results of each kind of job, shared by the API that asks and the process that does.
+
+Results travel in the `result` of the job's `ended` record.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from trainer.contract.spec import Name
+
+
+class Params(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+Prompt = Annotated[str, StringConstraints(min_length=1, max_length=8192)]
+Where = Literal["auto", "cpu", "inline", "device"]
+
+
+class SampleParams(Params):
+    """Result: {"samples": [{prompt, text, num_tokens, seconds}], "step": n, "checkpoint": name}."""
+
+    step: Annotated[int, Field(ge=0)] | None = None
+    checkpoint: str | None = Field(default=None, max_length=128)
+    prompts: Annotated[list[Prompt], Field(min_length=1, max_length=32)]
+    max_tokens: Annotated[int, Field(ge=1, le=4096)] = 64
+    temperature: Annotated[float, Field(ge=0, le=10)] = 0.0
+    top_k: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
+    where: Where = "auto"
+
+
+class EvaluateParams(Params):
+    """Results are reported as events.Evaluation records, one per kind."""
+
+    step: Annotated[int, Field(ge=0)] | None = None
+    checkpoint: str | None = Field(default=None, max_length=128)
+    bpb: bool = True
+    core: bool = False
+    core_max_per_task: Annotated[int, Field(ge=1)] | None = None
+    core_bundle: str | None = Field(default=None, max_length=4096)
+    eval_tokens: Annotated[int, Field(ge=1)] | None = None
+    where: Where = "auto"
+
+
+class ExportParams(Params):
+    """Result: {"path": directory, "files": [...], "step": n}."""
+
+    format: Literal["nanochat", "huggingface"] = "nanochat"
+    step: Annotated[int, Field(ge=0)] | None = None
+    checkpoint: str | None = Field(default=None, max_length=128)
+
+
+class ImportParams(Params):
+    """Import a nanochat checkpoint directory as a managed run with a finished phase."""
+
+    format: Literal["nanochat"] = "nanochat"
+    path: Annotated[str, StringConstraints(min_length=1, max_length=4096)]
+    tag: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    step: Annotated[int, Field(ge=0, le=10**9)]
+    name: Name
+
+
+class AuditParams(Params):
+    """Re-run recorded steps from a checkpoint and compare loss bits."""
+
+    checkpoint: str | None = Field(default=None, max_length=128)
+    steps: Annotated[int, Field(ge=1, le=1000)] = 5

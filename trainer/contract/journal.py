@@ -1,0 +1,238 @@
+"""The durable queue between trainer and server: one JSON-lines file each way.
+
+The first line is the header (version, run, attempt, token). Each record is one line with a gap-free
+`seq` from 0, `ts` (unix seconds), `kind`, its fields, and a CRC-32 of everything before it. One
+writer per file; a new attempt opens a new file, so nobody appends after a torn tail. A reader waits
+for an unfinished last line; anything else that does not parse is damage, and reading stops there.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import time
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trainer.contract import failpoint
+from trainer.contract.rundir import fsync_directory, write_all
+
+VERSION = 1
+READABLE_VERSIONS = (1,)
+MAX_LINE_BYTES = 4 << 20
+_CRC_TAIL = len(',"crc":"00000000"}')
+
+
+@dataclass(frozen=True)
+class Header:
+    """Who writes this journal. token: the fencing secret the server gave to this attempt."""
+
+    run: str
+    attempt: int
+    token: str
+    version: int = VERSION
+
+
+class JournalError(Exception):
+    """The journal cannot be read or written; the message names the file and what is wrong."""
+
+
+class JournalFull(JournalError):
+    """No space: the record was not written and the file ends where it ended before."""
+
+
+# --- writing -------------------------------------------------------------------------------------
+
+
+class Writer:
+    """Appends records. `append` returns when the bytes are written; `sync` when they are durable.
+
+    After a failed fsync the file is never trusted again (`JournalError` from then on): the kernel
+    may have dropped the pages while calling them clean.
+    """
+
+    def __init__(self, path: Path, fd: int, header: Header, next_seq: int, size: int) -> None:
+        self.path, self.header = path, header
+        self._fd, self._next_seq, self._size = fd, next_seq, size
+        self._broken = False
+        self._dirty = False
+
+    @classmethod
+    def create(cls, path: Path, header: Header) -> Writer:
+        """A new journal with its header durable. Raises FileExistsError when there is one."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
+        fd = os.open(path, flags, 0o644)
+        line = _encode({"journal": "traind", **vars(header)})
+        write_all(fd, line)
+        os.fsync(fd)
+        fsync_directory(path.parent)
+        return cls(path, fd, header, 0, len(line))
+
+    @classmethod
+    def reopen(cls, path: Path) -> Writer:
+        """Go on with a journal of one's own after a restart; its torn last line is cut away."""
+        reader = Reader(path)
+        batch = reader.read()
+        while batch.records:
+            last = batch
+            batch = reader.read(last.offset, last.next_seq)
+        if batch.problem or reader.header is None:
+            raise JournalError(f"{path}: {batch.problem or 'no header'}")
+        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        os.ftruncate(fd, batch.offset)
+        os.fsync(fd)
+        return cls(path, fd, reader.header, batch.next_seq, batch.offset)
+
+    def append(self, record: dict[str, Any], *, durable: bool = False) -> int:
+        """Append one record and return its seq. Raises JournalFull with nothing written."""
+        if self._broken:
+            raise JournalError(f"{self.path}: an earlier fsync failed, nothing more is claimed")
+        line = _encode({"seq": self._next_seq, "ts": round(time.time(), 6), **record})
+        failpoint.hit("journal.append")
+        try:
+            write_all(self._fd, line)
+        except OSError as error:
+            os.ftruncate(self._fd, self._size)
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise JournalFull(f"{self.path}: {error.strerror}") from error
+            raise
+        self._size += len(line)
+        self._next_seq += 1
+        self._dirty = True
+        if durable:
+            self.sync()
+        return self._next_seq - 1
+
+    def sync(self) -> None:
+        """Make everything appended so far durable. Raises OSError and breaks the writer."""
+        if not self._dirty:
+            return
+        try:
+            failpoint.hit("journal.fsync")
+            os.fdatasync(self._fd) if hasattr(os, "fdatasync") else os.fsync(self._fd)
+        except OSError:
+            self._broken = True
+            raise
+        self._dirty = False
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _encode(record: dict[str, Any]) -> bytes:
+    body = json.dumps(record, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    crc = zlib.crc32(body.encode())
+    return f'{body[:-1]},"crc":"{crc:08x}"}}\n'.encode()
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Records and the cursor after them. problem: why reading cannot go past `offset`, if so."""
+
+    records: list[dict[str, Any]]
+    offset: int
+    next_seq: int
+    problem: str | None = None
+    lines: list[bytes] = field(default_factory=list, repr=False)
+
+
+class Reader:
+    """Reads from any cursor; holds no file open, so a replaced file is noticed by its inode."""
+
+    def __init__(self, path: Path, inode: int | None = None) -> None:
+        self.path = path
+        self.inode = inode
+        self.header: Header | None = None
+
+    def read(self, offset: int = 0, next_seq: int = 0, max_bytes: int = 1 << 20) -> Batch:
+        """Whole valid records from the cursor on; (0, 0) is the beginning of the file.
+
+        Missing file: an empty batch while nothing was ever read, otherwise a problem.
+        """
+        try:
+            chunk, size, inode = self._load(offset, max_bytes)
+        except FileNotFoundError:
+            gone = "the file is gone" if offset or self.inode is not None else None
+            return Batch([], offset, next_seq, gone)
+        if self.inode is not None and inode != self.inode:
+            return Batch([], offset, next_seq, "the file was replaced by another one")
+        if size < offset:
+            why = f"the file was truncated to {size:,} bytes, {offset:,} were already read"
+            return Batch([], offset, next_seq, why)
+        self.inode = inode
+        return self._parse(chunk, offset, next_seq)
+
+    def _load(self, offset: int, max_bytes: int) -> tuple[bytes, int, int]:
+        fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            stat = os.fstat(fd)
+            chunk = os.pread(fd, max_bytes, offset)
+            if b"\n" not in chunk and len(chunk) == max_bytes:
+                chunk = os.pread(fd, MAX_LINE_BYTES + 1, offset)
+            return chunk, stat.st_size, stat.st_ino
+        finally:
+            os.close(fd)
+
+    def _parse(self, chunk: bytes, offset: int, next_seq: int) -> Batch:
+        records: list[dict[str, Any]] = []
+        lines: list[bytes] = []
+        problem = None
+        start = 0
+        while (end := chunk.find(b"\n", start)) >= 0:
+            line = chunk[start:end]
+            record = decode(line)
+            if record is None:
+                problem = f"damaged record at byte {offset + start:,} (after record {next_seq - 1})"
+                break
+            if offset + start == 0:
+                problem = self._take_header(record)
+                if problem:
+                    break
+            elif record.get("seq") != next_seq:
+                problem = f"record {next_seq} is missing at byte {offset + start:,}"
+                break
+            else:
+                records.append(record)
+                lines.append(line)
+                next_seq += 1
+            start = end + 1
+        if problem is None and len(chunk) - start > MAX_LINE_BYTES:
+            problem = f"a record longer than {MAX_LINE_BYTES:,} bytes at byte {offset + start:,}"
+        return Batch(records, offset + start, next_seq, problem, lines)
+
+    def _take_header(self, record: dict[str, Any]) -> str | None:
+        version = record.get("version")
+        if record.get("journal") != "traind":
+            return "the first line is not a traind journal header"
+        if version not in READABLE_VERSIONS:
+            return f"journal version {version}, this traind reads {READABLE_VERSIONS}"
+        try:
+            self.header = Header(
+                str(record["run"]), int(record["attempt"]), str(record["token"]), int(version)
+            )
+        except (KeyError, TypeError, ValueError):
+            return "the journal header is incomplete"
+        return None
+
+
+def decode(line: bytes) -> dict[str, Any] | None:
+    """The record of one line without its newline, None when the CRC or the JSON is wrong."""
+    body, tail = line[:-_CRC_TAIL], line[-_CRC_TAIL:]
+    if not (tail.startswith(b',"crc":"') and tail.endswith(b'"}')):
+        return None
+    try:
+        stated = int(tail[8:16], 16)
+        if tail[8:16] != b"%08x" % stated or zlib.crc32(body + b"}") != stated:
+            return None
+        record = json.loads(body + b"}")
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None

@@ -1,0 +1,79 @@
+"""What the server writes for a process before it starts it: `order.json` in its directory.
+
+The process needs nothing else: no database, no daemon, no environment beyond paths and device.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from trainer.contract.plan import Plan
+from trainer.contract.rundir import write_durably
+from trainer.contract.schedule import PhaseSchedule
+from trainer.contract.spec import RunSpec
+
+ORDER = "order.json"
+
+
+class Order(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Lineage(Order):
+    """Which checkpoints the present state descends from: {attempt: highest step that counts}.
+
+    A checkpoint of attempt a at step s belongs to it iff a is a key and s <= limits[a]. Scanning
+    the directory with this finds one that was committed but never reported.
+    """
+
+    limits: dict[int, int]
+
+    def holds(self, attempt: int, step: int) -> bool:
+        return step <= self.limits.get(attempt, -1)
+
+
+class AttemptOrder(Order):
+    """One trainer process serving one phase."""
+
+    run_id: str
+    run_name: str
+    attempt: int
+    token: str
+    run_dir: str
+    data_dir: str
+    device: str
+    phase_index: int
+    phase_name: str
+    schedule: PhaseSchedule
+    first_step_of_phase: int
+    end_step: int
+    spec: RunSpec
+    plan: Plan
+    lineage: Lineage
+    max_step: int | None = None
+    from_checkpoint: str | None = None
+    pinned: list[str] = []
+    overrides: dict[str, Any] = {}
+    skip_steps: list[tuple[int, int]] = []
+    recheck_bpb: bool = False
+    resume_expected: bool = False
+
+
+class JobOrder(Order):
+    """One bounded piece of work that is not training. `params` is read by the job's own module."""
+
+    job_id: str
+    job: Literal["prepare", "probe", "import", "export", "evaluate", "sample", "audit"]
+    token: str
+    data_dir: str
+    run_id: str | None = None
+    run_dir: str | None = None
+    device: str = "cpu"
+    params: dict[str, Any] = {}
+
+
+def write(directory: Path, order: Order) -> None:
+    write_durably(directory / ORDER, order.model_dump_json(indent=1).encode())

@@ -1,0 +1,215 @@
+"""Where things lie in a data directory, the one durable-write helper, and who holds what.
+
+Layout: runs/<run_id>/{spec.json, plan.json, data.json, checkpoints/, attempts/NNNN/}, jobs/<job_id>/.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.contract import failpoint
+
+OUTBOX, INBOX, LOG, LOCK = "outbox.jsonl", "inbox.jsonl", "trainer.log", "lock"
+
+
+@dataclass(frozen=True)
+class DataDir:
+    """The paths of one data directory."""
+
+    root: Path
+
+    @property
+    def database(self) -> Path:
+        return self.root / "traind.db"
+
+    @property
+    def corpora(self) -> Path:
+        return self.root / "corpora"
+
+    @property
+    def backups(self) -> Path:
+        return self.root / "backups"
+
+    def run(self, run_id: str) -> RunDir:
+        return RunDir(self.root / "runs" / run_id)
+
+    def job(self, job_id: str) -> Path:
+        return self.root / "jobs" / job_id
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """The paths of one run."""
+
+    root: Path
+
+    @property
+    def spec(self) -> Path:
+        return self.root / "spec.json"
+
+    @property
+    def plan(self) -> Path:
+        return self.root / "plan.json"
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data.json"
+
+    @property
+    def frozen(self) -> Path:
+        """Choices made by racing or probing at the first start: part of the run's identity."""
+        return self.root / "frozen.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    def checkpoint(self, step: int, attempt: int) -> Path:
+        return self.checkpoints / checkpoint_name(step, attempt)
+
+    def attempt(self, number: int) -> Path:
+        return self.root / "attempts" / f"{number:04d}"
+
+
+def checkpoint_name(step: int, attempt: int) -> str:
+    return f"step-{step:09d}-a{attempt:04d}"
+
+
+# --- durable writes ------------------------------------------------------------------------------
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Replace `path` by `content` so that a power cut leaves the old file or the new one.
+
+    temp in the same directory -> write -> fsync -> rename -> fsync directory. Raises OSError; the
+    temporary file is gone then and the old file is as it was.
+    """
+    temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        try:
+            write_all(fd, content)
+            failpoint.hit("durable.fsync")
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        failpoint.hit("durable.rename")
+        os.replace(temp, path)
+    except BaseException:
+        with suppress(OSError):
+            temp.unlink()
+        raise
+    fsync_directory(path.parent)
+
+
+def write_all(fd: int, content: bytes | memoryview) -> None:
+    """os.write until everything is written: a short write is not an error."""
+    view = memoryview(content)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def fsync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+# --- locks and identity --------------------------------------------------------------------------
+
+
+class Held(Exception):
+    """The lock is held by somebody else; `holder` is what they wrote into it."""
+
+    def __init__(self, path: Path, holder: str) -> None:
+        super().__init__(f"{path} is held by {holder or 'another process'}")
+        self.holder = holder
+
+
+def acquire(path: Path, holder: str) -> int:
+    """Lock `path` for the life of the returned descriptor (close-on-exec). Raises Held."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        words = os.pread(fd, 4096, 0).decode("utf-8", "replace").strip()
+        os.close(fd)
+        raise Held(path, words) from None
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, holder.encode(), 0)
+    return fd
+
+
+def is_held(path: Path) -> bool:
+    """Whether a live process holds the lock at `path`."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+@contextmanager
+def locked(path: Path, holder: str) -> Iterator[int]:
+    fd = acquire(path, holder)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@dataclass(frozen=True)
+class ProcessIdentity:
+    """Who a process is: a pid alone is reused, and pid with start time within one clock tick."""
+
+    boot_id: str
+    pid: int
+    start_ticks: int
+
+
+def boot_id() -> str:
+    """The kernel's id of this boot; elsewhere the time of boot to the minute."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return f"boot-{int((time.time() - time.monotonic()) // 60)}"
+
+
+def identify(pid: int) -> ProcessIdentity | None:
+    """The identity of a live process; None when it is gone or a zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return _identify_portably(pid)
+    after_name = stat.rpartition(")")[2].split()
+    if after_name[0] in ("Z", "X"):
+        return None
+    return ProcessIdentity(boot_id(), pid, int(after_name[19]))
+
+
+def _identify_portably(pid: int) -> ProcessIdentity | None:
+    if Path("/proc/self/stat").exists():
+        return None
+    try:
+        import psutil  # only where there is no /proc
+
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return None
+        return ProcessIdentity(boot_id(), pid, int(process.create_time() * 100))
+    except Exception:
+        return None
