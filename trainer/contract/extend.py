@@ -6,6 +6,7 @@ and make the phase row that the trainer follows.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -135,7 +136,6 @@ def preview(
     after = planned(ask.schedule.mode)
     joint = joint_between(before, after, joint_step)
     tokens = (end_step - joint_step) * batch_tokens
-    first = phases[0].start_step if phases else 0
     return ExtendPreview(
         start_step=joint_step,
         end_step=end_step,
@@ -144,7 +144,7 @@ def preview(
         schedule=after,
         joint=joint,
         curve=_points(after, joint_step, end_step, points),
-        present_curve=[p for s in phases for p in _points(s, max(first, s.start_step), s.end_step, points)],
+        present_curve=_chain(phases, points),
         discarded_steps=max(0, reached_step - joint_step),
         warmdown_start=after.warmdown_start,
         alternatives=[
@@ -163,7 +163,7 @@ def schedule_at(phases: list[PhaseSchedule], step: int) -> PhaseSchedule:
 
 
 def joint_between(before: PhaseSchedule, after: PhaseSchedule, step: int) -> Joint:
-    def pair(of) -> tuple[float, float]:  # noqa: ANN001 - one of the three schedule functions
+    def pair(of: Callable[[PhaseSchedule, int], float]) -> tuple[float, float]:
         return of(before, step), of(after, step)
 
     return Joint(
@@ -178,6 +178,16 @@ def _points(schedule: PhaseSchedule, start: int, end: int, count: int) -> list[C
     return [
         CurvePoint(step=s, lr_multiplier=lr, momentum=m, weight_decay=wd)
         for s, lr, m, wd in curve(schedule, start, end, count)
+    ]
+
+
+def _chain(phases: list[PhaseSchedule], count: int) -> list[CurvePoint]:
+    """The curve really followed: each phase up to where the next one begins."""
+    ends = [s.start_step for s in phases[1:]] + [s.end_step for s in phases[-1:]]
+    return [
+        point
+        for schedule, end in zip(phases, ends, strict=True)
+        for point in _points(schedule, schedule.start_step, end, count)
     ]
 
 

@@ -1,4 +1,4 @@
-"""Parameters and results of each kind of job, shared by the API that asks and the process that does.
+"""Parameters and results of each kind of job: the API asks in them, the process answers.
 
 Results travel in the `result` of the job's `ended` record.
 """

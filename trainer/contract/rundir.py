@@ -1,6 +1,7 @@
 """Where things lie in a data directory, the one durable-write helper, and who holds what.
 
-Layout: runs/<run_id>/{spec.json, plan.json, data.json, checkpoints/, attempts/NNNN/}, jobs/<job_id>/.
+Layout: runs/<run_id>/{spec.json, plan.json, data.json, checkpoints/, attempts/NNNN/} and
+jobs/<job_id>/.
 """
 
 from __future__ import annotations

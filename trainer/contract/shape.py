@@ -34,7 +34,7 @@ class ModelShape:
 
     @property
     def windows(self) -> tuple[int, ...]:
-        """Tokens back per layer: `L` sequence_len, `S` a quarter in blocks of 128, last always L."""
+        """Tokens back per layer: `L` all, `S` a quarter in blocks of 128; the last is always L."""
         short = math.ceil(self.sequence_len / 4 / 128) * 128
         pattern = self.window_pattern
         sizes = [

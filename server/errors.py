@@ -1,0 +1,94 @@
+"""The tree of errors that reach a user, each with its stable code, HTTP status and title.
+
+TraindError
+├── Invalid              422  the request is understood and cannot be meant
+├── NotFound             404
+├── Conflict             409  legal at another time; carries the present state
+│   ├── IllegalMove      409
+│   └── NameTaken        409
+├── Forbidden            403  host, origin or site not allowed
+├── Unauthorized         401
+├── UnsupportedMediaType 415
+├── TooLarge             413
+├── IdempotencyMismatch  422
+├── NotAcceptable        406
+├── Busy                 503  the database is locked by somebody else; Retry-After
+└── DiskFull             507
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class TraindError(Exception):
+    """`detail` is a full sentence for a person; `errors` point into the body (RFC 6901)."""
+
+    code = "error"
+    status = 500
+    title = "Error"
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        hint: str | None = None,
+        errors: list[dict[str, str]] | None = None,
+        headers: dict[str, str] | None = None,
+        **extra: Any,
+    ) -> None:
+        super().__init__(detail)
+        self.detail, self.hint, self.errors = detail, hint, errors or []
+        self.headers, self.extra = headers or {}, extra
+
+
+class Invalid(TraindError):
+    code, status, title = "invalid", 422, "The request is not valid"
+
+
+class NotFound(TraindError):
+    code, status, title = "not-found", 404, "Not found"
+
+
+class Conflict(TraindError):
+    code, status, title = "conflict", 409, "Not possible now"
+
+
+class IllegalMove(Conflict):
+    code, title = "illegal-move", "Not possible in the present state"
+
+
+class NameTaken(Conflict):
+    code, title = "name-taken", "The name is in use"
+
+
+class Forbidden(TraindError):
+    code, status, title = "forbidden", 403, "Not allowed from there"
+
+
+class Unauthorized(TraindError):
+    code, status, title = "unauthorized", 401, "A token is needed"
+
+
+class UnsupportedMediaType(TraindError):
+    code, status, title = "unsupported-media-type", 415, "The body must be JSON"
+
+
+class TooLarge(TraindError):
+    code, status, title = "too-large", 413, "The body is too large"
+
+
+class IdempotencyMismatch(TraindError):
+    code, status, title = "idempotency-mismatch", 422, "The key was used with another request"
+
+
+class NotAcceptable(TraindError):
+    code, status, title = "not-acceptable", 406, "That representation is not offered"
+
+
+class Busy(TraindError):
+    code, status, title = "busy", 503, "Busy, try again"
+
+
+class DiskFull(TraindError):
+    code, status, title = "disk-full", 507, "The disk is full"

@@ -1,0 +1,393 @@
+"""The answers of the API: what clients, CLI, dashboard and tests read.
+
+Every number carries its unit in its name: seconds, bytes, tokens, watts, joules; times are unix
+seconds. NaN and infinity never occur: a value that is not finite is null.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from server.states import Desired, State
+from trainer.contract.exits import Reason
+from trainer.contract.extend import ExtendPreview, Joint
+from trainer.contract.plan import Plan
+from trainer.contract.schedule import PhaseSchedule
+from trainer.contract.spec import (
+    MetadataKey,
+    MetadataValue,
+    RunSpec,
+    Strict,
+    Url,
+)
+
+Item = TypeVar("Item")
+
+
+class Page(BaseModel, Generic[Item]):
+    """One page of a list; `next` goes into `after` of the following request."""
+
+    data: list[Item]
+    has_more: bool
+    next: str | None
+
+
+class ErrorItem(BaseModel):
+    pointer: str
+    detail: str
+
+
+class Problem(BaseModel):
+    """RFC 9457 (application/problem+json). `type` is stable; `detail` is for people."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    errors: list[ErrorItem] = []
+    hint: str | None = None
+    state: State | None = None
+    legal: list[str] | None = None
+
+
+class RunSummary(BaseModel):
+    """A run in a list. sparkline: about 32 means of the loss over the lineage."""
+
+    id: str
+    name: str
+    title: str | None
+    state: State
+    desired_state: Desired
+    reason: Reason
+    reason_message: str
+    device: str
+    step: int
+    end_step: int
+    fraction: float
+    loss: float | None
+    val_bpb: float | None
+    tokens_per_second: float | None
+    eta_seconds: float | None
+    queue_position: int | None
+    num_phases: int
+    created_at: float
+    started_at: float | None
+    ended_at: float | None
+    last_step_at: float | None
+    metadata: dict[str, str]
+    sparkline: list[float | None] = []
+
+
+class RunDetail(RunSummary):
+    """A run with its spec and plan. advice: what to do about the reason."""
+
+    advice: str
+    spec: RunSpec
+    plan: Plan
+    frozen: dict[str, Any]
+    overrides: dict[str, Any]
+    fingerprint: dict[str, Any] | None
+    tokens_seen: int
+    exact_resume: Literal["verified", "approximate", "mismatch"] | None
+    pending_extend: dict[str, Any] | None
+    directory: str
+
+
+class PeakFlops(BaseModel):
+    value: float
+    source: str
+
+
+class Vram(BaseModel):
+    allocated: int | None = None
+    reserved: int | None = None
+    peak: int | None = None
+    total: int | None = None
+
+
+class EtaParts(BaseModel):
+    training: float
+    evaluation: float
+    saving: float
+
+
+class CheckpointBrief(BaseModel):
+    name: str
+    step: int
+    bytes: int
+    created_at: float
+
+
+class Progress(BaseModel):
+    """GET /v1/runs/{id}/progress. eta_source says which rate the ETA is taken from."""
+
+    id: str
+    name: str
+    state: State
+    desired_state: Desired
+    reason: Reason
+    reason_message: str
+    advice: str
+    phase: str | None
+    attempt: int | None
+    stage: str | None
+    stage_detail: str
+    stage_fraction: float | None
+    step: int
+    end_step: int
+    fraction: float
+    tokens_seen: int
+    loss: float | None
+    loss_smooth: float | None
+    lr_multiplier: float | None
+    momentum: float | None
+    weight_decay: float | None
+    grad_norm: float | None
+    tokens_per_second: float | None
+    step_seconds: float | None
+    mfu: float | None
+    mfu_causal: float | None
+    peak_flops: PeakFlops | None
+    vram_bytes: Vram
+    power_watts: float | None
+    temperature_celsius: float | None
+    energy_joules: float | None
+    eta_seconds: float | None
+    finish_at: float | None
+    eta_parts: EtaParts | None
+    eta_source: str | None
+    last_step_at: float | None
+    last_checkpoint: CheckpointBrief | None
+    val_bpb: float | None
+    core: float | None
+    exact_resume: Literal["verified", "approximate", "mismatch"] | None
+
+
+class PhaseView(BaseModel):
+    index: int
+    name: str
+    start_step: int
+    end_step: int
+    ended_at_step: int | None
+    mode: str
+    schedule: PhaseSchedule
+    tokens: int
+    joint: Joint | None
+    from_checkpoint: str | None
+    created_at: float
+    started_at: float | None
+    ended_at: float | None
+    imported: bool
+
+
+class AttemptView(BaseModel):
+    number: int
+    phase_index: int
+    started_at: float | None
+    ended_at: float | None
+    pid: int | None
+    device: str
+    stage: str
+    start_step: int | None
+    last_step: int | None
+    lineage_limit: int | None
+    steps_done: int
+    steps_lost: int
+    outcome: str | None
+    reason: Reason | None
+    message: str
+    log_tail: str | None
+    versions: dict[str, Any]
+    exact_resume: str | None
+    report_gap: str | None
+
+
+class CheckpointView(BaseModel):
+    id: str
+    name: str
+    step: int
+    attempt: int | None
+    bytes: int
+    manifest_sha256: str
+    why: str
+    pinned: bool
+    newest: bool
+    best: bool
+    superseded: bool
+    bad: str | None
+    val_bpb: float | None
+    next_loss: float | None
+    save_seconds: float
+    stall_seconds: float
+    created_at: float
+    files: list[str] = []
+
+
+class EvaluationView(BaseModel):
+    id: int
+    kind: Literal["bpb", "core"]
+    step: int
+    value: float
+    identity: str
+    settings: dict[str, Any]
+    result: dict[str, Any]
+    seconds: float
+    unix_seconds: float
+    attempt: int | None
+    job: str | None
+    best: bool
+    superseded: bool
+
+
+class SampleView(BaseModel):
+    id: int
+    step: int
+    prompt: str
+    text: str
+    settings: dict[str, Any]
+    unix_seconds: float
+    job: str | None
+    superseded: bool
+
+
+class EventView(BaseModel):
+    id: int
+    run: str | None
+    job: str | None
+    attempt: int | None
+    kind: str
+    level: Literal["info", "warning", "error"]
+    step: int | None
+    message: str
+    data: dict[str, Any]
+    unix_seconds: float
+
+
+class Series(BaseModel):
+    """points: [step, unix_seconds, mean, min, max]; step is the last one of its bin."""
+
+    key: str
+    points: list[tuple[int, float, float | None, float | None, float | None]]
+
+
+class Segment(BaseModel):
+    phase: int
+    attempt: int
+    from_step: int
+    to_step: int
+
+
+class MetricsAnswer(BaseModel):
+    series: list[Series]
+    bin_steps: int
+    raw_points: int
+    segments: list[Segment]
+
+
+class JobView(BaseModel):
+    id: str
+    kind: str
+    run: str | None
+    where: str
+    state: Literal["queued", "running", "completed", "failed", "cancelled"]
+    reason: Reason | None
+    message: str
+    stage: str
+    stage_detail: str
+    fraction: float | None
+    params: dict[str, Any]
+    result: dict[str, Any] | None
+    created_at: float
+    started_at: float | None
+    ended_at: float | None
+
+
+class DeviceView(BaseModel):
+    device: str
+    name: str
+    memory_bytes: int | None
+    memory_used_bytes: int | None
+    memory_by_owner: dict[str, int] = {}
+    utilisation: float | None = None
+    power_watts: float | None = None
+    temperature_celsius: float | None = None
+    peak_flops: PeakFlops | None
+    run: str | None = None
+
+
+class SystemView(BaseModel):
+    """GET /v1/system."""
+
+    version: str
+    python: str
+    versions: dict[str, str | None]
+    sqlite: dict[str, str]
+    devices: list[DeviceView]
+    data_dir: str
+    disk_total_bytes: int
+    disk_free_bytes: int
+    database_bytes: int
+    backups: list[str]
+    warnings: list[str]
+    uptime_seconds: float
+    auth: Literal["none", "token"]
+
+
+# --- requests ------------------------------------------------------------------------------------
+
+
+class PatchRun(Strict):
+    """What may change about a run; null title removes it. Parts replace key by key."""
+
+    title: Annotated[str, StringConstraints(max_length=300)] | None = None
+    metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)] | None = None
+    evaluate: dict[str, Any] | None = None
+    checkpoint: dict[str, Any] | None = None
+    recovery: dict[str, Any] | None = None
+    notify: Annotated[list[Url], Field(max_length=16)] | None = None
+
+
+class Overrides(Strict):
+    device_batch_size: Annotated[int, Field(ge=1, le=65_536)] | None = None
+    compile: bool | None = None
+    attention: Annotated[str, StringConstraints(max_length=32)] | None = None
+
+
+class ResumeRequest(Strict):
+    overrides: Overrides | None = None
+
+
+class PatchCheckpoint(Strict):
+    pinned: bool
+
+
+class SaveRequest(Strict):
+    pin: bool = False
+
+
+class PlanRequest(BaseModel):
+    """Either a spec, or {"run": id or name, "extend": {...}}. Validated by hand: the two differ."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class PlanAnswer(BaseModel):
+    """A spec's plan, or the preview of an extend."""
+
+    spec: RunSpec | None = None
+    plan: Plan | None = None
+    extend: ExtendPreview | None = None
+
+
+class ExtendAnswer(BaseModel):
+    """plan: the preview of the new phase (null when nothing changed)."""
+
+    run: RunDetail
+    plan: ExtendPreview | None
+    joint: Joint | None
+    discarded_steps: int
+    warnings: list[str]
