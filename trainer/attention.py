@@ -1,0 +1,293 @@
+"""Causal attention with sliding windows: every way that a device may have, and the race for the best.
+
+A backend maps q (B, T, H, C) and k, v (B, T, K, C), K dividing H, to (B, T, H, C): key j is visible
+to query i when 0 <= i - j <= window (None: the whole past); scale 1/sqrt(C).
+
+No backend wins everywhere, so they are raced once per device, shape and window, forward and
+backward, and the winner is remembered in a file that the caller names.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import time
+from collections.abc import Callable
+from functools import lru_cache, partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trainer.contract.shape import ModelShape
+
+Backend = Callable[[Tensor, Tensor, Tensor, int | None], Tensor]
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+DEFAULT = "sdpa"
+RACE_REPEATS = 5
+
+
+def windows(shape: ModelShape) -> tuple[int | None, ...]:
+    """Tokens back per layer; None for a layer that sees everything, however long the text."""
+    pattern, last = shape.window_pattern, shape.n_layer - 1
+    return tuple(
+        None if i == last or pattern[i % len(pattern)] == "L" else size
+        for i, size in enumerate(shape.windows)
+    )
+
+
+def bind(name: str, window: int | None) -> Attend:
+    """The backend as a function of q, k, v alone."""
+    return partial(BACKENDS[name], window=window)
+
+
+def choose(
+    shape: ModelShape,
+    rows: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    memory: Path | None = None,
+) -> dict[int | None, str]:
+    """The fastest backend for each window of the shape, from `memory` or from a race."""
+    remembered = _recall(memory)
+    chosen: dict[int | None, str] = {}
+    for window in dict.fromkeys(windows(shape)):
+        key = _race_key(shape, rows, dtype, device, window)
+        name = remembered.get(key)
+        if name not in candidates(device, dtype, window, shape.sequence_len):
+            name = race(shape, rows, dtype, device, window)
+            remembered[key] = name
+        chosen[window] = name
+    _remember(memory, remembered)
+    return chosen
+
+
+def candidates(
+    device: torch.device, dtype: torch.dtype, window: int | None, length: int
+) -> list[str]:
+    """Backends worth racing here; the first needs no race."""
+    if window is None or window >= length:
+        plain = [DEFAULT]
+    elif length % window == 0:
+        plain = ["banded", "masked"]
+    else:
+        plain = ["masked"]
+    if device.type != "cuda" or dtype == torch.float32:
+        return plain
+    extra = [name for name, there in _CUDA_EXTRAS.items() if there()]
+    return plain + extra
+
+
+def race(
+    shape: ModelShape, rows: int, dtype: torch.dtype, device: torch.device, window: int | None
+) -> str:
+    """The name of the fastest candidate, forward and backward, at the training shape."""
+    names = candidates(device, dtype, window, shape.sequence_len)
+    if len(names) == 1:
+        return names[0]
+    times: dict[str, float] = {}
+    for name in names:
+        try:
+            times[name] = _seconds(bind(name, window), shape, rows, dtype, device)
+        except (RuntimeError, NotImplementedError, ImportError, TypeError, ValueError):
+            continue  # a backend that does not run here has lost; "masked" and "sdpa" always run
+    return min(times, key=times.__getitem__)
+
+
+# --- the backends --------------------------------------------------------------------------------
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+    """torch's fused kernel: flash where there is one, no mask in memory."""
+    if window is not None and window < q.size(1) - 1:
+        return masked(q, k, v, window)
+    y = F.scaled_dot_product_attention(*_heads_first(q, k, v), is_causal=True)
+    return y.transpose(1, 2)
+
+
+def masked(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+    """The window as a T x T mask: always right, reads every key."""
+    position = torch.arange(q.size(1), device=q.device)
+    back = position[:, None] - position[None, :]
+    mask = (back >= 0) if window is None else (back >= 0) & (back <= window)
+    return F.scaled_dot_product_attention(*_heads_first(q, k, v), attn_mask=mask).transpose(1, 2)
+
+
+def banded(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+    """Blocks of `window` queries, each against its own and the previous block of keys.
+
+    Work is T x 2w instead of T x T, with one (w, 2w) mask for all blocks.
+    """
+    rows, length, heads, channels = q.shape
+    if window is None or length % window or length == window:
+        return sdpa(q, k, v, window)
+    q, k, v = _heads_first(q, k, v)
+    blocks = length // window
+    q_blocks = q.reshape(rows, heads, blocks, window, channels)
+    k_blocks, v_blocks = (t.reshape(rows, heads, blocks, window, channels) for t in (k, v))
+    first = F.scaled_dot_product_attention(
+        q_blocks[:, :, 0], k_blocks[:, :, 0], v_blocks[:, :, 0], is_causal=True
+    )
+    pairs = [torch.cat([t[:, :, :-1], t[:, :, 1:]], dim=3) for t in (k_blocks, v_blocks)]
+    i = torch.arange(window, device=q.device)[:, None]
+    j = torch.arange(2 * window, device=q.device)[None, :]
+    rest = F.scaled_dot_product_attention(
+        *(t.flatten(1, 2) for t in (q_blocks[:, :, 1:], *pairs)),
+        attn_mask=(j >= i) & (j <= i + window),
+    )
+    rest = rest.view(rows, heads, blocks - 1, window, channels)
+    y = torch.cat([first[:, :, None], rest], dim=2)
+    return y.reshape(rows, heads, length, channels).transpose(1, 2)
+
+
+def varlen(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+    """torch's own flash kernel with window_size (2.13 and later; seen on no GPU by its author)."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    rows, length = q.shape[:2]
+    bounds = torch.arange(0, (rows + 1) * length, length, dtype=torch.int32, device=q.device)
+    y = varlen_attn(
+        *(t.flatten(0, 1) for t in (q, k, v)),
+        bounds,
+        bounds,
+        length,
+        length,
+        window_size=(-1 if window is None else window, 0),
+        enable_gqa=q.size(2) != k.size(2),
+    )
+    assert isinstance(y, Tensor)
+    return y.view_as(q)
+
+
+def flex(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+    """FlexAttention with a block mask: skips the blocks that the window hides."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    y = _compiled(flex_attention)(
+        *(t.transpose(1, 2) for t in (q, k, v)),
+        block_mask=_block_mask(q.size(1), window, q.device),
+        enable_gqa=q.size(2) != k.size(2),
+    )
+    return y.transpose(1, 2)
+
+
+def flash3(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+    """FlashAttention 3, when it is installed (Hopper)."""
+    flash = importlib.import_module("flash_attn_interface")
+    y = flash.flash_attn_func(
+        q, k, v, causal=True, window_size=(-1 if window is None else window, 0)
+    )
+    return y[0] if isinstance(y, tuple) else y
+
+
+BACKENDS: dict[str, Backend] = {
+    "sdpa": sdpa,
+    "masked": masked,
+    "banded": banded,
+    "varlen": varlen,
+    "flex": flex,
+    "flash3": flash3,
+}
+
+
+def _heads_first(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, H, T, C) each, key/value heads repeated for grouped queries."""
+    groups = q.size(2) // k.size(2)
+    if groups > 1:
+        k, v = k.repeat_interleave(groups, dim=2), v.repeat_interleave(groups, dim=2)
+    return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+
+@lru_cache(maxsize=8)
+def _block_mask(length: int, window: int | None, device: torch.device):
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def visible(b, h, i, j):
+        seen = i >= j
+        return seen if window is None else seen & (i - j <= window)
+
+    return create_block_mask(visible, None, None, length, length, device=device)
+
+
+@lru_cache(maxsize=2)
+def _compiled(function: Callable) -> Callable:
+    return torch.compile(function, dynamic=False)
+
+
+def _has_varlen() -> bool:
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return False
+    return "window_size" in (varlen_attn.__doc__ or "")
+
+
+def _has_flash3() -> bool:
+    return importlib.util.find_spec("flash_attn_interface") is not None
+
+
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+_CUDA_EXTRAS = {"varlen": _has_varlen, "flex": _has_triton, "flash3": _has_flash3}
+
+
+# --- the race ------------------------------------------------------------------------------------
+
+
+def _seconds(
+    attend: Attend, shape: ModelShape, rows: int, dtype: torch.dtype, device: torch.device
+) -> float:
+    """Best of a few forward-and-backward times."""
+
+    def operand(heads: int) -> Tensor:
+        size = (rows, shape.sequence_len, heads, shape.head_dim)
+        return torch.ones(size, dtype=dtype, device=device, requires_grad=True)
+
+    q, k, v = operand(shape.n_head), operand(shape.n_kv_head), operand(shape.n_kv_head)
+    times = []
+    for _ in range(RACE_REPEATS):
+        _wait(device)
+        began = time.perf_counter()
+        torch.autograd.grad(attend(q, k, v).sum(), (q, k, v))
+        _wait(device)
+        times.append(time.perf_counter() - began)
+    return min(times[1:])
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _race_key(
+    shape: ModelShape, rows: int, dtype: torch.dtype, device: torch.device, window: int | None
+) -> str:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    heads = f"{shape.n_head}/{shape.n_kv_head}x{shape.head_dim}"
+    return (
+        f"{name}, torch {torch.__version__}, {dtype}, rows {rows}, T {shape.sequence_len}, "
+        f"heads {heads}, window {window}"
+    )
+
+
+def _recall(memory: Path | None) -> dict[str, str]:
+    if memory is None:
+        return {}
+    try:
+        found = json.loads(memory.read_text())
+    except (OSError, ValueError):
+        return {}  # no file yet, or a torn one: race again
+    return found if isinstance(found, dict) else {}
+
+
+def _remember(memory: Path | None, winners: dict[str, str]) -> None:
+    if memory is None or not winners:
+        return
+    memory.parent.mkdir(parents=True, exist_ok=True)
+    beside = memory.with_name(f"{memory.name}.{os.getpid()}")
+    beside.write_text(json.dumps(winners, indent=2, sort_keys=True))
+    beside.replace(memory)

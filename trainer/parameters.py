@@ -1,0 +1,127 @@
+"""Every parameter's name, shape and optimizer group, in nanochat's order (RECIPE sections 3 and 8).
+
+The one place that knows the names: the model is built from it, the optimizer groups by it, and
+checkpoints that come from outside are held against it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from trainer.contract.plan import Hyperparameters
+from trainer.contract.shape import SMEAR_CHANNELS, VE_GATE_CHANNELS, ModelShape
+
+WTE = "transformer.wte.weight"
+LM_HEAD = "lm_head.weight"
+SMEAR_GATE = "smear_gate.weight"
+ATTENTION_MATRICES = ("c_q", "c_k", "c_v", "c_proj", "ve_gate")
+MLP_MATRICES = ("c_fc", "c_proj")
+
+
+@dataclass(frozen=True)
+class AdamGroup:
+    """One AdamW group: `rate` names the field of Hyperparameters that holds its learning rate."""
+
+    names: tuple[str, ...]
+    rate: str
+    betas: tuple[float, float]
+    weight_decay: float
+
+    def lr(self, hyper: Hyperparameters) -> float:
+        return getattr(hyper, self.rate)
+
+
+@dataclass(frozen=True)
+class MuonGroup:
+    """All matrices of one shape, by layer: one stack (K, rows, cols)."""
+
+    names: tuple[str, ...]
+    rows: int
+    cols: int
+
+    @property
+    def key(self) -> str:
+        return f"{self.rows}x{self.cols}"
+
+    @property
+    def second_shape(self) -> tuple[int, int, int]:
+        """NorMuon's buffer: one number per row, or per column of a wide matrix."""
+        count = len(self.names)
+        return (count, self.rows, 1) if self.rows >= self.cols else (count, 1, self.cols)
+
+
+def value_embed(layer: int) -> str:
+    return f"value_embeds.{layer}.weight"
+
+
+def attention(layer: int, matrix: str) -> str:
+    return f"transformer.h.{layer}.attn.{matrix}.weight"
+
+
+def mlp(layer: int, matrix: str) -> str:
+    return f"transformer.h.{layer}.mlp.{matrix}.weight"
+
+
+def parameter_shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
+    """name -> shape for the whole model."""
+    vocab, width, kv = shape.padded_vocab_size, shape.n_embd, shape.kv_width
+    shapes: dict[str, tuple[int, ...]] = {
+        "resid_lambdas": (shape.n_layer,),
+        "x0_lambdas": (shape.n_layer,),
+        "smear_lambda": (1,),
+        "backout_lambda": (1,),
+        WTE: (vocab, width),
+    }
+    for layer in range(shape.n_layer):
+        shapes |= _layer_shapes(shape, layer)
+    shapes |= {LM_HEAD: (vocab, width), SMEAR_GATE: (1, SMEAR_CHANNELS)}
+    return shapes | {value_embed(i): (vocab, kv) for i in shape.value_embed_layers}
+
+
+def _layer_shapes(shape: ModelShape, layer: int) -> dict[str, tuple[int, ...]]:
+    width, kv, q = shape.n_embd, shape.kv_width, shape.n_head * shape.head_dim
+    shapes: dict[str, tuple[int, ...]] = {
+        attention(layer, "c_q"): (q, width),
+        attention(layer, "c_k"): (kv, width),
+        attention(layer, "c_v"): (kv, width),
+        attention(layer, "c_proj"): (width, q),
+    }
+    if layer in shape.value_embed_layers:
+        shapes[attention(layer, "ve_gate")] = (shape.n_kv_head, VE_GATE_CHANNELS)
+    shapes[mlp(layer, "c_fc")] = (4 * width, width)
+    shapes[mlp(layer, "c_proj")] = (width, 4 * width)
+    return shapes
+
+
+def table_names(shape: ModelShape) -> tuple[str, ...]:
+    """The embedding tables: wte, then the value embeddings by layer."""
+    return (WTE, *(value_embed(i) for i in shape.value_embed_layers))
+
+
+def scalar_names() -> tuple[str, ...]:
+    """The few small parameters, in the order in which they are numbered."""
+    return ("resid_lambdas", "x0_lambdas", SMEAR_GATE, "smear_lambda", "backout_lambda")
+
+
+def adam_groups(shape: ModelShape) -> tuple[AdamGroup, ...]:
+    tables = tuple(value_embed(i) for i in shape.value_embed_layers)
+    smear = (SMEAR_GATE, "smear_lambda", "backout_lambda")
+    return (
+        AdamGroup((LM_HEAD,), "unembedding_lr", (0.8, 0.96), 0.01),
+        AdamGroup((WTE,), "embedding_lr", (0.8, 0.995), 0.001),
+        AdamGroup(tables, "value_embedding_lr", (0.8, 0.995), 0.01),
+        AdamGroup(("resid_lambdas",), "resid_lr", (0.8, 0.95), 0.05),
+        AdamGroup(("x0_lambdas",), "x0_lr", (0.96, 0.95), 0.0),
+        AdamGroup(smear, "smear_lr", (0.8, 0.95), 0.0),
+    )
+
+
+def muon_groups(shape: ModelShape) -> tuple[MuonGroup, ...]:
+    """One group per shape, in sorted order of shape."""
+    by_shape: dict[tuple[int, ...], list[str]] = {}
+    for layer in range(shape.n_layer):
+        for name, size in _layer_shapes(shape, layer).items():
+            by_shape.setdefault(size, []).append(name)
+    return tuple(
+        MuonGroup(tuple(names), rows, cols) for (rows, cols), names in sorted(by_shape.items())
+    )
