@@ -1,4 +1,4 @@
-"""Causal attention with sliding windows: every way that a device may have, and the race for the best.
+"""Causal attention with sliding windows: every way a device may have, and the race for the best.
 
 A backend maps q (B, T, H, C) and k, v (B, T, K, C), K dividing H, to (B, T, H, C): key j is visible
 to query i when 0 <= i - j <= window (None: the whole past); scale 1/sqrt(C).
@@ -10,6 +10,7 @@ backward, and the winner is remembered in a file that the caller names.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import os
 import time
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from trainer.contract.shape import ModelShape
 
-Backend = Callable[[Tensor, Tensor, Tensor, int | None], Tensor]
+Backend = Callable[..., Tensor]
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 DEFAULT = "sdpa"
 RACE_REPEATS = 5
@@ -149,7 +150,9 @@ def varlen(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
     rows, length = q.shape[:2]
     bounds = torch.arange(0, (rows + 1) * length, length, dtype=torch.int32, device=q.device)
     y = varlen_attn(
-        *(t.flatten(0, 1) for t in (q, k, v)),
+        q.flatten(0, 1),
+        k.flatten(0, 1),
+        v.flatten(0, 1),
         bounds,
         bounds,
         length,

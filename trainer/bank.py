@@ -59,7 +59,7 @@ class ParameterBank:
         self.parameters = {
             name: nn.Parameter(place.view(self.weights)) for name, place in self.places.items()
         }
-        self.leaves = dict(self.parameters)
+        self.leaves: dict[str, Tensor] = dict(self.parameters)
         if self.casts:
             self._make_cast_leaves()
 
@@ -105,6 +105,7 @@ def _aligned(offset: int) -> int:
 
 def _move_into(gradient: Tensor):
     def add(leaf: Tensor) -> None:
+        assert leaf.grad is not None
         gradient.add_(leaf.grad)
         leaf.grad = None
 

@@ -51,5 +51,5 @@ class TouchedRows:
 
 
 def lookup(tokens_BT: Tensor, table_VW: Tensor, compute_dtype: torch.dtype) -> Tensor:
-    """Rows of a table (B, T, W) in the compute dtype, with whatever gradient the caller arranges."""
+    """Rows of a table (B, T, W) in the compute dtype."""
     return torch.nn.functional.embedding(tokens_BT, table_VW).to(compute_dtype)

@@ -6,7 +6,7 @@ its loss and, in place, its gradient, which goes at once into the hidden gradien
 into the weight's. The backward pass has nothing left to do.
 
 With z the raw logit, t = tanh(z/15): logit 15t, d loss / d z = (softmax(15t) - onehot)(1 - t²).
-15t cannot exceed 15, so the sum of exp(15t) needs no maximum taken out: 1e6 entries stay under 4e12.
+15t cannot exceed 15, so the sum of exp(15t) needs no maximum taken out: 1e6 of them are 4e12.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ class LossScale:
 
     @property
     def exhausted(self) -> Tensor:
-        """A 0-d bool: gradients overflow although they are hardly scaled. Then it is no accident."""
+        """A 0-d bool: nothing is left to halve, so an overflow is no accident any more."""
         return self.scale <= 1.0
 
     def state_dict(self) -> dict[str, Tensor]:

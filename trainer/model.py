@@ -134,7 +134,7 @@ class GPT(nn.Module):
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        """Copy weights in. `assign` would tear the parameters out of their bank, so it is refused."""
+        """Copy weights in. `assign` would tear the parameters out of their bank: refused."""
         if assign:
             raise ValueError("parameters live in a bank: load_state_dict cannot assign tensors")
         return super().load_state_dict(state_dict, strict=strict)

@@ -24,7 +24,7 @@ POLAR_EXPRESS = (
     (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
 )
 # A Gram iteration squares the condition number. float32 has digits to spare; bfloat16 blows up
-# (error 2e8) unless X is rebuilt on the way, and with one restart is as good as the plain iteration.
+# (error 2e8) unless X is rebuilt on the way; with one restart it is as good as plain iteration.
 RESTART_AFTER_BF16 = 2
 
 
@@ -87,7 +87,7 @@ def _plain(x: Tensor) -> Tensor:
 
 
 def _gram(x: Tensor, coefficients: tuple[tuple[float, float, float], ...]) -> Tensor:
-    """The same iterates as `_plain`: X_k = Q_k X_0 and A_k = Q_k A_0 Q_kᵀ, all of them symmetric."""
+    """The iterates of `_plain` as X_k = Q_k X_0, with A_k = Q_k A_0 Q_kᵀ; all Q_k symmetric."""
     A = x @ x.mT
     Q = None
     for i, (a, b, c) in enumerate(coefficients):

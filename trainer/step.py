@@ -104,7 +104,7 @@ class Stepper:
         return StepResult(loss=loss, grad_norm=grad_norm, finite=finite)
 
     def loss_only(self, micro_batches: Sequence[MicroBatch]) -> Tensor:
-        """The loss that `train_step` would report, to the bit; weights and state stay as they are."""
+        """The loss that `train_step` would report, to the bit; weights and state stay put."""
         return torch.stack(self._losses(micro_batches, learn=False)).mean()
 
     def describe_choices(self) -> dict[str, Any]:
@@ -176,14 +176,16 @@ class Stepper:
         return rows
 
     def _unscale(self, scale: Tensor) -> None:
-        assert self.model.bank.gradients is not None and self.model.touched is not None
-        for gradient in (self.model.bank.gradients, *self.model.touched.gradients.values()):
+        for gradient in self._gradients():
             gradient.mul_(1 / scale)
 
     def _grad_norm(self) -> Tensor:
-        assert self.model.bank.gradients is not None and self.model.touched is not None
-        parts = (self.model.bank.gradients, *self.model.touched.gradients.values())
-        return torch.stack([torch.linalg.vector_norm(g) for g in parts]).norm()
+        return torch.stack([torch.linalg.vector_norm(g) for g in self._gradients()]).norm()
+
+    def _gradients(self) -> list[Tensor]:
+        assert self.model.bank.gradients is not None
+        assert self.model.touched is not None
+        return [self.model.bank.gradients, *self.model.touched.gradients.values()]
 
 
 def _collect(table: str, touched: TouchedRows, slots_BT: Tensor):
@@ -199,5 +201,5 @@ def _set_determinism(deterministic: bool) -> None:
     """Ask CUDA for repeatable kernels (attention's backward above all). CPU kernels always are."""
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore
     torch.use_deterministic_algorithms(deterministic, warn_only=False)

@@ -39,7 +39,7 @@ class PlainAttention(nn.Module):
             self.ve_gate = Linear(12, shape.n_kv_head)
 
     def forward(self, h_BTD: Tensor, value_rows: Tensor | None, cos: Tensor, sin: Tensor) -> Tensor:
-        B, T, D = h_BTD.shape
+        B, T, _ = h_BTD.shape
         s = self.shape
         q = self.c_q(h_BTD).view(B, T, s.n_head, s.head_dim)
         k = self.c_k(h_BTD).view(B, T, s.n_kv_head, s.head_dim)

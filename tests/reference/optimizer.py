@@ -101,7 +101,7 @@ class PlainOptimizer:
     def _add_matrix(self, name: str) -> None:
         found = dict(self.model.named_parameters()).get(name)
         if found is not None:
-            self.muon_groups[tuple(found.shape)].append(name)
+            self.muon_groups[(found.size(0), found.size(1))].append(name)
 
     @torch.no_grad()
     def step(self, lr_multiplier: float, momentum: float, weight_decay: float) -> None:
@@ -112,10 +112,10 @@ class PlainOptimizer:
             m, v = self._state(name, lambda p=p: (torch.zeros_like(p), torch.zeros_like(p)))
             biases = [1 - beta**self.count for beta in betas]
             rates = (lr * lr_multiplier, *betas, *biases, decay)
-            self.adamw(p, p.grad, m, v, *(torch.tensor(r, dtype=torch.float32) for r in rates))
+            self.adamw(p, _gradient(p), m, v, *(torch.tensor(r, dtype=torch.float32) for r in rates))
         for (rows, cols), names in sorted(self.muon_groups.items()):
             stack = torch.stack([parameters[n] for n in names])
-            gradients = torch.stack([parameters[n].grad for n in names])
+            gradients = torch.stack([_gradient(parameters[n]) for n in names])
             reduced = (len(names), rows, 1) if rows >= cols else (len(names), 1, cols)
             m, v = self._state(
                 (rows, cols), lambda s=stack, r=reduced: (torch.zeros_like(s), s.new_zeros(r))
@@ -130,6 +130,11 @@ class PlainOptimizer:
         if key not in self.state:
             self.state[key] = make()
         return self.state[key]
+
+
+def _gradient(p: Tensor) -> Tensor:
+    assert p.grad is not None
+    return p.grad
 
 
 def _adamw_rates(name: str, hyper: Hyperparameters) -> tuple[float, tuple[float, float], float]:
