@@ -1,0 +1,228 @@
+"""The token cache: each file is tokenized once, for each tokenizer, and kept within a cap.
+
+`python -m trainer.data.cache <data.json>` builds ahead in a process of its own: it fetches what is
+not here yet, tokenizes it, and goes when its parent goes. Nothing waits for it but a download: a
+shard that is not ready is tokenized by the loader itself, with the same result.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import fcntl
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from trainer.data import durable, hub, shards
+from trainer.data import tokenizer as tokenizers
+from trainer.data.errors import DataError
+from trainer.data.parquet import TextFile
+from trainer.data.prepared import DataFile, PreparedData, verify_file
+from trainer.data.shards import BadCache, CachedShard, LiveShard, Shard
+from trainer.data.tokenizer import Tokenizer
+
+DEFAULT_CAP_BYTES = 64_000_000_000
+RECENT_SECONDS = 3600.0
+BYTES_PER_TOKEN = 3.0  # a careful guess, used only to make room before the count is known
+ERROR_FILE = "builder-error.txt"
+POLL_SECONDS = 0.2
+
+
+def cache_path(cache_dir: str | Path, file_sha256: str) -> Path:
+    return Path(cache_dir) / f"{file_sha256[:32]}.tokens"
+
+
+def open_shard(
+    file: DataFile, cache_dir: str | Path, tokenizer: Tokenizer, check: bool = True
+) -> Shard:
+    """The cached shard if there is a whole one, else the text itself, tokenized as it is read."""
+    path = cache_path(cache_dir, file.sha256)
+    try:
+        shard = CachedShard(path, tokenizer.sha256, file.sha256, check)
+    except BadCache:
+        path.unlink(missing_ok=True)
+    except OSError:
+        pass
+    else:
+        touch(path)
+        return shard
+    return LiveShard(file.path, tokenizer)
+
+
+def build(
+    files: Sequence[DataFile],
+    cache_dir: Path,
+    tokenizer: Tokenizer,
+    cap_bytes: int = DEFAULT_CAP_BYTES,
+    threads: int | None = None,
+    progress: Callable[[float], None] = lambda fraction: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, int]:
+    """Build what is missing, in order. Returns tokens by file sha256 of all that is cached.
+
+    Stops early, without error, where the cap leaves no room. Raises DataError, DataChanged.
+    """
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    durable.sweep(cache_dir)
+    keep = {cache_path(cache_dir, file.sha256) for file in files}
+    total, done = sum(file.size for file in files) or 1, 0
+    tokens: dict[str, int] = {}
+    with _Encoder(tokenizer, threads, stop) as encoder:
+        for file in files:
+            known = cached_tokens(file, cache_dir, tokenizer)
+            if known is None:
+                known = _build_one(file, cache_dir, tokenizer, cap_bytes, keep, encoder)
+            if known is None:
+                break
+            tokens[file.sha256] = known
+            done += file.size
+            progress(done / total)
+    return tokens
+
+
+def cached_tokens(file: DataFile, cache_dir: Path, tokenizer: Tokenizer) -> int | None:
+    """Number of tokens of a cached file, by its header alone; None when it is not cached."""
+    try:
+        header = shards.read_header(cache_path(cache_dir, file.sha256))
+    except (BadCache, OSError):
+        return None
+    same = (header["tokenizer_sha256"], header["file_sha256"]) == (tokenizer.sha256, file.sha256)
+    return header["num_tokens"] if same else None
+
+
+def touch(path: Path) -> None:
+    """Mark a cache file as used just now: the oldest unused one goes first."""
+    try:
+        os.utime(path)
+    except OSError:
+        pass
+
+
+def make_room(cache_dir: Path, needed: int, cap_bytes: int, keep: set[Path]) -> bool:
+    """Delete the longest unused files of any tokenizer until `needed` bytes fit under the cap."""
+    found = []
+    for path in cache_dir.parent.glob("*/*.tokens"):
+        try:
+            stat = path.stat()
+        except FileNotFoundError:
+            continue
+        found.append((stat.st_mtime, stat.st_size, path))
+    total = sum(size for _, size, _ in found)
+    for used, size, path in sorted(found):
+        if total + needed <= cap_bytes:
+            break
+        if path not in keep and time.time() - used > RECENT_SECONDS:
+            path.unlink(missing_ok=True)
+            total -= size
+    return total + needed <= cap_bytes
+
+
+def _build_one(
+    file: DataFile,
+    cache_dir: Path,
+    tokenizer: Tokenizer,
+    cap_bytes: int,
+    keep: set[Path],
+    encoder: _Encoder,
+) -> int | None:
+    source = TextFile(file.path)
+    try:
+        needed = int(source.text_bytes / BYTES_PER_TOKEN * np.dtype(tokenizer.dtype).itemsize)
+        if not make_room(cache_dir, needed, cap_bytes, keep):
+            return None
+        path = cache_path(cache_dir, file.sha256)
+        return shards.write_shard(path, source, tokenizer, file.sha256, encoder)
+    finally:
+        source.close()
+
+
+class _Encoder:
+    """Encodes a row group on threads that live as long as the build."""
+
+    def __init__(self, tokenizer: Tokenizer, threads: int | None, stop: Callable[[], bool]):
+        self._tokenizer = tokenizer
+        self._workers = threads or os.cpu_count() or 1
+        self._stop = stop
+        self._pool = concurrent.futures.ThreadPoolExecutor(self._workers)
+
+    def __enter__(self) -> _Encoder:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._pool.shutdown()
+
+    def __call__(self, texts: list[str]) -> list[np.ndarray]:
+        if self._stop():
+            raise Stopped
+        share = max(1, -(-len(texts) // (4 * self._workers)))
+        chunks = [texts[at : at + share] for at in range(0, len(texts), share)]
+        return [ids for encoded in self._pool.map(self._encode, chunks) for ids in encoded]
+
+    def _encode(self, texts: list[str]) -> list[np.ndarray]:
+        return [self._tokenizer.encode_array(text, bos=True) for text in texts]
+
+
+class Stopped(Exception):
+    """The one who asked for the cache is gone."""
+
+
+# --- the process that builds ahead ---------------------------------------------------------------
+
+
+def build_ahead(prepared: PreparedData, stop: Callable[[], bool], threads: int) -> None:
+    """Fetch and tokenize the training files in order until all are done or the cap is reached.
+
+    A download that fails is written to `builder-error.txt` for the loader that waits for it.
+    """
+    cache_dir = Path(prepared.cache_dir)
+    tokenizer = tokenizers.load(prepared.tokenizer_dir)
+    complaint = cache_dir / ERROR_FILE
+    full = False
+    for file in prepared.train_files:
+        while not Path(file.path).exists():
+            try:
+                hub.fetch(file)
+            except DataError as error:
+                durable.write_bytes(complaint, error.message.encode())
+                if stop():
+                    return
+                time.sleep(5.0)
+        complaint.unlink(missing_ok=True)
+        verify_file(file)
+        if not full:
+            files = [file]
+            full = not build(
+                files, cache_dir, tokenizer, prepared.cache_cap_bytes, threads, stop=stop
+            )
+        if stop():
+            return
+
+
+def main(arguments: list[str]) -> int:
+    """One builder per cache directory; a second one has nothing to do."""
+    prepared = PreparedData.model_validate_json(Path(arguments[0]).read_bytes())
+    parent = os.getppid()
+    Path(prepared.cache_dir).mkdir(parents=True, exist_ok=True)
+    with (Path(prepared.cache_dir) / "builder.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return 0
+        os.nice(10)
+        threads = max(1, (os.cpu_count() or 2) // 2)
+        try:
+            build_ahead(prepared, lambda: os.getppid() != parent, threads)
+        except Stopped:
+            pass
+        except DataError as error:
+            durable.write_bytes(Path(prepared.cache_dir) / ERROR_FILE, error.message.encode())
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,98 @@
+"""The exact place in the data after a batch: small, JSON, independent of what was fetched ahead."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from trainer.data.errors import DataError
+from trainer.data.packing import Remainder, arrivals_of
+from trainer.data.reader import LastRead, Position, grouped, origin_of
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Everything the next batch depends on, cheap to take; `cursor()` writes it out."""
+
+    packing: str
+    world: int
+    num_files: int
+    position: Position
+    last: LastRead
+    keys: tuple[int, ...]
+    remainder: Remainder | None
+    rows: int
+
+    def cursor(self) -> dict[str, Any]:
+        """The JSON form: the buffer as references, [epoch, file, [document, ...]] by arrival."""
+        return {
+            "version": VERSION,
+            "packing": self.packing,
+            "world": self.world,
+            "rows": self.rows,
+            "position": asdict(self.position),
+            "last": asdict(self.last),
+            "buffer": [list(group) for group in grouped(arrivals_of(self.keys), self.num_files)],
+            "remainder": self._remainder(),
+        }
+
+    def _remainder(self) -> list[int] | None:
+        if self.remainder is None:
+            return None
+        number, offset, _ = self.remainder
+        return [*origin_of(number, self.num_files), offset]
+
+
+def first_cursor(packing: str = "best_fit", rank: int = 0, world: int = 1) -> dict[str, Any]:
+    """The beginning of the data."""
+    return Snapshot(
+        packing=packing,
+        world=world,
+        num_files=1,
+        position=Position(row_group=rank),
+        last=LastRead(),
+        keys=(),
+        remainder=None,
+        rows=0,
+    ).cursor()
+
+
+def skip_to_row_group(
+    position: dict[str, int], *, packing: str = "best_fit", rank: int = 0, world: int = 1
+) -> dict[str, Any]:
+    """Our cursor for nanochat's `{pq_idx, rg_idx, epoch}`: the row group after it, empty buffer.
+
+    After a shard's last row group that is the next shard's first. Approximate, since nanochat
+    does not save its buffer.
+    """
+    file, group, epoch = (position[key] for key in ("pq_idx", "rg_idx", "epoch"))
+    if file < 0 or group < 0 or epoch < 1:
+        raise DataError("bad_cursor", f"{position} is no position in a data set")
+    cursor = first_cursor(packing, rank, world)
+    following = (group // world + 1) * world + rank
+    cursor["position"] = asdict(Position(epoch - 1, file, following))
+    cursor["last"] = asdict(LastRead(file, group, epoch))
+    return cursor
+
+
+def check(cursor: dict[str, Any], packing: str, world: int, num_files: int) -> None:
+    """Raise DataError where a cursor cannot be continued from with these settings."""
+    if cursor.get("version") != VERSION:
+        raise DataError("bad_cursor", f"a data cursor of version {cursor.get('version')!r}")
+    if cursor["packing"] != packing:
+        raise DataError(
+            "bad_cursor", f"the data cursor is of packing {cursor['packing']}, not {packing}"
+        )
+    if cursor["world"] != world:
+        raise DataError(
+            "bad_cursor",
+            f"the data cursor is of {cursor['world']} processes, not {world}: each reads its own "
+            "row groups, so their number cannot change within a run",
+        )
+    files = [group[1] for group in cursor["buffer"]] + [cursor["position"]["file"]]
+    if max(files) >= num_files:
+        raise DataError(
+            "bad_cursor", f"the data cursor stands in file {max(files)} of {num_files} files"
+        )

@@ -1,0 +1,27 @@
+"""What can be wrong with data, in sentences for people.
+
+DataError            the input cannot be used (code, message, path)
+└── DataChanged      a file is not what the run was prepared with (path, why)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class DataError(Exception):
+    """`code` is for programs, `message` is one plain sentence, `path` the file or folder meant."""
+
+    def __init__(self, code: str, message: str, path: str | Path | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.path = None if path is None else str(path)
+
+
+class DataChanged(DataError):
+    """A file changed under the run: training on it would be training on something else."""
+
+    def __init__(self, path: str | Path, why: str) -> None:
+        super().__init__("data_changed", f"{path} {why}", path)
+        self.why = why

@@ -1,0 +1,80 @@
+"""Read a pickled tiktoken.Encoding without running anything that the file says.
+
+Two fences. The opcodes are read first and only those that build plain data may occur, so no
+opcode that calls, imports by extension or reserves memory beyond the file ever reaches the
+unpickler. Then `find_class` knows one name and answers it with an inert record: the real class'
+`__setstate__` may fetch from the network.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import pickletools
+from typing import Any
+
+from trainer.data.errors import DataError
+
+MAX_PICKLE_BYTES = 64 << 20
+MAX_OPCODES = 8_000_000
+_ENCODING = ("tiktoken.core", "Encoding")
+_PLAIN_OPCODES = frozenset(
+    "PROTO FRAME STOP MARK BUILD NEWOBJ GLOBAL STACK_GLOBAL EMPTY_TUPLE EMPTY_DICT SETITEM "
+    "SETITEMS SHORT_BINUNICODE BINUNICODE SHORT_BINBYTES BINBYTES BININT BININT1 BININT2 NONE "
+    "MEMOIZE BINPUT LONG_BINPUT BINGET LONG_BINGET".split()
+)
+
+
+class InertEncoding:
+    """Stands in for tiktoken.Encoding: keeps what the pickle says and does nothing with it."""
+
+    state: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module_name: str, global_name: str) -> Any:
+        if (module_name, global_name) == _ENCODING:
+            return InertEncoding
+        raise pickle.UnpicklingError(f"it names {module_name}.{global_name}")
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise pickle.UnpicklingError("it refers to objects outside of itself")
+
+
+def read_encoding(content: bytes, path: str) -> dict[str, Any]:
+    """The state of the one Encoding in a tokenizer.pkl, not yet validated.
+
+    Raises DataError("tokenizer_refused") for anything else; no code of the file is run.
+    """
+    if len(content) > MAX_PICKLE_BYTES:
+        raise _refused(path, f"it has {len(content):,} bytes, more than {MAX_PICKLE_BYTES:,}")
+    try:
+        _check_opcodes(content)
+        loaded = _Unpickler(io.BytesIO(content)).load()
+    except RecursionError:
+        raise _refused(path, "it is nested too deeply") from None
+    except Exception as error:  # a crafted file may raise nearly anything out of the unpickler
+        raise _refused(path, str(error) or type(error).__name__) from None
+    if not isinstance(loaded, InertEncoding) or not isinstance(loaded.state, dict):
+        raise _refused(path, "it holds something other than one tiktoken Encoding")
+    return loaded.state
+
+
+def _check_opcodes(content: bytes) -> None:
+    number = 0
+    for number, (opcode, argument, _) in enumerate(pickletools.genops(content)):
+        if opcode.name not in _PLAIN_OPCODES:
+            raise pickle.UnpicklingError(f"opcode {opcode.name} has no place in a tokenizer")
+        if opcode.name.endswith("BINPUT") and argument is not None and argument > number:
+            raise pickle.UnpicklingError("it reserves memory that it does not use")
+        if number > MAX_OPCODES:
+            raise pickle.UnpicklingError("it is too long")
+
+
+def _refused(path: str, why: str) -> DataError:
+    return DataError(
+        "tokenizer_refused", f"{path} is not a tokenizer that can be read: {why}", path
+    )

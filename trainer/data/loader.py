@@ -1,0 +1,294 @@
+"""Batches of token rows with an exact cursor, fetched ahead by a helper thread.
+
+A batch is a pure function of (data, tokenizer, settings, cursor). The helper runs ahead, so each
+batch carries the state after itself: the loader's cursor is that of the batch handed out last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from trainer.data import cursor as cursors
+from trainer.data.cursor import Snapshot, skip_to_row_group
+from trainer.data.packing import Packer, Packing, Remainder
+from trainer.data.prepared import PreparedData
+from trainer.data.reader import LastRead, Position, Reader, arrival_number
+from trainer.data.shardset import ShardSet
+
+__all__ = ["Batch", "Loader", "nanochat_position", "open_loader", "skip_to_row_group"]
+
+PREFETCH_BATCHES = 8
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`tokens_2BT` int64 holds inputs and targets in one block, pinned if the loader pins.
+
+    `sha256` is that of the rows (B, T+1) as little-endian uint32: it names the batch's content.
+    """
+
+    tokens_2BT: np.ndarray
+    sha256: str
+    snapshot: Snapshot
+
+    @property
+    def inputs_BT(self) -> np.ndarray:
+        return self.tokens_2BT[0]
+
+    @property
+    def targets_BT(self) -> np.ndarray:
+        return self.tokens_2BT[1]
+
+    @property
+    def cursor(self) -> dict[str, Any]:
+        """The cursor after this batch."""
+        return self.snapshot.cursor()
+
+
+def open_loader(
+    prepared: PreparedData,
+    *,
+    split: Literal["train", "val"],
+    rows: int,
+    sequence_len: int,
+    packing: Packing = "best_fit",
+    cursor: dict[str, Any] | None = None,
+    rank: int = 0,
+    world: int = 1,
+    prefetch: int = PREFETCH_BATCHES,
+    pin: bool = False,
+) -> Loader:
+    """Batches of `rows` x `sequence_len` from the cursor on (default: the beginning).
+
+    Raises DataError, DataChanged, here or at the batch where the trouble lies. Close it.
+    """
+    return Loader(prepared, split, rows, sequence_len, packing, cursor, rank, world, prefetch, pin)
+
+
+class Loader:
+    """An endless sequence of batches; see `open_loader`."""
+
+    def __init__(
+        self,
+        prepared: PreparedData,
+        split: Literal["train", "val"],
+        rows: int,
+        sequence_len: int,
+        packing: Packing,
+        cursor: dict[str, Any] | None,
+        rank: int,
+        world: int,
+        prefetch: int,
+        pin: bool,
+    ) -> None:
+        self._settings = (rows, sequence_len, packing, rank, world, pin)
+        self._prefetch = prefetch
+        self._shards = ShardSet(prepared, split)
+        self.waited_seconds = 0.0
+        try:
+            self._start(cursor or cursors.first_cursor(packing, rank, world))
+        except BaseException:
+            self._shards.close()
+            raise
+
+    def next_batch(self) -> Batch:
+        """The next batch. Raises what the helper met, after all batches before it are taken."""
+        before = time.perf_counter()
+        batch = self._source.next()
+        self.waited_seconds += time.perf_counter() - before
+        self._state = batch.snapshot
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """The cursor after the batch handed out last (JSON)."""
+        return self._state if isinstance(self._state, dict) else self._state.cursor()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to a cursor; what was fetched ahead is dropped."""
+        self._source.close()
+        self._start(state)
+
+    def close(self) -> None:
+        self._source.close()
+        self._shards.close()
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[Batch]:
+        while True:
+            yield self.next_batch()
+
+    def _start(self, cursor: dict[str, Any]) -> None:
+        rows, sequence_len, packing, rank, world, pin = self._settings
+        cursors.check(cursor, packing, world, len(self._shards.files))
+        maker = _Maker(self._shards, cursor, rows, sequence_len, packing, rank, world, pin)
+        self._state: dict[str, Any] | Snapshot = cursor
+        self._source = _Ahead(maker, self._prefetch) if self._prefetch else _Direct(maker)
+
+
+class _Maker:
+    """Makes one batch after another in the calling thread."""
+
+    def __init__(
+        self,
+        shards: ShardSet,
+        cursor: dict[str, Any],
+        rows: int,
+        sequence_len: int,
+        packing: Packing,
+        rank: int,
+        world: int,
+        pin: bool,
+    ) -> None:
+        self._shards, self._cursor = shards, cursor
+        self._shape = (rows, sequence_len + 1)
+        self._packing, self._world, self._pin = packing, world, pin
+        position, last = Position(**cursor["position"]), LastRead(**cursor["last"])
+        self._reader = Reader(shards.open, len(shards.files), position, last, rank, world)
+        self._packer = Packer(self._reader.read, packing)
+        self._rows = cursor["rows"]
+        self._restored = False
+
+    def make(self) -> Batch:
+        if not self._restored:  # here, not in the constructor: it may have to tokenize
+            self._restore()
+        rows_BT1 = np.empty(self._shape, dtype=np.uint32)
+        for row in rows_BT1:
+            self._packer.fill(row)
+        tokens_2BT = _empty((2, self._shape[0], self._shape[1] - 1), self._pin)
+        tokens_2BT[0] = rows_BT1[:, :-1]
+        tokens_2BT[1] = rows_BT1[:, 1:]
+        self._rows += self._shape[0]
+        digest = hashlib.sha256(rows_BT1.astype("<u4", copy=False)).hexdigest()
+        return Batch(tokens_2BT, digest, self._snapshot())
+
+    def _restore(self) -> None:
+        num_files = len(self._shards.files)
+        for epoch, file, documents in self._cursor["buffer"]:
+            numbers = [arrival_number(epoch, file, n, num_files) for n in documents]
+            self._packer.add(zip(numbers, self._shards.pick(file, documents), strict=True))
+        if self._cursor["remainder"] is not None:
+            epoch, file, document, offset = self._cursor["remainder"]
+            ids = self._shards.pick(file, [document])[0][offset:]
+            number = arrival_number(epoch, file, document, num_files)
+            self._packer.remainder = (number, offset, ids)
+        self._restored = True
+
+    def _snapshot(self) -> Snapshot:
+        remainder: Remainder | None = self._packer.remainder
+        return Snapshot(
+            packing=self._packing,
+            world=self._world,
+            num_files=len(self._shards.files),
+            position=self._reader.position,
+            last=self._reader.last,
+            keys=self._packer.buffered(),
+            remainder=remainder,
+            rows=self._rows,
+        )
+
+
+class _Direct:
+    """No helper: every batch is made when it is asked for."""
+
+    def __init__(self, maker: _Maker) -> None:
+        self._maker = maker
+
+    def next(self) -> Batch:
+        return self._maker.make()
+
+    def close(self) -> None:
+        pass
+
+
+class _Ahead:
+    """A helper thread keeps up to `depth` batches ready.
+
+    A thread and not a process: making a batch of 16,000 tokens takes the interpreter for a fraction
+    of a millisecond, pinned memory needs no copy, and a killed trainer leaves nobody behind.
+    """
+
+    def __init__(self, maker: _Maker, depth: int) -> None:
+        self._ready: queue.SimpleQueue[Batch | BaseException] = queue.SimpleQueue()
+        self._room: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._failure: BaseException | None = None
+        for _ in range(depth):
+            self._room.put(True)
+        self._thread = threading.Thread(
+            target=_keep_ready, args=(maker, self._ready, self._room), name="loader", daemon=True
+        )
+        self._thread.start()
+
+    def next(self) -> Batch:
+        if self._failure is not None:
+            raise self._failure
+        found = self._ready.get()
+        if isinstance(found, BaseException):
+            self._failure = found
+            raise found
+        self._room.put(True)
+        return found
+
+    def close(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._room.get_nowait()
+        self._room.put(False)
+        self._thread.join()
+
+
+def _keep_ready(maker: _Maker, ready: queue.SimpleQueue, room: queue.SimpleQueue) -> None:
+    while room.get():
+        try:
+            ready.put(maker.make())
+        except BaseException as error:  # handed to the loop, which raises it in its own time
+            ready.put(error)
+            return
+
+
+def nanochat_position(
+    prepared: PreparedData,
+    cursor: dict[str, Any],
+    *,
+    rows: int,
+    sequence_len: int,
+    packing: Packing = "best_fit",
+) -> dict[str, int]:
+    """nanochat's `{pq_idx, rg_idx, epoch}` for a cursor of ours (one process).
+
+    nanochat saves the position of the batch fetched one ahead, so that batch is made here.
+    """
+    with open_loader(
+        prepared,
+        split="train",
+        rows=rows,
+        sequence_len=sequence_len,
+        packing=packing,
+        cursor=cursor,
+        prefetch=0,
+    ) as loader:
+        last = loader.next_batch().snapshot.last
+    return {"pq_idx": last.pq_idx, "rg_idx": last.rg_idx, "epoch": last.epoch}
+
+
+def _empty(shape: tuple[int, ...], pin: bool) -> np.ndarray:
+    if not pin:
+        return np.empty(shape, dtype=np.int64)
+    import torch
+
+    # the array keeps the tensor, and torch's allocator waits for copies under way before it
+    # gives the block out again
+    return torch.empty(shape, dtype=torch.int64, pin_memory=True).numpy()

@@ -1,0 +1,203 @@
+"""From a data spec to everything a trainer needs: corpus, tokenizer, token cache.
+
+Every step is kept under a key of what it depends on, so preparing the same again takes no time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+from trainer.contract.plan import shards_for
+from trainer.contract.spec import DataSpec, RunSpec
+from trainer.data import cache, corpora, durable
+from trainer.data import tokenizer as tokenizers
+from trainer.data.corpora import Corpus
+from trainer.data.errors import DataChanged, DataError
+from trainer.data.parquet import TextFile
+from trainer.data.prepared import DataFile, PreparedData, verify, verify_file
+from trainer.data.tokenizer import Tokenizer
+
+__all__ = ["DataChanged", "DataError", "PreparedData", "prepare", "verify", "verify_file"]
+
+SPLIT_RULE = "files in name order, the last is validation"
+READY_BYTES = 400_000_000  # parquet bytes tokenized before training starts; the rest follows
+CAP_VARIABLE = "TRAIND_TOKEN_CACHE_BYTES"
+Progress = Callable[[str, float | None, str], None]
+
+
+def prepare(
+    spec: DataSpec,
+    *,
+    data_dir: Path,
+    vocab_size: int,
+    tokens_needed: int,
+    seed_tokenizer_dir: Path | None = None,
+    progress: Progress = lambda stage, fraction, words: None,
+    cache_cap_bytes: int | None = None,
+) -> PreparedData:
+    """Make the data of a run ready to be read.
+
+    `progress(stage, fraction or None, words)` with the stages corpus, tokenizer, tokens.
+    `seed_tokenizer_dir` is the tokenizer of another run or an import and wins over the spec's.
+    Raises DataError(code, message, path) with a plain sentence for every input that cannot be used.
+    """
+    corpora_dir = Path(data_dir) / "corpora"
+    shards = _shards_wanted(spec, tokens_needed)
+    collected = corpora.collect(
+        spec, corpora_dir, shards, lambda fraction, words: progress("corpus", fraction, words)
+    )
+    tokenizer, directory = _tokenizer(
+        spec, corpora_dir, collected, vocab_size, seed_tokenizer_dir, progress
+    )
+    cap = cache_cap_bytes or int(os.environ.get(CAP_VARIABLE) or cache.DEFAULT_CAP_BYTES)
+    cache_dir = corpora_dir / "tokens" / tokenizer.sha256[:32]
+    counts = _build_cache(collected, cache_dir, tokenizer, cap, progress)
+    return _prepared(collected, tokenizer, directory, cache_dir, cap, counts)
+
+
+def _shards_wanted(spec: DataSpec, tokens_needed: int) -> int | None:
+    if spec.source == "hf":
+        # shards_for reads nothing of a run but its data
+        return shards_for(cast(RunSpec, SimpleNamespace(data=spec)), tokens_needed)
+    return spec.max_shards if isinstance(spec.max_shards, int) else None
+
+
+# --- tokenizer -----------------------------------------------------------------------------------
+
+
+def _tokenizer(
+    spec: DataSpec,
+    corpora_dir: Path,
+    collected: Corpus,
+    vocab_size: int,
+    seed_dir: Path | None,
+    progress: Progress,
+) -> tuple[Tokenizer, Path]:
+    """The tokenizer and the folder of ours that it lies in, named by its sha256."""
+    root = corpora_dir / "tokenizers"
+    given = seed_dir or (Path(spec.tokenizer.path).expanduser() if spec.tokenizer.path else None)
+    if given is None and spec.tokenizer.run:
+        raise DataError(
+            "tokenizer_not_found", f"the tokenizer of run '{spec.tokenizer.run}' was not found"
+        )
+    if given is not None:
+        progress("tokenizer", None, f"loading the tokenizer in {given}")
+        tokenizer = tokenizers.load_any(given)
+    else:
+        tokenizer = _trained(root, collected, vocab_size, progress)
+    if tokenizer.vocab_size != vocab_size:
+        raise DataError(
+            "tokenizer_mismatch",
+            f"the tokenizer in {given} has {tokenizer.vocab_size:,} tokens and the model "
+            f"{vocab_size:,}: set model.vocab_size to {tokenizer.vocab_size}",
+            given,
+        )
+    directory = root / tokenizer.sha256[:32]
+    if not (directory / tokenizers.FILE_NAME).exists():
+        tokenizer.save(directory)
+    progress("tokenizer", 1.0, f"tokenizer with {vocab_size:,} tokens ready")
+    return tokenizer, directory
+
+
+def _trained(root: Path, collected: Corpus, vocab_size: int, progress: Progress) -> Tokenizer:
+    """Trained on the training files that are here; remembered by their content."""
+    files = [file for file in collected.train_files if Path(file.path).exists()]
+    if collected.source == "hf":
+        files = files[:1]  # how many are here already is chance, and must not decide
+    content = [[file.sha256 for file in files], vocab_size, tokenizers.SPLIT_PATTERN]
+    key = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    memo = root / f"trained-{key[:32]}.json"
+    try:
+        return tokenizers.load(root / json.loads(memo.read_bytes())["directory"])
+    except (OSError, ValueError, KeyError, DataError):
+        pass
+    progress("tokenizer", None, f"training a tokenizer with {vocab_size:,} tokens")
+    tokenizer = tokenizers.train(_texts(files, progress), vocab_size)
+    tokenizer.save(root / tokenizer.sha256[:32])
+    durable.write_bytes(memo, json.dumps({"directory": tokenizer.sha256[:32]}).encode())
+    return tokenizer
+
+
+def _texts(files: list[DataFile], progress: Progress) -> Iterator[str]:
+    total, read = sum(file.num_documents or 0 for file in files) or 1, 0
+    for file in files:
+        text_file = TextFile(file.path)
+        for group in range(text_file.num_row_groups):
+            texts = text_file.texts(group)
+            yield from texts
+            read += len(texts)
+            progress("tokenizer", 0.5 * read / total, "training the tokenizer: reading text")
+        text_file.close()
+
+
+# --- token cache ---------------------------------------------------------------------------------
+
+
+def _build_cache(
+    collected: Corpus, cache_dir: Path, tokenizer: Tokenizer, cap: int, progress: Progress
+) -> dict[str, int]:
+    """Tokenize validation and the beginning of training; the loader's helper does the rest."""
+    files = list(collected.val_files)
+    ready = 0
+    for file in collected.train_files:
+        if not Path(file.path).exists() or (ready and ready + file.size > READY_BYTES):
+            break
+        files.append(file)
+        ready += file.size
+    words = f"tokenizing {sum(f.num_documents or 0 for f in files):,} documents"
+    progress("tokens", 0.0, words)
+    return cache.build(
+        files,
+        cache_dir,
+        tokenizer,
+        cap,
+        progress=lambda fraction: progress("tokens", fraction, words),
+    )
+
+
+def _prepared(
+    collected: Corpus,
+    tokenizer: Tokenizer,
+    directory: Path,
+    cache_dir: Path,
+    cap: int,
+    counts: dict[str, int],
+) -> PreparedData:
+    train_tokens, exact = _count(collected.train_files, cache_dir, tokenizer, counts)
+    val_tokens, _ = _count(collected.val_files, cache_dir, tokenizer, counts)
+    return PreparedData(
+        corpus=collected.id,
+        source=collected.source,
+        tokenizer_dir=str(directory),
+        tokenizer_sha256=tokenizer.sha256,
+        vocab_size=tokenizer.vocab_size,
+        split_rule=SPLIT_RULE,
+        train_files=collected.train_files,
+        val_files=collected.val_files,
+        cache_dir=str(cache_dir),
+        cache_cap_bytes=cap,
+        corpus_tokens=train_tokens,
+        corpus_tokens_exact=exact,
+        val_tokens=val_tokens,
+        notes=collected.notes,
+    )
+
+
+def _count(
+    files: list[DataFile], cache_dir: Path, tokenizer: Tokenizer, counts: dict[str, int]
+) -> tuple[int, bool]:
+    """Tokens of the files, and whether all were counted: the others are taken as alike by size."""
+    known = {file.sha256: cache.cached_tokens(file, cache_dir, tokenizer) for file in files}
+    counted = [file for file in files if known[file.sha256] is not None]
+    tokens = sum(known[file.sha256] or counts.get(file.sha256, 0) for file in counted)
+    if len(counted) == len(files):
+        return tokens, True
+    size = sum(file.size for file in counted)
+    rate = tokens / size if size else 0.5  # tokens per byte of parquet, as in climbmix shards
+    return tokens + int(rate * sum(f.size for f in files if known[f.sha256] is None)), False

@@ -1,0 +1,116 @@
+"""What a trainer needs to know about its data, as one JSON document, and whether it still holds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from trainer.data import durable
+from trainer.data.errors import DataChanged
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Remote(Frozen):
+    """Where a file that may not be here yet comes from."""
+
+    repo: str
+    revision: str
+    name: str
+
+
+class DataFile(Frozen):
+    """A parquet file as it was when the run was prepared. Counts are None until it is here."""
+
+    path: str
+    size: int
+    sha256: str
+    mtime_ns: int | None = None
+    inode: int | None = None
+    num_documents: int | None = None
+    num_row_groups: int | None = None
+    remote: Remote | None = None
+
+
+class PreparedData(Frozen):
+    """Corpus, tokenizer and token cache of a run. Written once, read by every attempt."""
+
+    version: int = 1
+    corpus: str
+    source: str
+    tokenizer_dir: str
+    tokenizer_sha256: str
+    vocab_size: int
+    split_rule: str
+    train_files: list[DataFile]
+    val_files: list[DataFile]
+    cache_dir: str
+    cache_cap_bytes: int
+    corpus_tokens: int
+    corpus_tokens_exact: bool
+    val_tokens: int
+    notes: list[str] = []
+
+    def files(self, split: str) -> list[DataFile]:
+        return self.train_files if split == "train" else self.val_files
+
+    def identity(self) -> str:
+        """sha256 of everything the training batches depend on, besides packing and cursor."""
+        return self._fingerprint([file.sha256 for file in self.train_files])
+
+    def val_identity(self) -> str:
+        """sha256 of everything val bpb depends on, besides the evaluation's own settings."""
+        return self._fingerprint([file.sha256 for file in self.val_files])
+
+    def _fingerprint(self, files: list[str]) -> str:
+        content = [files, self.tokenizer_sha256, self.split_rule]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def verify(prepared: PreparedData, deep: bool = False) -> None:
+    """Raise DataChanged for the first file that is not what the run was prepared with.
+
+    Size, time and inode are compared; where they differ the content decides. `deep` hashes every
+    file, which is the only way to see an edit that keeps size and time.
+    """
+    _verify_tokenizer(prepared)
+    for file in [*prepared.train_files, *prepared.val_files]:
+        if file.remote is None or Path(file.path).exists():
+            verify_file(file, deep)
+
+
+def verify_file(file: DataFile, deep: bool = False) -> None:
+    """Raise DataChanged unless the file is there with the content it had."""
+    try:
+        stat = os.stat(file.path)
+    except OSError as error:
+        raise DataChanged(file.path, f"cannot be found any more ({error.strerror})") from None
+    if stat.st_size != file.size:
+        raise DataChanged(file.path, f"had {file.size:,} bytes and now has {stat.st_size:,}")
+    touched = (stat.st_mtime_ns, stat.st_ino) != (file.mtime_ns, file.inode)
+    unknown = file.mtime_ns is None  # downloaded after the preparation, checked when it came
+    if (deep or (touched and not unknown)) and _hash(file) != file.sha256:
+        raise DataChanged(file.path, "has other content than when the run was prepared")
+
+
+def _verify_tokenizer(prepared: PreparedData) -> None:
+    path = Path(prepared.tokenizer_dir) / "tokenizer.json"
+    try:
+        found = durable.sha256_of(path)
+    except OSError as error:
+        raise DataChanged(path, f"cannot be read any more ({error.strerror})") from None
+    if found != prepared.tokenizer_sha256:
+        raise DataChanged(path, "is not the tokenizer this run was prepared with")
+
+
+def _hash(file: DataFile) -> str:
+    try:
+        return durable.sha256_of(Path(file.path))
+    except OSError as error:
+        raise DataChanged(file.path, f"cannot be read any more ({error.strerror})") from None

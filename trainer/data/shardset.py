@@ -1,0 +1,130 @@
+"""The open shards of a split: opened when read, the next one ahead, each checked for changes."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+import trainer
+from trainer.data import cache, durable
+from trainer.data import tokenizer as tokenizers
+from trainer.data.errors import DataChanged, DataError
+from trainer.data.prepared import DataFile, PreparedData, verify_file
+from trainer.data.shards import CachedShard, Shard
+
+WAIT_SECONDS = 1800.0
+
+
+class ShardSet:
+    """Gives the reader its shards by index. Close it: it may own the process that builds ahead."""
+
+    def __init__(self, prepared: PreparedData, split: Literal["train", "val"]) -> None:
+        self.files = prepared.files(split)
+        self._prepared = prepared
+        self._tokenizer = tokenizers.load(prepared.tokenizer_dir)
+        if self._tokenizer.sha256 != prepared.tokenizer_sha256:
+            path = Path(prepared.tokenizer_dir) / tokenizers.FILE_NAME
+            raise DataChanged(path, "is not the tokenizer this run was prepared with")
+        self._open: dict[int, Shard] = {}
+        self._stats: dict[int, tuple[int, int, int]] = {}
+        self._opener = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="shards")
+        self._ahead: tuple[int, concurrent.futures.Future[Shard]] | None = None
+        self._builder: subprocess.Popen[bytes] | None = None
+        if split == "train" and any(self._is_missing(file) for file in self.files):
+            self._start_builder()
+
+    def open(self, index: int) -> Shard:
+        """The shard being read. Raises DataChanged, DataError."""
+        shard = self._open.get(index)
+        if shard is None:
+            shard = self._take_ahead(index) or self._fresh(index)
+            self._open = {index: shard}  # older ones live on in the documents still buffered
+            self._look_ahead(index)
+        elif not isinstance(shard, CachedShard) and not self._is_missing(self.files[index]):
+            shard = self._open[index] = self._fresh(index)
+        self._check_unchanged(index)
+        return shard
+
+    def pick(self, index: int, documents: list[int]) -> list[np.ndarray]:
+        """Single documents of any file, for a buffer that is restored."""
+        return self._fresh(index).pick(documents)
+
+    def close(self) -> None:
+        self._opener.shutdown(wait=True, cancel_futures=True)
+        self._open.clear()
+        if self._builder is not None and self._builder.poll() is None:
+            self._builder.terminate()
+            self._builder.wait()
+
+    def _fresh(self, index: int) -> Shard:
+        file = self.files[index]
+        self._await_file(file)
+        verify_file(file)
+        return cache.open_shard(file, self._prepared.cache_dir, self._tokenizer)
+
+    def _take_ahead(self, index: int) -> Shard | None:
+        ahead, self._ahead = self._ahead, None
+        return ahead[1].result() if ahead and ahead[0] == index else None
+
+    def _look_ahead(self, index: int) -> None:
+        """Open and check the next file in the background: hashing 100 MB takes a tenth second."""
+        following = (index + 1) % len(self.files)
+        file = self.files[following]
+        if following != index and Path(file.path).exists() and not self._is_missing(file):
+            self._ahead = (following, self._opener.submit(self._fresh, following))
+
+    def _check_unchanged(self, index: int) -> None:
+        """One stat for each row group: an edit pauses the run where it is read."""
+        path = self.files[index].path
+        try:
+            stat = os.stat(path)
+            seen = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
+        except OSError:
+            seen = (-1, -1, -1)
+        if self._stats.get(index) != seen:
+            verify_file(self.files[index])
+            self._stats[index] = seen
+
+    def _is_missing(self, file: DataFile) -> bool:
+        return not cache.cache_path(self._prepared.cache_dir, file.sha256).exists()
+
+    # --- files that are still on their way -------------------------------------------------------
+
+    def _await_file(self, file: DataFile) -> None:
+        deadline = time.monotonic() + WAIT_SECONDS
+        while file.remote is not None and not Path(file.path).exists():
+            if self._builder is None or self._builder.poll() is not None:
+                self._start_builder()
+            if time.monotonic() > deadline:
+                raise DataError(
+                    "download_failed",
+                    f"{file.remote.name} did not arrive within {WAIT_SECONDS / 60:.0f} minutes"
+                    f"{self._complaint()}",
+                    file.path,
+                )
+            time.sleep(cache.POLL_SECONDS)
+
+    def _complaint(self) -> str:
+        try:
+            return ": " + (Path(self._prepared.cache_dir) / cache.ERROR_FILE).read_text()
+        except OSError:
+            return ""
+
+    def _start_builder(self) -> None:
+        description = (
+            Path(self._prepared.cache_dir) / f"ahead-{self._prepared.identity()[:16]}.json"
+        )
+        durable.write_bytes(description, self._prepared.model_dump_json().encode())
+        command = [sys.executable, "-P", "-m", "trainer.data.cache", str(description)]
+        root = str(Path(trainer.__file__).parent.parent)
+        inherited = os.environ.get("PYTHONPATH")
+        path = os.pathsep.join([root, inherited] if inherited else [root])
+        environment = {**os.environ, "PYTHONPATH": path}
+        self._builder = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment)

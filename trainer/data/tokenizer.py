@@ -1,0 +1,303 @@
+"""The tokenizer: byte-level BPE, trained with rustbpe, encoded with tiktoken (RECIPE section 6).
+
+On disk it is one JSON file, `tokenizer.json`, without pickle: the split pattern, the token bytes
+in the order of their ranks (base64), the special tokens after them. nanochat's two files
+(tokenizer.pkl, token_bytes.pt) are read without running anything in them, and can be written.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tiktoken
+
+from trainer.data import durable, inert_pickle
+from trainer.data.errors import DataError
+
+FILE_NAME = "tokenizer.json"
+FORMAT = "traind-tokenizer"
+SPECIAL_TOKENS = (
+    "<|bos|>",
+    "<|user_start|>",
+    "<|user_end|>",
+    "<|assistant_start|>",
+    "<|assistant_end|>",
+    "<|python_start|>",
+    "<|python_end|>",
+    "<|output_start|>",
+    "<|output_end|>",
+)
+SPLIT_PATTERN = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*"
+    r"|\s*[\r\n]|\s+(?!\S)|\s+"
+)
+MAX_FILE_BYTES = 64 << 20
+MAX_VOCAB = 1_000_000
+MAX_TOKEN_BYTES = 65_536
+TRAIN_CHARS_PER_DOCUMENT = 10_000
+TRAIN_CHARS = 2_000_000_000
+PIECE_CHARS = 50_000
+
+
+class Tokenizer:
+    """An immutable vocabulary with its encoder.
+
+    `tokens[i]` are the bytes of token i; the special tokens follow, in order. `token_bytes` (V,)
+    is the byte length of every token, 0 for special ones. `sha256` names the vocabulary.
+    """
+
+    def __init__(self, pattern: str, tokens: Sequence[bytes], special_tokens: Sequence[str]):
+        self.pattern = pattern
+        self.tokens = tuple(tokens)
+        self.special_tokens = tuple(special_tokens)
+        self.encoding = _build_encoding(pattern, self.tokens, self.special_tokens)
+        self.vocab_size = len(self.tokens) + len(self.special_tokens)
+        self.bos_id = self.special_id(SPECIAL_TOKENS[0])
+        lengths = [len(token) for token in self.tokens] + [0] * len(self.special_tokens)
+        self.token_bytes = np.array(lengths, dtype=np.int32)
+        self.sha256 = hashlib.sha256(self.to_json()).hexdigest()
+
+    @property
+    def dtype(self) -> type[np.uint16] | type[np.uint32]:
+        """The narrowest type that holds every id."""
+        return np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
+
+    def special_id(self, name: str) -> int:
+        return len(self.tokens) + self.special_tokens.index(name)
+
+    def encode_ordinary(self, text: str) -> list[int]:
+        """Token ids; text that looks like a special token is ordinary text."""
+        return self.encode_array(text).tolist()
+
+    def encode_array(self, text: str, bos: bool = False) -> np.ndarray:
+        """Token ids (n,) in the narrowest dtype, after `<|bos|>` if asked."""
+        try:
+            ids = self.encoding.encode_to_numpy(text, disallowed_special=())
+        except BaseException as error:
+            # the regex engine gives up on runs of a million spaces with a panic, which is no
+            # Exception: such a text is encoded in pieces
+            if type(error).__name__ != "PanicException" or len(text) <= PIECE_CHARS:
+                raise
+            pieces = [text[at : at + PIECE_CHARS] for at in range(0, len(text), PIECE_CHARS)]
+            ids = np.concatenate([self.encode_array(piece) for piece in pieces])
+        if not bos:
+            return ids.astype(self.dtype)
+        with_bos = np.empty(len(ids) + 1, dtype=self.dtype)
+        with_bos[0] = self.bos_id
+        with_bos[1:] = ids
+        return with_bos
+
+    def encode_batch(
+        self, texts: Sequence[str], bos: bool = False, threads: int | None = None
+    ) -> list[np.ndarray]:
+        """`encode_array` of every text, on threads (tiktoken releases the interpreter lock)."""
+        workers = threads or min(8, os.cpu_count() or 1)
+        if workers == 1 or len(texts) < 8:
+            return [self.encode_array(text, bos) for text in texts]
+        share = -(-len(texts) // (4 * workers))
+        chunks = [texts[at : at + share] for at in range(0, len(texts), share)]
+        with ThreadPoolExecutor(workers) as pool:
+            encoded = pool.map(lambda chunk: [self.encode_array(t, bos) for t in chunk], chunks)
+            return [ids for chunk in encoded for ids in chunk]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of the ids; bytes that are not UTF-8 become U+FFFD."""
+        return self.encoding.decode([int(i) for i in ids])
+
+    def to_json(self) -> bytes:
+        content = {
+            "format": FORMAT,
+            "version": 1,
+            "pattern": self.pattern,
+            "tokens": [base64.b64encode(token).decode() for token in self.tokens],
+            "special_tokens": list(self.special_tokens),
+        }
+        return json.dumps(content, indent=0, ensure_ascii=True).encode()
+
+    def save(self, directory: Path) -> Path:
+        path = Path(directory) / FILE_NAME
+        durable.write_bytes(path, self.to_json())
+        return path
+
+
+def load(directory: str | Path) -> Tokenizer:
+    """The tokenizer in a directory of ours. Raises DataError."""
+    path = Path(directory) / FILE_NAME
+    try:
+        content = json.loads(_read_capped(path))
+        if content["format"] != FORMAT or content["version"] != 1:
+            raise ValueError(f"its format is not {FORMAT} version 1")
+        tokens = [base64.b64decode(token, validate=True) for token in content["tokens"]]
+        return _validated(content["pattern"], tokens, content["special_tokens"], path)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _refused(path, str(error)) from None
+
+
+def load_any(directory: str | Path) -> Tokenizer:
+    """Ours or nanochat's, whichever lies in the directory."""
+    directory = Path(directory)
+    if (directory / FILE_NAME).exists():
+        return load(directory)
+    if (directory / "tokenizer.pkl").exists():
+        return from_nanochat(directory)
+    raise DataError(
+        "tokenizer_not_found",
+        f"no tokenizer in {directory}: neither {FILE_NAME} nor nanochat's tokenizer.pkl is there",
+        directory,
+    )
+
+
+def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Train on the first 10,000 characters of each text, up to 2e9 characters.
+
+    Raises DataError when the text does not hold enough merges for `vocab_size`.
+    """
+    import rustbpe
+
+    trained = rustbpe.Tokenizer()
+    wanted = vocab_size - len(SPECIAL_TOKENS)
+    trained.train_from_iterator(_training_text(texts), wanted, pattern=SPLIT_PATTERN)
+    ranks = {bytes(token): rank for token, rank in trained.get_mergeable_ranks()}
+    if len(ranks) < wanted:
+        raise DataError(
+            "corpus_too_small",
+            f"the corpus is too small for a vocabulary of {vocab_size:,}: its text gives "
+            f"{len(ranks) + len(SPECIAL_TOKENS):,} tokens; set model.vocab_size to at most that, "
+            "or add text",
+        )
+    return Tokenizer(SPLIT_PATTERN, sorted(ranks, key=ranks.__getitem__), SPECIAL_TOKENS)
+
+
+def _training_text(texts: Iterable[str]) -> Iterator[str]:
+    left = TRAIN_CHARS
+    for text in texts:
+        piece = text[:TRAIN_CHARS_PER_DOCUMENT]
+        left -= len(piece)
+        yield piece
+        if left <= 0:
+            return
+
+
+# --- nanochat's files ----------------------------------------------------------------------------
+
+
+def from_nanochat(directory: str | Path) -> Tokenizer:
+    """nanochat's tokenizer.pkl, compared with its token_bytes.pt when that is there.
+
+    Runs no code of either file. Raises DataError("tokenizer_refused", ...).
+    """
+    path = Path(directory) / "tokenizer.pkl"
+    state = inert_pickle.read_encoding(_read_capped(path), str(path))
+    ranks, special, pattern = (
+        state.get(key) for key in ("mergeable_ranks", "special_tokens", "pat_str")
+    )
+    if not (isinstance(ranks, dict) and isinstance(special, dict) and isinstance(pattern, str)):
+        raise _refused(path, "it lacks mergeable_ranks, special_tokens or pat_str")
+    if not all(isinstance(rank, int) for rank in [*ranks.values(), *special.values()]):
+        raise _refused(path, "a rank is not a whole number")
+    if sorted([*ranks.values(), *special.values()]) != list(range(len(ranks) + len(special))):
+        raise _refused(path, "its ids are not 0, 1, 2, ... without gap")
+    if special and min(special.values()) != len(ranks):
+        raise _refused(path, "its special tokens do not follow the merges")
+    tokens = sorted(ranks, key=ranks.__getitem__)
+    tokenizer = _validated(pattern, tokens, sorted(special, key=special.__getitem__), path)
+    _compare_token_bytes(tokenizer, Path(directory) / "token_bytes.pt")
+    return tokenizer
+
+
+def to_nanochat(tokenizer: Tokenizer, directory: str | Path) -> None:
+    """Write tokenizer.pkl (a tiktoken.Encoding) and token_bytes.pt (int32, V) for nanochat."""
+    import pickle
+
+    import torch
+
+    directory = Path(directory)
+    durable.write_bytes(directory / "tokenizer.pkl", pickle.dumps(tokenizer.encoding))
+    with durable.replacing(directory / "token_bytes.pt") as file:
+        torch.save(torch.from_numpy(tokenizer.token_bytes.copy()), file)
+
+
+def _compare_token_bytes(tokenizer: Tokenizer, path: Path) -> None:
+    if not path.exists():
+        return
+    import torch
+
+    try:
+        _check_archive(path)
+        lengths = torch.load(path, map_location="cpu", weights_only=True)
+    except DataError:
+        raise
+    except Exception as error:  # torch raises many kinds for files that are not its own
+        raise _refused(path, str(error).splitlines()[0] if str(error) else "unreadable") from None
+    if not isinstance(lengths, torch.Tensor) or lengths.shape != (tokenizer.vocab_size,):
+        raise _refused(path, f"it is not one length for each of {tokenizer.vocab_size:,} tokens")
+    if not np.array_equal(lengths.to(torch.int64).numpy(), tokenizer.token_bytes):
+        raise _refused(path, "its byte lengths are not those of tokenizer.pkl beside it")
+
+
+def _check_archive(path: Path) -> None:
+    """A .pt file is a zip: refuse one that would unpack to more than it is."""
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise _refused(path, "it is too large for a table of token lengths")
+    with zipfile.ZipFile(path) as archive:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise _refused(path, "it is compressed, which torch does not do")
+
+
+# --- building and checking -----------------------------------------------------------------------
+
+
+def _validated(pattern: Any, tokens: list[Any], special: list[Any], path: Path) -> Tokenizer:
+    if not isinstance(pattern, str) or len(pattern) > 4096:
+        raise _refused(path, "its split pattern is not a short text")
+    if not all(isinstance(t, bytes) and 0 < len(t) <= MAX_TOKEN_BYTES for t in tokens):
+        raise _refused(path, "a token is not a short string of bytes")
+    if not all(isinstance(s, str) and 0 < len(s) <= 256 for s in special):
+        raise _refused(path, "a special token is not a short text")
+    if len(tokens) + len(special) > MAX_VOCAB or len(set(tokens)) != len(tokens):
+        raise _refused(path, "it has too many tokens, or one twice")
+    if not {bytes([byte]) for byte in range(256)} <= set(tokens):
+        raise _refused(path, "it does not cover all 256 bytes")
+    if SPECIAL_TOKENS[0] not in special or len(set(special)) != len(special):
+        raise _refused(path, f"it has no {SPECIAL_TOKENS[0]}, or a special token twice")
+    try:
+        return Tokenizer(pattern, tokens, special)
+    except Exception as error:  # tiktoken's own complaint about the pattern
+        raise _refused(path, str(error)) from None
+
+
+def _build_encoding(
+    pattern: str, tokens: Sequence[bytes], special: Sequence[str]
+) -> tiktoken.Encoding:
+    return tiktoken.Encoding(
+        name="rustbpe",
+        pat_str=pattern,
+        mergeable_ranks={token: rank for rank, token in enumerate(tokens)},
+        special_tokens={name: len(tokens) + i for i, name in enumerate(special)},
+    )
+
+
+def _read_capped(path: Path) -> bytes:
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise _refused(path, f"it is larger than {MAX_FILE_BYTES:,} bytes")
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            "tokenizer_not_found", f"cannot read {path}: {error.strerror or error}", path
+        ) from None
+
+
+def _refused(path: Path, why: str) -> DataError:
+    return DataError(
+        "tokenizer_refused", f"{path} is not a tokenizer that can be read: {why}", path
+    )
