@@ -36,7 +36,11 @@ class Lineage(Order):
 
 
 class AttemptOrder(Order):
-    """One trainer process serving one phase."""
+    """One trainer process serving one phase.
+
+    earlier_schedules: those of the lineage's earlier phases, in order; needed when the newest
+    checkpoint that verifies lies before this phase and its last steps are done again.
+    """
 
     run_id: str
     run_name: str
@@ -48,6 +52,7 @@ class AttemptOrder(Order):
     phase_index: int
     phase_name: str
     schedule: PhaseSchedule
+    earlier_schedules: list[PhaseSchedule] = []
     first_step_of_phase: int
     end_step: int
     spec: RunSpec

@@ -1,0 +1,59 @@
+"""What the trainer is told: commands from the inbox and signals, asked once per step.
+
+Handlers of signals only set a flag. SIGTERM: checkpoint, then end (recovery policy decides what
+next). SIGUSR1: every thread's stack into the log, for a hang seen from outside.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+from pydantic import ValidationError
+
+from trainer.contract import commands, journal
+
+
+class Control:
+    """The inbox and the signals of one process."""
+
+    def __init__(self, inbox: Path) -> None:
+        self._reader = journal.Reader(inbox)
+        self._offset, self._next_seq = 0, 0
+        self._pending: list[commands.AnyCommand] = []
+        self.terminated = False
+
+    def install_signals(self) -> None:
+        signal.signal(signal.SIGTERM, self._on_terminate)
+        signal.signal(signal.SIGINT, self._on_terminate)
+        if hasattr(signal, "SIGUSR1"):
+            faulthandler.register(signal.SIGUSR1, file=sys.stderr, all_threads=True)
+
+    def poll(self) -> None:
+        """Read what is new; a damaged inbox is treated as silence, signals still work."""
+        batch = self._reader.read(self._offset, self._next_seq)
+        self._offset, self._next_seq = batch.offset, batch.next_seq
+        for record in batch.records:
+            body = {k: v for k, v in record.items() if k not in ("seq", "ts")}
+            try:
+                self._pending.append(commands.ADAPTER.validate_python(body))
+            except ValidationError as error:
+                print(f"inbox: ignored a command that is not understood: {error}", file=sys.stderr)
+
+    def take(self) -> list[commands.AnyCommand]:
+        """The commands that came since the last call, in order."""
+        self.poll()
+        taken, self._pending = self._pending, []
+        return taken
+
+    def wants_attention(self) -> bool:
+        """Whether long work (an evaluation) should stop at its next boundary."""
+        self.poll()
+        urgent = (commands.Pause, commands.Cancel, commands.EndPhase)
+        return self.terminated or any(isinstance(c, urgent) for c in self._pending)
+
+    def _on_terminate(self, signum: int, frame: FrameType | None) -> None:
+        self.terminated = True

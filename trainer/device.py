@@ -1,0 +1,214 @@
+"""The device: which one, how it is set up, how fast it can be, what it draws, what it is called."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+import time
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from trainer.contract.peaks import Peak, known_peak
+
+SAMPLE_SECONDS = 1.0
+
+
+class DeviceMissing(Exception):
+    """The device asked for is not on this machine."""
+
+
+def resolve(name: str) -> torch.device:
+    """The torch device for 'auto', 'cpu', 'mps', 'cuda' or 'cuda:N'. Raises DeviceMissing."""
+    if name == "auto":
+        name = "cuda:0" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise DeviceMissing(f"device {name} is not there: torch sees {count} CUDA devices")
+        device = torch.device("cuda", device.index or 0)
+        torch.cuda.set_device(device)
+    elif device.type == "mps" and not torch.backends.mps.is_available():
+        raise DeviceMissing("device mps is not there")
+    return device
+
+
+def configure(device: torch.device, *, threads: int | None, deterministic: bool) -> None:
+    """Set threads and determinism. Call before the first CUDA work of the process."""
+    if threads:
+        torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision("highest" if deterministic else "high")
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=device.type != "cpu")
+        torch.backends.cudnn.benchmark = False
+
+
+def compute_dtype(device: torch.device, precision: str) -> torch.dtype:
+    """RECIPE section 1: bf16 on CUDA with SM >= 80, else float32; fp16 only on request."""
+    if precision in ("bf16", "fp8"):
+        return torch.bfloat16
+    if precision == "fp16":
+        return torch.float16
+    capable = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.bfloat16 if precision == "auto" and capable else torch.float32
+
+
+def name_of(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu":
+        return f"{_cpu_model()} ({torch.get_num_threads()} threads)"
+    return device.type
+
+
+def _cpu_model() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine() or "CPU"
+
+
+def peak(device: torch.device, dtype: torch.dtype) -> Peak:
+    """Dense peak FLOP/s: from the table, or measured by matrix products where it is unknown."""
+    if device.type == "cuda" and dtype == torch.bfloat16:
+        known = known_peak(torch.cuda.get_device_name(device))
+        if known:
+            return known
+    value = measure_peak(device, dtype)
+    kind = str(dtype).removeprefix("torch.")
+    return Peak(value, f"measured: {kind} matrix product on {name_of(device)}")
+
+
+def measure_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of the best of several square matrix products; about a third of a second."""
+    size = 8192 if device.type == "cuda" else 1024
+    generator = torch.Generator(device="cpu").manual_seed(0)
+    a = torch.randn(size, size, generator=generator).to(device, dtype)
+    b = torch.randn(size, size, generator=generator).to(device, dtype)
+    best, deadline = float("inf"), time.perf_counter() + 0.35
+    for _ in range(200):
+        _synchronize(device)
+        started = time.perf_counter()
+        torch.mm(a, b)
+        _synchronize(device)
+        best = min(best, time.perf_counter() - started)
+        if time.perf_counter() > deadline:
+            break
+    return 2 * size**3 / best
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def has_compiler(device: torch.device) -> bool:
+    """Whether torch.compile can work here: a C++ compiler for the CPU, Triton for CUDA."""
+    if device.type == "cuda":
+        try:
+            metadata.version("triton")
+        except metadata.PackageNotFoundError:
+            return False
+        return shutil.which("cc") is not None or shutil.which("gcc") is not None
+    return device.type == "cpu" and (shutil.which("g++") or shutil.which("clang++")) is not None
+
+
+def versions() -> dict[str, str]:
+    """Versions that a run's numbers can depend on."""
+    found = {"python": platform.python_version(), "torch": torch.__version__}
+    if torch.version.cuda:
+        found["cuda"] = torch.version.cuda
+    for name in ("traind", "numpy", "safetensors", "tiktoken"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    found["platform"] = platform.platform()
+    return found
+
+
+def fingerprint(device: torch.device, choices: dict[str, Any]) -> dict[str, Any]:
+    """What bit equality depends on besides data and spec: compared at every resume."""
+    return {
+        "torch": torch.__version__,
+        "python": ".".join(map(str, sys.version_info[:2])),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_model(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        **choices,
+    }
+
+
+@dataclass
+class Sensors:
+    """Memory, power, temperature and energy of the device; NVML is asked at most once a second."""
+
+    device: torch.device
+    _handle: Any = None
+    _sampled_at: float = 0.0
+    _last: dict[str, float | None] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, device: torch.device) -> Sensors:
+        if device.type != "cuda":
+            return cls(device)
+        try:
+            import pynvml
+
+            pynvml.nvmlInit()
+            uuid = str(torch.cuda.get_device_properties(device).uuid)
+            return cls(device, pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}".encode()))
+        except Exception as error:  # no NVML is a machine without power figures, not a failure
+            print(f"no NVML: power and temperature are not shown ({error})", file=sys.stderr)
+            return cls(device)
+
+    def read(self) -> dict[str, float | int | None]:
+        """Fields of events.Step about the device."""
+        return {**self._memory(), **self._power()}
+
+    def _memory(self) -> dict[str, int | None]:
+        if self.device.type != "cuda":
+            return {"vram_peak_bytes": _peak_rss_bytes()}
+        free_total = torch.cuda.mem_get_info(self.device)
+        return {
+            "vram_allocated_bytes": torch.cuda.memory_allocated(self.device),
+            "vram_reserved_bytes": torch.cuda.memory_reserved(self.device),
+            "vram_peak_bytes": torch.cuda.max_memory_allocated(self.device),
+            "vram_total_bytes": free_total[1],
+        }
+
+    def _power(self) -> dict[str, float | None]:
+        if self._handle is None:
+            return {}
+        now = time.monotonic()
+        if now - self._sampled_at < SAMPLE_SECONDS and self._last:
+            return self._last
+        import pynvml
+
+        try:
+            watts = pynvml.nvmlDeviceGetPowerUsage(self._handle) / 1000
+            celsius = pynvml.nvmlDeviceGetTemperature(self._handle, pynvml.NVML_TEMPERATURE_GPU)
+            self._last = {"power_watts": watts, "temperature_celsius": float(celsius)}
+        except pynvml.NVMLError:
+            self._last = {"power_watts": None, "temperature_celsius": None}
+        self._sampled_at = now
+        return self._last
+
+
+def _peak_rss_bytes() -> int | None:
+    try:
+        import resource
+    except ImportError:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,244 @@
+"""The training loop. At each step boundary: commands, evaluations due, a save due, then one step.
+
+A loss is fetched one step late on a GPU, so the device never waits for the host. Every way out is
+an `Ended` event; only what went wrong on the way comes as an exception to `trainer.__main__`.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from trainer import measuring, saving
+from trainer.contract import commands, events, failpoint
+from trainer.contract.exits import Reason
+from trainer.contract.schedule import (
+    PhaseSchedule,
+    lr_multiplier,
+    muon_momentum,
+    weight_decay_multiplier,
+)
+from trainer.session import Session
+from trainer.spikes import SpikeWatch
+from trainer.step import StepResult
+
+
+@dataclass
+class Pending:
+    """A step that was launched and whose loss is not read yet."""
+
+    step: int
+    result: StepResult
+    started: float
+    schedule: dict[str, float]
+    batch_sha256: str
+    waited: bool = False
+
+
+class NonFinite(Exception):
+    """The loss of `step` was NaN or infinite; the weights were not touched by that step."""
+
+    def __init__(self, step: int, loss: float) -> None:
+        super().__init__(f"the loss of step {step:,} is {loss}")
+        self.step, self.loss = step, loss
+
+
+def run(session: Session) -> events.Ended:
+    """Train to the end of the phase, or until told to stop. The session stands at its start."""
+    order, state = session.order, session.state
+    measuring.recheck_at_start(session)
+    session.reporter.emit(events.Stage(stage="training"))
+    loop = _Loop(session)
+    while True:
+        ended = loop.obey()
+        if ended:
+            return ended
+        if not measuring.measure_due(session, loop.at_end):
+            continue  # a command came in the middle of an evaluation: it goes first
+        saving.save_if_due(session)
+        if loop.at_end:
+            return loop.finish("completed", Reason.finished, "end")
+        loop.step()
+        failpoint.hit("loop.step")
+        if state.step >= order.end_step:
+            loop.settle()
+
+
+class _Loop:
+    """The moving parts of `run`."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.order, self.state = session.order, session.state
+        self.pending: Pending | None = None
+        self.spikes = SpikeWatch()
+        self.first = True
+
+    @property
+    def at_end(self) -> bool:
+        return self.state.step >= self.order.end_step
+
+    # --- commands --------------------------------------------------------------------------------
+
+    def obey(self) -> events.Ended | None:
+        """Carry out what was asked since the last boundary; an ending if that is what it was."""
+        control = self.session.control
+        for command in control.take():
+            ended = self._carry_out(command)
+            if ended:
+                return ended
+        if control.terminated and not self.at_end:
+            return self.finish("terminated", Reason.terminated, "terminate")
+        return None
+
+    def _carry_out(self, command: commands.AnyCommand) -> events.Ended | None:
+        match command:
+            case commands.Pause():
+                if self.at_end:
+                    return None  # the last step is done: the phase completes instead
+                return self.finish("paused", Reason.requested, "pause")
+            case commands.EndPhase():
+                return self.finish("phase_ended", Reason.requested, "end")
+            case commands.Cancel():
+                self.settle()
+                return self._ended("cancelled", Reason.requested, None)
+            case commands.Save():
+                self.settle()
+                saving.save_now(self.session, "requested", pinned=command.pin)
+            case commands.Evaluate():
+                self.settle()
+                measuring.measure_on_request(self.session, command)
+            case commands.Pin():
+                self.order.pinned[:] = command.names
+            case commands.Update():
+                saving.update_spec(self.session, command)
+        self._answer(command)
+        return None
+
+    def _answer(self, command: commands.AnyCommand) -> None:
+        self.session.reporter.emit(events.CommandDone(command_id=command.id, outcome="done"))
+
+    def finish(self, outcome: Any, reason: Reason, why: Any) -> events.Ended:
+        """An ending with a checkpoint of the very last step."""
+        self.settle()
+        name = saving.save_last(self.session, why)
+        return self._ended(outcome, reason, name)
+
+    def _ended(self, outcome: Any, reason: Reason, checkpoint: str | None) -> events.Ended:
+        return events.Ended(
+            outcome=outcome, reason=reason, step=self.state.step, checkpoint=checkpoint
+        )
+
+    # --- one step --------------------------------------------------------------------------------
+
+    def step(self) -> None:
+        """Launch one step; report the one before it."""
+        session, step = self.session, self.state.step
+        self._skip_if_asked(step)
+        started = time.perf_counter()
+        micro_batches, batch_sha256 = session.next_step_batches()
+        schedule = scheduled(self.order.schedule, self.order.earlier_schedules, step)
+        peak_decay = self.order.plan.hyperparameters.weight_decay
+        session.saver.fence_update()
+        result = session.stepper.train_step(
+            micro_batches,
+            lr_multiplier=schedule["lr_multiplier"],
+            momentum=schedule["momentum"],
+            weight_decay=schedule["weight_decay"] * peak_decay,
+        )
+        before, self.pending = self.pending, None
+        if before:
+            self._report(before)
+        self.pending = Pending(step, result, started, schedule, batch_sha256)
+        self.state.step = step + 1
+        self.state.tokens_seen += self.order.plan.batch.tokens
+        if session.device.type != "cuda" or self.first:
+            self.settle()
+            self.first = False
+        session.reporter.sync_if_due()
+
+    def settle(self) -> None:
+        """Read and report the step in flight, if any: afterwards nothing is pending."""
+        before, self.pending = self.pending, None
+        if before:
+            self._report(before)
+
+    def _skip_if_asked(self, step: int) -> None:
+        """Discard the batches that a rewind marked as offending, when their step comes."""
+        for first, last in self.order.skip_steps:
+            if step == first:
+                for _ in range(last - first + 1):
+                    self.session.next_step_batches()
+
+    def _report(self, done: Pending) -> None:
+        session, state = self.session, self.state
+        loss = failing_loss(float(done.result.loss))
+        if not bool(done.result.finite) or loss != loss:
+            raise NonFinite(done.step, loss)
+        seconds = time.perf_counter() - done.started
+        sensors = session.sensors.read()
+        watts = sensors.get("power_watts")
+        state.training_seconds += seconds
+        state.energy_joules += (watts or 0.0) * seconds
+        smooth = state.observe(loss)
+        session.reporter.emit(
+            events.Step.model_construct(
+                kind="step",
+                step=done.step,
+                loss=loss,
+                loss_smooth=smooth,
+                lr_multiplier=done.schedule["lr_multiplier"],
+                momentum=done.schedule["momentum"],
+                weight_decay=done.schedule["weight_decay"]
+                * self.order.plan.hyperparameters.weight_decay,
+                grad_norm=float(done.result.grad_norm),
+                tokens=self.order.plan.batch.tokens,
+                seconds=seconds,
+                energy_joules=state.energy_joules if watts is not None else None,
+                batch_sha256=done.batch_sha256,
+                **sensors,
+            )
+        )
+        self._check_resume(done.step, loss)
+        spike = self.spikes.observe(done.step, loss)
+        if spike:
+            session.reporter.emit(spike)
+
+    def _check_resume(self, step: int, loss: float) -> None:
+        """The first step after a resume must repeat, bit for bit, what was recorded."""
+        expected, self.session.expected_loss = self.session.expected_loss, None
+        if expected is None:
+            return
+        inexact = self.session.inexact
+        same = torch.tensor(loss).equal(torch.tensor(expected))
+        verdict = "approximate" if inexact else ("verified" if same else "mismatch")
+        self.session.reporter.emit(
+            events.ResumeChecked(
+                step=step,
+                what="next_loss",
+                verdict=verdict,
+                expected=expected,
+                found=loss,
+                why="; ".join(inexact),
+            )
+        )
+
+
+def scheduled(schedule: PhaseSchedule, earlier: list[PhaseSchedule], step: int) -> dict[str, float]:
+    """LR multiplier, momentum and weight-decay multiplier of `step`, of the phase it lies in."""
+    own = schedule
+    if step < schedule.start_step and earlier:
+        own = next((s for s in reversed(earlier) if s.start_step <= step), earlier[0])
+    return {
+        "lr_multiplier": lr_multiplier(own, step),
+        "momentum": muon_momentum(own, step),
+        "weight_decay": weight_decay_multiplier(own, step),
+    }
+
+
+def failing_loss(loss: float) -> float:
+    """The loss, or NaN where the failpoint asks for it."""
+    return float("nan") if failpoint.corrupts("loop.loss") else loss

@@ -1,0 +1,91 @@
+"""The trainer's voice: events into the outbox, durable where they must be.
+
+A full disk stops nothing but the trainer itself: the record waits, the trainer waits at the step
+boundary with it, and goes on when there is room again. No record is lost and none is doubled.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+from trainer.contract import events, journal
+
+SYNC_SECONDS = 1.0
+RETRY_SECONDS = 0.5
+
+
+class Reporter:
+    """Writes events. on_wait(reason or None) tells the outside, by other means, that it waits."""
+
+    def __init__(
+        self,
+        writer: journal.Writer,
+        on_wait: Callable[[str | None], None] = lambda reason: None,
+        should_give_up: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._writer = writer
+        self._on_wait, self._should_give_up = on_wait, should_give_up
+        self._synced_at = time.monotonic()
+
+    def emit(self, event: events.Event) -> None:
+        """Append the event; lifecycle events are on disk when this returns.
+
+        Raises JournalFull only after `should_give_up` said so, OSError when the disk fails.
+        """
+        record = finite(event.model_dump(mode="json"))
+        self._append(record)
+        if events.is_durable(event):
+            self.sync()
+        else:
+            self.sync_if_due()
+
+    def sync_if_due(self) -> None:
+        if time.monotonic() - self._synced_at >= SYNC_SECONDS:
+            self.sync()
+
+    def sync(self) -> None:
+        self._writer.sync()
+        self._synced_at = time.monotonic()
+
+    def _append(self, record: dict[str, Any]) -> None:
+        try:
+            self._writer.append(record)
+            return
+        except journal.JournalFull:
+            waited_from = time.monotonic()
+            self._on_wait("disk_full")
+        self._wait_for_room(record)
+        self._on_wait(None)
+        waited = time.monotonic() - waited_from
+        notice = events.Notice(
+            level="warning",
+            code="disk_full",
+            message=f"the disk was full: the trainer waited {waited:.0f} s and went on",
+            data={"seconds": waited},
+        )
+        self._append(finite(notice.model_dump(mode="json")))
+
+    def _wait_for_room(self, record: dict[str, Any]) -> None:
+        while True:
+            if self._should_give_up():
+                raise journal.JournalFull(f"{self._writer.path}: no space, and told to end")
+            time.sleep(RETRY_SECONDS)
+            try:
+                self._writer.append(record)
+                return
+            except journal.JournalFull:
+                continue
+
+
+def finite(value: Any) -> Any:
+    """The same JSON value with NaN and infinities as None: they are not JSON."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [finite(v) for v in value]
+    return value

@@ -1,0 +1,148 @@
+"""Saving without stopping: copy to host memory, write in a background thread.
+
+The copy is all that the training thread waits for; on CUDA it runs on a side stream beneath the
+next forward pass and only the next update waits for it. Two saves never overlap. Host buffers are
+kept between saves: on the CPU, first-touch page faults cost four times the copy itself.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer import checkpoint
+from trainer.checkpoint import FileEntry, Manifest, Snapshot
+
+
+@dataclass(frozen=True)
+class Saved:
+    """How a save ended: `path` and `manifest`, or `error`."""
+
+    snapshot_step: int
+    why: str
+    seconds: float
+    stall_seconds: float
+    bytes: int
+    path: Path | None = None
+    manifest: Manifest | None = None
+    error: BaseException | None = None
+
+
+class Saver:
+    """Writes checkpoints of one attempt below `directory`."""
+
+    def __init__(self, directory: Path, device: torch.device) -> None:
+        self._directory, self._device = directory, device
+        self._buffers: dict[str, Tensor] = {}
+        self._thread: threading.Thread | None = None
+        self._done: list[Saved] = []
+        self._copied: Any = None
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    @property
+    def busy(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def begin(
+        self,
+        step: int,
+        model: Mapping[str, Tensor],
+        optimizer: Mapping[str, Tensor],
+        state: dict[str, Any],
+        describe: Callable[[dict[str, FileEntry]], Manifest],
+        why: str,
+    ) -> None:
+        """Take the snapshot and start writing. The caller sees to it that no save is under way."""
+        if self.busy:
+            raise RuntimeError("a save is still under way: two saves never overlap")
+        started = time.perf_counter()
+        snapshot = self._snapshot(step, model, optimizer, state)
+        stall = time.perf_counter() - started
+        self._thread = threading.Thread(
+            target=self._write, args=(snapshot, describe, why, stall), name="checkpoint-writer"
+        )
+        self._thread.start()
+
+    def fence_update(self) -> None:
+        """Make the device's next update wait for the copy; a no-op when there is none."""
+        if self._copied is not None:
+            torch.cuda.current_stream(self._device).wait_event(self._copied)
+            self._copied = None
+
+    def collect(self) -> list[Saved]:
+        """The saves that ended since the last call; never waits."""
+        if self._thread is None or self._thread.is_alive():
+            return []
+        self._thread.join()
+        self._thread = None
+        done, self._done = self._done, []
+        return done
+
+    def wait(self) -> list[Saved]:
+        """Wait for the save in flight and return what ended."""
+        if self._thread is not None:
+            self._thread.join()
+        return self.collect()
+
+    def _snapshot(
+        self,
+        step: int,
+        model: Mapping[str, Tensor],
+        optimizer: Mapping[str, Tensor],
+        state: dict[str, Any],
+    ) -> Snapshot:
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream(self._device))
+            with torch.cuda.stream(self._stream):
+                copies = (self._copy("m.", model), self._copy("o.", optimizer))
+            self._copied = self._stream.record_event()
+        else:
+            copies = (self._copy("m.", model), self._copy("o.", optimizer))
+        return Snapshot(step, *copies, state)
+
+    def _copy(self, prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: self._into_buffer(prefix + name, t) for name, t in tensors.items()}
+
+    def _into_buffer(self, key: str, tensor: Tensor) -> Tensor:
+        buffer = self._buffers.get(key)
+        if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
+            pinned = self._device.type == "cuda"
+            buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned)
+            self._buffers[key] = buffer
+        buffer.copy_(tensor.detach(), non_blocking=True)
+        return buffer
+
+    def _write(
+        self,
+        snapshot: Snapshot,
+        describe: Callable[[dict[str, FileEntry]], Manifest],
+        why: str,
+        stall: float,
+    ) -> None:
+        started = time.perf_counter()
+        path = manifest = error = None
+        try:
+            if self._stream is not None:
+                self._stream.synchronize()
+            path, manifest = checkpoint.write(self._directory, snapshot, describe)
+        except Exception as caught:  # reported by the loop: the last good one is untouched
+            error = caught
+        self._done.append(
+            Saved(
+                snapshot_step=snapshot.step,
+                why=why,
+                seconds=time.perf_counter() - started,
+                stall_seconds=stall,
+                bytes=snapshot.bytes,
+                path=path,
+                manifest=manifest,
+                error=error,
+            )
+        )
