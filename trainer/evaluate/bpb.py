@@ -1,0 +1,99 @@
+"""Validation loss in bits per byte: comparable between tokenizers, RECIPE section 7."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.evaluate.undisturbed import undisturbed
+from trainer.model import GPT
+
+
+@dataclass(frozen=True)
+class BpbResult:
+    """value: bits per byte = nats / (ln 2 x bytes), over the `tokens` targets that have bytes."""
+
+    value: float
+    nats: float
+    bytes: int
+    tokens: int
+    seconds: float
+
+    def as_result(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def measure(
+    model: GPT,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    token_bytes: Tensor,
+    *,
+    should_stop: Callable[[], bool] | None = None,
+) -> BpbResult | None:
+    """Bits per byte over batches of (inputs_BT, targets_BT); None when told to stop.
+
+    token_bytes (vocab_size,): bytes of each token, 0 for special ones, which do not count; neither
+    do targets of -1. Raises ValueError when nothing counts.
+    """
+    began, nats, num_bytes, tokens = time.monotonic(), 0.0, 0, 0
+    lengths = torch.as_tensor(token_bytes, device=model.device)
+    with undisturbed(model):
+        for inputs_BT, targets_BT in batches:
+            if should_stop is not None and should_stop():
+                return None
+            inputs_BT, targets_BT = inputs_BT.to(model.device), targets_BT.to(model.device)
+            batch = _sums(model, inputs_BT, targets_BT, lengths)
+            nats, num_bytes, tokens = nats + batch[0], num_bytes + batch[1], tokens + batch[2]
+    if not num_bytes:
+        raise ValueError("no target token with bytes in the validation span")
+    value = nats / (math.log(2) * num_bytes)
+    return BpbResult(value, nats, num_bytes, tokens, time.monotonic() - began)
+
+
+def plan_span(eval_tokens: int, rows: int, sequence_len: int) -> int:
+    """Number of batches of rows x sequence_len tokens in the span (at least one)."""
+    return max(1, eval_tokens // (rows * sequence_len))
+
+
+def identity(
+    val_identity: str,
+    tokenizer_sha256: str,
+    tokens: int,
+    rows: int,
+    sequence_len: int,
+    packing: str,
+) -> str:
+    """What a value depends on besides the weights: values of two identities are not comparable.
+
+    rows counts: how documents are packed into rows depends on where the span ends, and it ends
+    after plan_span(tokens, rows, sequence_len) x rows rows.
+    """
+    parts = {
+        "kind": "bpb",
+        "validation": val_identity,
+        "tokenizer": tokenizer_sha256,
+        "batches": plan_span(tokens, rows, sequence_len),
+        "rows": rows,
+        "sequence_len": sequence_len,
+        "packing": packing,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _sums(
+    model: GPT, inputs_BT: Tensor, targets_BT: Tensor, lengths_V: Tensor
+) -> tuple[float, int, int]:
+    """(nats, bytes, tokens) of the targets that count."""
+    losses_BT = model.loss(inputs_BT, targets_BT, reduction="none").view_as(targets_BT)
+    bytes_BT = torch.where(targets_BT >= 0, lengths_V[targets_BT.clamp_min(0)], 0)
+    counted = bytes_BT > 0
+    nats = torch.where(counted, losses_BT, 0.0).sum(dim=1).tolist()  # float32 within a row only
+    return math.fsum(nats), int(bytes_BT.sum()), int(counted.sum())

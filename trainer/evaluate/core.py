@@ -1,0 +1,214 @@
+"""CORE: accuracy over the tasks of a bundle, centred on guessing (DCLM, arXiv 2406.11794).
+
+`Evaluation.run` goes on where it was stopped, so a pause in the middle costs nothing but the batch
+under way; `evaluate` is the same for callers that throw a stopped evaluation away.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from trainer.evaluate import core_forward, core_prompts, network
+from trainer.evaluate.core_bundle import Bundle, Task
+from trainer.evaluate.core_prompts import Encoder, Item, Unscorable
+from trainer.evaluate.undisturbed import undisturbed
+from trainer.model import GPT
+
+BATCH_TOKENS_CPU = 2048  # a stop is answered between batches: on a CPU that is seconds at depth 12
+BATCH_TOKENS_DEVICE = 32_768
+NAMED = 20  # items that cannot be scored are counted all and named up to this many per task
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One item: was it right, and if it could not be scored, why. scores only when asked for."""
+
+    right: bool
+    why: str | None = None
+    item: Item | None = None
+    scores: core_forward.Scores | None = None
+
+
+@dataclass(frozen=True)
+class CoreResult:
+    """Accuracies are float32 means as nanochat's are, so that equal answers give equal numbers.
+
+    not_scored: {task: {"count": n, "items": [[index, why], ...]}} of items counted as wrong.
+    details: {task: outcomes in the order of the pool}, only when asked for.
+    """
+
+    core_metric: float
+    results: dict[str, float]
+    centered_results: dict[str, float]
+    num_items: dict[str, int]
+    not_scored: dict[str, dict[str, Any]]
+    seconds: float
+    details: dict[str, list[Outcome]] = field(default_factory=dict, repr=False)
+
+    def as_result(self) -> dict[str, Any]:
+        """What is reported in an evaluation event: all but seconds and details."""
+        names = ("core_metric", "results", "centered_results", "num_items", "not_scored")
+        return {name: getattr(self, name) for name in names}
+
+
+def evaluate(
+    model: GPT,
+    tokenizer: Encoder,
+    bundle: Bundle,
+    *,
+    max_per_task: int | None = None,
+    should_stop: Callable[[], bool] | None = None,
+    progress: Progress | None = None,
+    details: bool = False,
+) -> CoreResult | None:
+    """CORE of the model as it stands; None when told to stop. progress(items done, items)."""
+    evaluation = Evaluation(bundle, max_per_task, details=details)
+    return evaluation.run(model, tokenizer, should_stop=should_stop, progress=progress)
+
+
+def identity(bundle: Bundle, tokenizer_sha256: str, max_per_task: int | None) -> str:
+    """What a score depends on besides the weights: scores of two identities are not comparable."""
+    parts = ["core", bundle.sha256, tokenizer_sha256, max_per_task]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+class Evaluation:
+    """The evaluation of one set of weights, item by item in a fixed order.
+
+    state_dict: JSON-ready, to go on in another process with the same weights, bundle and cut.
+    """
+
+    def __init__(self, bundle: Bundle, max_per_task: int | None, *, details: bool = False) -> None:
+        self.tasks = [(task, core_prompts.pool(task, max_per_task)) for task in bundle.tasks]
+        self.key = [bundle.sha256, max_per_task]
+        self.keeps_details = details
+        self.outcomes: list[Outcome] = []
+        self.seconds = 0.0
+
+    @property
+    def num_items(self) -> int:
+        return sum(len(items) for _, items in self.tasks)
+
+    def run(
+        self,
+        model: GPT,
+        tokenizer: Encoder,
+        *,
+        should_stop: Callable[[], bool] | None = None,
+        progress: Progress | None = None,
+    ) -> CoreResult | None:
+        """Go on until done, or None as soon as should_stop says so (asked before each batch)."""
+        began = time.monotonic()
+        with undisturbed(model):
+            for batch in self._batches(model, tokenizer):
+                if should_stop is not None and should_stop():
+                    break
+                self.outcomes += self._scored(model, batch)
+                if progress is not None:
+                    progress(len(self.outcomes), self.num_items)
+        self.seconds += time.monotonic() - began
+        return self.result() if len(self.outcomes) == self.num_items else None
+
+    def result(self) -> CoreResult:
+        """The scores of a finished evaluation."""
+        results, centred, counts, not_scored = {}, {}, {}, {}
+        for task, outcomes in self._by_task():
+            accuracy = _accuracy(outcomes)
+            results[task.label] = accuracy
+            centred[task.label] = (accuracy - task.baseline) / (1 - task.baseline)
+            counts[task.label] = len(outcomes)
+            lost = [[i, o.why] for i, o in enumerate(outcomes) if o.why is not None]
+            if lost:
+                not_scored[task.label] = {"count": len(lost), "items": lost[:NAMED]}
+        return CoreResult(
+            core_metric=sum(centred.values()) / len(centred),
+            results=results,
+            centered_results=centred,
+            num_items=counts,
+            not_scored=not_scored,
+            seconds=self.seconds,
+            details={t.label: o for t, o in self._by_task()} if self.keeps_details else {},
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        outcomes = [[outcome.right, outcome.why] for outcome in self.outcomes]
+        return {"key": self.key, "outcomes": outcomes, "seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises ValueError when the state is that of another bundle or cut."""
+        if state["key"] != self.key or len(state["outcomes"]) > self.num_items:
+            raise ValueError("the saved evaluation is of another bundle or max_per_task")
+        self.outcomes = [Outcome(right, why) for right, why in state["outcomes"]]
+        self.seconds = state["seconds"]
+
+    def _batches(self, model: GPT, tokenizer: Encoder) -> Iterator[list[Item | Unscorable]]:
+        """The items not yet done, prepared, in batches of about as many tokens."""
+        limit = BATCH_TOKENS_CPU if model.device.type == "cpu" else BATCH_TOKENS_DEVICE
+        longest = network.LONGEST_FACTOR * model.shape.sequence_len
+        batch: list[Item | Unscorable] = []
+        tokens = 0
+        for task, items, index in self._remaining():
+            try:
+                prepared = core_prompts.item(task, items, index, tokenizer, longest)
+                size = max(len(p.ids) for p in prepared.prompts)
+            except Unscorable as why:
+                prepared, size = why, 1
+            if batch and tokens + size > limit:
+                yield batch
+                batch, tokens = [], 0
+            batch.append(prepared)
+            tokens += size
+        if batch:
+            yield batch
+
+    def _remaining(self) -> Iterator[tuple[Task, list[Any], int]]:
+        skip = len(self.outcomes)
+        for task, items in self.tasks:
+            for index in range(min(skip, len(items)), len(items)):
+                yield task, items, index
+            skip = max(0, skip - len(items))
+
+    def _scored(self, model: GPT, batch: list[Item | Unscorable]) -> list[Outcome]:
+        items = [entry for entry in batch if isinstance(entry, Item)]
+        trees = [core_forward.tree(entry) for entry in items]
+        scores = iter(core_forward.score(model, trees) if trees else [])
+        return [
+            self._outcome(entry, next(scores))
+            if isinstance(entry, Item)
+            else Outcome(False, str(entry))
+            for entry in batch
+        ]
+
+    def _outcome(self, item: Item, scores: core_forward.Scores) -> Outcome:
+        right = is_right(item, scores)
+        return Outcome(right, None, item, scores) if self.keeps_details else Outcome(right)
+
+    def _by_task(self) -> Iterator[tuple[Task, list[Outcome]]]:
+        at = 0
+        for task, items in self.tasks:
+            yield task, self.outcomes[at : at + len(items)]
+            at += len(items)
+
+
+def is_right(item: Item, scores: core_forward.Scores) -> bool:
+    """The lowest mean loss is the gold one's (first of equals), or every token was the likeliest."""
+    if item.gold is None:
+        (prompt,) = item.prompts
+        return scores.argmax[0] == prompt.ids[prompt.start : prompt.end].tolist()
+    losses = scores.mean_losses
+    return losses.index(min(losses)) == item.gold
+
+
+def _accuracy(outcomes: list[Outcome]) -> float:
+    if not outcomes:
+        return 0.0
+    return float(np.mean([o.right for o in outcomes], dtype=np.float32))

@@ -1,0 +1,28 @@
+"""Evaluating a model that is being trained, without leaving a trace in it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from trainer.model import GPT
+
+
+@contextmanager
+def undisturbed(model: GPT) -> Iterator[None]:
+    """Eval mode without gradients; mode and every generator are afterwards as they were before.
+
+    Not inference_mode: tables that the model caches in here (rotary) are used in training later.
+    """
+    was_training, python_state = model.training, random.getstate()
+    devices = [model.device] if model.device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices=devices), torch.no_grad():
+            model.eval()
+            yield
+    finally:
+        model.train(was_training)
+        random.setstate(python_state)
