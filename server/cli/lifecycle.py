@@ -1,0 +1,144 @@
+"""run, start, pause, resume, cancel, delete: the verbs of a run's life."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from server.cli import options, output, specfile, units, waiting
+from server.cli.text import clean
+
+if TYPE_CHECKING:
+    from server.client import Client
+    from server.schemas import RunDetail
+
+Wait = Annotated[bool, typer.Option("--wait", help="Return when it is so, not when it is asked.")]
+
+
+def register(app: typer.Typer) -> None:
+    for command in (run, start, pause, resume, cancel, delete):
+        app.command(rich_help_panel="Runs")(command)
+
+
+def run(
+    spec: Annotated[
+        str | None, typer.Argument(metavar="SPEC", help="A YAML or JSON file, or - for a pipe.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run.")] = None,
+    preset: Annotated[str | None, typer.Option(help="demo, rtx4070-d12, nanochat-d12, …")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY.PATH=VALUE", help="One key of the spec; repeatable."),
+    ] = None,
+    no_start: Annotated[
+        bool, typer.Option("--no-start", help="Create it and leave it in state 'created'.")
+    ] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Watch it; the exit status tells how it ended.")
+    ] = False,
+    json: options.Json = False,
+) -> None:
+    """Create a run from a spec and start it."""
+    if spec is None and not (name or preset or settings):
+        output.usage("give a SPEC file, or --name and --preset", "traind run --name demo --preset demo")
+    body = specfile.read_spec(spec, settings or [], name=name, preset=preset)
+    if no_start:
+        body["start"] = False
+    with output.connect() as traind:
+        made = traind.create_run(body)
+        if json:
+            output.emit(made)
+        else:
+            _created(made)
+        if watch:
+            from server.cli import watching
+
+            raise typer.Exit(watching.follow(traind, made.name, json=json))
+
+
+def start(run: options.Run, json: options.Json = False) -> None:
+    """Start a run that was created with --no-start."""
+    _act(lambda traind: traind.start(run), json)
+
+
+def pause(run: options.Run, wait: Wait = False, json: options.Json = False) -> None:
+    """Checkpoint, end the trainer and free the device; resume goes on exactly there."""
+    _act(lambda traind: traind.pause(run), json, wait_for={"paused"} if wait else None)
+
+
+def resume(
+    run: options.Run,
+    device_batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Rows per forward pass; the batch in tokens stays.")
+    ] = None,
+    compile_: Annotated[
+        bool | None, typer.Option("--compile/--no-compile", help="Whether to compile the model.")
+    ] = None,
+    attention: Annotated[str | None, typer.Option(help="Attention backend.")] = None,
+    wait: Wait = False,
+    json: options.Json = False,
+) -> None:
+    """Go on with a paused, failed or cancelled run. Overrides make exactness 'approximate'."""
+    asked = {
+        "device_batch_size": device_batch_size, "compile": compile_, "attention": attention,
+    }  # fmt: skip
+    overrides = {key: value for key, value in asked.items() if value is not None}
+    _act(
+        lambda traind: traind.resume(run, overrides=overrides or None),
+        json,
+        wait_for={"running", "completed"} if wait else None,
+    )
+
+
+def cancel(
+    run: options.Run, yes: options.Yes = False, wait: Wait = False, json: options.Json = False
+) -> None:
+    """End a run. Its checkpoints stay; resume would take it up again."""
+    if not options.confirmed(f"Cancel {clean(run)}?", yes):
+        raise typer.Exit(output.FAILED)
+    _act(lambda traind: traind.cancel(run), json, wait_for={"cancelled"} if wait else None)
+
+
+def delete(run: options.Run, yes: options.Yes = False) -> None:
+    """Delete a run with its checkpoints and history, for good."""
+    with output.connect() as traind:
+        found = traind.run(run)
+        kept = traind.checkpoints(run)
+        size = units.num_bytes(sum(c.bytes for c in kept))
+        question = f"Delete {clean(found.name)} with {len(kept)} checkpoints ({size}) for good?"
+        if not options.confirmed(question, yes):
+            raise typer.Exit(output.FAILED)
+        traind.delete_run(found.id)
+    output.note(f"deleted {found.name}")
+
+
+def _act(
+    verb: Callable[[Client], RunDetail], json: bool, *, wait_for: set[str] | None = None
+) -> None:
+    """Do it, perhaps wait until it is so, and say how the run stands."""
+    with output.connect() as traind:
+        after = verb(traind)
+        if wait_for and after.state not in wait_for:
+            ends = wait_for | {"failed", "completed", "cancelled"}
+            waiting.for_run(traind, after.id, lambda now: now.state in ends)
+            after = traind.run(after.id)
+    if json:
+        output.emit(after)
+    else:
+        output.say(f"{after.name} is {after.state}: {after.reason_message}")
+    if wait_for and after.state not in wait_for:
+        raise typer.Exit(output.FAILED)
+
+
+def _created(made: RunDetail) -> None:
+    plan = made.plan
+    output.say(f"{made.name} ({made.id}) is {made.state}: {made.reason_message}")
+    output.say(
+        f"  {units.count(plan.parameters.total)} parameters, {units.steps(plan.horizon.steps)} steps,"
+        f" {units.count(plan.horizon.tokens)} tokens, about {units.seconds(plan.eta.total)}"
+        f" ({plan.eta.source})"
+    )
+    output.warn(plan.warnings)
+    output.note(f"watch it with: traind watch {made.name}")

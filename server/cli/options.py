@@ -1,0 +1,46 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from server.cli import output
+
+
+def run_names(incomplete: str) -> list[str]:
+    """Names for the shell's completion; silently none when no daemon answers."""
+    from server.client import Client, ClientError
+
+    try:
+        with Client(output.url.get(), timeout_seconds=1.0) as traind:
+            page = traind.list_runs(limit=100)
+    except ClientError:
+        return []
+    return [run.name for run in page.data if run.name.startswith(incomplete)]
+
+
+Run = Annotated[
+    str, typer.Argument(metavar="RUN", help="Name or id of a run.", autocompletion=run_names)
+]
+Json = Annotated[bool, typer.Option("--json", help="The API's own document, for scripts.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+Where = Annotated[
+    str | None,
+    typer.Option(help="auto, cpu, inline (in the running trainer) or device.", metavar="PLACE"),
+]
+NoWait = Annotated[bool, typer.Option("--no-wait", help="Print the job and leave it to itself.")]
+Step = Annotated[int | None, typer.Option(min=0, help="Checkpoint at this step; default newest.")]
+
+
+def confirmed(question: str, yes: bool) -> bool:
+    """Whether to go on: asked at a terminal; a script must say --yes."""
+    import sys
+
+    if yes:
+        return True
+    if not sys.stdin.isatty():
+        output.usage(f"{question} Not at a terminal: say --yes.")
+    answer = input(f"{question} [y/N] ")
+    return answer.strip().lower() in ("y", "yes")

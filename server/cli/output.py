@@ -1,0 +1,185 @@
+"""What the CLI prints: results to stdout, everything said about them to stderr.
+
+All text from the daemon goes through `text.clean`; no string is ever read as rich markup.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from server.cli.text import clean, clean_lines, to_json
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from rich.console import Console
+    from rich.text import Text
+
+    from server.client import Client
+
+PIPE_COLUMNS = 160
+OK, FAILED, USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
+# How `watch` and `run --watch` end when the run did neither complete nor fail.
+WAITING, CANCELLED = 4, 5
+
+STATE_STYLES = {
+    "running": "green", "completed": "bold green", "failed": "bold red", "paused": "yellow",
+    "pausing": "yellow", "recovering": "magenta", "cancelled": "dim", "cancelling": "dim",
+    "starting": "cyan", "preparing": "cyan", "queued": "blue", "created": "dim",
+}  # fmt: skip
+
+url: ContextVar[str | None] = ContextVar("url", default=None)
+
+
+class Refused(Exception):
+    """The CLI itself says no; `code` is the exit status."""
+
+    def __init__(self, message: str, hint: str | None = None, code: int = FAILED) -> None:
+        self.message, self.hint, self.code = message, hint, code
+        super().__init__(message)
+
+
+def connect() -> Client:
+    """A client of the daemon that --url or TRAIND_URL names."""
+    from server.client import Client
+
+    return Client(url.get())
+
+
+def stdout() -> Console:
+    return _console(stderr=False)
+
+
+def stderr() -> Console:
+    return _console(stderr=True)
+
+
+def is_terminal() -> bool:
+    return sys.stdout.isatty()
+
+
+def emit(value: BaseModel | Sequence[BaseModel] | Any) -> None:
+    """`value` as JSON on stdout: the API's own document."""
+    sys.stdout.write(to_json(_plain(value)) + "\n")
+
+
+def emit_line(value: BaseModel | Any) -> None:
+    """One JSON document on one line, for streams."""
+    import json
+
+    sys.stdout.write(json.dumps(_plain(value), ensure_ascii=True) + "\n")
+    sys.stdout.flush()
+
+
+def say(message: str = "", style: str = "") -> None:
+    """A line of the result."""
+    stdout().print(styled(clean_lines(message), style), soft_wrap=True)
+
+
+def note(message: str, style: str = "dim") -> None:
+    """A line about the result, out of the way of pipes."""
+    stderr().print(styled(clean_lines(message), style), soft_wrap=True)
+
+
+def warn(messages: Iterable[str]) -> None:
+    for message in messages:
+        note(f"! {message}", "yellow")
+
+
+def styled(value: str, style: str = "") -> Text:
+    from rich.text import Text
+
+    return Text(value, style=style)
+
+
+def state(name: str) -> Text:
+    return styled(clean(name), STATE_STYLES.get(name, ""))
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], empty: str) -> None:
+    """Rows under headings; a heading that begins with '>' is of numbers, to the right."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
+    for column in columns:
+        right = column.startswith(">")
+        drawn.add_column(
+            column.removeprefix(">"),
+            justify="right" if right else "left",
+            no_wrap=right,
+            overflow="fold",
+        )
+    for row in rows:
+        drawn.add_row(*(cell if isinstance(cell, Text) else clean(cell) for cell in row))
+    if drawn.row_count:
+        stdout().print(drawn)
+    else:
+        note(empty)
+
+
+def pairs(title: str, rows: Iterable[tuple[str, object]]) -> None:
+    """A titled block of 'name  value' lines."""
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in rows:
+        grid.add_row(clean(name), value if isinstance(value, Text) else clean_lines(value))
+    stdout().print(styled(clean(title), "bold"))
+    stdout().print(grid)
+
+
+def explain(error: Exception) -> int | None:
+    """Say what went wrong on stderr; the exit status, or None for what is not ours to explain."""
+    if isinstance(error, Refused):
+        _complain(error.message, error.hint)
+        return error.code
+    from server.client_wire import ApiError, ClientError, NotReachable
+
+    if isinstance(error, NotReachable):
+        _complain(str(error), "start it with: traind serve   (or: traind service install)")
+        return UNREACHABLE
+    if isinstance(error, ApiError):
+        lines = [error.detail]
+        lines += [f"  {e.get('pointer') or '/'}: {e.get('detail', '')}" for e in error.errors]
+        legal = f"possible now: {', '.join(error.legal)}" if error.legal else None
+        _complain("\n".join(lines), error.hint or legal)
+        return FAILED
+    if isinstance(error, ClientError):
+        _complain(str(error), None)
+        return FAILED
+    return None
+
+
+def usage(message: str, hint: str | None = None) -> NoReturn:
+    raise Refused(message, hint, USAGE)
+
+
+def _complain(message: str, hint: str | None) -> None:
+    note(f"traind: {message}", "red")
+    if hint:
+        note(f"hint: {hint}", "")
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _console(*, stderr: bool) -> Console:
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    # a pipe has no width: do not fold what a script reads
+    width = None if stream.isatty() or "COLUMNS" in os.environ else PIPE_COLUMNS
+    return Console(file=stream, width=width, markup=False, highlight=False, emoji=False)

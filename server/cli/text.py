@@ -1,0 +1,47 @@
+"""Strings from elsewhere, made safe for a terminal.
+
+Names, titles, log lines and model samples may hold anything. What would move the cursor, set a
+title, turn the reading direction or hide text is shown as an escape instead of obeyed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+# C0 and DEL, C1 (0x9B is a CSI of its own), line and paragraph separators, bidirectional controls,
+# zero-width characters and the byte-order mark.
+_UNSAFE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u00ad\u061c\u200b-\u200f\u2028-\u202f\u2060-\u206f\ufeff\ud800-\udfff]"
+)
+_UNSAFE_IN_LINES = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u200b-\u200f\u2028-\u202f\u2060-\u206f\ufeff"
+    "\ud800-\udfff]"
+)
+_NAMED = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+
+
+def clean(value: object) -> str:
+    """`value` on one line, every control character as a visible escape."""
+    return _UNSAFE.sub(_escape, str(value))
+
+
+def clean_lines(value: object) -> str:
+    """The same, but line feeds and tabs keep their meaning."""
+    return _UNSAFE_IN_LINES.sub(_escape, str(value).replace("\r\n", "\n"))
+
+
+def to_json(value: Any) -> str:
+    """JSON for a script: plain ASCII, so that it is harmless on a terminal as well."""
+    return json.dumps(value, indent=2, ensure_ascii=True, allow_nan=False)
+
+
+def shorten(value: str, width: int) -> str:
+    return value if len(value) <= width else value[: max(0, width - 1)] + "…"
+
+
+def _escape(match: re.Match[str]) -> str:
+    char = match.group()
+    code = ord(char)
+    return _NAMED.get(char) or (f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}")

@@ -1,0 +1,93 @@
+"""Waiting for a run or a job to get somewhere, without losing it when the daemon restarts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+from server.cli import output, units
+from server.cli.text import clean
+
+if TYPE_CHECKING:
+    from server.client import Client
+    from server.schemas import JobView, Progress
+
+Answer = TypeVar("Answer")
+
+SETTLED = frozenset({"completed", "failed", "cancelled", "paused", "created"})
+JOB_ENDED = frozenset({"completed", "failed", "cancelled"})
+POLL_SECONDS = 0.3
+PATIENCE_SECONDS = 60.0  # how long a daemon may be away before we stop waiting
+
+
+def outcome(state: str) -> int:
+    """The exit status that tells how a run settled."""
+    codes = {"completed": output.OK, "failed": output.FAILED, "cancelled": output.CANCELLED}
+    return codes.get(state, output.WAITING)
+
+
+def for_run(
+    traind: Client,
+    run: str,
+    reached: Callable[[Progress], bool],
+    *,
+    timeout_seconds: float | None = None,
+    each: Callable[[Progress], None] | None = None,
+    every_seconds: float = POLL_SECONDS,
+) -> Progress:
+    """The first progress that `reached` accepts. Raises Refused when the time is over."""
+    started = time.monotonic()
+    while True:
+        now = _patiently(lambda: traind.progress(run))
+        if each:
+            each(now)
+        if reached(now):
+            return now
+        if timeout_seconds is not None and time.monotonic() - started > timeout_seconds:
+            raise output.Refused(
+                f"{clean(run)} is still {now.state} after {units.seconds(timeout_seconds)}"
+            )
+        time.sleep(every_seconds)
+
+
+def for_job(traind: Client, job: JobView) -> JobView:
+    """The job when it has ended; shows what it is doing on stderr meanwhile."""
+    console = output.stderr()
+    try:
+        with console.status("…") as status:
+            while job.state not in JOB_ENDED:
+                status.update(output.styled(describe(job)))
+                time.sleep(POLL_SECONDS)
+                name = job.id
+                job = _patiently(lambda name=name: traind.job(name))
+    except KeyboardInterrupt:
+        output.note(f"the job goes on: traind job {clean(job.id)}")
+        raise
+    return job
+
+
+def describe(job: JobView) -> str:
+    """One line: 'evaluate: sampling 40 % (hellaswag)'."""
+    if job.state == "queued":
+        return clean(f"{job.kind}: waiting ({job.message or job.where})")
+    parts = [f"{job.kind}: {job.stage or job.state}"]
+    if job.fraction is not None:
+        parts.append(units.percent(job.fraction, 0))
+    if job.stage_detail:
+        parts.append(f"({job.stage_detail})")
+    return clean(" ".join(parts))
+
+
+def _patiently(ask: Callable[[], Answer]) -> Answer:
+    """`ask()`, over and over while the daemon is away for a moment."""
+    from server.client import NotReachable
+
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            return ask()
+        except NotReachable:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(1.0)

@@ -1,0 +1,141 @@
+"""Server-sent events for the client: parse a stream, and follow one over lost connections.
+
+Events carry the id of their database row. A new connection asks for what comes after the last id
+seen (Last-Event-ID), so a restart of the daemon leaves neither a gap nor a repeat.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.25, 5.0
+SILENCE_SECONDS = 60.0  # longer than a few heartbeats: the connection is dead
+# Answers that another try may change: the daemon is starting, stopping or busy.
+PASSING = frozenset({502, 503, 504})
+
+_LINE_END = re.compile("\r\n|\r|\n")
+
+OnConnection = Callable[[bool], None]
+
+
+@dataclass(frozen=True)
+class Message:
+    """One event. id: its row's number, None for messages that are not kept (live progress)."""
+
+    event: str
+    data: Any
+    id: int | None
+
+
+@dataclass
+class _Waiting:
+    """When to try again: doubling pauses, back to the first after a message.
+
+    since: monotonic seconds of the first failure without a connection in between.
+    """
+
+    seconds: float = FIRST_WAIT_SECONDS
+    since: float | None = None
+
+    def wait(self) -> float:
+        """Sleep, and return for how many seconds there has been no connection."""
+        now = time.monotonic()
+        self.since = self.since or now
+        time.sleep(self.seconds)
+        self.seconds = min(2 * self.seconds, LONGEST_WAIT_SECONDS)
+        return time.monotonic() - self.since
+
+
+def follow(
+    http: httpx.Client,
+    path: str,
+    *,
+    after: int | None,
+    on_connection: OnConnection | None,
+    give_up_seconds: float | None,
+    refuse: Callable[[httpx.Response], Exception],
+    unreachable: Callable[[str], Exception],
+) -> Iterator[Message]:
+    """Messages of the stream at `path`, connected anew whenever it ends. See Client.stream."""
+    last, waiting, tell = after, _Waiting(), on_connection or (lambda connected: None)
+    while True:
+        cause = "the stream ended"
+        try:
+            with _connect(http, path, last) as response:
+                if response.status_code not in PASSING:
+                    if response.is_error:
+                        response.read()
+                        raise refuse(response)
+                    tell(True)
+                    waiting.since = None
+                    for message in parse(lines(response.iter_text())):
+                        waiting.seconds = FIRST_WAIT_SECONDS
+                        if message.id is not None:
+                            if last is not None and message.id <= last:
+                                continue
+                            last = message.id
+                        yield message
+                cause = f"HTTP {response.status_code}"
+        except httpx.TransportError as error:
+            cause = str(error) or type(error).__name__
+        tell(False)
+        without = waiting.wait()
+        if give_up_seconds is not None and without > give_up_seconds:
+            raise unreachable(cause)
+
+
+def parse(lines: Iterable[str]) -> Iterator[Message]:
+    """Messages of an event stream (WHATWG HTML, section 9.2). An unfinished last one is dropped."""
+    event, data, last_id = "message", [], None
+    for line in lines:
+        if not line:
+            if data:
+                yield Message(event, _value("\n".join(data)), _number(last_id))
+            event, data, last_id = "message", [], None
+            continue
+        name, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if name == "event":
+            event = value
+        elif name == "data":
+            data.append(value)
+        elif name == "id":
+            last_id = value
+
+
+def lines(chunks: Iterable[str]) -> Iterator[str]:
+    """Lines ended by LF, CRLF or CR, and by nothing else: str.splitlines would also cut at the
+    U+2028 or U+0085 that a message may contain."""
+    rest = ""
+    for chunk in chunks:
+        rest += chunk
+        held = rest.endswith("\r")  # perhaps half of a CRLF
+        *whole, rest = _LINE_END.split(rest[:-1] if held else rest)
+        rest += "\r" if held else ""
+        yield from whole
+
+
+def _connect(http: httpx.Client, path: str, last: int | None) -> Any:
+    headers = {"Accept": "text/event-stream", "Cache-Control": "no-store"}
+    if last is not None:
+        headers["Last-Event-ID"] = str(last)
+    timeout = httpx.Timeout(SILENCE_SECONDS, connect=5.0)
+    return http.stream("GET", path, headers=headers, timeout=timeout)
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text is not None and text.isascii() and text.isdigit() else None

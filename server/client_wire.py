@@ -1,0 +1,239 @@
+"""How the client asks: one request with its token, its retries and its errors.
+
+ClientError
+├── ApiError        the daemon refused; carries the RFC 9457 document
+├── NotReachable    nobody answers at the URL
+└── BadAnswer       something answers that is not a traind daemon
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import httpx
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+DEFAULT_PORT = 8321
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+TRIES = 3
+LONGEST_WAIT_SECONDS = 5.0
+
+Query = Mapping[str, Any]
+Body = Mapping[str, Any]
+
+
+class ClientError(Exception):
+    """Whatever can go wrong between this client and a daemon."""
+
+
+class ApiError(ClientError):
+    """The daemon said no. `code` is the stable last part of the document's `type`."""
+
+    def __init__(self, status: int, document: Mapping[str, Any]) -> None:
+        self.status = status
+        self.code = str(document.get("type", "error")).rsplit("/", 1)[-1].rsplit(":", 1)[-1]
+        self.title = str(document.get("title", ""))
+        self.detail = str(document.get("detail") or self.title or f"HTTP {status}")
+        self.hint: str | None = document.get("hint")
+        self.state: str | None = document.get("state")
+        self.legal: list[str] = list(document.get("legal") or [])
+        self.errors: list[dict[str, str]] = list(document.get("errors") or [])
+        super().__init__(self.detail)
+
+
+class NotReachable(ClientError):
+    """No connection to `url`: nothing listens there, or it stopped answering."""
+
+    def __init__(self, url: str, cause: str) -> None:
+        self.url, self.cause = url, cause
+        super().__init__(f"no daemon answers at {url} ({cause})")
+
+
+class BadAnswer(ClientError):
+    """The answer is not what a traind daemon of this version says."""
+
+
+class Wire:
+    """One daemon's URL, an HTTP connection to it and its token.
+
+    A POST carries one Idempotency-Key for all its tries, so that a request whose answer got lost
+    is not done twice.
+    """
+
+    def __init__(
+        self,
+        url: str | None,
+        token_file: Path | None,
+        timeout_seconds: float,
+        transport: httpx.BaseTransport | None,
+    ) -> None:
+        self.url = (url or default_url()).rstrip("/")
+        host = urlsplit(self.url).hostname or ""
+        token = read_token(token_file, is_loopback=host in LOOPBACK)
+        try:
+            self.http = httpx.Client(
+                base_url=self.url,
+                headers={"Authorization": f"Bearer {token}"} if token else {},
+                timeout=httpx.Timeout(timeout_seconds, connect=5.0),
+                transport=transport,
+                trust_env=host not in LOOPBACK,  # a proxy has no business on loopback
+            )
+        except httpx.InvalidURL as error:
+            raise NotReachable(self.url, str(error)) from error
+
+    def get(self, path: str, shape: Any, query: Query | None = None) -> Any:
+        return parse(self.request("GET", path, query=query), shape)
+
+    def list(self, path: str, item: Any, query: Query | None = None) -> list[Any]:
+        """A list answer, bare or as the `data` of a page."""
+        body = _json(self.request("GET", path, query=query))
+        return _validated(body.get("data") if isinstance(body, dict) else body, list[item])
+
+    def text(self, path: str, accept: str, query: Query | None = None) -> str:
+        return self.request("GET", path, query=query, accept=accept).text
+
+    def post(
+        self,
+        path: str,
+        shape: Any,
+        body: Body | None = None,
+        *,
+        query: Query | None = None,
+        key: str | None = None,
+    ) -> Any:
+        key = key or str(uuid.uuid4())
+        return parse(self.request("POST", path, body, query=query, key=key), shape)
+
+    def patch(self, path: str, shape: Any, body: Body) -> Any:
+        return parse(self.request("PATCH", path, body), shape)
+
+    def delete(self, path: str) -> None:
+        self.request("DELETE", path)
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: Body | None = None,
+        *,
+        query: Query | None = None,
+        key: str | None = None,
+        accept: str = "application/json",
+    ) -> httpx.Response:
+        """Raises NotReachable, ApiError or BadAnswer; otherwise the answer is a success."""
+        headers = {"Accept": accept} | ({"Idempotency-Key": key} if key else {})
+        params = {k: v for k, v in (query or {}).items() if v is not None}
+        for tries_left in reversed(range(TRIES)):
+            try:
+                response = self.http.request(
+                    method, "/v1" + path, json=body, params=params, headers=headers
+                )
+            except (httpx.ConnectError, httpx.ConnectTimeout, httpx.UnsupportedProtocol) as error:
+                raise NotReachable(self.url, cause_of(error)) from error
+            except httpx.TransportError as error:
+                if not tries_left:
+                    raise NotReachable(self.url, cause_of(error)) from error
+                time.sleep(0.2)
+                continue
+            if response.status_code == 503 and tries_left:
+                time.sleep(_retry_after(response))
+                continue
+            if not response.is_success:
+                raise refusal(response)
+            return response
+        raise AssertionError("the last try returns or raises")
+
+
+def default_url() -> str:
+    port = os.environ.get("TRAIND_PORT") or DEFAULT_PORT
+    return os.environ.get("TRAIND_URL") or f"http://127.0.0.1:{port}"
+
+
+def read_token(token_file: Path | None, *, is_loopback: bool) -> str | None:
+    """The token to send, None without one. A file that was named must be readable."""
+    named = token_file or os.environ.get("TRAIND_TOKEN_FILE")
+    if named:
+        try:
+            return Path(named).expanduser().read_text(encoding="ascii").strip() or None
+        except (OSError, UnicodeDecodeError) as error:
+            raise ClientError(f"the token file {named} cannot be read: {error}") from error
+    if not is_loopback:
+        return None  # this machine's token is nothing to show to another one
+    try:
+        return default_token_path().read_text(encoding="ascii").strip() or None
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def default_token_path() -> Path:
+    """Where a daemon with the same TRAIND_DATA_DIR keeps its token."""
+    named = os.environ.get("TRAIND_DATA_DIR")
+    if named:
+        return Path(named).expanduser().absolute() / "token"
+    import platformdirs
+
+    return Path(platformdirs.user_data_dir("traind")) / "token"
+
+
+def quoted(part: str) -> str:
+    """A path segment. Dots alone would be resolved away and address something else."""
+    return part.replace(".", "%2E") if part in (".", "..") else quote(part, safe="")
+
+
+def parse(response: httpx.Response, shape: Any) -> Any:
+    return _validated(_json(response), shape)
+
+
+def refusal(response: httpx.Response) -> ClientError:
+    """The error an unsuccessful answer means; its body must have been read."""
+    if response.is_redirect:
+        return BadAnswer(f"{response.request.url} redirects elsewhere: is it a traind daemon?")
+    try:
+        document = response.json()
+    except ValueError:
+        document = None
+    if not isinstance(document, dict):
+        document = {"detail": f"HTTP {response.status_code} {response.reason_phrase}"}
+    return ApiError(response.status_code, document)
+
+
+def cause_of(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
+def _json(response: httpx.Response) -> Any:
+    try:
+        return response.json()
+    except ValueError as error:
+        raise BadAnswer(
+            f"{response.request.url} answered {response.headers.get('content-type', 'nothing')} "
+            "where JSON was due: is it a traind daemon?"
+        ) from error
+
+
+def _validated(body: Any, shape: Any) -> Any:
+    try:
+        if isinstance(shape, type) and issubclass(shape, BaseModel):
+            return shape.model_validate(body)
+        return TypeAdapter(shape).validate_python(body)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BadAnswer(
+            f"the answer is not as expected ({where}: {first['msg']}): "
+            "are client and daemon of the same version?"
+        ) from error
+
+
+def _retry_after(response: httpx.Response) -> float:
+    try:
+        asked = float(response.headers.get("Retry-After", ""))
+    except ValueError:
+        asked = 0.5
+    return min(max(asked, 0.05), LONGEST_WAIT_SECONDS)
