@@ -180,7 +180,12 @@ def flash3(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
     """FlashAttention 3, when it is installed (Hopper)."""
     flash = importlib.import_module("flash_attn_interface")
     y = flash.flash_attn_func(
-        q, k, v, causal=True, window_size=(-1 if window is None else window, 0)
+        q,
+        k,
+        v,
+        causal=True,
+        window_size=(-1 if window is None else window, 0),
+        deterministic=torch.are_deterministic_algorithms_enabled(),
     )
     return y[0] if isinstance(y, tuple) else y
 

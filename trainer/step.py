@@ -7,7 +7,6 @@ autograd only sees the trunk between them.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,8 +39,9 @@ class StepResult:
 
 
 class Stepper:
-    """Owns how a step is done: compiled or not, which attention, deterministic or not.
+    """Owns how a step is done: compiled or not, and with which attention.
 
+    deterministic: what `device.configure` was told; only recorded here. CPU kernels always repeat.
     choices_file: where the winners of attention races are remembered for this machine.
     """
 
@@ -57,8 +57,6 @@ class Stepper:
     ) -> None:
         self.model, self.optimizer = model, optimizer
         self.deterministic = deterministic
-        if model.device.type == "cuda":
-            _set_determinism(deterministic)
         self.attention = attention.choose(
             model.shape, rows, model.compute_dtype, model.device, choices_file
         )
@@ -195,11 +193,3 @@ def _collect(table: str, touched: TouchedRows, slots_BT: Tensor):
         leaf.grad = None
 
     return add
-
-
-def _set_determinism(deterministic: bool) -> None:
-    """Ask CUDA for repeatable kernels (attention's backward above all). CPU kernels always are."""
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore
-    torch.use_deterministic_algorithms(deterministic, warn_only=False)

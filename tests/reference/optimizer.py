@@ -112,7 +112,9 @@ class PlainOptimizer:
             m, v = self._state(name, lambda p=p: (torch.zeros_like(p), torch.zeros_like(p)))
             biases = [1 - beta**self.count for beta in betas]
             rates = (lr * lr_multiplier, *betas, *biases, decay)
-            self.adamw(p, _gradient(p), m, v, *(torch.tensor(r, dtype=torch.float32) for r in rates))
+            self.adamw(
+                p, _gradient(p), m, v, *(torch.tensor(r, dtype=torch.float32) for r in rates)
+            )
         for (rows, cols), names in sorted(self.muon_groups.items()):
             stack = torch.stack([parameters[n] for n in names])
             gradients = torch.stack([_gradient(parameters[n]) for n in names])
