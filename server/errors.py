@@ -13,6 +13,7 @@ TraindError
 ├── IdempotencyMismatch  422
 ├── NotAcceptable        406
 ├── Busy                 503  the database is locked by somebody else; Retry-After
+├── StorageBroken        503  the database cannot be read: damaged, or the disk fails
 └── DiskFull             507
 """
 
@@ -88,6 +89,10 @@ class NotAcceptable(TraindError):
 
 class Busy(TraindError):
     code, status, title = "busy", 503, "Busy, try again"
+
+
+class StorageBroken(TraindError):
+    code, status, title = "storage-broken", 503, "The database cannot be read"
 
 
 class DiskFull(TraindError):

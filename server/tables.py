@@ -8,7 +8,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import JSON, Float, ForeignKey, Index, Integer, String, Text, UniqueConstraint
+from sqlalchemy import (
+    JSON,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    String,
+    Text,
+    UniqueConstraint,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 
@@ -16,16 +26,35 @@ class Base(DeclarativeBase):
     type_annotation_map = {dict[str, Any]: JSON, list[Any]: JSON}  # noqa: RUF012 - SQLAlchemy's hook
 
 
+class Meta(Base):
+    """What the database says about itself: `written_by` is the traind that last migrated it."""
+
+    __tablename__ = "meta"
+
+    key: Mapped[str] = mapped_column(String(32), primary_key=True)
+    value: Mapped[str] = mapped_column(Text)
+
+
 class Run(Base):
-    """One model's life. `progress` is the last step record's view, updated by ingest."""
+    """One model's life. `step` counts the steps done in the present lineage.
+
+    progress: the last step record's view and sparkline: {"size": steps per bin, "bins": [[count,
+    sum], ...]} of the loss; both are written by ingest. The wide columns come last, so that a list
+    of runs need not read them.
+    """
 
     __tablename__ = "runs"
+    __table_args__ = (
+        Index("ix_runs_created_at", "created_at", "id"),
+        Index("ix_runs_state_created_at", "state", "created_at", "id"),
+        Index("ix_runs_queue_position", "queue_position"),
+    )
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
     name: Mapped[str] = mapped_column(String(64), unique=True)
     title: Mapped[str | None] = mapped_column(Text)
     run_metadata: Mapped[dict[str, Any]] = mapped_column("metadata", JSON, default=dict)
-    state: Mapped[str] = mapped_column(String(16), index=True)
+    state: Mapped[str] = mapped_column(String(16))
     desired_state: Mapped[str] = mapped_column(String(16))
     reason: Mapped[str] = mapped_column(String(32))
     reason_message: Mapped[str] = mapped_column(Text, default="")
@@ -35,13 +64,6 @@ class Run(Base):
     ended_at: Mapped[float | None] = mapped_column(Float)
     queue_position: Mapped[int | None] = mapped_column(Integer)
     device: Mapped[str] = mapped_column(String(32), default="auto")
-    spec: Mapped[dict[str, Any]] = mapped_column(JSON)
-    plan: Mapped[dict[str, Any]] = mapped_column(JSON)
-    frozen: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
-    overrides: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
-    fingerprint: Mapped[dict[str, Any] | None] = mapped_column(JSON)
-    pending_extend: Mapped[dict[str, Any] | None] = mapped_column(JSON)
-    skip_steps: Mapped[list[Any]] = mapped_column(JSON, default=list)
     step: Mapped[int] = mapped_column(Integer, default=0)
     end_step: Mapped[int] = mapped_column(Integer)
     tokens_seen: Mapped[int] = mapped_column(Integer, default=0)
@@ -55,7 +77,18 @@ class Run(Base):
     deadline: Mapped[float | None] = mapped_column(Float)
     escalation: Mapped[int] = mapped_column(Integer, default=0)
     version: Mapped[int] = mapped_column(Integer, default=1)
+    batch_tokens: Mapped[int] = mapped_column(Integer)
     totals: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    sparkline: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    spec: Mapped[dict[str, Any]] = mapped_column(JSON)
+    plan: Mapped[dict[str, Any]] = mapped_column(JSON)
+    frozen: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    overrides: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    fingerprint: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    pending_extend: Mapped[dict[str, Any] | None] = mapped_column(
+        JSON(none_as_null=True)
+    )
+    skip_steps: Mapped[list[Any]] = mapped_column(JSON, default=list)
 
     phases: Mapped[list[Phase]] = relationship(
         lazy="raise", order_by="Phase.index", cascade="all, delete-orphan"
@@ -63,7 +96,11 @@ class Run(Base):
 
 
 class Phase(Base):
-    """A planned stretch [start_step, end_step). Its plan never changes; it ends once."""
+    """A planned stretch [start_step, end_step). Its plan never changes; it ends once.
+
+    lineage_limit: the step up to which it still counts (None: all of it); a rewind lowers it, and
+    a phase whose limit is not beyond its start is superseded. ask: the extend that made it.
+    """
 
     __tablename__ = "phases"
     __table_args__ = (UniqueConstraint("run_id", "index"),)
@@ -75,20 +112,23 @@ class Phase(Base):
     start_step: Mapped[int] = mapped_column(Integer)
     end_step: Mapped[int] = mapped_column(Integer)
     schedule: Mapped[dict[str, Any]] = mapped_column(JSON)
-    preview: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    ask: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    preview: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     from_checkpoint: Mapped[str | None] = mapped_column(String(128))
     created_at: Mapped[float] = mapped_column(Float)
     started_at: Mapped[float | None] = mapped_column(Float)
     ended_at: Mapped[float | None] = mapped_column(Float)
     ended_at_step: Mapped[int | None] = mapped_column(Integer)
+    lineage_limit: Mapped[int | None] = mapped_column(Integer)
     imported: Mapped[bool] = mapped_column(default=False)
 
 
 class Attempt(Base):
     """One trainer process. `number` is its fencing token within the run.
 
-    outbox_*: the ingest cursor, committed with the rows it produced. lineage_limit: the highest
-    step of this attempt that still counts (None: all).
+    outbox_*: the ingest cursor, committed with the rows it produced. lineage_limit, in steps done:
+    points below it and checkpoints up to it still count (None: all). settled: the run's state has
+    followed the attempt's outcome. Number 0 is an import.
     """
 
     __tablename__ = "attempts"
@@ -106,6 +146,9 @@ class Attempt(Base):
     boot_id: Mapped[str | None] = mapped_column(String(64))
     start_ticks: Mapped[int | None] = mapped_column(Integer)
     device: Mapped[str] = mapped_column(String(32))
+    device_name: Mapped[str | None] = mapped_column(String(128))
+    peak_flops: Mapped[float | None] = mapped_column(Float)
+    peak_source: Mapped[str | None] = mapped_column(Text)
     versions: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
     fingerprint: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
     stage: Mapped[str] = mapped_column(String(16), default="starting")
@@ -127,10 +170,11 @@ class Attempt(Base):
     outbox_inode: Mapped[int | None] = mapped_column(Integer)
     outbox_problem: Mapped[str | None] = mapped_column(Text)
     drained: Mapped[bool] = mapped_column(default=False)
+    settled: Mapped[bool] = mapped_column(default=False)
 
 
 class Point(Base):
-    """One step of one attempt, as reported."""
+    """One step of one attempt, as reported. step counts from 0: its loss is before its update."""
 
     __tablename__ = "points"
 
@@ -158,9 +202,9 @@ class Point(Base):
 
 
 class Rollup(Base):
-    """Points of one attempt binned over `[bin * size, (bin + 1) * size)`, size a power of two.
+    """Points of one attempt binned over `[bin * size, (bin + 1) * size)`, size a power of four.
 
-    Kept up to date in the ingest's own transaction. values: {key: [count, sum, min, max]}.
+    Kept up to date in the ingest's own transaction. values: see server.rollups.
     """
 
     __tablename__ = "rollups"
@@ -173,18 +217,23 @@ class Rollup(Base):
     first_step: Mapped[int] = mapped_column(Integer)
     last_step: Mapped[int] = mapped_column(Integer)
     unix_seconds: Mapped[float] = mapped_column(Float)
-    values: Mapped[dict[str, Any]] = mapped_column(JSON)
+    values: Mapped[bytes] = mapped_column(LargeBinary)
 
     __table_args__ = {"sqlite_with_rowid": False}  # noqa: RUF012
 
 
 class Checkpoint(Base):
     __tablename__ = "checkpoints"
-    __table_args__ = (UniqueConstraint("run_id", "name"),)
+    __table_args__ = (
+        UniqueConstraint("run_id", "name"),
+        Index("ix_checkpoints_run_step", "run_id", "step"),
+    )
 
     id: Mapped[int] = mapped_column(Integer, primary_key=True)
-    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), index=True)
-    attempt_id: Mapped[int | None] = mapped_column(ForeignKey("attempts.id", ondelete="SET NULL"))
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))
+    attempt_id: Mapped[int | None] = mapped_column(
+        ForeignKey("attempts.id", ondelete="SET NULL"), index=True
+    )
     name: Mapped[str] = mapped_column(String(64))
     step: Mapped[int] = mapped_column(Integer)
     bytes: Mapped[int] = mapped_column(Integer)
@@ -207,7 +256,9 @@ class Evaluation(Base):
 
     id: Mapped[int] = mapped_column(Integer, primary_key=True)
     run_id: Mapped[str] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))
-    attempt_id: Mapped[int | None] = mapped_column(ForeignKey("attempts.id", ondelete="SET NULL"))
+    attempt_id: Mapped[int | None] = mapped_column(
+        ForeignKey("attempts.id", ondelete="SET NULL"), index=True
+    )
     job_id: Mapped[str | None] = mapped_column(String(40))
     kind: Mapped[str] = mapped_column(String(8))
     step: Mapped[int] = mapped_column(Integer)
@@ -226,7 +277,9 @@ class Sample(Base):
 
     id: Mapped[int] = mapped_column(Integer, primary_key=True)
     run_id: Mapped[str] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))
-    attempt_id: Mapped[int | None] = mapped_column(ForeignKey("attempts.id", ondelete="SET NULL"))
+    attempt_id: Mapped[int | None] = mapped_column(
+        ForeignKey("attempts.id", ondelete="SET NULL"), index=True
+    )
     job_id: Mapped[str | None] = mapped_column(String(40))
     step: Mapped[int] = mapped_column(Integer)
     prompt: Mapped[str] = mapped_column(Text)
@@ -272,7 +325,7 @@ class Job(Base):
     reason: Mapped[str | None] = mapped_column(String(32))
     message: Mapped[str] = mapped_column(Text, default="")
     params: Mapped[dict[str, Any]] = mapped_column(JSON)
-    result: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    result: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     token: Mapped[str] = mapped_column(String(64))
     created_at: Mapped[float] = mapped_column(Float)
     started_at: Mapped[float | None] = mapped_column(Float)
@@ -286,6 +339,7 @@ class Job(Base):
     outbox_seq: Mapped[int] = mapped_column(Integer, default=0)
     outbox_offset: Mapped[int] = mapped_column(Integer, default=0)
     outbox_inode: Mapped[int | None] = mapped_column(Integer)
+    outbox_problem: Mapped[str | None] = mapped_column(Text)
     cancel_requested: Mapped[bool] = mapped_column(default=False)
     deadline: Mapped[float | None] = mapped_column(Float)
     escalation: Mapped[int] = mapped_column(Integer, default=0)
@@ -336,7 +390,7 @@ class Throughput(Base):
 
 
 class Counter(Base):
-    """Monotone totals for Prometheus that outlive the rows they came from."""
+    """Monotone totals for Prometheus that outlive the rows they came from. See server.counters."""
 
     __tablename__ = "counters"
 

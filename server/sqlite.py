@@ -1,0 +1,169 @@
+"""SQLite by the book: which library, which pragmas, and what its errors mean to a user.
+
+SQLite 3.7.0 to 3.51.2 can corrupt a database when a WAL is reset while another connection
+commits (fixed in 3.51.3, and in 3.50.7 and 3.44.6). A library with the bug is used without WAL.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import exc as sqlalchemy_errors
+
+from server import errors
+from trainer.contract import failpoint
+
+BUSY_SECONDS = 5.0
+READERS = 8
+_WRITER_CACHE_KIB = 16_384
+_READER_CACHE_KIB = 2_048
+
+
+@dataclass(frozen=True)
+class Library:
+    """The SQLite in use. warning: what a person should know about it."""
+
+    module: ModuleType
+    name: str
+    version: str
+    journal_mode: Literal["WAL", "DELETE"]
+    warning: str | None = None
+
+
+def choose_library() -> Library:
+    """pysqlite3 where it is installed and fixed, else a fixed standard library, else no WAL."""
+    candidates: list[tuple[str, ModuleType]] = [("sqlite3", sqlite3)]
+    try:
+        candidates.insert(0, ("pysqlite3", importlib.import_module("pysqlite3.dbapi2")))
+    except ImportError:
+        pass
+    for name, module in candidates:
+        if has_wal_reset_fix(module.sqlite_version_info):
+            return Library(module, name, module.sqlite_version, "WAL")
+    name, module = candidates[-1]
+    return Library(
+        module, name, module.sqlite_version, "DELETE",
+        f"SQLite {module.sqlite_version} has the WAL-reset bug: the database runs in the slower "
+        "DELETE journal mode. Install pysqlite3 or a Python with SQLite 3.51.3 or newer.",
+    )  # fmt: skip
+
+
+def has_wal_reset_fix(version: tuple[int, ...]) -> bool:
+    fixed_in_branch = {(3, 50): 7, (3, 44): 6}
+    if version >= (3, 51, 3):
+        return True
+    patch = fixed_in_branch.get((version[0], version[1]))
+    return patch is not None and version[2] >= patch
+
+
+def make_engine(
+    library: Library, path: Path, *, role: Literal["reader", "writer", "migration"]
+) -> Engine:
+    """An engine whose transactions are explicit: BEGIN for readers, BEGIN IMMEDIATE for others.
+
+    Readers cannot write at all (query_only). The migration engine does not enforce foreign keys,
+    since SQLite changes a table by copying it; `migrate` checks them before it commits.
+    """
+    reading = role == "reader"
+    engine = create_engine(
+        f"sqlite+pysqlite:///{path}",
+        module=library.module,
+        connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False},
+        pool_size=READERS if reading else 1,
+        max_overflow=READERS if reading else 0,
+        pool_timeout=BUSY_SECONDS,
+        json_serializer=dump_json,
+    )
+    begin = "BEGIN" if reading else "BEGIN IMMEDIATE"
+    pragmas = _pragmas(library, role)
+
+    @event.listens_for(engine, "connect")
+    def _configure(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # no implicit BEGIN or COMMIT: also DDL is transactional
+        for pragma in pragmas:
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        connection.exec_driver_sql(begin)
+
+    if role == "migration":
+
+        @event.listens_for(engine, "before_cursor_execute")
+        def _statement(*_: Any) -> None:
+            failpoint.hit("migrate.statement")
+
+    return engine
+
+
+def _pragmas(library: Library, role: str) -> list[str]:
+    pragmas = [
+        f"busy_timeout={int(BUSY_SECONDS * 1000)}",
+        f"foreign_keys={'OFF' if role == 'migration' else 'ON'}",
+        "temp_store=MEMORY",
+    ]
+    if role == "reader":
+        return [*pragmas, f"cache_size=-{_READER_CACHE_KIB}", "query_only=ON"]
+    return [
+        *pragmas,
+        f"journal_mode={library.journal_mode}",
+        "synchronous=FULL",
+        f"cache_size=-{_WRITER_CACHE_KIB}",
+        "journal_size_limit=16777216",
+    ]
+
+
+def dump_json(value: Any) -> str:
+    """Compact JSON for a column. Raises ValueError for NaN and infinity: nothing invalid enters."""
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+
+
+# --- errors --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def speaking() -> Iterator[None]:
+    """Turn what SQLite says into an error that says what a user can do."""
+    try:
+        yield
+    except sqlalchemy_errors.TimeoutError as error:
+        raise busy("every reading connection of the database is in use") from error
+    except sqlalchemy_errors.IntegrityError:
+        raise
+    except sqlalchemy_errors.DatabaseError as error:
+        raise explain(str(error.orig), error) from error
+
+
+def explain(said: str, error: Exception) -> Exception:
+    """The error to raise for SQLite's message `said`; `error` itself when there is none better."""
+    lowered = said.lower()
+    if "locked" in lowered or "busy" in lowered:
+        return busy("the database is locked by another program")
+    if "disk is full" in lowered:
+        return errors.DiskFull(
+            "The disk that holds the database is full; nothing was changed.",
+            hint="Free some space on the disk of the data directory, then try again.",
+            headers={"Retry-After": "5"},
+        )
+    if "malformed" in lowered or "not a database" in lowered or "disk i/o error" in lowered:
+        return errors.StorageBroken(
+            f"The database cannot be read or written: {said}.",
+            hint="Restart the daemon: it checks the database and names the newest good backup.",
+            headers={"Retry-After": "30"},
+        )
+    return error
+
+
+def busy(why: str) -> errors.Busy:
+    return errors.Busy(
+        f"Nothing was changed: {why}.", hint="Try again.", headers={"Retry-After": "1"}
+    )
