@@ -8,6 +8,7 @@ shard that is not ready is tokenized by the loader itself, with the same result.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import fcntl
 import os
 import sys
@@ -61,21 +62,23 @@ def build(
     threads: int | None = None,
     progress: Callable[[float], None] = lambda fraction: None,
     stop: Callable[[], bool] = lambda: False,
+    keep: Sequence[DataFile] = (),
 ) -> dict[str, int]:
     """Build what is missing, in order. Returns tokens by file sha256 of all that is cached.
 
-    Stops early, without error, where the cap leaves no room. Raises DataError, DataChanged.
+    Neither `files` nor `keep` are deleted to make room. Stops early, without error, where the
+    cap leaves no room. Raises DataError, DataChanged.
     """
     cache_dir.mkdir(parents=True, exist_ok=True)
     durable.sweep(cache_dir)
-    keep = {cache_path(cache_dir, file.sha256) for file in files}
+    kept = {cache_path(cache_dir, file.sha256) for file in [*files, *keep]}
     total, done = sum(file.size for file in files) or 1, 0
     tokens: dict[str, int] = {}
     with _Encoder(tokenizer, threads, stop) as encoder:
         for file in files:
             known = cached_tokens(file, cache_dir, tokenizer)
             if known is None:
-                known = _build_one(file, cache_dir, tokenizer, cap_bytes, keep, encoder)
+                known = _build_one(file, cache_dir, tokenizer, cap_bytes, kept, encoder)
             if known is None:
                 break
             tokens[file.sha256] = known
@@ -96,10 +99,8 @@ def cached_tokens(file: DataFile, cache_dir: Path, tokenizer: Tokenizer) -> int 
 
 def touch(path: Path) -> None:
     """Mark a cache file as used just now: the oldest unused one goes first."""
-    try:
+    with contextlib.suppress(OSError):
         os.utime(path)
-    except OSError:
-        pass
 
 
 def make_room(cache_dir: Path, needed: int, cap_bytes: int, keep: set[Path]) -> bool:
@@ -194,10 +195,16 @@ def build_ahead(prepared: PreparedData, stop: Callable[[], bool], threads: int) 
         complaint.unlink(missing_ok=True)
         verify_file(file)
         if not full:
-            files = [file]
-            full = not build(
-                files, cache_dir, tokenizer, prepared.cache_cap_bytes, threads, stop=stop
+            built = build(
+                [file],
+                cache_dir,
+                tokenizer,
+                prepared.cache_cap_bytes,
+                threads,
+                stop=stop,
+                keep=prepared.train_files,
             )
+            full = not built
         if stop():
             return
 

@@ -14,7 +14,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -46,11 +45,20 @@ class Corpus:
     notes: list[str]
 
 
-def collect(spec: DataSpec, corpora_dir: Path, shards: int | None, progress: Progress) -> Corpus:
-    """The corpus of a spec: `shards` training shards at most. Raises DataError."""
+def collect(
+    spec: DataSpec,
+    corpora_dir: Path,
+    shards: int | None,
+    progress: Progress,
+    revision: str | None = None,
+) -> Corpus:
+    """The corpus of a spec: `shards` training shards at most. Raises DataError.
+
+    `revision` pins a data set by name; None takes what is the newest now.
+    """
     corpora_dir.mkdir(parents=True, exist_ok=True)
     if spec.source == "hf":
-        return _from_hub(spec, corpora_dir, shards, progress)
+        return _from_hub(spec, corpora_dir, shards, progress, revision)
     if spec.source == "parquet":
         return _from_parquet(Path(spec.path or ""), corpora_dir, shards, progress)
     if spec.source == "builtin":
@@ -130,11 +138,17 @@ def _parquet_paths(root: Path) -> list[Path]:
     return found
 
 
-def _from_hub(spec: DataSpec, corpora_dir: Path, shards: int | None, progress: Progress) -> Corpus:
+def _from_hub(
+    spec: DataSpec,
+    corpora_dir: Path,
+    shards: int | None,
+    progress: Progress,
+    revision: str | None,
+) -> Corpus:
     """Validation and the first training shard are fetched now, the others while training."""
     name = spec.name or ""
     progress(None, f"asking the Hugging Face hub for {name}")
-    listed = hub.list_shards(name, corpora_dir)
+    listed = hub.list_shards(name, corpora_dir, revision)
     if len(listed) < 2:
         raise DataError(
             "no_validation_file",
@@ -314,7 +328,7 @@ class _ShardWriter:
 
 
 def _corpus(
-    source: Literal["builtin", "text", "jsonl", "parquet", "hf"],
+    source: str,
     train: list[DataFile],
     val: list[DataFile],
     notes: list[str],

@@ -45,11 +45,11 @@ class Sources:
 def builtin() -> Sources:
     """The standard library's own source on this machine, without its tests."""
     root = Path(sysconfig.get_path("stdlib"))
-    files = [
-        path
-        for path in sorted(root.rglob("*.py"))
-        if not _NOT_BUILTIN & set(path.relative_to(root).parts[:-1])
-    ]
+    files = []
+    for folder, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if name not in _NOT_BUILTIN]
+        files.extend(Path(folder) / name for name in names if name.endswith(".py"))
+    files.sort()
     if not files:
         raise DataError("no_text", f"this Python has no source of its standard library in {root}")
     return Sources("builtin", root, files)
@@ -124,22 +124,32 @@ def _read_text(path: Path, sources: Sources) -> Iterator[str]:
             if number == 0 and b"\0" in chunk[:8192]:
                 sources.notes.append(f"{path} is left out: it is binary")
                 return
-            *pieces, left = cut(left + _decode(chunk, path, sources), max_chars) or [""]
+            text = _decode(chunk, path, sources)
+            pieces = list(cut(left + text.removeprefix("\ufeff"), max_chars))
+            left = pieces.pop() if pieces else ""
             yield from (piece for piece in pieces if piece.strip())
     if left.strip():
         yield left
 
 
 def _whole_characters(file) -> Iterator[bytes]:
-    """Chunks that end at a line's end where there is one, so that no character is cut."""
+    """Chunks that end at a line's end, or where there is none, at a character's."""
     left = b""
     while chunk := file.read(READ_BYTES):
         chunk = left + chunk
-        end = chunk.rfind(b"\n") + 1 or len(chunk)
+        end = chunk.rfind(b"\n") + 1 or _last_character(chunk)
         left = chunk[end:]
         yield chunk[:end]
     if left:
         yield left
+
+
+def _last_character(chunk: bytes) -> int:
+    """Where the last UTF-8 character that may be incomplete begins; the end if there is none."""
+    for back in range(1, 4):
+        if chunk[-back:][:1] >= b"\xc0":
+            return len(chunk) - back or len(chunk)
+    return len(chunk)
 
 
 def _read_jsonl(path: Path, sources: Sources) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,8 @@ from trainer.data.prepared import DataFile, Remote
 DOWNLOAD_ATTEMPTS = 3
 
 
-def list_shards(name: str, corpora_dir: Path) -> list[DataFile]:
-    """Every parquet file of the data set at its present revision, in name order, none fetched.
+def list_shards(name: str, corpora_dir: Path, revision: str | None = None) -> list[DataFile]:
+    """Every parquet file of the data set in name order, none fetched.
 
     The hub tells size and sha256 of each. Raises DataError.
     """
@@ -24,7 +25,7 @@ def list_shards(name: str, corpora_dir: Path) -> list[DataFile]:
 
     try:
         api = huggingface_hub.HfApi(endpoint=_endpoint())
-        info = api.dataset_info(name, files_metadata=True)
+        info = api.dataset_info(name, revision=revision, files_metadata=True)
     except RepositoryNotFoundError:
         raise DataError(
             "dataset_not_found",
@@ -92,7 +93,7 @@ def _reporting(progress: Callable[[int], None]) -> type:
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             kwargs.pop("name", None)
-            super().__init__(*args, **{**kwargs, "disable": False, "file": open(os.devnull, "w")})
+            super().__init__(*args, **{**kwargs, "disable": False, "file": io.StringIO(), "mininterval": 3600})
 
         def update(self, n: float | None = 1) -> bool | None:
             drawn = super().update(n)

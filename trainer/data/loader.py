@@ -172,7 +172,7 @@ class _Maker:
         tokens_2BT[0] = rows_BT1[:, :-1]
         tokens_2BT[1] = rows_BT1[:, 1:]
         self._rows += self._shape[0]
-        digest = hashlib.sha256(rows_BT1.astype("<u4", copy=False)).hexdigest()
+        digest = hashlib.sha256(rows_BT1.astype("<u4", copy=False).data).hexdigest()
         return Batch(tokens_2BT, digest, self._snapshot())
 
     def _restore(self) -> None:

@@ -40,21 +40,29 @@ def prepare(
     seed_tokenizer_dir: Path | None = None,
     progress: Progress = lambda stage, fraction, words: None,
     cache_cap_bytes: int | None = None,
+    previous: PreparedData | None = None,
 ) -> PreparedData:
     """Make the data of a run ready to be read.
 
     `progress(stage, fraction or None, words)` with the stages corpus, tokenizer, tokens.
     `seed_tokenizer_dir` is the tokenizer of another run or an import and wins over the spec's.
+    `previous` is what the run was prepared with before: an extend keeps its corpus, and takes more
+    shards of the same revision where the data comes by the shard.
     Raises DataError(code, message, path) with a plain sentence for every input that cannot be used.
     """
-    corpora_dir = Path(data_dir) / "corpora"
-    shards = _shards_wanted(spec, tokens_needed)
+    if previous is not None and previous.source != "hf":
+        verify(previous)
+        return previous
+    corpora_dir = Path(data_dir).absolute() / "corpora"
     collected = corpora.collect(
-        spec, corpora_dir, shards, lambda fraction, words: progress("corpus", fraction, words)
+        spec,
+        corpora_dir,
+        _shards_wanted(spec, tokens_needed),
+        lambda fraction, words: progress("corpus", fraction, words),
+        _revision(previous),
     )
-    tokenizer, directory = _tokenizer(
-        spec, corpora_dir, collected, vocab_size, seed_tokenizer_dir, progress
-    )
+    seed = Path(previous.tokenizer_dir) if previous else seed_tokenizer_dir
+    tokenizer, directory = _tokenizer(spec, corpora_dir, collected, vocab_size, seed, progress)
     cap = cache_cap_bytes or int(os.environ.get(CAP_VARIABLE) or cache.DEFAULT_CAP_BYTES)
     cache_dir = corpora_dir / "tokens" / tokenizer.sha256[:32]
     counts = _build_cache(collected, cache_dir, tokenizer, cap, progress)
@@ -66,6 +74,11 @@ def _shards_wanted(spec: DataSpec, tokens_needed: int) -> int | None:
         # shards_for reads nothing of a run but its data
         return shards_for(cast(RunSpec, SimpleNamespace(data=spec)), tokens_needed)
     return spec.max_shards if isinstance(spec.max_shards, int) else None
+
+
+def _revision(previous: PreparedData | None) -> str | None:
+    remotes = [file.remote for file in previous.train_files if file.remote] if previous else []
+    return remotes[0].revision if remotes else None
 
 
 # --- tokenizer -----------------------------------------------------------------------------------

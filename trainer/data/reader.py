@@ -41,7 +41,7 @@ class LastRead:
 
 
 class Reader:
-    """Reads from `open_shard(file index)`; rank r of R takes row groups r, r+R, ... of each file."""
+    """Reads from `open_shard(file index)`; rank r of R reads row groups r, r+R, ... of each."""
 
     def __init__(
         self,

@@ -161,9 +161,9 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
     Raises DataError when the text does not hold enough merges for `vocab_size`.
     """
-    import rustbpe
+    from rustbpe import Tokenizer as Trainer  # pyright: ignore[reportAttributeAccessIssue]
 
-    trained = rustbpe.Tokenizer()
+    trained = Trainer()
     wanted = vocab_size - len(SPECIAL_TOKENS)
     trained.train_from_iterator(_training_text(texts), wanted, pattern=SPLIT_PATTERN)
     ranks = {bytes(token): rank for token, rank in trained.get_mergeable_ranks()}
