@@ -30,7 +30,7 @@ class PlainAttention(nn.Module):
         last = layer == shape.n_layer - 1
         letter = shape.window_pattern[layer % len(shape.window_pattern)]
         short = math.ceil(shape.sequence_len / 4 / 128) * 128
-        self.window = None if last or letter == "L" else short
+        self.window = shape.sequence_len if last or letter == "L" else short
         self.c_q = Linear(shape.n_embd, shape.n_head * shape.head_dim)
         self.c_k = Linear(shape.n_embd, shape.n_kv_head * shape.head_dim)
         self.c_v = Linear(shape.n_embd, shape.n_kv_head * shape.head_dim)
@@ -155,9 +155,9 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([x1 * cos + x2 * sin, -x1 * sin + x2 * cos], dim=-1)
 
 
-def visible(length: int, window: int | None, device: torch.device) -> Tensor:
+def visible(length: int, window: int, device: torch.device) -> Tensor:
     """mask[q, k]: may query q see key k?"""
     position = torch.arange(length, device=device)
     back = position[:, None] - position[None, :]
     mask = back >= 0
-    return mask if window is None else mask & (back <= window)
+    return mask & (back <= window)
