@@ -1,8 +1,9 @@
 """The token cache: each file is tokenized once, for each tokenizer, and kept within a cap.
 
-`python -m trainer.data.cache <data.json>` builds ahead in a process of its own: it fetches what is
-not here yet, tokenizes it, and goes when its parent goes. Nothing waits for it but a download: a
-shard that is not ready is tokenized by the loader itself, with the same result.
+`python -m trainer.data.cache <data.json> [<parent pid>]` builds ahead in a process of
+its own: it fetches what is not here yet, tokenizes it, and goes when its parent goes. Nothing waits
+for it but a download: a shard that is not ready is tokenized by the loader itself, with the same
+result.
 """
 
 from __future__ import annotations
@@ -212,7 +213,7 @@ def build_ahead(prepared: PreparedData, stop: Callable[[], bool], threads: int) 
 def main(arguments: list[str]) -> int:
     """One builder per cache directory; a second one has nothing to do."""
     prepared = PreparedData.model_validate_json(Path(arguments[0]).read_bytes())
-    parent = os.getppid()
+    parent = int(arguments[1]) if len(arguments) > 1 else os.getppid()
     Path(prepared.cache_dir).mkdir(parents=True, exist_ok=True)
     with (Path(prepared.cache_dir) / "builder.lock").open("w") as lock:
         try:

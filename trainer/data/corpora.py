@@ -30,6 +30,7 @@ ROW_GROUP_DOCUMENTS = 1000
 SHUFFLE_DOCUMENTS = 50_000
 SHUFFLE_SEED = 1337
 VAL_EVERY = 20
+REPORT_DOCUMENTS = 2000
 MIN_CHARS = 1000
 Progress = Callable[[float | None, str], None]
 
@@ -262,11 +263,12 @@ def _shuffled_blocks(
     block: list[tuple[bool, str]] = []
     for number, (text, done) in enumerate(documents.read(sources)):
         block.append((number % VAL_EVERY == VAL_EVERY // 2, text))
+        if number % REPORT_DOCUMENTS == 0:
+            progress(done / total, f"copying {sources.root}")
         if len(block) == SHUFFLE_DOCUMENTS:
             order.shuffle(block)
             yield block
             block = []
-            progress(done / total, f"copying {sources.root}")
     if len(block) > 1 and not any(is_val for is_val, _ in block):
         block[-1] = (True, block[-1][1])
     order.shuffle(block)

@@ -12,8 +12,6 @@ from trainer.data import durable
 from trainer.data.errors import DataError
 from trainer.data.prepared import DataFile, Remote
 
-DOWNLOAD_ATTEMPTS = 3
-
 
 def list_shards(name: str, corpora_dir: Path, revision: str | None = None) -> list[DataFile]:
     """Every parquet file of the data set in name order, none fetched.
@@ -21,7 +19,7 @@ def list_shards(name: str, corpora_dir: Path, revision: str | None = None) -> li
     The hub tells size and sha256 of each. Raises DataError.
     """
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+    from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
         api = huggingface_hub.HfApi(endpoint=_endpoint())
@@ -31,7 +29,7 @@ def list_shards(name: str, corpora_dir: Path, revision: str | None = None) -> li
             "dataset_not_found",
             f"the Hugging Face hub has no data set '{name}' (or it is private and needs a login)",
         ) from None
-    except (HfHubHTTPError, OSError) as error:
+    except Exception as error:  # httpx of whichever name, the system, the hub
         raise _unreachable(name, error) from error
     directory = corpora_dir / f"hf-{name.replace('/', '--')}-{(info.sha or 'none')[:12]}"
     found = [
@@ -93,7 +91,9 @@ def _reporting(progress: Callable[[int], None]) -> type:
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             kwargs.pop("name", None)
-            super().__init__(*args, **{**kwargs, "disable": False, "file": io.StringIO(), "mininterval": 3600})
+            super().__init__(
+                *args, **{**kwargs, "disable": False, "file": io.StringIO(), "mininterval": 3600}
+            )
 
         def update(self, n: float | None = 1) -> bool | None:
             drawn = super().update(n)

@@ -123,7 +123,14 @@ class ShardSet:
             Path(self._prepared.cache_dir) / f"ahead-{self._prepared.identity()[:16]}.json"
         )
         durable.write_bytes(description, self._prepared.model_dump_json().encode())
-        command = [sys.executable, "-P", "-m", "trainer.data.cache", str(description)]
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "trainer.data.cache",
+            str(description),
+            str(os.getpid()),
+        ]
         root = str(Path(trainer.__file__).parent.parent)
         inherited = os.environ.get("PYTHONPATH")
         path = os.pathsep.join([root, inherited] if inherited else [root])

@@ -83,9 +83,10 @@ class Tokenizer:
         try:
             ids = self.encoding.encode_to_numpy(text, disallowed_special=())
         except BaseException as error:
-            # the regex engine gives up on runs of a million spaces with a panic, which is no
-            # Exception: such a text is encoded in pieces
-            if type(error).__name__ != "PanicException" or len(text) <= PIECE_CHARS:
+            # the regex engine gives up on runs of a million spaces, in some versions with a
+            # panic, which is no Exception: such a text is encoded in pieces
+            gave_up = isinstance(error, ValueError) or type(error).__name__ == "PanicException"
+            if not gave_up or len(text) <= PIECE_CHARS:
                 raise
             pieces = [text[at : at + PIECE_CHARS] for at in range(0, len(text), PIECE_CHARS)]
             ids = np.concatenate([self.encode_array(piece) for piece in pieces])

@@ -97,9 +97,8 @@ def test_cursor_belongs_to_the_batch_taken(corpus) -> None:
         with open_loader(
             corpus, split="train", rows=2, sequence_len=64, prefetch=prefetch
         ) as loader:
-            for _ in range(7):
-                batch = loader.next_batch()
-            assert loader.state_dict() == batch.cursor
+            batches = [loader.next_batch() for _ in range(7)]
+            assert loader.state_dict() == batches[-1].cursor
             states.append(loader.state_dict())
     assert states[0] == states[1] == states[2]
 
@@ -128,8 +127,7 @@ def test_cached_or_tokenized_now_makes_no_difference(corpus, small_corpus) -> No
     settings = {"split": "train", "rows": 3, "sequence_len": 64}
     expected = digests(corpus, 80, **settings)
     with open_loader(corpus, **settings) as loader:
-        for _ in range(30):
-            state = loader.next_batch().cursor
+        state = [loader.next_batch().cursor for _ in range(30)][-1]
     bare = corpus.model_copy(update={"cache_dir": corpus.cache_dir + "-none", "cache_cap_bytes": 1})
     assert digests(bare, 80, **settings) == expected
     assert digests(bare, 50, cursor=state, **settings) == expected[30:]
@@ -155,10 +153,9 @@ def test_the_batch_that_fails_comes_after_the_good_ones(corpus) -> None:
     with open_loader(corpus, **settings) as loader:
         with open(path, "ab") as file:
             file.write(b"x")
-        seen = []
+        seen: list[str] = []
         with pytest.raises(DataChanged, match="shard_001"):
-            for _ in range(200):
-                seen.append(loader.next_batch().sha256)
+            seen.extend(batch.sha256 for batch in loader)
         with pytest.raises(DataChanged):
             loader.next_batch()
     assert expected[: len(seen)] == seen

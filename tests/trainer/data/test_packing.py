@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.trainer.data import plain
 from trainer.data.packing import Packer
-from trainer.data.reader import Reader
+from trainer.data.reader import Position, Reader
 
 # lengths that meet every case: empty texts (1 token), equals, longer than the longest row
 LENGTHS = st.one_of(st.integers(1, 6), st.integers(1, 40), st.just(17))
@@ -59,8 +59,6 @@ def compare(files: list, row_slots: int, lossless: bool, rank: int, world: int, 
     reader = Reader(shards.__getitem__, len(shards), None, None, rank, world)
     if not any(group for groups in files for group in groups[rank::world]):
         return  # nothing for this rank
-    from trainer.data.reader import Position
-
     reader.position = Position(row_group=rank)
     packer = Packer(reader.read, "lossless" if lossless else "best_fit")
     expected = plain.packed_rows(
@@ -75,7 +73,11 @@ def compare(files: list, row_slots: int, lossless: bool, rank: int, world: int, 
         assert (last.pq_idx, last.rg_idx, last.epoch) == (file, group, epoch)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow],
+)
 @given(FILES, st.integers(2, 33), st.booleans(), st.integers(1, 3), st.data())
 def test_fast_equals_plain(files, row_slots, lossless, world, data) -> None:
     rank = data.draw(st.integers(0, world - 1))
@@ -101,7 +103,7 @@ def test_lossless_loses_nothing() -> None:
     rows = np.zeros((300, 11), dtype=np.uint32)
     for row in rows:
         packer.fill(row)
-    left = [ids for ids in packer._documents.values()]
+    left = list(packer._documents.values())
     if packer.remainder is not None:
         left.append(packer.remainder[2])
     seen = sorted(itertools.chain(rows.ravel().tolist(), *(ids.tolist() for ids in left)))
