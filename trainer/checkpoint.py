@@ -280,8 +280,9 @@ def held(directory: Path, lineage: Lineage) -> list[Kept]:
             m = read_manifest(path)
         except Bad:
             continue
-        bpb = m.evaluations.get("bpb", {}).get("value")
-        found.append(Kept(path, m.step, m.why, m.pinned, bpb))
+        bpb = m.evaluations.get("bpb", {})
+        value = bpb.get("value") if bpb.get("step") == m.step else None
+        found.append(Kept(path, m.step, m.why, m.pinned, value))
     return found
 
 

@@ -15,8 +15,8 @@ import torch
 from trainer import measuring, saving
 from trainer.contract import commands, events, failpoint
 from trainer.contract.exits import Reason
+from trainer.contract.orders import AttemptOrder
 from trainer.contract.schedule import (
-    PhaseSchedule,
     lr_multiplier,
     muon_momentum,
     weight_decay_multiplier,
@@ -140,20 +140,20 @@ class _Loop:
         self._skip_if_asked(step)
         started = time.perf_counter()
         micro_batches, batch_sha256 = session.next_step_batches()
-        schedule = scheduled(self.order.schedule, self.order.earlier_schedules, step)
-        peak_decay = self.order.plan.hyperparameters.weight_decay
+        schedule = scheduled(self.order, step)
         session.saver.fence_update()
         result = session.stepper.train_step(
             micro_batches,
             lr_multiplier=schedule["lr_multiplier"],
             momentum=schedule["momentum"],
-            weight_decay=schedule["weight_decay"] * peak_decay,
+            weight_decay=schedule["weight_decay"],
         )
         before, self.pending = self.pending, None
         if before:
             self._report(before)
         self.pending = Pending(step, result, started, schedule, batch_sha256)
         self.state.step = step + 1
+        self.state.evaluations = {}
         self.state.tokens_seen += self.order.plan.batch.tokens
         if session.device.type != "cuda" or self.first:
             self.settle()
@@ -185,8 +185,7 @@ class _Loop:
         state.energy_joules += (watts or 0.0) * seconds
         smooth = state.observe(loss)
         session.reporter.emit(
-            events.Step.model_construct(
-                kind="step",
+            events.Step(
                 step=done.step,
                 loss=loss,
                 loss_smooth=smooth,
@@ -199,7 +198,7 @@ class _Loop:
                 seconds=seconds,
                 energy_joules=state.energy_joules if watts is not None else None,
                 batch_sha256=done.batch_sha256,
-                **sensors,
+                **sensors,  # pyright: ignore[reportArgumentType] - its fields, some int
             )
         )
         self._check_resume(done.step, loss)
@@ -227,15 +226,17 @@ class _Loop:
         )
 
 
-def scheduled(schedule: PhaseSchedule, earlier: list[PhaseSchedule], step: int) -> dict[str, float]:
-    """LR multiplier, momentum and weight-decay multiplier of `step`, of the phase it lies in."""
-    own = schedule
-    if step < schedule.start_step and earlier:
+def scheduled(order: AttemptOrder, step: int) -> dict[str, float]:
+    """LR multiplier, momentum and weight decay (absolute) of `step`, of the phase it lies in."""
+    own = order.schedule
+    if step < own.start_step and order.earlier_schedules:
+        earlier = order.earlier_schedules
         own = next((s for s in reversed(earlier) if s.start_step <= step), earlier[0])
     return {
         "lr_multiplier": lr_multiplier(own, step),
         "momentum": muon_momentum(own, step),
-        "weight_decay": weight_decay_multiplier(own, step),
+        "weight_decay": weight_decay_multiplier(own, step)
+        * order.plan.hyperparameters.weight_decay,
     }
 
 

@@ -132,8 +132,9 @@ class Saver:
             if self._stream is not None:
                 self._stream.synchronize()
             path, manifest = checkpoint.write(self._directory, snapshot, describe)
+            checkpoint.verify(path)  # read back here, so that only a verified one replaces others
         except Exception as caught:  # reported by the loop: the last good one is untouched
-            error = caught
+            path, error = None, caught
         self._done.append(
             Saved(
                 snapshot_step=snapshot.step,

@@ -111,7 +111,7 @@ def _cadence_due(session: Session) -> bool:
     by_keep = spec.keep_every and step % spec.keep_every == 0
     waited = time.monotonic() - session.save_began
     by_time = spec.every_seconds and waited >= spec.every_seconds
-    return bool(by_step or by_keep or by_time) and session.saved_step != step
+    return bool(by_step or by_keep or by_time) and step not in (0, session.saved_step)
 
 
 def _at_warmdown(session: Session) -> bool:
@@ -170,26 +170,23 @@ def _say(session: Session, saved: Saved) -> None:
             next_loss=saved.manifest.next_loss,
         )
     )
-    _retain(session, saved)
+    _retain(session)
 
 
-def _retain(session: Session, saved: Saved) -> None:
-    assert saved.path is not None
-    try:
-        checkpoint.verify(saved.path)
-    except checkpoint.Bad as error:
-        session.reporter.emit(events.CheckpointBad(name=saved.path.name, why=str(error)))
-        return
+def _retain(session: Session) -> None:
+    """Remove what nothing needs any more. Said before it is done: a kill between leaves a
+    directory that the next pass removes, never a row without its files."""
     spec = session.order.spec.checkpoint
     held = checkpoint.held(session.run_dir.checkpoints, session.own_lineage)
-    for path in checkpoint.surplus(
+    surplus = checkpoint.surplus(
         held,
         keep_last=spec.keep_last,
         keep_every=spec.keep_every,
         pinned=set(session.order.pinned),
-    ):
-        checkpoint.remove(path)
+    )
+    for path in surplus:
         session.reporter.emit(events.CheckpointRemoved(name=path.name))
+        checkpoint.remove(path)
 
 
 def _is_full(error: BaseException | None) -> bool:

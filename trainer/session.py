@@ -24,6 +24,7 @@ from trainer.contract.orders import AttemptOrder, Lineage
 from trainer.contract.rundir import RunDir, identify
 from trainer.contract.shape import shape_of
 from trainer.control import Control
+from trainer.data import tokenizer
 from trainer.data.loader import Loader, open_loader
 from trainer.data.prepared import PreparedData, verify
 from trainer.data.tokenizer import Tokenizer
@@ -194,7 +195,7 @@ def _assemble(
         choices=chosen,
         fingerprint=device.fingerprint(where, picked),
         data=data,
-        tokenizer=Tokenizer.load(Path(data.tokenizer_dir)),
+        tokenizer=tokenizer.load(Path(data.tokenizer_dir)),
         model=model,
         optimizer=optimizer,
         stepper=stepper,

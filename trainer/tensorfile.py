@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -53,7 +53,7 @@ def write(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, str]:
     return total, digest.hexdigest()
 
 
-def _pieces(tensors: Mapping[str, Tensor]):
+def _pieces(tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:
     header: dict[str, object] = {}
     offset = 0
     for name, tensor in tensors.items():
@@ -69,4 +69,4 @@ def _pieces(tensors: Mapping[str, Tensor]):
     yield memoryview(len(text).to_bytes(8, "little") + text)
     for tensor in tensors.values():
         if tensor.numel():
-            yield memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+            yield memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)

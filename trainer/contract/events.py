@@ -63,7 +63,11 @@ class Frozen(Event):
 
 
 class Step(Event):
-    """Step `step` is done; loss is the mean over its micro-batches, before the update."""
+    """Step `step` (counted from 0) is done; loss is the mean over its micro-batches, before its
+    update, so `step + 1` steps are done and a checkpoint written now is at `step + 1`.
+
+    energy_joules: used by this step alone; the server adds up.
+    """
 
     kind: Literal["step"] = "step"
     step: int

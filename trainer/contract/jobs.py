@@ -5,7 +5,7 @@ Results travel in the `result` of the job's `ended` record.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
@@ -62,6 +62,31 @@ class ImportParams(Params):
     tag: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     step: Annotated[int, Field(ge=0, le=10**9)]
     name: Name
+
+
+class ImportedCheckpoint(Params):
+    """The checkpoint as written into the new run's directory (attempt 0), durable and verified."""
+
+    name: str
+    step: int
+    bytes: int
+    manifest_sha256: str
+
+
+class ImportResult(Params):
+    """What an import found: a complete spec body, and the model as it stood after `step` steps.
+
+    history: what the source said about itself (meta), shown with the run. bpb_identity: of val_bpb,
+    when the source's measure is one of ours (see events.Evaluation).
+    """
+
+    spec: dict[str, Any]
+    step: Annotated[int, Field(ge=0, le=10**9)]
+    tokens: Annotated[int, Field(ge=0)]
+    val_bpb: float | None = None
+    bpb_identity: str | None = None
+    checkpoint: ImportedCheckpoint
+    history: dict[str, Any] = {}
 
 
 class AuditParams(Params):

@@ -1,0 +1,58 @@
+"""The trainer process: `python -P -m trainer ATTEMPT_DIR`. Started by the supervisor, owes it
+nothing: its orders are in the directory, what it has to say goes into the outbox there.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from trainer import process
+from trainer.contract import events, failpoint
+from trainer.contract.orders import ORDER, AttemptOrder
+from trainer.contract.rundir import Held, locked
+
+RUN_LOCK_SECONDS = 10.0
+
+
+def main(argv: list[str]) -> int:
+    """Exit status: 0 ended in order, 1 failed with an exit record, 2 not started."""
+    if len(argv) != 2:
+        print("usage: python -m trainer ATTEMPT_DIR", file=sys.stderr)
+        return 2
+    directory = Path(argv[1]).absolute()
+    order = AttemptOrder.model_validate_json((directory / ORDER).read_bytes())
+    own = process.begin(directory, order.run_id, order.attempt, order.token)
+    try:
+        with locked(Path(order.run_dir) / "trainer.lock", order.token):
+            ended = _train(order, own)
+    except BaseException as error:  # whatever it was, it is written down before the process goes
+        process.log_traceback(error)
+        ended = _failure(error, own)
+    own.end(ended)
+    failpoint.hit("trainer.exit")
+    return 1 if ended.outcome == "failed" else 0
+
+
+def _train(order: AttemptOrder, own: process.Process) -> events.Ended:
+    own.reporter.emit(events.Stage(stage="loading", detail="torch"))
+    from trainer import loop, session  # torch: after the lock, so that the process is known early
+
+    failpoint.hit("trainer.load")
+    parts = session.build(order, own.reporter, own.control)
+    try:
+        return loop.run(parts)
+    finally:
+        parts.close()
+
+
+def _failure(error: BaseException, own: process.Process) -> events.Ended:
+    reason, message = process.explain(error)
+    if isinstance(error, Held):
+        message = "another trainer of this run is alive"
+    step = getattr(error, "step", None)
+    return events.Ended(outcome="failed", reason=reason, step=step, message=message)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,67 @@
+"""Audit: run recorded steps again from a checkpoint and compare the losses bit for bit.
+
+A difference, on the machine and versions the run was made with, is silent data corruption of
+memory, disk or processor: nothing in the software may change these bits.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from trainer.contract import events, journal
+from trainer.contract.orders import AttemptOrder, JobOrder, Lineage
+from trainer.contract.rundir import RunDir
+from trainer.process import Process
+
+
+def run(order: JobOrder, own: Process) -> dict[str, Any]:
+    """params: {"checkpoint": name, "steps": n, "order": the attempt order that made the steps}.
+
+    Result: {"verdict": verified | mismatch | approximate, "compared": n, "differences": […]}.
+    """
+    from trainer import loop, session
+    from trainer.report import Reporter
+
+    attempt = AttemptOrder.model_validate(order.params["order"])
+    start = int(order.params["checkpoint"][5:14])
+    name = int(order.params["checkpoint"][16:20])
+    audit = attempt.model_copy(
+        update={"lineage": Lineage(limits={name: start}), "max_step": start, "skip_steps": []}
+    )
+    with tempfile.TemporaryDirectory(dir=own.directory) as folder:
+        header = journal.Header(order.job_id, 0, order.token)
+        quiet = Reporter(journal.Writer.create(Path(folder) / "replay.jsonl", header))
+        parts = session.build(audit, quiet, own.control)
+        try:
+            return _compare(parts, int(order.params["steps"]), own, loop, session)
+        finally:
+            parts.close()
+
+
+def _compare(parts: Any, steps: int, own: Process, loop: Any, session: Any) -> dict[str, Any]:
+    differences, compared = [], 0
+    run_dir: RunDir = parts.run_dir
+    for _ in range(steps):
+        step = parts.state.step
+        if own.control.wants_attention():
+            break
+        recorded = session.recorded_loss(run_dir, parts.order.attempt, step)
+        micro_batches, _ = parts.next_step_batches()
+        result = parts.stepper.train_step(micro_batches, **loop.scheduled(parts.order, step))
+        parts.state.step = step + 1
+        own.reporter.emit(events.Stage(stage="verifying", fraction=(compared + 1) / steps))
+        if recorded is None:
+            continue
+        compared += 1
+        found = float(result.loss)
+        if found != recorded:
+            differences.append({"step": step, "recorded": recorded, "found": found})
+    verdict = "approximate" if parts.inexact else ("mismatch" if differences else "verified")
+    return {
+        "verdict": verdict if compared else "nothing recorded",
+        "compared": compared,
+        "differences": differences,
+        "why": parts.inexact,
+    }
