@@ -1,0 +1,172 @@
+"""What the kernel says about the machine: NVIDIA Xid errors and out-of-memory kills.
+
+The Xid numbers and the action that each calls for are from NVIDIA's "XID Errors" catalog
+(docs.nvidia.com/deploy/xid-errors).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+
+class Action(StrEnum):
+    """What a person, or the daemon, has to do about it."""
+
+    restart = "restart"  # the program alone: starting it again may be enough
+    reset = "reset"  # the GPU must be reset (nvidia-smi -r) or the machine rebooted
+    reboot = "reboot"  # the machine, after a power cycle
+    inspect = "inspect"  # cabling, power, cooling, the card itself
+
+
+@dataclass(frozen=True)
+class Xid:
+    number: int
+    meaning: str
+    action: Action
+
+    def __str__(self) -> str:
+        return f"Xid {self.number} ({self.meaning})"
+
+
+_ADVICE = {
+    Action.restart: "Restarting the trainer is enough; if it comes back, test the card.",
+    Action.reset: "Reset the GPU (nvidia-smi -r) or reboot the machine, then resume.",
+    Action.reboot: "Switch the machine off and on again, then resume.",
+    Action.inspect: "Check power, cooling and seating of the card before resuming.",
+}
+
+_XIDS = {
+    xid.number: xid
+    for xid in (
+        Xid(8, "GPU stopped processing", Action.restart),
+        Xid(13, "graphics engine exception", Action.restart),
+        Xid(31, "GPU memory page fault", Action.restart),
+        Xid(32, "invalid or corrupted push buffer stream", Action.restart),
+        Xid(38, "driver firmware error", Action.reset),
+        Xid(43, "GPU stopped processing after a program error", Action.restart),
+        Xid(45, "preemptive cleanup after an earlier error", Action.restart),
+        Xid(46, "GPU stopped processing", Action.reset),
+        Xid(48, "double-bit ECC error", Action.reset),
+        Xid(61, "internal microcontroller breakpoint", Action.reset),
+        Xid(62, "internal microcontroller halt", Action.reset),
+        Xid(63, "memory row remapping or page retirement recorded", Action.reset),
+        Xid(64, "memory row remapping or page retirement failed", Action.inspect),
+        Xid(69, "graphics engine class error", Action.restart),
+        Xid(74, "NVLink error", Action.inspect),
+        Xid(79, "GPU has fallen off the bus", Action.reboot),
+        Xid(92, "high rate of single-bit ECC errors", Action.inspect),
+        Xid(94, "contained memory error", Action.restart),
+        Xid(95, "uncontained memory error", Action.reset),
+        Xid(109, "context switch timeout", Action.reset),
+        Xid(119, "GSP firmware did not answer", Action.reset),
+        Xid(120, "GSP firmware error", Action.reset),
+        Xid(140, "unrecovered ECC error", Action.reset),
+        Xid(143, "GPU initialisation error", Action.reset),
+        Xid(154, "GPU recovery action changed", Action.reset),
+    )
+}
+
+_XID_LINE = re.compile(r"NVRM: Xid \((?P<where>[^)]*)\): (?P<number>\d+)")
+_OOM_LINE = re.compile(r"(?:Killed process|oom-kill:.*?\bpid=)\s*(?P<pid>\d+)")
+_SEVERITY = (Action.restart, Action.reset, Action.inspect, Action.reboot)
+
+
+def advice(xid: Xid) -> str:
+    return _ADVICE[xid.action]
+
+
+def worst_xid(kernel_lines: Iterable[str]) -> Xid | None:
+    """The gravest Xid among kernel log lines, None without one."""
+    found = [int(m["number"]) for line in kernel_lines if (m := _XID_LINE.search(line))]
+    named = [_XIDS.get(n, Xid(n, "see NVIDIA's list of Xid errors", Action.reset)) for n in found]
+    return max(named, key=lambda xid: _SEVERITY.index(xid.action), default=None)
+
+
+def oom_killed(kernel_lines: Iterable[str]) -> set[int]:
+    """Pids that the kernel killed for lack of memory."""
+    return {int(m["pid"]) for line in kernel_lines if (m := _OOM_LINE.search(line))}
+
+
+def kernel_lines(since_uptime_seconds: float = 0.0, path: str = "/dev/kmsg") -> list[str]:
+    """The kernel's log since that time after boot, empty where it may not be read."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return []
+    try:
+        return [text for uptime, text in _records(fd) if uptime >= since_uptime_seconds]
+    finally:
+        os.close(fd)
+
+
+def _records(fd: int) -> Iterable[tuple[float, str]]:
+    """One read is one record, 'priority,sequence,microseconds,flags;message'."""
+    for _ in range(100_000):
+        try:
+            record = os.read(fd, 8192)
+        except BrokenPipeError:
+            continue  # overwritten while we read: the next read goes on after the gap
+        except OSError:
+            return
+        if not record:
+            return
+        head, _, text = record.decode("utf-8", "replace").partition(";")
+        fields = head.split(",")
+        if len(fields) >= 3 and fields[2].isdigit():
+            yield int(fields[2]) / 1e6, text.split("\n")[0]
+
+
+# --- the memory of this machine ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MemoryGroup:
+    """The control group whose memory the trainer shares. Sizes in bytes, None when unlimited."""
+
+    oom_kills: int
+    limit: int | None
+    peak: int | None
+
+    def __str__(self) -> str:
+        parts = [
+            f"{word} {size / (1 << 30):.1f} GiB"
+            for word, size in (("limit", self.limit), ("peak", self.peak))
+            if size is not None
+        ]
+        return ", ".join(parts)
+
+
+def memory_group(root: Path = Path("/sys/fs/cgroup"), pid: int | str = "self") -> MemoryGroup:
+    """What the control group (v2) of a process says; zeros where there is none."""
+    try:
+        line = Path(f"/proc/{pid}/cgroup").read_text().strip().splitlines()[-1]
+    except (OSError, IndexError):
+        return MemoryGroup(0, None, None)
+    group = root / line.rpartition(":")[2].lstrip("/")
+    if not (group / "memory.events").exists():
+        group = root
+    return MemoryGroup(
+        _field(group / "memory.events", "oom_kill"),
+        _number(group / "memory.max"),
+        _number(group / "memory.peak"),
+    )
+
+
+def _field(path: Path, name: str) -> int:
+    try:
+        pairs = dict(line.split() for line in path.read_text().splitlines())
+        return int(pairs.get(name, 0))
+    except (OSError, ValueError):
+        return 0
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None

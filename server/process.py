@@ -1,0 +1,236 @@
+"""Processes of other people's making: start one by exec, know it again, signal only that one.
+
+A pid is not an identity: it is reused, and within one clock tick even with the same start time. So
+a process is known by boot id, pid, start time and the token in its environment, and signals go by
+pidfd, which is pinned to one process, after all of these were checked. In doubt nothing is sent.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from trainer.contract import rundir
+from trainer.contract.rundir import ProcessIdentity
+
+TOKEN_VARIABLE = "TRAIND_ATTEMPT_TOKEN"
+KEPT_VARIABLES = frozenset({"TRAIND_FAIL"})
+CPU_JOB_NICENESS = 10
+LOG_TAIL_LINES = 30
+LOG_TAIL_BYTES = 16 << 10
+_PROC = Path("/proc")
+
+
+# --- starting ------------------------------------------------------------------------------------
+
+
+class Child:
+    """A process of this daemon's own making, reaped by its own pid and no other."""
+
+    def __init__(self, popen: subprocess.Popen[bytes]) -> None:
+        self._popen = popen
+        self.pid = popen.pid
+
+    def poll(self) -> int | None:
+        """Its exit code once it is dead (negative: the signal), and the zombie is gone then."""
+        return self._popen.poll()
+
+    def leave(self) -> None:
+        """Forget a living child: the daemon ends, the trainer does not."""
+        if self._popen.poll() is None:
+            self._popen.returncode = 0  # Popen warns about a child that outlives it; ours may
+
+
+def spawn(
+    python: str,
+    module: str,
+    directory: Path,
+    token: str,
+    *,
+    niceness: int = 0,
+    cache_bytes: int | None = None,
+) -> tuple[Child, ProcessIdentity | None]:
+    """Start `python -P -m module directory` in a session of its own, its output in the log.
+
+    Raises OSError when it cannot be executed. The identity is None when it died at once.
+    """
+    with open(directory / rundir.LOG, "ab") as log:
+        popen = subprocess.Popen(
+            [python, "-P", "-m", module, str(directory)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd=directory,
+            env=environment(token, cache_bytes),
+            close_fds=True,
+            start_new_session=True,
+        )
+    if niceness:
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, popen.pid, niceness)
+    return Child(popen), rundir.identify(popen.pid)
+
+
+def environment(token: str, cache_bytes: int | None = None) -> dict[str, str]:
+    """The daemon's environment without its own settings and secrets, with the attempt's token.
+
+    cache_bytes: how large the token cache may grow.
+    """
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith("TRAIND_") or key in KEPT_VARIABLES
+    }
+    return {
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # so that cuda:1 is the one NVIDIA's tools call 1
+        **kept,
+        **({"TRAIND_TOKEN_CACHE_BYTES": str(cache_bytes)} if cache_bytes is not None else {}),
+        TOKEN_VARIABLE: token,
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONFAULTHANDLER": "1",
+    }
+
+
+# --- knowing -------------------------------------------------------------------------------------
+
+
+def is_alive(identity: ProcessIdentity) -> bool:
+    """Whether exactly this process still runs; a zombie does not."""
+    return identity.boot_id == rundir.boot_id() and rundir.identify(identity.pid) == identity
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether the process is stopped by a signal or a debugger."""
+    try:
+        stat = (_PROC / str(pid) / "stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] in ("T", "t")
+
+
+def carries(pid: int, token: str) -> bool:
+    """Whether the process was started with this token in its environment."""
+    try:
+        environ = (_PROC / str(pid) / "environ").read_bytes()
+    except FileNotFoundError:
+        return not _PROC.joinpath("self").exists() and _carries_portably(pid, token)
+    except OSError:
+        return False
+    return f"{TOKEN_VARIABLE}={token}".encode() in environ.split(b"\0")
+
+
+def _carries_portably(pid: int, token: str) -> bool:
+    import psutil  # only where there is no /proc
+
+    try:
+        return psutil.Process(pid).environ().get(TOKEN_VARIABLE) == token
+    except psutil.Error:
+        return False
+
+
+def carriers(token: str) -> list[ProcessIdentity]:
+    """Every live process that carries the token: the trainer and whatever it started."""
+    found = (rundir.identify(pid) for pid in _pids() if carries(pid, token))
+    return [identity for identity in found if identity is not None]
+
+
+def _pids() -> list[int]:
+    if _PROC.joinpath("self").exists():
+        return [int(name) for name in os.listdir(_PROC) if name.isdigit()]
+    import psutil
+
+    return psutil.pids()
+
+
+def leader(token: str) -> ProcessIdentity | None:
+    """The process that leads its session among those that carry the token: the trainer itself.
+
+    Helpers of a trainer live in its session; only what the daemon spawned leads one.
+    """
+    for identity in carriers(token):
+        with suppress(ProcessLookupError):
+            if os.getsid(identity.pid) == identity.pid:
+                return identity
+    return None
+
+
+# --- signalling ----------------------------------------------------------------------------------
+
+
+def send(identity: ProcessIdentity, token: str, *signals: signal.Signals) -> bool:
+    """Send the signals to exactly this process. False, and nothing sent, when that is in doubt."""
+    with _pinned(identity.pid) as pidfd:
+        if pidfd is None or not is_alive(identity) or not carries(identity.pid, token):
+            return False
+        try:
+            for number in signals:
+                _deliver(pidfd, identity.pid, number)
+        except (ProcessLookupError, PermissionError):
+            return False
+    return True
+
+
+@contextmanager
+def _pinned(pid: int) -> Iterator[int | None]:
+    """A pidfd of the process, so that what is checked next and what is signalled are one.
+
+    -1 where the system has no pidfd; None when there is no such process.
+    """
+    if not hasattr(os, "pidfd_open"):
+        yield -1
+        return
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        yield None
+        return
+    try:
+        yield pidfd
+    finally:
+        os.close(pidfd)
+
+
+def _deliver(pidfd: int, pid: int, number: signal.Signals) -> None:
+    if pidfd >= 0:
+        signal.pidfd_send_signal(pidfd, number)
+    else:
+        os.kill(pid, number)
+
+
+def kill_carriers(token: str) -> int:
+    """SIGKILL everything that carries the token; how many there were."""
+    found = carriers(token)
+    for identity in found:
+        send(identity, token, signal.SIGKILL)
+    return len(found)
+
+
+# --- last words ----------------------------------------------------------------------------------
+
+
+def log_tail(path: Path, lines: int = LOG_TAIL_LINES) -> str:
+    """The last lines of a log with control bytes escaped: it may hold anything."""
+    try:
+        with open(path, "rb") as log:
+            size = log.seek(0, os.SEEK_END)
+            log.seek(max(0, size - LOG_TAIL_BYTES))
+            text = log.read(LOG_TAIL_BYTES).decode("utf-8", "replace")
+    except OSError:
+        return ""
+    return "\n".join(escape(line) for line in text.split("\n")[-lines - 1 :]).strip("\n")
+
+
+def escape(line: str) -> str:
+    r"""The line as it may be shown in a terminal: ESC as \x1b, a tab as it is."""
+    line = line.rpartition("\r")[2] if not line.endswith("\r") else line.rstrip("\r")
+    return "".join(
+        c if c == "\t" or (c.isprintable() and c != "\x7f") else _escaped(c) for c in line
+    )
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape", "replace").decode("ascii")
