@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.25, 5.0
-SILENCE_SECONDS = 60.0  # longer than a few heartbeats: the connection is dead
+SILENCE_SECONDS = 45.0  # longer than a few heartbeats: the connection is dead
 # Answers that another try may change: the daemon is starting, stopping or busy.
 PASSING = frozenset({502, 503, 504})
 

@@ -56,7 +56,7 @@ def _version(wanted: bool) -> None:
 def root(
     url: Annotated[
         str | None,
-        typer.Option(help="Where the daemon listens [TRAIND_URL, http://127.0.0.1:8321].")
+        typer.Option(help="Where the daemon listens [TRAIND_URL, http://127.0.0.1:8321]."),
     ] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which this is.")

@@ -42,7 +42,9 @@ def run(
 ) -> None:
     """Create a run from a spec and start it."""
     if spec is None and not (name or preset or settings):
-        output.usage("give a SPEC file, or --name and --preset", "traind run --name demo --preset demo")
+        output.usage(
+            "give a SPEC file, or --name and --preset", "traind run --name demo --preset demo"
+        )
     body = specfile.read_spec(spec, settings or [], name=name, preset=preset)
     if no_start:
         body["start"] = False
@@ -134,11 +136,13 @@ def _act(
 
 def _created(made: RunDetail) -> None:
     plan = made.plan
-    output.say(f"{made.name} ({made.id}) is {made.state}: {made.reason_message}")
-    output.say(
-        f"  {units.count(plan.parameters.total)} parameters, {units.steps(plan.horizon.steps)} steps,"
-        f" {units.count(plan.horizon.tokens)} tokens, about {units.seconds(plan.eta.total)}"
-        f" ({plan.eta.source})"
+    parts = (
+        f"{units.count(plan.parameters.total)} parameters",
+        f"{units.steps(plan.horizon.steps)} steps",
+        f"{units.count(plan.horizon.tokens)} tokens",
+        f"about {units.seconds(plan.eta.total)} ({plan.eta.source})",
     )
+    output.say(f"{made.name} ({made.id}) is {made.state}: {made.reason_message}")
+    output.say("  " + ", ".join(parts))
     output.warn(plan.warnings)
     output.note(f"watch it with: traind watch {made.name}")

@@ -62,7 +62,9 @@ def _text(source: str) -> str:
     try:
         return Path(source).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        output.usage(f"{source} cannot be read: {error}", "give a YAML or JSON file, or - for a pipe")
+        output.usage(
+            f"{source} cannot be read: {error}", "give a YAML or JSON file, or - for a pipe"
+        )
 
 
 def _set(body: dict[str, Any], setting: str) -> None:

@@ -1,0 +1,119 @@
+"""checkpoints: list, save now, pin, unpin, delete."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from server.cli import options, output, units
+from server.cli.text import clean
+
+if TYPE_CHECKING:
+    from server.schemas import CheckpointView
+
+Checkpoint = Annotated[str, typer.Argument(help="Name or id of a checkpoint, or its step.")]
+
+
+class _ListByDefault(TyperGroup):
+    """`traind checkpoints RUN` is `traind checkpoints RUN`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and not args[0].startswith("-") and args[0] not in self.commands:
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
+
+
+def register(app: typer.Typer) -> None:
+    group = typer.Typer(
+        cls=_ListByDefault,
+        help="Checkpoints of a run: list, save, pin, unpin, delete.",
+        no_args_is_help=True,
+    )
+    group.command("list")(list_)
+    for command in (save, pin, unpin, delete):
+        group.command()(command)
+    app.add_typer(group, name="checkpoints", rich_help_panel="Results")
+
+
+def list_(
+    run: options.Run,
+    superseded: Annotated[
+        bool, typer.Option("--superseded", help="Also those of abandoned branches.")
+    ] = False,
+    json: options.Json = False,
+) -> None:
+    """What a run could resume, extend or sample from."""
+    with output.connect() as traind:
+        found = traind.checkpoints(run, superseded=superseded)
+    if json:
+        return output.emit(found)
+    rows = [
+        (
+            c.name, units.steps(c.step), units.num_bytes(c.bytes), c.why,
+            units.number(c.val_bpb), units.moment(c.created_at),
+            " ".join(
+                mark
+                for mark, holds in (
+                    ("newest", c.newest), ("best", c.best), ("pinned", c.pinned),
+                    ("superseded", c.superseded), (f"bad: {c.bad}", bool(c.bad)),
+                )
+                if holds
+            ),
+        )
+        for c in found
+    ]  # fmt: skip
+    columns = ("NAME", ">STEP", ">SIZE", "WHY", ">VAL BPB", "SAVED", "")
+    output.table(columns, rows, "no checkpoints yet")
+    return None
+
+
+def save(
+    run: options.Run,
+    pin: Annotated[bool, typer.Option("--pin", help="And never remove it by itself.")] = False,
+    json: options.Json = False,
+) -> None:
+    """Ask the running trainer for a checkpoint at its next step."""
+    with output.connect() as traind:
+        answer = traind.save_checkpoint(run, pin=pin)
+    if json:
+        return output.emit(answer)
+    output.say(f"asked {run} for a checkpoint; see: traind checkpoints {run}")
+    return None
+
+
+def pin(run: options.Run, checkpoint: Checkpoint) -> None:
+    """Keep a checkpoint for good."""
+    _set_pinned(run, checkpoint, True)
+
+
+def unpin(run: options.Run, checkpoint: Checkpoint) -> None:
+    """Leave a checkpoint to the retention policy again."""
+    _set_pinned(run, checkpoint, False)
+
+
+def delete(run: options.Run, checkpoint: Checkpoint, yes: options.Yes = False) -> None:
+    """Delete a checkpoint; never one that a resume needs."""
+    with output.connect() as traind:
+        found = _found(traind.checkpoints(run, superseded=True), checkpoint)
+        size = units.num_bytes(found.bytes)
+        if not options.confirmed(f"Delete checkpoint {clean(found.name)} ({size})?", yes):
+            raise typer.Exit(output.FAILED)
+        traind.delete_checkpoint(run, found.id)
+    output.note(f"deleted {found.name}")
+
+
+def _set_pinned(run: str, checkpoint: str, pinned: bool) -> None:
+    with output.connect() as traind:
+        found = _found(traind.checkpoints(run, superseded=True), checkpoint)
+        traind.pin_checkpoint(run, found.id, pinned)
+    output.say(f"{found.name} is {'pinned' if pinned else 'no longer pinned'}")
+
+
+def _found(checkpoints: list[CheckpointView], wanted: str) -> CheckpointView:
+    """The checkpoint of that id, name or step; of a step's several, the one that is current."""
+    matching = [c for c in checkpoints if wanted in (c.id, c.name, str(c.step))]
+    if not matching:
+        raise output.Refused(f"there is no checkpoint {clean(wanted)}", "traind checkpoints RUN")
+    return min(matching, key=lambda c: c.superseded)

@@ -1,0 +1,216 @@
+"""serve, service, rebuild, token: the daemon itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from server.cli import options, output
+
+if TYPE_CHECKING:
+    from server.settings import Settings
+
+Panel = "Daemon"
+# One option for each field of Settings; None leaves it to TRAIND_… and the default.
+DataDir = Annotated[Path | None, typer.Option(help="Where everything is kept.")]
+Host = Annotated[str | None, typer.Option(help="Address to listen on [127.0.0.1].")]
+Port = Annotated[int | None, typer.Option(min=0, max=65535, help="0 takes a free one [8321].")]
+Auth = Annotated[str | None, typer.Option(help="auto (a token beyond loopback) or always.")]
+AllowHost = Annotated[
+    list[str] | None, typer.Option("--allow-host", help="A further name of ours; repeatable.")
+]
+AllowRemote = Annotated[
+    bool | None, typer.Option("--allow-remote/--no-allow-remote", help="Listen beyond loopback.")
+]
+TokenFile = Annotated[Path | None, typer.Option(help="The token's file [in the data directory].")]
+TrainerPython = Annotated[str | None, typer.Option(help="The interpreter with torch [this one].")]
+StopTrainers = Annotated[
+    bool | None,
+    typer.Option("--stop-trainers/--leave-trainers", help="Whether they end with the daemon."),
+]
+MaxBody = Annotated[int | None, typer.Option(help="Largest request.", metavar="BYTES")]
+Tick = Annotated[float | None, typer.Option(help="Between two looks at the runs.", metavar="S")]
+PauseDeadline = Annotated[
+    float | None, typer.Option(help="A pause may take so long before it is forced.", metavar="S")
+]
+Stall = Annotated[
+    float | None, typer.Option(help="At least so long without a step is a stall.", metavar="S")
+]
+TokenCache = Annotated[int | None, typer.Option(help="Token caches together.", metavar="BYTES")]
+LogFormat = Annotated[str | None, typer.Option(help="text or json.")]
+LogLevel = Annotated[str | None, typer.Option(help="debug, info, warning or error.")]
+EnergyPrice = Annotated[
+    float | None, typer.Option(help="For the report's energy cost.", metavar="PRICE")
+]
+
+
+def register(app: typer.Typer) -> None:
+    app.command(rich_help_panel=Panel)(serve)
+    service = typer.Typer(help="Run as a systemd user service.", no_args_is_help=True)
+    for command in (install, uninstall, show):
+        service.command()(command)
+    app.add_typer(service, name="service", rich_help_panel=Panel)
+    app.command(rich_help_panel=Panel)(rebuild)
+    token = typer.Typer(help="The token of the data directory.", no_args_is_help=True)
+    token.command("show-path")(token_path)
+    token.callback()(lambda: None)
+    app.add_typer(token, name="token", rich_help_panel=Panel)
+
+
+def serve(
+    data_dir: DataDir = None,
+    host: Host = None,
+    port: Port = None,
+    auth: Auth = None,
+    allow_hosts: AllowHost = None,
+    allow_remote: AllowRemote = None,
+    token_file: TokenFile = None,
+    trainer_python: TrainerPython = None,
+    stop_trainers: StopTrainers = None,
+    max_body_bytes: MaxBody = None,
+    tick_seconds: Tick = None,
+    pause_deadline_seconds: PauseDeadline = None,
+    stall_seconds: Stall = None,
+    token_cache_bytes: TokenCache = None,
+    log_format: LogFormat = None,
+    log_level: LogLevel = None,
+    energy_price_per_kwh: EnergyPrice = None,
+) -> None:
+    """Run the daemon in the foreground. Every option is also TRAIND_… in the environment."""
+    settings = read_settings(**locals())
+    announce(settings)
+    from server.main import serve as run_daemon
+
+    raise typer.Exit(run_daemon(settings) or 0)
+
+
+def install(
+    data_dir: DataDir = None,
+    host: Host = None,
+    port: Port = None,
+    auth: Auth = None,
+    allow_hosts: AllowHost = None,
+    allow_remote: AllowRemote = None,
+    token_file: TokenFile = None,
+    trainer_python: TrainerPython = None,
+    stop_trainers: StopTrainers = None,
+    energy_price_per_kwh: EnergyPrice = None,
+) -> None:
+    """Write the unit, enable it and start it; these settings (and TRAIND_…) become its flags."""
+    _serviced("install", _unit(read_settings(**locals())))
+
+
+def uninstall() -> None:
+    """Stop, disable and remove the unit. Runs and data stay."""
+    _serviced("uninstall")
+
+
+def show(data_dir: DataDir = None, stop_trainers: StopTrainers = None) -> None:
+    """Print the unit that install would write with the present settings."""
+    print(_unit(read_settings(**locals())), end="")
+
+
+def rebuild(data_dir: DataDir = None, yes: options.Yes = False, json: options.Json = False) -> None:
+    """Make the database anew from the run directories' journals; the daemon must not run."""
+    settings = read_settings(data_dir=data_dir)
+    from server import rebuild as rebuilding
+
+    question = f"Rebuild {settings.paths.database}? The present one is kept beside it."
+    if not options.confirmed(question, yes):
+        raise typer.Exit(output.FAILED)
+    result = rebuilding.rebuild(settings)
+    if json:
+        output.emit(result)
+    else:
+        output.say(f"rebuilt {settings.paths.database}: {result}")
+
+
+def token_path(data_dir: DataDir = None, json: options.Json = False) -> None:
+    """Where the token lies; the token itself is never printed."""
+    settings = read_settings(data_dir=data_dir)
+    path = settings.token_file or settings.paths.root / "token"
+    if json:
+        output.emit({"path": str(path), "exists": path.exists()})
+    else:
+        output.say(str(path))
+    if not path.exists():
+        output.note("it is made when a daemon that needs it starts")
+
+
+def read_settings(**given: Any) -> Settings:
+    """Settings from the flags that were given, then TRAIND_…, then defaults."""
+    from pydantic import ValidationError
+
+    from server.settings import Settings
+
+    try:
+        return Settings(**{key: value for key, value in given.items() if value not in (None, [])})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else "settings"
+        output.usage(
+            f"{name.replace('_', '-')}: {first['msg']}", f"--help, or TRAIND_{name.upper()}"
+        )
+
+
+def announce(settings: Settings) -> None:
+    """URL, data directory and, where one is needed, the token's file, for the person who waits."""
+    output.note(f"traind serves {url_of(settings)}", "bold")
+    output.note(f"data in {settings.paths.root}")
+    if not settings.is_loopback or settings.auth == "always":
+        token = settings.token_file or settings.paths.root / "token"
+        output.note(f"callers need the token in {token}")
+    if settings.is_loopback:
+        output.note(f"dashboard {url_of(settings)}/   API docs {url_of(settings)}/docs")
+
+
+def url_of(settings: Settings) -> str:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    port = settings.port or "(a free port)"
+    return f"http://{host}:{port}"
+
+
+def flags_of(settings: Settings) -> list[str]:
+    """The flags that make `traind serve` have these settings again, wherever it is started."""
+    from server.settings import Settings
+
+    flags: list[str] = ["--data-dir", str(settings.paths.root)]
+    names = {"stop_trainers": ("--stop-trainers", "--leave-trainers")}
+    for name, field in Settings.model_fields.items():
+        value = getattr(settings, name)
+        if name == "data_dir" or value == field.get_default(call_default_factory=True):
+            continue
+        flag = "--" + name.replace("_", "-")
+        if name == "allow_hosts":
+            flags += [part for host in value for part in ("--allow-host", host)]
+        elif isinstance(value, bool):
+            on, off = names.get(name, (flag, "--no-" + flag[2:]))
+            flags.append(on if value else off)
+        else:
+            path = value.expanduser().absolute() if isinstance(value, Path) else value
+            flags += [flag, str(path)]
+    return flags
+
+
+def _unit(settings: Settings) -> str:
+    from server import service
+
+    try:
+        return service.unit(flags_of(settings), stop_trainers=settings.stop_trainers)
+    except service.ServiceError as error:
+        raise output.Refused(str(error)) from error
+
+
+def _serviced(verb: str, *arguments: str) -> None:
+    from server import service
+
+    try:
+        outcome = getattr(service, verb)(*arguments)
+    except (service.ServiceError, OSError) as error:
+        raise output.Refused(str(error)) from error
+    for line in outcome.done:
+        output.say(line)
+    for hint in outcome.hints:
+        output.note(f"hint: {hint}", "yellow")

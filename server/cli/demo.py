@@ -1,0 +1,324 @@
+"""demo: the whole story in a few minutes, with a daemon of its own.
+
+Start, watch, pause, resume, finish, extend, finish again; then the report and a sample. Whatever
+ends it, the daemon and the trainers it started are gone afterwards (--keep leaves the daemon).
+"""
+
+from __future__ import annotations
+
+import json as json_module
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from server.cli import interpreter, output, units, waiting
+from server.cli.text import clean, clean_lines
+
+if TYPE_CHECKING:
+    from server.client import Client
+    from server.schemas import Progress
+
+READY_SECONDS = 60.0
+STOP_SECONDS = 30.0
+STAGE_SECONDS = 900.0  # no single part takes nearly so long; a hang must end
+LINE_SECONDS = 2.0
+PAUSE_AT, EXTEND_BY = 0.4, 0.3  # of the run's steps
+
+
+def register(app: typer.Typer) -> None:
+    app.command(rich_help_panel="Daemon")(demo)
+
+
+def demo(
+    data_dir: Annotated[Path, typer.Option(help="Where the demo keeps its things.")] = Path(
+        ".demo"
+    ),
+    steps: Annotated[int | None, typer.Option(min=10, help="Steps [the preset's].")] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the daemon running.")] = False,
+) -> None:
+    """Start a daemon of its own, train, pause, resume, extend, and show what came of it."""
+    began = time.monotonic()
+    # a service manager's or a terminal's goodbye unwinds like Ctrl-C, so that nothing stays behind
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    try:
+        with running_daemon(data_dir.absolute(), keep) as daemon:
+            tell_story(daemon, steps)
+            output.say()
+            output.say(f"done in {units.seconds(time.monotonic() - began)}", "bold green")
+            where_things_are(daemon, keep)
+    except KeyboardInterrupt:
+        output.note(
+            "\ninterrupted; the demo's daemon and trainer are stopped, run it again any time"
+        )
+        raise typer.Exit(output.INTERRUPTED) from None
+
+
+@dataclass
+class Daemon:
+    """The demo's daemon. process: None when an earlier demo left it running (--keep)."""
+
+    url: str
+    data_dir: Path
+    log: Path
+    process: subprocess.Popen[bytes] | None
+    trainers: set[tuple[int, float]] = field(default_factory=set)  # (pid, its start time)
+
+    def alive(self) -> bool:
+        return self.process is None or self.process.poll() is None
+
+
+def tell_story(daemon: Daemon, steps: int | None) -> None:
+    from server.client import Client
+
+    with Client(daemon.url) as traind:
+        body: dict = {"name": time.strftime("demo-%Y%m%d-%H%M%S"), "preset": "demo"}
+        if steps:
+            body["horizon"] = {"steps": steps}
+        made = traind.create_run(body)
+        name, plan = made.name, made.plan
+        _chapter(f"POST /v1/runs: {name}")
+        output.say(
+            f"{units.count(plan.parameters.total)} parameters, {plan.horizon.steps} steps of "
+            f"{plan.batch.tokens:,} tokens; the text is Python's own library"
+        )
+        go = Stage(daemon, traind, name)
+        go.until(lambda now: now.step >= PAUSE_AT * now.end_step or now.state == "completed")
+        _chapter("pause: checkpoint, end the trainer, free the device")
+        traind.pause(name)
+        go.until_state("paused", "completed")
+        _chapter("resume: exactly there")
+        if traind.progress(name).state == "paused":
+            traind.resume(name)
+        done = go.until_state("completed")
+        more = max(1, round(EXTEND_BY * done.end_step))
+        _chapter(f"extend: {more} steps more")
+        answer = traind.extend(name, {"add_steps": more})
+        output.warn(answer.warnings)
+        go.until_state("completed")
+        _chapter("report")
+        output.say(traind.report(name).rstrip())
+        _chapter("a greedy sample")
+        go.sample("def main(")
+
+
+@dataclass
+class Stage:
+    """Shows the run's progress until something is so."""
+
+    daemon: Daemon
+    traind: Client
+    run: str
+
+    def until_state(self, *states: str) -> Progress:
+        return self.until(lambda now: now.state in states)
+
+    def until(self, reached: Callable[[Progress], bool]) -> Progress:
+        """The first progress that `reached` accepts. Raises Refused when the run fails."""
+        with _progress_printer() as show:
+
+            def each(now: Progress) -> None:
+                show(now)
+                self._remember_trainer()
+                if not self.daemon.alive():
+                    raise output.Refused(f"the daemon ended; see {self.daemon.log}")
+
+            return waiting.for_run(
+                self.traind,
+                self.run,
+                lambda now: _unless_failed(now, reached(now), self.traind),
+                timeout_seconds=STAGE_SECONDS,
+                each=each,
+            )
+
+    def sample(self, prompt: str) -> None:
+        job = self.traind.sample(self.run, {"prompts": [prompt], "max_tokens": 48})
+        ended = waiting.for_job(self.traind, job)
+        if ended.state != "completed":
+            raise output.Refused(f"the sample {ended.state}: {ended.message}")
+        for made in (ended.result or {}).get("samples", []):
+            output.say(f"{prompt}{str(made['text']).removeprefix(prompt)}")
+
+    def _remember_trainer(self) -> None:
+        """Note the trainer's pid with its start time, so that only it can be stopped later."""
+        import psutil
+
+        attempts = self.traind.attempts(self.run)
+        if attempts and attempts[-1].pid and attempts[-1].ended_at is None:
+            with suppress(psutil.Error):
+                process = psutil.Process(attempts[-1].pid)
+                self.daemon.trainers.add((process.pid, process.create_time()))
+
+
+@contextmanager
+def running_daemon(data_dir: Path, keep: bool) -> Iterator[Daemon]:
+    """A daemon on a free loopback port, or the one an earlier `--keep` left on this directory."""
+    data_dir.mkdir(parents=True, exist_ok=True)
+    daemon = _left_running(data_dir) or _start(data_dir)
+    try:
+        _wait_until_ready(daemon)
+        output.say(f"daemon at {daemon.url}, data in {daemon.data_dir}")
+        yield daemon
+        if keep:
+            record = {"url": daemon.url, "pid": daemon.process.pid if daemon.process else None}
+            if daemon.process:
+                (data_dir / "demo.json").write_text(json_module.dumps(record))
+            daemon.process = None  # not ours to stop any more
+    finally:
+        _stop(daemon)
+
+
+def where_things_are(daemon: Daemon, keep: bool) -> None:
+    if daemon.process is None or keep:
+        output.say(f"dashboard  {daemon.url}/")
+        output.say(f"API docs   {daemon.url}/docs")
+    else:
+        again = f"traind serve --data-dir {clean(daemon.data_dir)}"
+        output.say(f"dashboard  http://127.0.0.1:8321/      after: {again}")
+        output.say("API docs   http://127.0.0.1:8321/docs")
+    output.say(f"data       {daemon.data_dir}")
+    output.say(f"log        {daemon.log}")
+
+
+def _start(data_dir: Path) -> Daemon:
+    port, log = _free_port(), data_dir / "daemon.log"
+    command = [
+        sys.executable, "-P", "-m", "server.cli.app", "serve", "--data-dir", str(data_dir),
+        "--host", "127.0.0.1", "--port", str(port), "--auth", "auto", "--stop-trainers",
+    ]  # fmt: skip
+    env = {k: v for k, v in interpreter.environment().items() if k not in ("TRAIND_URL",)}
+    with log.open("ab") as file:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=env,
+            start_new_session=True,  # Ctrl-C is for us; we stop the daemon in an orderly way
+        )  # fmt: skip
+    return Daemon(f"http://127.0.0.1:{port}", data_dir, log, process)
+
+
+def _left_running(data_dir: Path) -> Daemon | None:
+    from server.client import Client, ClientError
+
+    try:
+        url = str(json_module.loads((data_dir / "demo.json").read_bytes())["url"])
+        with Client(url, timeout_seconds=5.0) as traind:
+            if Path(traind.system().data_dir) != data_dir:
+                return None
+    except (OSError, ValueError, KeyError, ClientError):
+        return None
+    return Daemon(url, data_dir, data_dir / "daemon.log", None)
+
+
+def _wait_until_ready(daemon: Daemon) -> None:
+    from server.client import Client
+
+    deadline = time.monotonic() + READY_SECONDS
+    with Client(daemon.url) as traind:
+        while not traind.is_ready():
+            if not daemon.alive():
+                raise output.Refused(f"the daemon did not start:\n{_last_lines(daemon.log)}")
+            if time.monotonic() > deadline:
+                raise output.Refused(f"the daemon is not ready; see {daemon.log}")
+            time.sleep(0.1)
+
+
+def _stop(daemon: Daemon) -> None:
+    """Stop what we started: the daemon by SIGTERM, then whatever of it is left, by pid."""
+    if daemon.process is None:
+        return
+    with _no_interrupts():
+        daemon.process.terminate()
+        try:
+            daemon.process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            daemon.process.kill()
+            daemon.process.wait()
+        for pid, started in daemon.trainers:
+            _end(pid, started)
+
+
+def _end(pid: int, started: float) -> None:
+    """End the process that had this pid at that time, and no other."""
+    import psutil
+
+    with suppress(psutil.Error):
+        process = psutil.Process(pid)
+        if process.create_time() != started:
+            return
+        process.terminate()
+        try:
+            process.wait(STOP_SECONDS)
+        except psutil.TimeoutExpired:
+            process.kill()
+
+
+@contextmanager
+def _progress_printer() -> Iterator[Callable[[Progress], None]]:
+    """One line that changes at a terminal; a line every two seconds in a pipe."""
+    from server.cli.view import bar_line
+
+    console = output.stdout()
+    if console.is_terminal:
+        from rich.live import Live
+
+        with Live(console=console, refresh_per_second=8, transient=False) as live:
+            yield lambda now: live.update(bar_line(now, console.width), refresh=True)
+        return
+    last = [0.0, ""]
+
+    def show(now: Progress) -> None:
+        text = bar_line(now).plain
+        settled = now.state in waiting.SETTLED
+        if text != last[1] and (settled or time.monotonic() - float(last[0]) >= LINE_SECONDS):
+            last[:] = [time.monotonic(), text]
+            print(text, flush=True)
+
+    yield show
+
+
+def _unless_failed(now: Progress, reached: bool, traind: Client) -> bool:
+    if now.state in ("failed", "cancelled") and not reached:
+        tail = clean_lines(traind.logs(now.id, tail=15))
+        raise output.Refused(f"the run {now.state}: {now.reason_message}\n{tail}", now.advice)
+    return reached
+
+
+def _chapter(title: str) -> None:
+    output.say()
+    output.say(f"── {title}", "bold cyan")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _last_lines(path: Path, count: int = 15) -> str:
+    with suppress(OSError):
+        return "\n".join(path.read_text(errors="replace").splitlines()[-count:])
+    return ""
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def _no_interrupts() -> Iterator[None]:
+    """A second Ctrl-C must not stop the stopping."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

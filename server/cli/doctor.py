@@ -1,0 +1,301 @@
+"""doctor: what this machine offers, what is wrong with it, and what to do about that."""
+
+from __future__ import annotations
+
+import json as json_module
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from server.cli import interpreter, options, output, units
+
+if TYPE_CHECKING:
+    from server.settings import Settings
+
+Level = Literal["ok", "warning", "problem"]
+MARKS: dict[Level, tuple[str, str]] = {
+    "ok": ("ok", "green"),
+    "warning": ("!", "yellow"),
+    "problem": ("FAIL", "bold red"),
+}
+TORCH_SECONDS = 60.0
+LEAST_FREE_BYTES, FEW_FREE_BYTES = 1e9, 20e9
+SERVER_PACKAGES = ("fastapi", "uvicorn", "pydantic", "sqlalchemy", "alembic", "httpx", "rich")
+
+# Asked of the trainer's interpreter: this process has no torch and wants none.
+QUESTION = """
+import importlib.metadata as m, json, platform, sys
+found = {"python": platform.python_version(), "executable": sys.executable, "packages": {}}
+for name in ("torch", "numpy", "safetensors", "tiktoken", "rustbpe", "pyarrow", "huggingface_hub"):
+    try:
+        found["packages"][name] = m.version(name)
+    except m.PackageNotFoundError:
+        found["packages"][name] = None
+try:
+    import trainer
+    found["trainer"] = True
+except ImportError as error:
+    found["trainer"] = str(error)
+if found["packages"]["torch"]:
+    import torch
+    cuda = torch.cuda
+    found["cuda_build"] = torch.version.cuda
+    found["cuda"] = cuda.is_available()
+    found["mps"] = torch.backends.mps.is_available()
+    found["threads"] = torch.get_num_threads()
+    found["devices"] = [
+        {"device": f"cuda:{i}", "name": cuda.get_device_name(i),
+         "memory_bytes": cuda.get_device_properties(i).total_memory,
+         "bf16": cuda.is_bf16_supported()}
+        for i in range(cuda.device_count())
+    ] if found["cuda"] else []
+print(json.dumps(found))
+"""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at. advice: what to do; empty when nothing is to be done."""
+
+    name: str
+    level: Level
+    detail: str
+    advice: str = ""
+
+
+def register(app: typer.Typer) -> None:
+    app.command(rich_help_panel="Daemon")(doctor)
+
+
+def doctor(
+    timeout: Annotated[float, typer.Option(help="For the trainer to answer.")] = TORCH_SECONDS,
+    json: options.Json = False,
+) -> None:
+    """Look at device, versions, disk and daemon; exit 1 when something keeps runs from working."""
+    from server.cli.daemon import read_settings
+
+    settings = read_settings()
+    findings = list(examine(settings, timeout))
+    problems = [finding for finding in findings if finding.level == "problem"]
+    if json:
+        output.emit({"ok": not problems, "findings": [asdict(finding) for finding in findings]})
+    else:
+        for finding in findings:
+            _print(finding)
+        output.say("")
+        warnings = sum(finding.level == "warning" for finding in findings)
+        output.say(f"{len(problems)} problems, {warnings} warnings")
+    if problems:
+        raise typer.Exit(output.FAILED)
+
+
+def examine(settings: Settings, torch_seconds: float = TORCH_SECONDS) -> Iterable[Finding]:
+    """Every finding, the slow question to the trainer's interpreter last but one."""
+    yield _python()
+    yield _packages()
+    yield _sqlite()
+    yield _data_dir(settings)
+    yield _disk(settings)
+    answer = ask_trainer(settings.trainer_python, torch_seconds)
+    if isinstance(answer, Finding):
+        yield answer
+    else:
+        yield from trainer_findings(answer)
+    yield from _driver(answer)
+    yield _compiler()
+    yield _daemon()
+    yield from _service()
+
+
+def ask_trainer(python: str, seconds: float) -> dict[str, Any] | Finding:
+    """What the trainer's interpreter says of itself, or the finding that it cannot."""
+    try:
+        answer = subprocess.run(
+            [python, "-P", "-c", QUESTION],
+            capture_output=True, text=True, timeout=seconds, check=False,
+            env=interpreter.environment(), stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return Finding(
+            "trainer", "problem", f"{python} did not answer in {units.seconds(seconds)}",
+            "a hanging driver does this: try nvidia-smi; or give more --timeout",
+        )  # fmt: skip
+    except OSError as error:
+        return Finding(
+            "trainer", "problem", f"{python} cannot be started: {error.strerror}",
+            "set TRAIND_TRAINER_PYTHON to the interpreter that has torch",
+        )  # fmt: skip
+    try:
+        return json_module.loads(answer.stdout.strip().splitlines()[-1])
+    except (ValueError, IndexError):
+        said = (answer.stderr.strip().splitlines() or [f"exit status {answer.returncode}"])[-1]
+        return Finding("trainer", "problem", f"{python}: {said}", "reinstall torch there")
+
+
+def trainer_findings(answer: dict[str, Any]) -> Iterable[Finding]:
+    """What the answer means."""
+    packages: dict[str, str | None] = answer["packages"]
+    missing = [name for name, found in packages.items() if found is None]
+    said = ", ".join(f"{name} {found}" for name, found in packages.items() if found)
+    yield Finding(
+        "trainer",
+        "problem" if missing else "ok",
+        f"Python {answer['python']} ({answer['executable']}), {said or 'no packages'}",
+        f"missing: {', '.join(missing)}; pip install 'traind[trainer]' there" if missing else "",
+    )
+    if answer.get("trainer") is not True:
+        yield Finding(
+            "trainer package", "problem", str(answer.get("trainer")), "install traind there as well"
+        )
+    if "cuda" not in answer:
+        return
+    for device in answer["devices"]:
+        bf16 = "bf16" if device["bf16"] else "no bf16: fp32 or fp16 only"
+        memory = units.num_bytes(device["memory_bytes"])
+        yield Finding("device", "ok", f"{device['device']} {device['name']}, {memory}, {bf16}")
+    if answer["mps"]:
+        yield Finding("device", "ok", "mps")
+    build = f"built for CUDA {answer['cuda_build']}" if answer["cuda_build"] else "the CPU build"
+    yield Finding("device", "ok", f"cpu, {answer['threads']} threads; torch is {build}")
+
+
+def _python() -> Finding:
+    here = ".".join(str(part) for part in sys.version_info[:3])
+    return Finding("python", "ok", f"{here} ({sys.executable})")
+
+
+def _packages() -> Finding:
+    found = {}
+    for name in SERVER_PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = ""
+    missing = [name for name, known in found.items() if not known]
+    said = ", ".join(f"{name} {known}" for name, known in found.items() if known)
+    if missing:
+        return Finding("packages", "problem", said, f"missing: {', '.join(missing)}; pip install")
+    return Finding("packages", "ok", said)
+
+
+def _sqlite() -> Finding:
+    from server.sqlite import choose_library
+
+    library = choose_library()
+    said = f"{library.name} {library.version}, journal mode {library.journal_mode}"
+    if library.warning:
+        return Finding("sqlite", "warning", said, library.warning)
+    return Finding("sqlite", "ok", said)
+
+
+def _data_dir(settings: Settings) -> Finding:
+    path = settings.paths.root
+    nearest = path
+    while not nearest.exists() and nearest != nearest.parent:
+        nearest = nearest.parent
+    if os.access(nearest, os.W_OK | os.X_OK):
+        state = "" if path.exists() else " (made at first start)"
+        return Finding("data directory", "ok", f"{path}{state}")
+    return Finding(
+        "data directory", "problem", f"{path} cannot be written", "set TRAIND_DATA_DIR elsewhere"
+    )
+
+
+def _disk(settings: Settings) -> Finding:
+    nearest = settings.paths.root
+    while not nearest.exists():
+        nearest = nearest.parent
+    usage = shutil.disk_usage(nearest)
+    said = f"{units.num_bytes(usage.free)} free of {units.num_bytes(usage.total)}"
+    if usage.free < LEAST_FREE_BYTES:
+        return Finding("disk", "problem", said, "free some: checkpoints will not fit")
+    if usage.free < FEW_FREE_BYTES:
+        advice = "enough for small runs; a d12 keeps about 2 GB a checkpoint (see traind plan)"
+        return Finding("disk", "warning", said, advice)
+    return Finding("disk", "ok", said)
+
+
+def _driver(answer: dict[str, Any] | Finding) -> Iterable[Finding]:
+    """NVIDIA's driver beside what torch sees: a GPU that torch cannot use is worth a word."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception:  # no library, no driver, no permission: all mean that there is no GPU for us
+        return
+    driver, count = str(pynvml.nvmlSystemGetDriverVersion()), pynvml.nvmlDeviceGetCount()
+    pynvml.nvmlShutdown()
+    if isinstance(answer, dict) and count and not answer.get("cuda"):
+        build = answer.get("cuda_build")
+        why = f"torch is built for CUDA {build}" if build else "torch is the CPU build"
+        yield Finding(
+            "driver", "problem", f"NVIDIA {driver}, {count} GPUs that torch does not see: {why}",
+            "install the CUDA build of torch that fits this driver (pytorch.org, Get started)",
+        )  # fmt: skip
+    else:
+        yield Finding("driver", "ok", f"NVIDIA {driver}, {count} GPUs")
+
+
+def _compiler() -> Finding:
+    found = next(
+        (c for c in (os.environ.get("CXX"), "c++", "g++", "clang++") if c and shutil.which(c)), None
+    )
+    if found:
+        return Finding("compiler", "ok", str(shutil.which(found)))
+    return Finding(
+        "compiler", "warning", "no C++ compiler: runs go on without torch.compile, and slower",
+        "install one (Debian: apt install g++)",
+    )  # fmt: skip
+
+
+def _daemon() -> Finding:
+    from server.client import ClientError
+
+    try:
+        with output.connect() as traind:
+            began = time.perf_counter()
+            system = traind.system()
+            took = time.perf_counter() - began
+    except ClientError as error:
+        return Finding("daemon", "warning", str(error), "start it with: traind serve")
+    said = f"{traind.url}, version {system.version}, answers in {1000 * took:.0f} ms"
+    if system.warnings:
+        return Finding("daemon", "warning", said, "; ".join(system.warnings))
+    return Finding("daemon", "ok", said)
+
+
+def _service() -> Iterable[Finding]:
+    from server import service
+
+    if sys.platform != "linux":
+        return
+    if not service.unit_path().exists():
+        yield Finding(
+            "service", "warning", "not installed: runs do not resume by themselves after a reboot",
+            "traind service install",
+        )  # fmt: skip
+    elif not service.lingers():
+        yield Finding(
+            "service", "warning", f"{service.unit_path()}, but the user does not linger",
+            "loginctl enable-linger, or it ends at logout and waits for a login at boot",
+        )  # fmt: skip
+    else:
+        yield Finding("service", "ok", f"{service.unit_path()}, lingering")
+
+
+def _print(finding: Finding) -> None:
+    from server.cli.text import clean
+
+    mark, style = MARKS[finding.level]
+    line = output.styled(f"{mark:<5}", style).append(f"{finding.name:<16}", style="bold")
+    output.stdout().print(line.append(clean(finding.detail), style="default"), soft_wrap=True)
+    if finding.advice:
+        output.say(f"{'':<21}{clean(finding.advice)}", style)

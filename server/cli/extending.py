@@ -1,0 +1,172 @@
+"""extend: a new phase, with its learning rate shown before anybody agrees to it."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from server.cli import options, output, plot, units
+from server.cli.text import clean
+
+if TYPE_CHECKING:
+    from server.schemas import ExtendAnswer
+    from trainer.contract.extend import CurvePoint, ExtendPreview
+
+
+def register(app: typer.Typer) -> None:
+    app.command(rich_help_panel="Runs")(extend)
+
+
+def extend(
+    run: options.Run,
+    to: Annotated[int | None, typer.Option("--to", min=1, help="New last step.")] = None,
+    add_steps: Annotated[int | None, typer.Option(min=1, help="So many steps more.")] = None,
+    add_tokens: Annotated[int | None, typer.Option(min=1, help="So many tokens more.")] = None,
+    mode: Annotated[
+        str | None,
+        typer.Option(help="replan (the curve over the new horizon), hold, rewarm or decay."),
+    ] = None,
+    rewarm_steps: Annotated[
+        int | None, typer.Option(min=0, help="Ramp from the LR reached; 0 jumps, as nanochat does.")
+    ] = None,
+    peak_frac: Annotated[float | None, typer.Option(help="rewarm: how high, of the peak.")] = None,
+    decay_ratio: Annotated[
+        float | None, typer.Option(help="rewarm, decay: this much of the phase is decay.")
+    ] = None,
+    final_lr_frac: Annotated[float | None, typer.Option(help="LR at the end, of the peak.")] = None,
+    warmdown_ratio: Annotated[
+        float | None, typer.Option(help="replan: this much of the whole horizon is warmdown.")
+    ] = None,
+    shape: Annotated[str | None, typer.Option(help="linear or cosine.")] = None,
+    keep_weight_decay: Annotated[
+        bool, typer.Option("--keep-weight-decay", help="Hold it at its value at the joint.")
+    ] = False,
+    at: Annotated[
+        str | None, typer.Option(help="end of the present phase, or now (its next step).")
+    ] = None,
+    from_checkpoint: Annotated[
+        str | None, typer.Option(help="Branch off here; later steps are set aside.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the phase.")] = None,
+    start: Annotated[
+        bool | None, typer.Option("--start/--no-start", help="Whether a paused run goes on.")
+    ] = None,
+    preview: Annotated[
+        bool, typer.Option("--preview", help="Show what it would do, and do nothing.")
+    ] = False,
+    yes: options.Yes = False,
+    json: options.Json = False,
+) -> None:
+    """Train a run further; at a terminal the new curve is shown and asked about first."""
+    curve = {
+        "mode": mode, "rewarm_steps": rewarm_steps, "peak_frac": peak_frac,
+        "decay_ratio": decay_ratio, "final_lr_frac": final_lr_frac,
+        "warmdown_ratio": warmdown_ratio, "shape": shape,
+        "weight_decay": "keep" if keep_weight_decay else None,
+    }  # fmt: skip
+    ask = _said(
+        {
+            "to_step": to, "add_steps": add_steps, "add_tokens": add_tokens, "at": at,
+            "from_checkpoint": from_checkpoint, "name": name, "start": start,
+            "schedule": _said(curve) or None,
+        }
+    )  # fmt: skip
+    if sum(value is not None for value in (to, add_steps, add_tokens)) != 1:
+        output.usage("give exactly one of --to, --add-steps, --add-tokens")
+    asks = not (yes or json) and sys.stdin.isatty()
+    with output.connect() as traind:
+        if preview or asks:
+            planned = traind.extend(run, ask, dry_run=True)
+            if json:
+                return output.emit(planned)
+            _show(planned)
+            if preview or planned.plan is None:
+                return None
+            if not options.confirmed(f"Extend {clean(run)} so?", yes=False):
+                raise typer.Exit(output.FAILED)
+        done = traind.extend(run, ask)
+    if json:
+        return output.emit(done)
+    return _tell(done, warned=asks)
+
+
+def draw(preview: ExtendPreview, *, width: int = 72, height: int = 14) -> plot.Plot:
+    """The LR multiplier: as it was, as it would have gone on, and the new curve from the joint."""
+    joint = preview.start_step
+    return plot.draw(
+        [
+            plot.Curve(_lr(preview.present_curve), "cyan"),
+            plot.Curve(_lr(preview.curve), "bold green"),
+        ],
+        width=width,
+        height=height,
+        joint=joint,
+        x_ticks=sorted({0, preview.warmdown_start, joint, preview.end_step}),
+    )
+
+
+def describe(preview: ExtendPreview) -> list[tuple[str, str]]:
+    """The joint and the size of the new phase, as names and values."""
+    joint = preview.joint
+    rows = [
+        ("steps", f"{preview.start_step:,} to {preview.end_step:,} "
+                  f"({units.steps(preview.end_step - preview.start_step)})"),
+        ("tokens", f"{preview.tokens:,} ({units.flops(preview.flops)})"),
+        ("mode", f"{preview.schedule.mode}, {preview.schedule.shape}; "
+                 f"warmdown from step {preview.warmdown_start:,}"),
+        ("learning rate", _pair(joint.lr_multiplier, "of its peak")),
+        ("weight decay", _pair(joint.weight_decay, "of its peak")),
+        ("momentum", _pair(joint.momentum, "")),
+    ]  # fmt: skip
+    if preview.discarded_steps:
+        rows.append(("set aside", f"{preview.discarded_steps:,} steps after the joint"))
+    return rows
+
+
+def _show(answer: ExtendAnswer) -> None:
+    if answer.plan is None:
+        output.say(f"{answer.run.name} already ends at step {answer.run.end_step:,}: no change")
+        return
+    console = output.stdout()
+    output.say(f"Learning rate of {answer.run.name}, as a multiple of the planned peak", "bold")
+    width = max(24, min(console.width, 100) - 10)
+    for row in draw(answer.plan, width=width).framed():
+        line = output.styled("")
+        for cell in row:
+            line.append(cell.char, cell.style or None)
+        console.print(line, soft_wrap=True)
+    legend = output.styled("  ━ so far", "cyan").append("   ━ new phase", "bold green")
+    console.print(legend.append("   ┊ joint", "yellow"))
+    output.pairs("New phase", describe(answer.plan))
+    output.pairs("Other modes", [(a.mode, _rest(a.sentence)) for a in answer.plan.alternatives])
+    output.warn(answer.warnings)
+
+
+def _tell(answer: ExtendAnswer, warned: bool) -> None:
+    run = answer.run
+    if answer.plan is None:
+        output.say(f"{run.name} already ends at step {run.end_step:,}: no change")
+    else:
+        output.say(f"{run.name} goes on to step {answer.plan.end_step:,}; it is {run.state}")
+    if not warned:
+        output.warn(answer.warnings)
+
+
+def _said(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _lr(points: list[CurvePoint]) -> list[tuple[float, float]]:
+    return [(float(p.step), p.lr_multiplier) for p in points]
+
+
+def _pair(pair: tuple[float, float], unit: str) -> str:
+    low, high = pair
+    factor = f" (× {high / low:.3g})" if low > 0 and abs(high / low - 1) > 0.005 else ""
+    return f"{low:.4g} -> {high:.4g} {unit}".rstrip() + factor
+
+
+def _rest(sentence: str) -> str:
+    return sentence.partition(": ")[2] or sentence

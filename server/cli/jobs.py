@@ -1,0 +1,222 @@
+"""import, export, sample, eval, fetch, jobs, job: bounded work, waited for unless told not to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from server.cli import options, output, units, waiting
+from server.cli.text import clean_lines
+
+if TYPE_CHECKING:
+    from server.client import Client
+    from server.schemas import JobView
+
+# Options of a command that hands all of them to another program.
+_PASS_ON = {"ignore_unknown_options": True, "allow_extra_args": True}
+
+CheckpointName = Annotated[str | None, typer.Option("--checkpoint", help="By name.")]
+
+
+def register(app: typer.Typer) -> None:
+    for command in (sample, eval_, export, jobs, job):
+        app.command(command.__name__.rstrip("_"), rich_help_panel="Results")(command)
+    imports = typer.Typer(help="Take over a run that was trained elsewhere.", no_args_is_help=True)
+    imports.command("nanochat")(import_nanochat)
+    imports.callback()(lambda: None)  # keeps `nanochat` a subcommand, though it is the only one
+    app.add_typer(imports, name="import", rich_help_panel="Runs")
+    fetches = typer.Typer(help="Download what evaluations need.", no_args_is_help=True)
+    fetches.command("core", add_help_option=False, context_settings=_PASS_ON)(fetch_core)
+    fetches.callback()(lambda: None)
+    app.add_typer(fetches, name="fetch", rich_help_panel="Daemon")
+
+
+def import_nanochat(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="nanochat's base directory.")],
+    tag: Annotated[str, typer.Option(help="Model tag, e.g. d12.")],
+    step: Annotated[int, typer.Option(min=0, help="Step of the checkpoint.")],
+    name: Annotated[str, typer.Option(help="Name of the new run.")],
+    no_wait: options.NoWait = False,
+    json: options.Json = False,
+) -> None:
+    """Import a nanochat checkpoint as a run with a finished phase, to be extended."""
+    path = str(directory.expanduser().absolute())
+    ask = {"format": "nanochat", "path": path, "tag": tag, "step": step, "name": name}
+
+    def told(job: JobView) -> None:
+        output.say(f"imported as {name}; train it further with: traind extend {name} --to STEP")
+
+    _do(lambda traind: traind.import_run(ask), told, no_wait, json)
+
+
+def export(
+    run: options.Run,
+    format_: Annotated[str, typer.Option("--format", help="nanochat or huggingface.")] = "nanochat",
+    step: options.Step = None,
+    checkpoint: CheckpointName = None,
+    no_wait: options.NoWait = False,
+    json: options.Json = False,
+) -> None:
+    """Write a checkpoint in nanochat's or Hugging Face's layout."""
+
+    def told(job: JobView) -> None:
+        result = job.result or {}
+        output.say(str(result.get("path", "done")))
+        for file in result.get("files", []):
+            output.say(f"  {file}")
+
+    ask = _said(format=format_, step=step, checkpoint=checkpoint)
+    _do(lambda traind: traind.export(run, ask), told, no_wait, json)
+
+
+def sample(
+    run: options.Run,
+    prompt: Annotated[list[str], typer.Option(help="What to go on from; repeatable.")],
+    step: options.Step = None,
+    checkpoint: CheckpointName = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, max=4096)] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, help="0 is greedy.")] = None,
+    top_k: Annotated[int | None, typer.Option(min=1)] = None,
+    seed: Annotated[int | None, typer.Option(min=0)] = None,
+    where: options.Where = None,
+    no_wait: options.NoWait = False,
+    json: options.Json = False,
+) -> None:
+    """Let a checkpoint write on."""
+
+    def told(job: JobView) -> None:
+        for made in (job.result or {}).get("samples", []):
+            output.stdout().print(_sampled(made), soft_wrap=True)
+
+    ask = _said(
+        prompts=prompt, step=step, checkpoint=checkpoint, max_tokens=max_tokens,
+        temperature=temperature, top_k=top_k, seed=seed, where=where,
+    )  # fmt: skip
+    _do(lambda traind: traind.sample(run, ask), told, no_wait, json)
+
+
+def eval_(
+    run: options.Run,
+    step: options.Step = None,
+    checkpoint: CheckpointName = None,
+    bpb: Annotated[bool, typer.Option("--bpb", help="Validation bits per byte.")] = False,
+    core: Annotated[bool, typer.Option("--core", help="The CORE tasks.")] = False,
+    max_per_task: Annotated[int | None, typer.Option(min=1, help="CORE: items a task.")] = None,
+    bundle: Annotated[Path | None, typer.Option(help="CORE: the bundle's directory.")] = None,
+    eval_tokens: Annotated[int | None, typer.Option(min=1, help="bpb: tokens to measure.")] = None,
+    where: options.Where = None,
+    no_wait: options.NoWait = False,
+    json: options.Json = False,
+) -> None:
+    """Measure a checkpoint: --bpb (when nothing is said), --core, or both."""
+    ask = _said(
+        step=step, checkpoint=checkpoint, bpb=bpb or not core, core=core,
+        core_max_per_task=max_per_task, eval_tokens=eval_tokens, where=where,
+        core_bundle=str(bundle.expanduser().absolute()) if bundle else None,
+    )  # fmt: skip
+    with output.connect() as traind:
+        ended = _ended(traind, traind.evaluate(run, ask), no_wait)
+        if json or ended.state != "completed":
+            return _finish(ended, lambda job: None, json)
+        for found in (e for e in traind.evaluations(run) if e.job == ended.id):
+            output.say(f"{found.kind} {units.number(found.value, 6)} at step {found.step:,}")
+            for task, score in (found.result.get("tasks") or {}).items():
+                output.say(f"  {task}: {score}")
+    return None
+
+
+def jobs(json: options.Json = False) -> None:
+    """Work that is not training: waiting, running and done."""
+    with output.connect() as traind:
+        found = traind.jobs()
+    if json:
+        return output.emit(found)
+    rows = [
+        (
+            job.id, job.kind, job.run or units.DASH, output.state(job.state), job.where,
+            job.stage if job.state == "running" else "", units.percent(job.fraction, 0),
+            units.moment(job.created_at), job.message,
+        )
+        for job in found
+    ]  # fmt: skip
+    columns = ("ID", "KIND", "RUN", "STATE", "WHERE", "STAGE", ">DONE", "ASKED", "MESSAGE")
+    output.table(columns, rows, "no jobs")
+    return None
+
+
+def job(
+    job: Annotated[str, typer.Argument(metavar="JOB", help="Id of a job.")],
+    wait: Annotated[bool, typer.Option("--wait", help="Until it has ended.")] = False,
+    cancel: Annotated[bool, typer.Option("--cancel", help="Stop it.")] = False,
+    json: options.Json = False,
+) -> None:
+    """One job; the exit status is 1 when it failed."""
+    with output.connect() as traind:
+        if cancel:
+            traind.cancel_job(job)
+        found = traind.job(job)
+        if wait:
+            found = waiting.for_job(traind, found)
+    if json:
+        output.emit(found)
+    else:
+        output.pairs(
+            f"{found.kind} {found.id}",
+            [
+                ("state", output.state(found.state)), ("run", found.run or units.DASH),
+                ("doing", waiting.describe(found)), ("message", found.message),
+                ("asked", units.moment(found.created_at)),
+                ("ended", units.moment(found.ended_at)), ("result", found.result or units.DASH),
+            ],
+        )  # fmt: skip
+    if found.state == "failed":
+        raise typer.Exit(output.FAILED)
+
+
+def fetch_core(context: typer.Context) -> None:
+    """Download the CORE evaluation bundle, checked against its checksum. --help: its options."""
+    import os
+
+    from server.cli import interpreter
+
+    python = interpreter.trainer_python()
+    command = [python, "-P", "-m", "trainer.evaluate.fetch", *context.args]
+    os.execvpe(python, command, interpreter.environment())
+
+
+def _do(
+    ask: Callable[[Client], JobView], told: Callable[[JobView], None], no_wait: bool, json: bool
+) -> None:
+    with output.connect() as traind:
+        ended = _ended(traind, ask(traind), no_wait)
+    _finish(ended, told, json)
+
+
+def _ended(traind: Client, job: JobView, no_wait: bool) -> JobView:
+    return job if no_wait else waiting.for_job(traind, job)
+
+
+def _finish(job: JobView, told: Callable[[JobView], None], json: bool) -> None:
+    """Print a job's outcome; exit 1 when it did not complete."""
+    if json:
+        output.emit(job)
+    elif job.state == "completed":
+        told(job)
+    elif job.state not in waiting.JOB_ENDED:
+        output.say(f"{job.id} is {job.state}; look with: traind job {job.id}")
+    if job.state in ("failed", "cancelled"):
+        raise output.Refused(f"the {job.kind} job {job.id} {job.state}: {job.message}")
+
+
+def _sampled(made: dict[str, Any]) -> Any:
+    prompt, text = str(made.get("prompt", "")), str(made.get("text", ""))
+    return output.styled(clean_lines(prompt), "bold").append(
+        clean_lines(text.removeprefix(prompt)), style="default"
+    )
+
+
+def _said(**values: Any) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}

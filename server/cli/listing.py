@@ -1,0 +1,258 @@
+"""ps, show, phases, attempts, events, logs: what there is and what happened."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from server.cli import options, output, units, waiting
+from server.cli.text import clean, clean_lines
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from server.schemas import EventView, RunDetail
+
+FOLLOWED_LINES = 2000
+LEVELS = {"warning": "yellow", "error": "red"}
+Follow = Annotated[bool, typer.Option("--follow", "-f", help="Go on as more comes.")]
+
+
+def register(app: typer.Typer) -> None:
+    for command in (ps, show, phases, attempts, events, logs):
+        app.command(rich_help_panel="Look")(command)
+
+
+def ps(
+    state: Annotated[str | None, typer.Option(help="Only runs in this state.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 50,
+    json: options.Json = False,
+) -> None:
+    """List runs, the newest first."""
+    with output.connect() as traind:
+        page = traind.list_runs(state=state, limit=min(limit, 100))
+        runs = page.data
+        while page.has_more and page.next and len(runs) < limit:
+            page = traind.list_runs(state=state, limit=100, after=page.next)
+            runs += page.data
+    runs = runs[:limit]
+    if json:
+        return output.emit(runs)
+    rows = [
+        (
+            run.name, output.state(run.state), run.device,
+            f"{units.steps(run.step)} / {units.steps(run.end_step)}",
+            units.percent(run.fraction), units.number(run.loss),
+            units.rate(run.tokens_per_second), units.seconds(run.eta_seconds),
+            _waiting(run.queue_position, run.reason_message, run.state),
+        )
+        for run in runs
+    ]  # fmt: skip
+    columns = ("NAME", "STATE", "DEVICE", ">STEP", ">DONE", ">LOSS", ">RATE", ">ETA", "WHY")
+    output.table(columns, rows, "no runs; make one with: traind run --name demo --preset demo")
+    return None
+
+
+def show(run: options.Run, json: options.Json = False) -> None:
+    """One run: how it stands, its model, plan and settings."""
+    with output.connect() as traind:
+        found = traind.run(run)
+    if json:
+        return output.emit(found)
+    spec, plan = found.spec, found.plan
+    shape, batch = plan.shape, plan.batch
+    output.pairs(found.name, _standing(found))
+    output.pairs(
+        "Model and batch",
+        [
+            ("shape", f"depth {shape.n_layer}, width {shape.n_embd}, {shape.n_head} heads, "
+                      f"context {shape.sequence_len:,}, vocabulary {shape.vocab_size:,}"),
+            ("parameters", f"{plan.parameters.total:,}"),
+            ("batch", f"{batch.tokens:,} tokens = {batch.device_batch_size} x "
+                      f"{batch.sequence_len:,} x {batch.accumulation}"),
+            ("data", clean(f"{spec.data.source} {spec.data.name or spec.data.path or ''}")),
+            ("preset", spec.preset),
+            ("frozen", ", ".join(f"{k}={v}" for k, v in found.frozen.items()) or units.DASH),
+            ("overrides", ", ".join(f"{k}={v}" for k, v in found.overrides.items()) or units.DASH),
+            ("directory", found.directory),
+        ],
+    )  # fmt: skip
+    if found.pending_extend:
+        output.note("an extend waits for the end of the present phase")
+    return None
+
+
+def phases(run: options.Run, json: options.Json = False) -> None:
+    """The planned stretches of a run, and what each did at its joint."""
+    with output.connect() as traind:
+        found = traind.phases(run)
+    if json:
+        return output.emit(found)
+    rows = [
+        (
+            phase.index, phase.name, phase.mode, units.steps(phase.start_step),
+            units.steps(phase.end_step), units.steps(phase.ended_at_step),
+            units.count(phase.tokens), _joint(phase.joint), units.moment(phase.started_at),
+            units.moment(phase.ended_at),
+        )
+        for phase in found
+    ]  # fmt: skip
+    columns = (
+        ">#", "NAME", "MODE", ">FROM", ">TO", ">ENDED AT", ">TOKENS", "LR AT THE JOINT",
+        "STARTED", "ENDED",
+    )  # fmt: skip
+    output.table(columns, rows, "no phases")
+    return None
+
+
+def attempts(run: options.Run, json: options.Json = False) -> None:
+    """The trainer processes of a run, and how each ended."""
+    with output.connect() as traind:
+        found = traind.attempts(run)
+    if json:
+        return output.emit(found)
+    rows = [
+        (
+            attempt.number, attempt.phase_index, attempt.device, units.steps(attempt.start_step),
+            units.steps(attempt.last_step), units.steps(attempt.steps_lost),
+            attempt.outcome or attempt.stage, units.moment(attempt.started_at),
+            units.moment(attempt.ended_at), attempt.exact_resume or units.DASH, attempt.message,
+        )
+        for attempt in found
+    ]  # fmt: skip
+    columns = (
+        ">#", ">PHASE", "DEVICE", ">FROM", ">LAST", ">LOST", "OUTCOME", "STARTED", "ENDED",
+        "RESUME", "MESSAGE",
+    )  # fmt: skip
+    output.table(columns, rows, "no attempts yet")
+    return None
+
+
+def events(
+    run: Annotated[
+        str | None,
+        typer.Argument(metavar="[RUN]", help="Of this run.", autocompletion=options.run_names),
+    ] = None,
+    follow: Follow = False,
+    json: options.Json = False,
+) -> None:
+    """What happened, to one run or to all; --json with --follow prints a line an event."""
+    from server.schemas import EventView
+
+    with output.connect() as traind:
+        past = traind.events(run)
+        if json and not follow:
+            return output.emit(past)
+        for event in past:
+            _print_event(event, run is None, json)
+        if follow:
+            after = past[-1].id if past else 0
+            for message in traind.stream(run, after=after, on_connection=_connection_note()):
+                if message.id is not None:
+                    _print_event(EventView.model_validate(message.data), run is None, json)
+    return None
+
+
+def logs(
+    run: options.Run,
+    follow: Follow = False,
+    attempt: Annotated[
+        int | None, typer.Option(min=1, help="Of this attempt; default last.")
+    ] = None,
+    tail: Annotated[int | None, typer.Option(min=1, help="Only the last lines.")] = None,
+) -> None:
+    """The trainer's log."""
+    with output.connect() as traind:
+        text = traind.logs(run, attempt=attempt, tail=FOLLOWED_LINES if follow else tail)
+        seen = text.splitlines()
+        _print_lines(seen[-tail:] if tail else seen)
+        while follow:
+            time.sleep(0.5)
+            settled = traind.progress(run).state in waiting.SETTLED
+            now = traind.logs(run, attempt=attempt, tail=FOLLOWED_LINES).splitlines()
+            _print_lines(new_lines(seen, now))
+            seen = now
+            if settled:
+                return
+
+
+def event_line(event: EventView, with_run: bool = False) -> Text:
+    """'14:02:11  demo  checkpoint  saved step 50' in the colour of its level."""
+    from rich.text import Text
+
+    parts = [units.moment(event.unix_seconds)]
+    parts += [clean(event.run or event.job or "daemon")] if with_run else []
+    step = f"step {event.step:,}: " if event.step is not None else ""
+    line = Text("  ".join(parts) + "  ", style="dim")
+    return line.append(
+        step + clean(event.message or event.kind), LEVELS.get(event.level, "default")
+    )
+
+
+def new_lines(before: list[str], now: list[str]) -> list[str]:
+    """The lines of `now` beyond its overlap with the end of `before`."""
+    for overlap in range(min(len(before), len(now)), 0, -1):
+        if before[-overlap:] == now[:overlap]:
+            return now[overlap:]
+    return now
+
+
+def _standing(run: RunDetail) -> list[tuple[str, object]]:
+    wanted = f" (asked: {run.desired_state})" if run.desired_state != run.state else ""
+    rows: list[tuple[str, object]] = [
+        ("id", run.id),
+        ("title", clean(run.title or units.DASH)),
+        ("state", output.state(run.state).append(wanted, style="dim")),
+        ("why", run.reason_message),
+    ]
+    if run.advice:
+        rows.append(("do", run.advice))
+    rows += [
+        ("step", f"{run.step:,} of {run.end_step:,} ({units.percent(run.fraction)})"),
+        ("tokens", f"{run.tokens_seen:,}"),
+        ("loss", f"{units.number(run.loss)}   val bpb {units.number(run.val_bpb)}"),
+        ("rate", f"{units.rate(run.tokens_per_second)}   ETA {units.seconds(run.eta_seconds)}"),
+        ("device", run.device),
+        ("exact resume", run.exact_resume or units.DASH),
+        ("created", units.moment(run.created_at)),
+    ]
+    rows += [(f"metadata.{key}", clean(value)) for key, value in run.metadata.items()]
+    return rows
+
+
+def _waiting(position: int | None, message: str, state: str) -> str:
+    if state == "queued" and position is not None:
+        return f"number {position} in the queue"
+    return "" if state in ("running", "completed") else message
+
+
+def _joint(joint: object) -> str:
+    pair = getattr(joint, "lr_multiplier", None)
+    return f"{pair[0]:.4g} -> {pair[1]:.4g}" if pair else units.DASH
+
+
+def _print_event(event: EventView, with_run: bool, json: bool) -> None:
+    if json:
+        output.emit_line(event)
+    else:
+        output.stdout().print(event_line(event, with_run), soft_wrap=True)
+
+
+def _print_lines(lines: list[str]) -> None:
+    for line in lines:
+        print(clean_lines(line), flush=True)
+
+
+def _connection_note() -> Callable[[bool], None]:
+    """Says once that the daemon is away, and once that it is back."""
+    was = [True]
+
+    def tell(connected: bool) -> None:
+        if connected != was[0]:
+            output.note("connected again" if connected else "the daemon is away; waiting for it")
+            was[0] = connected
+
+    return tell

@@ -1,0 +1,121 @@
+"""metrics, evaluations, samples, report: the numbers and texts a run left."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from server.cli import options, output, plot, units
+from server.cli.text import clean_lines
+
+if TYPE_CHECKING:
+    from server.client import ReportFormat
+
+Out = Annotated[Path | None, typer.Option("--output", "-o", help="Into this file.")]
+
+
+def register(app: typer.Typer) -> None:
+    for command in (metrics, evaluations, samples, report):
+        app.command(rich_help_panel="Results")(command)
+
+
+def metrics(
+    run: options.Run,
+    keys: Annotated[
+        str | None, typer.Option(help="loss, val_bpb, tokens_per_second, …; comma-separated.")
+    ] = None,
+    from_step: Annotated[int | None, typer.Option(min=0)] = None,
+    to_step: Annotated[int | None, typer.Option(min=0)] = None,
+    max_points: Annotated[int | None, typer.Option(min=1)] = None,
+    csv: Annotated[bool, typer.Option("--csv", help="The points, as CSV.")] = False,
+    file: Out = None,
+    json: options.Json = False,
+) -> None:
+    """Curves of a run; in a terminal their course, with --csv or --json their points."""
+    wanted = [key.strip() for key in keys.split(",") if key.strip()] if keys else None
+    span = {"from_step": from_step, "to_step": to_step, "max_points": max_points}
+    with output.connect() as traind:
+        if csv:
+            return _write(traind.metrics_csv(run, keys=wanted, **span), file)
+        answer = traind.metrics(run, keys=wanted, **span)
+    if json:
+        return output.emit(answer)
+    rows = []
+    for series in answer.series:
+        means = [p[2] for p in series.points]
+        finite = [m for m in means if m is not None]
+        low = [p[3] for p in series.points if p[3] is not None]
+        high = [p[4] for p in series.points if p[4] is not None]
+        if finite:
+            rows.append(
+                (
+                    series.key, plot.sparkline(means, 32), units.number(finite[0]),
+                    units.number(finite[-1]), units.number(min(low)), units.number(max(high)),
+                    len(series.points),
+                )
+            )  # fmt: skip
+    columns = ("KEY", "COURSE", ">FIRST", ">LAST", ">LEAST", ">MOST", ">POINTS")
+    output.table(columns, rows, "no points yet")
+    return None
+
+
+def evaluations(run: options.Run, json: options.Json = False) -> None:
+    """val bpb and CORE, each with the settings it belongs to."""
+    with output.connect() as traind:
+        found = traind.evaluations(run)
+    if json:
+        return output.emit(found)
+    rows = [
+        (
+            e.kind, units.steps(e.step), units.number(e.value, 6), e.identity[:12],
+            units.seconds(e.seconds), units.moment(e.unix_seconds),
+            "best" if e.best else "superseded" if e.superseded else "",
+        )
+        for e in found
+    ]  # fmt: skip
+    columns = ("KIND", ">STEP", ">VALUE", "IDENTITY", ">TOOK", "WHEN", "")
+    output.table(columns, rows, "no evaluations yet")
+    return None
+
+
+def samples(run: options.Run, json: options.Json = False) -> None:
+    """What the model wrote, at its cadence and on demand."""
+    with output.connect() as traind:
+        found = traind.samples(run)
+    if json:
+        return output.emit(found)
+    for sample in found:
+        output.say(f"step {sample.step:,}  {sample.prompt!r}", "bold")
+        output.say(sample.text)
+    if not found:
+        output.note("no samples yet; make one with: traind sample RUN --prompt '…'")
+    return None
+
+
+def report(
+    run: options.Run,
+    html: Annotated[bool, typer.Option("--html", help="A self-contained page.")] = False,
+    file: Out = None,
+    json: options.Json = False,
+) -> None:
+    """The whole story of a run, in Markdown."""
+    if html and json:
+        output.usage("give one of --html and --json")
+    form: ReportFormat = "html" if html else "json" if json else "markdown"
+    with output.connect() as traind:
+        _write(traind.report(run, form), file)
+
+
+def _write(text: str, file: Path | None) -> None:
+    """Into `file` as it is; to stdout with nothing in it that a terminal would obey."""
+    if file is None:
+        sys.stdout.write(clean_lines(text).rstrip("\n") + "\n")
+        return
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise output.Refused(f"{file} cannot be written: {error.strerror}") from error
+    output.note(f"wrote {file}")

@@ -1,0 +1,155 @@
+"""The systemd user unit: without one, nothing resumes after a reboot.
+
+KillMode=process lets a restart of the daemon leave its trainers running, and OOMPolicy=continue
+lets it outlive one that the kernel ended. A user's services stop at logout and do not start at
+boot unless the user lingers: `loginctl enable-linger`.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+UNIT_NAME = "traind.service"
+TIMEOUT_SECONDS = 30.0
+
+
+class ServiceError(Exception):
+    """systemd refused, or is not there; the sentence says what to do."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was done, and what remains to do by hand."""
+
+    path: Path
+    done: list[str]
+    hints: list[str]
+
+
+def unit(flags: list[str], *, stop_trainers: bool = False, python: str = sys.executable) -> str:
+    """The unit's text; `flags` go to `traind serve`. Raises ServiceError for a line break."""
+    command = [python, "-P", "-m", "server.cli.app", "serve", *flags]
+    environment = [f"PATH={os.environ.get('PATH', os.defpath)}"]
+    if os.environ.get("PYTHONPATH"):
+        environment.append(f"PYTHONPATH={os.environ['PYTHONPATH']}")
+    # with --stop-trainers the daemon waits for their last checkpoints
+    patience = "3min" if stop_trainers else "30s"
+    return "\n".join(
+        [
+            "[Unit]",
+            "Description=traind, a training daemon",
+            "After=network-online.target",
+            "StartLimitIntervalSec=300",
+            "StartLimitBurst=10",
+            "",
+            "[Service]",
+            f"ExecStart={' '.join(_quoted(part, is_command=True) for part in command)}",
+            *(f"Environment={_quoted(pair)}" for pair in environment),
+            "Restart=on-failure",
+            "RestartSec=2",
+            "KillMode=process",
+            "OOMPolicy=continue",
+            f"TimeoutStopSec={patience}",
+            "",
+            "[Install]",
+            "WantedBy=default.target",
+            "",
+        ]
+    )
+
+
+def unit_path() -> Path:
+    base = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
+    return Path(base) / "systemd" / "user" / UNIT_NAME
+
+
+def install(text: str) -> Outcome:
+    """Write the unit, enable it and start it. Without systemd the file is written all the same."""
+    path = unit_path()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temp = path.with_suffix(".tmp")
+    temp.write_text(text, encoding="utf-8")
+    temp.replace(path)
+    done, hints = [f"wrote {path}"], []
+    if not has_user_manager():
+        hints.append(
+            "no systemd user manager answers here; at a login of your own run: "
+            f"systemctl --user daemon-reload && systemctl --user enable --now {UNIT_NAME}"
+        )
+    else:
+        _systemctl("daemon-reload")
+        _systemctl("enable", UNIT_NAME)
+        _systemctl("restart", UNIT_NAME)  # restart, so that an earlier unit's flags do not stay
+        done.append("enabled and started it; its log: journalctl --user -u traind -f")
+    if not lingers():
+        hints.append(
+            "services of a user end at logout and wait for a login at boot, until: "
+            f"loginctl enable-linger {getpass.getuser()}"
+        )
+    return Outcome(path, done, hints)
+
+
+def uninstall() -> Outcome:
+    """Stop and disable the unit and remove its file. Runs and data stay, and so do trainers."""
+    path = unit_path()
+    done: list[str] = []
+    if has_user_manager() and path.exists():
+        _systemctl("disable", "--now", UNIT_NAME)
+        done.append("stopped and disabled it; a running trainer goes on")
+    if path.exists():
+        path.unlink()
+        done.append(f"removed {path}")
+    if has_user_manager():
+        _systemctl("daemon-reload")
+    return Outcome(path, done or [f"there is no {path}"], [])
+
+
+def has_user_manager() -> bool:
+    if shutil.which("systemctl") is None:
+        return False
+    answer = _run("show-environment")
+    return answer is not None and answer.returncode == 0
+
+
+def lingers() -> bool:
+    """Whether the user's services live without a login."""
+    return Path("/var/lib/systemd/linger", getpass.getuser()).exists()
+
+
+def _systemctl(*arguments: str) -> None:
+    answer = _run(*arguments)
+    if answer is None:
+        raise ServiceError(f"systemctl --user {' '.join(arguments)} did not answer")
+    if answer.returncode:
+        said = (answer.stderr or answer.stdout).strip()
+        raise ServiceError(f"systemctl --user {' '.join(arguments)}: {said}")
+
+
+def _run(*arguments: str) -> subprocess.CompletedProcess[str] | None:
+    try:
+        return subprocess.run(
+            ["systemctl", "--user", "--no-pager", *arguments],
+            capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+
+
+def _quoted(value: str, *, is_command: bool = False) -> str:
+    """`value` for a unit file: specifiers (%) always, variables ($) in commands (systemd.syntax,
+    systemd.service)."""
+    if any(ord(char) < 0x20 for char in value):
+        raise ServiceError(f"a unit file cannot hold the control character in {value!r}")
+    value = value.replace("%", "%%")
+    if is_command:
+        value = value.replace("$", "$$")
+    if value and all(char.isalnum() or char in "-_./:=,@%+" for char in value):
+        return value
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
