@@ -10,6 +10,7 @@ import time
 from enum import StrEnum
 from typing import Any
 
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from server import tables
@@ -47,13 +48,15 @@ MOVES: dict[State, frozenset[State]] = {
     State.preparing: frozenset({State.starting, State.queued}),
     State.starting: frozenset({State.running, State.recovering, State.completed, State.paused}),
     State.running: frozenset({State.completed, State.recovering, State.paused, State.queued}),
-    State.recovering: frozenset({State.starting, State.queued, State.preparing}),
+    State.recovering: frozenset(
+        {State.starting, State.queued, State.preparing, State.completed, State.paused}
+    ),
     State.pausing: frozenset({State.paused, State.completed, State.failed, State.queued}),
     State.cancelling: frozenset({State.cancelled}),
     State.paused: frozenset({State.queued, State.cancelled}),
     State.failed: frozenset({State.queued, State.cancelled}),
     State.cancelled: frozenset({State.queued}),
-    State.completed: frozenset({State.queued}),
+    State.completed: frozenset({State.queued, State.paused}),
 }
 for _state in _ACTIVE:
     MOVES[_state] |= {State.pausing, State.cancelling, State.failed}
@@ -66,6 +69,37 @@ OCCUPYING = frozenset(
 )
 ENDED = frozenset({State.completed, State.failed, State.cancelled})
 SETTLED = ENDED | {State.created, State.paused}
+
+
+# What a user may ask in each state, whether or not it changes anything.
+VERBS: dict[State, frozenset[str]] = {
+    State.created: frozenset({"start", "extend", "cancel", "delete"}),
+    State.queued: frozenset({"start", "resume", "pause", "extend", "cancel"}),
+    State.preparing: frozenset({"start", "resume", "pause", "extend", "cancel"}),
+    State.starting: frozenset({"start", "resume", "pause", "extend", "cancel"}),
+    State.running: frozenset({"start", "resume", "pause", "extend", "cancel"}),
+    State.recovering: frozenset({"start", "resume", "pause", "extend", "cancel"}),
+    State.pausing: frozenset({"pause", "resume", "extend", "cancel"}),
+    State.paused: frozenset({"pause", "resume", "extend", "cancel", "delete"}),
+    State.cancelling: frozenset({"cancel"}),
+    State.cancelled: frozenset({"cancel", "resume", "extend", "delete"}),
+    State.completed: frozenset({"extend", "delete"}),
+    State.failed: frozenset({"resume", "extend", "cancel", "delete"}),
+}
+
+
+def require(run: tables.Run, verb: str) -> State:
+    """The run's state when `verb` may be asked in it. Raises IllegalMove naming what may."""
+    state = State(run.state)
+    if verb not in VERBS[state]:
+        legal = sorted(VERBS[state])
+        raise IllegalMove(
+            f"run {run.name} is {state}: it cannot {verb} now",
+            hint=f"Possible now: {', '.join(legal)}.",
+            state=state,
+            legal=legal,
+        )
+    return state
 
 
 def can_move(before: State, after: State) -> bool:
@@ -82,19 +116,30 @@ def move(
     after: State,
     reason: Reason,
     message: str | None = None,
+    *,
+    now: float | None = None,
+    front: bool = False,
     **data: Any,
 ) -> None:
-    """Move `run` to `after`, with one event row. Raises IllegalMove when the table forbids it."""
+    """Move `run` to `after`, with one event row. Raises IllegalMove when the table forbids it.
+
+    A run that becomes queued goes to the end of the queue, or to its front.
+    """
     before = State(run.state)
     if not can_move(before, after):
         raise IllegalMove(
             f"run {run.name} is {before}: it cannot become {after}",
             state=before,
-            legal=legal_from(before),
+            legal=sorted(VERBS[before]),
         )
     run.state, run.reason = after, reason
     run.reason_message = message or reason.sentence
-    run.state_since = time.time()
+    run.state_since = time.time() if now is None else now
+    run.version = (run.version or 0) + 1
+    run.queue_position = _queue_place(session, front) if after is State.queued else None
+    run.ended_at = run.state_since if after in ENDED else None
+    if after is State.running and run.started_at is None:
+        run.started_at = run.state_since
     session.add(
         tables.Event(
             run_id=run.id,
@@ -105,3 +150,9 @@ def move(
             unix_seconds=run.state_since,
         )
     )
+
+
+def _queue_place(session: Session, front: bool) -> int:
+    edge = func.min if front else func.max
+    taken = session.scalar(select(edge(tables.Run.queue_position)))
+    return 0 if taken is None else taken - 1 if front else taken + 1

@@ -85,9 +85,7 @@ class Run(Base):
     frozen: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
     overrides: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
     fingerprint: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
-    pending_extend: Mapped[dict[str, Any] | None] = mapped_column(
-        JSON(none_as_null=True)
-    )
+    pending_extend: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     skip_steps: Mapped[list[Any]] = mapped_column(JSON, default=list)
 
     phases: Mapped[list[Phase]] = relationship(

@@ -1,0 +1,56 @@
+"""Commands on their way to a trainer: rows that a verb writes and the supervisor delivers."""
+
+from __future__ import annotations
+
+import secrets
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from server import tables
+from trainer.contract.commands import Command
+
+# What the next attempt must still be told when this one ended before it could answer. A pause or
+# a cancel is not among them: they are decided by the run's state, anew for each attempt.
+CARRIED = frozenset({"end_phase", "save", "evaluate"})
+
+
+def new_id() -> str:
+    return f"cmd_{secrets.token_hex(8)}"
+
+
+def send(
+    session: Session, run: tables.Run, command: Command, now: float, job_id: str | None = None
+) -> tables.CommandRow:
+    row = tables.CommandRow(
+        id=command.id,
+        run_id=run.id,
+        job_id=job_id,
+        body=command.model_dump(mode="json"),
+        created_at=now,
+    )
+    session.add(row)
+    return row
+
+
+def undelivered(session: Session, run_id: str) -> list[tables.CommandRow]:
+    """In the order in which they were asked for."""
+    row = tables.CommandRow
+    return list(
+        session.scalars(
+            select(row)
+            .where(row.run_id == run_id, row.delivered_at.is_(None), row.done_at.is_(None))
+            .order_by(row.created_at, row.id)
+        )
+    )
+
+
+def carry_over(session: Session, run: tables.Run, now: float) -> None:
+    """Before a new attempt: tell it again what still holds, let the rest lapse."""
+    row = tables.CommandRow
+    for command in session.scalars(select(row).where(row.run_id == run.id, row.done_at.is_(None))):
+        kind = command.body.get("kind")
+        if kind == "end_phase" and run.pending_extend is None or kind not in CARRIED:
+            command.done_at, command.outcome = now, "lapsed"
+        else:
+            command.attempt_number = command.delivered_at = None

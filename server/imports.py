@@ -1,0 +1,124 @@
+"""A run made from an import job's result: completed, with one finished phase and attempt 0."""
+
+from __future__ import annotations
+
+import secrets
+
+from sqlalchemy.orm import Session
+
+from server import tables
+from server.making import first_phase, new_run, plan_for, require_free
+from server.states import Desired, State
+from trainer.contract.exits import Reason
+from trainer.contract.jobs import ImportParams, ImportResult
+from trainer.contract.plan import PlanContext
+from trainer.contract.spec import resolve
+
+
+def import_run(
+    session: Session,
+    params: ImportParams,
+    result: ImportResult,
+    *,
+    now: float,
+    run_id: str | None = None,
+    job_id: str | None = None,
+    context: PlanContext | None = None,
+) -> tables.Run:
+    """The rows of an imported model, extendable at once.
+
+    run_id: the id whose directory the job wrote the checkpoint into. Raises NameTaken, Invalid,
+    pydantic.ValidationError for a spec that is none of ours.
+    """
+    spec = resolve({**result.spec, "name": params.name})
+    plan = plan_for(spec, context)
+    require_free(session, spec.name)
+    run = new_run(session, spec, plan, now, run_id)
+    phase = first_phase(session, run, plan, now)
+    phase.imported, phase.name = True, "imported"
+    phase.ended_at_step, phase.started_at, phase.ended_at = result.step, now, now
+    attempt = _attempt(run, result, now)
+    session.add(attempt)
+    session.flush()
+    _checkpoint_and_evaluation(session, run, attempt, result, job_id, now)
+    # Born completed: there was no move, so the table of moves is not asked.
+    run.state, run.desired_state = State.completed, Desired.running
+    run.reason, run.reason_message = Reason.finished, "It was imported."
+    run.step = run.end_step = result.step
+    run.tokens_seen, run.started_at, run.ended_at = result.tokens, now, now
+    run.progress = {"val_bpb": result.val_bpb} if result.val_bpb is not None else {}
+    run.totals = {"imported": result.history}
+    session.add(
+        tables.Event(
+            run_id=run.id,
+            job_id=job_id,
+            kind="imported",
+            step=result.step,
+            message=f"imported {params.path} ({params.tag}, step {result.step:,})",
+            data=result.history,
+            unix_seconds=now,
+        )
+    )
+    session.flush()
+    return run
+
+
+def _attempt(run: tables.Run, result: ImportResult, now: float) -> tables.Attempt:
+    return tables.Attempt(
+        run_id=run.id,
+        number=0,
+        phase_index=0,
+        token=secrets.token_hex(16),
+        created_at=now,
+        started_at=now,
+        ended_at=now,
+        device="import",
+        stage="imported",
+        start_step=result.step,
+        outcome="completed",
+        reason=Reason.finished,
+        message="Imported.",
+        drained=True,
+        settled=True,
+    )
+
+
+def _checkpoint_and_evaluation(
+    session: Session,
+    run: tables.Run,
+    attempt: tables.Attempt,
+    result: ImportResult,
+    job_id: str | None,
+    now: float,
+) -> None:
+    saved = result.checkpoint
+    session.add(
+        tables.Checkpoint(
+            run_id=run.id,
+            attempt_id=attempt.id,
+            name=saved.name,
+            step=saved.step,
+            bytes=saved.bytes,
+            manifest_sha256=saved.manifest_sha256,
+            why="import",
+            pinned=True,
+            val_bpb=result.val_bpb,
+            created_at=now,
+        )
+    )
+    if result.val_bpb is not None:
+        session.add(
+            tables.Evaluation(
+                run_id=run.id,
+                attempt_id=attempt.id,
+                job_id=job_id,
+                kind="bpb",
+                step=result.step,
+                value=result.val_bpb,
+                identity=result.bpb_identity or "imported",
+                settings={},
+                result={},
+                seconds=0.0,
+                unix_seconds=now,
+            )
+        )

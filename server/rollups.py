@@ -1,0 +1,231 @@
+"""Curves at any zoom: bins of powers of four beside the raw points, kept by the ingest.
+
+A bin holds for each key the count, sum, min and max of its points, so a spike of one step shows at
+every zoom and a mean over several bins is exact. A query takes whole bins in the middle of a range
+and finer ones, down to the points, at its edges; so a range that ends where an attempt was
+superseded takes nothing from beyond.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from sqlalchemy import Connection
+
+KEYS = (
+    "loss", "loss_smooth", "lr_multiplier", "momentum", "weight_decay", "grad_norm",
+    "step_seconds", "tokens_per_second", "mfu", "vram_reserved_bytes", "power_watts",
+)  # fmt: skip
+SIZES = tuple(4**k for k in range(1, 11))
+
+# One block a key, in the order of KEYS, which only ever grows at its end.
+_BLOCK = struct.Struct("<Iddd")
+_ROW = struct.Struct("<" + "Iddd" * len(KEYS))
+_NOTHING = [0, 0.0, 0.0, 0.0] * len(KEYS)
+
+
+class Stat(NamedTuple):
+    count: int
+    sum: float
+    min: float
+    max: float
+
+    @property
+    def mean(self) -> float | None:
+        return self.sum / self.count if self.count else None
+
+
+EMPTY = Stat(0, 0.0, 0.0, 0.0)
+
+
+@dataclass
+class Bin:
+    """Points `[first_step, last_step]`; stats: count, sum, min, max for each of KEYS, flat."""
+
+    first_step: int
+    last_step: int
+    unix_seconds: float
+    stats: list[float]
+
+
+class Piece(NamedTuple):
+    """Whole bins `[low, high)` of one size; size 1 is the points themselves."""
+
+    size: int
+    low: int
+    high: int
+
+
+# --- writing -------------------------------------------------------------------------------------
+
+
+def add(
+    connection: Connection,
+    attempt_id: int,
+    points: Sequence[tuple[int, float, Sequence[float | None]]],
+) -> None:
+    """Merge points (step, unix seconds, values in the order of KEYS) into every size of bin."""
+    level = [_single(step, seconds, values) for step, seconds, values in points]
+    changed: dict[tuple[int, int], Bin] = {}
+    for size in SIZES:
+        binned: dict[int, Bin] = {}
+        for part in level:
+            index = part.last_step // size
+            there = binned.get(index)
+            if there is None:
+                binned[index] = Bin(part.first_step, part.last_step, part.unix_seconds, part.stats)
+            else:
+                binned[index] = _merged(there, part)
+        changed.update({(size, index): b for index, b in binned.items()})
+        level = list(binned.values())
+    for place, there in _stored(connection, attempt_id, points[0][0], points[-1][0]):
+        if place in changed:
+            changed[place] = _merged(there, changed[place])
+    connection.exec_driver_sql(
+        "INSERT OR REPLACE INTO rollups "
+        '(attempt_id, size, bin, first_step, last_step, unix_seconds, "values") '
+        "VALUES (?, ?, ?, ?, ?, ?, ?)",
+        [
+            (attempt_id, size, index, b.first_step, b.last_step, b.unix_seconds, _pack(b.stats))
+            for (size, index), b in changed.items()
+        ],
+    )
+
+
+def _single(step: int, seconds: float, values: Sequence[float | None]) -> Bin:
+    stats: list[float] = []
+    for value in values:
+        stats += (0, 0.0, 0.0, 0.0) if value is None else (1, value, value, value)
+    return Bin(step, step, seconds, stats)
+
+
+def _merged(one: Bin, two: Bin) -> Bin:
+    a, b = one.stats, two.stats
+    stats = list(a)
+    for i in range(0, len(a), 4):
+        if b[i]:
+            if a[i]:
+                stats[i] += b[i]
+                stats[i + 1] += b[i + 1]
+                if b[i + 2] < a[i + 2]:
+                    stats[i + 2] = b[i + 2]
+                if b[i + 3] > a[i + 3]:
+                    stats[i + 3] = b[i + 3]
+            else:
+                stats[i : i + 4] = b[i : i + 4]
+    return Bin(one.first_step, two.last_step, two.unix_seconds, stats)
+
+
+def _stored(
+    connection: Connection, attempt_id: int, first: int, last: int
+) -> Iterator[tuple[tuple[int, int], Bin]]:
+    """Bins already there that new points may fall into: at most one of each size."""
+    places = ", ".join(f"({size}, {first // size})" for size in SIZES)
+    rows = connection.exec_driver_sql(
+        f'SELECT size, bin, first_step, last_step, unix_seconds, "values" FROM rollups '
+        f"WHERE attempt_id = ? AND (size, bin) IN (VALUES {places})",
+        (attempt_id,),
+    )
+    for size, index, first_step, last_step, seconds, values in rows:
+        yield (size, index), Bin(first_step, last_step, seconds, _unpack(values))
+
+
+def _pack(stats: list[float]) -> bytes:
+    return _ROW.pack(*stats)
+
+
+def _unpack(values: bytes) -> list[float]:
+    count = len(values) // _BLOCK.size * 4
+    stats = list(struct.unpack("<" + "Iddd" * (count // 4), values))
+    return stats + _NOTHING[count:]
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+class Row(NamedTuple):
+    last_step: int
+    unix_seconds: float
+    stats: list[Stat]
+
+
+def read(
+    connection: Connection, attempt_id: int, low: int, high: int, size: int, keys: Sequence[str]
+) -> Iterator[Row]:
+    """Everything of one attempt in steps `[low, high)`, in order, in bins of at most `size`."""
+    for piece in cover(low, high, size):
+        yield from _read_piece(connection, attempt_id, piece, keys)
+
+
+def binned(rows: Iterable[Row], bin_steps: int) -> list[Row]:
+    """Neighbouring rows merged into bins of `bin_steps` aligned to step 0."""
+    merged: list[Row] = []
+    for row in rows:
+        if merged and merged[-1].last_step // bin_steps == row.last_step // bin_steps:
+            stats = [join(a, b) for a, b in zip(merged[-1].stats, row.stats, strict=True)]
+            merged[-1] = Row(row.last_step, row.unix_seconds, stats)
+        else:
+            merged.append(row)
+    return merged
+
+
+def join(a: Stat, b: Stat) -> Stat:
+    if not a.count or not b.count:
+        return a if a.count else b
+    return Stat(a.count + b.count, a.sum + b.sum, min(a.min, b.min), max(a.max, b.max))
+
+
+def bin_steps_for(low: int, high: int, max_points: int) -> int:
+    """The smallest power of two whose bins over steps `[low, high)` are at most `max_points`."""
+    size = 1
+    while high > low and (high - 1) // size - low // size + 1 > max(1, max_points):
+        size *= 2
+    return size
+
+
+def cover(low: int, high: int, size: int) -> list[Piece]:
+    """`[low, high)` exactly, in order: the largest stored bins up to `size`, finer at the edges."""
+    if high <= low:
+        return []
+    stored = max((s for s in SIZES if s <= size), default=1)
+    if stored == 1:
+        return [Piece(1, low, high)]
+    first, last = -(-low // stored), high // stored
+    if first >= last:
+        return cover(low, high, stored // 4)
+    return [
+        *cover(low, first * stored, stored // 4),
+        Piece(stored, first, last),
+        *cover(last * stored, high, stored // 4),
+    ]
+
+
+def _read_piece(
+    connection: Connection, attempt_id: int, piece: Piece, keys: Sequence[str]
+) -> Iterator[Row]:
+    size, low, high = piece
+    if size == 1:
+        columns = "".join(f", {key}" for key in keys if key in KEYS)
+        rows = connection.exec_driver_sql(
+            f"SELECT step, unix_seconds{columns} FROM points "
+            "WHERE attempt_id = ? AND step >= ? AND step < ? ORDER BY step",
+            (attempt_id, low, high),
+        )
+        for step, seconds, *values in rows:
+            yield Row(step, seconds, [EMPTY if v is None else Stat(1, v, v, v) for v in values])
+        return
+    offsets = [KEYS.index(key) * _BLOCK.size for key in keys]
+    rows = connection.exec_driver_sql(
+        'SELECT last_step, unix_seconds, "values" FROM rollups '
+        "WHERE attempt_id = ? AND size = ? AND bin >= ? AND bin < ? ORDER BY bin",
+        (attempt_id, size, low, high),
+    )
+    unpack, block = _BLOCK.unpack_from, _BLOCK.size
+    for step, seconds, values in rows:
+        stats = [
+            Stat(*unpack(values, at)) if at + block <= len(values) else EMPTY for at in offsets
+        ]
+        yield Row(step, seconds, stats)
