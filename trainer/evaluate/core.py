@@ -17,7 +17,9 @@ import numpy as np
 
 from trainer.evaluate import core_forward, core_prompts, network
 from trainer.evaluate.core_bundle import Bundle, Task
+from trainer.evaluate.core_forward import Scores, Tree
 from trainer.evaluate.core_prompts import Encoder, Item, Unscorable
+from trainer.evaluate.network import Network
 from trainer.evaluate.undisturbed import undisturbed
 from trainer.model import GPT
 
@@ -35,7 +37,7 @@ class Outcome:
     right: bool
     why: str | None = None
     item: Item | None = None
-    scores: core_forward.Scores | None = None
+    scores: Scores | None = None
 
 
 @dataclass(frozen=True)
@@ -109,10 +111,11 @@ class Evaluation:
         """Go on until done, or None as soon as should_stop says so (asked before each batch)."""
         began = time.monotonic()
         with undisturbed(model):
+            net = Network(model)
             for batch in self._batches(model, tokenizer):
                 if should_stop is not None and should_stop():
                     break
-                self.outcomes += self._scored(model, batch)
+                self.outcomes += self._scored(net, batch)
                 if progress is not None:
                     progress(len(self.outcomes), self.num_items)
         self.seconds += time.monotonic() - began
@@ -150,18 +153,15 @@ class Evaluation:
         self.outcomes = [Outcome(right, why) for right, why in state["outcomes"]]
         self.seconds = state["seconds"]
 
-    def _batches(self, model: GPT, tokenizer: Encoder) -> Iterator[list[Item | Unscorable]]:
+    def _batches(self, model: GPT, tokenizer: Encoder) -> Iterator[list[Tree | Unscorable]]:
         """The items not yet done, prepared, in batches of about as many tokens."""
         limit = BATCH_TOKENS_CPU if model.device.type == "cpu" else BATCH_TOKENS_DEVICE
         longest = network.LONGEST_FACTOR * model.shape.sequence_len
-        batch: list[Item | Unscorable] = []
+        batch: list[Tree | Unscorable] = []
         tokens = 0
         for task, items, index in self._remaining():
-            try:
-                prepared = core_prompts.item(task, items, index, tokenizer, longest)
-                size = max(len(p.ids) for p in prepared.prompts)
-            except Unscorable as why:
-                prepared, size = why, 1
+            prepared = _prepared(task, items, index, tokenizer, longest)
+            size = len(prepared) if isinstance(prepared, Tree) else 0
             if batch and tokens + size > limit:
                 yield batch
                 batch, tokens = [], 0
@@ -177,18 +177,17 @@ class Evaluation:
                 yield task, items, index
             skip = max(0, skip - len(items))
 
-    def _scored(self, model: GPT, batch: list[Item | Unscorable]) -> list[Outcome]:
-        items = [entry for entry in batch if isinstance(entry, Item)]
-        trees = [core_forward.tree(entry) for entry in items]
-        scores = iter(core_forward.score(model, trees) if trees else [])
+    def _scored(self, net: Network, batch: list[Tree | Unscorable]) -> list[Outcome]:
+        trees = [entry for entry in batch if isinstance(entry, Tree)]
+        scores = iter(core_forward.score(net, trees) if trees else [])
         return [
-            self._outcome(entry, next(scores))
-            if isinstance(entry, Item)
+            self._outcome(entry.item, next(scores))
+            if isinstance(entry, Tree)
             else Outcome(False, str(entry))
             for entry in batch
         ]
 
-    def _outcome(self, item: Item, scores: core_forward.Scores) -> Outcome:
+    def _outcome(self, item: Item, scores: Scores) -> Outcome:
         right = is_right(item, scores)
         return Outcome(right, None, item, scores) if self.keeps_details else Outcome(right)
 
@@ -199,7 +198,16 @@ class Evaluation:
             at += len(items)
 
 
-def is_right(item: Item, scores: core_forward.Scores) -> bool:
+def _prepared(
+    task: Task, items: list[Any], index: int, tokenizer: Encoder, longest: int
+) -> Tree | Unscorable:
+    try:
+        return core_forward.tree(core_prompts.item(task, items, index, tokenizer, longest))
+    except Unscorable as why:
+        return why
+
+
+def is_right(item: Item, scores: Scores) -> bool:
     """The lowest mean loss is the gold one's (first of equals), or every token was the likeliest."""
     if item.gold is None:
         (prompt,) = item.prompts

@@ -158,7 +158,7 @@ class _NoAliases(yaml.SafeLoader):
 
 def _task_specs(path: Path, content: bytes) -> list[TaskSpec]:
     try:
-        document = yaml.load(content, Loader=_NoAliases)  # noqa: S506 - a SafeLoader
+        document = yaml.load(content, Loader=_NoAliases)
         entries = document["icl_tasks"]
         if not isinstance(entries, list) or not 0 < len(entries) <= MAX_TASKS:
             raise BundleError(f"{path}: icl_tasks is not a list of 1 to {MAX_TASKS} tasks")

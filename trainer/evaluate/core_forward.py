@@ -3,7 +3,7 @@
 The choices of an item begin alike: a question and its examples, often nine tenths of the tokens.
 An item becomes a tree, a trunk followed by one branch per prompt; the trees of many items lie one
 after another as loose tokens, so that matrix products see thousands of tokens and none is padding.
-Only attention goes tree by tree. Logits are made for scored tokens alone.
+Logits are made for scored tokens alone.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.block import Attend
 from trainer.evaluate import network
+from trainer.evaluate.core_attention import Run, RunAttention
 from trainer.evaluate.core_prompts import Item, common_prefix
-from trainer.model import GPT
 
 LOGITS_TOKENS = 512  # scored tokens whose logits exist at a time
 
@@ -33,20 +32,32 @@ class Scores:
 
 @dataclass(frozen=True)
 class Tree:
-    """One item's tokens: trunk, then branches. All arrays (N,) unless said otherwise.
+    """One item's N tokens: ids, previous and positions (N,); token t of prompt p lies at paths[p][t].
 
-    branch: -1 in the trunk, else which branch. scored, targets (S,): the tokens that predict, and
-    what they should predict, prompt after prompt; span_lengths says how many each prompt has.
+    Tokens [0, trunk) belong to all prompts.
     """
 
+    item: Item
     ids: np.ndarray
     previous: np.ndarray
     positions: np.ndarray
-    branch: np.ndarray
+    paths: list[np.ndarray]
     trunk: int
-    scored: np.ndarray
-    targets: np.ndarray
-    span_lengths: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def runs(self, at: int) -> list[Run]:
+        """Every token once, in order, for a tree whose tokens begin at place `at`."""
+        paths = [path + at for path in self.paths]
+        branches = [Run(path, self.trunk, len(path)) for path in paths]
+        return [Run(paths[0], 0, self.trunk), *branches]
+
+    def scored(self, at: int) -> list[Run]:
+        """The tokens from which each prompt's span is predicted."""
+        prompts = self.item.prompts
+        pairs = zip(self.paths, prompts, strict=True)
+        return [Run(path + at, prompt.start - 1, prompt.end - 1) for path, prompt in pairs]
 
 
 def tree(item: Item) -> Tree:
@@ -54,116 +65,63 @@ def tree(item: Item) -> Tree:
     sequences = [prompt.ids.astype(np.int64) for prompt in item.prompts]
     trunk = common_prefix(sequences) if len(sequences) > 1 else len(sequences[0])
     starts = np.cumsum([trunk, *(len(s) - trunk for s in sequences)])
-    parts = [sequences[0][:trunk], *(s[trunk:] for s in sequences)]
     before = [np.concatenate([[network.NO_TOKEN], s[:-1]]) for s in sequences]
-    scored = [
-        _places(np.arange(p.start - 1, p.end - 1), trunk, start)
-        for p, start in zip(item.prompts, starts, strict=False)
+    positions = [np.arange(len(s)) for s in sequences]
+
+    def joined(of: list[np.ndarray]) -> np.ndarray:
+        return np.concatenate([of[0][:trunk], *(s[trunk:] for s in of)])
+
+    paths = [
+        np.where(p < trunk, p, p - trunk + start)
+        for p, start in zip(positions, starts, strict=False)
     ]
-    return Tree(
-        ids=np.concatenate(parts),
-        previous=np.concatenate([before[0][:trunk], *(b[trunk:] for b in before)]),
-        positions=np.concatenate([np.arange(trunk), *(np.arange(trunk, len(s)) for s in sequences)]),
-        branch=np.repeat(np.arange(-1, len(sequences)), [len(part) for part in parts]),
-        trunk=trunk,
-        scored=np.concatenate(scored),
-        targets=np.concatenate([p.ids[p.start : p.end].astype(np.int64) for p in item.prompts]),
-        span_lengths=tuple(p.end - p.start for p in item.prompts),
-    )
+    return Tree(item, joined(sequences), joined(before), joined(positions), paths, trunk)
 
 
 @torch.no_grad()
-def score(model: GPT, trees: list[Tree]) -> list[Scores]:
+def score(net: network.Network, trees: list[Tree]) -> list[Scores]:
     """The scores of each tree, in order."""
+    device = net.model.device
+    offsets = np.cumsum([0, *(len(t) for t in trees)]).tolist()
 
-    def joined(name: str) -> Tensor:
-        return torch.from_numpy(np.concatenate([getattr(t, name) for t in trees])).to(model.device)
+    def on_device(parts: list[np.ndarray]) -> Tensor:
+        return torch.from_numpy(np.concatenate(parts)).to(device)
 
-    length = max(int(t.positions.max()) + 1 for t in trees)
-    attend = _TreeAttention(model, trees)
-    x_ND = network.hidden(
-        model, joined("ids"), joined("previous"), joined("positions"), length, attend.of_layer
+    runs = [run for t, at in zip(trees, offsets, strict=False) for run in t.runs(at)]
+    scored = [run for t, at in zip(trees, offsets, strict=False) for run in t.scored(at)]
+    x_SD = net.hidden(
+        on_device([t.ids for t in trees]),
+        on_device([t.previous for t in trees]),
+        on_device([t.positions for t in trees]),
+        max(len(path) for t in trees for path in t.paths),
+        RunAttention(net, runs, scored),
+        on_device([run.path[run.start : run.end] for run in scored]),
     )
-    offsets = np.cumsum([0, *(len(t.ids) for t in trees)])
-    places = np.concatenate([t.scored + at for t, at in zip(trees, offsets, strict=False)])
-    losses, best = _losses(model, x_ND, torch.from_numpy(places).to(model.device), joined("targets"))
-    return _by_tree(trees, losses, best)
+    targets = [p.ids[p.start : p.end].astype(np.int64) for t in trees for p in t.item.prompts]
+    return _scores(trees, *_losses(net, x_SD, on_device(targets)))
 
 
-def _places(tokens: np.ndarray, trunk: int, branch_start: int) -> np.ndarray:
-    """Where tokens of one prompt lie in its tree."""
-    return np.where(tokens < trunk, tokens, tokens - trunk + branch_start)
-
-
-def _losses(
-    model: GPT, x_ND: Tensor, places_S: Tensor, targets_S: Tensor
-) -> tuple[Tensor, list[int]]:
+def _losses(net: network.Network, x_SD: Tensor, targets_S: Tensor) -> tuple[Tensor, list[int]]:
     """Float32 loss and most likely token for every scored token, on the host."""
     losses, best = [], []
-    for at in range(0, len(places_S), LOGITS_TOKENS):
-        chunk = slice(at, at + LOGITS_TOKENS)
-        logits_SV = network.logits(model, x_ND[places_S[chunk]])
-        losses.append(F.cross_entropy(logits_SV, targets_S[chunk], reduction="none"))
+    for at in range(0, len(x_SD), LOGITS_TOKENS):
+        logits_SV = net.logits(x_SD[at : at + LOGITS_TOKENS])
+        targets = targets_S[at : at + LOGITS_TOKENS]
+        losses.append(F.cross_entropy(logits_SV, targets, reduction="none"))
         best.append(logits_SV.argmax(dim=-1))
     return torch.cat(losses).cpu(), torch.cat(best).tolist()
 
 
-def _by_tree(trees: list[Tree], losses: Tensor, best: list[int]) -> list[Scores]:
+def _scores(trees: list[Tree], losses: Tensor, best: list[int]) -> list[Scores]:
     scores, at = [], 0
     for t in trees:
         means, tokens = [], []
-        for length in t.span_lengths:
-            means.append(losses[at : at + length].mean().item())
-            tokens.append(best[at : at + length])
-            at += length
+        for prompt in t.item.prompts:
+            end = at + prompt.end - prompt.start
+            means.append(losses[at:end].mean().item())
+            tokens.append(best[at:end])
+            at = end
         scores.append(Scores(means, tokens))
     return scores
 
 
-class _TreeAttention:
-    """Attention within each tree: a branch sees the trunk and itself, within the layer's window."""
-
-    def __init__(self, model: GPT, trees: list[Tree]) -> None:
-        self.model, self.trees = model, trees
-        self.masks: dict[tuple[int, int], tuple[Tensor | None, Tensor | None]] = {}
-
-    def of_layer(self, layer: int) -> Attend:
-        window = network.window(self.model, layer)
-
-        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            y, at = torch.empty_like(q), 0
-            for i, t in enumerate(self.trees):
-                middle, end = at + t.trunk, at + len(t.ids)
-                trunk_mask, branch_mask = self._masks(i, window)
-                if t.trunk:
-                    y[0, at:middle] = network.attention(
-                        q[0, at:middle], k[0, at:middle], v[0, at:middle], trunk_mask
-                    )
-                if middle < end:
-                    y[0, middle:end] = network.attention(
-                        q[0, middle:end], k[0, at:end], v[0, at:end], branch_mask
-                    )
-                at = end
-            return y
-
-        return attend
-
-    def _masks(self, index: int, window: int) -> tuple[Tensor | None, Tensor | None]:
-        """(trunk over trunk, branches over everything) of a tree; None where plainly causal."""
-        key = (index, window)
-        if key not in self.masks:
-            t = self.trees[index]
-            trunk = None if t.trunk <= window + 1 else _visible(t, 0, t.trunk, window)
-            branches = _visible(t, t.trunk, len(t.ids), window)
-            self.masks[key] = tuple(
-                None if m is None else torch.from_numpy(m).to(self.model.device)
-                for m in (trunk, branches)
-            )  # type: ignore[assignment]
-        return self.masks[key]
-
-
-def _visible(t: Tree, start: int, end: int, window: int) -> np.ndarray:
-    """mask[query, key] of queries [start, end) over all tokens before `end`."""
-    back = t.positions[start:end, None] - t.positions[None, :end]
-    own = (t.branch[start:end, None] == t.branch[None, :end]) | (t.branch[None, :end] == -1)
-    return (back >= 0) & (back <= window) & own

@@ -1,82 +1,142 @@
 """The model's forward pass over loose tokens: each with a position and a token before it.
 
 Training forwards whole rows. Decoding forwards one token after many, CORE a prompt with several
-endings: both say where each token stands and what it may look at, and share the arithmetic of
-`block.py`, so there is no second model to keep equal.
+endings: both say where each token stands and what it may look at. The arithmetic is that of
+`trainer/block.py` without gradients, which allows three savings: query, key and value in one
+product, work in place, and in the last layer only the tokens whose prediction is wanted.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from trainer import head, parameters
-from trainer.block import Attend, block, finish, norm, start
+from trainer.block import QK_SCALE, VE_GATE_SCALE, norm, start
+from trainer.contract.shape import VE_GATE_CHANNELS
 from trainer.model import GPT
 
 LONGEST_FACTOR = 10  # prompts are forwarded whole up to this many times sequence_len (RECIPE 7)
 NO_TOKEN = -1
 
-
-def hidden(
-    model: GPT,
-    tokens_N: Tensor,
-    previous_N: Tensor,
-    positions_N: Tensor,
-    length: int,
-    attend: Callable[[int], Attend],
-) -> Tensor:
-    """What the head reads for N loose tokens: (N, D) in the compute dtype.
-
-    previous_N: the token before each one, NO_TOKEN at position 0. positions_N < length. attend(i)
-    is layer i's attention over q (1, N, H, C), k and v (1, N, K, C).
-    """
-    rows = {name: model.rows_of(name, tokens_N[None]) for name in model.tables}
-    leaf, half = model.bank.leaves, model.shape.n_layer // 2
-    x = _smeared(model, rows[parameters.WTE][0], previous_N)[None]
-    x0 = kept = x
-    cos, sin = (table[positions_N] for table in model.rotary(length))
-    lambdas = zip(leaf["resid_lambdas"].unbind(), leaf["x0_lambdas"].unbind(), strict=True)
-    for layer, (resid, x0_lambda) in enumerate(lambdas):
-        values = rows.get(parameters.value_embed(layer))
-        weights = model._block_weights(layer, resid, x0_lambda)
-        x = block(x, x0, values, weights, cos, sin, model.shape.head_dim, attend(layer))
-        if layer == half:
-            kept = x
-    return finish(x, kept, leaf["backout_lambda"])[0]
+# (layer, q (M, H, C), k (N, K, C), v (N, K, C)) -> (M, H, C); M < N in the last layer
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
-def logits(model: GPT, x_ND: Tensor) -> Tensor:
-    """Softcapped float32 logits (N, vocab_size)."""
-    return head.softcap(x_ND @ model.head_weight.T)
+@dataclass(frozen=True)
+class _Layer:
+    """A layer's matrices in the compute dtype; qkv is c_q, c_k and c_v one above the other."""
+
+    qkv: Tensor
+    attn_proj: Tensor
+    c_fc: Tensor
+    mlp_proj: Tensor
+    ve_gate: Tensor | None
+    values: str
+    resid: Tensor
+    x0: Tensor
 
 
-def window(model: GPT, layer: int) -> int:
-    """How many tokens back `layer` looks. Beyond sequence_len even a long layer has a limit.
+class Network:
+    """A model's weights as they are now, laid out for evaluation. Later updates are not followed."""
 
-    nanochat gives `L` layers a window of sequence_len, which shows only in longer prompts: there
-    the fixture's losses differ by 4e-3 from those of unlimited attention and agree with this.
-    """
-    return model.shape.windows[layer]
+    def __init__(self, model: GPT) -> None:
+        self.model, self.shape = model, model.shape
+        self._leaf = {name: leaf.detach() for name, leaf in model.bank.leaves.items()}
+        self._layers = [self._layer(i) for i in range(model.shape.n_layer)]
+        self._head = model.head_weight.detach()
+
+    @torch.no_grad()
+    def hidden(
+        self,
+        tokens_N: Tensor,
+        previous_N: Tensor,
+        positions_N: Tensor,
+        length: int,
+        attend: Attend,
+        wanted_M: Tensor,
+    ) -> Tensor:
+        """What the head reads for the wanted ones of N loose tokens: (M, D), compute dtype.
+
+        previous_N: the token before each one, NO_TOKEN at position 0. positions_N < length.
+        """
+        x = self._smeared(tokens_N, previous_N)
+        x0, kept, last = x, x, len(self._layers) - 1
+        cos, sin = (table[positions_N, None] for table in self.model.rotary(length))
+        for i, layer in enumerate(self._layers):
+            x = torch.addcmul(layer.resid * x, layer.x0, x0)
+            q, k, v = self._qkv(layer, norm(x), tokens_N, cos, sin)
+            if i == last:
+                x, q, kept = x[wanted_M], q[wanted_M], kept[wanted_M]
+            x += F.linear(attend(i, q, k, v).flatten(1), layer.attn_proj)
+            wide = F.linear(norm(x), layer.c_fc).relu_()
+            x += F.linear(wide.mul_(wide), layer.mlp_proj)
+            if i == len(self._layers) // 2:
+                kept = x
+        return norm(x - self._leaf["backout_lambda"].to(x.dtype) * kept)
+
+    @torch.no_grad()
+    def logits(self, x_ND: Tensor) -> Tensor:
+        """Softcapped float32 logits (N, vocab_size)."""
+        z = F.linear(x_ND, self._head).float()
+        return z.div_(head.SOFTCAP).tanh_().mul_(head.SOFTCAP)
+
+    def window(self, layer: int) -> int:
+        """How many tokens back a layer looks."""
+        return self.shape.windows[layer]
+
+    def _layer(self, i: int) -> _Layer:
+        attention = {m: self._leaf.get(parameters.attention(i, m)) for m in ("c_q", "c_k", "c_v")}
+        return _Layer(
+            qkv=torch.cat([w for w in attention.values() if w is not None]),
+            attn_proj=self._leaf[parameters.attention(i, "c_proj")],
+            c_fc=self._leaf[parameters.mlp(i, "c_fc")],
+            mlp_proj=self._leaf[parameters.mlp(i, "c_proj")],
+            ve_gate=self._leaf.get(parameters.attention(i, "ve_gate")),
+            values=parameters.value_embed(i),
+            resid=self._leaf["resid_lambdas"][i],
+            x0=self._leaf["x0_lambdas"][i],
+        )
+
+    def _smeared(self, tokens_N: Tensor, previous_N: Tensor) -> Tensor:
+        """`start` for loose tokens: each as the second of a row of two."""
+        rows = self.model.rows_of(parameters.WTE, tokens_N)
+        before = self.model.rows_of(parameters.WTE, previous_N.clamp_min(0))
+        gate, weight = self._leaf[parameters.SMEAR_GATE], self._leaf["smear_lambda"]
+        smeared = start(torch.stack([before, rows], dim=1), gate, weight)[:, 1]
+        return torch.where((previous_N == NO_TOKEN)[:, None], norm(rows), smeared)
+
+    def _qkv(
+        self, layer: _Layer, h_ND: Tensor, tokens_N: Tensor, cos_N1C: Tensor, sin_N1C: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """q (N, H, C), k and v (N, K, C)."""
+        heads, kv, channels = self.shape.n_head, self.shape.n_kv_head, self.shape.head_dim
+        qkv = F.linear(h_ND, layer.qkv).view(len(h_ND), heads + 2 * kv, channels)
+        qk, v = qkv[:, : heads + kv], qkv[:, heads + kv :]
+        if layer.ve_gate is not None:
+            gate = torch.sigmoid(F.linear(h_ND[:, :VE_GATE_CHANNELS], layer.ve_gate))
+            rows = self.model.rows_of(layer.values, tokens_N).view_as(v)
+            v = torch.addcmul(v, VE_GATE_SCALE * gate.unsqueeze(-1), rows)
+        first, second = qk.chunk(2, dim=-1)
+        turned = torch.cat(
+            [first * cos_N1C + second * sin_N1C, second * cos_N1C - first * sin_N1C], dim=-1
+        )
+        qk = norm(turned).mul_(QK_SCALE)
+        return qk[:, :heads], qk[:, heads:], v
 
 
-def attention(q_TC: Tensor, k_SC: Tensor, v_SC: Tensor, mask_TS: Tensor | None) -> Tensor:
-    """q (T, H, C) over k, v (S, K, C) -> (T, H, C); without a mask causal, T = S."""
-    q, k, v = (x.transpose(0, 1)[None] for x in (q_TC, k_SC, v_SC))
+def attention(q_RTHC: Tensor, k_RSKC: Tensor, v_RSKC: Tensor, mask: Tensor | None) -> Tensor:
+    """Rows of queries over rows of keys -> (R, T, H, C). mask (R or 1, 1, T, S), None: causal."""
+    q, k, v = (x.transpose(1, 2) for x in (q_RTHC, k_RSKC, v_RSKC))
     if k.size(1) != q.size(1):
         k, v = (x.repeat_interleave(q.size(1) // k.size(1), dim=1) for x in (k, v))
-    causal = mask_TS is None
-    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_TS, is_causal=causal)
-    return y[0].transpose(0, 1)
-
-
-def _smeared(model: GPT, rows_ND: Tensor, previous_N: Tensor) -> Tensor:
-    """`start` for loose tokens: each as the second of a row of two."""
-    leaf = model.bank.leaves
-    before = model.rows_of(parameters.WTE, previous_N.clamp_min(0))
-    pairs = torch.stack([before, rows_ND], dim=1)
-    smeared = start(pairs, leaf[parameters.SMEAR_GATE], leaf["smear_lambda"])[:, 1]
-    return torch.where((previous_N == NO_TOKEN)[:, None], norm(rows_ND), smeared)
+    scale = 1 / math.sqrt(q.size(-1))
+    y = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale
+    )
+    return y.transpose(1, 2)
