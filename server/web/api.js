@@ -1,0 +1,111 @@
+/**
+ * Calls to the daemon. Every failure is a Problem: the daemon's own document (RFC 9457), or one of
+ * the same shape when it does not answer.
+ */
+
+const TIMEOUT_MILLISECONDS = 30_000;
+
+/** What went wrong, in the daemon's words. */
+export class Problem extends Error {
+  /** @param {{title: string, detail?: string, hint?: string, status?: number, type?: string,
+   *   state?: string, legal?: string[], errors?: {pointer: string, detail: string}[]}} document */
+  constructor(document) {
+    super(document.detail || document.title);
+    this.type = document.type ?? "about:blank";
+    this.title = document.title ?? "Error";
+    this.status = document.status ?? 0;
+    this.detail = document.detail ?? "";
+    this.hint = document.hint ?? null;
+    this.state = document.state ?? null;
+    this.legal = document.legal ?? null;
+    this.errors = document.errors ?? [];
+  }
+}
+
+let askForToken = null;
+let asking = null;
+
+/** `ask` is called when the daemon wants a token; it resolves when there is a session. */
+export function onUnauthorized(ask) {
+  askForToken = ask;
+}
+
+/** One login at a time, whoever asks. */
+export function login() {
+  asking ??= Promise.resolve(askForToken?.()).finally(() => (asking = null));
+  return asking;
+}
+
+export const get = (path, query, options) => call("GET", path, { query, ...options });
+export const post = (path, body, options) => call("POST", path, { body, ...options });
+export const patch = (path, body, options) => call("PATCH", path, { body, ...options });
+export const remove = (path, options) => call("DELETE", path, options);
+
+/** Every item of a list, page by page, at most `limit`. */
+export async function list(path, query = {}, { limit = 1000, signal } = {}) {
+  const items = [];
+  let after = query.after;
+  for (;;) {
+    const answer = await get(path, { ...query, after }, { signal });
+    if (Array.isArray(answer)) return answer;
+    items.push(...answer.data);
+    if (!answer.has_more || !answer.next || items.length >= limit) return items;
+    after = answer.next;
+  }
+}
+
+/** "runs", name, "pause" -> "v1/runs/name/pause", each part escaped. */
+export const path = (...parts) => `v1/${parts.map(encodeURIComponent).join("/")}`;
+
+export function url(base, query = {}) {
+  const given = Object.entries(query).filter(([, v]) => v !== undefined && v !== null && v !== "");
+  return given.length ? `${base}?${new URLSearchParams(given)}` : base;
+}
+
+async function call(method, base, { query, body, signal, key, accept } = {}, again = true) {
+  const headers = { Accept: accept ?? "application/json, application/problem+json" };
+  if (body !== undefined) headers["Content-Type"] = "application/json";
+  if (method === "POST") headers["Idempotency-Key"] = key ?? newKey();
+  const timeout = AbortSignal.timeout(TIMEOUT_MILLISECONDS);
+  const response = await send(url(base, query), {
+    method,
+    headers,
+    body: body === undefined ? undefined : JSON.stringify(body),
+    signal: signal ? AbortSignal.any([signal, timeout]) : timeout,
+    cache: "no-store",
+  });
+  if (response.status === 401 && again && askForToken) {
+    await login();
+    return call(method, base, { query, body, signal, accept, key: headers["Idempotency-Key"] }, false);
+  }
+  if (!response.ok) throw await problemOf(response);
+  if (response.status === 204) return null;
+  return accept?.startsWith("text/") ? response.text() : response.json();
+}
+
+async function send(address, request) {
+  try {
+    return await fetch(address, request);
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Problem({
+      title: "The daemon does not answer",
+      detail: "Nothing came back from the daemon. A run that is training goes on without it.",
+      hint: "Check that traind serve is running, and the tunnel if there is one.",
+    });
+  }
+}
+
+async function problemOf(response) {
+  try {
+    return new Problem({ status: response.status, ...(await response.json()) });
+  } catch {
+    return new Problem({ status: response.status, title: `HTTP ${response.status}`, detail: response.statusText });
+  }
+}
+
+/** crypto.randomUUID exists only over https and on localhost; a LAN address is neither. */
+function newKey() {
+  const random = crypto.getRandomValues(new Uint8Array(16));
+  return Array.from(random, (b) => b.toString(16).padStart(2, "0")).join("");
+}

@@ -1,0 +1,61 @@
+/**
+ * Phases and attempts behind the lines: a tint for each phase, a line where an attempt began.
+ *
+ * @typedef {{x: number, tone: string, label?: string}} Edge where something began
+ * @typedef {{from: number, to: number}} Band
+ */
+
+import { colour } from "./palette.js";
+
+/** Before the lines: tints by phase. @param {Band[]} bands */
+export function drawBands(u, bands) {
+  if (bands.length < 2) return;
+  const { ctx } = u;
+  const { left, top, width, height } = u.bbox;
+  ctx.save();
+  ctx.beginPath();
+  ctx.rect(left, top, width, height);
+  ctx.clip();
+  bands.forEach((band, i) => {
+    const from = u.valToPos(band.from, "x", true);
+    const to = u.valToPos(band.to, "x", true);
+    ctx.fillStyle = colour(i % 2 ? "phase-b" : "phase-a");
+    ctx.fillRect(from, top, to - from, height);
+  });
+  ctx.restore();
+}
+
+/** After the lines: where attempts and phases began, named at the foot. @param {Edge[]} edges */
+export function drawEdges(u, edges, withLabels) {
+  const { ctx } = u;
+  const { left, top, width, height } = u.bbox;
+  const ratio = devicePixelRatio;
+  ctx.save();
+  ctx.lineWidth = ratio;
+  ctx.font = `${10.5 * ratio}px ${getComputedStyle(document.body).fontFamily}`;
+  ctx.textBaseline = "bottom";
+  let free = -Infinity;
+  for (const edge of edges) {
+    const x = Math.round(u.valToPos(edge.x, "x", true));
+    if (x < left || x > left + width) continue;
+    ctx.strokeStyle = colour(edge.tone);
+    ctx.fillStyle = colour(edge.tone);
+    ctx.setLineDash(edge.label ? [] : [3 * ratio, 3 * ratio]);
+    ctx.globalAlpha = edge.label ? 0.75 : 0.9;
+    ctx.beginPath();
+    ctx.moveTo(x + 0.5, top);
+    ctx.lineTo(x + 0.5, top + height);
+    ctx.stroke();
+    ctx.globalAlpha = 1;
+    ctx.beginPath();
+    ctx.moveTo(x - 4 * ratio, top);
+    ctx.lineTo(x + 4 * ratio, top);
+    ctx.lineTo(x, top + 6 * ratio);
+    ctx.fill();
+    if (withLabels && edge.label && x > free && x + 40 * ratio < left + width) {
+      ctx.fillText(edge.label, x + 5 * ratio, top + height - 4 * ratio);
+      free = x + ctx.measureText(edge.label).width + 10 * ratio;
+    }
+  }
+  ctx.restore();
+}

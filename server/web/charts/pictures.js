@@ -1,0 +1,148 @@
+/** From the API's answers to what a chart shows. Pure: no DOM, no network. */
+
+import { words } from "../format.js";
+import { chain } from "../schedule.js";
+import { join } from "./join.js";
+import { LINES } from "./palette.js";
+
+/**
+ * @typedef {Object} Source what is known of the run
+ * @property {Map<string, any[][]>} series points by key: [step, unix_seconds, mean, min, max]
+ * @property {any[]} evaluations
+ * @property {any[]} phases PhaseView, in order
+ * @property {number} step the present one
+ * @property {import("./axis.js").Axis} axis
+ * @property {{from: number, to: number}|null} zoom steps
+ * @property {"focus"|"full"|"log"} look
+ */
+
+/** @param {import("./panels.js").Panel} panel @param {Source} source */
+export function pictureOf(panel, source) {
+  const parts = panel.evaluation ? evaluationParts(panel, source) : metricParts(panel, source);
+  const planned = (panel.planned ?? []).map((key, i) => plannedPart(key, panel.lines[i], source));
+  const all = [...parts, ...planned].filter((part) => part.x.length);
+  const { x, columns } = join(all);
+  const lines = all.map((part, i) => ({
+    ...part.line,
+    values: columns[i][0],
+    band: part.line.banded ? { high: columns[i][1], low: columns[i][2] } : undefined,
+  }));
+  const range = rangeOf(x, source, planned.length > 0);
+  const isLoss = panel.id === "loss";
+  return {
+    x, lines, range, axis: source.axis,
+    log: isLoss && source.look === "log",
+    yRange: isLoss && source.look === "focus" ? focus(x, lines, range) : null,
+  };
+}
+
+function metricParts(panel, { series, axis }) {
+  return panel.lines.map((line) => {
+    const points = series.get(line.key) ?? [];
+    const scaled = (value) => (value === null || value === undefined ? null : value * (line.factor ?? 1));
+    const values = [points.map((p) => scaled(p[2]))];
+    if (line.band) values.push(points.map((p) => scaled(p[4])), points.map((p) => scaled(p[3])));
+    const joined = panel.lines.length > 1;
+    return { x: points.map((p) => axis.toX(p[0], p[1])), values, line: { ...line, banded: line.band, joined } };
+  });
+}
+
+/** One line for each evaluation identity: numbers under different settings are never joined. */
+function evaluationParts(panel, { evaluations, axis }) {
+  const own = evaluations.filter((e) => e.kind === panel.evaluation && !e.superseded);
+  const identities = [...new Set(own.map((e) => e.identity))];
+  return identities.map((identity, i) => {
+    const items = own.filter((e) => e.identity === identity).sort((a, b) => a.step - b.step);
+    const latest = new Map(items.map((e) => [e.step, e]));
+    const kept = [...latest.values()];
+    return {
+      x: kept.map((e) => axis.toX(e.step, e.unix_seconds)),
+      values: [kept.map((e) => e.value)],
+      line: {
+        label: identities.length > 1 ? `as ${identity.slice(0, 6)}` : words(panel.evaluation),
+        colour: LINES[i % LINES.length], points: true, joined: true, width: 1.5,
+      },
+    };
+  });
+}
+
+/** The plan ahead of the present step. Time has no future on its axis: nothing is drawn there. */
+function plannedPart(key, like, { phases, step, axis, zoom }) {
+  if (axis.isTime || !phases.length) return { x: [], values: [[]], line: {} };
+  const from = Math.max(step, zoom?.from ?? 0);
+  const points = chain(phases.map((p) => p.schedule), from, zoom?.to ?? Infinity, 400);
+  const unique = points.filter((p, i) => i === 0 || p.step > points[i - 1].step);
+  return {
+    x: unique.map((p) => axis.toX(p.step)),
+    values: [unique.map((p) => p[key])],
+    line: { label: "planned", colour: like.colour, dash: true, joined: true, width: 1.5, quiet: like.key !== "lr_multiplier" },
+  };
+}
+
+function rangeOf(x, { zoom, axis, series, step, phases }, ahead) {
+  if (zoom) return [axis.toX(zoom.from), axis.toX(zoom.to)];
+  if (axis.isTime) {
+    const points = series.get("loss") ?? [];
+    return points.length > 1 ? [points[0][1], points[points.length - 1][1]] : [x[0], x[x.length - 1]];
+  }
+  const end = phases.length ? phases[phases.length - 1].end_step : step;
+  return [0, axis.toX(ahead ? Math.max(end, step, 1) : Math.max(step, 1))];
+}
+
+/**
+ * The loss without its first fall, which would flatten all that follows; spikes after it stay in
+ * the picture, since the range counts the greatest value of every bin.
+ */
+export function focus(x, lines, [from, to]) {
+  const start = from + (to - from) * (from === 0 || from === x[0] ? 0.06 : 0);
+  let low = Infinity;
+  let high = -Infinity;
+  for (const line of lines) {
+    const [tops, floors] = line.band ? [line.band.high, line.band.low] : [line.values, line.values];
+    for (let i = 0; i < x.length; i++) {
+      if (x[i] < start || x[i] > to || tops[i] === null || floors[i] === null) continue;
+      low = Math.min(low, floors[i]);
+      high = Math.max(high, tops[i]);
+    }
+  }
+  if (!(high > low)) return null;
+  const pad = (high - low) * 0.06;
+  return [low - pad, high + pad];
+}
+
+const OUTCOME_TONE = { crashed: "bad", failed: "bad", terminated: "warn", paused: "warn" };
+
+/**
+ * Where attempts and phases began, with how the attempt before ended.
+ * @returns {{step: number, tone: string, label?: string, text: string}[]}
+ */
+export function edgesOf(segments, attempts, phases) {
+  const byNumber = new Map(attempts.map((a) => [a.number, a]));
+  const edges = [];
+  segments.forEach((segment, i) => {
+    if (i === 0) return;
+    const before = byNumber.get(segments[i - 1].attempt);
+    const phase = phases.find((p) => p.index === segment.phase);
+    if (segment.phase !== segments[i - 1].phase) {
+      const name = phase?.name ?? `phase ${segment.phase + 1}`;
+      edges.push({ step: segment.from_step, tone: "accent", label: name, text: `${name} begins (${phase?.mode ?? "extend"})` });
+    } else if (segment.attempt !== segments[i - 1].attempt) {
+      const reason = before?.reason ?? before?.outcome ?? "ended";
+      const tone = OUTCOME_TONE[before?.outcome] ?? (before?.outcome ? "warn" : "bad");
+      const lost = before?.steps_lost ? `, ${before.steps_lost.toLocaleString("en-US")} steps repeated` : "";
+      edges.push({ step: segment.from_step, tone, text: `attempt ${segment.attempt} after ${words(reason)}${lost}` });
+    }
+  });
+  return edges;
+}
+
+/** One band for each phase of the lineage. */
+export function bandsOf(segments) {
+  const bands = [];
+  for (const s of segments) {
+    const last = bands[bands.length - 1];
+    if (last?.phase === s.phase) last.to = s.to_step;
+    else bands.push({ phase: s.phase, from: last ? last.to : s.from_step, to: s.to_step });
+  }
+  return bands;
+}

@@ -1,0 +1,121 @@
+/** What can be asked of a run. Buttons in the API's words; those that lose something ask first. */
+
+import { path, post, remove } from "../api.js";
+import { h } from "../dom.js";
+import { go } from "../router.js";
+import { isLegal, VERBS } from "../verbs.js";
+import { confirm, openDialog } from "./dialog.js";
+import { evaluateDialog } from "./evaluate-dialog.js";
+import { openExtend } from "./extend-dialog.js";
+import { problemBox } from "./problem.js";
+import { resumeDialog } from "./resume-dialog.js";
+import { toast } from "./toast.js";
+
+const DONE = {
+  start: "Asked to start.",
+  resume: "Asked to resume.",
+  pause: "Asked to pause: it saves a checkpoint first.",
+  checkpoint: "Asked for a checkpoint at the next step.",
+};
+const SHOWN_FIRST = ["start", "resume", "pause", "extend"];
+const IN_MENU = ["checkpoint", "evaluate", "resumeWith", "cancel", "delete"];
+
+/** @param {import("../pages/run.js").RunContext} run */
+export function createActions(run) {
+  const of = (verb) => path("runs", run.detail.id, verb);
+  const handlers = {
+    start: () => ask("start", () => post(of("start"))),
+    resume: () => ask("resume", () => post(of("resume"))),
+    pause: () => ask("pause", () => post(of("pause"))),
+    checkpoint: () => ask("checkpoint", () => post(of("checkpoints"), { pin: false })),
+    extend: () => openExtend(run).then((done) => done && finish("Extended.")),
+    evaluate: () => evaluateDialog(run.detail).then((job) => job && finish("Evaluation asked for.")),
+    resumeWith: () => resumeDialog(run.detail).then((done) => done && finish(DONE.resume)),
+    cancel,
+    delete: removeRun,
+  };
+  const buttons = new Map(SHOWN_FIRST.map((verb) => [verb, h("button", { type: "button", onclick: handlers[verb] }, VERBS[verb].label)]));
+  const items = new Map(IN_MENU.map((verb) => [verb, h("button", {
+    type: "button", role: "menuitem", class: verb === "delete" || verb === "cancel" ? "danger-text" : null,
+    onclick: () => (closeMenu(), handlers[verb]()),
+  }, verb === "resumeWith" ? "Resume with overrides…" : verb === "cancel" || verb === "delete" ? `${VERBS[verb].label}…` : VERBS[verb].label)]));
+  const menu = h("div.menu", { role: "menu", hidden: true, onkeydown: onMenuKey }, ...items.values());
+  const more = h("button.icon", { type: "button", "aria-haspopup": "menu", "aria-expanded": "false", "aria-label": "More actions", onclick: toggleMenu }, "⋯");
+  const element = h("div.actions", { role: "group", "aria-label": "Actions" }, ...buttons.values(), h("div.menu-host", {}, more, menu));
+  const onOutside = (event) => element.contains(event.target) || closeMenu();
+
+  function update(state) {
+    for (const [verb, button] of buttons) {
+      const legal = isLegal(verb, state);
+      button.hidden = !legal && (verb === "start" || (verb === "resume" && isLegal("pause", state)) || (verb === "pause" && isLegal("resume", state)));
+      button.disabled = !legal;
+      button.className = verb === "start" || verb === "resume" ? "primary" : "";
+    }
+    for (const [verb, item] of items) item.disabled = !isLegal(verb === "resumeWith" ? "resume" : verb, state);
+  }
+
+  async function ask(verb, act) {
+    try {
+      await act();
+      finish(DONE[verb]);
+    } catch (problem) {
+      openDialog("That is not possible now", (close) => h("div.dialog-body", {}, problemBox(problem),
+        h("div.dialog-foot", {}, h("button.primary", { type: "button", onclick: () => close() }, "Understood"))));
+    }
+  }
+
+  function finish(text) {
+    toast(text);
+    return run.reload();
+  }
+
+  async function cancel() {
+    const done = await confirm({
+      title: `Cancel ${run.detail.name}?`,
+      text: "Training stops at the next step boundary. Its checkpoints stay, and it can be resumed or extended later.",
+      agree: "Cancel the run", danger: true, act: () => post(of("cancel")),
+    });
+    if (done) finish("Asked to cancel.");
+  }
+
+  async function removeRun() {
+    const done = await confirm({
+      title: `Delete ${run.detail.name}?`,
+      text: "Its checkpoints, history, samples and logs are removed from the disk for good.",
+      agree: "Delete for good", danger: true, typed: run.detail.name,
+      act: () => remove(path("runs", run.detail.id)).then(() => true),
+    });
+    if (done) {
+      toast(`${run.detail.name} is deleted.`);
+      go([]);
+    }
+  }
+
+  function toggleMenu() {
+    menu.hidden = !menu.hidden;
+    more.setAttribute("aria-expanded", String(!menu.hidden));
+    if (menu.hidden) return closeMenu();
+    document.addEventListener("pointerdown", onOutside);
+    menu.querySelector("button:enabled")?.focus();
+  }
+
+  function closeMenu() {
+    menu.hidden = true;
+    document.removeEventListener("pointerdown", onOutside);
+    more.setAttribute("aria-expanded", "false");
+  }
+
+  function onMenuKey(event) {
+    const enabled = [...menu.querySelectorAll("button:enabled")];
+    const at = enabled.indexOf(document.activeElement);
+    const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+    if (step) enabled[(at + step + enabled.length) % enabled.length]?.focus();
+    else if (event.key === "Escape") {
+      closeMenu();
+      more.focus();
+    } else return;
+    event.preventDefault();
+  }
+
+  return { element, update };
+}

@@ -1,0 +1,137 @@
+/**
+ * Extend a run: say how far and by which curve, see what the joint does, then agree.
+ * The preview is the daemon's own answer to the same request with dry_run.
+ */
+
+import { path, post, get } from "../api.js";
+import { fill, h } from "../dom.js";
+import { integer } from "../format.js";
+import { choice } from "./resume-dialog.js";
+import { openDialog } from "./dialog.js";
+import { createPreview } from "./extend-preview.js";
+import { problemBox } from "./problem.js";
+
+const DEBOUNCE_MILLISECONDS = 220;
+
+/** What each mode means, and which of the schedule's fields it reads. */
+const MODES = {
+  replan: ["The whole curve is computed anew over the longer horizon.", ["rewarm_steps", "warmdown_ratio", "shape", "final_lr_frac"]],
+  hold: ["The learning rate stays where it is.", []],
+  rewarm: ["Warm up again, stay, and decay once more.", ["peak_frac", "rewarm_steps", "decay_ratio", "shape", "final_lr_frac"]],
+  decay: ["Anneal from here to the final learning rate.", ["decay_ratio", "shape", "final_lr_frac"]],
+};
+const NUMBERS = {
+  rewarm_steps: ["Rewarm steps", { min: 0, step: 1 }],
+  peak_frac: ["Peak, × planned", { min: 0.01, max: 10, step: "any" }],
+  decay_ratio: ["Decay over, share of the phase", { min: 0, max: 1, step: "any" }],
+  warmdown_ratio: ["Warmdown, share of the horizon", { min: 0, max: 1, step: "any" }],
+  final_lr_frac: ["Final learning rate, × peak", { min: 0, max: 1, step: "any" }],
+};
+
+/** @param {import("../pages/run.js").RunContext} run @returns {Promise<any>} what the daemon answered */
+export async function openExtend(run) {
+  const checkpoints = await get(path("runs", run.detail.id, "checkpoints")).then((a) => a.data ?? a).catch(() => []);
+  return openDialog(`Extend ${run.detail.name}`, (close) => extendForm(run, checkpoints, close), { wide: true });
+}
+
+function extendForm(run, checkpoints, close) {
+  const preview = createPreview(run);
+  const refused = h("div");
+  const agree = h("button.primary", { type: "submit", disabled: true }, "Extend");
+  const unit = choice([["to_step", "to step"], ["add_steps", "by steps"], ["add_tokens", "by tokens"]], "to_step");
+  const amount = h("input", { type: "number", min: 1, step: 1, required: true, value: suggested("to_step"), "aria-label": "How far" });
+  const at = choice([["end", "after the present phase"], ["now", "now, at the next step"]], "end");
+  const from = choice([["", "where the run stands"], ...checkpoints.filter((c) => !c.superseded && !c.bad)
+    .map((c) => [c.name, `step ${integer(c.step)}${c.why === "warmdown" ? ", before the warmdown" : ""}`])]);
+  const name = h("input", { type: "text", maxlength: 64, autocomplete: "off", placeholder: "chosen for you" });
+  const modes = Object.entries(MODES).map(([mode, [text]]) => modeCard(mode, text));
+  const numbers = Object.entries(NUMBERS).map(([key, [label, attributes]]) => {
+    const input = h("input", { type: "number", placeholder: "default", ...attributes });
+    return { key, input, element: h("label.field", {}, h("span", {}, label), input) };
+  });
+  const shape = choice([["", "as before"], ["linear", "linear"], ["cosine", "cosine"]]);
+  const shapeField = h("label.field", {}, h("span", {}, "Shape of the decay"), shape);
+  const keep = h("input", { type: "checkbox" });
+  const keepField = h("label.tick", {}, keep, h("span", {}, "Keep weight decay at its value at the joint"));
+  let mode = "replan";
+  let turn = 0;
+  let timer = 0;
+
+  const form = h("form.dialog-body.extend", { onsubmit: submit, oninput: changed },
+    h("div.extend-ask", {},
+      h("div.field-row", {}, h("label.field", {}, h("span", {}, "Extend"), unit), h("label.field.grow", {}, h("span.visually-hidden", {}, "Amount"), amount)),
+      h("fieldset.mode-cards", {}, h("legend.label", {}, "Curve"), modes),
+      h("div.field-grid", {}, numbers.map((n) => n.element), shapeField),
+      keepField,
+      h("details", {}, h("summary", {}, "Where it begins, and its name"),
+        h("div.field-grid", {},
+          h("label.field", {}, h("span", {}, "Begins"), at),
+          h("label.field", {}, h("span", {}, "Continues from"), from),
+          h("label.field", {}, h("span", {}, "Name of the phase"), name)))),
+    h("div.extend-preview", {}, preview.element, refused),
+    h("div.dialog-foot", {}, h("button", { type: "button", onclick: () => close() }, "Not now"), agree));
+  unit.addEventListener("change", () => (amount.value = suggested(unit.value)));
+  changed();
+  return form;
+
+  function suggested(how) {
+    const more = Math.max(100, Math.round((run.detail.end_step * 0.5) / 100) * 100);
+    return { to_step: run.detail.end_step + more, add_steps: more, add_tokens: more * run.detail.plan.batch.tokens }[how];
+  }
+
+  function modeCard(value, text) {
+    return h("label.mode-card", {},
+      h("input", { type: "radio", name: "mode", value, checked: value === "replan", onchange: () => (mode = value) }),
+      h("span", {}, h("b", {}, value), h("small", {}, text)));
+  }
+
+  function body() {
+    const schedule = { mode };
+    for (const { key, input } of numbers) {
+      if (MODES[mode][1].includes(key) && input.value !== "") schedule[key] = Number(input.value);
+    }
+    if (MODES[mode][1].includes("shape") && shape.value) schedule.shape = shape.value;
+    if (mode !== "replan" && keep.checked) schedule.weight_decay = "keep";
+    return {
+      [unit.value]: Number(amount.value), at: at.value, schedule,
+      ...(from.value && { from_checkpoint: from.value }), ...(name.value && { name: name.value }),
+    };
+  }
+
+  function changed() {
+    mode = form?.elements?.mode?.value || mode;
+    for (const { key, element } of numbers) element.hidden = !MODES[mode][1].includes(key);
+    shapeField.hidden = !MODES[mode][1].includes("shape");
+    keepField.hidden = mode === "replan";
+    from.disabled = at.value === "now";
+    agree.disabled = true;
+    clearTimeout(timer);
+    timer = setTimeout(look, DEBOUNCE_MILLISECONDS);
+  }
+
+  async function look() {
+    const mine = ++turn;
+    if (!(Number(amount.value) > 0)) return;
+    try {
+      const answer = await post(`${path("runs", run.detail.id, "extend")}?dry_run=true`, body());
+      if (mine !== turn) return;
+      fill(refused);
+      preview.show(answer);
+      agree.disabled = !answer.plan;
+    } catch (problem) {
+      if (mine === turn) fill(refused, problemBox(problem));
+    }
+  }
+
+  async function submit(event) {
+    event.preventDefault();
+    if (agree.disabled) return;
+    agree.disabled = true;
+    try {
+      close(await post(path("runs", run.detail.id, "extend"), body()));
+    } catch (problem) {
+      fill(refused, problemBox(problem));
+      agree.disabled = false;
+    }
+  }
+}

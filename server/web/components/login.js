@@ -1,0 +1,38 @@
+/** Turns the daemon's token into a cookie, which streams and downloads carry by themselves. */
+
+import { Problem } from "../api.js";
+import { h } from "../dom.js";
+import { openDialog } from "./dialog.js";
+import { problemBox } from "./problem.js";
+
+/** Resolves when there is a session; asks again when the dialog is closed without one. */
+export async function askForToken() {
+  while (!(await openDialog("A token is needed", form)));
+}
+
+function form(close) {
+  const refused = h("div");
+  const token = h("input", { type: "password", name: "token", autocomplete: "current-password", required: true });
+  return h("form.dialog-body", { onsubmit: submit },
+    h("p", {}, "This daemon listens beyond loopback, so it wants to know you. The token is in the file ",
+      "that traind serve named at its first start."),
+    h("label.field", {}, h("span", {}, "Token"), token),
+    refused,
+    h("div.dialog-foot", {}, h("button.primary", { type: "submit" }, "Sign in")));
+
+  async function submit(event) {
+    event.preventDefault();
+    const response = await fetch("v1/session", {
+      method: "POST",
+      headers: { Authorization: `Bearer ${token.value.trim()}` },
+    }).catch(() => null);
+    if (response?.ok) return close(true);
+    refused.replaceChildren(problemBox(await why(response)));
+  }
+}
+
+async function why(response) {
+  if (!response) return new Problem({ title: "The daemon does not answer" });
+  const said = await response.json().catch(() => ({}));
+  return new Problem({ title: "That token was not accepted", status: response.status, ...said });
+}

@@ -1,0 +1,148 @@
+/** The form of a spec. A field left empty is not sent: the preset or the default decides. */
+
+import { fill, h, uid } from "../dom.js";
+
+const PRESETS = [["demo", "demo: a minute on a CPU"], ["rtx4070-d12", "rtx4070-d12"], ["nanochat-d12", "nanochat-d12"], ["nanochat-d20", "nanochat-d20"]];
+const SOURCES = [["", "from the preset"], ["builtin", "built in"], ["text", "text files"], ["jsonl", "JSON lines"], ["parquet", "Parquet"], ["hf", "Hugging Face"]];
+const HORIZONS = [["", "from the preset"], ["steps", "steps"], ["tokens", "tokens"], ["flops", "FLOP"], ["data_param_ratio", "tokens per parameter"]];
+
+/** [pointer, label, kind, options]; the pointer is the path in the spec. */
+const GROUPS = [
+  ["Run", [
+    ["/name", "Name", "text", { required: true, maxlength: 64, placeholder: "my-first-run", autocomplete: "off" }],
+    ["/title", "Title", "text", { maxlength: 300, placeholder: "optional" }],
+    ["/preset", "Preset", "choice", { choices: PRESETS }],
+    ["/device", "Device", "choice", { choices: [["", "automatic"], ["cpu", "cpu"], ["cuda:0", "cuda:0"], ["mps", "mps"]] }],
+    ["/start", "Start at once", "tick", { checked: true }],
+  ]],
+  ["Data", [
+    ["/data/source", "Source", "choice", { choices: SOURCES }],
+    ["/data/path", "Path on the daemon's machine", "text", { placeholder: "/data/corpus", only: ["text", "jsonl", "parquet"] }],
+    ["/data/name", "Dataset", "text", { placeholder: "owner/dataset", only: ["hf"] }],
+    ["/data/max_shards", "Shards", "number", { min: 1, only: ["hf"] }],
+    ["/data/packing", "Packing", "choice", { choices: [["", "best fit"], ["lossless", "lossless"]] }],
+  ]],
+  ["Size and horizon", [
+    ["/model/depth", "Depth: the one dial", "number", { min: 1, max: 128 }],
+    ["/model/sequence_len", "Sequence length", "number", { min: 16 }],
+    ["/model/vocab_size", "Vocabulary", "number", { min: 265 }],
+    ["/horizon", "Horizon", "horizon", {}],
+    ["/batch/tokens", "Batch, tokens per step", "number", { min: 1 }],
+    ["/batch/device_batch_size", "Rows per forward pass", "number", { min: 1 }],
+  ]],
+  ["Learning", [
+    ["/optimizer/matrix_lr", "Matrix learning rate", "number", { step: "any" }],
+    ["/optimizer/embedding_lr", "Embedding learning rate", "number", { step: "any" }],
+    ["/optimizer/weight_decay", "Weight decay", "number", { step: "any", min: 0 }],
+    ["/schedule/warmup_steps", "Warmup steps", "number", { min: 0 }],
+    ["/schedule/warmdown_ratio", "Warmdown, share of the horizon", "number", { step: "any", min: 0, max: 1 }],
+    ["/schedule/warmdown_shape", "Warmdown shape", "choice", { choices: [["", "from the preset"], ["linear", "linear"], ["cosine", "cosine"]] }],
+    ["/schedule/final_lr_frac", "Final learning rate, × peak", "number", { step: "any", min: 0, max: 1 }],
+    ["/numerics/seed", "Seed", "number", { min: 0 }],
+  ], true],
+  ["Evaluations, checkpoints, recovery", [
+    ["/evaluate/bpb_every", "Validate every … steps", "number", { min: 1 }],
+    ["/evaluate/sample_every", "Sample every … steps", "number", { min: 1 }],
+    ["/checkpoint/every_seconds", "Checkpoint every … seconds", "number", { min: 1, step: "any" }],
+    ["/checkpoint/every_steps", "Checkpoint every … steps", "number", { min: 1 }],
+    ["/checkpoint/keep_last", "Keep the last", "number", { min: 2 }],
+    ["/checkpoint/keep_every", "Keep one every … steps", "number", { min: 1 }],
+    ["/recovery/on_crash", "After a crash", "choice", { choices: [["", "restart"], ["stop", "stop"]] }],
+    ["/recovery/on_reboot", "After a reboot", "choice", { choices: [["", "resume"], ["wait", "wait"]] }],
+  ], true],
+];
+
+export function createSpecForm(onChange) {
+  const fields = [];
+  const groups = GROUPS.map(([title, items, folded]) => {
+    const inside = h("div.field-grid", {}, items.map((item) => {
+      const field = makeField(...item);
+      fields.push(field);
+      return field.element;
+    }));
+    return folded ? h("details.card.pad", {}, h("summary", {}, title), inside) : h("section.card.pad", {}, h("h2", {}, title), inside);
+  });
+  const element = h("div.stack", { oninput: update }, groups);
+  update();
+
+  function update() {
+    const source = fields.find((f) => f.pointer === "/data/source").value();
+    for (const field of fields) if (field.only) field.element.hidden = !field.only.includes(source);
+    onChange();
+  }
+
+  function body() {
+    const spec = {};
+    for (const field of fields) {
+      if (!field.element.hidden) put(spec, field.pointer, field.value());
+    }
+    return spec;
+  }
+
+  /** Shows each error at its field; returns those that have none. */
+  function showErrors(errors) {
+    fields.forEach((field) => field.showError(""));
+    return errors.filter(({ pointer, detail }) => {
+      const at = pointer.replace(/^#/, "");
+      const field = fields.find((f) => !f.element.hidden && (at === f.pointer || at.startsWith(`${f.pointer}/`)));
+      field?.showError(detail);
+      field?.element.closest("details")?.setAttribute("open", "");
+      return !field;
+    });
+  }
+
+  return { element, body, showErrors };
+}
+
+function makeField(pointer, label, kind, options) {
+  const said = h("span.field-error", { id: uid("error") });
+  const control = CONTROLS[kind](options, said.id);
+  const element = kind === "tick"
+    ? h("label.tick", {}, control.input, h("span", {}, label), said)
+    : h("div.field", {}, h("label", { for: control.input.id }, label), control.element ?? control.input, said);
+  function showError(text) {
+    fill(said, text);
+    if (text) control.input.setAttribute("aria-invalid", "true");
+    else control.input.removeAttribute("aria-invalid");
+  }
+  return { pointer, element, value: control.value, showError, only: options.only };
+}
+
+const CONTROLS = {
+  text(options, described) {
+    const input = h("input", { type: "text", id: uid("f"), "aria-describedby": described, ...attributes(options) });
+    return { input, value: () => input.value.trim() || undefined };
+  },
+  number(options, described) {
+    const input = h("input", { type: "number", id: uid("f"), step: 1, placeholder: "default", "aria-describedby": described, ...attributes(options) });
+    return { input, value: () => (input.value === "" ? undefined : Number(input.value)) };
+  },
+  choice({ choices }, described) {
+    const input = h("select", { id: uid("f"), "aria-describedby": described }, choices.map(([value, text]) => h("option", { value }, text)));
+    return { input, value: () => input.value || undefined };
+  },
+  tick({ checked }, described) {
+    const input = h("input", { type: "checkbox", id: uid("f"), checked, "aria-describedby": described });
+    return { input, value: () => (input.checked === checked ? undefined : input.checked) };
+  },
+  horizon(_, described) {
+    const unit = h("select", { id: uid("f") }, HORIZONS.map(([value, text]) => h("option", { value }, text)));
+    const input = h("input", { type: "number", min: 0, step: "any", "aria-label": "How much", disabled: true, "aria-describedby": described });
+    unit.addEventListener("change", () => (input.disabled = unit.value === ""));
+    const value = () => (unit.value && input.value !== "" ? { [unit.value]: Number(input.value) } : undefined);
+    return { input: unit, element: h("div.field-row", {}, unit, input), value };
+  },
+};
+
+function attributes({ only, choices, ...rest }) {
+  return rest;
+}
+
+/** put({}, "/model/depth", 4) -> {model: {depth: 4}} */
+function put(target, pointer, value) {
+  if (value === undefined) return;
+  const keys = pointer.slice(1).split("/");
+  const last = keys.pop();
+  for (const key of keys) target = target[key] ??= {};
+  target[last] = value;
+}

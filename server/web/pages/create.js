@@ -1,0 +1,130 @@
+/** A new run: a form, or JSON, with the plan beside it while one types. */
+
+import { post } from "../api.js";
+import { bars, planSummary, planTables } from "../components/plan-view.js";
+import { createSpecForm } from "../components/spec-form.js";
+import { problemBox } from "../components/problem.js";
+import { segmented } from "../components/segmented.js";
+import { makeAxis } from "../charts/axis.js";
+import { createChart } from "../charts/chart.js";
+import { fill, h } from "../dom.js";
+import { bytes, fixed, significant } from "../format.js";
+import { go } from "../router.js";
+import { curve } from "../schedule.js";
+
+const DEBOUNCE_MILLISECONDS = 250;
+
+export function mount(root) {
+  const form = createSpecForm(changed);
+  const json = h("textarea.mono", { rows: 26, spellcheck: "false", "aria-label": "The spec as JSON", oninput: changed });
+  const jsonBox = h("div.card.pad", { hidden: true }, h("p.soft", {}, "The body of ", h("code", {}, "POST /v1/runs"), ". Unknown keys are errors."), json);
+  const refused = h("div");
+  const plan = createPlanPane();
+  const create = h("button.primary.large", { type: "submit" }, "Create and start");
+  let isJson = false;
+  let turn = 0;
+  let timer = 0;
+  let valid = false;
+
+  fill(root,
+    h("div.page-head", {}, h("h1", { tabindex: -1 }, "New run"), h("span.spring"),
+      segmented("How to say it", [["form", "Form"], ["json", "JSON"]], "form", setKind)),
+    h("form.create", { onsubmit: submit, novalidate: true },
+      h("div.stack", {}, form.element, jsonBox),
+      h("aside.plan-pane", { "aria-label": "Plan" }, plan.element, refused, h("div.row", {}, create,
+        h("span.soft", {}, "Nothing is downloaded or trained before you press it.")))));
+  look();
+
+  function setKind(kind) {
+    isJson = kind === "json";
+    if (isJson) json.value = JSON.stringify(form.body(), null, 2);
+    form.element.hidden = isJson;
+    jsonBox.hidden = !isJson;
+    changed();
+  }
+
+  function body() {
+    return isJson ? JSON.parse(json.value) : form.body();
+  }
+
+  function changed() {
+    clearTimeout(timer);
+    timer = setTimeout(look, DEBOUNCE_MILLISECONDS);
+  }
+
+  async function look() {
+    const mine = ++turn;
+    try {
+      const spec = body();
+      create.textContent = spec.start === false ? "Create" : "Create and start";
+      const answer = await post("v1/plan", { ...spec, name: spec.name || "unnamed" });
+      if (mine !== turn) return;
+      valid = true;
+      form.showErrors([]);
+      fill(refused);
+      plan.show(answer.plan);
+    } catch (problem) {
+      if (mine === turn) refuse(problem);
+    }
+  }
+
+  /** Errors go to their fields; what has no field stays below the plan. */
+  function refuse(problem) {
+    valid = false;
+    const rest = isJson ? problem.errors ?? [] : form.showErrors(problem.errors ?? []);
+    const isShownAtFields = !isJson && problem.errors?.length > 0 && rest.length === 0;
+    const said = problem instanceof SyntaxError ? { title: "Not JSON yet", detail: problem.message } : problem;
+    fill(refused, !isShownAtFields && problemBox({ ...said, title: said.title, detail: said.detail, hint: said.hint, errors: rest }));
+    plan.dim();
+  }
+
+  async function submit(event) {
+    event.preventDefault();
+    create.disabled = true;
+    try {
+      const made = await post("v1/runs", body());
+      go(["runs", made.name]);
+    } catch (problem) {
+      refuse(problem);
+      form.element.querySelector("[aria-invalid=true]")?.focus();
+    }
+    create.disabled = false;
+  }
+
+  return { unmount: () => (clearTimeout(timer), turn++, plan.destroy()) };
+}
+
+function createPlanPane() {
+  const chart = createChart({ title: "Learning rate, planned", note: "× peak", height: 150, format: (v) => fixed(v, 3), tick: (v) => significant(v, 2) });
+  const summary = h("div.plan-summary");
+  const memory = h("div");
+  const warnings = h("ul.warnings", { "aria-live": "polite" });
+  const all = h("div");
+  const element = h("div.stack", {}, summary, warnings, memory, chart.element,
+    h("details", {}, h("summary", {}, "The whole plan"), all));
+  const axis = makeAxis("step", { tokensPerStep: 1, flopsPerToken: 1 });
+
+  function show(plan) {
+    element.classList.remove("stale");
+    fill(summary, planSummary(plan));
+    fill(warnings, plan.warnings.map((text) => h("li", {}, text)));
+    fill(memory, memoryBar(plan.memory));
+    fill(all, planTables(plan));
+    const points = curve(plan.schedule, 0, plan.horizon.steps, 300);
+    chart.show({
+      x: points.map((p) => p.step), range: [0, plan.horizon.steps], axis, yRange: [0, 1.08],
+      lines: [{ label: "multiplier", colour: "line-1", values: points.map((p) => p.lr_multiplier), width: 2 }],
+      edges: [{ x: plan.warmdown_start, tone: "ink-3", label: "warmdown" }],
+    });
+  }
+
+  return { element, show, dim: () => element.classList.add("stale"), destroy: chart.destroy };
+}
+
+const MEMORY = ["weights", "gradients", "optimizer", "activations", "logits", "overhead"];
+
+function memoryBar(memory) {
+  return h("section.card.pad", {}, h("h3", {}, "Device memory by part"), bars(memory, MEMORY),
+    h("ul.key-list", {}, MEMORY.map((key, i) =>
+      h("li", {}, h("i.key", { style: { "--key": `var(--line-${i + 1})` } }), key, " ", h("b", {}, bytes(memory[key]))))));
+}

@@ -1,0 +1,51 @@
+/** The planned stretches, and the processes that served them. */
+
+import { list, path } from "../../api.js";
+import { problemBox } from "../../components/problem.js";
+import { table } from "../../components/table.js";
+import { fill, h, userText } from "../../dom.js";
+import { count, duration, fixed, integer, when, words } from "../../format.js";
+
+const PHASES = [
+  { label: "Phase", cell: (p) => userText(p.name) },
+  { label: "Steps", num: true, cell: (p) => `${integer(p.start_step)} → ${integer(p.ended_at_step ?? p.end_step)}` },
+  { label: "Curve", cell: (p) => [p.mode, p.imported && h("span.tag", {}, "imported")] },
+  { label: "Tokens", num: true, cell: (p) => count(p.tokens) },
+  { label: "LR at the joint", num: true, cell: (p) => (p.joint ? p.joint.lr_multiplier.map((v) => fixed(v, 4)).join(" → ") : "–") },
+  { label: "Began", cell: (p) => when(p.started_at) },
+  { label: "Ended", cell: (p) => when(p.ended_at) },
+];
+
+const ATTEMPTS = [
+  { label: "Attempt", num: true, cell: (a) => h("b", {}, integer(a.number)) },
+  { label: "Steps", num: true, cell: (a) => `${integer(a.start_step)} → ${integer(a.last_step)}` },
+  { label: "How it ended", cell: (a) => [a.outcome ? words(a.outcome) : "at work", a.reason && a.reason !== "requested" && h("span.tag", { dataset: { tone: a.outcome === "failed" || a.reason === "crashed" ? "bad" : "quiet" } }, words(a.reason)), a.message && userText(a.message, "small")] },
+  { label: "Done", num: true, cell: (a) => integer(a.steps_done) },
+  { label: "Lost", num: true, cell: (a) => integer(a.steps_lost) },
+  { label: "Resume", cell: (a) => a.exact_resume ?? "–" },
+  { label: "Device", cell: (a) => a.device },
+  { label: "Began", cell: (a) => when(a.started_at) },
+  { label: "Took", num: true, cell: (a) => (a.started_at ? duration((a.ended_at ?? Date.now() / 1000) - a.started_at) : "–") },
+  { label: "Pid", num: true, cell: (a) => a.pid ?? "–" },
+];
+
+export function mount(root, run) {
+  load();
+
+  async function load() {
+    try {
+      const [phases, attempts] = await Promise.all(["phases", "attempts"].map((what) => list(path("runs", run.detail.id, what))));
+      fill(root, h("div.stack", {}, h("h2", {}, "Phases"), table("Phases", PHASES, phases),
+        h("h2", {}, "Attempts"), table("Attempts", ATTEMPTS, [...attempts].reverse()), attempts.map(tailOf)));
+    } catch (problem) {
+      fill(root, problemBox(problem));
+    }
+  }
+
+  return { onEvent: (event) => event.kind === "state" && load() };
+}
+
+function tailOf(attempt) {
+  if (!attempt.log_tail) return null;
+  return h("details.card.pad", {}, h("summary", {}, `Last lines of attempt ${attempt.number}`), h("pre.log.short", {}, attempt.log_tail));
+}

@@ -1,0 +1,43 @@
+/** Every measured quality, with the identity that says what it may be compared with. */
+
+import { list, path } from "../../api.js";
+import { problemBox } from "../../components/problem.js";
+import { facts, table } from "../../components/table.js";
+import { fill, h } from "../../dom.js";
+import { ago, duration, exactly, fixed, integer, significant } from "../../format.js";
+
+const COLUMNS = [
+  { label: "Step", num: true, cell: (e) => h("b", {}, integer(e.step)) },
+  { label: "Kind", cell: (e) => [e.kind === "bpb" ? "val bpb" : "CORE", e.best && h("span.tag", { dataset: { tone: "good" } }, "best"), e.superseded && h("span.tag", {}, "set aside")] },
+  { label: "Value", num: true, cell: (e) => fixed(e.value, 6) },
+  { label: "Identity", cell: (e) => h("details.inline", {}, h("summary.mono", {}, e.identity.slice(0, 12)), facts(Object.entries({ ...e.settings, ...flat(e.result) }).map(([k, v]) => [k, said(v)]))) },
+  { label: "Took", num: true, cell: (e) => duration(e.seconds) },
+  { label: "When", cell: (e) => h("span", { title: exactly(e.unix_seconds) }, ago(e.unix_seconds)) },
+];
+
+export function mount(root, run) {
+  load();
+
+  async function load() {
+    try {
+      const items = await list(path("runs", run.detail.id, "evaluations"));
+      items.sort((a, b) => b.step - a.step || b.id - a.id);
+      fill(root, table("Evaluations", COLUMNS, items, { empty: "No evaluation yet.", row: (e) => ({ dataset: { superseded: String(e.superseded) } }) }));
+    } catch (problem) {
+      fill(root, problemBox(problem));
+    }
+  }
+
+  return { onEvent: (event) => event.kind === "evaluation" && load() };
+}
+
+/** {tasks: {piqa: 0.3}} -> {"tasks piqa": 0.3} */
+function flat(result, prefix = "") {
+  return Object.entries(result ?? {}).reduce((all, [key, value]) => {
+    const name = `${prefix}${key}`;
+    const isDeep = value && typeof value === "object" && !Array.isArray(value);
+    return isDeep ? { ...all, ...flat(value, `${name} `) } : { ...all, [name]: value };
+  }, {});
+}
+
+const said = (value) => (typeof value === "number" ? significant(value, 6) : typeof value === "string" ? value : JSON.stringify(value));

@@ -1,0 +1,40 @@
+/** Everything that happened, newest first, and what happens now. */
+
+import { get, path } from "../../api.js";
+import { problemBox } from "../../components/problem.js";
+import { fill, h, userText } from "../../dom.js";
+import { exactly, integer, when, words } from "../../format.js";
+
+const PAGE = 100;
+
+export function mount(root, run) {
+  const rows = h("ol.events", { "aria-label": "Events, newest first" });
+  const refused = h("div");
+  const more = h("button", { type: "button", hidden: true, onclick: () => load(next) }, "Earlier events");
+  let next = null;
+  fill(root, refused, h("div.card", {}, rows), h("div.row.tab-tools", {}, more));
+  load();
+
+  async function load(after = null) {
+    try {
+      const page = await get(path("runs", run.detail.id, "events"), { order: "desc", limit: PAGE, after });
+      const items = page.data ?? page;
+      next = page.next ?? null;
+      more.hidden = !page.has_more;
+      rows.append(...items.map(line));
+      if (!rows.children.length) fill(root, h("p.empty", {}, "Nothing has happened yet."));
+    } catch (problem) {
+      fill(refused, problemBox(problem));
+    }
+  }
+
+  return { onEvent: (event) => rows.prepend(line(event)) };
+}
+
+function line(event) {
+  return h("li.event", { dataset: { level: event.level } },
+    h("time", { title: exactly(event.unix_seconds) }, when(event.unix_seconds)),
+    h("span.event-kind", {}, words(event.kind)),
+    h("span.event-step", {}, event.step === null ? "" : integer(event.step)),
+    userText(event.message, "span"));
+}
