@@ -1,0 +1,45 @@
+# traind: `make demo` to see it, `make test` to prove it, `make serve` to use it.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo serve test check soak soak-ci bench clean
+
+PYTHON := .venv/bin/python
+EXTRAS := trainer,dev
+export TORCH_INDEX_URL
+
+help: ## Show what there is
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+setup: .venv/.ready ## Make the virtual environment (TORCH_INDEX_URL=… for another torch build)
+
+.venv/.ready: pyproject.toml constraints.txt docker/install.sh
+	@echo "Setting up .venv (once; some minutes) …"
+	@sh docker/install.sh .venv $(EXTRAS)
+	@touch $@
+
+demo: setup ## Train a small GPT: watch, pause, resume, extend, report
+	@$(PYTHON) -P -m server.cli demo
+
+serve: setup ## Run the daemon in the foreground on loopback
+	@$(PYTHON) -P -m server.cli serve
+
+check: setup ## Linters, types, import rules and migrations alone
+	@.venv/bin/ruff format --check .
+	@.venv/bin/ruff check .
+	@.venv/bin/pyright
+	@.venv/bin/lint-imports --no-cache
+	@$(PYTHON) -P -m server.migrate check
+
+test: check ## Everything: checks and all tests (under 15 minutes on 2 cores)
+	@$(PYTHON) -m pytest -n 2 --dist loadgroup
+
+soak: setup ## Long fault campaigns: SECONDS=3600 SEED=…; appends to the fault table
+	@$(PYTHON) -m tests.soak --seconds $(or $(SECONDS),3600) $(if $(SEED),--seed $(SEED))
+
+soak-ci: setup ## A short share of every campaign
+	@$(PYTHON) -m tests.soak --ci
+
+bench: setup ## Benchmarks: ratios against the plain reference; PARTS="step packing …" for some
+	@$(PYTHON) -m tests.bench $(PARTS)
+
+clean: ## Remove what the targets made, never a data directory
+	@rm -rf .venv .demo build dist *.egg-info

@@ -1,0 +1,49 @@
+"""Fixtures and the `needs` marker for every test.
+
+A test that needs root, strace, a browser, a Prometheus or a GPU says so with `needs("…")`: without
+it the test skips with the reason, and under TRAIND_TEST_REQUIRE=all the skip is a failure (a GPU
+is never required).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TRAIND_LOG_LEVEL", "warning")
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+def _has_gpu() -> bool:
+    return Path("/proc/driver/nvidia/version").exists()
+
+
+CONDITIONS = {
+    "root": lambda: hasattr(os, "geteuid") and os.geteuid() == 0,
+    "strace": lambda: shutil.which("strace") is not None,
+    "browser": lambda: shutil.which("chromium") is not None,
+    "prometheus": lambda: shutil.which("promtool") is not None,
+    "node": lambda: shutil.which("node") is not None,
+    "gpu": _has_gpu,
+}
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for mark in item.iter_markers("needs"):
+        for what in mark.args:
+            if CONDITIONS[what]():
+                continue
+            if os.environ.get("TRAIND_TEST_REQUIRE") == "all" and what != "gpu":
+                pytest.fail(f"needs {what}, which is required here and missing", pytrace=False)
+            pytest.skip(f"needs {what}, which is not here")
+
+
+@pytest.fixture
+def nanochat_d4() -> Path:
+    """A real nanochat run: depth 4, planned for 60 steps, extended to 120 (RECIPE section 9)."""
+    return FIXTURES / "nanochat-d4"
