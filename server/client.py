@@ -9,6 +9,7 @@ with Client() as traind:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,14 +22,25 @@ from server.client_wire import (
     ClientError,
     NotReachable,
     Wire,
+    parse,
     quoted,
     refusal,
 )
 
 ReportFormat = Literal["markdown", "html", "json"]
 _REPORT_TYPES = {"markdown": "text/markdown", "html": "text/html", "json": "application/json"}
+_METRICS_TYPES = {"csv": "text/csv", "parquet": "application/vnd.apache.parquet"}
 
-__all__ = ["ApiError", "BadAnswer", "Client", "ClientError", "NotReachable"]
+__all__ = ["ApiError", "BadAnswer", "Client", "ClientError", "LogPart", "NotReachable"]
+
+
+@dataclass(frozen=True)
+class LogPart:
+    """Whole lines of an attempt's log; next_offset is where a follower goes on."""
+
+    text: str
+    attempt: int
+    next_offset: int
 
 
 class Client:
@@ -62,7 +74,7 @@ class Client:
 
     def plan(self, body: Mapping[str, Any]) -> schemas.PlanAnswer:
         """The arithmetic of a spec, or of {"run": …, "extend": {…}}. Nothing is created."""
-        return self.wire.post("/plan", schemas.PlanAnswer, body)
+        return self.wire.post("/plan", schemas.PlanAnswer, body, changes=False)
 
     def create_run(self, spec: Mapping[str, Any], *, key: str | None = None) -> schemas.RunDetail:
         return self.wire.post("/runs", schemas.RunDetail, spec, key=key)
@@ -115,8 +127,15 @@ class Client:
     def extend(
         self, run: str, ask: Mapping[str, Any], *, dry_run: bool = False, key: str | None = None
     ) -> schemas.ExtendAnswer:
-        query = {"dry_run": "true"} if dry_run else None
-        return self.wire.post(_run(run, "extend"), schemas.ExtendAnswer, ask, query=query, key=key)
+        """Append a phase; dry_run answers the preview and changes nothing."""
+        return self.wire.post(
+            _run(run, "extend"),
+            schemas.ExtendAnswer,
+            ask,
+            query={"dry_run": "true"} if dry_run else None,
+            key=key,
+            changes=not dry_run,
+        )
 
     # --- what a run has --------------------------------------------------------------------------
 
@@ -124,20 +143,20 @@ class Client:
         return self.wire.get(_run(run, "progress"), schemas.Progress)
 
     def phases(self, run: str) -> list[schemas.PhaseView]:
-        return self.wire.list(_run(run, "phases"), schemas.PhaseView)
+        return self._whole(_run(run, "phases"), schemas.PhaseView)
 
     def attempts(self, run: str) -> list[schemas.AttemptView]:
-        return self.wire.list(_run(run, "attempts"), schemas.AttemptView)
+        return self._whole(_run(run, "attempts"), schemas.AttemptView)
 
     def checkpoints(self, run: str, *, superseded: bool = False) -> list[schemas.CheckpointView]:
-        query = {"superseded": "true"} if superseded else None
-        return self.wire.list(_run(run, "checkpoints"), schemas.CheckpointView, query)
+        """Of the present lineage; superseded: also those that a later attempt replaced."""
+        return self._whole(_run(run, "checkpoints"), schemas.CheckpointView, superseded)
 
-    def evaluations(self, run: str) -> list[schemas.EvaluationView]:
-        return self.wire.list(_run(run, "evaluations"), schemas.EvaluationView)
+    def evaluations(self, run: str, *, superseded: bool = False) -> list[schemas.EvaluationView]:
+        return self._whole(_run(run, "evaluations"), schemas.EvaluationView, superseded)
 
-    def samples(self, run: str) -> list[schemas.SampleView]:
-        return self.wire.list(_run(run, "samples"), schemas.SampleView)
+    def samples(self, run: str, *, superseded: bool = False) -> list[schemas.SampleView]:
+        return self._whole(_run(run, "samples"), schemas.SampleView, superseded)
 
     def metrics(
         self,
@@ -151,23 +170,30 @@ class Client:
         query = _metrics_query(keys, from_step, to_step, max_points)
         return self.wire.get(_run(run, "metrics"), schemas.MetricsAnswer, query)
 
-    def metrics_csv(
+    def metrics_file(
         self,
         run: str,
+        form: Literal["csv", "parquet"],
         *,
         keys: list[str] | None = None,
         from_step: int | None = None,
         to_step: int | None = None,
         max_points: int | None = None,
-    ) -> str:
+    ) -> bytes:
         query = _metrics_query(keys, from_step, to_step, max_points)
-        return self.wire.text(_run(run, "metrics"), "text/csv", query)
+        return self.wire.raw(_run(run, "metrics"), _METRICS_TYPES[form], query).content
 
     def events(
-        self, run: str | None = None, *, after: int | None = None, limit: int | None = None
-    ) -> list[schemas.EventView]:
-        """Persisted events, oldest first. after: only those with a greater id."""
-        return self.wire.list(_events(run), schemas.EventView, {"after": after, "limit": limit})
+        self,
+        run: str | None = None,
+        *,
+        after: int | None = None,
+        limit: int | None = None,
+        newest: bool = False,
+    ) -> schemas.Page[schemas.EventView]:
+        """One page of what happened, in order. newest: the last ones instead of the first."""
+        query = {"after": after, "limit": limit, "newest": "true" if newest else None}
+        return self.wire.get(_events(run), schemas.Page[schemas.EventView], query)
 
     def stream(
         self,
@@ -192,18 +218,33 @@ class Client:
             unreachable=lambda cause: NotReachable(self.wire.url, cause),
         )
 
-    def logs(self, run: str, *, attempt: int | None = None, tail: int | None = None) -> str:
-        query = {"attempt": attempt, "tail": tail}
-        return self.wire.text(_run(run, "logs"), "text/plain", query)
+    def logs(
+        self,
+        run: str,
+        *,
+        attempt: int | None = None,
+        tail: int | None = None,
+        offset: int | None = None,
+    ) -> LogPart:
+        """The end of an attempt's log, or what came after the offset of an earlier answer."""
+        query = {"attempt": attempt, "tail": tail, "offset": offset}
+        answer = self.wire.raw(_run(run, "logs"), "text/plain", query)
+        try:
+            found, behind = answer.headers["Traind-Attempt"], answer.headers["Traind-Next-Offset"]
+            return LogPart(answer.text, int(found), int(behind))
+        except (KeyError, ValueError) as error:
+            raise BadAnswer("the log came without its attempt and offset") from error
 
     def report(self, run: str, form: ReportFormat = "markdown") -> str:
-        return self.wire.text(_run(run, "report"), _REPORT_TYPES[form])
+        return self.wire.raw(_run(run, "report"), _REPORT_TYPES[form]).text
 
     # --- checkpoints and jobs --------------------------------------------------------------------
 
-    def save_checkpoint(self, run: str, *, pin: bool = False, key: str | None = None) -> Any:
+    def save_checkpoint(
+        self, run: str, *, pin: bool = False, key: str | None = None
+    ) -> schemas.JobView:
         """Ask the running trainer for a checkpoint at its next step boundary."""
-        return self.wire.post(_run(run, "checkpoints"), Any, {"pin": pin}, key=key)
+        return self.wire.post(_run(run, "checkpoints"), schemas.JobView, {"pin": pin}, key=key)
 
     def pin_checkpoint(
         self, run: str, checkpoint: str, pinned: bool = True
@@ -236,14 +277,23 @@ class Client:
     def import_run(self, ask: Mapping[str, Any], key: str | None = None) -> schemas.JobView:
         return self.wire.post("/imports", schemas.JobView, ask, key=key)
 
-    def jobs(self) -> list[schemas.JobView]:
-        return self.wire.list("/jobs", schemas.JobView)
+    def jobs(
+        self,
+        *,
+        run: str | None = None,
+        state: str | None = None,
+        after: str | None = None,
+        limit: int | None = None,
+    ) -> schemas.Page[schemas.JobView]:
+        """One page of jobs, the newest first."""
+        query = {"run": run, "state": state, "after": after, "limit": limit}
+        return self.wire.get("/jobs", schemas.Page[schemas.JobView], query)
 
     def job(self, job: str) -> schemas.JobView:
         return self.wire.get(f"/jobs/{quoted(job)}", schemas.JobView)
 
-    def cancel_job(self, job: str) -> None:
-        self.wire.delete(f"/jobs/{quoted(job)}")
+    def cancel_job(self, job: str) -> schemas.JobView:
+        return parse(self.wire.delete(f"/jobs/{quoted(job)}"), schemas.JobView)
 
     # --- the daemon ------------------------------------------------------------------------------
 
@@ -256,6 +306,11 @@ class Client:
             return self.wire.http.get("/readyz", timeout=2.0).status_code == 200
         except httpx.HTTPError:
             return False
+
+    def _whole(self, path: str, item: Any, superseded: bool = False) -> list[Any]:
+        """A list that the daemon always sends whole."""
+        query = {"superseded": "true"} if superseded else None
+        return self.wire.get(path, schemas.Page[item], query).data
 
 
 def _run(run: str, *rest: str) -> str:

@@ -90,13 +90,8 @@ class Wire:
     def get(self, path: str, shape: Any, query: Query | None = None) -> Any:
         return parse(self.request("GET", path, query=query), shape)
 
-    def list(self, path: str, item: Any, query: Query | None = None) -> list[Any]:
-        """A list answer, bare or as the `data` of a page."""
-        body = _json(self.request("GET", path, query=query))
-        return _validated(body.get("data") if isinstance(body, dict) else body, list[item])
-
-    def text(self, path: str, accept: str, query: Query | None = None) -> str:
-        return self.request("GET", path, query=query, accept=accept).text
+    def raw(self, path: str, accept: str, query: Query | None = None) -> httpx.Response:
+        return self.request("GET", path, query=query, accept=accept)
 
     def post(
         self,
@@ -106,15 +101,17 @@ class Wire:
         *,
         query: Query | None = None,
         key: str | None = None,
+        changes: bool = True,
     ) -> Any:
-        key = key or str(uuid.uuid4())
+        """changes: False for a question, which needs no key since nothing is done."""
+        key = (key or str(uuid.uuid4())) if changes else None
         return parse(self.request("POST", path, body, query=query, key=key), shape)
 
     def patch(self, path: str, shape: Any, body: Body) -> Any:
         return parse(self.request("PATCH", path, body), shape)
 
-    def delete(self, path: str) -> None:
-        self.request("DELETE", path)
+    def delete(self, path: str) -> httpx.Response:
+        return self.request("DELETE", path)
 
     def request(
         self,

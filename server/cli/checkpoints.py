@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from server.cli import options, output, units
+from server.cli import options, output, units, waiting
 from server.cli.text import clean
 
 if TYPE_CHECKING:
-    from server.schemas import CheckpointView
+    from server.schemas import CheckpointView, JobView
 
-Checkpoint = Annotated[str, typer.Argument(help="Name or id of a checkpoint, or its step.")]
+Checkpoint = Annotated[str, typer.Argument(help="Name of a checkpoint, or its step.")]
 
 
 class _ListByDefault(TyperGroup):
@@ -72,15 +72,18 @@ def list_(
 def save(
     run: options.Run,
     pin: Annotated[bool, typer.Option("--pin", help="And never remove it by itself.")] = False,
+    no_wait: options.NoWait = False,
     json: options.Json = False,
 ) -> None:
-    """Ask the running trainer for a checkpoint at its next step."""
+    """Have the running trainer save a checkpoint at its next step."""
     with output.connect() as traind:
-        answer = traind.save_checkpoint(run, pin=pin)
-    if json:
-        return output.emit(answer)
-    output.say(f"asked {run} for a checkpoint; see: traind checkpoints {run}")
-    return None
+        asked = traind.save_checkpoint(run, pin=pin)
+        ended = asked if no_wait else waiting.for_job(traind, asked)
+
+    def told(job: JobView) -> None:
+        output.say(f"saved; see: traind checkpoints {run}")
+
+    waiting.finish(ended, told, json)
 
 
 def pin(run: options.Run, checkpoint: Checkpoint) -> None:
@@ -100,20 +103,20 @@ def delete(run: options.Run, checkpoint: Checkpoint, yes: options.Yes = False) -
         size = units.num_bytes(found.bytes)
         if not options.confirmed(f"Delete checkpoint {clean(found.name)} ({size})?", yes):
             raise typer.Exit(output.FAILED)
-        traind.delete_checkpoint(run, found.id)
+        traind.delete_checkpoint(run, found.name)
     output.note(f"deleted {found.name}")
 
 
 def _set_pinned(run: str, checkpoint: str, pinned: bool) -> None:
     with output.connect() as traind:
         found = _found(traind.checkpoints(run, superseded=True), checkpoint)
-        traind.pin_checkpoint(run, found.id, pinned)
+        traind.pin_checkpoint(run, found.name, pinned)
     output.say(f"{found.name} is {'pinned' if pinned else 'no longer pinned'}")
 
 
 def _found(checkpoints: list[CheckpointView], wanted: str) -> CheckpointView:
-    """The checkpoint of that id, name or step; of a step's several, the one that is current."""
-    matching = [c for c in checkpoints if wanted in (c.id, c.name, str(c.step))]
+    """The checkpoint of that name or step; of a step's several, the one that is current."""
+    matching = [c for c in checkpoints if wanted in (c.name, str(c.step))]
     if not matching:
         raise output.Refused(f"there is no checkpoint {clean(wanted)}", "traind checkpoints RUN")
     return min(matching, key=lambda c: c.superseded)

@@ -286,9 +286,18 @@ def _progress_printer() -> Iterator[Callable[[Progress], None]]:
 
 def _unless_failed(now: Progress, reached: bool, traind: Client) -> bool:
     if now.state in ("failed", "cancelled") and not reached:
-        tail = clean_lines(traind.logs(now.id, tail=15))
+        tail = clean_lines(_log(traind, now.id))
         raise output.Refused(f"the run {now.state}: {now.reason_message}\n{tail}", now.advice)
     return reached
+
+
+def _log(traind: Client, run: str) -> str:
+    from server.client import ApiError
+
+    try:
+        return traind.logs(run, tail=15).text
+    except ApiError:  # it failed before there was an attempt
+        return ""
 
 
 def _chapter(title: str) -> None:

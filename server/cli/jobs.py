@@ -120,7 +120,7 @@ def eval_(
     with output.connect() as traind:
         ended = _ended(traind, traind.evaluate(run, ask), no_wait)
         if json or ended.state != "completed":
-            return _finish(ended, lambda job: None, json)
+            return waiting.finish(ended, lambda job: None, json)
         for found in (e for e in traind.evaluations(run) if e.job == ended.id):
             output.say(f"{found.kind} {units.number(found.value, 6)} at step {found.step:,}")
             for task, score in (found.result.get("tasks") or {}).items():
@@ -128,10 +128,14 @@ def eval_(
     return None
 
 
-def jobs(json: options.Json = False) -> None:
-    """Work that is not training: waiting, running and done."""
+def jobs(
+    run: Annotated[str | None, typer.Option(help="Only of this run.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many.")] = 50,
+    json: options.Json = False,
+) -> None:
+    """Work that is not training, the newest first."""
     with output.connect() as traind:
-        found = traind.jobs()
+        found = traind.jobs(run=run, limit=limit).data
     if json:
         return output.emit(found)
     rows = [
@@ -192,23 +196,11 @@ def _do(
 ) -> None:
     with output.connect() as traind:
         ended = _ended(traind, ask(traind), no_wait)
-    _finish(ended, told, json)
+    waiting.finish(ended, told, json)
 
 
 def _ended(traind: Client, job: JobView, no_wait: bool) -> JobView:
     return job if no_wait else waiting.for_job(traind, job)
-
-
-def _finish(job: JobView, told: Callable[[JobView], None], json: bool) -> None:
-    """Print a job's outcome; exit 1 when it did not complete."""
-    if json:
-        output.emit(job)
-    elif job.state == "completed":
-        told(job)
-    elif job.state not in waiting.JOB_ENDED:
-        output.say(f"{job.id} is {job.state}; look with: traind job {job.id}")
-    if job.state in ("failed", "cancelled"):
-        raise output.Refused(f"the {job.kind} job {job.id} {job.state}: {job.message}")
 
 
 def _sampled(made: dict[str, Any]) -> Any:

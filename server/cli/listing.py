@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
@@ -14,9 +15,10 @@ from server.cli.text import clean, clean_lines
 if TYPE_CHECKING:
     from rich.text import Text
 
+    from server.client import Client, LogPart
     from server.schemas import EventView, RunDetail
 
-FOLLOWED_LINES = 2000
+FOLLOW_SECONDS = 0.5
 LEVELS = {"warning": "yellow", "error": "red"}
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Go on as more comes.")]
 
@@ -136,6 +138,7 @@ def events(
         str | None,
         typer.Argument(metavar="[RUN]", help="Of this run.", autocompletion=options.run_names),
     ] = None,
+    tail: Annotated[int, typer.Option(min=1, max=1000, help="So many of the last ones.")] = 100,
     follow: Follow = False,
     json: options.Json = False,
 ) -> None:
@@ -143,7 +146,7 @@ def events(
     from server.schemas import EventView
 
     with output.connect() as traind:
-        past = traind.events(run)
+        past = traind.events(run, limit=tail, newest=True).data
         if json and not follow:
             return output.emit(past)
         for event in past:
@@ -159,24 +162,24 @@ def events(
 def logs(
     run: options.Run,
     follow: Follow = False,
-    attempt: Annotated[
-        int | None, typer.Option(min=1, help="Of this attempt; default last.")
-    ] = None,
-    tail: Annotated[int | None, typer.Option(min=1, help="Only the last lines.")] = None,
+    attempt: Annotated[int | None, typer.Option(min=0, help="Of this one; default last.")] = None,
+    tail: Annotated[int, typer.Option(min=1, max=10_000, help="Only the last lines.")] = 200,
 ) -> None:
-    """The trainer's log."""
+    """The trainer's log; --follow goes on over attempts until the run settles."""
     with output.connect() as traind:
-        text = traind.logs(run, attempt=attempt, tail=FOLLOWED_LINES if follow else tail)
-        seen = text.splitlines()
-        _print_lines(seen[-tail:] if tail else seen)
-        while follow:
-            time.sleep(0.5)
-            settled = traind.progress(run).state in waiting.SETTLED
-            now = traind.logs(run, attempt=attempt, tail=FOLLOWED_LINES).splitlines()
-            _print_lines(new_lines(seen, now))
-            seen = now
-            if settled:
-                return
+        if not follow:
+            return _print_log(traind.logs(run, attempt=attempt, tail=tail).text)
+        waiting.for_run(traind, run, lambda now: bool(now.attempt) or now.state in waiting.SETTLED)
+        part = traind.logs(run, attempt=attempt, tail=tail)
+        while True:
+            _print_log(part.text)
+            progress = waiting.patiently(lambda: traind.progress(run))
+            settled = progress.state in waiting.SETTLED
+            part = _next_part(traind, run, part, attempt)
+            if settled and not part.text:
+                return None
+            if not part.text:
+                time.sleep(FOLLOW_SECONDS)
 
 
 def event_line(event: EventView, with_run: bool = False) -> Text:
@@ -190,14 +193,6 @@ def event_line(event: EventView, with_run: bool = False) -> Text:
     return line.append(
         step + clean(event.message or event.kind), LEVELS.get(event.level, "default")
     )
-
-
-def new_lines(before: list[str], now: list[str]) -> list[str]:
-    """The lines of `now` beyond its overlap with the end of `before`."""
-    for overlap in range(min(len(before), len(now)), 0, -1):
-        if before[-overlap:] == now[:overlap]:
-            return now[overlap:]
-    return now
 
 
 def _standing(run: RunDetail) -> list[tuple[str, object]]:
@@ -241,9 +236,23 @@ def _print_event(event: EventView, with_run: bool, json: bool) -> None:
         output.stdout().print(event_line(event, with_run), soft_wrap=True)
 
 
-def _print_lines(lines: list[str]) -> None:
-    for line in lines:
-        print(clean_lines(line), flush=True)
+def _next_part(traind: Client, run: str, part: LogPart, attempt: int | None) -> LogPart:
+    """What came after `part`: more of its attempt, else the next attempt from its beginning."""
+    more = waiting.patiently(
+        lambda: traind.logs(run, attempt=part.attempt, offset=part.next_offset)
+    )
+    if more.text or attempt is not None:
+        return more
+    newest = waiting.patiently(lambda: traind.logs(run, tail=1)).attempt
+    if newest == part.attempt:
+        return more
+    output.note(f"attempt {part.attempt + 1}")
+    return waiting.patiently(lambda: traind.logs(run, attempt=part.attempt + 1, offset=0))
+
+
+def _print_log(text: str) -> None:
+    sys.stdout.write(clean_lines(text) + ("" if text.endswith("\n") or not text else "\n"))
+    sys.stdout.flush()
 
 
 def _connection_note() -> Callable[[bool], None]:

@@ -31,15 +31,20 @@ def metrics(
     to_step: Annotated[int | None, typer.Option(min=0)] = None,
     max_points: Annotated[int | None, typer.Option(min=1)] = None,
     csv: Annotated[bool, typer.Option("--csv", help="The points, as CSV.")] = False,
+    parquet: Annotated[bool, typer.Option("--parquet", help="As Parquet, with -o.")] = False,
     file: Out = None,
     json: options.Json = False,
 ) -> None:
     """Curves of a run; in a terminal their course, with --csv or --json their points."""
+    if parquet and file is None:
+        output.usage("--parquet needs a file: -o FILE")
     wanted = [key.strip() for key in keys.split(",") if key.strip()] if keys else None
     span = {"from_step": from_step, "to_step": to_step, "max_points": max_points}
     with output.connect() as traind:
         if csv:
-            return _write(traind.metrics_csv(run, keys=wanted, **span), file)
+            return _write(traind.metrics_file(run, "csv", keys=wanted, **span).decode(), file)
+        if parquet:
+            return _write_bytes(traind.metrics_file(run, "parquet", keys=wanted, **span), file)
         answer = traind.metrics(run, keys=wanted, **span)
     if json:
         return output.emit(answer)
@@ -111,11 +116,16 @@ def report(
 
 def _write(text: str, file: Path | None) -> None:
     """Into `file` as it is; to stdout with nothing in it that a terminal would obey."""
-    if file is None:
-        sys.stdout.write(clean_lines(text).rstrip("\n") + "\n")
-        return
+    if file is not None:
+        return _write_bytes(text.encode(), file)
+    sys.stdout.write(clean_lines(text).rstrip("\n") + "\n")
+    return None
+
+
+def _write_bytes(content: bytes, file: Path | None) -> None:
+    assert file is not None
     try:
-        file.write_text(text, encoding="utf-8")
+        file.write_bytes(content)
     except OSError as error:
         raise output.Refused(f"{file} cannot be written: {error.strerror}") from error
     output.note(f"wrote {file}")

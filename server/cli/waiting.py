@@ -39,7 +39,7 @@ def for_run(
     """The first progress that `reached` accepts. Raises Refused when the time is over."""
     started = time.monotonic()
     while True:
-        now = _patiently(lambda: traind.progress(run))
+        now = patiently(lambda: traind.progress(run))
         if each:
             each(now)
         if reached(now):
@@ -60,11 +60,37 @@ def for_job(traind: Client, job: JobView) -> JobView:
                 status.update(output.styled(describe(job)))
                 time.sleep(POLL_SECONDS)
                 name = job.id
-                job = _patiently(lambda name=name: traind.job(name))
+                job = patiently(lambda name=name: traind.job(name))
     except KeyboardInterrupt:
         output.note(f"the job goes on: traind job {clean(job.id)}")
         raise
     return job
+
+
+def finish(job: JobView, told: Callable[[JobView], None], json: bool) -> None:
+    """Print a job's outcome; exit 1 when it did not complete."""
+    if json:
+        output.emit(job)
+    elif job.state == "completed":
+        told(job)
+    elif job.state not in JOB_ENDED:
+        output.say(f"{job.id} is {job.state}; look with: traind job {job.id}")
+    if job.state in ("failed", "cancelled"):
+        raise output.Refused(f"the {job.kind} job {job.id} {job.state}: {job.message}")
+
+
+def patiently(ask: Callable[[], Answer]) -> Answer:
+    """`ask()`, over and over while the daemon is away for a moment."""
+    from server.client import NotReachable
+
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            return ask()
+        except NotReachable:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(1.0)
 
 
 def describe(job: JobView) -> str:
@@ -77,17 +103,3 @@ def describe(job: JobView) -> str:
     if job.stage_detail:
         parts.append(f"({job.stage_detail})")
     return clean(" ".join(parts))
-
-
-def _patiently(ask: Callable[[], Answer]) -> Answer:
-    """`ask()`, over and over while the daemon is away for a moment."""
-    from server.client import NotReachable
-
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while True:
-        try:
-            return ask()
-        except NotReachable:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(1.0)

@@ -41,8 +41,8 @@ def follow(traind: Client, run: str, *, json: bool = False) -> int:
     from server.cli.view import View
 
     view = View(traind.progress(run))
-    past = traind.events(view.progress.id)
-    view.events.extend(past[-PAST_EVENTS:])
+    past = traind.events(view.progress.id, limit=PAST_EVENTS, newest=True).data
+    view.events.extend(past)
     after = past[-1].id if past else 0
     draw = _json() if json else _screen(view) if output.is_terminal() else _lines(view)
     try:
