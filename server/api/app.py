@@ -1,0 +1,129 @@
+"""The HTTP side of the daemon, put together: layers, routes, errors, OpenAPI.
+
+Layers, outermost first: counting, access, bodies, then FastAPI. Everything a request may be
+refused for by its envelope is settled before a handler runs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.access import Access, Policy, policy_for
+from server.api import (
+    checkpoints,
+    docs,
+    errors,
+    events,
+    jobs,
+    metrics,
+    openapi,
+    phases,
+    plan,
+    runs,
+    session,
+    system,
+    web,
+)
+from server.api.live import source_of
+from server.bodies import Bodies
+from server.db import Database
+from server.feed import Feed
+from server.metrics import Metrics
+from server.migrate import version
+from server.readings import Readings
+from server.settings import Settings
+from server.stream import Hub
+
+ROUTERS = (
+    runs.router,
+    phases.router,
+    metrics.router,
+    events.router,
+    checkpoints.router,
+    jobs.router,
+    plan.router,
+    session.router,
+    system.router,
+    docs.router,
+    web.router,
+)
+DESCRIPTION = (
+    "A training daemon: create a run, watch it, pause it, resume it, extend it. Times are unix "
+    "seconds, sizes bytes. Errors are RFC 9457 problem documents."
+)
+
+
+def make(settings: Settings, lifespan: Callable[[FastAPI], Any] | None = None) -> FastAPI:
+    """The app without its database: `connect` gives it one. Raises BindRefused, TokenUnusable."""
+    app = FastAPI(
+        title="traind",
+        version=version(),
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+    )
+    app.state.settings = settings
+    app.state.policy = policy_for(settings)
+    app.state.metrics = Metrics(settings.paths.root)
+    app.state.readings = Readings()
+    app.state.started_monotonic = time.monotonic()
+    app.state.routes = [r for router in ROUTERS for r in router.routes if isinstance(r, APIRoute)]
+    for router in ROUTERS:
+        app.include_router(router)
+    errors.install(app)
+    openapi.install(app)
+    _add_layers(app, settings, app.state.policy, app.state.metrics)
+    return app
+
+
+def connect(app: FastAPI, db: Database, feed: Feed, supervisor: Any = None) -> None:
+    """Give the app what it serves from. Call before the first request."""
+    app.state.db, app.state.feed, app.state.supervisor = db, feed, supervisor
+    app.state.stream = Hub(source_of(db), feed)
+
+
+def end_streams(app: FastAPI) -> None:
+    """Say goodbye to every live stream; call it first when stopping, from any thread."""
+    stream: Hub | None = getattr(app.state, "stream", None)
+    if stream is not None:
+        stream.stop()
+
+
+def _add_layers(app: FastAPI, settings: Settings, policy: Policy, counted: Metrics) -> None:
+    app.add_middleware(Bodies, max_bytes=settings.max_body_bytes)
+    app.add_middleware(Access, policy=policy)
+    app.add_middleware(Counted, metrics=counted)
+
+
+class Counted:
+    """Counts each request by the route it took, never by the path it named."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app, self.metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        began, status = time.perf_counter(), 500
+
+        async def noting(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, noting)
+        finally:
+            route = getattr(scope.get("route"), "path", "none")
+            self.metrics.observe(scope["method"], route, status, time.perf_counter() - began)

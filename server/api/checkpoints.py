@@ -1,0 +1,104 @@
+"""Checkpoints: list, save now, pin, delete, download."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Request
+from sqlalchemy.orm import Session
+from starlette.responses import Response
+
+from server import checkpoints, jobs, runs, store
+from server.api.deps import (
+    CheckpointRef,
+    Conf,
+    Db,
+    Doing,
+    RunRef,
+    StrictRoute,
+    Superseded,
+)
+from server.api.files import send_file
+from server.api.jobs import accepted
+from server.api.openapi import problems
+from server.api.phases import whole
+from server.idempotency import Answer
+from server.schemas import CheckpointView, JobView, Page, PatchCheckpoint, SaveRequest
+
+router = APIRouter(
+    prefix="/v1/runs/{run}/checkpoints", tags=["checkpoints"], route_class=StrictRoute
+)
+FileName = Annotated[
+    str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$", description="As `files` lists it.")
+]
+BINARY = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+
+
+@router.get("", responses=problems(404))
+def index(run: RunRef, db: Db, superseded: Superseded = False) -> Page[CheckpointView]:
+    with db.read() as session:
+        return whole(store.checkpoints(session, store.get_run(session, run), superseded=superseded))
+
+
+@router.post("", status_code=202, response_model=JobView, responses=problems(404, 409))
+def save(run: RunRef, act: Doing, body: SaveRequest | None = None) -> Response:
+    """Save one now: the running trainer does it at its next step boundary."""
+
+    def effect(session: Session) -> Answer:
+        row = store.get_run(session, run)
+        return accepted(session, jobs.save(session, row, act.now, pin=bool(body and body.pin)))
+
+    return act.once(effect)
+
+
+@router.patch("/{checkpoint}", responses=problems(404, 409))
+def pin(
+    run: RunRef, checkpoint: CheckpointRef, body: PatchCheckpoint, act: Doing
+) -> CheckpointView:
+    """Keep it whatever retention says, or not."""
+    with act.db.write() as session:
+        row = store.get_run(session, run)
+        runs.pin(session, checkpoints.get(session, row, checkpoint), body.pinned, act.now)
+        session.flush()
+        return store.checkpoint(session, row, checkpoint)
+
+
+@router.delete(
+    "/{checkpoint}", status_code=204, response_class=Response, responses=problems(404, 409)
+)
+def delete(run: RunRef, checkpoint: CheckpointRef, act: Doing, conf: Conf) -> Response:
+    """Delete one that is neither pinned nor needed for a resume."""
+    with act.db.write() as session:
+        row = store.get_run(session, run)
+        checkpoints.delete(session, row, checkpoints.get(session, row, checkpoint), act.now)
+    checkpoints.remove(conf.paths.run(row.id), checkpoint)
+    return Response(status_code=204)
+
+
+@router.get(
+    "/{checkpoint}/files/{name}",
+    response_class=Response,
+    responses={
+        200: {"content": BINARY},
+        206: {"content": BINARY, "description": "The part that Range asks for."},
+        304: {"description": "If-None-Match has it already."},
+    }
+    | problems(404, 416),
+)
+@router.head("/{checkpoint}/files/{name}", include_in_schema=False)
+def download(
+    request: Request, run: RunRef, checkpoint: CheckpointRef, name: FileName, db: Db, conf: Conf
+) -> Response:
+    """One file; Range and If-Range resume a download, the ETag is the sha256."""
+    with db.read() as session:
+        row = store.get_run(session, run)
+        kept = checkpoints.get(session, row, checkpoint)
+    part = checkpoints.part(conf.paths.run(row.id), kept, name)
+    kind = "application/json" if name.endswith(".json") else "application/octet-stream"
+    return send_file(
+        request,
+        str(part.path),
+        media_type=kind,
+        etag=part.sha256,
+        headers={"Content-Disposition": f'attachment; filename="{row.name}-{checkpoint}-{name}"'},
+    )

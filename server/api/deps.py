@@ -1,0 +1,120 @@
+"""What handlers are given: the request's pieces, and the one way to do something.
+
+A handler parses, calls one function and returns. `Act.once` runs the effect in one transaction
+and keeps its answer beside it when the request carries an Idempotency-Key.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any
+
+from fastapi import Depends, Path, Query, Request
+from fastapi.routing import APIRoute
+from sqlalchemy.orm import Session
+from starlette.responses import Response
+
+from server import bodies, idempotency
+from server.db import Database
+from server.errors import NotAcceptable
+from server.idempotency import Answer
+from server.settings import Settings
+
+RAW_BODY = "traind.body"
+ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+CHECKPOINT_PATTERN = r"^step-\d{9}-a\d{4}$"
+MAX_ID = 2**63 - 1
+
+RunRef = Annotated[str, Path(pattern=ID_PATTERN, description="A run's id or name.")]
+JobRef = Annotated[str, Path(pattern=ID_PATTERN, description="A job's id.")]
+CheckpointRef = Annotated[
+    str, Path(pattern=CHECKPOINT_PATTERN, description="step-NNNNNNNNN-aAAAA: step and attempt.")
+]
+Limit = Annotated[int, Query(ge=1, le=1000)]
+Superseded = Annotated[bool, Query(description="Also what a later attempt has replaced.")]
+
+
+class StrictRoute(APIRoute):
+    """Reads the body with our strict parser before FastAPI sees it."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def strict(request: Request) -> Response:
+            raw = await request.body() if request.method != "GET" else b""
+            request.scope[RAW_BODY] = raw
+            if raw:
+                request._json = bodies.parse(raw)  # where request.json() keeps its result
+            return await handle(request)
+
+        return strict
+
+
+def database(request: Request) -> Database:
+    return request.app.state.db
+
+
+def settings(request: Request) -> Settings:
+    return request.app.state.settings
+
+
+Db = Annotated[Database, Depends(database)]
+Conf = Annotated[Settings, Depends(settings)]
+
+
+class Act:
+    """Does what a request asks, once, in one transaction, and tells the readers."""
+
+    def __init__(self, request: Request, db: Db) -> None:
+        self.db, self.request = db, request
+        self.key = idempotency.key_of(request.scope, request.scope.get(RAW_BODY, b""))
+        self.now = time.time()
+
+    def once(self, effect: Callable[[Session], Answer]) -> Response:
+        """The answer of `effect`, or the kept one when this key was seen before."""
+        with self.db.write() as session:
+            if self.key and (kept := idempotency.recall(session, self.key, self.now)):
+                return kept.response(replayed=True)
+            answer = effect(session)
+            if self.key:
+                idempotency.remember(session, self.key, answer, self.now)
+        return answer.response()
+
+
+Doing = Annotated[Act, Depends(Act)]
+
+
+def negotiate(request: Request, *offered: str) -> str:
+    """The media type among `offered` that the Accept header likes best; the first without one.
+
+    Raises NotAcceptable when none is liked.
+    """
+    accept = ",".join(request.headers.getlist("accept")) or "*/*"
+    liked = max(offered, key=lambda media: _quality(accept, media))  # max keeps the first of equals
+    if _quality(accept, liked) <= (0.0, 0):
+        raise NotAcceptable(f"Offered here: {', '.join(offered)}.")
+    return liked
+
+
+def _quality(accept: str, media: str) -> tuple[float, int]:
+    """(q, how exactly it is named) of `media` in an Accept header (RFC 9110, section 12.5.1)."""
+    best = (0.0, 0)
+    exactness = {media: 3, media.partition("/")[0] + "/*": 2, "*/*": 1}
+    for part in accept.lower().split(","):
+        name, *parameters = (piece.strip() for piece in part.split(";"))
+        exact = exactness.get(name, 0)
+        if exact > best[1]:
+            best = (_weight(parameters), exact)
+    return best
+
+
+def _weight(parameters: list[str]) -> float:
+    for parameter in parameters:
+        key, _, value = parameter.partition("=")
+        if key.strip() == "q":
+            try:
+                return min(1.0, max(0.0, float(value)))
+            except ValueError:
+                return 0.0
+    return 1.0

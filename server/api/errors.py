@@ -1,0 +1,96 @@
+"""The one place that turns an error into an answer: an RFC 9457 problem document."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from server import errors
+from server.validation import explain, printable
+
+TYPE_PREFIX = "urn:traind:problem:"
+MEDIA_TYPE = "application/problem+json"
+INTERNAL = "Something went wrong in the daemon; nothing of this request was kept."
+INTERNAL_HINT = "The daemon's log has the details. Training is not affected."
+
+
+class MethodNotAllowed(errors.TraindError):
+    code, status, title = "method-not-allowed", 405, "That method is not offered here"
+
+
+class Internal(errors.TraindError):
+    code, status, title = "internal", 500, "A fault of the daemon"
+
+
+def install(app: FastAPI) -> None:
+    """Render every error of `app` as a problem document, ours and the framework's."""
+
+    @app.exception_handler(errors.TraindError)
+    async def ours(_: Request, error: errors.TraindError) -> Response:
+        return problem(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
+        return problem(_from_validation(error))
+
+    @app.exception_handler(HTTPException)
+    async def framework(request: Request, error: HTTPException) -> Response:
+        return problem(_from_framework(request, error))
+
+    @app.exception_handler(Exception)
+    async def unexpected(_: Request, __: Exception) -> Response:
+        return problem(Internal(INTERNAL, hint=INTERNAL_HINT))
+
+
+def problem(error: errors.TraindError) -> Response:
+    """The answer for an error. Never fails: what JSON cannot say is written as text."""
+    document: dict[str, Any] = {
+        "type": TYPE_PREFIX + error.code,
+        "title": error.title,
+        "status": error.status,
+        "detail": error.detail,
+    }
+    if error.errors:
+        document["errors"] = error.errors
+    if error.hint:
+        document["hint"] = error.hint
+    document |= {k: v for k, v in error.extra.items() if k not in document}
+    content = json.dumps(document, default=str).encode()  # ASCII: a lone surrogate stays escaped
+    return Response(content, error.status, error.headers, media_type=MEDIA_TYPE)
+
+
+def _from_validation(error: RequestValidationError) -> errors.TraindError:
+    findings = error.errors()
+    if findings and all(finding["loc"][:1] == ("path",) for finding in findings):
+        what = ", ".join(printable(str(finding.get("input"))) for finding in findings)
+        return errors.NotFound(f"There is nothing called {what}.")
+    return explain(findings, error.body)
+
+
+def _from_framework(request: Request, error: HTTPException) -> errors.TraindError:
+    path = printable(request.url.path, 200)
+    if error.status_code == 404:
+        return errors.NotFound(f"There is no {path}.", hint="GET /docs lists every endpoint.")
+    if error.status_code == 405:
+        allowed = ", ".join(allowed_methods(request))
+        return MethodNotAllowed(
+            f"{request.method} is not offered at {path}; {allowed} is.",
+            headers={"Allow": allowed},
+        )
+    if error.status_code == 503:
+        return errors.Busy(str(error.detail), headers=dict(error.headers or {}))
+    return errors.Invalid(printable(error.detail, 400))
+
+
+def allowed_methods(request: Request) -> list[str]:
+    """Every method that some route offers at the path of `request`."""
+    found: set[str] = set()
+    for route in request.app.state.routes:
+        if route.path_regex.match(request.scope["path"]):
+            found |= route.methods or set()
+    return sorted(found)

@@ -1,0 +1,147 @@
+"""Sending a file: ETag, one byte range, and a client that stops reading is let go.
+
+The file is opened before the answer begins, so one that is removed meanwhile is still sent whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import stat
+from collections.abc import Mapping
+from email.utils import formatdate
+from typing import BinaryIO
+
+from fastapi import Request
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from server.errors import NotFound, TraindError
+
+CHUNK_BYTES = 256 << 10
+STALL_SECONDS = 60.0
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})\Z")
+
+
+class RangeNotSatisfiable(TraindError):
+    code, status, title = "range-not-satisfiable", 416, "That part of the file does not exist"
+
+
+def send_file(
+    request: Request, path: str, *, media_type: str, etag: str, headers: Mapping[str, str]
+) -> Response:
+    """The file at `path`, which must be a regular file, as `request` wants it.
+
+    etag without quotes. Raises NotFound, RangeNotSatisfiable. Call it in a thread.
+    """
+    file = _open(path)
+    status = os.fstat(file.fileno())
+    common = {
+        "ETag": f'"{etag}"',
+        "Accept-Ranges": "bytes",
+        "Last-Modified": formatdate(status.st_mtime, usegmt=True),
+        **headers,
+    }
+    try:
+        if _is_known(request, etag):
+            file.close()
+            return Response(status_code=304, headers=common)
+        part = _part(request, status.st_size, common)
+    except BaseException:
+        file.close()
+        raise
+    if part is None:
+        return _Sent(file, 0, status.st_size, 200, common, media_type)
+    start, end = part
+    common["Content-Range"] = f"bytes {start}-{end - 1}/{status.st_size}"
+    return _Sent(file, start, end, 206, common, media_type)
+
+
+def _open(path: str) -> BinaryIO:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        raise NotFound("That file is not there (any more).") from None
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise NotFound("That file is not there (any more).")
+    return os.fdopen(fd, "rb", buffering=0)
+
+
+def _is_known(request: Request, etag: str) -> bool:
+    known = request.headers.get("if-none-match", "")
+    tags = {tag.strip().removeprefix("W/").strip('"') for tag in known.split(",")}
+    return bool(known) and (etag in tags or known.strip() == "*")
+
+
+def _part(request: Request, size: int, common: Mapping[str, str]) -> tuple[int, int] | None:
+    """[start, end) that Range asks for; None for all of it, also when Range is not understood
+    (RFC 9110, section 14.2) or If-Range names another version."""
+    match = _RANGE.match(request.headers.get("range", "").strip())
+    if match is None or match[1] == match[2] == "":
+        return None
+    only_if = request.headers.get("if-range")
+    if only_if is not None and only_if not in (common["ETag"], common["Last-Modified"]):
+        return None
+    if match[1]:
+        start, end = int(match[1]), min(size, int(match[2] or size) + 1)
+    else:
+        start, end = max(0, size - int(match[2])), size
+    if start >= size or (match[2] and match[1] and int(match[2]) < start):
+        raise RangeNotSatisfiable(
+            f"The file has {size:,} bytes.", headers={"Content-Range": f"bytes */{size}"}
+        )
+    return start, end
+
+
+class _Sent(Response):
+    """Bytes [start, end) of an open file."""
+
+    def __init__(
+        self,
+        file: BinaryIO,
+        start: int,
+        end: int,
+        status_code: int,
+        headers: Mapping[str, str],
+        media_type: str,
+    ) -> None:
+        super().__init__(status_code=status_code, headers=headers, media_type=media_type)
+        self.headers["content-length"] = str(end - start)
+        self.file, self.start, self.end = file, start, end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        sending = asyncio.create_task(self._send_all(scope, send))
+        watching = asyncio.create_task(_until_gone(receive))
+        try:
+            await asyncio.wait({sending, watching}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (sending, watching):
+                task.cancel()
+            ended = await asyncio.gather(sending, watching, return_exceptions=True)
+            self.file.close()
+        if isinstance(ended[0], Exception):
+            raise ended[0]
+
+    async def _send_all(self, scope: Scope, send: Send) -> None:
+        head = {"type": "http.response.start", "status": self.status_code}
+        await send({**head, "headers": self.raw_headers})
+        left = 0 if scope["method"] == "HEAD" else self.end - self.start
+        if left:
+            await run_in_threadpool(self.file.seek, self.start)
+        while left > 0:
+            chunk = await run_in_threadpool(self.file.read, min(CHUNK_BYTES, left))
+            if not chunk:
+                raise OSError("the file became shorter while it was sent")
+            left -= len(chunk)
+            async with asyncio.timeout(STALL_SECONDS):
+                await send({"type": "http.response.body", "body": chunk, "more_body": left > 0})
+        if self.end == self.start or scope["method"] == "HEAD":
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _until_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

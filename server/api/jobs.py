@@ -1,0 +1,95 @@
+"""Jobs: evaluations, samples, exports, imports; each is answered at once and done later."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query
+from sqlalchemy.orm import Session
+from starlette.responses import Response
+
+from server import jobs, store, tables
+from server.api.deps import Act, Db, Doing, JobRef, Limit, RunRef, StrictRoute
+from server.api.openapi import problems
+from server.idempotency import Answer
+from server.schemas import JobView, Page
+from trainer.contract.jobs import EvaluateParams, ExportParams, ImportParams, SampleParams
+
+router = APIRouter(prefix="/v1", tags=["jobs"], route_class=StrictRoute)
+LOCATION = {202: {"headers": {"Location": {"schema": {"type": "string"}}}, "description": "Asked."}}
+
+
+@router.get("/jobs")
+def index(
+    db: Db,
+    run: Annotated[str | None, Query(max_length=64, description="Only of this run.")] = None,
+    state: Annotated[
+        Literal["queued", "running", "completed", "failed", "cancelled"] | None, Query()
+    ] = None,
+    after: Annotated[str | None, Query(max_length=200, description="`next` of a page.")] = None,
+    limit: Limit = 50,
+) -> Page[JobView]:
+    """Jobs, the newest first."""
+    with db.read() as session:
+        of = store.get_run(session, run) if run else None
+        return store.jobs(session, run=of, state=state, after=after, limit=limit)
+
+
+@router.get("/jobs/{job}", responses=problems(404))
+def show(job: JobRef, db: Db) -> JobView:
+    with db.read() as session:
+        return store.job(session, jobs.get(session, job))
+
+
+@router.delete(
+    "/jobs/{job}",
+    status_code=202,
+    responses={200: {"model": JobView, "description": "It has ended already."}} | problems(404),
+)
+def cancel(job: JobRef, act: Doing, response: Response) -> JobView:
+    """Ask for the end of a job."""
+    with act.db.write() as session:
+        row = jobs.get(session, job)
+        response.status_code = 202 if jobs.cancel(row) else 200
+        session.flush()
+        return store.job(session, row)
+
+
+Asked = {"status_code": 202, "response_model": JobView}
+
+
+@router.post("/runs/{run}/evaluations", responses=LOCATION | problems(404, 409), **Asked)
+def evaluate(run: RunRef, act: Doing, body: EvaluateParams | None = None) -> Response:
+    """Measure val bpb or CORE: of the present weights, or of a checkpoint."""
+    ask = body or EvaluateParams()
+    return _of_run(act, run, lambda session, row: jobs.evaluate(session, row, ask, act.now))
+
+
+@router.post("/runs/{run}/samples", responses=LOCATION | problems(404, 409), **Asked)
+def sample(run: RunRef, body: SampleParams, act: Doing) -> Response:
+    """Continue prompts with the weights of a checkpoint."""
+    return _of_run(act, run, lambda session, row: jobs.sample(session, row, body, act.now))
+
+
+@router.post("/runs/{run}/exports", responses=LOCATION | problems(404, 409), **Asked)
+def export(run: RunRef, act: Doing, body: ExportParams | None = None) -> Response:
+    """Write a checkpoint in another format."""
+    ask = body or ExportParams()
+    return _of_run(act, run, lambda session, row: jobs.export(session, row, ask, act.now))
+
+
+@router.post("/imports", responses=LOCATION | problems(409), **Asked)
+def import_run(body: ImportParams, act: Doing) -> Response:
+    """Take a nanochat checkpoint over as a run with a finished phase."""
+    return act.once(lambda session: accepted(session, jobs.import_run(session, body, act.now)))
+
+
+def accepted(session: Session, job: tables.Job) -> Answer:
+    """202 with the job and where to ask for it."""
+    session.flush()
+    return Answer.of(store.job(session, job), 202, Location=f"/v1/jobs/{job.id}")
+
+
+def _of_run(act: Act, run: str, ask: Callable[[Session, tables.Run], tables.Job]) -> Response:
+    return act.once(lambda session: accepted(session, ask(session, store.get_run(session, run))))

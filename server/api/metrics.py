@@ -1,0 +1,110 @@
+"""Curves of a run: JSON for charts, CSV and Parquet to take away."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
+
+from server import parquet, store
+from server.api.deps import Db, RunRef, StrictRoute, Superseded, negotiate
+from server.api.openapi import problems
+from server.errors import Invalid
+from server.schemas import MetricsAnswer
+from trainer.contract.spec import MAX_STEPS
+
+router = APIRouter(prefix="/v1/runs/{run}", tags=["history"], route_class=StrictRoute)
+JSON, CSV, PARQUET = "application/json", "text/csv", "application/vnd.apache.parquet"
+HEADER = ("key", "step", "unix_seconds", "mean", "min", "max")
+Row = tuple[str, int, float, float | None, float | None, float | None]
+
+
+@router.get(
+    "/metrics",
+    response_model=MetricsAnswer,
+    responses={
+        200: {
+            "content": {
+                CSV: {"schema": {"type": "string"}},
+                PARQUET: {"schema": {"type": "string", "format": "binary"}},
+            }
+        }
+    }
+    | problems(404, 406),
+)
+def metrics(
+    request: Request,
+    run: RunRef,
+    db: Db,
+    keys: Annotated[
+        str | None, Query(max_length=400, description="Comma-separated; all of them by default.")
+    ] = None,
+    from_step: Annotated[int | None, Query(ge=0, le=MAX_STEPS)] = None,
+    to_step: Annotated[int | None, Query(ge=0, le=MAX_STEPS, description="Exclusive.")] = None,
+    max_points: Annotated[int, Query(ge=1, le=20_000, description="For each key.")] = 1000,
+    superseded: Superseded = False,
+) -> Response:
+    """Points `[step, unix_seconds, mean, min, max]` in bins of a power of two.
+
+    One spike of one step is in the min and max of its bin at any zoom.
+    """
+    kind = negotiate(request, JSON, CSV, PARQUET)
+    with db.read() as session:
+        row = store.get_run(session, run)
+        name = row.name
+        answer = store.metrics(
+            session,
+            row,
+            keys=_keys(keys),
+            from_step=from_step,
+            to_step=to_step,
+            max_points=max_points,
+            superseded=superseded,
+        )
+    headers = {"Vary": "Accept"}
+    if kind == JSON:
+        return Response(answer.model_dump_json(), headers=headers, media_type=kind)
+    suffix, write = ("csv", _csv) if kind == CSV else ("parquet", _parquet)
+    headers["Content-Disposition"] = f'attachment; filename="{name}-metrics.{suffix}"'
+    return Response(write(answer), headers=headers, media_type=kind)
+
+
+def _keys(text: str | None) -> list[str] | None:
+    if not text:
+        return None
+    asked = [key.strip() for key in text.split(",") if key.strip()]
+    unknown = [key for key in asked if key not in store.METRIC_KEYS]
+    if unknown:
+        known = ", ".join(store.METRIC_KEYS)
+        detail = f"there is no series {unknown[0]!r}; there are {known}"
+        raise Invalid(f"Keys: {detail}.", errors=[{"pointer": "?keys", "detail": detail}])
+    return list(dict.fromkeys(asked))
+
+
+def _rows(answer: MetricsAnswer) -> Iterator[Row]:
+    for series in answer.series:
+        for point in series.points:
+            yield (series.key, *point)
+
+
+def _csv(answer: MetricsAnswer) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(HEADER)
+    writer.writerows(_rows(answer))
+    return out.getvalue()
+
+
+def _parquet(answer: MetricsAnswer) -> bytes:
+    columns = list(zip(*_rows(answer), strict=True)) or [()] * len(HEADER)
+    kinds = ("string", "int64", "double", "double", "double", "double")
+    return parquet.write(
+        [
+            parquet.Column(name, kind, values)
+            for name, kind, values in zip(HEADER, kinds, columns, strict=True)
+        ]
+    )

@@ -1,0 +1,139 @@
+"""The OpenAPI document: what FastAPI derives, and every refusal that a caller may get."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from server.api.errors import MEDIA_TYPE
+from server.schemas import Problem
+from trainer.contract.spec import RunSpec
+
+SAID = {
+    401: "A token is needed, or this one is wrong.",
+    403: "Host, origin or site is not allowed.",
+    404: "There is nothing of that name.",
+    406: "That representation is not offered.",
+    408: "The body did not arrive in time.",
+    409: "Not possible now; `state` and `legal` say what is.",
+    413: "The body is too large.",
+    415: "The body is not JSON; `hint` has a curl line that works.",
+    416: "That part of the file does not exist.",
+    422: "The request cannot be meant; `errors` says which fields and what would be right.",
+    503: "Busy; try again after Retry-After.",
+    507: "The disk is full.",
+}
+EVERYWHERE = (401, 403, 413, 422, 503)
+WITH_BODY = (408, 415)
+CHANGING = (507,)
+_TAGS = [
+    {"name": "runs", "description": "A run is one model's life: create it, steer it, extend it."},
+    {"name": "history", "description": "What a run did: phases, attempts, metrics, events."},
+    {"name": "checkpoints", "description": "Immutable, verified snapshots."},
+    {"name": "jobs", "description": "Bounded work that is not training."},
+    {"name": "system", "description": "The daemon and its machine."},
+]
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """`responses` of a route for the refusals that only some routes have."""
+    return {status: {"description": SAID[status]} for status in statuses}
+
+
+def install(app: FastAPI) -> None:
+    """Make `app.openapi()` complete. Built at the first request, then kept."""
+
+    def document() -> dict[str, Any]:
+        if not app.openapi_schema:
+            app.openapi_schema = _build(app)
+        return app.openapi_schema
+
+    app.openapi = document
+
+
+def _build(app: FastAPI) -> dict[str, Any]:
+    document = get_openapi(
+        title=app.title,
+        version=app.version,
+        description=app.description,
+        routes=app.routes,
+        tags=_TAGS,
+        separate_input_output_schemas=False,
+    )
+    schemas = document["components"]["schemas"]
+    schemas.pop("HTTPValidationError", None)
+    schemas.pop("ValidationError", None)
+    _add(schemas, "Problem", Problem.model_json_schema(ref_template=_REF))
+    _add(schemas, "RunRequest", _run_request())
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            _complete(method, operation)
+            if path in ("/v1/runs", "/v1/plan") and method == "post":
+                _set_body(operation, path)
+    document["components"]["securitySchemes"] = {
+        "token": {"type": "http", "scheme": "bearer"},
+        "session": {"type": "apiKey", "in": "cookie", "name": "traind_session"},
+    }
+    document["security"] = [{}, {"token": []}, {"session": []}]
+    return document
+
+
+_REF = "#/components/schemas/{model}"
+
+
+def _complete(method: str, operation: dict[str, Any]) -> None:
+    """Every refusal the layers below the handler may answer, as a problem document."""
+    responses = operation["responses"]
+    extra = [*EVERYWHERE]
+    if method != "get":
+        extra += [*WITH_BODY, *CHANGING]
+    if any(parameter["in"] == "path" for parameter in operation.get("parameters", [])):
+        extra.append(404)
+    for status in extra:
+        responses[str(status)] = {"description": SAID[status]}
+    for status, response in responses.items():
+        if int(status) >= 400:
+            response["content"] = {MEDIA_TYPE: {"schema": {"$ref": _REF.format(model="Problem")}}}
+    operation["responses"] = dict(sorted(responses.items()))
+    if method == "post":
+        operation.setdefault("parameters", []).append(
+            {
+                "name": "Idempotency-Key",
+                "in": "header",
+                "required": False,
+                "description": "The same key with the same request gets the same answer for a day.",
+                "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
+            }
+        )
+
+
+def _set_body(operation: dict[str, Any], path: str) -> None:
+    spec = {"$ref": _REF.format(model="RunRequest")}
+    extend = {
+        "type": "object",
+        "required": ["run", "extend"],
+        "additionalProperties": False,
+        "properties": {
+            "run": {"type": "string"},
+            "extend": {"$ref": _REF.format(model="ExtendRequest")},
+        },
+    }
+    content = operation["requestBody"]["content"]["application/json"]
+    content["schema"] = {"oneOf": [spec, extend]} if path == "/v1/plan" else spec
+    content["example"] = {"name": "demo"}
+
+
+def _run_request() -> dict[str, Any]:
+    """A spec as it is sent: the preset fills in what is not said, the horizon included."""
+    schema = RunSpec.model_json_schema(ref_template=_REF)
+    schema["required"] = ["name"]
+    schema["title"] = "RunRequest"
+    return schema
+
+
+def _add(schemas: dict[str, Any], name: str, schema: dict[str, Any]) -> None:
+    for other, definition in schema.pop("$defs", {}).items():
+        schemas.setdefault(other, definition)
+    schemas[name] = schema

@@ -1,0 +1,71 @@
+"""The arithmetic of a spec, or of an extend; nothing is created."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body
+from pydantic import TypeAdapter, ValidationError
+from sqlalchemy.orm import Session
+from starlette.responses import Response
+
+from server import planning, runs, store
+from server.api.deps import Act, Conf, Doing, StrictRoute
+from server.api.openapi import problems
+from server.errors import Invalid
+from server.idempotency import Answer
+from server.schemas import PlanAnswer
+from server.validation import explain
+from trainer.contract.extend import ExtendRequest
+from trainer.contract.spec import RunSpec, resolve
+
+router = APIRouter(prefix="/v1/plan", tags=["runs"], route_class=StrictRoute)
+
+
+@router.post("", response_model=PlanAnswer, responses=problems(404, 409))
+def plan(body: Annotated[dict[str, Any], Body()], act: Doing, conf: Conf) -> Response:
+    """Parameters, batch, learning rates, FLOPs, memory, disk and time of a spec.
+
+    With `{"run": …, "extend": {…}}` the preview of an extend.
+    """
+
+    def effect(session: Session) -> Answer:
+        answer = _extend(session, act, body) if "extend" in body else _spec(session, conf, body)
+        return Answer.of(answer, 200)
+
+    if act.key:
+        return act.once(effect)
+    with act.db.read() as session:
+        return effect(session).response()
+
+
+def _spec(session: Session, conf: Conf, body: dict[str, Any]) -> PlanAnswer:
+    try:
+        spec = resolve({"name": "plan", **body})
+    except ValidationError as error:
+        raise explain(error, body, RunSpec) from None
+    made = runs.plan_for(spec, planning.context(session, conf, spec))
+    return PlanAnswer(spec=spec, plan=made)
+
+
+def _extend(session: Session, act: Act, body: dict[str, Any]) -> PlanAnswer:
+    unknown = sorted(body.keys() - {"run", "extend"})
+    if unknown or not isinstance(body.get("run"), str):
+        detail = f"unknown beside run and extend: {', '.join(unknown)}" if unknown else "required"
+        pointer = f"/{unknown[0]}" if unknown else "/run"
+        raise Invalid(
+            "The plan of an extend takes run (an id or name) and extend, nothing else.",
+            errors=[{"pointer": pointer, "detail": detail}],
+        )
+    try:
+        ask = TypeAdapter(ExtendRequest).validate_python(body["extend"])
+    except ValidationError as error:
+        raise _below("/extend", explain(error, body["extend"], ExtendRequest)) from None
+    row = store.get_run(session, body["run"])
+    return PlanAnswer(extend=runs.extend(session, row, ask, act.now, dry_run=True).preview)
+
+
+def _below(prefix: str, error: Invalid) -> Invalid:
+    for item in error.errors:
+        item["pointer"] = prefix + item["pointer"]
+    return error

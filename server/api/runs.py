@@ -1,0 +1,173 @@
+"""Runs: create, list, show, change, delete, and the verbs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Body, Query
+from sqlalchemy.orm import Session
+from starlette.responses import Response
+
+from server import planning, runs, store, tables
+from server.api.deps import Act, Conf, Db, Doing, Limit, RunRef, StrictRoute
+from server.api.openapi import problems
+from server.idempotency import Answer
+from server.schemas import (
+    ExtendAnswer,
+    Page,
+    PatchRun,
+    Progress,
+    ResumeRequest,
+    RunDetail,
+    RunSummary,
+)
+from server.states import State
+from trainer.contract.extend import ExtendRequest
+
+router = APIRouter(prefix="/v1/runs", tags=["runs"], route_class=StrictRoute)
+UNCHANGED = {200: {"model": RunDetail, "description": "It was so already; nothing changed."}}
+Verb = {
+    "status_code": 202,
+    "response_model": RunDetail,
+    "responses": UNCHANGED | problems(404, 409),
+}
+
+
+@router.post(
+    "",
+    status_code=201,
+    response_model=RunDetail,
+    responses=problems(409)
+    | {201: {"headers": {"Location": {"schema": {"type": "string"}}}, "description": "Created."}},
+)
+def create(body: Annotated[dict[str, Any], Body()], act: Doing, conf: Conf) -> Response:
+    """Create a run from a spec; `{"name": "demo"}` is enough. It is queued unless `start: false`."""
+
+    def effect(session: Session) -> Answer:
+        context = planning.context_for(session, conf, body)
+        run = runs.create(session, body, context=context, now=act.now)
+        session.flush()
+        detail = store.detail(session, run)
+        return Answer.of(detail, 201, Location=f"/v1/runs/{run.id}")
+
+    return act.once(effect)
+
+
+@router.get("")
+def index(
+    db: Db,
+    state: Annotated[list[State] | None, Query(description="Only these states.")] = None,
+    after: Annotated[str | None, Query(max_length=200, description="`next` of a page.")] = None,
+    limit: Limit = 50,
+    order: Annotated[Literal["newest", "oldest"], Query()] = "newest",
+) -> Page[RunSummary]:
+    """Runs, page by page."""
+    with db.read() as session:
+        return store.list_runs(session, states=state, after=after, limit=limit, order=order)
+
+
+@router.get("/{run}", responses=problems(404))
+def show(run: RunRef, db: Db) -> RunDetail:
+    with db.read() as session:
+        return store.detail(session, store.get_run(session, run))
+
+
+@router.get("/{run}/progress", responses=problems(404))
+def progress(run: RunRef, db: Db) -> Progress:
+    """Where it stands, how fast it goes and when it will be done."""
+    with db.read() as session:
+        return store.progress(session, store.get_run(session, run))
+
+
+@router.patch("/{run}", responses=problems(404, 409))
+def patch(run: RunRef, body: PatchRun, act: Doing) -> RunDetail:
+    """Change title, metadata, cadences, retention, recovery or notify; anything else is fixed."""
+    with act.db.write() as session:
+        row = store.get_run(session, run)
+        runs.patch(session, row, body, now=act.now)
+        session.flush()
+        return store.detail(session, row)
+
+
+@router.delete("/{run}", status_code=204, response_class=Response, responses=problems(404, 409))
+def delete(run: RunRef, act: Doing) -> Response:
+    """Delete a run that has ended, with its checkpoints and history."""
+    with act.db.write() as session:
+        runs.delete(session, store.get_run(session, run), now=act.now)
+    return Response(status_code=204)
+
+
+# --- verbs ---------------------------------------------------------------------------------------
+
+
+@router.post("/{run}/start", **Verb)
+def start(run: RunRef, act: Doing) -> Response:
+    """Queue a run that was created with `start: false`."""
+    return _verb(act, run, lambda session, row: runs.start(session, row, now=act.now))
+
+
+@router.post("/{run}/pause", **Verb)
+def pause(run: RunRef, act: Doing) -> Response:
+    """Save a checkpoint at the next step, end the trainer and free the device."""
+    return _verb(act, run, lambda session, row: runs.request_pause(session, row, now=act.now))
+
+
+@router.post("/{run}/resume", **Verb)
+def resume(run: RunRef, act: Doing, body: ResumeRequest | None = None) -> Response:
+    """Queue a paused, failed or cancelled run again; it goes on from its newest checkpoint."""
+    ask = body or ResumeRequest()
+    return _verb(act, run, lambda session, row: runs.resume(session, row, ask, now=act.now))
+
+
+@router.post("/{run}/cancel", **Verb)
+def cancel(run: RunRef, act: Doing) -> Response:
+    """End it for good, without saving. A resume takes it up from the last checkpoint."""
+    return _verb(act, run, lambda session, row: runs.request_cancel(session, row, now=act.now))
+
+
+@router.post(
+    "/{run}/extend",
+    status_code=202,
+    response_model=ExtendAnswer,
+    responses={200: {"model": ExtendAnswer, "description": "A dry run, or nothing to change."}}
+    | problems(404, 409),
+)
+def extend(
+    run: RunRef,
+    body: ExtendRequest,
+    act: Doing,
+    dry_run: Annotated[bool, Query(description="Answer the preview and change nothing.")] = False,
+) -> Response:
+    """Append a phase. The answer has the new curve and what it does at the joint."""
+
+    def effect(session: Session) -> Answer:
+        row = store.get_run(session, run)
+        outcome = runs.extend(session, row, body, act.now, dry_run=dry_run)
+        session.flush()
+        answer = extend_answer(store.detail(session, row), outcome.preview)
+        return Answer.of(answer, 202 if outcome.changed and not dry_run else 200)
+
+    return act.once(effect)
+
+
+def extend_answer(run: RunDetail, preview: Any) -> ExtendAnswer:
+    return ExtendAnswer(
+        run=run,
+        plan=preview,
+        joint=preview and preview.joint,
+        discarded_steps=preview.discarded_steps if preview else 0,
+        warnings=preview.warnings if preview else [],
+    )
+
+
+def _verb(act: Act, run: str, do: Callable[[Session, tables.Run], bool]) -> Response:
+    """202 with the run when the verb changed something, 200 when it was so already."""
+
+    def effect(session: Session) -> Answer:
+        row = store.get_run(session, run)
+        changed = do(session, row)
+        session.flush()
+        return Answer.of(store.detail(session, row), 202 if changed else 200)
+
+    return act.once(effect)

@@ -1,0 +1,45 @@
+"""The token traded for a cookie: event streams, downloads and pages carry no headers."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from server.access import COOKIE, Policy, session_of
+from server.api.deps import StrictRoute
+from server.tokens import SESSION_SECONDS
+
+router = APIRouter(prefix="/v1/session", tags=["system"], route_class=StrictRoute)
+
+
+@router.post("", status_code=204, response_class=Response)
+def log_in(request: Request) -> Response:
+    """Answers a session cookie to the bearer of the token (checked before this runs).
+
+    Where no token is needed there is no cookie either. An Idempotency-Key is not kept here: the
+    answer is a secret.
+    """
+    policy: Policy = request.app.state.policy
+    response = Response(status_code=204)
+    if policy.tokens is not None:
+        response.set_cookie(
+            COOKIE,
+            policy.tokens.open_session(),
+            max_age=SESSION_SECONDS,
+            httponly=True,
+            samesite="strict",
+            secure=request.url.scheme == "https",
+        )
+    return response
+
+
+@router.delete("", status_code=204, response_class=Response)
+def log_out(request: Request) -> Response:
+    """Ends the session of this cookie, here and in the browser."""
+    policy: Policy = request.app.state.policy
+    session = session_of(request.scope)
+    if policy.tokens is not None and session is not None:
+        policy.tokens.close_session(session)
+    response = Response(status_code=204)
+    response.delete_cookie(COOKIE, httponly=True, samesite="strict")
+    return response

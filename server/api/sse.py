@@ -1,0 +1,95 @@
+"""One client of the live stream: an ASGI response that sends as fast as the client reads.
+
+A client that takes nothing for STALL_SECONDS is cut off: it comes back with Last-Event-ID and
+misses nothing. One that is gone ends its task at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from server.stream import Hub, bye
+
+HEARTBEAT_SECONDS = 15.0
+STALL_SECONDS = 20.0
+HEADERS = {
+    "Cache-Control": "no-store",
+    "X-Accel-Buffering": "no",
+    "Content-Type": "text/event-stream; charset=utf-8",
+}
+
+
+class Stalled(Exception):
+    """The client does not read."""
+
+
+class EventStream(Response):
+    """Events after `position` (of one run, or all), then live ones, until somebody leaves."""
+
+    def __init__(self, hub: Hub, run_id: str | None, position: int) -> None:
+        super().__init__(status_code=200, headers=HEADERS)
+        del self.headers["content-length"]
+        self.hub, self.run_id, self.position = hub, run_id, position
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        sending = asyncio.create_task(self._send_all(send))
+        watching = asyncio.create_task(_until_gone(receive))
+        try:
+            await asyncio.wait({sending, watching}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (sending, watching):
+                task.cancel()
+            ended = await asyncio.gather(sending, watching, return_exceptions=True)
+        if isinstance(ended[0], Exception) and not isinstance(ended[0], Stalled):
+            raise ended[0]
+
+    async def _send_all(self, send: Send) -> None:
+        await _send(
+            send,
+            {"type": "http.response.start", "status": 200, "headers": self.raw_headers},
+        )
+        await _send_part(send, b"retry: 2000\n: traind\n\n")
+        await self.hub.join(self.run_id)
+        try:
+            last = await self._follow(send)
+        finally:
+            self.hub.leave(self.run_id)
+        await _send(send, {"type": "http.response.body", "body": last, "more_body": False})
+
+    async def _follow(self, send: Send) -> bytes:
+        """Send until the stream is to end; returns the last words."""
+        version = 0
+        while not self.hub.stopping:
+            events, position = await self.hub.events_after(self.position, self.run_id)
+            live, version = self.hub.progress_after(version, self.run_id)
+            waiting = bool(events or live) or position != self.position
+            self.position = position
+            if events or live:
+                await _send_part(send, b"".join(item.frame for item in (*events, *live)))
+            if any(item.frame.startswith(b"event: gone") for item in live) and self.run_id:
+                return bye("the run was deleted")
+            if not waiting and not await self.hub.news(HEARTBEAT_SECONDS):
+                await _send_part(send, b": heartbeat\n\n")
+        return bye("the daemon is stopping")
+
+
+async def _send_part(send: Send, part: bytes) -> None:
+    await _send(send, {"type": "http.response.body", "body": part, "more_body": True})
+
+
+async def _send(send: Send, message: dict) -> None:
+    try:
+        async with asyncio.timeout(STALL_SECONDS):
+            await send(message)
+    except TimeoutError:
+        raise Stalled from None
+
+
+async def _until_gone(receive: Receive) -> None:
+    with suppress(asyncio.CancelledError):
+        while (await receive())["type"] != "http.disconnect":
+            pass

@@ -1,0 +1,126 @@
+"""The daemon and its machine: health, devices, disk, versions, Prometheus."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import time
+from importlib.metadata import PackageNotFoundError, version
+
+from fastapi import APIRouter, Request
+from sqlalchemy import select, text
+from starlette.responses import Response
+
+from server import devices, tables
+from server.api.deps import Conf, Db, StrictRoute
+from server.api.openapi import problems
+from server.db import Database
+from server.devices import Device
+from server.errors import Busy
+from server.readings import Readings, process_name
+from server.schemas import DeviceView, PeakFlops, SystemView
+from trainer.contract.peaks import known_peak
+
+router = APIRouter(tags=["system"], route_class=StrictRoute)
+PACKAGES = ("torch", "numpy", "fastapi", "uvicorn", "sqlalchemy", "pydantic", "prometheus-client")
+LOW_DISK_BYTES = 5_000_000_000
+
+
+@router.get("/healthz")
+def healthz() -> dict[str, str]:
+    """Whether the process answers at all."""
+    return {"status": "ok"}
+
+
+@router.get("/readyz", responses=problems(503))
+def readyz(request: Request, db: Db) -> dict[str, str]:
+    """Whether requests can be served: the database answers and the supervisor is alive."""
+    with db.read() as session:
+        session.execute(text("SELECT 1"))
+    supervisor = getattr(request.app.state, "supervisor", None)
+    if supervisor is not None and not supervisor.is_alive:
+        raise Busy("The supervisor is not running.", headers={"Retry-After": "1"})
+    return {"status": "ready"}
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
+def metrics(request: Request, db: Db) -> Response:
+    """For Prometheus, in its text format."""
+    content = request.app.state.metrics.scrape(db, time.time())
+    return Response(content, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+@router.get("/v1/system")
+def system(request: Request, db: Db, conf: Conf) -> SystemView:
+    """Devices, VRAM by owner, disk, versions, peak FLOP/s and its source."""
+    disk = shutil.disk_usage(conf.paths.root)
+    return SystemView(
+        version=_version("traind") or "?",
+        python=platform.python_version(),
+        versions={name: _version(name) for name in PACKAGES},
+        sqlite={"version": db.library.version_text, "module": db.library.name},
+        devices=_devices(db, request.app.state.readings),
+        data_dir=str(conf.paths.root),
+        disk_total_bytes=disk.total,
+        disk_free_bytes=disk.free,
+        database_bytes=db.size_bytes,
+        backups=[path.name for path in db.backups()],
+        warnings=[*db.warnings, *_disk_warning(disk.free)],
+        uptime_seconds=time.monotonic() - request.app.state.started_monotonic,
+        auth="token" if request.app.state.policy.tokens is not None else "none",
+    )
+
+
+def _devices(db: Database, readings: Readings) -> list[DeviceView]:
+    owners, holders = _runs_by_pid(db)
+    return [_view(device, readings, owners, holders) for device in devices.discover()]
+
+
+def _view(
+    device: Device, readings: Readings, owners: dict[int, str], holders: dict[str, str]
+) -> DeviceView:
+    now, peak = readings.of(device.uuid), known_peak(device.name)
+    by_owner: dict[str, int] = {}
+    for pid, size in now.holders.items():
+        owner = owners.get(pid) or process_name(pid)
+        by_owner[owner] = by_owner.get(owner, 0) + size
+    return DeviceView(
+        device=device.device,
+        name=device.name,
+        memory_bytes=device.memory_bytes,
+        memory_used_bytes=now.memory_used_bytes,
+        memory_by_owner=by_owner,
+        utilisation=now.utilisation,
+        power_watts=now.power_watts,
+        temperature_celsius=now.temperature_celsius,
+        peak_flops=PeakFlops(value=peak.value, source=peak.source) if peak else None,
+        run=holders.get(device.device),
+    )
+
+
+def _runs_by_pid(db: Database) -> tuple[dict[int, str], dict[str, str]]:
+    """({pid: run name}, {device: run name}) of the attempts that have not ended."""
+    attempt, run = tables.Attempt, tables.Run
+    query = (
+        select(attempt.pid, attempt.device, run.name)
+        .join(run, run.id == attempt.run_id)
+        .where(attempt.ended_at.is_(None), attempt.number > 0)
+    )
+    with db.read() as session:
+        rows = list(session.execute(query))
+    return {p: name for p, _, name in rows if p}, {device: name for _, device, name in rows}
+
+
+def _disk_warning(free: int) -> list[str]:
+    return [f"only {free / 1e9:.1f} GB of disk are free"] if free < LOW_DISK_BYTES else []
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,320 @@
+"""What Prometheus is told: gauges and counters from rows, and the daemon's own numbers.
+
+Run families are written straight into the text format: a hundred runs are some three thousand
+samples, and a scrape should cost a few milliseconds. Counters come from rows, so that neither a
+replay nor a restart moves them back. Labels are a fixed list; at most MAX_RUNS runs are shown, and
+how many were left out is counted.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+from prometheus_client.exposition import generate_latest
+from sqlalchemy import case, func, or_, select
+from sqlalchemy.orm import Session
+
+from server import counters, tables
+from server.db import Database
+from server.migrate import version
+from server.states import ENDED, OCCUPYING, State
+from trainer.contract.rundir import OUTBOX
+
+MAX_RUNS = 200
+ENDED_SECONDS = 3600.0
+METHODS = frozenset({"GET", "HEAD", "POST", "PATCH", "DELETE", "PUT", "OPTIONS"})
+
+# name: (help, key in a run's progress). Shown only while they are true: a run that has stopped has
+# no speed.
+_LIVE = {
+    "train_loss": ("Loss of the last step", "loss"),
+    "learning_rate_multiplier": ("Learning rate as a part of its peak", "lr_multiplier"),
+    "tokens_per_second": ("Training speed of this attempt", "tokens_per_second"),
+    "mfu_ratio": ("Model FLOP/s as a part of the device's peak", "mfu"),
+    "power_watts": ("Power of the device", "power_watts"),
+}
+_KEPT = {
+    "val_bpb": ("Validation bits per byte, as last measured", "val_bpb"),
+    "core_metric": ("CORE, as last measured", "core"),
+}
+_COUNTERS = {
+    counters.TOKENS: "Tokens trained on, repeats included",
+    counters.STEPS: "Optimizer steps done, repeats included",
+    counters.LOST_STEPS: "Steps that a crash or a rewind threw away",
+    counters.RESTARTS: "Attempts begun because the one before had failed",
+    counters.ENERGY: "Energy used by the device while training",
+    counters.CHECKPOINT_BYTES: "Bytes of checkpoints written",
+}
+_HISTOGRAMS = {
+    counters.STEP_SECONDS: "Time of an optimizer step",
+    counters.SAVE_SECONDS: "Time to write a checkpoint",
+}
+_MIB_KINDS = ("allocated", "reserved", "peak", "total")
+
+Labels = dict[str, str]
+Sample = tuple[Labels, float | None]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One run as it is shown."""
+
+    id: str
+    name: str
+    state: State
+    device: str
+    step: int
+    end_step: int
+    tokens_seen: int
+    last_step_at: float | None
+    progress: dict[str, Any]
+    depth: int | None
+    phase: str
+    checkpoint_at: float | None
+
+    @property
+    def is_live(self) -> bool:
+        return self.state in (State.running, State.pausing)
+
+
+class Metrics:
+    """The metrics of one app, in a registry of its own. Not shared between apps."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self.registry = CollectorRegistry()
+        self._data_dir = data_dir
+        ProcessCollector(registry=self.registry)
+        self._requests = Counter(
+            "traind_http_requests", "HTTP requests", ["method", "route", "status"],
+            registry=self.registry,
+        )  # fmt: skip
+        self._seconds = Histogram(
+            "traind_http_request_duration_seconds", "Time to answer an HTTP request", ["route"],
+            registry=self.registry, buckets=(0.001, 0.005, 0.02, 0.05, 0.1, 0.25, 1, 5),
+        )  # fmt: skip
+        self._dropped = Counter(
+            "traind_metrics_dropped", "Runs left out of scrapes because there were too many",
+            registry=self.registry,
+        )  # fmt: skip
+
+    def observe(self, method: str, route: str, status: int, seconds: float) -> None:
+        """One answered request; route is a template, never a path as it came."""
+        method = method if method in METHODS else "other"
+        self._requests.labels(method, route, str(status)).inc()
+        self._seconds.labels(route).observe(seconds)
+
+    def scrape(self, db: Database, now: float) -> bytes:
+        """Everything, in Prometheus' text format."""
+        with db.read() as session:
+            runs = _load(session, now)
+            left_out = _count(session, now) - len(runs)
+            counted = _read_counters(session, runs)
+            histograms = {name: counters.histogram(session, name) for name in _HISTOGRAMS}
+            unread = _unread(session)
+        if left_out > 0:
+            self._dropped.inc(left_out)
+        lines = [
+            *_run_lines(runs),
+            *_counter_lines(counted),
+            *_histogram_lines(histograms),
+            *self._daemon_lines(unread, now),
+        ]
+        return "".join(lines).encode() + generate_latest(self.registry)
+
+    def _daemon_lines(self, unread: list[tuple[str, int, int]], now: float) -> Iterator[str]:
+        lag = max((_lag(self._data_dir, *where, now) for where in unread), default=0.0)
+        free = float(shutil.disk_usage(self._data_dir).free)
+        yield from _family("disk_free_bytes", "Free bytes where the data lies", [({}, free)])
+        yield from _family("ingest_lag_seconds", "Age of the oldest unread report", [({}, lag)])
+        info = {"version": version()}
+        yield from _family("build_info", "The version that runs", [(info, 1.0)])
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+def _shown(now: float) -> Any:
+    run = tables.Run
+    ended = [*ENDED]
+    return or_(
+        run.state.not_in([*ended, State.created]),
+        run.state.in_(ended) & (run.ended_at > now - ENDED_SECONDS),
+    )
+
+
+def _load(session: Session, now: float) -> list[_Run]:
+    """The runs to show: those with a process first, then waiting ones, then what ended last."""
+    run, phase, kept = tables.Run, tables.Phase, tables.Checkpoint
+    rank = case((run.state.in_(OCCUPYING), 0), (run.state.not_in(ENDED), 1), else_=2)
+    rows = session.execute(
+        select(
+            run.id, run.name, run.state, run.device, run.step, run.end_step, run.tokens_seen,
+            run.last_step_at, run.progress, run.spec["model"]["depth"].as_integer(),
+        )
+        .where(_shown(now))
+        .order_by(rank, run.queue_position, run.ended_at.desc())
+        .limit(MAX_RUNS)
+    ).all()  # fmt: skip
+    ids = [row.id for row in rows]
+    phases = dict(
+        session.execute(
+            select(phase.run_id, phase.name)
+            .where(phase.run_id.in_(ids), phase.started_at.is_not(None))
+            .order_by(phase.index)
+        ).all()
+    )
+    saved = dict(
+        session.execute(
+            select(kept.run_id, func.max(kept.created_at))
+            .where(kept.run_id.in_(ids))
+            .group_by(kept.run_id)
+        ).all()
+    )
+    return [
+        _Run(row[0], row[1], State(row[2]), *row[3:], phases.get(row[0], ""), saved.get(row[0]))
+        for row in rows
+    ]
+
+
+def _count(session: Session, now: float) -> int:
+    return session.scalar(select(func.count()).select_from(tables.Run).where(_shown(now))) or 0
+
+
+def _read_counters(session: Session, runs: list[_Run]) -> dict[str, list[tuple[str, str, float]]]:
+    """{name: [(run, label, value)]} of the runs that are shown."""
+    table = tables.Counter
+    rows = session.execute(
+        select(table.name, table.run, table.label, table.value).where(
+            table.run.in_([run.name for run in runs]), table.name.in_(_COUNTERS)
+        )
+    )
+    found: dict[str, list[tuple[str, str, float]]] = {name: [] for name in _COUNTERS}
+    for name, run, label, value in rows:
+        found[name].append((run, label, value))
+    return found
+
+
+def _unread(session: Session) -> list[tuple[str, int, int]]:
+    """(run id, attempt, offset) of every journal that may still grow."""
+    attempt = tables.Attempt
+    query = select(attempt.run_id, attempt.number, attempt.outbox_offset).where(
+        attempt.drained.is_(False), attempt.outbox_problem.is_(None), attempt.number > 0
+    )
+    return [(row[0], row[1], row[2]) for row in session.execute(query.limit(MAX_RUNS))]
+
+
+def _lag(data_dir: Path, run_id: str, attempt: int, offset: int, now: float) -> float:
+    """Seconds since the first record behind the cursor was written; 0 when all are read."""
+    path = data_dir / "runs" / run_id / "attempts" / f"{attempt:04d}" / OUTBOX
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return 0.0
+    try:
+        line, whole, _ = os.pread(fd, 65_536, offset).partition(b"\n")
+        return max(0.0, now - float(json.loads(line)["ts"])) if whole else 0.0
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0.0
+    finally:
+        os.close(fd)
+
+
+# --- writing -------------------------------------------------------------------------------------
+
+
+def _run_lines(runs: list[_Run]) -> Iterator[str]:
+    def per_run(name: str, help_text: str, value: Any) -> Iterator[str]:
+        return _family(name, help_text, (({"run": run.name}, value(run)) for run in runs))
+
+    yield from per_run("train_step", "Steps done", lambda r: r.step)
+    yield from per_run("train_end_step", "Step at which the plan ends", lambda r: r.end_step)
+    yield from per_run("tokens_seen", "Tokens of the present lineage", lambda r: r.tokens_seen)
+    for name, (help_text, key) in _LIVE.items():
+        yield from per_run(
+            name, help_text, lambda r, k=key: r.progress.get(k) if r.is_live else None
+        )
+    for name, (help_text, key) in _KEPT.items():
+        yield from per_run(name, help_text, lambda r, k=key: r.progress.get(k))
+    yield from _family("vram_bytes", "Device memory of the trainer", _vram(runs))
+    stamp = "last_step_timestamp_seconds"
+    yield from per_run(stamp, "When the last step was done", lambda r: r.last_step_at)
+    yield from per_run("eta_timestamp_seconds", "When the plan should be done", _eta)
+    stamp = "checkpoint_last_success_timestamp_seconds"
+    yield from per_run(stamp, "When the last checkpoint was written", lambda r: r.checkpoint_at)
+    states = (
+        ({"run": run.name, "state": state}, float(run.state is state))
+        for run in runs
+        for state in State
+    )
+    yield from _family("run_state", "1 for the state the run is in", states)
+    yield from _family("run_info", "What the run is", ((_info(run), 1.0) for run in runs))
+
+
+def _info(run: _Run) -> Labels:
+    model = f"d{run.depth}" if run.depth else ""
+    return {"run": run.name, "phase": run.phase, "model": model, "device": run.device}
+
+
+def _vram(runs: list[_Run]) -> Iterator[Sample]:
+    for run in runs:
+        if run.is_live:
+            for kind in _MIB_KINDS:
+                yield {"run": run.name, "kind": kind}, run.progress.get(f"vram_{kind}_bytes")
+
+
+def _eta(run: _Run) -> float | None:
+    seconds = run.progress.get("step_seconds")
+    if not run.is_live or seconds is None or run.last_step_at is None:
+        return None
+    return run.last_step_at + (run.end_step - run.step) * seconds
+
+
+def _counter_lines(counted: dict[str, list[tuple[str, str, float]]]) -> Iterator[str]:
+    for name, rows in counted.items():
+        samples = (
+            ({"run": run, "reason": label} if name == counters.RESTARTS else {"run": run}, value)
+            for run, label, value in rows
+        )
+        yield from _family(name, _COUNTERS[name], samples, kind="counter")
+
+
+def _histogram_lines(histograms: dict[str, counters.Histogram]) -> Iterator[str]:
+    for name, histogram in histograms.items():
+        yield f"# HELP traind_{name} {_HISTOGRAMS[name]}\n# TYPE traind_{name} histogram\n"
+        for bound, count in histogram.buckets:
+            yield f'traind_{name}_bucket{{le="{bound}"}} {_number(count)}\n'
+        yield f"traind_{name}_sum {_number(histogram.sum)}\n"
+        yield f"traind_{name}_count {_number(histogram.count)}\n"
+
+
+def _family(
+    name: str, help_text: str, samples: Iterable[Sample], kind: str = "gauge"
+) -> Iterator[str]:
+    """HELP, TYPE and samples; a value that is not known has no sample."""
+    yield f"# HELP traind_{name} {help_text}\n# TYPE traind_{name} {kind}\n"
+    for labels, value in samples:
+        if value is not None:
+            shown = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels.items())
+            yield (
+                f"traind_{name}{{{shown}}} {_number(value)}\n"
+                if shown
+                else (f"traind_{name} {_number(value)}\n")
+            )
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+
+
+def _number(value: float) -> str:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "+Inf" if value > 0 else "-Inf"
+    return repr(value)

@@ -1,0 +1,96 @@
+"""What the devices say just now: memory and who holds it, load, power, temperature.
+
+Asked at most once a second however many ask; a machine without NVIDIA's library has no readings.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import psutil
+
+FRESH_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One GPU. holders: bytes by pid. Watts, degrees Celsius, a fraction of time busy."""
+
+    memory_used_bytes: int | None = None
+    holders: dict[int, int] = field(default_factory=dict)
+    utilisation: float | None = None
+    power_watts: float | None = None
+    temperature_celsius: float | None = None
+
+
+class Readings:
+    """The newest reading of each GPU by its uuid."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._taken = -FRESH_SECONDS
+        self._kept: dict[str, Reading] = {}
+
+    def of(self, uuid: str | None) -> Reading:
+        if uuid is None:
+            return Reading()
+        with self._lock:
+            if time.monotonic() - self._taken >= FRESH_SECONDS:
+                self._kept, self._taken = _read_all(), time.monotonic()
+            return self._kept.get(uuid, Reading())
+
+
+def process_name(pid: int) -> str:
+    """What to call a process that is not ours."""
+    try:
+        return f"{psutil.Process(pid).name()} ({pid})"
+    except psutil.Error:
+        return f"pid {pid}"
+
+
+def _read_all() -> dict[str, Reading]:
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception:  # no driver, no library, no permission
+        return {}
+    found: dict[str, Reading] = {}
+    try:
+        with suppress(pynvml.NVMLError):
+            for index in range(pynvml.nvmlDeviceGetCount()):
+                handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+                uuid = pynvml.nvmlDeviceGetUUID(handle)
+                found[uuid if isinstance(uuid, str) else uuid.decode()] = _read(pynvml, handle)
+    finally:
+        with suppress(pynvml.NVMLError):
+            pynvml.nvmlShutdown()
+    return found
+
+
+def _read(nvml: Any, handle: Any) -> Reading:
+    """Each value on its own: cards differ in what they can say."""
+
+    def ask(question: Any) -> Any:
+        try:
+            return question()
+        except nvml.NVMLError:
+            return None
+
+    memory = ask(lambda: nvml.nvmlDeviceGetMemoryInfo(handle))
+    load = ask(lambda: nvml.nvmlDeviceGetUtilizationRates(handle))
+    milliwatts = ask(lambda: nvml.nvmlDeviceGetPowerUsage(handle))
+    processes = ask(lambda: nvml.nvmlDeviceGetComputeRunningProcesses(handle)) or []
+    return Reading(
+        memory_used_bytes=int(memory.used) if memory else None,
+        holders={p.pid: int(p.usedGpuMemory or 0) for p in processes},
+        utilisation=load.gpu / 100 if load else None,
+        power_watts=milliwatts / 1000 if milliwatts is not None else None,
+        temperature_celsius=ask(
+            lambda: float(nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU))
+        ),
+    )

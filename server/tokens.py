@@ -1,0 +1,121 @@
+"""The token of a data directory, and the browser sessions that stand in for it.
+
+The token is made at first start, mode 0600, and is never printed, logged or put into argv. A
+browser trades it for a session cookie: random, revocable, expiring, and kept here only as a hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import secrets
+import stat
+import threading
+import time
+from pathlib import Path
+
+from trainer.contract.rundir import fsync_directory, write_all, write_durably
+
+MIN_TOKEN_CHARS = 16
+SESSION_SECONDS = 30 * 86_400
+MAX_SESSIONS = 64
+
+
+class TokenUnusable(Exception):
+    """The token file cannot be trusted; the sentence says what to do."""
+
+
+def read_or_make(path: Path, *, ours: bool) -> str:
+    """The token in `path`. ours: the file in the data directory, made when it is not there.
+
+    A file somebody named (a container's secret, say) may have any mode; ours must be private.
+    Raises TokenUnusable.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW if ours else os.O_RDONLY)
+    except FileNotFoundError:
+        if not ours:
+            raise TokenUnusable(f"the token file {path} does not exist") from None
+        return _make(path)
+    except OSError as error:
+        raise TokenUnusable(f"the token file {path} cannot be read: {error.strerror}") from None
+    with os.fdopen(fd, "rb") as file:
+        if ours and stat.S_IMODE(os.fstat(file.fileno()).st_mode) & 0o077:
+            raise TokenUnusable(f"others may read the token file: chmod 600 {path}")
+        content = file.read(4096)
+    token = content.decode("ascii", "replace").strip()
+    if len(token) < MIN_TOKEN_CHARS or not token.isascii() or not token.isprintable():
+        raise TokenUnusable(
+            f"the token file {path} must hold at least {MIN_TOKEN_CHARS} printable characters"
+        )
+    return token
+
+
+def _make(path: Path) -> str:
+    token = secrets.token_urlsafe(32)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        write_all(fd, token.encode() + b"\n")
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    os.replace(temp, path)
+    fsync_directory(path.parent)
+    return token
+
+
+class Tokens:
+    """Who may come in: the bearer of the token, or of a session made from it. Thread-safe."""
+
+    def __init__(self, token: str, sessions_file: Path) -> None:
+        self._token = token.encode()
+        self._file = sessions_file
+        self._lock = threading.Lock()
+        self._sessions = self._load()
+
+    def is_token(self, given: bytes) -> bool:
+        return hmac.compare_digest(given, self._token)
+
+    def is_session(self, given: bytes) -> bool:
+        """The lookup is by hash, so its time says nothing about a session's secret."""
+        expires = self._sessions.get(_hash(given))
+        return expires is not None and expires > time.time()
+
+    def open_session(self) -> str:
+        """A new session's secret for the cookie. The oldest go when there are too many."""
+        secret = secrets.token_urlsafe(32)
+        with self._lock:
+            now = time.time()
+            kept = {h: end for h, end in self._sessions.items() if end > now}
+            kept[_hash(secret.encode())] = now + SESSION_SECONDS
+            self._store(dict(list(kept.items())[-MAX_SESSIONS:]))
+        return secret
+
+    def close_session(self, given: bytes) -> None:
+        with self._lock:
+            kept = dict(self._sessions)
+            if kept.pop(_hash(given), None) is not None:
+                self._store(kept)
+
+    def _store(self, sessions: dict[str, float]) -> None:
+        """A new dict each time: readers need no lock. A new token forgets every session."""
+        self._sessions = sessions
+        document = {"token_sha256": _hash(self._token), "sessions": sessions}
+        write_durably(self._file, json.dumps(document).encode())
+
+    def _load(self) -> dict[str, float]:
+        try:
+            document = json.loads(self._file.read_bytes())
+            if document["token_sha256"] != _hash(self._token):
+                return {}
+            return {str(h): float(end) for h, end in document["sessions"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return {}
+
+
+def _hash(secret: bytes) -> str:
+    return hashlib.sha256(b"traind session\0" + secret).hexdigest()

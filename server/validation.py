@@ -1,0 +1,115 @@
+"""From pydantic's findings to sentences that say which field is wrong and what would be right."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from server.errors import Invalid
+from trainer.contract.spec import NAME_PATTERN
+
+MAX_ERRORS = 20
+_PATTERNS = {
+    NAME_PATTERN: "a name is 1 to 64 letters, digits, '.', '_' or '-', beginning with a letter "
+    "or a digit",
+    r"^[LS]{1,64}$": "the pattern is made of L (full attention) and S (a short window)",
+    r"^(auto|cpu|mps|cuda(:\d{1,3})?)$": "a device is auto, cpu, mps, cuda or cuda:0",
+    r"^[a-z][a-z0-9+.-]*://\S+$": "a URL with its scheme, such as https://example.org/hook",
+    r"^[A-Za-z0-9._-]+/[A-Za-z0-9._-]+$": "a data set is named owner/name",
+}
+
+
+def explain(
+    findings: ValidationError | Sequence[Any], body: Any, model: type[BaseModel] | None = None
+) -> Invalid:
+    """An Invalid with one pointer per wrong field (RFC 6901; `?name` for a query parameter).
+
+    model: the class of `body`, so that an unknown key can be answered with the known ones.
+    """
+    raw = findings.errors() if isinstance(findings, ValidationError) else findings
+    said: dict[str, list[str]] = {}
+    for finding in raw:
+        pointer, place = _pointer(finding, body)
+        said.setdefault(pointer, []).append(_sentence(finding, place, model))
+    errors = [
+        {"pointer": pointer, "detail": "; or ".join(dict.fromkeys(sentences))}
+        for pointer, sentences in list(said.items())[:MAX_ERRORS]
+    ]
+    first = f"{_dotted(errors[0]['pointer'])}{errors[0]['detail']}"
+    more = len(said) - 1
+    detail = first if not more else f"{first} (and {more} more, see errors)"
+    return Invalid(detail[0].upper() + detail[1:] + ".", errors=errors)
+
+
+def printable(value: object, limit: int = 80) -> str:
+    """A value as a person may see it: short, one line, no control bytes, no lone surrogates."""
+    words = value if isinstance(value, str) else repr(value)
+    words = words if len(words) <= limit else words[: limit - 1] + "…"
+    clean = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in words)
+    return clean.encode("utf-8", "backslashreplace").decode()
+
+
+def _pointer(finding: Any, body: Any) -> tuple[str, list[str]]:
+    """(pointer, path of keys). pydantic mixes names of union members into its locations: only
+    what really lies in the body, and a key that is missing or unknown at the end, is a key."""
+    where, *rest = finding["loc"] or ("body",)
+    if where in ("query", "path", "header", "cookie"):
+        return f"?{printable(rest[0]) if rest else ''}", []
+    keys = rest if where == "body" else list(finding["loc"])
+    path: list[str] = []
+    here = body
+    for index, key in enumerate(keys):
+        if isinstance(here, dict) and key in here:
+            here = here[key]
+        elif isinstance(here, list) and isinstance(key, int) and key < len(here):
+            here = here[key]
+        elif not (index == len(keys) - 1 and finding["type"] == "missing"):
+            continue
+        path.append(printable(str(key)))
+    escaped = (key.replace("~", "~0").replace("/", "~1") for key in path)
+    return "".join(f"/{key}" for key in escaped), path
+
+
+def _sentence(finding: Any, path: list[str], model: type[BaseModel] | None) -> str:
+    kind, context = finding["type"], finding.get("ctx") or {}
+    if kind == "missing":
+        return "this is required"
+    if kind == "extra_forbidden":
+        return _unknown_key(path, model)
+    if kind == "string_pattern_mismatch" and context.get("pattern") in _PATTERNS:
+        return f"{_PATTERNS[context['pattern']]} (given: {printable(finding['input'])})"
+    message = printable(finding["msg"].removeprefix("Value error, "), 400)
+    message = message[:1].lower() + message[1:]
+    given = finding.get("input")
+    if kind == "value_error" or isinstance(given, dict | list):
+        return message
+    return f"{message} (given: {printable(given)})"
+
+
+def _unknown_key(path: list[str], model: type[BaseModel] | None) -> str:
+    for key in path[:-1]:
+        model = _class_of(model, key)
+    if model is None or not path:
+        return "this key is not known"
+    known = sorted(model.model_fields)
+    near = difflib.get_close_matches(path[-1], known, n=1)
+    guess = f"did you mean {near[0]}? " if near else ""
+    return f"this key is not known: {guess}known here are {', '.join(known)}"
+
+
+def _class_of(model: type[BaseModel] | None, key: str) -> type[BaseModel] | None:
+    field = model.model_fields.get(key) if model else None
+    if field is None:
+        return None
+    for kind in (field.annotation, *get_args(field.annotation)):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return kind
+    return None
+
+
+def _dotted(pointer: str) -> str:
+    place = pointer.removeprefix("?") if pointer.startswith("?") else pointer[1:].replace("/", ".")
+    return f"{place}: " if place else ""
