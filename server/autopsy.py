@@ -1,4 +1,4 @@
-"""What is found out about a dead process: its exit code, its last words, and what the kernel says."""
+"""What is found out about a dead process: its exit code, its last words, the kernel's words."""
 
 from __future__ import annotations
 

@@ -23,7 +23,8 @@ _IN_FLIGHT = (*OCCUPYING, State.preparing)
 class Entry:
     """One run with its open attempt (None: no process) and what waits to be told to it.
 
-    device: where it runs or would run. missing: why there is no such device.
+    device: where it runs or would run. missing: why there is no such device. preparations: how
+    many jobs were made to prepare its data since it began to wait for it.
     """
 
     run: Run
@@ -33,6 +34,7 @@ class Entry:
     device: str
     missing: str | None
     has_data: bool
+    preparations: int
 
     @property
     def holds_device(self) -> bool:
@@ -70,8 +72,8 @@ def load(session: Session, paths: DataDir, devices: tuple[Device, ...]) -> Board
 
 
 def _open_attempts(session: Session) -> list[Attempt]:
-    """Attempts whose end is not settled, the oldest of each run first."""
-    asked = select(Attempt).where(Attempt.settled.is_(False)).order_by(Attempt.id)
+    """Attempts that were not closed, the oldest of each run first."""
+    asked = select(Attempt).where(Attempt.drained.is_(False)).order_by(Attempt.id)
     return list(session.scalars(asked))
 
 
@@ -101,12 +103,14 @@ def _entry(
     paths: DataDir,
     devices: tuple[Device, ...],
 ) -> Entry:
-    preparation = session.scalars(
+    prepared = session.scalars(
         select(Job)
         .where(Job.run_id == run.id, Job.kind == "prepare")
         .order_by(Job.created_at.desc(), Job.id.desc())
-        .limit(1)
-    ).first()
+        .limit(5)
+    ).all()
+    preparation = prepared[0] if prepared else None
+    made = sum(job.created_at >= run.state_since for job in prepared)
     commands = session.scalars(
         select(CommandRow)
         .where(
@@ -118,7 +122,7 @@ def _entry(
     ).all()
     device, missing = _device(session, run, attempt, devices)
     has_data = attempt is not None or _has_data(run, preparation, paths)
-    return Entry(run, attempt, list(commands), preparation, device, missing, has_data)
+    return Entry(run, attempt, list(commands), preparation, device, missing, has_data, made)
 
 
 def _device(

@@ -126,7 +126,7 @@ class Seen:
     patience: float = 600.0
     stall_step: int = 0
     is_stopped: bool = False
-    has_no_space: bool = False
+    waits_for_space: bool = False
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ def _end_in_order(process: Seen, patience: float) -> Action:
 def _stall(process: Seen) -> Action | None:
     """A hang: dump the stacks, ask it to end, kill it. None while there is none."""
     if process.stall_step == 0:
-        if process.silence < process.patience or process.has_no_space:
+        if process.silence < process.patience or process.waits_for_space:
             return None
         what = "it is stopped by a signal" if process.is_stopped else "nothing was heard of it"
         why = f"{what} for {process.silence:.0f} s, {process.patience:.0f} s are allowed"
@@ -235,7 +235,7 @@ def _stall(process: Seen) -> Action | None:
 def _disk_words(seen: RunSeen) -> Action:
     if seen.state is not State.running:
         return WAIT
-    waits = seen.process.has_no_space and seen.process.silence >= DISK_SILENCE_SECONDS
+    waits = seen.process.waits_for_space and seen.process.silence >= DISK_SILENCE_SECONDS
     if waits and seen.reason is not Reason.disk_full:
         return Explain(Reason.disk_full)
     if not waits and seen.reason is Reason.disk_full and seen.process.silence == 0:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 
 from server import ingest
+from server.ingest import IngestResult
 from server.trainers import Shop
 from server.watch import Watch
 
@@ -27,14 +28,23 @@ class Intake:
         for attempt_id, watch in attempts.items():
             _drain(
                 watch,
-                lambda key=attempt_id: ingest.ingest_attempt(db, key, paths, RECORDS_PER_READ),
+                lambda key=attempt_id: ingest.ingest_attempt(
+                    db, key, paths, max_records=RECORDS_PER_READ
+                ),
             )
         for job_id, watch in jobs.items():
-            _drain(watch, lambda key=job_id: ingest.ingest_job(db, key, paths, RECORDS_PER_READ))
+            _drain(
+                watch,
+                lambda key=job_id: ingest.ingest_job(db, key, paths, max_records=RECORDS_PER_READ),
+            )
 
 
-def _drain(watch: Watch, read: Callable[[], int]) -> None:
+def _drain(watch: Watch, read: Callable[[], IngestResult]) -> None:
     for _ in range(READS_PER_TICK):
         if watch.exhausted:
             return
-        watch.exhausted = read() == 0
+        try:
+            watch.exhausted = not read().more
+        except OSError as error:  # the disk will not give the file: what was read stays read
+            log.error("the report in %s cannot be read: %s", watch.directory, error)
+            watch.exhausted = True

@@ -27,6 +27,9 @@ _HOPELESS = frozenset(
     }
 )
 
+# A trainer whose GPU goes away sees an exception like any other; the kernel knows better.
+_MAYBE_THE_GPU = frozenset({Reason.crashed, Reason.gpu_lost})
+
 
 # --- how it ended --------------------------------------------------------------------------------
 
@@ -68,7 +71,7 @@ def classify(said: Said | None, seen: Circumstances) -> Ending:
     if said is not None and said.outcome != "failed":
         reason = Reason.stalled if seen.stalled and said.outcome == "terminated" else said.reason
         return Ending(said.outcome, reason, said.message or reason.sentence, said.step)
-    if said is not None and seen.xid is None:
+    if said is not None and (seen.xid is None or said.reason not in _MAYBE_THE_GPU):
         return Ending("failed", said.reason, said.message or said.reason.sentence, said.step)
     step = said.step if said is not None else None
     reason, message = _cause(seen)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from server import board, decide, job_processes, patience, trainers
 from server.board import Board, Entry
 from server.errors import Conflict
+from server.process import Child
 from server.states import State, move
 from server.tables import Attempt, Job, Run
 from server.trainers import Shop, recorded
@@ -29,6 +30,7 @@ class Tending:
         self.attempts: dict[int, Watch] = {}
         self.jobs: dict[str, Watch] = {}
         self._backoff: dict[str, float] = {}
+        self._exiting: list[Child] = []
         self.is_shutting_down = self.stops_trainers = False
         self.has_nothing_left = False
 
@@ -47,9 +49,17 @@ class Tending:
     def leave(self) -> None:
         """Let go of everything; what runs goes on."""
         for watch in (*self.attempts.values(), *self.jobs.values()):
-            watch.close()
+            self._let_go(watch)
         self.attempts.clear()
         self.jobs.clear()
+        for child in self._exiting:
+            child.leave()
+
+    def _let_go(self, watch: Watch) -> None:
+        """Its story is told; a child of ours that is still on its way out is reaped later."""
+        watch.close()
+        if watch.child is not None and watch.child.poll() is None:
+            self._exiting.append(watch.child)
 
     def tend(self, seen: Board) -> bool:
         """At most one action for each run and each job. Whether there is anything to watch."""
@@ -66,13 +76,14 @@ class Tending:
         """Let go of directories that are settled, and of waits that are over."""
         open_attempts = {e.attempt.id for e in seen.entries if e.attempt is not None}
         for attempt_id in self.attempts.keys() - open_attempts:
-            self.attempts.pop(attempt_id).close()
+            self._let_go(self.attempts.pop(attempt_id))
         running = {job.id for job in seen.jobs if job.state == "running"}
         for job_id in self.jobs.keys() - running:
-            self.jobs.pop(job_id).close()
+            self._let_go(self.jobs.pop(job_id))
         recovering = {e.run.id for e in seen.entries if e.run.state == State.recovering}
         for run_id in self._backoff.keys() - recovering:
             del self._backoff[run_id]
+        self._exiting = [child for child in self._exiting if child.poll() is None]
 
     # --- runs ------------------------------------------------------------------------------------
 
@@ -95,7 +106,7 @@ class Tending:
             process=self._see_attempt(entry),
             reason=Reason(run.reason),
             has_data=entry.has_data,
-            preparation=preparation.state if preparation else None,
+            preparation=_state_of(preparation, entry.preparations),
             preparation_message=preparation.message if preparation else "",
             may_use_device=seen.turn.get(entry.device) == run.id,
             is_backing_off=run.state == State.recovering and self._is_backing_off(run),
@@ -123,7 +134,7 @@ class Tending:
             patience=self._patience(attempt, watch),
             stall_step=watch.stall_step,
             is_stopped=watch.is_stopped,
-            has_no_space=watch.silence >= decide.DISK_SILENCE_SECONDS and watch.has_no_space,
+            waits_for_space=watch.silence >= decide.DISK_SILENCE_SECONDS and watch.waits_for_space,
         )
 
     def _watch_attempt(self, attempt: Attempt) -> Watch:
@@ -312,3 +323,16 @@ class Tending:
 
 
 _NEED_A_DEVICE = frozenset({State.queued, State.preparing, State.starting, State.recovering})
+
+# A job that ended so may do better the next time; once, for what may be its own fault.
+_NOT_ITS_FAULT = frozenset({Reason.host_restarted, Reason.terminated})
+_WORTH_ONE_MORE = frozenset({Reason.crashed, Reason.stalled, Reason.host_out_of_memory})
+
+
+def _state_of(preparation: Job | None, num_made: int) -> str | None:
+    """The state of the newest job that prepares the data; None when another one is to be made."""
+    if preparation is None or preparation.state != "failed":
+        return preparation.state if preparation else None
+    again = preparation.reason in _NOT_ITS_FAULT
+    again |= preparation.reason in _WORTH_ONE_MORE and num_made < 2
+    return None if again else "failed"

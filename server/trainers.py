@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from server import attempts, autopsy, extends, process, recovery
+from server import attempts, autopsy, process, recovery
 from server.autopsy import Autopsy
 from server.db import Database
 from server.decide import Signal
@@ -174,7 +174,7 @@ def close(shop: Shop, attempt_id: int, watch: Watch) -> Verdict | None:
         run = session.get_one(Run, attempt.run_id)
         said = _said(attempt, watch)
         ending = recovery.classify(said, _circumstances(attempt, watch, findings))
-        if ending.outcome in ("completed", "phase_ended"):
+        if ending.outcome == "completed":
             _end_phase(session, run, attempt, ending)
         verdict = None
         if State(run.state) in _WAITING:
@@ -233,16 +233,13 @@ def _history(session: Session, run: Run, attempt: Attempt) -> recovery.History:
 
 
 def _end_phase(session: Session, run: Run, attempt: Attempt, ending: Ending) -> None:
-    """The phase has its end, and an extend that waited for it becomes the next one."""
-    now = time.time()
+    """The phase has its end, also where only the exit record is left to say so."""
     phase = session.scalar(
         select(Phase).where(Phase.run_id == run.id, Phase.index == attempt.phase_index)
     )
     if phase is not None and phase.ended_at_step is None:
-        phase.ended_at = phase.ended_at or now
+        phase.ended_at = phase.ended_at or time.time()
         phase.ended_at_step = ending.step if ending.step is not None else run.step
-        session.flush()
-    extends.apply_pending(session, run, run.step, now)
     session.flush()
 
 
@@ -268,6 +265,8 @@ def apply(session: Session, run: Run, verdict: Verdict) -> None:
     run.best_failed_step = verdict.best_failed_step
     run.not_before = time.time() + verdict.delay_seconds if verdict.delay_seconds else None
     run.deadline, run.escalation = None, 0
+    if verdict.state is State.paused:
+        run.desired_state = Desired.paused
     if verdict.skip_step is not None:
         run.skip_steps = [*run.skip_steps, [verdict.skip_step, verdict.skip_step]]
         run.rewinds += 1

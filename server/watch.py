@@ -7,7 +7,7 @@ counts as a short one: a daemon or machine that slept must not call its trainers
 
 from __future__ import annotations
 
-import os
+import json
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -16,11 +16,11 @@ from pathlib import Path
 from server import hardware, process
 from server.process import Child
 from trainer.contract import commands, journal, rundir
+from trainer.contract.exits import Reason
 from trainer.contract.rundir import INBOX, LOCK, OUTBOX, ProcessIdentity
 
 LONGEST_TICK_SECONDS = 5.0
 ORPHAN_GRACE_SECONDS = 2.0
-NO_SPACE_BYTES = 1 << 20
 
 
 class Presence(StrEnum):
@@ -49,6 +49,7 @@ class Watch:
     since_step: float = 0.0
     watched: float = 0.0
     stall_step: int = 0
+    stalled: str | None = None
     exhausted: bool = False
     oom_kills: int = field(default_factory=lambda: hardware.memory_group().oom_kills)
     _dead: bool = False
@@ -98,13 +99,13 @@ class Watch:
         return self.identity is not None and process.is_stopped(self.identity.pid)
 
     @property
-    def has_no_space(self) -> bool:
-        """Whether the disk is so full that the process cannot even say so."""
+    def waits_for_space(self) -> bool:
+        """Whether the process says, in its lock file, that it waits for room on the disk."""
         try:
-            disk = os.statvfs(self.directory)
-        except OSError:
+            holder = json.loads((self.directory / LOCK).read_bytes())
+            return holder.get("waiting") == Reason.disk_full
+        except (OSError, ValueError, AttributeError):
             return False
-        return disk.f_bavail * disk.f_frsize < NO_SPACE_BYTES
 
     # --- telling ---------------------------------------------------------------------------------
 
@@ -142,12 +143,10 @@ class Watch:
     # --- the end ---------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Let go of what is open; the process, if it lives, goes on."""
+        """Let go of the inbox; the process, if it lives, goes on."""
         if self._inbox is not None:
             self._inbox.close()
             self._inbox = None
-        if self.child is not None:
-            self.child.leave()
 
 
 def _stat(path: Path) -> tuple[int, int, int] | None:
