@@ -38,6 +38,6 @@ def adamw_update(
         target.copy_(stored if finite is None else torch.where(finite, stored, target))
 
 
-def bias_correction(beta: Tensor, count: Tensor) -> Tensor:
-    """1 - beta^count, by expm1: the plain formula loses five digits at the first steps."""
-    return -torch.expm1(count.float() * torch.log(beta))
+def bias_correction(log_beta: Tensor, count: Tensor) -> Tensor:
+    """1 - beta^count, by expm1: the plain formula loses digits of float32 at the first steps."""
+    return -torch.expm1(count.float() * log_beta)

@@ -6,6 +6,7 @@ State names are flat and stable: `adamw.<parameter>.exp_avg`, `muon.<rows>x<cols
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -130,8 +131,8 @@ class Optimizer:
         at: tuple[Tensor, float, Tensor | None],
     ) -> None:
         count, lr_multiplier, finite = at
-        lr, beta1, beta2, decay = self._rates[name]
-        bias = (bias_correction(beta1, count), bias_correction(beta2, count))
+        lr, beta1, beta2, log_beta1, log_beta2, decay = self._rates[name]
+        bias = (bias_correction(log_beta1, count), bias_correction(log_beta2, count))
         rates = (lr * lr_multiplier, beta1, beta2, *bias, decay)
         self.adamw(p.detach(), gradient, slots, moments.m, moments.v, *rates, finite)
 
@@ -171,18 +172,14 @@ class _Moments:
         self.v = torch.zeros_like(parameter, requires_grad=False)
 
 
-AdamRates = tuple[Tensor, Tensor, Tensor, Tensor]
-
-
-def _adam_rates(model: GPT, hyper: Hyperparameters) -> dict[str, AdamRates]:
-    """(lr, beta1, beta2, weight decay) by parameter; of the scalars one number per element."""
-    rates: dict[str, AdamRates] = {}
+def _adam_rates(model: GPT, hyper: Hyperparameters) -> dict[str, list[Tensor]]:
+    """lr, betas, their logarithms, weight decay by parameter; of scalars one number per element."""
+    rates: dict[str, list[Tensor]] = {}
     for group in parameters.adam_groups(model.shape):
-        values = (group.lr(hyper), *group.betas, group.weight_decay)
+        logs = (math.log(beta) for beta in group.betas)
+        values = (group.lr(hyper), *group.betas, *logs, group.weight_decay)
         for name in group.names:
-            lr, beta1, beta2, decay = (torch.tensor(v, device=model.device) for v in values)
-            rates[name] = (lr, beta1, beta2, decay)
+            rates[name] = [torch.tensor(v, device=model.device) for v in values]
     sizes = [(name, model.bank.places[name].size) for name in parameters.scalar_names()]
-    columns = (torch.cat([rates[n][i].expand(size) for n, size in sizes]) for i in range(4))
-    lr, beta1, beta2, decay = columns
-    return rates | {"scalars": (lr, beta1, beta2, decay)}
+    columns = zip(*([rate.expand(size) for rate in rates[n]] for n, size in sizes), strict=True)
+    return rates | {"scalars": [torch.cat(column) for column in columns]}

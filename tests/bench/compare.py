@@ -1,0 +1,61 @@
+"""Two ways of doing the same, timed in turn (A B B A): medians and quartiles of the ratio."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Seconds per call. ratios: opponent / ours, one per pair of neighbours; above 1 we win."""
+
+    ours: list[float]
+    opponent: list[float]
+
+    @property
+    def ratios(self) -> list[float]:
+        return [b / a for a, b in zip(self.ours, self.opponent, strict=True)]
+
+    def line(self, name: str) -> str:
+        low, middle, high = statistics.quantiles(self.ratios, n=4)
+        spread = statistics.quantiles(self.ours, n=4)
+        return (
+            f"{name}: {middle:.2f}x (quartiles {low:.2f} to {high:.2f}); ours "
+            f"{statistics.median(self.ours) * 1e3:.1f} ms, opponent "
+            f"{statistics.median(self.opponent) * 1e3:.1f} ms; noise of ours "
+            f"{(spread[2] - spread[0]) / spread[1]:.0%}, {len(self.ours)} pairs"
+        )
+
+
+def interleave(
+    ours: Callable[[], object], opponent: Callable[[], object], *, warm_up: int, pairs: int
+) -> Comparison:
+    """Time both `pairs` times after `warm_up` calls of each."""
+    for _ in range(warm_up):
+        ours()
+        opponent()
+    a: list[float] = []
+    b: list[float] = []
+    for i in range(pairs):
+        order = [(ours, a), (opponent, b)]
+        for call, times in order if i % 2 == 0 else reversed(order):
+            times.append(seconds(call))
+    return Comparison(a, b)
+
+
+def seconds(call: Callable[[], object]) -> float:
+    wait()
+    began = time.perf_counter()
+    call()
+    wait()
+    return time.perf_counter() - began
+
+
+def wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

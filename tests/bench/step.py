@@ -1,0 +1,32 @@
+"""The whole training step against the plain reference: `python -m tests.bench.step`."""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+
+from tests.bench import training
+from tests.bench.compare import interleave
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--accumulation", type=int, nargs="*", default=[4])
+    parser.add_argument("--vocab", type=int, default=8192)
+    parser.add_argument("--rows", type=int, default=4)
+    parser.add_argument("--pairs", type=int, default=20)
+    parser.add_argument("--warm-up", type=int, default=3)
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    for accumulation in asked.accumulation:
+        spec = training.cpu_spec(asked.vocab, asked.rows, accumulation)
+        found = interleave(
+            training.ours(spec), training.opponent(spec), warm_up=asked.warm_up, pairs=asked.pairs
+        )
+        print(found.line(f"step, accumulation {accumulation}, vocabulary {asked.vocab}"))
+
+
+if __name__ == "__main__":
+    main()

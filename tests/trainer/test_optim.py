@@ -1,0 +1,121 @@
+"""The optimizer's parts against the plain formulas, and its state."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from tests.reference.optimizer import POLAR_EXPRESS, frobenius
+from tests.reference.optimizer import muon as plain_muon
+from tests.trainer.shapes import RATES, Kind, batches, stepper, trained_model
+from trainer.adamw import bias_correction
+from trainer.loss_scale import FIRST_SCALE, GROW_AFTER_STEPS, LossScale
+from trainer.muon import muon_update, orthogonalize
+
+SHAPES = [(2, 4, 12), (3, 64, 64), (2, 32, 128), (2, 128, 32), (1, 1, 12), (2, 48, 64)]
+
+
+def rates(*values: float) -> list[torch.Tensor]:
+    return [torch.tensor(value) for value in values]
+
+
+@pytest.mark.parametrize("size", SHAPES)
+def test_muon_equals_the_reference(size: tuple[int, int, int]) -> None:
+    draw = torch.Generator().manual_seed(sum(size))
+    count, rows, cols = size
+    p = torch.randn(size, generator=draw) * 0.05
+    m = torch.zeros(size)
+    v = torch.zeros((count, rows, 1) if rows >= cols else (count, 1, cols))
+    plain_p, plain_m, plain_v = p.clone(), m.clone(), v.clone()
+    lr, momentum, decay = rates(0.02, 0.9, 0.1)
+    for _ in range(3):
+        gradient = torch.randn(size, generator=draw) * 1e-3
+        if rows > 1:
+            gradient[0, 0] = 0  # a row nothing reached
+        muon_update(p, gradient, m, v, lr, momentum, decay, None, False)
+        plain_muon(plain_p, gradient, plain_m, plain_v, lr, momentum, decay, torch.float32)
+    for a, b in ((p, plain_p), (m, plain_m), (v, plain_v)):
+        assert ((a - b).norm() / b.norm()).item() < 1e-5
+
+
+def test_a_zero_gradient_moves_nothing_but_the_decay() -> None:
+    p = torch.randn(1, 8, 8)
+    before, zero = p.clone(), torch.zeros_like(p)
+    lr, momentum, decay = rates(0.1, 0.9, 0.5)
+    muon_update(p, zero, zero.clone(), torch.zeros(1, 8, 1), lr, momentum, decay, None, False)
+    torch.testing.assert_close(p, before * (1 - 0.1 * 0.5))
+
+
+def test_bf16_orthogonalization_is_as_good_as_the_plain_iteration(size) -> None:
+    """Singular values end near 1; the Gram form with its restart may not be worse than plain bf16.
+
+    A hard case: condition number 1e4.
+    """
+    x = torch.randn(size, generator=torch.Generator().manual_seed(3))
+    u, s, v = torch.linalg.svd(x, full_matrices=False)
+    hard = u * torch.logspace(0, -4, s.size(-1)) @ v
+
+    def plain(x: torch.Tensor) -> torch.Tensor:
+        x = (x.float() / (frobenius(x.float()) * 1.01 + 1e-6)).to(x.dtype)
+        for a, b, c in POLAR_EXPRESS:
+            A = x @ x.mT if x.size(-2) <= x.size(-1) else x.mT @ x
+            B = b * A + c * (A @ A)
+            x = a * x + (B @ x if x.size(-2) <= x.size(-1) else x @ B)
+        return x
+
+    truth = plain(hard.double())
+    theirs = (plain(hard.bfloat16()).double() - truth).norm()
+    ours = (orthogonalize(hard.bfloat16()).double() - truth).norm()
+    assert ours < 1.5 * theirs
+    # the Gram form squares the condition number: float32 keeps 3 digits of 1e4, 6 of a usual one
+    assert (orthogonalize(hard).double() - truth).norm() < 1e-3 * truth.norm()
+    usual = plain(x.double())
+    assert (orthogonalize(x).double() - usual).norm() < 1e-5 * usual.norm()
+
+
+def test_bias_correction_keeps_its_digits_at_the_first_steps() -> None:
+    for beta in (0.8, 0.96, 0.995):
+        for count in (1, 2, 100, 130_000):
+            found = bias_correction(torch.tensor(math.log(beta)), torch.tensor(count)).item()
+            assert found == pytest.approx(1 - beta**count, rel=3e-7)
+
+
+def test_state_is_flat_named_and_strict() -> None:
+    kind = Kind()
+    ours = stepper(trained_model(kind), kind.plan()[1])
+    ours.train_step(batches(kind), **RATES)
+    state = {n: v.clone() for n, v in ours.optimizer.state_dict().items()}
+    assert state["adamw.step"].item() == 1
+    assert state["muon.48x48.momentum"].shape == (12, 48, 48)
+    assert state["muon.48x192.second_momentum"].shape == (3, 1, 192)
+    assert state["adamw.smear_gate.weight.exp_avg"].shape == (1, 24)
+    assert all(v.is_contiguous() for v in state.values())
+    other = stepper(trained_model(kind), kind.plan()[1]).optimizer
+    other.load_state_dict(state)
+    assert all(torch.equal(v, state[n]) for n, v in other.state_dict().items())
+    with pytest.raises(ValueError, match=r"adamw\.step"):
+        other.load_state_dict({n: v for n, v in state.items() if n != "adamw.step"})
+    with pytest.raises(ValueError, match="shape"):
+        other.load_state_dict(state | {"muon.48x48.momentum": torch.zeros(1)})
+
+
+def test_moments_are_stored_as_the_tables_are() -> None:
+    kind = Kind()
+    for dtype in (torch.bfloat16, torch.float32):
+        state = stepper(trained_model(kind, dtype), kind.plan()[1]).optimizer.state_dict()
+        assert state["adamw.transformer.wte.weight.exp_avg"].dtype == dtype
+        assert state["adamw.value_embeds.0.weight.exp_avg_sq"].dtype == dtype
+        assert state["adamw.lm_head.weight.exp_avg"].dtype == torch.float32
+
+
+def test_loss_scale_halves_and_doubles() -> None:
+    scale = LossScale(torch.device("cpu"))
+    scale.update(torch.tensor(False))
+    assert scale.scale.item() == FIRST_SCALE / 2
+    scale.good_steps.fill_(GROW_AFTER_STEPS - 1)
+    scale.update(torch.tensor(True))
+    assert scale.scale.item() == FIRST_SCALE
+    assert scale.good_steps.item() == 0
+    assert not scale.exhausted

@@ -1,0 +1,37 @@
+"""glibc's allocator, told to keep what is freed.
+
+A training step frees and asks again for the same hundreds of megabytes. By default glibc hands
+large blocks back to the kernel at once, and each step pays for fresh zeroed pages.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+
+M_TRIM_THRESHOLD = -1
+M_TOP_PAD = -2
+M_MMAP_MAX = -4
+KEEP_BYTES = 1 << 30
+TOP_PAD_BYTES = 64 << 20
+
+
+def keep_freed_memory() -> bool:
+    """Ask once per process; False where there is no glibc to ask."""
+    return (
+        _ask(M_MMAP_MAX, 0)
+        and _ask(M_TRIM_THRESHOLD, KEEP_BYTES)
+        and _ask(M_TOP_PAD, TOP_PAD_BYTES)
+    )
+
+
+def hand_memory_back() -> bool:
+    """glibc's own defaults again (what a benchmark's opponent runs with)."""
+    return _ask(M_MMAP_MAX, 65_536) and _ask(M_TRIM_THRESHOLD, 128 << 10) and _ask(M_TOP_PAD, 0)
+
+
+def _ask(parameter: int, value: int) -> bool:
+    try:
+        return bool(ctypes.CDLL(None).mallopt(parameter, value))
+    except (OSError, AttributeError):
+        return False
