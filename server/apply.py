@@ -281,10 +281,11 @@ def _command_done(applied: Applied, event: events.CommandDone, seconds: float) -
 
 
 def _ended(applied: Applied, event: events.Ended, seconds: float) -> None:
-    """The attempt's last word. The run's state follows when the process is gone: settle.py."""
+    """The attempt's last word; the supervisor moves the run when the process is gone."""
     session, run, attempt = applied.session, applied.run, applied.attempt
-    attempt.outcome, attempt.reason, attempt.message = event.outcome, event.reason, event.message
-    attempt.settled = False
+    attempt.outcome = attempt.outcome or event.outcome
+    if attempt.reason is None:  # why the supervisor stopped it counts more than how it took that
+        attempt.reason, attempt.message = event.reason, event.message
     throughput.record(session, run, attempt)
     message = f"attempt {attempt.number} ended: {event.outcome}"
     level = "error" if event.outcome == "failed" else "info"

@@ -50,7 +50,7 @@ def carry_over(session: Session, run: tables.Run, now: float) -> None:
     row = tables.CommandRow
     for command in session.scalars(select(row).where(row.run_id == run.id, row.done_at.is_(None))):
         kind = command.body.get("kind")
-        if kind == "end_phase" and run.pending_extend is None or kind not in CARRIED:
+        if (kind == "end_phase" and run.pending_extend is None) or kind not in CARRIED:
             command.done_at, command.outcome = now, "lapsed"
         else:
             command.attempt_number = command.delivered_at = None

@@ -30,6 +30,7 @@ class Database:
         self.paths, self.library, self.warnings = paths, library, warnings
         self._reader = sqlite.make_engine(library, paths.database, role="reader")
         self._writer = sqlite.make_engine(library, paths.database, role="writer")
+        self._info = {"paths": paths}
         self._turn = threading.Lock()
         self._after_commit: list[Callable[[], None]] = []
 
@@ -46,7 +47,10 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Session]:
         """A session that sees one moment and cannot write. Never hold it across a stream."""
-        with sqlite.speaking(), Session(self._reader, expire_on_commit=False) as session:
+        with (
+            sqlite.speaking(),
+            Session(self._reader, expire_on_commit=False, info=self._info) as session,
+        ):
             yield session
 
     @contextmanager
@@ -59,7 +63,10 @@ class Database:
             raise sqlite.busy("other changes are still being written")
         try:
             self._bound_wal()
-            with sqlite.speaking(), Session(self._writer, expire_on_commit=False) as session:
+            with (
+                sqlite.speaking(),
+                Session(self._writer, expire_on_commit=False, info=self._info) as session,
+            ):
                 session.connection()  # takes the write lock now, before anything is read
                 yield session
                 session.flush()
@@ -94,7 +101,7 @@ class Database:
             return self._checkpoint()
 
     def backup(self) -> Path:
-        """A verified copy under backups/, made while others go on. Raises OSError, StorageBroken."""
+        """A verified copy under backups/, made while others go on. Raises OSError."""
         return backups.make(self.library, self.paths)
 
     def backups(self) -> list[Path]:
@@ -116,7 +123,7 @@ class Database:
             cursor = raw.cursor()
             cursor.execute("PRAGMA busy_timeout=100")
             cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            blocked = cursor.fetchone()[0]
+            blocked = (cursor.fetchone() or (1,))[0]
             cursor.execute(f"PRAGMA busy_timeout={int(sqlite.BUSY_SECONDS * 1000)}")
             cursor.close()
             return not blocked

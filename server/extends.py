@@ -60,8 +60,8 @@ def extend(
     if dry_run:
         return ExtendOutcome(shown, False)
     if ask.at == "now" and state in _STEPPING:
-        run.pending_extend = ask.model_dump(mode="json", exclude_unset=True) | {"to_step": end}
-        run.pending_extend = {k: v for k, v in run.pending_extend.items() if k[:4] != "add_"}
+        said = ask.model_dump(mode="json", exclude_unset=True, exclude={"add_steps", "add_tokens"})
+        run.pending_extend = {**said, "to_step": end}
         commands.send(session, run, EndPhase(id=commands.new_id()), now)
         _say(session, run, now, f"the present phase ends at the next step: extend to {end:,}")
         return ExtendOutcome(shown, True)

@@ -40,7 +40,7 @@ class Feed:
             except RuntimeError:  # that loop has ended, and its readers with it
                 continue
 
-    async def wait(self, after_version: int, timeout: float) -> int:
+    async def wait(self, after_version: int, timeout: float) -> int:  # noqa: ASYNC109 - a deadline for nothing happening
         """The version as soon as it is above `after_version`, or after `timeout` seconds.
 
         Raises errors.Busy when too many wait already.

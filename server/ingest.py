@@ -7,7 +7,6 @@ cursor with the old rows, or the new with the new.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,11 @@ from typing import Any
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
-from server import apply, apply_job, settle, tables
+from server import apply, apply_job, tables
 from server.db import Database
 from trainer.contract import events, failpoint
 from trainer.contract.journal import Batch, Reader
-from trainer.contract.rundir import LOCK, OUTBOX, DataDir, is_held
+from trainer.contract.rundir import OUTBOX, DataDir
 
 MAX_RECORDS = 2_000
 MAX_BYTES = 2 << 20
@@ -29,7 +28,11 @@ _INT_LIMIT = 2**63
 
 @dataclass(frozen=True)
 class IngestResult:
-    """applied: records now in rows. more: there is more to read now. problem: why it stopped."""
+    """applied: records now in rows. more: there is more to read now. problem: why it stopped.
+
+    The run's state does not follow the attempt's last word here but when its process is gone, which
+    the supervisor sees: `paused` is said only when the device memory is free.
+    """
 
     applied: int
     more: bool
@@ -46,7 +49,7 @@ class Record:
 
 
 def ingest_attempt(
-    db: Database, attempt_id: int, paths: DataDir, *, max_records: int = MAX_RECORDS
+    db: Database, attempt_id: int, paths: DataDir, max_records: int = MAX_RECORDS
 ) -> IngestResult:
     """Apply what an attempt has reported since the last time.
 
@@ -57,10 +60,9 @@ def ingest_attempt(
         attempt = session.get(tables.Attempt, attempt_id)
     if attempt is None:
         return IngestResult(0, False)
-    directory = paths.run(attempt.run_id).attempt(attempt.number)
-    read = _read(directory / OUTBOX, attempt, (attempt.run_id, attempt.number), max_records)
-    settles = _can_settle(attempt, directory)
-    if not read.is_news and not settles:
+    path = paths.run(attempt.run_id).attempt(attempt.number) / OUTBOX
+    read = _read(path, attempt, (attempt.run_id, attempt.number), max_records)
+    if not read.is_news:
         return IngestResult(0, False, attempt.outbox_problem)
 
     def act(session: Session, row: Any) -> None:
@@ -71,14 +73,12 @@ def ingest_attempt(
         applied.finish()
         if read.problem:
             apply.stop(applied, read.problem)
-        if row.outcome is not None and not is_held(directory / LOCK):
-            settle.follow(session, run, row, time.time())
 
     return _commit(db, tables.Attempt, attempt, read, act)
 
 
 def ingest_job(
-    db: Database, job_id: str, paths: DataDir, *, max_records: int = MAX_RECORDS
+    db: Database, job_id: str, paths: DataDir, max_records: int = MAX_RECORDS
 ) -> IngestResult:
     """The same for a job's journal, whose header names the job as its run and 0 as its attempt."""
     with db.read() as session:
@@ -202,8 +202,3 @@ def _commit(
         problem = row.outbox_problem
     failpoint.hit("ingest.committed")
     return IngestResult(len(read.batch.records), read.more, problem)
-
-
-def _can_settle(attempt: tables.Attempt, directory: Path) -> bool:
-    """The outcome is known, the state has not followed it, and now the process is gone."""
-    return attempt.outcome is not None and not attempt.settled and not is_held(directory / LOCK)

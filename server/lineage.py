@@ -155,5 +155,5 @@ def _cut_sparkline(session: Session, run: tables.Run, step: int) -> None:
                 session.connection(), stretch.attempt_id, low, high, 1 << 30, ["loss"]
             ):
                 total = rollups.join(total, row.stats[0])
-        line = sparkline.add_total(line, again[0], total.count, total.sum)
+        line = sparkline.add_total(line, again[0], total.num, total.sum)
     run.sparkline = line

@@ -19,9 +19,12 @@ from trainer.contract.rundir import DataDir
 # A corrupt page of a larger file is found when it is read: a full check would delay every start.
 QUICK_CHECK_BYTES = 128 << 20
 NETWORK_FILE_SYSTEMS = frozenset(
-    "nfs nfs3 nfs4 cifs smbfs smb3 afs afpfs webdav davfs ceph glusterfs lustre gpfs beegfs ncpfs "
-    "fuse.sshfs fuse.glusterfs fuse.ceph fuse.s3fs fuse.rclone fuse.gcsfuse fuse.davfs2 macfuse"
-    .split()
+    {
+        "nfs", "nfs3", "nfs4", "cifs", "smbfs", "smb3", "afs", "afpfs", "webdav", "davfs",
+        "ceph", "glusterfs", "lustre", "gpfs", "beegfs", "ncpfs", "fuse.sshfs",
+        "fuse.glusterfs", "fuse.ceph", "fuse.s3fs", "fuse.rclone", "fuse.gcsfuse",
+        "fuse.davfs2", "macfuse",
+    }
 )  # fmt: skip
 
 

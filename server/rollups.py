@@ -28,14 +28,14 @@ _NOTHING = [0, 0.0, 0.0, 0.0] * len(KEYS)
 
 
 class Stat(NamedTuple):
-    count: int
+    num: int
     sum: float
     min: float
     max: float
 
     @property
     def mean(self) -> float | None:
-        return self.sum / self.count if self.count else None
+        return self.sum / self.num if self.num else None
 
 
 EMPTY = Stat(0, 0.0, 0.0, 0.0)
@@ -173,9 +173,9 @@ def binned(rows: Iterable[Row], bin_steps: int) -> list[Row]:
 
 
 def join(a: Stat, b: Stat) -> Stat:
-    if not a.count or not b.count:
-        return a if a.count else b
-    return Stat(a.count + b.count, a.sum + b.sum, min(a.min, b.min), max(a.max, b.max))
+    if not a.num or not b.num:
+        return a if a.num else b
+    return Stat(a.num + b.num, a.sum + b.sum, min(a.min, b.min), max(a.max, b.max))
 
 
 def bin_steps_for(low: int, high: int, max_points: int) -> int:

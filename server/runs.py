@@ -18,7 +18,7 @@ from server.extends import ExtendOutcome, extend
 from server.imports import import_run
 from server.lineage import supersede
 from server.making import first_phase, new_run, plan_for, require_free
-from server.schemas import PatchRun
+from server.schemas import PatchRun, ResumeRequest
 from server.states import Desired, State
 from trainer.contract.commands import Cancel, Evaluate, Pause, Pin, Save, Update
 from trainer.contract.exits import Reason
@@ -80,7 +80,7 @@ def request_pause(
 
 
 def resume(
-    session: Session, run: tables.Run, now: float, *, overrides: dict[str, Any] | None = None
+    session: Session, run: tables.Run, ask: ResumeRequest | None = None, *, now: float
 ) -> bool:
     """Queue a paused, failed or cancelled run; one that is pausing goes on after its checkpoint."""
     state = states.require(run, "resume")
@@ -88,6 +88,7 @@ def resume(
         return False
     if state is not State.pausing:
         _require_work(session, run)
+    overrides = ask.overrides.model_dump(exclude_none=True) if ask and ask.overrides else {}
     if overrides:
         run.overrides = {**run.overrides, **overrides}
     run.desired_state = Desired.running
@@ -120,7 +121,7 @@ def request_cancel(
     return True
 
 
-def delete(session: Session, run: tables.Run) -> Path:
+def delete(session: Session, run: tables.Run, now: float) -> Path:
     """Delete the rows of a settled run. Returns its directory, relative to the data directory:
     removing it, after the commit, is the caller's.
     """
@@ -141,7 +142,7 @@ def delete(session: Session, run: tables.Run) -> Path:
             kind="deleted",
             message=f"run {run.name} was deleted",
             data={"run": run.id, "name": run.name},
-            unix_seconds=run.state_since,
+            unix_seconds=now,
         )
     )
     session.flush()

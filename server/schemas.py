@@ -168,6 +168,8 @@ class Progress(BaseModel):
 
 
 class PhaseView(BaseModel):
+    """superseded: a rewind set it aside. lineage_end: where it ends in the present lineage."""
+
     index: int
     name: str
     start_step: int
@@ -182,6 +184,8 @@ class PhaseView(BaseModel):
     started_at: float | None
     ended_at: float | None
     imported: bool
+    superseded: bool = False
+    lineage_end: int
 
 
 class AttemptView(BaseModel):

@@ -10,7 +10,7 @@ import importlib
 import json
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -42,10 +42,8 @@ class Library:
 def choose_library() -> Library:
     """pysqlite3 where it is installed and fixed, else a fixed standard library, else no WAL."""
     candidates: list[tuple[str, ModuleType]] = [("sqlite3", sqlite3)]
-    try:
+    with suppress(ImportError):
         candidates.insert(0, ("pysqlite3", importlib.import_module("pysqlite3.dbapi2")))
-    except ImportError:
-        pass
     for name, module in candidates:
         if has_wal_reset_fix(module.sqlite_version_info):
             return Library(module, name, module.sqlite_version, "WAL")

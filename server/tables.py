@@ -125,8 +125,8 @@ class Attempt(Base):
     """One trainer process. `number` is its fencing token within the run.
 
     outbox_*: the ingest cursor, committed with the rows it produced. lineage_limit, in steps done:
-    points below it and checkpoints up to it still count (None: all). settled: the run's state has
-    followed the attempt's outcome. Number 0 is an import.
+    points below it and checkpoints up to it still count (None: all). settled: its end is written
+    and the run has moved on. Number 0 is an import.
     """
 
     __tablename__ = "attempts"
