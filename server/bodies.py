@@ -128,7 +128,9 @@ def parse(raw: bytes) -> Any:
         place = f"line {error.lineno} column {error.colno}"
         raise Invalid(f"The body is not JSON: {error.msg} at {place}.") from None
     except ValueError as error:
-        raise Invalid(f"The body is not JSON that can be meant: {printable(error, 200)}.") from None
+        raise Invalid(
+            f"The body is not JSON that can be meant: {printable(str(error), 200)}."
+        ) from None
     _check(value)
     return value
 

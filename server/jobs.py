@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from server import runs, states, tables
 from server.errors import Conflict, Invalid, NotFound
+from server.making import require_free
 from server.states import State
 from trainer.contract.jobs import EvaluateParams, ExportParams, ImportParams, SampleParams
 
@@ -61,7 +62,7 @@ def export(session: Session, run: tables.Run, params: ExportParams, now: float) 
 
 def import_run(session: Session, params: ImportParams, now: float) -> tables.Job:
     """The files are read by the job; here only what can be known at once. Raises NameTaken."""
-    runs.require_free(session, params.name)
+    require_free(session, params.name)
     if "\0" in params.path or not Path(params.path).is_absolute():
         raise Invalid("The path must be absolute: it is read on the daemon's machine.",
                       errors=_at("/path"))  # fmt: skip

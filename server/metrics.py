@@ -69,7 +69,7 @@ class _Run:
 
     id: str
     name: str
-    state: State
+    state: str
     device: str
     step: int
     end_step: int
@@ -179,8 +179,8 @@ def _load(session: Session, now: float) -> list[_Run]:
         ).all()
     )
     return [
-        _Run(row[0], row[1], State(row[2]), *row[3:], phases.get(row[0], ""), saved.get(row[0]))
-        for row in rows
+        _Run(*columns, phase=phases.get(columns[0], ""), checkpoint_at=saved.get(columns[0]))
+        for columns in rows
     ]
 
 
@@ -196,10 +196,14 @@ def _read_counters(session: Session, runs: list[_Run]) -> dict[str, list[tuple[s
             table.run.in_([run.name for run in runs]), table.name.in_(_COUNTERS)
         )
     )
-    found: dict[str, list[tuple[str, str, float]]] = {name: [] for name in _COUNTERS}
+    held: dict[str, dict[tuple[str, str], float]] = {
+        # from 0, so that the first increase is seen; restarts have no reason before the first
+        name: {} if name == counters.RESTARTS else {(run.name, ""): 0.0 for run in runs}
+        for name in _COUNTERS
+    }
     for name, run, label, value in rows:
-        found[name].append((run, label, value))
-    return found
+        held[name][run, label] = value
+    return {name: [(*k, v) for k, v in values.items()] for name, values in held.items()}
 
 
 def _unread(session: Session) -> list[tuple[str, int, int]]:
@@ -250,7 +254,7 @@ def _run_lines(runs: list[_Run]) -> Iterator[str]:
     stamp = "checkpoint_last_success_timestamp_seconds"
     yield from per_run(stamp, "When the last checkpoint was written", lambda r: r.checkpoint_at)
     states = (
-        ({"run": run.name, "state": state}, float(run.state is state))
+        ({"run": run.name, "state": state}, float(run.state == state))
         for run in runs
         for state in State
     )

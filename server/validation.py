@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -41,7 +42,18 @@ def explain(
     first = f"{_dotted(errors[0]['pointer'])}{errors[0]['detail']}"
     more = len(said) - 1
     detail = first if not more else f"{first} (and {more} more, see errors)"
-    return Invalid(detail[0].upper() + detail[1:] + ".", errors=errors)
+    return Invalid(detail + ".", errors=errors)
+
+
+@contextmanager
+def explained(body: Any, model: type[BaseModel]) -> Iterator[None]:
+    """What pydantic finds wrong with `body` as a `model` becomes Invalid; other faults stay."""
+    try:
+        yield
+    except ValidationError as error:
+        if error.title != model.__name__:
+            raise
+        raise explain(error, body, model) from None
 
 
 def printable(value: object, limit: int = 80) -> str:
@@ -62,15 +74,17 @@ def _pointer(finding: Any, body: Any) -> tuple[str, list[str]]:
     path: list[str] = []
     here = body
     for index, key in enumerate(keys):
-        if isinstance(here, dict) and key in here:
-            here = here[key]
-        elif isinstance(here, list) and isinstance(key, int) and key < len(here):
+        if key in here if isinstance(here, dict) else _is_index(here, key):
             here = here[key]
         elif not (index == len(keys) - 1 and finding["type"] == "missing"):
             continue
         path.append(printable(str(key)))
     escaped = (key.replace("~", "~0").replace("/", "~1") for key in path)
     return "".join(f"/{key}" for key in escaped), path
+
+
+def _is_index(here: Any, key: Any) -> bool:
+    return isinstance(here, list) and isinstance(key, int) and key < len(here)
 
 
 def _sentence(finding: Any, path: list[str], model: type[BaseModel] | None) -> str:

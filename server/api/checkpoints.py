@@ -8,7 +8,7 @@ from fastapi import APIRouter, Path, Request
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
-from server import checkpoints, jobs, runs, store
+from server import checkpoints, history, jobs, runs, store
 from server.api.deps import (
     CheckpointRef,
     Conf,
@@ -37,7 +37,9 @@ BINARY = {"application/octet-stream": {"schema": {"type": "string", "format": "b
 @router.get("", responses=problems(404))
 def index(run: RunRef, db: Db, superseded: Superseded = False) -> Page[CheckpointView]:
     with db.read() as session:
-        return whole(store.checkpoints(session, store.get_run(session, run), superseded=superseded))
+        return whole(
+            history.checkpoints(session, store.get_run(session, run), superseded=superseded)
+        )
 
 
 @router.post("", status_code=202, response_model=JobView, responses=problems(404, 409))
@@ -60,7 +62,7 @@ def pin(
         row = store.get_run(session, run)
         runs.pin(session, checkpoints.get(session, row, checkpoint), body.pinned, act.now)
         session.flush()
-        return store.checkpoint(session, row, checkpoint)
+        return history.checkpoint(session, row, checkpoint)
 
 
 @router.delete(

@@ -60,8 +60,14 @@ def problem(error: errors.TraindError) -> Response:
     if error.hint:
         document["hint"] = error.hint
     document |= {k: v for k, v in error.extra.items() if k not in document}
-    content = json.dumps(document, default=str).encode()  # ASCII: a lone surrogate stays escaped
-    return Response(content, error.status, error.headers, media_type=MEDIA_TYPE)
+    return Response(_encoded(document), error.status, error.headers, media_type=MEDIA_TYPE)
+
+
+def _encoded(document: dict[str, Any]) -> bytes:
+    try:
+        return json.dumps(document, default=str, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # half a surrogate pair: it stays escaped
+        return json.dumps(document, default=str).encode()
 
 
 def _from_validation(error: RequestValidationError) -> errors.TraindError:
@@ -79,7 +85,7 @@ def _from_framework(request: Request, error: HTTPException) -> errors.TraindErro
     if error.status_code == 405:
         allowed = ", ".join(allowed_methods(request))
         return MethodNotAllowed(
-            f"{request.method} is not offered at {path}; {allowed} is.",
+            f"{request.method} is not offered at {path}; what is offered there: {allowed}.",
             headers={"Allow": allowed},
         )
     if error.status_code == 503:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from server import store, tables
+from server import estimate, store, tables
 from server.db import Database
 from server.states import SETTLED
 from server.stream import Kept, Source, frame_of
@@ -19,12 +19,12 @@ def source_of(db: Database) -> Source:
 
     def events(after: int, run_id: str | None, limit: int) -> list[Kept]:
         with db.read() as session:
-            found = store.events_after(session, after, run_id=run_id, limit=limit)
+            found = store.events_after(session, run_id, after, limit)
         return [Kept(e.id, e.run, frame_of(e.kind, e.model_dump_json(), e.id)) for e in found]
 
     def newest() -> int:
         with db.read() as session:
-            return session.scalar(select(func.max(tables.Event.id))) or 0
+            return store.newest_event_id(session)
 
     def progress(run_ids: set[str] | None) -> dict[str, str | None]:
         """Rendered anew only for runs that changed since the last time."""
@@ -34,7 +34,7 @@ def source_of(db: Database) -> Source:
             for run in rows:
                 version = (run.version, run.step, run.last_step_at, run.state, run.reason_message)
                 if versions.get(run.id) != version or run.id not in rendered:
-                    view = store.progress(session, run)
+                    view = estimate.progress(session, run)
                     rendered[run.id], versions[run.id] = view.model_dump_json(), version
                 answer[run.id] = rendered[run.id]
         for gone in rendered.keys() - {run.id for run in rows}:

@@ -10,7 +10,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from server import parquet, store
+from server import curves, parquet, store
 from server.api.deps import Db, RunRef, StrictRoute, Superseded, negotiate
 from server.api.openapi import problems
 from server.errors import Invalid
@@ -56,7 +56,7 @@ def metrics(
     with db.read() as session:
         row = store.get_run(session, run)
         name = row.name
-        answer = store.metrics(
+        answer = curves.metrics(
             session,
             row,
             keys=_keys(keys),
@@ -77,9 +77,9 @@ def _keys(text: str | None) -> list[str] | None:
     if not text:
         return None
     asked = [key.strip() for key in text.split(",") if key.strip()]
-    unknown = [key for key in asked if key not in store.METRIC_KEYS]
+    unknown = [key for key in asked if key not in curves.METRIC_KEYS]
     if unknown:
-        known = ", ".join(store.METRIC_KEYS)
+        known = ", ".join(curves.METRIC_KEYS)
         detail = f"there is no series {unknown[0]!r}; there are {known}"
         raise Invalid(f"Keys: {detail}.", errors=[{"pointer": "?keys", "detail": detail}])
     return list(dict.fromkeys(asked))

@@ -1,47 +1,46 @@
-"""What a run has been through: phases, attempts, evaluations, samples, logs, report."""
+"""What a run has been through: phases, attempts, evaluations, samples, logs."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query
 from starlette.responses import Response
 
-from server import logs, report, store
-from server.api.deps import MAX_ID, Conf, Db, RunRef, StrictRoute, Superseded, negotiate
+from server import history, logs, store
+from server.api.deps import MAX_ID, Conf, Db, RunRef, StrictRoute, Superseded
 from server.api.openapi import problems
 from server.errors import NotFound
 from server.schemas import AttemptView, EvaluationView, Page, PhaseView, SampleView
 from trainer.contract.rundir import LOG
 
 router = APIRouter(prefix="/v1/runs/{run}", tags=["history"], route_class=StrictRoute)
-REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"
 
 
 @router.get("/phases", responses=problems(404))
 def phases(run: RunRef, db: Db) -> Page[PhaseView]:
     with db.read() as session:
-        return whole(store.phases(session, store.get_run(session, run)))
+        return whole(history.phases(session, store.get_run(session, run)))
 
 
 @router.get("/attempts", responses=problems(404))
 def attempts(run: RunRef, db: Db) -> Page[AttemptView]:
     """One trainer process each, with its end and the last lines of its log."""
     with db.read() as session:
-        return whole(store.attempts(session, store.get_run(session, run)))
+        return whole(history.attempts(session, store.get_run(session, run)))
 
 
 @router.get("/evaluations", responses=problems(404))
 def evaluations(run: RunRef, db: Db, superseded: Superseded = False) -> Page[EvaluationView]:
     with db.read() as session:
         row = store.get_run(session, run)
-        return whole(store.evaluations(session, row, superseded=superseded))
+        return whole(history.evaluations(session, row, superseded=superseded))
 
 
 @router.get("/samples", responses=problems(404))
 def samples(run: RunRef, db: Db, superseded: Superseded = False) -> Page[SampleView]:
     with db.read() as session:
-        return whole(store.samples(session, store.get_run(session, run), superseded=superseded))
+        return whole(history.samples(session, store.get_run(session, run), superseded=superseded))
 
 
 @router.get(
@@ -63,7 +62,7 @@ def show_logs(
     """The trainer's log, control bytes escaped. Traind-Attempt names the attempt."""
     with db.read() as session:
         row = store.get_run(session, run)
-        numbers = [view.number for view in store.attempts(session, row)]
+        numbers = [view.number for view in history.attempts(session, row)]
     if not numbers:
         raise NotFound(f"Run {row.name} has not been started: there is no log.")
     number = max(numbers) if attempt is None else attempt
@@ -75,26 +74,6 @@ def show_logs(
     part = logs.tail(path, tail) if offset is None else logs.after(path, offset)
     headers = {"Traind-Attempt": str(number), "Traind-Next-Offset": str(part.next_offset)}
     return Response(part.text, headers=headers, media_type="text/plain")
-
-
-@router.get(
-    "/report",
-    response_class=Response,
-    responses=problems(404, 406)
-    | {200: {"content": {kind: {} for kind in ("text/markdown", "text/html", "application/json")}}},
-)
-def show_report(run: RunRef, db: Db, request: Request) -> Response:
-    """The summary of a run: Markdown, HTML or JSON by Accept."""
-    kind = negotiate(request, "text/markdown", "text/html", "application/json")
-    write = {
-        "text/markdown": report.markdown,
-        "text/html": report.html,
-        "application/json": report.json,
-    }[kind]
-    with db.read() as session:
-        content = write(session, store.get_run(session, run))
-    headers = {"Vary": "Accept", "Content-Security-Policy": REPORT_POLICY}
-    return Response(content, headers=headers, media_type=kind)
 
 
 def whole(items: list) -> Page:

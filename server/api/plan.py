@@ -14,8 +14,9 @@ from server.api.deps import Act, Conf, Doing, StrictRoute
 from server.api.openapi import problems
 from server.errors import Invalid
 from server.idempotency import Answer
+from server.making import plan_for
 from server.schemas import PlanAnswer
-from server.validation import explain
+from server.validation import explain, explained
 from trainer.contract.extend import ExtendRequest
 from trainer.contract.spec import RunSpec, resolve
 
@@ -40,11 +41,9 @@ def plan(body: Annotated[dict[str, Any], Body()], act: Doing, conf: Conf) -> Res
 
 
 def _spec(session: Session, conf: Conf, body: dict[str, Any]) -> PlanAnswer:
-    try:
+    with explained(body, RunSpec):
         spec = resolve({"name": "plan", **body})
-    except ValidationError as error:
-        raise explain(error, body, RunSpec) from None
-    made = runs.plan_for(spec, planning.context(session, conf, spec))
+    made = plan_for(spec, planning.context(session, conf, spec))
     return PlanAnswer(spec=spec, plan=made)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
@@ -9,7 +10,7 @@ from fastapi import APIRouter, Body, Query
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
-from server import planning, runs, store, tables
+from server import estimate, planning, runs, store, tables
 from server.api.deps import Act, Conf, Db, Doing, Limit, RunRef, StrictRoute
 from server.api.openapi import problems
 from server.idempotency import Answer
@@ -23,7 +24,9 @@ from server.schemas import (
     RunSummary,
 )
 from server.states import State
+from server.validation import explained
 from trainer.contract.extend import ExtendRequest
+from trainer.contract.spec import RunSpec
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"], route_class=StrictRoute)
 UNCHANGED = {200: {"model": RunDetail, "description": "It was so already; nothing changed."}}
@@ -42,11 +45,12 @@ Verb = {
     | {201: {"headers": {"Location": {"schema": {"type": "string"}}}, "description": "Created."}},
 )
 def create(body: Annotated[dict[str, Any], Body()], act: Doing, conf: Conf) -> Response:
-    """Create a run from a spec; `{"name": "demo"}` is enough. It is queued unless `start: false`."""
+    """Create a run from a spec; `{"name": "demo"}` is enough. `start: false` leaves it unqueued."""
 
     def effect(session: Session) -> Answer:
         context = planning.context_for(session, conf, body)
-        run = runs.create(session, body, context=context, now=act.now)
+        with explained(body, RunSpec):
+            run = runs.create(session, body, context=context, now=act.now)
         session.flush()
         detail = store.detail(session, run)
         return Answer.of(detail, 201, Location=f"/v1/runs/{run.id}")
@@ -77,7 +81,7 @@ def show(run: RunRef, db: Db) -> RunDetail:
 def progress(run: RunRef, db: Db) -> Progress:
     """Where it stands, how fast it goes and when it will be done."""
     with db.read() as session:
-        return store.progress(session, store.get_run(session, run))
+        return estimate.progress(session, store.get_run(session, run))
 
 
 @router.patch("/{run}", responses=problems(404, 409))
@@ -85,16 +89,18 @@ def patch(run: RunRef, body: PatchRun, act: Doing) -> RunDetail:
     """Change title, metadata, cadences, retention, recovery or notify; anything else is fixed."""
     with act.db.write() as session:
         row = store.get_run(session, run)
-        runs.patch(session, row, body, now=act.now)
+        with explained(body.model_dump(exclude_unset=True), RunSpec):
+            runs.patch(session, row, body, act.now)
         session.flush()
         return store.detail(session, row)
 
 
 @router.delete("/{run}", status_code=204, response_class=Response, responses=problems(404, 409))
-def delete(run: RunRef, act: Doing) -> Response:
+def delete(run: RunRef, act: Doing, conf: Conf) -> Response:
     """Delete a run that has ended, with its checkpoints and history."""
     with act.db.write() as session:
-        runs.delete(session, store.get_run(session, run), now=act.now)
+        directory = runs.delete(session, store.get_run(session, run), act.now)
+    shutil.rmtree(conf.paths.root / directory, ignore_errors=True)
     return Response(status_code=204)
 
 
@@ -104,13 +110,13 @@ def delete(run: RunRef, act: Doing) -> Response:
 @router.post("/{run}/start", **Verb)
 def start(run: RunRef, act: Doing) -> Response:
     """Queue a run that was created with `start: false`."""
-    return _verb(act, run, lambda session, row: runs.start(session, row, now=act.now))
+    return _verb(act, run, lambda session, row: runs.start(session, row, act.now))
 
 
 @router.post("/{run}/pause", **Verb)
 def pause(run: RunRef, act: Doing) -> Response:
     """Save a checkpoint at the next step, end the trainer and free the device."""
-    return _verb(act, run, lambda session, row: runs.request_pause(session, row, now=act.now))
+    return _verb(act, run, lambda session, row: runs.request_pause(session, row, act.now))
 
 
 @router.post("/{run}/resume", **Verb)
@@ -123,7 +129,7 @@ def resume(run: RunRef, act: Doing, body: ResumeRequest | None = None) -> Respon
 @router.post("/{run}/cancel", **Verb)
 def cancel(run: RunRef, act: Doing) -> Response:
     """End it for good, without saving. A resume takes it up from the last checkpoint."""
-    return _verb(act, run, lambda session, row: runs.request_cancel(session, row, now=act.now))
+    return _verb(act, run, lambda session, row: runs.request_cancel(session, row, act.now))
 
 
 @router.post(

@@ -62,7 +62,7 @@ def system(request: Request, db: Db, conf: Conf) -> SystemView:
         version=_version("traind") or "?",
         python=platform.python_version(),
         versions={name: _version(name) for name in PACKAGES},
-        sqlite={"version": db.library.version_text, "module": db.library.name},
+        sqlite={"version": db.library.version, "module": db.library.name},
         devices=_devices(db, request.app.state.readings),
         data_dir=str(conf.paths.root),
         disk_total_bytes=disk.total,

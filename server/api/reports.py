@@ -1,0 +1,33 @@
+"""The summary of a run, as it would be written by hand."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from server import report, store
+from server.api.deps import Db, RunRef, StrictRoute, negotiate
+from server.api.openapi import problems
+
+router = APIRouter(prefix="/v1/runs/{run}", tags=["history"], route_class=StrictRoute)
+REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"
+
+
+@router.get(
+    "/report",
+    response_class=Response,
+    responses=problems(404, 406)
+    | {200: {"content": {kind: {} for kind in ("text/markdown", "text/html", "application/json")}}},
+)
+def show_report(run: RunRef, db: Db, request: Request) -> Response:
+    """The summary of a run: Markdown, HTML or JSON by Accept."""
+    kind = negotiate(request, "text/markdown", "text/html", "application/json")
+    write = {
+        "text/markdown": report.markdown,
+        "text/html": report.html,
+        "application/json": report.json,
+    }[kind]
+    with db.read() as session:
+        content = write(session, store.get_run(session, run))
+    headers = {"Vary": "Accept", "Content-Security-Policy": REPORT_POLICY}
+    return Response(content, headers=headers, media_type=kind)
