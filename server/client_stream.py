@@ -41,7 +41,7 @@ class _Waiting:
     since: monotonic seconds of the first failure without a connection in between.
     """
 
-    seconds: float = FIRST_WAIT_SECONDS
+    seconds: float
     since: float | None = None
 
     def wait(self) -> float:
@@ -64,7 +64,11 @@ def follow(
     unreachable: Callable[[str], Exception],
 ) -> Iterator[Message]:
     """Messages of the stream at `path`, connected anew whenever it ends. See Client.stream."""
-    last, waiting, tell = after, _Waiting(), on_connection or (lambda connected: None)
+    last, waiting, tell = (
+        after,
+        _Waiting(FIRST_WAIT_SECONDS),
+        on_connection or (lambda connected: None),
+    )
     while True:
         cause = "the stream ended"
         try:

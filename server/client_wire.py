@@ -74,7 +74,7 @@ class Wire:
         transport: httpx.BaseTransport | None,
     ) -> None:
         self.url = (url or default_url()).rstrip("/")
-        host = urlsplit(self.url).hostname or ""
+        host = _host(self.url)
         token = read_token(token_file, is_loopback=host in LOOPBACK)
         try:
             self.http = httpx.Client(
@@ -176,6 +176,13 @@ def default_token_path() -> Path:
     import platformdirs
 
     return Path(platformdirs.user_data_dir("traind")) / "token"
+
+
+def _host(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError as error:
+        raise NotReachable(url, str(error)) from error
 
 
 def quoted(part: str) -> str:

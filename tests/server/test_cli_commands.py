@@ -1,0 +1,483 @@
+"""The commands against a scripted daemon: what they send, print and exit with."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.cli.app import main
+from tests.server import stub_daemon
+from tests.server.stub_daemon import (
+    Reply,
+    Stub,
+    detail,
+    job,
+    page,
+    problem,
+    progress,
+    running,
+    summary,
+)
+from tests.server.test_cli_text import HOSTILE, reference
+
+
+@dataclass
+class Ran:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Traind = Callable[..., Ran]
+
+
+@pytest.fixture
+def stub() -> Iterator[Stub]:
+    with running() as stub:
+        yield stub
+
+
+@pytest.fixture
+def traind(
+    stub: Stub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Traind:
+    """Runs one command against the stub, as if in a pipe."""
+    monkeypatch.setenv("TRAIND_URL", stub.url)
+    monkeypatch.setenv("TRAIND_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.delenv("TRAIND_TOKEN_FILE", raising=False)
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    def run(*arguments: str) -> Ran:
+        with pytest.raises(SystemExit) as ended:
+            main(list(arguments))
+        said = capsys.readouterr()
+        return Ran(int(ended.value.code or 0), said.out, said.err)
+
+    return run
+
+
+def test_ps_lists_runs(stub: Stub, traind: Traind):
+    stub.on("GET", "/v1/runs", page(summary("a"), summary("b", "queued", queue_position=2)))
+    ran = traind("ps")
+    assert ran.code == 0
+    assert "a  " in ran.out
+    assert "50 / 200" in ran.out
+    assert "number 2 in the queue" in ran.out
+    assert [run["name"] for run in traind("ps", "--json").json] == ["a", "b"]
+
+
+def test_ps_without_runs_says_how_to_make_one(stub: Stub, traind: Traind):
+    stub.on("GET", "/v1/runs", page())
+    ran = traind("ps")
+    assert (ran.code, ran.out) == (0, "")
+    assert "traind run" in ran.err
+    assert traind("ps", "--json").json == []
+
+
+def test_f54_hostile_strings_reach_the_terminal_as_text(stub: Stub, traind: Traind):
+    run = detail("demo", title=HOSTILE, metadata={"k": HOSTILE}, reason_message=HOSTILE)
+    stub.on("GET", "/v1/runs", page(summary(HOSTILE, "failed", reason_message=HOSTILE)))
+    stub.on("GET", "/v1/runs/demo", Reply({**run, "advice": HOSTILE, "directory": HOSTILE}))
+    event = stub_daemon.event(1, HOSTILE)
+    stub.on("GET", "/v1/runs/demo/events", page(event))
+    headers = {"Traind-Attempt": "1", "Traind-Next-Offset": "9", "Content-Type": "text/plain"}
+    stub.on("GET", "/v1/runs/demo/logs", Reply(f"{HOSTILE}\n", headers=headers))
+    stub.on("GET", "/v1/runs/demo/report", Reply(HOSTILE))
+    stub.on("GET", "/v1/jobs", page(job(message=HOSTILE, stage=HOSTILE)))
+    stub.on("POST", "/v1/runs/demo/pause", problem(409, "conflict", HOSTILE, hint=HOSTILE))
+    commands = [
+        ("ps",), ("ps", "--json"), ("show", "demo"), ("show", "demo", "--json"), ("jobs",),
+        ("events", "demo"), ("logs", "demo"), ("report", "demo"), ("pause", "demo"),
+    ]  # fmt: skip
+    for command in commands:
+        ran = traind(*command)
+        text = ran.out + ran.err
+        assert "red]x[" in text, command
+        assert ":smile:" in text, command
+        assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2028]", text), command
+
+
+def test_run_sends_the_file_with_what_is_set_over_it(stub: Stub, traind: Traind, tmp_path: Path):
+    spec = tmp_path / "spec.yaml"
+    spec.write_text("name: one\nmodel: {depth: 4}\ndata: {source: text, path: texts}\n")
+    stub.on("POST", "/v1/runs", Reply(detail("one", "queued"), 201))
+    ran = traind(
+        "run", str(spec), "--set", "model.depth=8", "--set", "schedule.final_lr_frac=0.1",
+        "--set", "evaluate.core_every=end", "--name", "two", "--no-start",
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    assert stub.asked[0].body == {
+        "name": "two", "model": {"depth": 8}, "start": False,
+        "data": {"source": "text", "path": str(tmp_path / "texts")},
+        "schedule": {"final_lr_frac": 0.1}, "evaluate": {"core_every": "end"},
+    }  # fmt: skip
+    assert "one (run_1) is queued" in ran.out
+
+
+def test_run_reads_json_from_a_pipe(stub: Stub, traind: Traind, monkeypatch: pytest.MonkeyPatch):
+    import io
+
+    monkeypatch.setattr(sys, "stdin", io.StringIO('{"name": "piped", "horizon": {"steps": 7}}'))
+    stub.on("POST", "/v1/runs", Reply(detail("piped"), 201))
+    assert traind("run", "-", "--json").json["name"] == "piped"
+    assert stub.asked[0].body == {"name": "piped", "horizon": {"steps": 7}}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("run",), ("run", "/nowhere/spec.yaml"), ("run", "--set", "depth"),
+        ("run", "--set", "a.=1"),
+        ("run", "--name", "x", "--set", "horizon.flops=.nan"), ("extend", "demo"),
+        ("extend", "demo", "--to", "5", "--add-steps", "5"), ("report", "x", "--html", "--json"),
+        ("metrics", "x", "--parquet"), ("nonsense",), ("pause",), ("delete", "demo"),
+        ("cancel", "demo"), ("serve", "--port", "99999"), ("extend", "demo", "--to", "0"),
+    ],
+)  # fmt: skip
+def test_wrong_usage_is_2_and_asks_for_no_change(
+    stub: Stub, traind: Traind, arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+):
+    import io
+
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))  # no terminal: nobody can be asked
+    stub.on("GET", "/v1/runs/demo", Reply(detail()))
+    stub.on("GET", "/v1/runs/demo/checkpoints", page())
+    ran = traind(*arguments)
+    assert ran.code == 2, ran.err
+    assert ran.out == ""
+    assert ran.err
+    assert all(asked.method == "GET" for asked in stub.asked)
+
+
+def test_a_spec_that_is_no_mapping_is_2(traind: Traind, tmp_path: Path):
+    for content in ("- a\n", "a: [", "1: 2\n"):
+        (tmp_path / "spec.yaml").write_text(content)
+        assert traind("run", str(tmp_path / "spec.yaml")).code == 2
+
+
+def test_a_refusal_is_1_with_fields_and_hint(stub: Stub, traind: Traind):
+    errors = [{"pointer": "/model/depth", "detail": "must be at least 1"}]
+    answer = problem(422, "invalid", "the spec is not valid", errors=errors, hint="see traind plan")
+    stub.on("POST", "/v1/runs", answer)
+    ran = traind("run", "--name", "x")
+    assert (ran.code, ran.out) == (1, "")
+    assert "/model/depth: must be at least 1" in ran.err
+    assert "hint: see traind plan" in ran.err
+
+
+def test_no_daemon_is_3_and_says_how_to_start_one(traind: Traind):
+    ran = traind("--url", "http://127.0.0.1:1", "ps")
+    assert ran.code == 3
+    assert "traind serve" in ran.err
+
+
+def test_something_else_at_the_url_is_1(stub: Stub, traind: Traind):
+    stub.on("GET", "/v1/runs", Reply("<html>", headers={"Content-Type": "text/html"}))
+    ran = traind("ps")
+    assert ran.code == 1
+    assert "is it a traind daemon" in ran.err
+
+
+@pytest.mark.parametrize("verb", ["start", "pause", "resume"])
+def test_a_verb_says_how_the_run_stands(stub: Stub, traind: Traind, verb: str):
+    stub.on("POST", f"/v1/runs/demo/{verb}", Reply(detail(state="queued"), 202))
+    assert "demo is queued" in traind(verb, "demo").out
+    assert traind(verb, "demo", "--json").json["state"] == "queued"
+
+
+def test_pause_can_wait_until_the_device_is_free(stub: Stub, traind: Traind):
+    stub.on("POST", "/v1/runs/demo/pause", Reply(detail(state="pausing"), 202))
+    stub.on("GET", "/v1/runs/run_1/progress", Reply(progress("pausing")), Reply(progress("paused")))
+    stub.on("GET", "/v1/runs/run_1", Reply(detail(state="paused")))
+    assert "demo is paused" in traind("pause", "demo", "--wait").out
+
+
+def test_a_pause_that_ended_otherwise_is_1(stub: Stub, traind: Traind):
+    stub.on("POST", "/v1/runs/demo/pause", Reply(detail(state="pausing"), 202))
+    stub.on("GET", "/v1/runs/run_1/progress", Reply(progress("failed")))
+    stub.on("GET", "/v1/runs/run_1", Reply(detail(state="failed")))
+    assert traind("pause", "demo", "--wait").code == 1
+
+
+def test_resume_sends_only_the_overrides_given(stub: Stub, traind: Traind):
+    stub.on("POST", "/v1/runs/demo/resume", Reply(detail(), 202))
+    traind("resume", "demo")
+    traind("resume", "demo", "--device-batch-size", "4", "--no-compile")
+    assert stub.asked[0].body is None
+    assert stub.asked[1].body == {"overrides": {"device_batch_size": 4, "compile": False}}
+
+
+def test_delete_says_yes_for_scripts(stub: Stub, traind: Traind):
+    stub.on("GET", "/v1/runs/demo", Reply(detail()))
+    stub.on("GET", "/v1/runs/demo/checkpoints", page())
+    stub.on("DELETE", "/v1/runs/run_1", Reply("", 204))
+    assert traind("delete", "demo", "--yes").code == 0
+    assert len(stub.requests("DELETE", "/v1/runs/run_1")) == 1
+
+
+# --- extend --------------------------------------------------------------------------------------
+
+
+def extended(plan: Any = None) -> Reply:
+    made = reference() if plan is None else plan
+    answer = {
+        "run": detail("demo", "queued"), "plan": made and made.model_dump(mode="json"),
+        "joint": made and made.joint.model_dump(mode="json"), "discarded_steps": 0,
+        "warnings": made.warnings if made else [],
+    }  # fmt: skip
+    return Reply(answer, 202)
+
+
+def test_extend_sends_what_was_said(stub: Stub, traind: Traind):
+    stub.on("POST", "/v1/runs/demo/extend", extended())
+    ran = traind(
+        "extend", "demo", "--to", "200000", "--mode", "rewarm", "--rewarm-steps", "100", "--at",
+        "end", "--name", "more", "--no-start", "--keep-weight-decay", "--yes",
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    assert stub.asked[0].body == {
+        "to_step": 200_000, "at": "end", "name": "more", "start": False,
+        "schedule": {"mode": "rewarm", "rewarm_steps": 100, "weight_decay": "keep"},
+    }  # fmt: skip
+    assert "dry_run" not in stub.asked[0].query
+    assert "goes on to step 200,000" in ran.out
+
+
+def test_the_preview_draws_the_curve_and_changes_nothing(stub: Stub, traind: Traind):
+    stub.on("POST", "/v1/runs/demo/extend", extended())
+    ran = traind("extend", "demo", "--to", "200000", "--preview")
+    assert ran.code == 0
+    assert [asked.query for asked in stub.asked] == [{"dry_run": ["true"]}]
+    assert re.search("[\u2801-\u28ff]", ran.out)
+    for said in ("┊", "70,000", "learning rate", "hold", "rewarm", "decay", "0.05 ->"):
+        assert said in ran.out
+    assert "warmdown starts at step 70,000" in ran.err
+    planned = traind("extend", "demo", "--to", "200000", "--preview", "--json").json
+    assert planned["plan"]["warmdown_start"] == 70_000
+
+
+def test_an_extend_at_a_terminal_is_asked_about(
+    stub: Stub, traind: Traind, monkeypatch: pytest.MonkeyPatch
+):
+    stub.on("POST", "/v1/runs/demo/extend", extended())
+    monkeypatch.setattr(sys, "stdin", _Terminal("n\n"))
+    assert traind("extend", "demo", "--to", "200000").code == 1
+    assert len(stub.asked) == 1
+    monkeypatch.setattr(sys, "stdin", _Terminal("y\n"))
+    assert traind("extend", "demo", "--to", "200000").code == 0
+    assert [bool(asked.query) for asked in stub.asked] == [True, True, False]
+
+
+def test_an_extend_that_changes_nothing_says_so(stub: Stub, traind: Traind):
+    answer = extended().body | {"plan": None, "joint": None, "warnings": []}
+    stub.on("POST", "/v1/runs/demo/extend", Reply(answer))
+    assert "no change" in traind("extend", "demo", "--to", "200").out
+
+
+# --- plan ----------------------------------------------------------------------------------------
+
+
+def test_the_plan_of_the_reference_run_without_a_daemon(traind: Traind):
+    ran = traind("plan", "--preset", "rtx4070-d12", "--tokens-per-second", "55700")
+    assert ran.code == 0
+    for said in (
+        "286,261,730", "65,536 tokens = 8 x 2,048 x 4", "0.35355", "0.09899", "8,519,680,000",
+        "887 MFLOP", "793 MB", "1.25 GB", "42 h 29 min",
+    ):  # fmt: skip
+        assert said in ran.out
+    made = traind("plan", "--preset", "rtx4070-d12", "--offline", "--json").json
+    assert made["parameters"]["total"] == 286_261_730
+
+
+def test_the_plan_asks_the_daemon_when_there_is_one(stub: Stub, traind: Traind):
+    stub.on("POST", "/v1/plan", Reply({"plan": detail()["plan"]}))
+    assert "parameters" in traind("plan", "--preset", "demo").out
+    assert stub.asked[0].body == {"preset": "demo", "name": "plan"}
+
+
+def test_without_a_daemon_the_plan_is_reckoned_here_and_says_so(traind: Traind):
+    ran = traind("--url", "http://127.0.0.1:1", "plan", "--preset", "demo")
+    assert ran.code == 0
+    assert "no daemon answers" in ran.err
+
+
+@pytest.mark.parametrize("setting", ["model.depth=0", "batch.tokens=1000", "modle.depth=3"])
+def test_a_plan_that_cannot_be_is_1_with_its_field(traind: Traind, setting: str):
+    ran = traind("plan", "--offline", "--preset", "demo", "--set", setting)
+    assert (ran.code, ran.out) == (1, "")
+    assert setting.split(".")[0] in ran.err
+
+
+# --- jobs, checkpoints, metrics ------------------------------------------------------------------
+
+
+def test_a_sample_is_waited_for_and_printed(stub: Stub, traind: Traind):
+    result = {"samples": [{"prompt": "def main(", "text": "):\n    pass"}]}
+    stub.on("POST", "/v1/runs/demo/samples", Reply(job("queued"), 202))
+    stub.on("GET", "/v1/jobs/job_1", Reply(job("running")), Reply(job(result=result)))
+    ran = traind(
+        "sample", "demo", "--step", "100", "--prompt", "def main(", "--temperature", "0.5",
+        "--top-k", "10",
+    )  # fmt: skip
+    assert ran.out == "def main():\n    pass\n"
+    assert stub.asked[0].body == {
+        "prompts": ["def main("], "step": 100, "temperature": 0.5, "top_k": 10,
+    }  # fmt: skip
+
+
+def test_a_failed_job_is_1(stub: Stub, traind: Traind):
+    stub.on("POST", "/v1/runs/demo/exports", Reply(job("failed", "export", message="no room"), 202))
+    ran = traind("export", "demo", "--format", "huggingface")
+    assert ran.code == 1
+    assert "no room" in ran.err
+
+
+def test_no_wait_leaves_the_job_to_itself(stub: Stub, traind: Traind):
+    stub.on("POST", "/v1/imports", Reply(job("queued", "import"), 202))
+    ran = traind(
+        "import", "nanochat", "/base", "--tag", "d4", "--step", "60", "--name", "mine", "--no-wait"
+    )
+    assert "traind job job_1" in ran.out
+    assert stub.asked[0].body == {
+        "format": "nanochat", "path": "/base", "tag": "d4", "step": 60, "name": "mine",
+    }  # fmt: skip
+
+
+def test_eval_measures_bpb_when_nothing_is_said(stub: Stub, traind: Traind):
+    stub.on("POST", "/v1/runs/demo/evaluations", Reply(job(kind="evaluate"), 202))
+    stub.on("GET", "/v1/runs/demo/evaluations", page())
+    traind("eval", "demo")
+    traind("eval", "demo", "--core", "--where", "cpu")
+    posted = stub.requests("POST", "/v1/runs/demo/evaluations")
+    assert posted[0].body == {"bpb": True, "core": False}
+    assert posted[1].body == {"bpb": False, "core": True, "where": "cpu"}
+
+
+def checkpoint(step: int, **fields: Any) -> dict[str, Any]:
+    name = f"step-{step:09d}-a0001"
+    return {
+        "id": name, "name": name, "step": step, "attempt": 1, "bytes": 1000,
+        "manifest_sha256": "0", "why": "cadence", "pinned": False, "newest": False, "best": False,
+        "superseded": False, "bad": None, "val_bpb": None, "next_loss": None, "save_seconds": 0.1,
+        "stall_seconds": 0.0, "created_at": 1.0, **fields,
+    }  # fmt: skip
+
+
+def test_checkpoints_are_listed_and_pinned_by_step(stub: Stub, traind: Traind):
+    both = (checkpoint(50, superseded=True, name="step-000000050-a0009"), checkpoint(50))
+    stub.on("GET", "/v1/runs/demo/checkpoints", page(*both))
+    path = "/v1/runs/demo/checkpoints/step-000000050-a0001"
+    stub.on("PATCH", path, Reply(checkpoint(50, pinned=True)))
+    assert "step-000000050-a0001" in traind("checkpoints", "demo").out
+    assert traind("checkpoints", "list", "demo", "--json").json[1]["step"] == 50
+    assert "is pinned" in traind("checkpoints", "pin", "demo", "50").out
+    assert stub.requests("PATCH", path)[0].body == {"pinned": True}
+    assert traind("checkpoints", "unpin", "demo", "51").code == 1
+
+
+def test_metrics_as_csv_and_into_a_file(stub: Stub, traind: Traind, tmp_path: Path):
+    stub.on("GET", "/v1/runs/demo/metrics", Reply("key,step\nloss,1\n"))
+    assert traind("metrics", "demo", "--keys", "loss, mfu", "--csv").out == "key,step\nloss,1\n"
+    assert stub.asked[0].query["keys"] == ["loss,mfu"]
+    assert stub.asked[0].headers["accept"] == "text/csv"
+    traind("metrics", "demo", "--parquet", "-o", str(tmp_path / "m.parquet"))
+    assert (tmp_path / "m.parquet").read_bytes() == b"key,step\nloss,1\n"
+    assert traind("metrics", "demo", "--csv", "-o", "/nowhere/m.csv").code == 1
+
+
+def test_logs_are_followed_over_attempts_until_the_run_settles(stub: Stub, traind: Traind):
+    def part(asked: stub_daemon.Asked) -> Reply:
+        attempt = int(asked.query.get("attempt", ["2"])[0])
+        offset = int(asked.query.get("offset", ["0"])[0])
+        if "tail" in asked.query and len(stub.requests("GET", "/v1/runs/demo/logs")) == 1:
+            attempt = 1
+        text = f"line of {attempt}\n" if offset == 0 else ""
+        headers = {"Traind-Attempt": str(attempt), "Traind-Next-Offset": "10"}
+        return Reply(text, headers=headers)
+
+    stub.on("GET", "/v1/runs/demo/logs", part)
+    answers = [Reply(progress()), Reply(progress()), Reply(progress("completed"))]
+    stub.on("GET", "/v1/runs/demo/progress", *answers)
+    ran = traind("logs", "demo", "-f")
+    assert ran.out == "line of 1\nline of 2\n"
+
+
+# --- the whole -----------------------------------------------------------------------------------
+
+
+def _help(*arguments: str) -> subprocess.CompletedProcess[str]:
+    code = "import sys; from server.cli.app import main\ntry: main()\nexcept SystemExit: pass\n" \
+           "heavy = {'httpx', 'pydantic', 'sqlalchemy', 'fastapi', 'torch', 'yaml', 'psutil'}\n" \
+           "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"  # fmt: skip
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True,
+        timeout=60,
+    )  # fmt: skip
+
+
+def test_help_loads_nothing_heavy():
+    answer = _help("--help")
+    assert answer.stderr.strip() == "[]"
+    assert "watch" in answer.stdout
+
+
+def test_every_command_has_help():
+    import typer.main
+
+    from server.cli.app import app
+
+    def walk(command: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+        assert command.help, f"{' '.join(path)} has no help"
+        for name, below in getattr(command, "commands", {}).items():
+            yield from walk(below, (*path, name))
+        yield path
+
+    paths = set(walk(typer.main.get_command(app), ()))
+    expected = {
+        "serve", "run", "ps", "show", "watch", "logs", "events", "pause", "resume", "extend",
+        "start", "cancel", "delete", "plan", "phases", "attempts", "metrics", "export", "sample",
+        "eval", "report", "jobs", "job", "doctor", "rebuild", "demo",
+    }  # fmt: skip
+    assert {(name,) for name in expected} <= paths
+    groups = {("checkpoints", v) for v in ("list", "pin", "unpin", "delete", "save")}
+    groups |= {("service", v) for v in ("install", "uninstall", "show")}
+    groups |= {("import", "nanochat"), ("fetch", "core"), ("token", "show-path")}
+    assert groups <= paths
+
+
+def test_names_are_completed_from_the_daemon(stub: Stub, traind: Traind):
+    from server.cli import options, output
+
+    stub.on("GET", "/v1/runs", page(summary("demo-1"), summary("other")))
+    output.url.set(stub.url)
+    assert options.run_names("de") == ["demo-1"]
+    output.url.set("http://127.0.0.1:1")
+    assert options.run_names("de") == []
+    output.url.set(None)
+
+
+class _Terminal:
+    """A standard input that says it is a terminal."""
+
+    def __init__(self, text: str) -> None:
+        import io
+
+        self._text = io.StringIO(text)
+
+    def isatty(self) -> bool:
+        return True
+
+    def readline(self, *size: int) -> str:
+        return self._text.readline(*size)
