@@ -1,0 +1,240 @@
+"""The daemon's process: one per data directory, one listening socket, a clear end.
+
+Its end leaves the trainers running unless `stop_trainers` says otherwise. Signals only set a flag;
+a second one ends at once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+from trainer.contract.rundir import Held, acquire
+
+if TYPE_CHECKING:
+    import uvicorn
+    from fastapi import FastAPI
+
+    from server.settings import Settings
+
+LOCK = "daemon.lock"
+LISTENING = "daemon.json"
+KEEP_ALIVE_SECONDS = 30
+GRACE_SECONDS = 5
+MAX_HEADER_BYTES = 32 << 10
+BACKLOG = 256
+
+log = logging.getLogger("traind")
+
+_held: dict[str, int] = {}  # data directory -> how often this process holds its lock
+
+
+class CannotServe(Exception):
+    """The daemon does not start; the sentence says why and what to do."""
+
+
+# --- one daemon per data directory ---------------------------------------------------------------
+
+
+@contextmanager
+def held(settings: Settings) -> Iterator[None]:
+    """Hold the data directory for this process. Raises CannotServe naming who holds it."""
+    root = settings.paths.root
+    if _held.get(str(root)):
+        yield  # `serve` took it before it began to listen
+        return
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        fd = acquire(root / LOCK, f"pid {os.getpid()}, since {time.strftime('%F %T')}")
+    except Held as error:
+        raise CannotServe(
+            f"Another traind serves {root} ({error.holder}). Use that one, stop it, or choose "
+            "another directory with --data-dir."
+        ) from None
+    except OSError as error:
+        raise CannotServe(
+            f"The data directory {root} cannot be used: {error.strerror}. Choose another one with "
+            "--data-dir or TRAIND_DATA_DIR."
+        ) from error
+    _held[str(root)] = 1
+    try:
+        yield
+    finally:
+        del _held[str(root)]
+        os.close(fd)
+
+
+# --- serving -------------------------------------------------------------------------------------
+
+
+def serve(settings: Settings) -> int:
+    """Run the daemon until it is told to end. Exit status: 0, or 1 with a sentence on stderr."""
+    _log_as(settings)
+    try:
+        with held(settings), _listening(settings) as listener:
+            return _serve_on(listener, settings)
+    except Exception as error:
+        if not _is_for_a_person(error):
+            raise
+        print(f"traind: {error}", file=sys.stderr)
+        return 1
+
+
+def _serve_on(listener: socket.socket, settings: Settings) -> int:
+    from server.db import Database
+    from server.main import create_app
+
+    failures: list[BaseException] = []
+    server: uvicorn.Server
+
+    def give_up(error: BaseException) -> None:
+        failures.append(error)
+        server.should_exit = True
+
+    app = create_app(settings, Database.open(settings), on_failure=give_up)
+    server = _uvicorn(app)
+    _end_on_signals(server, app)
+    with _told_where(listener, settings):
+        server.run(sockets=[listener])
+    if failures:
+        log.critical("the daemon ends: its supervisor failed (%s)", failures[0])
+        return 1
+    return 0 if server.started else 1
+
+
+def _uvicorn(app: FastAPI) -> uvicorn.Server:
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        """Without uvicorn's own signal handling: ours lets the streams end first."""
+
+        @contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            yield
+
+    config: dict[str, Any] = {
+        "http": "h11",
+        "ws": "none",
+        "lifespan": "on",
+        "log_config": None,
+        "access_log": False,
+        "server_header": False,
+        "proxy_headers": False,
+        "timeout_keep_alive": KEEP_ALIVE_SECONDS,
+        "timeout_graceful_shutdown": GRACE_SECONDS,
+        "h11_max_incomplete_event_size": MAX_HEADER_BYTES,
+        "backlog": BACKLOG,
+    }
+    return Server(uvicorn.Config(app, **config))
+
+
+def _end_on_signals(server: uvicorn.Server, app: FastAPI) -> None:
+    """SIGTERM and SIGINT set a flag and let the streams say goodbye; a second one ends at once."""
+    from server.api.app import end_streams
+
+    told = False
+
+    def end(signum: int, frame: object) -> None:
+        nonlocal told
+        if told:
+            os._exit(128 + signum)
+        told = server.should_exit = True
+        end_streams(app)
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, end)
+
+
+@contextmanager
+def _listening(settings: Settings) -> Iterator[socket.socket]:
+    """The socket, bound before anything slow: an address in use is said within the second."""
+    from server.access import policy_for
+
+    policy_for(settings)  # refuses an address that must not be bound, before it is
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((settings.host, settings.port))
+        except OSError as error:
+            raise CannotServe(
+                f"{settings.host} port {settings.port} cannot be listened on: {error.strerror}. "
+                "Choose another with --port."
+            ) from error
+        yield listener
+
+
+@contextmanager
+def _told_where(listener: socket.socket, settings: Settings) -> Iterator[None]:
+    """`daemon.json` in the data directory names the address while the daemon lives."""
+    from trainer.contract.rundir import write_durably
+
+    port = listener.getsockname()[1]
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    url = f"http://{host}:{port}"
+    path = settings.paths.root / LISTENING
+    write_durably(path, json.dumps({"pid": os.getpid(), "url": url}).encode())
+    log.info("listening on %s", url)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            path.unlink()
+
+
+def _is_for_a_person(error: Exception) -> bool:
+    if isinstance(error, CannotServe):
+        return True  # before the imports below: a second daemon must be gone within the second
+    from server.access import BindRefused
+    from server.migrate import Refused
+    from server.tokens import TokenUnusable
+
+    return isinstance(error, (BindRefused, Refused, TokenUnusable))
+
+
+# --- the log -------------------------------------------------------------------------------------
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line, whatever is in the message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "ts": round(record.created, 3),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+class PlainLines(logging.Formatter):
+    """For a person: time, level, message, with control bytes escaped."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        from server.process import escape
+
+        first, *rest = super().format(record).split("\n")
+        return "\n".join([escape(first), *(escape(line) for line in rest)])
+
+
+def _log_as(settings: Settings) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    plain = PlainLines("%(asctime)s %(levelname)-8s %(message)s", "%F %T")
+    handler.setFormatter(JsonLines() if settings.log_format == "json" else plain)
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(logging.WARNING)
+    for name in ("traind", "server"):
+        logging.getLogger(name).setLevel(settings.log_level.upper())
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)

@@ -1,0 +1,57 @@
+"""The composition root of the daemon: settings in, a served application out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from starlette.concurrency import run_in_threadpool
+
+from server import daemon, devices
+from server.api import app as api
+from server.daemon import serve
+from server.db import Database
+from server.feed import Feed
+from server.settings import Settings
+from server.supervisor import Supervisor
+from server.trainers import Shop
+
+__all__ = ["create_app", "serve"]
+
+log = logging.getLogger("traind")
+
+
+def create_app(
+    settings: Settings,
+    db: Database | None = None,
+    *,
+    on_failure: Callable[[BaseException], None] = lambda error: None,
+) -> FastAPI:
+    """The app with its life: lock, database, supervisor up; streams, supervisor, database down.
+
+    db: opened already, or None. on_failure is called from the supervisor's thread when it died:
+    the daemon must end then.
+    Raises BindRefused, TokenUnusable; entering its lifespan raises Held, Refused.
+    """
+
+    @asynccontextmanager
+    async def life(app: FastAPI) -> AsyncIterator[None]:
+        with daemon.held(settings):
+            opened = db or await run_in_threadpool(Database.open, settings)
+            feed = Feed()
+            opened.on_commit(feed.notify)
+            supervisor = Supervisor(Shop(opened, settings, devices.discover()))
+            api.connect(app, opened, feed, supervisor)
+            supervisor.start(on_failure)
+            log.info("ready; data in %s", settings.paths.root)
+            try:
+                yield
+            finally:
+                api.end_streams(app)
+                stop_trainers = settings.stop_trainers
+                await run_in_threadpool(lambda: supervisor.stop(stop_trainers=stop_trainers))
+                await run_in_threadpool(opened.close)
+
+    return api.make(settings, lifespan=life)
