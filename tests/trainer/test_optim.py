@@ -48,6 +48,7 @@ def test_a_zero_gradient_moves_nothing_but_the_decay() -> None:
     torch.testing.assert_close(p, before * (1 - 0.1 * 0.5))
 
 
+@pytest.mark.parametrize("size", [(2, 64, 256), (2, 256, 64), (1, 64, 64)])
 def test_bf16_orthogonalization_is_as_good_as_the_plain_iteration(size) -> None:
     """Singular values end near 1; the Gram form with its restart may not be worse than plain bf16.
 
