@@ -38,6 +38,8 @@ export function login() {
 
 export const get = (path, query, options) => call("GET", path, { query, ...options });
 export const post = (path, body, options) => call("POST", path, { body, ...options });
+/** A POST that only asks (a plan, a dry run): it may repeat, so it carries no key. */
+export const ask = (path, body, options) => post(path, body, { key: null, ...options });
 export const patch = (path, body, options) => call("PATCH", path, { body, ...options });
 export const remove = (path, options) => call("DELETE", path, options);
 
@@ -65,7 +67,7 @@ export function url(base, query = {}) {
 async function call(method, base, { query, body, signal, key, accept } = {}, again = true) {
   const headers = { Accept: accept ?? "application/json, application/problem+json" };
   if (body !== undefined) headers["Content-Type"] = "application/json";
-  if (method === "POST") headers["Idempotency-Key"] = key ?? newKey();
+  if (method === "POST" && key !== null) headers["Idempotency-Key"] = key ?? newKey();
   const timeout = AbortSignal.timeout(TIMEOUT_MILLISECONDS);
   const response = await send(url(base, query), {
     method,
@@ -76,7 +78,7 @@ async function call(method, base, { query, body, signal, key, accept } = {}, aga
   });
   if (response.status === 401 && again && askForToken) {
     await login();
-    return call(method, base, { query, body, signal, accept, key: headers["Idempotency-Key"] }, false);
+    return call(method, base, { query, body, signal, accept, key: headers["Idempotency-Key"] ?? null }, false);
   }
   if (!response.ok) throw await problemOf(response);
   if (response.status === 204) return null;

@@ -9,9 +9,9 @@ const SETTLED = ["created", "paused", "completed", "failed", "cancelled"];
 /** @type {Record<string, {label: string, from: string[]}>} */
 export const VERBS = {
   start: { label: "Start", from: ["created"] },
-  resume: { label: "Resume", from: ["paused", "failed", "cancelled"] },
+  resume: { label: "Resume", from: ["paused", "failed", "cancelled", "pausing"] },
   pause: { label: "Pause", from: ACTIVE },
-  extend: { label: "Extend", from: [...ACTIVE, "paused", "completed", "failed", "cancelled"] },
+  extend: { label: "Extend", from: [...ACTIVE, "created", "pausing", "paused", "completed", "failed", "cancelled"] },
   checkpoint: { label: "Checkpoint now", from: ["running"] },
   evaluate: { label: "Evaluate now", from: ["running", "paused", "completed", "failed", "cancelled"] },
   cancel: { label: "Cancel", from: [...ACTIVE, "pausing", "created", "paused", "failed"] },

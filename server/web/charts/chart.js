@@ -29,7 +29,7 @@
 import uPlot from "../vendor/uplot/uPlot.esm.js";
 import { h, fill, setText } from "../dom.js";
 import { significant } from "../format.js";
-import { drawBands, drawEdges } from "./marks.js";
+import { drawBands, drawEdges, drawPeaks } from "./marks.js";
 import { colour, font, onThemeChange } from "./palette.js";
 
 /**
@@ -40,7 +40,7 @@ export function createChart(options) {
   const readout = h("dl.readout");
   const note = h("span.chart-note", {}, options.note ?? "");
   const stage = h("div.chart-stage", {
-    tabindex: 0, role: "group", onkeydown, style: { height: `${options.height ?? 180}px` },
+    tabindex: 0, role: "group", onkeydown, style: { "--height": `${options.height ?? 180}px` },
     "aria-label": `${options.title}: chart`,
     "aria-description": "Left and right arrows read values, plus and minus zoom, 0 shows all",
   });
@@ -60,7 +60,7 @@ export function createChart(options) {
   resized.observe(stage);
   const stopTheme = onThemeChange(() => rebuild());
 
-  const size = () => ({ width: Math.max(80, stage.clientWidth), height: options.height ?? 180 });
+  const size = () => ({ width: Math.max(80, stage.clientWidth), height: Math.max(80, stage.clientHeight) });
   const shown = () => picture.lines.filter((line) => !line.quiet);
 
   /** Shows a picture; the plot is only made anew when its lines are others. @param {Picture} next */
@@ -96,7 +96,11 @@ export function createChart(options) {
 
   const hooks = {
     drawClear: [(u) => drawBands(u, picture.bands ?? [])],
-    draw: [(u) => drawEdges(u, picture.edges ?? [], options.labels)],
+    draw: [(u) => {
+      drawEdges(u, picture.edges ?? [], options.labels);
+      const banded = picture.yRange && picture.lines.find((line) => line.band);
+      if (banded) drawPeaks(u, picture.x, banded.band.high);
+    }],
     setCursor: [(u) => read(u.cursor.idx)],
     setSelect: [(u) => {
       if (u.select.width < 6) return;
@@ -178,12 +182,12 @@ function uplotOptions(picture, { width, height }, options, hooks, yRange) {
     if (!line.band) continue;
     const edge = { scale: line.scale ?? "y", stroke: "transparent", width: 0, points: { show: false } };
     series.push({ ...edge }, { ...edge });
-    bands.push({ series: [at, at + 1], fill: colour("band") });
+    bands.push({ series: [at, at + 1], fill: faint(stroke) });
   }
   return {
     width, height, series, bands, hooks,
     legend: { show: false },
-    padding: [8, 8, 0, 0],
+    padding: [8, 26, 0, 0],
     scales: scalesOf(picture, yRange),
     axes: axesOf(picture, options),
     cursor: {
@@ -192,6 +196,24 @@ function uplotOptions(picture, { width, height }, options, hooks, yRange) {
       points: { size: 6, width: 0 },
       sync: options.sync ? { key: options.sync, scales: ["x", null], setSeries: false } : undefined,
     },
+  };
+}
+
+/** A band in the colour of its line. */
+const faint = (stroke) => (stroke.startsWith("#") ? `${stroke}2b` : colour("band"));
+
+function decimalsOf(increment) {
+  let decimals = 0;
+  while (decimals < 8 && Math.abs(increment * 10 ** decimals - Math.round(increment * 10 ** decimals)) > 1e-6) decimals++;
+  return decimals;
+}
+
+/** Tick labels with as many decimals as the distance between ticks needs. */
+function labelsOf(format) {
+  return (u, ticks, axis, space, increment) => {
+    const decimals = decimalsOf(increment);
+    const write = format ?? ((v) => v.toLocaleString("en-US", { minimumFractionDigits: decimals, maximumFractionDigits: decimals }));
+    return ticks.map((v) => (v === null ? "" : write(v, decimals)));
   };
 }
 
@@ -206,7 +228,7 @@ function scalesOf({ axis, log, lines }, yRange) {
       if (fixedRange) return fixedRange;
       if (min === null || max === null || !Number.isFinite(min)) return log ? [1, 10] : [0, 1];
       if (log) return [min / 1.05, max * 1.05];
-      const pad = (max - min) * 0.08 || Math.abs(max) * 0.1 || 1;
+      const pad = Math.max((max - min) * 0.08, Math.abs(max) * 0.004) || 1;
       return [min >= 0 && min - pad < 0 ? 0 : min - pad, max + pad];
     };
   }
@@ -218,16 +240,15 @@ function axesOf(picture, options) {
     stroke: ink, font: font(), ticks: { show: false },
     grid: { stroke: colour("grid"), width: 1 }, border: { show: false },
   };
-  const format = options.tick ?? options.format ?? ((v) => significant(v, 3));
   const xValues = picture.axis.isTime ? {} : { values: (u, ticks) => ticks.map(picture.axis.format) };
   const axes = [
     { ...base, ...xValues, size: 26, gap: 4, space: picture.axis.mode === "step" ? 70 : 84, grid: { show: false } },
-    { ...base, scale: "y", size: 52, gap: 6, space: 32, values: (u, ticks) => ticks.map((v) => (v === null ? "" : format(v))) },
+    { ...base, scale: "y", size: 52, gap: 6, space: 32, values: labelsOf(options.tick) },
   ];
   if (picture.lines.some((l) => l.scale === "y2")) {
     axes.push({
       ...base, scale: "y2", side: 1, size: 44, gap: 6, space: 32, grid: { show: false },
-      values: (u, ticks) => ticks.map((v) => significant(v, 3)),
+      values: labelsOf(),
     });
   }
   return axes;

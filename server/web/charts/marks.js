@@ -25,6 +25,29 @@ export function drawBands(u, bands) {
   ctx.restore();
 }
 
+/** Values above the picture: a small mark at its upper edge, so that a cut spike is still seen. */
+export function drawPeaks(u, x, values) {
+  const top = u.scales.y.max;
+  const { ctx } = u;
+  const half = 4 * devicePixelRatio;
+  let free = -Infinity;
+  ctx.save();
+  ctx.fillStyle = colour("bad");
+  values.forEach((value, i) => {
+    if (value === null || value <= top || x[i] < u.scales.x.min || x[i] > u.scales.x.max) return;
+    if (i < 3 || value < 1.1 * Math.max(values[i - 3] ?? 0, values[i + 3] ?? 0)) return; // a slope, not a peak
+    const at = u.valToPos(x[i], "x", true);
+    if (at < free) return;
+    free = at + 2 * half;
+    ctx.beginPath();
+    ctx.moveTo(at - half, u.bbox.top + 2.2 * half);
+    ctx.lineTo(at + half, u.bbox.top + 2.2 * half);
+    ctx.lineTo(at, u.bbox.top + 0.6 * half);
+    ctx.fill();
+  });
+  ctx.restore();
+}
+
 /** After the lines: where attempts and phases began, named at the foot. @param {Edge[]} edges */
 export function drawEdges(u, edges, withLabels) {
   const { ctx } = u;
@@ -34,6 +57,7 @@ export function drawEdges(u, edges, withLabels) {
   ctx.lineWidth = ratio;
   ctx.font = `${10.5 * ratio}px ${getComputedStyle(document.body).fontFamily}`;
   ctx.textBaseline = "bottom";
+  ctx.textAlign = "left";
   let free = -Infinity;
   for (const edge of edges) {
     const x = Math.round(u.valToPos(edge.x, "x", true));

@@ -20,30 +20,30 @@ const celsius = (v) => (v === null || v === undefined ? "–" : `${fixed(v, 0)} 
 /** @type {Panel[]} */
 export const PANELS = [
   {
-    id: "loss", title: "Loss", wide: true, height: 300, format: loss, tick: (v) => significant(v, 3),
+    id: "loss", title: "Loss", wide: true, height: 300, format: loss,
     lines: [
       { key: "loss", label: "raw", colour: "raw", band: true, width: 1 },
       { key: "loss_smooth", label: "smoothed", colour: "line-1", width: 2 },
     ],
   },
-  { id: "lr", title: "Learning rate", unit: "× peak", format: (v) => fixed(v, 4), tick: (v) => significant(v, 2),
+  { id: "lr", title: "Learning rate", unit: "× peak", format: (v) => fixed(v, 4),
     lines: [{ key: "lr_multiplier", label: "followed", colour: "line-1", width: 2 }], planned: ["lr_multiplier"] },
-  { id: "val_bpb", title: "Validation", unit: "bits per byte", format: bpb, tick: (v) => significant(v, 3), lines: [], evaluation: "bpb" },
-  { id: "core", title: "CORE", unit: "metric", format: bpb, tick: (v) => significant(v, 3), lines: [], evaluation: "core" },
+  { id: "val_bpb", title: "Validation", unit: "bits per byte", format: bpb, lines: [], evaluation: "bpb" },
+  { id: "core", title: "CORE", unit: "metric", format: bpb, lines: [], evaluation: "core" },
   { id: "speed", title: "Throughput", unit: "tokens per second", format: (v) => integer(v), tick: (v) => count(v),
     lines: [{ key: "tokens_per_second", label: "tok/s", colour: "line-3", band: true }] },
-  { id: "mfu", title: "MFU", format: (v) => percent(v, 1), tick: (v) => percent(v, 0),
+  { id: "mfu", title: "MFU", format: (v) => percent(v, 1), tick: (v, decimals) => percent(v, Math.max(0, decimals - 2)),
     lines: [{ key: "mfu", label: "MFU", colour: "line-3", band: true }] },
   { id: "grad_norm", title: "Gradient norm", format: (v) => significant(v, 3),
     lines: [{ key: "grad_norm", label: "norm", colour: "line-5", band: true }] },
-  { id: "vram", title: "VRAM reserved", format: gigabytes, tick: (v) => significant(v, 3),
+  { id: "vram", title: "VRAM reserved", format: gigabytes,
     lines: [{ key: "vram_reserved_bytes", label: "reserved", colour: "line-4", factor: 1e-9 }] },
-  { id: "power", title: "Power and temperature", format: watts, tick: (v) => significant(v, 3),
+  { id: "power", title: "Power and temperature", format: watts,
     lines: [
       { key: "power_watts", label: "power", colour: "line-2" },
       { key: "temperature_celsius", label: "temperature", colour: "line-7", scale: "y2", format: celsius },
     ] },
-  { id: "decay", title: "Momentum and weight decay", format: (v) => fixed(v, 4), tick: (v) => significant(v, 2),
+  { id: "decay", title: "Momentum and weight decay", format: (v) => fixed(v, 4),
     lines: [
       { key: "momentum", label: "momentum", colour: "line-5" },
       { key: "weight_decay", label: "decay × peak", colour: "line-6" },

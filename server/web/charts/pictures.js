@@ -90,26 +90,37 @@ function rangeOf(x, { zoom, axis, series, step, phases }, ahead) {
 }
 
 /**
- * The loss without its first fall, which would flatten all that follows; spikes after it stay in
- * the picture, since the range counts the greatest value of every bin.
+ * The loss without its first fall and without lone spikes, either of which would flatten the rest;
+ * the chart marks every value that is cut off at the top.
  */
 export function focus(x, lines, [from, to]) {
-  const start = from + (to - from) * (from === 0 || from === x[0] ? 0.06 : 0);
-  let low = Infinity;
-  let high = -Infinity;
+  const start = from + (to - from) * (from <= x[0] ? 0.06 : 0);
+  const lows = [];
+  const highs = [];
   for (const line of lines) {
     const [tops, floors] = line.band ? [line.band.high, line.band.low] : [line.values, line.values];
     for (let i = 0; i < x.length; i++) {
       if (x[i] < start || x[i] > to || tops[i] === null || floors[i] === null) continue;
-      low = Math.min(low, floors[i]);
-      high = Math.max(high, tops[i]);
+      lows.push(floors[i]);
+      highs.push(tops[i]);
     }
   }
-  if (!(high > low)) return null;
-  const pad = (high - low) * 0.06;
+  if (!lows.length) return null;
+  const low = quantile(lows, 0.002);
+  const high = quantile(highs, 0.99);
+  const pad = Math.max((high - low) * 0.08, Math.abs(high) * 0.002) || 1;
   return [low - pad, high + pad];
 }
 
+function quantile(values, part) {
+  values.sort((a, b) => a - b);
+  return values[Math.round(part * (values.length - 1))];
+}
+
+const SAID = {
+  crashed: "a crash", stalled: "a stall", requested: "a pause", terminated: "a signal", out_of_memory: "running out of memory",
+  host_restarted: "a restart of the machine", non_finite_loss: "a loss that was not finite",
+};
 const OUTCOME_TONE = { crashed: "bad", failed: "bad", terminated: "warn", paused: "warn" };
 
 /**
@@ -130,7 +141,7 @@ export function edgesOf(segments, attempts, phases) {
       const reason = before?.reason ?? before?.outcome ?? "ended";
       const tone = OUTCOME_TONE[before?.outcome] ?? (before?.outcome ? "warn" : "bad");
       const lost = before?.steps_lost ? `, ${before.steps_lost.toLocaleString("en-US")} steps repeated` : "";
-      edges.push({ step: segment.from_step, tone, text: `attempt ${segment.attempt} after ${words(reason)}${lost}` });
+      edges.push({ step: segment.from_step, tone, text: `attempt ${segment.attempt} after ${SAID[reason] ?? words(reason)}${lost}` });
     }
   });
   return edges;

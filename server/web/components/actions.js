@@ -2,6 +2,7 @@
 
 import { path, post, remove } from "../api.js";
 import { h } from "../dom.js";
+import { integer } from "../format.js";
 import { go } from "../router.js";
 import { isLegal, VERBS } from "../verbs.js";
 import { confirm, openDialog } from "./dialog.js";
@@ -19,6 +20,14 @@ const DONE = {
 };
 const SHOWN_FIRST = ["start", "resume", "pause", "extend"];
 const IN_MENU = ["checkpoint", "evaluate", "resumeWith", "cancel", "delete"];
+
+/** A cancel does not save: what came after the last checkpoint is lost. */
+function lossOf({ progress, isActive }) {
+  const kept = "Its checkpoints stay, and a resume goes on from the last one.";
+  const since = progress.step - (progress.last_checkpoint?.step ?? 0);
+  if (!isActive() || since <= 0) return kept;
+  return `It ends without saving: ${integer(since)} steps since the last checkpoint are lost. ${kept} Pause saves first.`;
+}
 
 /** @param {import("../pages/run.js").RunContext} run */
 export function createActions(run) {
@@ -72,7 +81,7 @@ export function createActions(run) {
   async function cancel() {
     const done = await confirm({
       title: `Cancel ${run.detail.name}?`,
-      text: "Training stops at the next step boundary. Its checkpoints stay, and it can be resumed or extended later.",
+      text: lossOf(run),
       agree: "Cancel the run", danger: true, act: () => post(of("cancel")),
     });
     if (done) finish("Asked to cancel.");

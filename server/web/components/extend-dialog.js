@@ -3,7 +3,7 @@
  * The preview is the daemon's own answer to the same request with dry_run.
  */
 
-import { path, post, get } from "../api.js";
+import { ask, get, path, post } from "../api.js";
 import { fill, h } from "../dom.js";
 import { integer } from "../format.js";
 import { choice } from "./resume-dialog.js";
@@ -113,7 +113,7 @@ function extendForm(run, checkpoints, close) {
     const mine = ++turn;
     if (!(Number(amount.value) > 0)) return;
     try {
-      const answer = await post(`${path("runs", run.detail.id, "extend")}?dry_run=true`, body());
+      const answer = await ask(`${path("runs", run.detail.id, "extend")}?dry_run=true`, body());
       if (mine !== turn) return;
       fill(refused);
       preview.show(answer);

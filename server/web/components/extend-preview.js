@@ -11,7 +11,7 @@ const JUMP = 1.5; // trainer/contract/extend.py warns from this factor on
 
 /** @param {import("../pages/run.js").RunContext} run */
 export function createPreview(run) {
-  const chart = createChart({ title: "Learning rate", note: "× peak", height: 210, labels: true, format: (v) => fixed(v, 4), tick: (v) => significant(v, 2) });
+  const chart = createChart({ title: "Learning rate", note: "× peak", height: 210, labels: true, format: (v) => fixed(v, 4) });
   const joint = h("div.joint");
   const cost = h("div");
   const warnings = h("ul.warnings", { "aria-live": "polite" });

@@ -6,7 +6,7 @@ import { facts } from "./table.js";
 
 /** The few numbers that decide: shown beside the form. @param {any} plan */
 export function planSummary(plan) {
-  return h("dl.stats.small", {}, [
+  return h("dl.stats.few", {}, [
     ["Parameters", count(plan.parameters.total), `${integer(plan.shape.n_layer)} layers, width ${integer(plan.shape.n_embd)}`],
     ["Steps", integer(plan.horizon.steps), `${integer(plan.batch.tokens)} tokens each`],
     ["Tokens", count(plan.horizon.tokens), `${fixed(plan.horizon.ratio, 1)} per parameter`],

@@ -18,7 +18,7 @@ export function sparkline(values, label) {
   return box;
 }
 
-/** The first fall from ln(vocabulary) would flatten everything after it: it may leave the picture. */
+/** The first fall from ln(vocabulary) would flatten what follows: it may leave the picture upwards. */
 function ceilingOf(known) {
   const later = known.slice(Math.ceil(known.length / 12));
   return Math.max(...(later.length > 2 ? later : known));
@@ -34,7 +34,7 @@ function pathOf(values, low, high) {
       return;
     }
     const x = PAD + ((WIDTH - 2 * PAD) * i) / (values.length - 1);
-    const y = HEIGHT - PAD - (Math.min(value, high) - low) * scale;
+    const y = HEIGHT - PAD - (value - low) * scale;
     d += `${pen}${x.toFixed(1)} ${y.toFixed(1)}`;
     pen = "L";
   });

@@ -2,9 +2,9 @@
 
 import { fill, h, uid } from "../dom.js";
 
-const PRESETS = [["demo", "demo: a minute on a CPU"], ["rtx4070-d12", "rtx4070-d12"], ["nanochat-d12", "nanochat-d12"], ["nanochat-d20", "nanochat-d20"]];
+const PRESETS = [["demo", "demo"], ["rtx4070-d12", "rtx4070-d12"], ["nanochat-d12", "nanochat-d12"], ["nanochat-d20", "nanochat-d20"]];
 const SOURCES = [["", "from the preset"], ["builtin", "built in"], ["text", "text files"], ["jsonl", "JSON lines"], ["parquet", "Parquet"], ["hf", "Hugging Face"]];
-const HORIZONS = [["", "from the preset"], ["steps", "steps"], ["tokens", "tokens"], ["flops", "FLOP"], ["data_param_ratio", "tokens per parameter"]];
+const HORIZONS = [["", "as preset"], ["steps", "steps"], ["tokens", "tokens"], ["flops", "FLOP"], ["data_param_ratio", "tokens per parameter"]];
 
 /** [pointer, label, kind, options]; the pointer is the path in the spec. */
 const GROUPS = [
@@ -62,13 +62,12 @@ export function createSpecForm(onChange) {
     }));
     return folded ? h("details.card.pad", {}, h("summary", {}, title), inside) : h("section.card.pad", {}, h("h2", {}, title), inside);
   });
-  const element = h("div.stack", { oninput: update }, groups);
-  update();
+  const element = h("div.stack", { oninput: () => (showFitting(), onChange()) }, groups);
+  showFitting();
 
-  function update() {
+  function showFitting() {
     const source = fields.find((f) => f.pointer === "/data/source").value();
     for (const field of fields) if (field.only) field.element.hidden = !field.only.includes(source);
-    onChange();
   }
 
   function body() {

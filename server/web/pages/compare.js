@@ -23,7 +23,7 @@ export async function mount(root, place) {
   };
   const known = new Map(); // name -> {detail, points, evaluations}
   const control = new AbortController();
-  const chart = createChart({ title: "Comparison", height: 460, format: (v) => significant(v, 5), tick: (v) => significant(v, 3), onZoom, onKey });
+  const chart = createChart({ title: "Comparison", height: 460, format: (v) => significant(v, 5), onZoom, onKey });
   const refused = h("div");
   const picks = h("div.chips", { role: "group", "aria-label": "Runs to compare" });
   const numbers = h("div");
@@ -56,13 +56,14 @@ export async function mount(root, place) {
   }
 
   function drawPicks() {
-    fill(picks, all.slice(0, 60).map((run) => {
-      const at = view.names.indexOf(run.name);
-      return h("button.chip.run-chip", {
-        type: "button", "aria-pressed": String(at >= 0), onclick: () => toggle(run.name),
-        style: { "--key": at >= 0 ? `var(--${LINES[at % LINES.length]})` : "transparent" },
-      }, h("i.key"), userText(run.name));
-    }));
+    const others = all.filter((run) => !view.names.includes(run.name)).map((run) => [run.name, run.name]);
+    const add = choice([["", "Add a run…"], ...others]);
+    add.setAttribute("aria-label", "Add a run");
+    add.addEventListener("change", () => add.value && toggle(add.value));
+    fill(picks, view.names.map((name, i) =>
+      h("button.chip.run-chip", {
+        type: "button", "aria-label": `Leave out ${name}`, onclick: () => toggle(name), style: { "--key": `var(--${LINES[i % LINES.length]})` },
+      }, h("i.key"), userText(name), h("span.muted", { "aria-hidden": "true" }, "✕"))), add);
   }
 
   async function load() {
@@ -95,7 +96,7 @@ export async function mount(root, place) {
   function stepsOf({ from, to }, { detail }) {
     const { tokens } = detail.plan.batch;
     const factor = { step: 1, tokens, flops: tokens * detail.plan.horizon.flops_per_token }[view.mode];
-    return factor ? { from_step: Math.max(0, Math.floor(from / factor)), to_step: Math.ceil(to / factor) } : {};
+    return factor ? { from_step: Math.max(0, Math.floor(from / factor)), to_step: Math.ceil(to / factor) + 1 } : {};
   }
 
   function onZoom(from, to) {

@@ -1,6 +1,6 @@
 /** A new run: a form, or JSON, with the plan beside it while one types. */
 
-import { post } from "../api.js";
+import { ask, post } from "../api.js";
 import { bars, planSummary, planTables } from "../components/plan-view.js";
 import { createSpecForm } from "../components/spec-form.js";
 import { problemBox } from "../components/problem.js";
@@ -24,7 +24,6 @@ export function mount(root) {
   let isJson = false;
   let turn = 0;
   let timer = 0;
-  let valid = false;
 
   fill(root,
     h("div.page-head", {}, h("h1", { tabindex: -1 }, "New run"), h("span.spring"),
@@ -57,9 +56,8 @@ export function mount(root) {
     try {
       const spec = body();
       create.textContent = spec.start === false ? "Create" : "Create and start";
-      const answer = await post("v1/plan", { ...spec, name: spec.name || "unnamed" });
+      const answer = await ask("v1/plan", { ...spec, name: spec.name || "unnamed" });
       if (mine !== turn) return;
-      valid = true;
       form.showErrors([]);
       fill(refused);
       plan.show(answer.plan);
@@ -70,7 +68,6 @@ export function mount(root) {
 
   /** Errors go to their fields; what has no field stays below the plan. */
   function refuse(problem) {
-    valid = false;
     const rest = isJson ? problem.errors ?? [] : form.showErrors(problem.errors ?? []);
     const isShownAtFields = !isJson && problem.errors?.length > 0 && rest.length === 0;
     const said = problem instanceof SyntaxError ? { title: "Not JSON yet", detail: problem.message } : problem;
@@ -95,7 +92,7 @@ export function mount(root) {
 }
 
 function createPlanPane() {
-  const chart = createChart({ title: "Learning rate, planned", note: "× peak", height: 150, format: (v) => fixed(v, 3), tick: (v) => significant(v, 2) });
+  const chart = createChart({ title: "Learning rate, planned", note: "× peak", height: 150, format: (v) => fixed(v, 3) });
   const summary = h("div.plan-summary");
   const memory = h("div");
   const warnings = h("ul.warnings", { "aria-live": "polite" });

@@ -6,7 +6,7 @@ import { createRunHead } from "../components/run-head.js";
 import { problemBox } from "../components/problem.js";
 import { fill, h } from "../dom.js";
 import { progress as share } from "../format.js";
-import { here, link } from "../router.js";
+import { go, here, link } from "../router.js";
 import { follow } from "../sse.js";
 import { isActive } from "../verbs.js";
 
@@ -73,6 +73,7 @@ export async function mount(root, place, { setStatus }) {
   }
 
   function onMessage({ event, data }) {
+    if (event === "gone") return go([]);
     if (event === "progress") {
       run.progress = data;
       for (const key of ["state", "step", "end_step", "reason", "reason_message", "desired_state"]) run.detail[key] = data[key];
@@ -116,7 +117,7 @@ export async function mount(root, place, { setStatus }) {
 
 async function lastEvent(id) {
   try {
-    const answer = await get(path("runs", id, "events"), { order: "desc", limit: 1 });
+    const answer = await get(path("runs", id, "events"), { newest: true, limit: 1 });
     return (answer.data ?? answer)[0]?.id ?? null;
   } catch {
     return null;

@@ -116,6 +116,7 @@ export async function mount(root, place, { setStatus }) {
 
   function onMessage({ event, data }) {
     if (event === "progress") return onProgress(data);
+    if (event === "gone") return load();
     if (!data?.run) return;
     clearTimeout(pending.get(data.run));
     pending.set(data.run, setTimeout(() => reload(data.run), SETTLE_MILLISECONDS));
@@ -155,7 +156,7 @@ export async function mount(root, place, { setStatus }) {
 /** The newest event there is: what came before it is already in the list. */
 async function lastEvent() {
   try {
-    const answer = await get("v1/events", { order: "desc", limit: 1 });
+    const answer = await get("v1/events", { newest: true, limit: 1 });
     return (answer.data ?? answer)[0]?.id ?? null;
   } catch {
     return null;

@@ -65,7 +65,7 @@ export function mount(root, run) {
     try {
       const answer = await get(path("runs", run.detail.id, "metrics"), {
         keys: KEYS.join(","), max_points: width,
-        from_step: zoom ? Math.max(0, Math.floor(zoom.from)) : null, to_step: zoom ? Math.ceil(zoom.to) : null,
+        from_step: zoom ? Math.max(0, Math.floor(zoom.from)) : null, to_step: zoom ? Math.ceil(zoom.to) + 1 : null,
       }, { signal: control.signal });
       if (turn !== asked) return;
       known.series = new Map(answer.series.map((s) => [s.key, s.points]));
@@ -163,7 +163,7 @@ export function mount(root, run) {
   }
 
   async function downloadCsv() {
-    const text = await get(path("runs", run.detail.id, "metrics"), {}, { accept: "text/csv" });
+    const text = await get(path("runs", run.detail.id, "metrics"), { max_points: 20000 }, { accept: "text/csv" });
     const link = h("a", { href: URL.createObjectURL(new Blob([text], { type: "text/csv" })), download: `${run.detail.name}.csv` });
     link.click();
     URL.revokeObjectURL(link.href);

@@ -64,7 +64,7 @@ export function mount(root, run) {
   function buttons(c) {
     const small = (text, onclick, props = {}) => h("button.small", { type: "button", onclick, "aria-label": `${text} step ${c.step}`, ...props }, text);
     return h("div.row.nowrap", {},
-      small(c.pinned ? "Unpin" : "Pin", () => act(() => patch(base(c.id), { pinned: !c.pinned }), c.pinned ? "Unpinned." : "Pinned: retention leaves it alone.")),
+      small(c.pinned ? "Unpin" : "Pin", () => act(() => patch(base(c.name), { pinned: !c.pinned }), c.pinned ? "Unpinned." : "Pinned: retention leaves it alone.")),
       small("Sample", () => sampleDialog(run.detail, c)),
       small("Evaluate", () => evaluateDialog(run.detail, c.name).then(jobToast)),
       small("Export", () => exportDialog(c)),
@@ -84,7 +84,7 @@ export function mount(root, run) {
     const done = await confirm({
       title: `Delete the checkpoint of step ${integer(c.step)}?`, agree: "Delete", danger: true,
       text: `${bytes(c.bytes)} are freed. The run can then no longer be extended or sampled from this step.`,
-      act: () => remove(base(c.id)).then(() => true),
+      act: () => remove(base(c.name)).then(() => true),
     });
     if (done) {
       toast("Deleted.");

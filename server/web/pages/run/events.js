@@ -6,23 +6,20 @@ import { fill, h, userText } from "../../dom.js";
 import { exactly, integer, when, words } from "../../format.js";
 
 const PAGE = 100;
+const MOST = 1000;
 
 export function mount(root, run) {
   const rows = h("ol.events", { "aria-label": "Events, newest first" });
   const refused = h("div");
-  const more = h("button", { type: "button", hidden: true, onclick: () => load(next) }, "Earlier events");
-  let next = null;
+  const more = h("button", { type: "button", hidden: true, onclick: () => load(MOST) }, "Earlier events");
   fill(root, refused, h("div.card", {}, rows), h("div.row.tab-tools", {}, more));
   load();
 
-  async function load(after = null) {
+  async function load(limit = PAGE) {
     try {
-      const page = await get(path("runs", run.detail.id, "events"), { order: "desc", limit: PAGE, after });
-      const items = page.data ?? page;
-      next = page.next ?? null;
-      more.hidden = !page.has_more;
-      rows.append(...items.map(line));
-      if (!rows.children.length) fill(root, h("p.empty", {}, "Nothing has happened yet."));
+      const { data } = await get(path("runs", run.detail.id, "events"), { newest: true, limit });
+      more.hidden = limit === MOST || data.length < limit;
+      fill(rows, data.reverse().map(line));
     } catch (problem) {
       fill(refused, problemBox(problem));
     }

@@ -1,0 +1,239 @@
+"""A daemon made of numbers: the API's answers for a hundred runs of 200,000 steps, without any.
+
+For what a real daemon cannot show within a test's minutes: long histories, failed and recovering
+runs, names and titles that would break a page. Everything goes through server.schemas, so it says
+nothing that a daemon could not say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import mimetypes
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from pydantic import ValidationError
+
+from server.schemas import ExtendAnswer, PlanAnswer, SystemView
+from tests.e2e.stub_runs import StubRun, make_runs, metrics_of
+from trainer.contract.extend import ExtendRequest
+from trainer.contract.plan import make_plan
+from trainer.contract.spec import resolve
+
+WEB = Path(__file__).parents[2] / "server" / "web"
+POLICY = "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'"
+GB = 10**9
+
+
+def create_stub(num_runs: int = 100, token: str | None = None) -> FastAPI:
+    """The stub with `num_runs` runs. token: what it wants before it answers (None: nothing)."""
+    app = FastAPI()
+    runs: list[StubRun] = make_runs(num_runs)
+
+    def find(ref: str) -> StubRun | None:
+        return next((r for r in runs if ref in (r.id, r.name)), None)
+
+    @app.middleware("http")
+    async def guard(request: Request, proceed: Any) -> Response:
+        said = request.headers.get("authorization", "").removeprefix("Bearer ")
+        if token and request.url.path.startswith("/v1") and token not in (
+            said, request.cookies.get("traind_session"),
+        ):  # fmt: skip
+            return _problem(401, "A token is needed", "This daemon wants its token.")
+        return await proceed(request)
+
+    @app.post("/v1/session")
+    def session() -> Response:
+        response = Response(status_code=204)
+        response.set_cookie("traind_session", token or "", httponly=True, samesite="strict")
+        return response
+
+    @app.get("/")
+    def index() -> Response:
+        return _file("index.html")
+
+    @app.get("/static/{name:path}")
+    def static(name: str) -> Response:
+        return _file(name)
+
+    @app.get("/v1/system")
+    def system() -> Response:
+        return _json(_system(runs[0]))
+
+    @app.get("/v1/runs")
+    def index_runs() -> Response:
+        return _page([r.summary() for r in runs])
+
+    @app.post("/v1/runs")
+    async def create(request: Request) -> Response:
+        try:
+            run = StubRun.create(await request.json())
+        except ValidationError as error:
+            return _invalid(error)
+        runs.insert(0, run)
+        return _json(run.detail(), 201)
+
+    @app.post("/v1/plan")
+    async def plan(request: Request) -> Response:
+        try:
+            spec = resolve(await request.json())
+            return _json(PlanAnswer(spec=spec, plan=make_plan(spec, runs[0].context)))
+        except ValidationError as error:
+            return _invalid(error)
+        except ValueError as error:
+            return _problem(422, "The request is not valid", str(error))
+
+    @app.get("/v1/runs/{ref}")
+    def show(ref: str) -> Response:
+        run = find(ref)
+        return _json(run.detail()) if run else _gone(ref)
+
+    @app.delete("/v1/runs/{ref}")
+    def delete(ref: str) -> Response:
+        run = find(ref)
+        if run:
+            runs.remove(run)
+        return Response(status_code=204)
+
+    @app.get("/v1/runs/{ref}/metrics")
+    def metrics(
+        ref: str,
+        keys: str = "",
+        from_step: int = 0,
+        to_step: int | None = None,
+        max_points: int = 1000,
+    ) -> Response:
+        run = find(ref)
+        if run is None:
+            return _gone(ref)
+        return _json(metrics_of(run, keys.split(","), from_step, to_step, max_points))
+
+    @app.post("/v1/runs/{ref}/extend")
+    async def extend(request: Request, ref: str, dry_run: bool = False) -> Response:
+        run = find(ref)
+        if run is None:
+            return _gone(ref)
+        try:
+            preview = run.preview(ExtendRequest.model_validate(await request.json()))
+        except ValidationError as error:
+            return _invalid(error)
+        except ValueError as error:
+            return _problem(409, "Not possible now", str(error), hint="Say a later step.")
+        if not dry_run:
+            run.extend(preview)
+        return _json(
+            ExtendAnswer(
+                run=run.detail(), plan=preview, joint=preview.joint,
+                discarded_steps=preview.discarded_steps, warnings=preview.warnings,
+            ),
+            200 if dry_run else 202,
+        )  # fmt: skip
+
+    @app.post("/v1/runs/{ref}/{verb}")
+    def act(ref: str, verb: str) -> Response:
+        run = find(ref)
+        if run is None:
+            return _gone(ref)
+        after = {"pause": "paused", "resume": "running", "start": "running", "cancel": "cancelled"}
+        if verb in after:
+            run.move(after[verb])
+            return _json(run.detail(), 202)
+        return _json(run.job(verb), 202)
+
+    @app.get("/v1/events")
+    @app.get("/v1/runs/{ref}/events")
+    async def events(request: Request, ref: str | None = None) -> Response:
+        run = find(ref) if ref else None
+        if "text/event-stream" in request.headers.get("accept", ""):
+            return StreamingResponse(_stream(runs[:3], run), media_type="text/event-stream")
+        return _page(run.events if run else [])
+
+    @app.get("/v1/runs/{ref}/logs")
+    def logs(ref: str) -> Response:
+        return Response("step 000143 | loss 2.91 | lr 0.41\n" * 80, media_type="text/plain")
+
+    @app.get("/v1/runs/{ref}/{what}")
+    def listed(ref: str, what: str) -> Response:
+        run = find(ref)
+        if run is None:
+            return _gone(ref)
+        return _json(run.progress()) if what == "progress" else _page(run.listed(what))
+
+    return app
+
+
+async def _stream(active: list[StubRun], only: StubRun | None) -> AsyncIterator[str]:
+    while True:
+        for run in active:
+            if only in (None, run) and run.state == "running":
+                run.advance()
+                yield f"event: progress\ndata: {run.progress().model_dump_json()}\n\n"
+        await asyncio.sleep(1)
+
+
+def _system(run: StubRun) -> SystemView:
+    return SystemView.model_validate(
+        {
+            "version": "0.1.0", "python": "3.11.2", "versions": {"torch": "2.13.0"}, "sqlite": {},
+            "devices": [
+                {
+                    "device": "cuda:0", "name": "NVIDIA GeForce RTX 4070", "memory_bytes": 12 * GB,
+                    "memory_used_bytes": int(9.4 * GB), "utilisation": 0.98,
+                    "memory_by_owner": {run.name: int(9.1 * GB)},
+                    "power_watts": 187 + 5 * math.sin(time.time()), "temperature_celsius": 71.0,
+                    "peak_flops": {"value": 5.83e13, "source": "dense bf16 of the data sheet"},
+                    "run": run.name,
+                }
+            ],
+            "data_dir": "/home/ada/.local/share/traind", "disk_total_bytes": 1000 * GB,
+            "disk_free_bytes": 412 * GB, "database_bytes": 90_000_000, "backups": [],
+            "warnings": [], "uptime_seconds": 400_000.0, "auth": "none",
+        }
+    )  # fmt: skip
+
+
+def _json(model: Any, status: int = 200) -> Response:
+    return Response(model.model_dump_json(), status, media_type="application/json")
+
+
+def _page(items: list[Any]) -> Response:
+    text = ",".join(item.model_dump_json() for item in items)
+    return Response(f'{{"data":[{text}],"has_more":false,"next":null}}', media_type="application/json")
+
+
+def _gone(ref: str) -> Response:
+    return _problem(404, "Not found", f"There is no run called {ref}.")
+
+
+def _problem(status: int, title: str, detail: str, **extra: Any) -> Response:
+    body = {"type": "urn:traind:problem:stub", "title": title, "status": status, "detail": detail}
+    return JSONResponse(body | extra, status, media_type="application/problem+json")
+
+
+def _invalid(error: ValidationError) -> Response:
+    found = [
+        {"pointer": "/" + "/".join(map(str, e["loc"])), "detail": e["msg"]} for e in error.errors()
+    ]
+    return _problem(422, "The request is not valid", found[0]["detail"], errors=found)
+
+
+def _file(name: str) -> Response:
+    path = (WEB / name).resolve()
+    if not path.is_relative_to(WEB) or not path.is_file():
+        return _problem(404, "Not found", "There is no such file.")
+    kind = {".js": "text/javascript"}.get(path.suffix) or mimetypes.guess_type(name)[0]
+    headers = {"Content-Security-Policy": POLICY, "Cache-Control": "no-cache"}
+    return Response(path.read_bytes(), headers=headers, media_type=kind)
+
+
+if __name__ == "__main__":
+    print(json.dumps({"port": int(sys.argv[1])}), flush=True)
+    uvicorn.run(create_stub(int(sys.argv[2]) if len(sys.argv) > 2 else 100), port=int(sys.argv[1]))
