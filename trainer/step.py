@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer import attention, head, parameters
+from trainer import allocator, attention, head, parameters
 from trainer.block import block, finish, start
 from trainer.compiling import Compiler
 from trainer.embedding import TouchedRows, lookup
@@ -57,6 +57,8 @@ class Stepper:
     ) -> None:
         self.model, self.optimizer = model, optimizer
         self.deterministic = deterministic
+        if model.device.type == "cpu":
+            allocator.keep_freed_memory()
         self.attention = attention.choose(
             model.shape, rows, model.compute_dtype, model.device, choices_file
         )
