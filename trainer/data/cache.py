@@ -210,12 +210,16 @@ def build_ahead(prepared: PreparedData, stop: Callable[[], bool], threads: int) 
             return
 
 
+def lock_path(prepared: PreparedData) -> Path:
+    return Path(prepared.cache_dir) / f"builder-{prepared.identity()[:16]}.lock"
+
+
 def main(arguments: list[str]) -> int:
-    """One builder per cache directory; a second one has nothing to do."""
+    """One builder for the same data and tokenizer; a second one has nothing to do."""
     prepared = PreparedData.model_validate_json(Path(arguments[0]).read_bytes())
     parent = int(arguments[1]) if len(arguments) > 1 else os.getppid()
     Path(prepared.cache_dir).mkdir(parents=True, exist_ok=True)
-    with (Path(prepared.cache_dir) / "builder.lock").open("w") as lock:
+    with lock_path(prepared).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -15,18 +15,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from trainer.contract.spec import DataSpec
 from trainer.data import documents, durable, hub
 from trainer.data.documents import Sources
 from trainer.data.errors import DataError
-from trainer.data.parquet import TEXT_COLUMN, TextFile
+from trainer.data.parquet import ShardWriter, TextFile, TextWriter
 from trainer.data.prepared import DataFile
 
 LAYOUT = 1  # goes up when the same sources would give other shards
-ROW_GROUP_DOCUMENTS = 1000
 SHUFFLE_DOCUMENTS = 50_000
 SHUFFLE_SEED = 1337
 VAL_EVERY = 20
@@ -149,7 +145,7 @@ def _from_hub(
     """Validation and the first training shard are fetched now, the others while training."""
     name = spec.name or ""
     progress(None, f"asking the Hugging Face hub for {name}")
-    listed = hub.list_shards(name, corpora_dir, revision)
+    listed, notes = _listed(name, corpora_dir, revision)
     if len(listed) < 2:
         raise DataError(
             "no_validation_file",
@@ -165,10 +161,24 @@ def _from_hub(
         else _fetched(file, corpora_dir, progress)
         for file in others
     ]
-    notes = []
     if shards and shards > len(train):
         notes.append(f"{shards} shards wanted, '{name}' has {len(train)}: text will repeat")
     return _corpus("hf", [here[1], *others], here[:1], notes)
+
+
+def _listed(name: str, corpora_dir: Path, revision: str | None) -> tuple[list[DataFile], list[str]]:
+    """What the hub lists, or without a network what it listed the last time."""
+    memo = corpora_dir / "hub" / f"{name.replace('/', '--')}-{revision or 'newest'}.json"
+    try:
+        listed = hub.list_shards(name, corpora_dir, revision)
+    except DataError as error:
+        if error.code != "download_failed" or not memo.exists():
+            raise
+        remembered = [DataFile.model_validate(file) for file in json.loads(memo.read_bytes())]
+        return remembered, [f"{error.message}; taken is what it listed before"]
+    content = json.dumps([file.model_dump() for file in listed])
+    durable.write_bytes(memo, content.encode())
+    return listed, []
 
 
 def _fetched(file: DataFile, corpora_dir: Path, progress: Progress) -> DataFile:
@@ -214,19 +224,29 @@ def _remembered(index: Path) -> dict | None:
 
 def _write_corpus(sources: Sources, corpora_dir: Path, progress: Progress) -> Path:
     """Write shards to a temporary folder, which takes its name when it is complete."""
+    _sweep(corpora_dir)
     work = corpora_dir / f".{sources.source}-{os.getpid()}.writing"
-    shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     try:
         digest = _write_shards(sources, work, progress)
         target = corpora_dir / f"{sources.source}-{digest[:16]}"
-        if not (target / "val.parquet").exists():
-            shutil.rmtree(target, ignore_errors=True)
+        try:
             os.replace(work, target)
-            durable.sync_directory(corpora_dir)
+        except OSError:
+            if not (target / "val.parquet").exists():  # else: the same text, copied before
+                raise
+        durable.sync_directory(corpora_dir)
         return target
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _sweep(corpora_dir: Path) -> None:
+    """Remove folders whose writer was killed."""
+    for left in corpora_dir.glob(".*.writing"):
+        writer = left.name.removesuffix(".writing").rpartition("-")[2]
+        if writer.isdigit() and not durable.alive(int(writer)):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _write_shards(sources: Sources, work: Path, progress: Progress) -> str:
@@ -234,8 +254,8 @@ def _write_shards(sources: Sources, work: Path, progress: Progress) -> str:
     digest = hashlib.sha256()
     total = sources.total_bytes() or 1
     shard_chars = min(128 << 20, max(256 << 10, total // 4))
-    train = _ShardWriter(work, shard_chars)
-    val = _TextWriter(work / "val.parquet")
+    train = ShardWriter(work, shard_chars)
+    val = TextWriter(work / "val.parquet")
     chars = 0
     for block in _shuffled_blocks(sources, total, progress):
         for is_val, text in block:
@@ -273,60 +293,6 @@ def _shuffled_blocks(
         block[-1] = (True, block[-1][1])
     order.shuffle(block)
     yield block
-
-
-class _TextWriter:
-    """One parquet shard, a row group at a time."""
-
-    def __init__(self, path: Path) -> None:
-        self.documents = self.chars = 0
-        self._path = path
-        self._texts: list[str] = []
-        schema = pa.schema([(TEXT_COLUMN, pa.string())])
-        self._writer = pq.ParquetWriter(path, schema, compression="zstd")
-
-    def add(self, text: str) -> None:
-        self._texts.append(text)
-        self.documents += 1
-        self.chars += len(text)
-        if len(self._texts) == ROW_GROUP_DOCUMENTS:
-            self._flush()
-
-    def close(self) -> None:
-        self._flush()
-        self._writer.close()
-        with self._path.open("rb") as file:
-            os.fsync(file.fileno())
-
-    def _flush(self) -> None:
-        if self._texts:
-            self._writer.write_table(pa.table({TEXT_COLUMN: self._texts}))
-            self._texts = []
-
-
-class _ShardWriter:
-    """Train shards of about `shard_chars` each."""
-
-    def __init__(self, directory: Path, shard_chars: int) -> None:
-        self.documents = 0
-        self._directory, self._shard_chars = directory, shard_chars
-        self._shards = 0
-        self._writer: _TextWriter | None = None
-
-    def add(self, text: str) -> None:
-        if self._writer is None:
-            path = self._directory / f"shard_{self._shards:05d}.parquet"
-            self._writer = _TextWriter(path)
-            self._shards += 1
-        self._writer.add(text)
-        self.documents += 1
-        if self._writer.chars >= self._shard_chars:
-            self.close()
-
-    def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
 
 
 def _corpus(

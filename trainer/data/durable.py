@@ -56,11 +56,12 @@ def sweep(directory: Path) -> None:
     """Remove temporary files whose writer is gone."""
     for left in directory.glob("*.tmp-*"):
         writer = left.name.rpartition("-")[2]
-        if writer.isdigit() and not _alive(int(writer)):
+        if writer.isdigit() and not alive(int(writer)):
             left.unlink(missing_ok=True)
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """Whether another process of this id lives; one's own leftovers count as left."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -99,10 +99,14 @@ class Loader:
             self._shards.close()
             raise
 
-    def next_batch(self) -> Batch:
-        """The next batch. Raises what the helper met, after all batches before it are taken."""
+    def next_batch(self, timeout: float | None = None) -> Batch:
+        """The next batch. Raises what the helper met, after all batches before it are taken.
+
+        With a timeout in seconds, TimeoutError where none is ready by then (a download may be
+        under way); asking again is right.
+        """
         before = time.perf_counter()
-        batch = self._source.next()
+        batch = self._source.next(timeout)
         self.waited_seconds += time.perf_counter() - before
         self._state = batch.snapshot
         return batch
@@ -113,11 +117,11 @@ class Loader:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to a cursor; what was fetched ahead is dropped."""
-        self._source.close()
+        self._stop()
         self._start(state)
 
     def close(self) -> None:
-        self._source.close()
+        self._stop()
         self._shards.close()
 
     def __enter__(self) -> Loader:
@@ -129,6 +133,11 @@ class Loader:
     def __iter__(self) -> Iterator[Batch]:
         while True:
             yield self.next_batch()
+
+    def _stop(self) -> None:
+        self._shards.cancel()
+        self._source.close()
+        self._shards.resume()
 
     def _start(self, cursor: dict[str, Any]) -> None:
         rows, sequence_len, packing, rank, world, pin = self._settings
@@ -206,7 +215,7 @@ class _Direct:
     def __init__(self, maker: _Maker) -> None:
         self._maker = maker
 
-    def next(self) -> Batch:
+    def next(self, timeout: float | None) -> Batch:
         return self._maker.make()
 
     def close(self) -> None:
@@ -237,10 +246,13 @@ class _Ahead:
         )
         self._thread.start()
 
-    def next(self) -> Batch:
+    def next(self, timeout: float | None) -> Batch:
         if self._failure is not None:
             raise self._failure
-        found = self._ready.get()
+        try:
+            found = self._ready.get(timeout=timeout)
+        except queue.Empty:
+            raise TimeoutError(f"no batch was ready within {timeout} seconds") from None
         if isinstance(found, BaseException):
             self._failure = found
             raise found

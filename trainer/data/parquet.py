@@ -1,7 +1,8 @@
-"""Reading and describing parquet shards with a `text` column (RECIPE section 6)."""
+"""Reading and writing parquet shards with a `text` column (RECIPE section 6)."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 from trainer.data.errors import DataError
 
 TEXT_COLUMN = "text"
+ROW_GROUP_DOCUMENTS = 1000
 
 
 class TextFile:
@@ -63,6 +65,60 @@ class TextFile:
 
     def close(self) -> None:
         self._file.close()
+
+
+class TextWriter:
+    """One parquet shard, a row group at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.documents = self.chars = 0
+        self._path = path
+        self._texts: list[str] = []
+        schema = pa.schema([(TEXT_COLUMN, pa.string())])
+        self._writer = pq.ParquetWriter(path, schema, compression="zstd")
+
+    def add(self, text: str) -> None:
+        self._texts.append(text)
+        self.documents += 1
+        self.chars += len(text)
+        if len(self._texts) == ROW_GROUP_DOCUMENTS:
+            self._flush()
+
+    def close(self) -> None:
+        self._flush()
+        self._writer.close()
+        with self._path.open("rb") as file:
+            os.fsync(file.fileno())
+
+    def _flush(self) -> None:
+        if self._texts:
+            self._writer.write_table(pa.table({TEXT_COLUMN: self._texts}))
+            self._texts = []
+
+
+class ShardWriter:
+    """Train shards of about `shard_chars` each."""
+
+    def __init__(self, directory: Path, shard_chars: int) -> None:
+        self.documents = 0
+        self._directory, self._shard_chars = directory, shard_chars
+        self._shards = 0
+        self._writer: TextWriter | None = None
+
+    def add(self, text: str) -> None:
+        if self._writer is None:
+            path = self._directory / f"shard_{self._shards:05d}.parquet"
+            self._writer = TextWriter(path)
+            self._shards += 1
+        self._writer.add(text)
+        self.documents += 1
+        if self._writer.chars >= self._shard_chars:
+            self.close()
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
 
 
 def _check_column(schema: pa.Schema, path: str | Path) -> None:

@@ -6,6 +6,7 @@ import concurrent.futures
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Literal
@@ -20,6 +21,7 @@ from trainer.data.prepared import DataFile, PreparedData, verify_file
 from trainer.data.shards import CachedShard, Shard
 
 WAIT_SECONDS = 1800.0
+RESTART_SECONDS = 10.0
 
 
 class ShardSet:
@@ -37,6 +39,8 @@ class ShardSet:
         self._opener = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="shards")
         self._ahead: tuple[int, concurrent.futures.Future[Shard]] | None = None
         self._builder: subprocess.Popen[bytes] | None = None
+        self._builder_began = -RESTART_SECONDS
+        self._cancelled = threading.Event()
         if split == "train" and any(self._is_missing(file) for file in self.files):
             self._start_builder()
 
@@ -56,7 +60,15 @@ class ShardSet:
         """Single documents of any file, for a buffer that is restored."""
         return self._fresh(index).pick(documents)
 
+    def cancel(self) -> None:
+        """Make a wait for a download end, now and until `resume`."""
+        self._cancelled.set()
+
+    def resume(self) -> None:
+        self._cancelled.clear()
+
     def close(self) -> None:
+        self.cancel()
         self._opener.shutdown(wait=True, cancel_futures=True)
         self._open.clear()
         if self._builder is not None and self._builder.poll() is None:
@@ -101,8 +113,7 @@ class ShardSet:
     def _await_file(self, file: DataFile) -> None:
         deadline = time.monotonic() + WAIT_SECONDS
         while file.remote is not None and not Path(file.path).exists():
-            if self._builder is None or self._builder.poll() is not None:
-                self._start_builder()
+            self._keep_builder()
             if time.monotonic() > deadline:
                 raise DataError(
                     "download_failed",
@@ -110,7 +121,8 @@ class ShardSet:
                     f"{self._complaint()}",
                     file.path,
                 )
-            time.sleep(cache.POLL_SECONDS)
+            if self._cancelled.wait(cache.POLL_SECONDS):
+                raise DataError("cancelled", f"no longer waiting for {file.remote.name}", file.path)
 
     def _complaint(self) -> str:
         try:
@@ -118,7 +130,14 @@ class ShardSet:
         except OSError:
             return ""
 
+    def _keep_builder(self) -> None:
+        """Start one if there is none, but not all the time: another run's may be at it."""
+        gone = self._builder is None or self._builder.poll() is not None
+        if gone and time.monotonic() - self._builder_began > RESTART_SECONDS:
+            self._start_builder()
+
     def _start_builder(self) -> None:
+        self._builder_began = time.monotonic()
         description = (
             Path(self._prepared.cache_dir) / f"ahead-{self._prepared.identity()[:16]}.json"
         )

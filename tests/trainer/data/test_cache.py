@@ -147,7 +147,7 @@ def test_a_second_builder_has_nothing_to_do(long_corpus, tmp_path) -> None:
 
     bare, description = _bare(long_corpus, tmp_path)
     Path(bare.cache_dir).mkdir(parents=True)
-    with (Path(bare.cache_dir) / "builder.lock").open("w") as lock:
+    with cache.lock_path(bare).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert _builder(description).wait(60) == 0
     assert cached(bare) == []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import time
 from pathlib import Path
 
 import pytest
@@ -74,7 +73,6 @@ def test_builtin_is_a_copy_that_updates_do_not_change(small_stdlib, tmp_path, mo
 def test_the_real_builtin_corpus(tmp_path) -> None:
     """Whole: collected, tokenizer trained, tokenized, and at once when asked again."""
     stages = []
-    began = time.monotonic()
     data = prepare(
         DataSpec(),
         data_dir=tmp_path,
@@ -82,8 +80,6 @@ def test_the_real_builtin_corpus(tmp_path) -> None:
         tokens_needed=1000,
         progress=lambda stage, fraction, words: stages.append((stage, fraction, words)),
     )
-    took = time.monotonic() - began
-    assert took < 60  # about four seconds on two quiet cores
     assert [s for i, s in enumerate(x[0] for x in stages) if i == 0 or stages[i - 1][0] != s] == [
         "corpus",
         "tokenizer",
@@ -94,9 +90,9 @@ def test_the_real_builtin_corpus(tmp_path) -> None:
     assert data.corpus_tokens_exact
     assert data.val_tokens > 50_000
     assert len(data.train_files) >= 2
-    began = time.monotonic()
+    made = {path: path.stat().st_ino for path in tmp_path.rglob("*")}
     assert prepare(DataSpec(), data_dir=tmp_path, vocab_size=4096, tokens_needed=1000) == data
-    assert time.monotonic() - began < took / 2
+    assert {path: path.stat().st_ino for path in tmp_path.rglob("*")} == made
     with open_loader(data, split="train", rows=4, sequence_len=256) as loader:
         assert loader.next_batch().inputs_BT.shape == (4, 256)
 
@@ -347,12 +343,19 @@ def test_a_single_parquet_file_as_path(tmp_path) -> None:
         prepared(DataSpec(source="parquet", path=str(file)), tmp_path)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_no_permission(tmp_path) -> None:
+def test_no_permission(tmp_path, monkeypatch) -> None:
+    """The system's answer is played, since root may read everything."""
     file = tmp_path / "a.txt"
     file.write_text(SENTENCES * 100)
-    file.chmod(0)
-    with pytest.raises(DataError, match="cannot read") as caught:
+    real_open = Path.open
+
+    def refusing(self: Path, *arguments, **options):
+        if self == file:
+            raise PermissionError(13, "Permission denied", str(self))
+        return real_open(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refusing)
+    with pytest.raises(DataError, match="cannot read .*a.txt: Permission denied") as caught:
         prepared(DataSpec(source="text", path=str(file)), tmp_path)
     assert caught.value.code == "path_unreadable"
 

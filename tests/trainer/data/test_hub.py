@@ -15,7 +15,7 @@ from tests.trainer.data.mirror import Mirror, serving
 from trainer.contract.spec import DataSpec
 from trainer.data import hub
 from trainer.data.errors import DataError
-from trainer.data.loader import open_loader
+from trainer.data.loader import Loader, open_loader
 from trainer.data.prepare import PreparedData, prepare, verify
 
 NAME = "someone/words"
@@ -135,6 +135,32 @@ def test_no_network(tmp_path, monkeypatch) -> None:
         prepared(tmp_path)
     assert caught.value.code == "download_failed"
     assert time.monotonic() - began < 60
+
+
+def test_without_a_network_what_was_listed_before_will_do(mirror, tmp_path, monkeypatch) -> None:
+    first = prepared(tmp_path)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    again = prepared(tmp_path)
+    assert again.identity() == first.identity()
+    assert "taken is what it listed before" in again.notes[0]
+
+
+def _take(loader: Loader, number: int) -> None:
+    for _ in range(number):
+        loader.next_batch(timeout=0.3)
+
+
+def test_waiting_for_a_download_can_be_given_up(mirror, tmp_path, monkeypatch) -> None:
+    """The loop may look up while it waits, and closing does not wait for the network."""
+    data = prepared(tmp_path)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with open_loader(data, split="train", rows=8, sequence_len=128) as loader:
+        began = time.monotonic()
+        with pytest.raises(TimeoutError):
+            _take(loader, 1000)
+        with pytest.raises(TimeoutError):
+            loader.next_batch(timeout=0.1)
+    assert time.monotonic() - began < 20
 
 
 def test_a_file_that_arrives_damaged_is_thrown_away(mirror, tmp_path) -> None:
