@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from trainer.contract.shape import flops_per_token
 from trainer.evaluate import core_forward, core_prompts, network
 from trainer.evaluate.core_bundle import Bundle, Task
 from trainer.evaluate.core_forward import Scores, Tree
@@ -23,7 +24,8 @@ from trainer.evaluate.network import Network
 from trainer.evaluate.undisturbed import undisturbed
 from trainer.model import GPT
 
-BATCH_TOKENS_CPU = 2048  # a stop is answered between batches: on a CPU that is seconds at depth 12
+BATCH_FLOPS_CPU = 2e11  # a stop is answered between batches: within seconds at any depth
+BATCH_TOKENS_CPU = 4096
 BATCH_TOKENS_DEVICE = 32_768
 NAMED = 20  # items that cannot be scored are counted all and named up to this many per task
 
@@ -155,7 +157,7 @@ class Evaluation:
 
     def _batches(self, model: GPT, tokenizer: Encoder) -> Iterator[list[Tree | Unscorable]]:
         """The items not yet done, prepared, in batches of about as many tokens."""
-        limit = BATCH_TOKENS_CPU if model.device.type == "cpu" else BATCH_TOKENS_DEVICE
+        limit = _batch_tokens(model)
         longest = network.LONGEST_FACTOR * model.shape.sequence_len
         batch: list[Tree | Unscorable] = []
         tokens = 0
@@ -196,6 +198,13 @@ class Evaluation:
         for task, items in self.tasks:
             yield task, self.outcomes[at : at + len(items)]
             at += len(items)
+
+
+def _batch_tokens(model: GPT) -> int:
+    if model.device.type != "cpu":
+        return BATCH_TOKENS_DEVICE
+    forward_flops = flops_per_token(model.shape) / 3
+    return min(BATCH_TOKENS_CPU, max(256, int(BATCH_FLOPS_CPU / forward_flops)))
 
 
 def _prepared(

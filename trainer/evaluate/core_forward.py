@@ -113,15 +113,12 @@ def _losses(net: network.Network, x_SD: Tensor, targets_S: Tensor) -> tuple[Tens
 
 
 def _scores(trees: list[Tree], losses: Tensor, best: list[int]) -> list[Scores]:
-    scores, at = [], 0
-    for t in trees:
-        means, tokens = [], []
-        for prompt in t.item.prompts:
-            end = at + prompt.end - prompt.start
-            means.append(losses[at:end].mean().item())
-            tokens.append(best[at:end])
-            at = end
-        scores.append(Scores(means, tokens))
+    lengths = [[p.end - p.start for p in t.item.prompts] for t in trees]
+    spans = losses.split([n for of_tree in lengths for n in of_tree])
+    means, at, scores = iter([span.mean().item() for span in spans]), 0, []
+    for of_tree in lengths:
+        ends = np.cumsum([at, *of_tree]).tolist()
+        argmax = [best[a:b] for a, b in zip(ends, ends[1:], strict=False)]
+        scores.append(Scores([next(means) for _ in of_tree], argmax))
+        at = ends[-1]
     return scores
-
-

@@ -24,8 +24,8 @@ from trainer.model import GPT
 LONGEST_FACTOR = 10  # prompts are forwarded whole up to this many times sequence_len (RECIPE 7)
 NO_TOKEN = -1
 
-# (layer, q (M, H, C), k (N, K, C), v (N, K, C)) -> (M, H, C); M < N in the last layer
-Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+# (layer, q (M, H, C), k and v (N, 2, K, C)) -> (M, H, C); M <= N, fewer in the last layer
+Attend = Callable[[int, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,13 @@ class Network:
         """
         x = self._smeared(tokens_N, previous_N)
         x0, kept, last = x, x, len(self._layers) - 1
-        cos, sin = (table[positions_N, None] for table in self.model.rotary(length))
+        cos, sin = self._rotary(positions_N, length)
         for i, layer in enumerate(self._layers):
             x = torch.addcmul(layer.resid * x, layer.x0, x0)
-            q, k, v = self._qkv(layer, norm(x), tokens_N, cos, sin)
+            q, kv = self._qkv(layer, norm(x), tokens_N, cos, sin)
             if i == last:
-                x, q, kept = x[wanted_M], q[wanted_M], kept[wanted_M]
-            x += F.linear(attend(i, q, k, v).flatten(1), layer.attn_proj)
+                x, q, kept = (t.index_select(0, wanted_M) for t in (x, q, kept))
+            x += F.linear(attend(i, q, kv).flatten(1), layer.attn_proj)
             wide = F.linear(norm(x), layer.c_fc).relu_()
             x += F.linear(wide.mul_(wide), layer.mlp_proj)
             if i == len(self._layers) // 2:
@@ -111,10 +111,15 @@ class Network:
         smeared = start(torch.stack([before, rows], dim=1), gate, weight)[:, 1]
         return torch.where((previous_N == NO_TOKEN)[:, None], norm(rows), smeared)
 
+    def _rotary(self, positions_N: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """cos and sin (N, 1, C) such that y = x * cos + (x's halves swapped) * sin."""
+        cos, sin = (table[positions_N, None] for table in self.model.rotary(length))
+        return torch.cat([cos, cos], dim=-1), torch.cat([sin, -sin], dim=-1)
+
     def _qkv(
         self, layer: _Layer, h_ND: Tensor, tokens_N: Tensor, cos_N1C: Tensor, sin_N1C: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """q (N, H, C), k and v (N, K, C)."""
+    ) -> tuple[Tensor, Tensor]:
+        """q (N, H, C), k and v (N, 2, K, C)."""
         heads, kv, channels = self.shape.n_head, self.shape.n_kv_head, self.shape.head_dim
         qkv = F.linear(h_ND, layer.qkv).view(len(h_ND), heads + 2 * kv, channels)
         qk, v = qkv[:, : heads + kv], qkv[:, heads + kv :]
@@ -122,12 +127,10 @@ class Network:
             gate = torch.sigmoid(F.linear(h_ND[:, :VE_GATE_CHANNELS], layer.ve_gate))
             rows = self.model.rows_of(layer.values, tokens_N).view_as(v)
             v = torch.addcmul(v, VE_GATE_SCALE * gate.unsqueeze(-1), rows)
-        first, second = qk.chunk(2, dim=-1)
-        turned = torch.cat(
-            [first * cos_N1C + second * sin_N1C, second * cos_N1C - first * sin_N1C], dim=-1
-        )
-        qk = norm(turned).mul_(QK_SCALE)
-        return qk[:, :heads], qk[:, heads:], v
+        half = channels // 2
+        swapped = torch.cat([qk[..., half:], qk[..., :half]], dim=-1)
+        qk = norm((qk * cos_N1C).addcmul_(swapped, sin_N1C)).mul_(QK_SCALE)
+        return qk[:, :heads], torch.stack([qk[:, heads:], v], dim=1)
 
 
 def attention(q_RTHC: Tensor, k_RSKC: Tensor, v_RSKC: Tensor, mask: Tensor | None) -> Tensor:
