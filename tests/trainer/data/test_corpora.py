@@ -355,7 +355,7 @@ def test_no_permission(tmp_path, monkeypatch) -> None:
         return real_open(self, *arguments, **options)
 
     monkeypatch.setattr(Path, "open", refusing)
-    with pytest.raises(DataError, match="cannot read .*a.txt: Permission denied") as caught:
+    with pytest.raises(DataError, match=r"cannot read .*a\.txt: Permission denied") as caught:
         prepared(DataSpec(source="text", path=str(file)), tmp_path)
     assert caught.value.code == "path_unreadable"
 
