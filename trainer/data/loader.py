@@ -1,6 +1,6 @@
-"""Batches of token rows with an exact cursor, fetched ahead by a helper thread.
+"""Batches of token rows with an exact cursor, fetched ahead by a thread.
 
-A batch is a pure function of (data, tokenizer, settings, cursor). The helper runs ahead, so each
+A batch is a pure function of (data, tokenizer, settings, cursor). The thread runs ahead, so each
 batch carries the state after itself: the loader's cursor is that of the batch handed out last.
 """
 
@@ -100,7 +100,7 @@ class Loader:
             raise
 
     def next_batch(self, timeout: float | None = None) -> Batch:
-        """The next batch. Raises what the helper met, after all batches before it are taken.
+        """The next batch. Raises what the thread met, after all batches before it are taken.
 
         With a timeout in seconds, TimeoutError where none is ready by then (a download may be
         under way); asking again is right.
@@ -210,7 +210,7 @@ class _Maker:
 
 
 class _Direct:
-    """No helper: every batch is made when it is asked for."""
+    """No thread: every batch is made when it is asked for."""
 
     def __init__(self, maker: _Maker) -> None:
         self._maker = maker
@@ -223,7 +223,7 @@ class _Direct:
 
 
 class _Ahead:
-    """A helper thread keeps up to `depth` batches ready.
+    """A thread keeps up to `depth` batches ready.
 
     A thread and not a process: making a batch of 16,000 tokens takes the interpreter for a fraction
     of a millisecond, pinned memory needs no copy, and a killed trainer leaves nobody behind. It is

@@ -155,7 +155,7 @@ def _texts(files: list[DataFile], progress: Progress) -> Iterator[str]:
 def _build_cache(
     collected: Corpus, cache_dir: Path, tokenizer: Tokenizer, cap: int, progress: Progress
 ) -> dict[str, int]:
-    """Tokenize validation and the beginning of training; the loader's helper does the rest."""
+    """Tokenize validation and the beginning of training; the loader has the rest built ahead."""
     files = list(collected.val_files)
     ready = 0
     for file in collected.train_files:

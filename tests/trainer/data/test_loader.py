@@ -144,7 +144,7 @@ def test_a_damaged_cache_is_not_believed(corpus) -> None:
 
 
 def test_the_batch_that_fails_comes_after_the_good_ones(corpus) -> None:
-    """What the helper meets while fetching ahead is raised at its own batch, and again after."""
+    """What the thread meets while fetching ahead is raised at its own batch, and again after."""
     from trainer.data.errors import DataChanged
 
     settings = {"split": "train", "rows": 2, "sequence_len": 64, "prefetch": 4}
