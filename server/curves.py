@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from server import lineage, rollups, tables
 from server.errors import Invalid
 from server.lineage import Stretch
-from server.rollups import Row
+from server.rollups import Bin
 from server.schemas import MetricsAnswer, Segment, Series
 from trainer.contract.spec import MAX_STEPS
 
@@ -50,9 +50,11 @@ def metrics(
     plain = [key for key in asked if key not in EVALUATED]
     rows = _rows(session, found, size, plain, superseded) if plain else []
     series = [
-        Series(key=key, points=_points(rows, plain.index(key)))
+        Series.model_construct(key=key, points=_points(rows, plain.index(key)))
         if key in plain
-        else Series(key=key, points=_evaluated(session, run.id, key, low, high, superseded))
+        else Series.model_construct(
+            key=key, points=_evaluated(session, run.id, key, low, high, superseded)
+        )
         for key in asked
     ]
     return MetricsAnswer.model_construct(
@@ -78,18 +80,19 @@ def _check(keys: list[str]) -> None:
 
 def _rows(
     session: Session, found: list[Stretch], size: int, keys: list[str], superseded: bool
-) -> list[Row]:
+) -> list[Bin]:
     connection = session.connection()
     parts = [rollups.read(connection, s.attempt_id, s.low, s.high, size, keys) for s in found]
     if superseded:  # attempts overlap: each keeps its own bins
-        return [row for part in parts for row in rollups.binned(part, size)]
-    return rollups.binned((row for part in parts for row in part), size)
+        return [one for part in parts for one in rollups.binned(part, size)]
+    return rollups.binned((one for part in parts for one in part), size)
 
 
-def _points(rows: list[Row], at: int) -> list[Point]:
+def _points(bins: list[Bin], at: int) -> list[Point]:
     points: list[Point] = []
-    for step, seconds, stats in rows:
-        count, total, low, high = stats[at]
+    for part in bins:
+        count, total, low, high = part.stats[4 * at : 4 * at + 4]
+        step, seconds = part.last_step, part.unix_seconds
         if count:
             points.append((step, seconds, total / count, low, high))
         else:

@@ -22,7 +22,7 @@ from trainer.contract.journal import Batch, Reader
 from trainer.contract.rundir import OUTBOX, DataDir
 
 MAX_RECORDS = 2_000
-MAX_BYTES = 2 << 20
+MAX_BYTES = 1 << 20  # about 2,000 step records
 _INT_LIMIT = 2**63
 
 

@@ -148,12 +148,12 @@ def _cut(attempt: tables.Attempt, step: int) -> int:
 def _cut_sparkline(session: Session, run: tables.Run, step: int) -> None:
     line, again = sparkline.cut(run.sparkline, step)
     if again:
-        total = rollups.EMPTY
+        count, total = 0, 0.0
         for stretch in stretches(session, run.id):
             low, high = max(again[0], stretch.low), min(again[1], stretch.high)
-            for row in rollups.read(
-                session.connection(), stretch.attempt_id, low, high, 1 << 30, ["loss"]
+            for part in rollups.read(
+                session.connection(), stretch.attempt_id, low, high, MAX_STEPS, ["loss"]
             ):
-                total = rollups.join(total, row.stats[0])
-        line = sparkline.add_total(line, again[0], total.num, total.sum)
+                count, total = count + int(part.stats[0]), total + part.stats[1]
+        line = sparkline.add_total(line, again[0], count, total)
     run.sparkline = line

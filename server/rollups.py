@@ -27,23 +27,9 @@ _ROW = struct.Struct("<" + "Iddd" * len(KEYS))
 _NOTHING = [0, 0.0, 0.0, 0.0] * len(KEYS)
 
 
-class Stat(NamedTuple):
-    num: int
-    sum: float
-    min: float
-    max: float
-
-    @property
-    def mean(self) -> float | None:
-        return self.sum / self.num if self.num else None
-
-
-EMPTY = Stat(0, 0.0, 0.0, 0.0)
-
-
-@dataclass
+@dataclass(slots=True)
 class Bin:
-    """Points `[first_step, last_step]`; stats: count, sum, min, max for each of KEYS, flat."""
+    """Points `[first_step, last_step]`; stats: count, sum, min, max of each key, flat."""
 
     first_step: int
     last_step: int
@@ -146,36 +132,31 @@ def _unpack(values: bytes) -> list[float]:
 # --- reading -------------------------------------------------------------------------------------
 
 
-class Row(NamedTuple):
-    last_step: int
-    unix_seconds: float
-    stats: list[Stat]
-
-
 def read(
     connection: Connection, attempt_id: int, low: int, high: int, size: int, keys: Sequence[str]
-) -> Iterator[Row]:
-    """Everything of one attempt in steps `[low, high)`, in order, in bins of at most `size`."""
+) -> Iterator[Bin]:
+    """Everything of one attempt in steps `[low, high)`, in order, in bins of at most `size`.
+
+    Their stats are those of `keys`, in that order.
+    """
     for piece in cover(low, high, size):
-        yield from _read_piece(connection, attempt_id, piece, keys)
-
-
-def binned(rows: Iterable[Row], bin_steps: int) -> list[Row]:
-    """Neighbouring rows merged into bins of `bin_steps` aligned to step 0."""
-    merged: list[Row] = []
-    for row in rows:
-        if merged and merged[-1].last_step // bin_steps == row.last_step // bin_steps:
-            stats = [join(a, b) for a, b in zip(merged[-1].stats, row.stats, strict=True)]
-            merged[-1] = Row(row.last_step, row.unix_seconds, stats)
+        if piece.size == 1:
+            yield from _points(connection, attempt_id, piece, keys)
         else:
-            merged.append(row)
+            yield from _bins(connection, attempt_id, piece, keys)
+
+
+def binned(bins: Iterable[Bin], bin_steps: int) -> list[Bin]:
+    """Neighbours merged into bins of `bin_steps` aligned to step 0."""
+    merged: list[Bin] = []
+    place = -1
+    for part in bins:
+        if part.last_step // bin_steps == place:
+            merged[-1] = _merged(merged[-1], part)
+        else:
+            merged.append(part)
+            place = part.last_step // bin_steps
     return merged
-
-
-def join(a: Stat, b: Stat) -> Stat:
-    if not a.num or not b.num:
-        return a if a.num else b
-    return Stat(a.num + b.num, a.sum + b.sum, min(a.min, b.min), max(a.max, b.max))
 
 
 def bin_steps_for(low: int, high: int, max_points: int) -> int:
@@ -203,29 +184,32 @@ def cover(low: int, high: int, size: int) -> list[Piece]:
     ]
 
 
-def _read_piece(
+def _points(
     connection: Connection, attempt_id: int, piece: Piece, keys: Sequence[str]
-) -> Iterator[Row]:
-    size, low, high = piece
-    if size == 1:
-        columns = "".join(f", {key}" for key in keys if key in KEYS)
-        rows = connection.exec_driver_sql(
-            f"SELECT step, unix_seconds{columns} FROM points "
-            "WHERE attempt_id = ? AND step >= ? AND step < ? ORDER BY step",
-            (attempt_id, low, high),
-        )
-        for step, seconds, *values in rows:
-            yield Row(step, seconds, [EMPTY if v is None else Stat(1, v, v, v) for v in values])
-        return
-    offsets = [KEYS.index(key) * _BLOCK.size for key in keys]
+) -> Iterator[Bin]:
+    columns = "".join(f", {key}" for key in keys if key in KEYS)
     rows = connection.exec_driver_sql(
-        'SELECT last_step, unix_seconds, "values" FROM rollups '
-        "WHERE attempt_id = ? AND size = ? AND bin >= ? AND bin < ? ORDER BY bin",
-        (attempt_id, size, low, high),
+        f"SELECT step, unix_seconds{columns} FROM points "
+        "WHERE attempt_id = ? AND step >= ? AND step < ? ORDER BY step",
+        (attempt_id, piece.low, piece.high),
     )
-    unpack, block = _BLOCK.unpack_from, _BLOCK.size
-    for step, seconds, values in rows:
-        stats = [
-            Stat(*unpack(values, at)) if at + block <= len(values) else EMPTY for at in offsets
-        ]
-        yield Row(step, seconds, stats)
+    for step, seconds, *values in rows:
+        yield _single(step, seconds, values)
+
+
+def _bins(
+    connection: Connection, attempt_id: int, piece: Piece, keys: Sequence[str]
+) -> Iterator[Bin]:
+    rows = connection.exec_driver_sql(
+        'SELECT first_step, last_step, unix_seconds, "values" FROM rollups '
+        "WHERE attempt_id = ? AND size = ? AND bin >= ? AND bin < ? ORDER BY bin",
+        (attempt_id, piece.size, piece.low, piece.high),
+    )
+    places = [KEYS.index(key) for key in keys]
+    for first, last, seconds, values in rows:
+        if len(values) != _ROW.size or len(places) > len(KEYS) // 2:
+            flat = _unpack(values)
+            stats = [x for at in places for x in flat[4 * at : 4 * at + 4]]
+        else:
+            stats = [x for at in places for x in _BLOCK.unpack_from(values, at * _BLOCK.size)]
+        yield Bin(first, last, seconds, stats)
