@@ -91,9 +91,7 @@ def _blocks(runs: Iterable[Run], window: int) -> Iterator[_Block]:
             number += end - start
 
 
-def _grouped(
-    blocks: Iterable[_Block], window: int, like: Tensor
-) -> tuple[list[_Group], Tensor]:
+def _grouped(blocks: Iterable[_Block], window: int, like: Tensor) -> tuple[list[_Group], Tensor]:
     by_size: defaultdict[tuple[int, int], list[_Block]] = defaultdict(list)
     for block in blocks:
         by_size[_up(block.length, QUERY_STEP), _up(len(block.keys), KEY_STEP)].append(block)
@@ -109,16 +107,17 @@ def _grouped(
 def _places(blocks: list[_Block], length: int) -> np.ndarray:
     """Number of the query at each place (R, T); padding comes after every number."""
     j = np.arange(length)[None, :]
-    number, count = (np.array([getattr(b, n) for b in blocks])[:, None] for n in ("number", "length"))
+    number, count = (
+        np.array([getattr(b, n) for b in blocks])[:, None] for n in ("number", "length")
+    )
     return np.where(j < count, number + j, np.iinfo(np.int64).max)
 
 
-def _group(
-    blocks: list[_Block], length: int, num_keys: int, window: int, like: Tensor
-) -> _Group:
+def _group(blocks: list[_Block], length: int, num_keys: int, window: int, like: Tensor) -> _Group:
     """Padding queries repeat the block's last one; padding keys are masked."""
     number, count, first = (
-        np.array([getattr(b, name) for b in blocks])[:, None] for name in ("number", "length", "first")
+        np.array([getattr(b, name) for b in blocks])[:, None]
+        for name in ("number", "length", "first")
     )
     j = np.minimum(np.arange(length)[None, :], count - 1)
     keys = np.zeros((len(blocks), num_keys), dtype=np.int64)

@@ -97,7 +97,9 @@ def _fewshot(task: Task, count: int, index: int) -> list[int]:
     if task.num_fewshot == 0:
         return []
     if task.num_fewshot > count - 1:
-        raise Unscorable(f"needs {task.num_fewshot} examples, and there are {count - 1} other items")
+        raise Unscorable(
+            f"needs {task.num_fewshot} examples, and there are {count - 1} other items"
+        )
     drawn = random.Random(FEWSHOT_SEED + index).sample(range(count - 1), task.num_fewshot)
     return [j if j < index else j + 1 for j in drawn]
 

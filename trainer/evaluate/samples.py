@@ -1,0 +1,138 @@
+"""Continuations of a prompt, token by token, with a key-value cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from trainer.evaluate import network
+from trainer.evaluate.kvcache import Cache
+from trainer.evaluate.network import Network
+from trainer.evaluate.undisturbed import undisturbed
+from trainer.model import GPT
+
+REPLACEMENT = "�"  # what decodes to this at the end may be a character not yet complete
+MAX_HELD_TOKENS = 8
+
+
+class Tokenizer(Protocol):
+    """What is needed of trainer.data.tokenizer.Tokenizer."""
+
+    @property
+    def bos_id(self) -> int: ...
+    def encode_ordinary(self, text: str) -> list[int]: ...
+    def decode(self, ids: Iterable[int]) -> str: ...
+
+
+@dataclass(frozen=True)
+class Sample:
+    """text: the continuation alone. ended: 'document' when the model began another document.
+
+    dropped_tokens: from the beginning of a prompt too long to be forwarded.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    ended: Literal["length", "document"]
+    dropped_tokens: int = 0
+
+
+def generate(
+    model: GPT,
+    tokenizer: Tokenizer,
+    prompt: str,
+    *,
+    max_tokens: int = 64,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    seed: int = 0,
+    on_token: Callable[[str], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> Sample | None:
+    """Continue `prompt` by up to max_tokens tokens; None when told to stop, asked at each token.
+
+    temperature 0 takes the likeliest token. on_token gets text as it becomes whole characters.
+    """
+    ids, dropped = _prompt_ids(model, tokenizer, prompt, max_tokens)
+    drawn: list[int] = []
+    ended: Literal["length", "document"] = "length"
+    pieces = _Pieces(tokenizer, on_token)
+    for token in stream(model, ids, max_tokens, temperature=temperature, top_k=top_k, seed=seed):
+        if token == tokenizer.bos_id:
+            ended = "document"
+            break
+        drawn.append(token)
+        pieces.add(token)
+        if should_stop is not None and should_stop():
+            return None
+    pieces.finish()
+    return Sample(tokenizer.decode(drawn), tuple(drawn), ended, dropped)
+
+
+def stream(
+    model: GPT,
+    ids: Sequence[int],
+    max_tokens: int,
+    *,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    seed: int = 0,
+) -> Iterator[int]:
+    """Tokens after `ids`, one by one. Its own generator: nobody else's random numbers are used."""
+    draw = torch.Generator().manual_seed(seed)
+    with undisturbed(model):
+        cache = Cache(Network(model), len(ids) + max_tokens)
+    following = list(ids)
+    for _ in range(max_tokens):
+        with undisturbed(model):
+            token = _choose(cache.extend(following), temperature, top_k, draw)
+        yield token
+        following = [token]
+
+
+def _prompt_ids(
+    model: GPT, tokenizer: Tokenizer, prompt: str, max_tokens: int
+) -> tuple[list[int], int]:
+    """(<|bos|> and the prompt, tokens dropped): at most what may be forwarded, with room to go on."""
+    ids = [tokenizer.bos_id, *tokenizer.encode_ordinary(prompt)]
+    room = max(1, network.LONGEST_FACTOR * model.shape.sequence_len - max_tokens)
+    return ids[-room:], max(0, len(ids) - room)
+
+
+def _choose(logits_V: Tensor, temperature: float, top_k: int | None, draw: torch.Generator) -> int:
+    """Drawn on the CPU, so that a seed means the same on every device up to rounding."""
+    if temperature == 0:
+        return int(logits_V.argmax())
+    logits_V = logits_V.float().cpu() / temperature
+    if top_k is not None and top_k < len(logits_V):
+        least = logits_V.topk(top_k).values[-1]
+        logits_V = logits_V.masked_fill(logits_V < least, float("-inf"))
+    return int(torch.multinomial(logits_V.softmax(dim=-1), 1, generator=draw))
+
+
+class _Pieces:
+    """Text for the listener: a character of several tokens is held back until it is whole."""
+
+    def __init__(self, tokenizer: Tokenizer, listener: Callable[[str], None] | None) -> None:
+        self.tokenizer, self.listener, self.held = tokenizer, listener, []
+
+    def add(self, token: int) -> None:
+        self.held.append(token)
+        if self.listener is None:
+            return
+        text = self.tokenizer.decode(self.held)
+        if not text.endswith(REPLACEMENT) or len(self.held) >= MAX_HELD_TOKENS:
+            self._send(text)
+
+    def finish(self) -> None:
+        if self.listener is not None and self.held:
+            self._send(self.tokenizer.decode(self.held))
+
+    def _send(self, text: str) -> None:
+        self.held = []
+        if self.listener is not None:
+            self.listener(text)
