@@ -84,15 +84,14 @@ def _runs(session: Session, with_attempt: set[str]) -> list[Run]:
 
 
 def _heads(session: Session) -> list[str]:
+    """The first few of each queue. Only queued runs have a place, so its index is walked."""
     found: list[str] = []
-    queued = Run.state == State.queued
-    for device in session.scalars(select(Run.device).where(queued).distinct()).all():
-        found += session.scalars(
-            select(Run.id)
-            .where(queued, Run.device == device)
-            .order_by(Run.queue_position.is_(None), Run.queue_position, Run.created_at)
-            .limit(HEADS)
-        )
+    devices: list[str] = []
+    queue = select(Run.device).where(Run.queue_position.is_not(None)).order_by(Run.queue_position)
+    while device := session.scalar(queue.where(Run.device.not_in(devices)).limit(1)):
+        devices.append(device)
+        of_device = queue.with_only_columns(Run.id).where(Run.device == device)
+        found += session.scalars(of_device.limit(HEADS))
     return found
 
 

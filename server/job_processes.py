@@ -38,6 +38,7 @@ def prepare(shop: Shop, run_id: str) -> None:
         waits = run.state in (State.preparing, State.recovering, State.starting)
         if not waits and not can_move(State(run.state), State.preparing):
             return
+        now = time.time()
         job = Job(
             id=f"job_{uuid.uuid4().hex[:16]}",
             run_id=run.id,
@@ -46,11 +47,11 @@ def prepare(shop: Shop, run_id: str) -> None:
             state="queued",
             params={"spec": run.spec, "tokens_needed": board.tokens_needed(run)},
             token=uuid.uuid4().hex,
-            created_at=time.time(),
+            created_at=now,
         )
         session.add(job)
         if run.state in (State.queued, State.recovering):
-            move(session, run, State.preparing, Reason.waiting_for_data, job=job.id)
+            move(session, run, State.preparing, Reason.waiting_for_data, now=now, job=job.id)
 
 
 def drop(shop: Shop, job_id: str) -> None:
