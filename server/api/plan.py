@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body
-from pydantic import TypeAdapter, ValidationError
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
@@ -16,7 +17,7 @@ from server.errors import Invalid
 from server.idempotency import Answer
 from server.making import plan_for
 from server.schemas import PlanAnswer
-from server.validation import explain, explained
+from server.validation import explained
 from trainer.contract.extend import ExtendRequest
 from trainer.contract.spec import RunSpec, resolve
 
@@ -56,15 +57,18 @@ def _extend(session: Session, act: Act, body: dict[str, Any]) -> PlanAnswer:
             "The plan of an extend takes run (an id or name) and extend, nothing else.",
             errors=[{"pointer": pointer, "detail": detail}],
         )
-    try:
-        ask = TypeAdapter(ExtendRequest).validate_python(body["extend"])
-    except ValidationError as error:
-        raise _below("/extend", explain(error, body["extend"], ExtendRequest)) from None
     row = store.get_run(session, body["run"])
-    return PlanAnswer(extend=runs.extend(session, row, ask, act.now, dry_run=True).preview)
+    with _below("/extend"), explained(body["extend"], ExtendRequest):
+        ask = ExtendRequest.model_validate(body["extend"])
+        return PlanAnswer(extend=runs.extend(session, row, ask, act.now, dry_run=True).preview)
 
 
-def _below(prefix: str, error: Invalid) -> Invalid:
-    for item in error.errors:
-        item["pointer"] = prefix + item["pointer"]
-    return error
+@contextmanager
+def _below(prefix: str) -> Iterator[None]:
+    """What is wrong with a part of the body is pointed at from the top of the body."""
+    try:
+        yield
+    except Invalid as error:
+        for item in error.errors:
+            item["pointer"] = prefix + item["pointer"]
+        raise

@@ -1,0 +1,176 @@
+"""Bodies nobody should send: always a sentence, never a 500, and memory stays flat."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import tracemalloc
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+
+from server import bodies
+from server.errors import Invalid
+from tests.server.asgi import BASE, Asgi
+
+JSON = {"content-type": "application/json"}
+HOSTILE = {
+    "nan": b'{"name": NaN}',
+    "infinity": b'{"name": "x", "model": {"depth": Infinity}}',
+    "overflow": b'{"name": "x", "horizon": {"flops": 1e999}}',
+    "two_to_63": b'{"name": "x", "horizon": {"steps": 9223372036854775808}}',
+    "many_digits": b'{"name": "x", "horizon": {"steps": ' + b"9" * 10_000 + b"}}",
+    "surrogate": b'{"name": "\\ud800"}',
+    "surrogate_key": b'{"\\udfff": 1}',
+    "surrogate_in_metadata": b'{"name": "x", "metadata": {"a": "\\ud800"}}',
+    "deep": b'{"name": ' + b"[" * 200_000,
+    "deep_and_closed": b'{"name": ' + b"[" * 60 + b"]" * 60 + b"}",
+    "not_utf8": b'{"name": "\xff"}',
+    "bom": b'\xef\xbb\xbf{"name": "x"}',
+    "doubled_key": b'{"name": "x", "name": "y"}',
+    "list": b"[]",
+    "null": b"null",
+    "number": b"17",
+    "text": b'"demo"',
+    "cut": b'{"name": "x"',
+    "trailing": b'{"name": "x"} {"name": "y"}',
+    "gzip_as_json": gzip.compress(b'{"name": "x"}'),
+    "nul": b'{"name": "x\\u0000"}',
+}
+
+
+@pytest.mark.parametrize("path", ["/v1/runs", "/v1/plan", "/v1/imports", "/v1/runs/demo/extend"])
+@pytest.mark.parametrize("name", HOSTILE)
+def test_f47_hostile_json_is_422_with_a_sentence(asgi: Asgi, name: str, path: str) -> None:
+    answer = asgi.request("POST", path, content=HOSTILE[name], headers=JSON)
+    assert answer.status_code == 422, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert len(answer.json()["detail"]) > 10
+    assert len(answer.content) < 10_000
+    assert asgi.get("/v1/runs").json()["data"] == []
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", None,
+     "application/json; charset=utf-16", "text/json"],
+)  # fmt: skip
+def test_another_type_is_415_with_the_right_curl_line(asgi: Asgi, kind: str | None) -> None:
+    headers = {"content-type": kind} if kind else {}
+    answer = asgi.request("POST", "/v1/runs", content=b'{"name": "demo"}', headers=headers)
+    assert answer.status_code == 415
+    hint = answer.json()["hint"]
+    assert hint.startswith(f"curl -X POST {BASE}/v1/runs -H 'Content-Type: application/json'")
+    data = json.loads(hint.partition("--data ")[2].strip("'"))
+    assert asgi.post("/v1/runs", data).status_code == 201
+
+
+def test_a_compressed_body_is_415(asgi: Asgi) -> None:
+    bomb = gzip.compress(b" " * 50_000_000)
+    answer = asgi.request(
+        "POST", "/v1/runs", content=bomb, headers={**JSON, "content-encoding": "gzip"}
+    )
+    assert answer.status_code == 415
+
+
+def test_a_body_may_have_a_charset_and_a_verb_none_at_all(asgi: Asgi) -> None:
+    kind = {"content-type": "application/json; charset=UTF-8"}
+    answer = asgi.request("POST", "/v1/runs", content=b'{"name": "demo"}', headers=kind)
+    assert answer.status_code == 201
+    assert asgi.post("/v1/runs/demo/pause").status_code == 202
+
+
+def test_f47_a_large_body_is_413_by_its_length(asgi: Asgi) -> None:
+    answer = asgi.request("POST", "/v1/runs", content=b"x" * (1 << 21), headers=JSON)
+    assert answer.status_code == 413
+    assert answer.headers["connection"] == "close"
+
+
+def test_f47_an_endless_chunked_body_is_413_and_memory_stays_flat(asgi: Asgi) -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        while True:
+            yield b'{"name": "' + b"x" * 65_000
+
+    tracemalloc.start()
+    answer = asgi.request("POST", "/v1/runs", content=endless(), headers=JSON)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert answer.status_code == 413
+    assert peak < 16 << 20
+
+
+@pytest.mark.parametrize("length", ["-1", "1e3", "9" * 30, "0x10"])
+def test_a_length_that_cannot_be_meant_is_refused(asgi: Asgi, length: str) -> None:
+    answer = asgi.request("POST", "/v1/runs", headers={**JSON, "content-length": length})
+    assert answer.status_code == 413
+
+
+def test_f56_a_body_that_never_comes_is_408() -> None:
+    async def never_called(*_: object) -> None:
+        raise AssertionError("the handler must not run")
+
+    async def scene() -> list[dict]:
+        sent: list[dict] = []
+
+        async def receive() -> dict:
+            await asyncio.sleep(10)
+            return {}
+
+        async def send(message: dict) -> None:
+            sent.append(message)
+
+        layer = bodies.Bodies(never_called, max_bytes=1000, read_seconds=0.05)
+        scope = {
+            "type": "http", "method": "POST", "path": "/v1/runs", "query_string": b"",
+            "headers": [(b"content-length", b"10"), (b"host", b"127.0.0.1")],
+        }  # fmt: skip
+        await layer(scope, receive, send)
+        assert layer.held == 0
+        return sent
+
+    assert asyncio.run(scene())[0]["status"] == 408
+
+
+def test_bodies_held_at_once_are_bounded(monkeypatch: pytest.MonkeyPatch, asgi: Asgi) -> None:
+    monkeypatch.setattr(bodies, "ALL_BODIES_BYTES", 10)
+    answer = asgi.post("/v1/runs", {"name": "demo"})
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+
+
+def test_parse_says_where() -> None:
+    with pytest.raises(Invalid, match="line 2 column 1"):
+        bodies.parse(b'{"a": 1,\n}')
+    with pytest.raises(Invalid, match=r"a\.1: a whole number"):
+        bodies.parse(b'{"a": [1, 9223372036854775808]}')
+    assert bodies.parse(b'{"a": 9223372036854775807}') == {"a": 2**63 - 1}
+
+
+def test_f48_odd_titles_come_back_as_they_were(asgi: Asgi) -> None:
+    for index, title in enumerate(("a\u0000b", "‮rtl", "line\nbreak", "🏃" * 70, "\x1b[31mred")):
+        run = asgi.create(f"r{index}", title=title, start=False, metadata={"k": title})
+        assert run["title"] == title
+        assert asgi.get(f"/v1/runs/r{index}").json()["metadata"] == {"k": title}
+    assert asgi.get("/metrics").status_code == 200
+
+
+def test_f49_odd_ids_never_reach_the_database_or_a_file(asgi: Asgi) -> None:
+    odd = ["%2e%2e", "%252e%252e", "..%5c..", "%2fetc%2fpasswd", "a%00b", "%ff", "x" * 5000,
+           "run_%F0%9F%8F%83", "a b", "~root", "%0d%0aSet-Cookie:x", "-"]  # fmt: skip
+    for one in odd:
+        for path in (f"/v1/runs/{one}", f"/v1/runs/{one}/events", f"/v1/jobs/{one}",
+                     f"/v1/runs/demo/checkpoints/{one}/files/{one}", f"/static/{one}"):  # fmt: skip
+            url = httpx.URL(scheme="http", host="127.0.0.1", port=8321, raw_path=path.encode())
+            answer = asgi.request("GET", url)  # type: ignore[arg-type]
+            assert answer.status_code in (404, 422), (path, answer.text)
+            assert answer.headers["content-type"] == "application/problem+json"
+
+
+def test_unknown_paths_and_methods_are_problems_too(asgi: Asgi) -> None:
+    missing = asgi.get("/v1/nothing")
+    assert (missing.status_code, missing.json()["type"]) == (404, "urn:traind:problem:not-found")
+    wrong = asgi.request("PUT", "/v1/runs/demo")
+    assert wrong.status_code == 405
+    assert wrong.headers["allow"] == "DELETE, GET, PATCH"
+    assert wrong.json()["type"] == "urn:traind:problem:method-not-allowed"

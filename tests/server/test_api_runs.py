@@ -1,0 +1,208 @@
+"""Runs over HTTP: what each verb answers, and that nothing is half done."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.server.asgi import Asgi
+
+
+def test_create_needs_only_a_name(asgi: Asgi) -> None:
+    answer = asgi.post("/v1/runs", {"name": "demo"})
+    assert answer.status_code == 201
+    run = answer.json()
+    assert answer.headers["location"] == f"/v1/runs/{run['id']}"
+    assert run["state"] == "queued"
+    assert asgi.get(answer.headers["location"]).json() == run
+    assert asgi.get("/v1/runs/demo").json()["id"] == run["id"]
+
+
+def test_a_run_created_without_start_waits_for_it(asgi: Asgi) -> None:
+    assert asgi.create(start=False)["state"] == "created"
+    assert asgi.post("/v1/runs/demo/start").status_code == 202
+    assert asgi.post("/v1/runs/demo/start").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer", "word"),
+    [
+        ({"name": "x", "modle": {}}, "/modle", "did you mean model"),
+        ({"name": "x", "model": {"dept": 4}}, "/model/dept", "did you mean depth"),
+        ({"name": "x", "model": {"depth": 0}}, "/model/depth", "greater than or equal to 1"),
+        ({"name": "x", "batch": {"tokens": "lots"}}, "/batch/tokens", "integer"),
+        ({"name": "x y"}, "/name", "letters, digits"),
+        ({"name": "run_x"}, "/name", "run_"),
+        ({}, "/name", "required"),
+        ({"name": "x", "preset": "nope"}, "/preset", "known are demo"),
+        ({"name": "x", "horizon": {"steps": 1, "tokens": 1}}, "/horizon", "exactly one"),
+    ],
+)
+def test_a_bad_spec_names_the_field_and_what_would_be_right(
+    asgi: Asgi, body: dict[str, object], pointer: str, word: str
+) -> None:
+    answer = asgi.post("/v1/runs", body)
+    assert answer.status_code == 422
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem = answer.json()
+    [said] = [e["detail"] for e in problem["errors"] if e["pointer"] == pointer]
+    assert word in said
+    assert asgi.get("/v1/runs").json()["data"] == []
+
+
+def test_a_batch_that_does_not_divide_says_what_would(asgi: Asgi) -> None:
+    body = {"name": "x", "batch": {"tokens": 5120, "device_batch_size": 8}}
+    answer = asgi.post("/v1/runs", body)
+    assert answer.status_code == 422
+    assert "4,096 would be" in answer.json()["detail"]
+
+
+def test_a_name_in_use_is_a_conflict(asgi: Asgi) -> None:
+    asgi.create()
+    answer = asgi.post("/v1/runs", {"name": "demo"})
+    assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (409, "/name")
+
+
+def test_lists_page_by_cursor(asgi: Asgi) -> None:
+    for index in range(5):
+        asgi.create(f"r{index}", start=False)
+    seen, after = [], None
+    while True:
+        page = asgi.get("/v1/runs", params={"limit": 2, **({"after": after} if after else {})})
+        seen += [run["name"] for run in page.json()["data"]]
+        after = page.json()["next"]
+        if not page.json()["has_more"]:
+            break
+    assert seen == ["r4", "r3", "r2", "r1", "r0"]
+    assert asgi.get("/v1/runs?state=queued").json()["data"] == []
+    assert asgi.get("/v1/runs?after=nonsense").status_code == 422
+    assert asgi.get("/v1/runs?limit=0").status_code == 422
+
+
+def test_pause_resume_cancel_answer_202_then_200(asgi: Asgi) -> None:
+    asgi.create()
+    for verb in ("pause", "resume", "cancel"):
+        first = asgi.post(f"/v1/runs/demo/{verb}")
+        assert first.status_code == 202, first.text
+        again = asgi.post(f"/v1/runs/demo/{verb}")
+        assert again.status_code == 200
+        assert again.json()["desired_state"] == first.json()["desired_state"]
+
+
+def test_an_illegal_verb_says_the_state_and_what_is_legal(asgi: Asgi) -> None:
+    asgi.create(start=False)
+    answer = asgi.post("/v1/runs/demo/pause")
+    assert answer.status_code == 409
+    problem = answer.json()
+    assert problem["state"] == "created"
+    assert problem["legal"] == ["cancel", "delete", "extend", "start"]
+    assert problem["type"] == "urn:traind:problem:illegal-move"
+
+
+def test_extend_previews_then_does_and_a_repeat_changes_nothing(asgi: Asgi) -> None:
+    asgi.create(start=False)
+    ask = {"to_step": 300}
+    dry = asgi.post("/v1/runs/demo/extend?dry_run=true", ask)
+    assert dry.status_code == 200
+    assert dry.json()["run"]["end_step"] == 200
+    done = asgi.post("/v1/runs/demo/extend", ask)
+    assert done.status_code == 202
+    assert done.json()["run"]["end_step"] == 300
+    assert done.json()["joint"] == dry.json()["joint"]
+    again = asgi.post("/v1/runs/demo/extend", ask)
+    assert (again.status_code, again.json()["plan"]) == (200, None)
+    planned = asgi.post("/v1/plan", {"run": "demo", "extend": {"to_step": 400}})
+    assert planned.json()["extend"]["start_step"] == 300
+
+
+@pytest.mark.parametrize(
+    ("ask", "pointer"),
+    [
+        ({"to_step": 10}, "/to_step"),
+        ({}, ""),
+        ({"to_step": 300, "add_steps": 1}, ""),
+        ({"to_step": 300, "schedule": {"mode": "nope"}}, "/schedule/mode"),
+    ],
+)
+def test_a_bad_extend_points_at_its_field(asgi: Asgi, ask: dict[str, object], pointer: str) -> None:
+    asgi.create(start=False)
+    answer = asgi.post("/v1/runs/demo/extend", ask)
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["pointer"] == pointer
+    planned = asgi.post("/v1/plan", {"run": "demo", "extend": ask})
+    assert planned.json()["errors"][0]["pointer"] == f"/extend{pointer}"
+
+
+def test_patch_changes_cadences_and_nothing_else(asgi: Asgi) -> None:
+    asgi.create(start=False)
+    body = {"title": "T", "checkpoint": {"keep_last": 5}}
+    run = asgi.request("PATCH", "/v1/runs/demo", json=body).json()
+    assert (run["title"], run["spec"]["checkpoint"]["keep_last"]) == ("T", 5)
+    assert run["spec"]["checkpoint"]["every_steps"] == 50
+    assert asgi.request("PATCH", "/v1/runs/demo", json={"model": {}}).status_code == 422
+    bad = asgi.request("PATCH", "/v1/runs/demo", json={"checkpoint": {"keep_last": 1}})
+    assert bad.json()["errors"][0]["pointer"] == "/checkpoint/keep_last"
+
+
+def test_delete_takes_the_directory_with_it(asgi: Asgi) -> None:
+    run = asgi.create(start=False)
+    home = asgi.settings.paths.run(run["id"]).root
+    home.mkdir(parents=True)
+    (home / "spec.json").write_text("{}")
+    assert asgi.request("DELETE", "/v1/runs/demo").status_code == 204
+    assert not home.exists()
+    assert asgi.get("/v1/runs/demo").status_code == 404
+
+
+def test_plan_reckons_the_reference_run(asgi: Asgi) -> None:
+    plan = asgi.post("/v1/plan", {"preset": "rtx4070-d12"}).json()["plan"]
+    assert plan["parameters"]["total"] == 286_261_730
+    assert plan["horizon"]["tokens"] == 8_519_680_000
+    assert asgi.get("/v1/runs").json()["data"] == []
+
+
+def test_events_list_in_order_and_by_cursor(asgi: Asgi) -> None:
+    asgi.create()
+    events = asgi.get("/v1/runs/demo/events").json()["data"]
+    assert [event["kind"] for event in events] == ["created", "state"]
+    later = asgi.get(f"/v1/runs/demo/events?after={events[0]['id']}").json()["data"]
+    assert later == events[1:]
+    newest = asgi.get("/v1/events?newest=true&limit=1").json()["data"]
+    assert newest == events[1:]
+
+
+def test_jobs_are_refused_until_there_is_a_checkpoint(asgi: Asgi) -> None:
+    asgi.create()
+    for path, body in (("samples", {"prompts": ["x"]}), ("exports", {}), ("evaluations", None)):
+        answer = asgi.post(f"/v1/runs/demo/{path}", body)
+        assert answer.status_code == 409, answer.text
+    assert asgi.get("/v1/jobs").json()["data"] == []
+
+
+def test_save_and_evaluate_now_become_jobs_of_the_running_trainer(asgi: Asgi) -> None:
+    asgi.create()
+    asgi.move("demo", "running")
+    saved = asgi.post("/v1/runs/demo/checkpoints")
+    evaluated = asgi.post("/v1/runs/demo/evaluations", {"core": True})
+    for answer, kind in ((saved, "save"), (evaluated, "evaluate")):
+        assert answer.status_code == 202, answer.text
+        job = asgi.get(answer.headers["location"]).json()
+        assert (job["kind"], job["where"], job["state"]) == (kind, "inline", "queued")
+    assert asgi.request("DELETE", saved.headers["location"]).status_code == 202
+    assert asgi.request("DELETE", saved.headers["location"]).status_code == 200
+
+
+def test_an_import_from_nowhere_is_refused_at_once(asgi: Asgi) -> None:
+    body = {"path": "/does/not/exist", "tag": "d4", "step": 1, "name": "imported"}
+    answer = asgi.post("/v1/imports", body)
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["pointer"] == "/path"
+
+
+def test_session_of_views_answers_everything_for_a_new_run(asgi: Asgi) -> None:
+    asgi.create()
+    for part in ("phases", "attempts", "checkpoints", "evaluations", "samples"):
+        page = asgi.get(f"/v1/runs/demo/{part}").json()
+        assert page.keys() == {"data", "has_more", "next"}
+    assert asgi.get("/v1/runs/demo/progress").json()["step"] == 0
+    assert asgi.get("/v1/runs/demo/logs").status_code == 404
+    assert asgi.get("/v1/system").json()["auth"] == "none"
