@@ -16,7 +16,7 @@ EVALUATED = {"val_bpb": "bpb", "core": "core"}
 METRIC_KEYS = (
     "loss", "loss_smooth", "lr_multiplier", "momentum", "weight_decay", "grad_norm",
     "tokens_per_second", "mfu", "step_seconds", "vram_reserved_bytes", "power_watts",
-    "val_bpb", "core",
+    "temperature_celsius", "val_bpb", "core",
 )  # fmt: skip
 
 Point = tuple[int, float, float | None, float | None, float | None]

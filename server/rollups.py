@@ -18,6 +18,7 @@ from sqlalchemy import Connection
 KEYS = (
     "loss", "loss_smooth", "lr_multiplier", "momentum", "weight_decay", "grad_norm",
     "step_seconds", "tokens_per_second", "mfu", "vram_reserved_bytes", "power_watts",
+    "temperature_celsius",
 )  # fmt: skip
 SIZES = tuple(4**k for k in range(1, 11))
 

@@ -62,12 +62,10 @@ def _store(
         values = (
             _finite(s.loss), _finite(s.loss_smooth), s.lr_multiplier, s.momentum, s.weight_decay,
             _finite(s.grad_norm), s.seconds, rate, mfu, s.vram_reserved_bytes,
-            _finite(s.power_watts),
+            _finite(s.power_watts), _finite(s.temperature_celsius),
         )  # fmt: skip
         points.append((s.step, seconds, values))
-        rows.append(
-            (attempt.id, s.step, seconds, *values, _finite(s.temperature_celsius), s.batch_sha256)
-        )
+        rows.append((attempt.id, s.step, seconds, *values, s.batch_sha256))
     connection = session.connection()
     connection.exec_driver_sql(_POINT, rows)
     rollups.add(connection, attempt.id, points)

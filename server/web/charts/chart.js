@@ -236,18 +236,20 @@ function scalesOf({ axis, log, lines }, yRange) {
 
 function axesOf(picture, options) {
   const ink = colour("ink-3");
+  const em = parseFloat(getComputedStyle(document.documentElement).fontSize);
+  const roomy = (u, axis, low, high, pixels) => Math.max(2.2 * em, pixels / 8);
   const base = {
     stroke: ink, font: font(), ticks: { show: false },
     grid: { stroke: colour("grid"), width: 1 }, border: { show: false },
   };
   const xValues = picture.axis.isTime ? {} : { values: (u, ticks) => ticks.map(picture.axis.format) };
   const axes = [
-    { ...base, ...xValues, size: 26, gap: 4, space: picture.axis.mode === "step" ? 70 : 84, grid: { show: false } },
-    { ...base, scale: "y", size: 52, gap: 6, space: 32, values: labelsOf(options.tick) },
+    { ...base, ...xValues, size: Math.round(1.7 * em), gap: 4, space: (picture.axis.mode === "step" ? 5 : 6) * em, grid: { show: false } },
+    { ...base, scale: "y", size: Math.round(3.6 * em), gap: 6, space: roomy, values: labelsOf(options.tick) },
   ];
   if (picture.lines.some((l) => l.scale === "y2")) {
     axes.push({
-      ...base, scale: "y2", side: 1, size: 44, gap: 6, space: 32, grid: { show: false },
+      ...base, scale: "y2", side: 1, size: Math.round(3 * em), gap: 6, space: roomy, grid: { show: false },
       values: labelsOf(),
     });
   }

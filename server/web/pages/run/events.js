@@ -19,7 +19,7 @@ export function mount(root, run) {
     try {
       const { data } = await get(path("runs", run.detail.id, "events"), { newest: true, limit });
       more.hidden = limit === MOST || data.length < limit;
-      fill(rows, data.reverse().map(line));
+      fill(rows, data.sort((a, b) => b.id - a.id).map(line));
     } catch (problem) {
       fill(refused, problemBox(problem));
     }
