@@ -1,0 +1,109 @@
+"""Durable writes, locks and process identity; failpoints."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from trainer.contract import failpoint, rundir
+from trainer.contract.exits import ExitRecord, Reason, read_exit, write_exit
+from trainer.contract.rundir import Held, acquire, identify, is_held, write_durably
+
+
+def test_a_failed_durable_write_leaves_the_old_file_and_no_temp(tmp_path, monkeypatch):
+    path = tmp_path / "x.json"
+    write_durably(path, b"old")
+
+    def failing(fd):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(OSError, match="Input/output"):
+        write_durably(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_a_lock_is_held_for_the_life_of_its_process(tmp_path):
+    lock = tmp_path / "lock"
+    code = (
+        "import sys, time; from pathlib import Path; from trainer.contract.rundir import acquire;"
+        "acquire(Path(sys.argv[1]), 'me'); print('held', flush=True); time.sleep(60)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code, str(lock)], stdout=subprocess.PIPE)
+    try:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"held\n"
+        assert is_held(lock)
+        with pytest.raises(Held) as caught:
+            acquire(lock, "other")
+        assert caught.value.holder == "me"
+    finally:
+        child.kill()
+        child.wait()
+    assert not is_held(lock)
+    os.close(acquire(lock, "other"))
+    child.stdout.close()
+
+
+def test_f12_a_zombie_counts_as_dead():
+    child = subprocess.Popen([sys.executable, "-c", "pass"])
+    deadline = time.monotonic() + 20
+    while identify(child.pid) is not None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    try:
+        assert os.path.exists(f"/proc/{child.pid}") or sys.platform != "linux"
+        assert identify(child.pid) is None
+    finally:
+        child.wait()
+
+
+def test_identity_tells_a_process_from_another():
+    own = identify(os.getpid())
+    assert own is not None
+    assert own == identify(os.getpid())
+    assert identify(2**22 + 1) is None
+
+
+def test_exit_record_survives_and_nonsense_is_none(tmp_path):
+    record = ExitRecord(outcome="paused", reason=Reason.requested, step=7, unix_seconds=1.0)
+    write_exit(tmp_path, record)
+    assert read_exit(tmp_path) == record
+    (tmp_path / "exit.json").write_text('{"outcome": 3')
+    assert read_exit(tmp_path) is None
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_every_reason_has_a_sentence(reason):
+    assert reason.sentence.endswith(".")
+    assert reason.advice == "" or reason.advice.endswith(".")
+
+
+def test_failpoints_count_down(monkeypatch):
+    failpoint._points.cache_clear()
+    monkeypatch.setenv("TRAIND_FAIL", "a=2*off->1*error(28);b=corrupt")
+    try:
+        failpoint.hit("a")
+        failpoint.hit("a")
+        with pytest.raises(OSError) as caught:
+            failpoint.hit("a")
+        assert caught.value.errno == errno.ENOSPC
+        failpoint.hit("a")
+        assert failpoint.corrupts("b")
+        assert not failpoint.corrupts("c")
+    finally:
+        failpoint._points.cache_clear()
+
+
+def test_a_failpoint_that_cannot_be_read_is_refused():
+    with pytest.raises(ValueError, match="explode"):
+        failpoint.parse("a=explode")
+
+
+def test_layout_names():
+    assert rundir.checkpoint_name(10_000, 3) == "step-000010000-a0003"

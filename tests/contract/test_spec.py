@@ -1,0 +1,60 @@
+"""The spec: defaults, presets, and errors that say what would be right."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from trainer.contract.spec import PRESETS, resolve
+
+
+def test_a_name_is_enough():
+    spec = resolve({"name": "demo"})
+    assert spec.preset == "demo"
+    assert spec.data.source == "builtin"
+    assert spec.start
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_is_complete(preset):
+    assert resolve({"name": "x", "preset": preset}).preset == preset
+
+
+def test_a_horizon_replaces_the_presets_whole():
+    spec = resolve({"name": "x", "horizon": {"tokens": 10**6}})
+    assert spec.horizon.steps is None
+    assert spec.horizon.tokens == 10**6
+
+
+def test_another_source_does_not_inherit_the_presets_place(tmp_path):
+    body = {"name": "x", "preset": "rtx4070-d12", "data": {"source": "text", "path": "/t"}}
+    data = resolve(body).data
+    assert (data.name, data.max_shards) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("body", "where", "said"),
+    [
+        ({"name": "x", "colour": 1}, ("colour",), "Extra inputs"),
+        ({"name": "x", "model": {"deepth": 1}}, ("model", "deepth"), "Extra inputs"),
+        ({"name": "x", "model": {"depth": 0}}, ("model", "depth"), "greater than or equal to 1"),
+        ({"name": "run_1"}, ("name",), "must not begin with 'run_'"),
+        ({"name": "../x"}, ("name",), "pattern"),
+        ({}, ("name",), "required"),
+        ({"name": "x", "preset": "none"}, ("preset",), "unknown preset"),
+        ({"name": "x", "horizon": {}}, ("horizon",), "exactly one of"),
+        ({"name": "x", "horizon": {"steps": 1, "tokens": 9}}, ("horizon",), "given: steps, tokens"),
+        ({"name": "x", "data": {"source": "text"}}, ("data",), "needs a path"),
+        ({"name": "x", "batch": {"tokens": 100}}, (), "not a multiple of"),
+        ({"name": "x", "batch": {"tokens": 256 * 9, "device_batch_size": 2}}, (), "would be"),
+        ({"name": "x", "optimizer": {"matrix_lr": float("nan")}}, ("optimizer", "matrix_lr"), ""),
+        ({"name": "x", "checkpoint": {"keep_last": 1}}, ("checkpoint", "keep_last"), "2"),
+        ({"name": "x", "metadata": {str(i): "" for i in range(17)}}, ("metadata",), "16"),
+    ],
+)
+def test_what_is_wrong_is_named(body, where, said):
+    with pytest.raises(ValidationError) as caught:
+        resolve(body)
+    first = caught.value.errors()[0]
+    assert first["loc"][: len(where)] == where
+    assert said in first["msg"]
