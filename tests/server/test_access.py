@@ -1,0 +1,294 @@
+"""Who may call. The matrix is made from the app's own routes: a new one is guarded by being there.
+
+Every request is sent through the whole app. A canary replaces nothing: what is refused must not
+have changed the database, which the number of its commits shows.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from server import access
+from server.access import BindRefused, policy_for
+from server.settings import Settings
+from server.tokens import MAX_SESSIONS, Tokens, TokenUnusable, read_or_make
+from tests.server.asgi import Asgi
+
+UNSAFE = ("POST", "PATCH", "DELETE", "PUT")
+SAMPLE = {
+    "run": "demo", "job": "job_0", "checkpoint": "step-000000001-a0001", "name": "dom.js",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Asgi]:
+    """On loopback, without a token."""
+    made = Asgi(tmp_path_factory.mktemp("open"))
+    made.create(start=False)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Asgi]:
+    """With a token."""
+    made = Asgi(tmp_path_factory.mktemp("guarded"), auth="always")
+    yield made
+    made.close()
+
+
+def token_of(asgi: Asgi) -> str:
+    return (asgi.settings.paths.root / "token").read_text().strip()
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {token}"}
+
+
+def every_route(asgi: Asgi) -> list[tuple[str, str]]:
+    """(method, path) of each route there is, and of each method that it does not offer."""
+    paths = {route.path for route in asgi.app.state.routes}
+    return [
+        (method, path.replace(":path", "").format_map(SAMPLE))
+        for path, method in itertools.product(sorted(paths), ("GET", "HEAD", *UNSAFE))
+    ]
+
+
+def events(asgi: Asgi) -> int:
+    with asgi.db.read() as session:
+        return session.connection().exec_driver_sql("SELECT count(*) FROM events").scalar_one()
+
+
+FOREIGN_HOSTS = [
+    "evil.example", "evil.example:8321", "127.0.0.1.evil.example", "localhost.evil.example",
+    "127.0.0.1@evil.example", "evil.example#127.0.0.1", "[::1].evil.example", "", "127.0.0.1:x",
+    "127.0.0.1:99999", "10.0.0.1", "0.0.0.0", "[::]", "2130706433", "127.1", "*",
+]  # fmt: skip
+
+
+def test_f51_a_foreign_host_is_refused_everywhere(opened: Asgi) -> None:
+    before = events(opened)
+    for method, path in every_route(opened):
+        answer = opened.request(method, path, headers={"host": "evil.example"})
+        assert answer.status_code == 403, (method, path)
+    for host in FOREIGN_HOSTS:
+        assert opened.get("/v1/runs", headers={"host": host}).status_code == 403, host
+    assert events(opened) == before
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "127.0.0.1:1", "localhost:9999", "LOCALHOST", "[::1]:8321", "localhost."]
+)
+def test_our_names_are_answered_with_any_port(opened: Asgi, host: str) -> None:
+    """An ssh -L tunnel comes with a port of its own."""
+    assert opened.get("/v1/runs", headers={"host": host}).status_code == 200
+
+
+FOREIGN_ORIGINS = [
+    {"origin": "https://evil.example"},
+    {"origin": "null"},
+    {"origin": "http://localhost:3000"},
+    {"origin": "http://127.0.0.1"},
+    {"origin": "http://127.0.0.1:8321.evil.example"},
+    {"origin": "file://127.0.0.1:8321"},
+    {"origin": ""},
+    {"sec-fetch-site": "cross-site"},
+    {"sec-fetch-site": "cross-site", "origin": "http://127.0.0.1:8321"},
+]
+
+
+@pytest.mark.parametrize("headers", FOREIGN_ORIGINS)
+def test_f51_no_other_page_changes_anything(opened: Asgi, headers: dict[str, str]) -> None:
+    before = events(opened)
+    for method, path in every_route(opened):
+        answer = opened.request(method, path, headers=headers)
+        if method in UNSAFE:
+            assert answer.status_code == 403, (method, path)
+            assert answer.json()["type"] == "urn:traind:problem:forbidden"
+        else:
+            assert answer.status_code != 403, (method, path)
+    assert events(opened) == before
+
+
+def test_our_own_page_may(opened: Asgi) -> None:
+    ours = {"origin": "http://localhost:9000", "host": "localhost:9000"}
+    ours["sec-fetch-site"] = "same-origin"
+    assert opened.post("/v1/plan", {"name": "x"}, headers=ours).status_code == 200
+
+
+def test_a_doubled_host_or_origin_is_refused(opened: Asgi) -> None:
+    for name, value in (("host", "127.0.0.1"), ("origin", "http://127.0.0.1:8321")):
+        doubled = [(name, value), (name, value)]
+        assert opened.post("/v1/plan", {"name": "x"}, headers=doubled).status_code == 403
+
+
+def test_f51_a_forged_form_post_needs_no_origin_to_be_refused(opened: Asgi) -> None:
+    """Old browsers send none; the type of the body gives a form away."""
+    answer = opened.request(
+        "POST", "/v1/runs", content=b'{"name": "csrf"}', headers={"content-type": "text/plain"}
+    )
+    assert answer.status_code == 415
+    assert opened.get("/v1/runs/csrf").status_code == 404
+
+
+def test_every_answer_carries_the_headers_of_a_careful_server(opened: Asgi) -> None:
+    for path in ("/", "/v1/runs", "/v1/nothing", "/metrics", "/static/dom.js", "/docs"):
+        answer = opened.get(path)
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["x-frame-options"] == "DENY"
+        assert answer.headers["cross-origin-resource-policy"] == "same-origin"
+        assert "access-control-allow-origin" not in answer.headers
+
+
+# --- tokens --------------------------------------------------------------------------------------
+
+WITHOUT_TOKEN = {"/", "/healthz", "/readyz", "/favicon.ico", "/static/dom.js"}
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"authorization": "Bearer wrong"},
+        {"authorization": "Bearer "},
+        {"authorization": "Basic dXNlcjpwYXNz"},
+        {"cookie": "traind_session=wrong"},
+        {"cookie": "traind_session="},
+    ],
+)
+def test_f50_without_the_token_nothing_is_answered(
+    guarded: Asgi, headers: dict[str, str]
+) -> None:
+    for method, path in every_route(guarded):
+        answer = guarded.request(method, path, headers=headers)
+        if path in WITHOUT_TOKEN:
+            assert answer.status_code != 401, (method, path)
+        else:
+            assert answer.status_code == 401, (method, path)
+            assert answer.headers["www-authenticate"].startswith("Bearer")
+
+
+@pytest.mark.parametrize(
+    "path", ["/static/../v1/runs", "/static/%2e%2e/v1/runs", "/static/..%2fv1/runs", "//v1/runs",
+             "/v1/runs?x=/static/", "/healthz/../v1/runs", "/readyz/", "/v1/session"],
+)  # fmt: skip
+def test_no_detour_avoids_the_token(guarded: Asgi, path: str) -> None:
+    assert guarded.get(path).status_code in (401, 404, 405)
+    assert guarded.get(path).status_code != 200
+
+
+def test_the_token_opens_every_door(guarded: Asgi) -> None:
+    for path in ("/v1/runs", "/metrics", "/docs", "/openapi.json", "/v1/system"):
+        assert guarded.get(path, headers=bearer(token_of(guarded))).status_code == 200
+
+
+def test_a_browser_trades_it_for_a_cookie_and_gives_it_back(guarded: Asgi) -> None:
+    token = token_of(guarded)
+    answer = guarded.post("/v1/session", headers=bearer(token))
+    assert answer.status_code == 204
+    cookie = answer.headers["set-cookie"]
+    assert "HttpOnly" in cookie
+    assert "SameSite=strict" in cookie
+    assert token not in cookie
+    held = {"cookie": cookie.partition(";")[0]}
+    assert guarded.get("/v1/runs", headers=held).status_code == 200
+    assert guarded.request("DELETE", "/v1/session", headers=held).status_code == 204
+    assert guarded.get("/v1/runs", headers=held).status_code == 401
+
+
+def test_sessions_survive_a_restart_and_end_with_the_token(tmp_path: Path) -> None:
+    file = tmp_path / "sessions.json"
+    secret = Tokens("a" * 20, file).open_session().encode()
+    assert Tokens("a" * 20, file).is_session(secret)
+    assert secret not in file.read_bytes()
+    assert not Tokens("b" * 20, file).is_session(secret)
+
+
+def test_sessions_are_bounded(tmp_path: Path) -> None:
+    tokens = Tokens("a" * 20, tmp_path / "sessions.json")
+    first, *_, last = [tokens.open_session().encode() for _ in range(MAX_SESSIONS + 1)]
+    assert (tokens.is_session(first), tokens.is_session(last)) == (False, True)
+
+
+def test_the_token_file_is_private_and_stays(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    token = read_or_make(path, ours=True)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert read_or_make(path, ours=True) == token
+    path.chmod(0o644)
+    with pytest.raises(TokenUnusable, match="chmod 600"):
+        read_or_make(path, ours=True)
+    path.chmod(0o600)
+    path.write_text("short")
+    with pytest.raises(TokenUnusable, match="at least 16"):
+        read_or_make(path, ours=True)
+    link = tmp_path / "link"
+    link.symlink_to(path)
+    with pytest.raises(TokenUnusable):
+        read_or_make(link, ours=True)
+
+
+def test_f50_start_up_matrix(tmp_path: Path) -> None:
+    """(host, auth, allow_remote) -> whether it may start, and whether it asks for a token."""
+    wanted = {
+        ("127.0.0.1", "auto", False): False,
+        ("localhost", "auto", True): False,
+        ("::1", "auto", False): False,
+        ("127.0.0.1", "always", False): True,
+        ("0.0.0.0", "auto", True): True,
+        ("192.168.1.5", "auto", True): True,
+        ("::", "auto", True): True,
+        ("0.0.0.0", "auto", False): None,
+        ("192.168.1.5", "always", False): None,
+        ("127.0.0.1.evil.example", "auto", False): None,
+    }
+    for (host, auth, remote), asks in wanted.items():
+        settings = Settings(data_dir=tmp_path, host=host, auth=auth, allow_remote=remote)  # type: ignore[arg-type]
+        if asks is None:
+            with pytest.raises(BindRefused, match="--allow-remote"):
+                policy_for(settings)
+        else:
+            assert (policy_for(settings).tokens is not None) is asks, host
+
+
+def test_a_lan_address_is_answered_by_address_and_allowed_name(tmp_path: Path) -> None:
+    settings = Settings(
+        data_dir=tmp_path, host="0.0.0.0", allow_remote=True, allow_hosts=["Box.lan"]
+    )
+    policy = policy_for(settings)
+    assert policy.allows_host("192.168.1.5")
+    assert policy.allows_host("box.lan")
+    assert not policy.allows_host("evil.example")
+
+
+def test_f56_the_token_is_in_no_answer_and_no_log(
+    guarded: Asgi, caplog: pytest.LogCaptureFixture
+) -> None:
+    token = token_of(guarded)
+    caplog.set_level("DEBUG")
+    for method, path in every_route(guarded):
+        answer = guarded.request(method, path, headers=bearer(token))
+        assert token not in answer.text + str(answer.headers)
+    answer = guarded.get("/v1/runs", headers=bearer(token + "x"))
+    assert token not in answer.text
+    assert token not in caplog.text
+    assert token not in repr(guarded.app.state.policy)
+    assert token not in "\0".join(os.environ.values())
+
+
+def test_the_check_reads_nothing_but_the_raw_scope() -> None:
+    """A root_path or a forwarded header must not talk it into another host or path."""
+    policy = access.Policy(frozenset({"127.0.0.1"}))
+    scope = {
+        "type": "http", "method": "POST", "path": "/v1/runs", "raw_path": b"/v1/runs",
+        "root_path": "/static", "query_string": b"",
+        "headers": [(b"host", b"evil.example"), (b"x-forwarded-host", b"127.0.0.1")],
+    }  # fmt: skip
+    with pytest.raises(access.Forbidden):
+        access.check(policy, scope)
