@@ -157,7 +157,7 @@ def read_settings(**given: Any) -> Settings:
 
 def announce(settings: Settings) -> None:
     """URL, data directory and, where one is needed, the token's file, for the person who waits."""
-    output.note(f"traind serves {url_of(settings)}", "bold")
+    output.note(f"traind is about to serve {url_of(settings)}", "bold")
     output.note(f"data in {settings.paths.root}")
     if not settings.is_loopback or settings.auth == "always":
         token = settings.token_file or settings.paths.root / "token"

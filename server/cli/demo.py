@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json as json_module
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -169,9 +168,6 @@ def running_daemon(data_dir: Path, keep: bool) -> Iterator[Daemon]:
         output.say(f"daemon at {daemon.url}, data in {daemon.data_dir}")
         yield daemon
         if keep:
-            record = {"url": daemon.url, "pid": daemon.process.pid if daemon.process else None}
-            if daemon.process:
-                (data_dir / "demo.json").write_text(json_module.dumps(record))
             daemon.process = None  # not ours to stop any more
     finally:
         _stop(daemon)
@@ -190,44 +186,64 @@ def where_things_are(daemon: Daemon, keep: bool) -> None:
 
 
 def _start(data_dir: Path) -> Daemon:
-    port, log = _free_port(), data_dir / "daemon.log"
+    log = data_dir / "daemon.log"
     command = [
         sys.executable, "-P", "-m", "server.cli.app", "serve", "--data-dir", str(data_dir),
-        "--host", "127.0.0.1", "--port", str(port), "--auth", "auto", "--stop-trainers",
+        "--host", "127.0.0.1", "--port", "0", "--auth", "auto", "--stop-trainers",
     ]  # fmt: skip
-    env = {k: v for k, v in interpreter.environment().items() if k not in ("TRAIND_URL",)}
     with log.open("ab") as file:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=env,
+            command, stdin=subprocess.DEVNULL, stdout=file, stderr=file,
+            env=interpreter.environment(),
             start_new_session=True,  # Ctrl-C is for us; we stop the daemon in an orderly way
         )  # fmt: skip
-    return Daemon(f"http://127.0.0.1:{port}", data_dir, log, process)
+    return Daemon("", data_dir, log, process)
 
 
 def _left_running(data_dir: Path) -> Daemon | None:
+    """The daemon that an earlier demo left on this directory with --keep, if it still answers."""
     from server.client import Client, ClientError
 
+    url, _ = _where(data_dir)
     try:
-        url = str(json_module.loads((data_dir / "demo.json").read_bytes())["url"])
-        with Client(url, timeout_seconds=5.0) as traind:
+        with Client(url or "http://127.0.0.1:0", timeout_seconds=5.0) as traind:
             if Path(traind.system().data_dir) != data_dir:
                 return None
-    except (OSError, ValueError, KeyError, ClientError):
+    except ClientError:
         return None
-    return Daemon(url, data_dir, data_dir / "daemon.log", None)
+    return Daemon(str(url), data_dir, data_dir / "daemon.log", None)
+
+
+def _where(data_dir: Path) -> tuple[str | None, int | None]:
+    """(URL, pid) that the daemon of this directory has written down."""
+    try:
+        told = json_module.loads((data_dir / "daemon.json").read_bytes())
+        return str(told["url"]), int(told["pid"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None, None
 
 
 def _wait_until_ready(daemon: Daemon) -> None:
+    deadline = time.monotonic() + READY_SECONDS
+    while not _is_ready(daemon):
+        if not daemon.alive():
+            raise output.Refused(f"the daemon did not start:\n{_last_lines(daemon.log)}")
+        if time.monotonic() > deadline:
+            raise output.Refused(f"the daemon is not ready; see {daemon.log}")
+        time.sleep(0.05)
+
+
+def _is_ready(daemon: Daemon) -> bool:
+    """Whether it answers at the URL it has written down, which is then ours too."""
     from server.client import Client
 
-    deadline = time.monotonic() + READY_SECONDS
+    if daemon.process is not None:
+        url, pid = _where(daemon.data_dir)
+        if url is None or pid != daemon.process.pid:
+            return False
+        daemon.url = url
     with Client(daemon.url) as traind:
-        while not traind.is_ready():
-            if not daemon.alive():
-                raise output.Refused(f"the daemon did not start:\n{_last_lines(daemon.log)}")
-            if time.monotonic() > deadline:
-                raise output.Refused(f"the daemon is not ready; see {daemon.log}")
-            time.sleep(0.1)
+        return traind.is_ready()
 
 
 def _stop(daemon: Daemon) -> None:
@@ -303,12 +319,6 @@ def _log(traind: Client, run: str) -> str:
 def _chapter(title: str) -> None:
     output.say()
     output.say(f"── {title}", "bold cyan")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def _last_lines(path: Path, count: int = 15) -> str:

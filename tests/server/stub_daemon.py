@@ -42,21 +42,21 @@ Answer = Reply | Callable[[Asked], Reply]
 
 
 class Stub:
-    """answers: by (method, path); a list is worked off and its last one repeats."""
+    """answers: by (method, path); worked off in order, the last one repeats."""
 
     def __init__(self, port: int = 0) -> None:
-        self.answers: dict[tuple[str, str], Answer | list[Answer]] = {}
+        self.answers: dict[tuple[str, str], list[Answer]] = {}
         self.asked: list[Asked] = []
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", port), self._handler())
         self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
+        self._thread = threading.Thread(target=lambda: self._server.serve_forever(0.01))
         self._thread.start()
-        self.port: int = self._server.server_port
+        self.port: int = self._server.socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
 
-    def on(self, method: str, path: str, *answers: Answer) -> None:
-        self.answers[method, path] = list(answers) if len(answers) > 1 else answers[0]
+    def on(self, method: str, path: str, first: Answer, *more: Answer) -> None:
+        self.answers[method, path] = [first, *more]
 
     def requests(self, method: str, path: str) -> list[Asked]:
         return [a for a in self.asked if (a.method, a.path) == (method, path)]
@@ -69,9 +69,8 @@ class Stub:
     def _reply(self, asked: Asked) -> Reply:
         with self._lock:
             self.asked.append(asked)
-            answer = self.answers.get((asked.method, asked.path))
-            if isinstance(answer, list):
-                answer = answer.pop(0) if len(answer) > 1 else answer[0]
+            answers = self.answers.get((asked.method, asked.path), [])
+            answer = answers.pop(0) if len(answers) > 1 else answers[0] if answers else None
         if answer is None:
             document = {"type": "urn:traind:not-found", "title": "Not found", "status": 404,
                         "detail": f"{asked.method} {asked.path} is not scripted"}  # fmt: skip
