@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from server import report, store
-from server.api.deps import Db, RunRef, StrictRoute, negotiate
+from server.api.deps import Conf, Db, RunRef, StrictRoute, negotiate
 from server.api.openapi import problems
 
 router = APIRouter(prefix="/v1/runs/{run}", tags=["history"], route_class=StrictRoute)
@@ -19,15 +19,17 @@ REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; s
     responses=problems(404, 406)
     | {200: {"content": {kind: {} for kind in ("text/markdown", "text/html", "application/json")}}},
 )
-def show_report(run: RunRef, db: Db, request: Request) -> Response:
+def show_report(run: RunRef, db: Db, conf: Conf, request: Request) -> Response:
     """The summary of a run: Markdown, HTML or JSON by Accept."""
     kind = negotiate(request, "text/markdown", "text/html", "application/json")
     write = {
         "text/markdown": report.markdown,
         "text/html": report.html,
-        "application/json": report.json,
+        "application/json": report.Report.model_dump_json,
     }[kind]
+    price = conf.energy_price_per_kwh
     with db.read() as session:
-        content = write(session, store.get_run(session, run))
+        told = report.summary(session, store.get_run(session, run), energy_price=price)
+    content = write(told)
     headers = {"Vary": "Accept", "Content-Security-Policy": REPORT_POLICY}
     return Response(content, headers=headers, media_type=kind)

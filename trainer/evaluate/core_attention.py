@@ -33,7 +33,7 @@ class Run:
 
 @dataclass(frozen=True)
 class _Block:
-    """number: of its first query in the output. Query j sees keys (first + j - window ...first + j)."""
+    """number: of its first query in the output. Query j sees keys up to first + j."""
 
     number: int
     length: int
@@ -51,7 +51,7 @@ class _Group:
 
 
 class RunAttention:
-    """attend(layer, q, kv): queries are those of `runs` in order, of `last_runs` in the last layer."""
+    """attend(layer, q, kv): queries are those of `runs`, in the last layer those of `last_runs`."""
 
     def __init__(self, net: network.Network, runs: list[Run], last_runs: list[Run]) -> None:
         self.net, self.runs, self.last_runs = net, runs, last_runs

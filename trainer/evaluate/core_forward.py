@@ -9,6 +9,7 @@ Logits are made for scored tokens alone.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Tree:
-    """One item's N tokens: ids, previous and positions (N,); token t of prompt p lies at paths[p][t].
+    """One item's N tokens: ids, previous, positions (N,); token t of prompt p is at paths[p][t].
 
     Tokens [0, trunk) belong to all prompts.
     """
@@ -118,7 +119,7 @@ def _scores(trees: list[Tree], losses: Tensor, best: list[int]) -> list[Scores]:
     means, at, scores = iter([span.mean().item() for span in spans]), 0, []
     for of_tree in lengths:
         ends = np.cumsum([at, *of_tree]).tolist()
-        argmax = [best[a:b] for a, b in zip(ends, ends[1:], strict=False)]
+        argmax = [best[a:b] for a, b in pairwise(ends)]
         scores.append(Scores([next(means) for _ in of_tree], argmax))
         at = ends[-1]
     return scores

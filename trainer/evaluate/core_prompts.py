@@ -32,7 +32,7 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids with <|bos|> in front; the tokens [start, end) are scored, each from those before."""
+    """Token ids, <|bos|> first; the tokens [start, end) are scored, each from those before it."""
 
     ids: np.ndarray
     start: int

@@ -43,7 +43,7 @@ class _Layer:
 
 
 class Network:
-    """A model's weights as they are now, laid out for evaluation. Later updates are not followed."""
+    """A model's weights as they are now, laid out for evaluation; later updates are not seen."""
 
     def __init__(self, model: GPT) -> None:
         self.model, self.shape = model, model.shape

@@ -1,0 +1,304 @@
+"""A report as a document, told once for all forms: sentences, tables, charts and quotes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from server.reporting import answer
+from server.reporting.answer import Report
+from trainer.contract.plan import gigabytes, hours
+
+Cell = str | int | float | None
+DASH = "–"
+KINDS = {"bpb": "val bpb", "core": "CORE"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """The first column is text, the others are numbers unless text_columns says otherwise."""
+
+    head: list[str]
+    rows: list[list[str]]
+
+
+@dataclass(frozen=True)
+class Quote:
+    caption: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """points: (step, mean, min, max)."""
+
+    title: str
+    points: list[tuple[int, float, float, float]]
+
+
+@dataclass(frozen=True)
+class Section:
+    title: str
+    parts: list[str | Table | Quote | Chart] = field(default_factory=list)
+
+
+def document(report: Report) -> list[Section]:
+    """The sections in reading order; those with nothing to say are left out."""
+    sections = [
+        Section("Summary", list(_summary(report))),
+        Section("Model", list(_model(report))),
+        Section("Hardware", list(_hardware(report))),
+        Section("Hyperparameters", list(_hyperparameters(report))),
+        Section("Phases", list(_phases(report))),
+        Section("Evaluations", list(_evaluations(report))),
+        Section("Attempts and incidents", list(_attempts(report))),
+        Section("Totals", list(_totals(report))),
+        Section("Energy", list(_energy(report))),
+        Section("Samples", [Quote(s.prompt, s.prompt + s.text) for s in report.samples]),
+        Section("Timeline", list(_timeline(report))),
+    ]
+    return [section for section in sections if section.parts]
+
+
+def moment(unix_seconds: float | None) -> str:
+    if unix_seconds is None:
+        return DASH
+    return datetime.fromtimestamp(unix_seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+# --- sections ------------------------------------------------------------------------------------
+
+
+def _summary(r: Report) -> Iterator[str | Chart]:
+    s = r.standing
+    yield (
+        f"{r.parameters.total:,} parameters, {s.step:,} of {s.end_step:,} steps "
+        f"({s.fraction:.1%}), {_tokens(r.totals.tokens)}. State: {s.state}. {s.reason_message}"
+    )
+    if s.eta_seconds is not None:
+        finish = f", at {moment(s.finish_at)}" if s.finish_at else ""
+        yield f"About {hours(s.eta_seconds)} left{finish} (from {s.eta_source})."
+    if r.exact_resume:
+        yield f"Exact resume: {r.exact_resume}."
+    yield from (f"Look at this: {d.sentence}." for d in r.differences)
+    for curve in r.curves:
+        points = [(p[0], p[2], p[3], p[4]) for p in curve.points if p[2] is not None]
+        named = [
+            (s, m, m if lo is None else lo, m if hi is None else hi) for s, m, lo, hi in points
+        ]
+        if len(named) > 1:
+            yield Chart(CHARTS.get(curve.key, curve.key), named)
+
+
+CHARTS = {
+    "loss": "Loss (nats per token)",
+    "lr_multiplier": "Learning rate, multiple of its peak",
+    "tokens_per_second": "Tokens per second",
+    "val_bpb": "Validation bits per byte",
+}
+
+
+def _model(r: Report) -> Iterator[str | Table]:
+    shape, p = r.shape, r.parameters
+    yield (
+        f"Depth {shape.n_layer}, width {shape.n_embd}, {shape.n_head} heads of {shape.head_dim} "
+        f"({shape.n_kv_head} key/value), sequence {shape.sequence_len:,}, vocabulary "
+        f"{shape.vocab_size:,}."
+    )
+    parts = ("wte", "value_embeds", "lm_head", "transformer", "scalars", "total")
+    yield Table(["parameters", ""], [[name, f"{getattr(p, name):,}"] for name in parts])
+
+
+def _hardware(r: Report) -> Iterator[str | Table]:
+    h = r.hardware
+    devices = ", ".join(f"{name} (attempts {_list(n)})" for name, n in h.devices.items())
+    rows = [["device", devices or DASH], ["precision", h.precision]]
+    rows += [[f"chosen: {key}", str(value)] for key, value in sorted(h.choices.items())]
+    if h.vram_reserved_peak_bytes:
+        rows.append(["peak device memory", gigabytes(h.vram_reserved_peak_bytes)])
+    rows += [["mfu", _percent(h.mfu)], ["mfu_causal", _percent(h.mfu_causal)]]
+    peak = h.peak_flops
+    named = f"{peak.value / 1e12:.1f} TFLOP/s: {peak.source}" if peak else "unknown, so no MFU"
+    rows.append(["peak it refers to", named])
+    rows += [[key, value] for key, value in sorted(h.versions.items())]
+    yield Table(["", ""], rows)
+
+
+def _hyperparameters(r: Report) -> Iterator[str | Table]:
+    h, b, s = r.hyperparameters, r.batch, r.schedule
+    yield (
+        f"Batch {b.tokens:,} tokens = {b.device_batch_size} × {b.sequence_len:,} × "
+        f"{b.accumulation}; learning rates × {h.lr_factor:.4f}. Warm-up {s.warmup_steps:,} steps, "
+        f"warmdown over {s.warmdown_ratio:.0%} ({s.warmdown_shape}) to {s.final_lr_frac:g}."
+    )
+    names = (
+        "matrix_lr", "embedding_lr", "value_embedding_lr", "unembedding_lr", "resid_lr", "x0_lr",
+        "smear_lr", "weight_decay",
+    )  # fmt: skip
+    yield Table(["as scaled", ""], [[name, f"{getattr(h, name):.6g}"] for name in names])
+
+
+def _phases(r: Report) -> Iterator[str | Table]:
+    names = ["phase", *(p.name for p in r.phases)]
+    yield Table(names, [[title, *(tell(p) for p in r.phases)] for title, tell in _PHASE_ROWS])
+    for p in r.phases:
+        if p.joint:
+            low, high = p.joint.lr_multiplier
+            yield (
+                f"{p.name} joined at step {p.joint.step:,}: learning rate {low:.4g} to {high:.4g} "
+                f"of its peak, weight decay {p.joint.weight_decay[0]:.3f} to "
+                f"{p.joint.weight_decay[1]:.3f}; its warmdown starts at step "
+                f"{p.warmdown_start:,}"
+                + (f"; {p.discarded_steps:,} steps were set aside." if p.discarded_steps else ".")
+            )
+
+
+def _evaluations(r: Report) -> Iterator[str | Table]:
+    if not r.evaluations:
+        return
+    yield Table(
+        ["step", "kind", "value", "settings", "attempt", "took"],
+        [
+            [f"{e.step:,}", KINDS[e.kind], f"{e.value:.6f}" + (" (best)" if e.best else ""),
+             e.label, _whole(e.attempt), hours(e.seconds)]
+            for e in r.evaluations
+        ],
+    )  # fmt: skip
+    labels = {(e.kind, e.label): e.identity for e in r.evaluations}
+    yield (
+        "Settings: "
+        + ", ".join(
+            f"{KINDS[kind]} {label} = {identity[:12]}" for (kind, label), identity in labels.items()
+        )
+        + ". Values under different settings are not comparable."
+    )
+
+
+def _attempts(r: Report) -> Iterator[str | Table]:
+    yield Table(
+        ["attempt", "phase", "steps", "began", "ended", "outcome", "repeated", "down before"],
+        [_attempt_row(a) for a in r.attempts],
+    )
+    for v in r.verdicts:
+        numbers = f": {v.expected!r} and {v.found!r}" if v.expected is not None else ""
+        yield f"Attempt {v.attempt}, {v.what}: {v.verdict}{numbers}."
+    for i in r.incidents:
+        at = f" at step {i.step:,}" if i.step is not None else ""
+        yield f"{moment(i.unix_seconds)}, {i.level}{at}: {i.message}"
+
+
+def _attempt_row(a: answer.AttemptReport) -> list[str]:
+    last = a.last_step + 1 if a.last_step is not None else None
+    return [
+        str(a.number), a.phase, f"{_whole(a.start_step)} to {_whole(last)}", moment(a.started_at),
+        moment(a.ended_at), " ".join(filter(None, [a.outcome or DASH, _because(a)])),
+        _whole(a.repeated_steps), hours(a.down_seconds) if a.down_seconds is not None else DASH,
+    ]  # fmt: skip
+
+
+def _because(a: answer.AttemptReport) -> str:
+    return f"({a.reason.replace('_', ' ')})" if a.reason and a.outcome != "completed" else ""
+
+
+def _totals(r: Report) -> Iterator[Table]:
+    t = r.totals
+    beyond = t.ratio / t.chinchilla_ratio
+    yield Table(
+        ["", ""],
+        [
+            ["steps", f"{t.steps:,}"],
+            ["tokens", f"{t.tokens:,}"],
+            ["training FLOPs", f"{t.flops:.3g} ({t.flops_per_token:,} per token)"],
+            ["counting causal attention only", f"{t.flops_per_token_causal:,.0f} per token"],
+            ["tokens : parameters", f"{t.ratio:.1f} : 1 (Chinchilla {t.chinchilla_ratio:.0f}; "
+                                    f"{beyond:.2f} × that)"],
+            ["processed, repeats included", f"{t.processed_steps:,} steps, "
+                                            f"{t.processed_tokens:,} tokens"],
+            ["repeated steps", f"{t.lost_steps:,}"],
+            ["restarts", f"{t.restarts:,}"],
+            ["training time", _time(t.training_seconds)],
+            ["wall time", _time(t.wall_seconds)],
+            ["down after failures", _time(t.down_seconds)],
+            ["throughput", _rate(t.tokens_per_second)],
+            ["checkpoints kept", f"{t.checkpoints} ({gigabytes(t.checkpoint_bytes)})"],
+        ],
+    )  # fmt: skip
+
+
+def _energy(r: Report) -> Iterator[Table]:
+    e = r.energy
+    if e is None:
+        return
+    rows = [["energy", f"{e.kilowatt_hours:,.2f} kWh"]]
+    if e.mean_watts is not None:
+        rows.append(["mean power", f"{e.mean_watts:,.0f} W"])
+    if e.joules_per_million_tokens is not None:
+        rows.append(["per million tokens", f"{e.joules_per_million_tokens:,.0f} J"])
+    if e.cost is not None:
+        rows.append(["cost", f"{e.cost:,.2f} at {e.price:g} per kWh"])
+    yield Table(["", ""], rows)
+
+
+def _timeline(r: Report) -> Iterator[Table]:
+    yield Table(["when", "what"], [[moment(m.unix_seconds), m.text] for m in r.timeline])
+
+
+# --- cells ---------------------------------------------------------------------------------------
+
+
+def _tokens(count: int) -> str:
+    return f"{count / 1e9:.3f} billion tokens" if count >= 1e9 else f"{count:,} tokens"
+
+
+def _time(seconds: float | None) -> str:
+    return DASH if seconds is None else f"{hours(seconds)} ({seconds / 60:,.2f} min)"
+
+
+def _rate(value: float | None) -> str:
+    return DASH if value is None else f"{value:,.0f} tok/s"
+
+
+def _percent(value: float | None) -> str:
+    return DASH if value is None else f"{value:.1%}"
+
+
+def _number(value: float | None, digits: int = 4) -> str:
+    return DASH if value is None else f"{value:.{digits}f}"
+
+
+def _whole(value: int | None) -> str:
+    return DASH if value is None else f"{value:,}"
+
+
+def _list(numbers: list[int]) -> str:
+    return ", ".join(str(n) for n in numbers)
+
+
+def _core(p: answer.PhaseReport) -> str:
+    return DASH if p.core is None else f"{p.core.value:.4f} (step {p.core.step:,})"
+
+
+def _tasks(p: answer.PhaseReport) -> str:
+    if p.core is None:
+        return DASH
+    return ", ".join(f"{name} {value:.3f}" for name, value in p.core.highlights.items()) or DASH
+
+
+_PHASE_ROWS = (
+    ("steps", lambda p: f"{p.start_step:,} to {p.end_step:,} ({p.steps_done:,} done)"),
+    ("schedule", lambda p: f"{p.mode}, warmdown from {p.warmdown_start:,}"),
+    ("tokens", lambda p: f"{p.tokens:,}"),
+    ("training time", lambda p: _time(p.training_seconds)),
+    ("wall time", lambda p: _time(p.wall_seconds)),
+    ("throughput", lambda p: _rate(p.tokens_per_second)),
+    ("seconds per step", lambda p: _number(p.step_seconds, 3)),
+    ("mfu / mfu_causal", lambda p: f"{_percent(p.mfu)} / {_percent(p.mfu_causal)}"),
+    ("loss, start to end", lambda p: f"{_number(p.loss_start)} to {_number(p.loss_end)}"),
+    ("learning rate, start to end", lambda p: f"{p.lr_start:.4g} to {p.lr_end:.4g}"),
+    ("val bpb", lambda p: DASH if p.val_bpb is None
+                else f"{p.val_bpb:.6f} (step {p.val_bpb_step:,})"),
+    ("CORE", _core),
+    ("tasks", _tasks),
+    ("checkpoints kept", lambda p: f"{p.checkpoints}"),
+)  # fmt: skip
