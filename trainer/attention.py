@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trainer.blocked_attention import QUERY_BLOCK, blocked_attention
 from trainer.contract.shape import ModelShape
 
 Backend = Callable[..., Tensor]
@@ -68,13 +69,14 @@ def choose(
 def candidates(
     device: torch.device, dtype: torch.dtype, window: int | None, length: int
 ) -> list[str]:
-    """Backends worth racing here; the first needs no race."""
-    if window is None or window >= length:
-        plain = [DEFAULT]
-    elif length % window == 0:
-        plain = ["banded", "masked"]
-    else:
-        plain = ["masked"]
+    """Backends worth racing here; a single one needs no race.
+
+    On the CPU a rule decides: a race on a busy machine would give other bits at the next resume.
+    """
+    windowed = window is not None and window < length
+    plain = ["masked" if windowed else DEFAULT]
+    if device.type == "cpu" and dtype == torch.float32 and (windowed or length > QUERY_BLOCK):
+        return ["blocked"]
     if device.type != "cuda" or dtype == torch.float32:
         return plain
     extra = [name for name, there in _CUDA_EXTRAS.items() if there()]
@@ -116,31 +118,14 @@ def masked(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
     return F.scaled_dot_product_attention(*_heads_first(q, k, v), attn_mask=mask).transpose(1, 2)
 
 
-def banded(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-    """Blocks of `window` queries, each against its own and the previous block of keys.
-
-    Work is T x 2w instead of T x T, with one (w, 2w) mask for all blocks.
-    """
+def blocked(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+    """Matrix products over blocks of queries: the CPU's best, see `blocked_attention.py`."""
     rows, length, heads, channels = q.shape
-    if window is None or length % window or length == window:
-        return sdpa(q, k, v, window)
-    q, k, v = _heads_first(q, k, v)
-    blocks = length // window
-    q_blocks = q.reshape(rows, heads, blocks, window, channels)
-    k_blocks, v_blocks = (t.reshape(rows, heads, blocks, window, channels) for t in (k, v))
-    first = F.scaled_dot_product_attention(
-        q_blocks[:, :, 0], k_blocks[:, :, 0], v_blocks[:, :, 0], is_causal=True
+    q, k, v = (
+        t.reshape(rows * heads, length, channels).contiguous() for t in _heads_first(q, k, v)
     )
-    pairs = [torch.cat([t[:, :, :-1], t[:, :, 1:]], dim=3) for t in (k_blocks, v_blocks)]
-    i = torch.arange(window, device=q.device)[:, None]
-    j = torch.arange(2 * window, device=q.device)[None, :]
-    rest = F.scaled_dot_product_attention(
-        *(t.flatten(1, 2) for t in (q_blocks[:, :, 1:], *pairs)),
-        attn_mask=(j >= i) & (j <= i + window),
-    )
-    rest = rest.view(rows, heads, blocks - 1, window, channels)
-    y = torch.cat([first[:, :, None], rest], dim=2)
-    return y.reshape(rows, heads, length, channels).transpose(1, 2)
+    y, _ = blocked_attention(q, k, v, length if window is None else window)
+    return y.view(rows, heads, length, channels).transpose(1, 2)
 
 
 def varlen(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
@@ -193,7 +178,7 @@ def flash3(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
 BACKENDS: dict[str, Backend] = {
     "sdpa": sdpa,
     "masked": masked,
-    "banded": banded,
+    "blocked": blocked,
     "varlen": varlen,
     "flex": flex,
     "flash3": flash3,

@@ -57,7 +57,9 @@ def chunk_loss_and_gradient(
     """(loss of each token in nats, `factor` x the gradient for z). Pure, made to be compiled."""
     vocab = torch.arange(z_NV.size(-1), device=z_NV.device)
     counts_N = targets_N != IGNORED
-    t_NV = torch.tanh(z_NV.float() * (1 / SOFTCAP))
+    # tanh by exp, which vectorizes better: 1.4 times as fast for the whole function; the error of
+    # 1e-7 is absolute, which a logit of 15 t does not notice
+    t_NV = 1 - 2 / (torch.exp(z_NV.float() * (2 / SOFTCAP)) + 1)
     e_NV = torch.exp(SOFTCAP * t_NV)
     sum_N1 = e_NV.sum(dim=-1, keepdim=True)
     onehot_NV = vocab == targets_N[:, None]

@@ -1,0 +1,78 @@
+"""Every attention backend that runs here equals the mask, forward and backward."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.trainer.shapes import KINDS, Kind
+from trainer import attention
+
+CPU = torch.device("cpu")
+
+
+def operands(length: int, heads: int, kv_heads: int, channels: int = 16) -> list[Tensor]:
+    draw = torch.Generator().manual_seed(length)
+    return [
+        torch.randn(2, length, h, channels, generator=draw, requires_grad=True)
+        for h in (heads, kv_heads, kv_heads)
+    ]
+
+
+@pytest.mark.parametrize("name", ["sdpa", "blocked"])
+@pytest.mark.parametrize("window", [None, 1, 60, 128, 300, 1000])
+@pytest.mark.parametrize("length", [1, 100, 128, 300, 512])
+def test_a_backend_equals_the_mask(name: str, window: int | None, length: int) -> None:
+    q, k, v = operands(length, 4, 2)
+    weight = torch.randn(q.shape, generator=torch.Generator().manual_seed(1))
+    found, expected = [], []
+    for backend, results in ((name, found), ("masked", expected)):
+        y = attention.bind(backend, window)(q, k, v)
+        results += [y, *torch.autograd.grad((y * weight).sum(), (q, k, v))]
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-5)
+
+
+def test_the_mask_sees_exactly_the_window() -> None:
+    """With keys all alike the output is the mean of the visible values."""
+    q, k, v = operands(8, 1, 1)
+    y = attention.masked(q, torch.zeros_like(k), v, 3)
+    for i in range(8):
+        torch.testing.assert_close(y[:, i], v[:, max(0, i - 3) : i + 1].mean(dim=1))
+
+
+def test_the_operator_keeps_torchs_rules() -> None:
+    from trainer.blocked_attention import blocked_attention
+
+    q, k, v = (torch.randn(2, 130, 8, requires_grad=True) for _ in range(3))
+    torch.library.opcheck(blocked_attention, (q, k, v, 130))
+
+
+def test_the_cpu_follows_a_rule_and_needs_no_race(tmp_path: Path) -> None:
+    shape = KINDS["windows"].plan()[0]
+    chosen = attention.choose(shape, 2, torch.float32, CPU, tmp_path / "choices.json")
+    assert chosen == {128: "blocked", 512: "blocked"}
+    assert attention.choose(Kind().plan()[0], 2, torch.float32, CPU) == {64: "sdpa"}
+
+
+def test_a_winner_is_remembered_and_a_torn_file_is_no_obstacle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = tmp_path / "machine" / "choices.json"
+    shape = KINDS["windows"].plan()[0]
+    monkeypatch.setattr(attention, "candidates", lambda *_: ["masked", "sdpa", "blocked"])
+    first = attention.choose(shape, 1, torch.float32, CPU, memory)
+    assert sorted(json.loads(memory.read_text()).values()) == sorted(first.values())
+
+    def no_second_race(*_: object) -> str:
+        raise AssertionError("raced again")
+
+    monkeypatch.setattr(attention, "race", no_second_race)
+    assert attention.choose(shape, 1, torch.float32, CPU, memory) == first
+    monkeypatch.undo()
+    memory.write_text('{"torn')
+    assert attention.choose(shape, 1, torch.float32, CPU, memory).keys() == first.keys()
