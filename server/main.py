@@ -20,6 +20,8 @@ from server.trainers import Shop
 
 __all__ = ["create_app", "serve"]
 
+FIRST_LOOK_SECONDS = 5.0  # what runs already is taken back before the first request is served
+
 log = logging.getLogger("traind")
 
 
@@ -45,6 +47,7 @@ def create_app(
             supervisor = Supervisor(Shop(opened, settings, devices.discover()))
             api.connect(app, opened, feed, supervisor)
             supervisor.start(on_failure)
+            await run_in_threadpool(supervisor.wait_for_first_look, FIRST_LOOK_SECONDS)
             log.info("ready; data in %s", settings.paths.root)
             try:
                 yield

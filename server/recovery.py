@@ -184,9 +184,8 @@ def _recover(
     ending: Ending, history: History, kept: dict[str, Any], backoff: tuple[float, ...]
 ) -> Verdict:
     policy = history.recovery
-    if (
-        history.other_boot or ending.reason is Reason.host_restarted
-    ) and policy.on_reboot == "wait":
+    rebooted = history.other_boot and ending.outcome != "failed"
+    if rebooted and policy.on_reboot == "wait":
         return _stop_orderly(history, Reason.host_restarted, ending.message, kept)
     if ending.reason is Reason.data_changed:
         return _stop_orderly(history, ending.reason, ending.message, kept)

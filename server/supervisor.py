@@ -37,6 +37,7 @@ class Supervisor:
         self._bell = Bell()
         self._thread: threading.Thread | None = None
         self._ends = False
+        self._looked = threading.Event()
         self.failure: BaseException | None = None
         self.ticks = 0
 
@@ -49,6 +50,10 @@ class Supervisor:
         )
         self._shop.db.on_commit(self.wake)
         self._thread.start()
+
+    def wait_for_first_look(self, seconds: float) -> bool:
+        """Whether everything that already runs was taken back within that time."""
+        return self._looked.wait(seconds)
 
     @property
     def is_alive(self) -> bool:
@@ -79,6 +84,8 @@ class Supervisor:
             self.failure = error
             log.critical("the supervisor failed: %s", error, exc_info=error)
             on_failure(error)
+        finally:
+            self._looked.set()
 
     def _try_tick(self) -> float:
         """One tick; how long to sleep after it. A database that is busy or full is waited for."""
@@ -109,6 +116,7 @@ class Supervisor:
         self._intake.read(self._tending.attempts, self._tending.jobs)
         busy = self._tending.tend(self._load())
         self._bell.watch(self._tending.living())
+        self._looked.set()
         self.ticks += 1
         return busy
 

@@ -81,7 +81,7 @@ def serve(
     """Run the daemon in the foreground. Every option is also TRAIND_… in the environment."""
     settings = read_settings(**locals())
     announce(settings)
-    from server.main import serve as run_daemon
+    from server.daemon import serve as run_daemon
 
     raise typer.Exit(run_daemon(settings) or 0)
 

@@ -98,6 +98,8 @@ class Trainer:
             self.misbehave(step)
             self.step(step)
             step += 1
+            if step == self.manners.get("unsaid_at"):  # a checkpoint that it dies before telling of
+                self.commit(step)
             if step % self.manners.get("save_every", 10) == 0:
                 self.save(step, "cadence")
         self.save(step, "end")
@@ -162,6 +164,14 @@ class Trainer:
         )  # fmt: skip
 
     def save(self, step: int, why: str) -> None:
+        name = self.commit(step)
+        if name is not None:
+            self.say(
+                "checkpoint_saved", step=step, name=name, bytes=2, manifest_sha256="0" * 64,
+                seconds=0.01, stall_seconds=0.0, why=why,
+            )  # fmt: skip
+
+    def commit(self, step: int) -> str | None:
         name = rundir.checkpoint_name(step, ORDER["attempt"])
         path = Path(ORDER["run_dir"]) / "checkpoints" / name
         temp = path.with_name(f".{name}.tmp")
@@ -170,12 +180,9 @@ class Trainer:
         rundir.write_durably(temp / "manifest.json", b"{}")
         if path.exists():
             shutil.rmtree(temp)
-            return
+            return None
         temp.rename(path)
-        self.say(
-            "checkpoint_saved", step=step, name=name, bytes=2, manifest_sha256="0" * 64,
-            seconds=0.01, stall_seconds=0.0, why=why,
-        )  # fmt: skip
+        return name
 
     # --- jobs ------------------------------------------------------------------------------------
 

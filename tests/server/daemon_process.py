@@ -1,0 +1,35 @@
+"""A daemon without HTTP as a process of its own, to be killed at will: DATA_DIR TRAINER_PYTHON."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from server.db import Database
+from server.devices import Device
+from server.settings import Settings
+from server.supervisor import Supervisor
+from server.trainers import Shop
+
+
+def main() -> None:
+    settings = Settings(
+        data_dir=Path(sys.argv[1]), trainer_python=sys.argv[2], tick_seconds=0.03, stall_seconds=30
+    )
+    ended = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    db = Database.open(settings)
+    supervisor = Supervisor(Shop(db, settings, (Device("cpu", "a processor"),), (0.05, 0.1)))
+    supervisor.start(lambda error: ended.set())
+    print("ready", flush=True)
+    while not ended.wait(0.1):
+        pass
+    supervisor.stop()
+    db.close()
+    sys.exit(0 if supervisor.failure is None else 1)
+
+
+if __name__ == "__main__":
+    main()

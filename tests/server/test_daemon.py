@@ -1,0 +1,213 @@
+"""The daemon's process: one per data directory, ready soon, small, ended in order."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from server import process
+from server.tables import Attempt
+from tests.server.house import ROOT, House, launcher
+
+SERVE = [sys.executable, "-c", "import sys; from server.daemon import serve; "
+         "from server.settings import Settings; sys.exit(serve(Settings()))"]  # fmt: skip
+
+
+class Daemon:
+    """`traind serve` as a process, its trainer the fake one."""
+
+    def __init__(self, directory: Path, **settings: Any) -> None:
+        self.data_dir = directory / "data"
+        told = {"data_dir": self.data_dir, "trainer_python": launcher(directory), **settings}
+        defaults = {"port": 0, "tick_seconds": 0.05, "log_level": "info"}
+        environment = {f"TRAIND_{k.upper()}": str(v) for k, v in {**defaults, **told}.items()}
+        self.process = subprocess.Popen(
+            SERVE, cwd=ROOT, env={**os.environ, **environment},
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def ready(self) -> str:
+        """Its URL once it answers that it is ready."""
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, self.words()
+            try:
+                url = json.loads((self.data_dir / "daemon.json").read_text())["url"]
+                if httpx.get(f"{url}/readyz", timeout=5).status_code == 200:
+                    return url
+            except (OSError, ValueError, httpx.TransportError):
+                time.sleep(0.02)
+        raise AssertionError("never ready")
+
+    def words(self) -> str:
+        return self.process.communicate(timeout=30)[1]
+
+    def end(self, number: signal.Signals = signal.SIGTERM) -> str:
+        """Its words on stderr after it ended on this signal."""
+        self.process.send_signal(number)
+        return self.words()
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Any]:
+    started: list[Daemon] = []
+
+    def start(**settings: Any) -> Daemon:
+        started.append(Daemon(tmp_path, **settings))
+        return started[-1]
+
+    yield start
+    for one in started:
+        if one.process.poll() is None:
+            one.end(signal.SIGKILL)
+    with _rows(tmp_path) as house:
+        for attempt in _attempts(house):
+            process.kill_carriers(attempt.token)
+
+
+@contextmanager
+def _rows(directory: Path) -> Iterator[House]:
+    house = House(directory)
+    yield house
+    house.db.close()
+
+
+def _attempts(house: House) -> list[Attempt]:
+    with house.db.read() as session:
+        return session.query(Attempt).order_by(Attempt.number).all()
+
+
+def _start_run(url: str, data_dir: Path) -> str:
+    body = {"name": "demo", "start": False, "horizon": {"steps": 100_000}}
+    run_id = httpx.post(f"{url}/v1/runs", json=body).json()["id"]
+    run_dir = data_dir / "runs" / run_id
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "data.json").write_text("{}")
+    assert httpx.post(f"{url}/v1/runs/{run_id}/start").status_code == 202
+    _steps_past(url, 0)
+    return run_id
+
+
+def _steps_past(url: str, step: int, seconds: float = 15) -> float:
+    """How long it took until the run stood beyond `step`."""
+    began = time.monotonic()
+    while httpx.get(f"{url}/v1/runs/demo/progress").json()["step"] <= step:
+        assert time.monotonic() - began < seconds
+        time.sleep(0.02)
+    return time.monotonic() - began
+
+
+def test_f15_a_second_daemon_names_the_holder_and_leaves_the_first_alone(daemon: Any) -> None:
+    first = daemon()
+    url = first.ready()
+    second = daemon()
+    words = second.words()
+    assert second.process.returncode == 1
+    assert f"pid {first.process.pid}" in words
+    assert "Traceback" not in words
+    assert httpx.get(f"{url}/readyz").status_code == 200
+    first.end(signal.SIGKILL)
+    third = daemon()
+    third.ready()
+    third.end()
+    assert third.process.returncode == 0
+
+
+def test_sigterm_leaves_the_trainer_and_the_next_daemon_takes_it_back(daemon: Any) -> None:
+    first = daemon()
+    _start_run(first.ready(), first.data_dir)
+    first.end()
+    assert first.process.returncode == 0
+    with _rows(first.data_dir.parent) as house:
+        (attempt,) = _attempts(house)
+        assert process.carries(attempt.pid or 0, attempt.token)
+        before = house.run(attempt.run_id).step
+    second = daemon()
+    url = second.ready()
+    assert _steps_past(url, before) < 1.0  # re-adopted within a second of being ready
+    with _rows(first.data_dir.parent) as house:
+        assert len(_attempts(house)) == 1
+
+
+def test_sigterm_with_stop_trainers_waits_for_their_checkpoint(daemon: Any) -> None:
+    only = daemon(stop_trainers=True)
+    _start_run(only.ready(), only.data_dir)
+    only.end()
+    assert only.process.returncode == 0
+    with _rows(only.data_dir.parent) as house:
+        (attempt,) = _attempts(house)
+        assert attempt.outcome == "terminated"
+        assert process.carriers(attempt.token) == []
+
+
+def test_it_is_small_and_has_no_torch(daemon: Any) -> None:
+    only = daemon()
+    only.ready()
+    found = psutil.Process(only.process.pid)
+    assert found.memory_info().rss < 150e6
+    assert not any("torch" in m.path or "pyarrow" in m.path for m in found.memory_maps())
+    assert (only.data_dir / "daemon.json").exists()
+    only.end()
+    assert not (only.data_dir / "daemon.json").exists()
+
+
+def test_idle_costs_less_than_a_hundredth_of_a_core(daemon: Any) -> None:
+    only = daemon(tick_seconds=0.25)
+    only.ready()
+    found = psutil.Process(only.process.pid)
+    time.sleep(0.5)
+    before = found.cpu_times()
+    time.sleep(3)
+    after = found.cpu_times()
+    assert (after.user + after.system) - (before.user + before.system) <= 0.03
+
+
+def test_an_address_in_use_is_said_at_once(daemon: Any) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        only = daemon(port=port)
+        words = only.words()
+    assert only.process.returncode == 1
+    assert f"port {port} cannot be listened on" in words
+    assert "Traceback" not in words
+
+
+def test_f32_a_directory_that_cannot_be_used_is_refused_clearly(
+    tmp_path: Path, daemon: Any
+) -> None:
+    (tmp_path / "data").write_text("a file where the directory should be")
+    only = daemon()
+    words = only.words()
+    assert only.process.returncode == 1
+    assert "--data-dir" in words
+    assert "Traceback" not in words
+    (tmp_path / "data").unlink()
+
+
+def test_f50_beyond_loopback_needs_to_be_meant(daemon: Any) -> None:
+    only = daemon(host="0.0.0.0")
+    words = only.words()
+    assert only.process.returncode == 1
+    assert "--allow-remote" in words
+
+
+def test_the_log_is_one_json_object_a_line(daemon: Any) -> None:
+    only = daemon(log_format="json")
+    only.ready()
+    lines = [json.loads(line) for line in only.end().splitlines()]
+    assert {"ts", "level", "logger", "message"} <= set(lines[0])

@@ -1,0 +1,194 @@
+"""The decision about a run or job at one tick: a table of what is seen and what is done."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+import pytest
+
+from server import decide
+from server.decide import (
+    WAIT,
+    Adopt,
+    Close,
+    Deliver,
+    DropPreparation,
+    Explain,
+    JobSeen,
+    Launch,
+    Move,
+    Prepare,
+    RunSeen,
+    Seen,
+    Spare,
+    Sweep,
+    Tell,
+)
+from server.states import State
+from server.watch import Presence
+from trainer.contract.exits import Reason
+
+LIVE: dict[str, Any] = {"presence": Presence.alive, "has_begun": True}
+
+
+def alive(**seen: Any) -> Seen:
+    return Seen(**{**LIVE, **seen})
+
+
+@pytest.mark.parametrize(
+    ("state", "seen", "action"),
+    [
+        # a process that is there, was there, or may be there
+        ("starting", {"process": Seen(presence=Presence.unknown)}, Adopt()),
+        ("running", {"process": Seen(presence=Presence.lingering)}, Sweep()),
+        ("running", {"process": Seen(presence=Presence.gone)}, WAIT),
+        ("running", {"process": Seen(presence=Presence.gone, drained=True)}, Close()),
+        ("completed", {"process": Seen(presence=Presence.gone, drained=True)}, Close()),
+        # a live one
+        ("starting", {"process": alive(has_begun=False)}, WAIT),
+        ("starting", {"process": alive()}, Move(State.running, Reason.requested)),
+        ("running", {"process": alive()}, WAIT),
+        ("running", {"process": alive(has_commands=True)}, Deliver()),
+        ("pausing", {"process": alive()}, Tell("pause")),
+        ("pausing", {"process": alive(has_commands=True)}, Deliver()),
+        ("pausing", {"process": alive(told=frozenset({"pause"}), step=1)}, WAIT),
+        ("cancelling", {"process": alive(told=frozenset({"pause"}))}, Tell("cancel")),
+        ("failed", {"process": alive()}, Tell("cancel")),
+        ("queued", {"process": alive()}, WAIT),  # resumed while pausing: it ends first
+        (
+            "running",
+            {"process": alive(waits_for_space=True, silence=9)},
+            Explain(Reason.disk_full),
+        ),
+        ("running", {"process": alive(), "reason": Reason.disk_full}, Explain(Reason.requested)),
+        (
+            "running",
+            {"process": alive(waits_for_space=True, silence=9e9)},
+            Explain(Reason.disk_full),
+        ),
+        # none
+        ("queued", {"may_use_device": True}, Launch()),
+        ("queued", {}, WAIT),
+        ("queued", {"has_data": False}, Prepare()),
+        ("queued", {"has_data": False, "preparation": "failed"}, Prepare()),
+        ("preparing", {"has_data": False, "preparation": "running"}, WAIT),
+        ("preparing", {"has_data": False, "preparation": "cancelled"}, Prepare()),
+        (
+            "preparing",
+            {"has_data": False, "preparation": "failed", "preparation_message": "no text"},
+            Move(State.failed, Reason.data_unusable, "no text"),
+        ),
+        ("preparing", {}, Move(State.queued, Reason.waiting_for_device)),
+        ("preparing", {"may_use_device": True}, Launch()),
+        ("recovering", {"may_use_device": True, "is_backing_off": True}, WAIT),
+        ("recovering", {"may_use_device": True}, Launch()),
+        ("starting", {"may_use_device": True}, Launch()),
+        ("queued", {"may_use_device": True, "is_shutting_down": True}, WAIT),
+        ("pausing", {}, Move(State.paused, Reason.requested)),
+        ("pausing", {"preparation": "running"}, DropPreparation()),
+        ("cancelling", {}, Move(State.cancelled, Reason.requested)),
+        ("paused", {}, WAIT),
+        ("completed", {}, WAIT),
+    ],
+)
+def test_table(state: str, seen: dict[str, Any], action: decide.Action) -> None:
+    assert decide.for_run(RunSeen(state=State(state), **seen)) == action
+
+
+def test_a_run_never_reads_running_when_nothing_runs() -> None:
+    action = decide.for_run(RunSeen(state=State.running))
+    assert isinstance(action, Move)
+    assert action.state is State.recovering
+
+
+def climb(seen: RunSeen, *more: Seen) -> list[Any]:
+    """The signals sent at each rung."""
+    actions = [decide.for_run(RunSeen(state=seen.state, process=p, pause_seconds=60)) for p in more]
+    return [a.signals if isinstance(a, decide.Signal) else a for a in actions]
+
+
+def test_the_ladder_of_a_pause_has_one_rung_a_tick() -> None:
+    told = frozenset({"pause"})
+    assert climb(
+        RunSeen(state=State.pausing),
+        alive(told=told, step=1, since_step=59),
+        alive(told=told, step=1, since_step=60),
+        alive(told=told, step=2, since_step=59),
+        alive(told=told, step=2, since_step=60),
+        alive(told=told, step=3, since_step=9999),
+    ) == [WAIT, (signal.SIGTERM,), WAIT, (signal.SIGKILL,), WAIT]
+
+
+def test_the_ladder_of_a_cancel_is_shorter() -> None:
+    told = frozenset({"cancel"})
+    assert climb(
+        RunSeen(state=State.cancelling),
+        alive(told=told, step=1, since_step=29),
+        alive(told=told, step=1, since_step=30),
+        alive(told=told, step=2, since_step=10),
+    ) == [WAIT, (signal.SIGTERM,), (signal.SIGKILL,)]
+
+
+def test_the_ladder_of_a_stall() -> None:
+    assert climb(
+        RunSeen(state=State.running),
+        alive(silence=599),
+        alive(silence=600),
+        alive(silence=601, stall_step=1, since_step=1),
+        alive(silence=602, stall_step=1, since_step=2),
+        alive(silence=612, stall_step=3, since_step=10),
+        alive(silence=620, stall_step=4, since_step=20),
+    ) == [WAIT, (signal.SIGUSR1,), WAIT, (signal.SIGTERM,), (signal.SIGKILL,), WAIT]
+
+
+def test_a_stalled_process_that_moves_again_is_spared_but_not_a_stopped_one() -> None:
+    moved = alive(silence=0.1, stall_step=1, since_step=1)
+    assert decide.for_run(RunSeen(state=State.running, process=moved)) == Spare()
+    stopped = decide.for_run(
+        RunSeen(state=State.running, process=alive(silence=600, is_stopped=True))
+    )
+    assert isinstance(stopped, decide.Signal)
+    assert stopped.signals == (signal.SIGUSR1, signal.SIGCONT)
+    after = alive(silence=0.1, stall_step=stopped.step, since_step=2)
+    assert climb(RunSeen(state=State.running), after) == [(signal.SIGTERM,)]
+
+
+def test_patience_belongs_to_the_stage() -> None:
+    slow = alive(silence=700, patience=1800)
+    assert decide.for_run(RunSeen(state=State.running, process=slow)) == WAIT
+
+
+def test_a_daemon_that_takes_its_trainers_along() -> None:
+    def ends(process: Seen) -> decide.Action:
+        return decide.for_run(
+            RunSeen(
+                state=State.running, process=process, is_shutting_down=True, stops_trainers=True
+            )
+        )
+
+    first = ends(alive())
+    assert isinstance(first, decide.Signal)
+    assert signal.SIGTERM in first.signals
+    assert ends(alive(step=2, since_step=5)) == WAIT
+    last = ends(alive(step=2, since_step=600))
+    assert isinstance(last, decide.Signal)
+    assert last.signals == (signal.SIGKILL,)
+
+
+@pytest.mark.parametrize(
+    ("state", "seen", "action"),
+    [
+        ("queued", {}, WAIT),
+        ("queued", {"may_start": True}, Launch()),
+        ("queued", {"may_start": True, "is_shutting_down": True}, WAIT),
+        ("queued", {"may_start": True, "is_cancelled": True}, Close()),
+        ("running", {"process": Seen(presence=Presence.unknown)}, Adopt()),
+        ("running", {"process": Seen(presence=Presence.lingering)}, Sweep()),
+        ("running", {"process": Seen(presence=Presence.gone, drained=True)}, Close()),
+        ("running", {"process": alive()}, WAIT),
+        ("running", {"process": alive(), "is_cancelled": True}, Tell("cancel")),
+    ],
+)
+def test_jobs(state: str, seen: dict[str, Any], action: decide.Action) -> None:
+    assert decide.for_job(JobSeen(state=state, **seen)) == action
