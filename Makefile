@@ -17,10 +17,10 @@ setup: .venv/.ready ## Make the virtual environment (TORCH_INDEX_URL=… for ano
 	@touch $@
 
 demo: setup ## Train a small GPT: watch, pause, resume, extend, report
-	@$(PYTHON) -P -m server.cli demo
+	@.venv/bin/traind demo
 
 serve: setup ## Run the daemon in the foreground on loopback
-	@$(PYTHON) -P -m server.cli serve
+	@.venv/bin/traind serve
 
 check: setup ## Linters, types, import rules and migrations alone
 	@.venv/bin/ruff format --check .

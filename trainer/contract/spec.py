@@ -259,14 +259,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     "demo": {
         "model": {
             "depth": 4,
-            "aspect_ratio": 32,
-            "head_dim": 32,
-            "sequence_len": 256,
-            "vocab_size": 4096,
+            "aspect_ratio": 16,
+            "head_dim": 16,
+            "sequence_len": 128,
+            "vocab_size": 2048,
         },
         "data": {"source": "builtin"},
-        "horizon": {"steps": 200},
-        "batch": {"tokens": 4096, "device_batch_size": 8},
+        "horizon": {"steps": 300},
+        "batch": {"tokens": 2048, "device_batch_size": 16},
         "evaluate": {
             "bpb_every": 50,
             "eval_tokens": 32_768,
@@ -310,7 +310,7 @@ def resolve(body: dict[str, Any]) -> RunSpec:
     preset = body.get("preset", "demo")
     base = PRESETS.get(preset, {}) if isinstance(preset, str) else {}
     if base.get("horizon") is None:
-        base = {**base, "horizon": {"steps": 200}}
+        base = {**base, "horizon": {"steps": 300}}
     return RunSpec.model_validate(_overlay(base, body))
 
 
