@@ -21,7 +21,7 @@ from starlette.concurrency import run_in_threadpool
 from server.feed import Feed
 
 KEPT_EVENTS = 512
-BATCH = 200
+BATCH = 100
 PROGRESS_SECONDS = 1.0
 PAUSE_SECONDS = 0.05  # between two readings, however much is written
 
@@ -82,12 +82,16 @@ class Hub:
         """Begin to listen; the first client starts the reading."""
         self._loop = asyncio.get_running_loop()
         self.clients[run_id] += 1
-        async with self._joining:
-            if self._task is None or self._task.done():
-                self.kept.clear()
-                self.live.clear()
-                self.position = self._floor = await run_in_threadpool(self.source.newest)
-                self._task = asyncio.create_task(self._read(), name="traind-stream")
+        try:
+            async with self._joining:
+                if self._task is None or self._task.done():
+                    self.kept.clear()
+                    self.live.clear()
+                    self.position = self._floor = await run_in_threadpool(self.source.newest)
+                    self._task = asyncio.create_task(self._read(), name="traind-stream")
+        except BaseException:  # gone before it began
+            self.leave(run_id)
+            raise
 
     def leave(self, run_id: str | None) -> None:
         """Stop to listen; the last client ends the reading."""
@@ -102,7 +106,9 @@ class Hub:
         """(events after `position`, the new position): from memory, or from the database."""
         if position >= self._floor:
             found = [e for e in self.kept if e.id > position and run_id in (None, e.run_id)]
-            return found[:BATCH], found[BATCH - 1].id if len(found) > BATCH else self.position
+            # a client that read the database may be ahead of the hub: it never goes back
+            ahead = max(position, self.position)
+            return found[:BATCH], found[BATCH - 1].id if len(found) > BATCH else ahead
         floor = self._floor
         found = await run_in_threadpool(self.source.events, position, run_id, BATCH)
         seen = found[-1].id if found else position

@@ -92,7 +92,7 @@ def negotiate(request: Request, *offered: str) -> str:
     """
     accept = ",".join(request.headers.getlist("accept")) or "*/*"
     liked = max(offered, key=lambda media: _quality(accept, media))  # max keeps the first of equals
-    if _quality(accept, liked) <= (0.0, 0):
+    if _quality(accept, liked)[0] <= 0:
         raise NotAcceptable(f"Offered here: {', '.join(offered)}.")
     return liked
 

@@ -16,6 +16,7 @@ from server.stream import Hub, bye
 
 HEARTBEAT_SECONDS = 15.0
 STALL_SECONDS = 20.0
+SLICE_BYTES = 32 << 10
 HEADERS = {
     "Cache-Control": "no-store",
     "X-Accel-Buffering": "no",
@@ -78,7 +79,10 @@ class EventStream(Response):
 
 
 async def _send_part(send: Send, part: bytes) -> None:
-    await _send(send, {"type": "http.response.body", "body": part, "more_body": True})
+    """In slices: the server buffers a whole one before it makes us wait for the client."""
+    for start in range(0, len(part), SLICE_BYTES):
+        body = part[start : start + SLICE_BYTES]
+        await _send(send, {"type": "http.response.body", "body": body, "more_body": True})
 
 
 async def _send(send: Send, message: dict) -> None:
