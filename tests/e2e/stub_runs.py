@@ -226,7 +226,8 @@ class StubRun:
         return [
             PhaseView(
                 index=i, name=f"phase {i + 1}", start_step=s.start_step, end_step=s.end_step,
-                ended_at_step=end, lineage_end=end or s.end_step, mode=s.mode, schedule=s, joint=None, from_checkpoint=None,
+                ended_at_step=end, lineage_end=end or s.end_step, mode=s.mode,
+                schedule=s, joint=None, from_checkpoint=None,
                 tokens=(s.end_step - s.start_step) * self.plan.batch.tokens, imported=False,
                 created_at=self.began, started_at=self.began, ended_at=None,
             )

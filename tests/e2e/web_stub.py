@@ -206,7 +206,9 @@ def _json(model: Any, status: int = 200) -> Response:
 
 def _page(items: list[Any]) -> Response:
     text = ",".join(item.model_dump_json() for item in items)
-    return Response(f'{{"data":[{text}],"has_more":false,"next":null}}', media_type="application/json")
+    return Response(
+        f'{{"data":[{text}],"has_more":false,"next":null}}', media_type="application/json"
+    )
 
 
 def _gone(ref: str) -> Response:

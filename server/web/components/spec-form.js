@@ -2,7 +2,8 @@
 
 import { fill, h, uid } from "../dom.js";
 
-const PRESETS = [["demo", "demo"], ["rtx4070-d12", "rtx4070-d12"], ["nanochat-d12", "nanochat-d12"], ["nanochat-d20", "nanochat-d20"]];
+/** As trainer/contract/spec.py has them. */
+export const PRESETS = ["demo", "rtx4070-d12", "nanochat-d12", "nanochat-d20"];
 const SOURCES = [["", "from the preset"], ["builtin", "built in"], ["text", "text files"], ["jsonl", "JSON lines"], ["parquet", "Parquet"], ["hf", "Hugging Face"]];
 const HORIZONS = [["", "as preset"], ["steps", "steps"], ["tokens", "tokens"], ["flops", "FLOP"], ["data_param_ratio", "tokens per parameter"]];
 
@@ -11,7 +12,7 @@ const GROUPS = [
   ["Run", [
     ["/name", "Name", "text", { required: true, maxlength: 64, placeholder: "my-first-run", autocomplete: "off" }],
     ["/title", "Title", "text", { maxlength: 300, placeholder: "optional" }],
-    ["/preset", "Preset", "choice", { choices: PRESETS }],
+    ["/preset", "Preset", "choice", { choices: PRESETS.map((name) => [name, name]) }],
     ["/device", "Device", "choice", { choices: [["", "automatic"], ["cpu", "cpu"], ["cuda:0", "cuda:0"], ["mps", "mps"]] }],
     ["/start", "Start at once", "tick", { checked: true }],
   ]],

@@ -1,0 +1,152 @@
+"""A browser, a real daemon whose trainer needs no torch, and the stub with its long history."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+
+from tests.e2e.web_stub import create_stub
+from tests.server.house import launcher
+
+CHROMIUM = "/usr/bin/chromium"
+ARGUMENTS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+OpenPage = Callable[..., Any]
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser: Any) -> Iterator[OpenPage]:
+    """open_page(url, width=…, …): a page of its own. Anything on the console fails the test."""
+    contexts, said = [], []
+
+    def open_one(url: str, *, width: int = 1280, height: int = 900, **context: Any) -> Any:
+        made = browser.new_context(viewport={"width": width, "height": height}, **context)
+        contexts.append(made)
+        page = made.new_page()
+        page.set_default_timeout(15_000)
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on(
+            "console", lambda m: said.append(m.text) if m.type in ("error", "warning") else None
+        )
+        page.said = said
+        page.goto(url)
+        return page
+
+    yield open_one
+    for context in contexts:
+        context.close()
+    assert said == []
+
+
+@pytest.fixture(scope="session")
+def stub_url() -> Iterator[str]:
+    yield from _served(create_stub(100))
+
+
+@pytest.fixture
+def guarded_url() -> Iterator[str]:
+    """A stub that wants the token "sesame"."""
+    yield from _served(create_stub(3, token="sesame"))
+
+
+def _served(app: Any) -> Iterator[str]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1)
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.should_exit = True
+        thread.join(10)
+
+
+class Daemon:
+    """`traind serve` as a process, with a trainer that takes `step_seconds` for each step."""
+
+    def __init__(self, directory: Path, step_seconds: float) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = directory / "daemon.log"
+        self.environment = os.environ | {
+            "TRAIND_DATA_DIR": str(directory / "data"),
+            "TRAIND_PORT": str(self.port),
+            "TRAIND_TRAINER_PYTHON": launcher(directory),
+            "TRAIND_TICK_SECONDS": "0.05",
+            "TRAIND_STOP_TRAINERS": "false",
+            "FAKE": json.dumps({"*": {"step_seconds": step_seconds}}),
+        }
+        self.start()
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "server.cli.app", "serve"]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            try:
+                if httpx.get(f"{self.url}/readyz", timeout=1).status_code == 200:
+                    return
+            except httpx.HTTPError:
+                time.sleep(0.1)
+        raise AssertionError(f"the daemon did not come up:\n{self.log.read_text()}")
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait(10)
+
+    def post(self, path: str, body: Any = None) -> Any:
+        answer = httpx.post(f"{self.url}/v1{path}", json=body, timeout=10)
+        assert answer.is_success, answer.text
+        return answer.json()
+
+    def run(self, name: str) -> Any:
+        return httpx.get(f"{self.url}/v1/runs/{name}", timeout=10).json()
+
+    def wait(self, name: str, condition: Callable[[Any], bool], seconds: float = 30) -> Any:
+        deadline = time.monotonic() + seconds
+        while not condition(run := self.run(name)):
+            assert time.monotonic() < deadline, f"{run['state']} at step {run['step']}"
+            time.sleep(0.1)
+        return run
+
+    def end(self) -> None:
+        """Cancel what still trains, so that no process outlives the test, then stop."""
+        for run in httpx.get(f"{self.url}/v1/runs", timeout=10).json()["data"]:
+            if run["state"] not in ("created", "paused", "completed", "failed", "cancelled"):
+                self.post(f"/runs/{run['id']}/cancel")
+                self.wait(run["id"], lambda r: r["state"] not in ("cancelling", "running"))
+        self.process.terminate()
+        self.process.wait(20)
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Daemon]:
+    daemon = Daemon(tmp_path, step_seconds=0.1)
+    yield daemon
+    daemon.end()
