@@ -18,6 +18,7 @@ from server.reporting.answer import (
     Verdict,
 )
 from trainer.contract.exits import Reason
+from trainer.contract.plan import hours
 
 MAX_INCIDENTS = 100
 EQUAL = 1e-6  # relative: the same weights on the same span give the same value
@@ -157,7 +158,7 @@ def timeline(run: tables.Run, phases: list[PhaseReport], rows: list[AttemptRepor
         if a.started_at is not None:
             text = f"attempt {a.number} started at step {a.start_step or 0:,} on {a.device}"
             if a.down_seconds:
-                text += f", {a.down_seconds / 60:,.0f} min after the one before"
+                text += f", {hours(a.down_seconds)} after the one before"
             found.append(Moment(unix_seconds=a.started_at, text=text))
         if a.ended_at is not None:
             text = f"attempt {a.number} ended: {a.outcome or 'crashed'}"

@@ -217,7 +217,7 @@ def _prepared(
 
 
 def is_right(item: Item, scores: Scores) -> bool:
-    """The gold prompt has the lowest mean loss (first of equals), or each token was the likeliest."""
+    """The gold prompt has the lowest mean loss (first of equals), or each token was likeliest."""
     if item.gold is None:
         (prompt,) = item.prompts
         return scores.argmax[0] == prompt.ids[prompt.start : prompt.end].tolist()

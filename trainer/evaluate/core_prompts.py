@@ -118,15 +118,20 @@ def _shot(task: Task, it: Any) -> str:
 
 
 def _text(it: Any, key: str) -> str:
-    if not isinstance(it, dict):
-        raise Unscorable("its line is not a JSON object")
-    return _as_text(it.get(key), key)
+    return _as_text(_object(it).get(key), key)
 
 
 def _texts(it: Any, key: str) -> list[str]:
-    if not isinstance(it, dict) or not isinstance(it.get(key), list) or not it[key]:
+    values = _object(it).get(key)
+    if not isinstance(values, list) or not values:
         raise Unscorable(f"it has no list of {key}")
-    return [_as_text(value, key) for value in it[key]]
+    return [_as_text(value, key) for value in values]
+
+
+def _object(it: Any) -> dict[str, Any]:
+    if not isinstance(it, dict):
+        raise Unscorable("its line is not a JSON object")
+    return it
 
 
 def _as_text(value: Any, key: str) -> str:

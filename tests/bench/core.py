@@ -1,0 +1,80 @@
+"""CORE on the fixture's bundle: ours against one example, and one prompt, at a time.
+
+`python -m tests.bench.core [threads]`. The opponents forward through the same model, so the ratio is what
+batching, shared prefixes and logits for scored tokens alone are worth. One example at a time is
+how nanochat evaluates: its choices as one padded batch, logits, loss and argmax of every token.
+All three must give the same answers.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from tests.bench.compare import Contender, compare
+from tests.trainer.evaluate import fixture
+from trainer.evaluate import core, core_prompts, network
+from trainer.evaluate.core_forward import Scores
+from trainer.evaluate.core_prompts import Item
+from trainer.model import GPT
+
+
+@torch.no_grad()
+def padded(model: GPT, item: Item) -> Scores:
+    """The prompts of one example as one batch, padded at the end."""
+    longest = max(len(p.ids) for p in item.prompts)
+    ids_BT = torch.zeros((len(item.prompts), longest), dtype=torch.int64)
+    for row, prompt in zip(ids_BT, item.prompts, strict=True):
+        row[: len(prompt.ids)] = torch.from_numpy(prompt.ids.astype(np.int64))
+    logits_BTV = model(ids_BT)
+    targets_BT = torch.roll(ids_BT, -1, dims=1)
+    losses = F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten(), reduction="none")
+    losses_BT, best_BT = losses.view_as(ids_BT), logits_BTV.argmax(-1)
+    spans = [slice(p.start - 1, p.end - 1) for p in item.prompts]
+    return Scores(
+        [losses_BT[i, span].mean().item() for i, span in enumerate(spans)],
+        [best_BT[i, span].tolist() for i, span in enumerate(spans)],
+    )
+
+
+def singly(model: GPT, item: Item) -> Scores:
+    """One prompt at a time."""
+    scores = [padded(model, Item((prompt,), 0)) for prompt in item.prompts]
+    return Scores([s.mean_losses[0] for s in scores], [s.argmax[0] for s in scores])
+
+
+def plain(model: GPT, score) -> dict[str, float]:
+    longest = network.LONGEST_FACTOR * model.shape.sequence_len
+    results = {}
+    for task in fixture.bundle().tasks:
+        items = core_prompts.pool(task, None)
+        right = []
+        for index in range(len(items)):
+            item = core_prompts.item(task, items, index, fixture.tokenizer(), longest)
+            right.append(core.is_right(item, score(model, item)))
+        results[task.label] = float(np.mean(right, dtype=np.float32))
+    return results
+
+
+def main() -> None:
+    torch.set_num_threads(int(sys.argv[1]) if len(sys.argv) > 1 else 1)
+    model = fixture.model()
+
+    def ours() -> dict[str, float]:
+        result = core.evaluate(model, fixture.tokenizer(), fixture.bundle())
+        assert result is not None
+        return result.results
+
+    for name, score in (("one example at a time", padded), ("one prompt at a time", singly)):
+        assert ours() == plain(model, score) == fixture.reference()["core"]["results"]
+        found = compare(
+            Contender(ours), Contender(lambda score=score: plain(model, score)), pairs=6
+        )
+        print(found.line(f"CORE against {name}, {torch.get_num_threads()} threads"))
+
+
+if __name__ == "__main__":
+    main()
