@@ -9,10 +9,11 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 RECOMPILE_LIMIT = 64  # kinds of layer x training and evaluation; torch's 8 is for one model
 
@@ -45,6 +46,12 @@ class Compiler:
                 return function(*args)
 
         return call
+
+    def let_vary(self, tensors: Iterable[Tensor]) -> None:
+        """Their first size differs from step to step: compile once for all of them."""
+        if self.active:
+            for tensor in tensors:
+                torch._dynamo.mark_dynamic(tensor, 0)
 
 
 def missing(device: torch.device) -> str | None:

@@ -20,19 +20,19 @@ from torch import Tensor
 class TouchedRows:
     """Which rows a step touches, and the sum of their gradients so far.
 
-    rows_U: sorted token ids; slot_V: token id -> slot, U where a row is not touched.
+    num_rows: U, how many. slot_V: token id -> slot, U where a row is not touched.
     """
 
-    def __init__(self, tokens: Sequence[Tensor], num_rows: int, device: torch.device) -> None:
+    def __init__(self, tokens: Sequence[Tensor], vocab_size: int, device: torch.device) -> None:
         everything = torch.cat([t.reshape(-1) for t in tokens])
         if everything.device.type == "cpu":
-            self.rows_U = torch.unique(everything, sorted=True)
+            rows_U = torch.unique(everything, sorted=True)
         else:  # counting them would make the host wait for the device: take all rows
-            self.rows_U = torch.arange(num_rows, device=everything.device)
-        count = len(self.rows_U)
-        self.slot_V = torch.full((num_rows,), count, dtype=torch.int64, device=everything.device)
-        self.slot_V[self.rows_U] = torch.arange(count, device=everything.device)
-        self.rows_U, self.slot_V = self.rows_U.to(device), self.slot_V.to(device)
+            rows_U = torch.arange(vocab_size, device=everything.device)
+        self.num_rows = len(rows_U)
+        slot_V = torch.full((vocab_size,), self.num_rows, device=everything.device)
+        slot_V[rows_U] = torch.arange(self.num_rows, device=everything.device)
+        self.slot_V = _sent(slot_V, device)
         self.gradients: dict[str, Tensor] = {}
 
     def slots(self, tokens_BT: Tensor) -> Tensor:
@@ -44,10 +44,17 @@ class TouchedRows:
         The last row stays zero: it is what an untouched row reads.
         """
         rows = torch.ops.aten.embedding_dense_backward(
-            gradient_BTW.float(), slots_BT, len(self.rows_U) + 1, -1, False
+            gradient_BTW.float(), slots_BT, self.num_rows + 1, -1, False
         )
         before = self.gradients.get(table)
         self.gradients[table] = rows if before is None else before.add_(rows)
+
+
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy on the device, without waiting for the work that it still has to do."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def lookup(tokens_BT: Tensor, table_VW: Tensor, compute_dtype: torch.dtype) -> Tensor:

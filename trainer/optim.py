@@ -155,7 +155,8 @@ class Optimizer:
         bank = self.model.bank
         assert bank.gradients is not None
         values = (self.hyper.matrix_lr * lr_multiplier, momentum, weight_decay)
-        rates = [torch.tensor(v, dtype=torch.float32, device=self.model.device) for v in values]
+        # filled on the device: a copy from the host would wait for it
+        rates = [torch.full((), v, device=self.model.device) for v in values]
         bf16 = self.model.compute_dtype == torch.bfloat16
         for group in self.groups:
             place = bank.stacks[group.key]

@@ -133,7 +133,7 @@ class Stepper:
         tokens = [t for t, _ in micro_batches]
         touched = TouchedRows(tokens, self.model.shape.padded_vocab_size, self.model.device)
         self.model.touched = touched if learn else None
-        scale = torch.tensor(1 / len(micro_batches), device=self.model.device)
+        scale = torch.full((), 1 / len(micro_batches), device=self.model.device)
         if self.optimizer.loss_scale is not None:
             scale = scale * self.optimizer.loss_scale.scale
         losses = []
@@ -142,6 +142,7 @@ class Stepper:
             losses.append(loss)
             if learn:
                 x_BTD.backward(gradient_BTD)
+        self.compiler.let_vary(touched.gradients.values())
         return losses
 
     def _forward(

@@ -32,19 +32,26 @@ class Comparison:
         )
 
 
-def interleave(
-    ours: Callable[[], object], opponent: Callable[[], object], *, warm_up: int, pairs: int
-) -> Comparison:
+@dataclass(frozen=True)
+class Contender:
+    """A call to time, and what must stand before it (not timed)."""
+
+    call: Callable[[], object]
+    prepare: Callable[[], object] = lambda: None
+
+
+def interleave(ours: Contender, opponent: Contender, *, warm_up: int, pairs: int) -> Comparison:
     """Time both `pairs` times after `warm_up` calls of each."""
     for _ in range(warm_up):
-        ours()
-        opponent()
+        ours.call()
+        opponent.call()
     a: list[float] = []
     b: list[float] = []
     for i in range(pairs):
         order = [(ours, a), (opponent, b)]
-        for call, times in order if i % 2 == 0 else reversed(order):
-            times.append(seconds(call))
+        for contender, times in order if i % 2 == 0 else reversed(order):
+            contender.prepare()
+            times.append(seconds(contender.call))
     return Comparison(a, b)
 
 

@@ -1,4 +1,7 @@
-"""The whole training step against the plain reference: `python -m tests.bench.step`."""
+"""The whole training step against the plain reference: `python -m tests.bench.step`.
+
+The opponent runs with glibc's own allocator settings, as nanochat's script does.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,8 @@ import argparse
 import torch
 
 from tests.bench import training
-from tests.bench.compare import interleave
+from tests.bench.compare import Contender, interleave
+from trainer import allocator
 
 
 def main() -> None:
@@ -23,7 +27,10 @@ def main() -> None:
     for accumulation in asked.accumulation:
         spec = training.cpu_spec(asked.vocab, asked.rows, accumulation)
         found = interleave(
-            training.ours(spec), training.opponent(spec), warm_up=asked.warm_up, pairs=asked.pairs
+            Contender(training.ours(spec), allocator.keep_freed_memory),
+            Contender(training.opponent(spec), allocator.hand_memory_back),
+            warm_up=asked.warm_up,
+            pairs=asked.pairs,
         )
         print(found.line(f"step, accumulation {accumulation}, vocabulary {asked.vocab}"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -65,8 +66,8 @@ def ours(spec: RunSpec, device: str = "cpu", compile: bool = True) -> Callable[[
     optimizer = Optimizer(model, plan.hyperparameters)
     rows = plan.batch.device_batch_size
     stepper = Stepper(model, optimizer, compile=compile, deterministic=True, rows=rows)
-    data = batches(spec)
-    return lambda: stepper.train_step(data, **RATES).loss.item()
+    data = itertools.cycle([batches(spec, seed) for seed in range(3)])
+    return lambda: stepper.train_step(next(data), **RATES).loss.item()
 
 
 def opponent(spec: RunSpec, device: str = "cpu", compile: bool = True) -> Callable[[], float]:
@@ -83,5 +84,10 @@ def opponent(spec: RunSpec, device: str = "cpu", compile: bool = True) -> Callab
 
     optimizer = PlainOptimizer(model, plan.hyperparameters, wrap)
     loss_function = wrap(model.loss)
-    data = [(t.to(device), y.to(device)) for t, y in batches(spec)]
-    return lambda: train_step(model, optimizer, data, **RATES, loss_function=loss_function)
+    data = itertools.cycle([batches(spec, seed) for seed in range(3)])
+
+    def step() -> float:
+        moved = [(t.to(device), y.to(device)) for t, y in next(data)]
+        return train_step(model, optimizer, moved, **RATES, loss_function=loss_function)
+
+    return step

@@ -1,0 +1,71 @@
+"""Peak memory of a step against the plain reference's: `python -m tests.bench.memory`.
+
+Each side runs in a process of its own. Counted is the peak of the resident memory during steps
+after the first two, less what the process held before it built the model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from tests.bench import training
+
+MEASURED_STEPS = 2
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--side", choices=["ours", "opponent"])
+    parser.add_argument("--vocab", type=int, default=32_768)
+    parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--accumulation", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
+    asked = parser.parse_args()
+    if asked.side:
+        print(json.dumps(measure(asked)))
+        return
+    found = {side: _run(side) for side in ("ours", "opponent")}
+    ratio = found["ours"] / found["opponent"]
+    print(
+        f"peak memory, vocabulary {asked.vocab}, batch {asked.rows}: {ratio:.2f}x "
+        f"(ours {found['ours'] / 1e6:.0f} MB, opponent {found['opponent'] / 1e6:.0f} MB)"
+    )
+
+
+def measure(asked: argparse.Namespace) -> int:
+    """Bytes of resident memory at the peak beyond those at the start."""
+    torch.set_num_threads(asked.threads)
+    spec = training.cpu_spec(asked.vocab, asked.rows, asked.accumulation)
+    before = _status("VmRSS")
+    step = getattr(training, asked.side)(spec)
+    for _ in range(2):
+        step()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    for _ in range(MEASURED_STEPS):
+        step()
+    return _status("VmHWM") - before
+
+
+def _status(key: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key + ":"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"{key} is not in /proc/self/status")
+
+
+def _run(side: str) -> int:
+    command = [sys.executable, "-m", "tests.bench.memory", *sys.argv[1:], "--side", side]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return json.loads(output.splitlines()[-1])
+
+
+if __name__ == "__main__":
+    main()
