@@ -65,7 +65,8 @@ class Reporter:
 def create(db: Database, name: str = "demo", steps: int = 200, **body: Any) -> str:
     """The id of a new run, queued unless the body says otherwise."""
     with db.write() as session:
-        asked = {"name": name, "horizon": {"steps": steps}, **body}
+        batch = {"tokens": BATCH_TOKENS, "device_batch_size": 8}
+        asked = {"name": name, "horizon": {"steps": steps}, "batch": batch, **body}
         return runs.create(session, asked, now=1000.0).id
 
 
