@@ -1,9 +1,9 @@
 """CORE on the fixture's bundle: ours against one example, and one prompt, at a time.
 
-`python -m tests.bench.core [threads]`. The opponents forward through the same model, so the ratio is what
-batching, shared prefixes and logits for scored tokens alone are worth. One example at a time is
-how nanochat evaluates: its choices as one padded batch, logits, loss and argmax of every token.
-All three must give the same answers.
+`python -m tests.bench.core [threads]`. The opponents forward through the same model, so the ratio
+is what batching, shared prefixes and logits for scored tokens alone are worth. One example at a
+time is how nanochat evaluates: its choices as one padded batch, logits, loss and argmax of every
+token. All three must give the same answers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from tests.bench.compare import Contender, compare
+from tests.bench.compare import Contender, interleave
 from tests.trainer.evaluate import fixture
 from trainer.evaluate import core, core_prompts, network
 from trainer.evaluate.core_forward import Scores
@@ -70,9 +70,8 @@ def main() -> None:
 
     for name, score in (("one example at a time", padded), ("one prompt at a time", singly)):
         assert ours() == plain(model, score) == fixture.reference()["core"]["results"]
-        found = compare(
-            Contender(ours), Contender(lambda score=score: plain(model, score)), pairs=6
-        )
+        opponent = Contender(lambda score=score: plain(model, score))
+        found = interleave(Contender(ours), opponent, warm_up=1, pairs=8)
         print(found.line(f"CORE against {name}, {torch.get_num_threads()} threads"))
 
 

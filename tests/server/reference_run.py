@@ -26,17 +26,17 @@ DEVICE = "NVIDIA GeForce RTX 4070"
 CORE_ONE = {"hellaswag": 0.36, "winograd": 0.62, "piqa": 0.66, "boolq": 0.55, "copa": 0.65}
 
 
-def create(db: Database, reached: int = END_TWO) -> str:
-    """The id of the run, done up to step `reached`, which is past the joint."""
+def create(db: Database) -> str:
+    """The id of the finished run."""
     body = {"name": "rtx4070-d12", "preset": "rtx4070-d12", "title": "d12 on one RTX 4070"}
     with db.write() as session:
         run = runs.create(session, body, now=START)
         first = session.query(tables.Phase).filter_by(run_id=run.id).one()
-        _story(session, run, first, reached)
+        _story(session, run, first)
         return run.id
 
 
-def _story(session: Session, run: tables.Run, first: tables.Phase, reached: int) -> None:
+def _story(session: Session, run: tables.Run, first: tables.Phase) -> None:
     schedule = PhaseSchedule.model_validate(first.schedule)
     first.name = "rtx4070-d12-130k"
     t1 = START
@@ -44,33 +44,30 @@ def _story(session: Session, run: tables.Run, first: tables.Phase, reached: int)
     t2 = crashed + DOWN
     ended = t2 + (END_ONE - RESUMED_AT) * STEP_SECONDS
     t3 = ended + PAUSE
-    now = t3 + (reached - END_ONE) * STEP_SECONDS
-    done = reached == END_TWO
+    finished = t3 + (END_TWO - END_ONE) * STEP_SECONDS
     first.started_at, first.ended_at, first.ended_at_step = t1, ended, END_ONE
     second = _second_phase(run, schedule, t3)
-    if done:
-        second.ended_at, second.ended_at_step = now, END_TWO
+    second.ended_at, second.ended_at_step = finished, END_TWO
     session.add(second)
     rows = [
         _attempt(run, 1, 0, (t1, crashed), 0, CRASHED_AT, "failed", "crashed", RESUMED_AT),
         _attempt(run, 2, 0, (t2, ended), RESUMED_AT, END_ONE, "completed", "finished", None),
-        _attempt(run, 3, 1, (t3, now if done else None), END_ONE, reached,
-                 "completed" if done else None, "finished" if done else None, None),
-    ]  # fmt: skip
+        _attempt(run, 3, 1, (t3, finished), END_ONE, END_TWO, "completed", "finished", None),
+    ]
     session.add_all(rows)
     session.flush()
     after = PhaseSchedule.model_validate(second.schedule)
     for row, curve, begun in zip(rows, (schedule, schedule, after), (t1, t2, t3), strict=True):
         _points(session, row, curve, begun)
-    _evaluations(session, run, rows, ended, t3, now if done else None)
-    _checkpoints(session, run, rows, reached)
+    _evaluations(session, run, rows, ended, t3, finished)
+    _checkpoints(session, run, rows)
     _events(session, run, t2, t3)
-    processed = reached + CRASHED_AT - RESUMED_AT
-    run.state = "completed" if done else "running"
+    processed = END_TWO + CRASHED_AT - RESUMED_AT
+    run.state = "completed"
     run.reason, run.reason_message = "finished", "It reached the last step of its plan."
     run.desired_state, run.queue_position = "running", None
-    run.step, run.end_step, run.tokens_seen = reached, END_TWO, reached * BATCH
-    run.started_at, run.ended_at, run.last_step_at = t1, now if done else None, now
+    run.step, run.end_step, run.tokens_seen = END_TWO, END_TWO, END_TWO * BATCH
+    run.started_at, run.ended_at, run.last_step_at = t1, finished, finished
     run.exact_resume = "mismatch"
     run.frozen = {"attention": "sdpa", "device_batch_size": 8, "compute_dtype": "bf16"}
     run.progress = {
@@ -82,6 +79,23 @@ def _story(session: Session, run: tables.Run, first: tables.Phase, reached: int)
         "lost_steps": CRASHED_AT - RESUMED_AT, "restarts": 1,
         "energy_joules": processed * STEP_SECONDS * WATTS,
     }  # fmt: skip
+
+
+def rewind(session: Session, run_id: str, reached: int) -> float:
+    """The finished run as it was while phase 2 ran, at step `reached`; the time it then was."""
+    run = session.get_one(tables.Run, run_id)
+    phase = session.query(tables.Phase).filter_by(run_id=run_id, index=1).one()
+    attempt = session.query(tables.Attempt).filter_by(run_id=run_id, number=3).one()
+    for table in (tables.Evaluation, tables.Checkpoint):
+        session.query(table).filter(table.run_id == run_id, table.step > reached).delete()
+    now = (attempt.started_at or 0) + (reached - END_ONE) * STEP_SECONDS
+    phase.ended_at = phase.ended_at_step = None
+    attempt.ended_at = attempt.outcome = attempt.reason = None
+    attempt.last_step, attempt.settled = reached - 1, False
+    run.state, run.step, run.tokens_seen = "running", reached, reached * BATCH
+    run.ended_at, run.last_step_at = None, now
+    session.flush()
+    return now
 
 
 def _second_phase(run: tables.Run, before: PhaseSchedule, at: float) -> tables.Phase:
@@ -117,11 +131,11 @@ def _attempt(
     run: tables.Run,
     number: int,
     phase: int,
-    times: tuple[float, float | None],
+    times: tuple[float, float],
     start: int,
     end: int,
-    outcome: str | None,
-    reason: str | None,
+    outcome: str,
+    reason: str,
     limit: int | None,
 ) -> tables.Attempt:
     return tables.Attempt(
@@ -142,7 +156,7 @@ def _attempt(
         steps_lost=0 if limit is None else end - limit,
         outcome=outcome,
         reason=reason,
-        settled=outcome is not None,
+        settled=True,
     )
 
 
@@ -178,7 +192,7 @@ def _evaluations(
     rows: list[tables.Attempt],
     ended: float,
     resumed: float,
-    last: float | None,
+    last: float,
 ) -> None:
     def add(kind: str, step: int, value: float, attempt: int, at: float, seconds: float) -> None:
         core = {"results": CORE_ONE, "not_scored": {}} if kind == "core" else {}
@@ -197,16 +211,13 @@ def _evaluations(
     add("core", END_ONE, 0.1916, 2, ended - 1, 600.0)
     add("bpb", END_ONE, 0.810152, 3, resumed + 1, 90.0)
     add("core", END_ONE, 0.1932, 3, resumed + 2, 600.0)
-    if last is not None:
-        add("bpb", END_TWO, 0.775, 3, last, 90.0)
-        add("core", END_TWO, 0.195, 3, last, 600.0)
+    add("bpb", END_TWO, 0.775, 3, last, 90.0)
+    add("core", END_TWO, 0.195, 3, last, 600.0)
 
 
-def _checkpoints(
-    session: Session, run: tables.Run, rows: list[tables.Attempt], reached: int
-) -> None:
+def _checkpoints(session: Session, run: tables.Run, rows: list[tables.Attempt]) -> None:
     """Every 10,000 steps, and one where phase 1's warmdown begins: 14 at the end of phase 1."""
-    steps = sorted([*range(10_000, reached + 1, 10_000), 45_500])
+    steps = sorted([*range(10_000, END_TWO + 1, 10_000), 45_500])
     for step in steps:
         number = 1 if step <= RESUMED_AT else 2 if step <= END_ONE else 3
         session.add(
