@@ -116,7 +116,8 @@ class Supervisor:
         self._intake.read(self._tending.attempts, self._tending.jobs)
         busy = self._tending.tend(self._load())
         self._bell.watch(self._tending.living())
-        self._looked.set()
+        if self.ticks or not busy:  # the first tick finds what lives, the second reads its reports
+            self._looked.set()
         self.ticks += 1
         return busy
 

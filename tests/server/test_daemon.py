@@ -136,9 +136,9 @@ def test_sigterm_leaves_the_trainer_and_the_next_daemon_takes_it_back(daemon: An
         assert process.carries(attempt.pid or 0, attempt.token)
         before = house.run(attempt.run_id).step
     second = daemon()
-    url = second.ready()
-    assert _steps_past(url, before) < 1.0  # re-adopted within a second of being ready
+    second.ready()
     with _rows(first.data_dir.parent) as house:
+        assert house.run(attempt.run_id).step > before  # taken back before it said it was ready
         assert len(_attempts(house)) == 1
 
 
