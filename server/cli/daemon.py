@@ -116,15 +116,22 @@ def rebuild(data_dir: DataDir = None, yes: options.Yes = False, json: options.Js
     """Make the database anew from the run directories' journals; the daemon must not run."""
     settings = read_settings(data_dir=data_dir)
     from server import rebuild as rebuilding
+    from server.migrate import Refused
 
     question = f"Rebuild {settings.paths.database}? The present one is kept beside it."
     if not options.confirmed(question, yes):
         raise typer.Exit(output.FAILED)
-    result = rebuilding.rebuild(settings)
+    try:
+        made = rebuilding.rebuild(settings)
+    except Refused as error:
+        raise output.Refused(str(error)) from error
     if json:
-        output.emit(result)
-    else:
-        output.say(f"rebuilt {settings.paths.database}: {result}")
+        return output.emit(made)
+    output.say(f"{len(made.runs)} runs from {made.records:,} records: {', '.join(made.runs)}")
+    if made.set_aside:
+        output.say(f"the old database is kept as {made.set_aside}")
+    output.warn(made.problems)
+    return None
 
 
 def token_path(data_dir: DataDir = None, json: options.Json = False) -> None:
@@ -157,19 +164,18 @@ def read_settings(**given: Any) -> Settings:
 
 def announce(settings: Settings) -> None:
     """URL, data directory and, where one is needed, the token's file, for the person who waits."""
-    output.note(f"traind is about to serve {url_of(settings)}", "bold")
+    if settings.port:  # a free port is only known, and logged, when it has been taken
+        url = url_of(settings)
+        output.note(f"traind is about to serve {url}/ (dashboard) and {url}/docs (API)", "bold")
     output.note(f"data in {settings.paths.root}")
     if not settings.is_loopback or settings.auth == "always":
         token = settings.token_file or settings.paths.root / "token"
         output.note(f"callers need the token in {token}")
-    if settings.is_loopback:
-        output.note(f"dashboard {url_of(settings)}/   API docs {url_of(settings)}/docs")
 
 
 def url_of(settings: Settings) -> str:
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    port = settings.port or "(a free port)"
-    return f"http://{host}:{port}"
+    return f"http://{host}:{settings.port}"
 
 
 def flags_of(settings: Settings) -> list[str]:

@@ -85,6 +85,24 @@ def main_output(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return said.out
 
 
+def test_rebuild_is_refused_while_a_daemon_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    from trainer.contract.rundir import acquire
+
+    root = tmp_path / "data"
+    root.mkdir()
+    fd = acquire(root / "daemon.lock", "pid 1, since ever")
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main(["rebuild", "--yes"])
+    finally:
+        os.close(fd)
+    assert ended.value.code == 1
+    assert "Stop the daemon first" in capsys.readouterr().err
+    assert not (root / "traind.db").exists()
+    main_output(capsys, "rebuild", "--yes")
+    assert (root / "traind.db").exists()
+
+
 # --- the unit ------------------------------------------------------------------------------------
 
 
