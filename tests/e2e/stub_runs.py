@@ -377,9 +377,12 @@ def _events_of(run: StubRun) -> list[EventView]:
         ("extend", "info", 130_000, "extended from step 130,000 to 200,000 (replan)"),
     ]
     return [
-        EventView(
-            id=i + 1, run=run.id, job=None, attempt=1, kind=kind, level=level, step=step,
-            message=message, data={}, unix_seconds=run.began + step * STEP_SECONDS,
+        EventView.model_validate(
+            {
+                "id": i + 1, "run": run.id, "job": None, "attempt": 1, "kind": kind,
+                "level": level, "step": step, "message": message, "data": {},
+                "unix_seconds": run.began + step * STEP_SECONDS,
+            }
         )
         for i, (kind, level, step, message) in enumerate(said)
         if step <= run.step

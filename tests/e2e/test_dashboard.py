@@ -157,9 +157,9 @@ def test_a_drag_asks_the_daemon_for_finer_bins(stub_url: str, open_page: OpenPag
         page.mouse.down()
         page.mouse.move(box["x"] + 0.403 * box["width"] + 8, box["y"] + 80, steps=4)
         page.mouse.up()
-    page.wait_for_function("location.hash.includes('from=')")
+    page.wait_for_function("() => location.hash.includes('from=')")
     button(page, "All").click()
-    page.wait_for_function("!location.hash.includes('from=')")
+    page.wait_for_function("() => !location.hash.includes('from=')")
 
 
 def test_what_people_type_stays_text(stub_url: str, open_page: OpenPage) -> None:
