@@ -44,8 +44,10 @@ Answer = Reply | Callable[[Asked], Reply]
 class Stub:
     """answers: by (method, path); worked off in order, the last one repeats."""
 
-    def __init__(self, port: int = 0) -> None:
-        self.answers: dict[tuple[str, str], list[Answer]] = {}
+    def __init__(
+        self, port: int = 0, answers: dict[tuple[str, str], list[Answer]] | None = None
+    ) -> None:
+        self.answers = answers or {}
         self.asked: list[Asked] = []
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", port), self._handler())
