@@ -1,0 +1,72 @@
+"""F46 in small: what is read does not grow with what is stored. Counts work, not seconds."""
+
+from __future__ import annotations
+
+from sqlalchemy import event, text
+
+from server import rollups, store, tables
+from server.db import Database
+from server.settings import Settings
+from tests.server.reporting import attempt, create
+
+STEPS = 40_000
+
+
+def _statements(db: Database) -> list[str]:
+    seen: list[str] = []
+    event.listen(
+        db._reader, "before_cursor_execute", lambda *given: seen.append(given[2]), named=False
+    )
+    return seen
+
+
+def test_f46_a_long_curve_is_read_from_few_rows(db: Database, settings: Settings) -> None:
+    reporter = attempt(db, settings, create(db, steps=STEPS))
+    with db.write() as session:
+        points = [
+            (s, float(s), (float(s), *[None] * (len(rollups.KEYS) - 1))) for s in range(STEPS)
+        ]
+        rollups.add(session.connection(), reporter.attempt_id, points)
+        row = session.get_one(tables.Attempt, reporter.attempt_id)
+        row.start_step, row.last_step = 0, STEPS - 1
+        session.get_one(tables.Run, reporter.run_id).step = STEPS
+    with db.read() as session:
+        run = store.get_run(session, "demo")
+        for wanted in (100, 500, 1000):
+            size = rollups.bin_steps_for(0, STEPS, wanted)
+            read = list(
+                rollups.read(session.connection(), reporter.attempt_id, 0, STEPS, size, ["loss"])
+            )
+            assert len(read) <= 2 * wanted
+            answer = store.metrics(session, run, ["loss"], max_points=wanted)
+            means = [p[2] or 0.0 for p in answer.series[0].points]
+            assert wanted / 2 <= len(means) <= wanted
+            assert means == sorted(means)
+
+
+def test_f46_a_page_of_runs_is_a_few_queries_whatever_there_is(db: Database) -> None:
+    for i in range(60):
+        create(db, f"run{i}")
+    seen = _statements(db)
+    with db.read() as session:
+        page = store.list_runs(session, limit=50)
+    assert len(page.data) == 50
+    assert len([s for s in seen if s.startswith("SELECT")]) <= 3
+    assert not any("plan" in s.split("FROM")[0] for s in seen)
+
+
+def test_f46_lists_and_cursors_use_an_index(db: Database) -> None:
+    asked = {
+        "SELECT id FROM runs ORDER BY created_at DESC, id DESC LIMIT 9": "ix_runs_created_at",
+        "SELECT id FROM runs WHERE state='queued' ORDER BY created_at DESC, id DESC LIMIT 9":
+            "ix_runs_state_created_at",
+        "SELECT queue_position FROM runs WHERE queue_position IS NOT NULL ORDER BY queue_position":
+            "ix_runs_queue_position",
+        "SELECT * FROM events WHERE run_id='a' AND id > 5 ORDER BY id LIMIT 9": "ix_events_run_id",
+        "SELECT * FROM checkpoints WHERE run_id='a' ORDER BY step DESC": "ix_checkpoints_run_step",
+    }  # fmt: skip
+    with db.read() as session:
+        for query, index in asked.items():
+            plan = session.execute(text(f"EXPLAIN QUERY PLAN {query}")).all()
+            assert any(index in row[3] for row in plan), (query, plan)
+            assert not any("TEMP B-TREE" in row[3] for row in plan), (query, plan)
