@@ -1,5 +1,7 @@
 #!/bin/sh
-# Install traind with its trainer into a virtual environment: sh docker/install.sh VENV [EXTRAS]
+# Install traind with its trainer into a virtual environment:
+#
+#   sh docker/install.sh VENV [EXTRAS [--editable | --no-editable]]
 #
 # torch comes first and pinned. On Linux the package index' own torch brings gigabytes of CUDA
 # libraries: without an NVIDIA GPU that is refused, and TORCH_INDEX_URL says where to take another
@@ -7,6 +9,7 @@
 set -eu
 venv=$1
 extras=${2-trainer}
+how=${3---editable}
 here=$(CDPATH= cd -- "$(dirname -- "$0")/.." && pwd)
 torch=$(sed -n 's/^torch==/torch==/p' "$here/constraints.txt")
 [ -x "$venv/bin/python" ] || python3 -m venv "$venv"
@@ -36,4 +39,9 @@ TEXT
     fi
     ;;
 esac
-$pip install --quiet --constraint "$here/constraints.txt" --editable "$here[$extras]"
+case $how in
+--editable) set -- --editable "$here[$extras]" ;;
+--no-editable) set -- "$here[$extras]" ;;
+*) echo "install.sh: $how: --editable or --no-editable" >&2 && exit 2 ;;
+esac
+$pip install --quiet --constraint "$here/constraints.txt" "$@"
