@@ -184,12 +184,10 @@ def logs(
 
 def event_line(event: EventView, with_run: bool = False) -> Text:
     """'14:02:11  demo  checkpoint  saved step 50' in the colour of its level."""
-    from rich.text import Text
-
     parts = [units.moment(event.unix_seconds)]
     parts += [clean(event.run or event.job or "daemon")] if with_run else []
     step = f"step {event.step:,}: " if event.step is not None else ""
-    line = Text("  ".join(parts) + "  ", style="dim")
+    line = output.styled("  ".join(parts) + "  ", "dim")
     return line.append(
         step + clean(event.message or event.kind), LEVELS.get(event.level, "default")
     )

@@ -90,9 +90,10 @@ def warn(messages: Iterable[str]) -> None:
 
 
 def styled(value: str, style: str = "") -> Text:
+    """`value` in `style`, which what is appended to it does not inherit."""
     from rich.text import Text
 
-    return Text(value, style=style)
+    return Text().append(value, style=style)
 
 
 def state(name: str) -> Text:
