@@ -65,12 +65,11 @@ def _uri(path: Path, mode: str) -> str:
 
 
 def _free_name(directory: Path) -> Path:
+    """Sorts after every earlier one, also within one second, when older ones are gone already."""
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-    for turn in range(1000):
-        path = directory / f"traind-{stamp}-{turn:03d}.db"
-        if not path.exists():
-            return path
-    raise OSError(f"{directory}: a thousand backups within one second")
+    same = sorted(directory.glob(f"traind-{stamp}-*.db"))
+    number = int(same[-1].stem.rpartition("-")[2]) + 1 if same else 0
+    return directory / f"traind-{stamp}-{number:03d}.db"
 
 
 def _sync(path: Path) -> None:

@@ -115,7 +115,7 @@ def _phases(session: Session, run: tables.Run, orders: list[AttemptOrder]) -> No
     """Each phase as its own order says; one that no order served, as a later one remembers it."""
     known: dict[int, tuple[str, PhaseSchedule, str | None]] = {}
     for order in orders:
-        for index, schedule in enumerate(order.earlier):
+        for index, schedule in enumerate(order.earlier_schedules):
             known.setdefault(index, (f"phase-{index}", schedule, None))
     for order in orders:
         known[order.phase_index] = (order.phase_name, order.schedule, order.from_checkpoint)

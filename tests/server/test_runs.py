@@ -331,7 +331,7 @@ def test_a_rewind_sets_aside_everything_beyond_the_checkpoint(
     assert order.lineage.holds(1, 20)
     assert not order.lineage.holds(1, 40)
     assert order.lineage.holds(2, 90)
-    assert [s.start_step for s in order.earlier] == [0]
+    assert [s.start_step for s in order.earlier_schedules] == [0]
     assert order.resume_expected
 
 
