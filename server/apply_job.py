@@ -10,8 +10,6 @@ from sqlalchemy.orm import Session
 from server import tables
 from trainer.contract import events
 
-_STATES = {"completed": "completed", "cancelled": "cancelled"}
-
 
 def take(session: Session, job: tables.Job, event: events.AnyEvent, seconds: float) -> None:
     """Apply one record, in the order of the journal; kinds that mean nothing for a job pass."""
@@ -29,15 +27,10 @@ def take(session: Session, job: tables.Job, event: events.AnyEvent, seconds: flo
         case events.Notice():
             _say(session, job, event.code[:32], event.level, event.message, seconds, event.data)
         case events.Ended():
-            job.state = _STATES.get(event.outcome, "failed")
-            job.reason, job.message = event.reason, event.message
-            job.result, job.ended_at = event.result, seconds
-            job.fraction = 1.0 if job.state == "completed" else job.fraction
-            level = "error" if job.state == "failed" else "info"
-            message = f"{job.kind} job {job.state}"
-            if event.message:
-                message += f": {event.message}"
-            _say(session, job, "job", level, message, seconds, {"state": job.state})
+            # The job is over when its process is gone: the supervisor says so then.
+            job.message = event.message
+            if event.outcome == "completed":
+                job.result, job.fraction = event.result, 1.0
 
 
 def gap(session: Session, job: tables.Job, why: str, record: dict[str, Any]) -> None:

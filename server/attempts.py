@@ -88,7 +88,7 @@ def build_order(
         schedule=PhaseSchedule.model_validate(phase.schedule),
         first_step_of_phase=phase.start_step,
         end_step=lineage.phase_end(phase),
-        earlier=[PhaseSchedule.model_validate(p.schedule) for p in earlier],
+        earlier_schedules=[PhaseSchedule.model_validate(p.schedule) for p in earlier],
         spec=spec,
         plan=Plan.model_validate(run.plan),
         lineage=lineage.limits(session, run.id),
@@ -97,7 +97,7 @@ def build_order(
         overrides=run.overrides,
         skip_steps=[(low, high) for low, high in run.skip_steps],
         recheck_bpb=_rechecks(spec, bool(earlier) and is_first),
-        resume_expected=bool(usable) or run.step > 0,
+        resume_expected=bool(usable),
     )
 
 

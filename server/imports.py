@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import secrets
+import shutil
+import time
 
 from sqlalchemy.orm import Session
 
@@ -12,7 +16,39 @@ from server.states import Desired, State
 from trainer.contract.exits import Reason
 from trainer.contract.jobs import ImportParams, ImportResult
 from trainer.contract.plan import PlanContext
+from trainer.contract.rundir import DataDir, fsync_directory, write_durably
 from trainer.contract.spec import resolve
+
+STAGING = "import"  # in the job's directory, where the job has laid the run out
+
+
+def adopt(session: Session, job: tables.Job, paths: DataDir) -> tables.Run:
+    """Make the rows of a finished import and move its directory into place.
+
+    The id follows from the job's, so that a kill between the move and the commit is healed by
+    doing it again. Raises NameTaken, Invalid, ValueError.
+    """
+    run_id = f"run_{job.id.removeprefix('job_')}"
+    params = ImportParams.model_validate(job.params)
+    result = ImportResult.model_validate(job.result)
+    run = import_run(
+        session, params, result, now=time.time(), run_id=run_id, job_id=job.id,
+        context=PlanContext(device_type="cpu"),
+    )  # fmt: skip
+    target, staging = paths.run(run_id), paths.job(job.id) / STAGING
+    if staging.exists():
+        target.root.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(staging, target.root)
+        fsync_directory(target.root.parent)
+    write_durably(target.spec, json.dumps(run.spec).encode())
+    write_durably(target.plan, json.dumps(run.plan).encode())
+    job.result = {**(job.result or {}), "run_id": run.id, "run": run.name}
+    return run
+
+
+def discard(job: tables.Job, paths: DataDir) -> None:
+    """Remove what an import that came to nothing had laid out."""
+    shutil.rmtree(paths.job(job.id) / STAGING, ignore_errors=True)
 
 
 def import_run(

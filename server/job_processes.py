@@ -13,8 +13,9 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from server import autopsy, board, process
+from server import autopsy, board, imports, job_params, process
 from server.decide import Signal
+from server.errors import TraindError
 from server.process import CPU_JOB_NICENESS
 from server.states import SETTLED, State, can_move, move
 from server.tables import CommandRow, Job, Run
@@ -69,9 +70,14 @@ def launch(shop: Shop, job_id: str) -> Watch | None:
         job = session.get_one(Job, job_id)
         if job.state != "queued" or job.cancel_requested:
             return None
+        try:
+            params = job_params.resolve(session, job, shop.settings)
+        except job_params.Unresolvable as error:
+            _end(session, job, "failed", Reason.job_failed, str(error))
+            return None
         job.state, job.started_at, job.boot_id = "running", time.time(), boot_id()
         note(session, job.run_id, None, "job", f"{job.kind} job started", job_id=job.id)
-        order = _order(shop, job)
+        order = _order(shop, job, params)
     watch = Watch(shop.settings.paths.job(job_id), order.token)
     try:
         _write_directory(order, watch)
@@ -82,7 +88,7 @@ def launch(shop: Shop, job_id: str) -> Watch | None:
     return watch
 
 
-def _order(shop: Shop, job: Job) -> orders.JobOrder:
+def _order(shop: Shop, job: Job, params: dict[str, Any]) -> orders.JobOrder:
     paths = shop.settings.paths
     place = board.job_place(job, shop.devices)
     return orders.JobOrder.model_validate(
@@ -94,7 +100,7 @@ def _order(shop: Shop, job: Job) -> orders.JobOrder:
             "run_id": job.run_id,
             "run_dir": str(paths.run(job.run_id).root) if job.run_id else None,
             "device": place if job.where == "device" else "cpu",
-            "params": job.params,
+            "params": params,
         }
     )
 
@@ -163,8 +169,15 @@ def close(shop: Shop, job_id: str, watch: Watch | None) -> None:
     findings = autopsy.examine(watch) if watch is not None else None
     with shop.db.write() as session:
         job = session.get_one(Job, job_id)
-        if said is not None and said.outcome == "completed":
-            _end(session, job, "completed", Reason.finished, job.message or said.message)
+        if _completed(job, said):
+            try:
+                if job.kind == "import":
+                    imports.adopt(session, job, shop.settings.paths)
+            except (TraindError, ValueError) as error:
+                imports.discard(job, shop.settings.paths)
+                _end(session, job, "failed", Reason.job_failed, str(error))
+                return
+            _end(session, job, "completed", Reason.finished, job.message)
         elif job.cancel_requested:
             _end(session, job, "cancelled", Reason.requested, "")
         elif said is not None:
@@ -172,6 +185,11 @@ def close(shop: Shop, job_id: str, watch: Watch | None) -> None:
         else:
             reason, message = _unspoken(job, watch, findings)
             _end(session, job, "failed", reason, message)
+
+
+def _completed(job: Job, said: exits.ExitRecord | None) -> bool:
+    """By its exit record or, when it was killed just before writing one, by its last report."""
+    return said.outcome == "completed" if said is not None else job.result is not None
 
 
 def _unspoken(

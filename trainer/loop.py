@@ -191,8 +191,7 @@ class _Loop:
                 loss_smooth=smooth,
                 lr_multiplier=done.schedule["lr_multiplier"],
                 momentum=done.schedule["momentum"],
-                weight_decay=done.schedule["weight_decay"]
-                * self.order.plan.hyperparameters.weight_decay,
+                weight_decay=done.schedule["weight_decay"],
                 grad_norm=float(done.result.grad_norm),
                 tokens=self.order.plan.batch.tokens,
                 seconds=seconds,

@@ -55,7 +55,6 @@ class AttemptOrder(Order):
     earlier_schedules: list[PhaseSchedule] = []
     first_step_of_phase: int
     end_step: int
-    earlier: list[PhaseSchedule] = []
     spec: RunSpec
     plan: Plan
     lineage: Lineage
