@@ -97,8 +97,15 @@ def build_order(
         overrides=run.overrides,
         skip_steps=[(low, high) for low, high in run.skip_steps],
         recheck_bpb=_rechecks(spec, bool(earlier) and is_first),
-        resume_expected=bool(usable),
+        resume_expected=_had_checkpoint(session, run.id),
     )
+
+
+def _had_checkpoint(session: Session, run_id: str) -> bool:
+    """Whether the lineage ever had one, good or not: then step 0 is no place to begin unasked."""
+    table = tables.Checkpoint
+    query = select(table.id).where(table.run_id == run_id, table.superseded.is_(False))
+    return session.scalar(query.limit(1)) is not None
 
 
 def _rechecks(spec: RunSpec, begins_phase: bool) -> bool:
