@@ -120,6 +120,20 @@ def _stage(applied: Applied, event: events.Stage, seconds: float) -> None:
     attempt.stage_detail, attempt.stage_fraction = event.detail, event.fraction
 
 
+def _reached_before(applied: Applied) -> int | None:
+    """How far the attempt before this one had come, when it ended without being asked to."""
+    table = tables.Attempt
+    last = applied.session.scalar(
+        select(table)
+        .where(table.run_id == applied.run.id, table.number < applied.attempt.number)
+        .order_by(table.number.desc())
+        .limit(1)
+    )
+    if last is None or last.last_step is None or last.outcome not in ("crashed", "failed"):
+        return None
+    return last.last_step + 1
+
+
 def _resumed(applied: Applied, event: events.Resumed, seconds: float) -> None:
     run, attempt = applied.run, applied.attempt
     attempt.start_step = event.step
@@ -128,11 +142,14 @@ def _resumed(applied: Applied, event: events.Resumed, seconds: float) -> None:
     lost = lineage.supersede(applied.session, run, event.step, attempt.number)
     if applied.is_newest and attempt.lineage_limit is None:
         run.step, run.tokens_seen = event.step, event.tokens_seen
+    before = _reached_before(applied)
     message = f"attempt {attempt.number} begins at step {event.step:,}"
+    if before is not None and lost:
+        message = f"crashed at step {before:,}, resumed from {event.step:,}"
     if event.checkpoint:
-        message += f" from {event.checkpoint}"
+        message += f" ({event.checkpoint})"
     if lost:
-        message += f"; {lost:,} steps are repeated"
+        message += f", {lost:,} {'step' if lost == 1 else 'steps'} repeated"
     for name in event.skipped:
         message += f"; {name} was passed over"
     applied.say(

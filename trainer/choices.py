@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from trainer import device as devices
 from trainer.contract.orders import AttemptOrder
+from trainer.contract.plan import Hyperparameters
 from trainer.contract.rundir import RunDir, write_durably
 from trainer.contract.shape import ModelShape, shape_of
 
@@ -40,7 +41,7 @@ class Choices(BaseModel):
         return getattr(torch, self.compute_dtype)
 
 
-Probe = Callable[[ModelShape, list[int], torch.device, torch.dtype], int]
+Probe = Callable[[ModelShape, list[int], torch.device, torch.dtype, Hyperparameters], int]
 
 
 def settle(
@@ -103,7 +104,7 @@ def _rows(order: AttemptOrder, device: torch.device, dtype: torch.dtype, probe: 
     shape = shape_of(order.spec.model)
     total = order.plan.batch.tokens // shape.sequence_len
     divisors = [r for r in range(1, min(total, 64) + 1) if total % r == 0]
-    return probe(shape, divisors, device, dtype)
+    return probe(shape, divisors, device, dtype, order.plan.hyperparameters)
 
 
 def _compile(order: AttemptOrder, device: torch.device) -> bool:

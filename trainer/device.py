@@ -46,6 +46,8 @@ def configure(device: torch.device, *, threads: int | None, deterministic: bool)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=device.type != "cpu")
+        # we never read what torch.empty gives: filling it with NaN would cost a pass over memory
+        torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
         torch.backends.cudnn.benchmark = False
 
 

@@ -182,7 +182,8 @@ class _Loop:
         sensors = session.sensors.read()
         watts = sensors.get("power_watts")
         state.training_seconds += seconds
-        state.energy_joules += (watts or 0.0) * seconds
+        joules = None if watts is None else watts * seconds
+        state.energy_joules += joules or 0.0
         smooth = state.observe(loss)
         session.reporter.emit(
             events.Step(
@@ -195,7 +196,7 @@ class _Loop:
                 grad_norm=float(done.result.grad_norm),
                 tokens=self.order.plan.batch.tokens,
                 seconds=seconds,
-                energy_joules=state.energy_joules if watts is not None else None,
+                energy_joules=joules,
                 batch_sha256=done.batch_sha256,
                 **sensors,  # pyright: ignore[reportArgumentType] - its fields, some int
             )

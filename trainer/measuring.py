@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trainer.contract import commands, events
-from trainer.evaluate import core, core_bundle, span
+from trainer.evaluate import core, core_bundle, samples, span
 from trainer.session import Session
 
 Kind = Literal["bpb", "core", "sample"]
@@ -173,8 +173,6 @@ def _core(session: Session, max_per_task: int | None) -> bool:
 
 
 def _sample(session: Session) -> bool:
-    from trainer.evaluate import samples
-
     session.reporter.emit(events.Stage(stage="sampling"))
     for prompt in session.order.spec.evaluate.prompts:
         started = time.monotonic()

@@ -82,14 +82,16 @@ class Session:
         return batch.tokens // (self.choices.device_batch_size * batch.sequence_len)
 
     def next_step_batches(self) -> tuple[list[MicroBatch], str]:
-        """The micro-batches of one step on the device, and one sha256 over their contents."""
+        """The micro-batches of one step and one sha256 over their contents.
+
+        On the host, pinned for a GPU: the step moves them, and counts the table rows they touch
+        without asking the device.
+        """
         digest, micro = hashlib.sha256(), []
         for _ in range(self.accumulation):
             batch = self.loader.next_batch()
             digest.update(bytes.fromhex(batch.sha256))
             tokens_2BT = torch.from_numpy(batch.tokens_2BT)
-            if self.device.type != "cpu":
-                tokens_2BT = tokens_2BT.to(self.device, non_blocking=True)
             micro.append((tokens_2BT[0], tokens_2BT[1]))
         return micro, digest.hexdigest()
 

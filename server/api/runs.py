@@ -10,7 +10,7 @@ from fastapi import APIRouter, Body, Query
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
-from server import estimate, planning, runs, store, tables
+from server import devices, estimate, feasible, planning, runs, store, tables
 from server.api.deps import Act, Conf, Db, Doing, Limit, RunRef, StrictRoute
 from server.api.openapi import problems
 from server.idempotency import Answer
@@ -51,7 +51,7 @@ def create(body: Annotated[dict[str, Any], Body()], act: Doing, conf: Conf) -> R
         context = planning.context_for(session, conf, body)
         with explained(body, RunSpec):
             run = runs.create(session, body, context=context, now=act.now)
-        session.flush()
+        feasible.require(session, RunSpec.model_validate(run.spec), devices.discover())
         detail = store.detail(session, run)
         return Answer.of(detail, 201, Location=f"/v1/runs/{run.id}")
 

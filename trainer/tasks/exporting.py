@@ -104,12 +104,9 @@ def _rates(order: JobOrder, loaded: Loaded, step: int):
 
 
 def _huggingface(loaded: Loaded, order: JobOrder, folder: Path) -> None:
-    from trainer.interop.huggingface import write_huggingface
+    from trainer.interop.huggingface import export_huggingface
 
-    write_huggingface(
-        folder,
-        loaded.model.state_dict(),
-        shape_of(loaded.spec.model),
-        loaded.tokenizer,
-        step=loaded.manifest.step,
+    shape = shape_of(loaded.spec.model)
+    export_huggingface(
+        folder, loaded.model.state_dict(), shape, loaded.tokenizer, name=loaded.spec.name
     )
