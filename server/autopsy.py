@@ -92,6 +92,7 @@ def memory_advice(run: Run) -> str:
         )
         if size
     ]
-    advice = f"Resume with overrides.device_batch_size {rows // 2}" if rows and rows > 1 else ""
-    now = f" (it is {rows})" if advice else ""
-    return f"{', '.join(said)}. {advice}{now}.".strip(" .").capitalize() + "." if said else advice
+    sentences = [", ".join(said)] if said else []
+    if rows and rows > 1:
+        sentences.append(f"resume with overrides.device_batch_size {rows // 2} (it is {rows})")
+    return " ".join(f"{text[0].upper()}{text[1:]}." for text in sentences)

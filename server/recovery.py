@@ -232,7 +232,7 @@ def _hopeless(ending: Ending, history: History) -> str | None:
     if history.recovery.on_crash == "stop":
         return f"{ending.message} The run's recovery.on_crash is 'stop'."
     if ending.reason in _HOPELESS:
-        return " ".join(filter(None, (ending.message, history.advice)))
+        return ". ".join(filter(None, (ending.message.rstrip("."), history.advice)))
     if ending.reason is Reason.host_out_of_memory and history.same_before >= 1:
         return f"{ending.message}, for the second time in a row"
     if ending.xid is not None and ending.xid.action is not Action.restart:

@@ -254,7 +254,7 @@ def test_cpu_jobs_run_one_at_a_time_beside_the_trainer(
     house.behave(monkeypatch, job={"seconds": 0.3})
     run_id = house.create(steps=100_000)
     with house.daemon():
-        house.reaches(run_id, 5)
+        house.reaches(run_id, 12)
         ids = [_add_job(house, run_id) for _ in range(3)]
         most = 0
         while any(_job(house, i).state in ("queued", "running") for i in ids):
@@ -268,7 +268,7 @@ def test_cpu_jobs_run_one_at_a_time_beside_the_trainer(
 def test_a_device_job_waits_for_the_device(house: House) -> None:
     run_id = house.create(steps=60)
     with house.daemon():
-        house.reaches(run_id, 5)
+        house.reaches(run_id, 12)
         job_id = _add_job(house, run_id, where="device")
         time.sleep(0.2)
         assert _job(house, job_id).state == "queued"
@@ -282,7 +282,7 @@ def test_a_job_that_crashes_keeps_its_last_words(
     house.behave(monkeypatch, job={"crash": True})
     run_id = house.create(steps=100_000)
     with house.daemon():
-        house.reaches(run_id, 5)
+        house.reaches(run_id, 12)
         job_id = _add_job(house, run_id)
         house.until(lambda: _job(house, job_id).state == "failed")
     assert "the last words of a job" in _job(house, job_id).message
@@ -292,7 +292,7 @@ def test_a_running_job_is_cancelled(house: House, monkeypatch: pytest.MonkeyPatc
     house.behave(monkeypatch, job={"seconds": 60})
     run_id = house.create(steps=100_000)
     with house.daemon():
-        house.reaches(run_id, 5)
+        house.reaches(run_id, 12)
         job_id = _add_job(house, run_id)
         house.until(lambda: _job(house, job_id).pid)
         with house.db.write() as session:
@@ -303,7 +303,7 @@ def test_a_running_job_is_cancelled(house: House, monkeypatch: pytest.MonkeyPatc
 def test_an_inline_job_is_done_by_the_trainer(house: House) -> None:
     run_id = house.create(steps=100_000)
     with house.daemon():
-        house.reaches(run_id, 5)
+        house.reaches(run_id, 12)
         with house.db.write() as session:
             run = session.get_one(runs.tables.Run, run_id)
             job_id = jobs.save(session, run, time.time(), pin=False).id
