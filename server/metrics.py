@@ -12,7 +12,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from server import counters, tables
 from server.db import Database
 from server.migrate import version
 from server.states import ENDED, OCCUPYING, State
+from trainer.contract.exits import Reason
 from trainer.contract.rundir import OUTBOX
 
 MAX_RUNS = 200
@@ -35,11 +36,11 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PATCH", "DELETE", "PUT", "OPTIONS"}
 # name: (help, key in a run's progress). Shown only while they are true: a run that has stopped has
 # no speed.
 _LIVE = {
-    "train_loss": ("Loss of the last step", "loss"),
     "learning_rate_multiplier": ("Learning rate as a part of its peak", "lr_multiplier"),
     "tokens_per_second": ("Training speed of this attempt", "tokens_per_second"),
     "mfu_ratio": ("Model FLOP/s as a part of the device's peak", "mfu"),
     "power_watts": ("Power of the device", "power_watts"),
+    "temperature_celsius": ("Temperature of the device", "temperature_celsius"),
 }
 _KEPT = {
     "val_bpb": ("Validation bits per byte, as last measured", "val_bpb"),
@@ -57,10 +58,10 @@ _HISTOGRAMS = {
     counters.STEP_SECONDS: "Time of an optimizer step",
     counters.SAVE_SECONDS: "Time to write a checkpoint",
 }
-_MIB_KINDS = ("allocated", "reserved", "peak", "total")
+_STATES = tuple(str(state) for state in State)
+_VRAM_KINDS = ("allocated", "reserved", "peak", "total")
 
-Labels = dict[str, str]
-Sample = tuple[Labels, float | None]
+Sample = tuple[str, float | None]  # labels as they are written, value
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,15 @@ class _Run:
     tokens_seen: int
     last_step_at: float | None
     progress: dict[str, Any]
-    depth: int | None
+    reason: str
     phase: str
     checkpoint_at: float | None
+    model: str
+
+    @property
+    def label(self) -> str:
+        """A name needs no escaping: it is letters, digits, '.', '_' and '-'."""
+        return f'run="{self.name}"'
 
     @property
     def is_live(self) -> bool:
@@ -91,6 +98,7 @@ class Metrics:
     def __init__(self, data_dir: Path) -> None:
         self.registry = CollectorRegistry()
         self._data_dir = data_dir
+        self._models: dict[str, str] = {}
         ProcessCollector(registry=self.registry)
         self._requests = Counter(
             "traind_http_requests", "HTTP requests", ["method", "route", "status"],
@@ -114,7 +122,7 @@ class Metrics:
     def scrape(self, db: Database, now: float) -> bytes:
         """Everything, in Prometheus' text format."""
         with db.read() as session:
-            runs = _load(session, now)
+            runs = _load(session, now, self._models)
             left_out = _count(session, now) - len(runs)
             counted = _read_counters(session, runs)
             histograms = {name: counters.histogram(session, name) for name in _HISTOGRAMS}
@@ -132,10 +140,10 @@ class Metrics:
     def _daemon_lines(self, unread: list[tuple[str, int, int]], now: float) -> Iterator[str]:
         lag = max((_lag(self._data_dir, *where, now) for where in unread), default=0.0)
         free = float(shutil.disk_usage(self._data_dir).free)
-        yield from _family("disk_free_bytes", "Free bytes where the data lies", [({}, free)])
-        yield from _family("ingest_lag_seconds", "Age of the oldest unread report", [({}, lag)])
-        info = {"version": version()}
-        yield from _family("build_info", "The version that runs", [(info, 1.0)])
+        yield _family("disk_free_bytes", "Free bytes where the data lies", [("", free)])
+        yield _family("ingest_lag_seconds", "Age of the oldest unread report", [("", lag)])
+        info = f'version="{_escaped(version())}"'
+        yield _family("build_info", "The version that runs", [(info, 1)])
 
 
 # --- reading -------------------------------------------------------------------------------------
@@ -150,14 +158,14 @@ def _shown(now: float) -> Any:
     )
 
 
-def _load(session: Session, now: float) -> list[_Run]:
+def _load(session: Session, now: float, models: dict[str, str]) -> list[_Run]:
     """The runs to show: those with a process first, then waiting ones, then what ended last."""
     run, phase, kept = tables.Run, tables.Phase, tables.Checkpoint
     rank = case((run.state.in_(OCCUPYING), 0), (run.state.not_in(ENDED), 1), else_=2)
     rows = session.execute(
         select(
             run.id, run.name, run.state, run.device, run.step, run.end_step, run.tokens_seen,
-            run.last_step_at, run.progress, run.spec["model"]["depth"].as_integer(),
+            run.last_step_at, run.progress, run.reason,
         )
         .where(_shown(now))
         .order_by(rank, run.queue_position, run.ended_at.desc())
@@ -178,10 +186,27 @@ def _load(session: Session, now: float) -> list[_Run]:
             .group_by(kept.run_id)
         ).all()
     )
+    _name_models(session, ids, models)
     return [
-        _Run(*columns, phase=phases.get(columns[0], ""), checkpoint_at=saved.get(columns[0]))
-        for columns in rows
+        _Run(
+            *row,
+            phase=phases.get(row.id, ""),
+            checkpoint_at=saved.get(row.id),
+            model=models.get(row.id, ""),
+        )
+        for row in rows
     ]
+
+
+def _name_models(session: Session, ids: list[str], models: dict[str, str]) -> None:
+    """Depth by run, read once: a model's shape never changes, and specs are wide."""
+    for gone in models.keys() - set(ids):
+        del models[gone]
+    run, depth = tables.Run, tables.Run.spec["model"]["depth"].as_integer()
+    new = [run_id for run_id in ids if run_id not in models]
+    if new:
+        found = session.execute(select(run.id, depth).where(run.id.in_(new)))
+        models.update({run_id: f"d{layers}" for run_id, layers in found})
 
 
 def _count(session: Session, now: float) -> int:
@@ -235,43 +260,49 @@ def _lag(data_dir: Path, run_id: str, attempt: int, offset: int, now: float) -> 
 
 
 def _run_lines(runs: list[_Run]) -> Iterator[str]:
-    def per_run(name: str, help_text: str, value: Any) -> Iterator[str]:
-        return _family(name, help_text, (({"run": run.name}, value(run)) for run in runs))
+    def per_run(name: str, help_text: str, value: Callable[[_Run], float | None]) -> str:
+        return _family(name, help_text, ((run.label, value(run)) for run in runs))
 
-    yield from per_run("train_step", "Steps done", lambda r: r.step)
-    yield from per_run("train_end_step", "Step at which the plan ends", lambda r: r.end_step)
-    yield from per_run("tokens_seen", "Tokens of the present lineage", lambda r: r.tokens_seen)
+    yield per_run("train_step", "Steps done", lambda r: r.step)
+    yield per_run("train_end_step", "Step at which the plan ends", lambda r: r.end_step)
+    yield per_run("tokens_seen", "Tokens of the present lineage", lambda r: r.tokens_seen)
+    yield per_run("train_loss", "Loss of the last step; NaN when it was not finite", _loss)
     for name, (help_text, key) in _LIVE.items():
-        yield from per_run(
-            name, help_text, lambda r, k=key: r.progress.get(k) if r.is_live else None
-        )
+        yield per_run(name, help_text, lambda r, k=key: r.progress.get(k) if r.is_live else None)
     for name, (help_text, key) in _KEPT.items():
-        yield from per_run(name, help_text, lambda r, k=key: r.progress.get(k))
-    yield from _family("vram_bytes", "Device memory of the trainer", _vram(runs))
+        yield per_run(name, help_text, lambda r, k=key: r.progress.get(k))
+    yield _family("vram_bytes", "Device memory of the trainer", _vram(runs))
     stamp = "last_step_timestamp_seconds"
-    yield from per_run(stamp, "When the last step was done", lambda r: r.last_step_at)
-    yield from per_run("eta_timestamp_seconds", "When the plan should be done", _eta)
+    yield per_run(stamp, "When the last step was done", lambda r: r.last_step_at)
+    yield per_run("eta_timestamp_seconds", "When the plan should be done", _eta)
     stamp = "checkpoint_last_success_timestamp_seconds"
-    yield from per_run(stamp, "When the last checkpoint was written", lambda r: r.checkpoint_at)
+    yield per_run(stamp, "When the last checkpoint was written", lambda r: r.checkpoint_at)
     states = (
-        ({"run": run.name, "state": state}, float(run.state == state))
+        (f'{run.label},state="{state}"', int(run.state == state))
         for run in runs
-        for state in State
+        for state in _STATES
     )
-    yield from _family("run_state", "1 for the state the run is in", states)
-    yield from _family("run_info", "What the run is", ((_info(run), 1.0) for run in runs))
+    yield _family("run_state", "1 for the state the run is in", states)
+    yield _family("run_info", "What the run is", ((_info(run), 1) for run in runs))
 
 
-def _info(run: _Run) -> Labels:
-    model = f"d{run.depth}" if run.depth else ""
-    return {"run": run.name, "phase": run.phase, "model": model, "device": run.device}
+def _loss(run: _Run) -> float | None:
+    """A loss that is not finite ends its attempt, so it is shown while nothing steps again."""
+    if run.reason == Reason.non_finite_loss:
+        return math.nan
+    return run.progress.get("loss") if run.is_live else None
+
+
+def _info(run: _Run) -> str:
+    phase, device = _escaped(run.phase), _escaped(run.device)
+    return f'{run.label},phase="{phase}",model="{run.model}",device="{device}"'
 
 
 def _vram(runs: list[_Run]) -> Iterator[Sample]:
     for run in runs:
         if run.is_live:
-            for kind in _MIB_KINDS:
-                yield {"run": run.name, "kind": kind}, run.progress.get(f"vram_{kind}_bytes")
+            for kind in _VRAM_KINDS:
+                yield f'{run.label},kind="{kind}"', run.progress.get(f"vram_{kind}_bytes")
 
 
 def _eta(run: _Run) -> float | None:
@@ -283,11 +314,12 @@ def _eta(run: _Run) -> float | None:
 
 def _counter_lines(counted: dict[str, list[tuple[str, str, float]]]) -> Iterator[str]:
     for name, rows in counted.items():
+        with_reason = name == counters.RESTARTS
         samples = (
-            ({"run": run, "reason": label} if name == counters.RESTARTS else {"run": run}, value)
+            (f'run="{run}"' + (f',reason="{_escaped(label)}"' if with_reason else ""), value)
             for run, label, value in rows
         )
-        yield from _family(name, _COUNTERS[name], samples, kind="counter")
+        yield _family(name, _COUNTERS[name], samples, kind="counter")
 
 
 def _histogram_lines(histograms: dict[str, counters.Histogram]) -> Iterator[str]:
@@ -299,19 +331,15 @@ def _histogram_lines(histograms: dict[str, counters.Histogram]) -> Iterator[str]
         yield f"traind_{name}_count {_number(histogram.count)}\n"
 
 
-def _family(
-    name: str, help_text: str, samples: Iterable[Sample], kind: str = "gauge"
-) -> Iterator[str]:
+def _family(name: str, help_text: str, samples: Iterable[Sample], kind: str = "gauge") -> str:
     """HELP, TYPE and samples; a value that is not known has no sample."""
-    yield f"# HELP traind_{name} {help_text}\n# TYPE traind_{name} {kind}\n"
-    for labels, value in samples:
-        if value is not None:
-            shown = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels.items())
-            yield (
-                f"traind_{name}{{{shown}}} {_number(value)}\n"
-                if shown
-                else (f"traind_{name} {_number(value)}\n")
-            )
+    lines = [f"# HELP traind_{name} {help_text}\n# TYPE traind_{name} {kind}\n"]
+    lines += [
+        f"traind_{name}{f'{{{labels}}}' if labels else ''} {_number(value)}\n"
+        for labels, value in samples
+        if value is not None
+    ]
+    return "".join(lines)
 
 
 def _escaped(text: str) -> str:

@@ -18,6 +18,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from server.api.leaving import Stalled, send_until_gone
 from server.errors import NotFound, TraindError
 
 CHUNK_BYTES = 256 << 10
@@ -113,17 +114,10 @@ class _Sent(Response):
         self.file, self.start, self.end = file, start, end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        sending = asyncio.create_task(self._send_all(scope, send))
-        watching = asyncio.create_task(_until_gone(receive))
         try:
-            await asyncio.wait({sending, watching}, return_when=asyncio.FIRST_COMPLETED)
+            await send_until_gone(receive, self._send_all(scope, send))
         finally:
-            for task in (sending, watching):
-                task.cancel()
-            ended = await asyncio.gather(sending, watching, return_exceptions=True)
             self.file.close()
-        if isinstance(ended[0], Exception):
-            raise ended[0]
 
     async def _send_all(self, scope: Scope, send: Send) -> None:
         head = {"type": "http.response.start", "status": self.status_code}
@@ -136,12 +130,10 @@ class _Sent(Response):
             if not chunk:
                 raise OSError("the file became shorter while it was sent")
             left -= len(chunk)
-            async with asyncio.timeout(STALL_SECONDS):
-                await send({"type": "http.response.body", "body": chunk, "more_body": left > 0})
+            try:
+                async with asyncio.timeout(STALL_SECONDS):
+                    await send({"type": "http.response.body", "body": chunk, "more_body": left > 0})
+            except TimeoutError:
+                raise Stalled from None
         if self.end == self.start or scope["method"] == "HEAD":
             await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-async def _until_gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from starlette.responses import Response
 
 from server import jobs, store, tables
-from server.api.deps import Act, Db, Doing, JobRef, Limit, RunRef, StrictRoute
+from server.api.deps import ID_PATTERN, Act, Db, Doing, JobRef, Limit, RunRef, StrictRoute
 from server.api.openapi import problems
 from server.idempotency import Answer
 from server.schemas import JobView, Page
@@ -20,10 +20,10 @@ router = APIRouter(prefix="/v1", tags=["jobs"], route_class=StrictRoute)
 LOCATION = {202: {"headers": {"Location": {"schema": {"type": "string"}}}, "description": "Asked."}}
 
 
-@router.get("/jobs")
+@router.get("/jobs", responses=problems(404))
 def index(
     db: Db,
-    run: Annotated[str | None, Query(max_length=64, description="Only of this run.")] = None,
+    run: Annotated[str | None, Query(pattern=ID_PATTERN, description="Only of this run.")] = None,
     state: Annotated[
         Literal["queued", "running", "completed", "failed", "cancelled"] | None, Query()
     ] = None,

@@ -7,25 +7,22 @@ misses nothing. One that is gone ends its task at once.
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from server.api.leaving import Stalled, send_until_gone
 from server.stream import Hub, bye
 
 HEARTBEAT_SECONDS = 15.0
 STALL_SECONDS = 20.0
+STOP_SECONDS = 1.0
 SLICE_BYTES = 32 << 10
 HEADERS = {
     "Cache-Control": "no-store",
     "X-Accel-Buffering": "no",
     "Content-Type": "text/event-stream; charset=utf-8",
 }
-
-
-class Stalled(Exception):
-    """The client does not read."""
 
 
 class EventStream(Response):
@@ -37,16 +34,7 @@ class EventStream(Response):
         self.hub, self.run_id, self.position = hub, run_id, position
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        sending = asyncio.create_task(self._send_all(send))
-        watching = asyncio.create_task(_until_gone(receive))
-        try:
-            await asyncio.wait({sending, watching}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in (sending, watching):
-                task.cancel()
-            ended = await asyncio.gather(sending, watching, return_exceptions=True)
-        if isinstance(ended[0], Exception) and not isinstance(ended[0], Stalled):
-            raise ended[0]
+        await send_until_gone(receive, self._send_all(send), self._until_stopped())
 
     async def _send_all(self, send: Send) -> None:
         await _send(
@@ -60,6 +48,12 @@ class EventStream(Response):
         finally:
             self.hub.leave(self.run_id)
         await _send(send, {"type": "http.response.body", "body": last, "more_body": False})
+
+    async def _until_stopped(self) -> None:
+        """A client that does not read must not hold up the daemon's end."""
+        while not self.hub.stopping:
+            await self.hub.news(HEARTBEAT_SECONDS)
+        await asyncio.sleep(STOP_SECONDS)
 
     async def _follow(self, send: Send) -> bytes:
         """Send until the stream is to end; returns the last words."""
@@ -91,9 +85,3 @@ async def _send(send: Send, message: dict) -> None:
             await send(message)
     except TimeoutError:
         raise Stalled from None
-
-
-async def _until_gone(receive: Receive) -> None:
-    with suppress(asyncio.CancelledError):
-        while (await receive())["type"] != "http.disconnect":
-            pass

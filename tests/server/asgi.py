@@ -45,7 +45,7 @@ class Asgi:
         return self.request("POST", url, **given)
 
     def create(self, name: str = "demo", **spec: Any) -> dict[str, Any]:
-        answer = self.post("/v1/runs", {"name": name, **spec})
+        answer = self.post("/v1/runs", {"name": name, "horizon": {"steps": 200}, **spec})
         assert answer.status_code == 201, answer.text
         return answer.json()
 

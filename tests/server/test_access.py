@@ -162,9 +162,7 @@ WITHOUT_TOKEN = {"/", "/healthz", "/readyz", "/favicon.ico", "/static/dom.js"}
         {"cookie": "traind_session="},
     ],
 )
-def test_f50_without_the_token_nothing_is_answered(
-    guarded: Asgi, headers: dict[str, str]
-) -> None:
+def test_f50_without_the_token_nothing_is_answered(guarded: Asgi, headers: dict[str, str]) -> None:
     for method, path in every_route(guarded):
         answer = guarded.request(method, path, headers=headers)
         if path in WITHOUT_TOKEN:

@@ -133,7 +133,7 @@ def test_a_bad_extend_points_at_its_field(asgi: Asgi, ask: dict[str, object], po
 
 
 def test_patch_changes_cadences_and_nothing_else(asgi: Asgi) -> None:
-    asgi.create(start=False)
+    asgi.create(start=False, checkpoint={"every_steps": 50})
     body = {"title": "T", "checkpoint": {"keep_last": 5}}
     run = asgi.request("PATCH", "/v1/runs/demo", json=body).json()
     assert (run["title"], run["spec"]["checkpoint"]["keep_last"]) == ("T", 5)

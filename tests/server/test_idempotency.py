@@ -101,10 +101,15 @@ def test_f43_at_once_from_many_threads_it_happens_once(asgi: Asgi) -> None:
 
 def test_a_failed_effect_keeps_no_answer(asgi: Asgi) -> None:
     """Both are in one transaction: neither without the other."""
-    with pytest.raises(RuntimeError), asgi.db.write() as session:
-        idempotency.remember(session, Key("k", "f"), Answer(201, "{}"), 1.0)
-        session.flush()
-        raise RuntimeError("the effect failed")
+
+    def fail() -> None:
+        with asgi.db.write() as session:
+            idempotency.remember(session, Key("k", "f"), Answer(201, "{}"), 1.0)
+            session.flush()
+            raise RuntimeError("the effect failed")
+
+    with pytest.raises(RuntimeError):
+        fail()
     with asgi.db.read() as session:
         assert session.get(tables.IdempotencyKey, "k") is None
 

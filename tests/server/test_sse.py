@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any
 
 import pytest
@@ -22,15 +23,21 @@ def add_events(asgi: Asgi, count: int, size: int = 10) -> None:
     with asgi.db.write() as session:
         run_id = store.get_run(session, "demo").id
         session.add_all(
-            tables.Event(
-                run_id=run_id, kind="notice", message="m" * size, unix_seconds=time.time()
-            )
+            tables.Event(run_id=run_id, kind="notice", message="m" * size, unix_seconds=time.time())
             for _ in range(count)
         )
 
 
 def ids(stream: bytes) -> list[int]:
     return [int(found) for found in re.findall(rb"^id: (\d+)$", stream, re.MULTILINE)]
+
+
+def drain(sock: socket.socket) -> None:
+    """Read to the end of the connection, which must come."""
+    sock.settimeout(5)
+    with suppress(ConnectionResetError):
+        while sock.recv(1 << 20):
+            pass
 
 
 def last_id(asgi: Asgi) -> int:
@@ -97,6 +104,19 @@ def test_the_end_is_said(asgi: Asgi) -> None:
         sock.close()
 
 
+def test_a_stalled_client_does_not_hold_up_the_end(asgi: Asgi) -> None:
+    asgi.create()
+    with serving(asgi) as served:
+        sock = open_stream(served.port, "/v1/events?after=0")
+        until(lambda: asgi.app.state.stream.clients)
+        add_events(asgi, 150, size=100_000)
+        read_until(sock, b"id: 9\n")
+        began = time.monotonic()
+        served.stop()
+        assert time.monotonic() - began < 5
+        sock.close()
+
+
 def test_a_deleted_run_ends_its_stream(asgi: Asgi) -> None:
     asgi.create(start=False)
     with serving(asgi) as served, closing(open_stream(served.port, "/v1/runs/demo/events")) as sock:
@@ -131,6 +151,7 @@ def test_f45_a_client_that_does_not_read_is_cut_off_and_others_are_unhurt(
         end = last_id(asgi)
         assert ids(read_until(reader, b"id: %d\n" % end, 20)) == list(range(1, end + 1))
         until(lambda: sum(hub.clients.values()) == 1)
+        drain(stalled)
         stalled.close()
         reader.close()
 
@@ -179,7 +200,7 @@ def test_the_hub_reads_each_row_once_for_any_number_of_clients() -> None:
     class Feed:
         version = 0
 
-        async def wait(self, after: int, timeout: float) -> int:
+        async def wait(self, after: int, seconds: float) -> int:
             await asyncio.sleep(0.01)
             return 0
 
@@ -242,6 +263,6 @@ def test_the_response_ends_when_the_client_leaves_though_it_never_reads() -> Non
 class _StillFeed:
     version = 0
 
-    async def wait(self, after: int, timeout: float) -> int:
-        await asyncio.sleep(timeout)
+    async def wait(self, after: int, seconds: float) -> int:
+        await asyncio.sleep(seconds)
         return 0

@@ -1,0 +1,151 @@
+"""The OpenAPI document is the contract: schemathesis holds the app to it.
+
+TRAIND_SCHEMATHESIS_EXAMPLES sets the examples for each operation and phase (a soak uses hundreds);
+the default keeps this to seconds. No answer may be a 5xx (503 says busy and is allowed), have a
+status that is not documented, or differ from its schema.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.errors import Unsatisfiable
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+    unsupported_method,
+)
+
+from server.api.openapi import SAID
+from tests.server.asgi import BASE, Asgi
+
+EXAMPLES = int(os.environ.get("TRAIND_SCHEMATHESIS_EXAMPLES", "8"))
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    unsupported_method,
+]
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Asgi]:
+    made = Asgi(tmp_path_factory.mktemp("described"))
+    made.create()
+    made.create("waiting", start=False)
+    made.create("busy")
+    made.move("busy", "running")
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def described(served: Asgi) -> Any:
+    return schemathesis.openapi.from_asgi("/openapi.json", served.app, headers={"Host": BASE[7:]})
+
+
+@pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
+def test_f47_the_app_keeps_to_its_document(described: Any, mode: GenerationMode) -> None:
+    """Every operation, with what its schema allows and with what it forbids."""
+    tried: Counter[str] = Counter()
+    for found in described.get_all_operations():
+        operation = found.ok()
+
+        @given(case=operation.as_strategy(generation_mode=mode))
+        @settings(
+            max_examples=EXAMPLES,
+            deadline=None,
+            derandomize="TRAIND_SCHEMATHESIS_EXAMPLES" not in os.environ,
+            database=None,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )
+        def check(case: Any) -> None:
+            _aim(case)
+            case.call_and_validate(headers={"Host": BASE[7:]}, checks=CHECKS)
+            tried[case.operation.label] += 1
+
+        try:
+            check()
+        except Unsatisfiable:  # nothing about it can be wrong
+            continue
+    print(f"{tried.total()} requests of {len(tried)} operations")
+    assert tried.total() > 20 * (mode is GenerationMode.POSITIVE)
+
+
+def _aim(case: Any) -> None:
+    """Half of the requests go to what exists: a random name would only ever be not found."""
+    if case.body and len(str(case.body)) % 2:
+        return
+    there = {"run": "busy", "job": "job_0", "checkpoint": "step-000000001-a0001"}
+    for name in case.path_parameters or {}:
+        case.path_parameters[name] = there.get(name, case.path_parameters[name])
+
+
+def test_every_operation_says_what_it_refuses(asgi: Asgi) -> None:
+    document = asgi.get("/openapi.json").json()
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            said = operation["responses"]
+            assert {"401", "403", "413", "422", "503"} <= said.keys(), (method, path)
+            if "{" in path:
+                assert "404" in said, (method, path)
+            for status, response in said.items():
+                if int(status) >= 400:
+                    assert list(response["content"]) == ["application/problem+json"], (path, status)
+                    assert response["description"] == SAID[int(status)]
+
+
+def test_every_route_but_pages_is_documented(asgi: Asgi) -> None:
+    document = asgi.get("/openapi.json").json()
+    pages = {"/", "/docs", "/openapi.json", "/favicon.ico", "/static/{name:path}"}
+    for route in asgi.app.state.routes:
+        if route.path not in pages:
+            for method in route.methods - {"HEAD"}:
+                assert method.lower() in document["paths"][route.path], (method, route.path)
+
+
+def test_every_endpoint_of_the_contract_is_there(asgi: Asgi) -> None:
+    paths = asgi.get("/openapi.json").json()["paths"]
+    run = "/v1/runs/{run}"
+    promised = {
+        "/v1/plan": "post", "/v1/runs": "get post", run: "get patch delete",
+        **{f"{run}/{verb}": "post" for verb in ("start", "pause", "resume", "extend", "cancel")},
+        **{f"{run}/{part}": "get" for part in
+           ("progress", "phases", "attempts", "metrics", "events", "logs")},
+        f"{run}/checkpoints": "get post", f"{run}/evaluations": "get post",
+        f"{run}/samples": "get post", f"{run}/exports": "post", "/v1/imports": "post",
+        "/v1/events": "get", "/v1/jobs/{job}": "get delete",
+        f"{run}/checkpoints/{{checkpoint}}": "patch delete",
+        f"{run}/checkpoints/{{checkpoint}}/files/{{name}}": "get", "/v1/system": "get",
+        "/v1/session": "post delete", "/healthz": "get", "/readyz": "get", "/metrics": "get",
+    }  # fmt: skip
+    for path, methods in promised.items():
+        assert set(methods.split()) <= paths[path].keys(), path
+
+
+def test_references_lead_somewhere(asgi: Asgi) -> None:
+    document = asgi.get("/openapi.json").json()
+    names = document["components"]["schemas"]
+
+    def look(node: Any) -> None:
+        if isinstance(node, dict):
+            if "$ref" in node:
+                assert node["$ref"].rpartition("/")[2] in names
+            for below in node.values():
+                look(below)
+        elif isinstance(node, list):
+            for below in node:
+                look(below)
+
+    look(document)
