@@ -265,7 +265,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "vocab_size": 2048,
         },
         "data": {"source": "builtin"},
-        "horizon": {"steps": 300},
+        "horizon": {"steps": 200},
         "batch": {"tokens": 2048, "device_batch_size": 16},
         "evaluate": {
             "bpb_every": 50,
@@ -310,7 +310,7 @@ def resolve(body: dict[str, Any]) -> RunSpec:
     preset = body.get("preset", "demo")
     base = PRESETS.get(preset, {}) if isinstance(preset, str) else {}
     if base.get("horizon") is None:
-        base = {**base, "horizon": {"steps": 300}}
+        base = {**base, "horizon": {"steps": 200}}
     return RunSpec.model_validate(_overlay(base, body))
 
 
