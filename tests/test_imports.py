@@ -1,0 +1,47 @@
+"""What an import brings along, seen from a fresh interpreter: a linter misses a detour."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = {"torch", "numpy", "pyarrow", "tiktoken", "safetensors", "rustbpe", "huggingface_hub"}
+SERVER = {"fastapi", "sqlalchemy", "alembic", "uvicorn", "server"}
+
+
+def brought_by(module: str) -> set[str]:
+    """Top-level packages in sys.modules after `import module`."""
+    code = (
+        f"import sys, json, {module}; "
+        "print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    return set(json.loads(ran.stdout))
+
+
+@pytest.mark.parametrize(
+    "module", ["server.main", "server.daemon", "server.cli.app", "server.client"]
+)
+def test_the_control_plane_is_light(module: str):
+    assert brought_by(module) & HEAVY == set()
+
+
+@pytest.mark.parametrize("module", ["contract.spec", "contract.events", "contract.orders"])
+def test_the_contract_is_only_pydantic(module: str):
+    brought = brought_by(f"trainer.{module}")
+    assert brought & (HEAVY | SERVER) == set()
+    assert "pydantic" in brought
+
+
+@pytest.mark.parametrize("module", ["trainer.__main__", "trainer.jobs"])
+def test_the_trainer_knows_no_server(module: str):
+    assert brought_by(module) & SERVER == set()
+
+
+def test_an_import_that_is_heavy_would_be_seen():
+    assert "numpy" in brought_by("numpy") & HEAVY
