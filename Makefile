@@ -27,7 +27,8 @@ check: setup ## Linters, types, import rules and migrations alone
 	@.venv/bin/ruff check .
 	@.venv/bin/pyright
 	@.venv/bin/lint-imports --no-cache
-	@$(PYTHON) -P -m server.migrate check
+	@TRAIND_DATA_DIR=$$(mktemp -d) sh -c '.venv/bin/alembic upgrade head && .venv/bin/alembic check; \
+		status=$$?; rm -rf "$$TRAIND_DATA_DIR"; exit $$status'
 
 test: check ## Everything: checks and all tests (under 15 minutes on 2 cores)
 	@$(PYTHON) -m pytest -n 2 --dist loadgroup
