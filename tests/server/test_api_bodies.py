@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 
 import httpx
 import pytest
+from starlette.types import Message
 
 from server import bodies
 from server.errors import Invalid
@@ -111,14 +112,14 @@ def test_f56_a_body_that_never_comes_is_408() -> None:
     async def never_called(*_: object) -> None:
         raise AssertionError("the handler must not run")
 
-    async def scene() -> list[dict]:
-        sent: list[dict] = []
+    async def scene() -> list[Message]:
+        sent: list[Message] = []
 
-        async def receive() -> dict:
+        async def receive() -> Message:
             await asyncio.sleep(10)
             return {}
 
-        async def send(message: dict) -> None:
+        async def send(message: Message) -> None:
             sent.append(message)
 
         layer = bodies.Bodies(never_called, max_bytes=1000, read_seconds=0.05)

@@ -129,7 +129,7 @@ def test_f49_thousands_of_odd_names_open_nothing_outside(
 
     def noting(path, *rest, **named):  # type: ignore[no-untyped-def]
         opened.append(os.fsdecode(path) if not isinstance(path, int) else str(path))
-        return real(path, *rest, **named)
+        return real(path, *rest, **named)  # type: ignore[arg-type]
 
     monkeypatch.setattr(os, "open", noting)
     for _ in range(250):

@@ -50,7 +50,8 @@ def test_a_bad_spec_names_the_field_and_what_would_be_right(
 
 
 def test_a_batch_that_does_not_divide_says_what_would(asgi: Asgi) -> None:
-    body = {"name": "x", "batch": {"tokens": 5120, "device_batch_size": 8}}
+    batch = {"tokens": 5120, "device_batch_size": 8}
+    body = {"name": "x", "model": {"sequence_len": 256}, "batch": batch}
     answer = asgi.post("/v1/runs", body)
     assert answer.status_code == 422
     assert "4,096 would be" in answer.json()["detail"]

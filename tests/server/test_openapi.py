@@ -38,6 +38,8 @@ CHECKS = [
     response_schema_conformance,
     unsupported_method,
 ]
+
+
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Asgi]:
     made = Asgi(tmp_path_factory.mktemp("described"))
@@ -68,7 +70,7 @@ def test_f47_the_app_keeps_to_its_document(described: Any, mode: GenerationMode)
             derandomize="TRAIND_SCHEMATHESIS_EXAMPLES" not in os.environ,
             database=None,
             phases=[Phase.generate],
-            suppress_health_check=list(HealthCheck),
+            suppress_health_check=[*HealthCheck],  # type: ignore[arg-type]
         )
         def check(case: Any) -> None:
             _aim(case)
@@ -122,7 +124,7 @@ def test_every_endpoint_of_the_contract_is_there(asgi: Asgi) -> None:
         "/v1/plan": "post", "/v1/runs": "get post", run: "get patch delete",
         **{f"{run}/{verb}": "post" for verb in ("start", "pause", "resume", "extend", "cancel")},
         **{f"{run}/{part}": "get" for part in
-           ("progress", "phases", "attempts", "metrics", "events", "logs")},
+           ("progress", "phases", "attempts", "metrics", "events", "logs", "report")},
         f"{run}/checkpoints": "get post", f"{run}/evaluations": "get post",
         f"{run}/samples": "get post", f"{run}/exports": "post", "/v1/imports": "post",
         "/v1/events": "get", "/v1/jobs/{job}": "get delete",
