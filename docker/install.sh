@@ -3,6 +3,8 @@
 #
 #   sh docker/install.sh VENV [EXTRAS [--editable | --no-editable]]
 #
+# EXTRAS "" is the control plane alone, without torch.
+#
 # torch comes first and pinned. On Linux the package index' own torch brings gigabytes of CUDA
 # libraries: without an NVIDIA GPU that is refused, and TORCH_INDEX_URL says where to take another
 # build from (the value is on PyTorch's install page, for CPU or for a CUDA version).
@@ -40,8 +42,8 @@ TEXT
     ;;
 esac
 case $how in
---editable) set -- --editable "$here[$extras]" ;;
---no-editable) set -- "$here[$extras]" ;;
+--editable) set -- --editable "$here${extras:+[$extras]}" ;;
+--no-editable) set -- "$here${extras:+[$extras]}" ;;
 *) echo "install.sh: $how: --editable or --no-editable" >&2 && exit 2 ;;
 esac
 $pip install --quiet --constraint "$here/constraints.txt" "$@"

@@ -61,8 +61,8 @@ def test_what_the_package_is_built_from_is_copied():
 
 
 def test_it_ends_as_a_user_without_rights_who_owns_the_data():
-    assert [step.text for step in STEPS if step.name == "USER"][-1] == "traind"
-    assert any("useradd" in step.text and "traind" in step.text for step in of("RUN"))
+    assert of("USER")[-1].text == "1000:1000", "a number: others can see that it is not root"
+    assert any("useradd --uid 1000 --gid 1000" in step.text for step in of("RUN"))
     assert any("--owner=traind" in step.text and "/data" in step.text for step in of("RUN"))
     names = [step.name for step in STEPS]
     made = next(i for i, step in enumerate(STEPS) if "--owner=traind" in step.text)
