@@ -1,9 +1,9 @@
 """Checkpoints: immutable, verified directories.
 
 step-NNNNNNNNN-aAAAA/ holds model.safetensors, optimizer.safetensors, state.json and, written last,
-manifest.json with size and sha256 of each. Everything goes to a temporary directory first, is
-fsynced, and the directory's rename commits it. Verified before any load: a bad one is passed over
-by name, never silently for step 0.
+manifest.json with size and sha256 of each and a seal over itself. Everything goes to a temporary
+directory first, is fsynced, and the directory's rename commits it. Verified before any load: a bad
+one is passed over by name, never silently for step 0.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ MODEL, OPTIMIZER, STATE, MANIFEST = (
 _NAME = re.compile(r"^step-(\d{9})-a(\d{4})$")
 _TEMP = ".writing-"
 _TRASH = ".removing-"
+_SEAL = b',\n "seal": "'
 
 
 class FileEntry(BaseModel):
@@ -117,17 +118,27 @@ def write(
         files = _write_files(temp, snapshot)
         manifest = describe(files)
         failpoint.hit("checkpoint.before_manifest")
-        write_durably(temp / MANIFEST, manifest.model_dump_json(indent=1).encode())
+        write_durably(temp / MANIFEST, seal(manifest))
         fsync_directory(temp)
         _refuse_if_fenced(directory.parent, manifest.attempt)
         failpoint.hit("checkpoint.before_rename")
         os.rename(temp, directory / name)
+        _make_name_durable(directory / name, temp)
     except BaseException:
         shutil.rmtree(temp, ignore_errors=True)
         raise
-    failpoint.hit("checkpoint.before_dir_fsync")
-    fsync_directory(directory)
     return directory / name, manifest
+
+
+def _make_name_durable(path: Path, temp: Path) -> None:
+    """fsync the directory that holds `path`; where that fails nothing is claimed, so it goes back
+    to its temporary name."""
+    try:
+        failpoint.hit("checkpoint.before_dir_fsync")
+        fsync_directory(path.parent)
+    except OSError:
+        os.rename(path, temp)
+        raise
 
 
 def _write_files(temp: Path, snapshot: Snapshot) -> dict[str, FileEntry]:
@@ -139,6 +150,12 @@ def _write_files(temp: Path, snapshot: Snapshot) -> dict[str, FileEntry]:
     write_durably(temp / STATE, state)
     files[STATE] = FileEntry(bytes=len(state), sha256=hashlib.sha256(state).hexdigest())
     return files
+
+
+def seal(manifest: Manifest) -> bytes:
+    """The manifest's file: its JSON, with the sha256 of everything before it as the last field."""
+    body = manifest.model_dump_json(indent=1).encode().removesuffix(b"\n}")
+    return body + _SEAL + hashlib.sha256(body).hexdigest().encode() + b'"\n}'
 
 
 def _refuse_if_fenced(run_dir: Path, attempt: int) -> None:
@@ -172,9 +189,12 @@ def verify(path: Path) -> Manifest:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """The manifest alone, its files not looked at. Raises Bad."""
+    """The manifest alone, its seal checked, its files not looked at. Raises Bad."""
     try:
-        return Manifest.model_validate_json((path / MANIFEST).read_bytes())
+        body, _, rest = (path / MANIFEST).read_bytes().rpartition(_SEAL)
+        if rest != hashlib.sha256(body).hexdigest().encode() + b'"\n}':
+            raise Bad(f"{MANIFEST}: the contents are not what was written (its seal is broken)")
+        return Manifest.model_validate_json(body + b"}")
     except FileNotFoundError:
         raise Bad(f"{MANIFEST} is missing") from None
     except (OSError, ValueError) as error:

@@ -132,7 +132,7 @@ class Saver:
             if self._stream is not None:
                 self._stream.synchronize()
             path, manifest = checkpoint.write(self._directory, snapshot, describe)
-            checkpoint.verify(path)  # read back here, so that only a verified one replaces others
+            _read_back(path)
         except Exception as caught:  # reported by the loop: the last good one is untouched
             path, error = None, caught
         self._done.append(
@@ -147,3 +147,12 @@ class Saver:
                 error=error,
             )
         )
+
+
+def _read_back(path: Path) -> None:
+    """Only a checkpoint that verifies may replace others; one that does not is taken away."""
+    try:
+        checkpoint.verify(path)
+    except checkpoint.Bad:
+        checkpoint.remove(path)
+        raise

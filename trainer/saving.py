@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import sys
 import time
 from typing import Literal
 
@@ -186,7 +187,10 @@ def _retain(session: Session) -> None:
     )
     for path in surplus:
         session.reporter.emit(events.CheckpointRemoved(name=path.name))
-        checkpoint.remove(path)
+        try:
+            checkpoint.remove(path)
+        except OSError as error:  # it takes room, nothing else: the next pass tries again
+            print(f"{path.name} could not be removed: {error}", file=sys.stderr)
 
 
 def _is_full(error: BaseException | None) -> bool:

@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from trainer import checkpoint
 from trainer.contract.plan import PlanContext, make_plan
 from trainer.contract.schedule import ExtendSchedule, extend_schedule
 from trainer.contract.spec import resolve
@@ -102,7 +103,9 @@ def test_control_with_one_piece_of_state_left_out_the_harness_fails(lab, twins, 
         "bytes": len(content),
         "sha256": hashlib.sha256(content).hexdigest(),
     }
-    (path / "manifest.json").write_text(json.dumps(manifest))
+    del manifest["seal"]
+    sealed = checkpoint.seal(checkpoint.Manifest.model_validate(manifest))
+    (path / "manifest.json").write_bytes(sealed)
     finish(run)
     curve, first, _ = twin(lab, twins, "best_fit")
     shortened = {s: v for s, v in curve.items() if s < STEPS}

@@ -91,8 +91,8 @@ class Writer:
         if self._broken:
             raise JournalError(f"{self.path}: an earlier fsync failed, nothing more is claimed")
         line = _encode({"seq": self._next_seq, "ts": round(time.time(), 6), **record})
-        failpoint.hit("journal.append")
         try:
+            failpoint.hit("journal.append")
             write_all(self._fd, line)
         except OSError as error:
             os.ftruncate(self._fd, self._size)
