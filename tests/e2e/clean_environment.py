@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 PACKAGED = ("server", "trainer", "migrations", "pyproject.toml", "README.md", "alembic.ini")
@@ -82,8 +83,9 @@ def declared(extras: frozenset[str]) -> set[str]:
         except PackageNotFoundError as error:
             raise AssertionError(f"{wanted.name} is declared and not installed here") from error
         assert wanted.specifier.contains(here.version, prereleases=True), (wanted, here.version)
-        if wanted.name not in found:
-            found.add(wanted.name)
+        name = canonicalize_name(wanted.name)
+        if name not in found:
+            found.add(name)
             asked = frozenset(wanted.extras)
             waiting += [(Requirement(line), asked) for line in here.requires or []]
     return found

@@ -90,6 +90,7 @@ def test_an_installed_wheel_trains_from_a_folder_with_packages_of_our_names(
     whole: Path, tmp_path: Path
 ):
     folder = _folder_with_decoys(tmp_path)
+    _would_be_noticed(whole, folder)
     text = tmp_path / "text"
     text.mkdir()
     for path in (ROOT / "server").glob("*.py"):
@@ -119,6 +120,15 @@ def _folder_with_decoys(tmp_path: Path) -> Path:
         (decoy / "__init__.py").write_text(told)
         (decoy / "__main__.py").write_text(told)
     return folder
+
+
+def _would_be_noticed(python: Path, folder: Path) -> None:
+    """Without -P the folder one stands in comes first."""
+    for arguments, imported in ((["-m", "trainer"], True), (["-P", "-m", "trainer"], False)):
+        subprocess.run([str(python), *arguments], cwd=folder, capture_output=True, timeout=120)
+        told = folder / "trainer" / "imported"
+        assert told.exists() is imported
+        told.unlink(missing_ok=True)
 
 
 def _serves_its_dashboard(daemon: Daemon) -> None:
