@@ -5,9 +5,6 @@ import { fill, h } from "./dom.js";
 const DEPTH = 4; // levels of a schema that are shown
 
 const main = document.getElementById("main");
-const response = await fetch("openapi.json", { cache: "no-store" });
-if (response.ok) show(await response.json());
-else fill(main, h("p", {}, "The document needs a token: sign in at ", h("a", { href: "." }, "the dashboard"), " first."));
 
 function show(api) {
   const operations = Object.entries(api.paths).flatMap(([path, methods]) =>
@@ -95,3 +92,7 @@ function curl(path, method, body) {
 }
 
 const first = (text) => text?.split("\n")[0];
+
+const response = await fetch("openapi.json", { cache: "no-store" });
+if (response.ok) show(await response.json());
+else fill(main, h("p", {}, "The document needs a token: sign in at ", h("a", { href: "." }, "the dashboard"), " first."));
