@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.bench.compare import interleave
+from tests.bench.compare import Contender, interleave
 from tests.trainer.data import plain
 from trainer.contract.spec import DataSpec
 from trainer.data import tokenizer as tokenizers
@@ -78,7 +78,9 @@ def throughput(data: PreparedData) -> str:
     settings = {"split": "train", "rows": ROWS, "sequence_len": SEQUENCE_LEN, "prefetch": 0}
     with open_loader(data, **settings) as loader:
         assert np.array_equal(loader.next_batch().inputs_BT, next(slow)[:, :-1])
-        comparison = interleave(loader.next_batch, lambda: next(slow), warm_up=10, pairs=101)
+        comparison = interleave(
+            Contender(loader.next_batch), Contender(lambda: next(slow)), warm_up=10, pairs=101
+        )
     rate = ROWS * SEQUENCE_LEN / statistics.median(comparison.ours) / 1e6
     return comparison.line("making a batch") + f"; ours {rate:.1f} M tok/s on one thread"
 

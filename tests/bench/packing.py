@@ -12,7 +12,7 @@ from itertools import cycle, islice
 
 import numpy as np
 
-from tests.bench.compare import interleave
+from tests.bench.compare import Contender, interleave
 from tests.trainer.data import plain
 from trainer.data.packing import Packer
 
@@ -34,8 +34,8 @@ def compare(packing: str) -> str:
     for ours, theirs in islice(zip(fast, slow, strict=False), 200):
         assert ours.tolist() == theirs
     comparison = interleave(
-        lambda: [next(fast) for _ in range(ROWS)],
-        lambda: [next(slow) for _ in range(ROWS)],
+        Contender(lambda: [next(fast) for _ in range(ROWS)]),
+        Contender(lambda: [next(slow) for _ in range(ROWS)]),
         warm_up=2,
         pairs=PAIRS,
     )

@@ -89,7 +89,11 @@ def ended(outcome: str, reason: Reason, **more: Any) -> Ending:
         (ended("crashed", R.crashed), {}, "recovering", R.crashed),
         (ended("crashed", R.crashed), {"on_crash": "stop"}, "failed", R.crashed),
         (ended("crashed", R.host_restarted), {}, "recovering", R.host_restarted),
-        (ended("crashed", R.host_restarted), {"other_boot": True, "on_reboot": "wait"}, "paused", R.host_restarted),
+        (
+            ended("crashed", R.host_restarted),
+            {"other_boot": True, "on_reboot": "wait"},
+            "paused", R.host_restarted,
+        ),
         (ended("failed", R.data_changed), {}, "paused", R.data_changed),
         (ended("failed", R.out_of_memory), {}, "failed", R.out_of_memory),
         (ended("failed", R.environment_changed), {}, "failed", R.environment_changed),
