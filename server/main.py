@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
-from server import daemon, devices
+from server import daemon, devices, graves
 from server.api import app as api
 from server.daemon import serve
 from server.db import Database
@@ -42,6 +42,7 @@ def create_app(
     async def life(app: FastAPI) -> AsyncIterator[None]:
         with daemon.held(settings):
             opened = db or await run_in_threadpool(Database.open, settings)
+            await run_in_threadpool(graves.sweep, opened, settings.paths)
             feed = Feed()
             opened.on_commit(feed.notify)
             supervisor = Supervisor(Shop(opened, settings, devices.discover()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
@@ -10,7 +9,7 @@ from fastapi import APIRouter, Body, Query
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
-from server import devices, estimate, feasible, planning, runs, store, tables
+from server import devices, estimate, feasible, graves, planning, runs, store, tables
 from server.api.deps import Act, Conf, Db, Doing, Limit, RunRef, StrictRoute
 from server.api.openapi import problems
 from server.idempotency import Answer
@@ -99,8 +98,9 @@ def patch(run: RunRef, body: PatchRun, act: Doing) -> RunDetail:
 def delete(run: RunRef, act: Doing, conf: Conf) -> Response:
     """Delete a run that has ended, with its checkpoints and history."""
     with act.db.write() as session:
-        directory = runs.delete(session, store.get_run(session, run), act.now)
-    shutil.rmtree(conf.paths.root / directory, ignore_errors=True)
+        directory = conf.paths.root / runs.delete(session, store.get_run(session, run), act.now)
+        graves.mark(directory)
+    graves.bury(directory)
     return Response(status_code=204)
 
 
