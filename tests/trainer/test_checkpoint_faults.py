@@ -174,7 +174,7 @@ def flip(path: Path) -> None:
     path.write_bytes(raw)
 
 
-DAMAGES: dict[str, Callable[[Path], None]] = {
+DAMAGES: dict[str, Callable[[Path], object]] = {
     "a bit of the weights": lambda c: flip(c / checkpoint.MODEL),
     "a bit of the optimizer": lambda c: flip(c / checkpoint.OPTIMIZER),
     "a bit of the state": lambda c: flip(c / checkpoint.STATE),

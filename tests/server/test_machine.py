@@ -1,0 +1,479 @@
+"""A rule-based machine: everything a user, a crash or a clock may do to runs, in any order.
+
+The server is the real one (Database, the verbs of runs, ingestion, the supervisor's tick); trainers
+are objects of this process that keep to the protocol. The laws are held after every step.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from sqlalchemy import select
+
+from server import hardware, lineage, process, runs
+from server.db import Database
+from server.devices import Device
+from server.errors import TraindError
+from server.settings import Settings
+from server.states import SETTLED, State
+from server.supervisor import Supervisor
+from server.tables import Attempt, Run
+from server.trainers import Shop
+from tests.soak import books
+from trainer.contract import failpoint, journal, rundir
+from trainer.contract.extend import ExtendRequest
+from trainer.contract.rundir import ProcessIdentity
+
+FIRST_PID = 50_000_000  # beyond any real pid
+TICK_SECONDS = 0.7
+SAVE_EVERY = 5
+NAMES = ("a", "b", "c")
+PLACES = (
+    "supervisor.spawn", "supervisor.record", "ingest.rows", "ingest.cursor", "db.commit",
+    "ingest.committed", "durable.rename",
+)  # fmt: skip
+
+
+class Killed(BaseException):
+    """kill -9 of the daemon, at a place of its code."""
+
+
+# --- the world around the server -----------------------------------------------------------------
+
+
+class Trainer:
+    """One attempt: its journals and checkpoints are real files, its process is not."""
+
+    def __init__(self, directory: Path, pid: int) -> None:
+        self.directory, self.pid, self.alive = directory, pid, True
+        self.order = json.loads((directory / "order.json").read_text())
+        self.step = -1  # it has not begun
+        self.cursor = (0, 0)
+        self.exit_code: int | None = None
+        header = journal.Header(self.order["run_id"], self.order["attempt"], self.order["token"])
+        self.outbox = journal.Writer.create(directory / rundir.OUTBOX, header)
+
+    # What a supervisor holds of a child of its own.
+    def poll(self) -> int | None:
+        return None if self.alive else self.exit_code
+
+    def leave(self) -> None:
+        pass
+
+    def say(self, kind: str, **fields: Any) -> None:
+        self.outbox.append({"kind": kind, **fields})
+
+    def work(self, steps: int) -> None:
+        """Begin if it has not, then so many steps, each with its commands first."""
+        if self.step < 0 and self.alive:
+            self.begin()
+        for _ in range(steps):
+            if not self.alive or self.obey():
+                return
+            if self.step >= self.order["end_step"]:
+                self.end("completed", "finished")
+                return
+            self.one_step()
+
+    def begin(self) -> None:
+        self.say(
+            "started", pid=self.pid, boot_id=rundir.boot_id(), start_ticks=1, device="cpu",
+            device_name="none", versions={}, fingerprint={},
+        )  # fmt: skip
+        limits = {int(k): v for k, v in self.order["lineage"]["limits"].items()}
+        found: list[tuple[int, str | None]] = [(0, None)]
+        for path in self.checkpoints.glob("step-*"):
+            step, attempt = int(path.name[5:14]), int(path.name[16:20])
+            top = self.order.get("max_step")
+            if step <= limits.get(attempt, -1) and (top is None or step <= top):
+                found.append((step, path.name))
+        self.step, name = max(found, key=lambda pair: (pair[0], pair[1] or ""))
+        self.say("resumed", step=self.step, checkpoint=name, tokens_seen=self.step * 4096)
+
+    @property
+    def checkpoints(self) -> Path:
+        return Path(self.order["run_dir"]) / "checkpoints"
+
+    def obey(self) -> bool:
+        batch = journal.Reader(self.directory / rundir.INBOX).read(*self.cursor)
+        self.cursor = (batch.offset, batch.next_seq)
+        for command in batch.records:
+            match command["kind"]:
+                case "pause" if self.step < self.order["end_step"]:
+                    self.end("paused", "requested")
+                case "end_phase":
+                    self.end("phase_ended", "requested")
+                case "cancel":
+                    self.end("cancelled", "requested", saves=False)
+            if not self.alive:
+                return True
+            self.say("command_done", command_id=command["id"], outcome="done", message="")
+        return False
+
+    def one_step(self) -> None:
+        self.say(
+            "step", step=self.step, loss=5 - self.step / 1000, loss_smooth=5.0, lr_multiplier=1.0,
+            momentum=0.9, weight_decay=0.1, tokens=4096, seconds=0.1,
+        )  # fmt: skip
+        self.step += 1
+        if self.step % SAVE_EVERY == 0:
+            self.save("cadence")
+
+    def save(self, why: str, *, told: bool = True) -> str:
+        name = rundir.checkpoint_name(self.step, self.order["attempt"])
+        path = self.checkpoints / name
+        if not path.exists():
+            path.mkdir(parents=True)
+            (path / "manifest.json").write_text("{}")
+            if told:
+                self.say(
+                    "checkpoint_saved", step=self.step, name=name, bytes=2, seconds=0.1,
+                    manifest_sha256="0" * 64, stall_seconds=0.0, why=why,
+                )  # fmt: skip
+        return name
+
+    def end(self, outcome: str, reason: str, *, saves: bool = True) -> None:
+        name = self.save("end" if outcome == "completed" else "pause") if saves else None
+        said = {
+            "outcome": outcome, "reason": reason, "step": self.step, "checkpoint": name,
+            "message": "",
+        }  # fmt: skip
+        self.say("ended", **said)
+        (self.directory / "exit.json").write_text(json.dumps({**said, "unix_seconds": 1.0}))
+        self.die(0)
+
+    def die(self, code: int = -signal.SIGKILL) -> None:
+        self.alive, self.exit_code = False, code
+        self.outbox.close()
+
+    def tear(self) -> None:
+        """Die in the middle of a record."""
+        os.write(self.outbox._fd, b'{"seq":')
+        self.die()
+
+
+class World:
+    """Processes by identity, clocks, and one place where the daemon is to be killed."""
+
+    def __init__(self) -> None:
+        self.trainers: list[Trainer] = []
+        self.monotonic, self.wall = 1_000.0, 1_700_000_000.0
+        self.deadly: str | None = None
+        self.patches = [
+            patch.object(process, "spawn", self.spawn),
+            patch.object(process, "is_alive", self.is_alive),
+            patch.object(process, "is_stopped", lambda pid: False),
+            patch.object(process, "carriers", self.carriers),
+            patch.object(process, "leader", lambda token: next(iter(self.carriers(token)), None)),
+            patch.object(process, "send", self.send),
+            patch.object(hardware, "kernel_lines", lambda since: []),
+            patch.object(failpoint, "hit", self.hit),
+            patch("time.time", self.time),
+        ]
+
+    def __enter__(self) -> World:
+        for one in self.patches:
+            one.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for one in reversed(self.patches):
+            one.stop()
+
+    def living(self, run_id: str | None = None) -> list[Trainer]:
+        return [t for t in self.trainers if t.alive and run_id in (None, t.order["run_id"])]
+
+    def spawn(
+        self, python: str, module: str, directory: Path, token: str, **_: Any
+    ) -> tuple[Any, ProcessIdentity]:
+        made = Trainer(directory, FIRST_PID + len(self.trainers))
+        assert not self.living(made.order["run_id"]), "a second trainer of a run"
+        assert not self.living(), "a second trainer on the device"
+        self.trainers.append(made)
+        return made, self.identity(made)
+
+    def identity(self, trainer: Trainer) -> ProcessIdentity:
+        return ProcessIdentity(rundir.boot_id(), trainer.pid, 1)
+
+    def is_alive(self, identity: ProcessIdentity) -> bool:
+        return any(t.pid == identity.pid for t in self.living())
+
+    def carriers(self, token: str) -> list[ProcessIdentity]:
+        return [self.identity(t) for t in self.living() if t.order["token"] == token]
+
+    def send(self, identity: ProcessIdentity, token: str, *signals: signal.Signals) -> bool:
+        for trainer in self.living():
+            if trainer.pid == identity.pid and trainer.order["token"] == token:
+                if signal.SIGKILL in signals:
+                    trainer.die()
+                elif signal.SIGTERM in signals:
+                    trainer.end("terminated", "terminated")
+                return True
+        return False
+
+    def hit(self, name: str) -> None:
+        if name == self.deadly:
+            self.deadly = None
+            raise Killed(name)
+
+    def time(self) -> float:
+        self.wall += 0.001
+        return self.wall
+
+
+# --- the machine ---------------------------------------------------------------------------------
+
+
+class Machine(RuleBasedStateMachine):
+    """Rules are what may happen; `hold_the_laws` is what must be so after each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
+        self.folder = tempfile.TemporaryDirectory(prefix="machine-", dir=memory)
+        self.world = World()
+        self.world.__enter__()
+        self.settings = Settings(data_dir=Path(self.folder.name), pause_deadline_seconds=60)
+        self.db = Database.open(self.settings)
+        self.start_daemon()
+
+    def start_daemon(self) -> None:
+        shop = Shop(self.db, self.settings, (Device("cpu", "a processor"),), (0.5, 1.0))
+        self.supervisor = Supervisor(shop, lambda: self.world.monotonic)
+
+    def run_named(self, name: str) -> Run | None:
+        with self.db.read() as session:
+            return session.scalar(select(Run).where(Run.name == name))
+
+    def ask(self, name: str, verb: Callable[..., Any], *args: Any, **named: Any) -> bool:
+        """Ask for a verb as the API does. Whether it was accepted."""
+        try:
+            with self.db.write() as session:
+                run = session.scalar(select(Run).where(Run.name == name))
+                if run is None:
+                    return False
+                verb(session, run, *args, now=self.world.time(), **named)
+        except TraindError:
+            return False
+        return True
+
+    def desires(self, name: str, wanted: str) -> None:
+        """An acknowledged command is in the database: a new reader sees it."""
+        run = self.run_named(name)
+        assert run is not None
+        assert run.desired_state == wanted
+
+    # --- what a user does ------------------------------------------------------------------------
+
+    @rule(name=st.sampled_from(NAMES), steps=st.integers(1, 40), start=st.booleans())
+    def create(self, name: str, steps: int, start: bool) -> None:
+        body = {"name": name, "horizon": {"steps": steps}, "start": start}
+        body["recovery"] = {"max_attempts_without_progress": 5}
+        try:
+            with self.db.write() as session:
+                run_id = runs.create(session, body, now=self.world.time()).id
+                data = self.settings.paths.run(run_id).data
+                data.parent.mkdir(parents=True)
+                data.write_text("{}")
+        except TraindError:
+            return
+        self.desires(name, "running" if start else "created")
+
+    @rule(name=st.sampled_from(NAMES))
+    def start(self, name: str) -> None:
+        self.ask(name, runs.start)
+
+    @rule(name=st.sampled_from(NAMES))
+    def pause(self, name: str) -> None:
+        if self.ask(name, runs.request_pause):
+            self.desires(name, "paused")
+
+    @rule(name=st.sampled_from(NAMES))
+    def resume(self, name: str) -> None:
+        if self.ask(name, runs.resume):
+            self.desires(name, "running")
+
+    @rule(name=st.sampled_from(NAMES))
+    def cancel(self, name: str) -> None:
+        if self.ask(name, runs.request_cancel):
+            self.desires(name, "cancelled")
+
+    @rule(
+        name=st.sampled_from(NAMES),
+        steps=st.integers(1, 30),
+        at=st.sampled_from(("end", "now")),
+        start=st.sampled_from((None, True, False)),
+    )
+    def extend(self, name: str, steps: int, at: str, start: bool | None) -> None:
+        ask = ExtendRequest.model_validate({"add_steps": steps, "at": at, "start": start})
+        before = self.run_named(name)
+        if self.ask(name, runs.extend, ask) and before is not None:
+            after = self.run_named(name)
+            assert after is not None
+            assert after.end_step > before.end_step or after.pending_extend or at == "now"
+
+    @rule(name=st.sampled_from(NAMES), which=st.integers(0, 5), steps=st.integers(1, 30))
+    def extend_from_a_checkpoint(self, name: str, which: int, steps: int) -> None:
+        run = self.run_named(name)
+        if run is None:
+            return
+        with self.db.read() as session:
+            names = [c.name for c in lineage.checkpoints(session, run.id)]
+        if names:
+            chosen = names[which % len(names)]
+            asked = {"to_step": int(chosen[5:14]) + steps, "from_checkpoint": chosen}
+            self.ask(name, runs.extend, ExtendRequest.model_validate(asked))
+
+    @rule(name=st.sampled_from(NAMES))
+    def delete(self, name: str) -> None:
+        run = self.run_named(name)
+        if run is not None and self.ask(name, runs.delete):
+            assert self.run_named(name) is None
+            shutil.rmtree(self.settings.paths.run(run.id).root)
+
+    # --- what the world does ---------------------------------------------------------------------
+
+    @rule(ticks=st.integers(1, 4))
+    def tick(self, ticks: int) -> None:
+        for _ in range(ticks):
+            self.world.monotonic += TICK_SECONDS
+            try:
+                self.supervisor.tick()
+            except Killed:
+                self.start_daemon()
+
+    @precondition(lambda self: self.world.living())
+    @rule(steps=st.integers(0, 25))
+    def train(self, steps: int) -> None:
+        for trainer in self.world.living():
+            trainer.work(steps)
+
+    @precondition(lambda self: self.world.living())
+    @rule(how=st.sampled_from(("die", "tear", "unsaid", "fail")))
+    def kill_a_trainer(self, how: str) -> None:
+        (trainer,) = self.world.living()
+        if how == "tear":
+            trainer.tear()
+        elif how == "fail":
+            trainer.step = max(trainer.step, 0)
+            trainer.end("failed", "crashed", saves=False)
+        else:
+            if how == "unsaid" and trainer.step > 0:
+                trainer.save("cadence", told=False)
+            trainer.die()
+
+    @rule()
+    def kill_the_daemon(self) -> None:
+        self.start_daemon()
+
+    @rule(place=st.sampled_from(PLACES))
+    def kill_the_daemon_at(self, place: str) -> None:
+        self.world.deadly = place
+        self.tick(2)
+        self.world.deadly = None
+
+    @rule()
+    def reopen_the_database(self) -> None:
+        self.db.close()
+        self.db = Database.open(self.settings)
+        self.start_daemon()
+
+    @rule(seconds=st.sampled_from((-86_400.0, -3_600.0, -1.0, 3_600.0, 86_400.0)))
+    def set_the_clock(self, seconds: float) -> None:
+        self.world.wall += seconds
+
+    # --- what must hold --------------------------------------------------------------------------
+
+    @invariant()
+    def hold_the_laws(self) -> None:
+        with self.db.read() as session:
+            for run in session.scalars(select(Run)):
+                paths = self.settings.paths
+                assert list(books._of_attempts(session, run, paths)) == []
+                assert books.illegal_moves(session, run) == []
+                assert len(self.world.living(run.id)) <= 1
+                self.hold_the_lineage(session, run)
+                if run.state in (State.created, State.paused, State.completed):
+                    assert self.world.living(run.id) == []
+
+    def hold_the_lineage(self, session: Any, run: Run) -> None:
+        joined = [(s.low, s.high) for s in lineage.stretches(session, run.id)]
+        for (_, high), (low, _) in itertools.pairwise(joined):
+            assert high == low, joined
+        if joined:
+            assert joined[0][0] == 0
+        listed = lineage.checkpoints(session, run.id)
+        if listed:
+            newest = max(listed, key=lambda c: (c.step, c.name))
+            directory = self.settings.paths.run(run.id).checkpoints / newest.name
+            assert (directory / "manifest.json").exists()
+
+    def teardown(self) -> None:
+        """Left alone, every run comes to an end of its own; then nothing is left."""
+        try:
+            for _ in range(400):
+                self.tick(1)
+                for trainer in self.world.living():
+                    trainer.work(50)
+                if not self.world.living() and self.all_settled():
+                    break
+            assert self.all_settled(), self.picture()
+            self.hold_the_laws()
+            self.everything_is_drained()
+            assert self.db.integrity_check() == []
+            assert not list(Path(self.folder.name).rglob("*.tmp"))
+        finally:
+            self.supervisor.stop()
+            self.db.close()
+            self.world.__exit__()
+            self.folder.cleanup()
+
+    def all_settled(self) -> bool:
+        with self.db.read() as session:
+            return all(state in SETTLED for state in session.scalars(select(Run.state)))
+
+    def everything_is_drained(self) -> None:
+        with self.db.read() as session:
+            assert all(session.scalars(select(Attempt.drained)))
+            for run in session.scalars(select(Run)):
+                if run.state == State.completed:
+                    assert run.step == run.end_step
+
+    def picture(self) -> str:
+        with self.db.read() as session:
+            found = session.scalars(select(Run)).all()
+        return str([(r.name, r.state, r.reason, r.desired_state, r.step) for r in found])
+
+
+EXAMPLES = int(os.environ.get("TRAIND_MACHINE_EXAMPLES", "12"))
+
+
+@pytest.mark.timeout(600)
+def test_f42_the_laws_hold_whatever_happens() -> None:
+    from hypothesis.stateful import run_state_machine_as_test
+
+    run_state_machine_as_test(
+        Machine,
+        settings=settings(
+            max_examples=EXAMPLES,
+            stateful_step_count=40,
+            deadline=None,
+            database=None,
+            derandomize="TRAIND_MACHINE_EXAMPLES" not in os.environ,
+            suppress_health_check=list(HealthCheck),
+            phases=[Phase.generate] if "TRAIND_MACHINE_NOSHRINK" in os.environ else list(Phase),
+        ),
+    )

@@ -1,0 +1,1 @@
+"""Long fault campaigns: `python -m tests.soak --seconds N`. RESULTS.md is the published count."""

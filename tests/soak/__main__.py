@@ -1,0 +1,66 @@
+"""`python -m tests.soak --seconds N --seed S [--campaign NAME …]`, or `--ci` for a short share."""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import time
+import traceback
+from collections.abc import Callable
+
+from tests.soak import api, checkpoints, daemons, errors, journals, table, trainers, weights
+from tests.soak.counts import Counts
+
+# Each with its share of the time, and its seconds in --ci.
+CAMPAIGNS: dict[str, tuple[Callable[[float, int], Counts], float, float]] = {
+    "weights": (weights.run, 0.2, 70),
+    "trainers": (trainers.run, 0.2, 60),
+    "daemons": (daemons.run, 0.2, 60),
+    "journal": (journals.run, 0.15, 30),
+    "checkpoints": (checkpoints.run, 0.05, 20),
+    "errors": (errors.run, 0.1, 50),
+    "api": (api.run, 0.1, 60),
+}
+
+
+def main(argv: list[str]) -> int:
+    """Exit status 1 when any promise was not kept."""
+    asked = _parse(argv)
+    chosen = asked.campaign or list(CAMPAIGNS)
+    whole = sum(CAMPAIGNS[name][1] for name in chosen)
+    failures = 0
+    for name in chosen:
+        campaign, share, ci_seconds = CAMPAIGNS[name]
+        seconds = ci_seconds if asked.ci else asked.seconds * share / whole
+        failures += _run(name, campaign, seconds, asked.seed)
+    print(f"{failures} failures; the counts are in {table.PATH}")
+    return 1 if failures else 0
+
+
+def _run(name: str, campaign: Callable[[float, int], Counts], seconds: float, seed: int) -> int:
+    print(f"--- {name}: {seconds:.0f} s, seed {seed} ---", flush=True)
+    began = time.monotonic()
+    try:
+        counts = campaign(seconds, seed)
+    except Exception as error:  # a harness that breaks is a failure too, and the others go on
+        traceback.print_exc()
+        counts = Counts(name, seed, failures=[f"the harness broke: {error!r}"])
+    table.append(counts)
+    done = ", ".join(f"{number:,} {what}" for what, number in counts.done.items())
+    took = time.monotonic() - began
+    print(f"{name}: {done}; {len(counts.failures)} failures in {took:.0f} s", flush=True)
+    return len(counts.failures)
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=600, help="for all campaigns together")
+    parser.add_argument("--seed", type=int, default=random.randrange(10**6))
+    parser.add_argument("--campaign", action="append", choices=list(CAMPAIGNS))
+    parser.add_argument("--ci", action="store_true", help="a short share of every campaign")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

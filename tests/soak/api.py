@@ -1,0 +1,194 @@
+"""API: eight threads ask for everything at once on a few runs; and requests made from OpenAPI."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import httpx
+from sqlalchemy import select
+
+from server import runs, states
+from server.db import Database
+from server.settings import Settings
+from server.states import State
+from server.tables import Event, Run
+from tests.e2e.real_daemon import RealDaemon
+from tests.server.house import launcher
+from tests.soak import books
+from tests.soak.counts import Budget, Counts
+from trainer.contract.exits import Reason
+
+THREADS = 8
+NAMES = ("a", "b", "c")
+FINE = {200, 201, 202, 204, 404, 409, 422, 503}
+VERBS = ("create", "pause", "resume", "extend", "extend now", "cancel", "delete", "show", "events")
+OF_A_RUN = re.compile(rb"/runs/(run_\w+)/attempts/")
+
+
+def run(budget: float, seed: int) -> Counts:
+    """Half of the time for the threads, half for the requests of schemathesis."""
+    counts = Counts("api", seed)
+    with tempfile.TemporaryDirectory(prefix="soak-api-") as folder:
+        manners = '{"*": {"step_seconds": 0.003, "save_every": 25}}'
+        python = launcher(Path(folder))
+        daemon = RealDaemon(Path(folder), TRAIND_TRAINER_PYTHON=python, FAKE=manners)
+        _storm(daemon, counts, budget / 2, seed)
+        daemon.end()
+        _look_at_history(daemon.data_dir, counts)
+    _describe(counts, budget / 2)
+    return counts
+
+
+def control(seed: int) -> Counts:
+    """A history with a move taken out of it, and a run with two trainers: both must be noticed."""
+    counts = Counts("api", seed)
+    with tempfile.TemporaryDirectory(prefix="soak-api-") as folder:
+        db = Database.open(Settings(data_dir=Path(folder)))
+        try:
+            with db.write() as session:
+                row = runs.create(session, {"name": "a", "horizon": {"steps": 10}}, now=1.0)
+                for state in (State.starting, State.running, State.completed):
+                    states.move(session, row, state, Reason.requested)
+            with db.write() as session:
+                session.delete(_second_move(session))
+            _look_at_history(Path(folder), counts, db)
+        finally:
+            db.close()
+    watch = Watcher(counts)
+    twice = ["sh", "-c", "read x", "/runs/run_x/attempts/"]
+    two = [subprocess.Popen(twice, stdin=subprocess.PIPE) for _ in range(2)]
+    time.sleep(0.2)  # until both show their command lines
+    watch.look()
+    for child in two:
+        child.communicate()
+    return counts
+
+
+def _second_move(session: Any) -> Event:
+    moves = select(Event).where(Event.kind == "state").order_by(Event.id)
+    return session.scalars(moves).all()[1]
+
+
+# --- threads -------------------------------------------------------------------------------------
+
+
+def _storm(daemon: RealDaemon, counts: Counts, seconds: float, seed: int) -> None:
+    left, said, lock = Budget(seconds), Counter(), threading.Lock()
+
+    def ask(number: int) -> None:
+        draw = random.Random(seed * 100 + number)
+        with httpx.Client(base_url=daemon.url, timeout=30) as client:
+            while not left.is_over:
+                verb, name = draw.choice(VERBS), draw.choice(NAMES)
+                try:
+                    status = _ask(client, verb, name, draw)
+                except httpx.HTTPError as error:
+                    status = 0
+                    counts.fail(f"{verb} {name}: {error!r}")
+                with lock:
+                    said[status] += 1
+                if status not in FINE:
+                    counts.fail(f"{verb} {name}: answered {status}")
+                time.sleep(draw.uniform(0, 0.05))
+
+    threads = [threading.Thread(target=ask, args=(n,)) for n in range(THREADS)]
+    watch = Watcher(counts)
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        watch.look()
+        time.sleep(0.05)
+    counts.add("calls", said.total())
+    counts.add("answers 5xx but 503", sum(n for s, n in said.items() if s >= 500 and s != 503))
+    counts.add("answers 503", said[503])
+    counts.say(f"answers {dict(sorted(said.items()))}")
+    counts.expect(daemon.process.poll() is None, "the daemon died")
+
+
+def _ask(client: httpx.Client, verb: str, name: str, draw: random.Random) -> int:
+    path = f"/v1/runs/{name}"
+    steps = draw.randrange(20, 400)
+    match verb:
+        case "create":
+            body = {"name": name, "horizon": {"steps": steps}}
+            answer = client.post("/v1/runs", json=body)
+        case "delete":
+            answer = client.delete(path)
+        case "show":
+            answer = client.get(path)
+        case "events":
+            answer = client.get(f"{path}/events")
+        case "extend" | "extend now":
+            body = {"add_steps": steps, "at": "now" if verb == "extend now" else "end"}
+            answer = client.post(f"{path}/extend", json=body)
+        case _:
+            answer = client.post(f"{path}/{verb}")
+    return answer.status_code
+
+
+class Watcher:
+    """Looks at the process table: at most one trainer of a run lives."""
+
+    def __init__(self, counts: Counts) -> None:
+        self._counts = counts
+
+    def look(self) -> None:
+        alive: dict[bytes, set[bytes]] = {}
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                line = path.read_bytes()
+            except OSError:
+                continue
+            if found := OF_A_RUN.search(line):
+                alive.setdefault(found[1], set()).add(path.parent.name.encode())
+        self._counts.add("looks at the process table")
+        for run_id, pids in alive.items():
+            if len(pids) > 1:
+                self._counts.fail(f"{run_id.decode()} has {len(pids)} trainers")
+
+
+def _look_at_history(data_dir: Path, counts: Counts, opened: Database | None = None) -> None:
+    """Every move was legal and began where the one before it ended; rows agree with journals."""
+    settings = Settings(data_dir=data_dir)
+    db = opened or Database.open(settings)
+    try:
+        for words in books.differences(db, settings.paths):
+            counts.fail(words)
+        with db.read() as session:
+            moves = session.scalars(select(Event.id).where(Event.kind == "state")).all()
+            counts.add("moves checked", len(moves))
+            counts.add("runs left", len(session.scalars(select(Run.id)).all()))
+    finally:
+        if opened is None:
+            db.close()
+
+
+# --- requests made from the document -------------------------------------------------------------
+
+
+def _describe(counts: Counts, seconds: float) -> None:
+    """The test of the OpenAPI document with as many examples as the time is likely to allow."""
+    root = Path(__file__).parents[2]
+    test = "tests/server/test_openapi.py"
+    examples = max(4, min(200, int(seconds / 3)))
+    environment = {**os.environ, "TRAIND_SCHEMATHESIS_EXAMPLES": str(examples)}
+    command = [sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider"]
+    command += ["--timeout=3600", "-k", "f47", test]
+    done = subprocess.run(
+        command, cwd=root, env=environment, capture_output=True, text=True, check=False
+    )
+    requests = [int(n) for n in re.findall(r"(\d+) requests of", done.stdout)]
+    counts.add("schemathesis requests", sum(requests))
+    counts.say(f"{examples} examples for each operation: {sum(requests)} requests")
+    counts.expect(requests, f"no requests were made: {done.stdout[-400:]}{done.stderr[-400:]}")
+    counts.expect(done.returncode == 0, f"schemathesis: {done.stdout[-2000:]}")

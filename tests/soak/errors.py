@@ -1,0 +1,206 @@
+"""Errors: ENOSPC and EIO at each pass of each place where a checkpoint or journal is written.
+
+In this process at every pass; through real trainers at random passes; and, where strace may trace,
+as failing system calls of a process that knows of no failpoint.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from unittest.mock import patch
+
+from tests.soak import books, checkpoints, weights
+from tests.soak.counts import Budget, Counts
+from trainer import checkpoint, tensorfile
+from trainer.contract import failpoint, journal
+from trainer.contract.orders import Lineage
+
+NUMBERS = (errno.ENOSPC, errno.EIO)
+CHECKPOINT_PLACES = (
+    "checkpoint.write", "checkpoint.fsync", "durable.fsync", "durable.rename",
+    "checkpoint.before_manifest", "checkpoint.before_rename", "checkpoint.before_dir_fsync",
+)  # fmt: skip
+JOURNAL_PLACES = ("journal.append", "journal.fsync")
+CALLS = {"fsync": 22, "fdatasync": 12, "write": 60, "rename": 12}  # and how many passes there are
+ANY = Lineage(limits={1: 10**9})
+
+
+def run(budget: float, seed: int) -> Counts:
+    counts, left = Counts("errors", seed), Budget(budget)
+    draw = random.Random(seed)
+    _sweep(counts)
+    traced = _may_trace()
+    counts.say("with strace" if traced else "strace may not trace here")
+    with weights.Workshop() as shop:
+        while left.has_more():
+            _one_trainer(shop, counts, draw)
+            if traced:
+                _one_traced(counts, draw)
+    return counts
+
+
+def control(seed: int) -> Counts:
+    """The same with failed fsyncs not looked at: claims are made that nothing stands behind."""
+    counts = Counts("errors", seed)
+    with (
+        patch.object(tensorfile, "failpoint", _Deaf()),
+        patch.object(journal, "failpoint", _Deaf()),
+    ):
+        _sweep(counts)
+    return counts
+
+
+class _Deaf:
+    """Failpoints of an fsync whose errors nobody looks at."""
+
+    @staticmethod
+    def hit(name: str) -> None:
+        try:
+            failpoint.hit(name)
+        except OSError:
+            if not name.endswith("fsync"):
+                raise
+
+
+# --- in this process -----------------------------------------------------------------------------
+
+
+def _sweep(counts: Counts) -> None:
+    """Every place, every pass, both errors: an error that is not reported is a false claim."""
+    for number in NUMBERS:
+        for place in CHECKPOINT_PLACES:
+            passes = 0
+            while _refuse_checkpoint(counts, place, passes, number):
+                passes += 1
+            counts.expect(passes, f"{place} was never passed")
+        for place in JOURNAL_PLACES:
+            for passes in range(10):
+                _refuse_record(counts, place, passes, number)
+
+
+@contextmanager
+def _failing(terms: str) -> Iterator[None]:
+    with patch.dict(os.environ, {"TRAIND_FAIL": terms}):
+        failpoint._points.cache_clear()
+        try:
+            yield
+        finally:
+            failpoint._points.cache_clear()
+
+
+def _refuse_checkpoint(counts: Counts, place: str, passes: int, number: int) -> bool:
+    """One save with an error at its n-th pass of `place`. False when it passes less often."""
+    words = f"{place} pass {passes} {errno.errorcode[number]}"
+    with tempfile.TemporaryDirectory(prefix="soak-errors-") as folder:
+        directory, draw = Path(folder) / "run" / "checkpoints", random.Random(1)
+        good = checkpoints.make_one(directory, 1, draw)
+        with _failing(f"{place}={passes}*off->1*error({number})"):
+            try:
+                checkpoints.make_one(directory, 2, draw)
+                struck = not failpoint._points()[place].terms
+                struck |= failpoint._points()[place].terms[-1:] == [(0, "error", float(number))]
+            except OSError as error:
+                struck = None
+                counts.expect(error.errno == number, f"{words}: {error!r}")
+        if struck is not None:
+            counts.expect(not struck, f"{words}: claimed all the same")
+            return struck
+        counts.add("errors in a save")
+        left = [p.name for p in directory.iterdir()]
+        counts.expect(left == [good.name], f"{words}: left {left}")
+        again = checkpoints.make_one(directory, 2, draw)
+        found = checkpoint.newest(directory, ANY)
+        counts.expect(found and found.path == again, f"{words}: the next save is not the newest")
+    return True
+
+
+def _refuse_record(counts: Counts, place: str, passes: int, number: int) -> None:
+    """A record that was refused is not there; one that was not claimed is not claimed later."""
+    words = f"{place} pass {passes} {errno.errorcode[number]}"
+    with tempfile.TemporaryDirectory(prefix="soak-errors-") as folder:
+        path = Path(folder) / "outbox.jsonl"
+        writer = journal.Writer.create(path, journal.Header("r", 1, "t"))
+        claimed, refused = [], 0
+        with _failing(f"{place}={passes}*off->1*error({number})"):
+            for step in range(12):
+                try:
+                    writer.append({"kind": "step", "step": step}, durable=True)
+                    claimed.append(step)
+                except (OSError, journal.JournalError):
+                    refused += 1
+        writer.close()
+        there = [r["step"] for r in books.records(path)]
+        counts.add("errors in a journal")
+        counts.expect(refused, f"{words}: nothing was refused")
+        counts.expect(set(claimed) <= set(there), f"{words}: claimed {claimed}, there {there}")
+        if place == "journal.append":
+            counts.expect(there == claimed, f"{words}: refused, yet there: {there}")
+
+
+# --- real trainers -------------------------------------------------------------------------------
+
+
+def _one_trainer(shop: weights.Workshop, counts: Counts, draw: random.Random) -> None:
+    """A trainer with errors at random passes; it, or its next attempt, ends as the twin."""
+    packing = draw.choice(weights.PACKINGS)
+    lab = shop.lab(packing)
+    place = draw.choice((*CHECKPOINT_PLACES, *JOURNAL_PLACES, "checkpoint.remove"))
+    number = draw.choice(NUMBERS)
+    most = 60 if place.startswith("journal") else 8
+    terms = f"{place}={draw.randrange(most)}*off->{draw.randrange(1, 3)}*error({number})"
+    status = lab.run(terms)
+    counts.say(f"trainer with {terms}: status {status}, {lab.exit()['reason']}")
+    for path in lab.run_dir.checkpoints.glob("step-*"):
+        checkpoint.verify(path)
+    weights._finish(lab, counts)
+    counts.add("trainers with errors")
+    left = list(lab.run_dir.checkpoints.glob(".*"))
+    counts.expect(not left, f"{terms}: left {left}")
+    counts.expect(weights._picture(lab) == shop.twin(packing), f"{terms}: not its twin")
+
+
+# --- strace --------------------------------------------------------------------------------------
+
+
+def _may_trace() -> bool:
+    if shutil.which("strace") is None:
+        return False
+    probe = ["strace", "-f", "-o", os.devnull, "-e", "trace=fsync", "true"]
+    return subprocess.run(probe, capture_output=True, check=False).returncode == 0
+
+
+def _one_traced(counts: Counts, draw: random.Random) -> None:
+    """A failing system call: what the process claimed before and after it must be there."""
+    call, number = draw.choice(list(CALLS)), draw.choice(("EIO", "ENOSPC"))
+    when = draw.randrange(1, CALLS[call])
+    with tempfile.TemporaryDirectory(prefix="soak-strace-") as folder:
+        inject = f"inject={call}:error={number}:when={when}"
+        traced = ["strace", "-f", "--seccomp-bpf", "-qq", "-o", os.devnull, "-e", inject]
+        command = [*traced, sys.executable, "-m", "tests.soak.writer_process", folder]
+        root = Path(__file__).parents[2]
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+        counts.add("failing system calls")
+        words = f"{call} number {when} fails with {number}"
+        counts.say(f"{words}: status {done.returncode}")
+        _hold_to_claims(counts, words, Path(folder), done.stdout.splitlines())
+
+
+def _hold_to_claims(counts: Counts, words: str, folder: Path, claims: list[str]) -> None:
+    there = {f"record {r['step']}" for r in books.records(folder / "outbox.jsonl")}
+    for path in (folder / "run" / "checkpoints").glob("step-*"):
+        try:
+            checkpoint.verify(path)
+            there.add(f"checkpoint {path.name}")
+        except checkpoint.Bad as error:
+            counts.fail(f"{words}: {path.name}: {error}")
+    lost = {c for c in claims if c.startswith(("record ", "checkpoint "))} - there
+    counts.expect(not lost, f"{words}: claimed and not there: {sorted(lost)}")

@@ -1,0 +1,154 @@
+"""Journals: cut at every byte and flipped at every bit of 10 kB, through the real ingestion."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from unittest.mock import patch
+
+from sqlalchemy import delete, func, select
+
+from server.db import Database
+from server.settings import Settings
+from server.tables import Attempt, Event, Point
+from tests.server import reporting
+from tests.server.reporting import Reporter
+from tests.soak import books
+from tests.soak.counts import SHOWN, Budget, Counts
+from trainer.contract import journal
+
+STEPS = 26
+SECONDS_PER_FLIP = 0.006  # about what one costs: decides how many of them a budget allows
+
+
+def run(budget: float, seed: int) -> Counts:
+    """Every k-th bit, k as the budget allows and the seed as the phase; and every byte as a cut."""
+    counts = Counts("journal", seed)
+    with _place() as (db, settings):
+        raw = _written(db, settings)
+        stride = max(1, round(8 * len(raw) * SECONDS_PER_FLIP / budget))
+        _sweep(db, settings, raw, counts, Budget(2 * budget), stride, seed % stride)
+    return counts
+
+
+def control(seed: int) -> Counts:
+    """The same with records believed whatever their CRC says: it must be noticed."""
+    import json
+
+    def believe(line: bytes) -> dict[str, object] | None:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            return None
+        return record if isinstance(record, dict) else None
+
+    counts = Counts("journal", seed)
+    with _place() as (db, settings), patch.object(journal, "decode", believe):
+        raw = _written(db, settings)
+        _sweep(db, settings, raw, counts, Budget(10), stride=211, phase=seed % 211)
+    return counts
+
+
+@contextmanager
+def _place() -> Iterator[tuple[Database, Settings]]:
+    """A database in memory where there is some: this is about bytes, not about the disk."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(
+        prefix="soak-journal-", dir=memory if memory.is_dir() else None
+    ) as folder:
+        settings = Settings(data_dir=Path(folder))
+        db = Database.open(settings)
+        try:
+            yield db, settings
+        finally:
+            db.close()
+
+
+def _written(db: Database, settings: Settings) -> bytes:
+    """The bytes of a whole attempt's journal, of which nothing is read yet."""
+    reporter = _reporter(db, settings)
+    reporter.begin()
+    reporter.steps(0, STEPS // 2)
+    reporter.save(STEPS // 2)
+    reporter.steps(STEPS // 2, STEPS)
+    reporter.writer.close()
+    return reporter.outbox.read_bytes()
+
+
+def _reporter(db: Database, settings: Settings) -> Reporter:
+    return reporting.attempt(db, settings, reporting.create(db, steps=2 * STEPS))
+
+
+def _sweep(
+    db: Database,
+    settings: Settings,
+    raw: bytes,
+    counts: Counts,
+    left: Budget,
+    stride: int,
+    phase: int,
+) -> None:
+    """Line by line: damage it in every way while it is next to be read, then read it whole."""
+    with db.read() as session:
+        attempt = session.scalars(select(Attempt)).one()
+    reporter = Reporter(db, settings, attempt.run_id, attempt.id, 1, None)  # type: ignore[arg-type]
+    start = 0
+    for end in [i + 1 for i, byte in enumerate(raw) if byte == ord("\n")]:
+        if len(counts.failures) > SHOWN:
+            return
+        for cut in range(start, end):
+            _cut(reporter, raw, cut, counts)
+        for bit in range(8 * start, 8 * end):
+            if bit % stride == phase and not left.is_over:
+                _flip(reporter, raw, bit, end, counts)
+        _put(reporter, raw[:end])
+        reporter.ingest()
+        start = end
+    counts.expect(_points(db) == STEPS, f"{_points(db)} points of {STEPS} in the end")
+    for words in books.differences(db, settings.paths):
+        counts.fail(words)
+
+
+def _put(reporter: Reporter, raw: bytes) -> None:
+    """Replace what the file holds, in place: it stays the same file."""
+    with reporter.outbox.open("r+b") as file:
+        file.write(raw)
+        file.truncate()
+
+
+def _cut(reporter: Reporter, raw: bytes, at: int, counts: Counts) -> None:
+    _put(reporter, raw[:at])
+    result = reporter.ingest()
+    counts.add("truncations")
+    counts.expect((result.applied, result.problem) == (0, None), f"cut at byte {at}: {result}")
+
+
+def _flip(reporter: Reporter, raw: bytes, bit: int, end: int, counts: Counts) -> None:
+    """Nothing of the line may be believed. A lost newline looks like a line still being written
+    while nothing follows it."""
+    damaged = bytearray(raw)
+    damaged[bit // 8] ^= 1 << (bit % 8)
+    waits = bit // 8 == len(raw) - 1
+    _put(reporter, bytes(damaged))
+    before = _points(reporter.db)
+    result = reporter.ingest()
+    counts.add("bit flips")
+    found = (result.applied, result.problem is None, _points(reporter.db))
+    counts.expect(found == (0, waits, before), f"bit {bit} of a line that ends at {end}: {result}")
+    counts.expect(reporter.outbox.read_bytes() == damaged, f"bit {bit}: the file was changed")
+    if not waits:
+        _forgive(reporter)
+
+
+def _forgive(reporter: Reporter) -> None:
+    """The journal is to be read on, as if the damage had never been seen."""
+    with reporter.db.write() as session:
+        session.get_one(Attempt, reporter.attempt_id).outbox_problem = None
+        session.execute(delete(Event).where(Event.kind == "report_gap"))
+
+
+def _points(db: Database) -> int:
+    with db.read() as session:
+        return session.scalar(select(func.count()).select_from(Point)) or 0

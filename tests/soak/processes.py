@@ -1,0 +1,97 @@
+"""A daemon in a process of its own over fake trainers, for campaigns that kill both."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from server import process
+from server.tables import Attempt
+from tests.server.house import ROOT, House
+from tests.soak import books
+from tests.soak.counts import Counts
+from trainer.contract.rundir import OUTBOX
+
+
+class Settlement:
+    """A data directory, a daemon process that comes and goes, and fake trainers of given manners.
+
+    `house` looks at the same database from this process.
+    """
+
+    def __init__(self, **manners: Any) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="soak-daemon-")
+        self.house = House(Path(self._folder.name))
+        self._environment = {**os.environ, "FAKE": json.dumps({"*": manners})}
+        self.daemon: subprocess.Popen[str] | None = None
+
+    def start(self, fail: str = "") -> float:
+        """Start the daemon; seconds until it says it is ready, or is dead by its failpoint."""
+        began = time.monotonic()
+        environment = {**self._environment, **({"TRAIND_FAIL": fail} if fail else {})}
+        settings = self.house.settings
+        command = [sys.executable, "-m", "tests.server.daemon_process"]
+        command += [str(settings.data_dir), settings.trainer_python]
+        self.daemon = subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        assert self.daemon.stdout is not None
+        self.daemon.stdout.readline()
+        return time.monotonic() - began
+
+    def kill(self) -> None:
+        """kill -9 the daemon, and gone; harmless when it is dead."""
+        if self.daemon is None:
+            return
+        self.daemon.kill()
+        self.daemon.wait()
+        if self.daemon.stdout is not None:
+            self.daemon.stdout.close()
+        self.daemon = None
+
+    def is_dead(self) -> bool:
+        return self.daemon is None or self.daemon.poll() is not None
+
+    def completes(self, run_id: str, seconds: float = 90) -> bool:
+        return self.sees(lambda: self.house.run(run_id).state == "completed", seconds)
+
+    def sees(self, holds: Callable[[], Any], seconds: float = 30) -> bool:
+        """Whether something becomes true in time."""
+        deadline = time.monotonic() + seconds
+        while not holds():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
+        return True
+
+    def trainer(self, run_id: str) -> tuple[int, Attempt] | None:
+        """Pid and row of the live trainer of a run, also of one that was never recorded."""
+        last = self.house.last(run_id, lambda a: not a.drained)
+        found = process.leader(last.token) if last is not None else None
+        return (found.pid, last) if found is not None and last is not None else None
+
+    def place(self, attempt: Attempt) -> str:
+        """The last word of an attempt, which is where it stands."""
+        outbox = self.house.settings.paths.run(attempt.run_id).attempt(attempt.number) / OUTBOX
+        said = books.records(outbox)
+        last = said[-1] if said else {"kind": "nothing said"}
+        return f"attempt {attempt.number}, {last['kind']} {last.get('step', '')}".strip()
+
+    def audit(self, counts: Counts) -> None:
+        """Rows against journals, and nothing alive."""
+        for words in books.differences(self.house.db, self.house.settings.paths):
+            counts.fail(words)
+        living = self.house.living()
+        counts.expect(not living, f"processes left alive: {living}")
+
+    def close(self) -> None:
+        self.kill()
+        self.house.close()
+        self._folder.cleanup()

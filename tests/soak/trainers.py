@@ -1,0 +1,86 @@
+"""Trainers: SIGKILL at random, also while they start. No run is lost, every one completes."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from contextlib import suppress
+
+from sqlalchemy import select
+
+from server.tables import Point
+from tests.soak.counts import Budget, Counts
+from tests.soak.processes import Settlement
+
+KILLS_PER_RUN = 12
+PATIENT = {"max_attempts_without_progress": 1000}
+
+
+def run(budget: float, seed: int) -> Counts:
+    counts, left = Counts("trainers", seed), Budget(budget)
+    draw = random.Random(seed)
+    town = Settlement(step_seconds=0.004, save_every=10)
+    try:
+        town.start()
+        while left.has_more():
+            _one_run(town, counts, draw, KILLS_PER_RUN, left)
+        _end(town, counts)
+    finally:
+        town.close()
+    return counts
+
+
+def control(seed: int) -> Counts:
+    """The same, then one point row deleted behind the program's back: it must be noticed."""
+    counts = Counts("trainers", seed)
+    town = Settlement(step_seconds=0.004, save_every=10)
+    try:
+        town.start()
+        run_id = _one_run(town, counts, random.Random(seed), 1, Budget(0))
+        with town.house.db.write() as session:
+            points = select(Point).where(Point.attempt_id == town.house.attempts(run_id)[-1].id)
+            victim = session.scalars(points).first()
+            session.delete(victim)
+        _end(town, counts)
+    finally:
+        town.close()
+    return counts
+
+
+def _one_run(
+    town: Settlement, counts: Counts, draw: random.Random, kills: int, left: Budget
+) -> str:
+    number = counts.done["runs"]
+    run_id = town.house.create(f"run-{number}", steps=150, recovery=PATIENT)
+    counts.add("runs")
+    for _ in range(kills):
+        if town.house.run(run_id).state == "completed":
+            break
+        time.sleep(draw.uniform(0.0, 0.5))
+        _kill(town, counts, run_id)
+        if left.is_over and kills > 1:
+            break
+    counts.expect(town.completes(run_id), f"run {number} was lost: {town.house.picture()[-600:]}")
+    return run_id
+
+
+def _kill(town: Settlement, counts: Counts, run_id: str) -> None:
+    if not town.sees(lambda: town.trainer(run_id), 10):
+        return
+    found = town.trainer(run_id)
+    if found is None:
+        return
+    pid, attempt = found
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+        counts.add("kills")
+        counts.say(f"killed {pid} at {town.place(attempt)}")
+
+
+def _end(town: Settlement, counts: Counts) -> None:
+    town.kill()
+    town.audit(counts)
+    for run in town.house._run_ids():
+        town.house.check(run)

@@ -1,0 +1,184 @@
+"""Weights: trainers interrupted at random, in every way, end with the bits of their twin."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.soak.counts import Budget, Counts
+from tests.trainer.forkserver import ForkServer
+from tests.trainer.lab import TINY, Lab, identify_alive, read, write_corpus
+from trainer import checkpoint
+from trainer.contract import commands, journal
+from trainer.data.cursor import first_cursor
+
+STEPS = 40
+PACKINGS = ("best_fit", "lossless")
+WAYS = ("kill", "kill", "kill", "pause", "terminate")
+Spoil = Callable[[Lab], None]
+
+
+def run(budget: float, seed: int) -> Counts:
+    """Runs, each interrupted two to five times, until the time is up."""
+    counts, left = Counts("weights", seed), Budget(budget)
+    with Workshop() as shop:
+        number = 0
+        while left.has_more():
+            _one_run(shop, counts, seed * 1000 + number)
+            number += 1
+    return counts
+
+
+def control(seed: int, piece: str = "cursor") -> Counts:
+    """The same with one piece of the state left out of a checkpoint: it must be noticed."""
+    counts = Counts("weights", seed)
+    with Workshop() as shop:
+        _one_run(shop, counts, seed, spoil=lambda lab: forget(lab, piece))
+    return counts
+
+
+class Workshop:
+    """A fork server, a corpus and the twins, made once for a campaign."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="soak-weights-")
+        self.root = Path(self._folder.name)
+        write_corpus(self.root / "corpus")
+        self.server = ForkServer()
+        self._twins: dict[str, Any] = {}
+        self._made = 0
+
+    def __enter__(self) -> Workshop:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.close()
+        self._folder.cleanup()
+
+    def lab(self, packing: str) -> Lab:
+        self._made += 1
+        made = Lab(
+            self.root / f"run-{self._made}", self.server, {**TINY, "data": {"packing": packing}}
+        )
+        made.prepare(self.root / "corpus")
+        return made
+
+    def twin(self, packing: str) -> Any:
+        """(curve with batch sha256, sha256 of weights and optimizer) of an undisturbed run."""
+        if packing not in self._twins:
+            calm = self.lab(packing)
+            if calm.run() != 0:
+                raise RuntimeError(calm.log(1))
+            self._twins[packing] = _picture(calm)
+        return self._twins[packing]
+
+
+def _picture(lab: Lab) -> Any:
+    return lab.curve(), lab.weights_sha256(STEPS)
+
+
+def _one_run(shop: Workshop, counts: Counts, seed: int, spoil: Spoil | None = None) -> None:
+    draw = random.Random(seed)
+    packing = draw.choice(PACKINGS)
+    lab = shop.lab(packing)
+    if spoil is not None:
+        lab.interrupt("pause", 12)
+        spoil(lab)
+    else:
+        for _ in range(draw.randrange(2, 6)):
+            _interrupt(lab, counts, draw)
+    _finish(lab, counts)
+    counts.add("runs")
+    verdicts = {e["verdict"] for e in lab.events("resume_checked")}
+    counts.expect(verdicts <= {"verified"}, f"run {seed}: resumes were {sorted(verdicts)}")
+    counts.expect(_picture(lab) == shop.twin(packing), f"run {seed} ({packing}) is not its twin")
+
+
+def _finish(lab: Lab, counts: Counts) -> None:
+    for _ in range(5):
+        lab.run()
+        if lab.exit()["outcome"] == "completed":
+            return
+    counts.fail(f"never completed: {lab.exit()}")
+
+
+def _interrupt(lab: Lab, counts: Counts, draw: random.Random) -> None:
+    """One attempt that is interrupted after a random time, wherever that is."""
+    how, seconds = draw.choice(WAYS), draw.uniform(0.0, 1.2)
+    directory = lab.order()
+    pid = lab.server.start(directory)
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and not (directory / "exit.json").exists():
+        time.sleep(0.002)
+    if how == "pause":
+        writer = journal.Writer.reopen(directory / "inbox.jsonl")
+        writer.append(commands.Pause(id="c").model_dump(), durable=True)
+        writer.close()
+    elif identify_alive(pid):
+        os.kill(pid, signal.SIGKILL if how == "kill" else signal.SIGTERM)
+    status = lab.server.wait()
+    lab.close_attempt(directory)
+    counts.add({"kill": "kills", "pause": "pauses", "terminate": "terminations"}[how])
+    counts.say(f"{how} after {seconds:.2f} s at {place(lab, directory)}, status {status}")
+
+
+def place(lab: Lab, directory: Path) -> str:
+    """Where an attempt ended: its last record, and whether a checkpoint was being written."""
+    said = read(directory / "outbox.jsonl")
+    last = said[-1] if said else {"kind": "nothing"}
+    where = f"{last['kind']} {last.get('step', last.get('stage', ''))}".strip()
+    folder = lab.run_dir.checkpoints
+    writing = folder.is_dir() and any(p.name.startswith(".writing") for p in folder.iterdir())
+    return where + (", writing a checkpoint" if writing else "")
+
+
+# --- what a control leaves out -------------------------------------------------------------------
+
+
+def forget(lab: Lab, piece: str) -> None:
+    """Write the newest checkpoint anew, valid in every respect, without one piece of its state."""
+    path = max(lab.run_dir.checkpoints.glob("step-*"))
+    if piece == "optimizer":
+        tensors = load_file(path / checkpoint.OPTIMIZER)
+        tensors = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+        save_file(tensors, path / checkpoint.OPTIMIZER)
+    else:
+        state = json.loads((path / checkpoint.STATE).read_text())
+        cursor = state["loader"]
+        if piece == "cursor":
+            state["loader"] = first_cursor(lab.spec_body["data"]["packing"])
+        else:
+            held = [key for key in ("documents", "buffer", "keys") if key in cursor]
+            state["loader"] = {**cursor, **{key: [] for key in held}}
+        (path / checkpoint.STATE).write_text(json.dumps(state))
+    reseal(path)
+
+
+def reseal(path: Path) -> None:
+    """Make the manifest agree with the files as they are."""
+    old = checkpoint.read_manifest(path)
+    files = {
+        name: checkpoint.FileEntry(bytes=size, sha256=sha256)
+        for name in old.files
+        for size, sha256 in [_entry(path / name)]
+    }
+    (path / checkpoint.MANIFEST).write_bytes(
+        checkpoint.seal(old.model_copy(update={"files": files}))
+    )
+
+
+def _entry(path: Path) -> tuple[int, str]:
+    import hashlib
+
+    content = path.read_bytes()
+    return len(content), hashlib.sha256(content).hexdigest()

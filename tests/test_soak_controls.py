@@ -1,0 +1,95 @@
+"""The harness can be believed: each campaign fails when what it watches is broken, and only then.
+
+A short share of the cheap campaigns runs here as well; `make soak-ci` runs more of all.
+"""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from tests.soak import api, checkpoints, daemons, errors, journals, table, trainers, weights
+from tests.soak.counts import Counts
+
+
+@pytest.mark.parametrize("piece", ["cursor", "buffer", "optimizer"])
+def test_a_piece_of_state_left_out_is_noticed_by_the_weights(piece: str) -> None:
+    assert any("is not its twin" in words for words in weights.control(1, piece).failures)
+
+
+def test_a_deleted_point_is_noticed() -> None:
+    assert any("points lost" in words for words in trainers.control(2).failures)
+
+
+@pytest.mark.parametrize(
+    ("how", "said"), [("advanced", "points lost"), ("rewound", "gaps reported")]
+)
+def test_a_cursor_that_moves_without_its_rows_is_noticed(how: str, said: str) -> None:
+    failures = daemons.control(3, how).failures
+    assert any(said in words for words in failures)
+    assert any("checkpoint_saved" in words for words in failures)
+
+
+def test_journals_believed_without_their_crc_are_noticed() -> None:
+    assert any(words.startswith("bit ") for words in journals.control(4).failures)
+
+
+def test_checkpoints_that_are_not_verified_are_noticed() -> None:
+    assert len(checkpoints.control(5).failures) >= 40
+
+
+def test_an_fsync_whose_error_nobody_looks_at_is_noticed() -> None:
+    failures = errors.control(6).failures
+    assert any("checkpoint.fsync" in words and "claimed" in words for words in failures)
+    assert any("journal.fsync" in words for words in failures)
+
+
+def test_a_move_that_is_missing_and_a_second_trainer_are_noticed() -> None:
+    failures = api.control(7).failures
+    assert any("was followed by" in words for words in failures)
+    assert any("2 trainers" in words for words in failures)
+
+
+# --- a share of each -----------------------------------------------------------------------------
+
+
+def test_f22_f23_cuts_and_flips_through_the_database() -> None:
+    counts = journals.run(4, 8)
+    assert counts.failures == []
+    assert counts.done["truncations"] > 8_000
+    assert counts.done["bit flips"] > 100
+
+
+def test_f26_damaged_checkpoints() -> None:
+    counts = checkpoints.run(2, 9)
+    assert counts.failures == []
+
+
+def test_f18_f20_errors_at_every_pass_of_a_save() -> None:
+    counts = Counts("errors", 10)
+    errors._sweep(counts)
+    assert counts.failures == []
+    assert counts.done["errors in a save"] > 50
+
+
+def test_one_strike_of_strace_is_answered_for(tmp_path: Path) -> None:
+    claims = ["record 0", "checkpoint step-000000001-a0001", f"journal ended: {errno.EIO}"]
+    counts = Counts("errors", 11)
+    errors._hold_to_claims(counts, "control", tmp_path, claims)
+    assert len(counts.failures) == 1
+
+
+def test_the_table_adds_up(tmp_path: Path) -> None:
+    path = tmp_path / "RESULTS.md"
+    for number in (1, 2_000):
+        counts = Counts("weights", number)
+        counts.add("kills", number)
+        counts.longest("re-adoption", 0.25)
+        table.append(counts, path)
+    counts.fail("a | b, c")
+    table.append(counts, path)
+    text = path.read_text()
+    assert "| weights | 3 | 4,001 kills | 1 |" in text
+    assert "| 2,000 kills | re-adoption 0.25 s | 1 (a / b, c) |" in text
