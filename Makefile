@@ -31,7 +31,7 @@ check: setup ## Linters, types, import rules and migrations alone
 		status=$$?; rm -rf "$$TRAIND_DATA_DIR"; exit $$status'
 
 test: check ## Everything: checks and all tests (under 15 minutes on 2 cores)
-	@$(PYTHON) -m pytest -n 2 --dist loadgroup
+	@$(PYTHON) -m pytest -n 2 --dist loadfile
 
 soak: setup ## Long fault campaigns: SECONDS=3600 SEED=…; appends to the fault table
 	@$(PYTHON) -m tests.soak --seconds $(or $(SECONDS),3600) $(if $(SEED),--seed $(SEED))

@@ -15,6 +15,7 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TRAIND_LOG_LEVEL", "warning")
+os.environ.pop("COLUMNS", None)  # a width that some plugin sets is not the width of a pipe
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

@@ -46,7 +46,7 @@ def test_another_source_does_not_inherit_the_presets_place(tmp_path):
         ({"name": "x", "horizon": {"steps": 1, "tokens": 9}}, ("horizon",), "given: steps, tokens"),
         ({"name": "x", "data": {"source": "text"}}, ("data",), "needs a path"),
         ({"name": "x", "batch": {"tokens": 100}}, (), "not a multiple of"),
-        ({"name": "x", "batch": {"tokens": 256 * 9, "device_batch_size": 2}}, (), "would be"),
+        ({"name": "x", "batch": {"tokens": 128 * 9, "device_batch_size": 2}}, (), "would be"),
         ({"name": "x", "optimizer": {"matrix_lr": float("nan")}}, ("optimizer", "matrix_lr"), ""),
         ({"name": "x", "checkpoint": {"keep_last": 1}}, ("checkpoint", "keep_last"), "2"),
         ({"name": "x", "metadata": {str(i): "" for i in range(17)}}, ("metadata",), "16"),

@@ -94,7 +94,7 @@ def test_f01_a_killed_trainer_is_noticed_and_followed_by_a_clean_curve(house: Ho
     assert "SIGKILL" in first.message
     assert second.start_step is not None
     assert second.start_step % 10 == 0
-    assert f"begins at step {second.start_step}" in resumed.message
+    assert f"resumed from {second.start_step} " in resumed.message
     assert first.lineage_limit == second.start_step
     house.check(run_id)
     reports_are_whole(house, run_id)
