@@ -14,13 +14,13 @@ from tests.soak.counts import Counts
 
 # Each with its share of the time, and its seconds in --ci.
 CAMPAIGNS: dict[str, tuple[Callable[[float, int], Counts], float, float]] = {
-    "weights": (weights.run, 0.2, 70),
-    "trainers": (trainers.run, 0.2, 60),
+    "weights": (weights.run, 0.2, 60),
+    "trainers": (trainers.run, 0.2, 55),
     "daemons": (daemons.run, 0.2, 60),
     "journal": (journals.run, 0.15, 30),
-    "checkpoints": (checkpoints.run, 0.05, 20),
-    "errors": (errors.run, 0.1, 50),
-    "api": (api.run, 0.1, 60),
+    "checkpoints": (checkpoints.run, 0.05, 15),
+    "errors": (errors.run, 0.1, 40),
+    "api": (api.run, 0.1, 50),
 }
 
 

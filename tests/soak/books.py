@@ -56,7 +56,7 @@ def _of_one(session: Session, attempt: Attempt, said: list[dict[str, Any]]) -> I
     read = said[: attempt.outbox_seq]
     want = {r["step"]: r["loss"] for r in read if r["kind"] == "step"}
     rows = select(Point.step, Point.loss).where(Point.attempt_id == attempt.id)
-    have = dict(row.tuple() for row in session.execute(rows))
+    have = {row.step: row.loss for row in session.execute(rows)}
     if lost := want.keys() - have.keys():
         yield f"{len(lost)} points lost, the first at step {min(lost)}"
     if extra := have.keys() - want.keys():

@@ -58,7 +58,9 @@ def _one_run(
     for _ in range(kills):
         if town.house.run(run_id).state == "completed":
             break
-        time.sleep(draw.uniform(0.0, 0.5))
+        if draw.random() < 0.75:  # most while it steps: a start takes longer than that
+            town.sees(lambda: _has_begun(town, run_id), 10)
+        time.sleep(draw.uniform(0.0, 0.4))
         _kill(town, counts, run_id)
         if left.is_over and kills > 1:
             break
@@ -76,7 +78,16 @@ def _kill(town: Settlement, counts: Counts, run_id: str) -> None:
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
         counts.add("kills")
-        counts.say(f"killed {pid} at {town.place(attempt)}")
+        place = town.place(attempt)
+        counts.add("of them past a first step", "nothing said" not in place)
+        counts.say(f"killed {pid} at {place}")
+
+
+def _has_begun(town: Settlement, run_id: str) -> bool:
+    """Whether the newest attempt is past its start, or the run has ended."""
+    if town.house.run(run_id).state == "completed":
+        return True
+    return town.house.last(run_id, lambda a: a.start_step is not None and not a.drained) is not None
 
 
 def _end(town: Settlement, counts: Counts) -> None:

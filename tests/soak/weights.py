@@ -22,20 +22,30 @@ from trainer import checkpoint
 from trainer.contract import commands, journal
 from trainer.data.cursor import first_cursor
 
-STEPS = 40
+STEPS = 80  # beyond the end of the corpus: into its second pass
 PACKINGS = ("best_fit", "lossless")
-WAYS = ("kill", "kill", "kill", "pause", "terminate")
+WAYS = ("kill", "kill", "kill", "failpoint", "pause", "terminate")
+PLACES = (
+    "checkpoint.write", "checkpoint.fsync", "durable.fsync", "durable.rename",
+    "checkpoint.before_manifest", "checkpoint.before_rename", "checkpoint.before_dir_fsync",
+    "checkpoint.remove", "journal.append", "journal.fsync", "loop.step",
+)  # fmt: skip
 Spoil = Callable[[Lab], None]
 
 
 def run(budget: float, seed: int) -> Counts:
-    """Runs, each interrupted two to five times, until the time is up."""
+    """Runs, each interrupted two to five times, until the time is up. Kills that only ever hit
+    the start would prove nothing: that is a failure too."""
     counts, left = Counts("weights", seed), Budget(budget)
     with Workshop() as shop:
         number = 0
         while left.has_more():
             _one_run(shop, counts, seed * 1000 + number)
             number += 1
+    counts.expect(
+        2 * counts.done["of them past a first step"] >= counts.done["kills"],
+        "most kills landed before the first step",
+    )
     return counts
 
 
@@ -67,9 +77,8 @@ class Workshop:
 
     def lab(self, packing: str) -> Lab:
         self._made += 1
-        made = Lab(
-            self.root / f"run-{self._made}", self.server, {**TINY, "data": {"packing": packing}}
-        )
+        spec = {**TINY, "horizon": {"steps": STEPS}, "data": {"packing": packing}}
+        made = Lab(self.root / f"run-{self._made}", self.server, spec)
         made.prepare(self.root / "corpus")
         return made
 
@@ -96,7 +105,8 @@ def _one_run(shop: Workshop, counts: Counts, seed: int, spoil: Spoil | None = No
         spoil(lab)
     else:
         for _ in range(draw.randrange(2, 6)):
-            _interrupt(lab, counts, draw)
+            if not _interrupt(lab, counts, draw):
+                break
     _finish(lab, counts)
     counts.add("runs")
     verdicts = {e["verdict"] for e in lab.events("resume_checked")}
@@ -112,24 +122,51 @@ def _finish(lab: Lab, counts: Counts) -> None:
     counts.fail(f"never completed: {lab.exit()}")
 
 
-def _interrupt(lab: Lab, counts: Counts, draw: random.Random) -> None:
-    """One attempt that is interrupted after a random time, wherever that is."""
-    how, seconds = draw.choice(WAYS), draw.uniform(0.0, 1.2)
+def _interrupt(lab: Lab, counts: Counts, draw: random.Random) -> bool:
+    """One attempt that is interrupted: mostly at a random step, some while it starts, some by a
+    kill at a random pass of a named place. False when it was done before that."""
+    how = draw.choice(WAYS)
     directory = lab.order()
-    pid = lab.server.start(directory)
-    deadline = time.monotonic() + seconds
+    if how == "failpoint":
+        how = f"{draw.choice(PLACES)}={draw.randrange(12)}*off->1*kill"
+        lab.server.start(directory, how)
+    else:
+        pid = lab.server.start(directory)
+        _wait(directory, draw)
+        _strike(how, pid, directory)
+    status = lab.server.wait()
+    lab.close_attempt(directory)
+    steps = [r["step"] for r in read(directory / "outbox.jsonl") if r["kind"] == "step"]
+    counts.say(f"{how} at {place(lab, directory)}, status {status}")
+    if status < 0:
+        counts.add("kills")
+        counts.add("of them past a first step", bool(steps))
+        return True
+    if lab.exit()["outcome"] == "completed":
+        return False
+    counts.add({"paused": "pauses"}.get(lab.exit()["outcome"], "terminations"))
+    return True
+
+
+def _wait(directory: Path, draw: random.Random) -> None:
+    """Until some steps are done and a little longer, or only for a part of the start."""
+    steps = draw.randrange(1, 25) if draw.random() < 0.85 else 0
+    deadline = time.monotonic() + (60 if steps else draw.uniform(0, 1))
+    outbox = directory / "outbox.jsonl"
     while time.monotonic() < deadline and not (directory / "exit.json").exists():
-        time.sleep(0.002)
+        if steps and outbox.exists() and outbox.read_bytes().count(b'"kind":"step"') >= steps:
+            break
+        time.sleep(0.001)
+    time.sleep(draw.uniform(0, 0.02))
+
+
+def _strike(how: str, pid: int, directory: Path) -> None:
     if how == "pause":
         writer = journal.Writer.reopen(directory / "inbox.jsonl")
         writer.append(commands.Pause(id="c").model_dump(), durable=True)
         writer.close()
     elif identify_alive(pid):
-        os.kill(pid, signal.SIGKILL if how == "kill" else signal.SIGTERM)
-    status = lab.server.wait()
-    lab.close_attempt(directory)
-    counts.add({"kill": "kills", "pause": "pauses", "terminate": "terminations"}[how])
-    counts.say(f"{how} after {seconds:.2f} s at {place(lab, directory)}, status {status}")
+        os.kill(pid, signal.SIGTERM if how == "terminate" else signal.SIGKILL)
 
 
 def place(lab: Lab, directory: Path) -> str:
