@@ -39,7 +39,8 @@ def source_of(db: Database) -> Source:
                 answer[run.id] = rendered[run.id]
         for gone in rendered.keys() - {run.id for run in rows}:
             if run_ids is None or gone in run_ids:
-                rendered.pop(gone), versions.pop(gone, None)
+                del rendered[gone]
+                versions.pop(gone, None)
         return answer
 
     return Source(events, newest, progress)
