@@ -18,7 +18,9 @@ Written by the campaigns themselves: every run appends its rows, the sums are ma
 Every kill is printed with its seed and place while it runs; tests/test_soak_controls.py proves that
 each campaign notices when something is wrong.
 """
-COLUMNS = "| Date (UTC) | Commit | Campaign | Seed | Counts | Longest | Failures |\n" + "|---" * 7
+COLUMNS = (
+    "| Date (UTC) | Commit | Campaign | Seed | Counts | Longest | Failures |\n" + "|---" * 7 + "|"
+)
 
 
 def append(counts: Counts, path: Path = PATH) -> None:
