@@ -1,4 +1,4 @@
-"""Trainers and clocks without processes: what the rule-based machine puts around the real server."""
+"""Trainers and clocks without processes: what the machine puts around the real server."""
 
 from __future__ import annotations
 
