@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body
+from fastapi import APIRouter, Body, Request
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
 from server import planning, runs, store
+from server.api import previews
 from server.api.deps import Act, Conf, Doing, StrictRoute
 from server.api.openapi import problems
 from server.errors import Invalid
@@ -24,17 +25,34 @@ from trainer.contract.spec import RunSpec, resolve
 router = APIRouter(prefix="/v1/plan", tags=["runs"], route_class=StrictRoute)
 
 
-@router.post("", response_model=PlanAnswer, responses=problems(404, 409))
-def plan(body: Annotated[dict[str, Any], Body()], act: Doing, conf: Conf) -> Response:
+@router.post(
+    "",
+    response_model=PlanAnswer,
+    responses=problems(404, 406, 409) | {200: previews.OFFERED},
+)
+def plan(
+    request: Request, body: Annotated[dict[str, Any], Body()], act: Doing, conf: Conf
+) -> Response:
     """Parameters, batch, learning rates, FLOPs, memory, disk and time of a spec.
 
-    With `{"run": …, "extend": {…}}` the preview of an extend.
+    With `{"run": …, "extend": {…}}` the preview of an extend, as a picture with
+    `Accept: image/svg+xml`.
     """
+    as_picture = previews.is_wanted(request, is_offered="extend" in body)
 
     def effect(session: Session) -> Answer:
         answer = _extend(session, act, body) if "extend" in body else _spec(session, conf, body)
         return Answer.of(answer, 200)
 
+    told = _told(act, effect)
+    if not as_picture:
+        return told
+    shown = PlanAnswer.model_validate_json(bytes(told.body)).extend
+    return previews.drawn(told, body["run"], shown)
+
+
+def _told(act: Act, effect: Callable[[Session], Answer]) -> Response:
+    """A question needs no write transaction, unless its answer is to be kept."""
     if act.key:
         return act.once(effect)
     with act.db.read() as session:

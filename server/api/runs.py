@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Body, Query
+from fastapi import APIRouter, Body, Query, Request
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
 from server import devices, estimate, feasible, graves, planning, runs, store, tables
+from server.api import previews
 from server.api.deps import Act, Conf, Db, Doing, Limit, RunRef, StrictRoute
 from server.api.openapi import problems
 from server.idempotency import Answer
@@ -136,16 +137,24 @@ def cancel(run: RunRef, act: Doing) -> Response:
     "/{run}/extend",
     status_code=202,
     response_model=ExtendAnswer,
-    responses={200: {"model": ExtendAnswer, "description": "A dry run, or nothing to change."}}
-    | problems(404, 409),
+    responses={
+        200: {"model": ExtendAnswer, "description": "A dry run, or nothing to change."}
+        | previews.OFFERED
+    }
+    | problems(404, 406, 409),
 )
 def extend(
+    request: Request,
     run: RunRef,
     body: ExtendRequest,
     act: Doing,
     dry_run: Annotated[bool, Query(description="Answer the preview and change nothing.")] = False,
 ) -> Response:
-    """Append a phase. The answer has the new curve and what it does at the joint."""
+    """Append a phase. The answer has the new curve and what it does at the joint.
+
+    A dry run with `Accept: image/svg+xml` answers the picture of both curves.
+    """
+    as_picture = previews.is_wanted(request, is_offered=dry_run)
 
     def effect(session: Session) -> Answer:
         row = store.get_run(session, run)
@@ -154,7 +163,11 @@ def extend(
         answer = extend_answer(store.detail(session, row), outcome.preview)
         return Answer.of(answer, 202 if outcome.changed and not dry_run else 200)
 
-    return act.once(effect)
+    told = act.once(effect)
+    if not as_picture:
+        return told
+    answer = ExtendAnswer.model_validate_json(bytes(told.body))
+    return previews.drawn(told, answer.run.name, answer.plan)
 
 
 def extend_answer(run: RunDetail, preview: Any) -> ExtendAnswer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -56,6 +57,9 @@ def extend(
     preview: Annotated[
         bool, typer.Option("--preview", help="Show what it would do, and do nothing.")
     ] = False,
+    svg: Annotated[
+        Path | None, typer.Option("--svg", help="The preview as a picture, into this file.")
+    ] = None,
     yes: options.Yes = False,
     json: options.Json = False,
 ) -> None:
@@ -75,10 +79,14 @@ def extend(
     )  # fmt: skip
     if sum(value is not None for value in (to, add_steps, add_tokens)) != 1:
         output.usage("give exactly one of --to, --add-steps, --add-tokens")
+    if svg is not None and not preview:
+        output.usage("--svg goes with --preview")
     asks = not (yes or json) and sys.stdin.isatty()
     with output.connect() as traind:
         if preview or asks:
             planned = traind.extend(run, ask, dry_run=True)
+            if svg is not None:
+                _write_picture(planned, svg)
             if json:
                 return output.emit(planned)
             _show(planned)
@@ -142,6 +150,20 @@ def _show(answer: ExtendAnswer) -> None:
     output.pairs("New phase", describe(answer.plan))
     output.pairs("Other modes", [(a.mode, _rest(a.sentence)) for a in answer.plan.alternatives])
     output.warn(answer.warnings)
+
+
+def _write_picture(answer: ExtendAnswer, file: Path) -> None:
+    from server.reporting import preview
+    from trainer.contract.rundir import write_durably
+
+    file = file.resolve()
+    if file.exists() and not file.is_file():  # a rename would put a file in place of a device
+        raise output.Refused(f"{file} cannot be written: it is not a regular file")
+    try:
+        write_durably(file, preview.svg(answer.run.name, answer.plan).encode())
+    except OSError as error:
+        raise output.Refused(f"{file} cannot be written: {error.strerror}") from error
+    output.note(f"wrote {file}")
 
 
 def _tell(answer: ExtendAnswer, warned: bool) -> None:

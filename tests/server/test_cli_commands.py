@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from server.cli.app import main
+from server.reporting import preview
 from tests.server import stub_daemon
 from tests.server.stub_daemon import (
     Reply,
@@ -266,6 +268,33 @@ def test_the_preview_draws_the_curve_and_changes_nothing(stub: Stub, traind: Tra
     assert "warmdown starts at step 70,000" in ran.err
     planned = traind("extend", "demo", "--to", "200000", "--preview", "--json").json
     assert planned["plan"]["warmdown_start"] == 70_000
+
+
+def test_the_preview_is_written_as_a_picture(stub: Stub, traind: Traind, tmp_path: Path):
+    stub.on("POST", "/v1/runs/demo/extend", extended())
+    file = tmp_path / "curve.svg"
+    file.write_text("an older one")
+    ask = ("extend", "demo", "--to", "200000", "--preview", "--svg", str(file))
+    ran = traind(*ask)
+    assert ran.code == 0, ran.err
+    assert f"wrote {file}" in ran.err
+    assert "┊" in ran.out
+    assert file.read_text() == preview.svg("demo", reference())
+    assert [asked.query for asked in stub.asked] == [{"dry_run": ["true"]}]
+    assert traind(*ask, "--json").json["plan"]["warmdown_start"] == 70_000
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["curve.svg"]
+
+
+def test_a_picture_that_cannot_be_written_is_refused(stub: Stub, traind: Traind, tmp_path: Path):
+    stub.on("POST", "/v1/runs/demo/extend", extended())
+    os.mkfifo(tmp_path / "pipe")
+    for place in (tmp_path, tmp_path / "pipe", tmp_path / "nowhere" / "curve.svg"):
+        ran = traind("extend", "demo", "--to", "200000", "--preview", "--svg", str(place))
+        assert (ran.code, ran.out) == (1, "")
+        assert f"{place} cannot be written" in ran.err
+    assert (tmp_path / "pipe").is_fifo()
+    ran = traind("extend", "demo", "--to", "200000", "--svg", str(tmp_path / "x.svg"))
+    assert (ran.code, "goes with --preview" in ran.err) == (2, True)
 
 
 def test_an_extend_at_a_terminal_is_asked_about(
