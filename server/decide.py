@@ -131,9 +131,13 @@ class Seen:
 
 @dataclass(frozen=True)
 class RunSeen:
-    """A run at this tick. preparation: state of its newest prepare job that still matters."""
+    """A run at this tick. preparation: state of its newest prepare job that still matters.
+
+    wants_to_run: what was asked last; a resume while it is pausing takes effect after the pause.
+    """
 
     state: State
+    wants_to_run: bool = False
     process: Seen = field(default_factory=Seen)
     reason: Reason = Reason.requested
     has_data: bool = True
@@ -248,13 +252,18 @@ def _without_process(seen: RunSeen) -> Action:
         case State.pausing | State.cancelling:
             if seen.preparation in ("queued", "running"):
                 return DropPreparation()
-            after = State.paused if seen.state is State.pausing else State.cancelled
-            return Move(after, Reason.requested)
+            return Move(_stopped(seen), Reason.requested)
         case State.running:
             return Move(State.recovering, Reason.crashed, "no process belongs to it any more")
         case State.queued | State.preparing | State.starting | State.recovering:
             return WAIT if seen.is_shutting_down else _on_the_way(seen)
     return WAIT
+
+
+def _stopped(seen: RunSeen) -> State:
+    if seen.state is State.cancelling:
+        return State.cancelled
+    return State.queued if seen.wants_to_run else State.paused
 
 
 def _on_the_way(seen: RunSeen) -> Action:

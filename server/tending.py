@@ -10,7 +10,7 @@ from server import board, decide, job_processes, patience, trainers
 from server.board import Board, Entry
 from server.errors import Conflict
 from server.process import Child
-from server.states import State, move
+from server.states import Desired, State, move
 from server.tables import Attempt, Job, Run
 from server.trainers import Shop, recorded
 from server.watch import Presence, Watch
@@ -103,6 +103,7 @@ class Tending:
         run, preparation = entry.run, entry.preparation
         return decide.RunSeen(
             state=State(run.state),
+            wants_to_run=run.desired_state == Desired.running,
             process=self._see_attempt(entry),
             reason=Reason(run.reason),
             has_data=entry.has_data,

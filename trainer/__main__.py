@@ -36,13 +36,18 @@ def main(argv: list[str]) -> int:
 
 def _train(order: AttemptOrder, own: process.Process) -> events.Ended:
     own.reporter.emit(events.Stage(stage="loading", detail="torch"))
-    from trainer import loop, session  # torch: after the lock, so that the process is known early
+    from trainer import (  # torch: after the lock, so that the process is known early
+        loop,
+        saving,
+        session,
+    )
 
     failpoint.hit("trainer.load")
     parts = session.build(order, own.reporter, own.control)
     try:
         return loop.run(parts)
     finally:
+        saving.drain(parts)
         parts.close()
 
 

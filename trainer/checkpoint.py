@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -272,12 +272,17 @@ class Kept:
 
 
 def surplus(
-    held: list[Kept], *, keep_last: int, keep_every: int | None, pinned: set[str]
+    held: list[Kept],
+    *,
+    keep_last: int,
+    keep_every: int | None,
+    pinned: set[str],
+    keep_steps: Collection[int] = (),
 ) -> list[Path]:
     """Checkpoints of the lineage that nothing needs any more, oldest first. Pure.
 
-    Kept: the newest `keep_last`, multiples of keep_every, pinned ones, ends of phases, imports, the
-    start of a warmdown, and the best by val bpb.
+    Kept: the newest `keep_last`, multiples of keep_every, pinned ones, ends of phases, imports,
+    those at `keep_steps` (where a warmdown begins), and the best by val bpb.
     """
     ordered = sorted(held, key=lambda k: (k.step, k.path.name))
     keep = {k.path for k in ordered[-keep_last:]}
@@ -287,7 +292,7 @@ def surplus(
     for k in ordered:
         if k.pinned or k.path.name in pinned or k.why in ("end", "import", "warmdown"):
             keep.add(k.path)
-        if keep_every and k.step % keep_every == 0:
+        if k.step in keep_steps or (keep_every and k.step % keep_every == 0):
             keep.add(k.path)
     return [k.path for k in ordered if k.path not in keep]
 

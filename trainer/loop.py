@@ -48,7 +48,6 @@ class NonFinite(Exception):
 
 def run(session: Session) -> events.Ended:
     """Train to the end of the phase, or until told to stop. The session stands at its start."""
-    order, state = session.order, session.state
     measuring.recheck_at_start(session)
     session.reporter.emit(events.Stage(stage="training"))
     loop = _Loop(session)
@@ -56,15 +55,12 @@ def run(session: Session) -> events.Ended:
         ended = loop.obey()
         if ended:
             return ended
-        if not measuring.measure_due(session, loop.at_end):
+        if not loop.keep_promises():
             continue  # a command came in the middle of an evaluation: it goes first
-        saving.save_if_due(session)
         if loop.at_end:
             return loop.finish("completed", Reason.finished, "end")
         loop.step()
         failpoint.hit("loop.step")
-        if state.step >= order.end_step:
-            loop.settle()
 
 
 class _Loop:
@@ -90,24 +86,26 @@ class _Loop:
             ended = self._carry_out(command)
             if ended:
                 return ended
-        if control.terminated and not self.at_end:
+        if control.terminated and not self._nothing_left():
             return self.finish("terminated", Reason.terminated, "terminate")
         return None
 
     def _carry_out(self, command: commands.AnyCommand) -> events.Ended | None:
         match command:
             case commands.Pause():
-                if self.at_end:
-                    return None  # the last step is done: the phase completes instead
+                if self._nothing_left():
+                    return None  # the phase completes instead
                 return self.finish("paused", Reason.requested, "pause")
             case commands.EndPhase():
                 return self.finish("phase_ended", Reason.requested, "end")
             case commands.Cancel():
                 self.settle()
+                saving.drain(self.session)
                 return self._ended("cancelled", Reason.requested, None)
             case commands.Save():
                 self.settle()
-                saving.save_now(self.session, "requested", pinned=command.pin)
+                saving.save_on_request(self.session, command)
+                return None
             case commands.Evaluate():
                 self.settle()
                 measuring.measure_on_request(self.session, command)
@@ -117,6 +115,9 @@ class _Loop:
                 saving.update_spec(self.session, command)
         self._answer(command)
         return None
+
+    def _nothing_left(self) -> bool:
+        return self.at_end and not measuring.due_kinds(self.session, self.at_end)
 
     def _answer(self, command: commands.AnyCommand) -> None:
         self.session.reporter.emit(events.CommandDone(command_id=command.id, outcome="done"))
@@ -131,6 +132,24 @@ class _Loop:
         return events.Ended(
             outcome=outcome, reason=reason, step=self.state.step, checkpoint=checkpoint
         )
+
+    # --- what is due ------------------------------------------------------------------------------
+
+    def keep_promises(self) -> bool:
+        """Evaluations and saves due at this boundary. False when a command came in between.
+
+        The step in flight is settled first: what is measured or saved must know its loss.
+        """
+        kinds = measuring.due_kinds(self.session, self.at_end)
+        why = saving.due(self.session)
+        if kinds or why or self.at_end:
+            self.settle()
+        saving.collect(self.session)
+        if kinds and not measuring.measure(self.session, kinds):
+            return False
+        if why:
+            saving.save_now(self.session, why, pinned=why == "warmdown")
+        return True
 
     # --- one step --------------------------------------------------------------------------------
 
@@ -209,7 +228,8 @@ class _Loop:
     def _check_resume(self, step: int, loss: float) -> None:
         """The first step after a resume must repeat, bit for bit, what was recorded."""
         expected, self.session.expected_loss = self.session.expected_loss, None
-        if expected is None:
+        skipped = any(first == step for first, _ in self.order.skip_steps)
+        if expected is None or skipped:
             return
         inexact = self.session.inexact
         same = torch.tensor(loss).equal(torch.tensor(expected))

@@ -26,23 +26,28 @@ def due(step: int, every: int | Literal["end"] | None, at_end: bool) -> bool:
     return at_end or (every != "end" and step % every == 0)
 
 
-def measure_due(session: Session, at_end: bool) -> bool:
-    """Everything due at this boundary and not measured yet. False when a command came first."""
+def due_kinds(session: Session, at_end: bool) -> list[Kind]:
+    """What is due at this boundary and not measured yet."""
     spec, step = session.order.spec.evaluate, session.state.step
-    work: list[tuple[Kind, Any]] = [
+    cadences: list[tuple[Kind, Any]] = [
         ("bpb", spec.bpb_every),
         ("core", spec.core_every if spec.core_bundle else None),
         ("sample", spec.sample_every if spec.prompts else None),
     ]
-    measured = False
-    for kind, every in work:
-        if due(step, every, at_end) and session.state.evaluated.get(kind) != step:
-            if not _measure(session, kind):
-                return False
-            session.state.evaluated[kind] = step
-            measured = True
-    if measured:
-        session.reporter.emit(events.Stage(stage="training"))
+    return [
+        kind
+        for kind, every in cadences
+        if due(step, every, at_end) and session.state.evaluated.get(kind) != step
+    ]
+
+
+def measure(session: Session, kinds: list[Kind]) -> bool:
+    """Measure each; False when a command came first."""
+    for kind in kinds:
+        if not _measure(session, kind):
+            return False
+        session.state.evaluated[kind] = session.state.step
+    session.reporter.emit(events.Stage(stage="training"))
     return True
 
 

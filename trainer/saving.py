@@ -9,6 +9,7 @@ from typing import Literal
 
 from trainer import checkpoint
 from trainer.contract import commands, events
+from trainer.contract.orders import AttemptOrder
 from trainer.contract.spec import CheckpointSpec, EvaluateSpec, RecoverySpec
 from trainer.saver import Saved
 from trainer.session import Session
@@ -23,27 +24,53 @@ class CannotSave(Exception):
     """The last checkpoint of an attempt could not be written; the message says why."""
 
 
-def save_if_due(session: Session) -> None:
-    """Collect what ended; begin a save if the cadence or the warmdown asks for one."""
+def due(session: Session) -> Why | None:
+    """Why a save is due at this boundary. A cadence waits while one is still being written."""
+    if session.state.step >= session.order.end_step:
+        return None
+    if _at_warmdown(session):
+        return "warmdown"
+    return "cadence" if _cadence_due(session) and not session.saver.busy else None
+
+
+def collect(session: Session) -> None:
+    """Report the saves that ended in the background."""
     for saved in session.saver.collect():
         _say(session, saved)
-    if session.saver.busy or session.state.step >= session.order.end_step:
-        return
-    if _at_warmdown(session):
-        save_now(session, "warmdown", pinned=True)
-    elif _cadence_due(session):
-        save_now(session, "cadence")
+
+
+def drain(session: Session) -> None:
+    """Wait for the save in flight and report it: what is durable is said, however it ends."""
+    for saved in session.saver.wait():
+        _say(session, saved)
 
 
 def save_now(session: Session, why: Why, *, pinned: bool = False) -> None:
     """Begin a save of the present step; it ends in the background. Waits for one in flight."""
-    for saved in session.saver.wait():
-        _say(session, saved)
-    if session.saved_step == session.state.step:
-        return
-    if not _room(session):
-        return
-    _begin(session, why, pinned, next_loss=None)
+    drain(session)
+    if session.saved_step != session.state.step and _room(session):
+        _begin(session, why, pinned, next_loss=None)
+
+
+def save_on_request(session: Session, command: commands.Save) -> None:
+    """Begin a save and answer the command when it is durable, or when it is not to be had."""
+    save_now(session, "requested", pinned=command.pin)
+    if session.saver.busy:
+        session.unanswered = command.id
+    elif session.saved_step == session.state.step:
+        _answer(session, command.id, None)
+    else:
+        _answer(session, command.id, "it could not be begun: see the event before this one")
+
+
+def _answer(session: Session, command_id: str, failure: str | None) -> None:
+    session.reporter.emit(
+        events.CommandDone(
+            command_id=command_id,
+            outcome="failed" if failure else "done",
+            message=failure or "",
+        )
+    )
 
 
 def save_last(session: Session, why: Why) -> str:
@@ -52,8 +79,7 @@ def save_last(session: Session, why: Why) -> str:
     It records the next step's loss. Waits while the disk is full; raises CannotSave when the disk
     keeps failing or the trainer is told twice to end.
     """
-    for saved in session.saver.wait():
-        _say(session, saved)
+    drain(session)
     if session.saved_step == session.state.step and session.parent:
         return session.parent
     session.reporter.emit(events.Stage(stage="saving"))
@@ -144,6 +170,13 @@ def _room(session: Session) -> bool:
 
 
 def _say(session: Session, saved: Saved) -> None:
+    _report(session, saved)
+    waiting, session.unanswered = session.unanswered, None
+    if waiting:
+        _answer(session, waiting, None if saved.path is not None else str(saved.error))
+
+
+def _report(session: Session, saved: Saved) -> None:
     """Report a finished save, and remove what is not needed any more after a good one."""
     if saved.path is None or saved.manifest is None:
         if isinstance(saved.error, checkpoint.Fenced):
@@ -184,6 +217,7 @@ def _retain(session: Session) -> None:
         keep_last=spec.keep_last,
         keep_every=spec.keep_every,
         pinned=set(session.order.pinned),
+        keep_steps=_landmarks(session.order),
     )
     for path in surplus:
         session.reporter.emit(events.CheckpointRemoved(name=path.name))
@@ -191,6 +225,14 @@ def _retain(session: Session) -> None:
             checkpoint.remove(path)
         except OSError as error:  # it takes room, nothing else: the next pass tries again
             print(f"{path.name} could not be removed: {error}", file=sys.stderr)
+
+
+def _landmarks(order: AttemptOrder) -> set[int]:
+    """Where phases begin, end and start to warm down: what an extend may want to begin from."""
+    schedules = (order.schedule, *order.earlier_schedules)
+    return {
+        step for s in schedules for step in (s.start_step, s.warmdown_start, s.end_step) if step
+    }
 
 
 def _is_full(error: BaseException | None) -> bool:

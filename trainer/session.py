@@ -61,6 +61,7 @@ class Session:
     inexact: list[str] = field(default_factory=list)
     recheck: dict[str, Any] | None = None
     saved_step: int = -1
+    unanswered: str | None = None
     save_began: float = field(default_factory=time.monotonic)
 
     @property

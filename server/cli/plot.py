@@ -66,14 +66,15 @@ def sparkline(values: list[float | None], width: int) -> str:
     """The course of `values` in `width` bars, the mean of those that share one; gaps are blank."""
     if not values or width < 1:
         return ""
-    bins = _binned(values, min(width, len(values)))
+    means = _binned(values, min(width, len(values)))
+    bins = [v if v is not None and math.isfinite(v) else None for v in means]
     finite = [v for v in bins if v is not None]
     if not finite:
         return " " * len(bins)
     low, high = min(finite), max(finite)
-    span = high - low
+    span = high / 2 - low / 2  # halves: the difference of two floats may not be one
     return "".join(
-        " " if v is None else BARS[round((v - low) / span * 7) if span else 3] for v in bins
+        " " if v is None else BARS[round((v / 2 - low / 2) / span * 7) if span else 3] for v in bins
     )
 
 

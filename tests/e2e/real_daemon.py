@@ -54,6 +54,7 @@ class RealDaemon:
             **environment,
         }
         self.url = ""
+        self.client: Client = None  # type: ignore[assignment] - there from `start` on
         self.start()
 
     def start(self) -> float:
@@ -65,6 +66,8 @@ class RealDaemon:
                 command, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
         self._wait_ready()
+        if self.client is not None:
+            self.client.close()
         self.client = Client(self.url, timeout_seconds=30.0)
         return time.monotonic() - began
 

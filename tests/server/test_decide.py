@@ -102,6 +102,11 @@ def test_a_run_never_reads_running_when_nothing_runs() -> None:
     assert action.state is State.recovering
 
 
+def test_a_resume_that_came_while_it_was_pausing_without_a_process_queues_it() -> None:
+    seen = RunSeen(state=State.pausing, wants_to_run=True)
+    assert decide.for_run(seen) == Move(State.queued, Reason.requested)
+
+
 def climb(seen: RunSeen, *more: Seen) -> list[Any]:
     """The signals sent at each rung."""
     actions = [decide.for_run(RunSeen(state=seen.state, process=p, pause_seconds=60)) for p in more]

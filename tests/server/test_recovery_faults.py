@@ -242,7 +242,7 @@ def test_f05_training_does_not_notice_that_daemons_are_killed(house: House) -> N
 def test_f06_a_daemon_killed_inside_ingestion_reads_exactly_once(house: House, place: str) -> None:
     run_id = house.create(steps=30)
     with daemon_process(house, TRAIND_FAIL=f"{place}=8*off->1*kill") as daemon:
-        daemon.wait(timeout=30)
+        daemon.wait(timeout=90)
         assert daemon.returncode == -signal.SIGKILL
     with house.daemon():
         house.becomes(run_id, "completed", 30)
@@ -254,7 +254,7 @@ def test_f06_a_daemon_killed_inside_ingestion_reads_exactly_once(house: House, p
 def test_f07_a_daemon_killed_around_the_spawn_leaves_one_trainer(house: House, place: str) -> None:
     run_id = house.create(steps=60)
     with daemon_process(house, TRAIND_FAIL=f"{place}=1*kill") as daemon:
-        daemon.wait(timeout=30)
+        daemon.wait(timeout=90)
         assert daemon.returncode == -signal.SIGKILL
     assert house.attempts(run_id)[0].pid is None
     if place == "supervisor.record":

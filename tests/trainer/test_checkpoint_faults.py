@@ -234,7 +234,8 @@ def test_f25_torn_and_leftover_directories_are_passed_over_and_swept(paused, twi
     folder = paused.run_dir.checkpoints
     (folder / ".writing-step-000000012-a0001-77").mkdir()
     (folder / ".removing-step-000000001-a0001-5").mkdir()
-    torn = folder / "step-000000012-a0001"
+    beyond = max(checkpoint.verify(folder / name).step for name in whole(paused)) + 1
+    torn = folder / f"step-{beyond:09d}-a0001"
     torn.mkdir()
     (torn / checkpoint.MODEL).write_bytes(b"torn")
     finish(paused)

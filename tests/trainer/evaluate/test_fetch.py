@@ -184,11 +184,12 @@ def test_what_is_there_is_never_replaced(site, tmp_path):
 
 def test_the_command_says_where_and_which(site, tmp_path, capsys):
     into = tmp_path / "core"
-    arguments = ["core", "--into", str(into), "--url", site.put(bundle_zip())]
+    archive = bundle_zip()
+    arguments = ["core", "--into", str(into), "--url", site.put(archive)]
     assert fetch.main(arguments) == 0
     said = capsys.readouterr().out
     assert str(into) in said
-    assert hashlib.sha256(bundle_zip()).hexdigest() in said
+    assert hashlib.sha256(archive).hexdigest() in said
     assert fetch.main(arguments) == 1
     assert "there already" in capsys.readouterr().err
 
