@@ -74,7 +74,7 @@ def test_f47_the_app_keeps_to_its_document(described: Any, mode: GenerationMode)
                 HealthCheck.too_slow,
                 HealthCheck.filter_too_much,
                 HealthCheck.data_too_large,
-            ],  # fmt: skip
+            ],
         )
         def check(case: Any) -> None:
             _aim(case)
