@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 import pytest
@@ -32,6 +33,12 @@ def extension(lab):
     )
 
 
+def end_of_data(lab):
+    """How often the loader had been through all shards at the last checkpoint."""
+    (path,) = lab.run_dir.checkpoints.glob(f"step-{EXTENDED:09d}-a*")
+    return json.loads((path / "state.json").read_text())["loader"]["position"]["epoch"]
+
+
 @pytest.fixture(scope="module")
 def twins():
     return {}
@@ -44,6 +51,7 @@ def twin(lab, twins, packing):
         finish(calm)
         calm.extend(extension(calm))
         finish(calm)
+        assert end_of_data(calm) >= 1, "the runs never came to the end of their corpus"
         twins[packing] = (calm.curve(), calm.weights_sha256(STEPS), calm.weights_sha256(EXTENDED))
     return twins[packing]
 
@@ -75,7 +83,6 @@ def test_f08_interrupted_at_random_the_weights_are_the_twins(lab, twins, seed):
 def test_control_with_one_piece_of_state_left_out_the_harness_fails(lab, twins, left_out):
     """The comparison can fail: it does, when a resume forgets something."""
     import hashlib
-    import json
 
     import torch
     from safetensors.torch import load_file, save_file
@@ -131,8 +138,6 @@ def without_buffer(cursor):
 
 
 def test_f41_another_thread_count_is_noticed_and_said(lab):
-    import json
-
     run = lab("threads")
     run.interrupt("pause", 10)
     frozen = json.loads(run.run_dir.frozen.read_text())
@@ -145,7 +150,6 @@ def test_f41_another_thread_count_is_noticed_and_said(lab):
 
 
 def test_f38_a_changed_corpus_file_stops_the_run_by_name(lab, tmp_path):
-    import json
     from pathlib import Path
 
     from tests.trainer.lab import write_corpus
