@@ -19,7 +19,11 @@ from server.cli import demo
 def _demo(data_dir: Path, log: Path) -> subprocess.Popen[bytes]:
     with log.open("wb") as file:
         command = [sys.executable, "-m", "server.cli.app", "demo", "--data-dir", str(data_dir)]
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=file, stderr=file,
+            # as at a terminal, also where these tests run with Ctrl-C ignored
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )  # fmt: skip
 
 
 def _left(data_dir: Path) -> list[psutil.Process]:

@@ -7,6 +7,7 @@ import { exactly, integer, when, words } from "../../format.js";
 
 const PAGE = 100;
 const MOST = 1000;
+const AGAIN_MS = 2000; // a daemon that restarts while the list is fetched is asked again
 
 export function mount(root, run) {
   const rows = h("ol.events", { "aria-label": "Events, newest first" });
@@ -20,8 +21,11 @@ export function mount(root, run) {
       const { data } = await get(path("runs", run.detail.id, "events"), { newest: true, limit });
       more.hidden = limit === MOST || data.length < limit;
       fill(rows, data.sort((a, b) => b.id - a.id).map(line));
+      fill(refused);
     } catch (problem) {
       fill(refused, problemBox(problem));
+      const final = problem.status >= 400 && problem.status < 500;
+      if (!final) setTimeout(() => root.isConnected && load(limit), AGAIN_MS);
     }
   }
 
