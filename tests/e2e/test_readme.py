@@ -14,7 +14,7 @@ import pytest
 from tests.e2e.real_daemon import RealDaemon
 
 README = Path(__file__).parents[2] / "README.md"
-# What these blocks promise is held elsewhere: the targets by the Makefile's own tests and by CI,
+# What these blocks promise is held elsewhere: the demo by test_cli_demo, `make test` by itself,
 # `traind serve` by the daemon that all the others talk to.
 ELSEWHERE = ("make demo", "traind serve")
 

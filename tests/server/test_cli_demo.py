@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 
 from server.cli import demo
 
@@ -80,3 +81,16 @@ def test_f11_only_the_process_with_that_start_time_is_ended():
         if sleeper.poll() is None:
             sleeper.kill()
             sleeper.wait()
+
+
+@pytest.mark.timeout(240)
+def test_the_whole_story_is_told_to_its_end(tmp_path: Path):
+    log = tmp_path / "out"
+    command = [sys.executable, "-m", "server.cli.app", "demo", "--data-dir", str(tmp_path / "demo")]
+    with log.open("wb") as file:
+        done = subprocess.run([*command, "--steps", "20"], stdout=file, stderr=file, timeout=200)
+    said = log.read_text()
+    assert done.returncode == 0, said
+    for chapter in ("pause:", "resume:", "extend:", "report", "a greedy sample", "dashboard"):
+        assert chapter in said
+    assert not _left(tmp_path / "demo")
