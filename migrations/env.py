@@ -5,7 +5,7 @@ from __future__ import annotations
 from alembic import context
 from sqlalchemy import Connection
 
-from server import migrate, sqlite, tables
+from server.database import migrate, sqlite, tables
 from server.settings import Settings
 
 

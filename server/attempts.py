@@ -7,9 +7,11 @@ import secrets
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from server import commands, counters, lineage, tables
+from server import commands, lineage
+from server.database import tables
 from server.errors import Conflict
 from server.extends import next_number
+from server.ingestion import counters
 from server.settings import Settings
 from trainer.contract.exits import Reason
 from trainer.contract.orders import AttemptOrder

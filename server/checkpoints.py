@@ -13,7 +13,8 @@ from pathlib import Path
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from server import lineage, tables
+from server import lineage
+from server.database import tables
 from server.errors import Conflict, NotFound
 from trainer.contract.rundir import RunDir
 

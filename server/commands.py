@@ -7,7 +7,7 @@ import secrets
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from server import tables
+from server.database import tables
 from trainer.contract.commands import Command
 
 # What the next attempt must still be told when this one ended before it could answer. A pause or

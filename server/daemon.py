@@ -89,7 +89,7 @@ def serve(settings: Settings) -> int:
 
 
 def _serve_on(listener: socket.socket, settings: Settings) -> int:
-    from server.db import Database
+    from server.database.db import Database
     from server.main import create_app
 
     failures: list[BaseException] = []
@@ -156,7 +156,7 @@ def _end_on_signals(server: uvicorn.Server, app: FastAPI) -> None:
 @contextmanager
 def _listening(settings: Settings) -> Iterator[socket.socket]:
     """The socket, bound before anything slow: an address in use is said within the second."""
-    from server.access import policy_for
+    from server.guard.access import policy_for
 
     policy_for(settings)  # refuses an address that must not be bound, before it is
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
@@ -193,9 +193,9 @@ def _told_where(listener: socket.socket, settings: Settings) -> Iterator[None]:
 def _is_for_a_person(error: Exception) -> bool:
     if isinstance(error, CannotServe):
         return True  # before the imports below: a second daemon must be gone within the second
-    from server.access import BindRefused
-    from server.migrate import Refused
-    from server.tokens import TokenUnusable
+    from server.database.migrate import Refused
+    from server.guard.access import BindRefused
+    from server.guard.tokens import TokenUnusable
 
     return isinstance(error, (BindRefused, Refused, TokenUnusable))
 
@@ -222,7 +222,7 @@ class PlainLines(logging.Formatter):
     """For a person: time, level, message, with control bytes escaped."""
 
     def format(self, record: logging.LogRecord) -> str:
-        from server.process import escape
+        from server.supervision.process import escape
 
         first, *rest = super().format(record).split("\n")
         return "\n".join([escape(first), *(escape(line) for line in rest)])

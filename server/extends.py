@@ -8,7 +8,8 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from server import commands, lineage, states, tables
+from server import commands, lineage, states
+from server.database import tables
 from server.errors import Conflict, IllegalMove, Invalid
 from server.states import Desired, State
 from trainer.contract.commands import EndPhase

@@ -12,9 +12,10 @@ from pathlib import Path
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from server import devices, tables
-from server.devices import Device, DeviceMissing
+from server.database import tables
 from server.errors import Invalid
+from server.machine import devices
+from server.machine.devices import Device, DeviceMissing
 from trainer.contract.spec import RunSpec
 
 _WANTED = {"parquet": ("two or more .parquet files", ".parquet", 2)}

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from sqlalchemy import select
 
-from server import tables
-from server.db import Database
+from server.database import tables
+from server.database.db import Database
 from trainer.contract.rundir import DataDir, write_durably
 
 MARK = "deleted"

@@ -10,7 +10,7 @@ import time
 
 from sqlalchemy.orm import Session
 
-from server import tables
+from server.database import tables
 from server.making import first_phase, new_run, plan_for, require_free
 from server.states import Desired, State
 from trainer.contract.exits import Reason

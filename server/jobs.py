@@ -10,7 +10,8 @@ from pydantic import BaseModel
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from server import runs, states, tables
+from server import runs, states
+from server.database import tables
 from server.errors import Conflict, Invalid, NotFound
 from server.making import require_free
 from server.states import State

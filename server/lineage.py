@@ -12,7 +12,8 @@ from typing import NamedTuple
 from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
 
-from server import counters, rollups, sparkline, tables
+from server.database import tables
+from server.ingestion import counters, rollups, sparkline
 from trainer.contract.orders import Lineage
 from trainer.contract.spec import MAX_STEPS
 

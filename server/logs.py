@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from server.process import escape
+from server.supervision.process import escape
 
 MAX_BYTES = 4 << 20
 

@@ -9,14 +9,15 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
-from server import daemon, devices, graves
+from server import daemon, graves
 from server.api import app as api
 from server.daemon import serve
-from server.db import Database
+from server.database.db import Database
 from server.feed import Feed
+from server.machine import devices
 from server.settings import Settings
-from server.supervisor import Supervisor
-from server.trainers import Shop
+from server.supervision.supervisor import Supervisor
+from server.supervision.trainers import Shop
 
 __all__ = ["create_app", "serve"]
 

@@ -7,7 +7,7 @@ import secrets
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from server import tables
+from server.database import tables
 from server.errors import Invalid, NameTaken
 from server.states import Desired, State
 from trainer.contract.exits import Reason

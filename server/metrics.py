@@ -22,9 +22,10 @@ from prometheus_client.exposition import generate_latest
 from sqlalchemy import case, func, or_, select
 from sqlalchemy.orm import Session
 
-from server import counters, tables
-from server.db import Database
-from server.migrate import version
+from server.database import tables
+from server.database.db import Database
+from server.database.migrate import version
+from server.ingestion import counters
 from server.states import ENDED, OCCUPYING, State
 from trainer.contract.exits import Reason
 from trainer.contract.rundir import OUTBOX

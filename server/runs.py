@@ -11,8 +11,9 @@ from sqlalchemy import delete as sql_delete
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from server import commands, lineage, states, tables
+from server import commands, lineage, states
 from server.attempts import build_order, current_phase, next_attempt
+from server.database import tables
 from server.errors import Conflict, IllegalMove
 from server.extends import ExtendOutcome, extend
 from server.imports import import_run

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from server import tables
+from server.database import tables
 from server.errors import IllegalMove
 from trainer.contract.exits import Reason
 

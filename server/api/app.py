@@ -14,7 +14,6 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.access import Access, Policy, policy_for
 from server.api import (
     checkpoints,
     docs,
@@ -32,12 +31,13 @@ from server.api import (
     web,
 )
 from server.api.live import source_of
-from server.bodies import Bodies
-from server.db import Database
+from server.database.db import Database
+from server.database.migrate import version
 from server.feed import Feed
+from server.guard.access import Access, Policy, policy_for
+from server.guard.bodies import Bodies
+from server.machine.readings import Readings
 from server.metrics import Metrics
-from server.migrate import version
-from server.readings import Readings
 from server.settings import Settings
 from server.stream import Hub
 

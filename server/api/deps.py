@@ -15,10 +15,10 @@ from fastapi.routing import APIRoute
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
-from server import bodies, idempotency
-from server.db import Database
+from server.database.db import Database
 from server.errors import NotAcceptable
-from server.idempotency import Answer
+from server.guard import bodies, idempotency
+from server.guard.idempotency import Answer
 from server.settings import Settings
 
 RAW_BODY = "traind.body"

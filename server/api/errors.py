@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from server import errors
-from server.validation import explain, printable
+from server.guard.validation import explain, printable
 
 TYPE_PREFIX = "urn:traind:problem:"
 MEDIA_TYPE = "application/problem+json"

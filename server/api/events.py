@@ -8,12 +8,12 @@ from fastapi import APIRouter, Header, Query, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from server import store
 from server.api.deps import MAX_ID, Limit, RunRef, StrictRoute, negotiate
 from server.api.openapi import problems
 from server.api.sse import EventStream
-from server.db import Database
+from server.database.db import Database
 from server.errors import Busy
+from server.queries import store
 from server.schemas import EventView, Page
 from server.stream import Hub
 

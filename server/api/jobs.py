@@ -9,10 +9,12 @@ from fastapi import APIRouter, Query
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
-from server import jobs, store, tables
+from server import jobs
 from server.api.deps import ID_PATTERN, Act, Db, Doing, JobRef, Limit, RunRef, StrictRoute
 from server.api.openapi import problems
-from server.idempotency import Answer
+from server.database import tables
+from server.guard.idempotency import Answer
+from server.queries import store
 from server.schemas import JobView, Page
 from trainer.contract.jobs import EvaluateParams, ExportParams, ImportParams, SampleParams
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from server import estimate, store, tables
-from server.db import Database
+from server.database import tables
+from server.database.db import Database
+from server.queries import estimate, store
 from server.states import SETTLED
 from server.stream import Kept, Source, frame_of
 

@@ -10,15 +10,17 @@ from fastapi import APIRouter, Body, Request
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
-from server import planning, runs, store
+from server import runs
 from server.api import previews
 from server.api.deps import Act, Conf, Doing, StrictRoute
 from server.api.openapi import problems
 from server.errors import Invalid
-from server.idempotency import Answer
+from server.guard.idempotency import Answer
+from server.guard.validation import explained
+from server.machine import planning
 from server.making import plan_for
+from server.queries import store
 from server.schemas import PlanAnswer
-from server.validation import explained
 from trainer.contract.extend import ExtendRequest
 from trainer.contract.spec import RunSpec, resolve
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from server import report, store
 from server.api.deps import Conf, Db, RunRef, StrictRoute, negotiate
 from server.api.openapi import problems
+from server.queries import store
+from server.reporting import report
 
 router = APIRouter(prefix="/v1/runs/{run}", tags=["history"], route_class=StrictRoute)
 REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"

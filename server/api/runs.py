@@ -9,11 +9,15 @@ from fastapi import APIRouter, Body, Query, Request
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
-from server import devices, estimate, feasible, graves, planning, runs, store, tables
+from server import feasible, graves, runs
 from server.api import previews
 from server.api.deps import Act, Conf, Db, Doing, Limit, RunRef, StrictRoute
 from server.api.openapi import problems
-from server.idempotency import Answer
+from server.database import tables
+from server.guard.idempotency import Answer
+from server.guard.validation import explained
+from server.machine import devices, planning
+from server.queries import estimate, store
 from server.schemas import (
     ExtendAnswer,
     Page,
@@ -24,7 +28,6 @@ from server.schemas import (
     RunSummary,
 )
 from server.states import State
-from server.validation import explained
 from trainer.contract.extend import ExtendRequest
 from trainer.contract.spec import RunSpec
 

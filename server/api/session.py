@@ -5,9 +5,9 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from server.access import COOKIE, Policy, session_of
 from server.api.deps import StrictRoute
-from server.tokens import SESSION_SECONDS
+from server.guard.access import COOKIE, Policy, session_of
+from server.guard.tokens import SESSION_SECONDS
 
 router = APIRouter(prefix="/v1/session", tags=["system"], route_class=StrictRoute)
 

@@ -11,13 +11,14 @@ from fastapi import APIRouter, Request
 from sqlalchemy import select, text
 from starlette.responses import Response
 
-from server import devices, tables
 from server.api.deps import Conf, Db, StrictRoute
 from server.api.openapi import problems
-from server.db import Database
-from server.devices import Device
+from server.database import tables
+from server.database.db import Database
 from server.errors import Busy
-from server.readings import Readings, process_name
+from server.machine import devices
+from server.machine.devices import Device
+from server.machine.readings import Readings, process_name
 from server.schemas import DeviceView, PeakFlops, SystemView
 from trainer.contract.peaks import known_peak
 

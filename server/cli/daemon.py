@@ -115,8 +115,8 @@ def show(data_dir: DataDir = None, stop_trainers: StopTrainers = None) -> None:
 def rebuild(data_dir: DataDir = None, yes: options.Yes = False, json: options.Json = False) -> None:
     """Make the database anew from the run directories' journals; the daemon must not run."""
     settings = read_settings(data_dir=data_dir)
-    from server import rebuild as rebuilding
-    from server.migrate import Refused
+    from server.database import rebuild as rebuilding
+    from server.database.migrate import Refused
 
     question = f"Rebuild {settings.paths.database}? The present one is kept beside it."
     if not options.confirmed(question, yes):

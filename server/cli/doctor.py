@@ -187,7 +187,7 @@ def _packages() -> Finding:
 
 
 def _sqlite() -> Finding:
-    from server.sqlite import choose_library
+    from server.database.sqlite import choose_library
 
     library = choose_library()
     said = f"{library.name} {library.version}, journal mode {library.journal_mode}"

@@ -142,7 +142,7 @@ def explain(error: Exception) -> int | None:
     if isinstance(error, Refused):
         _complain(error.message, error.hint)
         return error.code
-    from server.client_wire import ApiError, ClientError, NotReachable
+    from server.client.wire import ApiError, ClientError, NotReachable
 
     if isinstance(error, NotReachable):
         _complain(str(error), "start it with: traind serve   (or: traind service install)")

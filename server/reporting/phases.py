@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
 
-from server import lineage, rollups, schemas, tables
+from server import lineage, schemas
+from server.database import tables
+from server.ingestion import rollups
 from server.lineage import Stretch
 from server.reporting.answer import CoreScore, PhaseReport
 from trainer.contract.plan import Plan

@@ -7,7 +7,8 @@ from itertools import pairwise
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from server import schemas, tables
+from server import schemas
+from server.database import tables
 from server.reporting.answer import (
     AttemptReport,
     Difference,

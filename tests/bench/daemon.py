@@ -14,8 +14,11 @@ from pathlib import Path
 
 from sqlalchemy import select
 
-from server import estimate, ingest, runs, store, tables
-from server.db import Database
+from server import runs
+from server.database import tables
+from server.database.db import Database
+from server.ingestion import ingest
+from server.queries import estimate, store
 from server.settings import Settings
 from trainer.contract import events, journal
 from trainer.contract.plan import PlanContext

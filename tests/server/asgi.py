@@ -10,7 +10,7 @@ import httpx
 from fastapi import FastAPI
 
 from server.api import app as api
-from server.db import Database
+from server.database.db import Database
 from server.feed import Feed
 from server.settings import Settings
 
@@ -51,7 +51,7 @@ class Asgi:
 
     def move(self, name: str, state: str) -> None:
         """Put a run into a state, as the supervisor would."""
-        from server import store
+        from server.queries import store
 
         with self.db.write() as session:
             store.get_run(session, name).state = state

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from server.db import Database
+from server.database.db import Database
 from server.settings import Settings
 from tests.server.asgi import Asgi
 

@@ -7,11 +7,11 @@ import sys
 import threading
 from pathlib import Path
 
-from server.db import Database
-from server.devices import Device
+from server.database.db import Database
+from server.machine.devices import Device
 from server.settings import Settings
-from server.supervisor import Supervisor
-from server.trainers import Shop
+from server.supervision.supervisor import Supervisor
+from server.supervision.trainers import Shop
 
 
 def main() -> None:

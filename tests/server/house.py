@@ -16,13 +16,14 @@ from typing import Any, TypeVar
 
 from sqlalchemy import select
 
-from server import process, runs
-from server.db import Database
-from server.devices import Device
+from server import runs
+from server.database.db import Database
+from server.database.tables import Attempt, Event, Job, Run
+from server.machine.devices import Device
 from server.settings import Settings
-from server.supervisor import Supervisor
-from server.tables import Attempt, Event, Job, Run
-from server.trainers import Shop
+from server.supervision import process
+from server.supervision.supervisor import Supervisor
+from server.supervision.trainers import Shop
 
 FAKE = Path(__file__).with_name("fake_trainer.py")
 ROOT = FAKE.parents[2]

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from server import hardware, process
+from server.machine import hardware
+from server.supervision import process
 from trainer.contract import failpoint, journal, rundir
 from trainer.contract.rundir import ProcessIdentity
 

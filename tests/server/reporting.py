@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from server import attempts, ingest, runs, tables
-from server.db import Database
+from server import attempts, runs
+from server.database import tables
+from server.database.db import Database
+from server.ingestion import ingest
 from server.settings import Settings
 from trainer.contract import events
 from trainer.contract.exits import Reason

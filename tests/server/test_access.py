@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from server import access
-from server.access import BindRefused, policy_for
+from server.guard import access
+from server.guard.access import BindRefused, policy_for
+from server.guard.tokens import MAX_SESSIONS, Tokens, TokenUnusable, read_or_make
 from server.settings import Settings
-from server.tokens import MAX_SESSIONS, Tokens, TokenUnusable, read_or_make
 from tests.server.asgi import Asgi
 
 UNSAFE = ("POST", "PATCH", "DELETE", "PUT")

@@ -12,8 +12,8 @@ import httpx
 import pytest
 from starlette.types import Message
 
-from server import bodies
 from server.errors import Invalid
+from server.guard import bodies
 from tests.server.asgi import BASE, Asgi
 
 JSON = {"content-type": "application/json"}

@@ -13,8 +13,10 @@ import httpx
 import pyarrow.parquet
 import pytest
 
-from server import parquet, store, tables
+from server import parquet
 from server.api import web
+from server.database import tables
+from server.queries import store
 from tests.server.asgi import Asgi
 
 NAME = "step-000000010-a0001"

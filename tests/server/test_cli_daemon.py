@@ -15,7 +15,7 @@ import pytest
 
 from server.cli.app import main
 from server.client import ApiError, Client
-from server.client_wire import TRIES
+from server.client.wire import TRIES
 
 
 @dataclass

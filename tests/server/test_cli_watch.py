@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from server import client_stream
+from server.client import stream as client_stream
 from tests.server.stub_daemon import Reply, Stub, detail, event_frame, page, progress
 from tests.server.test_cli_commands import Traind, stub, traind
 

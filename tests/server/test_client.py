@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server import client_stream
 from server.client import ApiError, BadAnswer, Client, ClientError, NotReachable
+from server.client import stream as client_stream
 from tests.server.stub_daemon import (
     Reply,
     Stub,

@@ -18,8 +18,8 @@ import httpx
 import psutil
 import pytest
 
-from server import process
-from server.tables import Attempt
+from server.database.tables import Attempt
+from server.supervision import process
 from tests.server.house import ROOT, House, launcher
 
 SERVE = [sys.executable, "-c", "import sys; from server.daemon import serve; "

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from server import backups, errors, migrate, sqlite, tables
-from server.db import Database
+from server import errors
+from server.database import backups, migrate, sqlite, tables
+from server.database.db import Database
 from server.settings import Settings
 
 
@@ -268,8 +269,8 @@ def test_a_backup_is_made_while_others_write_and_a_few_are_kept(db: Database) ->
 def test_f31_a_stuck_reader_cannot_make_the_log_grow_without_bound(
     db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.db.WAL_CHECKPOINT_BYTES", 100_000)
-    monkeypatch.setattr("server.db.WAL_MAX_BYTES", 400_000)
+    monkeypatch.setattr("server.database.db.WAL_CHECKPOINT_BYTES", 100_000)
+    monkeypatch.setattr("server.database.db.WAL_MAX_BYTES", 400_000)
     with db.read() as session:
         session.query(tables.Counter).count()
         with pytest.raises(errors.Busy, match="reading the database"):

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from server import decide
-from server.decide import (
+from server.states import State
+from server.supervision import decide
+from server.supervision.decide import (
     WAIT,
     Adopt,
     Close,
@@ -25,8 +26,7 @@ from server.decide import (
     Sweep,
     Tell,
 )
-from server.states import State
-from server.watch import Presence
+from server.supervision.watch import Presence
 from trainer.contract.exits import Reason
 
 LIVE: dict[str, Any] = {"presence": Presence.alive, "has_begun": True}

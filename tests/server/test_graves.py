@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from server import graves, tables
-from server.db import Database
+from server import graves
+from server.database import tables
+from server.database.db import Database
 from server.settings import Settings
 from tests.server.reporting import create
 

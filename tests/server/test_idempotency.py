@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from server import idempotency, tables
-from server.idempotency import Answer, Key
+from server.database import tables
+from server.guard import idempotency
+from server.guard.idempotency import Answer, Key
 from tests.server.asgi import Asgi
 
 

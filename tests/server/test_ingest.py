@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from server import counters, ingest, rollups, store, tables
-from server.db import Database
+from server.database import tables
+from server.database.db import Database
+from server.ingestion import counters, ingest, rollups
+from server.queries import store
 from server.settings import Settings
 from tests.server.reporting import BATCH_TOKENS, Reporter, attempt, create, step
 from trainer.contract import events
@@ -324,7 +326,7 @@ def test_two_readers_of_one_journal_apply_it_once(db: Database, settings: Settin
 _CHILD = """
 import sys
 from server import ingest
-from server.db import Database
+from server.database.db import Database
 from server.settings import Settings
 settings = Settings(data_dir=sys.argv[1])
 db = Database.open(settings)

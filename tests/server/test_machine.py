@@ -28,15 +28,16 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import select
 
-from server import lineage, runs, watch
-from server.db import Database
-from server.devices import Device
+from server import lineage, runs
+from server.database.db import Database
+from server.database.tables import Attempt, Run
 from server.errors import TraindError
+from server.machine.devices import Device
 from server.settings import Settings
 from server.states import SETTLED, State
-from server.supervisor import Supervisor
-from server.tables import Attempt, Run
-from server.trainers import Shop
+from server.supervision import watch
+from server.supervision.supervisor import Supervisor
+from server.supervision.trainers import Shop
 from tests.server.machine_world import Killed, World
 from tests.soak import books
 from trainer.contract.extend import ExtendRequest

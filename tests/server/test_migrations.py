@@ -17,8 +17,8 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 import migrations
-from server import migrate, sqlite, tables
-from server.db import Database
+from server.database import migrate, sqlite, tables
+from server.database.db import Database
 from server.settings import Settings
 
 ROOT = Path(migrations.__file__).parents[1]
@@ -69,7 +69,7 @@ def test_alembic_check_passes_from_the_command_line(
 
 _OPEN = """
 import sys
-from server.db import Database
+from server.database.db import Database
 from server.settings import Settings
 Database.open(Settings(data_dir=sys.argv[1])).close()
 """

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 
-from server import planning, store, tables, throughput
-from server.devices import Device
+from server.database import tables
+from server.machine import planning, throughput
+from server.machine.devices import Device
+from server.queries import store
 from tests.server.asgi import Asgi
 from trainer.contract.spec import RunSpec, resolve
 

@@ -12,7 +12,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from server import counters, metrics, store, tables
+from server import metrics
+from server.database import tables
+from server.ingestion import counters
+from server.queries import store
 from tests.server.asgi import Asgi
 
 # name: labels beside those of a histogram. The contract with dashboards and alert rules.

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
-from server import attempts, migrate, store, tables
-from server.db import Database
-from server.rebuild import rebuild
+from server import attempts
+from server.database import migrate, tables
+from server.database.db import Database
+from server.database.rebuild import rebuild
+from server.queries import store
 from server.settings import Settings
 from tests.server.reporting import Reporter, attempt, create
 from trainer.contract import orders

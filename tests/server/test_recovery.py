@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from server import hardware, recovery
-from server.recovery import Circumstances, Ending, History, Said, classify, follow
+from server.machine import hardware
 from server.states import State
+from server.supervision import recovery
+from server.supervision.recovery import Circumstances, Ending, History, Said, classify, follow
 from trainer.contract.exits import Reason
 from trainer.contract.spec import RecoverySpec
 

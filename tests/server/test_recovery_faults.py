@@ -18,8 +18,9 @@ from typing import Any
 
 import pytest
 
-from server import process, runs
-from server.tables import Attempt, Point
+from server import runs
+from server.database.tables import Attempt, Point
+from server.supervision import process
 from tests.server.house import ROOT, House
 from trainer.contract import journal
 from trainer.contract.rundir import OUTBOX, boot_id
@@ -173,8 +174,8 @@ def test_f04_a_hang_is_stalled_with_its_stacks(
 ) -> None:
     house = House(tmp_path, stall_seconds=0.6)
     house.behave(monkeypatch, a1={"hang_at": 15, "deaf": True, "slow_start": 0})
-    monkeypatch.setattr("server.decide.TERM_SECONDS", 0.3)
-    monkeypatch.setattr("server.decide.DUMP_SECONDS", 0.3)
+    monkeypatch.setattr("server.supervision.decide.TERM_SECONDS", 0.3)
+    monkeypatch.setattr("server.supervision.decide.DUMP_SECONDS", 0.3)
     run_id = house.create(steps=30)
     with house.daemon():
         house.becomes(run_id, "completed", 30)
@@ -192,7 +193,7 @@ def test_f04_a_stopped_trainer_is_stalled_not_crashed(
 ) -> None:
     house = House(tmp_path, stall_seconds=0.6)
     house.behave(monkeypatch, a1={"stop_at": 15})
-    monkeypatch.setattr("server.decide.DUMP_SECONDS", 0.3)
+    monkeypatch.setattr("server.supervision.decide.DUMP_SECONDS", 0.3)
     run_id = house.create(steps=120)
     with house.daemon():
         house.becomes(run_id, "completed", 30)
@@ -210,7 +211,7 @@ def test_f04_a_trainer_that_only_rested_is_spared(
 ) -> None:
     house = House(tmp_path, stall_seconds=0.6)
     house.behave(monkeypatch, a1={"rest_at": 15, "rest_seconds": 1.0})
-    monkeypatch.setattr("server.decide.DUMP_SECONDS", 5.0)
+    monkeypatch.setattr("server.supervision.decide.DUMP_SECONDS", 5.0)
     run_id = house.create(steps=60)
     with house.daemon():
         house.becomes(run_id, "completed", 30)
@@ -372,7 +373,7 @@ def test_f13_host_out_of_memory_is_retried_once(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     house.behave(monkeypatch, all={"crash_at": 5})
-    monkeypatch.setattr("server.autopsy._oom", lambda watch, lines: "limit 8.0 GiB")
+    monkeypatch.setattr("server.supervision.autopsy._oom", lambda watch, lines: "limit 8.0 GiB")
     run_id = house.create()
     with house.daemon():
         run = house.becomes(run_id, "failed")

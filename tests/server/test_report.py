@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from server import report, runs, store, tables
-from server.db import Database
+from server import runs
+from server.database import tables
+from server.database.db import Database
+from server.queries import store
+from server.reporting import report
 from server.settings import Settings
 from tests.server import reference_run
 

@@ -8,9 +8,11 @@ from typing import Any
 import pydantic
 import pytest
 
-from server import attempts, lineage, runs, store, tables
-from server.db import Database
+from server import attempts, lineage, runs
+from server.database import tables
+from server.database.db import Database
 from server.errors import Conflict, IllegalMove, Invalid, NameTaken
+from server.queries import store
 from server.schemas import Overrides, PatchRun, ResumeRequest
 from server.settings import Settings
 from tests.server.reporting import BATCH_TOKENS, Reporter, attempt, create
@@ -373,7 +375,7 @@ def test_f01_a_crash_is_repeated_from_the_checkpoint_and_the_curve_is_one(
         assert (run.step, run.tokens_seen) == (50, 50 * BATCH_TOKENS)
         assert run.totals["lost_steps"] == 17
         assert run.totals["restarts"] == 1
-        from server import counters
+        from server.ingestion import counters
 
         held = counters.read(session)
         assert held["lost_steps_total"] == [("demo", "", 17.0)]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from sqlalchemy import event, text
 
-from server import rollups, store, tables
-from server.db import Database
+from server.database import tables
+from server.database.db import Database
+from server.ingestion import rollups
+from server.queries import store
 from server.settings import Settings
 from tests.server.reporting import attempt, create
 

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from starlette.types import Message
 
-from server import store, tables
 from server.api import sse
+from server.database import tables
+from server.queries import store
 from server.stream import KEPT_EVENTS, Hub, Kept, Source
 from tests.server.asgi import Asgi
 from tests.server.live_server import open_stream, read_until, serving, until

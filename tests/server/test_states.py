@@ -6,8 +6,9 @@ import itertools
 
 import pytest
 
-from server import runs, states, tables
-from server.db import Database
+from server import runs, states
+from server.database import tables
+from server.database.db import Database
 from server.errors import IllegalMove
 from server.states import MOVES, State
 from tests.server.reporting import create

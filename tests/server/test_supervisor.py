@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 from sqlalchemy import insert, select
 
-from server import board, extends, jobs, runs
-from server.supervisor import Supervisor
-from server.tables import Job
-from server.trainers import Shop
+from server import extends, jobs, runs
+from server.database.tables import Job
+from server.supervision import board
+from server.supervision.supervisor import Supervisor
+from server.supervision.trainers import Shop
 from tests.server.house import CPU, House
 from trainer.contract.extend import ExtendRequest
 
@@ -225,7 +226,7 @@ def test_an_interpreter_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_full_disk_is_said_while_it_lasts(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.decide.DISK_SILENCE_SECONDS", 0.2)
+    monkeypatch.setattr("server.supervision.decide.DISK_SILENCE_SECONDS", 0.2)
     house.behave(monkeypatch, all={"wait_at": 10, "wait_seconds": 1.5})
     run_id = house.create(steps=100_000)
     with house.daemon():
@@ -339,7 +340,7 @@ def test_a_supervisor_that_fails_says_so(house: House, monkeypatch: pytest.Monke
     def broken(*_: Any) -> None:
         raise RuntimeError("a fault nobody thought of")
 
-    monkeypatch.setattr("server.board.load", broken)
+    monkeypatch.setattr("server.supervision.board.load", broken)
     supervisor = Supervisor(Shop(house.db, house.settings, CPU))
     supervisor.start(house.failures.append)
     deadline = time.monotonic() + 5
@@ -392,7 +393,7 @@ def test_ten_thousand_queued_runs_tick_within_100_ms(house: House) -> None:
 
 
 def test_signals_reach_only_the_trainer_they_are_meant_for(house: House) -> None:
-    from server import process
+    from server.supervision import process
     from trainer.contract.rundir import identify
 
     own = identify(os.getpid())

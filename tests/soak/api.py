@@ -18,10 +18,10 @@ import httpx
 from sqlalchemy import select
 
 from server import runs, states
-from server.db import Database
+from server.database.db import Database
+from server.database.tables import Event, Run
 from server.settings import Settings
 from server.states import State
-from server.tables import Event, Run
 from tests.e2e.real_daemon import RealDaemon
 from tests.server.house import launcher
 from tests.soak import books

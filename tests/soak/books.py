@@ -11,9 +11,9 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from server import states
-from server.db import Database
+from server.database.db import Database
+from server.database.tables import Attempt, Checkpoint, Event, Point, Run
 from server.states import State
-from server.tables import Attempt, Checkpoint, Event, Point, Run
 from trainer.contract import journal
 from trainer.contract.rundir import OUTBOX, DataDir
 

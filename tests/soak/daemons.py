@@ -7,9 +7,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from server.db import Database
+from server.database.db import Database
+from server.database.tables import Attempt
 from server.settings import Settings
-from server.tables import Attempt
 from tests.e2e.real_daemon import RealDaemon
 from tests.server import reporting
 from tests.server.house import launcher

@@ -10,9 +10,9 @@ from unittest.mock import patch
 
 from sqlalchemy import delete, func, select
 
-from server.db import Database
+from server.database.db import Database
+from server.database.tables import Attempt, Event, Point
 from server.settings import Settings
-from server.tables import Attempt, Event, Point
 from tests.server import reporting
 from tests.server.reporting import Reporter
 from tests.soak import books

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from server import process
-from server.tables import Attempt
+from server.database.tables import Attempt
+from server.supervision import process
 from tests.server.house import ROOT, House
 from tests.soak import books
 from tests.soak.counts import Counts

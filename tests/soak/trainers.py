@@ -10,7 +10,7 @@ from contextlib import suppress
 
 from sqlalchemy import select
 
-from server.tables import Point
+from server.database.tables import Point
 from tests.soak.counts import Budget, Counts
 from tests.soak.processes import Settlement
 

@@ -1,0 +1,333 @@
+"""The typed Python client of a traind daemon: one method an endpoint, `server.schemas` for answers.
+
+with Client() as traind:
+    run = traind.create_run({"name": "demo"})
+    for message in traind.stream(run.name):
+        print(message.data)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx
+
+from server import schemas
+from server.client import stream as client_stream
+from server.client.wire import (
+    ApiError,
+    BadAnswer,
+    ClientError,
+    NotReachable,
+    Wire,
+    parse,
+    quoted,
+    refusal,
+)
+
+ReportFormat = Literal["markdown", "html", "json"]
+_REPORT_TYPES = {"markdown": "text/markdown", "html": "text/html", "json": "application/json"}
+_METRICS_TYPES = {"csv": "text/csv", "parquet": "application/vnd.apache.parquet"}
+
+__all__ = ["ApiError", "BadAnswer", "Client", "ClientError", "LogPart", "NotReachable"]
+
+
+@dataclass(frozen=True)
+class LogPart:
+    """Whole lines of an attempt's log; next_offset is where a follower goes on."""
+
+    text: str
+    attempt: int
+    next_offset: int
+
+
+class Client:
+    """A connection to one daemon. Usable as a context manager; not shared between threads.
+
+    url: TRAIND_URL, else http://127.0.0.1:8321. The token is read from `token_file`, else from the
+    file TRAIND_TOKEN_FILE names, else (loopback only) from the data directory; never from argv.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        token_file: Path | None = None,
+        timeout_seconds: float = 30.0,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self.wire = Wire(url, token_file, timeout_seconds, transport)
+        self.url = self.wire.url
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.wire.http.close()
+
+    # --- runs ------------------------------------------------------------------------------------
+
+    def plan(self, body: Mapping[str, Any]) -> schemas.PlanAnswer:
+        """The arithmetic of a spec, or of {"run": …, "extend": {…}}. Nothing is created."""
+        return self.wire.post("/plan", schemas.PlanAnswer, body, changes=False)
+
+    def create_run(self, spec: Mapping[str, Any], *, key: str | None = None) -> schemas.RunDetail:
+        return self.wire.post("/runs", schemas.RunDetail, spec, key=key)
+
+    def list_runs(
+        self,
+        *,
+        state: str | None = None,
+        after: str | None = None,
+        limit: int | None = None,
+        order: str | None = None,
+    ) -> schemas.Page[schemas.RunSummary]:
+        query = {"state": state, "after": after, "limit": limit, "order": order}
+        return self.wire.get("/runs", schemas.Page[schemas.RunSummary], query)
+
+    def runs(self, *, state: str | None = None) -> Iterator[schemas.RunSummary]:
+        """Every run, page by page."""
+        after = None
+        while True:
+            page = self.list_runs(state=state, after=after, limit=100)
+            yield from page.data
+            if not page.has_more or page.next is None:
+                return
+            after = page.next
+
+    def run(self, run: str) -> schemas.RunDetail:
+        return self.wire.get(_run(run), schemas.RunDetail)
+
+    def patch_run(self, run: str, changes: Mapping[str, Any]) -> schemas.RunDetail:
+        return self.wire.patch(_run(run), schemas.RunDetail, changes)
+
+    def delete_run(self, run: str) -> None:
+        self.wire.delete(_run(run))
+
+    def start(self, run: str, *, key: str | None = None) -> schemas.RunDetail:
+        return self.wire.post(_run(run, "start"), schemas.RunDetail, key=key)
+
+    def pause(self, run: str, *, key: str | None = None) -> schemas.RunDetail:
+        return self.wire.post(_run(run, "pause"), schemas.RunDetail, key=key)
+
+    def resume(
+        self, run: str, *, overrides: Mapping[str, Any] | None = None, key: str | None = None
+    ) -> schemas.RunDetail:
+        body = {"overrides": overrides} if overrides else None
+        return self.wire.post(_run(run, "resume"), schemas.RunDetail, body, key=key)
+
+    def cancel(self, run: str, *, key: str | None = None) -> schemas.RunDetail:
+        return self.wire.post(_run(run, "cancel"), schemas.RunDetail, key=key)
+
+    def extend(
+        self, run: str, ask: Mapping[str, Any], *, dry_run: bool = False, key: str | None = None
+    ) -> schemas.ExtendAnswer:
+        """Append a phase; dry_run answers the preview and changes nothing."""
+        return self.wire.post(
+            _run(run, "extend"),
+            schemas.ExtendAnswer,
+            ask,
+            query={"dry_run": "true"} if dry_run else None,
+            key=key,
+            changes=not dry_run,
+        )
+
+    # --- what a run has --------------------------------------------------------------------------
+
+    def progress(self, run: str) -> schemas.Progress:
+        return self.wire.get(_run(run, "progress"), schemas.Progress)
+
+    def phases(self, run: str) -> list[schemas.PhaseView]:
+        return self._whole(_run(run, "phases"), schemas.PhaseView)
+
+    def attempts(self, run: str) -> list[schemas.AttemptView]:
+        return self._whole(_run(run, "attempts"), schemas.AttemptView)
+
+    def checkpoints(self, run: str, *, superseded: bool = False) -> list[schemas.CheckpointView]:
+        """Of the present lineage; superseded: also those that a later attempt replaced."""
+        return self._whole(_run(run, "checkpoints"), schemas.CheckpointView, superseded)
+
+    def evaluations(self, run: str, *, superseded: bool = False) -> list[schemas.EvaluationView]:
+        return self._whole(_run(run, "evaluations"), schemas.EvaluationView, superseded)
+
+    def samples(self, run: str, *, superseded: bool = False) -> list[schemas.SampleView]:
+        return self._whole(_run(run, "samples"), schemas.SampleView, superseded)
+
+    def metrics(
+        self,
+        run: str,
+        *,
+        keys: list[str] | None = None,
+        from_step: int | None = None,
+        to_step: int | None = None,
+        max_points: int | None = None,
+    ) -> schemas.MetricsAnswer:
+        query = _metrics_query(keys, from_step, to_step, max_points)
+        return self.wire.get(_run(run, "metrics"), schemas.MetricsAnswer, query)
+
+    def metrics_file(
+        self,
+        run: str,
+        form: Literal["csv", "parquet"],
+        *,
+        keys: list[str] | None = None,
+        from_step: int | None = None,
+        to_step: int | None = None,
+        max_points: int | None = None,
+    ) -> bytes:
+        query = _metrics_query(keys, from_step, to_step, max_points)
+        return self.wire.raw(_run(run, "metrics"), _METRICS_TYPES[form], query).content
+
+    def events(
+        self,
+        run: str | None = None,
+        *,
+        after: int | None = None,
+        limit: int | None = None,
+        newest: bool = False,
+    ) -> schemas.Page[schemas.EventView]:
+        """One page of what happened, in order. newest: the last ones instead of the first."""
+        query = {"after": after, "limit": limit, "newest": "true" if newest else None}
+        return self.wire.get(_events(run), schemas.Page[schemas.EventView], query)
+
+    def stream(
+        self,
+        run: str | None = None,
+        *,
+        after: int | None = None,
+        on_connection: client_stream.OnConnection | None = None,
+        give_up_seconds: float | None = None,
+    ) -> Iterator[client_stream.Message]:
+        """Events as they come, for ever; a lost connection is taken up where it was lost.
+
+        after: the id of the last event already seen. Raises ApiError when the daemon refuses,
+        NotReachable after `give_up_seconds` without a connection (None: never).
+        """
+        return client_stream.follow(
+            self.wire.http,
+            "/v1" + _events(run),
+            after=after,
+            on_connection=on_connection,
+            give_up_seconds=give_up_seconds,
+            refuse=refusal,
+            unreachable=lambda cause: NotReachable(self.wire.url, cause),
+        )
+
+    def logs(
+        self,
+        run: str,
+        *,
+        attempt: int | None = None,
+        tail: int | None = None,
+        offset: int | None = None,
+    ) -> LogPart:
+        """The end of an attempt's log, or what came after the offset of an earlier answer."""
+        query = {"attempt": attempt, "tail": tail, "offset": offset}
+        answer = self.wire.raw(_run(run, "logs"), "text/plain", query)
+        try:
+            found, behind = answer.headers["Traind-Attempt"], answer.headers["Traind-Next-Offset"]
+            return LogPart(answer.text, int(found), int(behind))
+        except (KeyError, ValueError) as error:
+            raise BadAnswer("the log came without its attempt and offset") from error
+
+    def report(self, run: str, form: ReportFormat = "markdown") -> str:
+        return self.wire.raw(_run(run, "report"), _REPORT_TYPES[form]).text
+
+    # --- checkpoints and jobs --------------------------------------------------------------------
+
+    def save_checkpoint(
+        self, run: str, *, pin: bool = False, key: str | None = None
+    ) -> schemas.JobView:
+        """Ask the running trainer for a checkpoint at its next step boundary."""
+        return self.wire.post(_run(run, "checkpoints"), schemas.JobView, {"pin": pin}, key=key)
+
+    def pin_checkpoint(
+        self, run: str, checkpoint: str, pinned: bool = True
+    ) -> schemas.CheckpointView:
+        path = _run(run, "checkpoints", checkpoint)
+        return self.wire.patch(path, schemas.CheckpointView, {"pinned": pinned})
+
+    def delete_checkpoint(self, run: str, checkpoint: str) -> None:
+        self.wire.delete(_run(run, "checkpoints", checkpoint))
+
+    def download(self, run: str, checkpoint: str, name: str, to: Path) -> int:
+        """One file of a checkpoint into `to`; returns its bytes."""
+        path = "/v1" + _run(run, "checkpoints", checkpoint, "files", name)
+        with self.wire.http.stream("GET", path) as response:
+            if response.is_error:
+                response.read()
+                raise refusal(response)
+            with to.open("wb") as file:
+                return sum(file.write(chunk) for chunk in response.iter_bytes(1 << 20))
+
+    def evaluate(self, run: str, ask: Mapping[str, Any], key: str | None = None) -> schemas.JobView:
+        return self.wire.post(_run(run, "evaluations"), schemas.JobView, ask, key=key)
+
+    def sample(self, run: str, ask: Mapping[str, Any], key: str | None = None) -> schemas.JobView:
+        return self.wire.post(_run(run, "samples"), schemas.JobView, ask, key=key)
+
+    def export(self, run: str, ask: Mapping[str, Any], key: str | None = None) -> schemas.JobView:
+        return self.wire.post(_run(run, "exports"), schemas.JobView, ask, key=key)
+
+    def import_run(self, ask: Mapping[str, Any], key: str | None = None) -> schemas.JobView:
+        return self.wire.post("/imports", schemas.JobView, ask, key=key)
+
+    def jobs(
+        self,
+        *,
+        run: str | None = None,
+        state: str | None = None,
+        after: str | None = None,
+        limit: int | None = None,
+    ) -> schemas.Page[schemas.JobView]:
+        """One page of jobs, the newest first."""
+        query = {"run": run, "state": state, "after": after, "limit": limit}
+        return self.wire.get("/jobs", schemas.Page[schemas.JobView], query)
+
+    def job(self, job: str) -> schemas.JobView:
+        return self.wire.get(f"/jobs/{quoted(job)}", schemas.JobView)
+
+    def cancel_job(self, job: str) -> schemas.JobView:
+        return parse(self.wire.delete(f"/jobs/{quoted(job)}"), schemas.JobView)
+
+    # --- the daemon ------------------------------------------------------------------------------
+
+    def system(self) -> schemas.SystemView:
+        return self.wire.get("/system", schemas.SystemView)
+
+    def is_ready(self) -> bool:
+        """Whether a daemon answers /readyz with 200 just now. Never raises."""
+        try:
+            return self.wire.http.get("/readyz", timeout=2.0).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def _whole(self, path: str, item: Any, superseded: bool = False) -> list[Any]:
+        """A list that the daemon always sends whole."""
+        query = {"superseded": "true"} if superseded else None
+        return self.wire.get(path, schemas.Page[item], query).data
+
+
+def _run(run: str, *rest: str) -> str:
+    return "/runs/" + "/".join(quoted(part) for part in (run, *rest))
+
+
+def _events(run: str | None) -> str:
+    return "/events" if run is None else _run(run, "events")
+
+
+def _metrics_query(
+    keys: list[str] | None, from_step: int | None, to_step: int | None, max_points: int | None
+) -> dict[str, Any]:
+    return {
+        "keys": ",".join(keys) if keys else None,
+        "from_step": from_step,
+        "to_step": to_step,
+        "max_points": max_points,
+    }

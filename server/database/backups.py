@@ -1,0 +1,80 @@
+"""Verified online backups of the database: made by SQLite's own backup call, never by copying."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import closing, suppress
+from pathlib import Path
+
+from server.database.sqlite import Library
+from trainer.contract.rundir import DataDir, fsync_directory
+
+KEPT = 5
+_PAGES_AT_A_TIME = 2_000
+
+
+def make(library: Library, paths: DataDir) -> Path:
+    """Back up, verify, name, and let the oldest ones go. Raises OSError, or the library's Error."""
+    paths.backups.mkdir(parents=True, exist_ok=True)
+    final = _free_name(paths.backups)
+    temp = final.with_suffix(".tmp")
+    try:
+        with (
+            closing(library.module.connect(_uri(paths.database, "ro"), uri=True)) as source,
+            closing(library.module.connect(str(temp))) as target,
+        ):
+            source.backup(target, pages=_PAGES_AT_A_TIME)
+        found = problems(library, temp, thorough=True)
+        if found:
+            raise OSError(f"the backup did not verify: {found[0]}")
+        _sync(temp)
+        os.replace(temp, final)
+        fsync_directory(paths.backups)
+    finally:
+        with suppress(OSError):
+            temp.unlink()
+    for old in newest_first(paths)[KEPT:]:
+        old.unlink(missing_ok=True)
+    return final
+
+
+def newest_first(paths: DataDir) -> list[Path]:
+    return sorted(paths.backups.glob("traind-*.db"), reverse=True)
+
+
+def newest_good(library: Library, paths: DataDir) -> Path | None:
+    """The newest backup that still verifies."""
+    return next((b for b in newest_first(paths) if not problems(library, b, thorough=True)), None)
+
+
+def problems(library: Library, path: Path, *, thorough: bool) -> list[str]:
+    """What SQLite's own check finds wrong with a database file; empty when nothing."""
+    check = "integrity_check" if thorough else "quick_check"
+    try:
+        with closing(library.module.connect(_uri(path, "ro"), uri=True)) as connection:
+            connection.execute("PRAGMA busy_timeout=5000")
+            rows = connection.execute(f"PRAGMA {check}(10)").fetchall()
+    except library.module.DatabaseError as error:
+        return [str(error)]
+    return [row[0] for row in rows if row[0] != "ok"]
+
+
+def _uri(path: Path, mode: str) -> str:
+    return f"{path.absolute().as_uri()}?mode={mode}"
+
+
+def _free_name(directory: Path) -> Path:
+    """Sorts after every earlier one, also within one second, when older ones are gone already."""
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    same = sorted(directory.glob(f"traind-{stamp}-*.db"))
+    number = int(same[-1].stem.rpartition("-")[2]) + 1 if same else 0
+    return directory / f"traind-{stamp}-{number:03d}.db"
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

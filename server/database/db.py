@@ -1,0 +1,144 @@
+"""The database: opened once with every check, one writer, many readers, verified backups.
+
+Each writing transaction is BEGIN IMMEDIATE behind one lock in this process, so that it waits for
+its turn instead of failing half-way; readers never block it (WAL). Nothing else opens the file.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from sqlalchemy.orm import Session
+
+from server.database import backups, migrate, sqlite
+from server.database.sqlite import Library
+from server.settings import Settings
+from trainer.contract import failpoint
+from trainer.contract.rundir import DataDir
+
+WAL_CHECKPOINT_BYTES = 32 << 20
+WAL_MAX_BYTES = 1 << 30
+
+
+class Database:
+    """One data directory's database. warnings: what a person should know about it."""
+
+    def __init__(self, paths: DataDir, library: Library, warnings: list[str]) -> None:
+        self.paths, self.library, self.warnings = paths, library, warnings
+        self._reader = sqlite.make_engine(library, paths.database, role="reader")
+        self._writer = sqlite.make_engine(library, paths.database, role="writer")
+        self._info = {"paths": paths}
+        self._turn = threading.Lock()
+        self._after_commit: list[Callable[[], None]] = []
+
+    @classmethod
+    def open(cls, settings: Settings) -> Database:
+        """Check, back up, migrate, open. Raises migrate.Refused with a sentence for a person."""
+        paths = settings.paths
+        library = sqlite.choose_library()
+        migrate.check_place(paths)
+        migrate.check_file(library, paths)
+        migrate.upgrade(library, paths)
+        return cls(paths, library, [library.warning] if library.warning else [])
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """A session that sees one moment and cannot write. Never hold it across a stream."""
+        with (
+            sqlite.speaking(),
+            Session(self._reader, expire_on_commit=False, info=self._info) as session,
+        ):
+            yield session
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        """A session under BEGIN IMMEDIATE: commits at exit, rolls back on an exception.
+
+        Raises errors.Busy when its turn does not come within five seconds, errors.DiskFull.
+        """
+        if not self._turn.acquire(timeout=sqlite.BUSY_SECONDS):
+            raise sqlite.busy("other changes are still being written")
+        try:
+            self._bound_wal()
+            with (
+                sqlite.speaking(),
+                Session(self._writer, expire_on_commit=False, info=self._info) as session,
+            ):
+                session.connection()  # takes the write lock now, before anything is read
+                yield session
+                session.flush()
+                failpoint.hit("db.commit")
+                session.commit()
+        finally:
+            self._turn.release()
+        for tell in self._after_commit:
+            tell()
+
+    def on_commit(self, tell: Callable[[], None]) -> None:
+        """Call `tell` after each commit, in the committing thread; it must be quick."""
+        self._after_commit.append(tell)
+
+    # --- care -------------------------------------------------------------------------------------
+
+    @property
+    def wal_bytes(self) -> int:
+        with suppress(OSError):
+            return Path(f"{self.paths.database}-wal").stat().st_size
+        return 0
+
+    @property
+    def size_bytes(self) -> int:
+        with suppress(OSError):
+            return self.paths.database.stat().st_size
+        return 0
+
+    def checkpoint(self) -> bool:
+        """Move the WAL into the database and empty it; False while a reader is in the way."""
+        with self._turn:
+            return self._checkpoint()
+
+    def backup(self) -> Path:
+        """A verified copy under backups/, made while others go on. Raises OSError."""
+        return backups.make(self.library, self.paths)
+
+    def backups(self) -> list[Path]:
+        return backups.newest_first(self.paths)
+
+    def integrity_check(self) -> list[str]:
+        """What is wrong with the file; empty when it is whole. Reads all of it."""
+        return backups.problems(self.library, self.paths.database, thorough=True)
+
+    def close(self) -> None:
+        self._reader.dispose()
+        with suppress(Exception):
+            self.checkpoint()
+        self._writer.dispose()
+
+    def _checkpoint(self) -> bool:
+        raw = self._writer.raw_connection()
+        try:
+            cursor = raw.cursor()
+            cursor.execute("PRAGMA busy_timeout=100")
+            cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            blocked = (cursor.fetchone() or (1,))[0]
+            cursor.execute(f"PRAGMA busy_timeout={int(sqlite.BUSY_SECONDS * 1000)}")
+            cursor.close()
+            return not blocked
+        finally:
+            raw.close()
+
+    def _bound_wal(self) -> None:
+        """A reader that never ends keeps the WAL from being reset: say so before the disk does."""
+        size = self.wal_bytes
+        if size < WAL_CHECKPOINT_BYTES:
+            return
+        with sqlite.speaking():
+            moved = self._checkpoint()
+        if not moved and size > WAL_MAX_BYTES:
+            raise sqlite.busy(
+                f"another program has been reading the database for so long that its log grew to "
+                f"{size / 1e9:.1f} GB; close that program"
+            )

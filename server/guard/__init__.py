@@ -1,0 +1,1 @@
+"""What stands before every handler: who may call, and what may come in."""

@@ -1,0 +1,200 @@
+"""Who may call: hosts, origins, sites and tokens, checked on the raw request before any handler.
+
+A daemon on loopback is reachable from every web page its user visits. So the Host must be one of
+ours (against DNS rebinding), and an unsafe method must not come from another site (against forged
+requests). On any other address, or with `auth = always`, a token is needed as well.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+from dataclasses import dataclass
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from server.api.errors import problem
+from server.errors import Forbidden, TraindError, Unauthorized
+from server.guard.tokens import Tokens, read_or_make
+from server.guard.validation import printable
+from server.settings import LOOPBACK, Settings
+
+COOKIE = "traind_session"
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+# Reachable without a token: what a browser needs to show the login, and the health checks.
+OPEN_PATHS = frozenset({b"/", b"/healthz", b"/readyz", b"/favicon.ico"})
+OPEN_PREFIX = b"/static/"
+SECURITY_HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"x-frame-options", b"DENY"),
+]
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9_.-]{1,253})(?::(\d{1,5}))?\Z")
+
+
+class BindRefused(Exception):
+    """The daemon must not listen there as it is configured; the sentence says what is missing."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """hosts: names a request may be addressed to. tokens: None where none is needed.
+
+    any_address: a bare IP address is a legal Host as well. Only a name can be rebound, so this is
+    safe; it is off on loopback, where the allowlist is exact.
+    """
+
+    hosts: frozenset[str]
+    any_address: bool = False
+    tokens: Tokens | None = None
+
+    def allows_host(self, name: str) -> bool:
+        return name in self.hosts or (self.any_address and _is_address(name))
+
+
+def policy_for(settings: Settings) -> Policy:
+    """The policy these settings ask for; makes the token file when one is needed.
+
+    Raises BindRefused for an address beyond loopback without `allow_remote`, TokenUnusable.
+    """
+    if not settings.is_loopback and not settings.allow_remote:
+        raise BindRefused(
+            f"{settings.host} can be reached from other machines: add --allow-remote if that is "
+            "meant (a token is then needed), or use 127.0.0.1 with ssh -L"
+        )
+    hosts = {*LOOPBACK, *(name.strip("[]").lower() for name in settings.allow_hosts)}
+    if settings.is_loopback and settings.auth == "auto":
+        return Policy(frozenset(hosts))
+    path = settings.token_file or settings.paths.root / "token"
+    token = read_or_make(path, ours=settings.token_file is None)
+    tokens = Tokens(token, settings.paths.root / "sessions.json")
+    if settings.is_loopback:
+        return Policy(frozenset(hosts), tokens=tokens)
+    hosts |= {settings.host.lower(), socket.gethostname().lower()}
+    return Policy(frozenset(hosts), any_address=True, tokens=tokens)
+
+
+class Access:
+    """The ASGI layer that refuses; it also adds the security headers to every answer."""
+
+    def __init__(self, app: ASGIApp, policy: Policy) -> None:
+        self.app, self.policy = app, policy
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            return  # no WebSockets here: the server answers 403 by itself
+        guarded = _with_security_headers(send)
+        try:
+            check(self.policy, scope)
+        except TraindError as error:
+            await problem(error)(scope, receive, guarded)
+            return
+        await self.app(scope, receive, guarded)
+
+
+def check(policy: Policy, scope: Scope) -> None:
+    """Raises Forbidden or Unauthorized. Reads nothing but the raw scope."""
+    host = _single(scope, b"host")
+    _check_host(policy, host)
+    if scope["method"] not in SAFE_METHODS:
+        _check_site(host, scope)
+    if policy.tokens is not None and not _is_open(scope):
+        _check_token(policy.tokens, scope)
+
+
+def _check_host(policy: Policy, host: str | None) -> None:
+    name = _host_name(host or "")
+    if name is None or not policy.allows_host(name):
+        raise Forbidden(
+            f"This daemon does not answer to the host {printable(host or 'of no name')}.",
+            hint="Use 127.0.0.1 or localhost, or start traind with --allow-host NAME.",
+        )
+
+
+def _check_site(host: str | None, scope: Scope) -> None:
+    if _single(scope, b"sec-fetch-site") == "cross-site":
+        raise Forbidden("A page of another site may not change anything here.")
+    origin = _single(scope, b"origin")
+    if origin is None:
+        return
+    scheme, _, authority = origin.partition("://")
+    if scheme not in ("http", "https") or authority.lower() != (host or "").lower():
+        raise Forbidden(
+            f"A page from {printable(origin)} may not change anything here.",
+            hint="Open the dashboard under the same host and port as the API.",
+        )
+
+
+def _check_token(tokens: Tokens, scope: Scope) -> None:
+    given = _single(scope, b"authorization")
+    if given is not None:
+        kind, _, secret = given.partition(" ")
+        if kind.lower() == "bearer" and tokens.is_token(secret.strip().encode("latin-1")):
+            return
+    else:
+        session = session_of(scope)
+        if session is not None and tokens.is_session(session):
+            return
+    raise Unauthorized(
+        "This daemon wants its token." if given is None else "That is not this daemon's token.",
+        hint='curl -H "Authorization: Bearer $(cat DATA_DIR/token)" …; a browser logs in at /.',
+        headers={"WWW-Authenticate": 'Bearer realm="traind"'},
+    )
+
+
+def session_of(scope: Scope) -> bytes | None:
+    """The secret in the session cookie, None without one."""
+    for name, value in scope["headers"]:
+        if name.lower() == b"cookie":
+            for part in value.split(b";"):
+                key, _, secret = part.strip().partition(b"=")
+                if key == COOKIE.encode() and 0 < len(secret) <= 128:
+                    return secret
+    return None
+
+
+def _is_open(scope: Scope) -> bool:
+    path = scope.get("raw_path") or scope["path"].encode()
+    path = path.partition(b"?")[0]
+    if path in OPEN_PATHS:
+        return True
+    return path.startswith(OPEN_PREFIX) and b"%" not in path and b".." not in path
+
+
+def _single(scope: Scope, wanted: bytes) -> str | None:
+    """The one value of a header; None without it. Two values are a trick: Forbidden."""
+    found = [value for name, value in scope["headers"] if name.lower() == wanted]
+    if len(found) > 1:
+        raise Forbidden(f"The header {wanted.decode()} is there twice.")
+    return found[0].decode("latin-1").strip() if found else None
+
+
+def _host_name(host: str) -> str | None:
+    match = _HOST.match(host)
+    if match is None or int(match[2] or 0) > 65_535:
+        return None
+    return match[1].strip("[]").rstrip(".").lower()
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _with_security_headers(send: Send) -> Send:
+    async def guarded(message) -> None:
+        if message["type"] == "http.response.start":
+            present = {name.lower() for name, _ in message.get("headers", [])}
+            added = [pair for pair in SECURITY_HEADERS if pair[0] not in present]
+            message = {**message, "headers": [*message.get("headers", []), *added]}
+        await send(message)
+
+    return guarded

@@ -1,0 +1,213 @@
+"""What may come in as a body: how much, of which type, and JSON that means what it says.
+
+`Bodies` is the ASGI layer: it reads the body itself, counting, before anything behind it runs, so
+that a chunked body without a length is bounded like any other. `parse` is the strict reader.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import shlex
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.api.errors import problem
+from server.errors import Busy, Invalid, TooLarge, TraindError, UnsupportedMediaType
+from server.guard.validation import printable
+
+MAX_DEPTH = 32
+MAX_INTEGER = 2**63
+READ_SECONDS = 30.0
+ALL_BODIES_BYTES = 64 << 20  # held at once, over all requests
+
+
+class RequestTimeout(TraindError):
+    code, status, title = "request-timeout", 408, "The body did not arrive in time"
+
+
+class Gone(Exception):
+    """The client left while sending."""
+
+
+class Bodies:
+    """Reads and checks each body, then hands it on in one piece."""
+
+    def __init__(self, app: ASGIApp, *, max_bytes: int, read_seconds: float = READ_SECONDS) -> None:
+        self.app, self.max_bytes, self.read_seconds = app, max_bytes, read_seconds
+        self.held = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = _headers(scope)
+        if not headers.keys() & {b"content-length", b"transfer-encoding"}:
+            await self.app(scope, receive, send)
+            return
+        held = 0
+        try:
+            self._refuse_by_headers(headers)
+            body = bytearray()
+            async with asyncio.timeout(self.read_seconds):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise Gone
+                    chunk = message.get("body", b"")
+                    self._refuse_by_size(len(body) + len(chunk))
+                    held, self.held = held + len(chunk), self.held + len(chunk)
+                    body += chunk
+                    if not message.get("more_body"):
+                        break
+            if body:
+                refuse_type(scope, headers)
+            await self.app(scope, _replay(bytes(body), receive), send)
+        except Gone:
+            return
+        except TimeoutError:
+            await _refuse(
+                RequestTimeout(f"The body was not complete after {self.read_seconds:.0f} seconds."),
+                scope, receive, send,
+            )  # fmt: skip
+        except TraindError as error:
+            await _refuse(error, scope, receive, send)
+        finally:
+            self.held -= held
+
+    def _refuse_by_headers(self, headers: dict[bytes, bytes]) -> None:
+        length = headers.get(b"content-length", b"0")
+        if length.isdigit() and len(length) < 20:
+            self._refuse_by_size(int(length))
+        elif length:
+            raise TooLarge("The Content-Length is not a number that can be meant.")
+
+    def _refuse_by_size(self, size: int) -> None:
+        if size > self.max_bytes:
+            raise TooLarge(f"A body may have at most {self.max_bytes:,} bytes.")
+        if self.held + size > ALL_BODIES_BYTES:
+            raise Busy("Too many bodies are arriving at once.", headers={"Retry-After": "1"})
+
+
+def refuse_type(scope: Scope, headers: dict[bytes, bytes]) -> None:
+    """Raises UnsupportedMediaType unless the body is plain, uncompressed JSON in UTF-8."""
+    given = headers.get(b"content-type", b"").decode("latin-1")
+    media, _, parameters = given.lower().partition(";")
+    media, charset = media.strip(), parameters.partition("charset=")[2].strip().strip('"')
+    if headers.get(b"content-encoding", b"identity").lower() not in (b"identity", b""):
+        said = printable(headers[b"content-encoding"].decode("latin-1"))
+        raise UnsupportedMediaType(
+            f"The body must not be compressed (Content-Encoding: {said}).", hint=_curl(scope)
+        )
+    is_json = media == "application/json" or (
+        media.startswith("application/") and media.endswith("+json")
+    )
+    if not is_json or charset not in ("", "utf-8", "utf8"):
+        said = f"it came as {printable(given)}" if given else "it came without a Content-Type"
+        raise UnsupportedMediaType(
+            f"A body must be application/json in UTF-8; {said}.", hint=_curl(scope)
+        )
+
+
+def parse(raw: bytes) -> Any:
+    """Strict JSON: no NaN, no doubled keys, whole numbers below 2^63, at most 32 levels.
+
+    Raises Invalid, whose detail says where.
+    """
+    try:
+        value = json.loads(
+            raw.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_no_doubled_keys
+        )
+    except UnicodeDecodeError as error:
+        raise Invalid(f"The body is not UTF-8: byte {error.start} does not belong.") from None
+    except RecursionError:
+        raise Invalid(f"The body is nested deeper than {MAX_DEPTH} levels.") from None
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno} column {error.colno}"
+        raise Invalid(f"The body is not JSON: {error.msg} at {place}.") from None
+    except ValueError as error:
+        raise Invalid(
+            f"The body is not JSON that can be meant: {printable(str(error), 200)}."
+        ) from None
+    _check(value)
+    return value
+
+
+def _check(value: Any) -> None:
+    """Depth, sizes of numbers, lone surrogates; iterative, so depth cannot hurt it."""
+    open_items: list[tuple[Any, str, int]] = [(value, "", 1)]
+    while open_items:
+        item, pointer, depth = open_items.pop()
+        if depth > MAX_DEPTH:
+            raise Invalid(f"The body is nested deeper than {MAX_DEPTH} levels.")
+        if isinstance(item, dict):
+            for key, below in item.items():
+                _check_text(key, pointer)
+                open_items.append((below, f"{pointer}/{printable(key)}", depth + 1))
+        elif isinstance(item, list):
+            open_items += [(below, f"{pointer}/{i}", depth + 1) for i, below in enumerate(item)]
+        elif isinstance(item, str):
+            _check_text(item, pointer)
+        elif isinstance(item, float) and not math.isfinite(item):
+            raise _wrong(pointer, "this number is too large for a float")
+        elif isinstance(item, int) and not -MAX_INTEGER <= item < MAX_INTEGER:
+            raise _wrong(pointer, "a whole number must be between -2^63 and 2^63 - 1")
+
+
+def _check_text(text: str, pointer: str) -> None:
+    if not text.isascii():
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise _wrong(pointer, "text holds half a surrogate pair (\\ud800 to \\udfff)") from None
+
+
+def _wrong(pointer: str, detail: str) -> Invalid:
+    place = pointer[1:].replace("/", ".") or "the body"
+    return Invalid(f"{place}: {detail}.", errors=[{"pointer": pointer, "detail": detail}])
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _no_doubled_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"the key {twice!r} is there twice")
+    return made
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """The body in one message, then whatever the connection says (a disconnect)."""
+    given = False
+
+    async def replay() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay
+
+
+async def _refuse(error: TraindError, scope: Scope, receive: Receive, send: Send) -> None:
+    error.headers.setdefault("Connection", "close")  # the rest of the body is not waited for
+    await problem(error)(scope, receive, send)
+
+
+def _headers(scope: Scope) -> dict[bytes, bytes]:
+    return {name.lower(): value for name, value in scope["headers"]}
+
+
+def _curl(scope: Scope) -> str:
+    host = _headers(scope).get(b"host", b"127.0.0.1:8321").decode("latin-1")
+    path = printable(scope.get("path", "/"), 200)
+    url = shlex.quote(f"http://{printable(host)}{path}")
+    data = '\'{"name": "demo"}\'' if path.endswith("/runs") else "'{}'"
+    return f"curl -X {scope['method']} {url} -H 'Content-Type: application/json' --data {data}"

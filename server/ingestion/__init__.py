@@ -1,0 +1,1 @@
+"""Journals become rows, exactly once."""

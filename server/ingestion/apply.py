@@ -1,0 +1,349 @@
+"""What each record of an attempt changes in the rows. Called by ingest, within its transaction."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from server import extends, lineage, states
+from server.database import tables
+from server.ingestion import counters, steps
+from server.ingestion.counters import Tally
+from server.machine import throughput
+from server.states import State
+from trainer.contract import events, peaks
+from trainer.contract.exits import Reason
+
+
+class Applied:
+    """One attempt's batch on its way into the rows; steps are gathered and stored together."""
+
+    def __init__(self, session: Session, run: tables.Run, attempt: tables.Attempt) -> None:
+        self.session, self.run, self.attempt = session, run, attempt
+        self.tally = Tally()
+        self.is_newest = attempt.number == session.scalar(
+            select(func.max(tables.Attempt.number)).where(tables.Attempt.run_id == run.id)
+        )
+        self._steps: list[steps.Reported] = []
+
+    def take(self, event: events.AnyEvent, seconds: float) -> None:
+        """Apply one record, in the order of the journal."""
+        if isinstance(event, events.Step):
+            self._steps.append((seconds, event))
+            return
+        self._store_steps()
+        _HANDLERS[type(event)](self, event, seconds)
+        self.session.flush()
+
+    def finish(self) -> None:
+        self._store_steps()
+        self.tally.write(self.session)
+
+    def say(
+        self,
+        kind: str,
+        message: str,
+        seconds: float,
+        *,
+        level: str = "info",
+        step: int | None = None,
+        data: dict[str, Any] | None = None,
+    ) -> None:
+        self.session.add(
+            tables.Event(
+                run_id=self.run.id,
+                attempt_number=self.attempt.number,
+                kind=kind,
+                level=level,
+                step=step,
+                message=message,
+                data=data or {},
+                unix_seconds=seconds,
+            )
+        )
+
+    def is_beyond(self, step: int) -> bool:
+        """Whether a checkpoint or evaluation at `step` was set aside before it was reported."""
+        limit = self.attempt.lineage_limit
+        return limit is not None and step > limit
+
+    def _store_steps(self) -> None:
+        if not self._steps:
+            return
+        gathered, self._steps = self._steps, []
+        if self.is_newest and self.run.state == State.starting:
+            states.move(self.session, self.run, State.running, Reason.requested, now=gathered[0][0])
+        repeated = steps.add(
+            self.session, self.run, self.attempt, gathered, self.tally, is_newest=self.is_newest
+        )
+        if repeated:
+            gap(self, f"{repeated} steps were reported twice and ignored", {})
+
+
+def gap(applied: Applied, why: str, record: dict[str, Any]) -> None:
+    """A record that is whole but means nothing to us: passed over, said."""
+    at = applied.run.last_step_at or applied.attempt.created_at
+    message = f"a record of the report could not be used: {why}"
+    applied.say("report_gap", message, at, level="warning", data=record)
+
+
+def stop(applied: Applied, problem: str) -> None:
+    """The journal cannot be read further: said once, kept on the attempt."""
+    at = applied.run.last_step_at or applied.attempt.created_at
+    message = f"the report of attempt {applied.attempt.number} ends here: {problem}"
+    applied.say("report_gap", message, at, level="error", data={"problem": problem})
+
+
+# --- one function a kind -------------------------------------------------------------------------
+
+
+def _started(applied: Applied, event: events.Started, seconds: float) -> None:
+    run, attempt = applied.run, applied.attempt
+    attempt.pid, attempt.boot_id = event.pid, event.boot_id
+    attempt.start_ticks = event.start_ticks
+    attempt.started_at = seconds
+    attempt.device, attempt.device_name = event.device, event.device_name
+    attempt.versions, attempt.fingerprint = dict(event.versions), event.fingerprint
+    known = peaks.known_peak(event.device_name)
+    attempt.peak_flops = event.peak_flops or (known.value if known else None)
+    attempt.peak_source = event.peak_source or (known.source if known else None)
+    if run.fingerprint is None:
+        run.fingerprint = event.fingerprint
+    if applied.is_newest:
+        run.device = event.device
+    name, number = event.device_name, attempt.number
+    applied.say("started", f"attempt {number} started on {event.device} ({name})", seconds)
+
+
+def _stage(applied: Applied, event: events.Stage, seconds: float) -> None:
+    attempt = applied.attempt
+    attempt.stage, attempt.stage_since = event.stage, seconds
+    attempt.stage_detail, attempt.stage_fraction = event.detail, event.fraction
+
+
+def _reached_before(applied: Applied) -> int | None:
+    """How far the attempt before this one had come, when it ended without being asked to."""
+    table = tables.Attempt
+    last = applied.session.scalar(
+        select(table)
+        .where(table.run_id == applied.run.id, table.number < applied.attempt.number)
+        .order_by(table.number.desc())
+        .limit(1)
+    )
+    if last is None or last.last_step is None or last.outcome not in ("crashed", "failed"):
+        return None
+    return last.last_step + 1
+
+
+def _resumed(applied: Applied, event: events.Resumed, seconds: float) -> None:
+    run, attempt = applied.run, applied.attempt
+    attempt.start_step = event.step
+    if event.approximate:
+        attempt.exact_resume = lineage.worse(attempt.exact_resume, "approximate")
+    lost = lineage.supersede(applied.session, run, event.step, attempt.number)
+    if applied.is_newest and attempt.lineage_limit is None:
+        run.step, run.tokens_seen = event.step, event.tokens_seen
+    before = _reached_before(applied)
+    message = f"attempt {attempt.number} begins at step {event.step:,}"
+    if before is not None and lost:
+        message = f"crashed at step {before:,}, resumed from {event.step:,}"
+    if event.checkpoint:
+        message += f" ({event.checkpoint})"
+    if lost:
+        message += f", {lost:,} {'step' if lost == 1 else 'steps'} repeated"
+    for name in event.skipped:
+        message += f"; {name} was passed over"
+    applied.say(
+        "resumed", message, seconds, step=event.step,
+        level="warning" if event.skipped else "info",
+        data={"checkpoint": event.checkpoint, "lost_steps": lost, "skipped": event.skipped,
+              "approximate": event.approximate},
+    )  # fmt: skip
+
+
+def _frozen(applied: Applied, event: events.Frozen, seconds: float) -> None:
+    applied.run.frozen = {**applied.run.frozen, **event.choices}
+    applied.say("frozen", "choices were fixed for the run", seconds, data=event.choices)
+
+
+def _evaluation(applied: Applied, event: events.Evaluation, seconds: float) -> None:
+    run, beyond = applied.run, applied.is_beyond(event.step)
+    applied.session.add(
+        tables.Evaluation(
+            run_id=run.id,
+            attempt_id=applied.attempt.id,
+            kind=event.evaluation,
+            step=event.step,
+            value=event.value,
+            identity=event.identity,
+            settings=event.settings,
+            result=event.result,
+            seconds=event.seconds,
+            unix_seconds=seconds,
+            superseded=beyond,
+        )
+    )
+    key = "val_bpb" if event.evaluation == "bpb" else "core"
+    if applied.is_newest and not beyond:
+        run.progress = {**run.progress, key: event.value}
+    if event.evaluation == "bpb":
+        checkpoint = _checkpoint(applied, event.checkpoint, event.step)
+        if checkpoint is not None:
+            checkpoint.val_bpb = event.value
+    shown = f"{key} {event.value:.6f} at step {event.step:,}"
+    applied.say("evaluation", shown, seconds, step=event.step, data={key: event.value})
+
+
+def _checkpoint(applied: Applied, name: str | None, step: int) -> tables.Checkpoint | None:
+    table = tables.Checkpoint
+    query = select(table).where(table.run_id == applied.run.id)
+    if name is not None:
+        return applied.session.scalar(query.where(table.name == name))
+    return applied.session.scalar(
+        query.where(table.step == step, table.attempt_id == applied.attempt.id)
+    )
+
+
+def _sample(applied: Applied, event: events.Sample, seconds: float) -> None:
+    applied.session.add(
+        tables.Sample(
+            run_id=applied.run.id,
+            attempt_id=applied.attempt.id,
+            step=event.step,
+            prompt=event.prompt,
+            text=event.text,
+            settings={
+                "temperature": event.temperature, "top_k": event.top_k, "seed": event.seed,
+            },
+            unix_seconds=seconds,
+            superseded=applied.is_beyond(event.step),
+        )
+    )  # fmt: skip
+
+
+def _checkpoint_saved(applied: Applied, event: events.CheckpointSaved, seconds: float) -> None:
+    run, session = applied.run, applied.session
+    row = _checkpoint(applied, event.name, event.step)
+    if row is None:
+        row = tables.Checkpoint(run_id=run.id, name=event.name)
+        session.add(row)
+        applied.tally.add(counters.CHECKPOINT_BYTES, run.name, event.bytes)
+        applied.tally.observe(counters.SAVE_SECONDS, event.seconds)
+    row.attempt_id, row.step, row.bytes = applied.attempt.id, event.step, event.bytes
+    row.manifest_sha256, row.why = event.manifest_sha256, event.why
+    row.pinned = bool(row.pinned) or event.pinned
+    row.val_bpb = row.val_bpb if event.val_bpb is None else event.val_bpb
+    row.next_loss = event.next_loss
+    row.save_seconds, row.stall_seconds = event.seconds, event.stall_seconds
+    row.created_at, row.bad, row.deleted_at = seconds, None, None
+    row.superseded = applied.is_beyond(event.step)
+    throughput.record(session, run, applied.attempt)
+    applied.say("checkpoint", f"{event.name} is durable ({event.why})", seconds, step=event.step)
+
+
+def _checkpoint_failed(applied: Applied, event: events.CheckpointFailed, seconds: float) -> None:
+    message = f"the checkpoint at step {event.step:,} could not be written: {event.message}"
+    applied.say(
+        "checkpoint_failed", message, seconds, level="error", step=event.step,
+        data={"errno": event.errno},
+    )  # fmt: skip
+
+
+def _checkpoint_removed(applied: Applied, event: events.CheckpointRemoved, seconds: float) -> None:
+    row = _checkpoint(applied, event.name, -1)
+    if row is not None:
+        row.deleted_at = seconds
+
+
+def _checkpoint_bad(applied: Applied, event: events.CheckpointBad, seconds: float) -> None:
+    row = _checkpoint(applied, event.name, -1)
+    if row is not None:
+        row.bad = event.why
+    message = f"{event.name} did not verify and was passed over: {event.why}"
+    applied.say("checkpoint_bad", message, seconds, level="warning")
+
+
+def _resume_checked(applied: Applied, event: events.ResumeChecked, seconds: float) -> None:
+    attempt = applied.attempt
+    attempt.exact_resume = lineage.worse(attempt.exact_resume, event.verdict)
+    applied.session.flush()
+    applied.run.exact_resume = lineage.exactness(applied.session, applied.run.id)
+    message = f"{event.what} at step {event.step:,}: {event.verdict}"
+    applied.say(
+        "resume_checked", f"{message} ({event.why})" if event.why else message, seconds,
+        level="info" if event.verdict == "verified" else "warning", step=event.step,
+        data={"what": event.what, "verdict": event.verdict, "expected": event.expected,
+              "found": event.found},
+    )  # fmt: skip
+
+
+def _notice(applied: Applied, event: events.Notice, seconds: float) -> None:
+    run = applied.run
+    applied.say(
+        event.code[:32], event.message, seconds, level=event.level, step=event.step, data=event.data
+    )
+    if event.code == Reason.disk_full and applied.is_newest and run.state == State.running:
+        run.reason, run.reason_message = Reason.disk_full, event.message
+
+
+def _command_done(applied: Applied, event: events.CommandDone, seconds: float) -> None:
+    command = applied.session.get(tables.CommandRow, event.command_id)
+    if command is None or command.done_at is not None:
+        return
+    command.done_at, command.outcome = seconds, event.outcome
+    job = applied.session.get(tables.Job, command.job_id) if command.job_id else None
+    if job is not None and job.ended_at is None:
+        job.state = "completed" if event.outcome == "done" else "failed"
+        job.reason = None if event.outcome == "done" else Reason.job_failed
+        job.message, job.ended_at = event.message, seconds
+
+
+def _ended(applied: Applied, event: events.Ended, seconds: float) -> None:
+    """The attempt's last word; the supervisor moves the run when the process is gone."""
+    session, run, attempt = applied.session, applied.run, applied.attempt
+    attempt.outcome = attempt.outcome or event.outcome
+    if attempt.reason is None:  # why the supervisor stopped it counts more than how it took that
+        attempt.reason, attempt.message = event.reason, event.message
+    throughput.record(session, run, attempt)
+    message = f"attempt {attempt.number} ended: {event.outcome}"
+    level = "error" if event.outcome == "failed" else "info"
+    if event.message:
+        message += f" ({event.message})"
+    applied.say("ended", message, seconds, level=level, step=event.step)
+    if applied.is_newest and attempt.lineage_limit is None:
+        _end_phase(applied, event, seconds)
+
+
+def _end_phase(applied: Applied, event: events.Ended, seconds: float) -> None:
+    phase = applied.session.scalar(
+        select(tables.Phase).where(
+            tables.Phase.run_id == applied.run.id,
+            tables.Phase.index == applied.attempt.phase_index,
+        )
+    )
+    if event.outcome == "completed" and phase is not None and phase.ended_at_step is None:
+        phase.ended_at_step = phase.end_step if event.step is None else event.step
+        phase.ended_at = seconds
+    if event.outcome in ("completed", "phase_ended", "paused") and event.step is not None:
+        applied.session.flush()
+        extends.apply_pending(applied.session, applied.run, event.step, seconds)
+
+
+_HANDLERS: dict[type[events.Event], Any] = {
+    events.Started: _started,
+    events.Stage: _stage,
+    events.Resumed: _resumed,
+    events.Frozen: _frozen,
+    events.Evaluation: _evaluation,
+    events.Sample: _sample,
+    events.CheckpointSaved: _checkpoint_saved,
+    events.CheckpointFailed: _checkpoint_failed,
+    events.CheckpointRemoved: _checkpoint_removed,
+    events.CheckpointBad: _checkpoint_bad,
+    events.ResumeChecked: _resume_checked,
+    events.Notice: _notice,
+    events.CommandDone: _command_done,
+    events.Ended: _ended,
+}

@@ -1,0 +1,205 @@
+"""Journals become rows: records, cursor, rollups and counters in one transaction, exactly once.
+
+The file is read without a lock or a transaction; then the cursor is checked again under the write
+lock, so that two readers of one journal cannot both apply a record. A kill anywhere leaves the old
+cursor with the old rows, or the new with the new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from sqlalchemy.orm import Session
+
+from server.database import tables
+from server.database.db import Database
+from server.ingestion import apply, apply_job
+from trainer.contract import events, failpoint
+from trainer.contract.journal import Batch, Reader
+from trainer.contract.rundir import OUTBOX, DataDir
+
+MAX_RECORDS = 2_000
+MAX_BYTES = 1 << 20  # about 2,000 step records
+_INT_LIMIT = 2**63
+
+
+@dataclass(frozen=True)
+class IngestResult:
+    """applied: records now in rows. more: there is more to read now. problem: why it stopped.
+
+    The run's state does not follow the attempt's last word here but when its process is gone, which
+    the supervisor sees: `paused` is said only when the device memory is free.
+    """
+
+    applied: int
+    more: bool
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Record:
+    """One valid record: its place in the journal and what it says."""
+
+    seq: int
+    unix_seconds: float
+    event: events.AnyEvent
+
+
+def ingest_attempt(
+    db: Database, attempt_id: int, paths: DataDir, max_records: int = MAX_RECORDS
+) -> IngestResult:
+    """Apply what an attempt has reported since the last time.
+
+    Damage, a replaced or a shortened file stops this attempt's ingestion for good, loudly: an event
+    and `outbox_problem`; the file is left as it is. Raises errors.Busy, errors.DiskFull.
+    """
+    with db.read() as session:
+        attempt = session.get(tables.Attempt, attempt_id)
+    if attempt is None:
+        return IngestResult(0, False)
+    path = paths.run(attempt.run_id).attempt(attempt.number) / OUTBOX
+    read = _read(path, attempt, (attempt.run_id, attempt.number), max_records)
+    if not read.is_news:
+        return IngestResult(0, False, attempt.outbox_problem)
+
+    def act(session: Session, row: Any) -> None:
+        run = session.get_one(tables.Run, row.run_id)
+        applied = apply.Applied(session, run, row)
+        for record in _records(read.batch, lambda why, r: apply.gap(applied, why, r)):
+            applied.take(record.event, record.unix_seconds)
+        applied.finish()
+        if read.problem:
+            apply.stop(applied, read.problem)
+
+    return _commit(db, tables.Attempt, attempt, read, act)
+
+
+def ingest_job(
+    db: Database, job_id: str, paths: DataDir, max_records: int = MAX_RECORDS
+) -> IngestResult:
+    """The same for a job's journal, whose header names the job as its run and 0 as its attempt."""
+    with db.read() as session:
+        job = session.get(tables.Job, job_id)
+    if job is None:
+        return IngestResult(0, False)
+    read = _read(paths.job(job_id) / OUTBOX, job, (job_id, 0), max_records)
+    if not read.is_news:
+        return IngestResult(0, False, job.outbox_problem)
+
+    def act(session: Session, row: Any) -> None:
+        for record in _records(read.batch, lambda why, r: apply_job.gap(session, row, why, r)):
+            apply_job.take(session, row, record.event, record.unix_seconds)
+        if read.problem:
+            apply_job.stop(session, row, read.problem)
+
+    return _commit(db, tables.Job, job, read, act)
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Read:
+    batch: Batch
+    inode: int | None
+    problem: str | None
+    more: bool
+    is_news: bool
+
+
+def _read(path: Path, row: Any, owner: tuple[str, int], max_records: int) -> _Read:
+    """What lies after the row's cursor, at most `max_records` records of it."""
+    if row.outbox_problem is not None:
+        nothing = Batch([], row.outbox_offset, row.outbox_seq)
+        return _Read(nothing, row.outbox_inode, None, False, False)
+    reader = Reader(path, row.outbox_inode)
+    batch = reader.read(row.outbox_offset, row.outbox_seq, MAX_BYTES)
+    header = reader.header
+    if header and (header.run, header.attempt, header.token) != (*owner, row.token):
+        why = f"the journal belongs to attempt {header.attempt} of {header.run}"
+        batch = Batch([], row.outbox_offset, row.outbox_seq, why)
+    problem, more = batch.problem, False
+    if len(batch.records) > max_records:
+        left = sum(len(line) + 1 for line in batch.lines[max_records:])
+        batch = Batch(
+            batch.records[:max_records], batch.offset - left, row.outbox_seq + max_records
+        )
+        problem, more = None, True
+    elif batch.records and not problem:
+        more = _size(path) > batch.offset
+    is_news = batch.offset != row.outbox_offset or problem is not None
+    return _Read(batch, reader.inode, problem, more, is_news)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _records(batch: Batch, tell_gap: Callable[[str, dict[str, Any]], None]) -> list[Record]:
+    """The batch's records, understood. One that is whole and says nothing we know is passed over
+    with an event: a newer trainer must not stop an older daemon.
+    """
+    found = []
+    validate = events.ADAPTER.validate_python
+    for record in batch.records:
+        seq, seconds = record.pop("seq"), record.pop("ts", 0.0)
+        try:
+            body = record if record.get("kind") == "step" else _clean(record)
+            found.append(Record(seq, float(seconds), validate(body)))
+        except (ValidationError, TypeError, ValueError) as error:
+            tell_gap(_short(error), {"seq": seq, "kind": str(record.get("kind"))[:32]})
+    return found
+
+
+def _short(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False)[0]
+        return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"[:300]
+    return str(error)[:300]
+
+
+def _clean(value: Any) -> Any:
+    """What a database column can hold: no NaN, no lone surrogates, no integer beyond 64 bits."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, float):
+        return value if abs(value) < float("inf") else None
+    if isinstance(value, int):
+        return value if -_INT_LIMIT <= value < _INT_LIMIT else None
+    if isinstance(value, list):
+        return [_clean(item) for item in value]
+    if isinstance(value, dict):
+        return {_clean(key): _clean(item) for key, item in value.items()}
+    return value
+
+
+# --- committing ----------------------------------------------------------------------------------
+
+
+def _commit(
+    db: Database, table: type[Any], seen: Any, read: _Read, act: Callable[[Session, Any], None]
+) -> IngestResult:
+    with db.write() as session:
+        row = session.get(table, seen.id)
+        if row is None:
+            return IngestResult(0, False)
+        if (row.outbox_seq, row.outbox_offset) != (seen.outbox_seq, seen.outbox_offset):
+            return IngestResult(0, True)
+        act(session, row)
+        session.flush()
+        failpoint.hit("ingest.rows")
+        row.outbox_seq, row.outbox_offset = read.batch.next_seq, read.batch.offset
+        row.outbox_inode = read.inode
+        row.outbox_problem = row.outbox_problem or read.problem
+        session.flush()
+        failpoint.hit("ingest.cursor")
+        problem = row.outbox_problem
+    failpoint.hit("ingest.committed")
+    return IngestResult(len(read.batch.records), read.more, problem)

@@ -1,0 +1,158 @@
+"""Step records, many at a time: points, rollups, counters, and the run's live view."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import inf
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from server.database import tables
+from server.ingestion import counters, rollups, sparkline
+from server.ingestion.counters import Tally
+from server.states import State
+from trainer.contract.events import Step
+from trainer.contract.exits import Reason
+
+# Weight of a new step in the smoothed rate: about the last twenty steps.
+SMOOTHING = 0.05
+_POINT = (
+    "INSERT INTO points (attempt_id, step, unix_seconds, loss, loss_smooth, lr_multiplier, "
+    "momentum, weight_decay, grad_norm, step_seconds, tokens_per_second, mfu, "
+    "vram_reserved_bytes, power_watts, temperature_celsius, batch_sha256) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+
+Reported = tuple[float, Step]  # unix seconds, record
+
+
+def add(
+    session: Session,
+    run: tables.Run,
+    attempt: tables.Attempt,
+    reported: Sequence[Reported],
+    tally: Tally,
+    *,
+    is_newest: bool,
+) -> int:
+    """Store steps of one attempt, in order. Returns how many were said before and are ignored."""
+    last = -1 if attempt.last_step is None else attempt.last_step
+    new: list[Reported] = []
+    for seconds, step in reported:
+        if step.step > last:
+            new.append((seconds, step))
+            last = step.step
+    if new:
+        _store(session, run, attempt, new)
+        _count(run, attempt, new, tally)
+        if is_newest:
+            _follow(run, attempt, new)
+    return len(reported) - len(new)
+
+
+def _store(
+    session: Session, run: tables.Run, attempt: tables.Attempt, new: Sequence[Reported]
+) -> None:
+    per_token = run.plan["horizon"]["flops_per_token"]
+    factor = per_token / attempt.peak_flops if attempt.peak_flops else None
+    rows, points = [], []
+    for seconds, s in new:
+        rate = s.tokens / s.seconds if s.seconds > 0 else None
+        mfu = rate * factor if rate and factor else None
+        values = (
+            _finite(s.loss), _finite(s.loss_smooth), s.lr_multiplier, s.momentum, s.weight_decay,
+            _finite(s.grad_norm), s.seconds, rate, mfu, s.vram_reserved_bytes,
+            _finite(s.power_watts), _finite(s.temperature_celsius),
+        )  # fmt: skip
+        points.append((s.step, seconds, values))
+        rows.append((attempt.id, s.step, seconds, *values, s.batch_sha256))
+    connection = session.connection()
+    connection.exec_driver_sql(_POINT, rows)
+    rollups.add(connection, attempt.id, points)
+
+
+def _count(run: tables.Run, attempt: tables.Attempt, new: Sequence[Reported], tally: Tally) -> None:
+    tokens = sum(s.tokens for _, s in new)
+    energy = sum(_finite(s.energy_joules) or 0.0 for _, s in new)
+    seconds = sum(s.seconds for _, s in new)
+    tally.add(counters.STEPS, run.name, len(new))
+    tally.add(counters.TOKENS, run.name, tokens)
+    tally.add(counters.ENERGY, run.name, energy)
+    for _, s in new:
+        tally.observe(counters.STEP_SECONDS, s.seconds)
+    totals = dict(run.totals)
+    for key, value in (("steps", len(new)), ("tokens", tokens), ("seconds", seconds)):
+        totals[key] = totals.get(key, 0) + value
+    if energy:
+        totals["energy_joules"] = totals.get("energy_joules", 0.0) + energy
+    # An attempt that was set aside before its last words were read: they are lost already.
+    limit = attempt.lineage_limit
+    if limit is not None:
+        late = sum(1 for _, s in new if s.step >= limit)
+        attempt.steps_lost += late
+        tally.add(counters.LOST_STEPS, run.name, late)
+        totals["lost_steps"] = totals.get("lost_steps", 0) + late
+    run.totals = totals
+    attempt.steps_done += len(new)
+    attempt.last_step = new[-1][1].step
+
+
+def _follow(run: tables.Run, attempt: tables.Attempt, new: Sequence[Reported]) -> None:
+    seconds, step = new[-1]
+    attempt.stage, attempt.stage_since = "training", seconds
+    attempt.stage_detail, attempt.stage_fraction = "", None
+    if attempt.lineage_limit is not None:
+        return
+    run.step = step.step + 1
+    run.tokens_seen += sum(s.tokens for _, s in new)
+    run.last_step_at = seconds
+    run.progress = _progress(run, attempt, new)
+    run.sparkline = sparkline.add(run.sparkline, [(s.step, _finite(s.loss)) for _, s in new])
+    if run.reason == Reason.disk_full and run.state == State.running:
+        run.reason, run.reason_message = Reason.requested, Reason.requested.sentence
+
+
+def _progress(run: tables.Run, attempt: tables.Attempt, new: Sequence[Reported]) -> dict[str, Any]:
+    """The live view after these steps; its rate begins anew with each attempt."""
+    before = run.progress
+    same = before.get("attempt") == attempt.number
+    count = before.get("rate_steps", 0) if same else 0
+    tokens, busy = before.get("mean_tokens", 0.0), before.get("mean_seconds", 0.0)
+    for _, s in new:
+        count += 1
+        # the first step of a process compiles and warms up: the second one replaces it
+        weight = max(SMOOTHING, 1 / max(1, count - 1))
+        tokens += weight * (s.tokens - tokens)
+        busy += weight * (s.seconds - busy)
+    seconds, last = new[-1]
+    rate = tokens / busy if busy > 0 else None
+    horizon = run.plan["horizon"]
+    peak = attempt.peak_flops
+    return {
+        **{k: before[k] for k in ("val_bpb", "core") if k in before},
+        "attempt": attempt.number,
+        "unix_seconds": seconds,
+        "rate_steps": count,
+        "mean_tokens": tokens,
+        "mean_seconds": busy,
+        "tokens_per_second": rate,
+        "step_seconds": busy,
+        "mfu": rate * horizon["flops_per_token"] / peak if rate and peak else None,
+        "mfu_causal": rate * horizon["flops_per_token_causal"] / peak if rate and peak else None,
+        "peak_flops": peak,
+        "peak_source": attempt.peak_source,
+        **{key: _finite(getattr(last, key)) for key in _SHOWN},
+    }
+
+
+_SHOWN = (
+    "loss", "loss_smooth", "lr_multiplier", "momentum", "weight_decay", "grad_norm",
+    "vram_allocated_bytes", "vram_reserved_bytes", "vram_peak_bytes", "vram_total_bytes",
+    "power_watts", "temperature_celsius",
+)  # fmt: skip
+
+
+def _finite(value: float | None) -> float | None:
+    """A number a column and JSON can hold, None for NaN and infinity."""
+    return value if value is not None and -inf < value < inf else None

@@ -1,0 +1,1 @@
+"""This machine: its devices, what they read now, and what they did before."""

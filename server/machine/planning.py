@@ -1,0 +1,100 @@
+"""What this machine can tell a plan: its device, its memory, its disk, and what it did before."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from server.database import tables
+from server.machine import devices, throughput
+from server.machine.devices import Device, DeviceMissing
+from server.settings import Settings
+from trainer.contract.peaks import known_peak
+from trainer.contract.plan import PlanContext
+from trainer.contract.spec import RunSpec, resolve
+
+
+def context_for(session: Session, settings: Settings, body: dict[str, Any]) -> PlanContext:
+    """The context for the spec in a request body. A body that is wrong is left to its reader."""
+    try:
+        spec = resolve(body)
+    except ValidationError:
+        return PlanContext()
+    return context(session, settings, spec)
+
+
+def context(
+    session: Session,
+    settings: Settings,
+    spec: RunSpec,
+    found: tuple[Device, ...] | None = None,
+) -> PlanContext:
+    """Everything known here about the device that `spec` asks for."""
+    device = _device(spec.device, devices.discover() if found is None else found)
+    peak = known_peak(device.name) if device else None
+    asked = spec.batch.device_batch_size
+    rows = asked if isinstance(asked, int) else None
+    seen = throughput.measured(session, device.name, spec, rows) if device else None
+    return PlanContext(
+        device_type=_type(device.device if device else spec.device),
+        device_name=device.name if device else None,
+        device_memory_bytes=device.memory_bytes if device else None,
+        peak_flops=peak.value if peak else None,
+        peak_source=peak.source if peak else None,
+        tokens_per_second=seen.tokens_per_second if seen else None,
+        throughput_source=seen.source if seen else None,
+        disk_free_bytes=disk_free(settings.paths.root),
+        corpus_tokens=_corpus_tokens(session, settings, spec),
+    )
+
+
+def disk_free(path: Path) -> int | None:
+    """Free bytes where `path` lies or will lie."""
+    for place in (path, *path.parents):
+        with suppress(OSError):
+            return shutil.disk_usage(place).free
+    return None
+
+
+def _device(wanted: str, found: tuple[Device, ...]) -> Device | None:
+    """None when it is not here: a plan needs no device."""
+    try:
+        name = devices.resolve(wanted, found)
+    except DeviceMissing:
+        return None
+    return next(device for device in found if device.device == name)
+
+
+def _type(device: str) -> Literal["cpu", "cuda", "mps"]:
+    if device.startswith("cuda"):
+        return "cuda"
+    return "mps" if device == "mps" else "cpu"
+
+
+def _corpus_tokens(session: Session, settings: Settings, spec: RunSpec) -> int | None:
+    """Tokens in this corpus, as an earlier run with the same data and vocabulary found them."""
+    wanted = (spec.data.model_dump(mode="json"), spec.model.vocab_size)
+    earlier = (
+        select(tables.Run.id, tables.Run.spec).order_by(tables.Run.created_at.desc()).limit(20)
+    )
+    for run_id, kept in session.execute(earlier):
+        if (kept.get("data"), kept.get("model", {}).get("vocab_size")) == wanted:
+            found = _read_count(settings.paths.run(run_id).data)
+            if found is not None:
+                return found
+    return None
+
+
+def _read_count(path: Path) -> int | None:
+    try:
+        count = json.loads(path.read_bytes())["corpus_tokens"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return count if isinstance(count, int) else None

@@ -1,0 +1,82 @@
+"""What devices did before: measured speed and memory by (device, shape, rows a pass)."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from server.database import tables
+from trainer.contract.shape import shape_of
+from trainer.contract.spec import RunSpec
+
+MIN_STEPS = 5
+
+
+class Measured(NamedTuple):
+    tokens_per_second: float
+    peak_bytes: int | None
+    rows: int
+    source: str
+
+
+def shape_key(spec: RunSpec) -> str:
+    """What the speed of a step depends on besides the device and the rows."""
+    shape = shape_of(spec.model)
+    return (
+        f"L{shape.n_layer}-D{shape.n_embd}-H{shape.n_head}-K{shape.n_kv_head}"
+        f"-T{shape.sequence_len}-V{shape.padded_vocab_size}-{shape.window_pattern}"
+        f"-{spec.numerics.precision}"
+    )
+
+
+def rows_of(run: tables.Run) -> int:
+    """Rows per forward pass as really used: an override, the frozen choice, or the plan's."""
+    for chosen in (run.overrides, run.frozen):
+        if isinstance(rows := chosen.get("device_batch_size"), int):
+            return rows
+    return run.plan["batch"]["device_batch_size"]
+
+
+def record(session: Session, run: tables.Run, attempt: tables.Attempt) -> None:
+    """Remember how fast this attempt went, once it has gone far enough to say."""
+    progress: dict[str, Any] = run.progress
+    rate = progress.get("tokens_per_second")
+    if progress.get("attempt") != attempt.number or not rate:
+        return
+    if progress.get("rate_steps", 0) < MIN_STEPS:
+        return
+    session.merge(
+        tables.Throughput(
+            device=attempt.device_name or attempt.device,
+            shape_key=shape_key(RunSpec.model_validate(run.spec)),
+            rows=rows_of(run),
+            tokens_per_second=rate,
+            peak_bytes=progress.get("vram_peak_bytes"),
+            steps=progress["rate_steps"],
+            run_name=run.name,
+            unix_seconds=progress["unix_seconds"],
+        )
+    )
+
+
+def measured(
+    session: Session, device: str | None, spec: RunSpec, rows: int | None = None
+) -> Measured | None:
+    """The speed seen before for this shape on this device: with these rows, else the fastest."""
+    if device is None:
+        return None
+    table = tables.Throughput
+    found = session.scalars(
+        select(table)
+        .where(table.device == device, table.shape_key == shape_key(spec))
+        .order_by(table.tokens_per_second.desc())
+    ).all()
+    best = next((row for row in found if row.rows == rows), None)
+    if best is None and rows is None and found:
+        best = found[0]
+    if best is None:
+        return None
+    source = f"measured on {best.device} in run {best.run_name} over {best.steps:,} steps"
+    return Measured(best.tokens_per_second, best.peak_bytes, best.rows, source)

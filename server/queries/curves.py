@@ -1,0 +1,116 @@
+"""GET …/metrics: series over the present lineage at any zoom."""
+
+from __future__ import annotations
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from server import lineage
+from server.database import tables
+from server.errors import Invalid
+from server.ingestion import rollups
+from server.ingestion.rollups import Bin
+from server.lineage import Stretch
+from server.schemas import MetricsAnswer, Segment, Series
+from trainer.contract.spec import MAX_STEPS
+
+EVALUATED = {"val_bpb": "bpb", "core": "core"}
+METRIC_KEYS = (
+    "loss", "loss_smooth", "lr_multiplier", "momentum", "weight_decay", "grad_norm",
+    "tokens_per_second", "mfu", "step_seconds", "vram_reserved_bytes", "power_watts",
+    "temperature_celsius", "val_bpb", "core",
+)  # fmt: skip
+
+Point = tuple[int, float, float | None, float | None, float | None]
+
+
+def metrics(
+    session: Session,
+    run: tables.Run,
+    keys: list[str] | None = None,
+    from_step: int | None = None,
+    to_step: int | None = None,
+    max_points: int = 1000,
+    superseded: bool = False,
+) -> MetricsAnswer:
+    """Points [step, unix seconds, mean, min, max] in bins of a power of two, over `[from, to)`.
+
+    With `superseded` every attempt in full, one after the other. Raises Invalid for unknown keys.
+    """
+    asked = list(dict.fromkeys(keys or METRIC_KEYS))
+    _check(asked)
+    low, high = from_step or 0, MAX_STEPS if to_step is None else to_step
+    found = [
+        Stretch(s.attempt_id, s.number, s.phase_index, max(s.low, low), min(s.high, high))
+        for s in lineage.stretches(session, run.id, superseded=superseded)
+        if max(s.low, low) < min(s.high, high)
+    ]
+    size = 1
+    if found:
+        first, last = min(s.low for s in found), max(s.high for s in found)
+        size = rollups.bin_steps_for(first, last, max_points)
+    plain = [key for key in asked if key not in EVALUATED]
+    rows = _rows(session, found, size, plain, superseded) if plain else []
+    series = [
+        Series.model_construct(key=key, points=_points(rows, plain.index(key)))
+        if key in plain
+        else Series.model_construct(
+            key=key, points=_evaluated(session, run.id, key, low, high, superseded)
+        )
+        for key in asked
+    ]
+    return MetricsAnswer.model_construct(
+        series=series,
+        bin_steps=size,
+        raw_points=sum(s.high - s.low for s in found),
+        segments=[
+            Segment(phase=s.phase_index, attempt=s.number, from_step=s.low, to_step=s.high)
+            for s in found
+        ],
+    )
+
+
+def _check(keys: list[str]) -> None:
+    unknown = [key for key in keys if key not in METRIC_KEYS]
+    if unknown:
+        raise Invalid(
+            f"unknown metric {unknown[0][:40]!r}",
+            hint=f"Known are {', '.join(METRIC_KEYS)}.",
+            errors=[{"pointer": "/keys", "detail": "unknown metric"}],
+        )
+
+
+def _rows(
+    session: Session, found: list[Stretch], size: int, keys: list[str], superseded: bool
+) -> list[Bin]:
+    connection = session.connection()
+    parts = [rollups.read(connection, s.attempt_id, s.low, s.high, size, keys) for s in found]
+    if superseded:  # attempts overlap: each keeps its own bins
+        return [one for part in parts for one in rollups.binned(part, size)]
+    return rollups.binned((one for part in parts for one in part), size)
+
+
+def _points(bins: list[Bin], at: int) -> list[Point]:
+    points: list[Point] = []
+    for part in bins:
+        count, total, low, high = part.stats[4 * at : 4 * at + 4]
+        step, seconds = part.last_step, part.unix_seconds
+        if count:
+            points.append((step, seconds, total / count, low, high))
+        else:
+            points.append((step, seconds, None, None, None))
+    return points
+
+
+def _evaluated(
+    session: Session, run_id: str, key: str, low: int, high: int, superseded: bool
+) -> list[Point]:
+    """One point a measurement, at the number of steps done."""
+    table = tables.Evaluation
+    query = select(table.step, table.unix_seconds, table.value).where(
+        table.run_id == run_id, table.kind == EVALUATED[key], table.step >= low, table.step <= high
+    )
+    if not superseded:
+        query = query.where(table.superseded.is_(False))
+    rows = session.execute(query.order_by(table.step, table.id))
+    return [(step, seconds, value, value, value) for step, seconds, value in rows]

@@ -1,0 +1,168 @@
+"""Where a run stands and when it will be done: GET …/progress."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, NamedTuple
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from server import attempts, lineage
+from server.database import tables
+from server.machine import throughput
+from server.schemas import CheckpointBrief, EtaParts, PeakFlops, Progress, Vram
+from server.states import Desired, State
+from trainer.contract.exits import Reason
+from trainer.contract.plan import Plan, PlanContext, estimate_eta
+from trainer.contract.shape import shape_of
+from trainer.contract.spec import RunSpec
+
+# Steps of this attempt before its own rate is believed.
+MIN_STEPS = 3
+
+
+class Rate(NamedTuple):
+    tokens_per_second: float
+    source: str
+
+
+def progress(session: Session, run: tables.Run, now: float | None = None) -> Progress:
+    """The live view: a value that this attempt has not reported yet is null."""
+    now = time.time() if now is None else now
+    attempt = attempts.last_attempt(session, run.id)
+    phase = attempts.current_phase(session, run)
+    if phase is None:
+        phase = next(iter(lineage.phases(session, run.id)[::-1]), None)
+    view = run.progress
+    live = run.state == State.running and attempt and view.get("attempt") == attempt.number
+    parts, rate = eta(session, run, attempt)
+    total = parts.training + parts.evaluation + parts.saving
+    reason = Reason(run.reason)
+    return Progress(
+        id=run.id,
+        name=run.name,
+        state=State(run.state),
+        desired_state=Desired(run.desired_state),
+        reason=reason,
+        reason_message=run.reason_message,
+        advice=reason.advice,
+        phase=phase.name if phase else None,
+        attempt=attempt.number if attempt else None,
+        stage=attempt.stage if attempt and not attempt.settled else None,
+        stage_detail=attempt.stage_detail if attempt else "",
+        stage_fraction=attempt.stage_fraction if attempt else None,
+        step=run.step,
+        end_step=run.end_step,
+        fraction=fraction(run),
+        tokens_seen=run.tokens_seen,
+        loss=view.get("loss"),
+        loss_smooth=view.get("loss_smooth"),
+        lr_multiplier=view.get("lr_multiplier"),
+        momentum=view.get("momentum"),
+        weight_decay=view.get("weight_decay"),
+        grad_norm=view.get("grad_norm"),
+        tokens_per_second=view.get("tokens_per_second") if live else None,
+        step_seconds=view.get("step_seconds") if live else None,
+        mfu=view.get("mfu") if live else None,
+        mfu_causal=view.get("mfu_causal") if live else None,
+        peak_flops=_peak(view, attempt),
+        vram_bytes=_vram(view) if live else Vram(),
+        power_watts=view.get("power_watts") if live else None,
+        temperature_celsius=view.get("temperature_celsius") if live else None,
+        energy_joules=run.totals.get("energy_joules"),
+        eta_seconds=total,
+        finish_at=now + total if run.state == State.running else None,
+        eta_parts=parts,
+        eta_source=rate.source,
+        last_step_at=run.last_step_at,
+        last_checkpoint=_last_checkpoint(session, run),
+        val_bpb=view.get("val_bpb"),
+        core=view.get("core"),
+        exact_resume=run.exact_resume,  # type: ignore[arg-type]
+    )
+
+
+def fraction(run: tables.Run) -> float:
+    return min(1.0, run.step / run.end_step) if run.end_step else 0.0
+
+
+def quick_eta(run: tables.Run) -> float | None:
+    """Seconds of training left at the present rate; for lists, where a plan is too much to read."""
+    rate = run.progress.get("tokens_per_second")
+    return (run.end_step - run.step) * run.batch_tokens / rate if rate else None
+
+
+def eta(session: Session, run: tables.Run, attempt: tables.Attempt | None) -> tuple[EtaParts, Rate]:
+    """Seconds left by part, and the rate they are taken from."""
+    spec, plan = RunSpec.model_validate(run.spec), Plan.model_validate(run.plan)
+    rate = _rate(session, run, attempt, spec, plan)
+    if run.step >= run.end_step:
+        return EtaParts(training=0.0, evaluation=0.0, saving=0.0), rate
+    context = PlanContext(tokens_per_second=rate.tokens_per_second)
+    left = estimate_eta(spec, shape_of(spec.model), plan.batch, run.step, run.end_step, context)
+    evaluation = left.evaluation
+    seen = _evaluation_seconds(session, run)
+    if seen is not None and evaluation > 0:
+        # how often is the plan's, how long is what it really took here
+        planned_each = spec.evaluate.eval_tokens / (3 * rate.tokens_per_second)
+        evaluation *= seen / planned_each
+    return EtaParts(training=left.training, evaluation=evaluation, saving=left.saving), rate
+
+
+def _rate(
+    session: Session,
+    run: tables.Run,
+    attempt: tables.Attempt | None,
+    spec: RunSpec,
+    plan: Plan,
+) -> Rate:
+    view = run.progress
+    own = view.get("tokens_per_second")
+    if attempt and own and view.get("attempt") == attempt.number:
+        steps = view.get("rate_steps", 0)
+        if steps >= MIN_STEPS:
+            return Rate(own, f"this attempt's last steps ({steps:,} seen)")
+    device = attempt and (attempt.device_name or attempt.device)
+    rows = throughput.rows_of(run)
+    seen = throughput.measured(session, device, spec, rows)
+    if seen is not None:
+        return Rate(seen.tokens_per_second, seen.source)
+    if own:
+        return Rate(own, f"attempt {view.get('attempt')} of this run")
+    return Rate(plan.eta.tokens_per_second, f"the plan: {plan.eta.source}")
+
+
+def _evaluation_seconds(session: Session, run: tables.Run) -> float | None:
+    table = tables.Evaluation
+    return session.scalar(
+        select(table.seconds)
+        .where(table.run_id == run.id, table.kind == "bpb", table.job_id.is_(None))
+        .where(table.seconds > 0)
+        .order_by(table.id.desc())
+        .limit(1)
+    )
+
+
+def _peak(view: dict[str, Any], attempt: tables.Attempt | None) -> PeakFlops | None:
+    if attempt is not None and attempt.peak_flops:
+        return PeakFlops(value=attempt.peak_flops, source=attempt.peak_source or "reported")
+    return None
+
+
+def _vram(view: dict[str, Any]) -> Vram:
+    return Vram(
+        allocated=view.get("vram_allocated_bytes"),
+        reserved=view.get("vram_reserved_bytes"),
+        peak=view.get("vram_peak_bytes"),
+        total=view.get("vram_total_bytes"),
+    )
+
+
+def _last_checkpoint(session: Session, run: tables.Run) -> CheckpointBrief | None:
+    found = next(iter(lineage.checkpoints(session, run.id)), None)
+    if found is None:
+        return None
+    return CheckpointBrief(
+        name=found.name, step=found.step, bytes=found.bytes, created_at=found.created_at
+    )

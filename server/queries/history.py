@@ -1,0 +1,217 @@
+"""What belongs to a run: phases, attempts, checkpoints, evaluations, samples."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from typing import Any
+
+from sqlalchemy import Select, select
+from sqlalchemy.orm import Session
+
+from server import lineage, schemas
+from server.database import tables
+from server.errors import NotFound
+from trainer.contract.exits import Reason
+
+
+def phases(
+    session: Session, run: tables.Run, *, superseded: bool = True
+) -> list[schemas.PhaseView]:
+    """In order; those that a rewind set aside are marked."""
+    table = tables.Phase
+    rows = session.scalars(select(table).where(table.run_id == run.id).order_by(table.index))
+    return [_phase(run, p) for p in rows if superseded or lineage.is_current(p)]
+
+
+def attempts(session: Session, run: tables.Run) -> list[schemas.AttemptView]:
+    table = tables.Attempt
+    rows = session.scalars(select(table).where(table.run_id == run.id).order_by(table.number))
+    return [_attempt(row) for row in rows]
+
+
+def checkpoints(
+    session: Session, run: tables.Run, *, superseded: bool = False
+) -> list[schemas.CheckpointView]:
+    """Those that are there, the newest first."""
+    table = tables.Checkpoint
+    query = select(table, tables.Attempt.number).outerjoin(
+        tables.Attempt, tables.Attempt.id == table.attempt_id
+    )
+    query = query.where(table.run_id == run.id, table.deleted_at.is_(None))
+    if not superseded:
+        query = query.where(table.superseded.is_(False))
+    rows = session.execute(query.order_by(table.step.desc(), table.id.desc())).all()
+    usable = lineage.checkpoints(session, run.id)
+    newest = usable[0].id if usable else None
+    best = _best_checkpoint(usable)
+    return [_checkpoint(row, number, newest, best, []) for row, number in rows]
+
+
+def checkpoint(session: Session, run: tables.Run, name: str) -> schemas.CheckpointView:
+    """One by its name, with its files. Raises NotFound."""
+    found = [c for c in checkpoints(session, run, superseded=True) if c.name == name]
+    if not found:
+        raise NotFound(f"Run {run.name} has no checkpoint {name[:80]!r}.")
+    return found[0].model_copy(update={"files": _files(session, run, name)})
+
+
+def evaluations(
+    session: Session, run: tables.Run, *, superseded: bool = False
+) -> list[schemas.EvaluationView]:
+    """In order of steps. best: the lowest bpb, or highest CORE, among those of its identity."""
+    table = tables.Evaluation
+    rows = _owned(session, table, run.id, superseded)
+    best: dict[tuple[str, str], tuple[float, int]] = {}
+    for row, _ in rows:
+        if not row.superseded:
+            score = row.value if row.kind == "bpb" else -row.value
+            key = (row.kind, row.identity)
+            best[key] = min(best.get(key, (score, row.id)), (score, row.id))
+    winners = {row_id for _, row_id in best.values()}
+    return [_evaluation(row, number, row.id in winners) for row, number in rows]
+
+
+def samples(
+    session: Session, run: tables.Run, *, superseded: bool = False
+) -> list[schemas.SampleView]:
+    table = tables.Sample
+    rows = _owned(session, table, run.id, superseded)
+    return [
+        schemas.SampleView(
+            id=row.id,
+            step=row.step,
+            prompt=row.prompt,
+            text=row.text,
+            settings=row.settings,
+            unix_seconds=row.unix_seconds,
+            job=row.job_id,
+            superseded=row.superseded,
+        )
+        for row, _ in rows
+    ]
+
+
+# --- one row -------------------------------------------------------------------------------------
+
+
+def _owned(session: Session, table: type[Any], run_id: str, superseded: bool) -> list[Any]:
+    """[row, number of its attempt], in order of steps."""
+    query: Select[Any, Any] = (
+        select(table, tables.Attempt.number)
+        .outerjoin(tables.Attempt, tables.Attempt.id == table.attempt_id)
+        .where(table.run_id == run_id)
+        .order_by(table.step, table.id)
+    )
+    if not superseded:
+        query = query.where(table.superseded.is_(False))
+    return list(session.execute(query).all())
+
+
+def _phase(run: tables.Run, row: tables.Phase) -> schemas.PhaseView:
+    end = lineage.phase_end(row)
+    preview = row.preview or {}
+    return schemas.PhaseView(
+        index=row.index,
+        name=row.name,
+        start_step=row.start_step,
+        end_step=row.end_step,
+        ended_at_step=row.ended_at_step,
+        mode=row.schedule["mode"],
+        schedule=row.schedule,  # type: ignore[arg-type]
+        tokens=(end - row.start_step) * run.batch_tokens,
+        joint=preview.get("joint"),
+        from_checkpoint=row.from_checkpoint,
+        created_at=row.created_at,
+        started_at=row.started_at,
+        ended_at=row.ended_at,
+        imported=row.imported,
+        superseded=not lineage.is_current(row),
+        lineage_end=end,
+    )
+
+
+def _attempt(row: tables.Attempt) -> schemas.AttemptView:
+    return schemas.AttemptView(
+        number=row.number,
+        phase_index=row.phase_index,
+        started_at=row.started_at,
+        ended_at=row.ended_at,
+        pid=row.pid,
+        device=row.device,
+        stage=row.stage,
+        start_step=row.start_step,
+        last_step=row.last_step,
+        lineage_limit=row.lineage_limit,
+        steps_done=row.steps_done,
+        steps_lost=row.steps_lost,
+        outcome=row.outcome,
+        reason=Reason(row.reason) if row.reason else None,
+        message=row.message,
+        log_tail=row.log_tail,
+        versions=row.versions,
+        exact_resume=row.exact_resume,
+        report_gap=row.outbox_problem,
+    )
+
+
+def _checkpoint(
+    row: tables.Checkpoint,
+    attempt: int | None,
+    newest: int | None,
+    best: int | None,
+    files: list[str],
+) -> schemas.CheckpointView:
+    return schemas.CheckpointView(
+        id=row.name,
+        name=row.name,
+        step=row.step,
+        attempt=attempt,
+        bytes=row.bytes,
+        manifest_sha256=row.manifest_sha256,
+        why=row.why,
+        pinned=row.pinned,
+        newest=row.id == newest,
+        best=row.id == best,
+        superseded=row.superseded,
+        bad=row.bad,
+        val_bpb=row.val_bpb,
+        next_loss=row.next_loss,
+        save_seconds=row.save_seconds,
+        stall_seconds=row.stall_seconds,
+        created_at=row.created_at,
+        files=files,
+    )
+
+
+def _best_checkpoint(usable: list[tables.Checkpoint]) -> int | None:
+    measured = [(c.val_bpb, c.id) for c in usable if c.val_bpb is not None]
+    return min(measured)[1] if measured else None
+
+
+def _files(session: Session, run: tables.Run, name: str) -> list[str]:
+    """The files that the checkpoint's manifest lists; empty when it cannot be read."""
+    path = session.info["paths"].run(run.id).checkpoints / name / "manifest.json"
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        return sorted([*json.loads(path.read_bytes())["files"], path.name])
+    return []
+
+
+def _evaluation(
+    row: tables.Evaluation, attempt: int | None, is_best: bool
+) -> schemas.EvaluationView:
+    return schemas.EvaluationView(
+        id=row.id,
+        kind=row.kind,  # type: ignore[arg-type]
+        step=row.step,
+        value=row.value,
+        identity=row.identity,
+        settings=row.settings,
+        result=row.result,
+        seconds=row.seconds,
+        unix_seconds=row.unix_seconds,
+        attempt=attempt,
+        job=row.job_id,
+        best=is_best,
+        superseded=row.superseded,
+    )

@@ -1,0 +1,278 @@
+"""The queries: rows become the answers of the API. Each takes a session and reads one moment."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from bisect import bisect_left
+from typing import Any, Literal
+
+from sqlalchemy import Select, and_, or_, select
+from sqlalchemy.orm import Session, defer
+
+from server import schemas
+from server.database import tables
+from server.errors import Invalid, NotFound
+from server.ingestion import sparkline
+from server.queries import estimate
+from server.queries.curves import METRIC_KEYS, metrics
+from server.queries.estimate import progress
+from server.queries.history import attempts, checkpoint, checkpoints, evaluations, phases, samples
+from server.states import Desired, State
+from trainer.contract.exits import Reason
+from trainer.contract.plan import Plan
+from trainer.contract.spec import RunSpec
+
+MAX_PAGE = 1_000
+_WIDE = ("spec", "plan", "frozen", "overrides", "fingerprint", "pending_extend", "skip_steps")
+
+
+def get_run(session: Session, run: str) -> tables.Run:
+    """By id or by name. Raises NotFound."""
+    column = tables.Run.id if run.startswith("run_") else tables.Run.name
+    found = session.scalar(select(tables.Run).where(column == run))
+    if found is None:
+        raise NotFound(
+            f"There is no run {run[:80]!r}.", hint="`traind ps` lists the runs there are."
+        )
+    return found
+
+
+def list_runs(
+    session: Session,
+    states: list[State] | None = None,
+    after: str | None = None,
+    limit: int = 50,
+    order: Literal["newest", "oldest"] = "newest",
+) -> schemas.Page[schemas.RunSummary]:
+    """A page of runs by the time they were created; `after` is the `next` of the page before."""
+    run, newest = tables.Run, order == "newest"
+    query = select(run).options(*(defer(getattr(run, name)) for name in _WIDE))
+    if states:
+        query = query.where(run.state.in_([str(s) for s in states]))
+    query = _paged(query, run.created_at, run.id, after, newest)
+    rows = list(session.scalars(query.limit(min(limit, MAX_PAGE) + 1)))
+    shown = rows[: min(limit, MAX_PAGE)]
+    places, counts = _queue(session, shown), _phase_counts(session, shown)
+    more = len(rows) > len(shown)
+    return schemas.Page(
+        data=[
+            schemas.RunSummary(**_summary(row, places.get(row.id), counts.get(row.id, 0)))
+            for row in shown
+        ],
+        has_more=more,
+        next=_cursor(shown[-1].created_at, shown[-1].id) if more else None,
+    )
+
+
+def detail(session: Session, run: tables.Run) -> schemas.RunDetail:
+    """Everything about one run, its spec and plan included."""
+    places, counts = _queue(session, [run]), _phase_counts(session, [run])
+    return schemas.RunDetail(
+        **_summary(run, places.get(run.id), counts.get(run.id, 0)),
+        advice=Reason(run.reason).advice,
+        spec=RunSpec.model_validate(run.spec),
+        plan=Plan.model_validate(run.plan),
+        frozen=run.frozen,
+        overrides=run.overrides,
+        fingerprint=run.fingerprint,
+        tokens_seen=run.tokens_seen,
+        exact_resume=run.exact_resume,  # type: ignore[arg-type]
+        pending_extend=run.pending_extend,
+        directory=str(session.info["paths"].run(run.id).root),
+    )
+
+
+# --- events and jobs -----------------------------------------------------------------------------
+
+
+def events(
+    session: Session,
+    run_id: str | None = None,
+    *,
+    after: int | None = None,
+    limit: int = 100,
+    newest: bool = False,
+) -> schemas.Page[schemas.EventView]:
+    """Events after an id, in order; with `newest` the last ones, the newest first."""
+    event = tables.Event
+    query = select(event)
+    if run_id is not None:
+        query = query.where(event.run_id == run_id)
+    if newest:
+        query = query.order_by(event.id.desc())
+        if after is not None:
+            query = query.where(event.id < after)
+    else:
+        query = query.where(event.id > (after or 0)).order_by(event.id)
+    rows = list(session.scalars(query.limit(min(limit, MAX_PAGE) + 1)))
+    shown = rows[: min(limit, MAX_PAGE)]
+    more = len(rows) > len(shown)
+    return schemas.Page(
+        data=[_event(row) for row in shown],
+        has_more=more,
+        next=str(shown[-1].id) if more else None,
+    )
+
+
+def events_after(
+    session: Session, run_id: str | None, after_id: int, limit: int = 100
+) -> list[schemas.EventView]:
+    """What a stream sends next."""
+    return events(session, run_id, after=after_id, limit=limit).data
+
+
+def newest_event_id(session: Session) -> int:
+    event = tables.Event
+    return session.scalar(select(event.id).order_by(event.id.desc()).limit(1)) or 0
+
+
+def jobs(
+    session: Session,
+    run: tables.Run | None = None,
+    state: str | None = None,
+    after: str | None = None,
+    limit: int = 50,
+) -> schemas.Page[schemas.JobView]:
+    """A page of jobs, the newest first."""
+    table = tables.Job
+    query = select(table)
+    if run is not None:
+        query = query.where(table.run_id == run.id)
+    if state is not None:
+        query = query.where(table.state == state)
+    query = _paged(query, table.created_at, table.id, after, newest=True)
+    rows = list(session.scalars(query.limit(min(limit, MAX_PAGE) + 1)))
+    shown = rows[: min(limit, MAX_PAGE)]
+    more = len(rows) > len(shown)
+    return schemas.Page(
+        data=[job(session, row) for row in shown],
+        has_more=more,
+        next=_cursor(shown[-1].created_at, shown[-1].id) if more else None,
+    )
+
+
+def job(session: Session, row: tables.Job) -> schemas.JobView:
+    run = tables.Run
+    name = session.scalar(select(run.name).where(run.id == row.run_id)) if row.run_id else None
+    return schemas.JobView(
+        id=row.id,
+        kind=row.kind,
+        run=name,
+        where=row.where,
+        state=row.state,  # type: ignore[arg-type]
+        reason=Reason(row.reason) if row.reason else None,
+        message=row.message,
+        stage=row.stage,
+        stage_detail=row.stage_detail,
+        fraction=row.fraction,
+        params=row.params,
+        result=row.result,
+        created_at=row.created_at,
+        started_at=row.started_at,
+        ended_at=row.ended_at,
+    )
+
+
+def _event(row: tables.Event) -> schemas.EventView:
+    return schemas.EventView(
+        id=row.id,
+        run=row.run_id,
+        job=row.job_id,
+        attempt=row.attempt_number,
+        kind=row.kind,
+        level=row.level,  # type: ignore[arg-type]
+        step=row.step,
+        message=row.message,
+        data=row.data,
+        unix_seconds=row.unix_seconds,
+    )
+
+
+# --- parts of a run ------------------------------------------------------------------------------
+
+
+def _summary(run: tables.Run, place: int | None, num_phases: int) -> dict[str, Any]:
+    running = run.state == State.running
+    view = run.progress
+    return {
+        "id": run.id,
+        "name": run.name,
+        "title": run.title,
+        "state": State(run.state),
+        "desired_state": Desired(run.desired_state),
+        "reason": Reason(run.reason),
+        "reason_message": run.reason_message,
+        "device": run.device,
+        "step": run.step,
+        "end_step": run.end_step,
+        "fraction": estimate.fraction(run),
+        "loss": view.get("loss"),
+        "val_bpb": view.get("val_bpb"),
+        "tokens_per_second": view.get("tokens_per_second") if running else None,
+        "eta_seconds": estimate.quick_eta(run) if running else None,
+        "queue_position": place,
+        "num_phases": num_phases,
+        "created_at": run.created_at,
+        "started_at": run.started_at,
+        "ended_at": run.ended_at,
+        "last_step_at": run.last_step_at,
+        "metadata": run.run_metadata,
+        "sparkline": sparkline.means(run.sparkline),
+    }
+
+
+def _queue(session: Session, rows: list[tables.Run]) -> dict[str, int]:
+    """Places in the queue, from 1, of those among `rows` that wait."""
+    waiting = [row for row in rows if row.queue_position is not None]
+    if not waiting:
+        return {}
+    position = tables.Run.queue_position
+    rows_taken = session.scalars(select(position).where(position.is_not(None)).order_by(position))
+    taken = [place for place in rows_taken if place is not None]
+    return {row.id: bisect_left(taken, row.queue_position or 0) + 1 for row in waiting}
+
+
+def _phase_counts(session: Session, rows: list[tables.Run]) -> dict[str, int]:
+    phase, counts = tables.Phase, dict.fromkeys((row.id for row in rows), 0)
+    query = select(phase.run_id).where(
+        phase.run_id.in_(counts),
+        or_(phase.lineage_limit.is_(None), phase.lineage_limit > phase.start_step),
+    )
+    for run_id in session.scalars(query):
+        counts[run_id] += 1
+    return counts
+
+
+def _paged(query: Select[Any], at: Any, key: Any, after: str | None, newest: bool) -> Select[Any]:
+    if after is not None:
+        seconds, last = _read_cursor(after)
+        if newest:
+            query = query.where(or_(at < seconds, and_(at == seconds, key < last)))
+        else:
+            query = query.where(or_(at > seconds, and_(at == seconds, key > last)))
+    return query.order_by(at.desc(), key.desc()) if newest else query.order_by(at, key)
+
+
+def _cursor(seconds: float, key: str) -> str:
+    return base64.urlsafe_b64encode(json.dumps([seconds, key]).encode()).decode().rstrip("=")
+
+
+def _read_cursor(text: str) -> tuple[float, str]:
+    try:
+        raw = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+        seconds, key = json.loads(raw)
+        return float(seconds), str(key)
+    except (ValueError, TypeError, binascii.Error, RecursionError) as error:
+        raise Invalid(
+            "`after` is not the `next` of a page",
+            errors=[{"pointer": "/after", "detail": "take it from `next`"}],
+        ) from error
+
+
+__all__ = [
+    "METRIC_KEYS", "attempts", "checkpoint", "checkpoints", "detail", "evaluations", "events",
+    "events_after", "get_run", "job", "jobs", "list_runs", "metrics", "newest_event_id", "phases",
+    "progress", "samples",
+]  # fmt: skip

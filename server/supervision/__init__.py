@@ -1,0 +1,1 @@
+"""Rows against processes: what each tick sees, decides and does."""

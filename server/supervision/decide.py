@@ -1,0 +1,309 @@
+"""What to do about a run or a job now: rows, observations and a clock in, one action out. Pure.
+
+One action a tick: whatever comes next is decided again from what is then seen, so a daemon that
+dies between two actions needs no special path.
+"""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass, field
+
+from server.states import SETTLED, State
+from server.supervision.watch import Presence
+from trainer.contract.exits import Reason
+
+DUMP_SECONDS = 2.0  # for the stack dump to reach the log
+TERM_SECONDS = 10.0  # for a stalled or unwilling process to end by itself
+SAVE_SECONDS = 60.0  # for a checkpoint after SIGTERM, past the deadline of a pause
+CANCEL_SECONDS = 30.0
+DISK_SILENCE_SECONDS = 5.0
+
+
+# --- actions -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Action:
+    """Nothing, unless it is one of those below."""
+
+
+@dataclass(frozen=True)
+class Move(Action):
+    """Move the run, with nothing else to do."""
+
+    state: State
+    reason: Reason
+    message: str | None = None
+
+
+@dataclass(frozen=True)
+class Explain(Action):
+    """The state stays, its reason changes."""
+
+    reason: Reason
+
+
+@dataclass(frozen=True)
+class Prepare(Action):
+    """Have the data made ready by a job."""
+
+
+@dataclass(frozen=True)
+class DropPreparation(Action):
+    """Cancel the job that makes the data ready."""
+
+
+@dataclass(frozen=True)
+class Launch(Action):
+    """Start the process: a new attempt, or the job."""
+
+
+@dataclass(frozen=True)
+class Adopt(Action):
+    """Find the process that an earlier daemon started and did not record."""
+
+
+@dataclass(frozen=True)
+class Deliver(Action):
+    """Put the waiting commands into the inbox."""
+
+
+@dataclass(frozen=True)
+class Tell(Action):
+    """Ask for it by command: 'pause' or 'cancel'."""
+
+    kind: str
+
+
+@dataclass(frozen=True)
+class Signal(Action):
+    """Send signals. step: the rung of the ladder reached with it. why: for the event."""
+
+    signals: tuple[signal.Signals, ...]
+    step: int
+    why: str
+    stall: bool = False
+
+
+@dataclass(frozen=True)
+class Spare(Action):
+    """It was thought to hang and has moved again."""
+
+
+@dataclass(frozen=True)
+class Sweep(Action):
+    """Kill what a dead process left behind."""
+
+
+@dataclass(frozen=True)
+class Close(Action):
+    """The process is gone and its journal read to the end: say how it ended and what follows."""
+
+
+WAIT = Action()
+
+
+# --- observations --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One process directory as it looks at this tick. Times in watched seconds.
+
+    told: kinds of commands in its inbox. step: the rung of the ladder reached (0 none, 1 told,
+    2 SIGTERM, 3 SIGKILL). patience: how long it may say nothing.
+    """
+
+    presence: Presence = Presence.none
+    drained: bool = False
+    has_begun: bool = False
+    told: frozenset[str] = frozenset()
+    has_commands: bool = False
+    step: int = 0
+    since_step: float = 0.0
+    silence: float = 0.0
+    patience: float = 600.0
+    stall_step: int = 0
+    is_stopped: bool = False
+    waits_for_space: bool = False
+
+
+@dataclass(frozen=True)
+class RunSeen:
+    """A run at this tick. preparation: state of its newest prepare job that still matters.
+
+    wants_to_run: what was asked last; a resume while it is pausing takes effect after the pause.
+    """
+
+    state: State
+    wants_to_run: bool = False
+    process: Seen = field(default_factory=Seen)
+    reason: Reason = Reason.requested
+    has_data: bool = True
+    preparation: str | None = None
+    preparation_message: str = ""
+    may_use_device: bool = False
+    is_backing_off: bool = False
+    is_shutting_down: bool = False
+    stops_trainers: bool = False
+    pause_seconds: float = 600.0
+
+
+@dataclass(frozen=True)
+class JobSeen:
+    """A job at this tick."""
+
+    state: str
+    process: Seen = field(default_factory=Seen)
+    is_cancelled: bool = False
+    may_start: bool = False
+    is_shutting_down: bool = False
+    stops_trainers: bool = False
+
+
+# --- runs ----------------------------------------------------------------------------------------
+
+
+def for_run(seen: RunSeen) -> Action:
+    """The one thing to do about this run now."""
+    match seen.process.presence:
+        case Presence.unknown:
+            return Adopt()
+        case Presence.lingering:
+            return Sweep()
+        case Presence.gone:
+            return Close() if seen.process.drained else WAIT
+        case Presence.alive:
+            return _while_alive(seen)
+    return _without_process(seen)
+
+
+def _while_alive(seen: RunSeen) -> Action:
+    process = seen.process
+    if seen.state is State.pausing:
+        return _ladder(process, "pause", seen.pause_seconds, SAVE_SECONDS)
+    if seen.state is State.cancelling or seen.state in SETTLED:
+        return _ladder(process, "cancel", min(CANCEL_SECONDS, seen.pause_seconds), TERM_SECONDS)
+    if seen.is_shutting_down and seen.stops_trainers:
+        return _end_in_order(process, seen.pause_seconds)
+    if (stall := _stall(process)) is not None:
+        return stall
+    if seen.state is State.starting and process.has_begun:
+        return Move(State.running, Reason.requested)
+    if process.has_commands:
+        return Deliver()
+    return _disk_words(seen)
+
+
+def _ladder(process: Seen, kind: str, patience: float, grace: float) -> Action:
+    """Command, then SIGTERM, then SIGKILL; one rung a tick, each after its time."""
+    if kind not in process.told:
+        return Deliver() if process.has_commands else Tell(kind)
+    if process.is_stopped and process.step < 3 and process.since_step >= DUMP_SECONDS:
+        return Signal((signal.SIGKILL,), 3, f"it was stopped by a signal and cannot {kind}")
+    if process.step <= 1 and process.since_step >= patience:
+        return Signal((signal.SIGTERM,), 2, f"no {kind} after {patience:.0f} s")
+    if process.step == 2 and process.since_step >= min(grace, patience):
+        return Signal((signal.SIGKILL,), 3, f"no end after SIGTERM on the way to {kind}")
+    return WAIT
+
+
+def _end_in_order(process: Seen, patience: float) -> Action:
+    """The daemon ends and takes its trainers along: checkpoint, end, or in time be killed."""
+    if process.step < 2:
+        return Signal((signal.SIGTERM, signal.SIGCONT), 2, "the daemon ends with its trainers")
+    if process.step == 2 and process.since_step >= patience:
+        return Signal((signal.SIGKILL,), 3, f"no end {patience:.0f} s after SIGTERM")
+    return WAIT
+
+
+def _stall(process: Seen) -> Action | None:
+    """A hang: dump the stacks, ask it to end, kill it. None while there is none."""
+    if process.stall_step == 0:
+        if process.silence < process.patience or process.waits_for_space:
+            return None
+        what = "it is stopped by a signal" if process.is_stopped else "nothing was heard of it"
+        why = f"{what} for {process.silence:.0f} s, {process.patience:.0f} s are allowed"
+        first = (signal.SIGUSR1, signal.SIGCONT) if process.is_stopped else (signal.SIGUSR1,)
+        return Signal(first, 2 if process.is_stopped else 1, why, stall=True)
+    if process.stall_step == 1 and process.silence < process.since_step:
+        return Spare()
+    if process.stall_step <= 2 and process.since_step >= DUMP_SECONDS:
+        return Signal((signal.SIGTERM,), 3, "the stack dump is in its log", stall=True)
+    if process.stall_step == 3 and process.since_step >= TERM_SECONDS:
+        return Signal((signal.SIGKILL,), 4, "it did not end after SIGTERM", stall=True)
+    return WAIT
+
+
+def _disk_words(seen: RunSeen) -> Action:
+    if seen.state is not State.running:
+        return WAIT
+    waits = seen.process.waits_for_space and seen.process.silence >= DISK_SILENCE_SECONDS
+    if waits and seen.reason is not Reason.disk_full:
+        return Explain(Reason.disk_full)
+    if not waits and seen.reason is Reason.disk_full and seen.process.silence == 0:
+        return Explain(Reason.requested)
+    return WAIT
+
+
+def _without_process(seen: RunSeen) -> Action:
+    match seen.state:
+        case State.pausing | State.cancelling:
+            if seen.preparation in ("queued", "running"):
+                return DropPreparation()
+            return Move(_stopped(seen), Reason.requested)
+        case State.running:
+            return Move(State.recovering, Reason.crashed, "no process belongs to it any more")
+        case State.queued | State.preparing | State.starting | State.recovering:
+            return WAIT if seen.is_shutting_down else _on_the_way(seen)
+    return WAIT
+
+
+def _stopped(seen: RunSeen) -> State:
+    if seen.state is State.cancelling:
+        return State.cancelled
+    return State.queued if seen.wants_to_run else State.paused
+
+
+def _on_the_way(seen: RunSeen) -> Action:
+    if seen.is_backing_off:
+        return WAIT
+    if not seen.has_data:
+        return _prepare(seen)
+    if seen.may_use_device:
+        return Launch()
+    if seen.state is State.preparing:
+        return Move(State.queued, Reason.waiting_for_device)
+    return WAIT
+
+
+def _prepare(seen: RunSeen) -> Action:
+    if seen.preparation in ("queued", "running"):
+        return WAIT
+    if seen.preparation == "failed" and seen.state is State.preparing:
+        return Move(State.failed, Reason.data_unusable, seen.preparation_message)
+    return Prepare()
+
+
+# --- jobs ----------------------------------------------------------------------------------------
+
+
+def for_job(seen: JobSeen) -> Action:
+    """The one thing to do about this job now."""
+    if seen.state == "queued":
+        if seen.is_cancelled:
+            return Close()
+        return Launch() if seen.may_start and not seen.is_shutting_down else WAIT
+    match seen.process.presence:
+        case Presence.unknown:
+            return Adopt()
+        case Presence.lingering:
+            return Sweep()
+        case Presence.gone:
+            return Close() if seen.process.drained else WAIT
+    if seen.is_cancelled:
+        return _ladder(seen.process, "cancel", DUMP_SECONDS, TERM_SECONDS)
+    if seen.is_shutting_down and seen.stops_trainers:
+        return _end_in_order(seen.process, TERM_SECONDS)
+    return _stall(seen.process) or WAIT

@@ -1,0 +1,89 @@
+"""What a job is told beyond what was asked: names resolved against the rows, at its start.
+
+A job starts maybe hours after it was asked for; which checkpoint is the newest is decided then.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from server import lineage
+from server.attempts import build_order
+from server.database import tables
+from server.settings import Settings
+from trainer.contract.rundir import DataDir
+
+
+class Unresolvable(Exception):
+    """The job cannot be started; the message says why."""
+
+
+def resolve(session: Session, job: tables.Job, settings: Settings) -> dict[str, Any]:
+    """The job's parameters with checkpoint, schedule and places filled in. Raises Unresolvable."""
+    params = dict(job.params)
+    run = session.get(tables.Run, job.run_id) if job.run_id else None
+    if job.kind == "prepare":
+        return {**params, "tokenizer_run_id": _tokenizer_run(session, params)}
+    if run is None or job.kind not in ("sample", "evaluate", "export", "audit"):
+        return params
+    chosen = _checkpoint(session, run, params)
+    params["checkpoint"] = chosen.name
+    if job.kind == "export":
+        params |= _for_export(session, run, chosen, settings.paths, job)
+    if job.kind == "audit":
+        attempt = session.get(tables.Attempt, chosen.attempt_id) if chosen.attempt_id else None
+        if attempt is None:
+            raise Unresolvable(f"no attempt of ours made {chosen.name}: nothing is recorded")
+        params["order"] = build_order(session, run, attempt, settings).model_dump(mode="json")
+    return params
+
+
+def _checkpoint(session: Session, run: tables.Run, params: dict[str, Any]) -> tables.Checkpoint:
+    """The named one, the one at the step, or the newest good one of the lineage."""
+    name, step = params.get("checkpoint"), params.get("step")
+    if name is None and step is None:
+        found = lineage.checkpoints(session, run.id)
+        if found:
+            return found[0]
+        raise Unresolvable(f"run {run.name} has no checkpoint")
+    table = tables.Checkpoint
+    query = (
+        select(table)
+        .where(table.run_id == run.id, table.deleted_at.is_(None), table.bad.is_(None))
+        .where(table.name == name if name is not None else table.step == step)
+        .order_by(table.superseded, table.id.desc())
+    )
+    found = session.scalars(query).first()
+    if found is None:
+        raise Unresolvable(f"run {run.name} no longer has {name or f'a checkpoint at {step}'}")
+    return found
+
+
+def _for_export(
+    session: Session, run: tables.Run, chosen: tables.Checkpoint, paths: DataDir, job: tables.Job
+) -> dict[str, Any]:
+    """The schedule of the checkpoint's last step, the horizon, and where the folder goes."""
+    phases = lineage.phases(session, run.id)
+    phase = next((p for p in reversed(phases) if p.start_step < chosen.step), phases[0])
+    target = paths.root / "exports" / f"{run.name}-{chosen.step:09d}-{job.params['format']}"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return {
+        "directory": str(target),
+        "schedule": phase.schedule,
+        "horizon_steps": phase.end_step,
+    }
+
+
+def _tokenizer_run(session: Session, params: dict[str, Any]) -> str | None:
+    """The id of the run whose tokenizer the spec asks for."""
+    asked = params["spec"]["data"]["tokenizer"].get("run")
+    if not asked:
+        return None
+    table = tables.Run
+    found = session.scalar(select(table.id).where((table.name == asked) | (table.id == asked)))
+    if found is None:
+        raise Unresolvable(f"data.tokenizer.run: there is no run {asked}")
+    return found

@@ -1,0 +1,33 @@
+"""How long a process may say nothing before it is taken for hung."""
+
+from __future__ import annotations
+
+import statistics
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from server.database.tables import Attempt, Point
+
+STEPS_OF_SILENCE = 20
+RECENT_STEPS = 50
+# Reading corpora, compiling, probing, evaluating and saving report seldom; give them longer.
+OTHER_STAGES = 3.0
+
+
+def of_attempt(session: Session, attempt: Attempt, at_least: float) -> float:
+    """Seconds of silence allowed: twenty of its own steps, and no less than `at_least`."""
+    if attempt.stage != "training":
+        return OTHER_STAGES * at_least
+    recent = session.scalars(
+        select(Point.step_seconds)
+        .where(Point.attempt_id == attempt.id, Point.step_seconds.is_not(None))
+        .order_by(Point.step.desc())
+        .limit(RECENT_STEPS)
+    ).all()
+    seconds = [value for value in recent if value is not None]
+    return max(at_least, STEPS_OF_SILENCE * statistics.median(seconds)) if seconds else at_least
+
+
+def of_job(at_least: float) -> float:
+    return OTHER_STAGES * at_least

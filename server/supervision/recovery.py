@@ -1,0 +1,259 @@
+"""What follows when an attempt has ended. Pure: facts in, one verdict out.
+
+`classify` says how it ended, from the exit record or, without one, from what the kernel knows.
+`follow` says what the run does next under its recovery policy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from server.machine.hardware import Action, Xid, advice
+from server.states import State
+from trainer.contract.exits import Reason
+from trainer.contract.spec import RecoverySpec
+
+BACKOFF_SECONDS = (1.0, 5.0, 15.0, 60.0)
+
+# Trying again would meet the same thing, so the run stops at once and says what to do.
+_HOPELESS = frozenset(
+    {
+        Reason.out_of_memory,
+        Reason.device_missing,
+        Reason.data_unusable,
+        Reason.no_checkpoint,
+        Reason.environment_changed,
+    }
+)
+
+# A trainer whose GPU goes away sees an exception like any other; the kernel knows better.
+_MAYBE_THE_GPU = frozenset({Reason.crashed, Reason.gpu_lost})
+
+
+# --- how it ended --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Said:
+    """What the process itself said: its exit record, or the `ended` record of its outbox."""
+
+    outcome: str
+    reason: Reason
+    message: str = ""
+    step: int | None = None
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """What is known of a death from outside. exit_code: negative is a signal, None is unknown."""
+
+    exit_code: int | None = None
+    other_boot: bool = False
+    stalled: str | None = None
+    oom: str | None = None
+    xid: Xid | None = None
+
+
+@dataclass(frozen=True)
+class Ending:
+    """outcome: completed, phase_ended, paused, cancelled, terminated, failed or crashed."""
+
+    outcome: str
+    reason: Reason
+    message: str
+    step: int | None = None
+    xid: Xid | None = None
+
+
+def classify(said: Said | None, seen: Circumstances) -> Ending:
+    """How an attempt ended. Its own word counts, except about a GPU that the kernel gave up."""
+    if said is not None and said.outcome != "failed":
+        reason = Reason.stalled if seen.stalled and said.outcome == "terminated" else said.reason
+        return Ending(said.outcome, reason, said.message or reason.sentence, said.step)
+    if said is not None and (seen.xid is None or said.reason not in _MAYBE_THE_GPU):
+        return Ending("failed", said.reason, said.message or said.reason.sentence, said.step)
+    step = said.step if said is not None else None
+    reason, message = _cause(seen)
+    return Ending("failed" if said else "crashed", reason, message, step, seen.xid)
+
+
+def _cause(seen: Circumstances) -> tuple[Reason, str]:
+    if seen.other_boot:
+        return Reason.host_restarted, "the machine was restarted under it"
+    if seen.stalled:
+        return Reason.stalled, seen.stalled
+    if seen.oom is not None:
+        limits = f" ({seen.oom})" if seen.oom else ""
+        return Reason.host_out_of_memory, f"the kernel killed it for lack of memory{limits}"
+    if seen.xid is not None:
+        return Reason.gpu_lost, f"the GPU reported {seen.xid}. {advice(seen.xid)}"
+    return Reason.crashed, f"it ended without a word: {_exit_words(seen.exit_code)}"
+
+
+def _exit_words(code: int | None) -> str:
+    if code is None:
+        return "killed, or ended while nobody watched"
+    if code < 0:
+        import signal
+
+        try:
+            return f"killed by {signal.Signals(-code).name}"
+        except ValueError:
+            return f"killed by signal {-code}"
+    return f"exit code {code}"
+
+
+# --- what comes next -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class History:
+    """A run as far as recovery looks at it.
+
+    durable_step: the step of the newest checkpoint that counts, 0 without one.
+    same_before: how many of the last attempts in a row ended for the same reason.
+    """
+
+    state: State
+    wants_to_run: bool
+    recovery: RecoverySpec
+    durable_step: int
+    failures: int
+    best_failed_step: int
+    rewinds: int = 0
+    same_before: int = 0
+    has_further_phase: bool = False
+    other_boot: bool = False
+    advice: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The move and what changes with it. delay_seconds: before the next attempt may start."""
+
+    state: State
+    reason: Reason
+    message: str
+    delay_seconds: float = 0.0
+    failures: int = 0
+    best_failed_step: int = -1
+    skip_step: int | None = None
+    keeps_device: bool = False
+
+
+def follow(
+    ending: Ending, history: History, backoff: tuple[float, ...] = BACKOFF_SECONDS
+) -> Verdict:
+    """The move that an ended attempt asks for."""
+    kept: dict[str, Any] = {
+        "failures": history.failures,
+        "best_failed_step": history.best_failed_step,
+    }
+    if history.state is State.cancelling:
+        return Verdict(State.cancelled, Reason.requested, ending.message, **kept)
+    if ending.outcome in ("completed", "phase_ended"):
+        return _after_completion(ending, history)
+    if history.state is State.pausing:
+        return _while_pausing(ending, history, kept)
+    if ending.outcome == "paused":
+        return Verdict(State.paused, ending.reason, ending.message, **kept)
+    return _recover(ending, history, kept, backoff)
+
+
+def _after_completion(ending: Ending, history: History) -> Verdict:
+    if history.has_further_phase:
+        if history.state is State.pausing and not history.wants_to_run:
+            return Verdict(State.paused, Reason.requested, ending.message)
+        message = "the next phase begins"
+        return Verdict(State.queued, Reason.requested, message, keeps_device=True)
+    return Verdict(State.completed, Reason.finished, ending.message)
+
+
+def _while_pausing(ending: Ending, history: History, kept: dict[str, Any]) -> Verdict:
+    """It was to stop, and it has stopped: however it ended, nothing is started again."""
+    if history.wants_to_run:
+        return Verdict(State.queued, Reason.requested, ending.message, **kept)
+    if ending.outcome in ("crashed", "failed"):
+        message = f"it ended on the way to the pause: {ending.message}"
+        return Verdict(State.paused, ending.reason, message, **kept)
+    return Verdict(State.paused, Reason.requested, ending.message, **kept)
+
+
+def _recover(
+    ending: Ending, history: History, kept: dict[str, Any], backoff: tuple[float, ...]
+) -> Verdict:
+    policy = history.recovery
+    rebooted = history.other_boot and ending.outcome != "failed"
+    if rebooted and policy.on_reboot == "wait":
+        return _stop_orderly(history, Reason.host_restarted, ending.message, kept)
+    if ending.reason is Reason.data_changed:
+        return _stop_orderly(history, ending.reason, ending.message, kept)
+    if ending.outcome == "terminated" or ending.reason is Reason.host_restarted:
+        return _after_orders(ending, history, kept, backoff)
+    if ending.reason is Reason.non_finite_loss:
+        return _after_non_finite(ending, history, kept)
+    if (why_not := _hopeless(ending, history)) is not None:
+        return Verdict(State.failed, ending.reason, why_not, **kept)
+    return _after_failure(ending, history, backoff)
+
+
+def _stop_orderly(history: History, reason: Reason, message: str, kept: dict[str, Any]) -> Verdict:
+    """paused where the table of moves allows it; it is legal wherever a process was alive."""
+    after = State.paused if history.state in (State.starting, State.running) else State.failed
+    return Verdict(after, reason, message, **kept)
+
+
+def _after_orders(
+    ending: Ending, history: History, kept: dict[str, Any], backoff: tuple[float, ...]
+) -> Verdict:
+    """Ended by a signal or a reboot: no fault of the run, so nothing is counted against it."""
+    reason = Reason.stalled if ending.reason is Reason.stalled else ending.reason
+    if reason is Reason.stalled:
+        return _after_failure(ending, history, backoff)
+    if history.recovery.on_crash == "stop":
+        return _stop_orderly(history, reason, ending.message, kept)
+    return Verdict(State.recovering, reason, ending.message, backoff[0], **kept)
+
+
+def _after_non_finite(ending: Ending, history: History, kept: dict[str, Any]) -> Verdict:
+    policy = history.recovery
+    if policy.on_non_finite == "stop" or ending.step is None:
+        return Verdict(State.failed, ending.reason, ending.message, **kept)
+    if history.rewinds >= policy.max_rewinds:
+        message = f"{ending.message} It was already rewound {history.rewinds} times."
+        return Verdict(State.failed, ending.reason, message, **kept)
+    message = f"{ending.message} Going back to the last checkpoint, leaving step {ending.step} out."
+    return Verdict(State.recovering, ending.reason, message, skip_step=ending.step, **kept)
+
+
+def _hopeless(ending: Ending, history: History) -> str | None:
+    """Why another attempt is not worth making, None when it is."""
+    if history.recovery.on_crash == "stop":
+        return f"{ending.message} The run's recovery.on_crash is 'stop'."
+    if ending.reason in _HOPELESS:
+        return ". ".join(filter(None, (ending.message.rstrip("."), history.advice)))
+    if ending.reason is Reason.host_out_of_memory and history.same_before >= 1:
+        return f"{ending.message}, for the second time in a row"
+    if ending.xid is not None and ending.xid.action is not Action.restart:
+        return ending.message
+    return None
+
+
+def _after_failure(ending: Ending, history: History, backoff: tuple[float, ...]) -> Verdict:
+    """Count attempts without progress: a durable checkpoint beyond the last failure resets them."""
+    progressed = history.durable_step > history.best_failed_step
+    failures = 1 if progressed else history.failures + 1
+    best = max(history.durable_step, history.best_failed_step)
+    if failures >= history.recovery.max_attempts_without_progress:
+        message = (
+            f"{failures} attempts in a row got no further than step {best:,}; "
+            f"the last one: {ending.message}"
+        )
+        return Verdict(
+            State.failed, Reason.no_progress, message, failures=failures, best_failed_step=best
+        )
+    delay = backoff[min(failures, len(backoff)) - 1]
+    return Verdict(
+        State.recovering, ending.reason, ending.message, delay, failures, best_failed_step=best
+    )

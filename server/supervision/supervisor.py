@@ -1,0 +1,126 @@
+"""The supervisor: a tick that holds rows against processes, in a thread of its own.
+
+Each tick reads what the trainers reported, loads what is unsettled, decides one action for each run
+and job (`decide`, pure) and applies it. The same tick is the way up after a start, a crash or a
+reboot. It sleeps until something is committed, a process ends, or the next look is due.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from server.errors import Busy, DiskFull, StorageBroken
+from server.ingestion.intake import Intake
+from server.supervision import board
+from server.supervision.bell import Bell
+from server.supervision.board import Board
+from server.supervision.tending import Tending
+from server.supervision.trainers import Shop
+
+log = logging.getLogger("traind.supervisor")
+
+IDLE_SECONDS = 5.0  # between looks while nothing runs; a commit wakes it at once
+RETRY_SECONDS = 1.0  # after the database was busy or full
+STOP_SECONDS = 150.0  # for trainers to save and end when the daemon takes them along
+
+
+class Supervisor:
+    """Owns every process of this data directory. One instance, one thread."""
+
+    def __init__(self, shop: Shop, clock: Callable[[], float] = time.monotonic) -> None:
+        self._shop, self._clock = shop, clock
+        self._tending = Tending(shop, clock)
+        self._intake = Intake(shop)
+        self._bell = Bell()
+        self._thread: threading.Thread | None = None
+        self._ends = False
+        self._looked = threading.Event()
+        self.failure: BaseException | None = None
+        self.ticks = 0
+
+    # --- the thread ------------------------------------------------------------------------------
+
+    def start(self, on_failure: Callable[[BaseException], None] = lambda error: None) -> None:
+        """Begin to tick. An error that no tick expects ends the thread and calls `on_failure`."""
+        self._thread = threading.Thread(
+            target=self._run, args=(on_failure,), name="supervisor", daemon=True
+        )
+        self._shop.db.on_commit(self.wake)
+        self._thread.start()
+
+    def wait_for_first_look(self, seconds: float) -> bool:
+        """Whether everything that already runs was taken back within that time."""
+        return self._looked.wait(seconds)
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread is not None and self._thread.is_alive() and self.failure is None
+
+    def wake(self) -> None:
+        """Look now: something was committed. Its own commits do not count."""
+        if threading.current_thread() is not self._thread:
+            self._bell.ring()
+
+    def stop(self, *, stop_trainers: bool = False) -> None:
+        """End the thread. The trainers go on, unless they are to save and end with the daemon."""
+        self._tending.stops_trainers = stop_trainers
+        self._tending.is_shutting_down = self._ends = True
+        self._bell.ring()
+        if self._thread is not None:
+            self._thread.join(timeout=STOP_SECONDS + 15)
+        self._tending.leave()
+        self._bell.close()
+
+    def _run(self, on_failure: Callable[[BaseException], None]) -> None:
+        try:
+            while not self._ends:
+                self._bell.wait(self._try_tick())
+            if self._tending.stops_trainers:
+                self._take_trainers_along()
+        except BaseException as error:  # a supervisor that dies silently would be the worst fault
+            self.failure = error
+            log.critical("the supervisor failed: %s", error, exc_info=error)
+            on_failure(error)
+        finally:
+            self._looked.set()
+
+    def _try_tick(self) -> float:
+        """One tick; how long to sleep after it. A database that is busy or full is waited for."""
+        try:
+            busy = self.tick()
+        except (Busy, DiskFull, StorageBroken) as error:
+            log.warning("the supervisor waits for the database: %s", error)
+            return RETRY_SECONDS
+        return self._shop.settings.tick_seconds if busy else IDLE_SECONDS
+
+    def _take_trainers_along(self) -> None:
+        """Tick until every process of ours has saved and ended."""
+        until = self._clock() + STOP_SECONDS
+        while self._clock() < until:
+            self._bell.wait(min(self._try_tick(), self._shop.settings.tick_seconds))
+            if self._tending.has_nothing_left:
+                return
+        log.error("some trainers did not end within %.0f s", STOP_SECONDS)
+
+    # --- one tick --------------------------------------------------------------------------------
+
+    def tick(self) -> bool:
+        """Hold rows against processes once: at most one action for each run and job.
+
+        Whether there is anything to watch.
+        """
+        self._tending.look()
+        self._intake.read(self._tending.attempts, self._tending.jobs)
+        busy = self._tending.tend(self._load())
+        self._bell.watch(self._tending.living())
+        if self.ticks or not busy:  # the first tick finds what lives, the second reads its reports
+            self._looked.set()
+        self.ticks += 1
+        return busy
+
+    def _load(self) -> Board:
+        with self._shop.db.read() as session:
+            return board.load(session, self._shop.settings.paths, self._shop.devices)
