@@ -23,7 +23,7 @@ from trainer.contract.schedule import (
 )
 from trainer.session import Session
 from trainer.spikes import SpikeWatch
-from trainer.step import StepResult
+from trainer.step import Reading
 
 
 @dataclass
@@ -31,11 +31,23 @@ class Pending:
     """A step that was launched and whose loss is not read yet."""
 
     step: int
-    result: StepResult
-    started: float
+    reading: Reading
+    launched: float
     schedule: dict[str, float]
     batch_sha256: str
-    waited: bool = False
+
+
+class StepClock:
+    """Seconds of each step, none counted twice: a step that was launched while the one before it
+    still ran begins when that one ends."""
+
+    def __init__(self) -> None:
+        self._ended = float("-inf")
+
+    def seconds(self, launched: float, ended: float) -> float:
+        """What a step took that was launched and whose loss was there at these times, in order."""
+        began, self._ended = max(launched, self._ended), ended
+        return ended - began
 
 
 class NonFinite(Exception):
@@ -71,6 +83,7 @@ class _Loop:
         self.order, self.state = session.order, session.state
         self.pending: Pending | None = None
         self.spikes = SpikeWatch()
+        self.clock = StepClock()
         self.first = True
 
     @property
@@ -157,24 +170,24 @@ class _Loop:
         """Launch one step; report the one before it."""
         session, step = self.session, self.state.step
         self._skip_if_asked(step)
-        started = time.perf_counter()
+        launched = time.perf_counter()
         micro_batches, batch_sha256 = session.next_step_batches()
         schedule = scheduled(self.order, step)
-        session.saver.fence_update()
         result = session.stepper.train_step(
             micro_batches,
             lr_multiplier=schedule["lr_multiplier"],
             momentum=schedule["momentum"],
             weight_decay=schedule["weight_decay"],
+            before_update=session.saver.fence_update,
         )
         before, self.pending = self.pending, None
         if before:
             self._report(before)
-        self.pending = Pending(step, result, started, schedule, batch_sha256)
+        self.pending = Pending(step, Reading(result), launched, schedule, batch_sha256)
         self.state.step = step + 1
         self.state.evaluations = {}
         self.state.tokens_seen += self.order.plan.batch.tokens
-        if session.device.type != "cuda" or self.first:
+        if self.first or not reads_late(session.device):
             self.settle()
             self.first = False
         session.reporter.sync_if_due()
@@ -194,10 +207,11 @@ class _Loop:
 
     def _report(self, done: Pending) -> None:
         session, state = self.session, self.state
-        loss = failing_loss(float(done.result.loss))
-        if not bool(done.result.finite) or loss != loss:
+        loss, grad_norm, is_finite = done.reading.values()
+        loss = failing_loss(loss)
+        if not is_finite or loss != loss:
             raise NonFinite(done.step, loss)
-        seconds = time.perf_counter() - done.started
+        seconds = self.clock.seconds(done.launched, time.perf_counter())
         sensors = session.sensors.read()
         watts = sensors.get("power_watts")
         state.training_seconds += seconds
@@ -212,7 +226,7 @@ class _Loop:
                 lr_multiplier=done.schedule["lr_multiplier"],
                 momentum=done.schedule["momentum"],
                 weight_decay=done.schedule["weight_decay"],
-                grad_norm=float(done.result.grad_norm),
+                grad_norm=grad_norm,
                 tokens=self.order.plan.batch.tokens,
                 seconds=seconds,
                 energy_joules=joules,
@@ -244,6 +258,11 @@ class _Loop:
                 why="; ".join(inexact),
             )
         )
+
+
+def reads_late(device: torch.device) -> bool:
+    """Whether a loss is read after the next step was launched: where steps run by themselves."""
+    return device.type == "cuda"
 
 
 def scheduled(order: AttemptOrder, step: int) -> dict[str, float]:

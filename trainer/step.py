@@ -7,7 +7,7 @@ autograd only sees the trunk between them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,27 @@ class StepResult:
     loss: Tensor
     grad_norm: Tensor
     finite: Tensor
+
+
+class Reading:
+    """A step's numbers on their way to the host. The copy is queued right behind the step, so that
+    reading waits for that step alone: `.item()` would wait for all that was launched since."""
+
+    def __init__(self, result: StepResult) -> None:
+        numbers = torch.stack([result.loss, result.grad_norm, result.finite.float()])
+        self._arrived: torch.cuda.Event | None = None
+        self._numbers = numbers
+        if numbers.device.type == "cuda":
+            self._numbers = torch.empty(3, pin_memory=True).copy_(numbers, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    def values(self) -> tuple[float, float, bool]:
+        """(loss, gradient norm, finite), as soon as the step is done."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        loss, grad_norm, finite = self._numbers.tolist()
+        return loss, grad_norm, bool(finite)
 
 
 class Stepper:
@@ -75,11 +96,13 @@ class Stepper:
         lr_multiplier: float,
         momentum: float,
         weight_decay: float,
+        before_update: Callable[[], None] = lambda: None,
     ) -> StepResult:
         """Forward and backward over micro_batches of (tokens, targets), each (B, T); one update.
 
         Gradients are the mean over the micro-batches and never clipped. A loss or gradient that is
-        not finite leaves weights and optimizer state as they were.
+        not finite leaves weights and optimizer state as they were. before_update is called when
+        all but the update is launched: up to there weights and optimizer state are only read.
         """
         losses = self._losses(micro_batches, learn=True)
         loss = torch.stack(losses).mean()
@@ -88,6 +111,7 @@ class Stepper:
             self._unscale(scale.scale)
         grad_norm = self._grad_norm()
         finite = torch.isfinite(loss) & torch.isfinite(grad_norm)
+        before_update()
         self.optimizer.step(
             lr_multiplier=lr_multiplier,
             momentum=momentum,
@@ -95,9 +119,8 @@ class Stepper:
             finite=finite,
         )
         self.model.touched = None
-        if (
-            scale is not None
-        ):  # an overflow is part of float16's life, until nothing is left to halve
+        # an overflow is part of float16's life, until nothing is left to halve
+        if scale is not None:
             accident = torch.isfinite(loss) & ~finite & ~scale.exhausted
             scale.update(finite)
             finite = finite | accident

@@ -72,6 +72,9 @@ def test_the_reference_run_extended_from_its_end(shape, after):
     assert any(f"LR × {factor} in one step" in warning for warning in answer.warnings)
     assert any("70,000" in w and "inside it" in w for w in answer.warnings)
     assert {a.mode for a in answer.alternatives} == {"hold", "rewarm", "decay"}
+    ramped = _preview(ExtendRequest(to_step=200_000), [first], 130_000, 200_000)
+    assert ramped.joint.lr_multiplier[1] < 0.07
+    assert any(f"{after}"[:5] in w and f"LR × {factor} of" in w for w in ramped.warnings)
 
 
 def test_replan_from_before_the_warmdown_continues_without_a_jump():

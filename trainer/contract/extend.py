@@ -216,11 +216,12 @@ def _warnings(
             "the peak): rewarm_steps would ramp it"
         )
     if after.mode == "replan" and after.rewarm_steps:
-        ramped = lr_multiplier(after, joint.step + after.rewarm_steps)
-        if low > 0 and ramped / low > JUMP:
+        curve_lr = lr_multiplier(after.model_copy(update={"rewarm_steps": 0}), joint.step)
+        if low > 0 and curve_lr / low > JUMP:
             found.append(
-                f"the learning rate rises from {low:.4g} to {ramped:.4g} of its peak over "
-                f"{after.rewarm_steps:,} steps from step {joint.step:,}"
+                f"the new curve stands at {curve_lr:.4g} of the peak at step {joint.step:,}, "
+                f"LR × {curve_lr / low:.1f} of the present {low:.4g}: ramped over "
+                f"{after.rewarm_steps:,} steps (rewarm_steps 0 would jump in one)"
             )
     if after.mode == "replan" and joint.step > after.warmdown_start:
         found.append(
