@@ -23,14 +23,18 @@ from trainer.contract.schedule import (
 )
 from trainer.session import Session
 from trainer.spikes import SpikeWatch
-from trainer.step import Reading
+from trainer.step import MicroBatch, Reading
 
 
 @dataclass
 class Pending:
-    """A step that was launched and whose loss is not read yet."""
+    """A step that was launched and whose loss is not read yet.
+
+    micro_batches: pinned memory must not go back to the loader before the device has copied it.
+    """
 
     step: int
+    micro_batches: list[MicroBatch]
     reading: Reading
     launched: float
     schedule: dict[str, float]
@@ -183,7 +187,9 @@ class _Loop:
         before, self.pending = self.pending, None
         if before:
             self._report(before)
-        self.pending = Pending(step, Reading(result), launched, schedule, batch_sha256)
+        self.pending = Pending(
+            step, micro_batches, Reading(result), launched, schedule, batch_sha256
+        )
         self.state.step = step + 1
         self.state.evaluations = {}
         self.state.tokens_seen += self.order.plan.batch.tokens

@@ -325,7 +325,7 @@ def test_two_readers_of_one_journal_apply_it_once(db: Database, settings: Settin
 
 _CHILD = """
 import sys
-from server import ingest
+from server.ingestion import ingest
 from server.database.db import Database
 from server.settings import Settings
 settings = Settings(data_dir=sys.argv[1])
