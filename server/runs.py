@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from server import commands, lineage, states
 from server.attempts import build_order, current_phase, next_attempt
 from server.database import tables
-from server.errors import Conflict, IllegalMove
+from server.errors import Conflict, IllegalMove, Invalid
 from server.extends import ExtendOutcome, extend
 from server.imports import import_run
 from server.lineage import supersede
@@ -90,6 +90,7 @@ def resume(
     if state is not State.pausing:
         _require_work(session, run)
     overrides = ask.overrides.model_dump(exclude_none=True) if ask and ask.overrides else {}
+    _require_divisible(run, overrides.get("device_batch_size"))
     if overrides:
         run.overrides = {**run.overrides, **overrides}
     run.desired_state = Desired.running
@@ -228,6 +229,21 @@ def _require_work(session: Session, run: tables.Run) -> None:
             hint="Extend it to train further.",
             state=run.state,
             legal=sorted(states.VERBS[State(run.state)] - {"resume"}),
+        )
+
+
+def _require_divisible(run: tables.Run, rows: int | None) -> None:
+    """A step must stay as many tokens as it was, whatever the rows of a pass. Raises Invalid."""
+    sequence_len = run.plan["shape"]["sequence_len"]
+    rows_total = run.batch_tokens // sequence_len
+    if rows is not None and rows_total % rows:
+        divisors = (r for r in range(1, min(rows_total, 256) + 1) if rows_total % r == 0)
+        fitting = ", ".join(map(str, divisors))
+        raise Invalid(
+            f"a step of run {run.name} is {rows_total} rows of {sequence_len:,} tokens, which "
+            f"{rows} does not divide",
+            hint=f"Divisors: {fitting}.",
+            errors=[{"pointer": "/overrides/device_batch_size", "detail": "does not divide"}],
         )
 
 

@@ -16,6 +16,7 @@ from trainer.contract.extend import ExtendPreview, Joint
 from trainer.contract.plan import Plan
 from trainer.contract.schedule import PhaseSchedule
 from trainer.contract.spec import (
+    AttentionBackend,
     MetadataKey,
     MetadataValue,
     RunSpec,
@@ -358,7 +359,7 @@ class PatchRun(Strict):
 class Overrides(Strict):
     device_batch_size: Annotated[int, Field(ge=1, le=65_536)] | None = None
     compile: bool | None = None
-    attention: Annotated[str, StringConstraints(max_length=32)] | None = None
+    attention: AttentionBackend | None = None
 
 
 class ResumeRequest(Strict):

@@ -14,7 +14,7 @@ import importlib.util
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -51,19 +51,33 @@ def choose(
     dtype: torch.dtype,
     device: torch.device,
     memory: Path | None = None,
+    *,
+    fixed: Mapping[str, str] | None = None,
+    compiled: bool = False,
 ) -> dict[int | None, str]:
-    """The fastest backend for each window of the shape, from `memory` or from a race."""
+    """The backend for each window of the shape: the one that is `fixed` for it where that is
+    there, else the fastest, from `memory` or from a race as the block will call it.
+    """
     remembered = _recall(memory)
     chosen: dict[int | None, str] = {}
     for window in dict.fromkeys(windows(shape)):
-        key = _race_key(shape, rows, dtype, device, window)
-        name = remembered.get(key)
-        if name not in candidates(device, dtype, window, shape.sequence_len):
-            name = race(shape, rows, dtype, device, window)
-            remembered[key] = name
+        name = (fixed or {}).get(str(window))
+        if name is None or not is_there(name, device, dtype):
+            key = _race_key(shape, rows, dtype, device, window)
+            name = remembered.get(key)
+            if name not in candidates(device, dtype, window, shape.sequence_len):
+                name = race(shape, rows, dtype, device, window, compiled=compiled)
+                remembered[key] = name
         chosen[window] = name
     _remember(memory, remembered)
     return chosen
+
+
+def is_there(name: str, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a backend asked for by name can run on this device in this dtype."""
+    if name in _CUDA_EXTRAS:
+        return device.type == "cuda" and dtype != torch.float32 and _CUDA_EXTRAS[name]()
+    return name in BACKENDS
 
 
 def candidates(
@@ -84,16 +98,25 @@ def candidates(
 
 
 def race(
-    shape: ModelShape, rows: int, dtype: torch.dtype, device: torch.device, window: int | None
+    shape: ModelShape,
+    rows: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    window: int | None,
+    *,
+    compiled: bool = False,
 ) -> str:
-    """The name of the fastest candidate, forward and backward, at the training shape."""
+    """The name of the fastest candidate, forward and backward, at the training shape.
+
+    compiled: as part of a compiled block, where some run differently and some not at all.
+    """
     names = candidates(device, dtype, window, shape.sequence_len)
     if len(names) == 1:
         return names[0]
     times: dict[str, float] = {}
     for name in names:
         try:
-            times[name] = _seconds(bind(name, window), shape, rows, dtype, device)
+            times[name] = _seconds(_called(name, window, compiled), shape, rows, dtype, device)
         except (RuntimeError, NotImplementedError, ImportError, TypeError, ValueError):
             continue  # a backend that does not run here has lost; "masked" and "sdpa" always run
     return min(times, key=times.__getitem__)
@@ -234,6 +257,16 @@ _CUDA_EXTRAS = {"varlen": _has_varlen, "flex": _has_triton, "flash3": _has_flash
 
 
 # --- the race ------------------------------------------------------------------------------------
+
+
+def _called(name: str, window: int | None, compiled: bool) -> Attend:
+    """The backend as a block calls it."""
+    attend = bind(name, window)
+
+    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attend(q, k, v)
+
+    return torch.compile(call, dynamic=False, fullgraph=True) if compiled else call
 
 
 def _seconds(

@@ -24,7 +24,10 @@ COMPILE_WORTH_SECONDS = 1800.0
 
 
 class Choices(BaseModel):
-    """What was chosen for this run on this machine."""
+    """What was chosen for this run on this machine.
+
+    attention: {window: backend}; empty until the first attempt has settled it.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -35,6 +38,7 @@ class Choices(BaseModel):
     compute_dtype: str
     peak_flops: float
     peak_source: str
+    attention: dict[str, str] = {}
 
     @property
     def dtype(self) -> torch.dtype:
@@ -59,9 +63,21 @@ def settle(
         changed["device_batch_size"] = rows
     if compiled is not None:
         changed["compile"] = compiled
+    if order.overrides.get("attention") is not None:
+        windows = dict.fromkeys(shape_of(order.spec.model).windows)
+        changed["attention"] = {str(w): order.overrides["attention"] for w in windows}
     choices = frozen.model_copy(update=changed)
     devices.configure(device, threads=choices.threads, deterministic=choices.deterministic)
     return choices, fresh
+
+
+def freeze_attention(run_dir: RunDir, choices: Choices, found: dict[str, str]) -> Choices:
+    """The choices with the backends that the first attempt settled on; later ones keep theirs."""
+    frozen = _read(run_dir)
+    if frozen is not None and not frozen.attention:
+        frozen = frozen.model_copy(update={"attention": found})
+        write_durably(run_dir.frozen, frozen.model_dump_json(indent=1).encode())
+    return choices.model_copy(update={"attention": found})
 
 
 def _read(run_dir: RunDir) -> Choices | None:

@@ -179,6 +179,7 @@ def _assemble(
         deterministic=chosen.deterministic,
         rows=chosen.device_batch_size,
         choices_file=Path(order.data_dir) / "attention.json",
+        attention_backends=chosen.attention,
     )
     loader = open_loader(
         data,
@@ -189,6 +190,8 @@ def _assemble(
         pin=where.type == "cuda",
     )
     picked = {**stepper.describe_choices(), "device_batch_size": chosen.device_batch_size}
+    _say_if_not_there(reporter, chosen.attention, picked["attention"])
+    chosen = choices.freeze_attention(run_dir, chosen, picked["attention"])
     return Session(
         order=order,
         run_dir=run_dir,
@@ -209,8 +212,21 @@ def _assemble(
     )
 
 
-def _announce(session: Session, fresh: bool) -> None:
+def _say_if_not_there(reporter: Reporter, wanted: dict[str, str], found: dict[str, str]) -> None:
+    """An attention backend that was settled or asked for and cannot run here was replaced."""
+    for window, name in wanted.items():
+        if found.get(window, name) != name:
+            reporter.emit(
+                events.Notice(
+                    level="warning",
+                    code="attention_replaced",
+                    message=f"attention backend {name} is not there on this device: "
+                    f"{found[window]} is used instead",
+                )
+            )
 
+
+def _announce(session: Session, fresh: bool) -> None:
     own = identify(os.getpid())
     session.reporter.emit(
         events.Started(

@@ -7,7 +7,7 @@ autograd only sees the trunk between them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,7 @@ class Stepper:
 
     deterministic: what `device.configure` was told; only recorded here. CPU kernels always repeat.
     choices_file: where the winners of attention races are remembered for this machine.
+    attention_backends: {window: backend} that is settled already, for a run or by an override.
     """
 
     def __init__(
@@ -75,16 +76,23 @@ class Stepper:
         deterministic: bool,
         rows: int = 1,
         choices_file: Path | None = None,
+        attention_backends: Mapping[str, str] | None = None,
     ) -> None:
         self.model, self.optimizer = model, optimizer
         self.deterministic = deterministic
         if model.device.type == "cpu":
             allocator.keep_freed_memory()
+        self.compiler = Compiler(compile, model.device)
         self.attention = attention.choose(
-            model.shape, rows, model.compute_dtype, model.device, choices_file
+            model.shape,
+            rows,
+            model.compute_dtype,
+            model.device,
+            choices_file,
+            fixed=attention_backends,
+            compiled=self.compiler.active,
         )
         model.attend = {w: attention.bind(name, w) for w, name in self.attention.items()}
-        self.compiler = Compiler(compile, model.device)
         self._start, self._block, self._finish = map(self.compiler, (start, block, finish))
         self._chunk = self.compiler(head.chunk_loss_and_gradient)
         optimizer.adamw = self.compiler(optimizer.adamw)

@@ -192,15 +192,13 @@ def fake_python(tmp_path: Path, script: str) -> str:
 
 
 def test_the_trainer_is_asked_and_torch_stays_out(tmp_path: Path):
+    loaded_before = set(sys.modules)
     answer = doctor.ask_trainer(sys.executable, 60)
     assert isinstance(answer, dict)
     assert answer["trainer"] is True
     findings = list(doctor.trainer_findings(answer))
     assert all(finding.level == "ok" for finding in findings if finding.name != "trainer")
-    assert "torch" not in sys.modules or "torch" in _loaded_before
-
-
-_loaded_before = set(sys.modules)
+    assert "torch" not in set(sys.modules) - loaded_before
 
 
 @pytest.mark.parametrize(

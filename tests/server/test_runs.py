@@ -158,6 +158,18 @@ def test_resume_takes_overrides_and_forgets_old_failures(db: Database) -> None:
         )  # fmt: skip
 
 
+def test_an_override_that_would_change_the_batch_is_refused(db: Database) -> None:
+    run_id = create(db)
+    _set(db, run_id, state="failed")
+    ask = ResumeRequest(overrides=Overrides(device_batch_size=3))
+    with pytest.raises(Invalid, match="does not divide") as refused, db.write() as session:
+        runs.resume(session, session.get_one(tables.Run, run_id), ask, now=5.0)
+    assert refused.value.errors[0]["pointer"] == "/overrides/device_batch_size"
+    with db.read() as session:
+        run = session.get_one(tables.Run, run_id)
+        assert (run.state, run.overrides) == ("failed", {})
+
+
 def test_a_run_that_did_everything_cannot_be_resumed(db: Database, settings: Settings) -> None:
     run_id = create(db, steps=20)
     _trained(db, settings, run_id, 0, 20, "completed")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from tests.trainer.shapes import KINDS, Kind
 from trainer import attention
+from trainer.contract.spec import AttentionBackend
 
 CPU = torch.device("cpu")
 
@@ -57,6 +59,32 @@ def test_the_cpu_follows_a_rule_and_needs_no_race(tmp_path: Path) -> None:
     chosen = attention.choose(shape, 2, torch.float32, CPU, tmp_path / "choices.json")
     assert chosen == {128: "blocked", 512: "blocked"}
     assert attention.choose(Kind().plan()[0], 2, torch.float32, CPU) == {64: "sdpa"}
+
+
+def test_every_backend_has_a_name_in_the_contract() -> None:
+    assert set(get_args(AttentionBackend)) == set(attention.BACKENDS)
+
+
+def test_what_is_settled_is_not_raced_and_what_is_not_there_is_replaced() -> None:
+    shape = KINDS["windows"].plan()[0]
+    fixed = {"128": "masked", "512": "varlen"}
+    chosen = attention.choose(shape, 2, torch.float32, CPU, fixed=fixed)
+    assert chosen == {128: "masked", 512: "blocked"}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # the compiler's own
+def test_a_race_can_be_run_as_a_compiled_block_calls_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backend that only works outside a compiled graph must lose, not fail the training."""
+
+    def breaks_the_graph(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+        torch._dynamo.graph_break()
+        return q
+
+    shape = Kind().plan()[0]
+    monkeypatch.setitem(attention.BACKENDS, "blocked", breaks_the_graph)
+    monkeypatch.setattr(attention, "candidates", lambda *_: ["blocked", "masked"])
+    (window,) = set(shape.windows)
+    assert attention.race(shape, 1, torch.float32, CPU, window, compiled=True) == "masked"
 
 
 def test_a_winner_is_remembered_and_a_torn_file_is_no_obstacle(

@@ -22,6 +22,7 @@ from pydantic import (
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 MAX_STEPS = 10**9
+AttentionBackend = Literal["sdpa", "masked", "blocked", "varlen", "flex", "flash3"]
 
 
 class Strict(BaseModel):
