@@ -1,0 +1,45 @@
+"""The plan: the arithmetic that follows from a spec. Pure, no torch, well under 50 ms.
+
+`make_plan(spec, context)` answers POST /v1/plan and is stored with the run that the trainer then
+follows, so the preview and the run cannot disagree. Sources: RECIPE sections 2, 3 and 5 (the
+scaling rules are nanochat's), DESIGN section 1 for the quantities shown.
+"""
+
+from trainer.contract.plan.answer import (
+    Batch,
+    Disk,
+    Eta,
+    Horizon,
+    Hyperparameters,
+    Memory,
+    Parameters,
+    Plan,
+    Shape,
+)
+from trainer.contract.plan.context import PlanContext
+from trainer.contract.plan.disk import shards_for
+from trainer.contract.plan.eta import estimate_eta
+from trainer.contract.plan.horizon import CHINCHILLA_RATIO
+from trainer.contract.plan.making import make_plan
+from trainer.contract.plan.scaling import auto_batch
+from trainer.contract.plan.words import gigabytes, hours
+
+__all__ = [
+    "CHINCHILLA_RATIO",
+    "Batch",
+    "Disk",
+    "Eta",
+    "Horizon",
+    "Hyperparameters",
+    "Memory",
+    "Parameters",
+    "Plan",
+    "PlanContext",
+    "Shape",
+    "auto_batch",
+    "estimate_eta",
+    "gigabytes",
+    "hours",
+    "make_plan",
+    "shards_for",
+]

@@ -1,0 +1,122 @@
+"""What a plan says, in the order of the answer. All frozen: a plan is kept with its run."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+from trainer.contract.schedule import PhaseSchedule
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Parameters(Frozen):
+    wte: int
+    value_embeds: int
+    lm_head: int
+    transformer: int
+    scalars: int
+    total: int
+    scaling: int
+
+
+class Shape(Frozen):
+    n_layer: int
+    n_embd: int
+    n_head: int
+    n_kv_head: int
+    head_dim: int
+    sequence_len: int
+    vocab_size: int
+    padded_vocab_size: int
+    windows: list[int]
+
+
+class Batch(Frozen):
+    """tokens = device_batch_size x sequence_len x accumulation. assumed: a probe may change it."""
+
+    tokens: int
+    device_batch_size: int
+    sequence_len: int
+    accumulation: int
+    device_batch_size_assumed: bool
+
+
+class Hyperparameters(Frozen):
+    """As scaled. AdamW rates before the schedule's multiplier; muon weight decay at its peak."""
+
+    lr_factor: float
+    width_factor: float
+    matrix_lr: float
+    embedding_lr: float
+    value_embedding_lr: float
+    unembedding_lr: float
+    resid_lr: float
+    x0_lr: float
+    smear_lr: float
+    weight_decay: float
+
+
+class Horizon(Frozen):
+    steps: int
+    tokens: int
+    ratio: float
+    ratio_scaling: float
+    chinchilla_ratio: float
+    flops_per_token: int
+    flops_per_token_causal: float
+    flops: float
+
+
+class Memory(Frozen):
+    """Estimated peak device memory in bytes, by part."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+    overhead: int
+    total: int
+    available: int | None
+
+
+class Disk(Frozen):
+    checkpoint_model: int
+    checkpoint_optimizer: int
+    checkpoint_total: int
+    checkpoints_kept: int
+    checkpoints_total: int
+    download: int
+    token_cache: int
+    total: int
+    available: int | None
+
+
+class Eta(Frozen):
+    """Seconds, by part, and what the rate was taken from."""
+
+    training: float
+    evaluation: float
+    saving: float
+    start_up: float
+    total: float
+    tokens_per_second: float
+    source: str
+
+
+class Plan(Frozen):
+    shape: Shape
+    parameters: Parameters
+    batch: Batch
+    hyperparameters: Hyperparameters
+    horizon: Horizon
+    schedule: PhaseSchedule
+    warmdown_start: int
+    memory: Memory
+    disk: Disk
+    eta: Eta
+    crash_loses_at_most_seconds: float
+    max_shards: int | None
+    warnings: list[str]

@@ -1,0 +1,51 @@
+"""Tokens per step and rows per forward pass."""
+
+from __future__ import annotations
+
+from trainer.contract.plan.answer import Batch
+from trainer.contract.plan.context import PlanContext
+from trainer.contract.plan.memory import estimate_memory
+from trainer.contract.plan.scaling import auto_batch
+from trainer.contract.shape import ModelShape
+from trainer.contract.spec import RunSpec
+
+
+def plan_batch(spec: RunSpec, shape: ModelShape, context: PlanContext) -> Batch:
+    tokens = spec.batch.tokens if isinstance(spec.batch.tokens, int) else auto_batch(spec.model)
+    rows_total, rest = divmod(tokens, shape.sequence_len)
+    if rest or rows_total == 0:
+        raise ValueError(
+            f"a batch of {tokens:,} tokens is not a multiple of sequence_len {shape.sequence_len:,}"
+        )
+    asked = spec.batch.device_batch_size
+    rows = asked if isinstance(asked, int) else _assumed_rows(spec, shape, rows_total, context)
+    if rows_total % rows:
+        raise ValueError(
+            f"batch of {tokens:,} tokens = {rows_total} rows of {shape.sequence_len:,} "
+            f"is not divisible by device_batch_size {rows}"
+        )
+    return Batch(
+        tokens=tokens,
+        device_batch_size=rows,
+        sequence_len=shape.sequence_len,
+        accumulation=rows_total // rows,
+        device_batch_size_assumed=not isinstance(asked, int),
+    )
+
+
+def _assumed_rows(spec: RunSpec, shape: ModelShape, rows_total: int, context: PlanContext) -> int:
+    """The largest divisor of the batch's rows, at most 64, whose estimate fits the device."""
+    limit = 8 if context.device_type == "cpu" or context.device_memory_bytes is None else 64
+    fitting = [r for r in range(1, min(rows_total, limit) + 1) if rows_total % r == 0]
+    memory = context.device_memory_bytes
+    for rows in reversed(fitting):
+        trial = Batch(
+            tokens=rows_total * shape.sequence_len,
+            device_batch_size=rows,
+            sequence_len=shape.sequence_len,
+            accumulation=rows_total // rows,
+            device_batch_size_assumed=True,
+        )
+        if memory is None or estimate_memory(shape, trial, spec, context).total <= 0.9 * memory:
+            return rows
+    return 1

@@ -1,0 +1,59 @@
+"""Warnings in words, with their numbers and what to do about them."""
+
+from __future__ import annotations
+
+from trainer.contract.plan.answer import Plan
+from trainer.contract.plan.context import PlanContext
+from trainer.contract.plan.disk import shards_for
+from trainer.contract.plan.words import gigabytes, hours
+from trainer.contract.spec import RunSpec
+
+EVALUATION_WARNING_SHARE = 0.05
+
+
+def warnings_about(spec: RunSpec, plan: Plan, context: PlanContext) -> list[str]:
+    found = []
+    share = plan.eta.evaluation / max(1e-9, plan.eta.total)
+    if share > EVALUATION_WARNING_SHARE:
+        found.append(
+            f"evaluation takes {share:.0%} of the time ({hours(plan.eta.evaluation)} of "
+            f"{hours(plan.eta.total)}): raise evaluate.bpb_every or lower evaluate.eval_tokens"
+        )
+    if context.corpus_tokens:
+        epochs = plan.horizon.tokens / max(1, context.corpus_tokens)
+        if epochs > 1:
+            found.append(
+                f"the run takes {plan.horizon.tokens:,} tokens and the corpus has about "
+                f"{context.corpus_tokens:,}: {epochs:.1f} epochs over the same text"
+            )
+    wanted = shards_for(
+        spec.model_copy(update={"data": spec.data.model_copy(update={"max_shards": "auto"})}),
+        plan.horizon.tokens,
+    )
+    if wanted and isinstance(spec.data.max_shards, int) and spec.data.max_shards < wanted:
+        found.append(
+            f"max_shards {spec.data.max_shards} is less than the {wanted} shards one epoch needs: "
+            f"text will repeat about {wanted / spec.data.max_shards:.1f} times"
+        )
+    if plan.warmdown_start < plan.horizon.steps:
+        found.append(
+            f"warmdown begins at step {plan.warmdown_start:,} of {plan.horizon.steps:,}; an extend "
+            "from the end raises the learning rate again, one from the pinned checkpoint at step "
+            f"{plan.warmdown_start:,} does not"
+        )
+    if plan.memory.available and plan.memory.total > plan.memory.available:
+        found.append(
+            f"about {gigabytes(plan.memory.total)} of device memory needed, "
+            f"{gigabytes(plan.memory.available)} there: lower batch.device_batch_size"
+        )
+    if plan.disk.available is not None and plan.disk.total > plan.disk.available:
+        found.append(
+            f"about {gigabytes(plan.disk.total)} of disk needed, "
+            f"{gigabytes(plan.disk.available)} free: keep fewer checkpoints or shards"
+        )
+    if spec.schedule.warmup_steps >= plan.horizon.steps:
+        found.append(
+            f"warm-up ({spec.schedule.warmup_steps} steps) is as long as the run "
+            f"({plan.horizon.steps} steps): the learning rate never reaches its peak"
+        )
+    return found

@@ -1,0 +1,21 @@
+"""What planning may know of the machine it plans for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class PlanContext:
+    """What is known of the machine. Everything may be unknown: planning needs no device."""
+
+    device_type: Literal["cpu", "cuda", "mps"] = "cuda"
+    device_name: str | None = None
+    device_memory_bytes: int | None = None
+    peak_flops: float | None = None
+    peak_source: str | None = None
+    tokens_per_second: float | None = None
+    throughput_source: str | None = None
+    disk_free_bytes: int | None = None
+    corpus_tokens: int | None = None

@@ -1,0 +1,92 @@
+"""How long it takes, by part, and the most work a crash can lose."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from trainer.contract.plan.answer import Batch, Eta
+from trainer.contract.plan.context import PlanContext
+from trainer.contract.plan.disk import checkpoint_bytes
+from trainer.contract.shape import ModelShape, flops_per_token_causal
+from trainer.contract.spec import RunSpec
+
+FORWARD_SPEEDUP = 3.0  # an evaluation does the forward third of a training step's work
+SAVE_BYTES_PER_SECOND = 500e6
+START_SECONDS = 90.0
+ASSUMED_UTILISATION = 0.6  # of the dense peak, counting only causal attention; stated in the plan
+ASSUMED_CPU_FLOPS = 60e9
+
+
+def throughput(shape: ModelShape, context: PlanContext) -> tuple[float, str]:
+    """(tokens per second, source): measured if there is one, else from the device's peak."""
+    if context.tokens_per_second:
+        return context.tokens_per_second, context.throughput_source or "given"
+    per_token = flops_per_token_causal(shape)
+    if context.device_type == "cuda" and context.peak_flops:
+        rate = ASSUMED_UTILISATION * context.peak_flops / per_token
+        name = context.device_name or "the device"
+        return rate, (
+            f"assumed: {ASSUMED_UTILISATION:.0%} of {context.peak_flops / 1e12:.1f} TFLOP/s "
+            f"({name}, {context.peak_source or 'dense bf16 peak'})"
+        )
+    flops = context.peak_flops or ASSUMED_CPU_FLOPS
+    return flops / per_token, f"assumed: {flops / 1e9:.0f} GFLOP/s, no measurement on this device"
+
+
+def estimate_eta(
+    spec: RunSpec,
+    shape: ModelShape,
+    batch: Batch,
+    start_step: int,
+    end_step: int,
+    context: PlanContext,
+) -> Eta:
+    """Seconds from start_step to end_step: training, evaluation, saving, start-up."""
+    rate, source = throughput(shape, context)
+    training = (end_step - start_step) * batch.tokens / rate
+    evaluations = _times_due(spec.evaluate.bpb_every, start_step, end_step)
+    per_eval = batch.device_batch_size * shape.sequence_len
+    eval_tokens = max(1, spec.evaluate.eval_tokens // per_eval) * per_eval
+    evaluation = evaluations * eval_tokens / (FORWARD_SPEEDUP * rate)
+    model, optimizer = checkpoint_bytes(spec, shape, context)
+    saves = _saves(spec, training, end_step - start_step)
+    # written in the background; a run waits for the last one only
+    saving = (model + optimizer) / SAVE_BYTES_PER_SECOND + saves * 0.12 * (model + optimizer) / 1e9
+    return Eta(
+        training=training,
+        evaluation=evaluation,
+        saving=saving,
+        start_up=START_SECONDS if context.device_type == "cuda" else 10.0,
+        total=training
+        + evaluation
+        + saving
+        + (START_SECONDS if context.device_type == "cuda" else 10.0),
+        tokens_per_second=rate,
+        source=source,
+    )
+
+
+def crash_loss(spec: RunSpec, eta: Eta, steps: int) -> float:
+    """The most training seconds a crash can throw away: the longest time between two saves."""
+    every = [eta.training]
+    if spec.checkpoint.every_seconds:
+        every.append(spec.checkpoint.every_seconds)
+    if spec.checkpoint.every_steps and steps:
+        every.append(spec.checkpoint.every_steps * eta.training / steps)
+    return min(every)
+
+
+def _times_due(every: int | Literal["end"] | None, start: int, end: int) -> int:
+    if every is None:
+        return 0
+    if every == "end":
+        return 1
+    return (end // every) - (start // every) + (1 if end % every else 0)
+
+
+def _saves(spec: RunSpec, training_seconds: float, steps: int) -> int:
+    by_time = (
+        training_seconds / spec.checkpoint.every_seconds if spec.checkpoint.every_seconds else 0
+    )
+    by_step = steps / spec.checkpoint.every_steps if spec.checkpoint.every_steps else 0
+    return int(max(by_time, by_step)) + 1

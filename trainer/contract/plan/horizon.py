@@ -1,0 +1,44 @@
+"""How long the run is, in every unit it can be asked in."""
+
+from __future__ import annotations
+
+from trainer.contract.plan.answer import Horizon
+from trainer.contract.plan.scaling import TARGET_RATIO
+from trainer.contract.shape import (
+    ModelShape,
+    count_parameters,
+    flops_per_token,
+    flops_per_token_causal,
+)
+from trainer.contract.spec import RunSpec
+
+CHINCHILLA_RATIO = 20.0
+
+
+def plan_horizon(spec: RunSpec, shape: ModelShape, batch_tokens: int) -> Horizon:
+    counts = count_parameters(shape)
+    per_token = flops_per_token(shape)
+    ask = spec.horizon
+    if ask.steps:
+        steps = ask.steps
+    elif ask.flops:
+        steps = round(ask.flops / (per_token * batch_tokens))
+    elif ask.tokens:
+        steps = ask.tokens // batch_tokens
+    else:
+        steps = int((ask.data_param_ratio or TARGET_RATIO) * counts.scaling) // batch_tokens
+    if steps < 1:
+        raise ValueError(
+            f"the horizon is shorter than one step: a step takes {batch_tokens:,} tokens"
+        )
+    tokens = steps * batch_tokens
+    return Horizon(
+        steps=steps,
+        tokens=tokens,
+        ratio=tokens / counts.total,
+        ratio_scaling=tokens / counts.scaling,
+        chinchilla_ratio=CHINCHILLA_RATIO,
+        flops_per_token=per_token,
+        flops_per_token_causal=flops_per_token_causal(shape),
+        flops=float(tokens) * per_token,
+    )

@@ -1,0 +1,49 @@
+"""Peak device memory, estimated part by part."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from trainer.contract.plan.answer import Batch, Memory
+from trainer.contract.plan.context import PlanContext
+from trainer.contract.shape import ModelShape, count_parameters
+from trainer.contract.spec import RunSpec
+
+
+def estimate_memory(shape: ModelShape, batch: Batch, spec: RunSpec, context: PlanContext) -> Memory:
+    """Peak device memory by part (SPEED: about ten tensors kept per layer, chunked head)."""
+    counts = count_parameters(shape)
+    table, act = table_bytes(spec, context), 4 if compute_dtype(spec, context) == "fp32" else 2
+    tables = counts.wte + counts.value_embeds
+    dense = counts.total - tables
+    tokens = batch.device_batch_size * shape.sequence_len
+    weights = tables * table + dense * 4 + (dense * 2 if act == 2 else 0)
+    gradients = dense * 4 + tables * 4
+    optimizer = 2 * tables * table + 2 * counts.lm_head * 4 + counts.transformer * 4
+    kept_per_layer = 6 * shape.n_embd + 2 * shape.kv_width + 2 * 4 * shape.n_embd
+    activations = tokens * act * (shape.n_layer * kept_per_layer + 4 * shape.n_embd)
+    logits = min(tokens, 2048) * shape.padded_vocab_size * (act + 4)
+    overhead = 600_000_000 if context.device_type == "cuda" else 300_000_000
+    total = weights + gradients + optimizer + activations + logits + overhead
+    return Memory(
+        weights=weights,
+        gradients=gradients,
+        optimizer=optimizer,
+        activations=activations,
+        logits=logits,
+        overhead=overhead,
+        total=total,
+        available=context.device_memory_bytes,
+    )
+
+
+def table_bytes(spec: RunSpec, context: PlanContext) -> int:
+    """Bytes per element in which embedding tables are stored: the compute dtype's, fp16 aside."""
+    return 2 if compute_dtype(spec, context) == "bf16" else 4
+
+
+def compute_dtype(spec: RunSpec, context: PlanContext) -> Literal["bf16", "fp16", "fp32"]:
+    asked = spec.numerics.precision
+    if asked == "auto":
+        return "bf16" if context.device_type == "cuda" else "fp32"
+    return "bf16" if asked in ("bf16", "fp8") else asked
