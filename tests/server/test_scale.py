@@ -9,6 +9,7 @@ from server.database.db import Database
 from server.ingestion import rollups
 from server.queries import store
 from server.settings import Settings
+from tests.bench import history
 from tests.server.reporting import attempt, create
 
 STEPS = 40_000
@@ -44,6 +45,25 @@ def test_f46_a_long_curve_is_read_from_few_rows(db: Database, settings: Settings
             means = [p[2] or 0.0 for p in answer.series[0].points]
             assert wanted / 2 <= len(means) <= wanted
             assert means == sorted(means)
+
+
+def test_the_benchmarks_history_is_what_ingest_would_have_written(db: Database) -> None:
+    history.build(db, num_runs=2, num_steps=1_500)
+    with db.read() as session:
+        told, copied = (store.get_run(session, name) for name in ("run-0", "run-1"))
+        assert (copied.state, copied.step, copied.tokens_seen) == (
+            "paused",
+            1_500,
+            told.tokens_seen,
+        )
+        for points in (100, 1_500):
+            ours, theirs = (
+                store.metrics(session, r, ["loss", "mfu"], max_points=points)
+                for r in (told, copied)
+            )
+            assert ours.series[0].points == theirs.series[0].points
+            assert ours.series[1].points == theirs.series[1].points
+            assert points / 2 <= len(ours.series[0].points) <= points
 
 
 def test_f46_a_page_of_runs_is_a_few_queries_whatever_there_is(db: Database) -> None:

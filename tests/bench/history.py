@@ -1,0 +1,125 @@
+"""A database as long runs leave it: `python -m tests.bench.history DATA_DIR [RUNS [STEPS]]`.
+
+Real history of this size takes hours to ingest. Here one run's steps go through the ingest's own
+function, and every other run gets a copy of its rows, made inside SQLite: 100 runs of 200,000 steps
+in minutes instead of hours, with the rows, rollups and live views that ingest would have written.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import sys
+import time
+from pathlib import Path
+
+from sqlalchemy.orm import Session
+
+from server import attempts, runs, states
+from server.database import tables
+from server.database.db import Database
+from server.ingestion import steps
+from server.ingestion.counters import Tally
+from server.settings import Settings
+from server.states import Desired, State
+from trainer.contract import events
+from trainer.contract.exits import Reason
+from trainer.contract.plan import PlanContext
+
+BATCH = 2_000  # steps a transaction, as ingest takes them
+STEP_SECONDS = 1.18
+PEAK_FLOPS = 58.3e12
+_COPIED = ("step", "tokens_seen", "last_step_at", "progress", "totals", "sparkline")
+
+
+def build(db: Database, num_runs: int = 100, num_steps: int = 200_000) -> list[str]:
+    """The ids of `num_runs` paused runs, `run-0` and on, whose every step is there."""
+    now = time.time()
+    attempt_ids = [_make(db, f"run-{i}", num_steps, now) for i in range(num_runs)]
+    first, *others = attempt_ids
+    for low in range(0, num_steps, BATCH):
+        with db.write() as session:
+            _report(session, first, range(low, min(low + BATCH, num_steps)), now)
+    for attempt_id in others:
+        with db.write() as session:
+            _copy(session, first, attempt_id)
+    db.checkpoint()
+    with db.write() as session:
+        return [_settle(session, attempt_id, now) for attempt_id in attempt_ids]
+
+
+def _make(db: Database, name: str, num_steps: int, now: float) -> int:
+    """The id of the one attempt of a new run."""
+    body = {"name": name, "preset": "rtx4070-d12", "horizon": {"steps": max(num_steps, 1_000)}}
+    with db.write() as session:
+        run = runs.create(session, body, context=PlanContext(), now=now)
+        attempt = attempts.next_attempt(session, run, device="cuda:0", now=now)
+        attempt.device_name, attempt.peak_flops = "NVIDIA GeForce RTX 4070", PEAK_FLOPS
+        attempt.start_step, attempt.started_at = 0, now - num_steps * STEP_SECONDS
+        session.flush()
+        return attempt.id
+
+
+def _report(session: Session, attempt_id: int, numbers: range, now: float) -> None:
+    attempt = session.get_one(tables.Attempt, attempt_id)
+    run = session.get_one(tables.Run, attempt.run_id)
+    tally = Tally()
+    reported = [(now - (run.end_step - n) * STEP_SECONDS, _step(n)) for n in numbers]
+    steps.add(session, run, attempt, reported, tally, is_newest=True)
+    tally.write(session)
+
+
+def _step(number: int) -> events.Step:
+    """A step of a loss that falls as real ones do, with noise and every field filled in."""
+    draw = random.Random(number)
+    loss = 2.6 + 8 * math.exp(-number / 400) + 0.9 * math.exp(-number / 30_000)
+    return events.Step(
+        step=number, loss=loss + draw.gauss(0, 0.05), loss_smooth=loss, lr_multiplier=1.0,
+        momentum=0.97, weight_decay=0.099, grad_norm=0.3 + 0.05 * draw.random(), tokens=65_536,
+        seconds=STEP_SECONDS + 0.01 * draw.random(), vram_allocated_bytes=8_100_000_000,
+        vram_reserved_bytes=9_400_000_000, vram_peak_bytes=9_100_000_000,
+        vram_total_bytes=12_282_000_000, power_watts=185 + 10 * draw.random(),
+        temperature_celsius=66.0, energy_joules=218.0,
+    )  # fmt: skip
+
+
+def _copy(session: Session, source_id: int, target_id: int) -> None:
+    """What ingest wrote for one attempt, for the attempt of another run of the same plan."""
+    connection = session.connection()
+    for table in (tables.Point.__table__, tables.Rollup.__table__):
+        columns = ", ".join(f'"{c.name}"' for c in table.columns if c.name != "attempt_id")
+        connection.exec_driver_sql(
+            f"INSERT INTO {table.name} (attempt_id, {columns}) "
+            f"SELECT ?, {columns} FROM {table.name} WHERE attempt_id = ?",
+            (target_id, source_id),
+        )
+    source, target = (session.get_one(tables.Attempt, i) for i in (source_id, target_id))
+    target.steps_done, target.last_step = source.steps_done, source.last_step
+    told, run = (session.get_one(tables.Run, a.run_id) for a in (source, target))
+    for name in _COPIED:
+        setattr(run, name, getattr(told, name))
+
+
+def _settle(session: Session, attempt_id: int, now: float) -> str:
+    """The attempt ended by a pause, so that no daemon looks for its process; the run's id."""
+    attempt = session.get_one(tables.Attempt, attempt_id)
+    attempt.ended_at, attempt.outcome, attempt.reason = now, "paused", Reason.requested
+    attempt.drained = attempt.settled = True
+    run = session.get_one(tables.Run, attempt.run_id)
+    for state in (State.preparing, State.starting, State.running, State.pausing, State.paused):
+        states.move(session, run, state, Reason.requested, now=now)
+    run.queue_position, run.desired_state = None, Desired.paused
+    return run.id
+
+
+def main() -> None:
+    folder, *numbers = sys.argv[1:]
+    began = time.perf_counter()
+    db = Database.open(Settings(data_dir=Path(folder)))
+    made = build(db, *map(int, numbers))
+    print(f"{len(made)} runs, {db.size_bytes / 1e9:.2f} GB, {time.perf_counter() - began:.0f} s")
+    db.close()
+
+
+if __name__ == "__main__":
+    main()
