@@ -81,7 +81,7 @@ def _kill(town: Settlement, counts: Counts, run_id: str) -> None:
         killed = time.monotonic()
         counts.add("kills")
         place = town.place(attempt)
-        counts.add("of them past a first step", "step" in place)
+        counts.add("of them past a first step", town.has_stepped(attempt))
         counts.say(f"killed {pid} at {place}")
         if "ended" not in place:
             _expect_noticed(town, counts, attempt, killed)
