@@ -113,6 +113,8 @@ def _serve_on(listener: socket.socket, settings: Settings) -> int:
 def _uvicorn(app: FastAPI) -> uvicorn.Server:
     import uvicorn
 
+    from server.guard.connections import Connection, raise_file_limit
+
     class Server(uvicorn.Server):
         """Without uvicorn's own signal handling: ours lets the streams end first."""
 
@@ -121,7 +123,7 @@ def _uvicorn(app: FastAPI) -> uvicorn.Server:
             yield
 
     config: dict[str, Any] = {
-        "http": "h11",
+        "http": Connection,
         "ws": "none",
         "lifespan": "on",
         "log_config": None,
@@ -133,6 +135,7 @@ def _uvicorn(app: FastAPI) -> uvicorn.Server:
         "h11_max_incomplete_event_size": MAX_HEADER_BYTES,
         "backlog": BACKLOG,
     }
+    raise_file_limit()
     return Server(uvicorn.Config(app, **config))
 
 

@@ -14,7 +14,7 @@ from tests.soak import api, checkpoints, daemons, errors, journals, table, train
 from tests.soak.counts import Counts
 
 
-@pytest.mark.parametrize("piece", ["cursor", "buffer", "optimizer"])
+@pytest.mark.parametrize("piece", ["cursor", "buffer", "optimizer", "rng"])
 def test_a_piece_of_state_left_out_is_noticed_by_the_weights(piece: str) -> None:
     assert any("is not its twin" in words for words in weights.control(1, piece).failures)
 

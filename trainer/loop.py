@@ -210,6 +210,7 @@ class _Loop:
             if step == first:
                 for _ in range(last - first + 1):
                     self.session.next_step_batches()
+                self.session.reporter.emit(_left_out(step))
 
     def _report(self, done: Pending) -> None:
         session, state = self.session, self.state
@@ -283,6 +284,11 @@ def scheduled(order: AttemptOrder, step: int) -> dict[str, float]:
         "weight_decay": weight_decay_multiplier(own, step)
         * order.plan.hyperparameters.weight_decay,
     }
+
+
+def _left_out(step: int) -> events.Notice:
+    words = f"the batch of step {step:,} was left out: its loss was no finite number before"
+    return events.Notice(level="warning", code="batch_left_out", message=words, step=step)
 
 
 def failing_loss(loss: float) -> float:

@@ -32,7 +32,7 @@ from trainer.model import GPT
 from trainer.optim import Optimizer
 from trainer.report import Reporter
 from trainer.saver import Saver
-from trainer.state import TrainState, restore_rng, rng_state
+from trainer.state import TrainState, restore_rng, rng_state, seed_rng
 from trainer.step import MicroBatch, Stepper
 
 
@@ -150,7 +150,7 @@ def build(order: AttemptOrder, reporter: Reporter, control: Control) -> Session:
     where = device.resolve(order.device)
     reporter.emit(events.Stage(stage="probing", detail="settling the run's choices"))
     chosen, fresh = choices.settle(order, run_dir, where, probing.fastest_rows)
-    torch.manual_seed(order.spec.numerics.seed)
+    seed_rng(order.spec.numerics.seed)
     data = PreparedData.model_validate_json(run_dir.data.read_bytes())
     reporter.emit(events.Stage(stage="verifying", detail="data files"))
     verify(data)
@@ -259,7 +259,8 @@ def _restore(session: Session) -> None:
     found = _find(session)
     if found is None:
         session.model.init_weights(order.spec.numerics.seed)
-        reporter.emit(events.Resumed(step=0, checkpoint=None, tokens_seen=0))
+        why = "; ".join(left_out(order, 0)) or None
+        reporter.emit(events.Resumed(step=0, checkpoint=None, tokens_seen=0, approximate=why))
         return
     for name, why in found.passed_over:
         reporter.emit(events.CheckpointBad(name=name, why=why))
@@ -275,7 +276,7 @@ def _find(session: Session) -> checkpoint.Found | None:
 
 
 def _load(session: Session, found: checkpoint.Found) -> None:
-    manifest = found.manifest
+    order, manifest = session.order, found.manifest
     model, optimizer, saved = checkpoint.load(found.path)
     session.model.load_state_dict(model)
     session.optimizer.load_state_dict(optimizer)
@@ -296,9 +297,16 @@ def _load(session: Session, found: checkpoint.Found) -> None:
             checkpoint=found.path.name,
             skipped=[name for name, _ in found.passed_over],
             tokens_seen=manifest.tokens_seen,
-            approximate="; ".join(session.inexact) or None,
+            approximate="; ".join([*session.inexact, *left_out(order, manifest.step)]) or None,
         )
     )
+
+
+def left_out(order: AttemptOrder, step: int) -> list[str]:
+    """What a rewind takes out of the data from `step` on, in words: the run is then no longer the
+    one that was planned, however exact its resume."""
+    steps = sorted({first for first, _ in order.skip_steps if first >= step})
+    return [f"the batch of step {first:,} is left out after a rewind" for first in steps]
 
 
 def differences(manifest: checkpoint.Manifest, session: Session) -> list[str]:

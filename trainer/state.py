@@ -57,6 +57,13 @@ class TrainState:
             setattr(self, name, saved[name])
 
 
+def seed_rng(seed: int) -> None:
+    """Start every generator of this process anew: a run and its twin draw the same numbers."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
 def rng_state() -> dict[str, Any]:
     """The state of every generator of this process, as JSON."""
     version, internal, gauss = random.getstate()

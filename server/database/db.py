@@ -13,6 +13,7 @@ from pathlib import Path
 
 from sqlalchemy.orm import Session
 
+from server import errors
 from server.database import backups, migrate, sqlite
 from server.database.sqlite import Library
 from server.settings import Settings
@@ -23,6 +24,9 @@ WAL_CHECKPOINT_BYTES = 32 << 20
 WAL_MAX_BYTES = 1 << 30
 
 
+_File = tuple[int, int, int]
+
+
 class Database:
     """One data directory's database. warnings: what a person should know about it."""
 
@@ -31,6 +35,7 @@ class Database:
         self._reader = sqlite.make_engine(library, paths.database, role="reader")
         self._writer = sqlite.make_engine(library, paths.database, role="writer")
         self._info = {"paths": paths}
+        self._file = _look(paths.database)
         self._turn = threading.Lock()
         self._after_commit: list[Callable[[], None]] = []
 
@@ -47,6 +52,7 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Session]:
         """A session that sees one moment and cannot write. Never hold it across a stream."""
+        self._refuse_another_file()
         with (
             sqlite.speaking(),
             Session(self._reader, expire_on_commit=False, info=self._info) as session,
@@ -62,6 +68,7 @@ class Database:
         if not self._turn.acquire(timeout=sqlite.BUSY_SECONDS):
             raise sqlite.busy("other changes are still being written")
         try:
+            self._file = self._refuse_another_file()
             self._bound_wal()
             with (
                 sqlite.speaking(),
@@ -117,6 +124,21 @@ class Database:
             self.checkpoint()
         self._writer.dispose()
 
+    def _refuse_another_file(self) -> _File:
+        """The file as it is now. One that was deleted or replaced while it was open still takes
+        what is written, and loses all of it; it grows and never shrinks, so a cut one is noticed
+        too. Nothing is written into it then: the journals keep what comes."""
+        was, now = self._file, _look(self.paths.database)
+        if now[:2] != was[:2] or now[2] < was[2]:
+            raise errors.StorageBroken(
+                f"{self.paths.database} was deleted, replaced or cut while it was open; nothing "
+                "is written into it any more.",
+                hint="Put the file back, or restore a backup, and restart the daemon; "
+                "`traind rebuild` recreates the reports from the journals of the trainers.",
+                headers={"Retry-After": "30"},
+            )
+        return now
+
     def _checkpoint(self) -> bool:
         raw = self._writer.raw_connection()
         try:
@@ -142,3 +164,12 @@ class Database:
                 f"another program has been reading the database for so long that its log grew to "
                 f"{size / 1e9:.1f} GB; close that program"
             )
+
+
+def _look(path: Path) -> _File:
+    """Device, inode and size of the file at `path`; zeros when there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return 0, 0, 0
+    return found.st_dev, found.st_ino, found.st_size

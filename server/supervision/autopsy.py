@@ -19,6 +19,7 @@ from trainer.contract.rundir import LOG
 
 KERNEL_LOG_SECONDS = 600.0  # how long before a death a line of the kernel may have to do with it
 STACK_DUMP_LINES = 120
+LAST_WORDS_CHARACTERS = 200
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,12 @@ class Autopsy:
     oom: str | None
     xid: Xid | None
     log_tail: str
+
+    @property
+    def last_words(self) -> str:
+        """The last line of the log that says anything, cut to what fits a sentence."""
+        said = [line.strip() for line in self.log_tail.splitlines() if line.strip()]
+        return said[-1][:LAST_WORDS_CHARACTERS] if said else ""
 
 
 def examine(watch: Watch) -> Autopsy:

@@ -7,6 +7,7 @@ pidfd, which is pinned to one process, after all of these were checked. In doubt
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -22,6 +23,7 @@ KEPT_VARIABLES = frozenset({"TRAIND_FAIL"})
 CPU_JOB_NICENESS = 10
 LOG_TAIL_LINES = 30
 LOG_TAIL_BYTES = 16 << 10
+OUT_OF_FILES = (errno.EMFILE, errno.ENFILE)
 _PROC = Path("/proc")
 
 
@@ -118,7 +120,9 @@ def carries(pid: int, token: str) -> bool:
         environ = (_PROC / str(pid) / "environ").read_bytes()
     except FileNotFoundError:
         return not _PROC.joinpath("self").exists() and _carries_portably(pid, token)
-    except OSError:
+    except OSError as error:
+        if error.errno in OUT_OF_FILES:
+            raise
         return False
     return f"{TOKEN_VARIABLE}={token}".encode() in environ.split(b"\0")
 

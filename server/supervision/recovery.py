@@ -46,9 +46,13 @@ class Said:
 
 @dataclass(frozen=True)
 class Circumstances:
-    """What is known of a death from outside. exit_code: negative is a signal, None is unknown."""
+    """What is known of a death from outside. exit_code: negative is a signal, None is unknown.
+
+    last_words: the last line of its log, made safe to show.
+    """
 
     exit_code: int | None = None
+    last_words: str = ""
     other_boot: bool = False
     stalled: str | None = None
     oom: str | None = None
@@ -88,7 +92,8 @@ def _cause(seen: Circumstances) -> tuple[Reason, str]:
         return Reason.host_out_of_memory, f"the kernel killed it for lack of memory{limits}"
     if seen.xid is not None:
         return Reason.gpu_lost, f"the GPU reported {seen.xid}. {advice(seen.xid)}"
-    return Reason.crashed, f"it ended without a word: {_exit_words(seen.exit_code)}"
+    said = f"; the last line of its log: {seen.last_words}" if seen.last_words else ""
+    return Reason.crashed, f"it ended without a report: {_exit_words(seen.exit_code)}{said}"
 
 
 def _exit_words(code: int | None) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from server.errors import Busy, DiskFull, StorageBroken
 from server.ingestion.intake import Intake
-from server.supervision import board
+from server.supervision import board, process
 from server.supervision.bell import Bell
 from server.supervision.board import Board
 from server.supervision.tending import Tending
@@ -88,11 +88,18 @@ class Supervisor:
             self._looked.set()
 
     def _try_tick(self) -> float:
-        """One tick; how long to sleep after it. A database that is busy or full is waited for."""
+        """One tick; how long to sleep after it. A database that is busy or full is waited for, and
+        so is a file descriptor: without one nothing can be seen, and what is not seen is not dead.
+        """
         try:
             busy = self.tick()
         except (Busy, DiskFull, StorageBroken) as error:
             log.warning("the supervisor waits for the database: %s", error)
+            return RETRY_SECONDS
+        except OSError as error:
+            if error.errno not in process.OUT_OF_FILES:
+                raise
+            log.error("the supervisor waits: %s", error)
             return RETRY_SECONDS
         return self._shop.settings.tick_seconds if busy else IDLE_SECONDS
 

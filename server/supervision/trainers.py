@@ -201,6 +201,7 @@ def _circumstances(attempt: Attempt, watch: Watch, findings: Autopsy) -> recover
     stalled = attempt.message if attempt.reason == Reason.stalled else watch.stalled
     return recovery.Circumstances(
         exit_code=findings.exit_code,
+        last_words=findings.last_words,
         other_boot=_is_of_another_boot(attempt),
         stalled=stalled or None,
         oom=findings.oom,

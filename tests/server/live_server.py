@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import uvicorn
 
@@ -17,12 +18,12 @@ from tests.server.asgi import Asgi
 class Serving:
     """port; stop() ends it as the daemon does: streams first."""
 
-    def __init__(self, asgi: Asgi) -> None:
+    def __init__(self, asgi: Asgi, **config: Any) -> None:
         self.asgi = asgi
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self.listener.getsockname()[1]
-        config = uvicorn.Config(asgi.app, log_level="critical", lifespan="off")
-        self.server = uvicorn.Server(config)
+        made = uvicorn.Config(asgi.app, log_level="critical", lifespan="off", **config)
+        self.server = uvicorn.Server(made)
         self.thread = threading.Thread(target=self.server.run, args=([self.listener],))
 
     def stop(self) -> None:
@@ -33,8 +34,9 @@ class Serving:
 
 
 @contextmanager
-def serving(asgi: Asgi) -> Iterator[Serving]:
-    made = Serving(asgi)
+def serving(asgi: Asgi, **config: Any) -> Iterator[Serving]:
+    """config: of uvicorn, beyond what a test needs anyway."""
+    made = Serving(asgi, **config)
     made.thread.start()
     try:
         until(lambda: made.server.started)

@@ -6,7 +6,8 @@ import asyncio
 import gzip
 import json
 import tracemalloc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -15,6 +16,7 @@ from starlette.types import Message
 from server.errors import Invalid
 from server.guard import bodies
 from tests.server.asgi import BASE, Asgi
+from trainer.contract.spec import RunSpec
 
 JSON = {"content-type": "application/json"}
 HOSTILE = {
@@ -175,3 +177,30 @@ def test_unknown_paths_and_methods_are_problems_too(asgi: Asgi) -> None:
     assert wrong.status_code == 405
     assert wrong.headers["allow"] == "DELETE, GET, PATCH"
     assert wrong.json()["type"] == "urn:traind:problem:method-not-allowed"
+
+
+def numbers_at_their_ends() -> Iterator[dict[str, Any]]:
+    """A spec for each number that it may hold, at the least and the most that its schema allows."""
+    schema = RunSpec.model_json_schema()
+
+    def ends(node: dict[str, Any]) -> set[float]:
+        found: set[float] = set()
+        for choice in (node, *node.get("anyOf", [])):
+            if choice.get("type") in ("integer", "number"):
+                found |= {choice[k] for k in ("minimum", "maximum") if k in choice}
+                found |= {5e-324 for _ in ("exclusiveMinimum",) if "exclusiveMinimum" in choice}
+        return found
+
+    for part, node in schema["properties"].items():
+        inner = schema["$defs"].get(node.get("$ref", "").rpartition("/")[2], {})
+        for field, below in inner.get("properties", {}).items():
+            for value in sorted(ends(below)):
+                yield {part: {field: value}}
+
+
+def test_f47_every_number_may_be_the_least_or_the_most(asgi: Asgi) -> None:
+    bodies = list(numbers_at_their_ends())
+    assert len(bodies) > 40
+    for body in bodies:
+        answer = asgi.post("/v1/plan", {"name": "x", **body})
+        assert answer.status_code in (200, 409, 422), (body, answer.text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -197,6 +198,26 @@ def test_f32_a_directory_that_cannot_be_used_is_refused_clearly(
     assert "--data-dir" in words
     assert "Traceback" not in words
     (tmp_path / "data").unlink()
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="needs prlimit")
+def test_f32_without_file_descriptors_it_waits_and_harms_nobody(daemon: Any) -> None:
+    """Nothing can be opened, so no process can be seen: none is taken for dead, none is killed."""
+    only = daemon()
+    url = only.ready()
+    _start_run(url, only.data_dir)
+    before = resource.prlimit(only.process.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(only.process.pid, resource.RLIMIT_NOFILE, (3, before[1]))
+    time.sleep(1.5)  # several ticks that see nothing
+    resource.prlimit(only.process.pid, resource.RLIMIT_NOFILE, before)
+    step = httpx.get(f"{url}/v1/runs/demo/progress").json()["step"]
+    _steps_past(url, step)
+    words = only.end()
+    assert only.process.returncode == 0
+    assert "Too many open files" in words
+    with _rows(only.data_dir.parent) as house:
+        (attempt,) = _attempts(house)
+        assert len(process.carriers(attempt.token)) == 1
 
 
 def test_f50_beyond_loopback_needs_to_be_meant(daemon: Any) -> None:

@@ -140,6 +140,33 @@ def test_f19_a_full_database_answers_507_and_goes_on_when_there_is_room(db: Data
     assert db.integrity_check() == []
 
 
+@pytest.mark.parametrize("how", ["rm", "mv", "truncate"])
+def test_f24_a_database_that_is_not_the_same_file_any_more_takes_nothing(
+    db: Database, how: str
+) -> None:
+    _add_many(db, 500)
+    db.checkpoint()
+    path, kept = db.paths.database, db.paths.database.with_name("kept")
+    os.link(path, kept)
+    if how == "rm":
+        path.unlink()
+    elif how == "mv":
+        copy = path.with_name("copy")
+        copy.write_bytes(path.read_bytes())
+        os.replace(copy, path)
+    else:
+        os.truncate(path, 8192)
+    for ask in (lambda: _names(db), lambda: _add(db, "lost")):
+        with pytest.raises(errors.StorageBroken) as caught:
+            ask()
+        assert caught.value.headers["Retry-After"] == "30"
+        assert "restart the daemon" in caught.value.hint.lower()
+    if how != "truncate":  # the very file put back: it goes on
+        os.replace(kept, path)
+        _add(db, "after")
+        assert "after" in _names(db)
+
+
 # --- versions ------------------------------------------------------------------------------------
 
 

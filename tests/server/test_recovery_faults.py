@@ -144,6 +144,7 @@ def test_f03_a_crash_loop_stops_and_names_cause_and_last_words(
     assert run.reason == "no_progress"
     assert "3 attempts in a row" in run.reason_message
     assert "exit code 1" in run.reason_message
+    assert run.reason_message.endswith("the last line of its log: Traceback: it went wrong")
     assert "Traceback: it went wrong" in (attempts[-1].log_tail or "")
 
 

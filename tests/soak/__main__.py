@@ -8,8 +8,19 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
-from tests.soak import api, checkpoints, daemons, errors, journals, table, trainers, weights
+from tests.soak import (
+    api,
+    checkpoints,
+    daemons,
+    described,
+    errors,
+    journals,
+    table,
+    trainers,
+    weights,
+)
 from tests.soak.counts import Counts
 
 CI_SEED = 20261122  # what fails in a check must fail again when it is looked at
@@ -22,7 +33,8 @@ CAMPAIGNS: dict[str, tuple[Callable[[float, int], Counts], float, float]] = {
     "journal": (journals.run, 0.15, 30),
     "checkpoints": (checkpoints.run, 0.05, 15),
     "errors": (errors.run, 0.1, 40),
-    "api": (api.run, 0.1, 50),
+    "api": (api.run, 0.05, 25),
+    "openapi": (described.run, 0.05, 40),
 }
 
 
@@ -35,12 +47,19 @@ def main(argv: list[str]) -> int:
     for name in chosen:
         campaign, share, ci_seconds = CAMPAIGNS[name]
         seconds = ci_seconds if asked.ci else asked.seconds * share / whole
-        failures += _run(name, campaign, seconds, CI_SEED if asked.ci else asked.seed)
-    print(f"{failures} failures; the counts are in {table.PATH}")
+        seed = CI_SEED if asked.ci else asked.seed
+        failures += _run(name, campaign, seconds, seed, asked.results)
+    print(f"{failures} failures; the counts are in {asked.results}")
     return 1 if failures else 0
 
 
-def _run(name: str, campaign: Callable[[float, int], Counts], seconds: float, seed: int) -> int:
+def _run(
+    name: str,
+    campaign: Callable[[float, int], Counts],
+    seconds: float,
+    seed: int,
+    results: Path,
+) -> int:
     print(f"--- {name}: {seconds:.0f} s, seed {seed} ---", flush=True)
     began = time.monotonic()
     try:
@@ -48,7 +67,7 @@ def _run(name: str, campaign: Callable[[float, int], Counts], seconds: float, se
     except Exception as error:  # a harness that breaks is a failure too, and the others go on
         traceback.print_exc()
         counts = Counts(name, seed, failures=[f"the harness broke: {error!r}"])
-    table.append(counts)
+    table.append(counts, results)
     done = ", ".join(f"{number:,} {what}" for what, number in counts.done.items())
     took = time.monotonic() - began
     print(f"{name}: {done}; {len(counts.failures)} failures in {took:.0f} s", flush=True)
@@ -60,6 +79,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=600, help="for all campaigns together")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     parser.add_argument("--campaign", action="append", choices=list(CAMPAIGNS))
+    parser.add_argument("--results", type=Path, default=table.PATH, help="the table to append to")
     parser.add_argument("--ci", action="store_true", help="a short share of every campaign")
     return parser.parse_args(argv)
 

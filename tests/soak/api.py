@@ -1,12 +1,10 @@
-"""API: eight threads ask for everything at once on a few runs; and requests made from OpenAPI."""
+"""API: eight threads ask for everything at once on a few runs."""
 
 from __future__ import annotations
 
-import os
 import random
 import re
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -36,16 +34,14 @@ OF_A_RUN = re.compile(rb"/runs/(run_\w+)/attempts/")
 
 
 def run(budget: float, seed: int) -> Counts:
-    """Half of the time for the threads, half for the requests of schemathesis."""
     counts = Counts("api", seed)
     with tempfile.TemporaryDirectory(prefix="soak-api-") as folder:
         manners = '{"*": {"step_seconds": 0.003, "save_every": 25}}'
         python = launcher(Path(folder))
         daemon = RealDaemon(Path(folder), TRAIND_TRAINER_PYTHON=python, FAKE=manners)
-        _storm(daemon, counts, budget / 2, seed)
+        _storm(daemon, counts, budget, seed)
         daemon.end()
         _look_at_history(daemon.data_dir, counts)
-    _describe(counts, budget / 2)
     return counts
 
 
@@ -172,24 +168,3 @@ def _look_at_history(data_dir: Path, counts: Counts, opened: Database | None = N
     finally:
         if opened is None:
             db.close()
-
-
-# --- requests made from the document -------------------------------------------------------------
-
-
-def _describe(counts: Counts, seconds: float) -> None:
-    """The test of the OpenAPI document with as many examples as the time is likely to allow."""
-    root = Path(__file__).parents[2]
-    test = "tests/server/test_openapi.py"
-    examples = max(4, min(200, int(seconds / 3)))
-    environment = {**os.environ, "TRAIND_SCHEMATHESIS_EXAMPLES": str(examples)}
-    command = [sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider"]
-    command += ["--timeout=3600", "-k", "f47", test]
-    done = subprocess.run(
-        command, cwd=root, env=environment, capture_output=True, text=True, check=False
-    )
-    requests = [int(n) for n in re.findall(r"(\d+) requests of", done.stdout)]
-    counts.add("schemathesis requests", sum(requests))
-    counts.say(f"{examples} examples for each operation: {sum(requests)} requests")
-    counts.expect(requests, f"no requests were made: {done.stdout[-400:]}{done.stderr[-400:]}")
-    counts.expect(done.returncode == 0, f"schemathesis: {done.stdout[-2000:]}")

@@ -1,33 +1,44 @@
-"""Journals: cut at every byte and flipped at every bit of 10 kB, through the real ingestion."""
+"""Journals: cut at every byte and flipped at every bit of 10 kB.
+
+All of them are read as ingestion reads them; as many as the time allows go through the database.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import patch
 
 from sqlalchemy import delete, func, select
 
 from server.database.db import Database
 from server.database.tables import Attempt, Event, Point
+from server.ingestion import ingest
 from server.settings import Settings
 from tests.server import reporting
 from tests.server.reporting import Reporter
 from tests.soak import books
 from tests.soak.counts import SHOWN, Budget, Counts
 from trainer.contract import journal
+from trainer.contract.rundir import OUTBOX
 
 STEPS = 26
 SECONDS_PER_FLIP = 0.006  # about what one costs: decides how many of them a budget allows
 
 
 def run(budget: float, seed: int) -> Counts:
-    """Every k-th bit, k as the budget allows and the seed as the phase; and every byte as a cut."""
+    """Every bit and byte read; then every byte as a cut and every k-th bit through the database, k
+    as the budget allows and the seed as the phase."""
     counts = Counts("journal", seed)
     with _place() as (db, settings):
         raw = _written(db, settings)
+        _read_all(db, settings, raw, counts)
         stride = max(1, round(8 * len(raw) * SECONDS_PER_FLIP / budget))
         _sweep(db, settings, raw, counts, Budget(2 * budget), stride, seed % stride)
     return counts
@@ -35,7 +46,6 @@ def run(budget: float, seed: int) -> Counts:
 
 def control(seed: int) -> Counts:
     """The same with records believed whatever their CRC says: it must be noticed."""
-    import json
 
     def believe(line: bytes) -> dict[str, object] | None:
         try:
@@ -47,6 +57,7 @@ def control(seed: int) -> Counts:
     counts = Counts("journal", seed)
     with _place() as (db, settings), patch.object(journal, "decode", believe):
         raw = _written(db, settings)
+        _read_all(db, settings, raw, counts)
         _sweep(db, settings, raw, counts, Budget(10), stride=211, phase=seed % 211)
     return counts
 
@@ -81,6 +92,53 @@ def _reporter(db: Database, settings: Settings) -> Reporter:
     return reporting.attempt(db, settings, reporting.create(db, steps=2 * STEPS))
 
 
+# --- every one, read -----------------------------------------------------------------------------
+
+
+def _read_all(db: Database, settings: Settings, raw: bytes, counts: Counts) -> None:
+    """Each cut gives the whole records before it and waits for the rest; each flip ends the reading
+    at the record before it. The cursor stands at the damaged line, as it would have come to."""
+    with db.read() as session:
+        attempt = session.scalars(select(Attempt)).one()
+    path = settings.paths.run(attempt.run_id).attempt(attempt.number) / OUTBOX
+    ends = [i + 1 for i, byte in enumerate(raw) if byte == ord("\n")]
+    for cut in range(len(raw)):
+        _put(path, raw[:cut])
+        read = _ingestion_reads(path, attempt, 0, 0)
+        there = (len(read.batch.records), read.problem)
+        whole = max(0, sum(end <= cut for end in ends) - 1)
+        counts.expect(there == (whole, None), f"read, cut at byte {cut}: {there}, not {whole}")
+        counts.add("truncations read")
+    for line, (start, end) in enumerate(pairwise([0, *ends])):
+        for bit in range(8 * start, 8 * end):
+            _read_flipped(path, attempt, raw, bit, (start, max(0, line - 1)), counts)
+    _put(path, raw)
+
+
+def _read_flipped(
+    path: Path, attempt: Attempt, raw: bytes, bit: int, cursor: tuple[int, int], counts: Counts
+) -> None:
+    damaged = bytearray(raw)
+    damaged[bit // 8] ^= 1 << (bit % 8)
+    _put(path, damaged)
+    read = _ingestion_reads(path, attempt, *cursor)
+    waits = bit // 8 == len(raw) - 1
+    found = (len(read.batch.records), read.problem is None, read.batch.offset)
+    counts.expect(found == (0, waits, cursor[0]), f"read, bit {bit}: {found}, {read.problem}")
+    counts.add("bit flips read")
+
+
+def _ingestion_reads(path: Path, attempt: Attempt, offset: int, seq: int) -> ingest._Read:
+    row = SimpleNamespace(
+        outbox_problem=None, outbox_inode=None, outbox_offset=offset, outbox_seq=seq,
+        token=attempt.token,
+    )  # fmt: skip
+    return ingest._read(path, row, (attempt.run_id, attempt.number), ingest.MAX_RECORDS)
+
+
+# --- through the database ------------------------------------------------------------------------
+
+
 def _sweep(
     db: Database,
     settings: Settings,
@@ -100,10 +158,12 @@ def _sweep(
             return
         for cut in range(start, end):
             _cut(reporter, raw, cut, counts)
+        before = _points(db)
         for bit in range(8 * start, 8 * end):
             if bit % stride == phase and not left.is_over:
                 _flip(reporter, raw, bit, end, counts)
-        _put(reporter, raw[:end])
+        counts.expect(_points(db) == before, f"points from the line that ends at byte {end}")
+        _put(reporter.outbox, raw[:end])
         reporter.ingest()
         start = end
     counts.expect(_points(db) == STEPS, f"{_points(db)} points of {STEPS} in the end")
@@ -111,15 +171,16 @@ def _sweep(
         counts.fail(words)
 
 
-def _put(reporter: Reporter, raw: bytes) -> None:
+def _put(path: Path, raw: bytes) -> None:
     """Replace what the file holds, in place: it stays the same file."""
-    with reporter.outbox.open("r+b") as file:
-        file.write(raw)
-        file.truncate()
+    fd = os.open(path, os.O_WRONLY)
+    os.pwrite(fd, raw, 0)
+    os.ftruncate(fd, len(raw))
+    os.close(fd)
 
 
 def _cut(reporter: Reporter, raw: bytes, at: int, counts: Counts) -> None:
-    _put(reporter, raw[:at])
+    _put(reporter.outbox, raw[:at])
     result = reporter.ingest()
     counts.add("truncations")
     counts.expect((result.applied, result.problem) == (0, None), f"cut at byte {at}: {result}")
@@ -131,12 +192,11 @@ def _flip(reporter: Reporter, raw: bytes, bit: int, end: int, counts: Counts) ->
     damaged = bytearray(raw)
     damaged[bit // 8] ^= 1 << (bit % 8)
     waits = bit // 8 == len(raw) - 1
-    _put(reporter, bytes(damaged))
-    before = _points(reporter.db)
+    _put(reporter.outbox, damaged)
     result = reporter.ingest()
     counts.add("bit flips")
-    found = (result.applied, result.problem is None, _points(reporter.db))
-    counts.expect(found == (0, waits, before), f"bit {bit} of a line that ends at {end}: {result}")
+    found = (result.applied, result.problem is None)
+    counts.expect(found == (0, waits), f"bit {bit} of a line that ends at {end}: {result}")
     counts.expect(reporter.outbox.read_bytes() == damaged, f"bit {bit}: the file was changed")
     if not waits:
         _forgive(reporter)

@@ -79,10 +79,17 @@ class Settlement:
 
     def place(self, attempt: Attempt) -> str:
         """The last word of an attempt, which is where it stands."""
-        outbox = self.house.settings.paths.run(attempt.run_id).attempt(attempt.number) / OUTBOX
-        said = books.records(outbox)
+        said = self._said(attempt)
         last = said[-1] if said else {"kind": "nothing said"}
         return f"attempt {attempt.number}, {last['kind']} {last.get('step', '')}".strip()
+
+    def has_stepped(self, attempt: Attempt) -> bool:
+        """Whether the journal of an attempt holds a step."""
+        return any(r["kind"] == "step" for r in self._said(attempt))
+
+    def _said(self, attempt: Attempt) -> list[dict[str, Any]]:
+        paths = self.house.settings.paths
+        return books.records(paths.run(attempt.run_id).attempt(attempt.number) / OUTBOX)
 
     def audit(self, counts: Counts) -> None:
         """Rows against journals, and nothing alive."""

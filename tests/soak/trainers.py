@@ -10,11 +10,12 @@ from contextlib import suppress
 
 from sqlalchemy import select
 
-from server.database.tables import Point
+from server.database.tables import Attempt, Point
 from tests.soak.counts import Budget, Counts
 from tests.soak.processes import Settlement
 
 KILLS_PER_RUN = 12
+NOTICED_SECONDS = 2.0
 PATIENT = {"max_attempts_without_progress": 1000}
 
 
@@ -77,10 +78,30 @@ def _kill(town: Settlement, counts: Counts, run_id: str) -> None:
     pid, attempt = found
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
+        killed = time.monotonic()
         counts.add("kills")
         place = town.place(attempt)
-        counts.add("of them past a first step", "nothing said" not in place)
+        counts.add("of them past a first step", town.has_stepped(attempt))
         counts.say(f"killed {pid} at {place}")
+        if "ended" not in place:
+            _expect_noticed(town, counts, attempt, killed)
+
+
+def _expect_noticed(town: Settlement, counts: Counts, attempt: Attempt, killed: float) -> None:
+    """The daemon closes the attempt as crashed by SIGKILL, and soon."""
+
+    def closed() -> Attempt | None:
+        rows = town.house.attempts(attempt.run_id)
+        return next((a for a in rows if a.id == attempt.id and a.settled), None)
+
+    town.sees(closed, 10)
+    seconds, row = time.monotonic() - killed, closed()
+    counts.longest("until a kill was noticed", seconds)
+    counts.expect(seconds <= NOTICED_SECONDS, f"a kill was noticed after {seconds:.2f} s")
+    said = (row.outcome, row.message) if row else ("nothing", "")
+    is_right = said[0] == "crashed" and "SIGKILL" in said[1]
+    counts.expect(is_right, f"attempt {attempt.number}, killed: {said}")
+    counts.add("kills noticed", is_right)
 
 
 def _has_begun(town: Settlement, run_id: str) -> bool:

@@ -21,6 +21,7 @@ from tests.trainer.lab import TINY, Lab, identify_alive, read, write_corpus
 from trainer import checkpoint
 from trainer.contract import commands, journal
 from trainer.data.cursor import first_cursor
+from trainer.state import rng_state
 
 STEPS = 80  # beyond the end of the corpus: into its second pass
 PACKINGS = ("best_fit", "lossless")
@@ -83,7 +84,7 @@ class Workshop:
         return made
 
     def twin(self, packing: str) -> Any:
-        """(curve with batch sha256, sha256 of weights and optimizer) of an undisturbed run."""
+        """The picture of an undisturbed run."""
         if packing not in self._twins:
             calm = self.lab(packing)
             if calm.run() != 0:
@@ -93,7 +94,10 @@ class Workshop:
 
 
 def _picture(lab: Lab) -> Any:
-    return lab.curve(), lab.weights_sha256(STEPS)
+    """Curve with batch sha256, sha256 of weights and optimizer, random numbers and cursor."""
+    newest = max(lab.run_dir.checkpoints.glob(f"step-{STEPS:09d}-a*"))
+    state = json.loads((newest / checkpoint.STATE).read_text())
+    return lab.curve(), lab.weights_sha256(STEPS), state["rng"], state["loader"]
 
 
 def _one_run(shop: Workshop, counts: Counts, seed: int, spoil: Spoil | None = None) -> None:
@@ -192,7 +196,10 @@ def forget(lab: Lab, piece: str) -> None:
     else:
         state = json.loads((path / checkpoint.STATE).read_text())
         cursor = state["loader"]
-        if piece == "cursor":
+        if piece == "rng":
+            torch.manual_seed(int.from_bytes(os.urandom(4)))
+            state["rng"] = rng_state()
+        elif piece == "cursor":
             state["loader"] = first_cursor(lab.spec_body["data"]["packing"])
         else:
             held = [key for key in ("documents", "buffer", "keys") if key in cursor]

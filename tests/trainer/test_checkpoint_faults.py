@@ -269,6 +269,20 @@ def test_f33_a_loss_that_is_no_number_touches_neither_weights_nor_checkpoints(la
     is_the_twin(run, twin)
 
 
+def test_f33_a_rewind_leaves_the_offending_batch_out_and_says_so(lab, twin):
+    run = lab("rewound", **SHORT)
+    assert run.run("loop.loss=9*off->1*corrupt") == 1
+    assert run.run(skip_steps=[(9, 9)]) == 0
+    curve, (usual, _) = run.curve(), twin
+    assert set(curve) == set(range(STEPS))
+    assert {s: curve[s] for s in range(9)} == {s: usual[s] for s in range(9)}
+    moved_up = [curve[step][1] for step in range(9, STEPS - 1)]
+    assert moved_up == [usual[step][1] for step in range(10, STEPS)]  # the batches' sha256
+    (notice,) = [e for e in run.events("notice") if e["code"] == "batch_left_out"]
+    assert notice["step"] == 9
+    assert "step 9 is left out" in run.events("resumed", attempt=2)[0]["approximate"]
+
+
 def test_f34_a_spike_is_said_and_does_not_move_what_is_usual():
     watch = SpikeWatch()
     for step in range(WINDOW_STEPS):

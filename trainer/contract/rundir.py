@@ -191,10 +191,13 @@ def boot_id() -> str:
 
 
 def identify(pid: int) -> ProcessIdentity | None:
-    """The identity of a live process; None when it is gone or a zombie."""
+    """The identity of a live process; None when it is gone or a zombie.
+
+    Raises OSError when it cannot be seen (too many open files): that is no death.
+    """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
         return _identify_portably(pid)
     after_name = stat.rpartition(")")[2].split()
     if after_name[0] in ("Z", "X"):

@@ -29,7 +29,7 @@ class ExtendSchedule(BaseModel):
 
     mode: Literal["replan", "hold", "rewarm", "decay"] = "replan"
     rewarm_steps: Annotated[int, Field(ge=0, le=10**9)] | None = None
-    peak_frac: Annotated[float, Field(gt=0, le=10)] | None = None
+    peak_frac: Annotated[float, Field(ge=1e-6, le=10)] | None = None
     decay_ratio: Annotated[float, Field(ge=0, le=1)] | None = None
     final_lr_frac: Annotated[float, Field(ge=0, le=1)] | None = None
     warmdown_ratio: Annotated[float, Field(ge=0, le=1)] | None = None

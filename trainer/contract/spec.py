@@ -43,7 +43,7 @@ Name = Annotated[
 Steps = Annotated[int, Field(ge=1, le=MAX_STEPS)]
 Tokens = Annotated[int, Field(ge=1, le=10**15)]
 Frac = Annotated[float, Field(ge=0.0, le=1.0)]
-LearningRate = Annotated[float, Field(gt=0.0, le=100.0)]
+LearningRate = Annotated[float, Field(ge=1e-12, le=100.0)]
 Text = Annotated[str, StringConstraints(max_length=4096)]
 
 
@@ -122,8 +122,8 @@ class HorizonSpec(Strict):
 
     steps: Steps | None = None
     tokens: Tokens | None = None
-    flops: Annotated[float, Field(gt=0, le=1e30)] | None = None
-    data_param_ratio: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    flops: Annotated[float, Field(ge=1, le=1e30)] | None = None
+    data_param_ratio: Annotated[float, Field(ge=1e-6, le=1e6)] | None = None
 
     @model_validator(mode="after")
     def _exactly_one(self) -> HorizonSpec:
@@ -187,7 +187,7 @@ class EvaluateSpec(Strict):
 
 
 class CheckpointSpec(Strict):
-    every_seconds: Annotated[float, Field(gt=0, le=1e7)] | None = 1200.0
+    every_seconds: Annotated[float, Field(ge=0.1, le=1e7)] | None = 1200.0
     every_steps: Steps | None = None
     keep_last: Annotated[int, Field(ge=2, le=10_000)] = 2
     keep_every: Steps | None = None

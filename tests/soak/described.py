@@ -1,0 +1,108 @@
+"""OpenAPI: schemathesis over our own document, in all its phases, against a real socket.
+
+No 5xx, no status that is not documented, no answer that differs from its schema. The answers are
+counted where they are made, so that what the client's library hides is counted too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.soak.counts import SHOWN, Counts
+
+ROOT = Path(__file__).parents[2]
+PHASES = ("examples", "coverage", "fuzzing", "stateful")
+CHECKS = (
+    "not_a_server_error", "status_code_conformance", "content_type_conformance",
+    "response_headers_conformance", "response_schema_conformance", "unsupported_method",
+    "allow_header_conformance", "use_after_free", "ensure_resource_availability",
+)  # fmt: skip
+
+
+def run(budget: float, seed: int) -> Counts:
+    counts = Counts("openapi", seed)
+    with tempfile.TemporaryDirectory(prefix="soak-openapi-") as folder:
+        with _served(Path(folder)) as (told, answers):
+            _ask(told, Path(folder), counts, budget, seed)
+        for phase, number in _requests(Path(folder) / "report.ndjson", counts).items():
+            counts.add(f"in its phase {phase}", number)
+        counts.add("schemathesis requests", sum(answers.values()))
+        wrong = sum(number for status, number in answers.items() if int(status) >= 500)
+        counts.add("answers 5xx", wrong)
+        counts.expect(not wrong, f"answers by status: {dict(answers)}")
+        counts.say(f"answers {dict(sorted(answers.items()))}")
+    for phase in PHASES:
+        counts.expect(counts.done[f"in its phase {phase}"], f"phase {phase} made no request")
+    return counts
+
+
+@contextmanager
+def _served(folder: Path) -> Iterator[tuple[dict[str, Any], Counter[str]]]:
+    """What the app says about itself; the answers by status are known when it has ended."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(
+        prefix="soak-openapi-", dir=memory if memory.is_dir() else folder
+    ) as data:
+        command = [sys.executable, "-m", "tests.soak.described_app", data]
+        served = subprocess.Popen(
+            command, cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert served.stdin is not None
+        assert served.stdout is not None
+        answers: Counter[str] = Counter()
+        try:
+            yield json.loads(served.stdout.readline()), answers
+        finally:
+            served.stdin.close()
+            answers.update(json.loads(served.stdout.readline() or "{}"))
+            served.wait(timeout=30)
+            served.stdout.close()
+
+
+def _ask(told: dict[str, Any], folder: Path, counts: Counts, budget: float, seed: int) -> None:
+    tool = Path(sys.executable).with_name("schemathesis")
+    command = [
+        str(tool), "run", f"http://127.0.0.1:{told['port']}/openapi.json",
+        "--phases", ",".join(PHASES), "--checks", ",".join(CHECKS), "--seed", str(seed),
+        "--max-time", str(max(10, round(budget))), "--workers", "1", "--no-shrink",
+        "--continue-on-failure", "--warnings", "off", "--suppress-health-check", "all",
+        "--report", "ndjson", "--report-ndjson-path", str(folder / "report.ndjson"),
+    ]  # fmt: skip
+    environment = {
+        **os.environ,
+        "SCHEMATHESIS_HOOKS": "tests.soak.schemathesis_hooks",
+        "THERE": json.dumps(told["there"]),
+        "THERE_SEED": str(seed),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+    }
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    counts.expect(done.returncode == 0, f"schemathesis: {done.stdout[-3000:]}{done.stderr[-500:]}")
+
+
+def _requests(report: Path, counts: Counts) -> Counter[str]:
+    """How many requests each phase made; every check that failed is a failure of ours."""
+    requests: Counter[str] = Counter()
+    for line in report.read_text().splitlines():
+        ((kind, event),) = json.loads(line).items()
+        if kind != "ScenarioFinished":
+            continue
+        recorder = event["recorder"]
+        requests[event["phase"]] += len(recorder.get("interactions", {}))
+        for case, checks in recorder.get("checks", {}).items():
+            for check in checks:
+                if check["status"] != "success" and len(counts.failures) < SHOWN:
+                    asked = recorder["interactions"][case]["request"]
+                    words = f"{asked['method']} {asked['uri']}: {check['name']}"
+                    counts.fail(f"{words}: {json.dumps(check)[:300]}")
+    return requests
