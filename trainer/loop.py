@@ -182,7 +182,6 @@ class _Loop:
             lr_multiplier=schedule["lr_multiplier"],
             momentum=schedule["momentum"],
             weight_decay=schedule["weight_decay"],
-            before_update=session.saver.fence_update,
         )
         before, self.pending = self.pending, None
         if before:

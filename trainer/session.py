@@ -192,6 +192,8 @@ def _assemble(
     picked = {**stepper.describe_choices(), "device_batch_size": chosen.device_batch_size}
     _say_if_not_there(reporter, chosen.attention, picked["attention"])
     chosen = choices.freeze_attention(run_dir, chosen, picked["attention"])
+    saver = Saver(run_dir.checkpoints, where)
+    stepper.before_update = saver.fence_update
     return Session(
         order=order,
         run_dir=run_dir,
@@ -207,7 +209,7 @@ def _assemble(
         stepper=stepper,
         loader=loader,
         state=TrainState(),
-        saver=Saver(run_dir.checkpoints, where),
+        saver=saver,
         sensors=device.Sensors.open(where),
     )
 

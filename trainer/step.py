@@ -65,6 +65,8 @@ class Stepper:
     deterministic: what `device.configure` was told; only recorded here. CPU kernels always repeat.
     choices_file: where the winners of attention races are remembered for this machine.
     attention_backends: {window: backend} that is settled already, for a run or by an override.
+    before_update: called in each step when all but its update is launched; up to there weights and
+    optimizer state are only read.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Stepper:
     ) -> None:
         self.model, self.optimizer = model, optimizer
         self.deterministic = deterministic
+        self.before_update: Callable[[], None] = lambda: None
         if model.device.type == "cpu":
             allocator.keep_freed_memory()
         self.compiler = Compiler(compile, model.device)
@@ -104,13 +107,11 @@ class Stepper:
         lr_multiplier: float,
         momentum: float,
         weight_decay: float,
-        before_update: Callable[[], None] = lambda: None,
     ) -> StepResult:
         """Forward and backward over micro_batches of (tokens, targets), each (B, T); one update.
 
         Gradients are the mean over the micro-batches and never clipped. A loss or gradient that is
-        not finite leaves weights and optimizer state as they were. before_update is called when
-        all but the update is launched: up to there weights and optimizer state are only read.
+        not finite leaves weights and optimizer state as they were.
         """
         losses = self._losses(micro_batches, learn=True)
         loss = torch.stack(losses).mean()
@@ -119,7 +120,7 @@ class Stepper:
             self._unscale(scale.scale)
         grad_norm = self._grad_norm()
         finite = torch.isfinite(loss) & torch.isfinite(grad_norm)
-        before_update()
+        self.before_update()
         self.optimizer.step(
             lr_multiplier=lr_multiplier,
             momentum=momentum,
