@@ -4,6 +4,9 @@
  */
 
 const TIMEOUT_MILLISECONDS = 30_000;
+// A POST whose answer got lost was perhaps taken: with its key it can be said again. Together these
+// outlast a restart of the daemon.
+const POST_AGAIN_MILLISECONDS = [300, 700, 1_000, 2_000];
 
 /** What went wrong, in the daemon's words. */
 export class Problem extends Error {
@@ -19,6 +22,11 @@ export class Problem extends Error {
     this.state = document.state ?? null;
     this.legal = document.legal ?? null;
     this.errors = document.errors ?? [];
+  }
+
+  /** Nothing came back, or the daemon is busy: the same question may be answered in a while. */
+  get mayPass() {
+    return this.status === 0 || this.status === 429 || this.status >= 500;
   }
 }
 
@@ -68,39 +76,41 @@ async function call(method, base, { query, body, signal, key, accept } = {}, aga
   const headers = { Accept: accept ?? "application/json, application/problem+json" };
   if (body !== undefined) headers["Content-Type"] = "application/json";
   if (method === "POST" && key !== null) headers["Idempotency-Key"] = key ?? newKey();
-  const timeout = AbortSignal.timeout(TIMEOUT_MILLISECONDS);
-  const response = await send(url(base, query), {
-    method,
-    headers,
-    body: body === undefined ? undefined : JSON.stringify(body),
-    signal: signal ? AbortSignal.any([signal, timeout]) : timeout,
-    cache: "no-store",
-  });
+  const request = { method, headers, body: body === undefined ? undefined : JSON.stringify(body), cache: "no-store" };
+  const waits = headers["Idempotency-Key"] ? POST_AGAIN_MILLISECONDS : [];
+  const { response, text } = await send(url(base, query), request, signal, waits);
   if (response.status === 401 && again && askForToken) {
     await login();
     return call(method, base, { query, body, signal, accept, key: headers["Idempotency-Key"] ?? null }, false);
   }
-  if (!response.ok) throw await problemOf(response);
+  if (!response.ok) throw problemOf(response, text);
   if (response.status === 204) return null;
-  return accept?.startsWith("text/") ? response.text() : response.json();
+  return accept?.startsWith("text/") ? text : JSON.parse(text);
 }
 
-async function send(address, request) {
+/** The whole answer, or a Problem: the connection can be lost in the middle of it as well. */
+async function send(address, request, signal, [wait, ...waits]) {
+  const timeout = AbortSignal.timeout(TIMEOUT_MILLISECONDS);
   try {
-    return await fetch(address, request);
+    const response = await fetch(address, { ...request, signal: signal ? AbortSignal.any([signal, timeout]) : timeout });
+    return { response, text: await response.text() };
   } catch (error) {
     if (error.name === "AbortError") throw error;
+    if (wait !== undefined) {
+      await new Promise((resolve) => setTimeout(resolve, wait));
+      return send(address, request, signal, waits);
+    }
     throw new Problem({
       title: "The daemon does not answer",
       detail: "Nothing came back from the daemon. A run that is training goes on without it.",
-      hint: "Check that traind serve is running, and the tunnel if there is one.",
+      hint: "Check that traind serve is running, and the tunnel if there is one. This page goes on by itself.",
     });
   }
 }
 
-async function problemOf(response) {
+function problemOf(response, text) {
   try {
-    return new Problem({ status: response.status, ...(await response.json()) });
+    return new Problem({ status: response.status, ...JSON.parse(text) });
   } catch {
     return new Problem({ status: response.status, title: `HTTP ${response.status}`, detail: response.statusText });
   }

@@ -5,14 +5,16 @@ import { askForToken } from "./components/login.js";
 import { problemBox } from "./components/problem.js";
 import { createTopbar } from "./components/topbar.js";
 import { fill, h } from "./dom.js";
+import { AGAIN_MILLISECONDS } from "./loader.js";
+import * as compare from "./pages/compare.js";
+import * as create from "./pages/create.js";
+import * as run from "./pages/run.js";
+import * as runs from "./pages/runs.js";
 import * as router from "./router.js";
 
-const PAGES = {
-  "": () => import("./pages/runs.js"),
-  runs: () => import("./pages/run.js"),
-  compare: () => import("./pages/compare.js"),
-  new: () => import("./pages/create.js"),
-};
+// All at once, never on demand: a browser remembers a module that failed to arrive, so one asked
+// for while the daemon restarts would be missing until the page is loaded anew.
+const PAGES = { "": runs, runs: run, compare, new: create };
 
 onUnauthorized(askForToken);
 const topbar = createTopbar(document.getElementById("topbar"));
@@ -36,18 +38,33 @@ async function show(place) {
   current?.page?.unmount?.();
   current = { key, page: null };
   topbar.setStatus("");
-  fill(main);
   scrollTo(0, 0);
-  try {
-    const module = await (PAGES[name] ?? PAGES[""])();
-    if (mine !== turn) return;
-    const root = fill(main, h("div.page")).firstChild;
-    current.page = await module.mount(root, place, { setStatus: topbar.setStatus });
-    if (mine !== turn) current.page?.unmount?.();
-  } catch (problem) {
-    if (mine === turn) fill(main, h("h1", { tabindex: -1 }, "This page could not be shown"), problemBox(problem));
-  }
+  await mount(PAGES[name] ?? PAGES[""], place, mine);
   if (!isFirst && mine === turn) main.querySelector("h1")?.focus();
 }
 
+/** What stands in the way and may pass stays on the page until it has passed. */
+async function mount(module, place, mine) {
+  const root = h("div.page", { "aria-busy": "true" });
+  const refused = h("div");
+  fill(main, refused, root);
+  for (;;) {
+    try {
+      const page = await module.mount(root, place, { setStatus: topbar.setStatus });
+      if (mine !== turn) return page?.unmount?.();
+      current.page = page;
+      break;
+    } catch (problem) {
+      if (mine !== turn) return;
+      fill(refused, h("h1", { tabindex: -1 }, "This page could not be shown"), problemBox(problem));
+      if (!problem.mayPass) break;
+      await new Promise((resolve) => setTimeout(resolve, AGAIN_MILLISECONDS));
+      if (mine !== turn) return;
+    }
+  }
+  if (current.page) refused.remove();
+  root.removeAttribute("aria-busy");
+}
+
 router.follow(show);
+dispatchEvent(new Event("traind:started"));

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,16 @@ from tests.e2e.web_stub import create_stub
 from tests.server.house import launcher
 
 CHROMIUM = "/usr/bin/chromium"
+DEADLINE_MILLISECONDS = 30_000
 ARGUMENTS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
+# How Chromium reports a request that a daemon which is not there could not answer.
+CONNECTION_LOST = re.compile(
+    r"Failed to load resource: net::ERR_(CONNECTION_(REFUSED|RESET|CLOSED|ABORTED)|EMPTY_RESPONSE"
+    r"|INCOMPLETE_CHUNKED_ENCODING|SOCKET_NOT_CONNECTED)( 200 \(OK\))?"
+)
 OpenPage = Callable[..., Any]
 
 
@@ -43,25 +51,37 @@ def browser() -> Iterator[Any]:
 @pytest.fixture
 def open_page(browser: Any) -> Iterator[OpenPage]:
     """open_page(url, width=…, …): a page of its own. Anything on the console fails the test."""
-    contexts, said = [], []
+    contexts, pages = [], []
 
     def open_one(url: str, *, width: int = 1280, height: int = 900, **context: Any) -> Any:
         made = browser.new_context(viewport={"width": width, "height": height}, **context)
         contexts.append(made)
         page = made.new_page()
-        page.set_default_timeout(15_000)
+        pages.append(page)
+        page.set_default_timeout(DEADLINE_MILLISECONDS)
+        page.said = said = []
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on(
             "console", lambda m: said.append(m.text) if m.type in ("error", "warning") else None
         )
-        page.said = said
         page.goto(url)
         return page
 
     yield open_one
     for context in contexts:
         context.close()
-    assert said == []
+    assert [text for page in pages for text in page.said] == []
+
+
+def settled(page: Any) -> None:
+    """The page has its heading, and no part of it still waits for its first answer."""
+    page.get_by_role("heading", level=1).first.wait_for()
+    page.wait_for_function("() => !document.querySelector('[aria-busy=true]')")
+
+
+def until(page: Any, condition: str) -> None:
+    """Wait for a JavaScript expression to be true."""
+    page.wait_for_function(f"() => {condition}")
 
 
 @pytest.fixture(scope="session")
@@ -144,6 +164,40 @@ class Daemon:
                 self.wait(run["id"], lambda r: r["state"] not in ("cancelling", "running"))
         self.process.terminate()
         self.process.wait(20)
+
+
+@contextmanager
+def away(daemon: Daemon, *pages: Any) -> Iterator[None]:
+    """The daemon is killed, and back at the end. That requests fail in between is excused on the
+    console of these pages; anything else, and anything before or afterwards, is not."""
+    with ExitStack() as excused:
+        for page in pages:
+            excused.enter_context(_lost_connections_excused(page))
+        daemon.kill()
+        yield
+        daemon.start()
+
+
+@contextmanager
+def unanswered(page: Any) -> Iterator[None]:
+    """Requests to the API fail as if nobody were there; streams that are open go on."""
+
+    def refuse(route: Any) -> None:
+        route.abort("connectionrefused")
+
+    with _lost_connections_excused(page):
+        page.route("**/v1/**", refuse)
+        yield
+        page.unroute("**/v1/**", refuse)
+
+
+@contextmanager
+def _lost_connections_excused(page: Any) -> Iterator[None]:
+    page.evaluate("0")  # a round trip: what was said so far has arrived
+    before = len(page.said)
+    yield
+    page.evaluate("fetch('healthz').then((answer) => answer.text())")
+    page.said[before:] = [t for t in page.said[before:] if not CONNECTION_LOST.fullmatch(t)]
 
 
 @pytest.fixture

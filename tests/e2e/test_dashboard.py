@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.e2e.conftest import Daemon, OpenPage
+from tests.e2e.conftest import Daemon, OpenPage, away, settled, unanswered, until
 
 pytestmark = [pytest.mark.needs("browser"), pytest.mark.timeout(180)]
 AXE = Path(__file__).parent / "vendor" / "axe-core" / "axe.min.js"
@@ -53,10 +53,7 @@ def test_watch_pause_resume_and_extend_with_the_preview(
     page = open_page(f"{daemon.url}/#/runs/demo")
     expect_state(page, "running")
     first = page.locator(".run-progress .bar-steps").inner_text()
-    page.wait_for_function(
-        "before => document.querySelector('.run-progress .bar-steps').innerText !== before",
-        arg=first,
-    )
+    until(page, f"document.querySelector('.run-progress .bar-steps').innerText !== {first!r}")
     button(page, "Pause").click()
     expect_state(page, "paused")
     button(page, "Extend").click()
@@ -97,17 +94,93 @@ def test_a_restart_of_the_daemon_leaves_neither_a_gap_nor_a_repeat(
     daemon.post("/runs", DEMO)
     page = open_page(f"{daemon.url}/#/runs/demo/events")
     expect_state(page, "running")
-    daemon.kill()
-    page.locator(".live[data-status=waiting]").wait_for()
-    daemon.start()
+    with away(daemon, page):
+        page.locator(".live[data-status=waiting]").wait_for()
     page.locator(".live[data-status=live]").wait_for()
     daemon.post("/runs/demo/pause")
     expect_state(page, "paused")
     kept = httpx.get(f"{daemon.url}/v1/runs/demo/events", params={"limit": 1000}).json()["data"]
-    page.wait_for_function("n => document.querySelectorAll('.event').length >= n", arg=len(kept))
+    until(page, f"document.querySelectorAll('.event').length >= {len(kept)}")
     shown = page.locator(".event > :last-child").all_inner_texts()
     assert sorted(shown) == sorted(event["message"] for event in kept)
-    page.said.clear()  # Chromium reports the refused connections in between
+
+
+def test_a_dialog_open_while_the_daemon_restarts_goes_on(
+    daemon: Daemon, open_page: OpenPage
+) -> None:
+    daemon.post("/runs", DEMO)
+    page = open_page(f"{daemon.url}/#/runs/demo")
+    expect_state(page, "running")
+    button(page, "Extend").click()
+    page.get_by_text("At the joint, step 2,000").wait_for()
+    with away(daemon, page):
+        page.get_by_label("How far").fill("2500")
+        page.get_by_role("dialog").get_by_role("alert").wait_for()
+    agree = page.get_by_role("dialog").get_by_role("button", name="Extend", exact=True)
+    agree.click()  # waits until the preview has come
+    page.locator(".run-progress .bar-steps", has_text="2,500").wait_for()
+
+
+def test_what_was_asked_is_done_once_though_its_answer_is_lost(
+    daemon: Daemon, open_page: OpenPage
+) -> None:
+    daemon.post("/runs", DEMO)
+    page = open_page(f"{daemon.url}/#/runs/demo")
+    expect_state(page, "running")
+
+    def lose_the_answer(route: Any) -> None:
+        route.fetch()
+        route.abort("connectionreset")
+
+    page.route("**/extend", lose_the_answer, times=1)
+    answer = page.evaluate(
+        "import('./static/api.js').then((api) => api.post('v1/runs/demo/extend', "
+        "{ add_steps: 100 }))"
+    )
+    assert answer["run"]["end_step"] == daemon.run("demo")["end_step"] == 2100
+    assert page.said == ["Failed to load resource: net::ERR_CONNECTION_RESET"]
+    page.said.clear()
+
+
+def test_a_page_whose_files_do_not_arrive_comes_by_itself(
+    stub_url: str, open_page: OpenPage
+) -> None:
+    page = open_page("about:blank")
+    page.route("**/static/pages/run/events.js", lambda route: route.abort())
+    page.goto(f"{stub_url}/{RUN}", wait_until="commit")
+    page.get_by_text("This page comes by itself").wait_for()
+    page.unroute("**/static/pages/run/events.js")
+    page.get_by_role("heading", name="rtx4070-d12-200k").wait_for()
+    assert set(page.said) == {"Failed to load resource: net::ERR_FAILED"}
+    page.said.clear()
+
+
+VIEWS = {
+    "#/": ".run-name",
+    "#/new": ".plan-summary dd",
+    "#/compare": ".compare-chart dt",
+    RUN: ".chart-status:has-text('steps')",
+    f"{RUN}/checkpoints": ".tab-checkpoints tbody tr",
+    f"{RUN}/evaluations": ".tab-evaluations tbody tr",
+    f"{RUN}/samples": ".sample",
+    f"{RUN}/events": ".event",
+    f"{RUN}/log": ".log:has-text('step')",
+    f"{RUN}/attempts": ".tab-attempts tbody tr",
+}
+
+
+@pytest.mark.parametrize("place", VIEWS)
+def test_a_view_opened_while_nothing_answers_comes_by_itself_later(
+    stub_url: str, open_page: OpenPage, place: str
+) -> None:
+    page = open_page(f"{stub_url}/{RUN}/plan")
+    settled(page)
+    with unanswered(page):
+        page.evaluate("place => { location.hash = place; }", place)
+        page.get_by_role("alert").first.wait_for()
+    page.locator(VIEWS[place]).first.wait_for()
+    page.get_by_role("alert").first.wait_for(state="detached")
+    settled(page)
 
 
 # --- long and strange histories ------------------------------------------------------------------
@@ -133,7 +206,7 @@ def test_a_hundred_runs_are_there_at_once_and_nothing_moves(
 def test_runs_are_filtered_and_compared(stub_url: str, open_page: OpenPage) -> None:
     page = open_page(stub_url)
     button(page, "failed 2").click()
-    assert page.locator("tbody tr:visible").count() == 2
+    until(page, "document.querySelectorAll('tbody tr:not([hidden])').length === 2")
     button(page, "all 100").click()
     for name in ("rtx4070-d12-200k", "sweep-010"):
         page.get_by_label(f"Select {name}", exact=True).check()
@@ -141,7 +214,7 @@ def test_runs_are_filtered_and_compared(stub_url: str, open_page: OpenPage) -> N
     page.locator(".compare-chart dt", has_text="sweep-010").wait_for()
     page.get_by_label("What to compare").select_option("val_bpb")
     page.locator(".compare-chart dt", has_text="sweep-010 as b81f2c").wait_for()
-    assert page.locator(".compare-chart .readout dt").count() == 4
+    until(page, "document.querySelectorAll('.compare-chart .readout dt').length === 4")
     for axis in ("Tokens", "FLOPs", "Time"):
         page.get_by_role("radio", name=axis).check(force=True)
         page.locator(".compare-chart dt", has_text="sweep-010 as b81f2c").wait_for()
@@ -157,9 +230,9 @@ def test_a_drag_asks_the_daemon_for_finer_bins(stub_url: str, open_page: OpenPag
         page.mouse.down()
         page.mouse.move(box["x"] + 0.403 * box["width"] + 8, box["y"] + 80, steps=4)
         page.mouse.up()
-    page.wait_for_function("() => location.hash.includes('from=')")
+    until(page, "location.hash.includes('from=')")
     button(page, "All").click()
-    page.wait_for_function("() => !location.hash.includes('from=')")
+    until(page, "!location.hash.includes('from=')")
 
 
 def test_what_people_type_stays_text(stub_url: str, open_page: OpenPage) -> None:
@@ -176,8 +249,7 @@ def test_every_page_fits_a_phone_and_a_wall(
     stub_url: str, open_page: OpenPage, place: str, width: int
 ) -> None:
     page = open_page(f"{stub_url}/{place}", width=width, height=900, has_touch=width < 500)
-    page.get_by_role("heading", level=1).wait_for()
-    page.wait_for_timeout(600)
+    settled(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
@@ -192,8 +264,7 @@ def test_axe_finds_nothing_serious(
     stub_url: str, open_page: OpenPage, place: str, scheme: str
 ) -> None:
     page = open_page(f"{stub_url}/{place}", color_scheme=scheme)
-    page.get_by_role("heading", level=1).wait_for()
-    page.wait_for_timeout(500)
+    settled(page)
     assert serious(page) == []
 
 
@@ -223,9 +294,9 @@ def test_everything_can_be_done_from_the_keyboard(stub_url: str, open_page: Open
     page = open_page(stub_url)
     page.locator("tbody tr").first.wait_for()
     page.keyboard.press("Tab")
-    assert "Skip" in page.evaluate("document.activeElement.textContent")
+    until(page, "document.activeElement.textContent.includes('Skip')")
     page.keyboard.press("Enter")
-    assert page.evaluate("document.activeElement.id") == "main"
+    until(page, "document.activeElement.id === 'main'")
     tab_to(page, "sweep-009")
     page.keyboard.press("Enter")
     page.get_by_role("heading", name="sweep-009").wait_for()
@@ -233,10 +304,11 @@ def test_everything_can_be_done_from_the_keyboard(stub_url: str, open_page: Open
     page.keyboard.press("Enter")
     page.get_by_text("At the joint, step").wait_for()
     page.keyboard.press("Escape")
-    assert page.evaluate("document.activeElement.textContent") == "Extend"
+    until(page, "document.activeElement.textContent === 'Extend'")
+    settled(page)
     page.locator(".chart-stage").first.focus()
     page.keyboard.press("ArrowLeft")
-    assert "Loss at 1" in page.locator(".chart-stage").first.get_attribute("aria-label")
+    page.locator(".chart-stage[aria-label*='Loss at 1']").wait_for()
     with page.expect_request(re.compile(r"metrics\?.*from_step=\d+")):
         page.keyboard.press("+")
 
@@ -254,14 +326,15 @@ def test_the_theme_follows_the_system_until_one_is_chosen(
 ) -> None:
     page = open_page(stub_url, color_scheme="dark")
     theme = "document.documentElement.dataset.theme"
-    assert page.evaluate(theme) == "dark"
+    until(page, f"{theme} === 'dark'")
+    settled(page)
     page.emulate_media(color_scheme="light")
-    assert page.evaluate(theme) == "light"
+    until(page, f"{theme} === 'light'")
     page.get_by_role("button", name="Theme: system").click()
     page.get_by_role("button", name="Theme: light").click()
     page.reload()
     page.get_by_role("button", name="Theme: dark").wait_for()
-    assert page.evaluate(theme) == "dark"
+    until(page, f"{theme} === 'dark'")
 
 
 def test_a_daemon_with_a_token_asks_for_it_once(guarded_url: str, open_page: OpenPage) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ from trainer.contract.spec import PRESETS
 
 WEB = Path(__file__).parents[2] / "server" / "web"
 pytestmark = pytest.mark.needs("node")
+
+
+IMPORT = re.compile(r"""^(?:import|export)\b[^"]*?"(\.[^"]+)";""", re.MULTILINE)
 
 
 def in_node(script: str, given: Any) -> Any:
@@ -86,6 +90,21 @@ def test_the_page_knows_the_presets_and_offers_only_what_is_legal() -> None:
     assert {state for state, _ in told["offered"]} == set(State)
     for state, verbs in told["offered"]:
         assert set(verbs) - {"checkpoint", "evaluate"} <= VERBS[State(state)], state
+
+
+def test_every_module_is_there_before_the_page_begins() -> None:
+    """A module asked for later, while the daemon is away, would be missing for good."""
+    found, waiting = set(), [WEB / "app.js"]
+    while waiting:
+        module = waiting.pop()
+        if module not in found:
+            found.add(module)
+            text = module.read_text()
+            assert "import(" not in text.replace("{import(", ""), module  # but in types
+            waiting += [(module.parent / name).resolve() for name in IMPORT.findall(text)]
+    page = (WEB / "index.html").read_text()
+    preloaded = {WEB / name for name in re.findall(r'modulepreload" href="static/([^"]+)"', page)}
+    assert preloaded | {WEB / "app.js"} == found
 
 
 def test_event_streams_are_parsed_however_they_are_cut() -> None:

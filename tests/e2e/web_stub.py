@@ -60,6 +60,10 @@ def create_stub(num_runs: int = 100, token: str | None = None) -> FastAPI:
     def index() -> Response:
         return _file("index.html")
 
+    @app.get("/healthz")
+    def healthz() -> Response:
+        return JSONResponse({"status": "ok"})
+
     @app.get("/static/{name:path}")
     def static(name: str) -> Response:
         return _file(name)

@@ -3,9 +3,10 @@
  * The preview is the daemon's own answer to the same request with dry_run.
  */
 
-import { ask, get, path, post } from "../api.js";
+import { ask, list, path, post } from "../api.js";
 import { fill, h } from "../dom.js";
 import { integer } from "../format.js";
+import { createLoader } from "../loader.js";
 import { choice } from "./resume-dialog.js";
 import { openDialog } from "./dialog.js";
 import { createPreview } from "./extend-preview.js";
@@ -30,19 +31,20 @@ const NUMBERS = {
 
 /** @param {import("../pages/run.js").RunContext} run @returns {Promise<any>} what the daemon answered */
 export async function openExtend(run) {
-  const checkpoints = await get(path("runs", run.detail.id, "checkpoints")).then((a) => a.data ?? a).catch(() => []);
-  return openDialog(`Extend ${run.detail.name}`, (close) => extendForm(run, checkpoints, close), { wide: true });
+  const loaders = [];
+  const answer = await openDialog(`Extend ${run.detail.name}`, (close) => extendForm(run, close, loaders), { wide: true });
+  loaders.forEach((loader) => loader.close());
+  return answer;
 }
 
-function extendForm(run, checkpoints, close) {
+function extendForm(run, close, loaders) {
   const preview = createPreview(run);
   const refused = h("div");
   const agree = h("button.primary", { type: "submit", disabled: true }, "Extend");
   const unit = choice([["to_step", "to step"], ["add_steps", "by steps"], ["add_tokens", "by tokens"]], "to_step");
   const amount = h("input", { type: "number", min: 1, step: 1, required: true, value: suggested("to_step"), "aria-label": "How far" });
   const at = choice([["end", "after the present phase"], ["now", "now, at the next step"]], "end");
-  const from = choice([["", "where the run stands"], ...checkpoints.filter((c) => !c.superseded && !c.bad)
-    .map((c) => [c.name, `step ${integer(c.step)}${c.why === "warmdown" ? ", before the warmdown" : ""}`])]);
+  const from = choice([["", "where the run stands"]]);
   const name = h("input", { type: "text", maxlength: 64, autocomplete: "off", placeholder: "chosen for you" });
   const modes = Object.entries(MODES).map(([mode, [text]]) => modeCard(mode, text));
   const numbers = Object.entries(NUMBERS).map(([key, [label, attributes]]) => {
@@ -53,8 +55,10 @@ function extendForm(run, checkpoints, close) {
   const shapeField = h("label.field", {}, h("span", {}, "Shape of the decay"), shape);
   const keep = h("input", { type: "checkbox" });
   const keepField = h("label.tick", {}, keep, h("span", {}, "Keep weight decay at its value at the joint"));
+  const look = createLoader({ host: preview.element, refused, ask: askPreview, show });
+  const checkpoints = createLoader({ host: from, refused, ask: () => list(path("runs", run.detail.id, "checkpoints")), show: offer });
+  loaders.push(look, checkpoints);
   let mode = "replan";
-  let turn = 0;
   let timer = 0;
 
   const form = h("form.dialog-body.extend", { onsubmit: submit, oninput: changed },
@@ -72,7 +76,13 @@ function extendForm(run, checkpoints, close) {
     h("div.dialog-foot", {}, h("button", { type: "button", onclick: () => close() }, "Not now"), agree));
   unit.addEventListener("change", () => (amount.value = suggested(unit.value)));
   changed();
+  checkpoints.load();
   return form;
+
+  function offer(items) {
+    from.append(...items.filter((c) => !c.superseded && !c.bad).map((c) =>
+      h("option", { value: c.name }, `step ${integer(c.step)}${c.why === "warmdown" ? ", before the warmdown" : ""}`)));
+  }
 
   function suggested(how) {
     const more = Math.max(100, Math.round((run.detail.end_step * 0.5) / 100) * 100);
@@ -106,21 +116,16 @@ function extendForm(run, checkpoints, close) {
     from.disabled = at.value === "now";
     agree.disabled = true;
     clearTimeout(timer);
-    timer = setTimeout(look, DEBOUNCE_MILLISECONDS);
+    timer = setTimeout(() => Number(amount.value) > 0 && look.load(), DEBOUNCE_MILLISECONDS);
   }
 
-  async function look() {
-    const mine = ++turn;
-    if (!(Number(amount.value) > 0)) return;
-    try {
-      const answer = await ask(`${path("runs", run.detail.id, "extend")}?dry_run=true`, body());
-      if (mine !== turn) return;
-      fill(refused);
-      preview.show(answer);
-      agree.disabled = !answer.plan;
-    } catch (problem) {
-      if (mine === turn) fill(refused, problemBox(problem));
-    }
+  function askPreview() {
+    return ask(`${path("runs", run.detail.id, "extend")}?dry_run=true`, body());
+  }
+
+  function show(answer) {
+    preview.show(answer);
+    agree.disabled = !answer.plan;
   }
 
   async function submit(event) {

@@ -11,7 +11,10 @@ export async function waitFor(job, onStep = () => {}) {
   while (!ENDED.has(job.state)) {
     onStep(job);
     await new Promise((resolve) => setTimeout(resolve, EVERY_MILLISECONDS));
-    job = await get(path("jobs", job.id));
+    job = await get(path("jobs", job.id)).catch((problem) => {
+      if (!problem.mayPass) throw problem;
+      return job; // the daemon is away for a moment; the job is not
+    });
   }
   return job;
 }

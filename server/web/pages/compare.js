@@ -5,18 +5,21 @@ import { MODES } from "../charts/axis.js";
 import { createChart } from "../charts/chart.js";
 import { comparePicture, COMPARED } from "../charts/comparison.js";
 import { LINES } from "../charts/palette.js";
-import { problemBox } from "../components/problem.js";
 import { segmented } from "../components/segmented.js";
 import { choice } from "../components/resume-dialog.js";
 import { stateBadge } from "../components/state.js";
 import { table } from "../components/table.js";
 import { fill, h, userText } from "../dom.js";
 import { bpb, count, exponent, integer, loss, significant } from "../format.js";
+import { createLoader } from "../loader.js";
 import { here, link, replaceQuery } from "../router.js";
+import { isActive } from "../verbs.js";
 
 const MOST = 8;
+const REFRESH_MILLISECONDS = 10_000;
 
 export async function mount(root, place) {
+  const all = await list("v1/runs", { limit: 100 });
   const view = {
     names: (place.query.runs ?? "").split(",").filter(Boolean).slice(0, MOST),
     key: place.query.key ?? "loss_smooth", mode: place.query.x ?? "step", zoom: null,
@@ -38,10 +41,11 @@ export async function mount(root, place) {
     h("p.soft.note-line", {}, "Validation numbers taken under different settings are separate lines: they cannot be compared as one."),
     numbers);
 
-  const all = await list("v1/runs", { limit: 100 });
+  const { load, close } = createLoader({ host: chart.element, refused, ask: askAll, show: showAll });
+  const refresh = setInterval(() => !document.hidden && isAnyActive() && load(), REFRESH_MILLISECONDS);
   if (!view.names.length) view.names = all.filter((r) => r.step > 0).slice(0, 3).map((r) => r.name);
   drawPicks();
-  await load();
+  load();
 
   function set(changes) {
     Object.assign(view, changes);
@@ -66,30 +70,32 @@ export async function mount(root, place) {
       }, h("i.key"), userText(name), h("span.muted", { "aria-hidden": "true" }, "✕"))), add);
   }
 
-  async function load() {
+  function askAll() {
     const wanted = { key: view.key, zoom: view.zoom };
-    try {
-      await Promise.all(view.names.map((name) => loadRun(name, wanted)));
-      if (view.key !== wanted.key || view.zoom !== wanted.zoom) return;
-      fill(refused);
-      draw();
-    } catch (problem) {
-      if (problem.name !== "AbortError") fill(refused, problemBox(problem));
-    }
+    return Promise.all(view.names.map((name) => loadRun(name, wanted)));
   }
 
+  function showAll(found) {
+    for (const [name, run] of found) known.set(name, run);
+    draw();
+  }
+
+  const isAnyActive = () => view.names.some((name) => isActive(known.get(name)?.detail.state));
+
+  /** What ended stays as it is known. */
   async function loadRun(name, { key: wantedKey, zoom }) {
-    const run = known.get(name) ?? {};
-    run.detail ??= await get(path("runs", name), {}, { signal: control.signal });
+    const run = { ...known.get(name) };
+    const isOld = !run.detail || isActive(run.detail.state);
+    if (isOld) run.detail = await get(path("runs", name), {}, { signal: control.signal });
     if (COMPARED[wantedKey].evaluation) {
-      run.evaluations ??= await list(path("runs", name, "evaluations"), {}, { signal: control.signal });
+      if (isOld || !run.evaluations) run.evaluations = await list(path("runs", name, "evaluations"), {}, { signal: control.signal });
     } else {
       const range = zoom ? stepsOf(zoom, run) : {};
       const answer = await get(path("runs", name, "metrics"), { keys: wantedKey, max_points: Math.min(1500, chart.width() || 900), ...range }, { signal: control.signal });
       run.points = answer.series.find((s) => s.key === wantedKey)?.points ?? [];
       if (!zoom) run.began = run.points[0]?.[1];
     }
-    known.set(name, run);
+    return [name, run];
   }
 
   /** The zoom is in the axis' unit; each run has its own steps for it. Time is cut by the chart. */
@@ -118,7 +124,7 @@ export async function mount(root, place) {
   }
 
   return {
-    unmount: () => (control.abort(), chart.destroy()),
+    unmount: () => (control.abort(), close(), clearInterval(refresh), chart.destroy()),
     update: () => here().query.runs !== view.names.join(",") && (view.names = (here().query.runs ?? "").split(",").filter(Boolean), drawPicks(), load()),
   };
 }

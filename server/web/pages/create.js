@@ -9,6 +9,7 @@ import { makeAxis } from "../charts/axis.js";
 import { createChart } from "../charts/chart.js";
 import { fill, h } from "../dom.js";
 import { bytes, fixed, significant } from "../format.js";
+import { createLoader } from "../loader.js";
 import { go } from "../router.js";
 import { curve } from "../schedule.js";
 
@@ -22,7 +23,6 @@ export function mount(root) {
   const plan = createPlanPane();
   const create = h("button.primary.large", { type: "submit" }, "Create and start");
   let isJson = false;
-  let turn = 0;
   let timer = 0;
 
   fill(root,
@@ -32,6 +32,7 @@ export function mount(root) {
       h("div.stack", {}, form.element, jsonBox),
       h("aside.plan-pane", { "aria-label": "Plan" }, plan.element, refused, h("div.row", {}, create,
         h("span.soft", {}, "Nothing is downloaded or trained before you press it.")))));
+  const { load: look, close } = createLoader({ host: plan.element, refused, refuse, ask: askPlan, show: showPlan });
   look();
 
   function setKind(kind) {
@@ -51,19 +52,15 @@ export function mount(root) {
     timer = setTimeout(look, DEBOUNCE_MILLISECONDS);
   }
 
-  async function look() {
-    const mine = ++turn;
-    try {
-      const spec = body();
-      create.textContent = spec.start === false ? "Create" : "Create and start";
-      const answer = await ask("v1/plan", { ...spec, name: spec.name || "unnamed" });
-      if (mine !== turn) return;
-      form.showErrors([]);
-      fill(refused);
-      plan.show(answer.plan);
-    } catch (problem) {
-      if (mine === turn) refuse(problem);
-    }
+  async function askPlan() {
+    const spec = body();
+    create.textContent = spec.start === false ? "Create" : "Create and start";
+    return ask("v1/plan", { ...spec, name: spec.name || "unnamed" });
+  }
+
+  function showPlan(answer) {
+    form.showErrors([]);
+    plan.show(answer.plan);
   }
 
   /** Errors go to their fields; what has no field stays below the plan. */
@@ -88,7 +85,7 @@ export function mount(root) {
     create.disabled = false;
   }
 
-  return { unmount: () => (clearTimeout(timer), turn++, plan.destroy()) };
+  return { unmount: () => (clearTimeout(timer), close(), plan.destroy()) };
 }
 
 function createPlanPane() {

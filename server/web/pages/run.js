@@ -3,22 +3,30 @@
 import { get, path } from "../api.js";
 import { createActions } from "../components/actions.js";
 import { createRunHead } from "../components/run-head.js";
-import { problemBox } from "../components/problem.js";
 import { fill, h } from "../dom.js";
 import { progress as share } from "../format.js";
+import { createLoader } from "../loader.js";
 import { go, here, link } from "../router.js";
 import { follow } from "../sse.js";
 import { isActive } from "../verbs.js";
+import * as attempts from "./run/attempts.js";
+import * as charts from "./run/charts.js";
+import * as checkpoints from "./run/checkpoints.js";
+import * as evaluations from "./run/evaluations.js";
+import * as events from "./run/events.js";
+import * as log from "./run/log.js";
+import * as plan from "./run/plan.js";
+import * as samples from "./run/samples.js";
 
 const TABS = [
-  ["", "Charts", () => import("./run/charts.js")],
-  ["checkpoints", "Checkpoints", () => import("./run/checkpoints.js")],
-  ["evaluations", "Evaluations", () => import("./run/evaluations.js")],
-  ["samples", "Samples", () => import("./run/samples.js")],
-  ["events", "Events", () => import("./run/events.js")],
-  ["log", "Log", () => import("./run/log.js")],
-  ["attempts", "Phases and attempts", () => import("./run/attempts.js")],
-  ["plan", "Spec and plan", () => import("./run/plan.js")],
+  ["", "Charts", charts],
+  ["checkpoints", "Checkpoints", checkpoints],
+  ["evaluations", "Evaluations", evaluations],
+  ["samples", "Samples", samples],
+  ["events", "Events", events],
+  ["log", "Log", log],
+  ["attempts", "Phases and attempts", attempts],
+  ["plan", "Spec and plan", plan],
 ];
 const RESCUE_MILLISECONDS = 10_000;
 const SETTLE_MILLISECONDS = 120;
@@ -31,39 +39,31 @@ const SETTLE_MILLISECONDS = 120;
 export async function mount(root, place, { setStatus }) {
   const name = place.parts[1] ?? "";
   /** @type {RunContext} */
-  const run = { detail: null, progress: null, isActive: () => isActive(run.detail.state), reload };
-  let tab = null; // {name, part}
-  let turn = 0;
+  const run = { detail: null, progress: null, isActive: () => isActive(run.detail.state), reload: () => again.load() };
+  let tab = null; // {key, part}
   let settling = 0;
 
-  await load();
+  Object.assign(run, await askAll());
+  const last = await lastEvent(run.detail.id);
   const head = createRunHead();
   const actions = createActions(run);
   const refused = h("div");
   const tabs = TABS.map(([key, text]) => h("a", { href: link(["runs", name, key].filter(Boolean)), dataset: { key } }, text));
   const panel = h("div.tab-panel");
   fill(root, head.element(actions.element), refused, head.stats, h("nav.tabs", { "aria-label": "Parts of this run" }, tabs), panel);
+  const again = createLoader({ host: head.stats, refused, ask: askAll, show: (answers) => (Object.assign(run, answers), redraw()) });
+  head.stats.removeAttribute("aria-busy"); // it has its first answer
   redraw();
 
   const stop = follow(path("runs", run.detail.id, "events"), {
-    after: await lastEvent(run.detail.id), onMessage, onReconnect: reload, onStatus: setStatus,
+    after: last, onMessage, onReconnect: run.reload, onStatus: setStatus,
   });
-  const rescue = setInterval(() => !document.hidden && reload(), RESCUE_MILLISECONDS);
+  const rescue = setInterval(() => !document.hidden && run.reload(), RESCUE_MILLISECONDS);
   showTab(place);
 
-  async function load() {
+  async function askAll() {
     const [detail, progress] = await Promise.all([get(path("runs", name)), get(path("runs", name, "progress"))]);
-    Object.assign(run, { detail, progress });
-  }
-
-  async function reload() {
-    try {
-      await load();
-      fill(refused);
-      redraw();
-    } catch (problem) {
-      fill(refused, problemBox(problem));
-    }
+    return { detail, progress };
   }
 
   function redraw() {
@@ -78,50 +78,44 @@ export async function mount(root, place, { setStatus }) {
       run.progress = data;
       for (const key of ["state", "step", "end_step", "reason", "reason_message", "desired_state"]) run.detail[key] = data[key];
       redraw();
-      tab?.part?.onProgress?.(data);
+      tab?.part.onProgress?.(data);
       return;
     }
-    tab?.part?.onEvent?.(data);
+    tab?.part.onEvent?.(data);
     clearTimeout(settling);
-    settling = setTimeout(reload, SETTLE_MILLISECONDS);
+    settling = setTimeout(run.reload, SETTLE_MILLISECONDS);
   }
 
-  async function showTab({ parts }) {
+  function showTab({ parts }) {
     const key = TABS.some(([k]) => k === parts[2]) ? parts[2] : "";
     if (tab?.key === key) return;
-    const mine = ++turn;
-    tab?.part?.unmount?.();
-    tab = { key, part: null };
+    tab?.part.unmount?.();
     for (const anchor of tabs) {
       if (anchor.dataset.key === key) anchor.setAttribute("aria-current", "page");
       else anchor.removeAttribute("aria-current");
     }
-    const module = await TABS.find(([k]) => k === key)[2]();
-    if (mine !== turn) return;
+    const [, , module] = TABS.find(([k]) => k === key);
     const host = h("div", { class: `tab-${key || "charts"}` });
     fill(panel, host);
-    tab.part = module.mount(host, run);
+    tab = { key, part: module.mount(host, run) };
   }
 
   function unmount() {
-    turn++;
     stop();
+    again.close();
     clearInterval(rescue);
     clearTimeout(settling);
-    tab?.part?.unmount?.();
+    tab?.part.unmount?.();
     document.title = "traind";
   }
 
   return { unmount, update: () => showTab(here()) };
 }
 
+/** Where the stream begins: what came before is asked for by each part itself. */
 async function lastEvent(id) {
-  try {
-    const answer = await get(path("runs", id, "events"), { newest: true, limit: 1 });
-    return (answer.data ?? answer)[0]?.id ?? null;
-  } catch {
-    return null;
-  }
+  const { data } = await get(path("runs", id, "events"), { newest: true, limit: 1 });
+  return data[0]?.id ?? null;
 }
 
 /** The tab of the browser tells the story too: "43.2 % demo". */

@@ -2,10 +2,10 @@
 
 import { get, list, path } from "../api.js";
 import { deviceStrip } from "../components/device.js";
-import { problemBox } from "../components/problem.js";
 import { createRunRow } from "../components/run-row.js";
 import { fill, h, setText } from "../dom.js";
 import { integer } from "../format.js";
+import { createLoader } from "../loader.js";
 import { go, link, replaceQuery } from "../router.js";
 import { follow } from "../sse.js";
 import { isActive } from "../verbs.js";
@@ -21,6 +21,7 @@ const GROUPS = {
 };
 
 export async function mount(root, place, { setStatus }) {
+  const last = await lastEvent();
   const rows = new Map(); // id -> {run, row}
   const chosen = new Set();
   const pending = new Map();
@@ -45,21 +46,10 @@ export async function mount(root, place, { setStatus }) {
       h("span.spring"), compare, h("a.button.primary", { href: link(["new"]) }, "New run")),
     device.element, refused, table, empty);
 
-  await load();
-  const stop = follow("v1/events", {
-    after: await lastEvent(), onMessage, onReconnect: load, onStatus: setStatus,
-  });
+  const { load, close } = createLoader({ host: table, refused, ask: () => list("v1/runs", { limit: 100 }), show: reconcile });
+  const stop = follow("v1/events", { after: last, onMessage, onReconnect: load, onStatus: setStatus });
   const rescue = setInterval(() => !document.hidden && load(), RESCUE_MILLISECONDS);
-
-  async function load() {
-    try {
-      const runs = await list("v1/runs", { limit: 100 });
-      fill(refused);
-      reconcile(runs);
-    } catch (problem) {
-      fill(refused, problemBox(problem));
-    }
-  }
+  await load();
 
   function reconcile(runs) {
     const ids = new Set(runs.map((run) => run.id));
@@ -145,6 +135,7 @@ export async function mount(root, place, { setStatus }) {
 
   function unmount() {
     stop();
+    close();
     device.stop();
     clearInterval(rescue);
     pending.forEach(clearTimeout);
@@ -153,14 +144,10 @@ export async function mount(root, place, { setStatus }) {
   return { unmount };
 }
 
-/** The newest event there is: what came before it is already in the list. */
+/** The newest event there is: what came before it is in the list, which is asked for afterwards. */
 async function lastEvent() {
-  try {
-    const answer = await get("v1/events", { newest: true, limit: 1 });
-    return (answer.data ?? answer)[0]?.id ?? null;
-  } catch {
-    return null;
-  }
+  const { data } = await get("v1/events", { newest: true, limit: 1 });
+  return data[0]?.id ?? null;
 }
 
 function welcome() {

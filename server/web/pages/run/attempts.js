@@ -1,10 +1,10 @@
 /** The planned stretches, and the processes that served them. */
 
 import { list, path } from "../../api.js";
-import { problemBox } from "../../components/problem.js";
 import { table } from "../../components/table.js";
 import { fill, h, userText } from "../../dom.js";
 import { count, duration, fixed, integer, when, words } from "../../format.js";
+import { createLoader } from "../../loader.js";
 
 const PHASES = [
   { label: "Phase", cell: (p) => userText(p.name) },
@@ -29,20 +29,23 @@ const ATTEMPTS = [
   { label: "Pid", num: true, cell: (a) => a.pid ?? "–" },
 ];
 
+const CHANGES = new Set(["state", "started", "extend", "phase", "ended", "resume_checked"]);
+
 export function mount(root, run) {
+  const refused = h("div");
+  const host = h("div.stack");
+  fill(root, refused, host);
+  const { load, close } = createLoader({
+    host, refused, ask: () => Promise.all(["phases", "attempts"].map((what) => list(path("runs", run.detail.id, what)))), show,
+  });
   load();
 
-  async function load() {
-    try {
-      const [phases, attempts] = await Promise.all(["phases", "attempts"].map((what) => list(path("runs", run.detail.id, what))));
-      fill(root, h("div.stack", {}, h("h2", {}, "Phases"), table("Phases", PHASES, phases),
-        h("h2", {}, "Attempts"), table("Attempts", ATTEMPTS, [...attempts].reverse()), attempts.map(tailOf)));
-    } catch (problem) {
-      fill(root, problemBox(problem));
-    }
+  function show([phases, attempts]) {
+    fill(host, h("h2", {}, "Phases"), table("Phases", PHASES, phases),
+      h("h2", {}, "Attempts"), table("Attempts", ATTEMPTS, [...attempts].reverse()), attempts.map(tailOf));
   }
 
-  return { onEvent: (event) => event.kind === "state" && load() };
+  return { unmount: close, onEvent: (event) => CHANGES.has(event.kind) && load() };
 }
 
 function tailOf(attempt) {

@@ -6,9 +6,9 @@ import { createChart } from "../../charts/chart.js";
 import { KEYS, PANELS } from "../../charts/panels.js";
 import { bandsOf, edgesOf, pictureOf } from "../../charts/pictures.js";
 import { segmented } from "../../components/segmented.js";
-import { problemBox } from "../../components/problem.js";
 import { fill, h, setText } from "../../dom.js";
 import { exponent, integer, percent } from "../../format.js";
+import { createLoader } from "../../loader.js";
 import * as prefs from "../../prefs.js";
 import { here, replaceQuery } from "../../router.js";
 
@@ -24,7 +24,6 @@ export function mount(root, run) {
   };
   const known = { series: new Map(), segments: [], phases: [], attempts: [], evaluations: [], binSteps: 1, rawPoints: 0 };
   const control = new AbortController();
-  let asked = 0;
 
   const charts = PANELS.map((panel) => ({ panel, chart: createChart({
     title: panel.title, note: panel.unit ?? "", height: panel.height ?? 170, sync: `run-${run.detail.id}`,
@@ -52,41 +51,35 @@ export function mount(root, run) {
       return chart.element;
     })));
 
+  const metrics = createLoader({ host: status, refused, ask: askMetrics, show: showMetrics });
+  const frame = createLoader({ host: edgeList, refused, ask: askFrame, show: (answers) => (Object.assign(known, answers), draw()) });
   const reached = () => Math.max(1, run.progress?.step ?? run.detail.step);
-  const fast = setInterval(() => !document.hidden && run.isActive() && loadMetrics(), REFRESH_MILLISECONDS);
-  const slow = setInterval(() => !document.hidden && run.isActive() && loadFrame(), SLOW_REFRESH_MILLISECONDS);
-  loadFrame();
-  loadMetrics();
+  const fast = setInterval(() => !document.hidden && run.isActive() && metrics.load(), REFRESH_MILLISECONDS);
+  const slow = setInterval(() => !document.hidden && run.isActive() && frame.load(), SLOW_REFRESH_MILLISECONDS);
+  frame.load();
+  metrics.load();
 
-  async function loadMetrics() {
-    const turn = ++asked;
+  async function askMetrics() {
     const width = Math.max(300, Math.min(2000, charts[0].chart.width() || 800));
-    const zoom = view.zoom;
-    try {
-      const answer = await get(path("runs", run.detail.id, "metrics"), {
-        keys: KEYS.join(","), max_points: width,
-        from_step: zoom ? Math.max(0, Math.floor(zoom.from)) : null, to_step: zoom ? Math.ceil(zoom.to) + 1 : null,
-      }, { signal: control.signal });
-      if (turn !== asked) return;
-      known.series = new Map(answer.series.map((s) => [s.key, s.points]));
-      if (!zoom || !known.clock) known.clock = clockOf(known.series);
-      Object.assign(known, { segments: answer.segments, binSteps: answer.bin_steps, rawPoints: answer.raw_points });
-      fill(refused);
-      draw();
-    } catch (problem) {
-      if (problem.name !== "AbortError" && turn === asked) fill(refused, problemBox(problem));
-    }
+    const { zoom } = view;
+    const answer = await get(path("runs", run.detail.id, "metrics"), {
+      keys: KEYS.join(","), max_points: width,
+      from_step: zoom ? Math.max(0, Math.floor(zoom.from)) : null, to_step: zoom ? Math.ceil(zoom.to) + 1 : null,
+    }, { signal: control.signal });
+    return { answer, zoom };
   }
 
-  async function loadFrame() {
-    try {
-      const of = (what) => list(path("runs", run.detail.id, what), {}, { signal: control.signal });
-      const [phases, attempts, evaluations] = await Promise.all([of("phases"), of("attempts"), of("evaluations")]);
-      Object.assign(known, { phases, attempts, evaluations });
-      draw();
-    } catch (problem) {
-      if (problem.name !== "AbortError") fill(refused, problemBox(problem));
-    }
+  function showMetrics({ answer, zoom }) {
+    known.series = new Map(answer.series.map((s) => [s.key, s.points]));
+    if (!zoom || !known.clock) known.clock = clockOf(known.series);
+    Object.assign(known, { segments: answer.segments, binSteps: answer.bin_steps, rawPoints: answer.raw_points });
+    draw();
+  }
+
+  async function askFrame() {
+    const of = (what) => list(path("runs", run.detail.id, what), {}, { signal: control.signal });
+    const [phases, attempts, evaluations] = await Promise.all([of("phases"), of("attempts"), of("evaluations")]);
+    return { phases, attempts, evaluations };
   }
 
   function draw() {
@@ -135,7 +128,7 @@ export function mount(root, run) {
     view.zoom = zoom;
     replaceQuery({ from: zoom ? Math.round(zoom.from) : null, to: zoom ? Math.round(zoom.to) : null });
     draw();
-    loadMetrics();
+    metrics.load();
   }
 
   function onZoom(from, to) {
@@ -171,12 +164,14 @@ export function mount(root, run) {
 
   function unmount() {
     control.abort();
+    metrics.close();
+    frame.close();
     clearInterval(fast);
     clearInterval(slow);
     charts.forEach(({ chart }) => chart.destroy());
   }
 
-  return { unmount, onProgress, onEvent: (event) => LIFE.has(event.kind) && (loadFrame(), loadMetrics()) };
+  return { unmount, onProgress, onEvent: (event) => LIFE.has(event.kind) && (frame.load(), metrics.load()) };
 }
 
 const LIFE = new Set(["state", "evaluation", "resumed", "extend", "phase", "ended"]);

@@ -11,38 +11,35 @@ import { table } from "../../components/table.js";
 import { toast } from "../../components/toast.js";
 import { fill, h } from "../../dom.js";
 import { ago, bpb, bytes, duration, exactly, integer, loss } from "../../format.js";
+import { createLoader } from "../../loader.js";
 
 export function mount(root, run) {
   const base = (...rest) => path("runs", run.detail.id, "checkpoints", ...rest);
-  const refused = h("div");
+  const refused = h("div"); // of the list
+  const denied = h("div"); // of what was asked of a checkpoint
   const host = h("div");
   const superseded = h("input", { type: "checkbox", onchange: () => load() });
-  fill(root, h("div.row.tab-tools", {}, h("span.spring"), h("label.tick", {}, superseded, h("span", {}, "Show what was set aside"))), refused, host);
+  fill(root, h("div.row.tab-tools", {}, h("span.spring"), h("label.tick", {}, superseded, h("span", {}, "Show what was set aside"))), refused, denied, host);
+  const { load, close } = createLoader({ host, refused, ask: () => list(base(), { superseded: superseded.checked || null }), show });
   load();
 
-  async function load() {
-    try {
-      const items = await list(base(), { superseded: superseded.checked || null });
-      fill(refused);
-      fill(host, table("Checkpoints", columns(), items.sort((a, b) => b.step - a.step), {
-        empty: "No checkpoint yet. One is written by cadence, at a pause, and on Checkpoint now.",
-        row: (c) => ({ dataset: { superseded: String(c.superseded) } }),
-      }));
-    } catch (problem) {
-      fill(refused, problemBox(problem));
-    }
+  function show(items) {
+    fill(host, table("Checkpoints", columns(), items.sort((a, b) => b.step - a.step), {
+      empty: "No checkpoint yet. One is written by cadence, at a pause, and on Checkpoint now.",
+      row: (c) => ({ dataset: { superseded: String(c.superseded) } }),
+    }));
   }
 
   async function act(work, text) {
     try {
       const answer = await work();
       if (text) toast(text);
-      fill(refused);
+      fill(denied);
       load();
       return answer;
     } catch (problem) {
-      fill(refused, problemBox(problem));
-      refused.scrollIntoView({ block: "nearest" });
+      fill(denied, problemBox(problem));
+      denied.scrollIntoView({ block: "nearest" });
       return null;
     }
   }
@@ -92,7 +89,7 @@ export function mount(root, run) {
     }
   }
 
-  return { onEvent: (event) => event.kind?.startsWith("checkpoint") && load() };
+  return { unmount: close, onEvent: (event) => event.kind?.startsWith("checkpoint") && load() };
 }
 
 function marksOf(c) {

@@ -1,10 +1,10 @@
 /** Every measured quality, with the identity that says what it may be compared with. */
 
 import { list, path } from "../../api.js";
-import { problemBox } from "../../components/problem.js";
 import { facts, table } from "../../components/table.js";
 import { fill, h } from "../../dom.js";
 import { ago, duration, exactly, fixed, integer, significant } from "../../format.js";
+import { createLoader } from "../../loader.js";
 
 const COLUMNS = [
   { label: "Step", num: true, cell: (e) => h("b", {}, integer(e.step)) },
@@ -16,19 +16,18 @@ const COLUMNS = [
 ];
 
 export function mount(root, run) {
+  const refused = h("div");
+  const host = h("div");
+  fill(root, refused, host);
+  const { load, close } = createLoader({ host, refused, ask: () => list(path("runs", run.detail.id, "evaluations")), show });
   load();
 
-  async function load() {
-    try {
-      const items = await list(path("runs", run.detail.id, "evaluations"));
-      items.sort((a, b) => b.step - a.step || b.id - a.id);
-      fill(root, table("Evaluations", COLUMNS, items, { empty: "No evaluation yet.", row: (e) => ({ dataset: { superseded: String(e.superseded) } }) }));
-    } catch (problem) {
-      fill(root, problemBox(problem));
-    }
+  function show(items) {
+    items.sort((a, b) => b.step - a.step || b.id - a.id);
+    fill(host, table("Evaluations", COLUMNS, items, { empty: "No evaluation yet.", row: (e) => ({ dataset: { superseded: String(e.superseded) } }) }));
   }
 
-  return { onEvent: (event) => event.kind === "evaluation" && load() };
+  return { unmount: close, onEvent: (event) => event.kind === "evaluation" && load() };
 }
 
 /** {tasks: {piqa: 0.3}} -> {"tasks piqa": 0.3} */

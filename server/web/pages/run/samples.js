@@ -1,27 +1,24 @@
 /** What the model wrote, prompt by prompt, as it learned. */
 
 import { list, path } from "../../api.js";
-import { problemBox } from "../../components/problem.js";
 import { sampleDialog } from "../../components/sample-dialog.js";
 import { fill, h, userText } from "../../dom.js";
 import { ago, integer } from "../../format.js";
+import { createLoader } from "../../loader.js";
 
 export function mount(root, run) {
   const host = h("div.sample-columns");
+  const refused = h("div");
+  const { load, close } = createLoader({ host, refused, ask: () => list(path("runs", run.detail.id, "samples")), show });
   fill(root, h("div.row.tab-tools", {}, h("span.spring"),
-    h("button", { type: "button", onclick: () => sampleDialog(run.detail).then(load) }, "Sample now")), host);
+    h("button", { type: "button", onclick: () => sampleDialog(run.detail).then(load) }, "Sample now")), refused, host);
   load();
 
-  async function load() {
-    try {
-      const items = await list(path("runs", run.detail.id, "samples"));
-      fill(host, items.length ? columnsOf(items.filter((s) => !s.superseded)) : h("p.empty", {}, "No sample yet."));
-    } catch (problem) {
-      fill(host, problemBox(problem));
-    }
+  function show(items) {
+    fill(host, items.length ? columnsOf(items.filter((s) => !s.superseded)) : h("p.empty", {}, "No sample yet."));
   }
 
-  return { onEvent: (event) => event.kind === "sample" && load() };
+  return { unmount: close, onEvent: (event) => event.kind === "sample" && load() };
 }
 
 /** One column for each prompt, newest first: the progress of one thought is read downwards. */
