@@ -63,7 +63,7 @@ def _told(act: Act, effect: Callable[[Session], Answer]) -> Response:
 
 def _spec(session: Session, conf: Conf, body: dict[str, Any]) -> PlanAnswer:
     with explained(body, RunSpec):
-        spec = resolve({"name": "plan", **body})
+        spec = resolve({"name": "plan", **planning.with_bundle(conf, body)})
     made = plan_for(spec, planning.context(session, conf, spec))
     return PlanAnswer(spec=spec, plan=made)
 

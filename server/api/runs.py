@@ -51,9 +51,10 @@ def create(body: Annotated[dict[str, Any], Body()], act: Doing, conf: Conf) -> R
     """Create a run from a spec; `{"name": "demo"}` is enough. `start: false` leaves it unqueued."""
 
     def effect(session: Session) -> Answer:
-        context = planning.context_for(session, conf, body)
+        asked = planning.with_bundle(conf, body)
+        context = planning.context_for(session, conf, asked)
         with explained(body, RunSpec):
-            run = runs.create(session, body, context=context, now=act.now)
+            run = runs.create(session, asked, context=context, now=act.now)
         feasible.require(session, RunSpec.model_validate(run.spec), devices.discover())
         detail = store.detail(session, run)
         return Answer.of(detail, 201, Location=f"/v1/runs/{run.id}")

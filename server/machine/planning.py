@@ -21,6 +21,21 @@ from trainer.contract.plan import PlanContext
 from trainer.contract.spec import RunSpec, resolve
 
 
+def with_bundle(settings: Settings, body: dict[str, Any]) -> dict[str, Any]:
+    """The body, with the CORE bundle in the data directory where it asks for CORE and names none.
+
+    A body that is wrong is left to its reader.
+    """
+    bundle = settings.paths.core_bundle
+    try:
+        asked = resolve({"name": "x", **body}).evaluate
+    except ValidationError:
+        return body
+    if not asked.core_every or asked.core_bundle or not (bundle / "core.yaml").is_file():
+        return body
+    return {**body, "evaluate": {**body.get("evaluate", {}), "core_bundle": str(bundle)}}
+
+
 def context_for(session: Session, settings: Settings, body: dict[str, Any]) -> PlanContext:
     """The context for the spec in a request body. A body that is wrong is left to its reader."""
     try:

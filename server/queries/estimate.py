@@ -14,7 +14,7 @@ from server.machine import throughput
 from server.schemas import CheckpointBrief, EtaParts, PeakFlops, Progress, Vram
 from server.states import Desired, State
 from trainer.contract.exits import Reason
-from trainer.contract.plan import Plan, PlanContext, estimate_eta
+from trainer.contract.plan import Plan, PlanContext, estimate_eta, evaluation_time
 from trainer.contract.shape import shape_of
 from trainer.contract.spec import RunSpec
 
@@ -101,12 +101,13 @@ def eta(session: Session, run: tables.Run, attempt: tables.Attempt | None) -> tu
         return EtaParts(training=0.0, evaluation=0.0, saving=0.0), rate
     context = PlanContext(tokens_per_second=rate.tokens_per_second)
     left = estimate_eta(spec, shape_of(spec.model), plan.batch, run.step, run.end_step, context)
-    evaluation = left.evaluation
-    seen = _evaluation_seconds(session, run)
-    if seen is not None and evaluation > 0:
-        # how often is the plan's, how long is what it really took here
-        planned_each = spec.evaluate.eval_tokens / (3 * rate.tokens_per_second)
-        evaluation *= seen / planned_each
+    planned = evaluation_time(spec, plan.batch, run.step, run.end_step, rate.tokens_per_second)
+    # how often is the plan's, how long is what it really took here
+    seen = {kind: _evaluation_seconds(session, run, kind) for kind in ("bpb", "core")}
+    evaluation = planned._replace(
+        bpb_seconds=seen["bpb"] or planned.bpb_seconds,
+        core_seconds=seen["core"] or planned.core_seconds,
+    ).total
     return EtaParts(training=left.training, evaluation=evaluation, saving=left.saving), rate
 
 
@@ -133,11 +134,12 @@ def _rate(
     return Rate(plan.eta.tokens_per_second, f"the plan: {plan.eta.source}")
 
 
-def _evaluation_seconds(session: Session, run: tables.Run) -> float | None:
+def _evaluation_seconds(session: Session, run: tables.Run, kind: str) -> float | None:
+    """How long the last one inside the run took."""
     table = tables.Evaluation
     return session.scalar(
         select(table.seconds)
-        .where(table.run_id == run.id, table.kind == "bpb", table.job_id.is_(None))
+        .where(table.run_id == run.id, table.kind == kind, table.job_id.is_(None))
         .where(table.seconds > 0)
         .order_by(table.id.desc())
         .limit(1)

@@ -67,6 +67,20 @@ def test_nanochats_own_cadence_is_warned_about():
     assert any("evaluation takes" in w for w in plan.warnings)
 
 
+def test_core_counts_where_it_is_due_and_can_be_measured():
+    """At the end of the phase, 500 items a task: 22 x 500 prompts of a thousand tokens."""
+    body = {"name": "r", "preset": "rtx4070-d12"}
+    without = make_plan(resolve(body), RATE)
+    assert any("CORE is asked for" in w and "fetch core" in w for w in without.warnings)
+    with_core = make_plan(resolve({**body, "evaluate": {"core_bundle": "/core"}}), RATE)
+    assert not any("CORE" in w for w in with_core.warnings)
+    more = with_core.eta.evaluation - without.eta.evaluation
+    assert more == pytest.approx(22 * 500 * 1000 / (3 * 55_700))
+    often = {"core_bundle": "/core", "core_every": 2000, "core_max_per_task": None}
+    plan = make_plan(resolve({**body, "evaluate": often}), RATE)
+    assert any("evaluation takes" in w for w in plan.warnings)
+
+
 def test_warnings_name_their_numbers():
     context = PlanContext(
         device_type="cpu", disk_free_bytes=10**6, device_memory_bytes=10**6, corpus_tokens=10_000

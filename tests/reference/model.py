@@ -83,7 +83,7 @@ class PlainGPT(nn.Module):
     def __init__(self, shape: ModelShape, compute_dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.shape, self.compute_dtype = shape, compute_dtype
-        vocab, D = shape.padded_vocab_size, shape.n_embd
+        vocab, D = -(-shape.vocab_size // 64) * 64, shape.n_embd
         stored = torch.float32 if compute_dtype == torch.float16 else compute_dtype
         self.transformer = nn.ModuleDict(
             {
@@ -93,8 +93,9 @@ class PlainGPT(nn.Module):
         )
         self.value_embeds = nn.ModuleDict(
             {
-                str(i): nn.Embedding(vocab, shape.kv_width, dtype=stored)
-                for i in shape.value_embed_layers
+                str(i): nn.Embedding(vocab, shape.n_kv_head * shape.head_dim, dtype=stored)
+                for i in range(shape.n_layer)
+                if i % 2 == (shape.n_layer - 1) % 2
             }
         )
         self.lm_head = Linear(D, vocab)

@@ -13,10 +13,10 @@ ENCODE_BATCH = 128
 
 
 def document_batches(
-    shards: list[Path], pq_idx: int = 0, rg_idx: int = 0
+    shards: list[Path], pq_idx: int = 0, rg_idx: int = 0, epoch: int = 1
 ) -> Iterator[tuple[list[str], tuple[int, int, int]]]:
     """(up to 128 texts of one row group, (shard, row group, epoch)) for ever."""
-    epoch, first_group = 1, rg_idx
+    first_group = rg_idx
     while True:
         for shard in range(pq_idx, len(shards)):
             parquet = pq.ParquetFile(shards[shard])

@@ -63,3 +63,17 @@ def test_tokens_of_the_corpus_come_from_a_run_with_the_same_data(asgi: Asgi) -> 
         assert planning.context(session, asgi.settings, spec(), (CPU,)).corpus_tokens == 4_000_000
         other = spec(model={"vocab_size": 999})
         assert planning.context(session, asgi.settings, other, (CPU,)).corpus_tokens is None
+
+
+def test_the_fetched_bundle_is_taken_where_core_is_asked_for(asgi: Asgi) -> None:
+    wanted = {"name": "c", "start": False, "evaluate": {"core_every": "end"}}
+    assert "CORE is asked for" in " ".join(asgi.post("/v1/plan", wanted).json()["plan"]["warnings"])
+    bundle = asgi.settings.paths.core_bundle
+    bundle.mkdir(parents=True)
+    (bundle / "core.yaml").write_text("icl_tasks: []")
+    told = asgi.post("/v1/plan", wanted).json()
+    assert told["spec"]["evaluate"]["core_bundle"] == str(bundle)
+    assert "CORE" not in " ".join(told["plan"]["warnings"])
+    assert asgi.post("/v1/runs", wanted).json()["spec"]["evaluate"]["core_bundle"] == str(bundle)
+    silent = asgi.post("/v1/runs", {"name": "silent", "start": False}).json()
+    assert silent["spec"]["evaluate"]["core_bundle"] is None

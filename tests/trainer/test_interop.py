@@ -401,6 +401,17 @@ def test_a_damaged_meta_is_refused_by_name(copied: Path, damage: Callable[[Path]
     assert Path(refused.value.file).name == "meta_000060.json"
 
 
+def test_a_run_that_was_never_evaluated_has_an_infinite_least_bpb(copied: Path) -> None:
+    """json writes it as Infinity, which is no JSON and the only such word that is taken."""
+    edit_meta(
+        copied, lambda m: m["loop_state"].update(min_val_bpb=float("inf")) or m.update(val_bpb=None)
+    )
+    assert "Infinity" in files(copied).meta.read_text()
+    meta, raw = read_meta(files(copied).meta, copied)
+    assert meta.loop_state.min_val_bpb is None
+    json.dumps(raw, allow_nan=False)
+
+
 @pytest.mark.parametrize("tag", ["", "..", "../d4", "a/b", "d4\n", "-d4", "x" * 200])
 def test_a_tag_is_a_name_and_no_path(tag: str) -> None:
     with pytest.raises(InteropError, match="tag"):

@@ -49,7 +49,7 @@ def test_a_zero_gradient_moves_nothing_but_the_decay() -> None:
 
 
 @pytest.mark.parametrize("size", [(2, 64, 256), (2, 256, 64), (1, 64, 64)])
-def test_bf16_orthogonalization_is_as_good_as_the_plain_iteration(size) -> None:
+def test_orthogonalization_is_as_good_as_the_plain_iteration(size) -> None:
     """Singular values end near 1; the Gram form with its restart may not be worse than plain bf16.
 
     A hard case: condition number 1e4.
@@ -70,8 +70,8 @@ def test_bf16_orthogonalization_is_as_good_as_the_plain_iteration(size) -> None:
     theirs = (plain(hard.bfloat16()).double() - truth).norm()
     ours = (orthogonalize(hard.bfloat16()).double() - truth).norm()
     assert ours < 1.5 * theirs
-    # the Gram form squares the condition number: float32 keeps 3 digits of 1e4, 6 of a usual one
-    assert (orthogonalize(hard).double() - truth).norm() < 1e-3 * truth.norm()
+    # the Gram form squares the condition number, which float32 would show without the restart
+    assert (orthogonalize(hard).double() - truth).norm() < 5e-5 * truth.norm()
     usual = plain(x.double())
     assert (orthogonalize(x).double() - usual).norm() < 1e-5 * usual.norm()
 

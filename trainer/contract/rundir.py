@@ -37,6 +37,11 @@ class DataDir:
     def backups(self) -> Path:
         return self.root / "backups"
 
+    @property
+    def core_bundle(self) -> Path:
+        """Where `traind fetch core` puts the bundle."""
+        return self.root / "core"
+
     def run(self, run_id: str) -> RunDir:
         return RunDir(self.root / "runs" / run_id)
 

@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 import httpx
 import platformdirs
 
-from trainer.contract.rundir import fsync_directory, write_durably
+from trainer.contract.rundir import DataDir, fsync_directory, write_durably
 from trainer.evaluate.core_bundle import RECORD, BundleError, load_bundle
 
 # nanochat's public bundle: the constant EVAL_BUNDLE_URL of its scripts/base_eval.py
@@ -209,7 +209,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="traind fetch", description=(__doc__ or "").strip())
     parser.add_argument("what", choices=["core"], help="what to fetch")
-    default = Path(platformdirs.user_data_dir("traind")) / "core"
+    root = os.environ.get("TRAIND_DATA_DIR") or platformdirs.user_data_dir("traind")
+    default = DataDir(Path(root).expanduser()).core_bundle
     parser.add_argument("--into", type=Path, default=default, help=f"directory ({default})")
     parser.add_argument("--url", default=CORE_URL, help=f"the archive ({CORE_URL})")
     parser.add_argument("--sha256", help="refuse any other archive")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +15,8 @@ from trainer.interop import torchfile
 from trainer.interop.errors import InteropError
 
 MAX_META_BYTES = 1 << 20
+# what nanochat writes where it never evaluated; every other constant that is no JSON is an error
+UNMEASURED = re.compile(rb'("min_val_bpb":\s*)Infinity')
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Index = Annotated[int, Field(ge=0, le=10**9)]
 Precision = Literal["auto", "bf16", "fp32", "fp16"]
@@ -117,7 +120,8 @@ def read_meta(path: Path, root: Path) -> tuple[Meta, dict[str, Any]]:
     """(the validated meta, the whole file as it is). Raises InteropError."""
     torchfile.check_file(path, root, MAX_META_BYTES)
     try:
-        raw = json.loads(path.read_bytes(), parse_constant=_no_constants)
+        text = UNMEASURED.sub(rb"\1null", path.read_bytes())
+        raw = json.loads(text, parse_constant=_no_constants)
         if not isinstance(raw, dict):
             raise ValueError("it is not an object")
         return Meta.model_validate(raw), raw

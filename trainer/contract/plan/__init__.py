@@ -18,7 +18,7 @@ from trainer.contract.plan.answer import (
 )
 from trainer.contract.plan.context import PlanContext
 from trainer.contract.plan.disk import shards_for
-from trainer.contract.plan.eta import estimate_eta
+from trainer.contract.plan.eta import EvaluationTime, estimate_eta, evaluation_time
 from trainer.contract.plan.horizon import CHINCHILLA_RATIO
 from trainer.contract.plan.making import make_plan
 from trainer.contract.plan.scaling import auto_batch
@@ -29,6 +29,7 @@ __all__ = [
     "Batch",
     "Disk",
     "Eta",
+    "EvaluationTime",
     "Horizon",
     "Hyperparameters",
     "Memory",
@@ -38,6 +39,7 @@ __all__ = [
     "Shape",
     "auto_batch",
     "estimate_eta",
+    "evaluation_time",
     "gigabytes",
     "hours",
     "make_plan",

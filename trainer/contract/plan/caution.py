@@ -19,6 +19,11 @@ def warnings_about(spec: RunSpec, plan: Plan, context: PlanContext) -> list[str]
             f"evaluation takes {share:.0%} of the time ({hours(plan.eta.evaluation)} of "
             f"{hours(plan.eta.total)}): raise evaluate.bpb_every or lower evaluate.eval_tokens"
         )
+    if spec.evaluate.core_every and not spec.evaluate.core_bundle:
+        found.append(
+            "CORE is asked for by evaluate.core_every and will not be measured: there is no "
+            "evaluate.core_bundle (`traind fetch core` gets one)"
+        )
     if context.corpus_tokens:
         epochs = plan.horizon.tokens / max(1, context.corpus_tokens)
         if epochs > 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from trainer.contract.plan.answer import Batch, Eta
 from trainer.contract.plan.context import PlanContext
@@ -15,6 +15,23 @@ SAVE_BYTES_PER_SECOND = 500e6
 START_SECONDS = 90.0
 ASSUMED_UTILISATION = 0.6  # of the dense peak, counting only causal attention; stated in the plan
 ASSUMED_CPU_FLOPS = 60e9
+# DCLM's bundle: 22 tasks of a few thousand items, of about a thousand tokens with their examples
+CORE_TASKS = 22
+CORE_ITEMS_PER_TASK = 4000
+CORE_TOKENS_PER_ITEM = 1000
+
+
+class EvaluationTime(NamedTuple):
+    """How often val bpb and CORE are due, and the seconds that each takes."""
+
+    bpb_times: int
+    bpb_seconds: float
+    core_times: int
+    core_seconds: float
+
+    @property
+    def total(self) -> float:
+        return self.bpb_times * self.bpb_seconds + self.core_times * self.core_seconds
 
 
 def throughput(shape: ModelShape, context: PlanContext) -> tuple[float, str]:
@@ -44,25 +61,38 @@ def estimate_eta(
     """Seconds from start_step to end_step: training, evaluation, saving, start-up."""
     rate, source = throughput(shape, context)
     training = (end_step - start_step) * batch.tokens / rate
-    evaluations = _times_due(spec.evaluate.bpb_every, start_step, end_step)
-    per_eval = batch.device_batch_size * shape.sequence_len
-    eval_tokens = max(1, spec.evaluate.eval_tokens // per_eval) * per_eval
-    evaluation = evaluations * eval_tokens / (FORWARD_SPEEDUP * rate)
+    evaluation = evaluation_time(spec, batch, start_step, end_step, rate).total
     model, optimizer = checkpoint_bytes(spec, shape, context)
     saves = _saves(spec, training, end_step - start_step)
     # written in the background; a run waits for the last one only
     saving = (model + optimizer) / SAVE_BYTES_PER_SECOND + saves * 0.12 * (model + optimizer) / 1e9
+    start_up = START_SECONDS if context.device_type == "cuda" else 10.0
     return Eta(
         training=training,
         evaluation=evaluation,
         saving=saving,
-        start_up=START_SECONDS if context.device_type == "cuda" else 10.0,
-        total=training
-        + evaluation
-        + saving
-        + (START_SECONDS if context.device_type == "cuda" else 10.0),
+        start_up=start_up,
+        total=training + evaluation + saving + start_up,
         tokens_per_second=rate,
         source=source,
+    )
+
+
+def evaluation_time(
+    spec: RunSpec, batch: Batch, start_step: int, end_step: int, tokens_per_second: float
+) -> EvaluationTime:
+    """What is due between the steps, at the speed of a forward pass."""
+    asked, forward = spec.evaluate, FORWARD_SPEEDUP * tokens_per_second
+    per_pass = batch.device_batch_size * batch.sequence_len
+    span_tokens = max(1, asked.eval_tokens // per_pass) * per_pass
+    items = asked.core_max_per_task or CORE_ITEMS_PER_TASK
+    core_tokens = CORE_TASKS * min(items, CORE_ITEMS_PER_TASK) * CORE_TOKENS_PER_ITEM
+    core_every = asked.core_every if asked.core_bundle else None
+    return EvaluationTime(
+        bpb_times=_times_due(asked.bpb_every, start_step, end_step),
+        bpb_seconds=span_tokens / forward,
+        core_times=_times_due(core_every, start_step, end_step),
+        core_seconds=core_tokens / forward,
     )
 
 
