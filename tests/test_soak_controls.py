@@ -6,12 +6,23 @@ A short share of the cheap campaigns runs here as well; `make soak-ci` runs more
 from __future__ import annotations
 
 import errno
+import random
 from pathlib import Path
 
 import pytest
 
-from tests.soak import api, checkpoints, daemons, errors, journals, table, trainers, weights
-from tests.soak.counts import Counts
+from tests.soak import (
+    api,
+    checkpoints,
+    daemons,
+    errors,
+    journals,
+    powercuts,
+    table,
+    trainers,
+    weights,
+)
+from tests.soak.counts import Budget, Counts
 
 
 @pytest.mark.parametrize("piece", ["cursor", "buffer", "optimizer", "rng"])
@@ -46,6 +57,12 @@ def test_an_fsync_whose_error_nobody_looks_at_is_noticed() -> None:
     assert any("journal.fsync" in words for words in failures)
 
 
+@pytest.mark.needs("loop mounts")
+def test_an_fsync_that_does_nothing_is_noticed_by_a_power_cut() -> None:
+    failures = powercuts.control(12).failures
+    assert any("claims lost" in words for words in failures)
+
+
 def test_a_move_that_is_missing_and_a_second_trainer_are_noticed() -> None:
     failures = api.control(7).failures
     assert any("was followed by" in words for words in failures)
@@ -60,6 +77,15 @@ def test_f22_f23_cuts_and_flips_through_the_database() -> None:
     assert counts.failures == []
     assert counts.done["truncations"] > 8_000
     assert counts.done["bit flips"] > 100
+
+
+@pytest.mark.needs("loop mounts")
+def test_f21_what_was_claimed_is_there_after_a_power_cut() -> None:
+    counts = Counts("powercuts", 13)
+    powercuts._one_disk(counts, random.Random(13), Budget(60), 4)
+    assert counts.failures == []
+    assert counts.done["power cuts"] >= 2
+    assert counts.done["claims held against them"] > 40
 
 
 def test_f26_damaged_checkpoints() -> None:
