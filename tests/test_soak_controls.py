@@ -43,6 +43,15 @@ def test_a_cursor_that_moves_without_its_rows_is_noticed(how: str, said: str) ->
     assert any("checkpoint_saved" in words for words in failures)
 
 
+def test_a_cursor_committed_apart_is_noticed_after_a_kill() -> None:
+    failures = daemons.control_by_kill(14).failures
+    assert any("points lost" in words for words in failures)
+
+
+def test_an_unguarded_delete_is_noticed() -> None:
+    assert any("left alive" in words for words in api.control_unguarded(15).failures)
+
+
 def test_journals_believed_without_their_crc_are_noticed() -> None:
     assert any(words.startswith("bit ") for words in journals.control(4).failures)
 
@@ -114,7 +123,7 @@ def test_the_table_adds_up(tmp_path: Path) -> None:
         counts.add("kills", number)
         counts.longest("re-adoption", 0.25)
         table.append(counts, path)
-    counts.fail("a | b, c")
+    counts.fail("a | b,\nc")
     table.append(counts, path)
     text = path.read_text()
     assert "| weights | 3 | 4,001 kills | 1 |" in text
