@@ -10,12 +10,18 @@ from pydantic import BaseModel
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from server import runs, states
+from server import attempts, runs, states
 from server.database import tables
 from server.errors import Conflict, Invalid, NotFound
 from server.making import require_free
 from server.states import State
-from trainer.contract.jobs import EvaluateParams, ExportParams, ImportParams, SampleParams
+from trainer.contract.jobs import (
+    AuditParams,
+    EvaluateParams,
+    ExportParams,
+    ImportParams,
+    SampleParams,
+)
 
 MAX_WAITING = 1000
 Place = Literal["inline", "cpu", "device"]
@@ -59,6 +65,14 @@ def sample(session: Session, run: tables.Run, params: SampleParams, now: float) 
 def export(session: Session, run: tables.Run, params: ExportParams, now: float) -> tables.Job:
     _require_checkpoint(session, run, params.checkpoint, params.step)
     return _add(session, "export", run, "cpu", _dump(params), now)
+
+
+def audit(session: Session, run: tables.Run, params: AuditParams, now: float) -> tables.Job:
+    """On the device that made the steps: another one has other bits and would prove nothing."""
+    _require_checkpoint(session, run, params.checkpoint, params.step)
+    last = attempts.last_attempt(session, run.id)
+    where: Place = "cpu" if last is None or last.device == "cpu" else "device"
+    return _add(session, "audit", run, where, _dump(params), now)
 
 
 def import_run(session: Session, params: ImportParams, now: float) -> tables.Job:

@@ -1,8 +1,8 @@
 """Fixtures and the `needs` marker for every test.
 
 A test that needs root, strace, a browser, a Prometheus or a GPU says so with `needs("…")`: without
-it the test skips with the reason, and under TRAIND_TEST_REQUIRE=all the skip is a failure (a GPU
-is never required).
+it the test skips with the reason, and under TRAIND_TEST_REQUIRE=all the skip is a failure. Never
+required are a GPU and what a kernel may refuse even to root.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+
+from tests import kernel
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TRAIND_LOG_LEVEL", "warning")
@@ -31,7 +33,12 @@ CONDITIONS = {
     "prometheus": lambda: shutil.which("promtool") is not None,
     "node": lambda: shutil.which("node") is not None,
     "gpu": _has_gpu,
+    "mounts": kernel.can_mount,
+    "loop mounts": kernel.can_loop,
+    "memory groups": kernel.can_limit_memory,
+    "pid namespaces": kernel.can_choose_pids,
 }
+NEVER_REQUIRED = {"gpu", "mounts", "loop mounts", "memory groups", "pid namespaces"}
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -39,7 +46,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         for what in mark.args:
             if CONDITIONS[what]():
                 continue
-            if os.environ.get("TRAIND_TEST_REQUIRE") == "all" and what != "gpu":
+            must = os.environ.get("TRAIND_TEST_REQUIRE") == "all"
+            if must and what not in NEVER_REQUIRED:
                 pytest.fail(f"needs {what}, which is required here and missing", pytrace=False)
             pytest.skip(f"needs {what}, which is not here")
 

@@ -6,12 +6,23 @@ A short share of the cheap campaigns runs here as well; `make soak-ci` runs more
 from __future__ import annotations
 
 import errno
+import random
 from pathlib import Path
 
 import pytest
 
-from tests.soak import api, checkpoints, daemons, errors, journals, table, trainers, weights
-from tests.soak.counts import Counts
+from tests.soak import (
+    api,
+    checkpoints,
+    daemons,
+    errors,
+    journals,
+    powercuts,
+    table,
+    trainers,
+    weights,
+)
+from tests.soak.counts import Budget, Counts
 
 
 @pytest.mark.parametrize("piece", ["cursor", "buffer", "optimizer", "rng"])
@@ -32,6 +43,15 @@ def test_a_cursor_that_moves_without_its_rows_is_noticed(how: str, said: str) ->
     assert any("checkpoint_saved" in words for words in failures)
 
 
+def test_a_cursor_committed_apart_is_noticed_after_a_kill() -> None:
+    failures = daemons.control_by_kill(14).failures
+    assert any("points lost" in words for words in failures)
+
+
+def test_an_unguarded_delete_is_noticed() -> None:
+    assert any("left alive" in words for words in api.control_unguarded(15).failures)
+
+
 def test_journals_believed_without_their_crc_are_noticed() -> None:
     assert any(words.startswith("bit ") for words in journals.control(4).failures)
 
@@ -44,6 +64,12 @@ def test_an_fsync_whose_error_nobody_looks_at_is_noticed() -> None:
     failures = errors.control(6).failures
     assert any("checkpoint.fsync" in words and "claimed" in words for words in failures)
     assert any("journal.fsync" in words for words in failures)
+
+
+@pytest.mark.needs("loop mounts")
+def test_an_fsync_that_does_nothing_is_noticed_by_a_power_cut() -> None:
+    failures = powercuts.control(12).failures
+    assert any("claims lost" in words for words in failures)
 
 
 def test_a_move_that_is_missing_and_a_second_trainer_are_noticed() -> None:
@@ -60,6 +86,15 @@ def test_f22_f23_cuts_and_flips_through_the_database() -> None:
     assert counts.failures == []
     assert counts.done["truncations"] > 8_000
     assert counts.done["bit flips"] > 100
+
+
+@pytest.mark.needs("loop mounts")
+def test_f21_what_was_claimed_is_there_after_a_power_cut() -> None:
+    counts = Counts("powercuts", 13)
+    powercuts._one_disk(counts, random.Random(13), Budget(60), 4)
+    assert counts.failures == []
+    assert counts.done["power cuts"] >= 2
+    assert counts.done["claims held against them"] > 40
 
 
 def test_f26_damaged_checkpoints() -> None:
@@ -88,7 +123,7 @@ def test_the_table_adds_up(tmp_path: Path) -> None:
         counts.add("kills", number)
         counts.longest("re-adoption", 0.25)
         table.append(counts, path)
-    counts.fail("a | b, c")
+    counts.fail("a | b,\nc")
     table.append(counts, path)
     text = path.read_text()
     assert "| weights | 3 | 4,001 kills | 1 |" in text

@@ -173,7 +173,10 @@ class _Loop:
     def step(self) -> None:
         """Launch one step; report the one before it."""
         session, step = self.session, self.state.step
-        self._skip_if_asked(step)
+        if leave_out(session, step):
+            session.reporter.emit(_left_out(step))
+        if failpoint.corrupts("loop.weights"):
+            flip_a_bit(session)
         launched = time.perf_counter()
         micro_batches, batch_sha256 = session.next_step_batches()
         schedule = scheduled(self.order, step)
@@ -202,14 +205,6 @@ class _Loop:
         before, self.pending = self.pending, None
         if before:
             self._report(before)
-
-    def _skip_if_asked(self, step: int) -> None:
-        """Discard the batches that a rewind marked as offending, when their step comes."""
-        for first, last in self.order.skip_steps:
-            if step == first:
-                for _ in range(last - first + 1):
-                    self.session.next_step_batches()
-                self.session.reporter.emit(_left_out(step))
 
     def _report(self, done: Pending) -> None:
         session, state = self.session, self.state
@@ -285,9 +280,23 @@ def scheduled(order: AttemptOrder, step: int) -> dict[str, float]:
     }
 
 
+def leave_out(session: Session, step: int) -> bool:
+    """Discard the batches that a rewind marked as offending, when their step comes. Whether any."""
+    spans = [last - first + 1 for first, last in session.order.skip_steps if first == step]
+    for _ in range(sum(spans)):
+        session.next_step_batches()
+    return bool(spans)
+
+
 def _left_out(step: int) -> events.Notice:
     words = f"the batch of step {step:,} was left out: its loss was no finite number before"
     return events.Notice(level="warning", code="batch_left_out", message=words, step=step)
+
+
+def flip_a_bit(session: Session) -> None:
+    """What a failing memory does to the weights, where a failpoint asks for it."""
+    weights = next(session.model.parameters()).detach().view(-1)
+    weights[:1].view(torch.uint8)[-2:-1].bitwise_xor_(64)
 
 
 def failing_loss(loss: float) -> float:

@@ -141,9 +141,12 @@ class Session:
         self.saver.wait()
 
 
-def build(order: AttemptOrder, reporter: Reporter, control: Control) -> Session:
+def build(
+    order: AttemptOrder, reporter: Reporter, control: Control, *, owns_run: bool = True
+) -> Session:
     """Set everything up and load the newest verified checkpoint.
 
+    owns_run: whether this process holds the run's lock, so that it may clear up after others.
     Raises device.DeviceMissing, DataChanged, DataError, checkpoint.Bad, torch.OutOfMemoryError.
     """
     run_dir = RunDir(Path(order.run_dir))
@@ -156,6 +159,8 @@ def build(order: AttemptOrder, reporter: Reporter, control: Control) -> Session:
     verify(data)
     session = _assemble(order, run_dir, control, reporter, where, chosen, data)
     _announce(session, fresh)
+    if owns_run:
+        _clear_up(session)
     _restore(session)
     return session
 
@@ -251,12 +256,15 @@ def _announce(session: Session, fresh: bool) -> None:
 # --- resume --------------------------------------------------------------------------------------
 
 
-def _restore(session: Session) -> None:
-    """Stand where the newest verified checkpoint of the lineage left the run, or at step 0."""
-    order, reporter = session.order, session.reporter
+def _clear_up(session: Session) -> None:
     swept = checkpoint.sweep(session.run_dir.checkpoints)
     if swept:
         print(f"removed {len(swept)} unfinished checkpoint directories: {', '.join(swept)}")
+
+
+def _restore(session: Session) -> None:
+    """Stand where the newest verified checkpoint of the lineage left the run, or at step 0."""
+    order, reporter = session.order, session.reporter
     reporter.emit(events.Stage(stage="verifying", detail="checkpoints"))
     found = _find(session)
     if found is None:

@@ -32,7 +32,10 @@ router = APIRouter(
 FileName = Annotated[
     str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$", description="As `files` lists it.")
 ]
-BINARY = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+FILES = {
+    "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+    "application/json": {"schema": {}},  # those whose names end in .json
+}
 
 
 @router.get("", responses=problems(404))
@@ -82,8 +85,8 @@ def delete(run: RunRef, checkpoint: CheckpointRef, act: Doing, conf: Conf) -> Re
     "/{checkpoint}/files/{name}",
     response_class=Response,
     responses={
-        200: {"content": BINARY},
-        206: {"content": BINARY, "description": "The part that Range asks for."},
+        200: {"content": FILES},
+        206: {"content": FILES, "description": "The part that Range asks for."},
         304: {"description": "If-None-Match has it already."},
     }
     | problems(404, 416),

@@ -16,7 +16,13 @@ from server.database import tables
 from server.guard.idempotency import Answer
 from server.queries import store
 from server.schemas import JobView, Page
-from trainer.contract.jobs import EvaluateParams, ExportParams, ImportParams, SampleParams
+from trainer.contract.jobs import (
+    AuditParams,
+    EvaluateParams,
+    ExportParams,
+    ImportParams,
+    SampleParams,
+)
 
 router = APIRouter(prefix="/v1", tags=["jobs"], route_class=StrictRoute)
 LOCATION = {202: {"headers": {"Location": {"schema": {"type": "string"}}}, "description": "Asked."}}
@@ -79,6 +85,13 @@ def export(run: RunRef, act: Doing, body: ExportParams | None = None) -> Respons
     """Write a checkpoint in another format."""
     ask = body or ExportParams()
     return _of_run(act, run, lambda session, row: jobs.export(session, row, ask, act.now))
+
+
+@router.post("/runs/{run}/audits", responses=LOCATION | problems(404, 409), **Asked)
+def audit(run: RunRef, act: Doing, body: AuditParams | None = None) -> Response:
+    """Do recorded steps again from a checkpoint and compare their losses, bit for bit."""
+    ask = body or AuditParams()
+    return _of_run(act, run, lambda session, row: jobs.audit(session, row, ask, act.now))
 
 
 @router.post("/imports", responses=LOCATION | problems(409), **Asked)

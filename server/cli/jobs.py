@@ -22,7 +22,7 @@ CheckpointName = Annotated[str | None, typer.Option("--checkpoint", help="By nam
 
 
 def register(app: typer.Typer) -> None:
-    for command in (sample, eval_, export, jobs, job):
+    for command in (sample, eval_, export, audit, jobs, job):
         app.command(command.__name__.rstrip("_"), rich_help_panel="Results")(command)
     imports = typer.Typer(help="Take over a run that was trained elsewhere.", no_args_is_help=True)
     imports.command("nanochat")(import_nanochat)
@@ -70,6 +70,26 @@ def export(
 
     ask = _said(format=format_, step=step, checkpoint=checkpoint)
     _do(lambda traind: traind.export(run, ask), told, no_wait, json)
+
+
+def audit(
+    run: options.Run,
+    step: options.Step = None,
+    checkpoint: CheckpointName = None,
+    steps: Annotated[int | None, typer.Option(min=1, max=1000, help="How many to repeat.")] = None,
+    no_wait: options.NoWait = False,
+    json: options.Json = False,
+) -> None:
+    """Do recorded steps again and compare their losses bit for bit; exit 1 when they differ."""
+    from trainer.contract.jobs import AuditResult
+
+    ask = _said(step=step, checkpoint=checkpoint, steps=steps)
+    with output.connect() as traind:
+        ended = _ended(traind, traind.audit(run, ask), no_wait)
+    found = AuditResult.model_validate(ended.result) if ended.result else None
+    waiting.finish(ended, lambda job: output.say(found.sentence if found else "done"), json)
+    if found is not None and found.verdict == "mismatch":
+        raise typer.Exit(output.FAILED)
 
 
 def sample(

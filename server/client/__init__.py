@@ -275,6 +275,9 @@ class Client:
     def export(self, run: str, ask: Mapping[str, Any], key: str | None = None) -> schemas.JobView:
         return self.wire.post(_run(run, "exports"), schemas.JobView, ask, key=key)
 
+    def audit(self, run: str, ask: Mapping[str, Any], key: str | None = None) -> schemas.JobView:
+        return self.wire.post(_run(run, "audits"), schemas.JobView, ask, key=key)
+
     def import_run(self, ask: Mapping[str, Any], key: str | None = None) -> schemas.JobView:
         return self.wire.post("/imports", schemas.JobView, ask, key=key)
 

@@ -73,6 +73,8 @@ _XIDS = {
 
 _XID_LINE = re.compile(r"NVRM: Xid \((?P<where>[^)]*)\): (?P<number>\d+)")
 _OOM_LINE = re.compile(r"(?:Killed process|oom-kill:.*?\bpid=)\s*(?P<pid>\d+)")
+_OOM_LIMIT_LINE = re.compile(r"memory: usage \d+kB, limit (?P<limit>\d+)kB")
+_OOM_HELD = re.compile(r"anon-rss:(?P<held>\d+)kB")
 _SEVERITY = (Action.restart, Action.reset, Action.inspect, Action.reboot)
 
 
@@ -90,6 +92,27 @@ def worst_xid(kernel_lines: Iterable[str]) -> Xid | None:
 def oom_killed(kernel_lines: Iterable[str]) -> set[int]:
     """Pids that the kernel killed for lack of memory."""
     return {int(m["pid"]) for line in kernel_lines if (m := _OOM_LINE.search(line))}
+
+
+def oom_words(kernel_lines: Iterable[str], pid: int) -> str:
+    """Limit and size as the kernel told them when it killed `pid`; empty when it did not say."""
+    limit: int | None = None
+    for line in kernel_lines:
+        if found := _OOM_LIMIT_LINE.search(line):
+            limit = int(found["limit"]) << 10
+        elif (named := _OOM_LINE.search(line)) and int(named["pid"]) == pid:
+            held = _OOM_HELD.search(line)
+            if held is not None:
+                return _sizes(("limit", limit), ("it held", int(held["held"]) << 10))
+    return ""
+
+
+def _sizes(*told: tuple[str, int | None]) -> str:
+    return ", ".join(f"{word} {_size(size)}" for word, size in told if size is not None)
+
+
+def _size(size: int) -> str:
+    return f"{size / (1 << 30):.1f} GiB" if size >= 1 << 30 else f"{size / (1 << 20):.0f} MiB"
 
 
 def kernel_lines(since_uptime_seconds: float = 0.0, path: str = "/dev/kmsg") -> list[str]:
@@ -133,12 +156,7 @@ class MemoryGroup:
     peak: int | None
 
     def __str__(self) -> str:
-        parts = [
-            f"{word} {size / (1 << 30):.1f} GiB"
-            for word, size in (("limit", self.limit), ("peak", self.peak))
-            if size is not None
-        ]
-        return ", ".join(parts)
+        return _sizes(("limit", self.limit), ("peak", self.peak))
 
 
 def memory_group(root: Path = Path("/sys/fs/cgroup"), pid: int | str = "self") -> MemoryGroup:

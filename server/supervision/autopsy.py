@@ -64,7 +64,9 @@ def _oom(watch: Watch, lines: list[str]) -> str | None:
         return None
     group = hardware.memory_group()
     named = watch.identity is not None and watch.identity.pid in hardware.oom_killed(lines)
-    if named or group.oom_kills > watch.oom_kills:
+    if named and watch.identity is not None:
+        return hardware.oom_words(lines, watch.identity.pid) or str(group)
+    if group.oom_kills > watch.oom_kills:
         return str(group)
     return None
 

@@ -29,16 +29,37 @@ def resolve(session: Session, job: tables.Job, settings: Settings) -> dict[str, 
         return {**params, "tokenizer_run_id": _tokenizer_run(session, params)}
     if run is None or job.kind not in ("sample", "evaluate", "export", "audit"):
         return params
+    if job.kind == "audit":
+        return params | _for_audit(session, run, params, settings)
     chosen = _checkpoint(session, run, params)
     params["checkpoint"] = chosen.name
     if job.kind == "export":
         params |= _for_export(session, run, chosen, settings.paths, job)
-    if job.kind == "audit":
-        attempt = session.get(tables.Attempt, chosen.attempt_id) if chosen.attempt_id else None
-        if attempt is None:
-            raise Unresolvable(f"no attempt of ours made {chosen.name}: nothing is recorded")
-        params["order"] = build_order(session, run, attempt, settings).model_dump(mode="json")
     return params
+
+
+def _for_audit(
+    session: Session, run: tables.Run, params: dict[str, Any], settings: Settings
+) -> dict[str, Any]:
+    """The checkpoint, and the order of the attempt that did the steps after it. Without a name the
+    newest that has as many recorded steps behind it as are asked for, or else any."""
+    is_named = params.get("checkpoint") is not None or params.get("step") is not None
+    usable = (
+        [_checkpoint(session, run, params)] if is_named else lineage.checkpoints(session, run.id)
+    )
+    found = [
+        (min(stretch.high - one.step, params["steps"]), one, stretch)
+        for one in usable
+        for stretch in lineage.stretches(session, run.id)
+        if stretch.low <= one.step < stretch.high
+    ]
+    if not found:
+        where = usable[0].name if is_named else f"any checkpoint of run {run.name}"
+        raise Unresolvable(f"no step was recorded after {where}")
+    steps, chosen, stretch = max(found, key=lambda one: one[0])  # the first of equals: the newest
+    attempt = session.get_one(tables.Attempt, stretch.attempt_id)
+    order = build_order(session, run, attempt, settings).model_dump(mode="json")
+    return {"checkpoint": chosen.name, "steps": steps, "order": order}
 
 
 def _checkpoint(session: Session, run: tables.Run, params: dict[str, Any]) -> tables.Checkpoint:

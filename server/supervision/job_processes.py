@@ -24,6 +24,7 @@ from server.supervision.trainers import Shop, note
 from server.supervision.watch import Watch
 from trainer.contract import exits, failpoint, journal, orders
 from trainer.contract.exits import Reason
+from trainer.contract.jobs import AuditResult
 from trainer.contract.rundir import INBOX, ProcessIdentity, boot_id
 
 MODULE = "trainer.jobs"
@@ -179,6 +180,8 @@ def close(shop: Shop, job_id: str, watch: Watch | None) -> None:
                 _end(session, job, "failed", Reason.job_failed, str(error))
                 return
             _end(session, job, "completed", Reason.finished, job.message)
+            if job.kind == "audit":
+                _tell_verdict(session, job)
         elif job.cancel_requested:
             _end(session, job, "cancelled", Reason.requested, "")
         elif said is not None:
@@ -186,6 +189,14 @@ def close(shop: Shop, job_id: str, watch: Watch | None) -> None:
         else:
             reason, message = _unspoken(job, watch, findings)
             _end(session, job, "failed", reason, message)
+
+
+def _tell_verdict(session: Session, job: Job) -> None:
+    """An event of the run: bits that changed by themselves must be seen by whoever looks."""
+    found = AuditResult.model_validate(job.result)
+    job.message = found.sentence
+    level = "error" if found.verdict == "mismatch" else "info"
+    note(session, job.run_id, None, "audit", found.sentence, level, found.model_dump(), job.id)
 
 
 def _completed(job: Job, said: exits.ExitRecord | None) -> bool:

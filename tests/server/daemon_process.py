@@ -1,4 +1,7 @@
-"""A daemon without HTTP as a process of its own, to be killed at will: DATA_DIR TRAINER_PYTHON."""
+"""A daemon without HTTP as a process of its own, to be killed at will: DATA_DIR TRAINER_PYTHON.
+
+A third argument names a way of tests/soak/sabotage.py to break it, for a control.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,10 @@ def main() -> None:
     settings = Settings(
         data_dir=Path(sys.argv[1]), trainer_python=sys.argv[2], tick_seconds=0.03, stall_seconds=30
     )
+    if len(sys.argv) > 3:
+        from tests.soak import sabotage
+
+        getattr(sabotage, sys.argv[3])()
     ended = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: ended.set())
     db = Database.open(settings)

@@ -139,6 +139,11 @@ class Trainer:
         if step == asked.get("raise_at"):
             print("Traceback: it went wrong")
             sys.exit(1)
+        if step == asked.get("eat_at"):  # more than its memory group allows, until it is killed
+            (Path(asked["group"]) / "cgroup.procs").write_text(str(os.getpid()))
+            eaten = []
+            while True:
+                eaten.append(bytearray(1 << 20))
         if step == asked.get("hang_at"):
             while True:
                 time.sleep(0.05)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from starlette.routing import Route
 
 from server.guard import access
 from server.guard.access import BindRefused, policy_for
@@ -21,9 +22,18 @@ from server.settings import Settings
 from tests.server.asgi import Asgi
 
 UNSAFE = ("POST", "PATCH", "DELETE", "PUT")
-SAMPLE = {
-    "run": "demo", "job": "job_0", "checkpoint": "step-000000001-a0001", "name": "dom.js",
-}  # fmt: skip
+
+
+class Sample(dict[str, str]):
+    """A value for each parameter of a path, also for one that did not exist when this was said."""
+
+    def __missing__(self, name: str) -> str:
+        return "x"
+
+
+SAMPLE = Sample(
+    run="demo", job="job_0", checkpoint="step-000000001-a0001", name="dom.js"
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +68,13 @@ def every_route(asgi: Asgi) -> list[tuple[str, str]]:
         (method, path.replace(":path", "").format_map(SAMPLE))
         for path, method in itertools.product(sorted(paths), ("GET", "HEAD", *UNSAFE))
     ]
+
+
+def test_a_new_route_is_in_the_matrix_by_being_there(opened: Asgi) -> None:
+    """What is not listed would not be asked; a parameter nobody knows yet has a value too."""
+    listed = {route.path for route in opened.app.state.routes}
+    assert {r.path for r in opened.app.routes if isinstance(r, Route)} == listed
+    assert "/v1/{new}".format_map(SAMPLE) == "/v1/x"
 
 
 def events(asgi: Asgi) -> int:

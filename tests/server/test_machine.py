@@ -62,6 +62,8 @@ class Machine(RuleBasedStateMachine):
         self.folder = tempfile.TemporaryDirectory(prefix="machine-", dir=memory)
         self.world = World()
         self.world.__enter__()
+        self.open_files = count_open_files()
+        self.there: dict[str, str] = {}  # name -> id of every run whose creation was acknowledged
         self.settings = Settings(data_dir=Path(self.folder.name), pause_deadline_seconds=60)
         self.db = Database.open(self.settings)
         self.start_daemon()
@@ -115,6 +117,7 @@ class Machine(RuleBasedStateMachine):
                 data.write_text("{}")
         except TraindError:
             return
+        self.there[name] = run_id
         self.desires(name, "running" if start else "created")
 
     @rule(name=st.sampled_from(NAMES))
@@ -167,6 +170,7 @@ class Machine(RuleBasedStateMachine):
         run = self.run_named(name)
         if run is not None and self.ask(name, runs.delete):
             assert self.run_named(name) is None
+            del self.there[name]
             shutil.rmtree(self.settings.paths.run(run.id).root)
 
     # --- what the world does ---------------------------------------------------------------------
@@ -233,7 +237,11 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def hold_the_laws(self) -> None:
         with self.db.read() as session:
-            for run in session.scalars(select(Run)):
+            found = session.scalars(select(Run)).all()
+            assert {run.name: run.id for run in found} == self.there  # what was acknowledged
+            whole = session.connection().exec_driver_sql("PRAGMA integrity_check").scalar_one()
+            assert whole == "ok"
+            for run in found:
                 paths = self.settings.paths
                 assert list(books._of_attempts(session, run, paths)) == []
                 assert books.illegal_moves(session, run) == []
@@ -273,6 +281,7 @@ class Machine(RuleBasedStateMachine):
             self.db.close()
             self.world.__exit__()
             self.folder.cleanup()
+        assert count_open_files() <= self.open_files
 
     def all_settled(self) -> bool:
         with self.db.read() as session:
@@ -289,6 +298,11 @@ class Machine(RuleBasedStateMachine):
         with self.db.read() as session:
             found = session.scalars(select(Run)).all()
         return str([(r.name, r.state, r.reason, r.desired_state, r.step) for r in found])
+
+
+def count_open_files() -> int:
+    """Descriptors of this process; 0 where the system does not tell."""
+    return len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").is_dir() else 0
 
 
 EXAMPLES = int(os.environ.get("TRAIND_MACHINE_EXAMPLES", "15"))

@@ -17,6 +17,7 @@ from tests.soak import (
     described,
     errors,
     journals,
+    powercuts,
     table,
     trainers,
     weights,
@@ -33,6 +34,7 @@ CAMPAIGNS: dict[str, tuple[Callable[[float, int], Counts], float, float]] = {
     "journal": (journals.run, 0.15, 30),
     "checkpoints": (checkpoints.run, 0.05, 15),
     "errors": (errors.run, 0.1, 40),
+    "powercuts": (powercuts.run, 0.05, 15),
     "api": (api.run, 0.05, 25),
     "openapi": (described.run, 0.05, 40),
 }

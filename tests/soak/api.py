@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import subprocess
@@ -9,8 +10,10 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import httpx
 from sqlalchemy import select
@@ -20,8 +23,9 @@ from server.database.db import Database
 from server.database.tables import Event, Run
 from server.settings import Settings
 from server.states import State
+from server.supervision import process
 from tests.e2e.real_daemon import RealDaemon
-from tests.server.house import launcher
+from tests.server.house import House, launcher
 from tests.soak import books
 from tests.soak.counts import Budget, Counts
 from trainer.contract.exits import Reason
@@ -41,6 +45,7 @@ def run(budget: float, seed: int) -> Counts:
         daemon = RealDaemon(Path(folder), TRAIND_TRAINER_PYTHON=python, FAKE=manners)
         _storm(daemon, counts, budget, seed)
         daemon.end()
+        nothing_lives(daemon.data_dir, counts)
         _look_at_history(daemon.data_dir, counts)
     return counts
 
@@ -67,6 +72,24 @@ def control(seed: int) -> Counts:
     watch.look()
     for child in two:
         child.communicate()
+    return counts
+
+
+def control_unguarded(seed: int) -> Counts:
+    """A DELETE that takes the rows of a run that is training: its trainer is then nobody's."""
+    counts = Counts("api", seed)
+    with tempfile.TemporaryDirectory(prefix="soak-api-") as folder:
+        house = House(Path(folder))
+        run_id = house.create(steps=100_000)
+        try:
+            with house.daemon(), patch.object(states, "require", lambda *_: None):
+                pid, token = house.pid(run_id), house.attempts(run_id)[0].token
+                house.ask(runs.delete, run_id)
+            nothing_lives(house.settings.data_dir, counts)
+            process.kill_carriers(token)
+            os.waitpid(pid, 0)
+        finally:
+            house.close()
     return counts
 
 
@@ -152,6 +175,17 @@ class Watcher:
         for run_id, pids in alive.items():
             if len(pids) > 1:
                 self._counts.fail(f"{run_id.decode()} has {len(pids)} trainers")
+
+
+def nothing_lives(data_dir: Path, counts: Counts) -> None:
+    """No process of a run outlives the rows: every run has ended and the daemon is gone."""
+    place = str(data_dir / "runs").encode()
+    left = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if place in path.read_bytes():
+                left.append(path.parent.name)
+    counts.expect(not left, f"trainers left alive: {left}")
 
 
 def _look_at_history(data_dir: Path, counts: Counts, opened: Database | None = None) -> None:

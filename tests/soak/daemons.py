@@ -111,14 +111,32 @@ def _one_kill(town: Settlement, counts: Counts, draw: random.Random) -> None:
     else:
         fail = f"{draw.choice(PLACES)}={draw.randrange(1, 12)}*off->1*kill"
         town.start(fail)
-        if not town.sees(town.is_dead, 5):
-            counts.say(f"{fail} was not reached")
+        reached = town.sees(town.is_dead, 5)
         town.kill()
-        counts.say(f"killed by {fail}")
+        counts.say(f"killed by {fail}" if reached else f"killed: {fail} was not reached in time")
+        counts.add("of them inside ingestion", reached)
     counts.add("kills")
 
 
 # --- control -------------------------------------------------------------------------------------
+
+
+def control_by_kill(seed: int) -> Counts:
+    """A daemon that commits its cursor apart from the rows, killed between the two."""
+    counts = Counts("daemons", seed)
+    town = Settlement(**FAST)
+    try:
+        run_id = town.house.create("apart", steps=2_000)
+        town.start("ingest.apart=4*off->1*kill", "cursor_apart")
+        counts.expect(town.sees(town.is_dead, 60), "the place was never reached")
+        town.kill()
+        town.start()
+        counts.expect(town.completes(run_id), "it never completed")
+        town.kill()
+        town.audit(counts)
+    finally:
+        town.close()
+    return counts
 
 
 def control(seed: int, how: str = "advanced") -> Counts:

@@ -32,13 +32,14 @@ class Settlement:
         self._environment = {**os.environ, "FAKE": json.dumps({"*": manners})}
         self.daemon: subprocess.Popen[str] | None = None
 
-    def start(self, fail: str = "") -> float:
+    def start(self, fail: str = "", sabotage: str = "") -> float:
         """Start the daemon; seconds until it says it is ready, or is dead by its failpoint."""
         began = time.monotonic()
         environment = {**self._environment, **({"TRAIND_FAIL": fail} if fail else {})}
         settings = self.house.settings
         command = [sys.executable, "-m", "tests.server.daemon_process"]
         command += [str(settings.data_dir), settings.trainer_python]
+        command += [sabotage] if sabotage else []
         self.daemon = subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment
         )

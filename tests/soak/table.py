@@ -39,7 +39,7 @@ def _rows(path: Path) -> list[str]:
 def _row(counts: Counts) -> str:
     done = ", ".join(f"{number:,} {what}" for what, number in counts.done.items())
     longest = ", ".join(f"{what} {value:.2f} s" for what, value in counts.worst.items())
-    first = counts.failures[0].replace("|", "/")[:120] if counts.failures else ""
+    first = " ".join(counts.failures[0].replace("|", "/").split())[:120] if counts.failures else ""
     failures = f"{len(counts.failures)} ({first})" if first else "0"
     when = datetime.now(UTC).strftime("%Y-%m-%d %H:%M")
     cells = (when, commit(), counts.campaign, str(counts.seed), done, longest, failures)

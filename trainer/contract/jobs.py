@@ -90,7 +90,42 @@ class ImportResult(Params):
 
 
 class AuditParams(Params):
-    """Re-run recorded steps from a checkpoint and compare loss bits."""
+    """Re-run recorded steps from a checkpoint and compare loss bits. Result: AuditResult."""
 
+    step: Annotated[int, Field(ge=0)] | None = None
     checkpoint: str | None = Field(default=None, max_length=128)
     steps: Annotated[int, Field(ge=1, le=1000)] = 5
+
+
+class Difference(Params):
+    step: int
+    recorded: float
+    found: float
+
+
+class AuditResult(Params):
+    """What an audit found. why: what differs from when the steps were made, if anything does."""
+
+    verdict: Literal["verified", "mismatch", "approximate", "nothing recorded"]
+    checkpoint: str
+    compared: int
+    differences: list[Difference] = []
+    why: list[str] = []
+
+    @property
+    def sentence(self) -> str:
+        """For a person."""
+        again = f"{self.compared:,} steps from {self.checkpoint} were done again"
+        first = self.differences[0] if self.differences else None
+        match self.verdict:
+            case "verified":
+                return f"verified: {again}, and every loss has the same bits."
+            case "mismatch" if first is not None:
+                return (
+                    f"MISMATCH: {again}; step {first.step:,} had the loss {first.recorded!r} and "
+                    f"has {first.found!r} now. Memory, disk or processor changed bits: test the "
+                    "memory, and trust no checkpoint after that step."
+                )
+            case "nothing recorded":
+                return f"nothing to compare: no loss is recorded after {self.checkpoint}."
+        return f"{again}, but not as they were made ({'; '.join(self.why)}): bits prove nothing."

@@ -11,36 +11,34 @@ from pathlib import Path
 from typing import Any
 
 from trainer.contract import events, journal
+from trainer.contract.jobs import AuditResult, Difference
 from trainer.contract.orders import AttemptOrder, JobOrder, Lineage
 from trainer.contract.rundir import RunDir
 from trainer.process import Process
 
 
 def run(order: JobOrder, own: Process) -> dict[str, Any]:
-    """params: {"checkpoint": name, "steps": n, "order": the attempt order that made the steps}.
-
-    Result: {"verdict": verified | mismatch | approximate, "compared": n, "differences": […]}.
-    """
+    """params: {"checkpoint": name, "steps": n, "order": the attempt order that made the steps}."""
     from trainer import loop, session
     from trainer.report import Reporter
 
     attempt = AttemptOrder.model_validate(order.params["order"])
     start = int(order.params["checkpoint"][5:14])
     name = int(order.params["checkpoint"][16:20])
-    audit = attempt.model_copy(
-        update={"lineage": Lineage(limits={name: start}), "max_step": start, "skip_steps": []}
-    )
+    limits = Lineage(limits={name: start})
+    audit = attempt.model_copy(update={"lineage": limits, "max_step": start})
     with tempfile.TemporaryDirectory(dir=own.directory) as folder:
         header = journal.Header(order.job_id, 0, order.token)
         quiet = Reporter(journal.Writer.create(Path(folder) / "replay.jsonl", header))
-        parts = session.build(audit, quiet, own.control)
+        parts = session.build(audit, quiet, own.control, owns_run=False)
         try:
-            return _compare(parts, int(order.params["steps"]), own, loop, session)
+            found = _compare(parts, int(order.params["steps"]), own, loop, session)
+            return found.model_dump()
         finally:
             parts.close()
 
 
-def _compare(parts: Any, steps: int, own: Process, loop: Any, session: Any) -> dict[str, Any]:
+def _compare(parts: Any, steps: int, own: Process, loop: Any, session: Any) -> AuditResult:
     differences, compared = [], 0
     run_dir: RunDir = parts.run_dir
     for _ in range(steps):
@@ -48,6 +46,7 @@ def _compare(parts: Any, steps: int, own: Process, loop: Any, session: Any) -> d
         if own.control.wants_attention():
             break
         recorded = session.recorded_loss(run_dir, parts.order.attempt, step)
+        loop.leave_out(parts, step)
         micro_batches, _ = parts.next_step_batches()
         result = parts.stepper.train_step(micro_batches, **loop.scheduled(parts.order, step))
         parts.state.step = step + 1
@@ -57,11 +56,12 @@ def _compare(parts: Any, steps: int, own: Process, loop: Any, session: Any) -> d
         compared += 1
         found = float(result.loss)
         if found != recorded:
-            differences.append({"step": step, "recorded": recorded, "found": found})
+            differences.append(Difference(step=step, recorded=recorded, found=found))
     verdict = "approximate" if parts.inexact else ("mismatch" if differences else "verified")
-    return {
-        "verdict": verdict if compared else "nothing recorded",
-        "compared": compared,
-        "differences": differences,
-        "why": parts.inexact,
-    }
+    return AuditResult(
+        verdict=verdict if compared else "nothing recorded",
+        checkpoint=parts.parent,
+        compared=compared,
+        differences=differences,
+        why=parts.inexact,
+    )
