@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from trainer.contract.plan.memory import CHUNK_TOKENS
+
 SOFTCAP = 15.0
 IGNORED = -1
-CHUNK_TOKENS_CPU = 256  # best of 128, 256, 512, 1024 on two threads: the chunk stays in cache
-CHUNK_TOKENS_CUDA = 4096
 
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
@@ -90,7 +90,7 @@ def softcap(z: Tensor) -> Tensor:
 
 
 def chunk_tokens(device: torch.device) -> int:
-    return CHUNK_TOKENS_CUDA if device.type == "cuda" else CHUNK_TOKENS_CPU
+    return CHUNK_TOKENS.get(device.type, CHUNK_TOKENS["cpu"])
 
 
 def _chunks(*tensors_N: Tensor) -> Iterator[tuple[Tensor, ...]]:
