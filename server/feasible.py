@@ -16,17 +16,21 @@ from server.database import tables
 from server.errors import Invalid
 from server.machine import devices
 from server.machine.devices import Device, DeviceMissing
+from trainer.contract.plan import Plan, PlanContext, gigabytes, memory
+from trainer.contract.plan.batch import fitting_rows
+from trainer.contract.shape import shape_of
 from trainer.contract.spec import RunSpec
 
 _WANTED = {"parquet": ("two or more .parquet files", ".parquet", 2)}
 
 
-def require(session: Session, spec: RunSpec, found: tuple[Device, ...]) -> None:
-    """Raises Invalid with a pointer to each field whose thing is missing."""
+def require(session: Session, spec: RunSpec, plan: Plan, found: tuple[Device, ...]) -> None:
+    """Raises Invalid with a pointer to each field whose thing is missing or cannot fit."""
     problems = [
         {"pointer": pointer, "detail": detail}
         for pointer, detail in (
             *_device(spec, found),
+            *_memory(spec, plan),
             *_corpus(spec),
             *_tokenizer(session, spec),
             *_bundle(spec),
@@ -42,6 +46,26 @@ def _device(spec: RunSpec, found: tuple[Device, ...]) -> Iterator[tuple[str, str
     except DeviceMissing:
         there = ", ".join(device.device for device in found) or "none"
         yield "/device", f"There is no device {spec.device} on this machine; there is: {there}."
+
+
+def _memory(spec: RunSpec, plan: Plan) -> Iterator[tuple[str, str]]:
+    """A run that would end out of memory. There is no way to insist: what is refused is 25 % beyond
+    the device by the estimate, or was measured; `auto` runs real steps and takes what fits.
+    """
+    if not memory.cannot_fit(plan.memory):
+        return
+    there = plan.memory.available or 0
+    context = PlanContext(device_type="cuda", device_memory_bytes=there)
+    batch = plan.batch
+    fits = fitting_rows(spec, shape_of(spec.model), batch.tokens // batch.sequence_len, context)
+    how = "as measured in an earlier run" if plan.memory.measured else "estimated"
+    advice = f"{fits} should fit" if fits else "not even 1 should fit: make the model smaller"
+    yield (
+        "/batch/device_batch_size",
+        f"With {batch.device_batch_size} rows of {batch.sequence_len:,} tokens a pass the run "
+        f"needs about {gigabytes(plan.memory.expected)} of device memory ({how}) and the device "
+        f"has {gigabytes(there)}; {advice}.",
+    )
 
 
 def _corpus(spec: RunSpec) -> Iterator[tuple[str, str]]:

@@ -53,7 +53,7 @@ def configure(device: torch.device, *, threads: int | None, deterministic: bool)
 
 def compute_dtype(device: torch.device, precision: str) -> torch.dtype:
     """RECIPE section 1: bf16 on CUDA with SM >= 80, else float32; fp16 only on request."""
-    if precision in ("bf16", "fp8"):
+    if precision == "bf16":
         return torch.bfloat16
     if precision == "fp16":
         return torch.float16

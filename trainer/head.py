@@ -16,10 +16,12 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from trainer.contract.plan.memory import CHUNK_TOKENS
+
 SOFTCAP = 15.0
 IGNORED = -1
-CHUNK_TOKENS_CPU = 256  # best of 128, 256, 512, 1024 on two threads: the chunk stays in cache
-CHUNK_TOKENS_CUDA = 4096
+
+_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 ChunkFunction = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -43,7 +45,7 @@ def loss_and_gradient(
     gradient_ND = torch.empty_like(x_ND)
     losses = []
     for x, targets, out in _chunks(x_ND, targets_N, gradient_ND):
-        z_NV = x @ weight_VD.T
+        z_NV = _logits(x, weight_VD)
         nll_N, gradient_NV = compute(z_NV, targets, factor)
         losses.append(nll_N.sum())
         torch.mm(gradient_NV, weight_VD, out=out)
@@ -88,13 +90,22 @@ def softcap(z: Tensor) -> Tensor:
 
 
 def chunk_tokens(device: torch.device) -> int:
-    return CHUNK_TOKENS_CUDA if device.type == "cuda" else CHUNK_TOKENS_CPU
+    return CHUNK_TOKENS.get(device.type, CHUNK_TOKENS["cpu"])
 
 
 def _chunks(*tensors_N: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """The tensors in step, some tokens at a time."""
     size = chunk_tokens(tensors_N[0].device)
     yield from zip(*(t.split(size) for t in tensors_N), strict=True)
+
+
+def _logits(x_ND: Tensor, weight_VD: Tensor) -> Tensor:
+    """x_ND weight_VDᵀ. On the CPU by oneDNN: for a chunk of 256 tokens 1.5 times as fast as MKL
+    (64 against 42 GFLOP/s a thread at width 256, vocabulary 8,192), which packs the weight anew.
+    """
+    if x_ND.device.type == "cpu" and x_ND.dtype == torch.float32 and _ONEDNN:
+        return torch.ops.mkldnn._linear_pointwise(x_ND, weight_VD, None, "none", [], "")
+    return x_ND @ weight_VD.T
 
 
 def _add_product(gradient_VD: Tensor, gradient_NV: Tensor, x_ND: Tensor) -> None:

@@ -29,6 +29,7 @@ from server.schemas import (
 )
 from server.states import State
 from trainer.contract.extend import ExtendRequest
+from trainer.contract.plan import Plan
 from trainer.contract.spec import RunSpec
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"], route_class=StrictRoute)
@@ -55,7 +56,8 @@ def create(body: Annotated[dict[str, Any], Body()], act: Doing, conf: Conf) -> R
         context = planning.context_for(session, conf, asked)
         with explained(body, RunSpec):
             run = runs.create(session, asked, context=context, now=act.now)
-        feasible.require(session, RunSpec.model_validate(run.spec), devices.discover())
+        spec, plan = RunSpec.model_validate(run.spec), Plan.model_validate(run.plan)
+        feasible.require(session, spec, plan, devices.discover())
         detail = store.detail(session, run)
         return Answer.of(detail, 201, Location=f"/v1/runs/{run.id}")
 

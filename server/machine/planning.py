@@ -65,6 +65,8 @@ def context(
         peak_source=peak.source if peak else None,
         tokens_per_second=seen.tokens_per_second if seen else None,
         throughput_source=seen.source if seen else None,
+        measured_rows=seen.rows if seen else None,
+        measured_peak_bytes=seen.peak_bytes if seen else None,
         disk_free_bytes=disk_free(settings.paths.root),
         corpus_tokens=_corpus_tokens(session, settings, spec),
     )

@@ -1,22 +1,28 @@
 """All benchmarks, or the named ones: `python -m tests.bench [step packing …]`.
 
-Each part is a process of its own and prints lines; they go into RESULTS.md with device, versions
-and commit. Nothing here asserts a time: the bars are read from the table.
+Each part is a process of its own and prints lines. RESULTS.md keeps the latest of each part, with
+device, versions and commit, below a table of the bars. Nothing here asserts a time.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
 from importlib import metadata
 from pathlib import Path
 
+from tests.bench import bars
+
 HERE = Path(__file__).parent
 RESULTS = HERE / "RESULTS.md"
-PARTS = ("packing", "loader", "head", "muon", "step", "memory", "stall", "core", "daemon", "start")
-PART_SECONDS = 1800
+PARTS = (
+    "step", "memory", "deterministic", "head", "muon", "packing", "loader", "stall", "start",
+    "reporting", "daemon", "serving", "core", "gpu",
+)  # fmt: skip
+_SECTION = re.compile(r"^## (\w+)\n", re.MULTILINE)
 
 
 def main(names: list[str]) -> int:
@@ -31,6 +37,7 @@ def main(names: list[str]) -> int:
         lines, status = run(name)
         failed |= status != 0
         record(name, lines if status == 0 else [f"failed: {lines[-1] if lines else 'no output'}"])
+    print(table(_sections(RESULTS.read_text())))
     return int(failed)
 
 
@@ -49,16 +56,41 @@ def run(name: str) -> tuple[list[str], int]:
 
 
 def record(name: str, lines: list[str]) -> None:
-    """Append what a part said, and where it said it."""
-    if not RESULTS.exists():
-        RESULTS.write_text("# Measured\n\nRatios are medians, ours against the plain reference.\n")
+    """Put what a part said in the place of what it said before, and make the table anew."""
+    sections = _sections(RESULTS.read_text()) if RESULTS.exists() else {}
     load = os.getloadavg()[0]
-    where = f"{_cpu()}, {os.cpu_count()} cores, load {load:.1f}, torch {metadata.version('torch')}"
-    with RESULTS.open("a") as file:
-        file.write(
-            f"\n## {name}, {time.strftime('%Y-%m-%d %H:%M')}, commit {_commit()}\n\n{where}\n\n"
-        )
-        file.writelines(f"- {line}\n" for line in lines)
+    where = (
+        f"{time.strftime('%Y-%m-%d %H:%M')}, commit {_commit()}, {_cpu()}, {os.cpu_count()} cores, "
+        f"load {load:.1f}, torch {metadata.version('torch')}"
+    )
+    sections[name] = f"{where}\n\n" + "".join(f"- {line}\n" for line in lines)
+    body = "".join(f"\n## {n}\n\n{sections[n].strip()}\n" for n in PARTS if n in sections)
+    RESULTS.write_text(f"{_HEAD}\n{table(sections)}\n{body}")
+
+
+def table(sections: dict[str, str]) -> str:
+    """The bars of every part, as a table."""
+    rows = ["| part | what | measured | bar | |", "|---|---|---|---|---|"]
+    for name in PARTS:
+        for line in sections.get(name, "").splitlines():
+            cells = bars.cells(line.removeprefix("- "))
+            if cells:
+                rows.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"
+
+
+_HEAD = """\
+# Measured
+
+`make bench` writes this file; `make bench PARTS="step stall"` renews single parts. Ratios are
+medians of the plain reference's time over ours (or our bytes over its), taken in turns in one run;
+a ratio read under a load of others' making is lower than one of a quiet machine.
+"""
+
+
+def _sections(text: str) -> dict[str, str]:
+    parts = _SECTION.split(text)
+    return {name: body.strip() for name, body in zip(parts[1::2], parts[2::2], strict=True)}
 
 
 def _cpu() -> str:

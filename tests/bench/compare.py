@@ -21,6 +21,10 @@ class Comparison:
     def ratios(self) -> list[float]:
         return [b / a for a, b in zip(self.ours, self.opponent, strict=True)]
 
+    @property
+    def ratio(self) -> float:
+        return statistics.median(self.ratios)
+
     def line(self, name: str) -> str:
         low, middle, high = statistics.quantiles(self.ratios, n=4)
         spread = statistics.quantiles(self.ours, n=4)

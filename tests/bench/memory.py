@@ -15,7 +15,8 @@ from pathlib import Path
 
 import torch
 
-from tests.bench import training
+from tests.bench import bars, training
+from trainer.contract.plan import PlanContext, make_plan
 
 MEASURED_STEPS = 2
 
@@ -37,13 +38,18 @@ def main() -> None:
         f"peak memory, vocabulary {asked.vocab}, batch {asked.rows}: {ratio:.2f}x "
         f"(ours {found['ours'] / 1e6:.0f} MB, opponent {found['opponent'] / 1e6:.0f} MB)"
     )
+    bars.at_most("peak memory of a step", ratio, 0.75)
+    spec = training.cpu_spec(asked.vocab, asked.rows, asked.accumulation)
+    planned = make_plan(spec, PlanContext(device_type="cpu")).memory
+    counted = (planned.total - planned.overhead) / 1e6
+    print(f"the plan's estimate, its overhead aside: {counted:.0f} MB")
 
 
 def measure(asked: argparse.Namespace) -> int:
     """Bytes of resident memory at the peak beyond those at the start."""
     torch.set_num_threads(asked.threads)
     spec = training.cpu_spec(asked.vocab, asked.rows, asked.accumulation)
-    before = _status("VmRSS")
+    before = resident("VmRSS")
     step = getattr(training, asked.side)(spec)
     for _ in range(2):
         step()
@@ -51,10 +57,11 @@ def measure(asked: argparse.Namespace) -> int:
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     for _ in range(MEASURED_STEPS):
         step()
-    return _status("VmHWM") - before
+    return resident("VmHWM") - before
 
 
-def _status(key: str) -> int:
+def resident(key: str) -> int:
+    """Bytes of this process: VmRSS now, VmHWM at the peak."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(key + ":"):
             return int(line.split()[1]) * 1024

@@ -1,57 +1,81 @@
-"""From nothing to the first step: the trainer's start on a run of depth 4, cold and warm."""
+"""From nothing to the first step, compiled: our trainer's process against the plain reference's.
+
+Depth 12, narrow: compiling grows with depth, computing does not matter. Cold: an empty compiler
+cache. Warm: the cache that the cold start left. Our side is the whole trainer as the daemon starts
+it (order, data, tokenizer, journal) up to the first step in the journal; the reference builds its
+model and trains one step. The daemon's own start stands in `serving`.
+"""
 
 from __future__ import annotations
 
-import json
-import shutil
+import os
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
-from tests.e2e.real_daemon import RealDaemon
+from tests.bench import bars, training
+from tests.trainer.lab import Lab, write_corpus
+from trainer.contract.spec import resolve
 
-BODY = {
-    "model": {"depth": 4, "aspect_ratio": 16, "head_dim": 16, "sequence_len": 128,
-              "vocab_size": 2048},
-    "batch": {"tokens": 2048, "device_batch_size": 16},
-    "horizon": {"steps": 3},
+DEADLINE_SECONDS = 400
+BODY: dict[str, Any] = {
+    "name": "bench",
+    "model": {"depth": 12, "aspect_ratio": 16, "head_dim": 64, "sequence_len": 256,
+              "vocab_size": 512},
+    "batch": {"tokens": 1024, "device_batch_size": 4},
+    "horizon": {"steps": 2},
     "evaluate": {"bpb_every": None, "sample_every": None},
+    "checkpoint": {"every_steps": None, "every_seconds": None},
+    "numerics": {"threads": 2, "compile": True},
 }  # fmt: skip
+LIMITS = {"cold": 0.6, "warm": 0.75}
 
 
 def main() -> None:
-    folder = Path(tempfile.mkdtemp(prefix="traind-bench-"))
-    daemon = RealDaemon(folder, TRAIND_TICK_SECONDS="0.25")
+    if sys.argv[1:] == ["--opponent"]:
+        training.opponent(resolve(BODY))()
+        return
+    with tempfile.TemporaryDirectory(prefix="traind-bench-") as folder:
+        root = Path(folder)
+        write_corpus(root / "corpus", shards=2)
+        for name in LIMITS:  # the second time over, both caches are warm
+            ours = _ours(root, {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(root / "ours-cache")})
+            theirs = _theirs({**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(root / "their-cache")})
+            print(f"{name} start to first step: ours {ours:.1f} s, opponent {theirs:.1f} s")
+            bars.at_most(f"start to first step, {name}", ours / theirs, LIMITS[name])
+
+
+def _ours(root: Path, environment: dict[str, str]) -> float:
+    """Seconds from exec to the first step in the journal."""
+    lab = Lab(Path(tempfile.mkdtemp(dir=root)), None, dict(BODY))  # type: ignore[arg-type]
+    lab.prepare(root / "corpus")
+    directory = lab.order()
+    outbox = directory / "outbox.jsonl"
+    began = time.perf_counter()
+    with (directory / "trainer.log").open("wb") as log:
+        trainer = subprocess.Popen(
+            [sys.executable, "-P", "-m", "trainer", str(directory)],
+            env=environment, stdout=log, stderr=log,
+        )  # fmt: skip
     try:
-        first, again = _first(daemon), _again(daemon)
-        print(f"daemon, first start to ready: {first:.2f} s; again {again:.2f} s")
-        cold, warm = _first_step(daemon, "cold"), _first_step(daemon, "warm")
-        print(f"POST to first step, corpus and tokenizer to make: {cold:.1f} s; again {warm:.1f} s")
+        while not (outbox.exists() and b'"kind":"step"' in outbox.read_bytes()):
+            if trainer.poll() is not None or time.perf_counter() - began > DEADLINE_SECONDS:
+                raise RuntimeError((directory / "trainer.log").read_text())
+            time.sleep(0.02)
+        return time.perf_counter() - began
     finally:
-        daemon.end()
-        shutil.rmtree(folder, ignore_errors=True)
+        trainer.wait(60)
 
 
-def _first(daemon: RealDaemon) -> float:
-    daemon.client.close()
-    daemon.process.terminate()
-    daemon.process.wait(30)
-    shutil.rmtree(daemon.data_dir)
-    return daemon.start()
-
-
-def _again(daemon: RealDaemon) -> float:
-    daemon.client.close()
-    daemon.process.terminate()
-    daemon.process.wait(30)
-    return daemon.start()
-
-
-def _first_step(daemon: RealDaemon, name: str) -> float:
-    began = time.monotonic()
-    daemon.client.create_run(json.loads(json.dumps({"name": name, **BODY})))
-    daemon.until(name, lambda now: now.step >= 1)
-    return time.monotonic() - began
+def _theirs(environment: dict[str, str]) -> float:
+    """Seconds of a process that ends with its first step."""
+    began = time.perf_counter()
+    command = [sys.executable, "-m", "tests.bench.start", "--opponent"]
+    subprocess.run(command, env=environment, check=True, timeout=DEADLINE_SECONDS)
+    return time.perf_counter() - began
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import argparse
 
 import torch
 
-from tests.bench import training
+from tests.bench import bars, training
 from tests.bench.compare import Contender, interleave
 from trainer import allocator
 
@@ -32,7 +32,9 @@ def main() -> None:
             warm_up=asked.warm_up,
             pairs=asked.pairs,
         )
-        print(found.line(f"step, accumulation {accumulation}, vocabulary {asked.vocab}"))
+        name = f"step, accumulation {accumulation}, vocabulary {asked.vocab}"
+        print(found.line(name), flush=True)
+        bars.at_least(name, found.ratio, 1.25)
 
 
 if __name__ == "__main__":

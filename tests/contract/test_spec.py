@@ -58,3 +58,8 @@ def test_what_is_wrong_is_named(body, where, said):
     first = caught.value.errors()[0]
     assert first["loc"][: len(where)] == where
     assert said in first["msg"]
+
+
+def test_fp8_is_refused_and_never_trained_as_something_else() -> None:
+    with pytest.raises(ValidationError, match="fp8 is not there yet"):
+        resolve({"name": "x", "numerics": {"precision": "fp8"}})

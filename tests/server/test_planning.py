@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
+from server import feasible
 from server.database import tables
+from server.errors import Invalid
 from server.machine import planning, throughput
 from server.machine.devices import Device
 from server.queries import store
 from tests.server.asgi import Asgi
+from trainer.contract.plan import make_plan, memory
 from trainer.contract.spec import RunSpec, resolve
 
 CPU = Device("cpu", "Test CPU")
@@ -77,3 +81,50 @@ def test_the_fetched_bundle_is_taken_where_core_is_asked_for(asgi: Asgi) -> None
     assert asgi.post("/v1/runs", wanted).json()["spec"]["evaluate"]["core_bundle"] == str(bundle)
     silent = asgi.post("/v1/runs", {"name": "silent", "start": False}).json()
     assert silent["spec"]["evaluate"]["core_bundle"] is None
+
+
+def large(rows: int | str) -> RunSpec:
+    batch = {"tokens": 262_144, "device_batch_size": rows}
+    return spec(preset="rtx4070-d12", batch=batch, device="cuda:0")
+
+
+def refusal(asgi: Asgi, asked: RunSpec) -> str | None:
+    with asgi.db.read() as session:
+        context = planning.context(session, asgi.settings, asked, (GPU, CPU))
+        try:
+            feasible.require(session, asked, make_plan(asked, context), (GPU, CPU))
+        except Invalid as error:
+            return f"{error.errors[0]['pointer']}: {error.detail}"
+    return None
+
+
+def test_what_is_far_beyond_the_device_is_refused_with_the_batch_that_fits(asgi: Asgi) -> None:
+    said = refusal(asgi, large(64)) or ""
+    assert said.startswith("/batch/device_batch_size")
+    assert "12.88 GB" in said
+    assert "estimated" in said
+    fits = int(said.rsplit("; ", 1)[1].split()[0])
+    assert refusal(asgi, large(fits)) is None
+    assert refusal(asgi, large("auto")) is None, "a probe takes what fits"
+
+
+def test_near_the_limit_is_a_warning_and_a_measured_peak_decides(asgi: Asgi) -> None:
+    asked = large(16)
+    with asgi.db.read() as session:
+        context = planning.context(session, asgi.settings, asked, (GPU, CPU))
+    estimate = make_plan(asked, context).memory.total
+    for there, refused, warned in ((0.79, True, True), (0.9, False, True), (1.2, False, False)):
+        plan = make_plan(asked, replace(context, device_memory_bytes=int(there * estimate)))
+        assert memory.cannot_fit(plan.memory) is refused
+        assert any("device memory needed" in w for w in plan.warnings) is warned
+    with asgi.db.write() as session:
+        session.add(
+            tables.Throughput(
+                device=GPU.name, shape_key=throughput.shape_key(asked), rows=64, steps=100,
+                tokens_per_second=9.0, peak_bytes=11 << 30, run_name="earlier", unix_seconds=1.0,
+            )
+        )  # fmt: skip
+    assert refusal(asgi, large(64)) is None, "it ran before"
+    with asgi.db.write() as session:
+        session.query(tables.Throughput).update({"peak_bytes": 13 << 30})
+    assert "measured" in (refusal(asgi, large(64)) or "")

@@ -110,13 +110,13 @@ class Writer:
         """Make everything appended so far durable. Raises OSError and breaks the writer."""
         if not self._dirty:
             return
+        self._dirty = False  # before, not after: another thread may append meanwhile
         try:
             failpoint.hit("journal.fsync")
             os.fdatasync(self._fd) if hasattr(os, "fdatasync") else os.fsync(self._fd)
         except OSError:
             self._broken = True
             raise
-        self._dirty = False
 
     def close(self) -> None:
         if self._fd >= 0:

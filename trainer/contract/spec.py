@@ -169,6 +169,14 @@ class NumericsSpec(Strict):
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     compile: bool | Literal["auto"] = "auto"
 
+    @field_validator("precision")
+    @classmethod
+    def _is_built(cls, precision: str) -> str:
+        """The name is reserved; a run must never train in another precision than it was told."""
+        if precision == "fp8":
+            raise ValueError("fp8 is not there yet: use bf16, or auto for what the device has")
+        return precision
+
 
 class EvaluateSpec(Strict):
     """Cadences in steps; None is off. CORE at the end of a phase: `core_every: "end"`."""

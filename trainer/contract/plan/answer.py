@@ -70,7 +70,10 @@ class Horizon(Frozen):
 
 
 class Memory(Frozen):
-    """Estimated peak device memory in bytes, by part."""
+    """Estimated peak device memory in bytes, by part.
+
+    measured: what an earlier run of this shape, with these rows on this device, took at its peak.
+    """
 
     weights: int
     gradients: int
@@ -80,6 +83,11 @@ class Memory(Frozen):
     overhead: int
     total: int
     available: int | None
+    measured: int | None = None
+
+    @property
+    def expected(self) -> int:
+        return self.total if self.measured is None else self.measured
 
 
 class Disk(Frozen):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from trainer.contract.plan.answer import Batch
 from trainer.contract.plan.context import PlanContext
-from trainer.contract.plan.memory import estimate_memory
+from trainer.contract.plan.memory import NEAR_THE_LIMIT, estimate_memory
 from trainer.contract.plan.scaling import auto_batch
 from trainer.contract.shape import ModelShape
 from trainer.contract.spec import RunSpec
@@ -34,11 +34,20 @@ def plan_batch(spec: RunSpec, shape: ModelShape, context: PlanContext) -> Batch:
 
 
 def _assumed_rows(spec: RunSpec, shape: ModelShape, rows_total: int, context: PlanContext) -> int:
+    """The rows of the fastest earlier run of this shape here, else the most that should fit."""
+    if context.measured_rows and rows_total % context.measured_rows == 0:
+        return context.measured_rows
+    return fitting_rows(spec, shape, rows_total, context) or 1
+
+
+def fitting_rows(
+    spec: RunSpec, shape: ModelShape, rows_total: int, context: PlanContext
+) -> int | None:
     """The largest divisor of the batch's rows, at most 64, whose estimate fits the device."""
     limit = 8 if context.device_type == "cpu" or context.device_memory_bytes is None else 64
-    fitting = [r for r in range(1, min(rows_total, limit) + 1) if rows_total % r == 0]
+    divisors = [r for r in range(1, min(rows_total, limit) + 1) if rows_total % r == 0]
     memory = context.device_memory_bytes
-    for rows in reversed(fitting):
+    for rows in reversed(divisors):
         trial = Batch(
             tokens=rows_total * shape.sequence_len,
             device_batch_size=rows,
@@ -46,6 +55,7 @@ def _assumed_rows(spec: RunSpec, shape: ModelShape, rows_total: int, context: Pl
             accumulation=rows_total // rows,
             device_batch_size_assumed=True,
         )
-        if memory is None or estimate_memory(shape, trial, spec, context).total <= 0.9 * memory:
+        needed = estimate_memory(shape, trial, spec, context).total
+        if memory is None or needed <= NEAR_THE_LIMIT * memory:
             return rows
-    return 1
+    return None

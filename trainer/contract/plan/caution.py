@@ -5,6 +5,7 @@ from __future__ import annotations
 from trainer.contract.plan.answer import Plan
 from trainer.contract.plan.context import PlanContext
 from trainer.contract.plan.disk import shards_for
+from trainer.contract.plan.memory import is_near_the_limit
 from trainer.contract.plan.words import gigabytes, hours
 from trainer.contract.spec import RunSpec
 
@@ -46,9 +47,10 @@ def warnings_about(spec: RunSpec, plan: Plan, context: PlanContext) -> list[str]
             "from the end raises the learning rate again, one from the pinned checkpoint at step "
             f"{plan.warmdown_start:,} does not"
         )
-    if plan.memory.available and plan.memory.total > plan.memory.available:
+    if plan.memory.available and is_near_the_limit(plan.memory):
+        how = "estimated" if plan.memory.measured is None else "measured in an earlier run"
         found.append(
-            f"about {gigabytes(plan.memory.total)} of device memory needed, "
+            f"about {gigabytes(plan.memory.expected)} of device memory needed ({how}), "
             f"{gigabytes(plan.memory.available)} there: lower batch.device_batch_size"
         )
     if plan.disk.available is not None and plan.disk.total > plan.disk.available:

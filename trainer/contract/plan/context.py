@@ -8,7 +8,10 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class PlanContext:
-    """What is known of the machine. Everything may be unknown: planning needs no device."""
+    """What is known of the machine. Everything may be unknown: planning needs no device.
+
+    measured_*: of an earlier run of this shape on this device, the one that the speed is from.
+    """
 
     device_type: Literal["cpu", "cuda", "mps"] = "cuda"
     device_name: str | None = None
@@ -17,5 +20,7 @@ class PlanContext:
     peak_source: str | None = None
     tokens_per_second: float | None = None
     throughput_source: str | None = None
+    measured_rows: int | None = None
+    measured_peak_bytes: int | None = None
     disk_free_bytes: int | None = None
     corpus_tokens: int | None = None

@@ -1,0 +1,134 @@
+"""A real daemon over HTTP with a long history, while a run reports: the answers people poll.
+
+`python -m tests.bench.serving [RUNS [STEPS [DATA_DIR]]]`; default 100 runs of 200,000 steps, some
+5 GB in a temporary directory. The run that reports has a trainer without torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import psutil
+
+from server.database.db import Database
+from server.settings import Settings
+from tests.bench import bars, history
+from tests.e2e.real_daemon import RealDaemon
+from tests.server.house import launcher
+
+RUNS, STEPS = 100, 200_000
+IDLE_SECONDS = 10.0
+ASKED = 300
+MANNERS = {"*": {"step_seconds": 0.0003, "save_every": 10**9}}  # about 2,000 records a second
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", type=int, nargs="?", default=RUNS)
+    parser.add_argument("steps", type=int, nargs="?", default=STEPS)
+    parser.add_argument("directory", type=Path, nargs="?", help="kept, and used again if there")
+    asked = parser.parse_args()
+    given: Path | None = asked.directory
+    folder = given or Path(tempfile.mkdtemp(prefix="traind-bench-"))
+    try:
+        _build(folder / "data", asked.runs, asked.steps)
+        _measure(folder)
+    finally:
+        if given is None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _build(data_dir: Path, num_runs: int, num_steps: int) -> None:
+    if (data_dir / "traind.db").exists():
+        return
+    began = time.perf_counter()
+    data_dir.mkdir(parents=True, exist_ok=True)
+    db = Database.open(Settings(data_dir=data_dir))
+    history.build(db, num_runs, num_steps)
+    size = db.size_bytes / 1e9
+    db.close()
+    took = time.perf_counter() - began
+    print(
+        f"{num_runs} runs of {num_steps:,} steps: {size:.2f} GB, made in {took:.0f} s", flush=True
+    )
+
+
+def _measure(folder: Path) -> None:
+    daemon = RealDaemon(
+        folder,
+        TRAIND_TICK_SECONDS="1",
+        TRAIND_TRAINER_PYTHON=launcher(folder),
+        FAKE=json.dumps(MANNERS),
+    )
+    try:
+        bars.at_most("start to ready", _restart(daemon), 2.0, "s")
+        process = psutil.Process(daemon.process.pid)
+        bars.at_most("idle", _idle_percent(process), 1.0, "% of a core")
+        daemon.client.create_run({"name": "live", "horizon": {"steps": 10**8}})
+        before = daemon.until("live", lambda now: now.step > 100)
+        began = time.monotonic()
+        with httpx.Client(base_url=daemon.url, headers=_token(daemon)) as http:
+            progress = _slow(http, "/v1/runs/live/progress")
+            metrics = _slow(http, "/v1/runs/run-0/metrics?keys=loss&max_points=1000")
+            _slow(http, "/v1/runs?limit=50")
+        after = daemon.client.progress("live")
+        rate = (after.step - before.step) / (time.monotonic() - began)
+        print(f"meanwhile {rate:,.0f} records/s were ingested")
+        bars.at_most("progress, p99 while ingesting", progress, 10.0, "ms")
+        bars.at_most("metrics at 1,000 points, p99 while ingesting", metrics, 50.0, "ms")
+        bars.at_most("memory", _peak_bytes(process) / 1e6, 150.0, "MB")
+    finally:
+        daemon.end()
+
+
+def _restart(daemon: RealDaemon) -> float:
+    daemon.client.close()
+    daemon.process.terminate()
+    daemon.process.wait(30)
+    return daemon.start()
+
+
+def _idle_percent(process: psutil.Process) -> float:
+    time.sleep(2)  # what a start still has to do
+    before = process.cpu_times()
+    time.sleep(IDLE_SECONDS)
+    after = process.cpu_times()
+    spent = (after.user - before.user) + (after.system - before.system)
+    return 100 * spent / IDLE_SECONDS
+
+
+def _slow(http: httpx.Client, path: str) -> float:
+    """Milliseconds of the slowest answer but 1 %."""
+    times = sorted(_milliseconds(lambda: http.get(path).raise_for_status()) for _ in range(ASKED))
+    p99 = times[int(ASKED * 0.99) - 1]
+    print(f"GET {path}: median {times[ASKED // 2]:.1f} ms, p99 {p99:.1f} ms", flush=True)
+    return p99
+
+
+def _milliseconds(call: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    call()
+    return (time.perf_counter() - began) * 1e3
+
+
+def _token(daemon: RealDaemon) -> dict[str, str]:
+    path = daemon.data_dir / "token"
+    return {"Authorization": f"Bearer {path.read_text().strip()}"} if path.exists() else {}
+
+
+def _peak_bytes(process: psutil.Process) -> int:
+    for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) * 1024
+    return process.memory_info().rss
+
+
+if __name__ == "__main__":
+    main()
