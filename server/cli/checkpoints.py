@@ -86,17 +86,22 @@ def save(
     waiting.finish(ended, told, json)
 
 
-def pin(run: options.Run, checkpoint: Checkpoint) -> None:
+def pin(run: options.Run, checkpoint: Checkpoint, json: options.Json = False) -> None:
     """Keep a checkpoint for good."""
-    _set_pinned(run, checkpoint, True)
+    _set_pinned(run, checkpoint, True, json)
 
 
-def unpin(run: options.Run, checkpoint: Checkpoint) -> None:
+def unpin(run: options.Run, checkpoint: Checkpoint, json: options.Json = False) -> None:
     """Leave a checkpoint to the retention policy again."""
-    _set_pinned(run, checkpoint, False)
+    _set_pinned(run, checkpoint, False, json)
 
 
-def delete(run: options.Run, checkpoint: Checkpoint, yes: options.Yes = False) -> None:
+def delete(
+    run: options.Run,
+    checkpoint: Checkpoint,
+    yes: options.Yes = False,
+    json: options.Json = False,
+) -> None:
     """Delete a checkpoint; never one that a resume needs."""
     with output.connect() as traind:
         found = _found(traind.checkpoints(run, superseded=True), checkpoint)
@@ -104,14 +109,16 @@ def delete(run: options.Run, checkpoint: Checkpoint, yes: options.Yes = False) -
         if not options.confirmed(f"Delete checkpoint {clean(found.name)} ({size})?", yes):
             raise typer.Exit(output.FAILED)
         traind.delete_checkpoint(run, found.name)
-    output.note(f"deleted {found.name}")
+    output.deleted(found.name, json)
 
 
-def _set_pinned(run: str, checkpoint: str, pinned: bool) -> None:
+def _set_pinned(run: str, checkpoint: str, pinned: bool, json: bool) -> None:
     with output.connect() as traind:
         found = _found(traind.checkpoints(run, superseded=True), checkpoint)
-        traind.pin_checkpoint(run, found.name, pinned)
-    output.say(f"{found.name} is {'pinned' if pinned else 'no longer pinned'}")
+        after = traind.pin_checkpoint(run, found.name, pinned)
+    if json:
+        return output.emit(after)
+    return output.say(f"{found.name} is {'pinned' if pinned else 'no longer pinned'}")
 
 
 def _found(checkpoints: list[CheckpointView], wanted: str) -> CheckpointView:

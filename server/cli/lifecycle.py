@@ -103,7 +103,7 @@ def cancel(
     _act(lambda traind: traind.cancel(run), json, wait_for={"cancelled"} if wait else None)
 
 
-def delete(run: options.Run, yes: options.Yes = False) -> None:
+def delete(run: options.Run, yes: options.Yes = False, json: options.Json = False) -> None:
     """Delete a run with its checkpoints and history, for good."""
     with output.connect() as traind:
         found = traind.run(run)
@@ -113,7 +113,7 @@ def delete(run: options.Run, yes: options.Yes = False) -> None:
         if not options.confirmed(question, yes):
             raise typer.Exit(output.FAILED)
         traind.delete_run(found.id)
-    output.note(f"deleted {found.name}")
+    output.deleted(found.name, json)
 
 
 def _act(

@@ -74,6 +74,13 @@ def emit_line(value: BaseModel | Any) -> None:
     sys.stdout.flush()
 
 
+def deleted(name: str, json: bool) -> None:
+    """What is gone has no document of its own."""
+    if json:
+        return emit({"deleted": name})
+    return note(f"deleted {name}")
+
+
 def say(message: str = "", style: str = "") -> None:
     """A line of the result."""
     stdout().print(styled(clean_lines(message), style), soft_wrap=True)

@@ -72,20 +72,22 @@ export function url(base, query = {}) {
   return given.length ? `${base}?${new URLSearchParams(given)}` : base;
 }
 
+/** accept: "text/…" answers a string, anything else but JSON a Blob. */
 async function call(method, base, { query, body, signal, key, accept } = {}, again = true) {
   const headers = { Accept: accept ?? "application/json, application/problem+json" };
   if (body !== undefined) headers["Content-Type"] = "application/json";
   if (method === "POST" && key !== null) headers["Idempotency-Key"] = key ?? newKey();
   const request = { method, headers, body: body === undefined ? undefined : JSON.stringify(body), cache: "no-store" };
   const waits = headers["Idempotency-Key"] ? POST_AGAIN_MILLISECONDS : [];
-  const { response, text } = await send(url(base, query), request, signal, waits);
+  const { response, content } = await send(url(base, query), request, signal, waits);
   if (response.status === 401 && again && askForToken) {
     await login();
     return call(method, base, { query, body, signal, accept, key: headers["Idempotency-Key"] ?? null }, false);
   }
-  if (!response.ok) throw problemOf(response, text);
+  if (!response.ok) throw problemOf(response, await content.text());
   if (response.status === 204) return null;
-  return accept?.startsWith("text/") ? text : JSON.parse(text);
+  if (accept === undefined) return JSON.parse(await content.text());
+  return accept.startsWith("text/") ? content.text() : content;
 }
 
 /** The whole answer, or a Problem: the connection can be lost in the middle of it as well. */
@@ -93,7 +95,7 @@ async function send(address, request, signal, [wait, ...waits]) {
   const timeout = AbortSignal.timeout(TIMEOUT_MILLISECONDS);
   try {
     const response = await fetch(address, { ...request, signal: signal ? AbortSignal.any([signal, timeout]) : timeout });
-    return { response, text: await response.text() };
+    return { response, content: await response.blob() };
   } catch (error) {
     if (error.name === "AbortError") throw error;
     if (wait !== undefined) {

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.main import get_command
 
-from server.cli.app import main
+from server.cli.app import app, main
 from server.reporting import preview
 from tests.server import stub_daemon
 from tests.server.stub_daemon import (
@@ -226,6 +227,7 @@ def test_delete_says_yes_for_scripts(stub: Stub, traind: Traind):
     stub.on("GET", "/v1/runs/demo/checkpoints", page())
     stub.on("DELETE", "/v1/runs/run_1", Reply("", 204))
     assert traind("delete", "demo", "--yes").code == 0
+    assert traind("delete", "demo", "--yes", "--json").json == {"deleted": "demo"}
     assert len(stub.requests("DELETE", "/v1/runs/run_1")) == 1
 
 
@@ -412,6 +414,7 @@ def test_checkpoints_are_listed_and_pinned_by_step(stub: Stub, traind: Traind):
     assert "step-000000050-a0001" in traind("checkpoints", "demo").out
     assert traind("checkpoints", "list", "demo", "--json").json[1]["step"] == 50
     assert "is pinned" in traind("checkpoints", "pin", "demo", "50").out
+    assert traind("checkpoints", "pin", "demo", "50", "--json").json["pinned"] is True
     assert stub.requests("PATCH", path)[0].body == {"pinned": True}
     assert traind("checkpoints", "unpin", "demo", "51").code == 1
 
@@ -510,3 +513,35 @@ class _Terminal:
 
     def readline(self, *size: int) -> str:
         return self._text.readline(*size)
+
+
+# What starts, stops or is a program of its own, or hands out text as it is.
+WITHOUT_JSON = {"serve", "demo", "rebuild", "logs", "fetch-core", "install", "uninstall"}
+
+
+def test_every_command_that_asks_the_daemon_speaks_json():
+    def commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+        for name, command in group.commands.items():
+            inner = getattr(command, "commands", None)
+            yield from commands(command, (*path, name)) if inner else [((*path, name), command)]
+
+    without = {
+        path
+        for path, command in commands(get_command(app))
+        if not any("--json" in option.opts for option in command.params)
+    }
+    assert {path for path in without if not WITHOUT_JSON & set(path)} == set()
+
+
+def test_the_shell_completes_the_names_of_runs(stub: Stub):
+    stub.on("GET", "/v1/runs", page(summary("small"), summary("big"), summary("smooth")))
+    asked = {
+        "_TRAIND_COMPLETE": "complete_bash",
+        "COMP_WORDS": "traind pause sm",
+        "COMP_CWORD": "2",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "server.cli.app"], capture_output=True, text=True, timeout=60,
+        env=os.environ | asked | {"TRAIND_URL": stub.url},
+    )  # fmt: skip
+    assert done.stdout.split() == ["small", "smooth"], done.stderr

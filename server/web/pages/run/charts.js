@@ -5,6 +5,7 @@ import { makeAxis, MODES } from "../../charts/axis.js";
 import { createChart } from "../../charts/chart.js";
 import { KEYS, PANELS } from "../../charts/panels.js";
 import { bandsOf, edgesOf, pictureOf } from "../../charts/pictures.js";
+import { problemBox } from "../../components/problem.js";
 import { segmented } from "../../components/segmented.js";
 import { fill, h, setText } from "../../dom.js";
 import { exponent, integer, percent } from "../../format.js";
@@ -44,7 +45,7 @@ export function mount(root, run) {
       tool("+", () => zoomBy(0.5), "Zoom in")),
     h("span.spring"),
     status,
-    h("button.tool", { type: "button", onclick: downloadCsv }, "CSV"));
+    h("div.zoom", { role: "group", "aria-label": "Download what is shown" }, Object.keys(DOWNLOADS).map((name) => tool(name, () => download(name)))));
   fill(root, toolbar, refused, edgeList,
     h("div.charts", {}, charts.map(({ panel, chart }) => {
       if (panel.wide) chart.element.classList.add("wide");
@@ -63,8 +64,7 @@ export function mount(root, run) {
     const width = Math.max(300, Math.min(2000, charts[0].chart.width() || 800));
     const { zoom } = view;
     const answer = await get(path("runs", run.detail.id, "metrics"), {
-      keys: KEYS.join(","), max_points: width,
-      from_step: zoom ? Math.max(0, Math.floor(zoom.from)) : null, to_step: zoom ? Math.ceil(zoom.to) + 1 : null,
+      keys: KEYS.join(","), max_points: width, ...stepsOf(zoom),
     }, { signal: control.signal });
     return { answer, zoom };
   }
@@ -155,11 +155,17 @@ export function mount(root, run) {
     return true;
   }
 
-  async function downloadCsv() {
-    const text = await get(path("runs", run.detail.id, "metrics"), { max_points: 20000 }, { accept: "text/csv" });
-    const link = h("a", { href: URL.createObjectURL(new Blob([text], { type: "text/csv" })), download: `${run.detail.name}.csv` });
-    link.click();
-    URL.revokeObjectURL(link.href);
+  /** Every key over the range that is shown, in the finest bins the daemon gives. */
+  async function download(name) {
+    const { type, suffix } = DOWNLOADS[name];
+    try {
+      const content = await get(path("runs", run.detail.id, "metrics"), { max_points: 20_000, ...stepsOf(view.zoom) }, { accept: type });
+      const link = h("a", { href: URL.createObjectURL(new Blob([content], { type })), download: `${run.detail.name}-metrics.${suffix}` });
+      link.click();
+      URL.revokeObjectURL(link.href);
+    } catch (problem) {
+      fill(refused, problemBox(problem));
+    }
   }
 
   function unmount() {
@@ -174,10 +180,18 @@ export function mount(root, run) {
   return { unmount, onProgress, onEvent: (event) => LIFE.has(event.kind) && (frame.load(), metrics.load()) };
 }
 
+const DOWNLOADS = {
+  CSV: { type: "text/csv", suffix: "csv" },
+  Parquet: { type: "application/vnd.apache.parquet", suffix: "parquet" },
+};
 const LIFE = new Set(["state", "evaluation", "resumed", "extend", "phase", "ended"]);
 
 function tool(text, onclick, label) {
   return h("button.tool", { type: "button", onclick, "aria-label": label ?? null }, text);
+}
+
+function stepsOf(zoom) {
+  return zoom ? { from_step: Math.max(0, Math.floor(zoom.from)), to_step: Math.ceil(zoom.to) + 1 } : {};
 }
 
 function zoomOf({ from, to }) {
