@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
-from server import daemon, graves
+from server import daemon, graves, notices
 from server.api import app as api
 from server.daemon import serve
 from server.database.db import Database
@@ -47,7 +47,9 @@ def create_app(
             feed = Feed()
             opened.on_commit(feed.notify)
             supervisor = Supervisor(Shop(opened, settings, devices.discover()))
+            told = notices.Notices(opened, settings.paths.root, notices.post)
             api.connect(app, opened, feed, supervisor)
+            told.start()
             supervisor.start(on_failure)
             await run_in_threadpool(supervisor.wait_for_first_look, FIRST_LOOK_SECONDS)
             log.info("ready; data in %s", settings.paths.root)
@@ -57,6 +59,7 @@ def create_app(
                 api.end_streams(app)
                 stop_trainers = settings.stop_trainers
                 await run_in_threadpool(lambda: supervisor.stop(stop_trainers=stop_trainers))
+                await run_in_threadpool(told.stop)
                 await run_in_threadpool(opened.close)
 
     return api.make(settings, lifespan=life)
