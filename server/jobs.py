@@ -16,14 +16,17 @@ from server.errors import Conflict, Invalid, NotFound
 from server.making import require_free
 from server.states import State
 from trainer.contract.jobs import (
+    TOKEN_SOCKET,
     AuditParams,
     EvaluateParams,
     ExportParams,
     ImportParams,
     SampleParams,
 )
+from trainer.contract.rundir import DataDir
 
 MAX_WAITING = 1000
+OVER = frozenset({"completed", "failed", "cancelled"})
 Place = Literal["inline", "cpu", "device"]
 
 
@@ -99,6 +102,19 @@ def get(session: Session, job_id: str) -> tables.Job:
     if job is None:
         raise NotFound(f"There is no job {job_id}.", hint="GET /v1/jobs lists them.")
     return job
+
+
+def token_socket(job: tables.Job, paths: DataDir) -> Path:
+    """Where the text of a job can be listened to as it is written. Raises Conflict."""
+    if job.kind != "sample":
+        raise Conflict(f"a job of kind {job.kind} writes no text", state=job.state)
+    if job.state in OVER:
+        raise Conflict(
+            f"job {job.id} is over: nothing more is written",
+            hint=f"GET /v1/jobs/{job.id} has the whole text as its result.",
+            state=job.state,
+        )
+    return paths.job(job.id) / TOKEN_SOCKET
 
 
 def _place(run: tables.Run, asked: str, *, inline: bool = False) -> Place:

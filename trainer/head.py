@@ -77,9 +77,11 @@ def token_losses(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
     """Loss in nats of each token (N,) float32, 0 where the target is -1; for evaluation."""
     losses = []
     for x, targets in _chunks(x_ND, targets_N):
-        logits = softcap(x @ weight_VD.T)
-        picked = torch.gather(logits, 1, targets.clamp_min(0)[:, None])[:, 0]
-        nll = torch.logsumexp(logits, dim=-1) - picked
+        # tanh(u) = 2 s - 1 with s = sigmoid(2 u): logits 30 s - 15, and the 15 drops out. sigmoid
+        # vectorizes better than tanh (3.5 times); e^30 a million times is far from overflowing
+        s = (x @ weight_VD.T).float().mul_(2 / SOFTCAP).sigmoid_()
+        picked = torch.gather(s, 1, targets.clamp_min(0)[:, None])[:, 0].mul_(2 * SOFTCAP)
+        nll = s.mul_(2 * SOFTCAP).exp_().sum(dim=-1).log_() - picked
         losses.append(torch.where(targets != IGNORED, nll, 0.0))
     return torch.cat(losses)
 

@@ -91,6 +91,7 @@ def connect(app: FastAPI, db: Database, feed: Feed, supervisor: Any = None) -> N
     """Give the app what it serves from. Call before the first request."""
     app.state.db, app.state.feed, app.state.supervisor = db, feed, supervisor
     app.state.stream = Hub(source_of(db), feed)
+    app.state.token_streams = set()
 
 
 def end_streams(app: FastAPI) -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
 from server import jobs
 from server.api.deps import ID_PATTERN, Act, Db, Doing, JobRef, Limit, RunRef, StrictRoute
 from server.api.openapi import problems
+from server.api.token_stream import MAX_TOKEN_STREAMS, TokenStream
 from server.database import tables
+from server.database.db import Database
+from server.errors import Busy
 from server.guard.idempotency import Answer
 from server.queries import store
 from server.schemas import JobView, Page
@@ -25,6 +28,7 @@ from trainer.contract.jobs import (
 )
 
 router = APIRouter(prefix="/v1", tags=["jobs"], route_class=StrictRoute)
+SSE = "text/event-stream"
 LOCATION = {202: {"headers": {"Location": {"schema": {"type": "string"}}}, "description": "Asked."}}
 
 
@@ -48,6 +52,27 @@ def index(
 def show(job: JobRef, db: Db) -> JobView:
     with db.read() as session:
         return store.job(session, jobs.get(session, job))
+
+
+@router.get(
+    "/jobs/{job}/stream",
+    response_class=Response,
+    responses={200: {"content": {SSE: {"schema": {"type": "string"}}}}} | problems(404, 409),
+)
+def stream(job: JobRef, db: Db, request: Request) -> Response:
+    """The text of a sampling job as it is written.
+
+    `event: token` with {prompt, text} for each piece, `event: end` with the job's state. What was
+    written before is said again at the start; the job's result has the whole text.
+    """
+    state = request.app.state
+    with db.read() as session:
+        row = jobs.get(session, job)
+        address = jobs.token_socket(row, state.settings.paths)
+    if len(state.token_streams) >= MAX_TOKEN_STREAMS:
+        many = f"{MAX_TOKEN_STREAMS} token streams are open already."
+        raise Busy(many, headers={"Retry-After": "5"})
+    return TokenStream(state.stream, address, lambda: _ended(db, job), state.token_streams)
 
 
 @router.delete(
@@ -98,6 +123,14 @@ def audit(run: RunRef, act: Doing, body: AuditParams | None = None) -> Response:
 def import_run(body: ImportParams, act: Doing) -> Response:
     """Take a nanochat checkpoint over as a run with a finished phase."""
     return act.once(lambda session: accepted(session, jobs.import_run(session, body, act.now)))
+
+
+def _ended(db: Database, job: str) -> str | None:
+    """The state of a job that is over; a job that is gone with its run is over as well."""
+    with db.read() as session:
+        row = session.get(tables.Job, job)
+        state = row.state if row is not None else "cancelled"
+    return state if state in jobs.OVER else None
 
 
 def accepted(session: Session, job: tables.Job) -> Answer:

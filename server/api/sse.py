@@ -37,17 +37,17 @@ class EventStream(Response):
         await send_until_gone(receive, self._send_all(send), self._until_stopped())
 
     async def _send_all(self, send: Send) -> None:
-        await _send(
+        await send_message(
             send,
             {"type": "http.response.start", "status": 200, "headers": self.raw_headers},
         )
-        await _send_part(send, b"retry: 2000\n: traind\n\n")
+        await send_part(send, b"retry: 2000\n: traind\n\n")
         await self.hub.join(self.run_id)
         try:
             last = await self._follow(send)
         finally:
             self.hub.leave(self.run_id)
-        await _send(send, {"type": "http.response.body", "body": last, "more_body": False})
+        await send_message(send, {"type": "http.response.body", "body": last, "more_body": False})
 
     async def _until_stopped(self) -> None:
         """A client that does not read must not hold up the daemon's end."""
@@ -64,22 +64,22 @@ class EventStream(Response):
             waiting = bool(events or live) or position != self.position
             self.position = position
             if events or live:
-                await _send_part(send, b"".join(item.frame for item in (*events, *live)))
+                await send_part(send, b"".join(item.frame for item in (*events, *live)))
             if any(item.frame.startswith(b"event: gone") for item in live) and self.run_id:
                 return bye("the run was deleted")
             if not waiting and not await self.hub.news(HEARTBEAT_SECONDS):
-                await _send_part(send, b": heartbeat\n\n")
+                await send_part(send, b": heartbeat\n\n")
         return bye("the daemon is stopping")
 
 
-async def _send_part(send: Send, part: bytes) -> None:
+async def send_part(send: Send, part: bytes) -> None:
     """In slices: the server buffers a whole one before it makes us wait for the client."""
     for start in range(0, len(part), SLICE_BYTES):
         body = part[start : start + SLICE_BYTES]
-        await _send(send, {"type": "http.response.body", "body": body, "more_body": True})
+        await send_message(send, {"type": "http.response.body", "body": body, "more_body": True})
 
 
-async def _send(send: Send, message: dict) -> None:
+async def send_message(send: Send, message: dict) -> None:
     try:
         async with asyncio.timeout(STALL_SECONDS):
             await send(message)

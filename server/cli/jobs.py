@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from server.cli import options, output, units, waiting
-from server.cli.text import clean_lines
+from server.cli import options, output, tokens, units, waiting
 
 if TYPE_CHECKING:
     from server.client import Client
@@ -105,17 +104,19 @@ def sample(
     no_wait: options.NoWait = False,
     json: options.Json = False,
 ) -> None:
-    """Let a checkpoint write on."""
-
-    def told(job: JobView) -> None:
-        for made in (job.result or {}).get("samples", []):
-            output.stdout().print(_sampled(made), soft_wrap=True)
+    """Let a checkpoint write on; its text is printed as it comes."""
 
     ask = _said(
         prompts=prompt, step=step, checkpoint=checkpoint, max_tokens=max_tokens,
         temperature=temperature, top_k=top_k, seed=seed, where=where,
     )  # fmt: skip
-    _do(lambda traind: traind.sample(run, ask), told, no_wait, json)
+    telling = tokens.Telling(prompt)
+    with output.connect() as traind:
+        asked = traind.sample(run, ask)
+        if not (json or no_wait):
+            telling.listen(traind, asked)
+        ended = _ended(traind, asked, no_wait)
+    waiting.finish(ended, lambda job: telling.rest((job.result or {}).get("samples", [])), json)
 
 
 def eval_(
@@ -221,13 +222,6 @@ def _do(
 
 def _ended(traind: Client, job: JobView, no_wait: bool) -> JobView:
     return job if no_wait else waiting.for_job(traind, job)
-
-
-def _sampled(made: dict[str, Any]) -> Any:
-    prompt, text = str(made.get("prompt", "")), str(made.get("text", ""))
-    return output.styled(clean_lines(prompt), "bold").append(
-        clean_lines(text.removeprefix(prompt)), style="default"
-    )
 
 
 def _said(**values: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ with Client() as traind:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -295,6 +296,21 @@ class Client:
 
     def job(self, job: str) -> schemas.JobView:
         return self.wire.get(f"/jobs/{quoted(job)}", schemas.JobView)
+
+    def tokens(self, job: str) -> Iterator[client_stream.Message]:
+        """A sampling job's text as it is written: `token` messages, then one `end`.
+
+        Raises ApiError when the job is over or writes no text. A lost connection ends it without
+        `end`: the job's result has the whole text.
+        """
+        with (
+            suppress(httpx.TransportError),
+            client_stream.connect(self.wire.http, f"/v1/jobs/{quoted(job)}/stream") as response,
+        ):
+            if response.is_error:
+                response.read()
+                raise refusal(response)
+            yield from client_stream.parse(client_stream.lines(response.iter_text()))
 
     def cancel_job(self, job: str) -> schemas.JobView:
         return parse(self.wire.delete(f"/jobs/{quoted(job)}"), schemas.JobView)

@@ -72,7 +72,7 @@ def follow(
     while True:
         cause = "the stream ended"
         try:
-            with _connect(http, path, last) as response:
+            with connect(http, path, last) as response:
                 if response.status_code not in PASSING:
                     if response.is_error:
                         response.read()
@@ -126,7 +126,8 @@ def lines(chunks: Iterable[str]) -> Iterator[str]:
         yield from whole
 
 
-def _connect(http: httpx.Client, path: str, last: int | None) -> Any:
+def connect(http: httpx.Client, path: str, last: int | None = None) -> Any:
+    """An answer that is read as it comes; to be used in `with`."""
     headers = {"Accept": "text/event-stream", "Cache-Control": "no-store"}
     if last is not None:
         headers["Last-Event-ID"] = str(last)

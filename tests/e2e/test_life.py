@@ -91,10 +91,14 @@ def test_the_database_is_sound_and_holds_each_step_once(daemon):
 def test_report_sample_and_evaluation_of_the_finished_run(daemon):
     traind = daemon.client
     assert "calm" in traind.report("calm")
-    job = traind.sample("calm", {"prompts": ["def "], "max_tokens": 8})
+    job = traind.sample("calm", {"prompts": ["def "], "max_tokens": 1000, "temperature": 1.0})
+    *tokens, end = traind.tokens(job.id)
+    assert (end.event, end.data) == ("end", {"state": "completed"})
+    assert len(tokens) > 1
     done = wait_job(daemon, job.id)
     assert done.result is not None
-    assert done.result["samples"][0]["text"]
+    text = done.result["samples"][0]["text"]
+    assert "".join(token.data["text"] for token in tokens) == text != ""
     job = traind.evaluate("calm", {"bpb": True, "where": "cpu"})
     done = wait_job(daemon, job.id)
     found = [e for e in traind.evaluations("calm") if e.kind == "bpb" and e.step == 160]

@@ -368,6 +368,22 @@ def test_a_sample_is_waited_for_and_printed(stub: Stub, traind: Traind):
     }  # fmt: skip
 
 
+def test_a_sample_is_printed_as_it_is_written_and_once(stub: Stub, traind: Traind):
+    """The stream breaks off in the second text: the rest comes from the result, escaped."""
+    result = {"samples": [{"prompt": "a", "text": "bc"}, {"prompt": "d", "text": "e\x1b[2Jf"}]}
+    pieces = [(0, "b"), (0, "c"), (7, "nobody's"), (1, "e")]
+    stream = [
+        f"event: token\ndata: {json.dumps({'prompt': i, 'text': t})}\n\n".encode()
+        for i, t in pieces
+    ]
+    stub.on("POST", "/v1/runs/demo/samples", Reply(job("queued"), 202))
+    stub.on("GET", "/v1/jobs/job_1/stream", Reply(stream=stream))
+    stub.on("GET", "/v1/jobs/job_1", Reply(job(result=result)))
+    ran = traind("sample", "demo", "--prompt", "a", "--prompt", "d")
+    assert ran.out == "abc\nde\\x1b[2Jf\n"
+    assert [asked.path for asked in stub.asked][1] == "/v1/jobs/job_1/stream"
+
+
 def test_a_failed_job_is_1(stub: Stub, traind: Traind):
     stub.on("POST", "/v1/runs/demo/exports", Reply(job("failed", "export", message="no room"), 202))
     ran = traind("export", "demo", "--format", "huggingface")

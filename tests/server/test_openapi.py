@@ -8,8 +8,10 @@ status that is not documented, or differ from its schema.
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -132,12 +134,22 @@ def test_every_endpoint_of_the_contract_is_there(asgi: Asgi) -> None:
         f"{run}/checkpoints": "get post", f"{run}/evaluations": "get post",
         f"{run}/samples": "get post", f"{run}/exports": "post", "/v1/imports": "post",
         "/v1/events": "get", "/v1/jobs/{job}": "get delete",
+        "/v1/jobs/{job}/stream": "get",
         f"{run}/checkpoints/{{checkpoint}}": "patch delete",
         f"{run}/checkpoints/{{checkpoint}}/files/{{name}}": "get", "/v1/system": "get",
         "/v1/session": "post delete", "/healthz": "get", "/readyz": "get", "/metrics": "get",
     }  # fmt: skip
     for path, methods in promised.items():
         assert set(methods.split()) <= paths[path].keys(), path
+
+
+def test_every_route_that_the_readme_names_is_there(asgi: Asgi) -> None:
+    paths = asgi.get("/openapi.json").json()["paths"]
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    named = re.findall(r"`(GET|POST|PATCH|DELETE) (/v1/[^`?\s]*)`", readme)
+    assert ("GET", "/v1/jobs/{job}/stream") in named
+    for method, path in named:
+        assert method.lower() in paths[path], (method, path)
 
 
 def test_references_lead_somewhere(asgi: Asgi) -> None:

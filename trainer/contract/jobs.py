@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from trainer.contract.spec import Name
 
+TOKEN_SOCKET = "tokens.sock"  # in a sampling job's directory: {"prompt": index, "text": …} lines
+
 
 class Params(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)

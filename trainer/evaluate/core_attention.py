@@ -1,9 +1,11 @@
-"""Attention over trees of loose tokens: in blocks of queries, with only the keys they may see.
+"""Attention over trees of loose tokens: each query only with the keys it may see, or nearly.
 
-A block is a few consecutive tokens of one prompt; its keys are the tokens before them in that
-prompt, as far back as the layer's window. Blocks of about one size, from all trees of a batch, are
-attended together. The work is that of the visible pairs and little more: a mask over a whole tree
-would cost each choice the keys of all the others.
+A run is some consecutive tokens of one prompt. Where it begins the prompt it is a causal square,
+which torch's kernels do without a mask. Elsewhere it is cut into blocks of queries; the keys of a
+block are the tokens before its end in that prompt, as far back as the layer's window. Squares and
+blocks of about one size, from all trees of a batch, are attended together. The work is that of
+the visible pairs and little more: a mask over a whole tree would cost each choice the keys of all
+the others.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from torch import Tensor
 
 from trainer.evaluate import network
 
-QUERY_BLOCK = 32  # of 32, 48, 64, 128 the fastest on a CPU at the fixture's shape
+QUERY_BLOCK = 64
 QUERY_STEP, KEY_STEP = 16, 32  # sizes are rounded up to these, so that there are few of them
 
 
@@ -33,21 +35,25 @@ class Run:
 
 @dataclass(frozen=True)
 class _Block:
-    """number: of its first query in the output. Query j sees keys up to first + j."""
+    """`length` queries, numbered from `number` in the output. Query j sees keys up to first + j.
+
+    square: the keys are the queries' own places, and none is hidden but by order.
+    """
 
     number: int
     length: int
     first: int
     keys: np.ndarray
+    square: bool
 
 
 @dataclass(frozen=True)
 class _Group:
-    """Blocks padded to one size: queries (R, T), keys (R, S), mask (R, 1, T, S) to be added."""
+    """Blocks padded to one size: queries (R, T), keys (R, S), mask (R, 1, T, S), None: causal."""
 
     queries: Tensor
     keys: Tensor
-    mask: Tensor
+    mask: Tensor | None
 
 
 class RunAttention:
@@ -84,53 +90,68 @@ def _rows(x: Tensor, places_RT: Tensor) -> Tensor:
 def _blocks(runs: Iterable[Run], window: int) -> Iterator[_Block]:
     number = 0
     for run in runs:
-        for start in range(run.start, run.end, QUERY_BLOCK):
-            end = min(start + QUERY_BLOCK, run.end)
+        square = run.start == 0 and run.end <= window + 1
+        size = max(1, run.end) if square else QUERY_BLOCK
+        for start in range(run.start, run.end, size):
+            end = min(start + size, run.end)
             low = max(0, start - window)
-            yield _Block(number, end - start, start - low, run.path[low:end])
+            yield _Block(number, end - start, start - low, run.path[low:end], square)
             number += end - start
 
 
 def _grouped(blocks: Iterable[_Block], window: int, like: Tensor) -> tuple[list[_Group], Tensor]:
-    by_size: defaultdict[tuple[int, int], list[_Block]] = defaultdict(list)
+    by_size: defaultdict[tuple[int, int, bool], list[_Block]] = defaultdict(list)
     for block in blocks:
-        by_size[_up(block.length, QUERY_STEP), _up(len(block.keys), KEY_STEP)].append(block)
-    places = [_places(members, size[0]) for size, members in by_size.items()]
-    order = np.argsort(np.concatenate([p.ravel() for p in places]), kind="stable")
-    order = order[: sum(b.length for members in by_size.values() for b in members)]
-    groups = []
+        by_size[_size(block)].append(block)
+    groups, numbers = [], []
     for size, members in by_size.items():
-        groups.append(_group(members, *size, window, like))
+        made, of_queries = _group(members, size, window, like)
+        groups.append(made)
+        numbers.append(of_queries)
+    joined = np.concatenate(numbers)
+    order = np.empty(joined.max() + 1, dtype=np.int64)
+    order[joined[::-1]] = np.arange(len(joined))[::-1]  # the first place of a number wins
     return groups, torch.from_numpy(order).to(like.device)
 
 
-def _places(blocks: list[_Block], length: int) -> np.ndarray:
-    """Number of the query at each place (R, T); padding comes after every number."""
-    j = np.arange(length)[None, :]
-    number, count = (
-        np.array([getattr(b, n) for b in blocks])[:, None] for n in ("number", "length")
-    )
-    return np.where(j < count, number + j, np.iinfo(np.int64).max)
+def _size(block: _Block) -> tuple[int, int, bool]:
+    """(queries, keys) as padded, and whether a square, which is padded at its end."""
+    keys = _up(len(block.keys), KEY_STEP)
+    return keys if block.square else _up(block.length, QUERY_STEP), keys, block.square
 
 
-def _group(blocks: list[_Block], length: int, num_keys: int, window: int, like: Tensor) -> _Group:
-    """Padding queries repeat the block's last one; padding keys are masked."""
-    number, count, first = (
-        np.array([getattr(b, name) for b in blocks])[:, None]
-        for name in ("number", "length", "first")
+def _group(
+    blocks: list[_Block], size: tuple[int, int, bool], window: int, like: Tensor
+) -> tuple[_Group, np.ndarray]:
+    """The group, and the number of each of its queries (R x T,).
+
+    Padding queries repeat the block's last one; padding keys come after all that a query may see.
+    """
+    length, num_keys, square = size
+    number, count, first, own_keys = (
+        np.array(column)[:, None]
+        for column in zip(
+            *((b.number, b.length, b.first, len(b.keys)) for b in blocks), strict=True
+        )
     )
     j = np.minimum(np.arange(length)[None, :], count - 1)
     keys = np.zeros((len(blocks), num_keys), dtype=np.int64)
-    for row, block in zip(keys, blocks, strict=True):
-        row[: len(block.keys)] = block.keys
-    back = (first + j)[:, :, None] - np.arange(num_keys)[None, None, :]
-    hidden = torch.from_numpy((back < 0) | (back > window)).to(like.device)[:, None]
+    keys[np.arange(num_keys)[None, :] < own_keys] = np.concatenate([b.keys for b in blocks])
+    queries, places = torch.from_numpy(number + j), torch.from_numpy(keys)
+    mask = None if square else _mask(torch.from_numpy(first + j), num_keys, window, like)
+    group = _Group(queries.to(like.device), places.to(like.device), mask)
+    return group, (number + j).ravel()
+
+
+def _mask(seen_RT: Tensor, num_keys: int, window: int, like: Tensor) -> Tensor:
+    """(R, 1, T, S), to be added: query (r, t) sees the keys from seen - window to seen."""
+    seen = seen_RT.to(like.device, torch.int32)[:, None, :, None]
+    key = torch.arange(num_keys, dtype=torch.int32, device=like.device)
+    hidden = key > seen
+    if num_keys > window + 1:
+        hidden |= key < seen - window
     mask = torch.zeros(hidden.shape, dtype=like.dtype, device=like.device)
-    return _Group(
-        queries=torch.from_numpy(number + j).to(like.device),
-        keys=torch.from_numpy(keys).to(like.device),
-        mask=mask.masked_fill_(hidden, float("-inf")),
-    )
+    return mask.masked_fill_(hidden, float("-inf"))
 
 
 def _up(size: int, step: int) -> int:

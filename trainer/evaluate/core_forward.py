@@ -8,24 +8,27 @@ Logits are made for scored tokens alone.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from trainer import head
 from trainer.evaluate import network
 from trainer.evaluate.core_attention import Run, RunAttention
 from trainer.evaluate.core_prompts import Item, common_prefix
 
-LOGITS_TOKENS = 512  # scored tokens whose logits exist at a time
+LIKELIEST_TOKENS = 512  # logits of so many tokens exist at a time
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Per prompt of an item: mean loss (nats) over its span, and the most likely tokens there."""
+    """Per prompt of an item: mean loss (nats) over its span, and the most likely tokens there.
+
+    argmax is made only where being right depends on it; empty for an item that has a gold prompt.
+    """
 
     mean_losses: list[float]
     argmax: list[list[int]]
@@ -47,6 +50,11 @@ class Tree:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def spans(self) -> list[int]:
+        """Scored tokens of each prompt."""
+        return [prompt.end - prompt.start for prompt in self.item.prompts]
 
     def runs(self, at: int) -> list[Run]:
         """Every token once, in order, for a tree whose tokens begin at place `at`."""
@@ -99,27 +107,30 @@ def score(net: network.Network, trees: list[Tree]) -> list[Scores]:
         on_device([run.path[run.start : run.end] for run in scored]),
     )
     targets = [p.ids[p.start : p.end].astype(np.int64) for t in trees for p in t.item.prompts]
-    return _scores(trees, *_losses(net, x_SD, on_device(targets)))
+    losses_S = head.token_losses(x_SD, net.head, on_device(targets)).cpu().numpy()
+    return list(_scores(trees, losses_S, _likeliest(net, x_SD, trees)))
 
 
-def _losses(net: network.Network, x_SD: Tensor, targets_S: Tensor) -> tuple[Tensor, list[int]]:
-    """Float32 loss and most likely token for every scored token, on the host."""
-    losses, best = [], []
-    for at in range(0, len(x_SD), LOGITS_TOKENS):
-        logits_SV = net.logits(x_SD[at : at + LOGITS_TOKENS])
-        targets = targets_S[at : at + LOGITS_TOKENS]
-        losses.append(F.cross_entropy(logits_SV, targets, reduction="none"))
-        best.append(logits_SV.argmax(dim=-1))
-    return torch.cat(losses).cpu(), torch.cat(best).tolist()
+def _scores(trees: list[Tree], losses_S: np.ndarray, likeliest: list[int]) -> Iterator[Scores]:
+    """Means are float32, as nanochat's are."""
+    at = best_at = 0
+    for t in trees:
+        means, argmax = [], []
+        for length in t.spans:
+            means.append(float(losses_S[at : at + length].mean()))
+            at += length
+            if t.item.gold is None:
+                argmax.append(likeliest[best_at : best_at + length])
+                best_at += length
+        yield Scores(means, argmax)
 
 
-def _scores(trees: list[Tree], losses: Tensor, best: list[int]) -> list[Scores]:
-    lengths = [[p.end - p.start for p in t.item.prompts] for t in trees]
-    spans = losses.split([n for of_tree in lengths for n in of_tree])
-    means, at, scores = iter([span.mean().item() for span in spans]), 0, []
-    for of_tree in lengths:
-        ends = np.cumsum([at, *of_tree]).tolist()
-        argmax = [best[a:b] for a, b in pairwise(ends)]
-        scores.append(Scores([next(means) for _ in of_tree], argmax))
-        at = ends[-1]
-    return scores
+def _likeliest(net: network.Network, x_SD: Tensor, trees: list[Tree]) -> list[int]:
+    """The most likely token at each scored token of the items without a gold prompt."""
+    lengths = [sum(t.spans) for t in trees]
+    asked = np.repeat([t.item.gold is None for t in trees], lengths)
+    places = torch.from_numpy(np.flatnonzero(asked)).to(x_SD.device)
+    found: list[int] = []
+    for some in places.split(LIKELIEST_TOKENS):
+        found += net.logits(x_SD[some]).argmax(dim=-1).tolist()
+    return found

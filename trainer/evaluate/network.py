@@ -2,14 +2,15 @@
 
 Training forwards whole rows. Decoding forwards one token after many, CORE a prompt with several
 endings: both say where each token stands and what it may look at. The arithmetic is that of
-`trainer/block.py` without gradients, which allows three savings: query, key and value in one
-product, work in place, and in the last layer only the tokens whose prediction is wanted.
+`trainer/block.py` without gradients, which allows these savings: query, key and value in one
+product, a rotation as one complex product, work in place, some tokens at a time so that what a
+layer makes of them stays in the cache, and in the last layer only the tokens that are wanted.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +24,7 @@ from trainer.model import GPT
 
 LONGEST_FACTOR = 10  # prompts are forwarded whole up to this many times sequence_len (RECIPE 7)
 NO_TOKEN = -1
+CHUNK_TOKENS_CPU = 512  # a product of 4,096 rows runs at 23 GFLOP/s, of 512 at 82 (width 64)
 
 # (layer, q (M, H, C), k and v (N, 2, K, C)) -> (M, H, C); M <= N, fewer in the last layer
 Attend = Callable[[int, Tensor, Tensor], Tensor]
@@ -30,7 +32,10 @@ Attend = Callable[[int, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class _Layer:
-    """A layer's matrices in the compute dtype; qkv is c_q, c_k and c_v one above the other."""
+    """A layer's matrices in the compute dtype; qkv is c_q, c_k and c_v one above the other.
+
+    The channels of each query and key head are in the order of `_paired`.
+    """
 
     qkv: Tensor
     attn_proj: Tensor
@@ -49,7 +54,7 @@ class Network:
         self.model, self.shape = model, model.shape
         self._leaf = {name: leaf.detach() for name, leaf in model.bank.leaves.items()}
         self._layers = [self._layer(i) for i in range(model.shape.n_layer)]
-        self._head = model.head_weight.detach()
+        self.head = model.head_weight.detach()
 
     @torch.no_grad()
     def hidden(
@@ -65,25 +70,22 @@ class Network:
 
         previous_N: the token before each one, NO_TOKEN at position 0. positions_N < length.
         """
-        x = self._smeared(tokens_N, previous_N)
-        x0, kept, last = x, x, len(self._layers) - 1
-        cos, sin = self._rotary(positions_N, length)
+        x0 = self._smeared(tokens_N, previous_N)
+        x, kept, last = x0.clone(), x0, len(self._layers) - 1
+        turn = self._turn(positions_N, length)
         for i, layer in enumerate(self._layers):
-            x = torch.addcmul(layer.resid * x, layer.x0, x0)
-            q, kv = self._qkv(layer, norm(x), tokens_N, cos, sin)
+            q, kv = self._attention_inputs(layer, x, x0, tokens_N, turn)
             if i == last:
                 x, q, kept = (t.index_select(0, wanted_M) for t in (x, q, kept))
-            x += F.linear(attend(i, q, kv).flatten(1), layer.attn_proj)
-            wide = F.linear(norm(x), layer.c_fc).relu_()
-            x += F.linear(wide.mul_(wide), layer.mlp_proj)
+            self._add_outputs(layer, x, attend(i, q, kv).flatten(1))
             if i == len(self._layers) // 2:
-                kept = x
+                kept = x if i == last else x.clone()
         return norm(x - self._leaf["backout_lambda"].to(x.dtype) * kept)
 
     @torch.no_grad()
     def logits(self, x_ND: Tensor) -> Tensor:
         """Softcapped float32 logits (N, vocab_size)."""
-        z = F.linear(x_ND, self._head).float()
+        z = F.linear(x_ND, self.head).float()
         return z.div_(head.SOFTCAP).tanh_().mul_(head.SOFTCAP)
 
     def window(self, layer: int) -> int:
@@ -91,9 +93,10 @@ class Network:
         return self.shape.windows[layer]
 
     def _layer(self, i: int) -> _Layer:
-        attention = {m: self._leaf.get(parameters.attention(i, m)) for m in ("c_q", "c_k", "c_v")}
+        c_q, c_k, c_v = (self._leaf[parameters.attention(i, m)] for m in ("c_q", "c_k", "c_v"))
+        channels = self.shape.head_dim
         return _Layer(
-            qkv=torch.cat([w for w in attention.values() if w is not None]),
+            qkv=torch.cat([_paired(c_q, channels), _paired(c_k, channels), c_v]),
             attn_proj=self._leaf[parameters.attention(i, "c_proj")],
             c_fc=self._leaf[parameters.mlp(i, "c_fc")],
             mlp_proj=self._leaf[parameters.mlp(i, "c_proj")],
@@ -111,26 +114,66 @@ class Network:
         smeared = start(torch.stack([before, rows], dim=1), gate, weight)[:, 1]
         return torch.where((previous_N == NO_TOKEN)[:, None], norm(rows), smeared)
 
-    def _rotary(self, positions_N: Tensor, length: int) -> tuple[Tensor, Tensor]:
-        """cos and sin (N, 1, C) such that y = x * cos + (x's halves swapped) * sin."""
-        cos, sin = (table[positions_N, None] for table in self.model.rotary(length))
-        return torch.cat([cos, cos], dim=-1), torch.cat([sin, -sin], dim=-1)
+    def _turn(self, positions_N: Tensor, length: int) -> Tensor:
+        """What turns each token's pairs of channels as rotary does: (N, 1, C / 2), complex."""
+        cos, sin = (table[positions_N, None].float() for table in self.model.rotary(length))
+        return torch.complex(cos, -sin)
 
-    def _qkv(
-        self, layer: _Layer, h_ND: Tensor, tokens_N: Tensor, cos_N1C: Tensor, sin_N1C: Tensor
+    def _attention_inputs(
+        self, layer: _Layer, x_ND: Tensor, x0_ND: Tensor, tokens_N: Tensor, turn_N: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """q (N, H, C), k and v (N, 2, K, C)."""
-        heads, kv, channels = self.shape.n_head, self.shape.n_kv_head, self.shape.head_dim
-        qkv = F.linear(h_ND, layer.qkv).view(len(h_ND), heads + 2 * kv, channels)
-        qk, v = qkv[:, : heads + kv], qkv[:, heads + kv :]
-        if layer.ve_gate is not None:
-            gate = torch.sigmoid(F.linear(h_ND[:, :VE_GATE_CHANNELS], layer.ve_gate))
-            rows = self.model.rows_of(layer.values, tokens_N).view_as(v)
-            v = torch.addcmul(v, VE_GATE_SCALE * gate.unsqueeze(-1), rows)
-        half = channels // 2
-        swapped = torch.cat([qk[..., half:], qk[..., :half]], dim=-1)
-        qk = norm((qk * cos_N1C).addcmul_(swapped, sin_N1C)).mul_(QK_SCALE)
-        return qk[:, :heads], torch.stack([qk[:, heads:], v], dim=1)
+        """q (N, H, C), k and v (N, 2, K, C); x becomes what the layer adds to."""
+        heads, kv_heads, channels = self.shape.n_head, self.shape.n_kv_head, self.shape.head_dim
+        q = x_ND.new_empty(len(x_ND), heads, channels)
+        kv = x_ND.new_empty(len(x_ND), 2, kv_heads, channels)
+        for some in self._chunks(len(x_ND)):
+            x = x_ND[some].mul_(layer.resid).addcmul_(x0_ND[some], layer.x0.to(x_ND.dtype))
+            h = norm(x)
+            qkv = F.linear(h, layer.qkv).view(len(h), -1, channels)
+            qk, v = _turned(qkv[:, :-kv_heads], turn_N[some]), qkv[:, -kv_heads:]
+            scale = _rsqrt_mean_square(qk).mul_(QK_SCALE)
+            torch.mul(qk[:, :heads], scale[:, :heads], out=q[some])
+            torch.mul(qk[:, heads:], scale[:, heads:], out=kv[some, 0])
+            if layer.ve_gate is None:
+                kv[some, 1] = v
+            else:
+                gate = torch.sigmoid(F.linear(h[:, :VE_GATE_CHANNELS], layer.ve_gate))
+                rows = self.model.rows_of(layer.values, tokens_N[some]).view_as(v)
+                torch.addcmul(v, gate.mul_(VE_GATE_SCALE).unsqueeze(-1), rows, out=kv[some, 1])
+        return q, kv
+
+    def _add_outputs(self, layer: _Layer, x_MD: Tensor, y_MD: Tensor) -> None:
+        """Add what attention found, and what the MLP makes of it, to x in place."""
+        for some in self._chunks(len(x_MD)):
+            x = x_MD[some].addmm_(y_MD[some], layer.attn_proj.T)
+            wide = F.linear(norm(x), layer.c_fc).relu_()
+            x.addmm_(wide.mul_(wide), layer.mlp_proj.T)
+
+    def _chunks(self, count: int) -> Iterator[slice]:
+        size = CHUNK_TOKENS_CPU if self.model.device.type == "cpu" else max(1, count)
+        return (slice(at, at + size) for at in range(0, count, size))
+
+
+def _paired(weight: Tensor, channels: int) -> Tensor:
+    """Rows of c_q or c_k such that the two channels which rotary turns together lie side by side.
+
+    A score is a sum over channels: it does not notice their order.
+    """
+    halves = weight.view(-1, 2, channels // 2, weight.size(-1))
+    return halves.transpose(1, 2).reshape_as(weight)
+
+
+def _turned(x_NHC: Tensor, turn_N: Tensor) -> Tensor:
+    """Pairs of channels as complex numbers times `turn`, in place where x is float32 already."""
+    pairs = x_NHC.float().unflatten(-1, (-1, 2))
+    torch.view_as_complex(pairs).mul_(turn_N)
+    return pairs.flatten(-2)
+
+
+def _rsqrt_mean_square(x_NHC: Tensor) -> Tensor:
+    """What `norm` multiplies each head by: (N, H, 1)."""
+    eps = torch.finfo(torch.float32).eps
+    return x_NHC.square().mean(dim=-1, keepdim=True).add_(eps).rsqrt_()
 
 
 def attention(q_RTHC: Tensor, k_RSKC: Tensor, v_RSKC: Tensor, mask: Tensor | None) -> Tensor:

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from trainer.contract import events
+from trainer.contract.jobs import TOKEN_SOCKET
 from trainer.contract.orders import JobOrder
 from trainer.process import Process
-
-SOCKET = "tokens.sock"
 
 
 def run(order: JobOrder, own: Process) -> dict[str, Any]:
@@ -26,7 +25,7 @@ def run(order: JobOrder, own: Process) -> dict[str, Any]:
     loaded = load(order)
     own.reporter.emit(events.Stage(stage="sampling"))
     params, step, results = order.params, loaded.manifest.step, []
-    with _stream(own.directory / SOCKET) as send:
+    with _stream(own.directory / TOKEN_SOCKET) as send:
         for index, prompt in enumerate(params["prompts"]):
             started = time.monotonic()
             sample = samples.generate(
@@ -75,15 +74,19 @@ def _stream(path: Path) -> Iterator[Any]:
         print(f"no token stream: {error}")
     history: list[bytes] = []
 
-    def send(message: dict[str, Any]) -> None:
-        line = json.dumps(message).encode() + b"\n"
-        history.append(line)
+    def welcome() -> None:
+        """Whoever comes late hears what was said before."""
         with contextlib.suppress(OSError):
             while True:
                 connection, _ = listener.accept()
                 connection.settimeout(0.5)
-                connection.sendall(b"".join(history[:-1]))
+                connection.sendall(b"".join(history))
                 listeners.append(connection)
+
+    def send(message: dict[str, Any]) -> None:
+        welcome()
+        line = json.dumps(message).encode() + b"\n"
+        history.append(line)
         for connection in list(listeners):
             try:
                 connection.sendall(line)
@@ -94,6 +97,7 @@ def _stream(path: Path) -> Iterator[Any]:
     try:
         yield send
     finally:
+        welcome()
         for connection in [*listeners, listener]:
             connection.close()
         with contextlib.suppress(OSError):

@@ -92,7 +92,7 @@ def test_one_pass_over_many_items_equals_one_prompt_at_a_time(shape):
     for item, scores in zip(items, scored, strict=True):
         expected = plain_scores(model, item)
         assert scores.mean_losses == pytest.approx([loss for loss, _ in expected], abs=1e-4)
-        assert scores.argmax == [best for _, best in expected]
+        assert scores.argmax == ([best for _, best in expected] if item.gold is None else [])
 
 
 def random_item(shape: ModelShape, draw: random.Random) -> Item:
@@ -105,7 +105,7 @@ def random_item(shape: ModelShape, draw: random.Random) -> Item:
         ids = np.array(head + tail)
         start = max(1, len(ids) - draw.choice([1, 2, length]))
         prompts.append(Prompt(ids, start, len(ids)))
-    return Item(tuple(prompts), 0)
+    return Item(tuple(prompts), None if len(prompts) == 1 else 0)
 
 
 def test_equal_losses_take_the_lowest_index():

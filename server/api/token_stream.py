@@ -1,0 +1,112 @@
+"""The tokens of a sampling job as they come: its Unix socket, passed on to one client.
+
+Nothing durable depends on it: the whole text is in the job's result. What a client does not read
+waits in the socket, and the job drops a listener that lags half a second behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from server.api.leaving import send_until_gone
+from server.api.sse import HEADERS, HEARTBEAT_SECONDS, STOP_SECONDS, send_message, send_part
+from server.stream import Hub, bye, frame_of
+
+MAX_TOKEN_STREAMS = 64
+MAX_LINE_BYTES = 1 << 20
+CONNECT_SECONDS = 0.05  # between two tries: a small model has said everything in a blink
+LOOK_SECONDS = 0.5  # between two looks at whether the job is over
+
+
+class TokenStream(Response):
+    """`event: token` for each piece of text, then `event: end` with the state of the job.
+
+    address: where the job's socket is, or will be. ended(): the job's state once it is over.
+    among: the streams that are open, this one too while it is.
+    """
+
+    def __init__(
+        self, hub: Hub, address: Path, ended: Callable[[], str | None], among: set[TokenStream]
+    ) -> None:
+        super().__init__(status_code=200, headers=HEADERS)
+        del self.headers["content-length"]
+        self.hub, self.address, self.ended, self.among = hub, str(address), ended, among
+        self.reader: asyncio.StreamReader | None = None
+        self.writer: asyncio.StreamWriter | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.among.add(self)
+        try:
+            await send_until_gone(receive, self._send_all(send), self._until_stopped())
+        finally:
+            self.among.discard(self)
+            if self.writer is not None:
+                self.writer.close()
+
+    async def _send_all(self, send: Send) -> None:
+        await send_message(
+            send, {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+        )
+        await send_part(send, b": traind\n\n")
+        last = await self._follow(send)
+        await send_message(send, {"type": "http.response.body", "body": last, "more_body": False})
+
+    async def _until_stopped(self) -> None:
+        """A client that does not read must not hold up the daemon's end."""
+        while not self.hub.stopping:
+            await self.hub.news(HEARTBEAT_SECONDS)
+        await asyncio.sleep(STOP_SECONDS)
+
+    async def _follow(self, send: Send) -> bytes:
+        """Pass on until the job is over and nothing is left; returns the last words."""
+        said = looked = time.monotonic()
+        while not self.hub.stopping:
+            line = await self._next_line()
+            if line and (frame := _frame(line)):
+                await send_part(send, frame)
+                said = time.monotonic()
+                continue
+            if time.monotonic() - looked > LOOK_SECONDS:
+                looked = time.monotonic()
+                if state := await run_in_threadpool(self.ended):
+                    return frame_of("end", json.dumps({"state": state}))
+            if time.monotonic() - said > HEARTBEAT_SECONDS:
+                await send_part(send, b": heartbeat\n\n")
+                said = time.monotonic()
+        return bye("the daemon is stopping")
+
+    async def _next_line(self) -> bytes:
+        """A line, or nothing for the moment."""
+        if self.reader is None:
+            await self._connect()
+        elif not self.reader.at_eof():
+            with suppress(TimeoutError, OSError, ValueError):  # ValueError: a line without end
+                async with asyncio.timeout(LOOK_SECONDS):
+                    return await self.reader.readline()
+        await asyncio.sleep(CONNECT_SECONDS)
+        return b""
+
+    async def _connect(self) -> None:
+        """Not there before the job writes, and never where its path is too long for a socket."""
+        with suppress(TimeoutError, OSError):
+            async with asyncio.timeout(LOOK_SECONDS):
+                self.reader, self.writer = await asyncio.open_unix_connection(
+                    self.address, limit=MAX_LINE_BYTES
+                )
+
+
+def _frame(line: bytes) -> bytes:
+    """The message that a line becomes; nothing for a line that is not as the job writes them."""
+    with suppress(ValueError, KeyError, TypeError, RecursionError):
+        said = json.loads(line)
+        return frame_of("token", json.dumps({"prompt": int(said["prompt"]), "text": said["text"]}))
+    return b""

@@ -1,0 +1,59 @@
+"""Samples printed as they are written, each text once, whatever the stream leaves out."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from server.cli import output
+from server.cli.text import clean, clean_lines
+
+if TYPE_CHECKING:
+    from server.client import Client
+    from server.schemas import JobView
+
+
+class Telling:
+    """Prompts in bold, each followed by what the model wrote.
+
+    heard: of each prompt that was begun, the text printed so far.
+    """
+
+    def __init__(self, prompts: list[str]) -> None:
+        self.prompts = prompts
+        self.heard: list[str] = []
+
+    def listen(self, traind: Client, job: JobView) -> None:
+        """Print what comes until the stream ends; without a stream, nothing."""
+        from server.client import ApiError
+
+        try:
+            with suppress(ApiError), output.stderr().status("sample: waiting …") as status:
+                for message in traind.tokens(job.id):
+                    if message.event == "token":
+                        status.stop()
+                        self.token(message.data["prompt"], message.data["text"])
+        except KeyboardInterrupt:
+            output.note(f"\nthe job goes on: traind job {clean(job.id)}")
+            raise
+
+    def token(self, index: int, text: str) -> None:
+        if not max(0, len(self.heard) - 1) <= index < len(self.prompts):
+            return
+        while len(self.heard) <= index:
+            self._write("\n" if self.heard else "")
+            self._write(self.prompts[len(self.heard)], "bold")
+            self.heard.append("")
+        self.heard[index] += text
+        self._write(text)
+
+    def rest(self, samples: list[dict[str, Any]]) -> None:
+        """What the job's result has beyond what was heard."""
+        for index, made in enumerate(samples):
+            text = str(made.get("text", ""))
+            heard = self.heard[index] if index < len(self.heard) else ""
+            self.token(index, text[len(heard) :] if text.startswith(heard) else "")
+        self._write("\n")
+
+    def _write(self, text: str, style: str = "default") -> None:
+        output.stdout().print(output.styled(clean_lines(text), style), end="", soft_wrap=True)
