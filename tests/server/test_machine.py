@@ -336,6 +336,7 @@ def test_f42_the_laws_hold_whatever_happens() -> None:
     drive(EXAMPLES)
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("where", "name", "instead"),
     [
