@@ -134,14 +134,18 @@ class Metrics:
             *_run_lines(runs),
             *_counter_lines(counted),
             *_histogram_lines(histograms),
-            *self._daemon_lines(unread, now),
+            *self._daemon_lines(unread, db.wal_bytes, now),
         ]
         return "".join(lines).encode() + generate_latest(self.registry)
 
-    def _daemon_lines(self, unread: list[tuple[str, int, int]], now: float) -> Iterator[str]:
+    def _daemon_lines(
+        self, unread: list[tuple[str, int, int]], wal_bytes: int, now: float
+    ) -> Iterator[str]:
         lag = max((_lag(self._data_dir, *where, now) for where in unread), default=0.0)
         free = float(shutil.disk_usage(self._data_dir).free)
         yield _family("disk_free_bytes", "Free bytes where the data lies", [("", free)])
+        words = "Size of the database's write-ahead log"
+        yield _family("database_wal_bytes", words, [("", float(wal_bytes))])
         yield _family("ingest_lag_seconds", "Age of the oldest unread report", [("", lag)])
         info = f'version="{_escaped(version())}"'
         yield _family("build_info", "The version that runs", [(info, 1)])

@@ -170,8 +170,37 @@ def test_f20_after_a_failed_fsync_nothing_more_is_claimed(path, monkeypatch):
     with pytest.raises(OSError, match="Input/output"):
         writer.append({"kind": "a"}, durable=True)
     monkeypatch.undo()
-    with pytest.raises(JournalError, match="earlier fsync failed"):
+    with pytest.raises(JournalError, match="disk failed before"):
         writer.append({"kind": "b"})
+
+
+@pytest.mark.parametrize("fails", ["write", "ftruncate"])
+def test_f20_after_a_failed_write_or_a_torn_record_that_stays_nothing_follows(
+    path, monkeypatch, fails
+):
+    """EIO in the middle of a record, or ENOSPC whose torn record cannot be taken back: whatever was
+    appended after it would make damage of a tail."""
+    writer = Writer.create(path, HEADER)
+    writer.append({"kind": "a"})
+    real = os.write
+
+    def torn_write(fd, data):
+        real(fd, bytes(data)[:10])
+        raise OSError(errno.EIO if fails == "write" else errno.ENOSPC, "failed")
+
+    def failing(fd, size):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "write", torn_write)
+    if fails == "ftruncate":
+        monkeypatch.setattr(os, "ftruncate", failing)
+    with pytest.raises(OSError, match=r"failed|Input/output"):
+        writer.append({"kind": "b"})
+    monkeypatch.undo()
+    with pytest.raises(JournalError, match="disk failed before"):
+        writer.append({"kind": "c"})
+    records, batch = read_all(path)
+    assert ([r["kind"] for r in records], batch.problem) == (["a"], None)
 
 
 def test_f02_a_writer_killed_anywhere_leaves_a_readable_prefix(tmp_path):

@@ -113,6 +113,11 @@ def test_an_audit_and_an_export_of_the_finished_run(daemon, tmp_path):
     done = wait_job(daemon, job.id)
     assert done.result is not None
     assert any(name.endswith("model_000160.pt") for name in done.result["files"])
+    done = wait_job(daemon, daemon.client.audit("calm", {"steps": 3}).id)
+    assert done.result is not None
+    assert (done.result["verdict"], done.result["compared"]) == ("verified", 3)
+    said = [e for e in daemon.client.events("calm", limit=1000).data if e.kind == "audit"]
+    assert [e.level for e in said] == ["info"]
 
 
 def test_cancel_and_delete_leave_nothing(daemon):

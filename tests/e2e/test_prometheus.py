@@ -38,6 +38,7 @@ PROMISED = {
     "restarts_total": {"run", "reason"}, "energy_joules_total": {"run"},
     "checkpoint_bytes_total": {"run"}, "step_duration_seconds_bucket": {"le"},
     "checkpoint_save_seconds_bucket": {"le"}, "disk_free_bytes": set(),
+    "database_wal_bytes": set(),
     "ingest_lag_seconds": set(), "build_info": {"version"},
     "http_requests_total": {"method", "route", "status"},
 }  # fmt: skip

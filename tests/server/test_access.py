@@ -73,7 +73,8 @@ def every_route(asgi: Asgi) -> list[tuple[str, str]]:
 def test_a_new_route_is_in_the_matrix_by_being_there(opened: Asgi) -> None:
     """What is not listed would not be asked; a parameter nobody knows yet has a value too."""
     listed = {route.path for route in opened.app.state.routes}
-    assert {r.path for r in opened.app.routes if isinstance(r, Route)} == listed
+    assert opened.app.openapi()["paths"].keys() <= {path.replace(":path", "") for path in listed}
+    assert [r for r in opened.app.routes if isinstance(r, Route)] == []  # none beside the routers
     assert "/v1/{new}".format_map(SAMPLE) == "/v1/x"
 
 

@@ -173,7 +173,9 @@ def test_events_list_in_order_and_by_cursor(asgi: Asgi) -> None:
 
 def test_jobs_are_refused_until_there_is_a_checkpoint(asgi: Asgi) -> None:
     asgi.create()
-    for path, body in (("samples", {"prompts": ["x"]}), ("exports", {}), ("evaluations", None)):
+    for path, body in (
+        ("samples", {"prompts": ["x"]}), ("exports", {}), ("evaluations", None), ("audits", None),
+    ):  # fmt: skip
         answer = asgi.post(f"/v1/runs/demo/{path}", body)
         assert answer.status_code == 409, answer.text
     assert asgi.get("/v1/jobs").json()["data"] == []

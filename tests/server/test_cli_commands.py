@@ -391,6 +391,28 @@ def test_a_failed_job_is_1(stub: Stub, traind: Traind):
     assert "no room" in ran.err
 
 
+AUDITED = {"checkpoint": "step-000000040-a0001", "compared": 5}
+
+
+def test_f37_an_audit_says_its_verdict(stub: Stub, traind: Traind):
+    sound = {"verdict": "verified", **AUDITED}
+    stub.on("POST", "/v1/runs/demo/audits", Reply(job(kind="audit", result=sound), 202))
+    ran = traind("audit", "demo", "--steps", "5")
+    assert stub.asked[0].body == {"steps": 5}
+    assert ran.code == 0
+    assert ran.out.startswith("verified: 5 steps from step-000000040-a0001 were done again")
+
+
+def test_f37_an_audit_that_found_other_bits_is_1(stub: Stub, traind: Traind):
+    found = [{"step": 42, "recorded": 3.5, "found": 3.75}]
+    flipped = {"verdict": "mismatch", **AUDITED, "differences": found}
+    stub.on("POST", "/v1/runs/demo/audits", Reply(job(kind="audit", result=flipped), 202))
+    ran = traind("audit", "demo")
+    assert ran.code == 1
+    assert "MISMATCH" in ran.out
+    assert "step 42 had the loss 3.5 and has 3.75 now" in ran.out
+
+
 def test_no_wait_leaves_the_job_to_itself(stub: Stub, traind: Traind):
     stub.on("POST", "/v1/imports", Reply(job("queued", "import"), 202))
     ran = traind(

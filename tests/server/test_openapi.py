@@ -133,6 +133,7 @@ def test_every_endpoint_of_the_contract_is_there(asgi: Asgi) -> None:
            ("progress", "phases", "attempts", "metrics", "events", "logs", "report")},
         f"{run}/checkpoints": "get post", f"{run}/evaluations": "get post",
         f"{run}/samples": "get post", f"{run}/exports": "post", "/v1/imports": "post",
+        f"{run}/audits": "post",
         "/v1/events": "get", "/v1/jobs/{job}": "get delete",
         "/v1/jobs/{job}/stream": "get",
         f"{run}/checkpoints/{{checkpoint}}": "patch delete",

@@ -31,6 +31,7 @@ PROMISED: dict[str, set[str]] = {
     "lost_steps_total": {"run"}, "restarts_total": {"run", "reason"},
     "energy_joules_total": {"run"}, "checkpoint_bytes_total": {"run"},
     "step_duration_seconds_bucket": {"le"}, "checkpoint_save_seconds_bucket": {"le"},
+    "database_wal_bytes": set(),
     "disk_free_bytes": set(), "ingest_lag_seconds": set(), "build_info": {"version"},
     "http_requests_total": {"method", "route", "status"}, "metrics_dropped_total": set(),
 }  # fmt: skip

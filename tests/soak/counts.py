@@ -53,5 +53,10 @@ class Budget:
         return first or time.monotonic() < self._end
 
     @property
+    def used(self) -> float:
+        """Seconds since it began."""
+        return time.monotonic() - (self._end - self.seconds)
+
+    @property
     def is_over(self) -> bool:
         return time.monotonic() >= self._end

@@ -20,6 +20,7 @@ from tests.soak.processes import Settlement
 PLACES = ("ingest.rows", "ingest.cursor", "db.commit", "ingest.committed")
 ADOPTION_SECONDS = 1.0
 KILLS_PER_RUN = 15
+WHOLE_SHARE = 0.4  # of the time, at most, for the whole daemon
 FAST = {"step_seconds": 0.0005, "save_every": 500}
 
 
@@ -27,7 +28,7 @@ def run(budget: float, seed: int) -> Counts:
     """First the whole daemon with its HTTP, then its inside, which starts faster."""
     counts, left = Counts("daemons", seed), Budget(budget)
     draw = random.Random(seed)
-    _whole(counts, draw, 3 if budget < 300 else 20)
+    _whole(counts, draw, 3 if budget < 300 else 20, left)
     while left.has_more():
         _inside(counts, draw, left)
     return counts
@@ -36,7 +37,7 @@ def run(budget: float, seed: int) -> Counts:
 # --- the whole daemon ----------------------------------------------------------------------------
 
 
-def _whole(counts: Counts, draw: random.Random, kills: int) -> None:
+def _whole(counts: Counts, draw: random.Random, kills: int, left: Budget) -> None:
     """After /readyz says 200, what the trainer reports is read within a second."""
     with tempfile.TemporaryDirectory(prefix="soak-whole-") as folder:
         manners = '{"*": {"step_seconds": 0.002, "save_every": 500}}'
@@ -55,6 +56,8 @@ def _whole(counts: Counts, draw: random.Random, kills: int) -> None:
             counts.longest("re-adoption", seconds)
             counts.say(f"whole daemon killed past step {reached}, re-adopted in {seconds:.3f} s")
             counts.expect(seconds <= ADOPTION_SECONDS, f"re-adoption took {seconds:.2f} s")
+            if left.used > WHOLE_SHARE * left.seconds:
+                break
         counts.expect(len(daemon.client.attempts(made.id)) == 1, "a trainer was started anew")
         daemon.end()
         _audit(daemon.data_dir, counts)

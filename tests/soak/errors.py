@@ -7,6 +7,7 @@ as failing system calls of a process that knows of no failpoint.
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import random
 import shutil
@@ -31,6 +32,8 @@ CHECKPOINT_PLACES = (
 )  # fmt: skip
 JOURNAL_PLACES = ("journal.append", "journal.fsync")
 CALLS = {"fsync": 22, "fdatasync": 12, "write": 60, "rename": 12}  # and how many passes there are
+HOW = ("error=EIO", "error=ENOSPC", "signal=KILL")
+TRACED_FOR_EACH_TRAINER = 3
 ANY = Lineage(limits={1: 10**9})
 
 
@@ -40,11 +43,12 @@ def run(budget: float, seed: int) -> Counts:
     _sweep(counts)
     traced = _may_trace()
     counts.say("with strace" if traced else "strace may not trace here")
+    strikes = every_strike(draw) if traced else iter(())
     with weights.Workshop() as shop:
         while left.has_more():
             _one_trainer(shop, counts, draw)
-            if traced:
-                _one_traced(counts, draw)
+            for strike in itertools.islice(strikes, TRACED_FOR_EACH_TRAINER):
+                _one_traced(counts, *strike)
     return counts
 
 
@@ -178,18 +182,24 @@ def _may_trace() -> bool:
     return subprocess.run(probe, capture_output=True, check=False).returncode == 0
 
 
-def _one_traced(counts: Counts, draw: random.Random) -> None:
-    """A failing system call: what the process claimed before and after it must be there."""
-    call, number = draw.choice(list(CALLS)), draw.choice(("EIO", "ENOSPC"))
-    when = draw.randrange(1, CALLS[call])
+def every_strike(draw: random.Random) -> Iterator[tuple[str, int, str]]:
+    """Each of the system calls at each of its passes, failing or killed there, in random order."""
+    every = [(c, n, how) for c, most in CALLS.items() for n in range(1, most + 1) for how in HOW]
+    draw.shuffle(every)
+    yield from every
+
+
+def _one_traced(counts: Counts, call: str, when: int, how: str) -> None:
+    """One strike at a system call: what the process claimed before and after it must be there, and
+    what has its final name must be whole."""
     with tempfile.TemporaryDirectory(prefix="soak-strace-") as folder:
-        inject = f"inject={call}:error={number}:when={when}"
+        inject = f"inject={call}:{how}:when={when}"
         traced = ["strace", "-f", "--seccomp-bpf", "-qq", "-o", os.devnull, "-e", inject]
         command = [*traced, sys.executable, "-m", "tests.soak.writer_process", folder]
         root = Path(__file__).parents[2]
         done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-        counts.add("failing system calls")
-        words = f"{call} number {when} fails with {number}"
+        counts.add("system calls failed" if "error" in how else "kills at system calls")
+        words = f"{call} number {when}: {how}"
         counts.say(f"{words}: status {done.returncode}")
         _hold_to_claims(counts, words, Path(folder), done.stdout.splitlines())
 

@@ -8,6 +8,7 @@ supervision depends on is tested with real processes.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import subprocess
@@ -20,6 +21,7 @@ def serve() -> None:
     import torch  # noqa: F401 - loaded here so that children need not
 
     import trainer.__main__
+    import trainer.jobs
     import trainer.loop
     import trainer.session  # noqa: F401
 
@@ -34,7 +36,6 @@ def serve() -> None:
 
 
 def _become_trainer(request: dict[str, Any]) -> None:
-    import trainer.__main__
     from trainer.contract import failpoint
 
     log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -46,7 +47,7 @@ def _become_trainer(request: dict[str, Any]) -> None:
     failpoint._points.cache_clear()
     code = 1
     with contextlib.suppress(BaseException):
-        code = trainer.__main__.main(["trainer", *request["argv"]])
+        code = importlib.import_module(request["module"]).main(["trainer", *request["argv"]])
     os._exit(code)
 
 
@@ -65,9 +66,10 @@ class ForkServer:
             cwd=Path(__file__).parents[2],
         )
 
-    def start(self, directory: Path, fail: str = "") -> int:
-        """Start a trainer in an attempt directory; its pid."""
+    def start(self, directory: Path, fail: str = "", module: str = "trainer.__main__") -> int:
+        """Start a trainer in an attempt directory, or a job in its own; its pid."""
         request = {
+            "module": module,
             "argv": [str(directory)],
             "env": {"TRAIND_FAIL": fail} if fail else {},
             "log": str(directory / "trainer.log"),

@@ -87,16 +87,21 @@ class Writer:
         return cls(path, fd, reader.header, batch.next_seq, batch.offset)
 
     def append(self, record: dict[str, Any], *, durable: bool = False) -> int:
-        """Append one record and return its seq. Raises JournalFull with nothing written."""
+        """Append one record and return its seq. Raises JournalFull with nothing written.
+
+        Any other error, or a torn record that cannot be taken back, is the end of this file.
+        """
         if self._broken:
-            raise JournalError(f"{self.path}: an earlier fsync failed, nothing more is claimed")
+            raise JournalError(f"{self.path}: the disk failed before, nothing more is claimed")
         line = _encode({"seq": self._next_seq, "ts": round(time.time(), 6), **record})
         try:
             failpoint.hit("journal.append")
             write_all(self._fd, line)
         except OSError as error:
+            self._broken = True  # until it is known that the file ends where it ended
             os.ftruncate(self._fd, self._size)
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                self._broken = False
                 raise JournalFull(f"{self.path}: {error.strerror}") from error
             raise
         self._size += len(line)

@@ -68,7 +68,7 @@ def collect(
 def describe(path: Path, corpora_dir: Path) -> DataFile:
     """A parquet file with its counts and sha256, remembered for as long as its stat stays."""
     stat = path.stat()
-    seen = [str(path.absolute()), stat.st_size, stat.st_mtime_ns, stat.st_ino]
+    seen = [str(path.absolute()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
     memo = corpora_dir / "known" / f"{hashlib.sha256(json.dumps(seen).encode()).hexdigest()}.json"
     if memo.exists():
         try:
@@ -85,6 +85,7 @@ def describe(path: Path, corpora_dir: Path) -> DataFile:
         sha256=durable.sha256_of(path),
         mtime_ns=stat.st_mtime_ns,
         inode=stat.st_ino,
+        ctime_ns=stat.st_ctime_ns,
         num_documents=text.num_documents,
         num_row_groups=text.num_row_groups,
     )

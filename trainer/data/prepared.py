@@ -33,6 +33,7 @@ class DataFile(Frozen):
     sha256: str
     mtime_ns: int | None = None
     inode: int | None = None
+    ctime_ns: int | None = None
     num_documents: int | None = None
     num_row_groups: int | None = None
     remote: Remote | None = None
@@ -76,8 +77,9 @@ class PreparedData(Frozen):
 def verify(prepared: PreparedData, deep: bool = False) -> None:
     """Raise DataChanged for the first file that is not what the run was prepared with.
 
-    Size, time and inode are compared; where they differ the content decides. `deep` hashes every
-    file, which is the only way to see an edit that keeps size and time.
+    Size, times and inode are compared; where they differ the content decides. The time of the last
+    change (ctime) is among them: no program can set it back, as it can the one of the last write.
+    `deep` hashes every file, for a disk that changes bits by itself.
     """
     _verify_tokenizer(prepared)
     for file in [*prepared.train_files, *prepared.val_files]:
@@ -94,6 +96,7 @@ def verify_file(file: DataFile, deep: bool = False) -> None:
     if stat.st_size != file.size:
         raise DataChanged(file.path, f"had {file.size:,} bytes and now has {stat.st_size:,}")
     touched = (stat.st_mtime_ns, stat.st_ino) != (file.mtime_ns, file.inode)
+    touched |= file.ctime_ns not in (None, stat.st_ctime_ns)
     unknown = file.mtime_ns is None  # downloaded after the preparation, checked when it came
     if (deep or (touched and not unknown)) and _hash(file) != file.sha256:
         raise DataChanged(file.path, "has other content than when the run was prepared")

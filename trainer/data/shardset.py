@@ -35,7 +35,7 @@ class ShardSet:
             path = Path(prepared.tokenizer_dir) / tokenizers.FILE_NAME
             raise DataChanged(path, "is not the tokenizer this run was prepared with")
         self._open: dict[int, Shard] = {}
-        self._stats: dict[int, tuple[int, int, int]] = {}
+        self._stats: dict[int, tuple[int, int, int, int]] = {}
         self._opener = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="shards")
         self._ahead: tuple[int, concurrent.futures.Future[Shard]] | None = None
         self._builder: subprocess.Popen[bytes] | None = None
@@ -98,9 +98,9 @@ class ShardSet:
         path = self.files[index].path
         try:
             stat = os.stat(path)
-            seen = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
+            seen = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
         except OSError:
-            seen = (-1, -1, -1)
+            seen = (-1, -1, -1, -1)
         if self._stats.get(index) != seen:
             verify_file(self.files[index], deep=self.files[index].mtime_ns is None)
             self._stats[index] = seen
