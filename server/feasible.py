@@ -40,6 +40,20 @@ def require(session: Session, spec: RunSpec, plan: Plan, found: tuple[Device, ..
         raise Invalid(problems[0]["detail"], errors=problems)
 
 
+def require_rows(run: tables.Run, rows: int | None) -> None:
+    """The same for rows that a resume asks for. Raises Invalid."""
+    plan, spec = Plan.model_validate(run.plan), RunSpec.model_validate(run.spec)
+    if rows is None or plan.memory.available is None:
+        return
+    batch = plan.batch.model_copy(update={"device_batch_size": rows})
+    context = PlanContext(device_type="cuda", device_memory_bytes=plan.memory.available)
+    needed = memory.estimate_memory(shape_of(spec.model), batch, spec, context)
+    for _, detail in _memory(spec, plan.model_copy(update={"batch": batch, "memory": needed})):
+        raise Invalid(
+            detail, errors=[{"pointer": "/overrides/device_batch_size", "detail": detail}]
+        )
+
+
 def _device(spec: RunSpec, found: tuple[Device, ...]) -> Iterator[tuple[str, str]]:
     try:
         devices.resolve(spec.device, found)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from sqlalchemy import or_, select, update
+from sqlalchemy import Select, or_, select, update
 from sqlalchemy.orm import Session
 
 from server.database import tables
@@ -102,14 +102,20 @@ def phase_end(phase: tables.Phase) -> int:
 
 def checkpoints(session: Session, run_id: str) -> list[tables.Checkpoint]:
     """Checkpoints of the lineage that are there and good, the newest first."""
+    return list(session.scalars(_good_checkpoints(run_id)))
+
+
+def newest_checkpoint(session: Session, run_id: str) -> tables.Checkpoint | None:
+    return session.scalar(_good_checkpoints(run_id).limit(1))
+
+
+def _good_checkpoints(run_id: str) -> Select[tuple[tables.Checkpoint]]:
     table = tables.Checkpoint
-    return list(
-        session.scalars(
-            select(table)
-            .where(table.run_id == run_id, table.superseded.is_(False))
-            .where(table.deleted_at.is_(None), table.bad.is_(None))
-            .order_by(table.step.desc(), table.id.desc())
-        )
+    return (
+        select(table)
+        .where(table.run_id == run_id, table.superseded.is_(False))
+        .where(table.deleted_at.is_(None), table.bad.is_(None))
+        .order_by(table.step.desc(), table.id.desc())
     )
 
 

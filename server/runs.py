@@ -11,7 +11,7 @@ from sqlalchemy import delete as sql_delete
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from server import commands, lineage, states
+from server import commands, feasible, lineage, states
 from server.attempts import build_order, current_phase, next_attempt
 from server.database import tables
 from server.errors import Conflict, IllegalMove, Invalid
@@ -91,6 +91,7 @@ def resume(
         _require_work(session, run)
     overrides = ask.overrides.model_dump(exclude_none=True) if ask and ask.overrides else {}
     _require_divisible(run, overrides.get("device_batch_size"))
+    feasible.require_rows(run, overrides.get("device_batch_size"))
     if overrides:
         run.overrides = {**run.overrides, **overrides}
     run.desired_state = Desired.running

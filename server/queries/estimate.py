@@ -162,7 +162,7 @@ def _vram(view: dict[str, Any]) -> Vram:
 
 
 def _last_checkpoint(session: Session, run: tables.Run) -> CheckpointBrief | None:
-    found = next(iter(lineage.checkpoints(session, run.id)), None)
+    found = lineage.newest_checkpoint(session, run.id)
     if found is None:
         return None
     return CheckpointBrief(

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tests.bench import bars
 from tests.bench.compare import Contender, interleave
 from tests.trainer.data import plain
 from trainer.contract.spec import DataSpec
@@ -31,7 +32,7 @@ STEPS = 60
 _BALLAST = bytes(500_000)
 
 
-def main() -> list[str]:
+def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         data = prepare(DataSpec(), data_dir=Path(folder), vocab_size=4096, tokens_needed=1)
@@ -41,7 +42,6 @@ def main() -> list[str]:
         lines.append(f"prepare again: {time.perf_counter() - began:.2f} s")
         lines += [wait(data, "busy", _busy), wait(data, "asleep", time.sleep), throughput(data)]
     print("\n".join(lines))
-    return lines
 
 
 def wait(data: PreparedData, name: str, pass_time: Callable[[float], object]) -> str:
@@ -49,6 +49,8 @@ def wait(data: PreparedData, name: str, pass_time: Callable[[float], object]) ->
         shares = [_waited_share(loader, pass_time) for _ in range(STEPS + 5)][5:]
     low, middle, high = (f"{100 * q:.4f} %" for q in statistics.quantiles(shares, n=4))
     mean = f"{100 * statistics.fmean(shares):.4f} %"
+    share = 100 * statistics.median(shares)
+    bars.at_most(f"loader wait at 1 M tok/s, {name}", share, 0.1, "% of a step")
     return (
         f"loader wait at 1 M tok/s, {name}: {middle} of a step (quartiles {low} to {high}, "
         f"mean {mean})"

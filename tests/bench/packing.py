@@ -12,6 +12,7 @@ from itertools import cycle, islice
 
 import numpy as np
 
+from tests.bench import bars
 from tests.bench.compare import Contender, interleave
 from tests.trainer.data import plain
 from trainer.data.packing import Packer
@@ -22,13 +23,12 @@ PAIRS = 21
 Documents = list[list[int]]
 
 
-def main() -> list[str]:
-    lines = [compare(packing) for packing in ("best_fit", "lossless")]
-    print("\n".join(lines))
-    return lines
+def main() -> None:
+    for packing in ("best_fit", "lossless"):
+        compare(packing)
 
 
-def compare(packing: str) -> str:
+def compare(packing: str) -> None:
     documents = web_documents(20_000)
     fast, slow = fast_rows(documents, packing), slow_rows(documents, packing)
     for ours, theirs in islice(zip(fast, slow, strict=False), 200):
@@ -40,7 +40,8 @@ def compare(packing: str) -> str:
         pairs=PAIRS,
     )
     rate = ROWS * (ROW_SLOTS - 1) / sorted(comparison.ours)[PAIRS // 2] / 1e6
-    return comparison.line(f"packing {packing}") + f"; ours {rate:.0f} M tok/s"
+    print(comparison.line(f"packing {packing}") + f"; ours {rate:.0f} M tok/s", flush=True)
+    bars.at_least(f"packing {packing}, one thread", comparison.ratio, 25)
 
 
 def web_documents(number: int) -> Documents:

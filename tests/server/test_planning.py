@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-from server import feasible
+import pytest
+
+from server import feasible, runs
 from server.database import tables
 from server.errors import Invalid
 from server.machine import planning, throughput
 from server.machine.devices import Device
 from server.queries import store
 from tests.server.asgi import Asgi
-from trainer.contract.plan import make_plan, memory
+from trainer.contract.plan import PlanContext, make_plan, memory
 from trainer.contract.spec import RunSpec, resolve
 
 CPU = Device("cpu", "Test CPU")
@@ -128,3 +130,13 @@ def test_near_the_limit_is_a_warning_and_a_measured_peak_decides(asgi: Asgi) -> 
     with asgi.db.write() as session:
         session.query(tables.Throughput).update({"peak_bytes": 13 << 30})
     assert "measured" in (refusal(asgi, large(64)) or "")
+
+
+def test_a_resume_is_refused_rows_that_cannot_fit(asgi: Asgi) -> None:
+    context = PlanContext(device_memory_bytes=12 << 30)
+    with asgi.db.write() as session:
+        asked = {"name": "big", "preset": "rtx4070-d12"}
+        run = runs.create(session, asked, context=context, now=1.0)
+        feasible.require_rows(run, 8)
+        with pytest.raises(Invalid, match=r"With 32 rows .* should fit"):
+            feasible.require_rows(run, 32)
