@@ -91,6 +91,8 @@ def _corpus(spec: RunSpec) -> Iterator[tuple[str, str]]:
         yield "/data/path", f"{data.path!r} must be an absolute path on the daemon's machine."
     elif not _exists(place):
         yield "/data/path", f"{data.path} does not exist on the daemon's machine."
+    elif not place.is_dir() and not place.is_file():
+        yield "/data/path", f"{data.path} is neither a directory nor a file."
     elif place.is_dir() and not _has_files(place):
         yield "/data/path", f"{data.path} holds no file with text in it."
     elif place.is_file() and place.stat().st_size == 0:

@@ -11,7 +11,7 @@ from server.database import tables
 from server.errors import Invalid, NameTaken
 from server.states import Desired, State
 from trainer.contract.exits import Reason
-from trainer.contract.plan import Plan, PlanContext, make_plan
+from trainer.contract.plan import CannotPlan, Plan, PlanContext, make_plan
 from trainer.contract.spec import RunSpec
 
 
@@ -19,8 +19,9 @@ def plan_for(spec: RunSpec, context: PlanContext | None) -> Plan:
     """The plan of a spec. Raises Invalid where its numbers cannot be met."""
     try:
         return make_plan(spec, context)
-    except ValueError as error:
-        raise Invalid(str(error)) from error
+    except CannotPlan as error:
+        pointer = "/" + error.field.replace(".", "/")
+        raise Invalid(str(error), errors=[{"pointer": pointer, "detail": str(error)}]) from error
 
 
 def require_free(session: Session, name: str) -> None:

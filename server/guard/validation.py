@@ -79,6 +79,7 @@ def _pointer(finding: Any, body: Any) -> tuple[str, list[str]]:
         elif not (index == len(keys) - 1 and finding["type"] == "missing"):
             continue
         path.append(printable(str(key)))
+    path += (finding.get("ctx") or {}).get("at", ())  # of a sentence about several fields
     escaped = (key.replace("~", "~0").replace("/", "~1") for key in path)
     return "".join(f"/{key}" for key in escaped), path
 
@@ -98,7 +99,7 @@ def _sentence(finding: Any, path: list[str], model: type[BaseModel] | None) -> s
     message = printable(finding["msg"].removeprefix("Value error, "), 400)
     message = message[:1].lower() + message[1:]
     given = finding.get("input")
-    if kind == "value_error" or isinstance(given, dict | list):
+    if kind in ("value_error", "do_not_fit") or isinstance(given, dict | list):
         return message
     return f"{message} (given: {printable(given)})"
 

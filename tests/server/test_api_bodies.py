@@ -56,6 +56,40 @@ def test_f47_hostile_json_is_422_with_a_sentence(asgi: Asgi, name: str, path: st
 
 
 @pytest.mark.parametrize(
+    ("spec", "pointer"),
+    [
+        ({"batch": {"tokens": 1000}}, "/batch/tokens"),
+        ({"batch": {"device_batch_size": 7}}, "/batch/tokens"),
+        ({"batch": {"tokens": "auto"}, "model": {"sequence_len": 3000}}, "/batch/tokens"),
+        (
+            {"batch": {"tokens": "auto", "device_batch_size": 7}, "model": {"depth": 12}},
+            "/batch/device_batch_size",
+        ),
+        ({"horizon": {"tokens": 5}}, "/horizon"),
+        ({"horizon": {}}, "/horizon"),
+        ({"model": {"depth": 0}}, "/model/depth"),
+        ({"model": {"depth": 1}}, "/model/depth"),
+        ({"model": {"n_kv_head": 3}}, "/model/n_kv_head"),
+        ({"model": {"dept": 3}}, "/model/dept"),
+        ({"data": {"source": "text", "path": "/no/such/place"}}, "/data/path"),
+        ({"data": {"source": "text", "path": "/dev/null"}}, "/data/path"),
+        ({"data": {"tokenizer": {"run": "nobody"}}}, "/data/tokenizer/run"),
+        ({"device": "cuda:77"}, "/device"),
+        ({"evaluate": {"core_bundle": "/no/such/place"}}, "/evaluate/core_bundle"),
+    ],
+)
+def test_the_field_that_is_wrong_is_pointed_at_and_nothing_is_made(
+    asgi: Asgi, spec: dict, pointer: str
+) -> None:
+    answer = asgi.post("/v1/runs", {"name": "x", **spec})
+    assert answer.status_code == 422, answer.text
+    assert [error["pointer"] for error in answer.json()["errors"]] == [pointer]
+    assert len(answer.json()["errors"][0]["detail"]) > 10
+    assert asgi.get("/v1/runs").json()["data"] == []
+    assert not list(asgi.settings.paths.root.glob("runs/*"))
+
+
+@pytest.mark.parametrize(
     "kind",
     ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", None,
      "application/json; charset=utf-16", "text/json"],

@@ -19,6 +19,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 MAX_STEPS = 10**9
@@ -47,6 +48,11 @@ LearningRate = Annotated[float, Field(ge=1e-12, le=100.0)]
 Text = Annotated[str, StringConstraints(max_length=4096)]
 
 
+def _wrong(place: tuple[str, ...], sentence: str) -> PydanticCustomError:
+    """An error that two fields make together, said of the one at `place`."""
+    return PydanticCustomError("do_not_fit", "{sentence}", {"sentence": sentence, "at": place})
+
+
 class ModelSpec(Strict):
     """One dial, `depth`; the rest has nanochat's defaults."""
 
@@ -63,14 +69,16 @@ class ModelSpec(Strict):
         width = -(-self.depth * self.aspect_ratio // self.head_dim) * self.head_dim
         heads = width // self.head_dim
         if self.n_kv_head is not None and heads % self.n_kv_head:
-            raise ValueError(
+            raise _wrong(
+                ("n_kv_head",),
                 f"n_kv_head must divide the number of heads: {heads} heads "
-                f"(width {width} / head_dim {self.head_dim}) with n_kv_head {self.n_kv_head}"
+                f"(width {width} / head_dim {self.head_dim}) with n_kv_head {self.n_kv_head}",
             )
         if width < 24:
-            raise ValueError(
+            raise _wrong(
+                ("depth",),
                 f"depth {self.depth} x aspect_ratio {self.aspect_ratio} gives width {width}; "
-                "the smear gate reads 24 channels, so the width must be at least 24"
+                "the smear gate reads 24 channels, so the width must be at least 24",
             )
         return self
 
@@ -244,22 +252,22 @@ class RunSpec(Strict):
 
     @model_validator(mode="after")
     def _batch_divides(self) -> RunSpec:
-        tokens, rows, length = (
-            self.batch.tokens,
-            self.batch.device_batch_size,
-            self.model.sequence_len,
-        )
-        if isinstance(tokens, int):
-            if tokens % length:
-                raise ValueError(
-                    f"batch.tokens {tokens:,} is not a multiple of model.sequence_len {length:,}"
-                )
-            if isinstance(rows, int) and tokens % (rows * length):
-                near = max(1, tokens // (rows * length)) * rows * length
-                raise ValueError(
-                    f"batch.tokens {tokens:,} is not divisible by device_batch_size x sequence_len "
-                    f"= {rows} x {length:,} = {rows * length:,}; {near:,} would be"
-                )
+        tokens, rows = self.batch.tokens, self.batch.device_batch_size
+        length = self.model.sequence_len
+        if not isinstance(tokens, int):
+            return self
+        if tokens % length:
+            raise _wrong(
+                ("batch", "tokens"),
+                f"batch.tokens {tokens:,} is not a multiple of model.sequence_len {length:,}",
+            )
+        if isinstance(rows, int) and tokens % (rows * length):
+            near = max(1, tokens // (rows * length)) * rows * length
+            raise _wrong(
+                ("batch", "tokens"),
+                f"batch.tokens {tokens:,} is not divisible by device_batch_size x sequence_len "
+                f"= {rows} x {length:,} = {rows * length:,}; {near:,} would be",
+            )
         return self
 
 

@@ -7,6 +7,7 @@ scaling rules are nanochat's), DESIGN section 1 for the quantities shown.
 
 from trainer.contract.plan.answer import (
     Batch,
+    CannotPlan,
     Disk,
     Eta,
     Horizon,
@@ -27,6 +28,7 @@ from trainer.contract.plan.words import gigabytes, hours
 __all__ = [
     "CHINCHILLA_RATIO",
     "Batch",
+    "CannotPlan",
     "Disk",
     "Eta",
     "EvaluationTime",

@@ -7,6 +7,14 @@ from pydantic import BaseModel, ConfigDict
 from trainer.contract.schedule import PhaseSchedule
 
 
+class CannotPlan(ValueError):
+    """Numbers that cannot be met. `field` is the dotted name of what to change in the spec."""
+
+    def __init__(self, field: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.field = field
+
+
 class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 

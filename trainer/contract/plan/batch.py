@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trainer.contract.plan.answer import Batch
+from trainer.contract.plan.answer import Batch, CannotPlan
 from trainer.contract.plan.context import PlanContext
 from trainer.contract.plan.memory import NEAR_THE_LIMIT, estimate_memory
 from trainer.contract.plan.scaling import auto_batch
@@ -14,15 +14,18 @@ def plan_batch(spec: RunSpec, shape: ModelShape, context: PlanContext) -> Batch:
     tokens = spec.batch.tokens if isinstance(spec.batch.tokens, int) else auto_batch(spec.model)
     rows_total, rest = divmod(tokens, shape.sequence_len)
     if rest or rows_total == 0:
-        raise ValueError(
-            f"a batch of {tokens:,} tokens is not a multiple of sequence_len {shape.sequence_len:,}"
+        raise CannotPlan(
+            "batch.tokens",
+            f"a batch of {tokens:,} tokens is not a multiple of sequence_len "
+            f"{shape.sequence_len:,}",
         )
     asked = spec.batch.device_batch_size
     rows = asked if isinstance(asked, int) else _assumed_rows(spec, shape, rows_total, context)
     if rows_total % rows:
-        raise ValueError(
+        raise CannotPlan(
+            "batch.device_batch_size",
             f"batch of {tokens:,} tokens = {rows_total} rows of {shape.sequence_len:,} "
-            f"is not divisible by device_batch_size {rows}"
+            f"is not divisible by device_batch_size {rows}",
         )
     return Batch(
         tokens=tokens,

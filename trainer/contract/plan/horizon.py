@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trainer.contract.plan.answer import Horizon
+from trainer.contract.plan.answer import CannotPlan, Horizon
 from trainer.contract.plan.scaling import TARGET_RATIO
 from trainer.contract.shape import (
     ModelShape,
@@ -28,8 +28,8 @@ def plan_horizon(spec: RunSpec, shape: ModelShape, batch_tokens: int) -> Horizon
     else:
         steps = int((ask.data_param_ratio or TARGET_RATIO) * counts.scaling) // batch_tokens
     if steps < 1:
-        raise ValueError(
-            f"the horizon is shorter than one step: a step takes {batch_tokens:,} tokens"
+        raise CannotPlan(
+            "horizon", f"the horizon is shorter than one step: a step takes {batch_tokens:,} tokens"
         )
     tokens = steps * batch_tokens
     return Horizon(

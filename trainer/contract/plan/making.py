@@ -17,7 +17,7 @@ from trainer.contract.spec import RunSpec
 
 
 def make_plan(spec: RunSpec, context: PlanContext | None = None) -> Plan:
-    """Everything that follows from `spec`. Raises ValueError where the numbers cannot be met."""
+    """Everything that follows from `spec`. Raises CannotPlan where the numbers cannot be met."""
     context = context or PlanContext()
     shape = shape_of(spec.model)
     counts = count_parameters(shape)
