@@ -109,7 +109,7 @@ def _served(app: Any) -> Iterator[str]:
 class Daemon:
     """`traind serve` as a process, with a trainer that takes `step_seconds` for each step."""
 
-    def __init__(self, directory: Path, step_seconds: float) -> None:
+    def __init__(self, directory: Path, step_seconds: float, auth: str = "auto") -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
@@ -120,8 +120,10 @@ class Daemon:
             "TRAIND_TRAINER_PYTHON": launcher(directory),
             "TRAIND_TICK_SECONDS": "0.05",
             "TRAIND_STOP_TRAINERS": "false",
+            "TRAIND_AUTH": auth,
             "FAKE": json.dumps({"*": {"step_seconds": step_seconds}}),
         }
+        self.token_file = directory / "data" / "token"
         self.start()
 
     def start(self) -> None:
@@ -142,12 +144,12 @@ class Daemon:
         self.process.wait(10)
 
     def post(self, path: str, body: Any = None) -> Any:
-        answer = httpx.post(f"{self.url}/v1{path}", json=body, timeout=10)
+        answer = self._ask("POST", path, json=body)
         assert answer.is_success, answer.text
         return answer.json()
 
     def run(self, name: str) -> Any:
-        return httpx.get(f"{self.url}/v1/runs/{name}", timeout=10).json()
+        return self._ask("GET", f"/runs/{name}").json()
 
     def wait(self, name: str, condition: Callable[[Any], bool], seconds: float = 30) -> Any:
         deadline = time.monotonic() + seconds
@@ -158,12 +160,17 @@ class Daemon:
 
     def end(self) -> None:
         """Cancel what still trains, so that no process outlives the test, then stop."""
-        for run in httpx.get(f"{self.url}/v1/runs", timeout=10).json()["data"]:
+        for run in self._ask("GET", "/runs").json()["data"]:
             if run["state"] not in ("created", "paused", "completed", "failed", "cancelled"):
                 self.post(f"/runs/{run['id']}/cancel")
                 self.wait(run["id"], lambda r: r["state"] not in ("cancelling", "running"))
         self.process.terminate()
         self.process.wait(20)
+
+    def _ask(self, method: str, path: str, **given: Any) -> httpx.Response:
+        known = self.token_file.exists()
+        token = {"Authorization": f"Bearer {self.token_file.read_text().strip()}"} if known else {}
+        return httpx.request(method, f"{self.url}/v1{path}", headers=token, timeout=10, **given)
 
 
 @contextmanager

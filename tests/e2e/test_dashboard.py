@@ -9,8 +9,10 @@ from typing import Any
 
 import httpx
 import pytest
+from pyarrow import parquet
 
 from tests.e2e.conftest import Daemon, OpenPage, away, settled, unanswered, until
+from tests.e2e.tunnel import tunnel
 
 pytestmark = [pytest.mark.needs("browser"), pytest.mark.timeout(180)]
 AXE = Path(__file__).parent / "vendor" / "axe-core" / "axe.min.js"
@@ -103,6 +105,31 @@ def test_a_restart_of_the_daemon_leaves_neither_a_gap_nor_a_repeat(
     until(page, f"document.querySelectorAll('.event').length >= {len(kept)}")
     shown = page.locator(".event > :last-child").all_inner_texts()
     assert sorted(shown) == sorted(event["message"] for event in kept)
+
+
+def test_through_a_tunnel_a_daemon_that_wants_its_token_is_used_like_any_other(
+    tmp_path: Path, open_page: OpenPage
+) -> None:
+    """Another port than the daemon's; login to a cookie; the stream, an action and a download."""
+    daemon = Daemon(tmp_path, step_seconds=0.1, auth="always")
+    daemon.post("/runs", DEMO)
+    with tunnel(daemon.port) as port:
+        page = open_page(f"http://localhost:{port}/#/runs/demo")
+        page.get_by_label("Token", exact=True).fill(daemon.token_file.read_text().strip())
+        button(page, "Sign in").click()
+        expect_state(page, "running")
+        page.locator(".live[data-status=live]").wait_for()
+        settled(page)
+        page.said.clear()  # Chromium reports each 401 before the login
+        with page.expect_download() as loaded:
+            button(page, "Parquet").click()
+        table = parquet.read_table(loaded.value.path())
+        assert table.column_names == ["key", "step", "unix_seconds", "mean", "min", "max"]
+        assert "loss" in table["key"].to_pylist()
+        button(page, "Pause").click()
+        expect_state(page, "paused")
+        page.context.close()
+    daemon.end()
 
 
 def test_a_dialog_open_while_the_daemon_restarts_goes_on(
