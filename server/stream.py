@@ -22,6 +22,7 @@ from server.feed import Feed
 
 KEPT_EVENTS = 512
 BATCH = 100
+READINGS = 4  # of clients that lag behind, at once: each takes a thread and a database connection
 PROGRESS_SECONDS = 1.0
 PAUSE_SECONDS = 0.05  # between two readings, however much is written
 
@@ -71,6 +72,7 @@ class Hub:
         self.clients: Counter[str | None] = Counter()
         self._changed = asyncio.Event()
         self._joining = asyncio.Lock()
+        self._readings = asyncio.Semaphore(READINGS)
         self._floor = 0  # every row after this id is in `kept`
         self._version = 0
         self._task: asyncio.Task[None] | None = None
@@ -110,7 +112,8 @@ class Hub:
             ahead = max(position, self.position)
             return found[:BATCH], found[BATCH - 1].id if len(found) > BATCH else ahead
         floor = self._floor
-        found = await run_in_threadpool(self.source.events, position, run_id, BATCH)
+        async with self._readings:
+            found = await run_in_threadpool(self.source.events, position, run_id, BATCH)
         seen = found[-1].id if found else position
         return found, seen if len(found) == BATCH else max(seen, floor)
 
