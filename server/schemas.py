@@ -273,9 +273,13 @@ class EventView(BaseModel):
 
 
 class Series(BaseModel):
-    """points: [step, unix_seconds, mean, min, max]; step is the last one of its bin."""
+    """points: [step, unix_seconds, mean, min, max]; step is the last one of its bin.
+
+    identity: what evaluated values were measured under. Values of two identities are two series.
+    """
 
     key: str
+    identity: str | None = None
     points: list[tuple[int, float, float | None, float | None, float | None]]
 
 

@@ -95,7 +95,7 @@ def _choose(order: AttemptOrder, device: torch.device, probe: Probe) -> Choices:
     threads = numerics.threads or _default_threads()
     devices.configure(device, threads=threads, deterministic=deterministic)
     dtype = devices.compute_dtype(device, numerics.precision)
-    peak = devices.peak(device, dtype)
+    peak = devices.peak(device, dtype, measured=numerics.peak == "measured")
     return Choices(
         device_batch_size=_rows(order, device, dtype, probe),
         compile=_compile(order, device),

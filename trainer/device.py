@@ -80,15 +80,20 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine() or "CPU"
 
 
-def peak(device: torch.device, dtype: torch.dtype) -> Peak:
-    """Dense peak FLOP/s: from the table, or measured by matrix products where it is unknown."""
-    if device.type == "cuda" and dtype == torch.bfloat16:
-        known = known_peak(torch.cuda.get_device_name(device))
+def peak(device: torch.device, dtype: torch.dtype, *, measured: bool = False) -> Peak:
+    """Dense peak FLOP/s: from the table; measured by matrix products on request or if unknown."""
+    if device.type == "cuda" and not measured:
+        known = tabled_peak(torch.cuda.get_device_name(device), dtype)
         if known:
             return known
     value = measure_peak(device, dtype)
     kind = str(dtype).removeprefix("torch.")
     return Peak(value, f"measured: {kind} matrix product on {name_of(device)}")
+
+
+def tabled_peak(device_name: str, dtype: torch.dtype) -> Peak | None:
+    """The table is of bf16: a run in another precision is measured."""
+    return known_peak(device_name) if dtype == torch.bfloat16 else None
 
 
 def measure_peak(device: torch.device, dtype: torch.dtype) -> float:

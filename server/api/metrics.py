@@ -20,8 +20,8 @@ from trainer.contract.spec import MAX_STEPS
 
 router = APIRouter(prefix="/v1/runs/{run}", tags=["history"], route_class=StrictRoute)
 JSON, CSV, PARQUET = "application/json", "text/csv", "application/vnd.apache.parquet"
-HEADER = ("key", "step", "unix_seconds", "mean", "min", "max")
-Row = tuple[str, int, float, float | None, float | None, float | None]
+HEADER = ("key", "step", "unix_seconds", "mean", "min", "max", "identity")
+Row = tuple[str, int, float, float | None, float | None, float | None, str]
 
 
 @router.get(
@@ -51,7 +51,8 @@ def metrics(
 ) -> Response:
     """Points `[step, unix_seconds, mean, min, max]` in bins of a power of two.
 
-    One spike of one step is in the min and max of its bin at any zoom.
+    One spike of one step is in the min and max of its bin at any zoom. val_bpb and core have a
+    series for each identity they were measured under: their values are never one curve.
     """
     kind = negotiate(request, JSON, CSV, PARQUET)
     with db.read() as session:
@@ -89,7 +90,7 @@ def _keys(text: str | None) -> list[str] | None:
 def _rows(answer: MetricsAnswer) -> Iterator[Row]:
     for series in answer.series:
         for point in series.points:
-            yield (series.key, *point)
+            yield (series.key, *point, series.identity or "")
 
 
 def _csv(answer: MetricsAnswer) -> str:
@@ -102,7 +103,7 @@ def _csv(answer: MetricsAnswer) -> str:
 
 def _parquet(answer: MetricsAnswer) -> bytes:
     columns = list(zip(*_rows(answer), strict=True)) or [()] * len(HEADER)
-    kinds = ("string", "int64", "double", "double", "double", "double")
+    kinds = ("string", "int64", "double", "double", "double", "double", "string")
     return parquet.write(
         [
             parquet.Column(name, kind, values)

@@ -144,8 +144,8 @@ def eval_(
             return waiting.finish(ended, lambda job: None, json)
         for found in (e for e in traind.evaluations(run) if e.job == ended.id):
             output.say(f"{found.kind} {units.number(found.value, 6)} at step {found.step:,}")
-            for task, score in (found.result.get("tasks") or {}).items():
-                output.say(f"  {task}: {score}")
+            for line in _tasks(found.result):
+                output.say(f"  {line}")
     return None
 
 
@@ -222,6 +222,17 @@ def _do(
 
 def _ended(traind: Client, job: JobView, no_wait: bool) -> JobView:
     return job if no_wait else waiting.for_job(traind, job)
+
+
+def _tasks(result: dict[str, Any]) -> list[str]:
+    """CORE's tasks: 'piqa: accuracy 0.6110, centred 0.2220, 3 items not scored'."""
+    lines = []
+    for task, accuracy in (result.get("results") or {}).items():
+        centred = (result.get("centered_results") or {}).get(task)
+        lost = (result.get("not_scored") or {}).get(task, {}).get("count", 0)
+        line = f"{task}: accuracy {units.number(accuracy, 4)}, centred {units.number(centred, 4)}"
+        lines.append(line + (f", {lost:,} items not scored" if lost else ""))
+    return lines
 
 
 def _said(**values: Any) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from server.cli.text import clean_lines
 
 if TYPE_CHECKING:
     from server.client import ReportFormat
+    from server.schemas import Series
 
 Out = Annotated[Path | None, typer.Option("--output", "-o", help="Into this file.")]
 
@@ -57,14 +58,20 @@ def metrics(
         if finite:
             rows.append(
                 (
-                    series.key, plot.sparkline(means, 32), units.number(finite[0]),
-                    units.number(finite[-1]), units.number(min(low)), units.number(max(high)),
-                    len(series.points),
+                    _named(series, answer.series), plot.sparkline(means, 32),
+                    units.number(finite[0]), units.number(finite[-1]),
+                    units.number(min(low)), units.number(max(high)), len(series.points),
                 )
             )  # fmt: skip
     columns = ("KEY", "COURSE", ">FIRST", ">LAST", ">LEAST", ">MOST", ">POINTS")
     output.table(columns, rows, "no points yet")
     return None
+
+
+def _named(series: Series, among: list[Series]) -> str:
+    """Its key, and its identity where it is not the only one of that key."""
+    alone = sum(other.key == series.key for other in among) == 1
+    return series.key if alone else f"{series.key} as {(series.identity or '')[:6]}"
 
 
 def evaluations(run: options.Run, json: options.Json = False) -> None:

@@ -51,14 +51,13 @@ def metrics(
         size = rollups.bin_steps_for(first, last, max_points)
     plain = [key for key in asked if key not in EVALUATED]
     rows = _rows(session, found, size, plain, superseded) if plain else []
-    series = [
-        Series.model_construct(key=key, points=_points(rows, plain.index(key)))
-        if key in plain
-        else Series.model_construct(
-            key=key, points=_evaluated(session, run.id, key, low, high, superseded)
-        )
-        for key in asked
-    ]
+    series: list[Series] = []
+    for key in asked:
+        if key in plain:
+            points = _points(rows, plain.index(key))
+            series.append(Series.model_construct(key=key, identity=None, points=points))
+        else:
+            series += _evaluated(session, run.id, key, low, high, superseded)
     return MetricsAnswer.model_construct(
         series=series,
         bin_steps=size,
@@ -104,13 +103,18 @@ def _points(bins: list[Bin], at: int) -> list[Point]:
 
 def _evaluated(
     session: Session, run_id: str, key: str, low: int, high: int, superseded: bool
-) -> list[Point]:
-    """One point a measurement, at the number of steps done."""
+) -> list[Series]:
+    """A series for each identity, a point for each measurement, at the number of steps done."""
     table = tables.Evaluation
-    query = select(table.step, table.unix_seconds, table.value).where(
+    query = select(table.identity, table.step, table.unix_seconds, table.value).where(
         table.run_id == run_id, table.kind == EVALUATED[key], table.step >= low, table.step <= high
     )
     if not superseded:
         query = query.where(table.superseded.is_(False))
-    rows = session.execute(query.order_by(table.step, table.id))
-    return [(step, seconds, value, value, value) for step, seconds, value in rows]
+    found: dict[str | None, list[Point]] = {}
+    for identity, step, seconds, value in session.execute(query.order_by(table.step, table.id)):
+        found.setdefault(identity, []).append((step, seconds, value, value, value))
+    return [
+        Series.model_construct(key=key, identity=identity, points=points)
+        for identity, points in (found or {None: []}).items()
+    ]

@@ -82,13 +82,18 @@ def _summary(r: Report) -> Iterator[str | Chart]:
     if r.exact_resume:
         yield f"Exact resume: {r.exact_resume}."
     yield from (f"Look at this: {d.sentence}." for d in r.differences)
+    labels = {e.identity: e.label for e in r.evaluations}
+    keys = [curve.key for curve in r.curves]
     for curve in r.curves:
         points = [(p[0], p[2], p[3], p[4]) for p in curve.points if p[2] is not None]
         named = [
             (s, m, m if lo is None else lo, m if hi is None else hi) for s, m, lo, hi in points
         ]
         if len(named) > 1:
-            yield Chart(CHARTS.get(curve.key, curve.key), named)
+            title = CHARTS.get(curve.key, curve.key)
+            if keys.count(curve.key) > 1:
+                title += f", measured as {labels.get(curve.identity or '', '?')}"
+            yield Chart(title, named)
 
 
 CHARTS = {

@@ -155,6 +155,10 @@ def test_windows_pad_and_last_layer():
     [
         ("NVIDIA GeForce RTX 4070", 58.3),
         ("NVIDIA GeForce RTX 3090", 71.2),
+        ("NVIDIA GeForce RTX 3050", 18.2),
+        ("NVIDIA GeForce RTX 5090", 209.5),
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA B200", 2250),
         ("NVIDIA GeForce RTX 4070 Ti SUPER", 88.2),
         ("NVIDIA H200", 989),
         ("NVIDIA A100-SXM4-80GB", 312),

@@ -213,13 +213,36 @@ def test_metrics_come_as_csv_and_parquet_by_accept(asgi: Asgi, tmp_path: Path) -
                 seconds=1.0, unix_seconds=2.0,
             )
         )  # fmt: skip
-    as_json = asgi.get("/v1/runs/demo/metrics?keys=val_bpb").json()
-    assert as_json["series"][0]["points"] == [[7, 2.0, 1.5, 1.5, 1.5]]
+    as_json = asgi.get("/v1/runs/demo/metrics?keys=val_bpb,core").json()
+    assert as_json["series"] == [
+        {"key": "val_bpb", "identity": "i", "points": [[7, 2.0, 1.5, 1.5, 1.5]]},
+        {"key": "core", "identity": None, "points": []},
+    ]
     csv = asgi.get("/v1/runs/demo/metrics?keys=val_bpb", headers={"accept": "text/csv"})
-    assert csv.text == "key,step,unix_seconds,mean,min,max\nval_bpb,7,2.0,1.5,1.5,1.5\n"
+    assert csv.text == "key,step,unix_seconds,mean,min,max,identity\nval_bpb,7,2.0,1.5,1.5,1.5,i\n"
     kind = {"accept": "application/vnd.apache.parquet"}
     packed = asgi.get("/v1/runs/demo/metrics?keys=val_bpb", headers=kind).content
     [row] = pyarrow.parquet.read_table(io.BytesIO(packed)).to_pylist()
-    assert list(row.values()) == ["val_bpb", 7, 2.0, 1.5, 1.5, 1.5]
+    assert list(row.values()) == ["val_bpb", 7, 2.0, 1.5, 1.5, 1.5, "i"]
     assert asgi.get("/v1/runs/demo/metrics?keys=nope").status_code == 422
     assert asgi.get("/v1/runs/demo/metrics", headers={"accept": "image/png"}).status_code == 406
+
+
+def test_values_of_two_identities_are_never_one_curve(asgi: Asgi) -> None:
+    asgi.create(start=False)
+    with asgi.db.write() as session:
+        run = store.get_run(session, "demo")
+        session.add_all(
+            tables.Evaluation(
+                run_id=run.id, kind="bpb", step=step, value=value, identity=identity, settings={},
+                result={}, seconds=1.0, unix_seconds=2.0,
+            )
+            for step, value, identity in [(5, 1.5, "i"), (5, 1.7, "j"), (10, 1.4, "i")]
+        )  # fmt: skip
+    series = asgi.get("/v1/runs/demo/metrics?keys=val_bpb").json()["series"]
+    found = {s["identity"]: [(p[0], p[2]) for p in s["points"]] for s in series}
+    assert found == {"i": [(5, 1.5), (10, 1.4)], "j": [(5, 1.7)]}
+    csv = asgi.get("/v1/runs/demo/metrics?keys=val_bpb", headers={"accept": "text/csv"}).text
+    assert [line.split(",")[1::5] for line in csv.splitlines()[1:]] == [
+        ["5", "i"], ["10", "i"], ["5", "j"],
+    ]  # fmt: skip

@@ -434,6 +434,27 @@ def test_eval_measures_bpb_when_nothing_is_said(stub: Stub, traind: Traind):
     assert posted[1].body == {"bpb": False, "core": True, "where": "cpu"}
 
 
+def test_eval_prints_the_value_and_what_each_task_of_core_scored(stub: Stub, traind: Traind):
+    result = {
+        "core_metric": 0.1916, "results": {"piqa": 0.611, "copa": 0.6},
+        "centered_results": {"piqa": 0.222, "copa": 0.2}, "num_items": {"piqa": 1838, "copa": 100},
+        "not_scored": {"copa": {"count": 2, "items": [[0, "why"], [1, "why"]]}},
+    }  # fmt: skip
+    found = {
+        "id": 1, "kind": "core", "step": 100, "value": 0.1916, "identity": "c" * 64,
+        "settings": {}, "result": result, "seconds": 2.0, "unix_seconds": 1.0, "job": "job_1",
+        "attempt": None, "superseded": False, "best": False,
+    }  # fmt: skip
+    stub.on("POST", "/v1/runs/demo/evaluations", Reply(job(kind="evaluate"), 202))
+    stub.on("GET", "/v1/runs/demo/evaluations", page(found))
+    ran = traind("eval", "demo", "--core")
+    assert ran.out.splitlines() == [
+        "core 0.191600 at step 100",
+        "  piqa: accuracy 0.6110, centred 0.2220",
+        "  copa: accuracy 0.6000, centred 0.2000, 2 items not scored",
+    ]
+
+
 def checkpoint(step: int, **fields: Any) -> dict[str, Any]:
     name = f"step-{step:09d}-a0001"
     return {

@@ -110,6 +110,10 @@ def test_values_of_different_identities_are_named_and_not_compared(reference):
         recheck.identity = "b" * 64
         r = report.summary(session, store.get_run(session, run_id), now=1.0)
         session.rollback()
+    curves = {c.identity: len(c.points) for c in r.curves if c.key == "val_bpb"}
+    assert curves.pop("b" * 64) == 1
+    assert len(curves) == 1
+    assert "Validation bits per byte, measured as A" in report.html(r)
     difference = next(d for d in r.differences if d.kind == "bpb")
     assert not difference.comparable
     assert "different settings (A and B), not comparable" in difference.sentence

@@ -135,12 +135,15 @@ class Lab:
         self.close_attempt(directory)
         return status
 
-    def interrupt(self, how: str, step: int) -> int:
-        """One attempt that is paused, terminated or killed once it reported `step` or ended."""
+    def interrupt(self, how: str, step: int, mark: bytes = b"") -> int:
+        """One attempt that is paused, terminated or killed once it reported `step` or ended.
+
+        mark: what to wait for in the outbox instead of the step.
+        """
         directory = self.order()
         pid = self.server.start(directory)
         deadline = time.monotonic() + 60
-        mark = f'"kind":"step","step":{step},'.encode()
+        mark = mark or f'"kind":"step","step":{step},'.encode()
         while time.monotonic() < deadline and not (directory / "exit.json").exists():
             outbox = directory / "outbox.jsonl"
             if outbox.exists() and mark in outbox.read_bytes():

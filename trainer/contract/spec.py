@@ -169,13 +169,17 @@ class ScheduleSpec(Strict):
 
 
 class NumericsSpec(Strict):
-    """`deterministic: None` means true on the CPU and false on a GPU."""
+    """`deterministic: None` means true on the CPU and false on a GPU.
+
+    peak: what MFU refers to; "measured" asks for a matrix product even of a card in the table.
+    """
 
     precision: Literal["auto", "bf16", "fp32", "fp16", "fp8"] = "auto"
     deterministic: bool | None = None
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 42
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     compile: bool | Literal["auto"] = "auto"
+    peak: Literal["auto", "measured"] = "auto"
 
     @field_validator("precision")
     @classmethod
