@@ -222,13 +222,20 @@ class JsonLines(logging.Formatter):
 
 
 class PlainLines(logging.Formatter):
-    """For a person: time, level, message, with control bytes escaped."""
+    """For a person: time, level, message, with control bytes escaped. One line for each record,
+    and what an exception says set in, so that nothing written by others looks like a record."""
 
-    def format(self, record: logging.LogRecord) -> str:
-        from server.supervision.process import escape
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return _visible(super().formatMessage(record))
 
-        first, *rest = super().format(record).split("\n")
-        return "\n".join([escape(first), *(escape(line) for line in rest)])
+    def formatException(self, ei: Any) -> str:
+        lines = super().formatException(ei).split("\n")
+        return "\n".join(f"    {_visible(line)}" for line in lines)
+
+
+def _visible(text: str) -> str:
+    escaped = (c.encode("unicode_escape", "replace").decode("ascii") for c in text)
+    return "".join(c if c.isprintable() else e for c, e in zip(text, escaped, strict=True))
 
 
 def _log_as(settings: Settings) -> None:

@@ -87,7 +87,6 @@ def durable_step(session: Session, run: Run) -> int:
 def memory_advice(run: Run) -> str:
     """What to change after the device ran out of memory: the estimate beside the measured peak."""
     estimate = run.plan.get("memory", {}).get("total")
-    vram = run.progress.get("vram_bytes") or {}
     rows = (
         run.overrides.get("device_batch_size")
         or run.frozen.get("device_batch_size")
@@ -97,8 +96,8 @@ def memory_advice(run: Run) -> str:
         f"{words} {size / (1 << 30):.1f} GiB"
         for words, size in (
             ("the plan estimated", estimate),
-            ("the measured peak was", vram.get("peak")),
-            ("the device has", vram.get("total")),
+            ("the measured peak was", run.progress.get("vram_peak_bytes")),
+            ("the device has", run.progress.get("vram_total_bytes")),
         )
         if size
     ]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import re
 import resource
 import signal
 import socket
@@ -19,6 +21,7 @@ import httpx
 import psutil
 import pytest
 
+from server.daemon import JsonLines, PlainLines
 from server.database.tables import Attempt
 from server.supervision import process
 from tests.server.house import ROOT, House, launcher
@@ -225,6 +228,35 @@ def test_f50_beyond_loopback_needs_to_be_meant(daemon: Any) -> None:
     words = only.words()
     assert only.process.returncode == 1
     assert "--allow-remote" in words
+
+
+HOSTILE_WORDS = (
+    "a\n2026-01-01 00:00:00 CRITICAL forged", "\x1b[2J\x1b]0;title\x07", "shown\rhidden",
+    "\x00\x7f\x9b", "\u202egnp.exe", "\ud800",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("words", HOSTILE_WORDS)
+@pytest.mark.parametrize("kind", [JsonLines, PlainLines])
+def test_f54_a_record_of_the_log_is_one_line_and_holds_no_control_byte(
+    kind: type[logging.Formatter], words: str
+) -> None:
+    record = logging.LogRecord("traind", logging.ERROR, "f", 1, "run %s", (words,), None)
+    line = kind().format(record)
+    assert line.isprintable()
+    assert words not in line
+    assert all(part in line for part in ("run", *re.findall(r"[a-z]{4,}", words)))
+    line.encode()
+
+
+def test_f54_an_exception_cannot_look_like_a_record() -> None:
+    try:
+        raise ValueError("x\n2026-01-01 00:00:00 CRITICAL forged \x1b[2J")
+    except ValueError:
+        record = logging.LogRecord("traind", logging.ERROR, "f", 1, "failed", (), sys.exc_info())
+    first, *rest = PlainLines("%(message)s").format(record).split("\n")
+    assert first == "failed"
+    assert all(line.startswith("    ") and line.isprintable() for line in rest)
 
 
 def test_the_log_is_one_json_object_a_line(daemon: Any) -> None:

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from server.database import tables
 from server.machine import hardware
 from server.states import State
-from server.supervision import recovery
+from server.supervision import autopsy, recovery
 from server.supervision.recovery import Circumstances, Ending, History, Said, classify, follow
 from trainer.contract.exits import Reason
 from trainer.contract.spec import RecoverySpec
@@ -178,6 +179,19 @@ def test_every_verdict_is_a_legal_move() -> None:
                     by_way = {State.running} if state is State.starting else set()
                     legal = MOVES[state].union(*(MOVES[s] for s in by_way))
                     assert verdict.state in legal, (state, outcome, reason, verdict)
+
+
+def test_f35_the_estimate_stands_beside_the_measured_peak() -> None:
+    run = tables.Run(
+        plan={"memory": {"total": 11 << 30}, "batch": {"device_batch_size": 8}},
+        progress={"vram_peak_bytes": 10 << 30, "vram_total_bytes": 12 << 30},
+        overrides={},
+        frozen={"device_batch_size": 4},
+    )
+    assert autopsy.memory_advice(run) == (
+        "The plan estimated 11.0 GiB, the measured peak was 10.0 GiB, the device has 12.0 GiB. "
+        "Resume with overrides.device_batch_size 2 (it is 4)."
+    )
 
 
 # --- f36: the kernel's words ---------------------------------------------------------------------

@@ -29,14 +29,14 @@ CI_SEED = 20261122  # what fails in a check must fail again when it is looked at
 # Each with its share of the time, and its seconds in --ci.
 CAMPAIGNS: dict[str, tuple[Callable[[float, int], Counts], float, float]] = {
     "weights": (weights.run, 0.2, 260),  # 25 interrupted runs and more
-    "trainers": (trainers.run, 0.2, 55),
+    "trainers": (trainers.run, 0.2, 45),
     "daemons": (daemons.run, 0.2, 60),
-    "journal": (journals.run, 0.15, 30),
-    "checkpoints": (checkpoints.run, 0.05, 15),
-    "errors": (errors.run, 0.1, 40),
-    "powercuts": (powercuts.run, 0.05, 15),
+    "journal": (journals.run, 0.1, 15),
+    "checkpoints": (checkpoints.run, 0.05, 10),
+    "errors": (errors.run, 0.1, 30),
+    "powercuts": (powercuts.run, 0.05, 12),
     "api": (api.run, 0.05, 25),
-    "openapi": (described.run, 0.05, 40),
+    "openapi": (described.run, 0.1, 35),
 }
 
 

@@ -94,7 +94,7 @@ def _ask(
         "--phases", ",".join(phases), "--checks", ",".join(CHECKS), "--seed", str(seed),
         *(["--max-time", str(max(10, round(seconds)))] if seconds is not None else []),
         "--workers", "1", "--no-shrink", "--continue-on-failure", "--warnings", "off",
-        "--suppress-health-check", "all",
+        "--suppress-health-check", "all", "--request-timeout", "30",
         "--report", "ndjson", "--report-ndjson-path", str(report),
     ]  # fmt: skip
     environment = {
