@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 
 from server import feasible
@@ -128,3 +129,14 @@ def test_near_the_limit_is_a_warning_and_a_measured_peak_decides(asgi: Asgi) -> 
     with asgi.db.write() as session:
         session.query(tables.Throughput).update({"peak_bytes": 13 << 30})
     assert "measured" in (refusal(asgi, large(64)) or "")
+
+
+def test_the_plan_of_the_preset_takes_less_than_50_ms_of_processor_over_http(asgi: Asgi) -> None:
+    """Processor time of the whole request: how busy the machine is otherwise plays no part."""
+    took = []
+    for _ in range(5):
+        began = time.process_time()
+        answer = asgi.post("/v1/plan", {"preset": "rtx4070-d12"})
+        took.append(time.process_time() - began)
+        assert answer.json()["plan"]["parameters"]["total"] == 286_261_730
+    assert min(took) < 0.05, took
