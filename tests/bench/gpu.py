@@ -103,7 +103,7 @@ def _idle(step: Callable[[], float]) -> float:
     spans = sorted(
         (event.time_range.start, event.time_range.end)
         for event in (seen.events() or ())
-        if event.device_type == torch.autograd.DeviceType.CUDA
+        if event.device_type.name == "CUDA"
     )
     busy, until = 0.0, float("-inf")
     for low, high in spans:

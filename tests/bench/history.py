@@ -86,7 +86,7 @@ def _step(number: int) -> events.Step:
 def _copy(session: Session, source_id: int, target_id: int) -> None:
     """What ingest wrote for one attempt, for the attempt of another run of the same plan."""
     connection = session.connection()
-    for table in (tables.Point.__table__, tables.Rollup.__table__):
+    for table in (tables.Base.metadata.tables[n] for n in ("points", "rollups")):
         columns = ", ".join(f'"{c.name}"' for c in table.columns if c.name != "attempt_id")
         connection.exec_driver_sql(
             f"INSERT INTO {table.name} (attempt_id, {columns}) "
