@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -114,6 +116,21 @@ def test_curves_are_continuous_where_they_claim_to_be(run, mode, at, more, rewar
         assert high == pytest.approx(low, abs=1e-9)
     else:
         assert abs(high - low) <= 1.0 / ramp + 1e-9
+
+
+@given(runs, modes, st.integers(2, 400), st.integers(1, 300))
+def test_within_a_phase_no_step_is_steeper_than_its_ramps(run, mode, more, rewarm):
+    """Warm-up, ramp and warmdown say how steep; a cosine is at most pi/2 times as steep."""
+    horizon, warmup, ratio, shape, final = run
+    before = initial_schedule(horizon, warmup, ratio, shape, final)
+    ask = ExtendSchedule(mode=mode, rewarm_steps=rewarm)
+    after = extend_schedule(
+        before, horizon, horizon + more, ask, warmup_steps=warmup, warmdown_ratio=ratio
+    )
+    lengths = (after.warmup_steps, after.rewarm_steps, after.warmdown_steps, after.decay_steps)
+    steepest = math.pi / 2 * sum(1 / length for length in lengths if length)
+    values = [lr_multiplier(after, s) for s in range(after.start_step, after.end_step + 1)]
+    assert all(abs(b - a) <= steepest + 1e-9 for a, b in pairwise(values))
 
 
 @given(runs, modes, st.integers(1, 3000))

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +18,7 @@ import uvicorn
 
 from tests.e2e.web_stub import create_stub
 from tests.server.house import launcher
+from tests.serving import Serving
 
 CHROMIUM = "/usr/bin/chromium"
 DEADLINE_MILLISECONDS = 30_000
@@ -106,40 +103,25 @@ def _served(app: Any) -> Iterator[str]:
         thread.join(10)
 
 
-class Daemon:
+class Daemon(Serving):
     """`traind serve` as a process, with a trainer that takes `step_seconds` for each step."""
 
     def __init__(self, directory: Path, step_seconds: float) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.log = directory / "daemon.log"
-        self.environment = os.environ | {
-            "TRAIND_DATA_DIR": str(directory / "data"),
-            "TRAIND_PORT": str(self.port),
-            "TRAIND_TRAINER_PYTHON": launcher(directory),
-            "TRAIND_TICK_SECONDS": "0.05",
-            "TRAIND_STOP_TRAINERS": "false",
-            "FAKE": json.dumps({"*": {"step_seconds": step_seconds}}),
-        }
+            port = free.getsockname()[1]  # kept over a restart, for the page that is open
+        super().__init__(
+            directory,
+            TRAIND_PORT=str(port),
+            TRAIND_TRAINER_PYTHON=launcher(directory),
+            TRAIND_TICK_SECONDS="0.05",
+            TRAIND_STOP_TRAINERS="false",
+            FAKE=json.dumps({"*": {"step_seconds": step_seconds}}),
+        )
         self.start()
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "server.cli.app", "serve"]
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
-        deadline = time.monotonic() + 90
-        while time.monotonic() < deadline:
-            try:
-                if httpx.get(f"{self.url}/readyz", timeout=1).status_code == 200:
-                    return
-            except httpx.HTTPError:
-                time.sleep(0.1)
-        raise AssertionError(f"the daemon did not come up:\n{self.log.read_text()}")
-
-    def kill(self) -> None:
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait(10)
+        self.launch()
+        self.wait_ready()
 
     def post(self, path: str, body: Any = None) -> Any:
         answer = httpx.post(f"{self.url}/v1{path}", json=body, timeout=10)

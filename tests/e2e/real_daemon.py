@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from server.client import Client
 from server.schemas import Progress
+from tests.serving import Serving
 
 SETTLED = ("created", "paused", "completed", "failed", "cancelled")
 TINY: dict[str, Any] = {
@@ -39,57 +33,23 @@ TINY: dict[str, Any] = {
 }
 
 
-class RealDaemon:
+class RealDaemon(Serving):
     """Loopback, a free port, a data directory of its own."""
 
     def __init__(self, directory: Path, **environment: str) -> None:
-        self.data_dir = directory / "data"
-        self.log = directory / "daemon.log"
-        self.environment = {
-            **os.environ,
-            "TRAIND_DATA_DIR": str(self.data_dir),
-            "TRAIND_PORT": "0",
-            "TRAIND_TICK_SECONDS": "0.1",
-            "OMP_NUM_THREADS": "1",
-            **environment,
-        }
-        self.url = ""
+        super().__init__(directory, **{"TRAIND_TICK_SECONDS": "0.1", **environment})
         self.client: Client = None  # type: ignore[assignment] - there from `start` on
         self.start()
 
     def start(self) -> float:
         """Start and wait until ready; the seconds it took."""
         began = time.monotonic()
-        command = [sys.executable, "-P", "-m", "server.cli.app", "serve"]
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                command, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
-        self._wait_ready()
+        self.launch()
+        self.wait_ready()
         if self.client is not None:
             self.client.close()
         self.client = Client(self.url, timeout_seconds=30.0)
         return time.monotonic() - began
-
-    def _wait_ready(self) -> None:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            assert self.process.poll() is None, self.log.read_text()
-            try:
-                told = json.loads((self.data_dir / "daemon.json").read_text())
-                if told["pid"] == self.process.pid:
-                    self.url = told["url"]
-                    if httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200:
-                        return
-            except (OSError, ValueError, httpx.TransportError):
-                pass
-            time.sleep(0.02)
-        raise AssertionError(self.log.read_text())
-
-    def kill(self) -> None:
-        """kill -9, and gone."""
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait(30)
 
     def until(
         self, run: str, reached: Callable[[Progress], bool], seconds: float = 150

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -21,43 +19,36 @@ import pytest
 
 from server.database.tables import Attempt
 from server.supervision import process
-from tests.server.house import ROOT, House, launcher
-
-SERVE = [sys.executable, "-c", "import sys; from server.daemon import serve; "
-         "from server.settings import Settings; sys.exit(serve(Settings()))"]  # fmt: skip
+from tests.server.house import House, launcher
+from tests.serving import Serving
 
 
-class Daemon:
-    """`traind serve` as a process, its trainer the fake one."""
+class Daemon(Serving):
+    """Its trainer is the fake one; below the command line, whose greeting is no line of the log."""
 
-    def __init__(self, directory: Path, **settings: Any) -> None:
-        self.data_dir = directory / "data"
-        told = {"data_dir": self.data_dir, "trainer_python": launcher(directory), **settings}
-        defaults = {"port": 0, "tick_seconds": 0.05, "log_level": "info"}
-        environment = {f"TRAIND_{k.upper()}": str(v) for k, v in {**defaults, **told}.items()}
-        self.process = subprocess.Popen(
-            SERVE, cwd=ROOT, env={**os.environ, **environment},
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+    command = (
+        sys.executable, "-c", "import sys; from server.daemon import serve; "
+        "from server.settings import Settings; sys.exit(serve(Settings()))",
+    )  # fmt: skip
 
-    def ready(self) -> str:
-        """Its URL once it answers that it is ready."""
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline:
-            assert self.process.poll() is None, self.words()
-            try:
-                url = json.loads((self.data_dir / "daemon.json").read_text())["url"]
-                if httpx.get(f"{url}/readyz", timeout=5).status_code == 200:
-                    return url
-            except (OSError, ValueError, httpx.TransportError):
-                time.sleep(0.02)
-        raise AssertionError("never ready")
+    def __init__(self, directory: Path, number: int, **settings: Any) -> None:
+        defaults = {
+            "trainer_python": launcher(directory),
+            "tick_seconds": 0.05,
+            "log_level": "info",
+        }
+        told = {f"TRAIND_{k.upper()}": str(v) for k, v in {**defaults, **settings}.items()}
+        super().__init__(directory, **told)
+        self.log = directory / f"daemon-{number}.log"
+        self.launch()
 
     def words(self) -> str:
-        return self.process.communicate(timeout=30)[1]
+        """What it said, once it has ended."""
+        self.process.wait(30)
+        return self.log.read_text()
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> str:
-        """Its words on stderr after it ended on this signal."""
+        """Its words after it ended on this signal."""
         self.process.send_signal(number)
         return self.words()
 
@@ -67,7 +58,7 @@ def daemon(tmp_path: Path) -> Iterator[Any]:
     started: list[Daemon] = []
 
     def start(**settings: Any) -> Daemon:
-        started.append(Daemon(tmp_path, **settings))
+        started.append(Daemon(tmp_path, len(started), **settings))
         return started[-1]
 
     yield start
@@ -113,7 +104,7 @@ def _steps_past(url: str, step: int, seconds: float = 15) -> float:
 
 def test_f15_a_second_daemon_names_the_holder_and_leaves_the_first_alone(daemon: Any) -> None:
     first = daemon()
-    url = first.ready()
+    url = first.wait_ready()
     second = daemon()
     words = second.words()
     assert second.process.returncode == 1
@@ -122,14 +113,14 @@ def test_f15_a_second_daemon_names_the_holder_and_leaves_the_first_alone(daemon:
     assert httpx.get(f"{url}/readyz").status_code == 200
     first.end(signal.SIGKILL)
     third = daemon()
-    third.ready()
+    third.wait_ready()
     third.end()
     assert third.process.returncode == 0
 
 
 def test_sigterm_leaves_the_trainer_and_the_next_daemon_takes_it_back(daemon: Any) -> None:
     first = daemon()
-    _start_run(first.ready(), first.data_dir)
+    _start_run(first.wait_ready(), first.data_dir)
     first.end()
     assert first.process.returncode == 0
     with _rows(first.data_dir.parent) as house:
@@ -137,7 +128,7 @@ def test_sigterm_leaves_the_trainer_and_the_next_daemon_takes_it_back(daemon: An
         assert process.carries(attempt.pid or 0, attempt.token)
         before = house.run(attempt.run_id).step
     second = daemon()
-    second.ready()
+    second.wait_ready()
     with _rows(first.data_dir.parent) as house:
         assert house.run(attempt.run_id).step > before  # taken back before it said it was ready
         assert len(_attempts(house)) == 1
@@ -145,7 +136,7 @@ def test_sigterm_leaves_the_trainer_and_the_next_daemon_takes_it_back(daemon: An
 
 def test_sigterm_with_stop_trainers_waits_for_their_checkpoint(daemon: Any) -> None:
     only = daemon(stop_trainers=True)
-    _start_run(only.ready(), only.data_dir)
+    _start_run(only.wait_ready(), only.data_dir)
     only.end()
     assert only.process.returncode == 0
     with _rows(only.data_dir.parent) as house:
@@ -156,7 +147,7 @@ def test_sigterm_with_stop_trainers_waits_for_their_checkpoint(daemon: Any) -> N
 
 def test_it_is_small_and_has_no_torch(daemon: Any) -> None:
     only = daemon()
-    only.ready()
+    only.wait_ready()
     found = psutil.Process(only.process.pid)
     assert found.memory_info().rss < 150e6
     assert not any("torch" in m.path or "pyarrow" in m.path for m in found.memory_maps())
@@ -167,7 +158,7 @@ def test_it_is_small_and_has_no_torch(daemon: Any) -> None:
 
 def test_idle_costs_less_than_a_hundredth_of_a_core(daemon: Any) -> None:
     only = daemon(tick_seconds=0.25)
-    only.ready()
+    only.wait_ready()
     found = psutil.Process(only.process.pid)
     time.sleep(0.5)
     before = found.cpu_times()
@@ -204,7 +195,7 @@ def test_f32_a_directory_that_cannot_be_used_is_refused_clearly(
 def test_f32_without_file_descriptors_it_waits_and_harms_nobody(daemon: Any) -> None:
     """Nothing can be opened, so no process can be seen: none is taken for dead, none is killed."""
     only = daemon()
-    url = only.ready()
+    url = only.wait_ready()
     _start_run(url, only.data_dir)
     before = resource.prlimit(only.process.pid, resource.RLIMIT_NOFILE)
     resource.prlimit(only.process.pid, resource.RLIMIT_NOFILE, (3, before[1]))
@@ -229,6 +220,6 @@ def test_f50_beyond_loopback_needs_to_be_meant(daemon: Any) -> None:
 
 def test_the_log_is_one_json_object_a_line(daemon: Any) -> None:
     only = daemon(log_format="json")
-    only.ready()
+    only.wait_ready()
     lines = [json.loads(line) for line in only.end().splitlines()]
     assert {"ts", "level", "logger", "message"} <= set(lines[0])
