@@ -133,7 +133,6 @@ def test_near_the_limit_is_a_warning_and_a_measured_peak_decides(asgi: Asgi) -> 
     assert "measured" in (refusal(asgi, large(64)) or "")
 
 
-<<<<<<< HEAD
 def test_a_resume_is_refused_rows_that_cannot_fit(asgi: Asgi) -> None:
     context = PlanContext(device_memory_bytes=12 << 30)
     with asgi.db.write() as session:
@@ -142,7 +141,8 @@ def test_a_resume_is_refused_rows_that_cannot_fit(asgi: Asgi) -> None:
         feasible.require_rows(run, 8)
         with pytest.raises(Invalid, match=r"With 32 rows .* should fit"):
             feasible.require_rows(run, 32)
-=======
+
+
 def test_the_plan_of_the_preset_takes_less_than_50_ms_of_processor_over_http(asgi: Asgi) -> None:
     """Processor time of the whole request: how busy the machine is otherwise plays no part."""
     took = []
@@ -152,4 +152,3 @@ def test_the_plan_of_the_preset_takes_less_than_50_ms_of_processor_over_http(asg
         took.append(time.process_time() - began)
         assert answer.json()["plan"]["parameters"]["total"] == 286_261_730
     assert min(took) < 0.05, took
->>>>>>> 1d08436 (One way to start a daemon for a test; a plan over HTTP and the steepness of curves held)
