@@ -77,7 +77,7 @@ def small_disk(path: Path, size: int, options: str = "") -> Iterator[Path]:
     """A tmpfs of `size` bytes at `path`."""
     path.mkdir(exist_ok=True)
     named = f"size={size}{options}"
-    subprocess.run(["mount", "-t", "tmpfs", "-o", named, "tmpfs", str(path)], **_QUIET)
+    _run(["mount", "-t", "tmpfs", "-o", named, "tmpfs", str(path)])
     try:
         yield path
     finally:
@@ -102,23 +102,24 @@ def filled(disk: Path, leave: int = 0) -> Iterator[Path]:
 def make_ext4(image: Path, size: int) -> None:
     with image.open("wb") as file:
         file.truncate(size)
-    subprocess.run(["mkfs.ext4", "-q", "-F", str(image)], **_QUIET)
+    _run(["mkfs.ext4", "-q", "-F", str(image)])
 
 
 @contextmanager
 def loop_mounted(image: Path, path: Path) -> Iterator[Path]:
     """The file system of an image file, its journal replayed, at `path`."""
     path.mkdir(exist_ok=True)
-    subprocess.run(["mount", "-o", "loop", str(image), str(path)], **_QUIET)
+    _run(["mount", "-o", "loop", str(image), str(path)])
     try:
         yield path
     finally:
         done = subprocess.run(["umount", str(path)], capture_output=True, check=False)
         if done.returncode:
-            subprocess.run(["umount", "-l", str(path)], **_QUIET)
+            _run(["umount", "-l", str(path)])
 
 
-_QUIET = {"check": True, "capture_output": True}
+def _run(command: list[str]) -> None:
+    subprocess.run(command, check=True, capture_output=True)
 
 
 # --- memory --------------------------------------------------------------------------------------

@@ -171,7 +171,7 @@ def _sweep(
         counts.fail(words)
 
 
-def _put(path: Path, raw: bytes) -> None:
+def _put(path: Path, raw: bytes | bytearray) -> None:
     """Replace what the file holds, in place: it stays the same file."""
     fd = os.open(path, os.O_WRONLY)
     os.pwrite(fd, raw, 0)
