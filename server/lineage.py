@@ -7,7 +7,7 @@ loss is before its update) only to the later one.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import Select, or_, select, update
 from sqlalchemy.orm import Session
@@ -109,7 +109,7 @@ def newest_checkpoint(session: Session, run_id: str) -> tables.Checkpoint | None
     return session.scalar(_good_checkpoints(run_id).limit(1))
 
 
-def _good_checkpoints(run_id: str) -> Select[tuple[tables.Checkpoint]]:
+def _good_checkpoints(run_id: str) -> Select[Any]:
     table = tables.Checkpoint
     return (
         select(table)

@@ -108,10 +108,10 @@ class Daemon(Serving):
 
     def __init__(self, directory: Path, step_seconds: float, auth: str = "auto") -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]  # kept over a restart, for the page that is open
+            self.port = free.getsockname()[1]  # kept over a restart, for the page that is open
         super().__init__(
             directory,
-            TRAIND_PORT=str(port),
+            TRAIND_PORT=str(self.port),
             TRAIND_TRAINER_PYTHON=launcher(directory),
             TRAIND_TICK_SECONDS="0.05",
             TRAIND_STOP_TRAINERS="false",

@@ -124,7 +124,15 @@ def test_through_a_tunnel_a_daemon_that_wants_its_token_is_used_like_any_other(
         with page.expect_download() as loaded:
             button(page, "Parquet").click()
         table = parquet.read_table(loaded.value.path())
-        assert table.column_names == ["key", "step", "unix_seconds", "mean", "min", "max"]
+        assert table.column_names == [
+            "key",
+            "step",
+            "unix_seconds",
+            "mean",
+            "min",
+            "max",
+            "identity",
+        ]
         assert "loss" in table["key"].to_pylist()
         button(page, "Pause").click()
         expect_state(page, "paused")
