@@ -53,7 +53,9 @@ def test_an_unguarded_delete_is_noticed() -> None:
 
 
 def test_journals_believed_without_their_crc_are_noticed() -> None:
-    assert any(words.startswith("bit ") for words in journals.control(4).failures)
+    failures = journals.control(4).failures
+    assert any(words.startswith("bit ") for words in failures)
+    assert any(words.startswith("read, bit ") for words in failures)
 
 
 def test_checkpoints_that_are_not_verified_are_noticed() -> None:

@@ -54,11 +54,12 @@ def control(seed: int) -> Counts:
             return None
         return record if isinstance(record, dict) else None
 
-    counts = Counts("journal", seed)
+    counts, read = Counts("journal", seed), Counts("journal", seed)
     with _place() as (db, settings), patch.object(journal, "decode", believe):
         raw = _written(db, settings)
-        _read_all(db, settings, raw, counts)
+        _read_all(db, settings, raw, read)
         _sweep(db, settings, raw, counts, Budget(10), stride=211, phase=seed % 211)
+    counts.failures += read.failures
     return counts
 
 
