@@ -4,7 +4,7 @@ K matrices of `rows` x `cols`; every norm is per matrix. The parameter, gradient
 are views of banks, so nothing is stacked or copied back.
 
 Orthogonalizing a wide matrix works on its Gram matrix: the iterates are polynomials of A = XXᵀ
-times X, so five iterations need only rows x rows products and X is touched twice. In matrix
+times X, so five iterations need rows x rows products and X is touched four times. In matrix
 multiplications at cols = 4 rows: 30 rows³ instead of 45.
 """
 
