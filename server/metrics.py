@@ -14,12 +14,13 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 from prometheus_client.exposition import generate_latest
-from sqlalchemy import case, func, or_, select
+from sqlalchemy import Integer, bindparam, case, func, or_, select
 from sqlalchemy.orm import Session
 
 from server.database import tables
@@ -82,15 +83,8 @@ class _Run:
     phase: str
     checkpoint_at: float | None
     model: str
-
-    @property
-    def label(self) -> str:
-        """A name needs no escaping: it is letters, digits, '.', '_' and '-'."""
-        return f'run="{self.name}"'
-
-    @property
-    def is_live(self) -> bool:
-        return self.state in (State.running, State.pausing)
+    label: str
+    is_live: bool
 
 
 class Metrics:
@@ -153,44 +147,62 @@ class Metrics:
 
 # --- reading -------------------------------------------------------------------------------------
 
+# Statements are built once: building them took longer than running them.
 
-def _shown(now: float) -> Any:
-    run = tables.Run
-    ended = [*ENDED]
-    return or_(
-        run.state.not_in([*ended, State.created]),
-        run.state.in_(ended) & (run.ended_at > now - ENDED_SECONDS),
+_run: Any = tables.Run.__table__.c
+_phase: Any = tables.Phase.__table__.c
+_kept: Any = tables.Checkpoint.__table__.c
+_counter: Any = tables.Counter.__table__.c
+_attempt: Any = tables.Attempt.__table__.c
+_GIVEN = select(func.json_each(bindparam("ids")).table_valued("value").c.value)
+_MOST = bindparam("most", type_=Integer)
+_SHOWN = or_(
+    _run.state.not_in([*ENDED, State.created]),
+    _run.state.in_([*ENDED]) & (_run.ended_at > bindparam("since")),
+)
+_RUNS = (
+    select(
+        _run.id, _run.name, _run.state, _run.device, _run.step, _run.end_step, _run.tokens_seen,
+        _run.last_step_at, _run.progress, _run.reason,
     )
+    .where(_SHOWN)
+    .order_by(
+        case((_run.state.in_(OCCUPYING), 0), (_run.state.not_in(ENDED), 1), else_=2),
+        _run.queue_position,
+        _run.ended_at.desc(),
+    )
+    .limit(_MOST)
+)  # fmt: skip
+_HOW_MANY = select(func.count()).where(_SHOWN)
+_PHASES = (
+    select(_phase.run_id, _phase.name)
+    .where(_phase.run_id.in_(_GIVEN), _phase.started_at.is_not(None))
+    .order_by(_phase.index)
+)
+_SAVED = (
+    select(_kept.run_id, func.max(_kept.created_at))
+    .where(_kept.run_id.in_(_GIVEN))
+    .group_by(_kept.run_id)
+)
+_COUNTED = select(_counter.name, _counter.run, _counter.label, _counter.value).where(
+    _counter.run.in_(_GIVEN), _counter.name.in_(_COUNTERS)
+)
+_UNREAD = (
+    select(_attempt.run_id, _attempt.number, _attempt.outbox_offset)
+    .where(_attempt.drained.is_(False), _attempt.outbox_problem.is_(None), _attempt.number > 0)
+    .limit(_MOST)
+)
 
 
 def _load(session: Session, now: float, models: dict[str, str]) -> list[_Run]:
     """The runs to show: those with a process first, then waiting ones, then what ended last."""
-    run, phase, kept = tables.Run, tables.Phase, tables.Checkpoint
-    rank = case((run.state.in_(OCCUPYING), 0), (run.state.not_in(ENDED), 1), else_=2)
-    rows = session.execute(
-        select(
-            run.id, run.name, run.state, run.device, run.step, run.end_step, run.tokens_seen,
-            run.last_step_at, run.progress, run.reason,
-        )
-        .where(_shown(now))
-        .order_by(rank, run.queue_position, run.ended_at.desc())
-        .limit(MAX_RUNS)
-    ).all()  # fmt: skip
+    connection = session.connection()
+    since = now - ENDED_SECONDS
+    rows = connection.execute(_RUNS, {"since": since, "most": MAX_RUNS}).all()
     ids = [row.id for row in rows]
-    phases = dict(
-        session.execute(
-            select(phase.run_id, phase.name)
-            .where(phase.run_id.in_(ids), phase.started_at.is_not(None))
-            .order_by(phase.index)
-        ).all()
-    )
-    saved = dict(
-        session.execute(
-            select(kept.run_id, func.max(kept.created_at))
-            .where(kept.run_id.in_(ids))
-            .group_by(kept.run_id)
-        ).all()
-    )
+    known = {"ids": json.dumps(ids)}
+    phases = dict(connection.execute(_PHASES, known).all())
+    saved = dict(connection.execute(_SAVED, known).all())
     _name_models(session, ids, models)
     return [
         _Run(
@@ -198,6 +210,8 @@ def _load(session: Session, now: float, models: dict[str, str]) -> list[_Run]:
             phase=phases.get(row.id, ""),
             checkpoint_at=saved.get(row.id),
             model=models.get(row.id, ""),
+            label=f'run="{row.name}"',  # no escaping: letters, digits, '.', '_' and '-'
+            is_live=row.state in (State.running, State.pausing),
         )
         for row in rows
     ]
@@ -215,17 +229,13 @@ def _name_models(session: Session, ids: list[str], models: dict[str, str]) -> No
 
 
 def _count(session: Session, now: float) -> int:
-    return session.scalar(select(func.count()).select_from(tables.Run).where(_shown(now))) or 0
+    return session.connection().scalar(_HOW_MANY, {"since": now - ENDED_SECONDS}) or 0
 
 
 def _read_counters(session: Session, runs: list[_Run]) -> dict[str, list[tuple[str, str, float]]]:
     """{name: [(run, label, value)]} of the runs that are shown."""
-    table = tables.Counter
-    rows = session.execute(
-        select(table.name, table.run, table.label, table.value).where(
-            table.run.in_([run.name for run in runs]), table.name.in_(_COUNTERS)
-        )
-    )
+    names = {"ids": json.dumps([run.name for run in runs])}
+    rows = session.connection().execute(_COUNTED, names)
     held: dict[str, dict[tuple[str, str], float]] = {
         # from 0, so that the first increase is seen; restarts have no reason before the first
         name: {} if name == counters.RESTARTS else {(run.name, ""): 0.0 for run in runs}
@@ -238,11 +248,8 @@ def _read_counters(session: Session, runs: list[_Run]) -> dict[str, list[tuple[s
 
 def _unread(session: Session) -> list[tuple[str, int, int]]:
     """(run id, attempt, offset) of every journal that may still grow."""
-    attempt = tables.Attempt
-    query = select(attempt.run_id, attempt.number, attempt.outbox_offset).where(
-        attempt.drained.is_(False), attempt.outbox_problem.is_(None), attempt.number > 0
-    )
-    return [(row[0], row[1], row[2]) for row in session.execute(query.limit(MAX_RUNS))]
+    rows = session.connection().execute(_UNREAD, {"most": MAX_RUNS})
+    return [(row[0], row[1], row[2]) for row in rows]
 
 
 def _lag(data_dir: Path, run_id: str, attempt: int, offset: int, now: float) -> float:
@@ -282,13 +289,17 @@ def _run_lines(runs: list[_Run]) -> Iterator[str]:
     yield per_run("eta_timestamp_seconds", "When the plan should be done", _eta)
     stamp = "checkpoint_last_success_timestamp_seconds"
     yield per_run(stamp, "When the last checkpoint was written", lambda r: r.checkpoint_at)
-    states = (
-        (f'{run.label},state="{state}"', int(run.state == state))
-        for run in runs
-        for state in _STATES
-    )
-    yield _family("run_state", "1 for the state the run is in", states)
+    yield _family("run_state", "1 for the state the run is in", ())
+    yield from (_state_lines(run.label, run.state) for run in runs)
     yield _family("run_info", "What the run is", ((_info(run), 1) for run in runs))
+
+
+@lru_cache(maxsize=4 * MAX_RUNS)
+def _state_lines(label: str, state: str) -> str:
+    """A third of all lines, and they seldom change."""
+    return "".join(
+        f'traind_run_state{{{label},state="{each}"}} {int(each == state)}\n' for each in _STATES
+    )
 
 
 def _loss(run: _Run) -> float | None:
@@ -338,9 +349,10 @@ def _histogram_lines(histograms: dict[str, counters.Histogram]) -> Iterator[str]
 
 def _family(name: str, help_text: str, samples: Iterable[Sample], kind: str = "gauge") -> str:
     """HELP, TYPE and samples; a value that is not known has no sample."""
-    lines = [f"# HELP traind_{name} {help_text}\n# TYPE traind_{name} {kind}\n"]
+    name = f"traind_{name}"
+    lines = [f"# HELP {name} {help_text}\n# TYPE {name} {kind}\n"]
     lines += [
-        f"traind_{name}{f'{{{labels}}}' if labels else ''} {_number(value)}\n"
+        f"{name}{{{labels}}} {_number(value)}\n" if labels else f"{name} {_number(value)}\n"
         for labels, value in samples
         if value is not None
     ]

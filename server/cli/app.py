@@ -6,6 +6,7 @@ Exit status: 0 done, 1 refused or failed, 2 wrong usage, 3 no daemon answers, 13
 
 from __future__ import annotations
 
+import signal
 import sys
 from contextlib import suppress
 from typing import Annotated
@@ -67,6 +68,8 @@ def root(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command and exit with its status."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else: it is ignored
+        signal.signal(signal.SIGINT, output.interrupt)
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError, ValueError):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]

@@ -48,7 +48,7 @@ def demo(
     began = time.monotonic()
     # a service manager's or a terminal's goodbye unwinds like Ctrl-C, so that nothing stays behind
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+        signal.signal(number, output.interrupt)
     try:
         with running_daemon(data_dir.absolute(), keep) as daemon:
             tell_story(daemon, steps)
@@ -325,10 +325,6 @@ def _last_lines(path: Path, count: int = 15) -> str:
     with suppress(OSError):
         return "\n".join(path.read_text(errors="replace").splitlines()[-count:])
     return ""
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
 
 
 @contextmanager

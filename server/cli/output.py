@@ -42,6 +42,20 @@ class Refused(Exception):
         super().__init__(message)
 
 
+class Interrupted(KeyboardInterrupt):
+    """Somebody's Ctrl-C.
+
+    A class of its own, because CPython remembers a bare KeyboardInterrupt that passed through any
+    `exec` of text (a dataclass being made, say) and at the end kills itself by SIGINT, whatever
+    status was asked for.
+    """
+
+
+def interrupt(number: int, frame: object) -> NoReturn:
+    """A handler for signals that ask us to stop. Raises Interrupted."""
+    raise Interrupted
+
+
 def connect() -> Client:
     """A client of the daemon that --url or TRAIND_URL names."""
     from server.client import Client

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import tempfile
 from contextlib import closing
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -32,7 +33,9 @@ class Refused(Exception):
     """The database cannot be opened; the message says why and what to do."""
 
 
+@cache
 def version() -> str:
+    """Of this package; read once, since the installed metadata is a file to be parsed."""
     try:
         return metadata.version("traind")
     except metadata.PackageNotFoundError:

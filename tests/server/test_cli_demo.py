@@ -5,6 +5,7 @@ The whole story is what `make demo` runs; here it is interrupted.
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -55,6 +56,32 @@ def test_an_interrupted_demo_leaves_nothing_running_and_can_run_again(tmp_path: 
                 process.wait()
         assert not _left(data_dir)
         assert "run it again" in log.read_text()
+
+
+CTRL_C_IN_EXEC = """
+import os, signal, sys
+from server.cli import app, output
+
+def command(**_):
+    try:
+        exec("os.kill(os.getpid(), signal.SIGINT)\\nwhile True: pass")
+    except KeyboardInterrupt:
+        sys.exit(output.INTERRUPTED)
+
+app.app = command
+app.main([])
+"""
+
+
+def test_ctrl_c_while_a_class_is_being_made_ends_with_our_status(tmp_path: Path):
+    """Where a bare KeyboardInterrupt passed an `exec`, CPython ends `python -m` by SIGINT: -2."""
+    (tmp_path / "interrupted.py").write_text(CTRL_C_IN_EXEC)
+    done = subprocess.run(
+        [sys.executable, "-m", "interrupted"], timeout=60,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    assert done.returncode == 130
 
 
 def test_a_daemon_that_does_not_start_is_said_with_its_last_words(tmp_path: Path):
