@@ -15,6 +15,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from trainer import device as devices
+from trainer.contract.events import Probed
 from trainer.contract.orders import AttemptOrder
 from trainer.contract.plan import Hyperparameters
 from trainer.contract.rundir import RunDir, write_durably
@@ -26,7 +27,8 @@ COMPILE_WORTH_SECONDS = 1800.0
 class Choices(BaseModel):
     """What was chosen for this run on this machine.
 
-    attention: {window: backend}; empty until the first attempt has settled it.
+    attention: {window: backend}; empty until the first attempt has settled it. probed: what each
+    micro-batch that was tried cost, where `auto` asked for it; no choice itself.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -39,21 +41,22 @@ class Choices(BaseModel):
     peak_flops: float
     peak_source: str
     attention: dict[str, str] = {}
+    probed: list[Probed] = []
 
     @property
     def dtype(self) -> torch.dtype:
         return getattr(torch, self.compute_dtype)
 
 
-Probe = Callable[[ModelShape, list[int], torch.device, torch.dtype, Hyperparameters], int]
+# (shape, rows to try, ascending, …) -> the rows to take, and what each that was tried did
+Probe = Callable[
+    [ModelShape, list[int], torch.device, torch.dtype, Hyperparameters], tuple[int, list[Probed]]
+]
 
 
-def settle(
-    order: AttemptOrder, run_dir: RunDir, device: torch.device, probe: Probe
-) -> tuple[Choices, bool]:
-    """The run's choices and whether they were made now. Overrides are applied on top."""
+def settle(order: AttemptOrder, run_dir: RunDir, device: torch.device, probe: Probe) -> Choices:
+    """The run's choices, made now where there are none. Overrides are applied on top."""
     frozen = _read(run_dir)
-    fresh = frozen is None
     if frozen is None:
         frozen = _choose(order, device, probe)
         write_durably(run_dir.frozen, frozen.model_dump_json(indent=1).encode())
@@ -68,7 +71,7 @@ def settle(
         changed["attention"] = {str(w): order.overrides["attention"] for w in windows}
     choices = frozen.model_copy(update=changed)
     devices.configure(device, threads=choices.threads, deterministic=choices.deterministic)
-    return choices, fresh
+    return choices
 
 
 def freeze_attention(run_dir: RunDir, choices: Choices, found: dict[str, str]) -> Choices:
@@ -96,14 +99,16 @@ def _choose(order: AttemptOrder, device: torch.device, probe: Probe) -> Choices:
     devices.configure(device, threads=threads, deterministic=deterministic)
     dtype = devices.compute_dtype(device, numerics.precision)
     peak = devices.peak(device, dtype, measured=numerics.peak == "measured")
+    rows, probed = _rows(order, device, dtype, probe)
     return Choices(
-        device_batch_size=_rows(order, device, dtype, probe),
+        device_batch_size=rows,
         compile=_compile(order, device),
         threads=threads,
         deterministic=deterministic,
         compute_dtype=str(dtype).removeprefix("torch."),
         peak_flops=peak.value,
         peak_source=peak.source,
+        probed=probed,
     )
 
 
@@ -113,10 +118,12 @@ def _default_threads() -> int:
     return min(torch.get_num_threads(), allowed or torch.get_num_threads())
 
 
-def _rows(order: AttemptOrder, device: torch.device, dtype: torch.dtype, probe: Probe) -> int:
+def _rows(
+    order: AttemptOrder, device: torch.device, dtype: torch.dtype, probe: Probe
+) -> tuple[int, list[Probed]]:
     asked = order.spec.batch.device_batch_size
     if isinstance(asked, int):
-        return asked
+        return asked, []
     shape = shape_of(order.spec.model)
     total = order.plan.batch.tokens // shape.sequence_len
     divisors = [r for r in range(1, min(total, 64) + 1) if total % r == 0]

@@ -62,11 +62,10 @@ def compute_dtype(device: torch.device, precision: str) -> torch.dtype:
 
 
 def name_of(device: torch.device) -> str:
+    """As the server names it too: under this name speeds are remembered."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    if device.type == "cpu":
-        return f"{_cpu_model()} ({torch.get_num_threads()} threads)"
-    return device.type
+    return _cpu_model() if device.type == "cpu" else device.type
 
 
 def _cpu_model() -> str:
@@ -88,7 +87,10 @@ def peak(device: torch.device, dtype: torch.dtype, *, measured: bool = False) ->
             return known
     value = measure_peak(device, dtype)
     kind = str(dtype).removeprefix("torch.")
-    return Peak(value, f"measured: {kind} matrix product on {name_of(device)}")
+    where = name_of(device)
+    if device.type == "cpu":
+        where += f", threads: {torch.get_num_threads()}"
+    return Peak(value, f"measured: {kind} matrix product on {where}")
 
 
 def tabled_peak(device_name: str, dtype: torch.dtype) -> Peak | None:
@@ -149,7 +151,7 @@ def fingerprint(device: torch.device, choices: dict[str, Any]) -> dict[str, Any]
     return {
         "torch": torch.__version__,
         "python": ".".join(map(str, sys.version_info[:2])),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_model(),
+        "device": name_of(device),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         **choices,

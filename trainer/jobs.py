@@ -21,7 +21,6 @@ MODULES = {
     "export": "trainer.tasks.exporting",
     "evaluate": "trainer.tasks.evaluating",
     "sample": "trainer.tasks.sampling",
-    "probe": "trainer.tasks.probe",
     "audit": "trainer.tasks.auditing",
 }
 

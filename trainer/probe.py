@@ -9,7 +9,6 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,12 +79,6 @@ def probe_step(
         model = stepper = None
         if device.type == "cuda":
             torch.cuda.empty_cache()
-
-
-def fastest(results: Iterable[ProbeResult], memory_bytes: int | None = None) -> ProbeResult | None:
-    """The fastest that fits (in `memory_bytes`, when given); None when nothing does."""
-    fitting = [r for r in results if r.fits and (not memory_bytes or r.peak_bytes <= memory_bytes)]
-    return min(fitting, key=lambda r: r.seconds_per_token, default=None)
 
 
 def peak_memory(device: torch.device) -> int:

@@ -152,13 +152,13 @@ def build(
     run_dir = RunDir(Path(order.run_dir))
     where = device.resolve(order.device)
     reporter.emit(events.Stage(stage="probing", detail="settling the run's choices"))
-    chosen, fresh = choices.settle(order, run_dir, where, probing.fastest_rows)
+    chosen = choices.settle(order, run_dir, where, probing.fastest_rows)
     seed_rng(order.spec.numerics.seed)
     data = PreparedData.model_validate_json(run_dir.data.read_bytes())
     reporter.emit(events.Stage(stage="verifying", detail="data files"))
     verify(data)
     session = _assemble(order, run_dir, control, reporter, where, chosen, data)
-    _announce(session, fresh)
+    _announce(session)
     if owns_run:
         _clear_up(session)
     _restore(session)
@@ -233,7 +233,7 @@ def _say_if_not_there(reporter: Reporter, wanted: dict[str, str], found: dict[st
             )
 
 
-def _announce(session: Session, fresh: bool) -> None:
+def _announce(session: Session) -> None:
     own = identify(os.getpid())
     session.reporter.emit(
         events.Started(
@@ -248,9 +248,8 @@ def _announce(session: Session, fresh: bool) -> None:
             peak_source=session.choices.peak_source,
         )
     )
-    if fresh or session.order.overrides:
-        chosen = {**session.choices.model_dump(), **session.stepper.describe_choices()}
-        session.reporter.emit(events.Frozen(choices=chosen))
+    chosen = session.choices.model_dump(exclude={"probed"}) | session.stepper.describe_choices()
+    session.reporter.emit(events.Frozen(choices=chosen, probed=session.choices.probed))
 
 
 # --- resume --------------------------------------------------------------------------------------

@@ -164,8 +164,13 @@ def _resumed(applied: Applied, event: events.Resumed, seconds: float) -> None:
 
 
 def _frozen(applied: Applied, event: events.Frozen, seconds: float) -> None:
-    applied.run.frozen = {**applied.run.frozen, **event.choices}
-    applied.say("frozen", "choices were fixed for the run", seconds, data=event.choices)
+    run = applied.run
+    for tried in event.probed:
+        throughput.record_probe(applied.session, run, applied.attempt, tried, seconds)
+    if run.frozen != event.choices:
+        words = "choices changed by overrides" if run.frozen else "choices were fixed for the run"
+        run.frozen = event.choices
+        applied.say("frozen", words, seconds, data=event.choices)
 
 
 def _evaluation(applied: Applied, event: events.Evaluation, seconds: float) -> None:

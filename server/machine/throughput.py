@@ -8,6 +8,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from server.database import tables
+from trainer.contract.events import Probed
 from trainer.contract.shape import shape_of
 from trainer.contract.spec import RunSpec
 
@@ -22,12 +23,15 @@ class Measured(NamedTuple):
 
 
 def shape_key(spec: RunSpec) -> str:
-    """What the speed of a step depends on besides the device and the rows."""
+    """What the speed of a step depends on besides the device and the rows.
+
+    threads: as asked for; unset, all that the machine gives.
+    """
     shape = shape_of(spec.model)
     return (
         f"L{shape.n_layer}-D{shape.n_embd}-H{shape.n_head}-K{shape.n_kv_head}"
         f"-T{shape.sequence_len}-V{shape.padded_vocab_size}-{shape.window_pattern}"
-        f"-{spec.numerics.precision}"
+        f"-{spec.numerics.precision}-t{spec.numerics.threads or 'all'}"
     )
 
 
@@ -47,18 +51,44 @@ def record(session: Session, run: tables.Run, attempt: tables.Attempt) -> None:
         return
     if progress.get("rate_steps", 0) < MIN_STEPS:
         return
+    seen = Probed(
+        rows=rows_of(run),
+        steps=progress["rate_steps"],
+        tokens_per_second=rate,
+        peak_bytes=progress.get("vram_peak_bytes"),
+    )
+    _keep(session, run, attempt, seen, progress["unix_seconds"])
+
+
+def record_probe(
+    session: Session, run: tables.Run, attempt: tables.Attempt, probed: Probed, seconds: float
+) -> None:
+    """Remember what a probe saw, unless a whole run has said it better."""
+    place = (_device(attempt), shape_key(RunSpec.model_validate(run.spec)), probed.rows)
+    known = session.get(tables.Throughput, place)
+    if known is None or known.steps <= probed.steps:
+        _keep(session, run, attempt, probed, seconds)
+
+
+def _keep(
+    session: Session, run: tables.Run, attempt: tables.Attempt, seen: Probed, seconds: float
+) -> None:
     session.merge(
         tables.Throughput(
-            device=attempt.device_name or attempt.device,
+            device=_device(attempt),
             shape_key=shape_key(RunSpec.model_validate(run.spec)),
-            rows=rows_of(run),
-            tokens_per_second=rate,
-            peak_bytes=progress.get("vram_peak_bytes"),
-            steps=progress["rate_steps"],
+            rows=seen.rows,
+            tokens_per_second=seen.tokens_per_second,
+            peak_bytes=seen.peak_bytes,
+            steps=seen.steps,
             run_name=run.name,
-            unix_seconds=progress["unix_seconds"],
+            unix_seconds=seconds,
         )
     )
+
+
+def _device(attempt: tables.Attempt) -> str:
+    return attempt.device_name or attempt.device
 
 
 def measured(

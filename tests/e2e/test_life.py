@@ -120,6 +120,27 @@ def test_an_audit_and_an_export_of_the_finished_run(daemon, tmp_path):
     assert [e.level for e in said] == ["info"]
 
 
+def test_rows_left_to_traind_are_probed_frozen_and_told_to_later_plans(daemon):
+    """Real steps at several micro-batches; the fastest is taken, the others are remembered."""
+    traind = daemon.client
+    spec = {
+        **TINY,
+        "model": {**TINY["model"], "depth": 3},
+        "batch": {"tokens": 512, "device_batch_size": "auto"},
+        "horizon": {"steps": 10},
+    }
+    traind.create_run({"name": "auto", **spec})
+    daemon.until_state("auto", "completed")
+    rows = traind.run("auto").frozen["device_batch_size"]
+    assert 8 % rows == 0
+    tried = next(r for r in (1, 2) if r != rows)
+    for other, said in ((tried, "over 3 steps"), (rows, "in run auto")):
+        asked = {**spec, "batch": {"tokens": 512, "device_batch_size": other}}
+        eta = traind.plan({"name": "next", **asked}).plan.eta
+        assert said in eta.source
+        assert eta.tokens_per_second > 0
+
+
 def test_cancel_and_delete_leave_nothing(daemon):
     traind = daemon.client
     made = traind.create_run({"name": "short", **TINY})

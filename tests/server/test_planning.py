@@ -7,14 +7,19 @@ import time
 from dataclasses import replace
 
 import pytest
+from sqlalchemy import select
 
 from server import feasible, runs
 from server.database import tables
+from server.database.db import Database
 from server.errors import Invalid
 from server.machine import planning, throughput
 from server.machine.devices import Device
 from server.queries import store
+from server.settings import Settings
 from tests.server.asgi import Asgi
+from tests.server.reporting import attempt, create
+from trainer.contract import events
 from trainer.contract.plan import PlanContext, make_plan, memory
 from trainer.contract.spec import RunSpec, resolve
 
@@ -131,6 +136,40 @@ def test_near_the_limit_is_a_warning_and_a_measured_peak_decides(asgi: Asgi) -> 
     with asgi.db.write() as session:
         session.query(tables.Throughput).update({"peak_bytes": 13 << 30})
     assert "measured" in (refusal(asgi, large(64)) or "")
+
+
+def test_what_a_probe_saw_is_kept_until_a_run_says_it_better(
+    db: Database, settings: Settings
+) -> None:
+    reporter = attempt(db, settings, create(db))
+    reporter.begin()
+    probed = [
+        events.Probed(rows=rows, steps=3, tokens_per_second=rate, peak_bytes=rows << 20)
+        for rows, rate in ((4, 90.0), (8, 100.0))
+    ]
+    choices = {"device_batch_size": 8}
+    reporter.say(events.Frozen(choices=choices, probed=probed))
+    assert reporter.ingest().problem is None
+
+    def known(rows: int) -> tuple[float, int | None]:
+        with db.read() as session:
+            run = store.get_run(session, "demo")
+            device = session.get_one(tables.Attempt, reporter.attempt_id).device_name
+            seen = throughput.measured(session, device, RunSpec.model_validate(run.spec), rows)
+        assert seen is not None
+        return seen.tokens_per_second, seen.peak_bytes
+
+    assert known(4) == (90.0, 4 << 20)
+    assert known(8) == (100.0, 8 << 20)
+    reporter.steps(0, 20)
+    reporter.save(20)
+    reporter.say(events.Frozen(choices=choices, probed=probed))  # as every attempt says again
+    assert reporter.ingest().problem is None
+    assert known(4) == (90.0, 4 << 20)
+    assert known(8)[0] != 100.0, "the run itself has gone further than the probe"
+    with db.read() as session:
+        said = session.scalars(select(tables.Event.kind)).all()
+    assert said.count("frozen") == 1
 
 
 def test_a_resume_is_refused_rows_that_cannot_fit(asgi: Asgi) -> None:

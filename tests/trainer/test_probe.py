@@ -7,7 +7,8 @@ import torch
 
 from tests.trainer.shapes import Kind
 from trainer import probe
-from trainer.probe import ProbeResult, fastest, probe_step
+from trainer.probe import ProbeResult, probe_step
+from trainer.probing import fastest_rows
 
 
 def run(rows: int) -> ProbeResult:
@@ -40,10 +41,23 @@ def test_no_memory_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run(64) == ProbeResult(64, False, 0.0, 0, False)
 
 
-def test_the_fastest_that_fits_wins() -> None:
-    small = ProbeResult(1, True, 3e-6, 100, True)
-    large = ProbeResult(2, True, 2e-6, 200, True)
-    too_large = ProbeResult(4, False, 0.0, 0, False)
-    assert fastest([small, large, too_large]) == large
-    assert fastest([small, large, too_large], memory_bytes=150) == small
-    assert fastest([too_large]) is None
+def tried(
+    monkeypatch: pytest.MonkeyPatch, seconds: dict[int, float], candidates: list[int]
+) -> tuple[int, list[int]]:
+    """The rows taken and the rows measured, where a pass of so many rows takes so long a token."""
+
+    def step(_shape: object, rows: int, **_: object) -> ProbeResult:
+        return ProbeResult(rows, rows in seconds, seconds.get(rows, 0.0), 1, False)
+
+    monkeypatch.setattr(probe, "probe_step", step)
+    shape, hyper = Kind().plan()
+    found, seen = fastest_rows(shape, candidates, torch.device("cpu"), torch.float32, hyper)
+    return found, [each.rows for each in seen]
+
+
+def test_the_fastest_rows_that_fit_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert tried(monkeypatch, {1: 3e-6, 2: 2e-6}, [1, 2, 4, 8]) == (2, [1, 2])
+    assert tried(monkeypatch, {1: 3e-6, 2: 2.99e-6, 4: 2.98e-6}, [1, 2, 4]) == (1, [1, 2, 4])
+    assert tried(monkeypatch, {1: 3e-6, 2: 4e-6, 4: 1e-6}, [1, 2, 4]) == (1, [1, 2])
+    with pytest.raises(torch.OutOfMemoryError, match="not even 4 rows"):
+        tried(monkeypatch, {}, [4, 8])

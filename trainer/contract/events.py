@@ -55,11 +55,23 @@ class Resumed(Event):
     approximate: str | None = None
 
 
+class Probed(BaseModel):
+    """What `steps` real steps with `rows` rows a pass did. peak_bytes: of a GPU's memory."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    rows: int
+    steps: int
+    tokens_per_second: float
+    peak_bytes: int | None
+
+
 class Frozen(Event):
-    """Choices raced or probed at the first start, now part of the run."""
+    """The choices this attempt runs under; raced or probed at the run's first start."""
 
     kind: Literal["frozen"] = "frozen"
     choices: dict[str, Any]
+    probed: list[Probed] = []
 
 
 class Step(Event):
