@@ -135,13 +135,13 @@ class Lab:
         self.close_attempt(directory)
         return status
 
-    def interrupt(self, how: str, step: int, mark: bytes = b"") -> int:
+    def interrupt(self, how: str, step: int, mark: bytes = b"", fail: str = "") -> int:
         """One attempt that is paused, terminated or killed once it reported `step` or ended.
 
         mark: what to wait for in the outbox instead of the step.
         """
         directory = self.order()
-        pid = self.server.start(directory)
+        pid = self.server.start(directory, fail)
         deadline = time.monotonic() + 60
         mark = mark or f'"kind":"step","step":{step},'.encode()
         while time.monotonic() < deadline and not (directory / "exit.json").exists():

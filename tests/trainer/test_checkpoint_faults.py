@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,31 @@ def test_f16_a_stale_attempt_commits_nothing_more(lab):
     assert run.exit(1)["reason"] == "superseded"
     assert "attempt 2 has taken over" in run.exit(1)["message"]
     assert list(run.run_dir.checkpoints.glob("*")) == []
+
+
+# --- a disk that is slow -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["pause", "terminate"])
+def test_a_save_in_flight_is_completed_before_the_attempt_ends(lab, twin, how):
+    run = lab("slow", **SHORT)
+    run.interrupt(how, 5, fail="checkpoint.before_rename=1*delay(1);loop.step=delay(0.1)")
+    first, last = run.events("checkpoint_saved", attempt=1)
+    assert (first["step"], first["why"], last["why"]) == (4, "cadence", how)
+    assert first["seconds"] > 1.0
+    assert whole(run) == [first["name"], last["name"]]
+    finish(run)
+    is_the_twin(run, twin)
+
+
+def test_saves_that_take_longer_than_their_cadence_never_overlap(lab, twin):
+    run = lab("slow", **SHORT)
+    assert run.run("checkpoint.before_rename=delay(0.4);loop.step=delay(0.05)") == 0, run.log(1)
+    saved = run.events("checkpoint_saved")
+    spans = [(s["ts"] - s["seconds"], s["ts"]) for s in saved]
+    assert len(spans) > 2
+    assert all(ended <= began + 0.1 for (_, ended), (began, _) in pairwise(spans))
+    is_the_twin(run, twin)
 
 
 # --- a disk that refuses -------------------------------------------------------------------------
