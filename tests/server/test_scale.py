@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import time
+
 from sqlalchemy import event, text
 
 from server.database import tables
 from server.database.db import Database
 from server.ingestion import rollups
+from server.machine.devices import Device
 from server.queries import store
 from server.settings import Settings
+from server.supervision import board
+from server.supervision.supervisor import Supervisor
+from server.supervision.trainers import Shop
 from tests.bench import history
+from tests.server.machine_world import World
 from tests.server.reporting import attempt, create
 
 STEPS = 40_000
@@ -75,6 +82,42 @@ def test_f46_a_page_of_runs_is_a_few_queries_whatever_there_is(db: Database) -> 
     assert len(page.data) == 50
     assert len([s for s in seen if s.startswith("SELECT")]) <= 3
     assert not any("plan" in s.split("FROM")[0] for s in seen)
+
+
+def test_f46_a_tick_does_not_grow_with_the_queue(db: Database, settings: Settings) -> None:
+    """10,000 runs wait behind one that trains. Processor time: a busy machine is no fault."""
+    head, following = create(db, "head"), create(db, "queued")
+    for prepared in (head, following, *(f"{n:026d}" for n in range(1, board.HEADS + 1))):
+        data = settings.paths.run(prepared).data
+        data.parent.mkdir(parents=True)
+        data.write_text("{}")
+    with db.write() as session:
+        columns = [c.name for c in tables.Run.__table__.columns]
+        own = {"id": "printf('%026d', n)", "name": "'q-' || n", "queue_position": "100 + n"}
+        session.execute(
+            text(
+                "WITH RECURSIVE ns(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM ns WHERE n < 9999) "
+                f"INSERT INTO runs ({', '.join(columns)}) "
+                f"SELECT {', '.join(own.get(c, c) for c in columns)} FROM runs, ns "
+                "WHERE name = 'queued'"
+            )
+        )
+    with World() as world:
+        supervisor = Supervisor(
+            Shop(db, settings, (Device("cpu", "a processor"),)), lambda: world.monotonic
+        )
+        spent = []
+        for _ in range(6):
+            world.monotonic += 1
+            began = time.process_time()
+            supervisor.tick()
+            spent.append(time.process_time() - began)
+        supervisor.stop()
+        assert [t.order["run_id"] for t in world.trainers] == [head]
+    with db.read() as session:
+        waiting = session.scalar(text("SELECT count(*) FROM runs WHERE state = 'queued'"))
+    assert waiting == 10_000
+    assert min(spent[1:]) < 0.1, spent
 
 
 def test_f46_lists_and_cursors_use_an_index(db: Database) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import random
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from trainer import checkpoint
+from trainer import checkpoint, device, session
 from trainer.contract.plan import PlanContext, make_plan
 from trainer.contract.schedule import ExtendSchedule, extend_schedule
 from trainer.contract.spec import resolve
@@ -147,6 +149,26 @@ def test_f41_another_thread_count_is_noticed_and_said(lab):
     resumed = run.events("resumed", run.attempts)[0]
     assert "threads: 1 -> 2" in resumed["approximate"]
     assert run.events("resume_checked", run.attempts)[0]["verdict"] == "approximate"
+
+
+FIELDS = device.fingerprint(torch.device("cpu"), {"device_batch_size": 4, "compile": False})
+
+
+@pytest.mark.parametrize("field", [*FIELDS, "one that is new", "data"])
+def test_f41_each_field_of_the_fingerprint_is_compared_and_named(field):
+    now = SimpleNamespace(
+        fingerprint=FIELDS, data=SimpleNamespace(identity=lambda: "the same data")
+    )
+    manifest = checkpoint.Manifest.model_construct(
+        approximate=None, why="cadence", data_identity="the same data", fingerprint={**FIELDS}
+    )
+    assert session.differences(manifest, now) == []
+    if field == "data":
+        manifest.data_identity = "other data"
+    else:
+        manifest.fingerprint[field] = "as it was"
+    (said,) = session.differences(manifest, now)
+    assert said.startswith(f"{field}: as it was -> " if field != "data" else "the data differs")
 
 
 def test_f38_a_changed_corpus_file_stops_the_run_by_name(lab, tmp_path):
