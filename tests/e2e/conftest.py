@@ -25,6 +25,7 @@ DEADLINE_MILLISECONDS = 30_000
 ARGUMENTS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--host-resolver-rules=MAP box.lan 127.0.0.1",
 ]  # fmt: skip
 # How Chromium reports a request that a daemon which is not there could not answer.
 CONNECTION_LOST = re.compile(
@@ -106,7 +107,9 @@ def _served(app: Any) -> Iterator[str]:
 class Daemon(Serving):
     """`traind serve` as a process, with a trainer that takes `step_seconds` for each step."""
 
-    def __init__(self, directory: Path, step_seconds: float, auth: str = "auto") -> None:
+    def __init__(
+        self, directory: Path, step_seconds: float, auth: str = "auto", **environment: str
+    ) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]  # kept over a restart, for the page that is open
         super().__init__(
@@ -117,6 +120,7 @@ class Daemon(Serving):
             TRAIND_STOP_TRAINERS="false",
             TRAIND_AUTH=auth,
             FAKE=json.dumps({"*": {"step_seconds": step_seconds}}),
+            **environment,
         )
         self.token_file = self.data_dir / "token"
         self.start()

@@ -107,14 +107,16 @@ def test_a_restart_of_the_daemon_leaves_neither_a_gap_nor_a_repeat(
     assert sorted(shown) == sorted(event["message"] for event in kept)
 
 
-def test_through_a_tunnel_a_daemon_that_wants_its_token_is_used_like_any_other(
-    tmp_path: Path, open_page: OpenPage
+@pytest.mark.parametrize("through", ["a tunnel", "a name of the network"])
+def test_from_elsewhere_a_daemon_that_wants_its_token_is_used_like_any_other(
+    tmp_path: Path, open_page: OpenPage, through: str
 ) -> None:
-    """Another port than the daemon's; login to a cookie; the stream, an action and a download."""
-    daemon = Daemon(tmp_path, step_seconds=0.1, auth="always")
+    """Login to a cookie; the stream, an action and a download. The tunnel has another port."""
+    daemon = Daemon(tmp_path, step_seconds=0.1, auth="always", TRAIND_ALLOW_HOSTS='["box.lan"]')
     daemon.post("/runs", DEMO)
     with tunnel(daemon.port) as port:
-        page = open_page(f"http://localhost:{port}/#/runs/demo")
+        where = f"localhost:{port}" if through == "a tunnel" else f"box.lan:{daemon.port}"
+        page = open_page(f"http://{where}/#/runs/demo")
         page.get_by_label("Token", exact=True).fill(daemon.token_file.read_text().strip())
         button(page, "Sign in").click()
         expect_state(page, "running")
