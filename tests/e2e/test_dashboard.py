@@ -240,6 +240,31 @@ def test_a_hundred_runs_are_there_at_once_and_nothing_moves(
     assert page.evaluate("window.moved") < 0.1
 
 
+def test_a_sample_is_shown_while_it_is_written(stub_url: str, open_page: OpenPage) -> None:
+    """The job goes on for as long as its stream has not said the end."""
+    page = open_page(f"{stub_url}/{RUN}/samples")
+    job = {"id": "job_1", "kind": "sample", "where": "cpu", "stage": "sampling", "message": ""}
+    running, ended = {**job, "state": "running"}, {**job, "state": "completed"}
+    ended["result"] = {"samples": [{"prompt": "Paris is", "text": " a city"}]}
+    told = 'event: token\ndata: {"prompt": 0, "text": " a ci"}\n\n'
+    page.route("**/v1/runs/*/samples", lambda r: (
+        r.fulfill(status=202, json=running) if r.request.method == "POST" else r.continue_()
+    ))  # fmt: skip
+    page.route("**/v1/jobs/job_1", lambda r: r.fulfill(json=running))
+    page.route(
+        "**/v1/jobs/job_1/stream", lambda r: r.fulfill(content_type="text/event-stream", body=told)
+    )
+    button(page, "Sample now").click()
+    page.get_by_role("textbox", name="Prompt").fill("Paris is")
+    button(page, "Sample").click()
+    answer = page.locator(".sample-answer")
+    answer.get_by_text("running: sampling", exact=False).wait_for()
+    answer.locator("pre", has_text=re.compile(r"^ a ci$")).wait_for()
+    page.unroute("**/v1/jobs/job_1")
+    page.route("**/v1/jobs/job_1", lambda r: r.fulfill(json=ended))
+    answer.locator("pre", has_text=re.compile(r"^ a city$")).wait_for()
+
+
 def test_runs_are_filtered_and_compared(stub_url: str, open_page: OpenPage) -> None:
     page = open_page(stub_url)
     button(page, "failed 2").click()

@@ -3,6 +3,7 @@
 import { path, post } from "../api.js";
 import { fill, h, userText } from "../dom.js";
 import { integer } from "../format.js";
+import { follow } from "../sse.js";
 import { openDialog } from "./dialog.js";
 import { waitFor } from "./jobs.js";
 import { problemBox } from "./problem.js";
@@ -31,16 +32,31 @@ export function sampleDialog(detail, checkpoint = null) {
         prompts: [prompt.value], max_tokens: Number(length.value), temperature: Number(temperature.value),
         ...(checkpoint && { checkpoint: checkpoint.name }),
       };
+      let stop = () => {};
       try {
-        const job = await waitFor(await post(path("runs", detail.id, "samples"), body),
-          (now) => fill(said, h("p.soft", {}, `${now.state}${now.stage ? `: ${now.stage}` : ""}…`)));
+        const begun = await post(path("runs", detail.id, "samples"), body);
+        const state = h("p.soft");
+        const text = userText("", "pre");
+        fill(said, state, h("figure.sample", {}, userText(prompt.value, "b"), text));
+        if (begun.where !== "inline") stop = writeAlong(begun, text);
+        const job = await waitFor(begun, (now) => fill(state, `${now.state}${now.stage ? `: ${now.stage}` : ""}…`));
         fill(said, answerOf(job));
       } catch (problem) {
         fill(said, problemBox(problem));
       }
+      stop();
       go.disabled = false;
     }
   }, { wide: true });
+}
+
+/** Shows the text while it is written. @returns {() => void} ends it */
+function writeAlong(job, text) {
+  const stop = follow(path("jobs", job.id, "stream"), {
+    onMessage: ({ event, data }) => (event === "token" ? text.append(data.text) : stop()),
+    onReconnect: () => fill(text), // what was written is said again
+  });
+  return stop;
 }
 
 function answerOf(job) {

@@ -50,6 +50,7 @@ const GROUPS = [
     ["/checkpoint/keep_every", "Keep one every … steps", "number", { min: 1 }],
     ["/recovery/on_crash", "After a crash", "choice", { choices: [["", "restart"], ["stop", "stop"]] }],
     ["/recovery/on_reboot", "After a reboot", "choice", { choices: [["", "resume"], ["wait", "wait"]] }],
+    ["/notify", "Notify by POST to (URLs, with spaces between)", "list", { placeholder: "https://…" }],
   ], true],
 ];
 
@@ -112,6 +113,10 @@ const CONTROLS = {
   text(options, described) {
     const input = h("input", { type: "text", id: uid("f"), "aria-describedby": described, ...attributes(options) });
     return { input, value: () => input.value.trim() || undefined };
+  },
+  list(options, described) {
+    const { input } = CONTROLS.text(options, described);
+    return { input, value: () => input.value.match(/\S+/g) ?? undefined };
   },
   number(options, described) {
     const input = h("input", { type: "number", id: uid("f"), step: 1, placeholder: "default", "aria-describedby": described, ...attributes(options) });
