@@ -95,6 +95,9 @@ class Trainer:
         self.say("stage", durable=False, stage="training")
         while step < ORDER["end_step"]:
             self.obey(step)
+            if step == self.manners.get("hold_at"):  # goes no further until told or killed
+                time.sleep(STEP_SECONDS)
+                continue
             self.misbehave(step)
             self.step(step)
             step += 1

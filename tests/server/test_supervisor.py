@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import insert, select
 
 from server import extends, jobs, runs
 from server.database.tables import Job
-from server.supervision import board
 from server.supervision.supervisor import Supervisor
 from server.supervision.trainers import Shop
 from tests.server.house import CPU, House
@@ -45,7 +43,7 @@ def test_a_run_goes_from_queued_to_completed(house: House) -> None:
 def test_pause_says_paused_when_the_process_is_gone(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    house.behave(monkeypatch, all={"linger": 0.4})
+    house.behave(monkeypatch, all={"linger": 0.4}, a1={"hold_at": 20})
     run_id = house.create()
     with house.daemon():
         house.reaches(run_id, 5)
@@ -67,7 +65,7 @@ def test_pause_says_paused_when_the_process_is_gone(
 def test_resume_while_pausing_goes_on_after_the_checkpoint(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    house.behave(monkeypatch, all={"linger": 0.3})
+    house.behave(monkeypatch, all={"linger": 0.3}, a1={"hold_at": 20})
     run_id = house.create()
     with house.daemon():
         house.reaches(run_id, 5)
@@ -78,7 +76,8 @@ def test_resume_while_pausing_goes_on_after_the_checkpoint(
     house.check(run_id)
 
 
-def test_cancel_ends_without_a_checkpoint(house: House) -> None:
+def test_cancel_ends_without_a_checkpoint(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    house.behave(monkeypatch, a1={"hold_at": 20})
     run_id = house.create()
     with house.daemon():
         house.reaches(run_id, 5)
@@ -180,14 +179,14 @@ def test_a_preparation_that_crashes_is_tried_once_more(
 
 
 def test_an_extend_at_the_end_keeps_the_device(house: House) -> None:
-    run_id, other = house.create("first", steps=30), house.create("other", steps=10)
+    run_id, other = house.create("first", steps=90), house.create("other", steps=10)
     with house.daemon():
         house.reaches(run_id, 5)
-        house.ask(extends.extend, run_id, ExtendRequest(to_step=50))
+        house.ask(extends.extend, run_id, ExtendRequest(to_step=100))
         run = house.becomes(run_id, "completed")
         assert house.run(other).started_at is None or run.ended_at is not None
         house.becomes(other, "completed")
-    assert run.step == 50
+    assert run.step == 100
     started = [(a.run_id, a.created_at) for r in (run_id, other) for a in house.attempts(r)]
     assert [r for r, _ in sorted(started, key=lambda pair: pair[1])] == [run_id, run_id, other]
     house.check(run_id)
@@ -267,7 +266,7 @@ def test_cpu_jobs_run_one_at_a_time_beside_the_trainer(
 
 
 def test_a_device_job_waits_for_the_device(house: House) -> None:
-    run_id = house.create(steps=60)
+    run_id = house.create(steps=120)
     with house.daemon():
         house.reaches(run_id, 12)
         job_id = _add_job(house, run_id, where="device")
@@ -359,37 +358,6 @@ def test_idle_costs_next_to_nothing(house: House) -> None:
         assert supervisor.ticks - before <= 1
         run_id = house.create(steps=10)
         house.becomes(run_id, "completed")  # long before the next look of an idle supervisor
-
-
-def test_ten_thousand_queued_runs_tick_within_100_ms(house: House) -> None:
-    first = house.create("first", steps=100_000)
-    house.create("second")
-    with house.db.write() as session:
-        second = session.scalar(select(runs.tables.Run).where(runs.tables.Run.name == "second"))
-        assert second is not None
-        row = {c.key: getattr(second, c.key) for c in runs.tables.Run.__mapper__.column_attrs}
-        session.execute(
-            insert(runs.tables.Run.__table__),  # type: ignore[arg-type]
-            [
-                {
-                    **{("metadata" if k == "run_metadata" else k): v for k, v in row.items()},
-                    "id": f"run_{n:016x}",
-                    "name": f"queued-{n}",
-                    "queue_position": n + 10,
-                }
-                for n in range(10_000)
-            ],
-        )
-    took = []
-    seen = None
-    for _ in range(5):
-        began = time.thread_time()  # not the wall clock: the machine may be busy with other tests
-        with house.db.read() as session:
-            seen = board.load(session, house.settings.paths, CPU)
-        took.append(time.thread_time() - began)
-    assert seen is not None
-    assert seen.turn["cpu"] == first
-    assert min(took) < 0.1
 
 
 def test_signals_reach_only_the_trainer_they_are_meant_for(house: House) -> None:
