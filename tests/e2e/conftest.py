@@ -175,13 +175,18 @@ def away(daemon: Daemon, *pages: Any) -> Iterator[None]:
 def unanswered(page: Any) -> Iterator[None]:
     """Requests to the API fail as if nobody were there; streams that are open go on."""
 
-    def refuse(route: Any) -> None:
-        route.abort("connectionrefused")
-
-    with _lost_connections_excused(page):
-        page.route("**/v1/**", refuse)
+    with _lost_connections_excused(page), refused(page, "**/v1/**", "connectionrefused"):
         yield
-        page.unroute("**/v1/**", refuse)
+
+
+@contextmanager
+def refused(page: Any, pattern: str, reason: str) -> Iterator[None]:
+    """Requests that match get no answer. The route stays and lets through afterwards: taken away
+    while a request is held by it, it leaves a context that never closes."""
+    refusing = True
+    page.route(pattern, lambda r: r.abort(reason) if refusing else r.fallback())
+    yield
+    refusing = False
 
 
 @contextmanager

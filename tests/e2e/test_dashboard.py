@@ -11,7 +11,7 @@ import httpx
 import pytest
 from pyarrow import parquet
 
-from tests.e2e.conftest import Daemon, OpenPage, away, settled, unanswered, until
+from tests.e2e.conftest import Daemon, OpenPage, away, refused, settled, unanswered, until
 from tests.e2e.tunnel import tunnel
 
 pytestmark = [pytest.mark.needs("browser"), pytest.mark.timeout(180)]
@@ -183,10 +183,9 @@ def test_a_page_whose_files_do_not_arrive_comes_by_itself(
     stub_url: str, open_page: OpenPage
 ) -> None:
     page = open_page("about:blank")
-    page.route("**/static/pages/run/events.js", lambda route: route.abort())
-    page.goto(f"{stub_url}/{RUN}", wait_until="commit")
-    page.get_by_text("This page comes by itself").wait_for()
-    page.unroute("**/static/pages/run/events.js")
+    with refused(page, "**/static/pages/run/events.js", "failed"):
+        page.goto(f"{stub_url}/{RUN}", wait_until="commit")
+        page.get_by_text("This page comes by itself").wait_for()
     page.get_by_role("heading", name="rtx4070-d12-200k").wait_for()
     assert set(page.said) == {"Failed to load resource: net::ERR_FAILED"}
     page.said.clear()
@@ -250,7 +249,8 @@ def test_a_sample_is_shown_while_it_is_written(stub_url: str, open_page: OpenPag
     page.route("**/v1/runs/*/samples", lambda r: (
         r.fulfill(status=202, json=running) if r.request.method == "POST" else r.continue_()
     ))  # fmt: skip
-    page.route("**/v1/jobs/job_1", lambda r: r.fulfill(json=running))
+    shown = [running]
+    page.route("**/v1/jobs/job_1", lambda r: r.fulfill(json=shown[-1]))
     page.route(
         "**/v1/jobs/job_1/stream", lambda r: r.fulfill(content_type="text/event-stream", body=told)
     )
@@ -260,8 +260,7 @@ def test_a_sample_is_shown_while_it_is_written(stub_url: str, open_page: OpenPag
     answer = page.locator(".sample-answer")
     answer.get_by_text("running: sampling", exact=False).wait_for()
     answer.locator("pre", has_text=re.compile(r"^ a ci$")).wait_for()
-    page.unroute("**/v1/jobs/job_1")
-    page.route("**/v1/jobs/job_1", lambda r: r.fulfill(json=ended))
+    shown.append(ended)
     answer.locator("pre", has_text=re.compile(r"^ a city$")).wait_for()
 
 
