@@ -243,8 +243,9 @@ def test_a_sample_is_shown_while_it_is_written(stub_url: str, open_page: OpenPag
     """The job goes on for as long as its stream has not said the end."""
     page = open_page(f"{stub_url}/{RUN}/samples")
     job = {"id": "job_1", "kind": "sample", "where": "cpu", "stage": "sampling", "message": ""}
-    running, ended = {**job, "state": "running"}, {**job, "state": "completed"}
-    ended["result"] = {"samples": [{"prompt": "Paris is", "text": " a city"}]}
+    running = {**job, "state": "running"}
+    samples = [{"prompt": "Paris is", "text": " a city"}]
+    ended = {**job, "state": "completed", "result": {"samples": samples}}
     told = 'event: token\ndata: {"prompt": 0, "text": " a ci"}\n\n'
     page.route("**/v1/runs/*/samples", lambda r: (
         r.fulfill(status=202, json=running) if r.request.method == "POST" else r.continue_()

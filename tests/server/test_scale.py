@@ -92,7 +92,7 @@ def test_f46_a_tick_does_not_grow_with_the_queue(db: Database, settings: Setting
         data.parent.mkdir(parents=True)
         data.write_text("{}")
     with db.write() as session:
-        columns = [c.name for c in tables.Run.__table__.columns]
+        columns = [str(c.name) for c in tables.Run.__table__.columns]
         own = {"id": "printf('%026d', n)", "name": "'q-' || n", "queue_position": "100 + n"}
         session.execute(
             text(

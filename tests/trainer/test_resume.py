@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -156,7 +157,7 @@ FIELDS = device.fingerprint(torch.device("cpu"), {"device_batch_size": 4, "compi
 
 @pytest.mark.parametrize("field", [*FIELDS, "one that is new", "data"])
 def test_f41_each_field_of_the_fingerprint_is_compared_and_named(field):
-    now = SimpleNamespace(
+    now: Any = SimpleNamespace(
         fingerprint=FIELDS, data=SimpleNamespace(identity=lambda: "the same data")
     )
     manifest = checkpoint.Manifest.model_construct(
