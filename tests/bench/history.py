@@ -1,4 +1,4 @@
-"""A database as long runs leave it: `python -m tests.bench.history DATA_DIR [RUNS [STEPS]]`.
+"""A database as long runs leave it: `python -m tests.bench.history RUNS STEPS DIRECTORY`.
 
 Real history of this size takes hours to ingest. Here one run's steps go through the ingest's own
 function, and every other run gets a copy of its rows, made inside SQLite: 100 runs of 200,000 steps
@@ -7,10 +7,15 @@ in minutes instead of hours, with the rows, rollups and live views that ingest w
 
 from __future__ import annotations
 
+import argparse
 import math
+import os
 import random
-import sys
+import shutil
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from sqlalchemy.orm import Session
@@ -26,13 +31,14 @@ from trainer.contract import events
 from trainer.contract.exits import Reason
 from trainer.contract.plan import PlanContext
 
+RUNS, STEPS = 100, 200_000
 BATCH = 2_000  # steps a transaction, as ingest takes them
 STEP_SECONDS = 1.18
 PEAK_FLOPS = 58.3e12
 _COPIED = ("step", "tokens_seen", "last_step_at", "progress", "totals", "sparkline")
 
 
-def build(db: Database, num_runs: int = 100, num_steps: int = 200_000) -> list[str]:
+def build(db: Database, num_runs: int, num_steps: int) -> list[str]:
     """The ids of `num_runs` paused runs, `run-0` and on, whose every step is there."""
     now = time.time()
     attempt_ids = [_make(db, f"run-{i}", num_steps, now) for i in range(num_runs)]
@@ -112,13 +118,46 @@ def _settle(session: Session, attempt_id: int, now: float) -> str:
     return run.id
 
 
-def main() -> None:
-    folder, *numbers = sys.argv[1:]
+@contextmanager
+def asked_for(about: str | None) -> Iterator[Path]:
+    """A folder whose `data` has the history that the command line asks for: RUNS STEPS DIRECTORY.
+
+    Made where it is not there yet; without a DIRECTORY it is gone at the end.
+    """
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("runs", type=int, nargs="?", default=RUNS)
+    parser.add_argument("steps", type=int, nargs="?", default=STEPS)
+    parser.add_argument(
+        "directory", type=Path, nargs="?", default=os.environ.get("TRAIND_BENCH_HISTORY"),
+        help="kept, and used again if there [TRAIND_BENCH_HISTORY; else temporary]",
+    )  # fmt: skip
+    asked = parser.parse_args()
+    folder: Path = asked.directory or Path(tempfile.mkdtemp(prefix="traind-bench-"))
+    try:
+        if not (folder / "data" / "traind.db").exists():
+            _make_all(folder / "data", asked.runs, asked.steps)
+        yield folder
+    finally:
+        if asked.directory is None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _make_all(data_dir: Path, num_runs: int, num_steps: int) -> None:
     began = time.perf_counter()
-    db = Database.open(Settings(data_dir=Path(folder)))
-    made = build(db, *map(int, numbers))
-    print(f"{len(made)} runs, {db.size_bytes / 1e9:.2f} GB, {time.perf_counter() - began:.0f} s")
+    data_dir.mkdir(parents=True, exist_ok=True)
+    db = Database.open(Settings(data_dir=data_dir))
+    build(db, num_runs, num_steps)
+    size = db.size_bytes / 1e9
     db.close()
+    took = time.perf_counter() - began
+    print(
+        f"{num_runs} runs of {num_steps:,} steps: {size:.2f} GB, made in {took:.0f} s", flush=True
+    )
+
+
+def main() -> None:
+    with asked_for(__doc__):
+        pass
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What people look at, over a long history: `python -m tests.bench.seeing [DATA_DIR]`.
+"""What people look at, over a long history: the dashboard in Chromium, the curves, a scrape, and
+the memory of many live streams.
 
-A real daemon on a database of RUNS runs (made by tests.bench.history; DATA_DIR is one made before):
-the dashboard in Chromium, the curves, a scrape, and the memory of many live streams.
+`python -m tests.bench.seeing [RUNS [STEPS [DIRECTORY]]]`, as tests.bench.serving.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import socket
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -23,9 +22,8 @@ import httpx
 from server.database import tables
 from server.database.db import Database
 from server.settings import Settings
-from tests.bench import history
+from tests.bench import bars, history
 
-RUNS, STEPS = 100, 20_000
 EVENTS = 5_000
 EVENT_BYTES = 300
 READERS, STALLED = 100, 100
@@ -34,11 +32,9 @@ LOADS = 7
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        data_dir = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(folder)
+    with history.asked_for(__doc__) as folder:
+        data_dir = folder / "data"
         db = Database.open(Settings(data_dir=data_dir))
-        if len(sys.argv) == 1:
-            history.build(db, RUNS, STEPS)
         _tell(db)
         db.close()
         with _daemon(data_dir) as (url, pid):
@@ -88,16 +84,19 @@ def _curves(url: str) -> None:
         answer = _get(url, query).json()
         points = max(len(series["points"]) for series in answer["series"])
         told = f"{points} points of {answer['raw_points']:,} steps, bins of {answer['bin_steps']}"
-        print(f"curves, {name}: {_timed(url, query)} ({told})")
+        p99 = _timed(f"curves, {name} ({told})", url, query)
+        if name == "loss":
+            bars.at_most("metrics at 1,000 points, p99", p99, 50.0, "ms")
 
 
 def _scrape(url: str) -> None:
     shown = _get(url, "/metrics").text.count("traind_run_info{")
-    print(f"scrape with {shown} runs: {_timed(url, '/metrics')}")
+    p99 = _timed(f"scrape with {shown} runs", url, "/metrics")
+    bars.at_most("scrape with 100 runs, p99", p99, 20.0, "ms")
 
 
-def _timed(url: str, path: str) -> str:
-    """Over one connection, as a browser or a Prometheus asks."""
+def _timed(what: str, url: str, path: str) -> float:
+    """Milliseconds of the slowest answer but 1 %, over one connection as a browser's."""
     took = []
     with httpx.Client(base_url=url) as client:
         client.get(path)
@@ -106,7 +105,9 @@ def _timed(url: str, path: str) -> str:
             client.get(path).raise_for_status()
             took.append(1e3 * (time.perf_counter() - began))
     took.sort()
-    return f"median {statistics.median(took):.1f} ms, p99 {took[int(0.99 * ASKED)]:.1f} ms"
+    p99 = took[int(0.99 * ASKED) - 1]
+    print(f"{what}: median {statistics.median(took):.1f} ms, p99 {p99:.1f} ms", flush=True)
+    return p99
 
 
 def _get(url: str, path: str) -> httpx.Response:
@@ -146,6 +147,7 @@ def _dashboard(url: str) -> None:
                 f"dashboard, {name}: first visit median {statistics.median(first):.0f} ms, worst "
                 f"{max(first):.0f} ms; again {statistics.median(again):.0f} ms"
             )
+            bars.at_most(f"dashboard, {name}, first visit", statistics.median(first), 1000.0, "ms")
         browser.close()
 
 
@@ -164,6 +166,7 @@ def _streams(url: str, pid: int) -> None:
         f"{READERS} streams that read and {STALLED} stalled, {EVENTS:,} events: "
         f"{grown / 1e6:+.1f} MB (from {before / 1e6:.0f} MB)"
     )
+    bars.at_most(f"memory of {READERS + STALLED} streams", grown / 1e6, 50.0, "MB")
     for one in (*stalled, *readers):
         with closing(one):
             pass

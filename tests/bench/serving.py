@@ -1,15 +1,12 @@
 """A real daemon over HTTP with a long history, while a run reports: the answers people poll.
 
-`python -m tests.bench.serving [RUNS [STEPS [DATA_DIR]]]`; default 100 runs of 200,000 steps, some
+`python -m tests.bench.serving [RUNS [STEPS [DIRECTORY]]]`; default 100 runs of 200,000 steps, some
 5 GB in a temporary directory. The run that reports has a trainer without torch.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,47 +14,18 @@ from pathlib import Path
 import httpx
 import psutil
 
-from server.database.db import Database
-from server.settings import Settings
 from tests.bench import bars, history
 from tests.e2e.real_daemon import RealDaemon
 from tests.server.house import launcher
 
-RUNS, STEPS = 100, 200_000
 IDLE_SECONDS = 10.0
 ASKED = 300
 MANNERS = {"*": {"step_seconds": 0.0003, "save_every": 10**9}}  # about 2,000 records a second
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("runs", type=int, nargs="?", default=RUNS)
-    parser.add_argument("steps", type=int, nargs="?", default=STEPS)
-    parser.add_argument("directory", type=Path, nargs="?", help="kept, and used again if there")
-    asked = parser.parse_args()
-    given: Path | None = asked.directory
-    folder = given or Path(tempfile.mkdtemp(prefix="traind-bench-"))
-    try:
-        _build(folder / "data", asked.runs, asked.steps)
+    with history.asked_for(__doc__) as folder:
         _measure(folder)
-    finally:
-        if given is None:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _build(data_dir: Path, num_runs: int, num_steps: int) -> None:
-    if (data_dir / "traind.db").exists():
-        return
-    began = time.perf_counter()
-    data_dir.mkdir(parents=True, exist_ok=True)
-    db = Database.open(Settings(data_dir=data_dir))
-    history.build(db, num_runs, num_steps)
-    size = db.size_bytes / 1e9
-    db.close()
-    took = time.perf_counter() - began
-    print(
-        f"{num_runs} runs of {num_steps:,} steps: {size:.2f} GB, made in {took:.0f} s", flush=True
-    )
 
 
 def _measure(folder: Path) -> None:
