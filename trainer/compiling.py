@@ -26,6 +26,9 @@ class Compiler:
         if wanted:
             self.reason = missing(device)
             torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
+            if torch.are_deterministic_algorithms_enabled():  # tells the compiler so, too
+                warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+                torch.use_deterministic_algorithms(True, warn_only=warn_only)
 
     @property
     def active(self) -> bool:

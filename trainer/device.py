@@ -45,7 +45,8 @@ def configure(device: torch.device, *, threads: int | None, deterministic: bool)
     torch.set_float32_matmul_precision("highest" if deterministic else "high")
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=device.type != "cpu")
+        # not use_deterministic_algorithms: that loads the compiler, two seconds of every start
+        torch.set_deterministic_debug_mode("error" if device.type == "cpu" else "warn")
         # we never read what torch.empty gives: filling it with NaN would cost a pass over memory
         torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
         torch.backends.cudnn.benchmark = False

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -61,3 +64,17 @@ def test_the_fastest_rows_that_fit_are_taken(monkeypatch: pytest.MonkeyPatch) ->
     assert tried(monkeypatch, {1: 3e-6, 2: 4e-6, 4: 1e-6}, [1, 2, 4]) == (1, [1, 2])
     with pytest.raises(torch.OutOfMemoryError, match="not even 4 rows"):
         tried(monkeypatch, {}, [4, 8])
+
+
+def test_a_step_without_a_compiler_loads_none() -> None:
+    """torch would load the compiler and sympy by the way: three seconds of every start."""
+    program = (
+        "import sys, torch\n"
+        "from tests.trainer.test_probe import run\n"
+        "from trainer import device\n"
+        "device.configure(torch.device('cpu'), threads=1, deterministic=True)\n"
+        "assert run(1).fits and torch.are_deterministic_algorithms_enabled()\n"
+        "print(sorted({'sympy', 'torch._dynamo', 'torch._inductor'} & set(sys.modules)))\n"
+    )
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert told.stdout == "[]\n", told.stdout + told.stderr
