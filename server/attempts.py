@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
 from server import commands, lineage
@@ -18,6 +18,13 @@ from trainer.contract.orders import AttemptOrder
 from trainer.contract.plan import Plan
 from trainer.contract.schedule import PhaseSchedule
 from trainer.contract.spec import RunSpec
+
+_LAST_ATTEMPT = (
+    select(tables.Attempt)
+    .where(tables.Attempt.run_id == bindparam("run"), tables.Attempt.number > 0)
+    .order_by(tables.Attempt.number.desc())
+    .limit(1)
+)
 
 
 def next_attempt(session: Session, run: tables.Run, *, device: str, now: float) -> tables.Attempt:
@@ -58,13 +65,7 @@ def current_phase(session: Session, run: tables.Run) -> tables.Phase | None:
 
 def last_attempt(session: Session, run_id: str) -> tables.Attempt | None:
     """The newest trainer of the run; an import (number 0) is none."""
-    attempt = tables.Attempt
-    return session.scalar(
-        select(attempt)
-        .where(attempt.run_id == run_id, attempt.number > 0)
-        .order_by(attempt.number.desc())
-        .limit(1)
-    )
+    return session.scalar(_LAST_ATTEMPT, {"run": run_id})
 
 
 def build_order(

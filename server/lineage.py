@@ -7,9 +7,9 @@ loss is before its update) only to the later one.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from sqlalchemy import Select, or_, select, update
+from sqlalchemy import bindparam, or_, select, update
 from sqlalchemy.orm import Session
 
 from server.database import tables
@@ -17,6 +17,18 @@ from server.ingestion import counters, rollups, sparkline
 from trainer.contract.orders import Lineage
 from trainer.contract.spec import MAX_STEPS
 
+# Asked many times a second; building a statement takes longer than running it.
+_PHASES = (
+    select(tables.Phase).where(tables.Phase.run_id == bindparam("run")).order_by(tables.Phase.index)
+)
+_saved = tables.Checkpoint
+_GOOD_CHECKPOINTS = (
+    select(_saved)
+    .where(_saved.run_id == bindparam("run"), _saved.superseded.is_(False))
+    .where(_saved.deleted_at.is_(None), _saved.bad.is_(None))
+    .order_by(_saved.step.desc(), _saved.id.desc())
+)
+_NEWEST_CHECKPOINT = _GOOD_CHECKPOINTS.limit(1)
 _WORSE = {"verified": 0, "approximate": 1, "mismatch": 2}
 
 
@@ -84,10 +96,7 @@ def limits(session: Session, run_id: str) -> Lineage:
 
 def phases(session: Session, run_id: str) -> list[tables.Phase]:
     """The phases of the present lineage, in order: they tile its steps."""
-    rows = session.scalars(
-        select(tables.Phase).where(tables.Phase.run_id == run_id).order_by(tables.Phase.index)
-    )
-    return [phase for phase in rows if is_current(phase)]
+    return [phase for phase in session.scalars(_PHASES, {"run": run_id}) if is_current(phase)]
 
 
 def is_current(phase: tables.Phase) -> bool:
@@ -102,21 +111,11 @@ def phase_end(phase: tables.Phase) -> int:
 
 def checkpoints(session: Session, run_id: str) -> list[tables.Checkpoint]:
     """Checkpoints of the lineage that are there and good, the newest first."""
-    return list(session.scalars(_good_checkpoints(run_id)))
+    return list(session.scalars(_GOOD_CHECKPOINTS, {"run": run_id}))
 
 
 def newest_checkpoint(session: Session, run_id: str) -> tables.Checkpoint | None:
-    return session.scalar(_good_checkpoints(run_id).limit(1))
-
-
-def _good_checkpoints(run_id: str) -> Select[Any]:
-    table = tables.Checkpoint
-    return (
-        select(table)
-        .where(table.run_id == run_id, table.superseded.is_(False))
-        .where(table.deleted_at.is_(None), table.bad.is_(None))
-        .order_by(table.step.desc(), table.id.desc())
-    )
+    return session.scalar(_NEWEST_CHECKPOINT, {"run": run_id})
 
 
 def exactness(session: Session, run_id: str) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any, NamedTuple
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
 from server import attempts, lineage
@@ -20,6 +20,15 @@ from trainer.contract.spec import RunSpec
 
 # Steps of this attempt before its own rate is believed.
 MIN_STEPS = 3
+
+_done = tables.Evaluation
+_LAST_SECONDS = (
+    select(_done.seconds)
+    .where(_done.run_id == bindparam("run"), _done.kind == bindparam("kind"))
+    .where(_done.job_id.is_(None), _done.seconds > 0)
+    .order_by(_done.id.desc())
+    .limit(1)
+)
 
 
 class Rate(NamedTuple):
@@ -136,14 +145,7 @@ def _rate(
 
 def _evaluation_seconds(session: Session, run: tables.Run, kind: str) -> float | None:
     """How long the last one inside the run took."""
-    table = tables.Evaluation
-    return session.scalar(
-        select(table.seconds)
-        .where(table.run_id == run.id, table.kind == kind, table.job_id.is_(None))
-        .where(table.seconds > 0)
-        .order_by(table.id.desc())
-        .limit(1)
-    )
+    return session.scalar(_LAST_SECONDS, {"run": run.id, "kind": kind})
 
 
 def _peak(view: dict[str, Any], attempt: tables.Attempt | None) -> PeakFlops | None:

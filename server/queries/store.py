@@ -8,7 +8,7 @@ import json
 from bisect import bisect_left
 from typing import Any, Literal
 
-from sqlalchemy import Select, and_, or_, select
+from sqlalchemy import Select, and_, bindparam, or_, select
 from sqlalchemy.orm import Session, defer
 
 from server import schemas
@@ -25,13 +25,14 @@ from trainer.contract.plan import Plan
 from trainer.contract.spec import RunSpec
 
 MAX_PAGE = 1_000
+_BY_ID = select(tables.Run).where(tables.Run.id == bindparam("run"))
+_BY_NAME = select(tables.Run).where(tables.Run.name == bindparam("run"))
 _WIDE = ("spec", "plan", "frozen", "overrides", "fingerprint", "pending_extend", "skip_steps")
 
 
 def get_run(session: Session, run: str) -> tables.Run:
     """By id or by name. Raises NotFound."""
-    column = tables.Run.id if run.startswith("run_") else tables.Run.name
-    found = session.scalar(select(tables.Run).where(column == run))
+    found = session.scalar(_BY_ID if run.startswith("run_") else _BY_NAME, {"run": run})
     if found is None:
         raise NotFound(
             f"There is no run {run[:80]!r}.", hint="`traind ps` lists the runs there are."

@@ -24,7 +24,7 @@ DEADLINE_SECONDS = 400
 BODY: dict[str, Any] = {
     "name": "bench",
     "model": {"depth": 12, "aspect_ratio": 16, "head_dim": 64, "sequence_len": 256,
-              "vocab_size": 512},
+              "vocab_size": 300},
     "batch": {"tokens": 1024, "device_batch_size": 4},
     "horizon": {"steps": 2},
     "evaluate": {"bpb_every": None, "sample_every": None},

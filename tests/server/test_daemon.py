@@ -159,6 +159,19 @@ def test_it_is_small_and_has_no_torch(daemon: Any) -> None:
     assert not (only.data_dir / "daemon.json").exists()
 
 
+def test_short_answers_on_a_kept_connection_do_not_wait_for_acknowledgements(daemon: Any) -> None:
+    """With Nagle's algorithm each of them takes 40 ms, on the quietest machine."""
+    one = daemon()
+    one.wait_ready()
+    took = []
+    with httpx.Client(base_url=one.url) as client:
+        for _ in range(20):
+            began = time.monotonic()
+            client.get("/healthz").raise_for_status()
+            took.append(time.monotonic() - began)
+    assert min(took[5:]) < 0.03, took
+
+
 def test_idle_costs_less_than_a_hundredth_of_a_core(daemon: Any) -> None:
     only = daemon(tick_seconds=0.25)
     only.wait_ready()
