@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import uvicorn
     from fastapi import FastAPI
 
+    from server.ingestion.worker import Worker
     from server.settings import Settings
 
 LOCK = "daemon.lock"
@@ -90,6 +91,16 @@ def serve(settings: Settings) -> int:
 
 
 def _serve_on(listener: socket.socket, settings: Settings) -> int:
+    from server.ingestion.worker import Worker
+
+    worker = Worker.fork()  # before what only the answers need is there to be shared
+    try:
+        return _serve_with(worker, listener, settings)
+    finally:
+        worker.close()
+
+
+def _serve_with(worker: Worker, listener: socket.socket, settings: Settings) -> int:
     from server.database.db import Database
     from server.main import create_app
 
@@ -100,7 +111,9 @@ def _serve_on(listener: socket.socket, settings: Settings) -> int:
         failures.append(error)
         server.should_exit = True
 
-    app = create_app(settings, Database.open(settings), on_failure=give_up)
+    db = Database.open(settings)
+    worker.open(settings.paths.root)
+    app = create_app(settings, db, worker=worker, on_failure=give_up)
     server = _uvicorn(app)
     # what is loaded by now stays: without this every full collection of garbage walked it again,
     # and one answer in a hundred took 150 ms longer

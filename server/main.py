@@ -14,6 +14,7 @@ from server.api import app as api
 from server.daemon import serve
 from server.database.db import Database
 from server.feed import Feed
+from server.ingestion.worker import Worker
 from server.machine import devices
 from server.settings import Settings
 from server.supervision.supervisor import Supervisor
@@ -30,12 +31,13 @@ def create_app(
     settings: Settings,
     db: Database | None = None,
     *,
+    worker: Worker | None = None,
     on_failure: Callable[[BaseException], None] = lambda error: None,
 ) -> FastAPI:
     """The app with its life: lock, database, supervisor up; streams, supervisor, database down.
 
-    db: opened already, or None. on_failure is called from the supervisor's thread when it died:
-    the daemon must end then.
+    db: opened already, or None. worker: the process that ingests, or None. on_failure is called
+    from the supervisor's thread when it died: the daemon must end then.
     Raises BindRefused, TokenUnusable; entering its lifespan raises Held, Refused.
     """
 
@@ -46,7 +48,7 @@ def create_app(
             await run_in_threadpool(graves.sweep, opened, settings.paths)
             feed = Feed()
             opened.on_commit(feed.notify)
-            supervisor = Supervisor(Shop(opened, settings, devices.discover()))
+            supervisor = Supervisor(Shop(opened, settings, devices.discover(), worker=worker))
             told = notices.Notices(opened, settings.paths.root, notices.post)
             api.connect(app, opened, feed, supervisor)
             told.start()

@@ -37,7 +37,7 @@ from server.feed import Feed
 from server.guard.access import Access, Policy, policy_for
 from server.guard.bodies import Bodies
 from server.machine.readings import Readings
-from server.metrics import Metrics
+from server.prometheus.metrics import Metrics
 from server.settings import Settings
 from server.stream import Hub
 

@@ -1,7 +1,8 @@
 """The database: opened once with every check, one writer, many readers, verified backups.
 
-Each writing transaction is BEGIN IMMEDIATE behind one lock in this process, so that it waits for
-its turn instead of failing half-way; readers never block it (WAL). Nothing else opens the file.
+Each writing transaction is BEGIN IMMEDIATE behind one lock in the daemon, so that it waits for its
+turn instead of failing half-way; readers never block it (WAL). The process that ingests writes
+while it is lent the turn; nothing else opens the file.
 """
 
 from __future__ import annotations
@@ -49,6 +50,11 @@ class Database:
         migrate.upgrade(library, paths)
         return cls(paths, library, [library.warning] if library.warning else [])
 
+    @classmethod
+    def opened(cls, paths: DataDir) -> Database:
+        """The database another process of ours has opened with every check, at this moment."""
+        return cls(paths, sqlite.choose_library(), [])
+
     @contextmanager
     def read(self) -> Iterator[Session]:
         """A session that sees one moment and cannot write. Never hold it across a stream."""
@@ -65,9 +71,7 @@ class Database:
 
         Raises errors.Busy when its turn does not come within five seconds, errors.DiskFull.
         """
-        if not self._turn.acquire(timeout=sqlite.BUSY_SECONDS):
-            raise sqlite.busy("other changes are still being written")
-        try:
+        with self._in_turn():
             self._file = self._refuse_another_file()
             self._bound_wal()
             with (
@@ -79,14 +83,32 @@ class Database:
                 session.flush()
                 failpoint.hit("db.commit")
                 session.commit()
-        finally:
-            self._turn.release()
-        for tell in self._after_commit:
-            tell()
+        self._tell()
+
+    @contextmanager
+    def lend(self) -> Iterator[None]:
+        """The turn to write, while another process of ours writes. Raises errors.Busy."""
+        with self._in_turn():
+            self._file = self._refuse_another_file()
+            yield
+        self._tell()
 
     def on_commit(self, tell: Callable[[], None]) -> None:
         """Call `tell` after each commit, in the committing thread; it must be quick."""
         self._after_commit.append(tell)
+
+    def _tell(self) -> None:
+        for tell in self._after_commit:
+            tell()
+
+    @contextmanager
+    def _in_turn(self) -> Iterator[None]:
+        if not self._turn.acquire(timeout=sqlite.BUSY_SECONDS):
+            raise sqlite.busy("other changes are still being written")
+        try:
+            yield
+        finally:
+            self._turn.release()
 
     # --- care -------------------------------------------------------------------------------------
 

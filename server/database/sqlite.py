@@ -24,7 +24,7 @@ from trainer.contract import failpoint
 
 BUSY_SECONDS = 5.0
 READERS = 8
-_WRITER_CACHE_KIB = 16_384
+_WRITER_CACHE_KIB = 4_096
 _READER_CACHE_KIB = 2_048
 
 

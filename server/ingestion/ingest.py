@@ -22,8 +22,8 @@ from trainer.contract import events, failpoint
 from trainer.contract.journal import Batch, Reader
 from trainer.contract.rundir import OUTBOX, DataDir
 
-MAX_RECORDS = 2_000
-MAX_BYTES = 1 << 20  # about 2,000 step records
+MAX_RECORDS = 500  # some 5 MB while they are understood
+RECORD_BYTES = 512  # a record of a step takes about as many
 _INT_LIMIT = 2**63
 
 
@@ -99,6 +99,10 @@ def ingest_job(
     return _commit(db, tables.Job, job, read, act)
 
 
+# By what a journal belongs to.
+READERS: dict[str, Callable[..., IngestResult]] = {"attempt": ingest_attempt, "job": ingest_job}
+
+
 # --- reading -------------------------------------------------------------------------------------
 
 
@@ -117,7 +121,7 @@ def _read(path: Path, row: Any, owner: tuple[str, int], max_records: int) -> _Re
         nothing = Batch([], row.outbox_offset, row.outbox_seq)
         return _Read(nothing, row.outbox_inode, None, False, False)
     reader = Reader(path, row.outbox_inode)
-    batch = reader.read(row.outbox_offset, row.outbox_seq, MAX_BYTES)
+    batch = reader.read(row.outbox_offset, row.outbox_seq, max_records * RECORD_BYTES)
     header = reader.header
     if header and (header.run, header.attempt, header.token) != (*owner, row.token):
         why = f"the journal belongs to attempt {header.attempt} of {header.run}"

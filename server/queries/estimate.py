@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any, NamedTuple
 
-from sqlalchemy import bindparam, select
+from sqlalchemy import bindparam, func, select
 from sqlalchemy.orm import Session
 
 from server import attempts, lineage
@@ -22,13 +22,12 @@ from trainer.contract.spec import RunSpec
 MIN_STEPS = 3
 
 _done = tables.Evaluation
-_LAST_SECONDS = (
-    select(_done.seconds)
-    .where(_done.run_id == bindparam("run"), _done.kind == bindparam("kind"))
-    .where(_done.job_id.is_(None), _done.seconds > 0)
-    .order_by(_done.id.desc())
-    .limit(1)
+_LAST = (
+    select(func.max(_done.id))
+    .where(_done.run_id == bindparam("run"), _done.job_id.is_(None), _done.seconds > 0)
+    .group_by(_done.kind)
 )
+_LAST_SECONDS = select(_done.kind, _done.seconds).where(_done.id.in_(_LAST))
 
 
 class Rate(NamedTuple):
@@ -40,9 +39,8 @@ def progress(session: Session, run: tables.Run, now: float | None = None) -> Pro
     """The live view: a value that this attempt has not reported yet is null."""
     now = time.time() if now is None else now
     attempt = attempts.last_attempt(session, run.id)
-    phase = attempts.current_phase(session, run)
-    if phase is None:
-        phase = next(iter(lineage.phases(session, run.id)[::-1]), None)
+    phases = lineage.phases(session, run.id)
+    phase = next((p for p in phases if p.ended_at_step is None), phases[-1] if phases else None)
     view = run.progress
     live = run.state == State.running and attempt and view.get("attempt") == attempt.number
     parts, rate = eta(session, run, attempt)
@@ -112,10 +110,10 @@ def eta(session: Session, run: tables.Run, attempt: tables.Attempt | None) -> tu
     left = estimate_eta(spec, shape_of(spec.model), plan.batch, run.step, run.end_step, context)
     planned = evaluation_time(spec, plan.batch, run.step, run.end_step, rate.tokens_per_second)
     # how often is the plan's, how long is what it really took here
-    seen = {kind: _evaluation_seconds(session, run, kind) for kind in ("bpb", "core")}
+    seen = dict(session.execute(_LAST_SECONDS, {"run": run.id}).all())
     evaluation = planned._replace(
-        bpb_seconds=seen["bpb"] or planned.bpb_seconds,
-        core_seconds=seen["core"] or planned.core_seconds,
+        bpb_seconds=seen.get("bpb", planned.bpb_seconds),
+        core_seconds=seen.get("core", planned.core_seconds),
     ).total
     return EtaParts(training=left.training, evaluation=evaluation, saving=left.saving), rate
 
@@ -141,11 +139,6 @@ def _rate(
     if own:
         return Rate(own, f"attempt {view.get('attempt')} of this run")
     return Rate(plan.eta.tokens_per_second, f"the plan: {plan.eta.source}")
-
-
-def _evaluation_seconds(session: Session, run: tables.Run, kind: str) -> float | None:
-    """How long the last one inside the run took."""
-    return session.scalar(_LAST_SECONDS, {"run": run.id, "kind": kind})
 
 
 def _peak(view: dict[str, Any], attempt: tables.Attempt | None) -> PeakFlops | None:

@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from server import attempts
 from server.database.db import Database
 from server.database.tables import Attempt, CommandRow, Event, Job, Phase, Run
+from server.ingestion.worker import Worker
 from server.machine.devices import Device
 from server.settings import Settings
 from server.states import Desired, State, can_move, move
@@ -39,12 +40,16 @@ _WAITING = frozenset(
 
 @dataclass(frozen=True)
 class Shop:
-    """What every action needs. backoff: seconds before the first, second, … attempt anew."""
+    """What every action needs. backoff: seconds before the first, second, … attempt anew.
+
+    worker: the process that ingests; None where the supervisor's own thread does.
+    """
 
     db: Database
     settings: Settings
     devices: tuple[Device, ...]
     backoff: tuple[float, ...] = field(default=recovery.BACKOFF_SECONDS)
+    worker: Worker | None = None
 
 
 # --- launch --------------------------------------------------------------------------------------

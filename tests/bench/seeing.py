@@ -22,12 +22,11 @@ import httpx
 from server.database import tables
 from server.database.db import Database
 from server.settings import Settings
-from tests.bench import bars, history
+from tests.bench import asking, bars, history
 
 EVENTS = 5_000
 EVENT_BYTES = 300
 READERS, STALLED = 100, 100
-ASKED = 200  # times, for a 99th percentile
 LOADS = 7
 
 
@@ -84,30 +83,15 @@ def _curves(url: str) -> None:
         answer = _get(url, query).json()
         points = max(len(series["points"]) for series in answer["series"])
         told = f"{points} points of {answer['raw_points']:,} steps, bins of {answer['bin_steps']}"
-        p99 = _timed(f"curves, {name} ({told})", url, query)
+        p99 = asking.p99(f"curves, {name} ({told})", url, query)
         if name == "loss":
             bars.at_most("metrics at 1,000 points, p99", p99, 50.0, "ms")
 
 
 def _scrape(url: str) -> None:
     shown = _get(url, "/metrics").text.count("traind_run_info{")
-    p99 = _timed(f"scrape with {shown} runs", url, "/metrics")
+    p99 = asking.p99(f"scrape with {shown} runs", url, "/metrics")
     bars.at_most("scrape with 100 runs, p99", p99, 20.0, "ms")
-
-
-def _timed(what: str, url: str, path: str) -> float:
-    """Milliseconds of the slowest answer but 1 %, over one connection as a browser's."""
-    took = []
-    with httpx.Client(base_url=url) as client:
-        client.get(path)
-        for _ in range(ASKED):
-            began = time.perf_counter()
-            client.get(path).raise_for_status()
-            took.append(1e3 * (time.perf_counter() - began))
-    took.sort()
-    p99 = took[int(0.99 * ASKED) - 1]
-    print(f"{what}: median {statistics.median(took):.1f} ms, p99 {p99:.1f} ms", flush=True)
-    return p99
 
 
 def _get(url: str, path: str) -> httpx.Response:

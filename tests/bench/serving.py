@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-import httpx
 import psutil
 
-from tests.bench import bars, history
+from tests.bench import asking, bars, history
 from tests.e2e.real_daemon import RealDaemon
 from tests.server.house import launcher
 
 IDLE_SECONDS = 10.0
-ASKED = 300
 MANNERS = {"*": {"step_seconds": 0.0003, "save_every": 10**9}}  # about 2,000 records a second
 
 
@@ -43,10 +40,9 @@ def _measure(folder: Path) -> None:
         daemon.client.create_run({"name": live, "horizon": {"steps": 10**8}})
         before = daemon.until(live, lambda now: now.step > 100)
         began = time.monotonic()
-        with httpx.Client(base_url=daemon.url, headers=_token(daemon)) as http:
-            progress = _slow(http, f"/v1/runs/{live}/progress")
-            metrics = _slow(http, "/v1/runs/run-0/metrics?keys=loss&max_points=1000")
-            _slow(http, "/v1/runs?limit=50")
+        progress = _asked(daemon, f"/v1/runs/{live}/progress")
+        metrics = _asked(daemon, "/v1/runs/run-0/metrics?keys=loss&max_points=1000")
+        _asked(daemon, "/v1/runs?limit=50")
         after = daemon.client.progress(live)
         rate = (after.step - before.step) / (time.monotonic() - began)
         print(f"meanwhile {rate:,.0f} records/s were ingested")
@@ -73,30 +69,18 @@ def _idle_percent(process: psutil.Process) -> float:
     return 100 * spent / IDLE_SECONDS
 
 
-def _slow(http: httpx.Client, path: str) -> float:
+def _asked(daemon: RealDaemon, path: str) -> float:
     """Milliseconds of the slowest answer but 1 %."""
-    times = sorted(_milliseconds(lambda: http.get(path).raise_for_status()) for _ in range(ASKED))
-    p99 = times[int(ASKED * 0.99) - 1]
-    print(f"GET {path}: median {times[ASKED // 2]:.1f} ms, p99 {p99:.1f} ms", flush=True)
-    return p99
+    return asking.p99(f"GET {path}", daemon.url, path)
 
 
-def _milliseconds(call: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    call()
-    return (time.perf_counter() - began) * 1e3
-
-
-def _token(daemon: RealDaemon) -> dict[str, str]:
-    path = daemon.data_dir / "token"
-    return {"Authorization": f"Bearer {path.read_text().strip()}"} if path.exists() else {}
-
-
-def _peak_bytes(process: psutil.Process) -> int:
-    for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
+def _peak_bytes(daemon: psutil.Process) -> int:
+    """The daemon's largest, and what the process that ingests does not share with it."""
+    (worker,) = (c for c in daemon.children() if c.cmdline() == daemon.cmdline())
+    for line in Path(f"/proc/{daemon.pid}/status").read_text().splitlines():
         if line.startswith("VmHWM"):
-            return int(line.split()[1]) * 1024
-    return process.memory_info().rss
+            return int(line.split()[1]) * 1024 + worker.memory_full_info().uss
+    raise RuntimeError("no VmHWM")
 
 
 if __name__ == "__main__":

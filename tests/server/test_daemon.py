@@ -18,9 +18,10 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from sqlalchemy import select
 
 from server.daemon import JsonLines, PlainLines
-from server.database.tables import Attempt
+from server.database.tables import Attempt, Point
 from server.supervision import process
 from tests.server.house import House, launcher
 from tests.serving import Serving
@@ -105,6 +106,13 @@ def _steps_past(url: str, step: int, seconds: float = 15) -> float:
     return time.monotonic() - began
 
 
+def _ingesting(daemon: Daemon) -> psutil.Process:
+    """The process that ingests: the daemon's child that runs the same command."""
+    parent = psutil.Process(daemon.process.pid)
+    (found,) = (child for child in parent.children() if child.cmdline() == parent.cmdline())
+    return found
+
+
 def test_f15_a_second_daemon_names_the_holder_and_leaves_the_first_alone(daemon: Any) -> None:
     first = daemon()
     url = first.wait_ready()
@@ -151,12 +159,40 @@ def test_sigterm_with_stop_trainers_waits_for_their_checkpoint(daemon: Any) -> N
 def test_it_is_small_and_has_no_torch(daemon: Any) -> None:
     only = daemon()
     only.wait_ready()
-    found = psutil.Process(only.process.pid)
-    assert found.memory_info().rss < 150e6
-    assert not any("torch" in m.path or "pyarrow" in m.path for m in found.memory_maps())
+    both = [psutil.Process(only.process.pid), _ingesting(only)]
+    assert sum(each.memory_full_info().pss for each in both) < 150e6
+    for each in both:
+        assert not any("torch" in m.path or "pyarrow" in m.path for m in each.memory_maps())
     assert (only.data_dir / "daemon.json").exists()
     only.end()
     assert not (only.data_dir / "daemon.json").exists()
+
+
+def test_reports_are_read_without_the_process_that_reads_them(daemon: Any) -> None:
+    only = daemon()
+    url = only.wait_ready()
+    _start_run(url, only.data_dir)
+    _ingesting(only).kill()
+    _steps_past(url, httpx.get(f"{url}/v1/runs/demo/progress").json()["step"])
+    words = only.end()
+    assert only.process.returncode == 0
+    assert "its work goes on in the daemon itself" in words
+    assert "Traceback" not in words
+    with _rows(only.data_dir.parent) as house:
+        (attempt,) = _attempts(house)
+        with house.db.read() as session:
+            steps = list(session.scalars(select(Point.step).order_by(Point.step)))
+        assert steps == list(range((attempt.last_step or 0) + 1))
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_the_process_that_ingests_ends_with_its_daemon(daemon: Any, how: signal.Signals) -> None:
+    only = daemon()
+    only.wait_ready()
+    child = _ingesting(only)
+    child.send_signal(signal.SIGINT)  # as Ctrl-C does, which reaches the whole group
+    only.end(how)
+    child.wait(10)
 
 
 def test_short_answers_on_a_kept_connection_do_not_wait_for_acknowledgements(daemon: Any) -> None:

@@ -12,9 +12,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from server import metrics
 from server.database import tables
 from server.ingestion import counters
+from server.prometheus import rows
 from server.queries import store
 from tests.server.asgi import Asgi
 
@@ -129,7 +129,7 @@ def test_an_ended_run_is_shown_for_an_hour(asgi: Asgi) -> None:
 def test_f55_cardinality_is_capped_and_what_is_dropped_counted(
     asgi: Asgi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(metrics, "MAX_RUNS", 3)
+    monkeypatch.setattr(rows, "MAX_RUNS", 3)
     for index in range(5):
         asgi.create(f"waiting-{index}")
     running(asgi, "busy")

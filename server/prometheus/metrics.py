@@ -1,0 +1,71 @@
+"""The metrics of one daemon: what rows say, and its own numbers.
+
+Counters come from rows, so that neither a replay nor a restart moves them back. Labels are a fixed
+list; at most MAX_RUNS runs are shown, and how many were left out is counted.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+from prometheus_client.exposition import generate_latest
+
+from server.database.db import Database
+from server.database.migrate import version
+from server.ingestion import counters
+from server.prometheus import rows, text
+
+METHODS = frozenset({"GET", "HEAD", "POST", "PATCH", "DELETE", "PUT", "OPTIONS"})
+
+
+class Metrics:
+    """The metrics of one app, in a registry of its own. Not shared between apps."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self.registry = CollectorRegistry()
+        self._data_dir = data_dir
+        self._models: dict[str, str] = {}
+        ProcessCollector(registry=self.registry)
+        self._requests = Counter(
+            "traind_http_requests", "HTTP requests", ["method", "route", "status"],
+            registry=self.registry,
+        )  # fmt: skip
+        self._seconds = Histogram(
+            "traind_http_request_duration_seconds", "Time to answer an HTTP request", ["route"],
+            registry=self.registry, buckets=(0.001, 0.005, 0.02, 0.05, 0.1, 0.25, 1, 5),
+        )  # fmt: skip
+        self._dropped = Counter(
+            "traind_metrics_dropped", "Runs left out of scrapes because there were too many",
+            registry=self.registry,
+        )  # fmt: skip
+
+    def observe(self, method: str, route: str, status: int, seconds: float) -> None:
+        """One answered request; route is a template, never a path as it came."""
+        method = method if method in METHODS else "other"
+        self._requests.labels(method, route, str(status)).inc()
+        self._seconds.labels(route).observe(seconds)
+
+    def scrape(self, db: Database, now: float) -> bytes:
+        """Everything, in Prometheus' text format."""
+        with db.read() as session:
+            runs = rows.runs(session, now, self._models)
+            left_out = rows.how_many(session, now) - len(runs)
+            counted = rows.counted(session, [run.name for run in runs])
+            histograms = {name: counters.histogram(session, name) for name in counters.BUCKETS}
+            unread = rows.unread(session)
+        if left_out > 0:
+            self._dropped.inc(left_out)
+        lines = [
+            *text.of_runs(runs),
+            *text.of_counters(counted),
+            *text.of_histograms(histograms),
+            *text.of_daemon(
+                disk_free=shutil.disk_usage(self._data_dir).free,
+                wal_bytes=db.wal_bytes,
+                lag_seconds=max((rows.lag(self._data_dir, *w, now) for w in unread), default=0.0),
+                version=version(),
+            ),
+        ]
+        return "".join(lines).encode() + generate_latest(self.registry)

@@ -1,0 +1,156 @@
+"""What a scrape reads. Statements are built once: building them took longer than running them."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sqlalchemy import Integer, Text, bindparam, case, func, or_, select, type_coerce
+from sqlalchemy.orm import Session
+
+from server.database import tables
+from server.ingestion import counters
+from server.states import ENDED, OCCUPYING, State
+from trainer.contract.rundir import OUTBOX
+
+MAX_RUNS = 200
+ENDED_SECONDS = 3600.0
+PER_RUN = (
+    counters.TOKENS, counters.STEPS, counters.LOST_STEPS, counters.RESTARTS, counters.ENERGY,
+    counters.CHECKPOINT_BYTES,
+)  # fmt: skip
+
+
+class Facts(NamedTuple):
+    """All that one run's lines depend on; progress is JSON as it is stored."""
+
+    id: str
+    name: str
+    state: str
+    device: str
+    step: int
+    end_step: int
+    tokens_seen: int
+    last_step_at: float | None
+    progress: str
+    reason: str
+    phase: str
+    checkpoint_at: float | None
+    model: str
+
+
+_run: Any = tables.Run.__table__.c
+_phase: Any = tables.Phase.__table__.c
+_kept: Any = tables.Checkpoint.__table__.c
+_counter: Any = tables.Counter.__table__.c
+_attempt: Any = tables.Attempt.__table__.c
+_GIVEN = select(func.json_each(bindparam("ids")).table_valued("value").c.value)
+_MOST = bindparam("most", type_=Integer)
+_SHOWN = or_(
+    _run.state.not_in([*ENDED, State.created]),
+    _run.state.in_([*ENDED]) & (_run.ended_at > bindparam("since")),
+)
+_RUNS = (
+    select(
+        _run.id, _run.name, _run.state, _run.device, _run.step, _run.end_step, _run.tokens_seen,
+        _run.last_step_at, type_coerce(_run.progress, Text), _run.reason,
+    )
+    .where(_SHOWN)
+    .order_by(
+        case((_run.state.in_(OCCUPYING), 0), (_run.state.not_in(ENDED), 1), else_=2),
+        _run.queue_position,
+        _run.ended_at.desc(),
+    )
+    .limit(_MOST)
+)  # fmt: skip
+_HOW_MANY = select(func.count()).where(_SHOWN)
+_PHASES = (
+    select(_phase.run_id, _phase.name)
+    .where(_phase.run_id.in_(_GIVEN), _phase.started_at.is_not(None))
+    .order_by(_phase.index)
+)
+_SAVED = (
+    select(_kept.run_id, func.max(_kept.created_at))
+    .where(_kept.run_id.in_(_GIVEN))
+    .group_by(_kept.run_id)
+)
+_COUNTED = select(_counter.name, _counter.run, _counter.label, _counter.value).where(
+    _counter.run.in_(_GIVEN), _counter.name.in_(PER_RUN)
+)
+_UNREAD = (
+    select(_attempt.run_id, _attempt.number, _attempt.outbox_offset)
+    .where(_attempt.drained.is_(False), _attempt.outbox_problem.is_(None), _attempt.number > 0)
+    .limit(_MOST)
+)
+
+
+def runs(session: Session, now: float, models: dict[str, str]) -> list[Facts]:
+    """The runs to show: those with a process first, then waiting ones, then what ended last.
+
+    models: {run id: depth as shown}, kept by the caller from scrape to scrape.
+    """
+    connection = session.connection()
+    since = now - ENDED_SECONDS
+    rows = connection.execute(_RUNS, {"since": since, "most": MAX_RUNS}).all()
+    ids = [row[0] for row in rows]
+    known = {"ids": json.dumps(ids)}
+    phases = dict(connection.execute(_PHASES, known).all())
+    saved = dict(connection.execute(_SAVED, known).all())
+    _name_models(session, ids, models)
+    return [
+        Facts._make((*row, phases.get(row[0], ""), saved.get(row[0]), models.get(row[0], "")))
+        for row in rows
+    ]
+
+
+def _name_models(session: Session, ids: list[str], models: dict[str, str]) -> None:
+    """Depth by run, read once: a model's shape never changes, and specs are wide."""
+    for gone in models.keys() - set(ids):
+        del models[gone]
+    run, depth = tables.Run, tables.Run.spec["model"]["depth"].as_integer()
+    new = [run_id for run_id in ids if run_id not in models]
+    if new:
+        found = session.execute(select(run.id, depth).where(run.id.in_(new)))
+        models.update({run_id: f"d{layers}" for run_id, layers in found})
+
+
+def how_many(session: Session, now: float) -> int:
+    """Runs that would be shown if there were no limit."""
+    return session.connection().scalar(_HOW_MANY, {"since": now - ENDED_SECONDS}) or 0
+
+
+def counted(session: Session, names: list[str]) -> dict[str, list[tuple[str, str, float]]]:
+    """{counter: [(run, label, value)]} of the runs that are shown."""
+    rows = session.connection().execute(_COUNTED, {"ids": json.dumps(names)})
+    held: dict[str, dict[tuple[str, str], float]] = {
+        # from 0, so that the first increase is seen; restarts have no reason before the first
+        name: {} if name == counters.RESTARTS else {(run, ""): 0.0 for run in names}
+        for name in PER_RUN
+    }
+    for name, run, label, value in rows:
+        held[name][run, label] = value
+    return {name: [(*k, v) for k, v in values.items()] for name, values in held.items()}
+
+
+def unread(session: Session) -> list[tuple[str, int, int]]:
+    """(run id, attempt, offset) of every journal that may still grow."""
+    rows = session.connection().execute(_UNREAD, {"most": MAX_RUNS})
+    return [(row[0], row[1], row[2]) for row in rows]
+
+
+def lag(data_dir: Path, run_id: str, attempt: int, offset: int, now: float) -> float:
+    """Seconds since the first record behind the cursor was written; 0 when all are read."""
+    path = data_dir / "runs" / run_id / "attempts" / f"{attempt:04d}" / OUTBOX
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return 0.0
+    try:
+        line, whole, _ = os.pread(fd, 65_536, offset).partition(b"\n")
+        return max(0.0, now - float(json.loads(line)["ts"])) if whole else 0.0
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0.0
+    finally:
+        os.close(fd)

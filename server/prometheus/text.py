@@ -1,0 +1,212 @@
+"""The text format, written by hand: a hundred runs are some three thousand samples, and a scrape
+should cost a few milliseconds. So what a run shows is written once for each change of the run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
+
+from server.ingestion import counters
+from server.prometheus.rows import MAX_RUNS, Facts
+from server.states import State
+from trainer.contract.exits import Reason
+
+_COUNTERS = {
+    counters.TOKENS: "Tokens trained on, repeats included",
+    counters.STEPS: "Optimizer steps done, repeats included",
+    counters.LOST_STEPS: "Steps that a crash or a rewind threw away",
+    counters.RESTARTS: "Attempts begun because the one before had failed",
+    counters.ENERGY: "Energy used by the device while training",
+    counters.CHECKPOINT_BYTES: "Bytes of checkpoints written",
+}
+_HISTOGRAMS = {
+    counters.STEP_SECONDS: "Time of an optimizer step",
+    counters.SAVE_SECONDS: "Time to write a checkpoint",
+}
+_VRAM_KINDS = ("allocated", "reserved", "peak", "total")
+
+Sample = tuple[str, float | None]  # labels as they are written, value
+
+
+# --- what a run shows ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Run:
+    facts: Facts
+
+    @cached_property
+    def progress(self) -> dict[str, Any]:
+        return json.loads(self.facts.progress)
+
+    @property
+    def label(self) -> str:
+        return f'run="{self.facts.name}"'  # no escaping: letters, digits, '.', '_' and '-'
+
+    @property
+    def is_live(self) -> bool:
+        return self.facts.state in (State.running, State.pausing)
+
+
+def _fact(name: str) -> Callable[[_Run], Iterator[Sample]]:
+    def samples(run: _Run) -> Iterator[Sample]:
+        yield run.label, getattr(run.facts, name)
+
+    return samples
+
+
+def _kept(key: str) -> Callable[[_Run], Iterator[Sample]]:
+    def samples(run: _Run) -> Iterator[Sample]:
+        yield run.label, run.progress.get(key)
+
+    return samples
+
+
+def _live(key: str) -> Callable[[_Run], Iterator[Sample]]:
+    """Shown only while it is true: a run that has stopped has no speed."""
+
+    def samples(run: _Run) -> Iterator[Sample]:
+        if run.is_live:
+            yield run.label, run.progress.get(key)
+
+    return samples
+
+
+def _loss(run: _Run) -> Iterator[Sample]:
+    """A loss that is not finite ends its attempt, so it is shown while nothing steps again."""
+    if run.facts.reason == Reason.non_finite_loss:
+        yield run.label, math.nan
+    elif run.is_live:
+        yield run.label, run.progress.get("loss")
+
+
+def _vram(run: _Run) -> Iterator[Sample]:
+    if run.is_live:
+        for kind in _VRAM_KINDS:
+            yield f'{run.label},kind="{kind}"', run.progress.get(f"vram_{kind}_bytes")
+
+
+def _eta(run: _Run) -> Iterator[Sample]:
+    seconds, at = run.progress.get("step_seconds"), run.facts.last_step_at
+    if run.is_live and seconds is not None and at is not None:
+        yield run.label, at + (run.facts.end_step - run.facts.step) * seconds
+
+
+def _state(run: _Run) -> Iterator[Sample]:
+    for state in State:
+        yield f'{run.label},state="{state}"', int(run.facts.state == state)
+
+
+def _info(run: _Run) -> Iterator[Sample]:
+    phase, device = _escaped(run.facts.phase), _escaped(run.facts.device)
+    yield f'{run.label},phase="{phase}",model="{run.facts.model}",device="{device}"', 1
+
+
+# name, help, samples of one run
+_FAMILIES: tuple[tuple[str, str, Callable[[_Run], Iterator[Sample]]], ...] = (
+    ("train_step", "Steps done", _fact("step")),
+    ("train_end_step", "Step at which the plan ends", _fact("end_step")),
+    ("tokens_seen", "Tokens of the present lineage", _fact("tokens_seen")),
+    ("train_loss", "Loss of the last step; NaN when it was not finite", _loss),
+    ("learning_rate_multiplier", "Learning rate as a part of its peak", _live("lr_multiplier")),
+    ("tokens_per_second", "Training speed of this attempt", _live("tokens_per_second")),
+    ("mfu_ratio", "Model FLOP/s as a part of the device's peak", _live("mfu")),
+    ("power_watts", "Power of the device", _live("power_watts")),
+    ("temperature_celsius", "Temperature of the device", _live("temperature_celsius")),
+    ("val_bpb", "Validation bits per byte, as last measured", _kept("val_bpb")),
+    ("core_metric", "CORE, as last measured", _kept("core")),
+    ("vram_bytes", "Device memory of the trainer", _vram),
+    ("last_step_timestamp_seconds", "When the last step was done", _fact("last_step_at")),
+    ("eta_timestamp_seconds", "When the plan should be done", _eta),
+    (
+        "checkpoint_last_success_timestamp_seconds", "When the last checkpoint was written",
+        _fact("checkpoint_at"),
+    ),
+    ("run_state", "1 for the state the run is in", _state),
+    ("run_info", "What the run is", _info),
+)  # fmt: skip
+
+
+@lru_cache(maxsize=2 * MAX_RUNS)
+def _shown(facts: Facts) -> tuple[str, ...]:
+    """A run's lines of each family. Kept: of a hundred runs, one or two change between scrapes."""
+    run = _Run(facts)
+    return tuple(_lines(name, samples(run)) for name, _, samples in _FAMILIES)
+
+
+def of_runs(runs: Sequence[Facts]) -> Iterator[str]:
+    shown = [_shown(facts) for facts in runs]
+    for place, (name, help_text, _) in enumerate(_FAMILIES):
+        yield _head(name, help_text)
+        yield from (lines[place] for lines in shown)
+
+
+# --- what the daemon shows -----------------------------------------------------------------------
+
+
+def of_counters(counted: dict[str, list[tuple[str, str, float]]]) -> Iterator[str]:
+    """counted: {name: [(run, label, value)]}."""
+    for name, help_text in _COUNTERS.items():
+        yield _head(name, help_text, "counter")
+        with_reason = name == counters.RESTARTS
+        yield _lines(
+            name,
+            (
+                (f'run="{run}"' + (f',reason="{_escaped(label)}"' if with_reason else ""), value)
+                for run, label, value in counted.get(name, ())
+            ),
+        )
+
+
+def of_histograms(histograms: dict[str, counters.Histogram]) -> Iterator[str]:
+    for name, histogram in histograms.items():
+        yield _head(name, _HISTOGRAMS[name], "histogram")
+        yield _lines(f"{name}_bucket", ((f'le="{b}"', n) for b, n in histogram.buckets))
+        yield _lines(f"{name}_sum", [("", histogram.sum)])
+        yield _lines(f"{name}_count", [("", histogram.count)])
+
+
+def of_daemon(
+    *, disk_free: float, wal_bytes: float, lag_seconds: float, version: str
+) -> Iterator[str]:
+    told = (
+        ("disk_free_bytes", "Free bytes where the data lies", "", disk_free),
+        ("database_wal_bytes", "Size of the database's write-ahead log", "", wal_bytes),
+        ("ingest_lag_seconds", "Age of the oldest unread report", "", lag_seconds),
+        ("build_info", "The version that runs", f'version="{_escaped(version)}"', 1),
+    )
+    for name, help_text, labels, value in told:
+        yield _head(name, help_text) + _lines(name, [(labels, value)])
+
+
+# --- the format ----------------------------------------------------------------------------------
+
+
+def _head(name: str, help_text: str, kind: str = "gauge") -> str:
+    return f"# HELP traind_{name} {help_text}\n# TYPE traind_{name} {kind}\n"
+
+
+def _lines(name: str, samples: Iterable[Sample]) -> str:
+    """A value that is not known has no sample."""
+    return "".join(
+        f"traind_{name}{{{labels}}} {_number(value)}\n"
+        if labels
+        else f"traind_{name} {_number(value)}\n"
+        for labels, value in samples
+        if value is not None
+    )
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+
+
+def _number(value: float) -> str:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "+Inf" if value > 0 else "-Inf"
+    return repr(value)

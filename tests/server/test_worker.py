@@ -1,0 +1,91 @@
+"""Ingestion in a process of its own: it reads what is reported, and its end loses nothing."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from multiprocessing import Pipe
+from typing import Any
+
+import pytest
+
+from server.database.db import Database
+from server.errors import Busy, DiskFull
+from server.ingestion import ingest, worker
+from server.ingestion.ingest import IngestResult
+from server.ingestion.worker import Worker, WorkerGone
+from server.settings import Settings
+from tests.server import reporting
+
+
+@pytest.fixture
+def colleague(settings: Settings, db: Database) -> Iterator[Worker]:
+    """A worker whose process is a thread here."""
+    ours, theirs = Pipe()
+
+    def live() -> None:
+        with suppress(EOFError):
+            worker._answer(theirs)  # type: ignore[arg-type]
+
+    thread = threading.Thread(target=live)
+    thread.start()
+    found = Worker(0, ours)  # type: ignore[arg-type]
+    found.open(settings.paths.root)
+    yield found
+    ours.close()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_it_applies_what_was_reported(settings: Settings, db: Database, colleague: Worker) -> None:
+    reporter = reporting.attempt(db, settings, reporting.create(db))
+    reporter.begin()
+    reporter.steps(0, 50)
+    with db.lend():
+        first = colleague.read("attempt", reporter.attempt_id, 40)
+    with db.lend():
+        second = colleague.read("attempt", reporter.attempt_id, 40)
+    assert (first.applied, first.more) == (40, True)
+    assert (second.applied, second.more) == (12, False)
+
+
+@pytest.mark.parametrize(
+    "error", [Busy("held", headers={"Retry-After": "1"}), DiskFull("full"), OSError(5, "no")]
+)
+def test_its_errors_arrive_as_what_they_are(
+    colleague: Worker, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def refuse(*_: Any) -> IngestResult:
+        raise error
+
+    monkeypatch.setitem(ingest.READERS, "attempt", refuse)
+    with pytest.raises(type(error)) as found:
+        colleague.read("attempt", 1, 10)
+    assert found.value.args == error.args
+    assert vars(found.value) == vars(error)
+
+
+def test_what_nobody_expects_arrives_with_its_name(
+    colleague: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ingest.READERS, "job", lambda *_: [][0])
+    with pytest.raises(RuntimeError, match="IndexError: list index"):
+        colleague.read("job", "job_1", 10)
+
+
+def test_one_that_says_nothing_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "ANSWER_SECONDS", 0.2)
+    ours, theirs = socket.socketpair()
+    with theirs, subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(60)"], pass_fds=[theirs.fileno()]
+    ) as silent:  # fmt: skip
+        theirs.close()
+        found = Worker(silent.pid, worker.Connection(ours.detach()))
+        with pytest.raises(WorkerGone, match=str(silent.pid)):
+            found.read("attempt", 1, 10)
+        assert silent.wait(10) == -signal.SIGKILL
