@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import shutil
 import time
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 from fastapi import APIRouter, Request
@@ -120,7 +121,9 @@ def _disk_warning(free: int) -> list[str]:
     return [f"only {free / 1e9:.1f} GB of disk are free"] if free < LOW_DISK_BYTES else []
 
 
+@cache
 def _version(package: str) -> str | None:
+    """As it was when first asked for: what runs does not change with what is installed."""
     try:
         return version(package)
     except PackageNotFoundError:

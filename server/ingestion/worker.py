@@ -46,8 +46,7 @@ class Worker:
     def fork(cls) -> Worker:
         """Begin the process. Call it while there is one thread and no database is open."""
         ours, theirs = socket.socketpair()
-        gc.collect()
-        gc.freeze()  # what is never collected is never written to, and its memory stays shared
+        gc.freeze()  # what is never looked at for garbage stays shared
         pid = os.fork()
         if pid == 0:
             _live(theirs.detach())
@@ -96,6 +95,7 @@ def _live(channel: int) -> NoReturn:
         os.dup2(channel, _CHANNEL)
         os.closerange(_CHANNEL + 1, os.sysconf("SC_OPEN_MAX"))  # the daemon's lock and listener
         os.nice(NICE)
+        gc.enable()
         _answer(Connection(_CHANNEL))
     except (EOFError, ConnectionError):
         os._exit(0)
