@@ -1,10 +1,11 @@
 """CORE on the fixture's bundle: ours against one example at a time.
 
-`python -m tests.bench.core [threads]`. One example at a time is how nanochat evaluates: its choices
-as one padded batch, uncompiled since every length is another, with logits, loss and argmax of every
-token. The opponent of the bar is the plain reference model, as everywhere in these benchmarks. The
-same through our own model says what batching, shared prefixes and logits for scored tokens alone
-are worth; one prompt at a time, what padding costs. All must give the same answers.
+`python -m tests.bench.core [threads]`; as many as torch takes by itself unless said. One example
+at a time is how nanochat evaluates: its choices as one padded batch, uncompiled since every length
+is another, with logits, loss and argmax of every token. The opponent of the bar is the plain
+reference model, as everywhere in these benchmarks. The same through our own model says what
+batching, shared prefixes and logits for scored tokens alone are worth; one prompt at a time, what
+padding costs. All must give the same answers.
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ def plain(score: Callable[[Item], Scores]) -> dict[str, float]:
 
 
 def main() -> None:
-    torch.set_num_threads(int(sys.argv[1]) if len(sys.argv) > 1 else 1)
+    if sys.argv[1:]:
+        torch.set_num_threads(int(sys.argv[1]))
     model = fixture.model()
     reference = PlainGPT(fixture.SHAPE)
     reference.load_state_dict(model.state_dict())

@@ -11,9 +11,12 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
+import torch
 
 from trainer.contract.shape import flops_per_token
 from trainer.evaluate import core_forward, core_prompts, network
@@ -21,6 +24,7 @@ from trainer.evaluate.core_bundle import Bundle, Task
 from trainer.evaluate.core_forward import Scores, Tree
 from trainer.evaluate.core_prompts import Encoder, Item, Unscorable
 from trainer.evaluate.network import Network
+from trainer.evaluate.side_by_side import side_by_side
 from trainer.evaluate.undisturbed import undisturbed
 from trainer.model import GPT
 
@@ -114,10 +118,11 @@ class Evaluation:
         began = time.monotonic()
         with undisturbed(model):
             net = Network(model)
-            for batch in self._batches(model, tokenizer):
-                if should_stop is not None and should_stop():
-                    break
-                self.outcomes += self._scored(net, batch)
+            batches = self._batches(model, tokenizer)
+            if should_stop is not None:
+                batches = takewhile(lambda _: not should_stop(), batches)
+            for outcomes in side_by_side(partial(self._scored, net), batches, _workers(model)):
+                self.outcomes += outcomes
                 if progress is not None:
                     progress(len(self.outcomes), self.num_items)
         self.seconds += time.monotonic() - began
@@ -198,6 +203,10 @@ class Evaluation:
         for task, items in self.tasks:
             yield task, self.outcomes[at : at + len(items)]
             at += len(items)
+
+
+def _workers(model: GPT) -> int:
+    return torch.get_num_threads() if model.device.type == "cpu" else 1
 
 
 def _batch_tokens(model: GPT) -> int:

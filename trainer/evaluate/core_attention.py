@@ -49,7 +49,10 @@ class _Block:
 
 @dataclass(frozen=True)
 class _Group:
-    """Blocks padded to one size: queries (R, T), keys (R, S), mask (R, 1, T, S), None: causal."""
+    """Blocks padded to one size: queries (R, T), keys (R, S).
+
+    mask (R, 1, T, S), or one for all of them (1, 1, T, S); None: causal.
+    """
 
     queries: Tensor
     keys: Tensor
@@ -125,7 +128,8 @@ def _group(
 ) -> tuple[_Group, np.ndarray]:
     """The group, and the number of each of its queries (R x T,).
 
-    Padding queries repeat the block's last one; padding keys come after all that a query may see.
+    Padding queries repeat the block's last one, and what comes of them is not looked at; padding
+    keys come after all that a query may see.
     """
     length, num_keys, square = size
     number, count, first, own_keys = (
@@ -134,11 +138,13 @@ def _group(
             *((b.number, b.length, b.first, len(b.keys)) for b in blocks), strict=True
         )
     )
-    j = np.minimum(np.arange(length)[None, :], count - 1)
+    steps = np.arange(length)[None, :]
+    j = np.minimum(steps, count - 1)
     keys = np.zeros((len(blocks), num_keys), dtype=np.int64)
     keys[np.arange(num_keys)[None, :] < own_keys] = np.concatenate([b.keys for b in blocks])
     queries, places = torch.from_numpy(number + j), torch.from_numpy(keys)
-    mask = None if square else _mask(torch.from_numpy(first + j), num_keys, window, like)
+    alike = first[:1] if (first == first[0]).all() else first  # deep in a prompt all of them are
+    mask = None if square else _mask(torch.from_numpy(alike + steps), num_keys, window, like)
     group = _Group(queries.to(like.device), places.to(like.device), mask)
     return group, (number + j).ravel()
 

@@ -18,13 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trainer import head, parameters
-from trainer.block import QK_SCALE, VE_GATE_SCALE, norm, start
+from trainer.block import QK_SCALE, SMEAR_CHANNELS, VE_GATE_SCALE, norm
 from trainer.contract.shape import VE_GATE_CHANNELS
 from trainer.model import GPT
 
 LONGEST_FACTOR = 10  # prompts are forwarded whole up to this many times sequence_len (RECIPE 7)
 NO_TOKEN = -1
-CHUNK_TOKENS_CPU = 512  # a product of 4,096 rows runs at 23 GFLOP/s, of 512 at 82 (width 64)
+CHUNK_TOKENS_CPU = 1024  # what a layer makes of so many stays in the cache (width 64)
 
 # (layer, q (M, H, C), k and v (N, 2, K, C)) -> (M, H, C); M <= N, fewer in the last layer
 Attend = Callable[[int, Tensor, Tensor], Tensor]
@@ -55,6 +55,7 @@ class Network:
         self._leaf = {name: leaf.detach() for name, leaf in model.bank.leaves.items()}
         self._layers = [self._layer(i) for i in range(model.shape.n_layer)]
         self.head = model.head_weight.detach()
+        model.rotary(LONGEST_FACTOR * model.shape.sequence_len)  # made once, for every thread
 
     @torch.no_grad()
     def hidden(
@@ -107,12 +108,12 @@ class Network:
         )
 
     def _smeared(self, tokens_N: Tensor, previous_N: Tensor) -> Tensor:
-        """`start` for loose tokens: each as the second of a row of two."""
-        rows = self.model.rows_of(parameters.WTE, tokens_N)
-        before = self.model.rows_of(parameters.WTE, previous_N.clamp_min(0))
-        gate, weight = self._leaf[parameters.SMEAR_GATE], self._leaf["smear_lambda"]
-        smeared = start(torch.stack([before, rows], dim=1), gate, weight)[:, 1]
-        return torch.where((previous_N == NO_TOKEN)[:, None], norm(rows), smeared)
+        """`start` for loose tokens, each with the one before it, and alone where there is none."""
+        x = norm(self.model.rows_of(parameters.WTE, tokens_N))
+        before = norm(self.model.rows_of(parameters.WTE, previous_N.clamp_min(0)))
+        gate = torch.sigmoid(F.linear(x[:, :SMEAR_CHANNELS], self._leaf[parameters.SMEAR_GATE]))
+        weight = self._leaf["smear_lambda"].to(x.dtype) * gate
+        return x.addcmul_(weight.masked_fill_((previous_N == NO_TOKEN)[:, None], 0.0), before)
 
     def _turn(self, positions_N: Tensor, length: int) -> Tensor:
         """What turns each token's pairs of channels as rotary does: (N, 1, C / 2), complex."""

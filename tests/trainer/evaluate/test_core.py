@@ -20,11 +20,12 @@ from trainer.evaluate.network import Network
 from trainer.model import GPT
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
+@pytest.fixture(autouse=True, params=[1, 3])
+def _threads(request):
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(request.param)
     yield
+    assert torch.get_num_threads() == request.param
     torch.set_num_threads(before)
 
 
