@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from server import errors
-from server.guard.validation import explain, printable
+from server.guard.validation import explain, model_in, printable
 
 TYPE_PREFIX = "urn:traind:problem:"
 MEDIA_TYPE = "application/problem+json"
@@ -35,8 +35,8 @@ def install(app: FastAPI) -> None:
         return problem(error)
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> Response:
-        return problem(_from_validation(error))
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        return problem(_from_validation(request, error))
 
     @app.exception_handler(HTTPException)
     async def framework(request: Request, error: HTTPException) -> Response:
@@ -70,12 +70,13 @@ def _encoded(document: dict[str, Any]) -> bytes:
         return json.dumps(document, default=str).encode()
 
 
-def _from_validation(error: RequestValidationError) -> errors.TraindError:
+def _from_validation(request: Request, error: RequestValidationError) -> errors.TraindError:
     findings = error.errors()
     if findings and all(finding["loc"][:1] == ("path",) for finding in findings):
         what = ", ".join(printable(str(finding.get("input"))) for finding in findings)
         return errors.NotFound(f"There is nothing called {what}.")
-    return explain(findings, error.body)
+    field = getattr(request.scope.get("route"), "body_field", None)
+    return explain(findings, error.body, model_in(field.field_info.annotation) if field else None)
 
 
 def _from_framework(request: Request, error: HTTPException) -> errors.TraindError:

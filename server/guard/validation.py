@@ -117,9 +117,12 @@ def _unknown_key(path: list[str], model: type[BaseModel] | None) -> str:
 
 def _class_of(model: type[BaseModel] | None, key: str) -> type[BaseModel] | None:
     field = model.model_fields.get(key) if model else None
-    if field is None:
-        return None
-    for kind in (field.annotation, *get_args(field.annotation)):
+    return model_in(field.annotation) if field else None
+
+
+def model_in(annotation: Any) -> type[BaseModel] | None:
+    """The model that an annotation is, or may be; None where there is none."""
+    for kind in (annotation, *get_args(annotation)):
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             return kind
     return None

@@ -57,6 +57,25 @@ def test_a_batch_that_does_not_divide_says_what_would(asgi: Asgi) -> None:
     assert "4,096 would be" in answer.json()["detail"]
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "pointer", "words"),
+    [
+        ("/v1/runs/demo/extend", {"to": 400}, "/to", "known here are add_steps,"),
+        ("/v1/runs/demo/extend", {"to_stepp": 400}, "/to_stepp", "did you mean to_step?"),
+        ("/v1/runs/demo/resume", {"overide": {}}, "/overide", "did you mean overrides?"),
+        ("/v1/runs/demo/samples", {"promt": "x"}, "/promt", "did you mean prompt"),
+    ],
+)
+def test_an_unknown_key_of_any_request_is_answered_with_the_known_ones(
+    asgi: Asgi, path: str, body: dict[str, object], pointer: str, words: str
+) -> None:
+    asgi.create()
+    answer = asgi.post(path, body)
+    assert answer.status_code == 422
+    [said] = [e["detail"] for e in answer.json()["errors"] if e["pointer"] == pointer]
+    assert words in said
+
+
 def test_a_name_in_use_is_a_conflict(asgi: Asgi) -> None:
     asgi.create()
     answer = asgi.post("/v1/runs", {"name": "demo"})
