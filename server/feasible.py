@@ -12,6 +12,7 @@ from pathlib import Path
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from server import receivers
 from server.database import tables
 from server.errors import Invalid
 from server.machine import devices
@@ -34,8 +35,16 @@ def require(session: Session, spec: RunSpec, plan: Plan, found: tuple[Device, ..
             *_corpus(spec),
             *_tokenizer(session, spec),
             *_bundle(spec),
+            *_receivers(spec.notify),
         )
     ]
+    if problems:
+        raise Invalid(problems[0]["detail"], errors=problems)
+
+
+def require_receivers(urls: list[str]) -> None:
+    """The same for a run that is to tell others from now on. Raises Invalid."""
+    problems = [{"pointer": pointer, "detail": said} for pointer, said in _receivers(urls)]
     if problems:
         raise Invalid(problems[0]["detail"], errors=problems)
 
@@ -52,6 +61,12 @@ def require_rows(run: tables.Run, rows: int | None) -> None:
         raise Invalid(
             detail, errors=[{"pointer": "/overrides/device_batch_size", "detail": detail}]
         )
+
+
+def _receivers(urls: list[str]) -> Iterator[tuple[str, str]]:
+    for index, url in enumerate(urls):
+        if why := receivers.why_not(url):
+            yield f"/notify/{index}", why
 
 
 def _device(spec: RunSpec, found: tuple[Device, ...]) -> Iterator[tuple[str, str]]:

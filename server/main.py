@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
-from server import daemon, graves, notices
+from server import daemon, graves, notices, receivers
 from server.api import app as api
 from server.daemon import serve
 from server.database.db import Database
@@ -49,7 +49,7 @@ def create_app(
             feed = Feed()
             opened.on_commit(feed.notify)
             supervisor = Supervisor(Shop(opened, settings, devices.discover(), worker=worker))
-            told = notices.Notices(opened, settings.paths.root, notices.post)
+            told = notices.Notices(opened, settings.paths.root, receivers.tell)
             api.connect(app, opened, feed, supervisor)
             told.start()
             supervisor.start(on_failure)

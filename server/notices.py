@@ -31,7 +31,6 @@ from trainer.contract.rundir import write_durably
 SECRET, PLACE = "notify-secret", "notices.json"  # in the data directory
 WAITS_SECONDS = (5, 30, 120, 600, 3600)  # then the last one again
 GIVE_UP_SECONDS = 3 * 86_400.0
-ANSWER_SECONDS = 10.0
 QUIET_SECONDS = 1.0  # at least between two looks, however much is committed
 IDLE_SECONDS = 60.0
 MOST = 1000  # to be delivered; the oldest go first
@@ -66,12 +65,12 @@ class Place:
 
 
 class Notices:
-    """The thread. `post(url, body, headers)` is whether the receiver took it."""
+    """The thread. `tell(url, body, headers)` is whether the receiver took it."""
 
     def __init__(
-        self, db: Database, root: Path, post: Callable[[str, bytes, dict[str, str]], bool]
+        self, db: Database, root: Path, tell: Callable[[str, bytes, dict[str, str]], bool]
     ) -> None:
-        self._db, self._root, self._post = db, root, post
+        self._db, self._root, self._tell = db, root, tell
         self._woken, self._ended = threading.Event(), threading.Event()
         self._place: Place | None = None  # read at the first look
         self._thread = threading.Thread(target=self._run, name="notices", daemon=True)
@@ -160,21 +159,7 @@ class Notices:
         secret = read_or_make(self._root / SECRET, ours=True).encode()
         signature = hmac.new(secret, body, hashlib.sha256).hexdigest()
         headers = {"Content-Type": "application/json", "Traind-Signature": f"sha256={signature}"}
-        return self._post(one.url, body, headers)
-
-
-def post(url: str, body: bytes, headers: dict[str, str]) -> bool:
-    """Whether it was answered with 2xx. A redirect is none: the body was for this receiver."""
-    import httpx
-
-    try:
-        answer = httpx.post(url, content=body, headers=headers, timeout=ANSWER_SECONDS)
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-        log.warning("a notice was not delivered: %s", type(error).__name__)
-        return False
-    if not answer.is_success:
-        log.warning("a notice was answered with %d", answer.status_code)
-    return answer.is_success
+        return self._tell(one.url, body, headers)
 
 
 def _what(event: tables.Event) -> str | None:

@@ -155,8 +155,9 @@ def delete(session: Session, run: tables.Run, now: float) -> Path:
 
 
 def patch(session: Session, run: tables.Run, change: PatchRun, now: float) -> bool:
-    """Change what may change; a running trainer is told. Raises pydantic.ValidationError."""
+    """Change what may change; a running trainer is told. Raises ValidationError, Invalid."""
     given = change.model_dump(exclude_unset=True)
+    feasible.require_receivers(change.notify or [])
     spec = dict(run.spec)
     for key, value in given.items():
         spec[key] = {**spec[key], **value} if key in _MERGED and value else value

@@ -38,19 +38,19 @@ def plan(
     """Parameters, batch, learning rates, FLOPs, memory, disk and time of a spec.
 
     With `{"run": …, "extend": {…}}` the preview of an extend, as a picture with
-    `Accept: image/svg+xml`.
+    `Accept: image/svg+xml` or `image/png`.
     """
-    as_picture = previews.is_wanted(request, is_offered="extend" in body)
+    picture = previews.wanted(request, is_offered="extend" in body)
 
     def effect(session: Session) -> Answer:
         answer = _extend(session, act, body) if "extend" in body else _spec(session, conf, body)
         return Answer.of(answer, 200)
 
     told = _told(act, effect)
-    if not as_picture:
+    if picture is None:
         return told
     shown = PlanAnswer.model_validate_json(bytes(told.body)).extend
-    return previews.drawn(told, body["run"], shown)
+    return previews.drawn(picture, told, body["run"], shown)
 
 
 def _told(act: Act, effect: Callable[[Session], Answer]) -> Response:

@@ -1,4 +1,4 @@
-"""The preview of an extend as JSON or, where Accept likes that better, as an SVG picture."""
+"""The preview of an extend as JSON or, where Accept likes that better, as a picture: SVG or PNG."""
 
 from __future__ import annotations
 
@@ -8,21 +8,32 @@ from fastapi import Request
 from starlette.responses import Response
 
 from server.api.deps import negotiate
-from server.reporting import preview
+from server.reporting import picture, preview
 from trainer.contract.extend import ExtendPreview
 
-JSON, SVG = "application/json", "image/svg+xml"
+JSON, SVG, PNG = "application/json", "image/svg+xml", "image/png"
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; sandbox"
-OFFERED: dict[str, Any] = {"content": {SVG: {"schema": {"type": "string"}}}}
+OFFERED: dict[str, Any] = {
+    "content": {
+        SVG: {"schema": {"type": "string"}},
+        PNG: {"schema": {"type": "string", "format": "binary"}},
+    }
+}
 
 
-def is_wanted(request: Request, *, is_offered: bool) -> bool:
-    """Whether the answer is the picture. Raises NotAcceptable for a type that is not offered."""
-    return negotiate(request, *((JSON, SVG) if is_offered else (JSON,))) == SVG
+def wanted(request: Request, *, is_offered: bool) -> str | None:
+    """The media type of the picture that is wanted; None: JSON. Raises NotAcceptable for a type
+    that is not offered, as PNG is not without resvg.
+    """
+    pictures = (SVG, *((PNG,) if picture.is_possible() else ())) if is_offered else ()
+    liked = negotiate(request, JSON, *pictures)
+    return None if liked == JSON else liked
 
 
-def drawn(told: Response, run_name: str, shown: ExtendPreview | None) -> Response:
+def drawn(media: str, told: Response, run_name: str, shown: ExtendPreview | None) -> Response:
     """The picture of what `told` says. An Idempotency-Key keeps the words, whatever was wanted."""
     replayed = {k: v for k, v in told.headers.items() if k == "idempotent-replayed"}
     headers = {"Vary": "Accept", "Content-Security-Policy": POLICY} | replayed
-    return Response(preview.svg(run_name, shown), headers=headers, media_type=SVG)
+    svg = preview.svg(run_name, shown)
+    content = picture.png(svg) if media == PNG else svg
+    return Response(content, headers=headers, media_type=media)

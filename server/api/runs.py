@@ -158,9 +158,9 @@ def extend(
 ) -> Response:
     """Append a phase. The answer has the new curve and what it does at the joint.
 
-    A dry run with `Accept: image/svg+xml` answers the picture of both curves.
+    A dry run with `Accept: image/svg+xml` or `image/png` answers the picture of both curves.
     """
-    as_picture = previews.is_wanted(request, is_offered=dry_run)
+    picture = previews.wanted(request, is_offered=dry_run)
 
     def effect(session: Session) -> Answer:
         row = store.get_run(session, run)
@@ -170,10 +170,10 @@ def extend(
         return Answer.of(answer, 202 if outcome.changed and not dry_run else 200)
 
     told = act.once(effect)
-    if not as_picture:
+    if picture is None:
         return told
     answer = ExtendAnswer.model_validate_json(bytes(told.body))
-    return previews.drawn(told, answer.run.name, answer.plan)
+    return previews.drawn(picture, told, answer.run.name, answer.plan)
 
 
 def extend_answer(run: RunDetail, preview: Any) -> ExtendAnswer:

@@ -57,8 +57,9 @@ def extend(
     preview: Annotated[
         bool, typer.Option("--preview", help="Show what it would do, and do nothing.")
     ] = False,
-    svg: Annotated[
-        Path | None, typer.Option("--svg", help="The preview as a picture, into this file.")
+    picture: Annotated[
+        Path | None,
+        typer.Option("--picture", help="The preview into this file: .svg or .png."),
     ] = None,
     yes: options.Yes = False,
     json: options.Json = False,
@@ -79,14 +80,14 @@ def extend(
     )  # fmt: skip
     if sum(value is not None for value in (to, add_steps, add_tokens)) != 1:
         output.usage("give exactly one of --to, --add-steps, --add-tokens")
-    if svg is not None and not preview:
-        output.usage("--svg goes with --preview")
+    if picture is not None:
+        _check_picture(picture, preview)
     asks = not (yes or json) and sys.stdin.isatty()
     with output.connect() as traind:
         if preview or asks:
             planned = traind.extend(run, ask, dry_run=True)
-            if svg is not None:
-                _write_picture(planned, svg)
+            if picture is not None:
+                _write_picture(planned, picture)
             if json:
                 return output.emit(planned)
             _show(planned)
@@ -152,15 +153,28 @@ def _show(answer: ExtendAnswer) -> None:
     output.warn(answer.warnings)
 
 
+def _check_picture(file: Path, preview: bool) -> None:
+    from server.reporting import picture
+
+    if not preview:
+        output.usage("--picture goes with --preview")
+    if file.suffix.lower() not in (".svg", ".png"):
+        output.usage("--picture writes files whose name ends in .svg or .png")
+    if file.suffix.lower() == ".png" and not picture.is_possible():
+        raise output.Refused("a PNG needs resvg: pip install 'traind[png]', or take an .svg")
+
+
 def _write_picture(answer: ExtendAnswer, file: Path) -> None:
-    from server.reporting import preview
+    from server.reporting import picture, preview
     from trainer.contract.rundir import write_durably
 
+    svg = preview.svg(answer.run.name, answer.plan)
+    content = picture.png(svg) if file.suffix.lower() == ".png" else svg.encode()
     file = file.resolve()
     if file.exists() and not file.is_file():  # a rename would put a file in place of a device
         raise output.Refused(f"{file} cannot be written: it is not a regular file")
     try:
-        write_durably(file, preview.svg(answer.run.name, answer.plan).encode())
+        write_durably(file, content)
     except OSError as error:
         raise output.Refused(f"{file} cannot be written: {error.strerror}") from error
     output.note(f"wrote {file}")

@@ -16,7 +16,7 @@ import pytest
 from typer.main import get_command
 
 from server.cli.app import app, main
-from server.reporting import preview
+from server.reporting import picture, preview
 from tests.server import stub_daemon
 from tests.server.stub_daemon import (
     Reply,
@@ -276,7 +276,7 @@ def test_the_preview_is_written_as_a_picture(stub: Stub, traind: Traind, tmp_pat
     stub.on("POST", "/v1/runs/demo/extend", extended())
     file = tmp_path / "curve.svg"
     file.write_text("an older one")
-    ask = ("extend", "demo", "--to", "200000", "--preview", "--svg", str(file))
+    ask = ("extend", "demo", "--to", "200000", "--preview", "--picture", str(file))
     ran = traind(*ask)
     assert ran.code == 0, ran.err
     assert f"wrote {file}" in ran.err
@@ -285,18 +285,35 @@ def test_the_preview_is_written_as_a_picture(stub: Stub, traind: Traind, tmp_pat
     assert [asked.query for asked in stub.asked] == [{"dry_run": ["true"]}]
     assert traind(*ask, "--json").json["plan"]["warmdown_start"] == 70_000
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["curve.svg"]
+    assert traind(*ask[:-1], str(tmp_path / "curve.PNG")).code == 0
+    assert (tmp_path / "curve.PNG").read_bytes() == picture.png(file.read_text())
 
 
 def test_a_picture_that_cannot_be_written_is_refused(stub: Stub, traind: Traind, tmp_path: Path):
     stub.on("POST", "/v1/runs/demo/extend", extended())
-    os.mkfifo(tmp_path / "pipe")
-    for place in (tmp_path, tmp_path / "pipe", tmp_path / "nowhere" / "curve.svg"):
-        ran = traind("extend", "demo", "--to", "200000", "--preview", "--svg", str(place))
+    os.mkfifo(tmp_path / "pipe.svg")
+    (tmp_path / "folder.svg").mkdir()
+    ask = ("extend", "demo", "--to", "200000")
+    for place in ("folder.svg", "pipe.svg", "nowhere/curve.svg"):
+        ran = traind(*ask, "--preview", "--picture", str(tmp_path / place))
         assert (ran.code, ran.out) == (1, "")
-        assert f"{place} cannot be written" in ran.err
-    assert (tmp_path / "pipe").is_fifo()
-    ran = traind("extend", "demo", "--to", "200000", "--svg", str(tmp_path / "x.svg"))
+        assert f"{tmp_path / place} cannot be written" in ran.err
+    assert (tmp_path / "pipe.svg").is_fifo()
+    ran = traind(*ask, "--picture", str(tmp_path / "x.svg"))
     assert (ran.code, "goes with --preview" in ran.err) == (2, True)
+    ran = traind(*ask, "--preview", "--picture", str(tmp_path / "x.gif"))
+    assert (ran.code, "ends in .svg or .png" in ran.err) == (2, True)
+
+
+def test_a_png_without_its_library_is_refused(
+    traind: Traind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(picture, "is_possible", lambda: False)
+    file = tmp_path / "curve.png"
+    ran = traind("extend", "demo", "--to", "200000", "--preview", "--picture", str(file))
+    assert ran.code == 1
+    assert "pip install 'traind[png]'" in ran.err
+    assert not file.exists()
 
 
 def test_an_extend_at_a_terminal_is_asked_about(

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from server import notices, states
+from server import notices, receivers, states
 from server.database import tables
 from server.main import create_app
 from server.notices import GIVE_UP_SECONDS, Notices
@@ -148,7 +148,7 @@ def hook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def test_over_http_it_is_signed_and_nothing_waits_for_it(asgi: Asgi, hook: Any) -> None:
-    made = Notices(asgi.db, asgi.settings.paths.root, notices.post)
+    made = Notices(asgi.db, asgi.settings.paths.root, receivers.tell)
     made.look(0.0)
     made.start()
     asgi.create("demo", notify=[f"{hook.url}/hook"])
@@ -167,15 +167,73 @@ def test_over_http_it_is_signed_and_nothing_waits_for_it(asgi: Asgi, hook: Any) 
 
 
 def test_only_a_2xx_counts(hook: Any) -> None:
-    assert notices.post(f"{hook.url}/hook", b"{}", {})
-    assert not notices.post(f"{hook.url}/other", b"{}", {})
-    assert not notices.post("http://127.0.0.1:1/", b"{}", {})
+    assert receivers.tell(f"{hook.url}/hook", b"{}", {})
+    assert not receivers.tell(f"{hook.url}/other", b"{}", {})
+    assert not receivers.tell("http://127.0.0.1:1/", b"{}", {})
 
 
-def test_an_address_that_is_no_web_address_is_refused(asgi: Asgi) -> None:
-    answer = asgi.post("/v1/runs", {"name": "demo", "notify": ["mailto://me@example.org"]})
+def test_apprise_tells_what_it_knows_how_to_reach(asgi: Asgi, hook: Any) -> None:
+    """Its plainest service: a POST of title and message."""
+    made = Notices(asgi.db, asgi.settings.paths.root, receivers.tell)
+    made.look(0.0)
+    asgi.create("demo", notify=[hook.url.replace("http://", "json://") + "/hook"])
+    happen(asgi, "demo", State.failed, reason=Reason.crashed)
+    assert made.look(0.0) is None
+    ((body, _),) = hook.got
+    told = json.loads(body)
+    assert told["title"] == "demo: failed"
+    assert "(step 0 of 200)" in told["message"]
+
+
+def test_apprise_says_when_a_service_took_nothing(hook: Any) -> None:
+    body = json.dumps(
+        {"what": "failed", "message": "", "step": 1, "run": {"name": "x", "end_step": 2}}
+    )
+    service = hook.url.replace("http://", "json://")
+    assert receivers.tell(f"{service}/hook", body.encode(), {})
+    assert not receivers.tell(f"{service}/other", body.encode(), {})
+    assert not receivers.tell("nosuch://there", body.encode(), {})
+
+
+@pytest.mark.parametrize(
+    ("installed", "word"), [(True, "apprise knows no such"), (False, "traind[notify]")]
+)
+def test_an_address_that_cannot_be_told_is_refused(
+    asgi: Asgi, monkeypatch: pytest.MonkeyPatch, installed: bool, word: str
+) -> None:
+    if not installed:
+        monkeypatch.setattr(receivers, "find_spec", lambda name: None)
+    asgi.create("there")
+    before = asgi.get("/v1/runs/there").json()
+    notify = ["https://example.org/hook", "nosuch://there"]
+    for answer in (
+        asgi.post("/v1/runs", {"name": "demo", "notify": notify}),
+        asgi.request("PATCH", "/v1/runs/there", json={"notify": notify}),
+    ):
+        assert answer.status_code == 422
+        [error] = answer.json()["errors"]
+        assert error["pointer"] == "/notify/1"
+        assert word in error["detail"]
+    assert asgi.get("/v1/runs/demo").status_code == 404
+    assert asgi.get("/v1/runs/there").json() == before
+
+
+def test_a_web_address_needs_no_apprise(monkeypatch: pytest.MonkeyPatch, hook: Any) -> None:
+    monkeypatch.setattr(receivers, "find_spec", lambda name: None)
+    assert receivers.why_not("https://example.org/hook") is None
+    assert receivers.tell(f"{hook.url}/hook", b"{}", {})
+    assert not receivers.tell(
+        "json://127.0.0.1/hook",
+        b'{"run": {"name": "x", "end_step": 2}, "what": "failed", "message": "", "step": 1}',
+        {},
+    )
+
+
+@pytest.mark.parametrize("url", ["no address", "://x", "https:// x", "mailto:me@example.org"])
+def test_what_is_no_address_is_refused(asgi: Asgi, url: str) -> None:
+    answer = asgi.post("/v1/runs", {"name": "demo", "notify": [url]})
     assert answer.status_code == 422
-    assert "/notify/0" in answer.text
+    assert answer.json()["errors"][0]["pointer"] == "/notify/0"
 
 
 def test_the_daemon_tells(settings: Settings) -> None:

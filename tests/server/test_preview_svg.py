@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import re
+import struct
 from xml.etree import ElementTree
 
 import pytest
 
-from server.reporting import preview
+from server.reporting import picture, preview
 from tests.server.asgi import Asgi
 from tests.server.test_cli_text import HOSTILE, reference
 
@@ -151,6 +152,8 @@ def test_the_plan_of_an_extend_answers_the_same_picture(asgi: Asgi):
         ("application/json, image/svg+xml;q=0.5", "application/json"),
         ("image/*", "image/svg+xml"),
         ("image/svg+xml, */*;q=0.1", "image/svg+xml"),
+        ("image/png", "image/png"),
+        ("image/svg+xml;q=0.5, image/png", "image/png"),
     ],
 )
 def test_json_unless_the_picture_is_liked_better(asgi: Asgi, accept: str, kind: str):
@@ -165,9 +168,9 @@ def test_json_unless_the_picture_is_liked_better(asgi: Asgi, accept: str, kind: 
     [
         (EXTEND, {"to_step": 300}, "image/svg+xml"),
         (EXTEND, {"to_step": 300}, "image/*"),
-        (f"{EXTEND}?dry_run=true", {"to_step": 300}, "image/png"),
+        (f"{EXTEND}?dry_run=true", {"to_step": 300}, "image/webp"),
         ("/v1/plan", {"name": "x"}, "image/svg+xml"),
-        ("/v1/plan", {"run": "demo", "extend": {"to_step": 300}}, "image/png"),
+        ("/v1/plan", {"run": "demo", "extend": {"to_step": 300}}, "image/webp"),
     ],
 )
 def test_what_is_not_offered_is_refused_before_anything_is_done(
@@ -198,6 +201,28 @@ def test_an_extend_that_changes_nothing_is_said_in_the_picture(asgi: Asgi):
         assert preview.NOTHING in words(parsed(answer.text))
 
 
+def test_the_picture_as_a_png_has_its_words_though_no_font_is_installed(asgi: Asgi):
+    asgi.create(start=False)
+    ask = (f"{EXTEND}?dry_run=true", {"to_step": 300})
+    answer = asgi.post(*ask, headers={"Accept": "image/png"})
+    assert answer.content[:8] == b"\x89PNG\r\n\x1a\n"
+    assert struct.unpack(">II", answer.content[16:24]) == (1440, 680)
+    svg = asgi.post(*ask, headers=SVG).text
+    assert answer.content == picture.png(svg)
+    wordless = picture.png(re.sub("<text.*?</text>", "", svg))
+    assert len(wordless) < 0.8 * len(answer.content)
+
+
+def test_a_png_is_not_offered_without_its_library(asgi: Asgi, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(picture, "is_possible", lambda: False)
+    asgi.create(start=False)
+    ask = (f"{EXTEND}?dry_run=true", {"to_step": 300})
+    answer = asgi.post(*ask, headers={"Accept": "image/png"})
+    assert answer.status_code == 406
+    assert "image/svg+xml" in answer.json()["detail"]
+    assert asgi.post(*ask, headers={"Accept": "image/*"}).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("path", "body"),
     [
@@ -225,6 +250,7 @@ def test_the_document_offers_the_picture(asgi: Asgi):
     paths = asgi.get("/openapi.json").json()["paths"]
     for path in ("/v1/runs/{run}/extend", "/v1/plan"):
         responses = paths[path]["post"]["responses"]
-        assert {"application/json", "image/svg+xml"} == responses["200"]["content"].keys()
-        assert responses["200"]["content"]["application/json"]["schema"]
+        content = responses["200"]["content"]
+        assert {"application/json", "image/svg+xml", "image/png"} == content.keys()
+        assert content["application/json"]["schema"]
         assert "406" in responses

@@ -50,7 +50,7 @@ const GROUPS = [
     ["/checkpoint/keep_every", "Keep one every … steps", "number", { min: 1 }],
     ["/recovery/on_crash", "After a crash", "choice", { choices: [["", "restart"], ["stop", "stop"]] }],
     ["/recovery/on_reboot", "After a reboot", "choice", { choices: [["", "resume"], ["wait", "wait"]] }],
-    ["/notify", "Notify by POST to (URLs, with spaces between)", "list", { placeholder: "https://…" }],
+    ["/notify", "Notify (addresses, with spaces between)", "list", { placeholder: "https://…" }],
   ], true],
 ];
 
