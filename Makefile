@@ -3,7 +3,7 @@
 .PHONY: help setup demo serve test check soak soak-ci bench clean
 
 PYTHON := .venv/bin/python
-EXTRAS := trainer,png,notify,dev
+EXTRAS := trainer,png,notify,tensorboard,dev
 export TORCH_INDEX_URL
 
 help: ## Show what there is

@@ -23,6 +23,7 @@ from server.cli import (
     lifecycle,
     listing,
     measures,
+    mirroring,
     output,
     planning,
     watching,
@@ -36,8 +37,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for _part in (
-    lifecycle, watching, listing, extending, planning, checkpoints, measures, jobs, daemon, doctor,
-    demo,
+    lifecycle, watching, listing, extending, planning, checkpoints, measures, mirroring, jobs,
+    daemon, doctor, demo,
 ):  # fmt: skip
     _part.register(app)
 

@@ -245,7 +245,7 @@ def test_f05_training_does_not_notice_that_daemons_are_killed(house: House) -> N
 
 @pytest.mark.parametrize("place", ["ingest.rows", "ingest.cursor", "db.commit", "ingest.committed"])
 def test_f06_a_daemon_killed_inside_ingestion_reads_exactly_once(house: House, place: str) -> None:
-    run_id = house.create(steps=30)
+    run_id = house.create(steps=200)  # long enough for nine passes on a busy machine
     with daemon_process(house, TRAIND_FAIL=f"{place}=8*off->1*kill") as daemon:
         daemon.wait(timeout=90)
         assert daemon.returncode == -signal.SIGKILL

@@ -1,0 +1,62 @@
+"""mirror: the curves of a run for TensorBoard and Weights & Biases."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from server.cli import options, output, waiting
+from server.cli.text import clean
+
+
+def register(app: typer.Typer) -> None:
+    app.command(rich_help_panel="Results")(mirror)
+
+
+def mirror(
+    run: options.Run,
+    tensorboard: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write event files into DIR/<run>."),
+    ] = None,
+    wandb: Annotated[
+        str | None, typer.Option(metavar="PROJECT", help="Log to this Weights & Biases project.")
+    ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on until the run has ended.")
+    ] = False,
+    every: Annotated[
+        float, typer.Option(min=0.1, metavar="S", help="Between two looks with --follow.")
+    ] = 10.0,
+) -> None:
+    """Copy the curves of a run to TensorBoard or Weights & Biases."""
+    from server.client import mirrors
+
+    if tensorboard is None and wandb is None:
+        output.usage("say where to: --tensorboard DIR, --wandb PROJECT")
+    with output.connect() as traind, ExitStack() as open_mirrors:
+        shown = traind.run(run)
+        found: list[mirrors.Mirror] = []
+        try:
+            if tensorboard is not None:
+                found.append(mirrors.TensorBoard(tensorboard, shown))
+                open_mirrors.enter_context(closing(found[-1]))
+            if wandb is not None:
+                found.append(mirrors.WeightsAndBiases(wandb, shown))
+                open_mirrors.enter_context(closing(found[-1]))
+        except mirrors.Missing as error:
+            raise output.Refused(str(error)) from error
+        except OSError as error:
+            raise output.Refused(f"{tensorboard} cannot be written: {error.strerror}") from error
+        copier = mirrors.Copier(traind, shown.id, found)
+        while True:
+            state = waiting.patiently(lambda: traind.progress(shown.id)).state
+            waiting.patiently(copier.copy)
+            if not follow or state in waiting.SETTLED:
+                break
+            time.sleep(every)
+    output.say(f"{clean(shown.name)} is copied up to step {copier.last + 1:,}")
