@@ -32,6 +32,7 @@ def mirror(
     every: Annotated[
         float, typer.Option(min=0.1, metavar="S", help="Between two looks with --follow.")
     ] = 10.0,
+    json: options.Json = False,
 ) -> None:
     """Copy the curves of a run to TensorBoard or Weights & Biases."""
     from server.client import mirrors
@@ -59,4 +60,7 @@ def mirror(
             if not follow or state in waiting.SETTLED:
                 break
             time.sleep(every)
+    if json:
+        return output.emit({"run": shown.name, "step": copier.last + 1, "state": state})
     output.say(f"{clean(shown.name)} is copied up to step {copier.last + 1:,}")
+    return None

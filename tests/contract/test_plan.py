@@ -81,6 +81,15 @@ def test_core_counts_where_it_is_due_and_can_be_measured():
     assert any("evaluation takes" in w for w in plan.warnings)
 
 
+def test_a_warm_up_that_reaches_into_the_warmdown_is_warned_of():
+    body = {"name": "w", "horizon": {"steps": 200}, "schedule": {"warmdown_ratio": 0.65}}
+    for warmup, said in ((70, False), (71, True), (200, False)):
+        spec = resolve(body | {"schedule": body["schedule"] | {"warmup_steps": warmup}})
+        found = [w for w in make_plan(spec).warnings if "jumps where the warm-up ends" in w]
+        assert bool(found) is said, warmup
+        assert not said or "at step 70:" in found[0]
+
+
 def test_warnings_name_their_numbers():
     context = PlanContext(
         device_type="cpu", disk_free_bytes=10**6, device_memory_bytes=10**6, corpus_tokens=10_000

@@ -7,7 +7,7 @@ import math
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from trainer.contract.extend import ExtendRequest, preview
@@ -127,6 +127,8 @@ def test_within_a_phase_no_step_is_steeper_than_its_ramps(run, mode, more, rewar
     after = extend_schedule(
         before, horizon, horizon + more, ask, warmup_steps=warmup, warmdown_ratio=ratio
     )
+    # nanochat's curve jumps where a warm-up that reaches into the warmdown ends; plans warn of it
+    assume(mode != "replan" or not after.start_step < warmup > after.warmdown_start)
     lengths = (after.warmup_steps, after.rewarm_steps, after.warmdown_steps, after.decay_steps)
     steepest = math.pi / 2 * sum(1 / length for length in lengths if length)
     values = [lr_multiplier(after, s) for s in range(after.start_step, after.end_step + 1)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import struct
 import sys
@@ -84,6 +85,9 @@ def test_tensorboard_gets_every_step_at_its_time(
 ) -> None:
     assert mirror(client, "--tensorboard", str(tmp_path)) == 0
     assert "demo is copied up to step 60" in capsys.readouterr().out
+    assert mirror(client, "--tensorboard", str(tmp_path), "--json") == 0
+    told_as_json = {"run": "demo", "step": 60, "state": "queued"}
+    assert json.loads(capsys.readouterr().out) == told_as_json
     curves = in_files(tmp_path / "demo")
     assert sorted(curves["loss"]) == list(range(60))
     expected = {s.key: s.points for s in client.metrics("demo").series if s.identity is None}

@@ -63,4 +63,9 @@ def warnings_about(spec: RunSpec, plan: Plan, context: PlanContext) -> list[str]
             f"warm-up ({spec.schedule.warmup_steps} steps) is as long as the run "
             f"({plan.horizon.steps} steps): the learning rate never reaches its peak"
         )
+    elif spec.schedule.warmup_steps > plan.warmdown_start:
+        found.append(
+            f"warm-up ({spec.schedule.warmup_steps} steps) reaches into the warmdown, which begins "
+            f"at step {plan.warmdown_start:,}: the learning rate jumps where the warm-up ends"
+        )
     return found
