@@ -89,6 +89,8 @@ def serve(settings: Settings) -> int:
             raise
         print(f"traind: {error}", file=sys.stderr)
         return 1
+    finally:
+        gc.enable()
 
 
 def _serve_on(listener: socket.socket, settings: Settings) -> int:

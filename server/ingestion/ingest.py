@@ -22,7 +22,7 @@ from trainer.contract import events, failpoint
 from trainer.contract.journal import Batch, Reader
 from trainer.contract.rundir import OUTBOX, DataDir
 
-MAX_RECORDS = 500  # some 5 MB while they are understood
+MAX_RECORDS = 500  # with 2,000 the process that ingests took 6 MB more
 RECORD_BYTES = 512  # a record of a step takes about as many
 _INT_LIMIT = 2**63
 

@@ -1,6 +1,6 @@
 """How long an answer takes, asked again and again over one kept connection.
 
-http.client, because a client's own work counts too: httpx takes some milliseconds for 300 kB.
+http.client, because a client's own work counts too.
 """
 
 from __future__ import annotations
