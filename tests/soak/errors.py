@@ -33,7 +33,7 @@ CHECKPOINT_PLACES = (
 JOURNAL_PLACES = ("journal.append", "journal.fsync")
 CALLS = {"fsync": 22, "fdatasync": 12, "write": 60, "rename": 12}  # and how many passes there are
 HOW = ("error=EIO", "error=ENOSPC", "signal=KILL")
-TRACED_FOR_EACH_TRAINER = 3
+TRACED_FOR_EACH_TRAINER = 12
 ANY = Lineage(limits={1: 10**9})
 
 
@@ -49,6 +49,8 @@ def run(budget: float, seed: int) -> Counts:
             _one_trainer(shop, counts, draw)
             for strike in itertools.islice(strikes, TRACED_FOR_EACH_TRAINER):
                 _one_traced(counts, *strike)
+                if not left.has_more():
+                    break
     return counts
 
 

@@ -10,9 +10,8 @@ the others.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,36 +23,49 @@ QUERY_BLOCK = 64
 QUERY_STEP, KEY_STEP = 16, 32  # sizes are rounded up to these, so that there are few of them
 
 
-@dataclass(frozen=True)
-class Run:
-    """Queries at positions [start, end) of one prompt, whose token t lies at place `path[t]`."""
+class Run(NamedTuple):
+    """Queries at positions [start, end) of one prompt.
 
-    path: np.ndarray
-    start: int
-    end: int
-
-
-@dataclass(frozen=True)
-class _Block:
-    """`length` queries, numbered from `number` in the output. Query j sees keys up to first + j.
-
-    square: the keys are the queries' own places, and none is hidden but by order.
+    Its token t lies at place `trunk_at + t` where t < trunk, else at `branch_at + t - trunk`.
     """
 
-    number: int
-    length: int
-    first: int
-    keys: np.ndarray
-    square: bool
+    start: int
+    end: int
+    trunk: int
+    trunk_at: int
+    branch_at: int
+
+    @property
+    def places(self) -> np.ndarray:
+        """Of its queries: (end - start,)."""
+        return _places(np.arange(self.start, self.end), self)
+
+
+class _Blocks(NamedTuple):
+    """Queries at positions [begin, end) of a run's prompt, numbered from `number` in the output.
+
+    Their keys begin at position `low`. square: so do they, and none is hidden but by order.
+    All (B,), the last three as in Run.
+    """
+
+    number: np.ndarray
+    begin: np.ndarray
+    end: np.ndarray
+    low: np.ndarray
+    square: np.ndarray
+    trunk: np.ndarray
+    trunk_at: np.ndarray
+    branch_at: np.ndarray
 
 
 @dataclass(frozen=True)
 class _Group:
-    """Blocks padded to one size: queries (R, T), keys (R, S).
+    """R blocks padded to one size: queries (R x T,), keys (R x S,).
 
     mask (R, 1, T, S), or one for all of them (1, 1, T, S); None: causal.
     """
 
+    num_blocks: int
     queries: Tensor
     keys: Tensor
     mask: Tensor | None
@@ -71,9 +83,9 @@ class RunAttention:
         groups, order = self._plan(layer, q)
         parts = []
         for g in groups:
-            keys, values = _rows(kv, g.keys).unbind(2)
-            y = network.attention(_rows(q, g.queries), keys, values, g.mask)
-            parts.append(y.flatten(2).flatten(0, 1))
+            keys, values = _rows(kv, g.keys, g.num_blocks).unbind(2)
+            y = network.attention(_rows(q, g.queries, g.num_blocks), keys, values, g.mask)
+            parts.append(y.reshape(len(g.queries), -1))
         return torch.cat(parts).index_select(0, order).view(-1, *q.shape[1:])
 
     def _plan(self, layer: int, like: Tensor) -> tuple[list[_Group], Tensor]:
@@ -85,80 +97,91 @@ class RunAttention:
         return self.plans[window, is_last]
 
 
-def _rows(x: Tensor, places_RT: Tensor) -> Tensor:
-    """x[places]: whole rows are copied at once, several times faster than general indexing."""
-    return x.index_select(0, places_RT.flatten()).view(*places_RT.shape, *x.shape[1:])
+def _rows(x: Tensor, places: Tensor, num_blocks: int) -> Tensor:
+    """x[places] (R, T, …): whole rows are copied at once, several times faster than indexing."""
+    return x.index_select(0, places).view(num_blocks, -1, *x.shape[1:])
 
 
-def _blocks(runs: Iterable[Run], window: int) -> Iterator[_Block]:
-    number = 0
-    for run in runs:
-        square = run.start == 0 and run.end <= window + 1
-        size = max(1, run.end) if square else QUERY_BLOCK
-        for start in range(run.start, run.end, size):
-            end = min(start + size, run.end)
-            low = max(0, start - window)
-            yield _Block(number, end - start, start - low, run.path[low:end], square)
-            number += end - start
+def _blocks(runs: list[Run], window: int) -> _Blocks:
+    start, end, *lies = np.array(runs, dtype=np.int64).T
+    square = (start == 0) & (end <= window + 1)
+    size = np.where(square, np.maximum(end, 1), QUERY_BLOCK)
+    count = _up(end - start, size) // size
+    run = np.repeat(np.arange(len(runs)), count)
+    begin = start[run] + (np.arange(len(run)) - _before(count)[run]) * size[run]
+    return _Blocks(
+        _before(end - start)[run] + begin - start[run],
+        begin,
+        np.minimum(begin + size[run], end[run]),
+        np.maximum(begin - window, 0),
+        square[run],
+        *(column[run] for column in lies),
+    )
 
 
-def _grouped(blocks: Iterable[_Block], window: int, like: Tensor) -> tuple[list[_Group], Tensor]:
-    by_size: defaultdict[tuple[int, int, bool], list[_Block]] = defaultdict(list)
-    for block in blocks:
-        by_size[_size(block)].append(block)
+def _grouped(blocks: _Blocks, window: int, like: Tensor) -> tuple[list[_Group], Tensor]:
+    """Groups of one size. A square is padded at its end, queries and keys alike."""
+    num_keys = _up(blocks.end - blocks.low, KEY_STEP)
+    length = np.where(blocks.square, num_keys, _up(blocks.end - blocks.begin, QUERY_STEP))
+    sizes = np.stack([length, num_keys, blocks.square])
+    kinds, kind = np.unique(sizes, axis=1, return_inverse=True)
+    visible = _visible(window, like)
     groups, numbers = [], []
-    for size, members in by_size.items():
-        made, of_queries = _group(members, size, window, like)
-        groups.append(made)
-        numbers.append(of_queries)
+    for i, (length, num_keys, square) in enumerate(kinds.T.tolist()):
+        members = _Blocks(*(column[kind == i, None] for column in blocks))
+        queries, keys = _numbers(members, length).ravel(), _keys(members, num_keys).ravel()
+        mask = None if square else _mask(members, length, num_keys, visible)
+        on_device = _on(like.device, queries), _on(like.device, keys)
+        groups.append(_Group(len(members.number), *on_device, mask))
+        numbers.append(queries)
     joined = np.concatenate(numbers)
     order = np.empty(joined.max() + 1, dtype=np.int64)
     order[joined[::-1]] = np.arange(len(joined))[::-1]  # the first place of a number wins
-    return groups, torch.from_numpy(order).to(like.device)
+    return groups, _on(like.device, order)
 
 
-def _size(block: _Block) -> tuple[int, int, bool]:
-    """(queries, keys) as padded, and whether a square, which is padded at its end."""
-    keys = _up(len(block.keys), KEY_STEP)
-    return keys if block.square else _up(block.length, QUERY_STEP), keys, block.square
+def _numbers(blocks: _Blocks, length: int) -> np.ndarray:
+    """(R, T). Padding repeats a block's last query, and what comes of it is not looked at."""
+    return blocks.number + np.minimum(np.arange(length), blocks.end - blocks.begin - 1)
 
 
-def _group(
-    blocks: list[_Block], size: tuple[int, int, bool], window: int, like: Tensor
-) -> tuple[_Group, np.ndarray]:
-    """The group, and the number of each of its queries (R x T,).
+def _keys(blocks: _Blocks, num_keys: int) -> np.ndarray:
+    """Places (R, S). Padding repeats a block's last key, later than all that a query may see."""
+    return _places(np.minimum(blocks.low + np.arange(num_keys), blocks.end - 1), blocks)
 
-    Padding queries repeat the block's last one, and what comes of them is not looked at; padding
-    keys come after all that a query may see.
+
+def _places(tokens: np.ndarray, of: Run | _Blocks) -> np.ndarray:
+    return tokens + np.where(tokens < of.trunk, of.trunk_at, of.branch_at - of.trunk)
+
+
+def _visible(window: int, like: Tensor) -> Tensor:
+    """What is added to the scores of a row of keys, the query at place window + QUERY_BLOCK of it.
+
+    Another query's row is a cut of this one, as many places later as it stands before that.
     """
-    length, num_keys, square = size
-    number, count, first, own_keys = (
-        np.array(column)[:, None]
-        for column in zip(
-            *((b.number, b.length, b.first, len(b.keys)) for b in blocks), strict=True
-        )
-    )
-    steps = np.arange(length)[None, :]
-    j = np.minimum(steps, count - 1)
-    keys = np.zeros((len(blocks), num_keys), dtype=np.int64)
-    keys[np.arange(num_keys)[None, :] < own_keys] = np.concatenate([b.keys for b in blocks])
-    queries, places = torch.from_numpy(number + j), torch.from_numpy(keys)
-    alike = first[:1] if (first == first[0]).all() else first  # deep in a prompt all of them are
-    mask = None if square else _mask(torch.from_numpy(alike + steps), num_keys, window, like)
-    group = _Group(queries.to(like.device), places.to(like.device), mask)
-    return group, (number + j).ravel()
+    back = window + QUERY_BLOCK - torch.arange(2 * (window + QUERY_BLOCK) + KEY_STEP)
+    hidden = (back < 0) | (back > window)
+    return torch.zeros(hidden.shape).masked_fill_(hidden, float("-inf")).to(like)
 
 
-def _mask(seen_RT: Tensor, num_keys: int, window: int, like: Tensor) -> Tensor:
-    """(R, 1, T, S), to be added: query (r, t) sees the keys from seen - window to seen."""
-    seen = seen_RT.to(like.device, torch.int32)[:, None, :, None]
-    key = torch.arange(num_keys, dtype=torch.int32, device=like.device)
-    hidden = key > seen
-    if num_keys > window + 1:
-        hidden |= key < seen - window
-    mask = torch.zeros(hidden.shape, dtype=like.dtype, device=like.device)
-    return mask.masked_fill_(hidden, float("-inf"))
+def _mask(blocks: _Blocks, length: int, num_keys: int, visible: Tensor) -> Tensor:
+    first = blocks.begin - blocks.low
+    if (first == first[0]).all():  # deep in a prompt all of them are
+        first = first[:1]
+    seen = _on(visible.device, first + np.arange(length))
+    cuts = (len(visible) - KEY_STEP) // 2 - seen
+    rows = visible.unfold(0, num_keys, 1).index_select(0, cuts.flatten())
+    return rows.view(len(seen), 1, length, num_keys)
 
 
-def _up(size: int, step: int) -> int:
+def _on(device: torch.device, array: np.ndarray) -> Tensor:
+    return torch.from_numpy(array).to(device)
+
+
+def _before(counts: np.ndarray) -> np.ndarray:
+    """The sum of all earlier ones."""
+    return np.cumsum(counts) - counts
+
+
+def _up(size: np.ndarray, step: np.ndarray | int) -> np.ndarray:
     return -(-size // step) * step

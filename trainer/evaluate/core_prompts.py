@@ -38,6 +38,11 @@ class Prompt:
     start: int
     end: int
 
+    @property
+    def read(self) -> np.ndarray:
+        """What has to be forwarded: the last scored token predicts none."""
+        return self.ids[: self.end - 1]
+
 
 @dataclass(frozen=True)
 class Item:

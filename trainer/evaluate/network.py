@@ -123,36 +123,33 @@ class Network:
     def _attention_inputs(
         self, layer: _Layer, x_ND: Tensor, x0_ND: Tensor, tokens_N: Tensor, turn_N: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """q (N, H, C), k and v (N, 2, K, C); x becomes what the layer adds to."""
+        """q (N, H, C), k and v (N, 2, K, C): parts of one tensor. x becomes what is added to."""
         heads, kv_heads, channels = self.shape.n_head, self.shape.n_kv_head, self.shape.head_dim
-        q = x_ND.new_empty(len(x_ND), heads, channels)
-        kv = x_ND.new_empty(len(x_ND), 2, kv_heads, channels)
-        for some in self._chunks(len(x_ND)):
-            x = x_ND[some].mul_(layer.resid).addcmul_(x0_ND[some], layer.x0.to(x_ND.dtype))
-            h = norm(x)
-            qkv = F.linear(h, layer.qkv).view(len(h), -1, channels)
-            qk, v = _turned(qkv[:, :-kv_heads], turn_N[some]), qkv[:, -kv_heads:]
-            scale = _rsqrt_mean_square(qk).mul_(QK_SCALE)
-            torch.mul(qk[:, :heads], scale[:, :heads], out=q[some])
-            torch.mul(qk[:, heads:], scale[:, heads:], out=kv[some, 0])
-            if layer.ve_gate is None:
-                kv[some, 1] = v
-            else:
+        qkv_N = x_ND.new_empty(len(x_ND), heads + 2 * kv_heads, channels)
+        weight, x0_lambda = layer.qkv.T, layer.x0.to(x_ND.dtype)
+        for x, x0, tokens, turn, qkv in self._chunks(x_ND, x0_ND, tokens_N, turn_N, qkv_N):
+            h = norm(x.mul_(layer.resid).addcmul_(x0, x0_lambda))
+            torch.mm(h, weight, out=qkv.flatten(1))
+            qk, v = qkv.split([heads + kv_heads, kv_heads], dim=1)
+            _turn_and_norm(qk, turn)
+            if layer.ve_gate is not None:
                 gate = torch.sigmoid(F.linear(h[:, :VE_GATE_CHANNELS], layer.ve_gate))
-                rows = self.model.rows_of(layer.values, tokens_N[some]).view_as(v)
-                torch.addcmul(v, gate.mul_(VE_GATE_SCALE).unsqueeze(-1), rows, out=kv[some, 1])
-        return q, kv
+                rows = self.model.rows_of(layer.values, tokens).view_as(v)
+                v.addcmul_(gate.mul_(VE_GATE_SCALE).unsqueeze(-1), rows)
+        return qkv_N[:, :heads], qkv_N[:, heads:].unflatten(1, (2, kv_heads))
 
     def _add_outputs(self, layer: _Layer, x_MD: Tensor, y_MD: Tensor) -> None:
         """Add what attention found, and what the MLP makes of it, to x in place."""
-        for some in self._chunks(len(x_MD)):
-            x = x_MD[some].addmm_(y_MD[some], layer.attn_proj.T)
-            wide = F.linear(norm(x), layer.c_fc).relu_()
-            x.addmm_(wide.mul_(wide), layer.mlp_proj.T)
+        attn_proj, mlp_proj = layer.attn_proj.T, layer.mlp_proj.T
+        for x, y in self._chunks(x_MD, y_MD):
+            wide = F.linear(norm(x.addmm_(y, attn_proj)), layer.c_fc).relu_()
+            x.addmm_(wide.mul_(wide), mlp_proj)
 
-    def _chunks(self, count: int) -> Iterator[slice]:
-        size = CHUNK_TOKENS_CPU if self.model.device.type == "cpu" else max(1, count)
-        return (slice(at, at + size) for at in range(0, count, size))
+    def _chunks(self, *tensors_N: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """The tensors in step, some tokens at a time."""
+        whole = max(1, len(tensors_N[0]))
+        size = CHUNK_TOKENS_CPU if self.model.device.type == "cpu" else whole
+        return zip(*(t.split(size) for t in tensors_N), strict=True)
 
 
 def _paired(weight: Tensor, channels: int) -> Tensor:
@@ -164,17 +161,18 @@ def _paired(weight: Tensor, channels: int) -> Tensor:
     return halves.transpose(1, 2).reshape_as(weight)
 
 
-def _turned(x_NHC: Tensor, turn_N: Tensor) -> Tensor:
-    """Pairs of channels as complex numbers times `turn`, in place where x is float32 already."""
-    pairs = x_NHC.float().unflatten(-1, (-1, 2))
-    torch.view_as_complex(pairs).mul_(turn_N)
-    return pairs.flatten(-2)
+def _turn_and_norm(x_NHC: Tensor, turn_N: Tensor) -> None:
+    """In place: pairs of channels as complex numbers times `turn`, then `norm` times QK_SCALE.
 
-
-def _rsqrt_mean_square(x_NHC: Tensor) -> Tensor:
-    """What `norm` multiplies each head by: (N, H, 1)."""
-    eps = torch.finfo(torch.float32).eps
-    return x_NHC.square().mean(dim=-1, keepdim=True).add_(eps).rsqrt_()
+    The mean over a few channels is a product with equal weights, three times as fast as `mean`.
+    """
+    turned = x_NHC.float()  # the same tensor where it is float32 already
+    pairs = torch.view_as_complex(turned.unflatten(-1, (-1, 2)))
+    pairs.mul_(turn_N)
+    squares = turned.square()
+    weights = squares.new_full(squares.shape[-1:], 1 / squares.size(-1))
+    scale = torch.mv(squares.flatten(0, 1), weights).add_(torch.finfo(torch.float32).eps).rsqrt_()
+    torch.mul(turned, scale.mul_(QK_SCALE).view(*turned.shape[:-1], 1), out=x_NHC)
 
 
 def attention(q_RTHC: Tensor, k_RSKC: Tensor, v_RSKC: Tensor, mask: Tensor | None) -> Tensor:
