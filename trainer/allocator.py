@@ -26,14 +26,6 @@ def keep_freed_memory() -> bool:
     )
 
 
-def hand_memory_back() -> bool:
-    """glibc's own defaults again, and what is kept given back."""
-    asked = _ask(M_MMAP_MAX, 65_536) and _ask(M_TRIM_THRESHOLD, 128 << 10) and _ask(M_TOP_PAD, 0)
-    if asked:
-        ctypes.CDLL(None).malloc_trim(0)
-    return asked
-
-
 def _ask(parameter: int, value: int) -> bool:
     try:
         return bool(ctypes.CDLL(None).mallopt(parameter, value))

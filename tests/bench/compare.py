@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
 
 import torch
 
@@ -42,6 +46,42 @@ class Contender:
 
     call: Callable[[], object]
     prepare: Callable[[], object] = lambda: None
+
+
+@contextmanager
+def elsewhere(make: Callable[[], Callable[[], Any]]) -> Iterator[Callable[[], Any]]:
+    """`make()`'s function in a process of its own, whose allocator nobody has told anything.
+
+    glibc cannot be asked for its own behaviour again: its thresholds follow the sizes that are
+    freed only until one of them was set, as the trainer does.
+    """
+    context = multiprocessing.get_context("spawn")
+    near, far = context.Pipe()
+    there = context.Process(target=_serve, args=(make, far, torch.get_num_threads()), daemon=True)
+    there.start()
+    far.close()
+
+    def call() -> Any:
+        near.send(True)
+        return near.recv()
+
+    try:
+        yield call
+    finally:
+        near.close()
+        there.join(20)
+        there.kill()
+
+
+def _serve(make: Callable[[], Callable[[], Any]], far: Connection, threads: int) -> None:
+    torch.set_num_threads(threads)
+    call = make()
+    while True:
+        try:
+            far.recv()
+        except EOFError:
+            return
+        far.send(call())
 
 
 def interleave(ours: Contender, opponent: Contender, *, warm_up: int, pairs: int) -> Comparison:

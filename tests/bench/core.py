@@ -5,7 +5,8 @@ at a time is how nanochat evaluates: its choices as one padded batch, uncompiled
 is another, with logits, loss and argmax of every token. The opponent of the bar is the plain
 reference model, as everywhere in these benchmarks. The same through our own model says what
 batching, shared prefixes and logits for scored tokens alone are worth; one prompt at a time, what
-padding costs. All must give the same answers.
+padding costs. Each has a process of its own, ours with the trainer's allocator settings. All must
+give the same answers.
 """
 
 from __future__ import annotations
@@ -13,20 +14,24 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from tests.bench import bars
-from tests.bench.compare import Contender, interleave
+from tests.bench.compare import Contender, elsewhere, interleave
 from tests.reference.model import PlainGPT
 from tests.trainer.evaluate import fixture
+from trainer import allocator
 from trainer.evaluate import core, core_prompts, network
 from trainer.evaluate.core_forward import Scores
 from trainer.evaluate.core_prompts import Item
+from trainer.model import GPT
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
+PAIRS = 16
 
 
 @torch.no_grad()
@@ -66,30 +71,40 @@ def plain(score: Callable[[Item], Scores]) -> dict[str, float]:
     return results
 
 
+def ours(model: GPT) -> dict[str, float]:
+    result = core.evaluate(model, fixture.tokenizer(), fixture.bundle())
+    assert result is not None
+    return result.results
+
+
+def reference() -> Forward:
+    model = PlainGPT(fixture.SHAPE)
+    model.load_state_dict(fixture.model().state_dict())
+    return model
+
+
+def opponent(make: Callable[[], Forward], how: Callable[..., Scores]) -> Callable[[], Any]:
+    return partial(plain, partial(how, make()))
+
+
 def main() -> None:
     if sys.argv[1:]:
         torch.set_num_threads(int(sys.argv[1]))
-    model = fixture.model()
-    reference = PlainGPT(fixture.SHAPE)
-    reference.load_state_dict(model.state_dict())
-
-    def ours() -> dict[str, float]:
-        result = core.evaluate(model, fixture.tokenizer(), fixture.bundle())
-        assert result is not None
-        return result.results
-
+    allocator.keep_freed_memory()
+    evaluate = partial(ours, fixture.model())
     threads = f"threads: {torch.get_num_threads()}"
-    opponents: dict[str, Callable[[Item], Scores]] = {
-        "one example at a time": partial(padded, reference),
-        "the same through our model": partial(padded, model),
-        "one prompt at a time through our model": partial(singly, model),
+    opponents = {
+        "one example at a time": partial(opponent, reference, padded),
+        "the same through our model": partial(opponent, fixture.model, padded),
+        "one prompt at a time through our model": partial(opponent, fixture.model, singly),
     }
-    for name, score in opponents.items():
-        assert ours() == plain(score) == fixture.reference()["core"]["results"]
-        found = interleave(Contender(ours), Contender(partial(plain, score)), warm_up=1, pairs=8)
+    for name, make in opponents.items():
+        with elsewhere(make) as other:
+            assert evaluate() == other() == fixture.reference()["core"]["results"]
+            found = interleave(Contender(evaluate), Contender(other), warm_up=1, pairs=PAIRS)
         print(found.line(f"CORE against {name}, {threads}"), flush=True)
-        if score is opponents["one example at a time"]:
-            bars.at_least(f"CORE against one example at a time, {threads}", found.ratio, 5.0)
+        if name == "one example at a time":
+            bars.at_least(f"CORE against {name}, {threads}", found.ratio, 5.0)
 
 
 if __name__ == "__main__":

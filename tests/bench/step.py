@@ -1,17 +1,17 @@
 """The whole training step against the plain reference: `python -m tests.bench.step`.
 
-The opponent runs with glibc's own allocator settings, as nanochat's script does.
+The opponent has a process of its own, with glibc's own allocator settings as nanochat's script has.
 """
 
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
 import torch
 
 from tests.bench import bars, training
-from tests.bench.compare import Contender, interleave
-from trainer import allocator
+from tests.bench.compare import Contender, elsewhere, interleave
 
 
 def main() -> None:
@@ -26,12 +26,13 @@ def main() -> None:
     torch.set_num_threads(asked.threads)
     for accumulation in asked.accumulation:
         spec = training.cpu_spec(asked.vocab, asked.rows, accumulation)
-        found = interleave(
-            Contender(training.ours(spec), allocator.keep_freed_memory),
-            Contender(training.opponent(spec), allocator.hand_memory_back),
-            warm_up=asked.warm_up,
-            pairs=asked.pairs,
-        )
+        with elsewhere(partial(training.opponent, spec)) as opponent:
+            found = interleave(
+                Contender(training.ours(spec)),
+                Contender(opponent),
+                warm_up=asked.warm_up,
+                pairs=asked.pairs,
+            )
         name = f"step, accumulation {accumulation}, vocabulary {asked.vocab}"
         print(found.line(name), flush=True)
         bars.at_least(name, found.ratio, 1.25)

@@ -29,7 +29,7 @@ from trainer.evaluate.undisturbed import undisturbed
 from trainer.model import GPT
 
 BATCH_FLOPS_CPU = 2e11  # a stop is answered between batches: within seconds at any depth
-BATCH_TOKENS_CPU = 4096
+BATCH_TOKENS_CPU = 6144
 BATCH_TOKENS_DEVICE = 32_768
 NAMED = 20  # items that cannot be scored are counted all and named up to this many per task
 

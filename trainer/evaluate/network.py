@@ -24,7 +24,7 @@ from trainer.model import GPT
 
 LONGEST_FACTOR = 10  # prompts are forwarded whole up to this many times sequence_len (RECIPE 7)
 NO_TOKEN = -1
-CHUNK_TOKENS_CPU = 1024  # what a layer makes of so many stays in the cache (width 64)
+CHUNK_TOKENS_CPU = 2048  # what a layer makes of so many stays in the cache (width 64)
 
 # (layer, q (M, H, C), k and v (N, 2, K, C)) -> (M, H, C); M <= N, fewer in the last layer
 Attend = Callable[[int, Tensor, Tensor], Tensor]

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from trainer import checkpoint, device
+from trainer import allocator, checkpoint, device
 from trainer.contract.orders import JobOrder
 from trainer.contract.plan import Plan
 from trainer.contract.rundir import RunDir
@@ -47,6 +47,8 @@ def load(order: JobOrder) -> Loaded:
     path = run_dir.checkpoints / str(order.params["checkpoint"])
     manifest = checkpoint.verify(path)
     where = device.resolve(order.device)
+    if where.type == "cpu":
+        allocator.keep_freed_memory()  # CORE 1.1 times as fast
     model = GPT(shape_of(spec.model), compute_dtype=_dtype(run_dir, where), device=where)
     model.load_state_dict(load_file(path / checkpoint.MODEL))
     model.eval()
