@@ -118,6 +118,16 @@ def test_one_strike_of_strace_is_answered_for(tmp_path: Path) -> None:
     assert len(counts.failures) == 1
 
 
+@pytest.mark.needs("strace")
+def test_f20_strikes_meet_every_kind_of_system_call_of_a_writer() -> None:
+    strikes = errors.every_strike(random.Random(1))
+    met = {strike.call for strike in strikes}
+    assert met == {*errors.CHANGING, *errors.LOOKING}
+    last = max(s.when for s in strikes if s.call == "rename")
+    found = errors._struck(1, errors.Strike("rename", last, "signal=KILL"))
+    assert (found.failures, found.done) == ([], {"kills at system calls": 1})
+
+
 def test_the_table_adds_up(tmp_path: Path) -> None:
     path = tmp_path / "RESULTS.md"
     for number in (1, 2_000):

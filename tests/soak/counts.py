@@ -31,6 +31,13 @@ class Counts:
         if not holds:
             self.fail(why)
 
+    def merge(self, part: Counts) -> None:
+        """Take over what a part of the campaign counted."""
+        self.done += part.done
+        self.failures += part.failures
+        for what, seconds in part.worst.items():
+            self.longest(what, seconds)
+
     def longest(self, what: str, seconds: float) -> None:
         """Remember the longest time that something took."""
         self.worst[what] = max(seconds, self.worst.get(what, 0.0))

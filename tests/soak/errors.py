@@ -14,9 +14,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 from unittest.mock import patch
 
 from tests.soak import books, checkpoints, weights
@@ -31,26 +35,33 @@ CHECKPOINT_PLACES = (
     "checkpoint.before_manifest", "checkpoint.before_rename", "checkpoint.before_dir_fsync",
 )  # fmt: skip
 JOURNAL_PLACES = ("journal.append", "journal.fsync")
-CALLS = {"fsync": 22, "fdatasync": 12, "write": 60, "rename": 12}  # and how many passes there are
-HOW = ("error=EIO", "error=ENOSPC", "signal=KILL")
-TRACED_FOR_EACH_TRAINER = 12
+CHANGING = ("write", "fsync", "fdatasync", "rename", "mkdir", "openat")
+LOOKING = ("close", "read", "newfstatat")  # which do not fail for want of space
+STRIKES_FOR_EACH_TRAINER = 24
 ANY = Lineage(limits={1: 10**9})
+
+
+class Strike(NamedTuple):
+    """`how` as strace writes it, at the `when`-th of the writer's system calls of this name."""
+
+    call: str
+    when: int
+    how: str
 
 
 def run(budget: float, seed: int) -> Counts:
     counts, left = Counts("errors", seed), Budget(budget)
     draw = random.Random(seed)
     _sweep(counts)
-    traced = _may_trace()
-    counts.say("with strace" if traced else "strace may not trace here")
-    strikes = every_strike(draw) if traced else iter(())
-    with weights.Workshop() as shop:
+    strikes = every_strike(draw) if _may_trace() else []
+    counts.say(f"{len(strikes)} strikes with strace" if strikes else "strace may not trace here")
+    to_come = iter(strikes)
+    with weights.Workshop() as shop, ThreadPoolExecutor(os.cpu_count()) as pool:
         while left.has_more():
             _one_trainer(shop, counts, draw)
-            for strike in itertools.islice(strikes, TRACED_FOR_EACH_TRAINER):
-                _one_traced(counts, *strike)
-                if not left.has_more():
-                    break
+            some = itertools.islice(to_come, STRIKES_FOR_EACH_TRAINER)
+            for found in pool.map(partial(_struck, seed), some):
+                counts.merge(found)
     return counts
 
 
@@ -184,26 +195,58 @@ def _may_trace() -> bool:
     return subprocess.run(probe, capture_output=True, check=False).returncode == 0
 
 
-def every_strike(draw: random.Random) -> Iterator[tuple[str, int, str]]:
-    """Each of the system calls at each of its passes, failing or killed there, in random order."""
-    every = [(c, n, how) for c, most in CALLS.items() for n in range(1, most + 1) for how in HOW]
+def every_strike(draw: random.Random) -> list[Strike]:
+    """Each system call of the writer on files, failing or killed there, in random order."""
+    every = [
+        Strike(call, when, how)
+        for call, passes in _passes().items()
+        for when in passes
+        for how in ("error=EIO", "signal=KILL", *(["error=ENOSPC"] if call in CHANGING else []))
+    ]
     draw.shuffle(every)
-    yield from every
+    return every
 
 
-def _one_traced(counts: Counts, call: str, when: int, how: str) -> None:
-    """One strike at a system call: what the process claimed before and after it must be there, and
-    what has its final name must be whole."""
+def _passes() -> dict[str, range]:
+    """The passes of each call after the writer has loaded, as one undisturbed writer makes them."""
+    before, after = Counter[str](), Counter[str]()
+    counted = before
     with tempfile.TemporaryDirectory(prefix="soak-strace-") as folder:
-        inject = f"inject={call}:{how}:when={when}"
-        traced = ["strace", "-f", "--seccomp-bpf", "-qq", "-o", os.devnull, "-e", inject]
-        command = [*traced, sys.executable, "-m", "tests.soak.writer_process", folder]
-        root = Path(__file__).parents[2]
-        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-        counts.add("system calls failed" if "error" in how else "kills at system calls")
-        words = f"{call} number {when}: {how}"
+        log = Path(folder) / "calls"
+        _traced(Path(folder), "-o", str(log), "-e", f"trace={','.join((*CHANGING, *LOOKING))}")
+        for line in log.read_text(errors="replace").splitlines():
+            _, _, said = line.partition(" ")
+            if said.lstrip().startswith('write(1, "loaded'):
+                counted = after
+            if "resumed>" not in said:
+                counted[said.lstrip().partition("(")[0]] += 1
+    return {
+        call: range(before[call] + 1, before[call] + after[call] + 1)
+        for call in (*CHANGING, *LOOKING)
+    }
+
+
+def _traced(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """The writer under strace."""
+    command = ["strace", "-f", "-qq", *options, sys.executable]
+    command += ["-m", "tests.soak.writer_process", str(folder)]
+    root = Path(__file__).parents[2]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+
+
+def _struck(seed: int, strike: Strike) -> Counts:
+    """What the process claimed before and after a strike must be there, and what has its final name
+    must be whole."""
+    counts = Counts("errors", seed)
+    with tempfile.TemporaryDirectory(prefix="soak-strace-") as folder:
+        inject = f"inject={strike.call}:{strike.how}:when={strike.when}"
+        done = _traced(Path(folder), "--seccomp-bpf", "-o", os.devnull, "-e", inject)
+        failed = "error" in strike.how
+        counts.add("system calls failed" if failed else "kills at system calls")
+        words = f"{strike.call} number {strike.when}: {strike.how}"
         counts.say(f"{words}: status {done.returncode}")
         _hold_to_claims(counts, words, Path(folder), done.stdout.splitlines())
+    return counts
 
 
 def _hold_to_claims(counts: Counts, words: str, folder: Path, claims: list[str]) -> None:
