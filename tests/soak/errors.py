@@ -25,6 +25,7 @@ from unittest.mock import patch
 
 from tests.soak import books, checkpoints, weights
 from tests.soak.counts import Budget, Counts
+from tests.trainer.lab import Lab
 from trainer import checkpoint, tensorfile
 from trainer.contract import failpoint, journal
 from trainer.contract.orders import Lineage
@@ -175,7 +176,9 @@ def _one_trainer(shop: weights.Workshop, counts: Counts, draw: random.Random) ->
     most = 60 if place.startswith("journal") else 8
     terms = f"{place}={draw.randrange(most)}*off->{draw.randrange(1, 3)}*error({number})"
     status = lab.run(terms)
-    counts.say(f"trainer with {terms}: status {status}, {lab.exit()['reason']}")
+    said = _reason(lab)
+    counts.say(f"trainer with {terms}: status {status}, {said or 'it could not say why'}")
+    counts.expect(said or status, f"{terms}: neither a reason nor a status")
     for path in lab.run_dir.checkpoints.glob("step-*"):
         checkpoint.verify(path)
     weights._finish(lab, counts)
@@ -183,6 +186,14 @@ def _one_trainer(shop: weights.Workshop, counts: Counts, draw: random.Random) ->
     left = list(lab.run_dir.checkpoints.glob(".*"))
     counts.expect(not left, f"{terms}: left {left}")
     counts.expect(weights._picture(lab) == shop.twin(packing), f"{terms}: not its twin")
+
+
+def _reason(lab: Lab) -> str | None:
+    """None where the disk refused even the words about it: the supervisor then asks the status."""
+    try:
+        return lab.exit()["reason"]
+    except FileNotFoundError:
+        return None
 
 
 # --- strace --------------------------------------------------------------------------------------
