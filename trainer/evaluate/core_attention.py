@@ -165,6 +165,7 @@ def _visible(window: int, like: Tensor) -> Tensor:
 
 
 def _mask(blocks: _Blocks, length: int, num_keys: int, visible: Tensor) -> Tensor:
+    """(R, 1, T, S) to be added, or (1, 1, T, S) where the blocks see alike."""
     first = blocks.begin - blocks.low
     if (first == first[0]).all():  # deep in a prompt all of them are
         first = first[:1]
