@@ -13,6 +13,7 @@ TraindError
 ├── IdempotencyMismatch  422
 ├── NotAcceptable        406
 ├── Busy                 503  the database is locked by somebody else; Retry-After
+├── Unserved             503  a completion that the serving process could not give
 ├── StorageBroken        503  the database cannot be read: damaged, or the disk fails
 └── DiskFull             507
 """
@@ -89,6 +90,10 @@ class NotAcceptable(TraindError):
 
 class Busy(TraindError):
     code, status, title = "busy", 503, "Busy, try again"
+
+
+class Unserved(TraindError):
+    code, status, title = "unserved", 503, "No completion was made"
 
 
 class StorageBroken(TraindError):

@@ -22,6 +22,7 @@ from trainer.contract.jobs import (
     ExportParams,
     ImportParams,
     SampleParams,
+    ServeParams,
 )
 from trainer.contract.rundir import DataDir
 
@@ -63,6 +64,18 @@ def sample(session: Session, run: tables.Run, params: SampleParams, now: float) 
         raise Invalid("Samples are made by a job of their own.", errors=_at("/where"))
     _require_checkpoint(session, run, params.checkpoint, params.step)
     return _add(session, "sample", run, _place(run, params.where), _dump(params), now)
+
+
+def serving(session: Session) -> tables.Job | None:
+    """The job that answers completions, or will when it has started."""
+    table = tables.Job
+    query = select(table).where(table.state.in_(("queued", "running")), table.kind == "serve")
+    return session.scalars(query.where(table.cancel_requested.is_(False))).first()
+
+
+def serve(session: Session, now: float) -> tables.Job:
+    """The job that answers completions; a new one where there is none."""
+    return serving(session) or _add(session, "serve", None, "cpu", _dump(ServeParams()), now)
 
 
 def export(session: Session, run: tables.Run, params: ExportParams, now: float) -> tables.Job:

@@ -21,6 +21,7 @@ MODULES = {
     "export": "trainer.tasks.exporting",
     "evaluate": "trainer.tasks.evaluating",
     "sample": "trainer.tasks.sampling",
+    "serve": "trainer.tasks.serving",
     "audit": "trainer.tasks.auditing",
 }
 

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api import (
     checkpoints,
+    completions,
     docs,
     errors,
     events,
@@ -48,6 +49,7 @@ ROUTERS = (
     events.router,
     checkpoints.router,
     jobs.router,
+    completions.router,
     plan.router,
     reports.router,
     session.router,
@@ -91,7 +93,7 @@ def connect(app: FastAPI, db: Database, feed: Feed, supervisor: Any = None) -> N
     """Give the app what it serves from. Call before the first request."""
     app.state.db, app.state.feed, app.state.supervisor = db, feed, supervisor
     app.state.stream = Hub(source_of(db), feed)
-    app.state.token_streams = set()
+    app.state.token_streams, app.state.completions = set(), set()
 
 
 def end_streams(app: FastAPI) -> None:

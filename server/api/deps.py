@@ -71,6 +71,20 @@ class Act:
         self.key = idempotency.key_of(request.scope, request.scope.get(RAW_BODY, b""))
         self.now = time.time()
 
+    def kept(self) -> Response | None:
+        """The answer kept for this key, for what takes too long for a transaction."""
+        if self.key is None:
+            return None
+        with self.db.read() as session:
+            kept = idempotency.recall(session, self.key, self.now)
+        return kept.response(replayed=True) if kept else None
+
+    def keep(self, answer: Answer) -> None:
+        """Keep `answer` for this key."""
+        assert self.key is not None
+        with self.db.write() as session:
+            idempotency.remember(session, self.key, answer, self.now)
+
     def once(self, effect: Callable[[Session], Answer]) -> Response:
         """The answer of `effect`, or the kept one when this key was seen before."""
         with self.db.write() as session:

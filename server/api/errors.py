@@ -36,7 +36,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        return problem(_from_validation(request, error))
+        return problem(from_validation(request, error))
 
     @app.exception_handler(HTTPException)
     async def framework(request: Request, error: HTTPException) -> Response:
@@ -70,7 +70,8 @@ def _encoded(document: dict[str, Any]) -> bytes:
         return json.dumps(document, default=str).encode()
 
 
-def _from_validation(request: Request, error: RequestValidationError) -> errors.TraindError:
+def from_validation(request: Request, error: RequestValidationError) -> errors.TraindError:
+    """What FastAPI found wrong with a request, in our words."""
     findings = error.errors()
     if findings and all(finding["loc"][:1] == ("path",) for finding in findings):
         what = ", ".join(printable(str(finding.get("input"))) for finding in findings)

@@ -33,6 +33,7 @@ _TAGS = [
     {"name": "history", "description": "What a run did: phases, attempts, metrics, events."},
     {"name": "checkpoints", "description": "Immutable, verified snapshots."},
     {"name": "jobs", "description": "Bounded work that is not training."},
+    {"name": "completions", "description": "Checkpoints answer as OpenAI's completions do."},
     {"name": "system", "description": "The daemon and its machine."},
 ]
 

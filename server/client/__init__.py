@@ -1,4 +1,5 @@
 """The typed Python client of a traind daemon: one method an endpoint, `server.schemas` for answers.
+Completions are left to OpenAI's clients, whose words they speak.
 
 with Client() as traind:
     run = traind.create_run({"name": "demo"})

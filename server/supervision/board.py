@@ -43,7 +43,7 @@ class Entry:
 
 @dataclass
 class Board:
-    """What is to be decided about. turn: {device or "cpu job": id of who may use it}.
+    """What is to be decided about. turn: {device or place of a job: id of who may use it}.
 
     inline: jobs that a running trainer does, each with its command and the state of its run.
     """
@@ -179,7 +179,10 @@ def _queue_order(entry: Entry) -> tuple[bool, int, float, str]:
 
 
 def job_place(job: Job, devices: tuple[Device, ...]) -> str:
-    """What a job occupies: the best device, or the one place for work on the CPU."""
+    """What a job occupies: the best device, the one place for work on the CPU, or the one for
+    completions, which may be held for hours and must not keep that work waiting."""
+    if job.kind == "serve":
+        return "completions"
     return devices[0].device if job.where == "device" else "cpu job"
 
 

@@ -1,7 +1,7 @@
 """One job process from its row to its end, in the same way as a trainer's: see `attempts`.
 
-where: `cpu` jobs run one at a time, niced, beside a trainer; `device` jobs when the device is free;
-`inline` jobs are done by the running trainer and are a command to it.
+where: `cpu` jobs run one at a time (and one that serves), niced, beside a trainer; `device` jobs
+when the device is free; `inline` jobs are done by the running trainer and are a command to it.
 """
 
 from __future__ import annotations

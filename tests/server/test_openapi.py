@@ -95,7 +95,9 @@ def _aim(case: Any) -> None:
     """Half of the requests go to what exists: a random name would only ever be not found."""
     if case.body and len(str(case.body)) % 2:
         return
-    there = {"run": "busy", "job": "job_0", "checkpoint": "step-000000001-a0001"}
+    there = {
+        "run": "busy", "job": "job_0", "checkpoint": "step-000000001-a0001", "model": "busy",
+    }  # fmt: skip
     for name in case.path_parameters or {}:
         case.path_parameters[name] = there.get(name, case.path_parameters[name])
 
@@ -138,6 +140,7 @@ def test_every_endpoint_of_the_contract_is_there(asgi: Asgi) -> None:
         "/v1/jobs/{job}/stream": "get",
         f"{run}/checkpoints/{{checkpoint}}": "patch delete",
         f"{run}/checkpoints/{{checkpoint}}/files/{{name}}": "get", "/v1/system": "get",
+        "/v1/completions": "post", "/v1/models": "get", "/v1/models/{model}": "get",
         "/v1/session": "post delete", "/healthz": "get", "/readyz": "get", "/metrics": "get",
     }  # fmt: skip
     for path, methods in promised.items():

@@ -38,7 +38,7 @@ class Stage(Event):
     kind: Literal["stage"] = "stage"
     stage: Literal[
         "loading", "verifying", "probing", "compiling", "training", "evaluating", "saving",
-        "preparing", "downloading", "tokenizing", "sampling", "waiting",
+        "preparing", "downloading", "tokenizing", "sampling", "serving", "waiting",
     ]  # fmt: skip
     fraction: float | None = None
     detail: str = ""

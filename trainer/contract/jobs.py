@@ -35,6 +35,15 @@ class SampleParams(Params):
     where: Where = "auto"
 
 
+class ServeParams(Params):
+    """Completions over a socket (contract/completions.py) until nobody asked for idle_seconds.
+
+    Result: {"completions": n, "tokens": n}.
+    """
+
+    idle_seconds: Annotated[float, Field(gt=0, le=86_400)] = 600.0
+
+
 class EvaluateParams(Params):
     """Results are reported as events.Evaluation records, one per kind."""
 

@@ -71,7 +71,7 @@ class JobOrder(Order):
     """One bounded piece of work that is not training. `params` is read by the job's own module."""
 
     job_id: str
-    job: Literal["prepare", "import", "export", "evaluate", "sample", "audit"]
+    job: Literal["prepare", "import", "export", "evaluate", "sample", "serve", "audit"]
     token: str
     data_dir: str
     run_id: str | None = None

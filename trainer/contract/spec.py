@@ -48,7 +48,7 @@ LearningRate = Annotated[float, Field(ge=1e-12, le=100.0)]
 Text = Annotated[str, StringConstraints(max_length=4096)]
 
 
-def _wrong(place: tuple[str, ...], sentence: str) -> PydanticCustomError:
+def do_not_fit(place: tuple[str, ...], sentence: str) -> PydanticCustomError:
     """An error that two fields make together, said of the one at `place`."""
     return PydanticCustomError("do_not_fit", "{sentence}", {"sentence": sentence, "at": place})
 
@@ -69,13 +69,13 @@ class ModelSpec(Strict):
         width = -(-self.depth * self.aspect_ratio // self.head_dim) * self.head_dim
         heads = width // self.head_dim
         if self.n_kv_head is not None and heads % self.n_kv_head:
-            raise _wrong(
+            raise do_not_fit(
                 ("n_kv_head",),
                 f"n_kv_head must divide the number of heads: {heads} heads "
                 f"(width {width} / head_dim {self.head_dim}) with n_kv_head {self.n_kv_head}",
             )
         if width < 24:
-            raise _wrong(
+            raise do_not_fit(
                 ("depth",),
                 f"depth {self.depth} x aspect_ratio {self.aspect_ratio} gives width {width}; "
                 "the smear gate reads 24 channels, so the width must be at least 24",
@@ -261,13 +261,13 @@ class RunSpec(Strict):
         if not isinstance(tokens, int):
             return self
         if tokens % length:
-            raise _wrong(
+            raise do_not_fit(
                 ("batch", "tokens"),
                 f"batch.tokens {tokens:,} is not a multiple of model.sequence_len {length:,}",
             )
         if isinstance(rows, int) and tokens % (rows * length):
             near = max(1, tokens // (rows * length)) * rows * length
-            raise _wrong(
+            raise do_not_fit(
                 ("batch", "tokens"),
                 f"batch.tokens {tokens:,} is not divisible by device_batch_size x sequence_len "
                 f"= {rows} x {length:,} = {rows * length:,}; {near:,} would be",

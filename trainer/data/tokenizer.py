@@ -114,6 +114,10 @@ class Tokenizer:
         """Text of the ids; bytes that are not UTF-8 become U+FFFD."""
         return self.encoding.decode([int(i) for i in ids])
 
+    def bytes_of(self, token: int) -> bytes:
+        """What a token spells; a special one spells its name."""
+        return self.encoding.decode_single_token_bytes(token)
+
     def to_json(self) -> bytes:
         content = {
             "format": FORMAT,

@@ -6,11 +6,15 @@ the smear needs only the token before, and a window is a cut of the cache.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from trainer.evaluate import network
 from trainer.evaluate.network import Network
+
+SCORED_TOKENS = 256  # at a time: their logits are some 30 MB
 
 
 class Cache:
@@ -27,22 +31,39 @@ class Cache:
 
     def extend(self, tokens: list[int]) -> Tensor:
         """Append tokens; the logits (vocab_size,) for the one that follows them."""
+        return self.net.logits(self._append(tokens, wanted=1))[0]
+
+    def score(self, tokens: list[int]) -> Iterator[Tensor]:
+        """Append tokens, some at a time; the logits (vocab_size,) after each of them."""
+        for start in range(0, len(tokens), SCORED_TOKENS):
+            some = tokens[start : start + SCORED_TOKENS]
+            yield from self.net.logits(self._append(some, wanted=len(some)))
+
+    def copy(self) -> Cache:
+        """Another one that goes on from here by itself."""
+        other = Cache(self.net, capacity=0)
+        other.length, other.last_token = self.length, self.last_token
+        other._kv = [kv.clone() for kv in self._kv]
+        return other
+
+    def _append(self, tokens: list[int], wanted: int) -> Tensor:
+        """What the head reads for the last `wanted` of them: (wanted, D)."""
         device, end = self.net.model.device, self.length + len(tokens)
         for layer, kv in enumerate(self._kv):
             self._kv[layer] = _grown(kv, end)
-        x_1D = self.net.hidden(
+        x_MD = self.net.hidden(
             torch.tensor(tokens, device=device),
             torch.tensor([self.last_token, *tokens[:-1]], device=device),
             torch.arange(self.length, end, device=device),
             end,
             self._attend,
-            torch.tensor([len(tokens) - 1], device=device),
+            torch.arange(len(tokens) - wanted, len(tokens), device=device),
         )
         self.length, self.last_token = end, tokens[-1]
-        return self.net.logits(x_1D)[0]
+        return x_MD
 
     def _attend(self, layer: int, q: Tensor, kv: Tensor) -> Tensor:
-        """q are the last of the tokens being appended: all of them, or the last one alone."""
+        """q are the last of the tokens being appended."""
         end, limit = self.length + len(kv), self.net.window(layer)
         self._kv[layer][self.length : end] = kv
         start = end - len(q)

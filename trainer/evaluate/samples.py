@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
-from torch import Tensor
 
 from trainer.evaluate import network
+from trainer.evaluate.drawing import Rules, choose
 from trainer.evaluate.kvcache import Cache
 from trainer.evaluate.network import Network
 from trainer.evaluate.undisturbed import undisturbed
@@ -83,13 +83,13 @@ def stream(
     seed: int = 0,
 ) -> Iterator[int]:
     """Tokens after `ids`, one by one. Its own generator: nobody else's random numbers are used."""
-    draw = torch.Generator().manual_seed(seed)
+    rules, randomness = Rules(temperature, top_k), torch.Generator().manual_seed(seed)
     with undisturbed(model):
         cache = Cache(Network(model), len(ids) + max_tokens)
     following = list(ids)
     for _ in range(max_tokens):
         with undisturbed(model):
-            token = _choose(cache.extend(following), temperature, top_k, draw)
+            token = choose(cache.extend(following), rules, {}, randomness)
         yield token
         following = [token]
 
@@ -101,17 +101,6 @@ def _prompt_ids(
     ids = [tokenizer.bos_id, *tokenizer.encode_ordinary(prompt)]
     room = max(1, network.LONGEST_FACTOR * model.shape.sequence_len - max_tokens)
     return ids[-room:], max(0, len(ids) - room)
-
-
-def _choose(logits_V: Tensor, temperature: float, top_k: int | None, draw: torch.Generator) -> int:
-    """Drawn on the CPU, so that a seed means the same on every device up to rounding."""
-    if temperature == 0:
-        return int(logits_V.argmax())
-    logits_V = logits_V.float().cpu() / temperature
-    if top_k is not None and top_k < len(logits_V):
-        least = logits_V.topk(top_k).values[-1]
-        logits_V = logits_V.masked_fill(logits_V < least, float("-inf"))
-    return int(torch.multinomial(logits_V.softmax(dim=-1), 1, generator=draw))
 
 
 class _Pieces:

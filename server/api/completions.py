@@ -1,0 +1,108 @@
+"""Checkpoints as models: what ordinary clients of OpenAI's completions ask, under /v1."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path as FilePath
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.responses import Response
+
+from server import completions, jobs
+from server.api.deps import Conf, Db, Doing, StrictRoute
+from server.api.errors import from_validation
+from server.api.openapi import problems
+from server.api.serving import MAX_OPEN, Answering, Server, said
+from server.completions import Completion, CompletionRequest, ModelList, ModelView
+from server.database import tables
+from server.database.db import Database
+from server.errors import Busy, TraindError
+from server.queries import models
+from trainer.contract.completions import SERVE_SOCKET
+from trainer.contract.rundir import DataDir
+
+SSE = "text/event-stream"
+
+
+class TwoTongued(StrictRoute):
+    """A refusal has, beside what ours have, the `error` that OpenAI's clients look for."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def refusing(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except RequestValidationError as error:
+                refusal = from_validation(request, error)
+            except TraindError as error:
+                refusal = error
+            refusal.extra["error"] = completions.in_their_words(refusal)
+            raise refusal
+
+        return refusing
+
+
+router = APIRouter(prefix="/v1", tags=["completions"], route_class=TwoTongued)
+ModelRef = Annotated[
+    str,
+    Path(pattern=models.MODEL_PATTERN, description="RUN, RUN@STEP, RUN@best or RUN@CHECKPOINT."),
+]
+
+
+@router.get("/models", responses=problems(404))
+def index(db: Db) -> ModelList:
+    """The checkpoints that can be asked, the newest first."""
+    with db.read() as session:
+        return ModelList(data=[completions.view(model) for model in models.index(session)])
+
+
+@router.get("/models/{model}", responses=problems(404))
+def show(model: ModelRef, db: Db) -> ModelView:
+    with db.read() as session:
+        return completions.view(models.find(session, model))
+
+
+@router.post(
+    "/completions",
+    response_model=Completion,
+    responses={200: {"content": {SSE: {"schema": {"type": "string"}}}}} | problems(404),
+)
+def complete(body: CompletionRequest, act: Doing, conf: Conf, request: Request) -> Response:
+    """Continue prompts with the weights of a checkpoint, as OpenAI's legacy completions do.
+
+    A process that keeps models loaded starts with the first request and ends after ten idle
+    minutes. With `stream` the text comes as server-sent events, `[DONE]` at the end.
+    """
+    state = request.app.state
+    with act.db.read() as session:
+        model = models.find(session, body.model)
+    if (kept := act.kept()) is not None:
+        return kept
+    if len(state.completions) >= MAX_OPEN:
+        raise Busy(f"{MAX_OPEN} completions are open already.", headers={"Retry-After": "5"})
+    order = completions.order_of(body, model, str(conf.paths.run(model.run_id).root))
+    telling = completions.Telling(body, model)
+    replies = said(order, lambda job: _server(act.db, conf.paths, job), state.stream)
+    keep = act.keep if act.key is not None else None
+    return Answering(telling, replies, state.stream, state.completions, keep)
+
+
+def _server(db: Database, paths: DataDir, job_id: str | None) -> Server:
+    """That serving job, or once it is over in order (idle, cancelled) another one."""
+    with db.read() as session:
+        row = session.get(tables.Job, job_id) if job_id else jobs.serving(session)
+        if row is not None and row.state not in jobs.OVER:
+            return Server(row.id, _socket(paths, row))
+        if row is not None and row.state == "failed":
+            return Server(row.id, _socket(paths, row), row.message)
+    with db.write() as session:
+        row = jobs.serve(session, time.time())
+        return Server(row.id, _socket(paths, row))
+
+
+def _socket(paths: DataDir, job: tables.Job) -> FilePath:
+    return paths.job(job.id) / SERVE_SOCKET

@@ -1,0 +1,231 @@
+"""A completion on its way: from the serving job's socket to the client, in parts or whole.
+
+Nothing of it is durable. Whoever hangs up ends the work on both sides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from server.api.errors import problem
+from server.api.leaving import send_until_gone
+from server.api.sse import HEADERS, HEARTBEAT_SECONDS, STOP_SECONDS, send_message, send_part
+from server.completions import Telling, in_their_words
+from server.errors import Invalid, TraindError, Unserved
+from server.guard.idempotency import Answer
+from server.stream import Hub
+from trainer.contract.completions import MAX_LINE_BYTES, REPLY, Done, Order, Piece, Refused
+
+MAX_OPEN = 64
+LOOK_SECONDS = 0.5  # between two looks at the job, and at whether the daemon stops
+CONNECT_SECONDS = 0.05  # between two tries to reach a job that is starting
+START_SECONDS = 300.0  # for a job to start, behind what else the machine does
+TRIES = 3  # a job may end, idle, in the moment it is asked
+
+STOPPING = "The daemon is stopping."
+
+Said = Piece | Done
+
+
+@dataclass(frozen=True)
+class Server:
+    """The serving job as its row says: where its socket is, or will be, and how it failed."""
+
+    job_id: str
+    socket: Path
+    failure: str | None = None
+
+
+async def said(
+    order: Order, find: Callable[[str | None], Server], hub: Hub
+) -> AsyncIterator[Said | None]:
+    """What the job says to an order; None about every LOOK_SECONDS in which it says nothing.
+
+    find(job): the state of that serving job; without a name of the one there is, made if need be.
+    Raises Invalid for an order that the model cannot follow, Unserved.
+    """
+    until, silent, server = time.monotonic() + START_SECONDS, 0, None
+    while silent < TRIES:
+        server = await run_in_threadpool(find, server.job_id if server else None)
+        connection = None if server.failure else await _connected(server.socket)
+        if connection is None:
+            _go_on_unless(server, hub, is_late=time.monotonic() > until)
+            yield None
+            continue
+        has_spoken = False
+        async for reply in _replies(order, *connection, hub):
+            has_spoken = has_spoken or reply is not None
+            yield reply
+            if isinstance(reply, Done):
+                return
+        if has_spoken:
+            raise Unserved("The serving process ended in the middle of the text.")
+        silent += 1
+    raise Unserved("The serving process ended before it said a word.")
+
+
+async def _connected(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+    """A connection, or None when there is none within LOOK_SECONDS."""
+    until = time.monotonic() + LOOK_SECONDS
+    while time.monotonic() < until:
+        with suppress(OSError):
+            return await asyncio.open_unix_connection(str(path), limit=MAX_LINE_BYTES)
+        await asyncio.sleep(CONNECT_SECONDS)
+    return None
+
+
+def _go_on_unless(server: Server, hub: Hub, *, is_late: bool) -> None:
+    """Raises Unserved when waiting for the job is in vain."""
+    if hub.stopping:
+        raise Unserved(STOPPING)
+    if server.failure is not None:
+        raise Unserved(f"The serving process could not be started: {server.failure}")
+    if is_late:
+        raise Unserved(
+            f"The serving process did not start within {START_SECONDS:.0f} s.",
+            hint=f"GET /v1/jobs/{server.job_id} says where it stands.",
+        )
+
+
+async def _replies(
+    order: Order, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, hub: Hub
+) -> AsyncIterator[Said | None]:
+    """Until the job hangs up. Raises Invalid, Unserved."""
+    try:
+        writer.write(order.model_dump_json().encode() + b"\n")
+        while not hub.stopping:
+            line = None
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_SECONDS):
+                    line = await reader.readline()
+            if line is not None and not line.endswith(b"\n"):
+                return
+            yield _read(line) if line is not None else None
+        raise Unserved(STOPPING)
+    except OSError:
+        return
+    finally:
+        writer.close()
+
+
+def _read(line: bytes) -> Said:
+    """Raises Invalid, Unserved for a refusal."""
+    try:
+        reply = REPLY.validate_json(line)
+    except ValueError:
+        raise Unserved("The serving process said what is not understood.") from None
+    if not isinstance(reply, Refused):
+        return reply
+    if reply.param is None:
+        raise Unserved(f"It failed: {reply.message}.")
+    where = [{"pointer": f"/{reply.param}", "detail": reply.message}]
+    raise Invalid(f"{reply.param}: {reply.message}.", errors=where)
+
+
+class Answering(Response):
+    """The HTTP answer made of what is said. among: those that are open, this one too while it is.
+
+    keep: called with the complete answer, for one that is to be the same when asked again.
+    """
+
+    def __init__(
+        self,
+        telling: Telling,
+        replies: AsyncIterator[Said | None],
+        hub: Hub,
+        among: set[Answering],
+        keep: Callable[[Answer], None] | None,
+    ) -> None:
+        super().__init__(status_code=200)
+        self.telling, self.replies, self.hub, self.among = telling, replies, hub, among
+        self.keep, self.kept, self.has_begun = keep, bytearray(), False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.among.add(self)
+        try:
+            await send_until_gone(
+                receive, self._answer(scope, receive, send), self._until_stopped()
+            )
+        finally:
+            self.among.discard(self)
+
+    async def _until_stopped(self) -> None:
+        """A client that does not read must not hold up the daemon's end."""
+        while not self.hub.stopping:
+            await self.hub.news(HEARTBEAT_SECONDS)
+        await asyncio.sleep(LOOK_SECONDS + STOP_SECONDS)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            if self.telling.is_streamed:
+                await self._in_parts(send)
+            else:
+                await (await self._whole()).response()(scope, receive, send)
+        except TraindError as error:
+            error.extra["error"] = in_their_words(error)
+            if not self.has_begun:
+                await problem(error)(scope, receive, send)
+                return
+            await self._part(send, json.dumps({"error": error.extra["error"]}))
+            await self._end(send)
+
+    async def _whole(self) -> Answer:
+        pieces: list[Piece] = []
+        async for reply in self.replies:
+            if isinstance(reply, Piece):
+                pieces.append(reply)
+            elif isinstance(reply, Done):
+                answer = Answer(200, self.telling.whole(pieces, reply).model_dump_json())
+                await self._remember(answer)
+                return answer
+        raise AssertionError("replies end with Done or raise")
+
+    async def _in_parts(self, send: Send) -> None:
+        """Begun with the first word, so that a refusal has its status; or after a while without."""
+        spoke = time.monotonic()
+        async for reply in self.replies:
+            if reply is not None and not self.has_begun:
+                await self._begin(send)
+            if isinstance(reply, Piece):
+                await self._part(send, self.telling.part(reply).model_dump_json())
+            elif isinstance(reply, Done):
+                if (last := self.telling.last_part(reply)) is not None:
+                    await self._part(send, last.model_dump_json())
+                await self._part(send, "[DONE]")
+                await self._remember(Answer(200, self.kept.decode(), HEADERS))
+                await self._end(send)
+            elif time.monotonic() - spoke > HEARTBEAT_SECONDS:
+                await (send_part(send, b": heartbeat\n\n") if self.has_begun else self._begin(send))
+            else:
+                continue
+            spoke = time.monotonic()
+
+    async def _begin(self, send: Send) -> None:
+        self.has_begun = True
+        headers = [(k.lower().encode(), v.encode()) for k, v in HEADERS.items()]
+        start = {"type": "http.response.start", "status": 200, "headers": headers}
+        await send_message(send, start)
+        await send_part(send, b": traind\n\n")
+
+    async def _part(self, send: Send, data: str) -> None:
+        frame = f"data: {data}\n\n".encode()
+        if self.keep is not None:
+            self.kept += frame
+        await send_part(send, frame)
+
+    async def _end(self, send: Send) -> None:
+        await send_message(send, {"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _remember(self, answer: Answer) -> None:
+        if self.keep is not None:
+            await run_in_threadpool(self.keep, answer)

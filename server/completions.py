@@ -1,0 +1,218 @@
+"""OpenAI's words for completions: what ordinary clients send, and what they expect to hear.
+
+Unknown keys are refused as everywhere, and as OpenAI does. `null` means the default.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
+
+from server.errors import TraindError
+from server.queries.models import MODEL_PATTERN, Model
+from trainer.contract import completions as words
+from trainer.contract.completions import MAX_CHOICES, MAX_TOKENS, Done, Logprobs, Piece
+from trainer.contract.spec import do_not_fit
+
+Stop = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
+
+
+def _prompts_in(prompt: Any) -> Any:
+    if isinstance(prompt, list) and not prompt:
+        raise ValueError("an empty list is no prompt")
+    return prompt
+
+
+class StreamOptions(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    include_usage: bool | None = None
+    include_obfuscation: Literal[False] | None = None
+
+
+class CompletionRequest(BaseModel):
+    """The body of OpenAI's legacy completions; top_k is ours. user is accepted and not kept."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    model: Annotated[str, StringConstraints(pattern=MODEL_PATTERN)]
+    prompt: Annotated[
+        words.Text
+        | Annotated[list[words.Text], Field(max_length=MAX_CHOICES)]
+        | Annotated[list[words.TokenId], Field(max_length=words.MAX_PROMPT_CHARACTERS)]
+        | Annotated[list[words.Prompt], Field(max_length=MAX_CHOICES)],
+        AfterValidator(_prompts_in),
+    ]
+    max_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=10)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    echo: bool | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    logit_bias: dict[words.TokenId, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    suffix: Annotated[str, StringConstraints(max_length=0)] | None = None
+    user: Annotated[str, StringConstraints(max_length=1024)] | None = None
+
+    @property
+    def prompts(self) -> list[words.Prompt]:
+        """One for each n choices, whichever of the four forms they came in."""
+        alone = isinstance(self.prompt, str) or isinstance(self.prompt[0], int)
+        return [self.prompt] if alone else self.prompt  # type: ignore[list-item,return-value]
+
+    @model_validator(mode="after")
+    def _fits(self) -> CompletionRequest:
+        n = self.n or 1
+        if n * len(self.prompts) > MAX_CHOICES:
+            raise do_not_fit(("n",), f"n for each prompt may be {MAX_CHOICES} together")
+        if self.best_of not in (None, n):
+            raise do_not_fit(("best_of",), "only n choices are made, so it can only be n")
+        return self
+
+
+def order_of(ask: CompletionRequest, model: Model, run_dir: str) -> words.Order:
+    """What the serving job is told. Without a seed every request draws another one."""
+    given = ask.model_dump(
+        exclude_none=True,
+        include={"max_tokens", "temperature", "top_k", "logprobs", "echo", "logit_bias", "n"}
+        | {"presence_penalty", "frequency_penalty"},
+    )
+    return words.Order.model_validate(
+        given
+        | {
+            "run_dir": run_dir,
+            "checkpoint": model.checkpoint,
+            "prompts": ask.prompts,
+            "top_p": 1.0 if ask.top_p is None else max(ask.top_p, 1e-9),
+            "stop": [ask.stop] if isinstance(ask.stop, str) else ask.stop or [],
+            "seed": secrets.randbits(31) if ask.seed is None else ask.seed,
+        }
+    )
+
+
+class Choice(BaseModel):
+    index: int
+    text: str
+    logprobs: Logprobs | None = None
+    finish_reason: Literal["stop", "length"] | None = None
+
+
+class Usage(BaseModel):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class Completion(BaseModel):
+    """An answer, or a part of one that is streamed.
+
+    model: RUN@STEP, whatever name was asked for. system_fingerprint: the checkpoint, whose files
+    never change.
+    """
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[Choice]
+    usage: Usage | None = None
+
+
+class ModelView(BaseModel):
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "traind"
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ModelView]
+
+
+def view(model: Model) -> ModelView:
+    return ModelView(id=model.id, created=int(model.created_at))
+
+
+class Telling:
+    """The answer to one request, in parts or whole."""
+
+    def __init__(self, ask: CompletionRequest, model: Model) -> None:
+        self.head: dict[str, Any] = {
+            "id": f"cmpl-{secrets.token_hex(12)}",
+            "created": int(time.time()),
+            "model": model.id,
+            "system_fingerprint": model.checkpoint,
+        }
+        self.is_streamed = bool(ask.stream)
+        self.has_usage = bool(ask.stream_options and ask.stream_options.include_usage)
+
+    def part(self, piece: Piece) -> Completion:
+        return Completion(**self.head, choices=[_choice([piece])])
+
+    def last_part(self, done: Done) -> Completion | None:
+        """The usage, for those who asked for it."""
+        return Completion(**self.head, choices=[], usage=_usage(done)) if self.has_usage else None
+
+    def whole(self, pieces: list[Piece], done: Done) -> Completion:
+        of_choice: dict[int, list[Piece]] = {}
+        for piece in pieces:
+            of_choice.setdefault(piece.index, []).append(piece)
+        choices = [_choice(of_choice[index]) for index in sorted(of_choice)]
+        return Completion(**self.head, choices=choices, usage=_usage(done))
+
+
+def _choice(pieces: list[Piece]) -> Choice:
+    """Pieces of one choice, in order, as one."""
+    logprobs = [piece.logprobs for piece in pieces if piece.logprobs is not None]
+    return Choice(
+        index=pieces[0].index,
+        text="".join(piece.text for piece in pieces),
+        logprobs=_joined(logprobs) if logprobs else None,
+        finish_reason=pieces[-1].finish_reason,
+    )
+
+
+def _joined(parts: list[Logprobs]) -> Logprobs:
+    return Logprobs(
+        **{
+            name: [x for part in parts for x in getattr(part, name)]
+            for name in Logprobs.model_fields
+        }
+    )
+
+
+def _usage(done: Done) -> Usage:
+    total = done.prompt_tokens + done.completion_tokens
+    return Usage(
+        prompt_tokens=done.prompt_tokens,
+        completion_tokens=done.completion_tokens,
+        total_tokens=total,
+    )
+
+
+def in_their_words(error: TraindError) -> dict[str, Any]:
+    """What OpenAI's clients look for in a refusal, beside what our own look for."""
+    kind = "invalid_request_error" if error.status < 500 else "server_error"
+    where = error.errors[0]["pointer"].lstrip("/?").replace("/", ".") if error.errors else None
+    code = "model_not_found" if error.status == 404 else error.code
+    message = " ".join(filter(None, (error.detail, error.hint)))
+    return {"message": message, "type": kind, "param": where or None, "code": code}

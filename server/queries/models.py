@@ -1,0 +1,97 @@
+"""Checkpoints under the names by which clients of completions call a model.
+
+`RUN` is the run's newest checkpoint, `RUN@best` the one of the lowest val bpb, `RUN@12000` the one
+at that step, and `RUN@step-000012000-a0001` that one exactly.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from server import lineage
+from server.database import tables
+from server.errors import NotFound
+from server.queries import store
+
+MAX_LISTED = 1000
+MODEL_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}(@[A-Za-z0-9._-]{1,64})?$"
+_STEP = re.compile(r"[0-9]{1,10}\Z")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint that can be asked for completions."""
+
+    run_id: str
+    run: str
+    checkpoint: str
+    step: int
+    created_at: float
+
+    @property
+    def id(self) -> str:
+        return f"{self.run}@{self.step}"
+
+
+def find(session: Session, name: str) -> Model:
+    """The model of that name. Raises NotFound with the names there are."""
+    run_name, _, at = name.partition("@")
+    run = store.get_run(session, run_name)
+    usable = _usable(session, run)
+    if _STEP.match(at):
+        found = [c for c in usable if c.step == int(at)]
+    elif at == "best":
+        found = sorted((c for c in usable if c.val_bpb is not None), key=lambda c: c.val_bpb or 0.0)
+    else:
+        found = [c for c in usable if at in ("", c.name)]
+    if not found:
+        raise NotFound(_absent(run, at), hint=_hint(run, usable))
+    return _model(run, found[0])
+
+
+def index(session: Session) -> list[Model]:
+    """What the runs have now, the newest checkpoints first, MAX_LISTED at most."""
+    table = tables.Checkpoint
+    rows = session.execute(
+        select(table, tables.Run)
+        .join(tables.Run, tables.Run.id == table.run_id)
+        .where(table.superseded.is_(False), table.deleted_at.is_(None), table.bad.is_(None))
+        .order_by(table.id.desc())
+        .limit(MAX_LISTED)
+    )
+    found = [_model(run, saved) for saved, run in rows]
+    return list({model.id: model for model in reversed(found)}.values())[::-1]
+
+
+def _usable(session: Session, run: tables.Run) -> list[tables.Checkpoint]:
+    """The lineage's own first, each time the newest first."""
+    table = tables.Checkpoint
+    set_aside = session.scalars(
+        select(table)
+        .where(table.run_id == run.id, table.superseded.is_(True))
+        .where(table.deleted_at.is_(None), table.bad.is_(None))
+        .order_by(table.step.desc(), table.id.desc())
+    )
+    return [*lineage.checkpoints(session, run.id), *set_aside]
+
+
+def _model(run: tables.Run, saved: tables.Checkpoint) -> Model:
+    return Model(run.id, run.name, saved.name, saved.step, saved.created_at)
+
+
+def _absent(run: tables.Run, at: str) -> str:
+    if at == "best":
+        return f"No checkpoint of run {run.name} has a val bpb."
+    wanted = f"at step {int(at):,}" if _STEP.match(at) else at
+    return f"Run {run.name} has no usable checkpoint {wanted}".rstrip() + "."
+
+
+def _hint(run: tables.Run, usable: list[tables.Checkpoint]) -> str:
+    if not usable:
+        return "POST …/checkpoints saves one while the run is training."
+    names = ", ".join(f"{run.name}@{saved.step}" for saved in usable[:5])
+    return f"The newest are {names}; GET /v1/models lists all."

@@ -1,0 +1,94 @@
+"""What the daemon asks of a serving job and what it hears: lines of JSON over a Unix socket.
+
+A connection is one Order, then Pieces in the order of their choices, then Done; or Refused at any
+point. Nothing of it is durable. Hanging up ends the work.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter
+
+SERVE_SOCKET = "serve.sock"  # in the job's directory
+MAX_LINE_BYTES = 8 << 20  # a body of the API at its largest, escaped
+MAX_CHOICES = 128
+MAX_PROMPT_CHARACTERS = 1 << 20
+MAX_TOKENS = 32_768
+
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+Text = Annotated[str, StringConstraints(max_length=MAX_PROMPT_CHARACTERS)]
+Prompt = Text | Annotated[list[TokenId], Field(min_length=1, max_length=MAX_PROMPT_CHARACTERS)]
+
+
+class Message(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class Order(Message):
+    """n choices for each prompt, with the weights of one checkpoint.
+
+    A text begins a document: <|bos|> is put before it. Ids are taken as they are. Choice i of a
+    prompt draws with seed + i. logprobs: how many of the likeliest tokens are told at each place
+    beside the one taken; None tells none.
+    """
+
+    run_dir: str
+    checkpoint: str
+    prompts: Annotated[list[Prompt], Field(min_length=1, max_length=MAX_CHOICES)]
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
+    max_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] = 16
+    temperature: Annotated[float, Field(ge=0, le=10)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=1)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    logit_bias: dict[TokenId, Annotated[float, Field(ge=-100, le=100)]] = {}
+    stop: list[Annotated[str, StringConstraints(min_length=1)]] = []
+    seed: int = 0
+    echo: bool = False
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+
+
+class Logprobs(Message):
+    """Of each token: its text, natural log of its probability, the likeliest instead of it, and
+    where its text begins, in characters from the beginning of the choice's text.
+
+    Probabilities are the model's own, before temperature, penalties and cuts. The first of given
+    ids has nothing before it, and no probability.
+    """
+
+    tokens: list[str] = []
+    token_logprobs: list[float | None] = []
+    top_logprobs: list[dict[str, float] | None] = []
+    text_offset: list[int] = []
+
+
+class Piece(Message):
+    """More of a choice's text; finish_reason with its last one."""
+
+    kind: Literal["piece"] = "piece"
+    index: int
+    text: str
+    logprobs: Logprobs | None = None
+    finish_reason: Literal["stop", "length"] | None = None
+
+
+class Done(Message):
+    """Every choice is complete. Prompts count once, whatever n is."""
+
+    kind: Literal["done"] = "done"
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class Refused(Message):
+    """The order cannot be meant (param: the field that is wrong) or failed (param: None)."""
+
+    kind: Literal["refused"] = "refused"
+    message: str
+    param: str | None = None
+
+
+AnyReply = Annotated[Piece | Done | Refused, Field(discriminator="kind")]
+REPLY: TypeAdapter[Piece | Done | Refused] = TypeAdapter(AnyReply)

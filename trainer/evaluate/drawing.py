@@ -1,0 +1,66 @@
+"""Which token comes next: logits and the rules of a sample in, one token out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Rules:
+    """temperature 0 takes the likeliest. top_k and top_p keep the k likeliest tokens, and the
+    fewest of them that have probability p together.
+
+    A token drawn c > 0 times before loses presence_penalty + c * frequency_penalty of its logit;
+    bias is added to it, by token.
+    """
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    bias: Mapping[int, float] = field(default_factory=dict)
+
+
+def choose(
+    logits_V: Tensor, rules: Rules, drawn: Mapping[int, int], randomness: torch.Generator
+) -> int:
+    """One token; drawn: how often each came before.
+
+    Done on the CPU, so that a seed means the same on every device up to rounding.
+    """
+    logits_V = _shifted(logits_V, rules, drawn)
+    if rules.temperature == 0:
+        return int(logits_V.argmax())
+    logits_V = _most_likely(logits_V.float().cpu() / rules.temperature, rules)
+    return int(torch.multinomial(logits_V.softmax(dim=-1), 1, generator=randomness))
+
+
+def _shifted(logits_V: Tensor, rules: Rules, drawn: Mapping[int, int]) -> Tensor:
+    """The logits with bias and penalties; the same tensor where there are none."""
+    shifts = dict(rules.bias)
+    if rules.presence_penalty or rules.frequency_penalty:
+        for token, times in drawn.items():
+            penalty = rules.presence_penalty + times * rules.frequency_penalty
+            shifts[token] = shifts.get(token, 0.0) - penalty
+    if not shifts:
+        return logits_V
+    logits_V = logits_V.float().cpu().clone()
+    logits_V[list(shifts)] += torch.tensor(list(shifts.values()))
+    return logits_V
+
+
+def _most_likely(logits_V: Tensor, rules: Rules) -> Tensor:
+    """Those beyond top_k and top_p get no chance."""
+    if rules.top_k is not None and rules.top_k < len(logits_V):
+        least = logits_V.topk(rules.top_k).values[-1]
+        logits_V = logits_V.masked_fill(logits_V < least, float("-inf"))
+    if rules.top_p < 1:
+        chances, tokens = logits_V.softmax(dim=-1).sort(descending=True)
+        before = chances.cumsum(dim=-1) - chances  # of the likelier ones together
+        logits_V = logits_V.index_fill(0, tokens[before >= rules.top_p], float("-inf"))
+    return logits_V
