@@ -17,6 +17,7 @@ from server.database import tables
 from server.errors import Invalid
 from server.machine import devices
 from server.machine.devices import Device, DeviceMissing
+from trainer.contract.peaks import fp8_missing
 from trainer.contract.plan import Plan, PlanContext, gigabytes, memory
 from trainer.contract.plan.batch import fitting_rows
 from trainer.contract.shape import shape_of
@@ -71,10 +72,19 @@ def _receivers(urls: list[str]) -> Iterator[tuple[str, str]]:
 
 def _device(spec: RunSpec, found: tuple[Device, ...]) -> Iterator[tuple[str, str]]:
     try:
-        devices.resolve(spec.device, found)
+        name = devices.resolve(spec.device, found)
+        device = next(device for device in found if device.device == name)
+        if spec.numerics.precision == "fp8" and not _may_have_fp8(device):
+            why = fp8_missing(device.name, device.capability)
+            yield "/numerics/precision", f"{why}."
     except DeviceMissing:
         there = ", ".join(device.device for device in found) or "none"
         yield "/device", f"There is no device {spec.device} on this machine; there is: {there}."
+
+
+def _may_have_fp8(device: Device) -> bool:
+    unknown = device.device.startswith("cuda") and device.capability is None
+    return unknown or fp8_missing(device.name, device.capability) is None
 
 
 def _memory(spec: RunSpec, plan: Plan) -> Iterator[tuple[str, str]]:

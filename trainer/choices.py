@@ -38,6 +38,7 @@ class Choices(BaseModel):
     threads: int
     deterministic: bool
     compute_dtype: str
+    fp8: bool = False
     peak_flops: float
     peak_source: str
     attention: dict[str, str] = {}
@@ -48,9 +49,11 @@ class Choices(BaseModel):
         return getattr(torch, self.compute_dtype)
 
 
-# (shape, rows to try, ascending, …) -> the rows to take, and what each that was tried did
+# (shape, rows to try, ascending, device, compute dtype, fp8, hyperparameters)
+# -> the rows to take, and what each that was tried did
 Probe = Callable[
-    [ModelShape, list[int], torch.device, torch.dtype, Hyperparameters], tuple[int, list[Probed]]
+    [ModelShape, list[int], torch.device, torch.dtype, bool, Hyperparameters],
+    tuple[int, list[Probed]],
 ]
 
 
@@ -97,15 +100,19 @@ def _choose(order: AttemptOrder, device: torch.device, probe: Probe) -> Choices:
         deterministic = device.type == "cpu"
     threads = numerics.threads or _default_threads()
     devices.configure(device, threads=threads, deterministic=deterministic)
+    fp8 = numerics.precision == "fp8"
+    if fp8:
+        devices.require_fp8(device)
     dtype = devices.compute_dtype(device, numerics.precision)
     peak = devices.peak(device, dtype, measured=numerics.peak == "measured")
-    rows, probed = _rows(order, device, dtype, probe)
+    rows, probed = _rows(order, device, dtype, fp8, probe)
     return Choices(
         device_batch_size=rows,
         compile=_compile(order, device),
         threads=threads,
         deterministic=deterministic,
         compute_dtype=str(dtype).removeprefix("torch."),
+        fp8=fp8,
         peak_flops=peak.value,
         peak_source=peak.source,
         probed=probed,
@@ -119,7 +126,7 @@ def _default_threads() -> int:
 
 
 def _rows(
-    order: AttemptOrder, device: torch.device, dtype: torch.dtype, probe: Probe
+    order: AttemptOrder, device: torch.device, dtype: torch.dtype, fp8: bool, probe: Probe
 ) -> tuple[int, list[Probed]]:
     asked = order.spec.batch.device_batch_size
     if isinstance(asked, int):
@@ -127,7 +134,7 @@ def _rows(
     shape = shape_of(order.spec.model)
     total = order.plan.batch.tokens // shape.sequence_len
     divisors = [r for r in range(1, min(total, 64) + 1) if total % r == 0]
-    return probe(shape, divisors, device, dtype, order.plan.hyperparameters)
+    return probe(shape, divisors, device, dtype, fp8, order.plan.hyperparameters)
 
 
 def _compile(order: AttemptOrder, device: torch.device) -> bool:

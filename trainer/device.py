@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from trainer.contract.peaks import Peak, known_peak
+from trainer.contract.peaks import Peak, fp8_missing, known_peak
 
 SAMPLE_SECONDS = 1.0
 
@@ -53,13 +53,23 @@ def configure(device: torch.device, *, threads: int | None, deterministic: bool)
 
 
 def compute_dtype(device: torch.device, precision: str) -> torch.dtype:
-    """RECIPE section 1: bf16 on CUDA with SM >= 80, else float32; fp16 only on request."""
-    if precision == "bf16":
+    """RECIPE section 1: bf16 on CUDA with SM >= 80, else float32; fp16 only on request.
+
+    fp8 is of single products (fp8.py): everything around them is bf16.
+    """
+    if precision in ("bf16", "fp8"):
         return torch.bfloat16
     if precision == "fp16":
         return torch.float16
     capable = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     return torch.bfloat16 if precision == "auto" and capable else torch.float32
+
+
+def require_fp8(device: torch.device) -> None:
+    """Raises DeviceMissing where products in 8 bits would be emulated, if done at all."""
+    found = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+    if why := fp8_missing(name_of(device), found):
+        raise DeviceMissing(why)
 
 
 def name_of(device: torch.device) -> str:

@@ -50,6 +50,7 @@ def probe_step(
     compile: bool = True,
     deterministic: bool = False,
     choices_file: Path | None = None,
+    fp8: bool = False,
 ) -> ProbeResult:
     """Train `steps` steps of `accumulation` micro-batches of `rows` rows on random tokens.
 
@@ -68,6 +69,7 @@ def probe_step(
             deterministic=deterministic,
             rows=rows,
             choices_file=choices_file,
+            fp8=fp8,
         )
         seconds = _step_seconds(stepper, rows, accumulation, steps)
         tokens = rows * accumulation * shape.sequence_len

@@ -19,6 +19,7 @@ def fastest_rows(
     candidates: list[int],
     device: torch.device,
     dtype: torch.dtype,
+    fp8: bool,
     hyper: Hyperparameters,
 ) -> tuple[int, list[Probed]]:
     """The candidate with the least seconds per token, and what each that was tried did.
@@ -38,6 +39,7 @@ def fastest_rows(
             rows,
             hyper=hyper,
             compute_dtype=dtype,
+            fp8=fp8,
             device=device,
             steps=STEPS,
             compile=device.type == "cuda",

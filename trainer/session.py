@@ -185,6 +185,7 @@ def _assemble(
         rows=chosen.device_batch_size,
         choices_file=Path(order.data_dir) / "attention.json",
         attention_backends=chosen.attention,
+        fp8=chosen.fp8,
     )
     loader = open_loader(
         data,

@@ -19,6 +19,7 @@ from trainer import allocator, attention, head, parameters
 from trainer.block import block, finish, start
 from trainer.compiling import Compiler
 from trainer.embedding import TouchedRows, lookup
+from trainer.fp8 import block_fp8
 from trainer.model import GPT
 from trainer.optim import Optimizer
 
@@ -80,6 +81,7 @@ class Stepper:
     deterministic: what `device.configure` was told; only recorded here. CPU kernels always repeat.
     choices_file: where the winners of attention races are remembered for this machine.
     attention_backends: {window: backend} that is settled already, for a run or by an override.
+    fp8: the trunk's products in 8 bits (fp8.py); evaluations go on in the compute dtype.
     before_update: called in each step when all but its update is launched; up to there weights and
     optimizer state are only read.
     """
@@ -94,9 +96,10 @@ class Stepper:
         rows: int = 1,
         choices_file: Path | None = None,
         attention_backends: Mapping[str, str] | None = None,
+        fp8: bool = False,
     ) -> None:
         self.model, self.optimizer = model, optimizer
-        self.deterministic = deterministic
+        self.deterministic, self.fp8 = deterministic, fp8
         self.before_update: Callable[[], None] = lambda: None
         if model.device.type == "cpu":
             allocator.keep_freed_memory()
@@ -111,7 +114,8 @@ class Stepper:
             compiled=self.compiler.active,
         )
         model.attend = {w: attention.bind(name, w) for w, name in self.attention.items()}
-        self._start, self._block, self._finish = map(self.compiler, (start, block, finish))
+        layer = block_fp8 if fp8 else block
+        self._start, self._block, self._finish = map(self.compiler, (start, layer, finish))
         self._chunk = self.compiler(head.chunk_loss_and_gradient)
         optimizer.adamw = self.compiler(optimizer.adamw)
 
@@ -164,6 +168,7 @@ class Stepper:
             "deterministic": self.deterministic,
             "head_chunk_tokens": head.chunk_tokens(self.model.device),
             "threads": torch.get_num_threads(),
+            **({"products": "fp8"} if self.fp8 else {}),
         }
 
     # --- gradients -------------------------------------------------------------------------------

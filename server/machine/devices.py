@@ -20,12 +20,16 @@ class DeviceMissing(TraindError):
 
 @dataclass(frozen=True)
 class Device:
-    """name is the maker's; memory in bytes, None where it is not the device's own."""
+    """name is the maker's; memory in bytes, None where it is not the device's own.
+
+    capability: CUDA's, (8, 9) for an RTX 40; None for what is no CUDA device.
+    """
 
     device: str
     name: str
     memory_bytes: int | None = None
     uuid: str | None = None
+    capability: tuple[int, int] | None = None
 
 
 @cache
@@ -68,11 +72,20 @@ def _nvidia_gpus() -> tuple[Device, ...]:
                     _text(pynvml.nvmlDeviceGetName(handle)),
                     int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
                     _text(pynvml.nvmlDeviceGetUUID(handle)),
+                    _capability(pynvml, handle),
                 )
             )
     with suppress(pynvml.NVMLError):
         pynvml.nvmlShutdown()
     return tuple(gpus)
+
+
+def _capability(nvml: Any, handle: Any) -> tuple[int, int] | None:
+    """None where the driver does not tell: then the trainer finds out."""
+    with suppress(nvml.NVMLError, AttributeError):
+        major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+        return int(major), int(minor)
+    return None
 
 
 def _visible(count: int) -> list[int]:

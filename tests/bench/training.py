@@ -57,7 +57,9 @@ def batches(spec: RunSpec, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
     return result
 
 
-def ours(spec: RunSpec, device: str = "cpu", compile: bool = True) -> Callable[[], float]:
+def ours(
+    spec: RunSpec, device: str = "cpu", compile: bool = True, fp8: bool = False
+) -> Callable[[], float]:
     """One step of the trainer, the loss read at its end."""
     plan, shape = make_plan(spec), shape_of(spec.model)
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
@@ -65,7 +67,7 @@ def ours(spec: RunSpec, device: str = "cpu", compile: bool = True) -> Callable[[
     model.init_weights(0)
     optimizer = Optimizer(model, plan.hyperparameters)
     rows = plan.batch.device_batch_size
-    stepper = Stepper(model, optimizer, compile=compile, deterministic=True, rows=rows)
+    stepper = Stepper(model, optimizer, compile=compile, deterministic=True, rows=rows, fp8=fp8)
     data = itertools.cycle([batches(spec, seed) for seed in range(3)])
     return lambda: stepper.train_step(next(data), **RATES).loss.item()
 

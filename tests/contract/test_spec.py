@@ -60,6 +60,10 @@ def test_what_is_wrong_is_named(body, where, said):
     assert said in first["msg"]
 
 
-def test_fp8_is_refused_and_never_trained_as_something_else() -> None:
-    with pytest.raises(ValidationError, match="fp8 is not there yet"):
-        resolve({"name": "x", "numerics": {"precision": "fp8"}})
+@pytest.mark.parametrize("name", ["head_dim", "sequence_len"])
+def test_fp8_wants_sizes_that_its_tiles_fit(name: str) -> None:
+    body = {"name": "x", "numerics": {"precision": "fp8"}, "horizon": {"steps": 1}}
+    assert resolve(body).numerics.precision == "fp8"
+    with pytest.raises(ValidationError, match=rf"tiles of 16: model\.{name} 24") as caught:
+        resolve({**body, "model": {name: 24}, "batch": {"tokens": 24 * 128 * 16}})
+    assert caught.value.errors()[0].get("ctx", {})["at"] == ("numerics", "precision")

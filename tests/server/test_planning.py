@@ -106,6 +106,22 @@ def refusal(asgi: Asgi, asked: RunSpec) -> str | None:
     return None
 
 
+def test_fp8_is_refused_where_there_is_none(asgi: Asgi) -> None:
+    """A driver that does not tell what the card can is no reason: the trainer looks again."""
+    asked = spec(numerics={"precision": "fp8"}, device="cuda:0")
+    on_cpu = asked.model_copy(update={"device": "cpu"})
+    for capability, there in (((8, 9), True), ((12, 0), True), (None, True), ((8, 6), False)):
+        found = (replace(GPU, capability=capability), CPU)
+        with asgi.db.read() as session:
+            plan = make_plan(asked, planning.context(session, asgi.settings, asked, found))
+            if there:
+                feasible.require(session, asked, plan, found)
+            for one in [on_cpu] if there else [on_cpu, asked]:
+                with pytest.raises(Invalid, match="fp8 needs a card") as refused:
+                    feasible.require(session, one, plan, found)
+                assert refused.value.errors[0]["pointer"] == "/numerics/precision"
+
+
 def test_what_is_far_beyond_the_device_is_refused_with_the_batch_that_fits(asgi: Asgi) -> None:
     said = refusal(asgi, large(64)) or ""
     assert said.startswith("/batch/device_batch_size")

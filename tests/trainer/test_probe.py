@@ -54,7 +54,7 @@ def tried(
 
     monkeypatch.setattr(probe, "probe_step", step)
     shape, hyper = Kind().plan()
-    found, seen = fastest_rows(shape, candidates, torch.device("cpu"), torch.float32, hyper)
+    found, seen = fastest_rows(shape, candidates, torch.device("cpu"), torch.float32, False, hyper)
     return found, [each.rows for each in seen]
 
 

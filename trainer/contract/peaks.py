@@ -1,4 +1,4 @@
-"""Dense bf16 peaks (fp32 accumulation, no sparsity) and memory of usual devices.
+"""Dense bf16 peaks (fp32 accumulation, no sparsity) and memory of usual devices, and who has FP8.
 
 Consumer cards run bf16 tensor cores at half rate when they accumulate in fp32, which training
 does. Their figure here is SMs x FLOPs per clock per SM x boost clock: 512 on GA10x, AD10x and
@@ -22,6 +22,18 @@ class Peak:
 
 _WHITEPAPER = "SMs x 512 x boost clock (NVIDIA architecture white paper, fp32 accumulation)"
 _DATASHEET = "NVIDIA data sheet, dense bf16"
+
+
+FP8_CAPABILITY = (8, 9)  # RTX 40 and L4; Hopper and Blackwell are newer
+
+
+def fp8_missing(name: str, capability: tuple[int, int] | None) -> str | None:
+    """Why a device cannot train in fp8; None where it can. capability: CUDA's, if it has one."""
+    if capability is not None and capability >= FP8_CAPABILITY:
+        return None
+    need = "precision fp8 needs a card of compute capability 8.9 or newer (RTX 40, L4, H100, …)"
+    has = "has none" if capability is None else f"has {capability[0]}.{capability[1]}"
+    return f"{need}, and {name} {has}; bf16 is what auto takes"
 
 
 def _card(sms: int, boost_ghz: float) -> Peak:

@@ -21,6 +21,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+FP8_TILE = 16
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 MAX_STEPS = 10**9
 AttentionBackend = Literal["sdpa", "masked", "blocked", "varlen", "flex", "flash3"]
@@ -171,6 +172,8 @@ class ScheduleSpec(Strict):
 class NumericsSpec(Strict):
     """`deterministic: None` means true on the CPU and false on a GPU.
 
+    precision: fp8 is bf16 with the matrix products of the trunk in 8 bits, on cards that have it.
+
     peak: what MFU refers to; "measured" asks for a matrix product even of a card in the table.
     """
 
@@ -180,14 +183,6 @@ class NumericsSpec(Strict):
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     compile: bool | Literal["auto"] = "auto"
     peak: Literal["auto", "measured"] = "auto"
-
-    @field_validator("precision")
-    @classmethod
-    def _is_built(cls, precision: str) -> str:
-        """The name is reserved; a run must never train in another precision than it was told."""
-        if precision == "fp8":
-            raise ValueError("fp8 is not there yet: use bf16, or auto for what the device has")
-        return precision
 
 
 class EvaluateSpec(Strict):
@@ -272,6 +267,18 @@ class RunSpec(Strict):
                 f"batch.tokens {tokens:,} is not divisible by device_batch_size x sequence_len "
                 f"= {rows} x {length:,} = {rows * length:,}; {near:,} would be",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _tiles_fit(self) -> RunSpec:
+        """Products in 8 bits are made of tiles; with these two every size is a multiple."""
+        for name in ("head_dim", "sequence_len"):
+            if self.numerics.precision == "fp8" and getattr(self.model, name) % FP8_TILE:
+                raise do_not_fit(
+                    ("numerics", "precision"),
+                    f"fp8 multiplies in tiles of {FP8_TILE}: model.{name} "
+                    f"{getattr(self.model, name):,} would have to be a multiple of it",
+                )
         return self
 
 

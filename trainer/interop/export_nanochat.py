@@ -85,7 +85,7 @@ def meta_for(
         "user_config": {
             "run": spec.name,
             "device_type": "",
-            "fp8": False,
+            "fp8": spec.numerics.precision == "fp8",
             "fp8_recipe": "tensorwise",
             "depth": spec.model.depth,
             "aspect_ratio": spec.model.aspect_ratio,
