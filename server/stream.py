@@ -24,6 +24,7 @@ KEPT_EVENTS = 512
 BATCH = 100
 READINGS = 4  # of clients that lag behind, at once: each takes a thread and a database connection
 PROGRESS_SECONDS = 1.0
+LONGEST_WAIT_SECONDS = 15.0
 PAUSE_SECONDS = 0.05  # between two readings, however much is written
 
 log = logging.getLogger(__name__)
@@ -129,6 +130,12 @@ class Hub:
                 await self._changed.wait()
                 return True
         return False
+
+    async def until_stopped(self) -> None:
+        """Wait for `stop`, also where nobody listens to events."""
+        self._loop = asyncio.get_running_loop()
+        while not self.stopping:
+            await self.news(LONGEST_WAIT_SECONDS)
 
     # --- for the daemon --------------------------------------------------------------------------
 

@@ -78,27 +78,27 @@ def complete(body: CompletionRequest, act: Doing, conf: Conf, request: Request) 
     minutes. With `stream` the text comes as server-sent events, `[DONE]` at the end.
     """
     state = request.app.state
-    with act.db.read() as session:
-        model = models.find(session, body.model)
     if (kept := act.kept()) is not None:
         return kept
+    with act.db.read() as session:
+        model = models.find(session, body.model)
     if len(state.completions) >= MAX_OPEN:
         raise Busy(f"{MAX_OPEN} completions are open already.", headers={"Retry-After": "5"})
     order = completions.order_of(body, model, str(conf.paths.run(model.run_id).root))
     telling = completions.Telling(body, model)
     replies = said(order, lambda job: _server(act.db, conf.paths, job), state.stream)
-    keep = act.keep if act.key is not None else None
-    return Answering(telling, replies, state.stream, state.completions, keep)
+    keeping = act if act.key is not None else None
+    return Answering(telling, replies, state.stream, state.completions, keeping)
 
 
 def _server(db: Database, paths: DataDir, job_id: str | None) -> Server:
-    """That serving job, or once it is over in order (idle, cancelled) another one."""
+    """That serving job, or once it is over another one, unless it failed before it served."""
     with db.read() as session:
         row = session.get(tables.Job, job_id) if job_id else jobs.serving(session)
         if row is not None and row.state not in jobs.OVER:
             return Server(row.id, _socket(paths, row))
-        if row is not None and row.state == "failed":
-            return Server(row.id, _socket(paths, row), row.message)
+        if row is not None and row.state == "failed" and row.stage != "serving":
+            return Server(row.id, _socket(paths, row), row.message.partition("\n")[0])
     with db.write() as session:
         row = jobs.serve(session, time.time())
         return Server(row.id, _socket(paths, row))

@@ -19,8 +19,8 @@ async def send_until_gone(
 ) -> None:
     """Run `sending` until it is done, the client is gone or one of `others` ends.
 
-    A client that is still there and did not get everything loses its connection at once: an
-    orderly close would wait for it to read what is buffered.
+    A client that is still there and stalls, or is left before it got everything, loses its
+    connection at once: an orderly close would wait for it to read what is buffered.
     """
     tasks = [asyncio.create_task(work) for work in (sending, _until_gone(receive), *others)]
     try:
@@ -30,7 +30,7 @@ async def send_until_gone(
         for task in tasks:
             task.cancel()
         ended, *_ = await asyncio.gather(*tasks, return_exceptions=True)
-    if not is_gone and (not is_done or isinstance(ended, Exception)):
+    if not is_gone and (not is_done or isinstance(ended, Stalled)):
         _abort(receive)
     if isinstance(ended, Exception) and not isinstance(ended, Stalled):
         raise ended

@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,14 +17,16 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from server.api.deps import Act
 from server.api.errors import problem
 from server.api.leaving import send_until_gone
 from server.api.sse import HEADERS, HEARTBEAT_SECONDS, STOP_SECONDS, send_message, send_part
 from server.completions import Telling, in_their_words
-from server.errors import Invalid, TraindError, Unserved
+from server.errors import Busy, Invalid, TraindError, Unserved
 from server.guard.idempotency import Answer
 from server.stream import Hub
-from trainer.contract.completions import MAX_LINE_BYTES, REPLY, Done, Order, Piece, Refused
+from trainer.contract import sockets
+from trainer.contract.completions import MAX_REPLY_BYTES, REPLY, Done, Order, Piece, Refused
 
 MAX_OPEN = 64
 LOOK_SECONDS = 0.5  # between two looks at the job, and at whether the daemon stops
@@ -33,6 +35,7 @@ START_SECONDS = 300.0  # for a job to start, behind what else the machine does
 TRIES = 3  # a job may end, idle, in the moment it is asked
 
 STOPPING = "The daemon is stopping."
+NONSENSE = "The serving process said what is not understood."
 
 Said = Piece | Done
 
@@ -48,7 +51,7 @@ class Server:
 
 async def said(
     order: Order, find: Callable[[str | None], Server], hub: Hub
-) -> AsyncIterator[Said | None]:
+) -> AsyncGenerator[Said | None, None]:
     """What the job says to an order; None about every LOOK_SECONDS in which it says nothing.
 
     find(job): the state of that serving job; without a name of the one there is, made if need be.
@@ -63,11 +66,12 @@ async def said(
             yield None
             continue
         has_spoken = False
-        async for reply in _replies(order, *connection, hub):
-            has_spoken = has_spoken or reply is not None
-            yield reply
-            if isinstance(reply, Done):
-                return
+        async with aclosing(_replies(order, *connection, hub)) as replies:
+            async for reply in replies:
+                has_spoken = has_spoken or reply is not None
+                yield reply
+                if isinstance(reply, Done):
+                    return
         if has_spoken:
             raise Unserved("The serving process ended in the middle of the text.")
         silent += 1
@@ -78,8 +82,8 @@ async def _connected(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWr
     """A connection, or None when there is none within LOOK_SECONDS."""
     until = time.monotonic() + LOOK_SECONDS
     while time.monotonic() < until:
-        with suppress(OSError):
-            return await asyncio.open_unix_connection(str(path), limit=MAX_LINE_BYTES)
+        with suppress(OSError), sockets.address(path) as address:
+            return await asyncio.open_unix_connection(address, limit=MAX_REPLY_BYTES)
         await asyncio.sleep(CONNECT_SECONDS)
     return None
 
@@ -99,7 +103,7 @@ def _go_on_unless(server: Server, hub: Hub, *, is_late: bool) -> None:
 
 async def _replies(
     order: Order, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, hub: Hub
-) -> AsyncIterator[Said | None]:
+) -> AsyncGenerator[Said | None, None]:
     """Until the job hangs up. Raises Invalid, Unserved."""
     try:
         writer.write(order.model_dump_json().encode() + b"\n")
@@ -112,6 +116,8 @@ async def _replies(
                 return
             yield _read(line) if line is not None else None
         raise Unserved(STOPPING)
+    except ValueError:  # a line without end
+        raise Unserved(NONSENSE) from None
     except OSError:
         return
     finally:
@@ -123,7 +129,7 @@ def _read(line: bytes) -> Said:
     try:
         reply = REPLY.validate_json(line)
     except ValueError:
-        raise Unserved("The serving process said what is not understood.") from None
+        raise Unserved(NONSENSE) from None
     if not isinstance(reply, Refused):
         return reply
     if reply.param is None:
@@ -133,51 +139,64 @@ def _read(line: bytes) -> Said:
 
 
 class Answering(Response):
-    """The HTTP answer made of what is said. among: those that are open, this one too while it is.
+    """The HTTP answer made of what is said.
 
-    keep: called with the complete answer, for one that is to be the same when asked again.
+    among: those that are open, this one too while it is. act: of a request with an Idempotency-Key,
+    whose answer is kept, and is the kept one when it was asked before.
     """
 
     def __init__(
         self,
         telling: Telling,
-        replies: AsyncIterator[Said | None],
+        replies: AsyncGenerator[Said | None, None],
         hub: Hub,
         among: set[Answering],
-        keep: Callable[[Answer], None] | None,
+        act: Act | None,
     ) -> None:
         super().__init__(status_code=200)
         self.telling, self.replies, self.hub, self.among = telling, replies, hub, among
-        self.keep, self.kept, self.has_begun = keep, bytearray(), False
+        self.act, self.streamed, self.has_begun = act, bytearray(), False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_twin = self.act is not None and any(self._is_twin(other) for other in self.among)
         self.among.add(self)
         try:
-            await send_until_gone(
-                receive, self._answer(scope, receive, send), self._until_stopped()
-            )
+            async with aclosing(self.replies):  # whoever leaves hangs up on the job at once
+                answer = self._refuse_twin if is_twin else self._answer
+                await send_until_gone(receive, answer(scope, receive, send), self._until_stopped())
         finally:
             self.among.discard(self)
 
+    def _is_twin(self, other: Answering) -> bool:
+        return other.act is not None and self.act is not None and other.act.key == self.act.key
+
     async def _until_stopped(self) -> None:
         """A client that does not read must not hold up the daemon's end."""
-        while not self.hub.stopping:
-            await self.hub.news(HEARTBEAT_SECONDS)
+        await self.hub.until_stopped()
         await asyncio.sleep(LOOK_SECONDS + STOP_SECONDS)
+
+    async def _refuse_twin(self, scope: Scope, receive: Receive, send: Send) -> None:
+        first = "The first request with this Idempotency-Key is still being answered."
+        await self._refuse(Busy(first, headers={"Retry-After": "1"}), scope, receive, send)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            if self.telling.is_streamed:
+            if self.act is not None and (kept := await run_in_threadpool(self.act.kept)):
+                await kept(scope, receive, send)
+            elif self.telling.is_streamed:
                 await self._in_parts(send)
             else:
                 await (await self._whole()).response()(scope, receive, send)
         except TraindError as error:
-            error.extra["error"] = in_their_words(error)
-            if not self.has_begun:
-                await problem(error)(scope, receive, send)
-                return
-            await self._part(send, json.dumps({"error": error.extra["error"]}))
-            await self._end(send)
+            await self._refuse(error, scope, receive, send)
+
+    async def _refuse(self, error: TraindError, scope: Scope, receive: Receive, send: Send) -> None:
+        error.extra["error"] = in_their_words(error)
+        if not self.has_begun:
+            await problem(error)(scope, receive, send)
+            return
+        await self._part(send, json.dumps({"error": error.extra["error"]}))
+        await self._end(send)
 
     async def _whole(self) -> Answer:
         pieces: list[Piece] = []
@@ -202,7 +221,7 @@ class Answering(Response):
                 if (last := self.telling.last_part(reply)) is not None:
                     await self._part(send, last.model_dump_json())
                 await self._part(send, "[DONE]")
-                await self._remember(Answer(200, self.kept.decode(), HEADERS))
+                await self._remember(Answer(200, self.streamed.decode(), HEADERS))
                 await self._end(send)
             elif time.monotonic() - spoke > HEARTBEAT_SECONDS:
                 await (send_part(send, b": heartbeat\n\n") if self.has_begun else self._begin(send))
@@ -219,13 +238,13 @@ class Answering(Response):
 
     async def _part(self, send: Send, data: str) -> None:
         frame = f"data: {data}\n\n".encode()
-        if self.keep is not None:
-            self.kept += frame
+        if self.act is not None:
+            self.streamed += frame
         await send_part(send, frame)
 
     async def _end(self, send: Send) -> None:
         await send_message(send, {"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _remember(self, answer: Answer) -> None:
-        if self.keep is not None:
-            await run_in_threadpool(self.keep, answer)
+        if self.act is not None:
+            await run_in_threadpool(self.act.keep, answer)

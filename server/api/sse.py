@@ -51,8 +51,7 @@ class EventStream(Response):
 
     async def _until_stopped(self) -> None:
         """A client that does not read must not hold up the daemon's end."""
-        while not self.hub.stopping:
-            await self.hub.news(HEARTBEAT_SECONDS)
+        await self.hub.until_stopped()
         await asyncio.sleep(STOP_SECONDS)
 
     async def _follow(self, send: Send) -> bytes:

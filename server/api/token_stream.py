@@ -20,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 from server.api.leaving import send_until_gone
 from server.api.sse import HEADERS, HEARTBEAT_SECONDS, STOP_SECONDS, send_message, send_part
 from server.stream import Hub, bye, frame_of
+from trainer.contract import sockets
 
 MAX_TOKEN_STREAMS = 64
 MAX_LINE_BYTES = 1 << 20
@@ -39,7 +40,7 @@ class TokenStream(Response):
     ) -> None:
         super().__init__(status_code=200, headers=HEADERS)
         del self.headers["content-length"]
-        self.hub, self.address, self.ended, self.among = hub, str(address), ended, among
+        self.hub, self.address, self.ended, self.among = hub, address, ended, among
         self.reader: asyncio.StreamReader | None = None
         self.writer: asyncio.StreamWriter | None = None
 
@@ -62,8 +63,7 @@ class TokenStream(Response):
 
     async def _until_stopped(self) -> None:
         """A client that does not read must not hold up the daemon's end."""
-        while not self.hub.stopping:
-            await self.hub.news(HEARTBEAT_SECONDS)
+        await self.hub.until_stopped()
         await asyncio.sleep(STOP_SECONDS)
 
     async def _follow(self, send: Send) -> bytes:
@@ -96,11 +96,11 @@ class TokenStream(Response):
         return b""
 
     async def _connect(self) -> None:
-        """Not there before the job writes, and never where its path is too long for a socket."""
-        with suppress(TimeoutError, OSError):
+        """Not there before the job writes."""
+        with suppress(TimeoutError, OSError), sockets.address(self.address) as address:
             async with asyncio.timeout(LOOK_SECONDS):
                 self.reader, self.writer = await asyncio.open_unix_connection(
-                    self.address, limit=MAX_LINE_BYTES
+                    address, limit=MAX_LINE_BYTES
                 )
 
 

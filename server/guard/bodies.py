@@ -64,7 +64,7 @@ class Bodies:
                         break
             if body:
                 refuse_type(scope, headers)
-            await self.app(scope, _replay(bytes(body), receive), send)
+            await self.app(scope, _Replay(bytes(body), receive), send)
         except Gone:
             return
         except TimeoutError:
@@ -182,18 +182,21 @@ def _no_doubled_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """The body in one message, then whatever the connection says (a disconnect)."""
-    given = False
+class _Replay:
+    """A receive with the body in one message, then whatever the connection says (a disconnect).
 
-    async def replay() -> Message:
-        nonlocal given
-        if given:
-            return await receive()
-        given = True
+    Whoever looks for the connection behind a receive (leaving.py) finds it here too.
+    """
+
+    def __init__(self, body: bytes, receive: Receive) -> None:
+        self.body: bytes | None = body
+        self.receive, self.__self__ = receive, getattr(receive, "__self__", None)
+
+    async def __call__(self) -> Message:
+        if self.body is None:
+            return await self.receive()
+        body, self.body = self.body, None
         return {"type": "http.request", "body": body, "more_body": False}
-
-    return replay
 
 
 async def _refuse(error: TraindError, scope: Scope, receive: Receive, send: Send) -> None:

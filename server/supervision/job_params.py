@@ -14,6 +14,7 @@ from server import lineage
 from server.attempts import build_order
 from server.database import tables
 from server.settings import Settings
+from trainer.contract.jobs import ServeParams
 from trainer.contract.rundir import DataDir
 
 
@@ -27,6 +28,9 @@ def resolve(session: Session, job: tables.Job, settings: Settings) -> dict[str, 
     run = session.get(tables.Run, job.run_id) if job.run_id else None
     if job.kind == "prepare":
         return {**params, "tokenizer_run_id": _tokenizer_run(session, params)}
+    if job.kind == "serve":  # what says nothing for thrice as long is taken for hung
+        often = min(ServeParams().report_seconds, settings.stall_seconds)
+        return {**params, "report_seconds": often}
     if run is None or job.kind not in ("sample", "evaluate", "export", "audit"):
         return params
     if job.kind == "audit":

@@ -27,7 +27,9 @@ NO_END = {"logit_bias": {str(token): -100 for token in range(503, 512)}}  # no s
 
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealDaemon]:
-    daemon = RealDaemon(tmp_path_factory.mktemp("spoken"))
+    deep = tmp_path_factory.mktemp("spoken") / "longer-than-a-socket-may-be-named" / ("d" * 60)
+    deep.mkdir(parents=True)
+    daemon = RealDaemon(deep)
     kept = {"every_steps": 20, "keep_every": 60}
     daemon.client.create_run({"name": "talker", **TINY, "checkpoint": kept})
     daemon.until_state("talker", "completed")

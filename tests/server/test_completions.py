@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 import httpx
@@ -17,9 +17,12 @@ from server import jobs
 from server.api import serving as api
 from server.database import tables
 from server.queries import store
+from server.supervision import job_params, patience
 from tests.server.asgi import Asgi
 from tests.server.live_server import Serving, read_until, serving, until
+from trainer.contract import sockets
 from trainer.contract.completions import SERVE_SOCKET
+from trainer.contract.jobs import ServeParams
 
 PATH = "/v1/completions"
 ASK = {"model": "demo", "prompt": "def "}
@@ -81,9 +84,10 @@ class Job:
         directory.mkdir(parents=True, exist_ok=True)
         self.house, self.words, self.hold = house, words, hold
         self.orders: list[dict[str, Any]] = []
-        self.hung_up = threading.Event()
+        self.hung_up, self.is_free = threading.Event(), threading.Event()
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.listener.bind(str(directory / SERVE_SOCKET))
+        with sockets.address(directory / SERVE_SOCKET) as address:
+            self.listener.bind(address)
         self.listener.listen(8)
         self.thread = threading.Thread(target=self.serve)
         self.thread.start()
@@ -94,7 +98,7 @@ class Job:
                 connection, _ = self.listener.accept()
             except OSError:
                 return
-            with closing(connection), connection.makefile("rb") as lines:
+            with suppress(OSError), closing(connection), connection.makefile("rb") as lines:
                 self.orders.append(json.loads(lines.readline()))
                 for word in self.words:
                     connection.sendall(json.dumps(word).encode() + b"\n")
@@ -102,6 +106,7 @@ class Job:
                     connection.settimeout(self.hold)
                     if not connection.recv(1):
                         self.hung_up.set()
+            self.is_free.set()
 
     def end(self, state: str = "completed", message: str = "") -> None:
         self.listener.shutdown(socket.SHUT_RDWR)
@@ -255,7 +260,7 @@ def test_a_prompt_has_four_forms(house: House, prompt: Any, prompts: Any) -> Non
         ({"prompt": [-1]}, "/prompt/0"),
         ({"max_token": 3}, "/max_token"),
         ({"temperature": -1}, "/temperature"),
-        ({"stop": ["a"] * 5}, "/stop"),
+        ({"stop": ["a"] * 17}, "/stop"),
         ({"stop": ""}, "/stop"),
         ({"suffix": "end"}, "/suffix"),
         ({"logit_bias": {"x": 1}}, "/logit_bias/x"),
@@ -278,11 +283,12 @@ def test_what_cannot_be_meant_is_422_for_both(
 # --- streams -------------------------------------------------------------------------------------
 
 
-def open_completion(house: House, **more: Any) -> socket.socket:
+def open_completion(house: House, key: str = "", **more: Any) -> socket.socket:
     """A client that has asked and reads nothing yet."""
     raw, port = json.dumps(ASK | more), house.served.port
     sock = socket.create_connection(("127.0.0.1", port), timeout=10)
     head = [f"POST {PATH} HTTP/1.1", f"Host: 127.0.0.1:{port}"]
+    head += [f"Idempotency-Key: {key}"] if key else []
     head += ["Content-Type: application/json", f"Content-Length: {len(raw)}", "", raw]
     sock.sendall("\r\n".join(head).encode())
     return sock
@@ -320,6 +326,17 @@ def test_who_hangs_up_ends_the_work(house: House, stream: bool) -> None:
             until(lambda: len(job.orders) == 1)
         assert job.hung_up.wait(10)
         until(lambda: not house.asgi.app.state.completions)
+
+
+def test_who_takes_nothing_is_cut_off(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once and wholly: an orderly close would wait for it to read what is buffered."""
+    monkeypatch.setattr("server.api.sse.STALL_SECONDS", 0.5)
+    words = [piece("x" * 100_000) for _ in range(200)]
+    with job_saying(house, *words) as job, closing(open_completion(house, stream=True)):
+        until(lambda: bool(house.asgi.app.state.completions))
+        until(lambda: not house.asgi.app.state.completions)
+        until(lambda: not house.served.server.server_state.connections)
+        assert job.is_free.wait(2), "it still writes to nobody"
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -413,23 +430,25 @@ def test_a_job_that_cannot_start_is_said_with_its_reason(
     until(lambda: len(rows(house)) == 1)
     with house.db.write() as session:
         row = session.query(tables.Job).one()
-        row.state, row.message = "failed", "OSError: AF_UNIX path too long"
+        row.state, row.stage, row.message = "failed", "loading", "no torch here\nTraceback: …"
     said = answer()
     assert said.status_code == 503
-    assert "AF_UNIX path too long" in said.json()["detail"]
+    assert said.json()["detail"].endswith("could not be started: no torch here")
 
 
-def test_after_one_that_ended_idle_another_one_is_made(
-    house: House, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("state", ["completed", "cancelled", "failed"])
+def test_after_one_that_served_and_ended_another_one_is_made(
+    house: House, monkeypatch: pytest.MonkeyPatch, state: str
 ) -> None:
-    """Also when it ends in the moment it is asked: its socket is there, and nobody behind it."""
+    """Idle, cancelled or killed in the moment it is asked: a socket is there, and nobody behind."""
     monkeypatch.setattr(api, "LOOK_SECONDS", 0.05)
     gone = Job(house, [])
     gone.listener.close()
     answer = in_the_background(lambda: house.post(ASK))
     time.sleep(0.2)
     with house.db.write() as session:
-        session.get_one(tables.Job, gone.id).state = "completed"
+        row = session.get_one(tables.Job, gone.id)
+        row.state, row.stage = state, "serving"
     until(lambda: len(rows(house)) == 2)
     with job_saying(house, DONE) as job:
         assert job.id != gone.id
@@ -463,6 +482,49 @@ def test_the_same_key_gets_the_same_answer_without_being_asked_again(
     assert other.json()["error"]["code"] == "idempotency-mismatch"
 
 
+def test_the_same_key_at_the_same_time_waits_for_the_first(house: House) -> None:
+    with (
+        job_saying(house, piece("a"), hold=10) as job,
+        closing(open_completion(house, "one", stream=True)) as first,
+    ):
+        read_until(first, b'"a"')
+        again = house.post(ASK | {"stream": True}, headers={"Idempotency-Key": "one"})
+        assert (again.status_code, again.headers["Retry-After"]) == (503, "1")
+        assert "still being answered" in again.json()["error"]["message"]
+        assert len(job.orders) == 1
+
+
+def test_an_answer_that_was_kept_outlives_its_run(house: House) -> None:
+    key = {"Idempotency-Key": "one"}
+    with job_saying(house, DONE):
+        first = house.post(ASK, headers=key)
+    house.asgi.move("demo", "cancelled")
+    assert house.client.delete("/v1/runs/demo").status_code in (200, 204)
+    again = house.post(ASK, headers=key)
+    assert (again.status_code, again.text) == (200, first.text)
+    assert house.post(ASK).status_code == 404
+
+
+def test_a_reply_beyond_all_bounds_is_no_reply(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "MAX_REPLY_BYTES", 1000)
+    with job_saying(house, piece("x" * 5000)):
+        answer = house.post(ASK)
+    assert answer.status_code == 503
+    assert "not understood" in answer.json()["detail"]
+
+
 def test_the_socket_lies_in_the_jobs_directory(house: House) -> None:
     with job_saying(house, DONE) as job:
         assert (house.paths.job(job.id) / SERVE_SOCKET).is_socket()
+
+
+@pytest.mark.parametrize(("stall_seconds", "often"), [(600.0, 60.0), (5.0, 5.0)])
+def test_it_says_that_it_lives_before_it_is_taken_for_hung(
+    house: House, stall_seconds: float, often: float
+) -> None:
+    settings = house.asgi.settings.model_copy(update={"stall_seconds": stall_seconds})
+    with house.db.write() as session:
+        told = job_params.resolve(session, jobs.serve(session, time.time()), settings)
+    assert ServeParams.model_validate(told).report_seconds == often < patience.of_job(stall_seconds)

@@ -15,6 +15,7 @@ from server.api import token_stream
 from server.database import tables
 from tests.server.asgi import Asgi
 from tests.server.live_server import open_stream, read_until, serving, until
+from trainer.contract import sockets
 from trainer.contract.jobs import TOKEN_SOCKET
 
 PATH = "/v1/jobs/job_1/stream"
@@ -44,7 +45,8 @@ def writing(directory: Path) -> Iterator[socket.socket]:
     """The job's side of its socket."""
     with closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as listener:
         listener.settimeout(10)
-        listener.bind(str(directory / TOKEN_SOCKET))
+        with sockets.address(directory / TOKEN_SOCKET) as address:
+            listener.bind(address)
         listener.listen(8)
         yield listener
 

@@ -11,7 +11,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter
 
 SERVE_SOCKET = "serve.sock"  # in the job's directory
-MAX_LINE_BYTES = 8 << 20  # a body of the API at its largest, escaped
+MAX_ORDER_BYTES = 8 << 20  # one line: a body of the API at its largest, escaped
+MAX_REPLY_BYTES = 4 << 20
 MAX_CHOICES = 128
 MAX_PROMPT_CHARACTERS = 1 << 20
 MAX_TOKENS = 32_768

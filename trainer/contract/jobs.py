@@ -38,10 +38,11 @@ class SampleParams(Params):
 class ServeParams(Params):
     """Completions over a socket (contract/completions.py) until nobody asked for idle_seconds.
 
-    Result: {"completions": n, "tokens": n}.
+    report_seconds: how often it says that it lives. Result: {"completions": n, "tokens": n}.
     """
 
     idle_seconds: Annotated[float, Field(gt=0, le=86_400)] = 600.0
+    report_seconds: Annotated[float, Field(gt=0, le=3600)] = 60.0
 
 
 class EvaluateParams(Params):

@@ -24,6 +24,7 @@ from trainer.evaluate.kvcache import Cache
 from trainer.evaluate.network import Network
 
 PROMPT_TOKENS = 512  # forwarded at once, before others get a turn
+ECHOED_TOKENS = 128  # told at once
 
 
 class Unusable(Exception):
@@ -133,8 +134,10 @@ class _Choice:
     def write(self, read: _Read, *, is_text: bool) -> Iterator[Piece | None]:
         """Pieces, the last with a finish_reason."""
         if self.order.echo:
-            for token, score in list(zip(read.ids, read.scores, strict=True))[is_text:]:
-                self.text.add(token, score)
+            for at in range(int(is_text), len(read.ids)):
+                self.text.add(read.ids[at], read.scores[at])
+                if at % ECHOED_TOKENS == 0:
+                    yield self._piece(*self.text.take())
         self.text.begin()
         reason: Literal["length", "stop"] = "length"
         for token in self._draw(read.logits_V):
@@ -146,19 +149,24 @@ class _Choice:
         yield Piece(index=self.index, text=text, logprobs=logprobs, finish_reason=reason)
 
     def _draw(self, logits_V: Tensor) -> Iterator[int | None]:
-        """Tokens as they are added to the text, one by one; None where another document begins."""
+        """Tokens as they are added to the text, one by one; None where another document begins.
+
+        That it would begin has a probability too, which is told, and no text.
+        """
         rules, drawn, token = _rules(self.order), Counter[int](), None
         for _ in range(self.order.max_tokens):
             if token is not None:
                 logits_V = self.cache.extend([token])
             token = choose(logits_V, rules, drawn, self.randomness)
+            top = self.order.logprobs
+            score = None if top is None else _score(logits_V, token, top)
+            self.num_drawn += 1
             if token == self.tokenizer.bos_id:
+                self.text.close(token, score)
                 yield None
                 return
             drawn[token] += 1
-            self.num_drawn += 1
-            top = self.order.logprobs
-            self.text.add(token, None if top is None else _score(logits_V, token, top))
+            self.text.add(token, score)
             yield token
 
     def _piece(self, text: str, logprobs: Logprobs | None) -> Piece | None:
@@ -200,12 +208,21 @@ class _Text:
         self.start = len(self.whole)
 
     def add(self, token: int, score: _Score | None) -> None:
+        spelled = self.tokenizer.bytes_of(token)
+        if self.decoder.getstate()[0] and not _continues(spelled):
+            self.whole += self.decoder.decode(b"", final=True)  # so that it is not this token's
         if self.with_scores:
             self.waiting.append((len(self.whole), token, score))
-        self.whole += self.decoder.decode(self.tokenizer.bytes_of(token))
+        self.whole += self.decoder.decode(spelled)
         if self.start is not None:
             found = [self.whole.find(stop, max(self.told, self.start)) for stop in self.stops]
             self.end = min((at for at in found if at >= 0), default=None)
+
+    def close(self, token: int, score: _Score | None) -> None:
+        """The token that ends the document: at the end of the text, and none of it."""
+        self.whole += self.decoder.decode(b"", final=True)
+        if self.with_scores:
+            self.waiting.append((len(self.whole), token, score))
 
     def take(self) -> tuple[str, Logprobs | None]:
         """What may be told now and was not."""
@@ -214,16 +231,17 @@ class _Text:
 
     def finish(self) -> tuple[str, Logprobs | None]:
         """All the rest; what never became a character is U+FFFD."""
-        if self.end is None:
-            self.whole += self.decoder.decode(b"", final=True)
-        return self._tell(len(self.whole) if self.end is None else self.end)
+        if self.end is not None:
+            return self._tell(self.end)
+        self.whole += self.decoder.decode(b"", final=True)
+        return self._tell(len(self.whole), is_all=True)
 
-    def _tell(self, end: int) -> tuple[str, Logprobs | None]:
+    def _tell(self, end: int, *, is_all: bool = False) -> tuple[str, Logprobs | None]:
         text, self.told = self.whole[self.told : end], max(self.told, end)
         if not self.with_scores:
             return text, None
         logprobs = Logprobs()
-        while self.waiting and self.waiting[0][0] < end:
+        while self.waiting and (is_all or self.waiting[0][0] < end):
             self._tell_score(logprobs, *self.waiting.popleft())
         return text, logprobs
 
@@ -240,6 +258,11 @@ class _Text:
             return spelled.decode()
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in spelled)
+
+
+def _continues(spelled: bytes) -> bool:
+    """Whether the bytes go on with a character of UTF-8 that was begun."""
+    return spelled[0] & 0xC0 == 0x80
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+SMALLEST_TEMPERATURE = 1e-6  # logits are at most 15: what is divided by less is beyond float32
+
 
 @dataclass(frozen=True)
 class Rules:
-    """temperature 0 takes the likeliest. top_k and top_p keep the k likeliest tokens, and the
-    fewest of them that have probability p together.
+    """temperature 0 takes the likeliest, and so does what is as good as 0. top_k and top_p keep the
+    k likeliest tokens, and the fewest of them that have probability p together.
 
     A token drawn c > 0 times before loses presence_penalty + c * frequency_penalty of its logit;
     bias is added to it, by token.
@@ -34,7 +36,7 @@ def choose(
     Done on the CPU, so that a seed means the same on every device up to rounding.
     """
     logits_V = _shifted(logits_V, rules, drawn)
-    if rules.temperature == 0:
+    if rules.temperature < SMALLEST_TEMPERATURE:
         return int(logits_V.argmax())
     logits_V = _most_likely(logits_V.float().cpu() / rules.temperature, rules)
     return int(torch.multinomial(logits_V.softmax(dim=-1), 1, generator=randomness))

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from trainer.contract import events
+from trainer.contract import events, sockets
 from trainer.contract.jobs import TOKEN_SOCKET
 from trainer.contract.orders import JobOrder
 from trainer.process import Process
@@ -61,13 +61,13 @@ def run(order: JobOrder, own: Process) -> dict[str, Any]:
 def _stream(path: Path) -> Iterator[Any]:
     """send(message) to everyone connected, one JSON line each; a slow listener is dropped.
 
-    Nothing durable depends on it: the whole text is reported in the end. Unix socket paths are
-    short, so where the data directory's is too long there is no stream.
+    Nothing durable depends on it: the whole text is reported in the end.
     """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listeners: list[socket.socket] = []
     try:
-        listener.bind(str(path))
+        with sockets.address(path) as address:
+            listener.bind(address)
         listener.listen(8)
         listener.setblocking(False)
     except OSError as error:

@@ -1,14 +1,13 @@
 """Completions for whoever asks: a process that keeps models loaded, and ends when it is idle for
 long or its daemon is gone.
 
-One thread does everything. Orders take turns, a token each, so that a short one does not wait for
-a long one; a model being loaded holds up all of them.
+One thread does everything. Up to MAX_AT_ONCE orders take turns, a token each, so that a short one
+does not wait for a long one; a model being loaded holds up all of them.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import time
 from collections import OrderedDict
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer import process
 from trainer.contract import completions as words
-from trainer.contract import events
+from trainer.contract import events, sockets
 from trainer.contract.jobs import ServeParams
 from trainer.contract.orders import JobOrder
 from trainer.process import Process
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 MAX_LOADED = 2  # to compare one checkpoint with another
 MAX_AT_ONCE = 8  # orders that have a turn; each may hold a cache as large as a model
 LOOK_SECONDS = 0.2  # between two looks at the inbox
-REPORT_SECONDS = 60.0  # a busy server says so: one that says nothing for long is taken for hung
 
 
 def run(order: JobOrder, own: Process) -> dict[str, Any]:
@@ -45,7 +43,7 @@ class _Server:
 
     def __init__(self, order: JobOrder, own: Process) -> None:
         self.order, self.own = order, own
-        self.idle_seconds = ServeParams.model_validate(order.params).idle_seconds
+        self.params = ServeParams.model_validate(order.params)
         self.loaded: OrderedDict[tuple[str, str], tuple[Network, Tokenizer]] = OrderedDict()
         self.turns = asyncio.Semaphore(MAX_AT_ONCE)
         self.open: set[asyncio.Task[None] | None] = set()
@@ -56,26 +54,31 @@ class _Server:
     async def serve(self) -> dict[str, Any]:
         """Until nobody asks any more, or the job is to end."""
         path = self.own.directory / words.SERVE_SOCKET
-        server = await asyncio.start_unix_server(self._meet, str(path), limit=words.MAX_LINE_BYTES)
+        with sockets.address(path) as address:
+            server = await asyncio.start_unix_server(
+                self._meet, address, limit=words.MAX_ORDER_BYTES
+            )
         try:
             self._report()
             is_told = await self._until_over()
         finally:
+            path.unlink(missing_ok=True)
             server.close()
-            with contextlib.suppress(OSError):
-                path.unlink()
         return {} if is_told else {"completions": self.num_done, "tokens": self.num_tokens}
 
     async def _until_over(self) -> bool:
         """Whether it is told to end, and not only idle."""
         while not self.own.control.wants_attention():
             now = time.monotonic()
-            if self.open and now - self.reported > REPORT_SECONDS:
+            if now - self.reported > self.params.report_seconds:
                 self._report()
-            if not self.open and (self._is_forsaken() or now - self.idle_since > self.idle_seconds):
+            if not self.open and (self._is_forsaken() or now > self._end_of_patience()):
                 return False
             await asyncio.sleep(LOOK_SECONDS)
         return True
+
+    def _end_of_patience(self) -> float:
+        return self.idle_since + self.params.idle_seconds
 
     def _is_forsaken(self) -> bool:
         """The daemon that started it is gone. Another one starts its own when it is asked."""
@@ -93,7 +96,8 @@ class _Server:
         try:
             line = await reader.readline()
             async with self.turns:
-                await self._follow(line, reader, writer)
+                if not reader.at_eof():
+                    await self._follow(line, reader, writer)
         except (OSError, ValueError) as error:  # hung up; a line without end
             print(f"a connection broke: {error}")
         finally:

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.trainer.evaluate import fixture
 from trainer.contract.completions import Done, Logprobs, Order, Piece
@@ -170,6 +172,56 @@ def test_scoring_a_text_draws_nothing():
     expected = forward(ids)[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
     assert scored.token_logprobs[1:] == pytest.approx(expected.tolist(), abs=1e-4)
     assert text(prompts=["x"], max_tokens=0) == ""
+
+
+def test_the_end_of_the_document_has_its_probability_and_no_text():
+    """So an evaluation that asks for one token more than the prompt always gets one more."""
+    bos = fixture.tokenizer().bos_id
+    ask: dict[str, Any] = {"prompts": [ids_of("def ")], "max_tokens": 1, "echo": True}
+    ended = logprobs(**ask, logprobs=1, logit_bias={bos: 100.0})
+    assert ended.tokens[-1] == "<|bos|>"
+    assert ended.text_offset[-1] == len(text(**ask, logit_bias={bos: 100.0}))
+    assert len(ended.tokens) == len(ids_of("def ")) + 1 == len(logprobs(**ask, logprobs=1).tokens)
+    assert pieces(**ask, logit_bias={bos: 100.0})[-1].finish_reason == "stop"
+    done = said(**ask, logit_bias={bos: 100.0})[-1]
+    assert isinstance(done, Done)
+    assert done.completion_tokens == 1
+
+
+def test_a_long_prompt_is_echoed_in_parts():
+    ids = ids_of("def f(x):\n    return x\n" * 60)
+    told = pieces(prompts=[ids], max_tokens=0, echo=True, logprobs=1)
+    assert len(told) > len(ids) / completions.ECHOED_TOKENS
+    assert all(
+        piece.logprobs is not None and len(piece.logprobs.tokens) <= completions.ECHOED_TOKENS
+        for piece in told
+    )
+    assert "".join(piece.text for piece in told) == fixture.tokenizer().decode(ids)
+
+
+@given(st.lists(st.integers(0, 255) | st.sampled_from(list("aé你🎉".encode())), max_size=40))
+@settings(max_examples=300, deadline=None)
+def test_offsets_are_where_the_text_of_a_token_begins(spelled):
+    """Of tokens of one byte each, whole characters and broken ones: what lies between two offsets
+    is what the bytes between them say."""
+    tokenizer = fixture.tokenizer()
+    text_ = completions._Text(tokenizer, [], with_scores=True)
+    text_.begin()
+    told, offsets = "", []
+    for byte in spelled:
+        text_.add(tokenizer.tokens.index(bytes([byte])), completions._Score(-1.0, {}))
+        piece, scores = text_.take()
+        assert scores is not None
+        told, offsets = told + piece, offsets + scores.text_offset
+    piece, scores = text_.finish()
+    assert scores is not None
+    told, offsets = told + piece, offsets + scores.text_offset
+    assert told == bytes(spelled).decode(errors="replace")
+    assert len(offsets) == len(spelled)
+    assert offsets == sorted(offsets)
+    for at, byte in enumerate(spelled):
+        if byte < 0x80:
+            assert told[offsets[at]] == chr(byte)
 
 
 def test_penalties_and_bias_change_what_is_drawn():

@@ -24,6 +24,12 @@ def test_temperature_0_takes_the_likeliest():
     assert drawn(Rules(top_p=0.5, top_k=3)) == {1: 400}
 
 
+@pytest.mark.parametrize("temperature", [1e-320, 1e-40, 1e-7])
+def test_a_temperature_as_good_as_0_is_0(temperature):
+    assert drawn(Rules(temperature)) == {1: 400}
+    assert drawn(Rules(1e-5)) == {1: 400}
+
+
 def test_frequencies_are_the_probabilities():
     found = drawn(Rules(temperature=0.7), times=4000)
     for token, chance in enumerate((LOGITS / 0.7).softmax(-1).tolist()):

@@ -1,0 +1,27 @@
+"""Names of Unix sockets that the kernel takes, however long their path is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+MAX_BYTES = 103  # macOS; Linux takes 107
+
+
+@contextmanager
+def address(path: Path) -> Iterator[str]:
+    """What to bind or connect to for the socket at `path`, while the context lasts.
+
+    A path too long is reached through its open directory, where the system has /proc. Raises
+    OSError where the directory is not there.
+    """
+    if len(os.fsencode(path)) <= MAX_BYTES or not hasattr(os, "O_PATH"):
+        yield str(path)
+        return
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{directory}/{path.name}"
+    finally:
+        os.close(directory)
