@@ -32,8 +32,8 @@ def main(argv: list[str]) -> int:
     if len(argv) != 2:
         print("usage: python -m trainer.jobs JOB_DIR", file=sys.stderr)
         return 2
-    # Threads that sleep while they wait. Beside one busy core d12 decodes 20.9 tokens/s with them and
-    # 5.3 with those that spin; on an idle machine as many.
+    # Threads that sleep while they wait: beside one busy core d12 decodes 20.9 tokens/s with them
+    # and 5.3 with those that spin; on an idle machine as many.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     directory = Path(argv[1]).absolute()
     order = JobOrder.model_validate_json((directory / ORDER).read_bytes())
