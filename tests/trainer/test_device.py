@@ -19,7 +19,7 @@ def product_rate(size: int = 1024) -> float:
     best = float("inf")
     for _ in range(10):
         began = time.perf_counter()
-        a @ b
+        torch.mm(a, b)
         best = min(best, time.perf_counter() - began)
     return 2 * size**3 / best
 
