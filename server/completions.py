@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     AfterValidator,
     BaseModel,
-    ConfigDict,
     Field,
     StringConstraints,
     model_validator,
@@ -22,7 +21,7 @@ from server.errors import TraindError
 from server.queries.models import MODEL_PATTERN, Model
 from trainer.contract import completions as words
 from trainer.contract.completions import MAX_CHOICES, MAX_TOKENS, Done, Logprobs, Piece
-from trainer.contract.spec import do_not_fit
+from trainer.contract.spec import Strict, do_not_fit
 
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 
@@ -33,17 +32,13 @@ def _prompts_in(prompt: Any) -> Any:
     return prompt
 
 
-class StreamOptions(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
+class StreamOptions(Strict):
     include_usage: bool | None = None
     include_obfuscation: Literal[False] | None = None
 
 
-class CompletionRequest(BaseModel):
+class CompletionRequest(Strict):
     """The body of OpenAI's legacy completions; top_k is ours. user is accepted and not kept."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     model: Annotated[str, StringConstraints(pattern=MODEL_PATTERN)]
     prompt: Annotated[

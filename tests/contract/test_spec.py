@@ -20,6 +20,13 @@ def test_every_preset_is_complete(preset):
     assert resolve({"name": "x", "preset": preset}).preset == preset
 
 
+def test_a_whole_number_may_be_written_as_a_float_and_a_float_as_a_whole_number():
+    body = {"name": "x", "horizon": {"tokens": 1e9}, "optimizer": {"matrix_lr": 1}}
+    spec = resolve(body)
+    assert (spec.horizon.tokens, spec.optimizer.matrix_lr) == (10**9, 1.0)
+    assert resolve({"name": "x", "numerics": {"compile": "auto"}}).numerics.compile == "auto"
+
+
 def test_a_horizon_replaces_the_presets_whole():
     spec = resolve({"name": "x", "horizon": {"tokens": 10**6}})
     assert spec.horizon.steps is None
@@ -47,6 +54,19 @@ def test_another_source_does_not_inherit_the_presets_place(tmp_path):
         ({"name": "x", "data": {"source": "text"}}, ("data",), "needs a path"),
         ({"name": "x", "batch": {"tokens": 100}}, (), "not a multiple of"),
         ({"name": "x", "batch": {"tokens": 128 * 9, "device_batch_size": 2}}, (), "would be"),
+        ({"name": "x", "model": {"depth": "4"}}, ("model", "depth"), "a number, not text"),
+        ({"name": "x", "model": {"depth": True}}, ("model", "depth"), "a number, not a boolean"),
+        (
+            {"name": "x", "batch": {"device_batch_size": "8"}},
+            ("batch", "device_batch_size"),
+            "a number or auto, not text",
+        ),
+        ({"name": "x", "start": 1}, ("start",), "true or false"),
+        (
+            {"name": "x", "numerics": {"compile": "yes"}},
+            ("numerics", "compile"),
+            "true or false or auto",
+        ),
         ({"name": "x", "optimizer": {"matrix_lr": float("nan")}}, ("optimizer", "matrix_lr"), ""),
         ({"name": "x", "checkpoint": {"keep_last": 1}}, ("checkpoint", "keep_last"), "2"),
         ({"name": "x", "metadata": {str(i): "" for i in range(17)}}, ("metadata",), "16"),

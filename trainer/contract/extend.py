@@ -11,6 +11,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from trainer.contract.kinds import of_their_kind
 from trainer.contract.schedule import (
     ExtendSchedule,
     PhaseSchedule,
@@ -31,6 +32,7 @@ class ExtendRequest(BaseModel):
     """The body of POST /v1/runs/{id}/extend."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    _kinds = of_their_kind
 
     to_step: Annotated[int, Field(ge=1, le=MAX_STEPS)] | None = None
     add_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] | None = None

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from trainer.contract.kinds import of_their_kind
 from trainer.contract.spec import Name
 
 TOKEN_SOCKET = "tokens.sock"  # in a sampling job's directory: {"prompt": index, "text": …} lines
@@ -16,6 +17,7 @@ TOKEN_SOCKET = "tokens.sock"  # in a sampling job's directory: {"prompt": index,
 
 class Params(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    _kinds = of_their_kind
 
 
 Prompt = Annotated[str, StringConstraints(min_length=1, max_length=8192)]

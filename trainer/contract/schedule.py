@@ -13,6 +13,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from trainer.contract.kinds import of_their_kind
+
 MOMENTUM_START = 0.85
 MOMENTUM_PEAK = 0.97
 MOMENTUM_END = 0.90
@@ -26,6 +28,7 @@ class ExtendSchedule(BaseModel):
     """What an extend asks of the curve. `None` takes the mode's default."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    _kinds = of_their_kind
 
     mode: Literal["replan", "hold", "rewarm", "decay"] = "replan"
     rewarm_steps: Annotated[int, Field(ge=0, le=10**9)] | None = None

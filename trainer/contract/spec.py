@@ -21,6 +21,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from trainer.contract.kinds import of_their_kind
+
 FP8_TILE = 16
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 MAX_STEPS = 10**9
@@ -31,6 +33,7 @@ class Strict(BaseModel):
     """A model that knows its keys: anything else is an error, and so are NaN and infinity."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, validate_default=True)
+    _kinds = of_their_kind
 
 
 def _not_an_id(name: str) -> str:
