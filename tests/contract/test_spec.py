@@ -54,13 +54,18 @@ def test_another_source_does_not_inherit_the_presets_place(tmp_path):
         ({"name": "x", "data": {"source": "text"}}, ("data",), "needs a path"),
         ({"name": "x", "batch": {"tokens": 100}}, (), "not a multiple of"),
         ({"name": "x", "batch": {"tokens": 128 * 9, "device_batch_size": 2}}, (), "would be"),
-        ({"name": "x", "model": {"depth": "4"}}, ("model", "depth"), "a number, not text"),
-        ({"name": "x", "model": {"depth": True}}, ("model", "depth"), "a number, not a boolean"),
+        ({"name": "x", "model": {"depth": "4"}}, ("model", "depth"), "a whole number, not text"),
+        (
+            {"name": "x", "model": {"depth": True}},
+            ("model", "depth"),
+            "a whole number, not a boolean",
+        ),
         (
             {"name": "x", "batch": {"device_batch_size": "8"}},
             ("batch", "device_batch_size"),
-            "a number or auto, not text",
+            "a whole number or auto, not text",
         ),
+        ({"name": "x", "optimizer": {"matrix_lr": "1e-3"}}, ("optimizer",), "a number, not text"),
         ({"name": "x", "start": 1}, ("start",), "true or false"),
         (
             {"name": "x", "numerics": {"compile": "yes"}},

@@ -29,7 +29,11 @@ def test_a_run_created_without_start_waits_for_it(asgi: Asgi) -> None:
         ({"name": "x", "modle": {}}, "/modle", "did you mean model"),
         ({"name": "x", "model": {"dept": 4}}, "/model/dept", "did you mean depth"),
         ({"name": "x", "model": {"depth": 0}}, "/model/depth", "greater than or equal to 1"),
-        ({"name": "x", "batch": {"tokens": "lots"}}, "/batch/tokens", "integer"),
+        (
+            {"name": "x", "batch": {"tokens": "lots"}},
+            "/batch/tokens",
+            "a whole number or auto, not text",
+        ),
         ({"name": "x y"}, "/name", "letters, digits"),
         ({"name": "run_x"}, "/name", "run_"),
         ({}, "/name", "required"),

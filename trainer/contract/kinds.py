@@ -35,7 +35,8 @@ def _mistaken(value: str | bool | int, kinds: frozenset[Any], words: frozenset[A
     other = "".join(f" or {word}" for word in sorted(words, key=str))
     if kinds & {int, float} and not is_number:
         given = "text" if isinstance(value, str) else "a boolean"
-        return f"this must be a number{other}, not {given}"
+        number = "number" if float in kinds else "whole number"
+        return f"this must be a {number}{other}, not {given}"
     if bool in kinds and not kinds & {int, float}:
         return f"this must be true or false{other}"
     return None
