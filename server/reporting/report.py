@@ -131,9 +131,10 @@ def _hardware(
     rows = _attempt_rows(session, run)
     rate, per = totals.tokens_per_second, plan.horizon
     frozen = {k: v for k, v in run.frozen.items() if isinstance(v, str | int | float | bool)}
+    precision = str(frozen.get("compute_dtype", spec.numerics.precision))
     return answer.Hardware(
         devices=devices,
-        precision=str(frozen.get("compute_dtype", spec.numerics.precision)),
+        precision=precision + (", products in fp8" if frozen.pop("fp8", False) else ""),
         deterministic=spec.numerics.deterministic,
         choices=frozen,
         versions={k: str(v) for k, v in (rows[0].versions if rows else {}).items() if v},

@@ -61,6 +61,21 @@ def test_its_numbers_are_those_known_of_that_run(reference):
     assert r.hardware.mfu_causal == pytest.approx(0.74, abs=0.01)
 
 
+def test_products_in_fp8_are_part_of_the_precision(reference):
+    db, run_id = reference
+    said = []
+    for fp8 in (True, False):
+        with db.write() as session:
+            run = store.get_run(session, run_id)
+            kept, run.frozen = run.frozen, {**run.frozen, "fp8": fp8}
+        hardware = told(db, run_id).hardware
+        said.append(hardware.precision)
+        assert "fp8" not in hardware.choices
+        with db.write() as session:
+            store.get_run(session, run_id).frozen = kept
+    assert said == ["bf16, products in fp8", "bf16"]
+
+
 def test_what_nobody_was_told_is_told(reference):
     """The jump of the learning rate at the joint, and two values for the same weights."""
     r = told(*reference)
