@@ -61,7 +61,7 @@ class CompletionRequest(Strict):
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    logit_bias: dict[words.TokenId, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: dict[words.TokenKey, words.Bias] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     suffix: Annotated[str, StringConstraints(max_length=0)] | None = None
     user: Annotated[str, StringConstraints(max_length=1024)] | None = None

@@ -59,6 +59,8 @@ Probe = Callable[
 
 def settle(order: AttemptOrder, run_dir: RunDir, device: torch.device, probe: Probe) -> Choices:
     """The run's choices, made now where there are none. Overrides are applied on top."""
+    if order.spec.numerics.precision == "fp8":
+        devices.require_fp8(device)  # at every start: the card may be another one by now
     frozen = _read(run_dir)
     if frozen is None:
         frozen = _choose(order, device, probe)
@@ -101,8 +103,6 @@ def _choose(order: AttemptOrder, device: torch.device, probe: Probe) -> Choices:
     threads = numerics.threads or _default_threads()
     devices.configure(device, threads=threads, deterministic=deterministic)
     fp8 = numerics.precision == "fp8"
-    if fp8:
-        devices.require_fp8(device)
     dtype = devices.compute_dtype(device, numerics.precision)
     peak = devices.peak(device, dtype, measured=numerics.peak == "measured")
     rows, probed = _rows(order, device, dtype, fp8, probe)

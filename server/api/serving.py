@@ -22,7 +22,7 @@ from server.api.errors import problem
 from server.api.leaving import send_until_gone
 from server.api.sse import HEADERS, HEARTBEAT_SECONDS, STOP_SECONDS, send_message, send_part
 from server.completions import Telling, in_their_words
-from server.errors import Busy, Invalid, TraindError, Unserved
+from server.errors import Busy, IdempotencyMismatch, Invalid, TraindError, Unserved
 from server.guard.idempotency import Answer
 from server.stream import Hub
 from trainer.contract import sockets
@@ -158,26 +158,34 @@ class Answering(Response):
         self.act, self.streamed, self.has_begun = act, bytearray(), False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_twin = self.act is not None and any(self._is_twin(other) for other in self.among)
+        twin = next((other for other in self.among if self._has_the_key_of(other)), None)
         self.among.add(self)
         try:
             async with aclosing(self.replies):  # whoever leaves hangs up on the job at once
-                answer = self._refuse_twin if is_twin else self._answer
-                await send_until_gone(receive, answer(scope, receive, send), self._until_stopped())
+                if twin is None:
+                    work = self._answer(scope, receive, send)
+                    await send_until_gone(receive, work, self._until_stopped())
+                else:
+                    await self._refuse(self._twice(twin), scope, receive, send)
         finally:
             self.among.discard(self)
 
-    def _is_twin(self, other: Answering) -> bool:
-        return other.act is not None and self.act is not None and other.act.key == self.act.key
+    def _has_the_key_of(self, other: Answering) -> bool:
+        ours, theirs = (one.act.key if one.act is not None else None for one in (self, other))
+        return ours is not None and theirs is not None and ours.key == theirs.key
+
+    def _twice(self, twin: Answering) -> TraindError:
+        assert self.act is not None
+        assert twin.act is not None
+        if self.act.key != twin.act.key:
+            return IdempotencyMismatch("Another request with this Idempotency-Key is under way.")
+        first = "The first request with this Idempotency-Key is still being answered."
+        return Busy(first, headers={"Retry-After": "1"})
 
     async def _until_stopped(self) -> None:
         """A client that does not read must not hold up the daemon's end."""
         await self.hub.until_stopped()
         await asyncio.sleep(LOOK_SECONDS + STOP_SECONDS)
-
-    async def _refuse_twin(self, scope: Scope, receive: Receive, send: Send) -> None:
-        first = "The first request with this Idempotency-Key is still being answered."
-        await self._refuse(Busy(first, headers={"Retry-After": "1"}), scope, receive, send)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:

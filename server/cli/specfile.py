@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 from server.cli import output
 
+_EXPONENT = re.compile(r"[-+]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+\Z")
 # Paths in a spec; a file's relative ones are meant from where the file lies, not from wherever
 # the daemon was started.
 _PATHS = (("data", "path"), ("data", "tokenizer", "path"), ("evaluate", "core_bundle"))
@@ -46,7 +48,7 @@ def _parsed(source: str | None) -> dict[str, Any]:
 
     text = _text(str(source))
     try:
-        body = yaml.safe_load(text)  # JSON is YAML as well
+        body = _read(text)  # JSON is YAML as well
     except yaml.YAMLError as error:
         output.usage(f"{source} is neither YAML nor JSON: {error}")
     if body is None:
@@ -54,6 +56,18 @@ def _parsed(source: str | None) -> dict[str, Any]:
     if not isinstance(body, dict) or not all(isinstance(key, str) for key in body):
         output.usage(f"{source} must hold a mapping such as 'name: my-run'")
     return body
+
+
+def _read(text: str) -> Any:
+    """YAML in which 1e18, 1e-3 and JSON's 1e-05 are numbers, as everywhere else: PyYAML's rules of
+    2005 want a point and a sign in them. Raises YAMLError."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
+    return yaml.load(text, Loader)
 
 
 def _text(source: str) -> str:
@@ -76,7 +90,7 @@ def _set(body: dict[str, Any], setting: str) -> None:
     if not equals or not all(keys):
         output.usage(f"--set {setting}: expected key.path=value")
     try:
-        value = yaml.safe_load(text)
+        value = _read(text)
     except yaml.YAMLError:
         value = text
     for key in keys[:-1]:

@@ -67,6 +67,7 @@ def test_another_source_does_not_inherit_the_presets_place(tmp_path):
         ),
         ({"name": "x", "optimizer": {"matrix_lr": "1e-3"}}, ("optimizer",), "a number, not text"),
         ({"name": "x", "start": 1}, ("start",), "true or false"),
+        ({"name": "x", "start": 1.0}, ("start",), "true or false"),
         (
             {"name": "x", "numerics": {"compile": "yes"}},
             ("numerics", "compile"),

@@ -16,6 +16,7 @@ import pytest
 from typer.main import get_command
 
 from server.cli.app import app, main
+from server.cli.specfile import read_spec
 from server.reporting import picture, preview
 from tests.server import stub_daemon
 from tests.server.stub_daemon import (
@@ -624,3 +625,20 @@ def test_the_shell_completes_the_names_of_runs(stub: Stub):
         env=os.environ | asked | {"TRAIND_URL": stub.url},
     )  # fmt: skip
     assert done.stdout.split() == ["small", "smooth"], done.stderr
+
+
+@pytest.mark.parametrize("written", ["1e18", "1E+18", "1.0e18", "+1e18", "1_0e17", "1000000e12"])
+def test_numbers_with_an_exponent_are_numbers_in_files_and_settings(tmp_path, written):
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(f"name: x\nhorizon:\n  flops: {written}\n")
+    assert read_spec(str(spec), [])["horizon"]["flops"] == 1e18
+    assert read_spec(None, [f"horizon.flops={written}"])["horizon"]["flops"] == 1e18
+    told = read_spec(None, ["optimizer.matrix_lr=1e-3", "optimizer.scalar_lr=.5e-2"])
+    assert told["optimizer"] == {"matrix_lr": 1e-3, "scalar_lr": 5e-3}
+
+
+def test_a_json_file_says_what_json_says(tmp_path):
+    body = {"name": "1e5", "title": "e5", "optimizer": {"matrix_lr": 1e-05}, "start": False}
+    spec = tmp_path / "spec.json"
+    spec.write_text(json.dumps(body))
+    assert read_spec(str(spec), []) == body

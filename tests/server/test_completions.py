@@ -264,6 +264,9 @@ def test_a_prompt_has_four_forms(house: House, prompt: Any, prompts: Any) -> Non
         ({"stop": ""}, "/stop"),
         ({"suffix": "end"}, "/suffix"),
         ({"logit_bias": {"x": 1}}, "/logit_bias/x"),
+        ({"logit_bias": {"5": "7"}}, "/logit_bias/5"),
+        ({"prompt": [True, 1]}, "/prompt/0"),
+        ({"stream": 1.0}, "/stream"),
         ({"n": 100, "prompt": ["a", "b"]}, "/n"),
         ({"n": 2, "best_of": 3}, "/best_of"),
     ],
@@ -491,6 +494,8 @@ def test_the_same_key_at_the_same_time_waits_for_the_first(house: House) -> None
         again = house.post(ASK | {"stream": True}, headers={"Idempotency-Key": "one"})
         assert (again.status_code, again.headers["Retry-After"]) == (503, "1")
         assert "still being answered" in again.json()["error"]["message"]
+        other = house.post(ASK | {"n": 2}, headers={"Idempotency-Key": "one"})
+        assert (other.status_code, other.json()["error"]["code"]) == (422, "idempotency-mismatch")
         assert len(job.orders) == 1
 
 

@@ -244,6 +244,9 @@ def test_what_was_chosen_is_frozen_and_used(lab, monkeypatch):
     assert (chosen.fp8, chosen.dtype) == (True, torch.bfloat16)
     again = choices.settle(order, run.run_dir, torch.device("cpu"), probe)
     assert again == chosen
+    monkeypatch.undo()  # the next start finds another card
+    with pytest.raises(device.DeviceMissing, match="fp8 needs a card"):
+        choices.settle(order, run.run_dir, torch.device("cpu"), probe)
     assert choices.Choices.model_validate(
         {k: v for k, v in chosen.model_dump().items() if k != "fp8"}
     ) == chosen.model_copy(update={"fp8": False})

@@ -17,7 +17,9 @@ MAX_CHOICES = 128
 MAX_PROMPT_CHARACTERS = 1 << 20
 MAX_TOKENS = 32_768
 
-TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
+TokenKey = Annotated[int, Field(ge=0, lt=2**31)]  # a key of JSON, which is text
+Bias = Annotated[float, Field(ge=-100, le=100, strict=True)]
 Text = Annotated[str, StringConstraints(max_length=MAX_PROMPT_CHARACTERS)]
 Prompt = Text | Annotated[list[TokenId], Field(min_length=1, max_length=MAX_PROMPT_CHARACTERS)]
 
@@ -44,7 +46,7 @@ class Order(Message):
     top_k: Annotated[int, Field(ge=1)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
-    logit_bias: dict[TokenId, Annotated[float, Field(ge=-100, le=100)]] = {}
+    logit_bias: dict[TokenKey, Bias] = {}
     stop: list[Annotated[str, StringConstraints(min_length=1)]] = []
     seed: int = 0
     echo: bool = False

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationInfo, field_validator
 
 def _require(model: type[BaseModel], value: Any, info: ValidationInfo) -> Any:
     assert info.field_name is not None
-    wrong = isinstance(value, str | bool | int) and _mistaken(
+    wrong = isinstance(value, str | bool | int | float) and _mistaken(
         value, *_wanted(model, info.field_name)
     )
     if wrong:
@@ -27,11 +27,13 @@ def _require(model: type[BaseModel], value: Any, info: ValidationInfo) -> Any:
 of_their_kind = field_validator("*", mode="before")(classmethod(_require))
 
 
-def _mistaken(value: str | bool | int, kinds: frozenset[Any], words: frozenset[Any]) -> str | None:
+def _mistaken(
+    value: str | bool | float, kinds: frozenset[Any], words: frozenset[Any]
+) -> str | None:
     """What a value would be mistaken for. words: literal ones that are allowed beside the kinds."""
     if type(value) in kinds or value in words:
         return None
-    is_number = isinstance(value, int) and not isinstance(value, bool)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
     other = "".join(f" or {word}" for word in sorted(words, key=str))
     if kinds & {int, float} and not is_number:
         given = "text" if isinstance(value, str) else "a boolean"
