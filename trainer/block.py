@@ -35,12 +35,7 @@ class BlockWeights(NamedTuple):
     ve_gate: Tensor | None
 
 
-# x (..., D) and weights (O, D) -> (..., O) of each
-Linear = Callable[..., tuple[Tensor, ...]]
-
-
-def plain_linear(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
-    return tuple(F.linear(x, weight) for weight in weights)
+Linear = Callable[[Tensor, Tensor], Tensor]  # x (..., D) and weight (O, D) -> (..., O)
 
 
 def norm(x: Tensor) -> Tensor:
@@ -65,13 +60,12 @@ def block(
     sin_TC: Tensor,
     head_dim: int,
     attend: Attend,
-    linear: Linear = plain_linear,
+    linear: Linear = F.linear,
 ) -> Tensor:
     x = weights.resid * x_BTD + weights.x0 * x0_BTD
     x = x + _attention(norm(x), value_rows_BTW, weights, cos_TC, sin_TC, head_dim, attend, linear)
-    (wide,) = linear(norm(x), weights.c_fc)
-    (y,) = linear(F.relu(wide).square(), weights.mlp_proj)
-    return x + y
+    hidden = F.relu(linear(norm(x), weights.c_fc)).square()
+    return x + linear(hidden, weights.mlp_proj)
 
 
 def finish(x_BTD: Tensor, kept_BTD: Tensor, backout_lambda: Tensor) -> Tensor:
@@ -99,16 +93,16 @@ def _attention(
     linear: Linear,
 ) -> Tensor:
     rows, length, _ = h_BTD.shape
-    qkv = linear(h_BTD, weights.c_q, weights.c_k, weights.c_v)
-    q_BTHC, k_BTKC, v_BTKC = (one.view(rows, length, -1, head_dim) for one in qkv)
+    q_BTHC = linear(h_BTD, weights.c_q).view(rows, length, -1, head_dim)
+    k_BTKC = linear(h_BTD, weights.c_k).view(rows, length, -1, head_dim)
+    v_BTKC = linear(h_BTD, weights.c_v).view(rows, length, -1, head_dim)
     if value_rows_BTW is not None and weights.ve_gate is not None:
         gate = torch.sigmoid(F.linear(h_BTD[..., :VE_GATE_CHANNELS], weights.ve_gate))
         v_BTKC = v_BTKC + VE_GATE_SCALE * gate.unsqueeze(-1) * value_rows_BTW.view_as(v_BTKC)
     q_BTHC = norm(_rotate(q_BTHC, cos_TC, sin_TC)) * QK_SCALE
     k_BTKC = norm(_rotate(k_BTKC, cos_TC, sin_TC)) * QK_SCALE
     y_BTHC = attend(q_BTHC, k_BTKC, v_BTKC)
-    (y,) = linear(y_BTHC.reshape(rows, length, -1), weights.attn_proj)
-    return y
+    return linear(y_BTHC.reshape(rows, length, -1), weights.attn_proj)
 
 
 def _rotate(x_BTHC: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> Tensor:

@@ -25,40 +25,31 @@ def block_fp8(*args: Any) -> Tensor:
     return block(*args, linear=linear)
 
 
-def linear(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
-    """x (..., D) times each weight (O, D) -> (..., O), dtype of x; x is kept in 8 bits.
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """x (..., D) times weight (O, D) -> (..., O), dtype of x; for backward both are kept in 8 bits.
 
-    What is not finite in x, a weight or a gradient makes the results NaN.
+    What is not finite in x, the weight or a gradient makes the result NaN.
     """
-    return _Linear.apply(x, *weights)
+    result = _Product.apply(x.flatten(0, -2), weight)
+    return result.view(*x.shape[:-1], len(weight))
 
 
-class _Linear(torch.autograd.Function):
+class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
-        x8, x_scale = quantize(x.flatten(0, -2), torch.float8_e4m3fn)
-        kept, results = [x8, x_scale], []
-        for weight in weights:
-            w8, w_scale = quantize(weight, torch.float8_e4m3fn)
-            result = _product(x8, w8.t(), x_scale, w_scale, x.dtype)
-            results.append(result.view(*x.shape[:-1], len(weight)))
-            kept += [w8, w_scale]
-        ctx.save_for_backward(*kept)
-        return tuple(results)
+    def forward(ctx: Any, x_ND: Tensor, weight_OD: Tensor) -> Tensor:
+        x8, x_scale = quantize(x_ND, torch.float8_e4m3fn)
+        w8, w_scale = quantize(weight_OD, torch.float8_e4m3fn)
+        ctx.save_for_backward(x8, x_scale, w8, w_scale)
+        return _product(x8, w8.t(), x_scale, w_scale, x_ND.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
-        x8, x_scale, *kept = ctx.saved_tensors
-        x_columns = _columns(x8)
-        for_x, for_weights = None, []
-        for gradient, w8, w_scale in zip(gradients, kept[::2], kept[1::2], strict=True):
-            g8, g_scale = quantize(gradient.flatten(0, -2), torch.float8_e5m2)
-            part = _product(g8, _columns(w8), g_scale, w_scale, gradient.dtype)
-            for_x = part if for_x is None else for_x + part
-            rows = g8.t().contiguous()
-            for_weights.append(_product(rows, x_columns, g_scale, x_scale, gradient.dtype))
-        assert for_x is not None
-        return for_x.view(*gradients[0].shape[:-1], -1), *for_weights
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        x8, x_scale, w8, w_scale = ctx.saved_tensors
+        dtype = gradients[0].dtype
+        g8, g_scale = quantize(gradients[0], torch.float8_e5m2)
+        for_x = _product(g8, _columns(w8), g_scale, w_scale, dtype)
+        rows_ON = g8.t().contiguous()
+        return for_x, _product(rows_ON, _columns(x8), g_scale, x_scale, dtype)
 
 
 def quantize(x_ND: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
