@@ -40,16 +40,16 @@ class _Product(torch.autograd.Function):
         x8, x_scale = quantize(x_ND, torch.float8_e4m3fn)
         w8, w_scale = quantize(weight_OD, torch.float8_e4m3fn)
         ctx.save_for_backward(x8, x_scale, w8, w_scale)
-        return _product(x8, w8.t(), x_scale, w_scale, x_ND.dtype)
+        return _scaled_mm(x8, w8.t(), x_scale, w_scale, x_ND.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
         x8, x_scale, w8, w_scale = ctx.saved_tensors
         dtype = gradients[0].dtype
         g8, g_scale = quantize(gradients[0], torch.float8_e5m2)
-        for_x = _product(g8, _columns(w8), g_scale, w_scale, dtype)
+        for_x = _scaled_mm(g8, _columns(w8), g_scale, w_scale, dtype)
         rows_ON = g8.t().contiguous()
-        return for_x, _product(rows_ON, _columns(x8), g_scale, x_scale, dtype)
+        return for_x, _scaled_mm(rows_ON, _columns(x8), g_scale, x_scale, dtype)
 
 
 def quantize(x_ND: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -59,7 +59,9 @@ def quantize(x_ND: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return (x_ND.float() / scale).to(dtype).contiguous(), scale
 
 
-def _product(a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor, dtype: torch.dtype) -> Tensor:
+def _scaled_mm(
+    a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor, dtype: torch.dtype
+) -> Tensor:
     """a (N, K) by rows times b (K, M) by columns."""
     return F.scaled_mm(a, b, a_scale, _WHOLE, b_scale, _WHOLE, output_dtype=dtype)
 

@@ -78,7 +78,7 @@ def complete(body: CompletionRequest, act: Doing, conf: Conf, request: Request) 
     minutes. With `stream` the text comes as server-sent events, `[DONE]` at the end.
     """
     state = request.app.state
-    if (kept := act.kept()) is not None:
+    if (kept := act.kept()) is not None:  # before the model is looked for: it may be gone by now
         return kept
     with act.db.read() as session:
         model = models.find(session, body.model)

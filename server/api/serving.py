@@ -189,6 +189,7 @@ class Answering(Response):
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
+            # asked again: another one with this key may have ended since the handler asked
             if self.act is not None and (kept := await run_in_threadpool(self.act.kept)):
                 await kept(scope, receive, send)
             elif self.telling.is_streamed:

@@ -102,6 +102,19 @@ def test_openais_client_hears_a_stream_and_refusals(daemon, client):
     assert wrong.value.param == "prompt"
 
 
+def test_a_run_that_trains_can_be_talked_to_and_trains_on(daemon, client):
+    endless = {**TINY, "horizon": {"steps": 100_000}, "evaluate": {"bpb_every": None}}
+    daemon.client.create_run({"name": "busy", **endless, "checkpoint": {"every_steps": 20}})
+    daemon.until("busy", lambda now: now.last_checkpoint is not None)
+    made = client.completions.create(model="busy", prompt="def ", max_tokens=5)
+    assert made.model.startswith("busy@")
+    now = daemon.client.progress("busy")
+    assert (now.state, now.attempt) == ("running", 1)
+    daemon.until("busy", lambda later: later.step > now.step)
+    daemon.client.cancel("busy")
+    daemon.until_state("busy", "cancelled")
+
+
 def test_one_process_serves_and_short_orders_do_not_wait_for_long_ones(daemon, client):
     client.completions.create(model="talker", prompt="x", max_tokens=1)
     with client.completions.create(
