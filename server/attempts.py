@@ -48,7 +48,7 @@ def next_attempt(session: Session, run: tables.Run, *, device: str, now: float) 
     session.add(attempt)
     if phase.started_at is None:
         phase.started_at = now
-    if last is not None and last.outcome in (None, "failed", "terminated"):
+    if last is not None and last.outcome in (None, "failed", "crashed", "terminated"):
         reason = last.reason or Reason.crashed
         counters.add(session, counters.RESTARTS, run.name, 1, reason)
         run.totals = {**run.totals, "restarts": run.totals.get("restarts", 0) + 1}

@@ -9,6 +9,7 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from server.client import ApiError
@@ -67,7 +68,9 @@ def test_paused_killed_and_extended_it_equals_its_undisturbed_twin(daemon):
         assert weights(daemon, "stormy", step) == weights(daemon, "calm", step)
     assert daemon.client.progress("stormy").exact_resume == "verified"
     attempts = daemon.client.attempts("stormy")
-    assert [a.outcome for a in attempts][:2] == ["paused", None] or attempts[1].reason == "crashed"
+    assert [a.outcome for a in attempts][:2] == ["paused", "crashed"]
+    restarts = 'traind_restarts_total{reason="crashed",run="stormy"} 1'
+    assert restarts in httpx.get(f"{daemon.url}/metrics").text
     messages = [e.message for e in daemon.client.events("stormy", limit=500).data]
     # none are repeated where the kill met the moment between a checkpoint and the next step
     told = any("crashed" in m and "repeated" in m for m in messages)

@@ -515,3 +515,25 @@ def test_pages_follow_each_other_without_gap_or_overlap(db: Database) -> None:
             assert seen == expected
     with pytest.raises(Invalid), db.read() as session:
         store.list_runs(session, after="nonsense")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "is_restart"),
+    [
+        ("crashed", True), ("failed", True), ("terminated", True), (None, True),
+        ("paused", False), ("completed", False), ("phase_ended", False),
+    ],
+)  # fmt: skip
+def test_an_attempt_after_one_that_did_not_end_in_order_is_a_restart(
+    db: Database, settings: Settings, outcome: str | None, is_restart: bool
+) -> None:
+    from server.ingestion import counters
+
+    run_id = create(db)
+    first = attempt(db, settings, run_id)
+    with db.write() as session:
+        session.get_one(tables.Attempt, first.attempt_id).outcome = outcome
+    attempt(db, settings, run_id)
+    with db.read() as session:
+        assert store.get_run(session, run_id).totals.get("restarts", 0) == int(is_restart)
+        assert bool(counters.read(session).get("restarts_total")) == is_restart
