@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer import vector_units
+
 RECOMPILE_LIMIT = 64  # kinds of layer x training and evaluation; torch's 8 is for one model
 
 
@@ -26,6 +28,8 @@ class Compiler:
         if wanted:
             self.reason = missing(device)
             torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
+            if self.active and device.type == "cpu":
+                vector_units.remember_answers()
             if torch.are_deterministic_algorithms_enabled():  # tells the compiler so, too
                 warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
                 torch.use_deterministic_algorithms(True, warn_only=warn_only)

@@ -1,0 +1,73 @@
+"""What the C++ compiler can do on this CPU, asked once per machine and not at every start.
+
+Before it takes compiled kernels from its cache, torch's compiler tries the CPU's vector units one
+by one: a library is built for each, and a process of its own must be able to load it. The library
+is kept, the answer is not, and every start pays for those processes: 1.6 s of a warm start of 9.6.
+Here the answer is kept as well, beside the kernels, for as long as question, torch and C++ compiler
+stay the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+
+REMEMBERED = "traind-vector-units.json"
+
+
+def remember_answers() -> None:
+    """Have torch's compiler take a yes from memory. A no is asked again: the machine may have been
+    too busy to load the library in time.
+    """
+    from torch._inductor.cpu_vec_isa import VecISA
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    ask = getattr(VecISA, "check_build", None)
+    if ask is None or ask.__module__ == __name__:
+        return  # another torch, or remembering already
+    memory = Path(cache_dir()) / REMEMBERED
+    known = _recall(memory)
+
+    def check_build(self: VecISA, code: str) -> bool:
+        question = [torch.__version__, _compiler(), self.build_arch_flags(), code]
+        key = hashlib.sha256(json.dumps(question).encode()).hexdigest()
+        if key in known:
+            return True
+        if not ask(self, code):
+            return False
+        known.append(key)
+        with contextlib.suppress(OSError):  # then the next start asks again
+            _remember(memory, known)
+        return True
+
+    VecISA.check_build = check_build
+
+
+def _compiler() -> str:
+    """Which C++ compiler would be called, and whether it is still the same file."""
+    path = shutil.which(os.environ.get("CXX", "g++")) or ""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return path
+    return f"{os.path.realpath(path)}, {status.st_size} bytes, {status.st_mtime_ns}"
+
+
+def _recall(memory: Path) -> list[str]:
+    try:
+        found = json.loads(memory.read_text())
+    except (OSError, ValueError):
+        return []  # never asked, or a torn file: ask
+    return found if isinstance(found, list) else []
+
+
+def _remember(memory: Path, known: list[str]) -> None:
+    beside = memory.with_name(f"{memory.name}.{os.getpid()}")
+    beside.write_text(json.dumps(known, indent=1))
+    beside.replace(memory)
