@@ -2,11 +2,13 @@
 
 A test that needs root, strace, a browser, a Prometheus or a GPU says so with `needs("…")`: without
 it the test skips with the reason, and under TRAIND_TEST_REQUIRE=all the skip is a failure. Never
-required are a GPU and what a kernel may refuse even to root.
+required are a GPU, Triton (which comes with torch for one) and what a kernel may refuse even to
+root.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 from pathlib import Path
@@ -33,12 +35,13 @@ CONDITIONS = {
     "prometheus": lambda: shutil.which("promtool") is not None,
     "node": lambda: shutil.which("node") is not None,
     "gpu": _has_gpu,
+    "triton": lambda: importlib.util.find_spec("triton") is not None,
     "mounts": kernel.can_mount,
     "loop mounts": kernel.can_loop,
     "memory groups": kernel.can_limit_memory,
     "pid namespaces": kernel.can_choose_pids,
 }
-NEVER_REQUIRED = {"gpu", "mounts", "loop mounts", "memory groups", "pid namespaces"}
+NEVER_REQUIRED = {"gpu", "triton", "mounts", "loop mounts", "memory groups", "pid namespaces"}
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

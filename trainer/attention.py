@@ -11,9 +11,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import json
-import os
-import time
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from pathlib import Path
@@ -22,13 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trainer import races
 from trainer.blocked_attention import QUERY_BLOCK, blocked_attention
 from trainer.contract.shape import ModelShape
 
 Backend = Callable[..., Tensor]
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 DEFAULT = "sdpa"
-RACE_REPEATS = 5
 
 
 def windows(shape: ModelShape) -> tuple[int | None, ...]:
@@ -58,18 +55,19 @@ def choose(
     """The backend for each window of the shape: the one that is `fixed` for it where that is
     there, else the fastest, from `memory` or from a race as the block will call it.
     """
-    remembered = _recall(memory)
+    remembered = races.Memory(memory)
     chosen: dict[int | None, str] = {}
     for window in dict.fromkeys(windows(shape)):
         name = (fixed or {}).get(str(window))
         if name is None or not is_there(name, device, dtype):
-            key = _race_key(shape, rows, dtype, device, window)
-            name = remembered.get(key)
-            if name not in candidates(device, dtype, window, shape.sequence_len):
-                name = race(shape, rows, dtype, device, window, compiled=compiled)
-                remembered[key] = name
+            heads = f"{shape.n_head}/{shape.n_kv_head}x{shape.head_dim}"
+            what = f"heads {heads}, window {window}"
+            name = remembered.winner(
+                races.key(shape, rows, dtype, device, what),
+                candidates(device, dtype, window, shape.sequence_len),
+                partial(race, shape, rows, dtype, device, window, compiled=compiled),
+            )
         chosen[window] = name
-    _remember(memory, remembered)
     return chosen
 
 
@@ -113,13 +111,14 @@ def race(
     names = candidates(device, dtype, window, shape.sequence_len)
     if len(names) == 1:
         return names[0]
-    times: dict[str, float] = {}
+    operands = _operands(shape, rows, dtype, device)
+    seconds: dict[str, float] = {}
     for name in names:
-        try:
-            times[name] = _seconds(_called(name, window, compiled), shape, rows, dtype, device)
-        except (RuntimeError, NotImplementedError, ImportError, TypeError, ValueError):
-            continue  # a backend that does not run here has lost; "masked" and "sdpa" always run
-    return min(times, key=times.__getitem__)
+        run = partial(_there_and_back, _called(name, window, compiled), operands)
+        best = races.attempt(partial(races.best_seconds, run, device))
+        if best is not None:  # "masked" and "sdpa" always run
+            seconds[name] = best
+    return min(seconds, key=seconds.__getitem__)
 
 
 # --- the backends --------------------------------------------------------------------------------
@@ -269,56 +268,14 @@ def _called(name: str, window: int | None, compiled: bool) -> Attend:
     return torch.compile(call, dynamic=False, fullgraph=True) if compiled else call
 
 
-def _seconds(
-    attend: Attend, shape: ModelShape, rows: int, dtype: torch.dtype, device: torch.device
-) -> float:
-    """Best of a few forward-and-backward times."""
-
-    def operand(heads: int) -> Tensor:
-        size = (rows, shape.sequence_len, heads, shape.head_dim)
-        return torch.ones(size, dtype=dtype, device=device, requires_grad=True)
-
-    q, k, v = operand(shape.n_head), operand(shape.n_kv_head), operand(shape.n_kv_head)
-    times = []
-    for _ in range(RACE_REPEATS):
-        _wait(device)
-        began = time.perf_counter()
-        torch.autograd.grad(attend(q, k, v).sum(), (q, k, v))
-        _wait(device)
-        times.append(time.perf_counter() - began)
-    return min(times[1:])
+def _operands(
+    shape: ModelShape, rows: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, ...]:
+    """q, k, v of the training shape."""
+    sizes = [(rows, shape.sequence_len, heads, shape.head_dim)
+             for heads in (shape.n_head, shape.n_kv_head, shape.n_kv_head)]  # fmt: skip
+    return tuple(torch.ones(s, dtype=dtype, device=device, requires_grad=True) for s in sizes)
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _race_key(
-    shape: ModelShape, rows: int, dtype: torch.dtype, device: torch.device, window: int | None
-) -> str:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    heads = f"{shape.n_head}/{shape.n_kv_head}x{shape.head_dim}"
-    return (
-        f"{name}, torch {torch.__version__}, {dtype}, rows {rows}, T {shape.sequence_len}, "
-        f"heads {heads}, window {window}"
-    )
-
-
-def _recall(memory: Path | None) -> dict[str, str]:
-    if memory is None:
-        return {}
-    try:
-        found = json.loads(memory.read_text())
-    except (OSError, ValueError):
-        return {}  # no file yet, or a torn one: race again
-    return found if isinstance(found, dict) else {}
-
-
-def _remember(memory: Path | None, winners: dict[str, str]) -> None:
-    if memory is None or not winners:
-        return
-    memory.parent.mkdir(parents=True, exist_ok=True)
-    beside = memory.with_name(f"{memory.name}.{os.getpid()}")
-    beside.write_text(json.dumps(winners, indent=2, sort_keys=True))
-    beside.replace(memory)
+def _there_and_back(attend: Attend, operands: tuple[Tensor, ...]) -> None:
+    torch.autograd.grad(attend(*operands).sum(), operands)

@@ -36,10 +36,15 @@ class BlockWeights(NamedTuple):
 
 
 Linear = Callable[[Tensor, Tensor], Tensor]  # x (..., D) and weight (O, D) -> (..., O)
+Mlp = Callable[[Tensor, Tensor, Tensor], Tensor]  # x (..., D), c_fc, mlp_proj -> (..., D)
 
 
 def norm(x: Tensor) -> Tensor:
     return F.rms_norm(x, (x.size(-1),))
+
+
+def mlp(x_BTD: Tensor, c_fc: Tensor, mlp_proj: Tensor, linear: Linear = F.linear) -> Tensor:
+    return linear(F.relu(linear(x_BTD, c_fc)).square(), mlp_proj)
 
 
 def start(rows_BTD: Tensor, smear_gate: Tensor, smear_lambda: Tensor) -> Tensor:
@@ -61,11 +66,11 @@ def block(
     head_dim: int,
     attend: Attend,
     linear: Linear = F.linear,
+    mlp: Mlp = mlp,
 ) -> Tensor:
     x = weights.resid * x_BTD + weights.x0 * x0_BTD
     x = x + _attention(norm(x), value_rows_BTW, weights, cos_TC, sin_TC, head_dim, attend, linear)
-    hidden = F.relu(linear(norm(x), weights.c_fc)).square()
-    return x + linear(hidden, weights.mlp_proj)
+    return x + mlp(norm(x), weights.c_fc, weights.mlp_proj)
 
 
 def finish(x_BTD: Tensor, kept_BTD: Tensor, backout_lambda: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from trainer.contract.orders import AttemptOrder
 from trainer.contract.plan import Hyperparameters
 from trainer.contract.rundir import RunDir, write_durably
 from trainer.contract.shape import ModelShape, shape_of
+from trainer.contract.spec import NumericsSpec
 
 COMPILE_WORTH_SECONDS = 1800.0
 
@@ -27,8 +28,9 @@ COMPILE_WORTH_SECONDS = 1800.0
 class Choices(BaseModel):
     """What was chosen for this run on this machine.
 
-    attention: {window: backend}; empty until the first attempt has settled it. probed: what each
-    micro-batch that was tried cost, where `auto` asked for it; no choice itself.
+    attention: {window: backend}, relu2: tile of our own kernel, if it was asked for; both are what
+    won the races of the first attempt, empty until then. probed: what each micro-batch that was
+    tried cost, where `auto` asked for it; no choice itself.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -42,6 +44,7 @@ class Choices(BaseModel):
     peak_flops: float
     peak_source: str
     attention: dict[str, str] = {}
+    relu2: str | None = None
     probed: list[Probed] = []
 
     @property
@@ -49,10 +52,10 @@ class Choices(BaseModel):
         return getattr(torch, self.compute_dtype)
 
 
-# (shape, rows to try, ascending, device, compute dtype, fp8, hyperparameters)
+# (shape, rows to try, ascending, device, compute dtype, numerics, hyperparameters)
 # -> the rows to take, and what each that was tried did
 Probe = Callable[
-    [ModelShape, list[int], torch.device, torch.dtype, bool, Hyperparameters],
+    [ModelShape, list[int], torch.device, torch.dtype, NumericsSpec, Hyperparameters],
     tuple[int, list[Probed]],
 ]
 
@@ -79,13 +82,16 @@ def settle(order: AttemptOrder, run_dir: RunDir, device: torch.device, probe: Pr
     return choices
 
 
-def freeze_attention(run_dir: RunDir, choices: Choices, found: dict[str, str]) -> Choices:
-    """The choices with the backends that the first attempt settled on; later ones keep theirs."""
+def freeze_winners(
+    run_dir: RunDir, choices: Choices, attention: dict[str, str], relu2: str | None
+) -> Choices:
+    """The choices with what the first attempt settled on; later ones keep theirs."""
+    found = {"attention": attention, "relu2": relu2}
     frozen = _read(run_dir)
     if frozen is not None and not frozen.attention:
-        frozen = frozen.model_copy(update={"attention": found})
+        frozen = frozen.model_copy(update=found)
         write_durably(run_dir.frozen, frozen.model_dump_json(indent=1).encode())
-    return choices.model_copy(update={"attention": found})
+    return choices.model_copy(update=found)
 
 
 def _read(run_dir: RunDir) -> Choices | None:
@@ -102,17 +108,16 @@ def _choose(order: AttemptOrder, device: torch.device, probe: Probe) -> Choices:
         deterministic = device.type == "cpu"
     threads = numerics.threads or _default_threads()
     devices.configure(device, threads=threads, deterministic=deterministic)
-    fp8 = numerics.precision == "fp8"
     dtype = devices.compute_dtype(device, numerics.precision)
     peak = devices.peak(device, dtype, measured=numerics.peak == "measured")
-    rows, probed = _rows(order, device, dtype, fp8, probe)
+    rows, probed = _rows(order, device, dtype, probe)
     return Choices(
         device_batch_size=rows,
         compile=_compile(order, device),
         threads=threads,
         deterministic=deterministic,
         compute_dtype=str(dtype).removeprefix("torch."),
-        fp8=fp8,
+        fp8=numerics.precision == "fp8",
         peak_flops=peak.value,
         peak_source=peak.source,
         probed=probed,
@@ -126,7 +131,7 @@ def _default_threads() -> int:
 
 
 def _rows(
-    order: AttemptOrder, device: torch.device, dtype: torch.dtype, fp8: bool, probe: Probe
+    order: AttemptOrder, device: torch.device, dtype: torch.dtype, probe: Probe
 ) -> tuple[int, list[Probed]]:
     asked = order.spec.batch.device_batch_size
     if isinstance(asked, int):
@@ -134,7 +139,7 @@ def _rows(
     shape = shape_of(order.spec.model)
     total = order.plan.batch.tokens // shape.sequence_len
     divisors = [r for r in range(1, min(total, 64) + 1) if total % r == 0]
-    return probe(shape, divisors, device, dtype, fp8, order.plan.hyperparameters)
+    return probe(shape, divisors, device, dtype, order.spec.numerics, order.plan.hyperparameters)
 
 
 def _compile(order: AttemptOrder, device: torch.device) -> bool:

@@ -49,7 +49,7 @@ class Compiler:
             try:
                 return compiled(*args)
             except _compile_errors() as error:
-                self.reason = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+                self.reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
                 return function(*args)
 
         return call

@@ -9,20 +9,21 @@ bf16, and so is all around them: weights, gates, attention, head, updates.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.block import block
+from trainer.block import block, mlp
 
 _WHOLE = F.ScalingType.TensorWise  # pyright: ignore[reportPrivateImportUsage]
 
 
 def block_fp8(*args: Any) -> Tensor:
     """`block.block` with its six matrix products in 8 bits."""
-    return block(*args, linear=linear)
+    return block(*args, linear=linear, mlp=partial(mlp, linear=linear))
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:

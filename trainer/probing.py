@@ -7,6 +7,7 @@ import torch
 from trainer.contract.events import Probed
 from trainer.contract.plan import Hyperparameters
 from trainer.contract.shape import ModelShape
+from trainer.contract.spec import NumericsSpec
 
 ENOUGH = 0.98  # a larger micro-batch must be 2 % faster to be worth its memory
 PAST_THE_BEST = 1.1
@@ -19,7 +20,7 @@ def fastest_rows(
     candidates: list[int],
     device: torch.device,
     dtype: torch.dtype,
-    fp8: bool,
+    numerics: NumericsSpec,
     hyper: Hyperparameters,
 ) -> tuple[int, list[Probed]]:
     """The candidate with the least seconds per token, and what each that was tried did.
@@ -27,6 +28,7 @@ def fastest_rows(
     Stops where memory ends or nothing is won. candidates: rows, ascending. Raises
     torch.OutOfMemoryError when not even the first fits.
     """
+    from trainer import relu2
     from trainer.probe import probe_step
 
     best_rows, best = candidates[0], float("inf")
@@ -39,7 +41,8 @@ def fastest_rows(
             rows,
             hyper=hyper,
             compute_dtype=dtype,
-            fp8=fp8,
+            fp8=numerics.precision == "fp8",
+            relu2_tile=relu2.RACE if numerics.kernels == "triton" else relu2.COMPILED,
             device=device,
             steps=STEPS,
             compile=device.type == "cuda",

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer import checkpoint, choices, device, probing
+from trainer import checkpoint, choices, device, probing, relu2
 from trainer.choices import Choices
 from trainer.contract import events
 from trainer.contract.orders import AttemptOrder, Lineage
@@ -186,6 +186,7 @@ def _assemble(
         choices_file=Path(order.data_dir) / "attention.json",
         attention_backends=chosen.attention,
         fp8=chosen.fp8,
+        relu2_tile=_relu2_tile(order, chosen),
     )
     loader = open_loader(
         data,
@@ -197,7 +198,8 @@ def _assemble(
     )
     picked = {**stepper.describe_choices(), "device_batch_size": chosen.device_batch_size}
     _say_if_not_there(reporter, chosen.attention, picked["attention"])
-    chosen = choices.freeze_attention(run_dir, chosen, picked["attention"])
+    tile = _say_how_the_kernels_did(reporter, order, stepper)
+    chosen = choices.freeze_winners(run_dir, chosen, picked["attention"], tile)
     saver = Saver(run_dir.checkpoints, where)
     stepper.before_update = saver.fence_update
     return Session(
@@ -232,6 +234,28 @@ def _say_if_not_there(reporter: Reporter, wanted: dict[str, str], found: dict[st
                     f"{found[window]} is used instead",
                 )
             )
+
+
+def _relu2_tile(order: AttemptOrder, chosen: Choices) -> str:
+    if order.spec.numerics.kernels != "triton":
+        return relu2.COMPILED
+    return chosen.relu2 or relu2.RACE
+
+
+def _say_how_the_kernels_did(
+    reporter: Reporter, order: AttemptOrder, stepper: Stepper
+) -> str | None:
+    """Kernels that were asked for: whether they are used, and why. None where they were not."""
+    if order.spec.numerics.kernels != "triton":
+        return None
+    tile = stepper.relu2_tile
+    used = f"tile {tile} of relu2 is used"
+    level = "info"
+    if tile == relu2.COMPILED:
+        used, level = "the compiler's kernels are used", "warning"
+    message = f"kernels triton: {used} ({stepper.relu2_reason})"
+    reporter.emit(events.Notice(level=level, code="kernels", message=message))
+    return tile
 
 
 def _announce(session: Session) -> None:

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer import allocator, attention, head, parameters
-from trainer.block import block, finish, start
+from trainer import allocator, attention, head, parameters, relu2
+from trainer.block import finish, start
 from trainer.compiling import Compiler
 from trainer.embedding import TouchedRows, lookup
 from trainer.fp8 import block_fp8
@@ -82,6 +82,7 @@ class Stepper:
     choices_file: where the winners of attention races are remembered for this machine.
     attention_backends: {window: backend} that is settled already, for a run or by an override.
     fp8: the trunk's products in 8 bits (fp8.py); evaluations go on in the compute dtype.
+    relu2_tile: of our own kernel for the MLP (relu2.py), where it runs here; RACE lets it race.
     before_update: called in each step when all but its update is launched; up to there weights and
     optimizer state are only read.
     """
@@ -97,6 +98,7 @@ class Stepper:
         choices_file: Path | None = None,
         attention_backends: Mapping[str, str] | None = None,
         fp8: bool = False,
+        relu2_tile: str = relu2.COMPILED,
     ) -> None:
         self.model, self.optimizer = model, optimizer
         self.deterministic, self.fp8 = deterministic, fp8
@@ -114,7 +116,16 @@ class Stepper:
             compiled=self.compiler.active,
         )
         model.attend = {w: attention.bind(name, w) for w, name in self.attention.items()}
-        layer = block_fp8 if fp8 else block
+        self.relu2_tile, self.relu2_reason = relu2.settle(
+            relu2_tile,
+            model.shape,
+            rows,
+            model.compute_dtype,
+            model.device,
+            choices_file,
+            compiled=self.compiler.active,
+        )
+        layer = block_fp8 if fp8 else relu2.block_with(self.relu2_tile)
         self._start, self._block, self._finish = map(self.compiler, (start, layer, finish))
         self._chunk = self.compiler(head.chunk_loss_and_gradient)
         optimizer.adamw = self.compiler(optimizer.adamw)
@@ -169,6 +180,7 @@ class Stepper:
             "head_chunk_tokens": head.chunk_tokens(self.model.device),
             "threads": torch.get_num_threads(),
             **({"products": "fp8"} if self.fp8 else {}),
+            **({"relu2": self.relu2_tile} if self.relu2_tile != relu2.COMPILED else {}),
         }
 
     # --- gradients -------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ def shape_key(spec: RunSpec) -> str:
         f"L{shape.n_layer}-D{shape.n_embd}-H{shape.n_head}-K{shape.n_kv_head}"
         f"-T{shape.sequence_len}-V{shape.padded_vocab_size}-{shape.window_pattern}"
         f"-{spec.numerics.precision}-t{spec.numerics.threads or 'all'}"
+        f"{'-triton' if spec.numerics.kernels == 'triton' else ''}"
     )
 
 

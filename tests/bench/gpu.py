@@ -1,7 +1,8 @@
 """Depth 12 on a GPU, against the plain reference: `python -m tests.bench.gpu`.
 
 T 2,048, vocabulary 32,768, bf16, micro-batches from 2 to 64 that fit; a step is 65,536 tokens, at
-64 rows the double. The fastest once more in fp8 where the card has it, against bf16.
+64 rows the double. The fastest once more in fp8 where the card has it, and with our own kernels,
+each against the compiler's bf16.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ import torch
 from tests.bench import bars, training
 from tests.bench.compare import Contender, interleave
 from trainer import device as devices
+from trainer import relu2
 from trainer.checkpoint import FileEntry, Manifest
 from trainer.contract.peaks import fp8_missing
 from trainer.contract.plan import make_plan
+from trainer.contract.shape import shape_of
 from trainer.contract.spec import RunSpec, resolve
 from trainer.saver import Saver
 
@@ -41,6 +44,7 @@ def main() -> None:
         best = max(best, (rate, rows))
     _against(best[1] or 8)
     _fp8(best[1] or 8)
+    _triton(best[1] or 8)
 
 
 def _spec(rows: int) -> RunSpec:
@@ -142,6 +146,25 @@ def _fp8(rows: int) -> None:
     steps = [training.ours(_spec(rows), "cuda", fp8=fp8) for fp8 in (True, False)]
     ours, bf16 = (Contender(step) for step in steps)
     print(interleave(ours, bf16, warm_up=WARM_UP, pairs=PAIRS).line(f"d12 fp8 at {rows}, to bf16"))
+
+
+def _triton(rows: int) -> None:
+    """The same step with each tile of relu2.py, and who wins the race on this card."""
+    spec, cuda = _spec(rows), torch.device("cuda")
+    shape = shape_of(spec.model)
+    if why := relu2.missing(cuda, torch.bfloat16):
+        print(f"kernels triton: {why}")
+        return
+    won, why = relu2.settle(relu2.RACE, shape, rows, torch.bfloat16, cuda, compiled=True)
+    print(f"kernels triton, the race: {won} ({why})")
+    for tile in relu2.candidates(shape):
+        if f"{tile} does not" in why:
+            continue
+        fused, plain = (
+            Contender(training.ours(spec, "cuda", relu2_tile=t)) for t in (tile, relu2.COMPILED)
+        )
+        found = interleave(fused, plain, warm_up=WARM_UP, pairs=PAIRS)
+        print(found.line(f"d12 relu2 {tile} at {rows}, to the compiler's"))
 
 
 def _stall() -> float:

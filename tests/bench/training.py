@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,16 +59,16 @@ def batches(spec: RunSpec, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
 
 
 def ours(
-    spec: RunSpec, device: str = "cpu", compile: bool = True, fp8: bool = False
+    spec: RunSpec, device: str = "cpu", compile: bool = True, **kind: Any
 ) -> Callable[[], float]:
-    """One step of the trainer, the loss read at its end."""
+    """One step of the trainer, the loss read at its end. kind: fp8, relu2_tile of the Stepper."""
     plan, shape = make_plan(spec), shape_of(spec.model)
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     model = GPT(shape, compute_dtype=dtype, device=device)
     model.init_weights(0)
     optimizer = Optimizer(model, plan.hyperparameters)
     rows = plan.batch.device_batch_size
-    stepper = Stepper(model, optimizer, compile=compile, deterministic=True, rows=rows, fp8=fp8)
+    stepper = Stepper(model, optimizer, compile=compile, deterministic=True, rows=rows, **kind)
     data = itertools.cycle([batches(spec, seed) for seed in range(3)])
     return lambda: stepper.train_step(next(data), **RATES).loss.item()
 

@@ -86,6 +86,15 @@ def test_what_is_wrong_is_named(body, where, said):
     assert said in first["msg"]
 
 
+@pytest.mark.parametrize("precision", ["fp8", "fp16", "fp32"])
+def test_our_kernels_are_for_bf16(precision: str) -> None:
+    body = {"name": "x", "numerics": {"kernels": "triton"}, "horizon": {"steps": 1}}
+    assert resolve(body).numerics.kernels == "triton"
+    with pytest.raises(ValidationError, match=f"with precision {precision} there") as caught:
+        resolve({**body, "numerics": {"kernels": "triton", "precision": precision}})
+    assert caught.value.errors()[0].get("ctx", {})["at"] == ("numerics", "kernels")
+
+
 @pytest.mark.parametrize("name", ["head_dim", "sequence_len"])
 def test_fp8_wants_sizes_that_its_tiles_fit(name: str) -> None:
     body = {"name": "x", "numerics": {"precision": "fp8"}, "horizon": {"steps": 1}}

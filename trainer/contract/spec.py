@@ -177,6 +177,8 @@ class NumericsSpec(Strict):
 
     precision: fp8 is bf16 with the matrix products of the trunk in 8 bits, on cards that have it.
 
+    kernels: "triton" lets our own kernels race against the compiler's; the faster ones are used.
+
     peak: what MFU refers to; "measured" asks for a matrix product even of a card in the table.
     """
 
@@ -185,6 +187,7 @@ class NumericsSpec(Strict):
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 42
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     compile: bool | Literal["auto"] = "auto"
+    kernels: Literal["compiled", "triton"] = "compiled"
     peak: Literal["auto", "measured"] = "auto"
 
 
@@ -282,6 +285,16 @@ class RunSpec(Strict):
                     f"fp8 multiplies in tiles of {FP8_TILE}: model.{name} "
                     f"{getattr(self.model, name):,} would have to be a multiple of it",
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _kernels_fit(self) -> RunSpec:
+        if self.numerics.kernels == "triton" and self.numerics.precision not in ("auto", "bf16"):
+            raise do_not_fit(
+                ("numerics", "kernels"),
+                f"the kernels are made for bf16: with precision {self.numerics.precision} there "
+                "are none to race",
+            )
         return self
 
 

@@ -1,0 +1,87 @@
+"""Races between ways of doing the same, on the device itself; who won is remembered in a file.
+
+What wins depends on card, driver and torch, so no table can tell. A race is run once for its key;
+what it found is then frozen into the run that asked, since another way gives other bits.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from trainer.contract.shape import ModelShape
+
+REPEATS = 5
+T = TypeVar("T")
+
+
+class Memory:
+    """Winners by key, in `file`; None remembers nothing."""
+
+    def __init__(self, file: Path | None) -> None:
+        self.file = file
+        self.winners = _recall(file)
+
+    def winner(self, key: str, among: Collection[str], race: Callable[[], str]) -> str:
+        """Who is remembered for this key, where it may still take part; else who wins now."""
+        if self.winners.get(key) not in among:
+            self.winners[key] = race()
+            self._keep()
+        return self.winners[key]
+
+    def _keep(self) -> None:
+        if self.file is None:
+            return
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        beside = self.file.with_name(f"{self.file.name}.{os.getpid()}")
+        beside.write_text(json.dumps(self.winners, indent=2, sort_keys=True))
+        beside.replace(self.file)
+
+
+def attempt(run: Callable[[], T]) -> T | None:
+    """What it returns; None where it does not run here: who raises has lost the race."""
+    try:
+        return run()
+    except (RuntimeError, NotImplementedError, ImportError, TypeError, ValueError):
+        return None
+
+
+def best_seconds(run: Callable[[], object], device: torch.device) -> float:
+    """The best of a few times; the first, which may compile, does not count."""
+    times = []
+    for _ in range(REPEATS):
+        _wait(device)
+        began = time.perf_counter()
+        run()
+        _wait(device)
+        times.append(time.perf_counter() - began)
+    return min(times[1:])
+
+
+def key(shape: ModelShape, rows: int, dtype: torch.dtype, device: torch.device, what: str) -> str:
+    """What a race's outcome depends on; `what`: of the shape, what this race is about."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return (
+        f"{name}, torch {torch.__version__}, {dtype}, rows {rows}, T {shape.sequence_len}, {what}"
+    )
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _recall(file: Path | None) -> dict[str, Any]:
+    if file is None:
+        return {}
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}  # no file yet, or a torn one: race again
+    return found if isinstance(found, dict) else {}
