@@ -19,7 +19,7 @@ from trainer.contract.plan import Plan
 from trainer.contract.schedule import PhaseSchedule
 from trainer.contract.spec import RunSpec
 
-_LAST_ATTEMPT = (
+LAST_ATTEMPT = (
     select(tables.Attempt)
     .where(tables.Attempt.run_id == bindparam("run"), tables.Attempt.number > 0)
     .order_by(tables.Attempt.number.desc())
@@ -65,7 +65,7 @@ def current_phase(session: Session, run: tables.Run) -> tables.Phase | None:
 
 def last_attempt(session: Session, run_id: str) -> tables.Attempt | None:
     """The newest trainer of the run; an import (number 0) is none."""
-    return session.scalar(_LAST_ATTEMPT, {"run": run_id})
+    return session.scalar(LAST_ATTEMPT, {"run": run_id})
 
 
 def build_order(

@@ -21,6 +21,9 @@ from trainer.contract.spec import MAX_STEPS
 _PHASES = (
     select(tables.Phase).where(tables.Phase.run_id == bindparam("run")).order_by(tables.Phase.index)
 )
+IS_CURRENT = or_(  # what `is_current` says, as a condition
+    tables.Phase.lineage_limit.is_(None), tables.Phase.lineage_limit > tables.Phase.start_step
+)
 _saved = tables.Checkpoint
 _GOOD_CHECKPOINTS = (
     select(_saved)
@@ -28,7 +31,7 @@ _GOOD_CHECKPOINTS = (
     .where(_saved.deleted_at.is_(None), _saved.bad.is_(None))
     .order_by(_saved.step.desc(), _saved.id.desc())
 )
-_NEWEST_CHECKPOINT = _GOOD_CHECKPOINTS.limit(1)
+NEWEST_CHECKPOINT = _GOOD_CHECKPOINTS.limit(1)
 _WORSE = {"verified": 0, "approximate": 1, "mismatch": 2}
 
 
@@ -112,10 +115,6 @@ def phase_end(phase: tables.Phase) -> int:
 def checkpoints(session: Session, run_id: str) -> list[tables.Checkpoint]:
     """Checkpoints of the lineage that are there and good, the newest first."""
     return list(session.scalars(_GOOD_CHECKPOINTS, {"run": run_id}))
-
-
-def newest_checkpoint(session: Session, run_id: str) -> tables.Checkpoint | None:
-    return session.scalar(_NEWEST_CHECKPOINT, {"run": run_id})
 
 
 def exactness(session: Session, run_id: str) -> str | None:

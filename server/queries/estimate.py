@@ -5,12 +5,11 @@ from __future__ import annotations
 import time
 from typing import Any, NamedTuple
 
-from sqlalchemy import bindparam, func, select
 from sqlalchemy.orm import Session
 
-from server import attempts, lineage
 from server.database import tables
 from server.machine import throughput
+from server.queries.standing import Standing, standing
 from server.schemas import CheckpointBrief, EtaParts, PeakFlops, Progress, Vram
 from server.states import Desired, State
 from trainer.contract.exits import Reason
@@ -21,14 +20,6 @@ from trainer.contract.spec import RunSpec
 # Steps of this attempt before its own rate is believed.
 MIN_STEPS = 3
 
-_done = tables.Evaluation
-_LAST = (
-    select(func.max(_done.id))
-    .where(_done.run_id == bindparam("run"), _done.job_id.is_(None), _done.seconds > 0)
-    .group_by(_done.kind)
-)
-_LAST_SECONDS = select(_done.kind, _done.seconds).where(_done.id.in_(_LAST))
-
 
 class Rate(NamedTuple):
     tokens_per_second: float
@@ -38,12 +29,10 @@ class Rate(NamedTuple):
 def progress(session: Session, run: tables.Run, now: float | None = None) -> Progress:
     """The live view: a value that this attempt has not reported yet is null."""
     now = time.time() if now is None else now
-    attempt = attempts.last_attempt(session, run.id)
-    phases = lineage.phases(session, run.id)
-    phase = next((p for p in phases if p.ended_at_step is None), phases[-1] if phases else None)
-    view = run.progress
+    stands = standing(session, run.id)
+    attempt, view = stands.attempt, run.progress
     live = run.state == State.running and attempt and view.get("attempt") == attempt.number
-    parts, rate = eta(session, run, attempt)
+    parts, rate = _eta(session, run, stands)
     total = parts.training + parts.evaluation + parts.saving
     reason = Reason(run.reason)
     return Progress(
@@ -54,7 +43,7 @@ def progress(session: Session, run: tables.Run, now: float | None = None) -> Pro
         reason=reason,
         reason_message=run.reason_message,
         advice=reason.advice,
-        phase=phase.name if phase else None,
+        phase=stands.phase,
         attempt=attempt.number if attempt else None,
         stage=attempt.stage if attempt and not attempt.settled else None,
         stage_detail=attempt.stage_detail if attempt else "",
@@ -83,7 +72,7 @@ def progress(session: Session, run: tables.Run, now: float | None = None) -> Pro
         eta_parts=parts,
         eta_source=rate.source,
         last_step_at=run.last_step_at,
-        last_checkpoint=_last_checkpoint(session, run),
+        last_checkpoint=_brief(stands.checkpoint),
         val_bpb=view.get("val_bpb"),
         core=view.get("core"),
         exact_resume=run.exact_resume,  # type: ignore[arg-type]
@@ -100,20 +89,19 @@ def quick_eta(run: tables.Run) -> float | None:
     return (run.end_step - run.step) * run.batch_tokens / rate if rate else None
 
 
-def eta(session: Session, run: tables.Run, attempt: tables.Attempt | None) -> tuple[EtaParts, Rate]:
+def _eta(session: Session, run: tables.Run, stands: Standing) -> tuple[EtaParts, Rate]:
     """Seconds left by part, and the rate they are taken from."""
     spec, plan = RunSpec.model_validate(run.spec), Plan.model_validate(run.plan)
-    rate = _rate(session, run, attempt, spec, plan)
+    rate = _rate(session, run, stands.attempt, spec, plan)
     if run.step >= run.end_step:
         return EtaParts(training=0.0, evaluation=0.0, saving=0.0), rate
     context = PlanContext(tokens_per_second=rate.tokens_per_second)
     left = estimate_eta(spec, shape_of(spec.model), plan.batch, run.step, run.end_step, context)
     planned = evaluation_time(spec, plan.batch, run.step, run.end_step, rate.tokens_per_second)
     # how often is the plan's, how long is what it really took here
-    seen = dict(session.execute(_LAST_SECONDS, {"run": run.id}).all())
     evaluation = planned._replace(
-        bpb_seconds=seen.get("bpb", planned.bpb_seconds),
-        core_seconds=seen.get("core", planned.core_seconds),
+        bpb_seconds=stands.bpb_seconds or planned.bpb_seconds,
+        core_seconds=stands.core_seconds or planned.core_seconds,
     ).total
     return EtaParts(training=left.training, evaluation=evaluation, saving=left.saving), rate
 
@@ -156,8 +144,7 @@ def _vram(view: dict[str, Any]) -> Vram:
     )
 
 
-def _last_checkpoint(session: Session, run: tables.Run) -> CheckpointBrief | None:
-    found = lineage.newest_checkpoint(session, run.id)
+def _brief(found: tables.Checkpoint | None) -> CheckpointBrief | None:
     if found is None:
         return None
     return CheckpointBrief(

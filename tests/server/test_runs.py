@@ -13,6 +13,7 @@ from server.database import tables
 from server.database.db import Database
 from server.errors import Conflict, IllegalMove, Invalid, NameTaken
 from server.queries import store
+from server.queries.standing import standing
 from server.schemas import Overrides, PatchRun, ResumeRequest
 from server.settings import Settings
 from tests.server.reporting import BATCH_TOKENS, Reporter, attempt, create
@@ -70,6 +71,17 @@ def _check_tiling(db: Database, run_id: str) -> None:
             assert stretch.low == at
             at = stretch.high
         assert at == run.step
+
+
+def _check_standing(db: Database, run_id: str) -> None:
+    """The one statement of the live view says what the lineage says."""
+    with db.read() as session:
+        found = standing(session, run_id)
+        phases, saved = lineage.phases(session, run_id), lineage.checkpoints(session, run_id)
+        assert found.attempt is attempts.last_attempt(session, run_id)
+        assert found.checkpoint is (saved[0] if saved else None)
+        present = (p for p in phases if p.ended_at_step is None)
+        assert found.phase == next(present, phases[-1]).name
 
 
 # --- create --------------------------------------------------------------------------------------
@@ -427,6 +439,7 @@ def test_any_chain_of_extends_pauses_and_crashes_tiles_the_steps(
             reporter.ingest()
             _set(db, run_id, state="paused", desired_state="paused")
             _check_tiling(db, run_id)
+            _check_standing(db, run_id)
         step_limit = step + 1
         choice = rng.choice(["end", "now", "rewind", "nothing"])
         with db.read() as session:
@@ -439,6 +452,29 @@ def test_any_chain_of_extends_pauses_and_crashes_tiles_the_steps(
             back = rng.choice(usable)
             _extend(db, run_id, add_steps=rng.randint(1, 40), from_checkpoint=back.name)
         _check_tiling(db, run_id)
+        _check_standing(db, run_id)
+
+
+def test_how_long_an_evaluation_takes_is_the_last_of_its_kind_that_training_did(
+    db: Database,
+) -> None:
+    run_id, other = create(db, "a"), create(db, "b")
+    with db.read() as session:
+        assert standing(session, run_id)[3:] == (None, None)
+    of_run = [("bpb", 9.0, None), ("bpb", 7.0, None), ("core", 50.0, None),
+              ("bpb", 0.0, None), ("bpb", 3.0, "job_1")]  # fmt: skip
+    done = [*((run_id, *each) for each in of_run), (other, "bpb", 4.0, None)]
+    with db.write() as session:
+        for run, kind, seconds, job in done:
+            session.add(
+                tables.Evaluation(
+                    run_id=run, kind=kind, seconds=seconds, job_id=job, step=1, value=1.0,
+                    identity="", settings={}, result={}, unix_seconds=0.0,
+                )
+            )  # fmt: skip
+    with db.read() as session:
+        assert standing(session, run_id)[3:] == (7.0, 50.0)
+        assert standing(session, other)[3:] == (4.0, None)
 
 
 # --- import, pin ---------------------------------------------------------------------------------
