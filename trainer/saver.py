@@ -2,7 +2,9 @@
 
 The copy is all that the training thread waits for; on CUDA it runs on a side stream beneath the
 next forward pass and only the next update waits for it. Two saves never overlap. Host buffers are
-kept between saves: on the CPU, first-touch page faults cost four times the copy itself.
+kept between saves: on the CPU, first-touch page faults cost four times the copy itself. There the
+copy is made by several threads of our own, each with its pieces: torch's share out one tensor after
+the other, and wait for each other every time (two: 0.15 s/GB, ours 0.11).
 """
 
 from __future__ import annotations
@@ -10,15 +12,19 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from trainer import checkpoint
 from trainer.checkpoint import FileEntry, Manifest, Snapshot
+
+PIECE_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -101,22 +107,32 @@ class Saver:
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream(self._device))
             with torch.cuda.stream(self._stream):
-                copies = (self._copy("m.", model), self._copy("o.", optimizer))
+                copies = self._copy(model, optimizer, _queue)
             self._copied = self._stream.record_event()
         else:
-            copies = (self._copy("m.", model), self._copy("o.", optimizer))
+            copies = self._copy(model, optimizer, _copy_in_shares)
         return Snapshot(step, *copies, state)
 
-    def _copy(self, prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: self._into_buffer(prefix + name, t) for name, t in tensors.items()}
+    def _copy(
+        self,
+        model: Mapping[str, Tensor],
+        optimizer: Mapping[str, Tensor],
+        copy: Callable[[list[tuple[Tensor, Tensor]]], None],
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        copies, pairs = ({}, {}), []
+        for into, tensors, prefix in zip(copies, (model, optimizer), "mo", strict=True):
+            for name, tensor in tensors.items():
+                into[name] = self._buffer(f"{prefix}.{name}", tensor)
+                pairs.append((into[name], tensor.detach()))
+        copy(pairs)
+        return copies
 
-    def _into_buffer(self, key: str, tensor: Tensor) -> Tensor:
+    def _buffer(self, key: str, tensor: Tensor) -> Tensor:
         buffer = self._buffers.get(key)
         if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
             pinned = self._device.type == "cuda"
             buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned)
             self._buffers[key] = buffer
-        buffer.copy_(tensor.detach(), non_blocking=True)
         return buffer
 
     def _write(
@@ -147,6 +163,29 @@ class Saver:
                 error=error,
             )
         )
+
+
+def _queue(pairs: list[tuple[Tensor, Tensor]]) -> None:
+    """Copies (to, from) on the device's present stream."""
+    for buffer, tensor in pairs:
+        buffer.copy_(tensor, non_blocking=True)
+
+
+def _copy_in_shares(pairs: list[tuple[Tensor, Tensor]]) -> None:
+    """Copies (to, from) in host memory: as many threads as training has, each with its share."""
+    pieces: list[tuple[np.ndarray, np.ndarray]] = []
+    for buffer, tensor in pairs:
+        to, source = (t.contiguous().view(-1).view(torch.uint8).numpy() for t in (buffer, tensor))
+        for start in range(0, len(to), PIECE_BYTES):
+            pieces.append((to[start:][:PIECE_BYTES], source[start:][:PIECE_BYTES]))
+    shares = [pieces[i :: torch.get_num_threads()] for i in range(torch.get_num_threads())]
+    with ThreadPoolExecutor(len(shares), "checkpoint-copy") as threads:
+        list(threads.map(_copy_share, shares))  # raises what one raised
+
+
+def _copy_share(pieces: list[tuple[np.ndarray, np.ndarray]]) -> None:
+    for to, source in pieces:
+        np.copyto(to, source)  # without the interpreter's lock
 
 
 def _read_back(path: Path) -> None:
