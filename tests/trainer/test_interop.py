@@ -26,6 +26,7 @@ from trainer.interop.nanochat import Paths, paths, read_nanochat
 from trainer.interop.nanochat_meta import read_meta, spec_from_meta
 from trainer.model import GPT
 from trainer.optim import Optimizer
+from trainer.tasks.importing import approximate
 
 CANARY = "canary-was-here"
 
@@ -96,6 +97,15 @@ def test_minus_one_is_unset(copied: Path, changed: dict, horizon: dict) -> None:
     edit_meta(copied, lambda meta: meta["user_config"].update(changed))
     meta, _ = read_meta(files(copied).meta, copied)
     assert spec_from_meta(meta, name="d4", corpus="c", tokenizer="t")["horizon"] == horizon
+
+
+@pytest.mark.parametrize("fp8", [False, True])
+def test_an_import_says_that_fp8_ends_here(copied: Path, fp8: bool) -> None:
+    edit_meta(copied, lambda meta: meta["user_config"].update(fp8=fp8))
+    meta, _ = read_meta(files(copied).meta, copied)
+    said = approximate(meta)
+    assert "packing buffer" in said
+    assert ("fp8" in said) == fp8
 
 
 def test_what_is_written_is_what_nanochat_had(tmp_path: Path) -> None:

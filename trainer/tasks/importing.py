@@ -25,16 +25,17 @@ from trainer.data.prepare import prepare
 from trainer.data.prepared import PreparedData
 from trainer.evaluate import span
 from trainer.interop.nanochat import NanochatRun, read_nanochat
-from trainer.interop.nanochat_meta import spec_from_meta
+from trainer.interop.nanochat_meta import Meta, spec_from_meta
 from trainer.process import Process
 from trainer.state import TrainState, rng_state
 
 STAGING = "import"
 CORPUS = "base_data_climbmix"
-APPROXIMATE = (
+BUFFER = (
     "imported: nanochat does not save its packing buffer, so the data goes on at the next row "
     "group with an empty one"
 )
+FP8 = "nanochat did the products in fp8, which go on in the compute dtype"
 
 
 def run(order: JobOrder, own: Process) -> dict[str, Any]:
@@ -125,6 +126,11 @@ def _result(
     ).model_dump(mode="json")
 
 
+def approximate(meta: Meta) -> str:
+    """Why the run cannot go on exactly as nanochat's would have."""
+    return f"{BUFFER}; {FP8}" if meta.user_config.fp8 else BUFFER
+
+
 def _state(source: NanochatRun, tokens: int) -> dict[str, Any]:
     loop = source.meta.loop_state
     state = TrainState(
@@ -161,6 +167,6 @@ def _manifest(
         data_identity=data.identity(),
         fingerprint={},
         evaluations={"bpb": measured} if bpb is not None else {},
-        approximate=APPROXIMATE,
+        approximate=approximate(source.meta),
         unix_seconds=time.time(),
     )
