@@ -20,7 +20,6 @@ from trainer.contract.orders import AttemptOrder
 from trainer.contract.plan import Hyperparameters
 from trainer.contract.rundir import RunDir, write_durably
 from trainer.contract.shape import ModelShape, shape_of
-from trainer.contract.spec import NumericsSpec
 
 COMPILE_WORTH_SECONDS = 1800.0
 
@@ -52,10 +51,10 @@ class Choices(BaseModel):
         return getattr(torch, self.compute_dtype)
 
 
-# (shape, rows to try, ascending, device, compute dtype, numerics, hyperparameters)
+# (shape, rows to try, ascending, device, compute dtype, fp8, hyperparameters)
 # -> the rows to take, and what each that was tried did
 Probe = Callable[
-    [ModelShape, list[int], torch.device, torch.dtype, NumericsSpec, Hyperparameters],
+    [ModelShape, list[int], torch.device, torch.dtype, bool, Hyperparameters],
     tuple[int, list[Probed]],
 ]
 
@@ -108,16 +107,17 @@ def _choose(order: AttemptOrder, device: torch.device, probe: Probe) -> Choices:
         deterministic = device.type == "cpu"
     threads = numerics.threads or _default_threads()
     devices.configure(device, threads=threads, deterministic=deterministic)
+    fp8 = numerics.precision == "fp8"
     dtype = devices.compute_dtype(device, numerics.precision)
     peak = devices.peak(device, dtype, measured=numerics.peak == "measured")
-    rows, probed = _rows(order, device, dtype, probe)
+    rows, probed = _rows(order, device, dtype, fp8, probe)
     return Choices(
         device_batch_size=rows,
         compile=_compile(order, device),
         threads=threads,
         deterministic=deterministic,
         compute_dtype=str(dtype).removeprefix("torch."),
-        fp8=numerics.precision == "fp8",
+        fp8=fp8,
         peak_flops=peak.value,
         peak_source=peak.source,
         probed=probed,
@@ -131,7 +131,7 @@ def _default_threads() -> int:
 
 
 def _rows(
-    order: AttemptOrder, device: torch.device, dtype: torch.dtype, probe: Probe
+    order: AttemptOrder, device: torch.device, dtype: torch.dtype, fp8: bool, probe: Probe
 ) -> tuple[int, list[Probed]]:
     asked = order.spec.batch.device_batch_size
     if isinstance(asked, int):
@@ -139,7 +139,7 @@ def _rows(
     shape = shape_of(order.spec.model)
     total = order.plan.batch.tokens // shape.sequence_len
     divisors = [r for r in range(1, min(total, 64) + 1) if total % r == 0]
-    return probe(shape, divisors, device, dtype, order.spec.numerics, order.plan.hyperparameters)
+    return probe(shape, divisors, device, dtype, fp8, order.plan.hyperparameters)
 
 
 def _compile(order: AttemptOrder, device: torch.device) -> bool:

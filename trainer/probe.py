@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 
-from trainer import relu2
 from trainer.contract.plan import Hyperparameters
 from trainer.contract.shape import ModelShape
 from trainer.model import GPT
@@ -52,7 +51,6 @@ def probe_step(
     deterministic: bool = False,
     choices_file: Path | None = None,
     fp8: bool = False,
-    relu2_tile: str = relu2.COMPILED,
 ) -> ProbeResult:
     """Train `steps` steps of `accumulation` micro-batches of `rows` rows on random tokens.
 
@@ -72,7 +70,6 @@ def probe_step(
             rows=rows,
             choices_file=choices_file,
             fp8=fp8,
-            relu2_tile=relu2_tile,
         )
         seconds = _step_seconds(stepper, rows, accumulation, steps)
         tokens = rows * accumulation * shape.sequence_len

@@ -7,7 +7,6 @@ import torch
 from trainer.contract.events import Probed
 from trainer.contract.plan import Hyperparameters
 from trainer.contract.shape import ModelShape
-from trainer.contract.spec import NumericsSpec
 
 ENOUGH = 0.98  # a larger micro-batch must be 2 % faster to be worth its memory
 PAST_THE_BEST = 1.1
@@ -20,7 +19,7 @@ def fastest_rows(
     candidates: list[int],
     device: torch.device,
     dtype: torch.dtype,
-    numerics: NumericsSpec,
+    fp8: bool,
     hyper: Hyperparameters,
 ) -> tuple[int, list[Probed]]:
     """The candidate with the least seconds per token, and what each that was tried did.
@@ -28,7 +27,6 @@ def fastest_rows(
     Stops where memory ends or nothing is won. candidates: rows, ascending. Raises
     torch.OutOfMemoryError when not even the first fits.
     """
-    from trainer import relu2
     from trainer.probe import probe_step
 
     best_rows, best = candidates[0], float("inf")
@@ -41,8 +39,7 @@ def fastest_rows(
             rows,
             hyper=hyper,
             compute_dtype=dtype,
-            fp8=numerics.precision == "fp8",
-            relu2_tile=relu2.RACE if numerics.kernels == "triton" else relu2.COMPILED,
+            fp8=fp8,
             device=device,
             steps=STEPS,
             compile=device.type == "cuda",

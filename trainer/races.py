@@ -48,7 +48,7 @@ def attempt(run: Callable[[], T]) -> T | None:
     """What it returns; None where it does not run here: who raises has lost the race."""
     try:
         return run()
-    except (RuntimeError, NotImplementedError, ImportError, TypeError, ValueError):
+    except Exception:  # Triton's and the compiler's have no common kind
         return None
 
 

@@ -113,20 +113,22 @@ def settle(
     compiled: bool = False,
 ) -> tuple[str, str]:
     """(the tile to use, why). COMPILED stays; RACE becomes who wins here, by `memory` or by a race;
-    a tile stays where it can run, else it becomes COMPILED."""
-    why = "not asked for" if tile == COMPILED else missing(device, dtype)
+    a tile stays where it runs and agrees with the block, else it becomes COMPILED.
+
+    Raises torch.OutOfMemoryError, which says nothing of any tile.
+    """
+    why = "not to be raced" if tile == COMPILED else missing(device, dtype)
     if why:
         return COMPILED, why
+    race = partial(_Race, shape, rows, dtype, device, compiled)
     if tile != RACE:
-        return tile, "settled at the run's first start"
+        _, fault = race().tried(tile)
+        return (COMPILED, f"{tile} {fault}") if fault else (tile, "settled at the first start")
     names = (COMPILED, *candidates(shape))
     said: list[str] = []
-
-    def race() -> str:
-        return _race(names, shape, rows, dtype, device, compiled, said)
-
-    key = races.key(shape, rows, dtype, device, f"relu2 of width {shape.n_embd}")
-    won = races.Memory(memory).winner(key, names, race)
+    way = "compiled" if compiled else "not compiled"
+    key = races.key(shape, rows, dtype, device, f"relu2 of width {shape.n_embd}, {way}")
+    won = races.Memory(memory).winner(key, names, lambda: race().winner(names, said))
     return won, "; ".join(said) or "won on this card before"
 
 
@@ -146,29 +148,44 @@ def candidates(shape: ModelShape) -> list[str]:
     return [tile for tile, cols, terms in sizes if width % terms == 0 and 4 * width % cols == 0]
 
 
-def _race(
-    names: tuple[str, ...],
-    shape: ModelShape,
-    rows: int,
-    dtype: torch.dtype,
-    device: torch.device,
-    compiled: bool,
-    said: list[str],
-) -> str:
-    """The fastest, forward and backward, of those that agree with the compiler's own."""
-    operands = _operands(shape, rows, dtype, device)
-    right = _there_and_back(mlp, operands)
-    seconds: dict[str, float] = {}
-    for name in names:
-        way = _called(mlp if name == COMPILED else partial(fused_mlp, tile=name), compiled)
-        run = partial(_there_and_back, way, operands)
-        found = races.attempt(run)
-        if found is None or not _agree(found, right):
-            said.append(f"{name} {'does not run' if found is None else 'does not agree'}")
-            continue
-        seconds[name] = races.best_seconds(run, device)
-        said.append(f"{name} {seconds[name] * 1e3:.3f} ms")
-    return min(seconds, key=seconds.__getitem__, default=COMPILED)
+class _Race:
+    """The MLP of a training shape, forward and backward, done one way after the other."""
+
+    def __init__(
+        self,
+        shape: ModelShape,
+        rows: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        compiled: bool,
+    ) -> None:
+        self.device, self.compiled = device, compiled
+        self.operands = _operands(shape, rows, dtype, device)
+        self.right = _there_and_back(mlp, self.operands)
+
+    def winner(self, names: tuple[str, ...], said: list[str]) -> str:
+        """The fastest of those that run and agree; what is to be said of each goes to `said`."""
+        seconds: dict[str, float] = {}
+        for name in names:
+            run, why = self.tried(name)
+            if not why:
+                seconds[name] = races.best_seconds(run, self.device)
+                why = f"{seconds[name] * 1e3:.3f} ms"
+            said.append(f"{name} {why}")
+        if COMPILED not in seconds:
+            raise RuntimeError(f"the MLP of the compiler itself fails: {'; '.join(said)}")
+        return min(seconds, key=seconds.__getitem__)
+
+    def tried(self, name: str) -> tuple[Callable[[], object], str | None]:
+        """(the way of that name, why it cannot take part)."""
+        way = mlp if name == COMPILED else partial(fused_mlp, tile=name)
+        run = partial(_there_and_back, _called(way, self.compiled), self.operands)
+        try:
+            return run, None if _agree(run(), self.right) else "does not agree"
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # Triton's and the compiler's have no common kind
+            return run, f"does not run ({type(error).__name__})"
 
 
 def _called(way: Callable[..., Tensor], compiled: bool) -> Callable[..., Tensor]:

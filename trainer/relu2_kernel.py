@@ -109,6 +109,6 @@ def _product(
         squares = tl.load(before + place, mask=there, other=0.0).to(tl.float32)
         total = total * (2 * tl.sqrt(squares))
     else:
-        total = tl.maximum(total, 0.0)
+        total = tl.where(total < 0, 0.0, total)  # unlike a maximum it leaves NaN what it is
         total = total * total
     tl.store(result + place, total.to(result.dtype.element_ty), mask=there)

@@ -109,8 +109,10 @@ class Saver:
             with torch.cuda.stream(self._stream):
                 copies = self._copy(model, optimizer, _queue)
             self._copied = self._stream.record_event()
-        else:
+        elif self._device.type == "cpu":
             copies = self._copy(model, optimizer, _copy_in_shares)
+        else:
+            copies = self._copy(model, optimizer, _wait_for)
         return Snapshot(step, *copies, state)
 
     def _copy(
@@ -169,6 +171,12 @@ def _queue(pairs: list[tuple[Tensor, Tensor]]) -> None:
     """Copies (to, from) on the device's present stream."""
     for buffer, tensor in pairs:
         buffer.copy_(tensor, non_blocking=True)
+
+
+def _wait_for(pairs: list[tuple[Tensor, Tensor]]) -> None:
+    """Copies (to, from) from a device that has no streams."""
+    for buffer, tensor in pairs:
+        buffer.copy_(tensor)
 
 
 def _copy_in_shares(pairs: list[tuple[Tensor, Tensor]]) -> None:

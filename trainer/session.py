@@ -198,7 +198,7 @@ def _assemble(
     )
     picked = {**stepper.describe_choices(), "device_batch_size": chosen.device_batch_size}
     _say_if_not_there(reporter, chosen.attention, picked["attention"])
-    tile = _say_how_the_kernels_did(reporter, order, stepper)
+    tile = _say_how_the_kernels_did(reporter, order, chosen.relu2, stepper)
     chosen = choices.freeze_winners(run_dir, chosen, picked["attention"], tile)
     saver = Saver(run_dir.checkpoints, where)
     stepper.before_update = saver.fence_update
@@ -243,18 +243,19 @@ def _relu2_tile(order: AttemptOrder, chosen: Choices) -> str:
 
 
 def _say_how_the_kernels_did(
-    reporter: Reporter, order: AttemptOrder, stepper: Stepper
+    reporter: Reporter, order: AttemptOrder, before: str | None, stepper: Stepper
 ) -> str | None:
-    """Kernels that were asked for: whether they are used, and why. None where they were not."""
+    """The tile of kernels that were asked for, said where it was not so `before`; None where they
+    were not asked for."""
     if order.spec.numerics.kernels != "triton":
         return None
     tile = stepper.relu2_tile
-    used = f"tile {tile} of relu2 is used"
-    level = "info"
-    if tile == relu2.COMPILED:
-        used, level = "the compiler's kernels are used", "warning"
-    message = f"kernels triton: {used} ({stepper.relu2_reason})"
-    reporter.emit(events.Notice(level=level, code="kernels", message=message))
+    if tile != before:
+        used, level = f"tile {tile} of relu2 is used", "info"
+        if tile == relu2.COMPILED:
+            used, level = "the compiler's are used", "warning"
+        message = f"kernels triton: {used} ({stepper.relu2_reason})"
+        reporter.emit(events.Notice(level=level, code="kernels", message=message))
     return tile
 
 
@@ -273,7 +274,8 @@ def _announce(session: Session) -> None:
             peak_source=session.choices.peak_source,
         )
     )
-    chosen = session.choices.model_dump(exclude={"probed"}) | session.stepper.describe_choices()
+    frozen = session.choices.model_dump(exclude={"probed"}, exclude_none=True)
+    chosen = frozen | session.stepper.describe_choices()
     session.reporter.emit(events.Frozen(choices=chosen, probed=session.choices.probed))
 
 

@@ -79,7 +79,7 @@ class Stepper:
     """Owns how a step is done: compiled or not, and with which attention.
 
     deterministic: what `device.configure` was told; only recorded here. CPU kernels always repeat.
-    choices_file: where the winners of attention races are remembered for this machine.
+    choices_file: where the winners of races are remembered for this machine.
     attention_backends: {window: backend} that is settled already, for a run or by an override.
     fp8: the trunk's products in 8 bits (fp8.py); evaluations go on in the compute dtype.
     relu2_tile: of our own kernel for the MLP (relu2.py), where it runs here; RACE lets it race.

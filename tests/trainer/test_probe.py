@@ -10,7 +10,6 @@ import torch
 
 from tests.trainer.shapes import Kind
 from trainer import probe
-from trainer.contract.spec import NumericsSpec
 from trainer.probe import ProbeResult, probe_step
 from trainer.probing import fastest_rows
 
@@ -54,9 +53,8 @@ def tried(
         return ProbeResult(rows, rows in seconds, seconds.get(rows, 0.0), 1, False)
 
     monkeypatch.setattr(probe, "probe_step", step)
-    (shape, hyper), numerics = Kind().plan(), NumericsSpec()
-    cpu = torch.device("cpu")
-    found, seen = fastest_rows(shape, candidates, cpu, torch.float32, numerics, hyper)
+    shape, hyper = Kind().plan()
+    found, seen = fastest_rows(shape, candidates, torch.device("cpu"), torch.float32, False, hyper)
     return found, [each.rows for each in seen]
 
 

@@ -96,22 +96,27 @@ def settled(tile: str, memory: Path | None = None) -> tuple[str, str]:
 
 
 def test_a_cpu_has_no_race_and_says_why() -> None:
-    assert settled(relu2.COMPILED) == (relu2.COMPILED, "not asked for")
+    assert settled(relu2.COMPILED) == (relu2.COMPILED, "not to be raced")
     for tile in (relu2.RACE, TILE):
         used, why = settled(tile)
         assert used == relu2.COMPILED
         assert "bf16 on NVIDIA cards" in why
 
 
-def test_the_fastest_that_agrees_wins_and_is_remembered(
-    everywhere: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    ways = {"slow": 0.02, "broken": 0.0, "wrong": 0.0, "wrong gradient": 0.0, "quick": 0.002}
+class TritonError(Exception):
+    """Triton's own errors are of no kind that Python or torch knows."""
+
+
+def contestants(monkeypatch: pytest.MonkeyPatch, compiled_seconds: float = 0.01) -> None:
+    """Ways that are slow, quick, broken or wrong, by the name of their tile."""
+    seconds = {"slow": 0.03, "quick": 0.002}
 
     def fused(x: Tensor, c_fc: Tensor, mlp_proj: Tensor, *, tile: str) -> Tensor:
-        time.sleep(ways[tile])
+        time.sleep(seconds.get(tile, 0.0))
         if tile == "broken":
-            raise RuntimeError("out of resources: shared memory")
+            raise TritonError("out of resources: shared memory")
+        if tile == "too large":
+            raise torch.OutOfMemoryError("another process has it all")
         if tile == "wrong":
             return mlp(x, c_fc, mlp_proj) * 1.05
         if tile == "wrong gradient":
@@ -119,36 +124,84 @@ def test_the_fastest_that_agrees_wins_and_is_remembered(
         return mlp(x, c_fc, mlp_proj)
 
     def compiled(x: Tensor, c_fc: Tensor, mlp_proj: Tensor) -> Tensor:
-        time.sleep(0.01)
+        time.sleep(compiled_seconds)
         return mlp(x, c_fc, mlp_proj)
 
-    memory = tmp_path / "choices.json"
     monkeypatch.setattr(relu2, "fused_mlp", fused)
     monkeypatch.setattr(relu2, "mlp", compiled)
-    monkeypatch.setattr(relu2, "candidates", lambda _: list(ways))
+
+
+def taking_part(monkeypatch: pytest.MonkeyPatch, *tiles: str) -> None:
+    monkeypatch.setattr(relu2, "candidates", lambda _: list(tiles))
+
+
+def test_the_fastest_that_agrees_wins_and_is_remembered(
+    everywhere: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    memory = tmp_path / "choices.json"
+    contestants(monkeypatch)
+    taking_part(monkeypatch, "slow", "broken", "wrong", "wrong gradient", "quick")
     tile, why = settled(relu2.RACE, memory)
     assert tile == "quick"
-    for said in ("broken does not run", "wrong does not agree", "wrong gradient does not agree"):
+    assert "broken does not run (TritonError)" in why
+    for said in ("wrong does not agree", "wrong gradient does not agree", "compiled 1"):
         assert said in why
-    assert "compiled 1" in why  # its milliseconds
     assert list(json.loads(memory.read_text()).values()) == ["quick"]
 
-    monkeypatch.setattr(relu2, "_race", lambda *_: pytest.fail("raced again"))
+    monkeypatch.setattr(relu2._Race, "winner", lambda *_: pytest.fail("raced again"))
     assert settled(relu2.RACE, memory) == ("quick", "won on this card before")
-    assert settled("slow", memory) == ("slow", "settled at the run's first start")
 
 
 def test_where_no_tile_wins_the_compilers_block_stays(
     everywhere: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relu2, "candidates", lambda _: ["slow"])
-    monkeypatch.setattr(races, "best_seconds", _takes(1, 2))
+    contestants(monkeypatch, compiled_seconds=0.0)
+    taking_part(monkeypatch, "slow")
     assert settled(relu2.RACE)[0] == relu2.COMPILED
 
 
-def _takes(*seconds: float):
-    left = iter(seconds)
-    return lambda *_: next(left)
+def test_a_tile_settled_once_stays_where_it_runs_and_agrees(
+    everywhere: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contestants(monkeypatch)
+    assert settled("slow") == ("slow", "settled at the first start")
+    assert settled("broken") == (relu2.COMPILED, "broken does not run (TritonError)")
+    assert settled("wrong") == (relu2.COMPILED, "wrong does not agree")
+
+
+def test_a_full_card_decides_nothing(
+    everywhere: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    memory = tmp_path / "choices.json"
+    contestants(monkeypatch)
+    taking_part(monkeypatch, "quick", "too large")
+    for tile in (relu2.RACE, "too large"):
+        with pytest.raises(torch.OutOfMemoryError):
+            settled(tile, memory)
+    assert not memory.exists()
+
+
+def test_a_race_that_the_compilers_own_block_cannot_run_is_remembered_by_nobody(
+    everywhere: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    memory = tmp_path / "choices.json"
+    contestants(monkeypatch)
+    taking_part(monkeypatch, "quick")
+    monkeypatch.setattr(relu2, "_agree", lambda *_: False)
+    with pytest.raises(RuntimeError, match="compiled does not agree; quick does not agree"):
+        settled(relu2.RACE, memory)
+    assert not memory.exists()
+
+
+def test_compiled_and_not_compiled_are_races_of_their_own(
+    everywhere: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    memory, raced = tmp_path / "choices.json", []
+    monkeypatch.setattr(relu2._Race, "__init__", lambda _, *given: raced.append(given[-1]))
+    monkeypatch.setattr(relu2._Race, "winner", lambda *_: relu2.COMPILED)
+    for compiled in (False, True, False, True):
+        relu2.settle(relu2.RACE, KIND.plan()[0], 2, torch.float32, CPU, memory, compiled=compiled)
+    assert raced == [False, True]
 
 
 def test_only_tiles_that_divide_the_sizes_take_part() -> None:
@@ -166,10 +219,10 @@ def test_a_run_that_asks_for_it_where_it_is_not_trains_with_the_compilers_and_sa
         assert run.exit()["outcome"] == "completed"
     assert asked.curve() == plain.curve()
     notices = [n for n in asked.events("notice") if n["code"] == "kernels"]
-    assert [n["level"] for n in notices] == ["warning", "warning"]  # one for each attempt
-    assert "the compiler's kernels are used (the kernels are for bf16" in notices[0]["message"]
+    assert [n["level"] for n in notices] == ["warning"]  # once, however often it starts
+    assert "the compiler's are used (the kernels are for bf16" in notices[0]["message"]
     assert [f["choices"]["relu2"] for f in asked.events("frozen")] == ["compiled"] * 2
-    assert [f["choices"]["relu2"] for f in plain.events("frozen")] == [None]
+    assert all("relu2" not in f["choices"] for f in plain.events("frozen"))
     assert all(r["approximate"] is None for r in asked.events("resumed"))
 
 

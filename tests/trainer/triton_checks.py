@@ -30,6 +30,10 @@ def numbers() -> None:
             _near(hidden, before**2, bound)
             gradient = product(g, down, tile, hidden)
             _near(gradient, (g.double() @ down.double()) * 2 * before, bound)
+            x[3, 5] = float("nan")
+            poisoned = product(x, up.t(), tile).isnan()
+            if not poisoned[3].all() or poisoned.sum() != 4 * width:
+                raise SystemExit("NaN does not stay NaN in its row")
             print(f"{dtype}, {rows} x {width}, tile {tile}")
 
 

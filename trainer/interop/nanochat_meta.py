@@ -77,7 +77,7 @@ class UserConfig(Loose):
     core_metric_max_per_task: int = 500
     sample_every: int = -1
     save_every: int = -1
-    fp8: bool = False
+    fp8: bool | None = False
 
 
 class Cursor(Loose):
