@@ -114,7 +114,7 @@ def race(
     operands = _operands(shape, rows, dtype, device)
     seconds: dict[str, float] = {}
     for name in names:
-        run = partial(_there_and_back, _called(name, window, compiled), operands)
+        run = partial(_there_and_back, races.as_called(bind(name, window), compiled), operands)
         best = races.attempt(partial(races.best_seconds, run, device))
         if best is not None:  # "masked" and "sdpa" always run
             seconds[name] = best
@@ -256,16 +256,6 @@ _CUDA_EXTRAS = {"varlen": _has_varlen, "flex": _has_triton, "flash3": _has_flash
 
 
 # --- the race ------------------------------------------------------------------------------------
-
-
-def _called(name: str, window: int | None, compiled: bool) -> Attend:
-    """The backend as a block calls it."""
-    attend = bind(name, window)
-
-    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return attend(q, k, v)
-
-    return torch.compile(call, dynamic=False, fullgraph=True) if compiled else call
 
 
 def _operands(

@@ -31,7 +31,7 @@ class Place:
 
     def view(self, buffer: Tensor) -> Tensor:
         """The same memory, but to autograd a tensor of its own: a compiler that is handed a view
-        traces the whole buffer for it, 0.6 s of a start."""
+        traces the whole buffer for it, 0.7 s of a start."""
         return buffer[self.offset : self.offset + self.size].view(self.shape).detach()
 
 

@@ -107,26 +107,20 @@ class Saver:
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream(self._device))
             with torch.cuda.stream(self._stream):
-                copies = self._copy(model, optimizer, _queue)
+                copies = (self._copy("m.", model), self._copy("o.", optimizer))
             self._copied = self._stream.record_event()
-        elif self._device.type == "cpu":
-            copies = self._copy(model, optimizer, _copy_in_shares)
         else:
-            copies = self._copy(model, optimizer, _wait_for)
+            copies = (self._copy("m.", model), self._copy("o.", optimizer))
         return Snapshot(step, *copies, state)
 
-    def _copy(
-        self,
-        model: Mapping[str, Tensor],
-        optimizer: Mapping[str, Tensor],
-        copy: Callable[[list[tuple[Tensor, Tensor]]], None],
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        copies, pairs = ({}, {}), []
-        for into, tensors, prefix in zip(copies, (model, optimizer), "mo", strict=True):
-            for name, tensor in tensors.items():
-                into[name] = self._buffer(f"{prefix}.{name}", tensor)
-                pairs.append((into[name], tensor.detach()))
-        copy(pairs)
+    def _copy(self, prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        copies = {name: self._buffer(prefix + name, t) for name, t in tensors.items()}
+        pairs = [(copies[name], t.detach()) for name, t in tensors.items()]
+        if self._device.type == "cpu":
+            _copy_in_shares(pairs)
+        else:
+            for buffer, tensor in pairs:  # only a copy on a stream of ours is waited for later
+                buffer.copy_(tensor, non_blocking=self._stream is not None)
         return copies
 
     def _buffer(self, key: str, tensor: Tensor) -> Tensor:
@@ -165,18 +159,6 @@ class Saver:
                 error=error,
             )
         )
-
-
-def _queue(pairs: list[tuple[Tensor, Tensor]]) -> None:
-    """Copies (to, from) on the device's present stream."""
-    for buffer, tensor in pairs:
-        buffer.copy_(tensor, non_blocking=True)
-
-
-def _wait_for(pairs: list[tuple[Tensor, Tensor]]) -> None:
-    """Copies (to, from) from a device that has no streams."""
-    for buffer, tensor in pairs:
-        buffer.copy_(tensor)
 
 
 def _copy_in_shares(pairs: list[tuple[Tensor, Tensor]]) -> None:

@@ -198,7 +198,9 @@ def _assemble(
     )
     picked = {**stepper.describe_choices(), "device_batch_size": chosen.device_batch_size}
     _say_if_not_there(reporter, chosen.attention, picked["attention"])
-    tile = _say_how_the_kernels_did(reporter, order, chosen.relu2, stepper)
+    tile = stepper.relu2_tile if order.spec.numerics.kernels == "triton" else None
+    if tile != chosen.relu2:
+        _say_who_won(reporter, stepper)
     chosen = choices.freeze_winners(run_dir, chosen, picked["attention"], tile)
     saver = Saver(run_dir.checkpoints, where)
     stepper.before_update = saver.fence_update
@@ -242,21 +244,13 @@ def _relu2_tile(order: AttemptOrder, chosen: Choices) -> str:
     return chosen.relu2 or relu2.RACE
 
 
-def _say_how_the_kernels_did(
-    reporter: Reporter, order: AttemptOrder, before: str | None, stepper: Stepper
-) -> str | None:
-    """The tile of kernels that were asked for, said where it was not so `before`; None where they
-    were not asked for."""
-    if order.spec.numerics.kernels != "triton":
-        return None
-    tile = stepper.relu2_tile
-    if tile != before:
-        used, level = f"tile {tile} of relu2 is used", "info"
-        if tile == relu2.COMPILED:
-            used, level = "the compiler's are used", "warning"
-        message = f"kernels triton: {used} ({stepper.relu2_reason})"
-        reporter.emit(events.Notice(level=level, code="kernels", message=message))
-    return tile
+def _say_who_won(reporter: Reporter, stepper: Stepper) -> None:
+    """Kernels that were asked for: whether they are used, and why."""
+    used, level = f"tile {stepper.relu2_tile} of relu2 is used", "info"
+    if stepper.relu2_tile == relu2.COMPILED:
+        used, level = "the compiler's are used", "warning"
+    message = f"kernels triton: {used} ({stepper.relu2_reason})"
+    reporter.emit(events.Notice(level=level, code="kernels", message=message))
 
 
 def _announce(session: Session) -> None:
