@@ -7,8 +7,8 @@ each product does it on what it still holds in registers. Counted, not measured,
 65,536 tokens a step: 19 GB less of memory traffic, 38 ms of an RTX 4070's 1,180.
 
 What it is worth depends on how close a Triton product comes to the library's, so each tile is raced
-against the compiler's own block and used only where it wins and agrees. The kernel keeps fewer
-roundings than the compiled block: the hidden layer before relu² never becomes bf16.
+against the compiler's own block and used only where it wins and agrees. The kernel rounds
+less often than the compiled block: the hidden layer before relu² never becomes bf16.
 
 Seen on no card yet: numbers by Triton's interpreter, code by its compiler (tests/trainer/
 test_relu2.py).

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from tests.trainer.shapes import RATES, Kind, batches, trained_model
 from tests.trainer.test_step import assert_equal_gradients, gradients, plain_twin
-from trainer import races, relu2
+from trainer import choices, races, relu2, session
 from trainer.block import block, mlp
+from trainer.contract.orders import ORDER, AttemptOrder
 from trainer.optim import Optimizer
 from trainer.step import Stepper
 
@@ -209,6 +210,20 @@ def test_only_tiles_that_divide_the_sizes_take_part() -> None:
     assert relu2.candidates(wide) == list(relu2.TILES)
     narrow = Kind(depth=3, aspect_ratio=32, head_dim=32).plan()[0]  # width 96
     assert relu2.candidates(narrow) == ["128x128x32x4x4"]
+
+
+def test_the_winner_stays_for_the_runs_life(lab) -> None:
+    run = lab("frozen", numerics=ASKED)
+    order = AttemptOrder.model_validate_json((run.order() / ORDER).read_bytes())
+
+    def settled_choices() -> choices.Choices:
+        return choices.settle(order, run.run_dir, CPU, lambda *_: pytest.fail("rows are given"))
+
+    first = settled_choices()
+    assert session._relu2_tile(order, first) == relu2.RACE
+    for tile in (TILE, relu2.COMPILED):  # the second start finds a card that cannot run it
+        assert choices.freeze_winners(run.run_dir, first, {"32": "sdpa"}, tile).relu2 == tile
+        assert session._relu2_tile(order, settled_choices()) == TILE
 
 
 def test_a_run_that_asks_for_it_where_it_is_not_trains_with_the_compilers_and_says_so(lab) -> None:
