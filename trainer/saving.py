@@ -8,7 +8,7 @@ import time
 from typing import Literal
 
 from trainer import checkpoint
-from trainer.contract import commands, events
+from trainer.contract import commands, events, failpoint
 from trainer.contract.orders import AttemptOrder
 from trainer.contract.spec import CheckpointSpec, EvaluateSpec, RecoverySpec
 from trainer.saver import Saved
@@ -76,16 +76,16 @@ def _answer(session: Session, command_id: str, failure: str | None) -> None:
 def save_last(session: Session, why: Why) -> str:
     """The checkpoint that ends an attempt, durable when this returns; its name.
 
-    It records the next step's loss. Waits while the disk is full; raises CannotSave when the disk
-    keeps failing or the trainer is told twice to end.
+    It records the next step's loss where that can be computed. Waits while the disk is full;
+    raises CannotSave when the disk keeps failing or the trainer is told twice to end.
     """
     drain(session)
     if session.saved_step == session.state.step and session.parent:
         return session.parent
     session.reporter.emit(events.Stage(stage="saving"))
+    next_loss = _next_loss_if_possible(session)
     failures = 0
     while True:
-        next_loss = _next_loss(session)
         _begin(session, why, why == "end", next_loss)
         (saved,) = session.saver.wait()
         _say(session, saved)
@@ -120,13 +120,37 @@ def _begin(session: Session, why: Why, pinned: bool, next_loss: float | None) ->
     )
 
 
+def _next_loss_if_possible(session: Session) -> float | None:
+    """The next step's loss, or None with a notice: the proof of an exact resume is worth less than
+    the checkpoint that would carry it."""
+    try:
+        return _next_loss(session)
+    except checkpoint.Fenced:
+        raise
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}"
+    # outside the handler: the failed pass's frames, and the tensors they hold, are freed
+    session.reporter.emit(
+        events.Notice(
+            level="warning",
+            code="next_loss_missing",
+            message="the checkpoint is saved without the next step's loss, so the next resume "
+            f"cannot be verified by it: {why}",
+            step=session.state.step,
+        )
+    )
+    return None
+
+
 def _next_loss(session: Session) -> float:
     """The loss the next step will report: its micro-batches, gradients thrown away."""
     cursor = session.loader.state_dict()
-    micro_batches, _ = session.next_step_batches()
-    loss = float(session.stepper.loss_only(micro_batches))
-    session.loader.load_state_dict(cursor)
-    return loss
+    try:
+        failpoint.hit("saving.next_loss")
+        micro_batches, _ = session.next_step_batches()
+        return float(session.stepper.loss_only(micro_batches))
+    finally:
+        session.loader.load_state_dict(cursor)
 
 
 # --- when ----------------------------------------------------------------------------------------

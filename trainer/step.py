@@ -206,6 +206,8 @@ class Stepper:
             losses.append(loss)
             if learn:
                 _Scored.apply(x_BTD, gradient_BTD).backward()
+            # without a backward these names alone hold the graph, beside the next forward's
+            del x_BTD, gradient_BTD
         self.compiler.let_vary(touched.gradients.values())
         return losses
 

@@ -116,6 +116,23 @@ def test_f16_a_stale_attempt_commits_nothing_more(lab):
     assert list(run.run_dir.checkpoints.glob("*")) == []
 
 
+# --- a next loss that cannot be computed --------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["pause", "terminate"])
+def test_without_a_next_loss_the_checkpoint_is_saved_all_the_same(lab, twin, how):
+    run = lab("unproven", **SHORT)
+    run.interrupt(how, 6, fail=f"saving.next_loss=error({errno.EIO});loop.step=delay(0.1)")
+    assert run.exit(1)["outcome"] == ("paused" if how == "pause" else "terminated")
+    last = run.events("checkpoint_saved", attempt=1)[-1]
+    assert (last["why"], last["next_loss"]) == (how, None)
+    (notice,) = [e for e in run.events("notice", attempt=1) if e["code"] == "next_loss_missing"]
+    assert notice["step"] == last["step"]
+    finish(run)
+    assert run.events("resumed", attempt=2)[0]["step"] == last["step"]
+    is_the_twin(run, twin)
+
+
 # --- a disk that is slow -------------------------------------------------------------------------
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from tests.reference.model import PlainGPT
 from tests.reference.optimizer import PlainOptimizer
@@ -210,6 +215,23 @@ def test_grad_norm_is_that_of_the_whole_gradient() -> None:
     )
 
 
+def test_loss_only_needs_no_more_memory_than_a_step() -> None:
+    """Each pause and each end of a run computes it, on a device that a step fills."""
+    kind = Kind(depth=4, sequence_len=256)
+    ours, data = stepper(trained_model(kind), kind.plan()[1]), batches(kind, 3)
+    ours.train_step(data, **RATES)
+    step = peak_bytes(lambda: ours.train_step(data, **RATES))
+    assert peak_bytes(lambda: ours.loss_only(data)) <= step
+
+
+def test_the_gradients_of_one_micro_batch_alone_outlive_it() -> None:
+    """Three micro-batches take as much memory as one: no name holds the activations of another."""
+    kind = Kind(depth=4, sequence_len=256)
+    ours = stepper(trained_model(kind), kind.plan()[1])
+    one, three = (peak_bytes(partial(ours.loss_only, batches(kind, count))) for count in (1, 3))
+    assert three - one < 100_000  # tokens, slots and table rows of a micro-batch, no activations
+
+
 @pytest.mark.timeout(300)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
@@ -255,6 +277,20 @@ def test_a_compiler_that_fails_is_left_behind(monkeypatch: pytest.MonkeyPatch) -
     assert not compiler.active
     assert compiler.reason is not None
     assert "no such header" in compiler.reason
+
+
+def peak_bytes(call: Callable[[], object]) -> int:
+    """The most bytes of CPU tensors alive at once that were allocated inside the call."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    results: Any = profiler.profiler and profiler.profiler.kineto_results
+    changes, todo = [], list(results.experimental_event_tree())
+    while todo:
+        event = todo.pop()
+        todo += event.children
+        if event.tag.name == "Allocation":
+            changes.append((event.start_time_ns, event.extra_fields.alloc_size))
+    return max(itertools.accumulate(size for _, size in sorted(changes)))
 
 
 def whole_state(stepper: Stepper) -> dict[str, Tensor]:
