@@ -52,7 +52,7 @@ class ParameterBank:
             offset = _aligned(self._place(group.names, shapes, offset))
         offset = _aligned(self._place((parameters.LM_HEAD,), shapes, offset))
         start = offset
-        end = self._place(parameters.scalar_names(), shapes, offset)
+        end = self._place(parameters.scalar_names(shape), shapes, offset)
         self.scalars = Place(start, (end - start,))
         self.weights = torch.zeros(end, dtype=torch.float32, device=device)
         self.compute_dtype = compute_dtype

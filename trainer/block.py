@@ -47,9 +47,11 @@ def mlp(x_BTD: Tensor, c_fc: Tensor, mlp_proj: Tensor, linear: Linear = F.linear
     return linear(F.relu(linear(x_BTD, c_fc)).square(), mlp_proj)
 
 
-def start(rows_BTD: Tensor, smear_gate: Tensor, smear_lambda: Tensor) -> Tensor:
-    """Normed embedding, each position smeared with a little of the one before it."""
+def start(rows_BTD: Tensor, smear_gate: Tensor | None, smear_lambda: Tensor | None) -> Tensor:
+    """Normed embedding, each position smeared with a little of the one before it, if at all."""
     x = norm(rows_BTD)
+    if smear_gate is None or smear_lambda is None:
+        return x
     here = x[:, 1:]
     gate = torch.sigmoid(F.linear(here[..., :SMEAR_CHANNELS], smear_gate))
     smeared = here + smear_lambda.to(x.dtype) * gate * x[:, :-1]

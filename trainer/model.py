@@ -28,7 +28,7 @@ class GPT(nn.Module):
     """A GPT of `shape` on `device`. Weights are zero until `init_weights` or `load_state_dict`.
 
     compute_dtype: of activations and matrix products. Master weights are float32; embedding tables
-    are stored in the compute dtype, except under float16 (RECIPE section 1).
+    are stored in the compute dtype, except under float16 or by the recipe (RECIPE section 1).
     """
 
     def __init__(
@@ -58,7 +58,8 @@ class GPT(nn.Module):
     @property
     def table_dtype(self) -> torch.dtype:
         """What embedding tables and their moments are stored in."""
-        return torch.float32 if self.compute_dtype == torch.float16 else self.compute_dtype
+        is_wide = self.shape.traits.tables == "float32" or self.compute_dtype == torch.float16
+        return torch.float32 if is_wide else self.compute_dtype
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
@@ -100,7 +101,8 @@ class GPT(nn.Module):
     ) -> Tensor:
         """Table rows of every token -> (B, T, D) before the head. The functions may be compiled."""
         leaf = self.bank.leaves
-        x = start_function(rows[parameters.WTE], leaf[parameters.SMEAR_GATE], leaf["smear_lambda"])
+        smear = (leaf.get(parameters.SMEAR_GATE), leaf.get(parameters.SMEAR_LAMBDA))
+        x = start_function(rows[parameters.WTE], *smear)
         x0 = kept = x.view_as(x)  # another name: a compiler would make a layer 0 of its own
         cos, sin = self.rotary(x.size(1))
         layers = zip(leaf["resid_lambdas"].unbind(), leaf["x0_lambdas"].unbind(), strict=True)
@@ -184,5 +186,7 @@ def _initial(name: str, size: torch.Size, shape: ModelShape, draw: torch.Generat
         return 1.15 - 0.10 * layer
     if name == "x0_lambdas":
         return 0.20 - 0.15 * layer
+    if name.startswith("value_embeds.") and shape.traits.value_init_normal:
+        return torch.empty(size).normal_(generator=draw)
     bound = 0.4 * width if kind == "c_fc" else width
     return torch.empty(size).uniform_(-bound, bound, generator=draw)

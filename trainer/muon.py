@@ -15,6 +15,9 @@ import math
 import torch
 from torch import Tensor
 
+from trainer.contract.recipe import DEFAULT_MUON, MUON, Muon
+
+DEFAULT = MUON[DEFAULT_MUON]
 BETA2 = 0.9
 POLAR_EXPRESS = (
     (8.156554524902461, -22.48329292557795, 15.878769915207462),
@@ -39,16 +42,20 @@ def muon_update(
     weight_decay: Tensor,
     finite: Tensor | None,
     bf16: bool,
+    variant: Muon = DEFAULT,
 ) -> None:
     """One step in place on p, m (K, rows, cols) and v (K, rows, 1) or (K, 1, cols), all float32.
 
     lr, momentum, weight_decay: 0-d. Where `finite` is false everything keeps its value.
+    variant: which of the recipe's items are done.
     """
     rows, cols = p.shape[-2:]
     m_new = torch.lerp(m, g, 1 - momentum)
     x = torch.lerp(g, m_new, momentum)
-    u = orthogonalize(_equilibrate(x.bfloat16() if bf16 else x)).float()
-    u = u * (math.sqrt(min(rows, cols)) / _norm(u))
+    x = x.bfloat16() if bf16 else x
+    u = orthogonalize(_equilibrate(x) if variant.equilibrate else x).float()
+    if variant.renormalize:
+        u = u * (math.sqrt(min(rows, cols)) / _norm(u))
     mean = u.square().mean(dim=-1 if rows >= cols else -2, keepdim=True)
     v_new = torch.lerp(v, mean, 1 - BETA2)
     scaled = u * v_new.clamp_min(1e-10).rsqrt()

@@ -17,6 +17,7 @@ from trainer import parameters
 from trainer.adamw import adamw_update, bias_correction
 from trainer.bank import Place
 from trainer.contract.plan import Hyperparameters
+from trainer.contract.recipe import MUON
 from trainer.loss_scale import LossScale
 from trainer.model import GPT
 from trainer.muon import muon_update
@@ -34,6 +35,7 @@ class Optimizer:
         self.model, self.hyper = model, hyper
         self.adamw: Callable[..., None] = adamw_update
         self.muon: Callable[..., None] = muon_update
+        self.variant = MUON[hyper.muon]
         bank, device = model.bank, model.device
         bank.attach_gradients()
         self.count = torch.zeros((), dtype=torch.int64, device=device)
@@ -141,7 +143,7 @@ class Optimizer:
         moments = {n: (s.m, s.v) for n, s in self.tables.items()}
         moments[parameters.LM_HEAD] = (self.head.m, self.head.v)
         start = self.model.bank.scalars.offset
-        for name in parameters.scalar_names():
+        for name in parameters.scalar_names(self.model.shape):
             place = self.model.bank.places[name]
             inside = Place(place.offset - start, place.shape)
             moments[name] = (inside.view(self.scalars.m), inside.view(self.scalars.v))
@@ -157,12 +159,12 @@ class Optimizer:
         values = (self.hyper.matrix_lr * lr_multiplier, momentum, weight_decay)
         # filled on the device: a copy from the host would wait for it
         rates = [torch.full((), v, device=self.model.device) for v in values]
-        bf16 = self.model.compute_dtype == torch.bfloat16
+        bf16 = self.variant.always_bf16 or self.model.compute_dtype == torch.bfloat16
         for group in self.groups:
             place = bank.stacks[group.key]
             stacks = (place.view(bank.weights), place.view(bank.gradients))
             state = (self.momentum[group.key], self.second[group.key])
-            self.muon(*stacks, *state, *rates, finite, bf16)
+            self.muon(*stacks, *state, *rates, finite, bf16, self.variant)
 
 
 class _Moments:
@@ -177,10 +179,11 @@ def _adam_rates(model: GPT, hyper: Hyperparameters) -> dict[str, list[Tensor]]:
     """lr, betas, their logarithms, weight decay by parameter; of scalars one number per element."""
     rates: dict[str, list[Tensor]] = {}
     for group in parameters.adam_groups(model.shape):
-        logs = (math.log(beta) for beta in group.betas)
-        values = (group.lr(hyper), *group.betas, *logs, group.weight_decay)
+        *betas, decay = group.settings(hyper)
+        logs = (math.log(beta) if beta else -math.inf for beta in betas)
+        values = (group.lr(hyper), *betas, *logs, decay)
         for name in group.names:
             rates[name] = [torch.tensor(v, device=model.device) for v in values]
-    sizes = [(name, model.bank.places[name].size) for name in parameters.scalar_names()]
+    sizes = [(name, model.bank.places[name].size) for name in parameters.scalar_names(model.shape)]
     columns = zip(*([rate.expand(size) for rate in rates[n]] for n, size in sizes), strict=True)
     return rates | {"scalars": [torch.cat(column) for column in columns]}

@@ -8,27 +8,36 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trainer.contract.plan import Hyperparameters
-from trainer.contract.shape import SMEAR_CHANNELS, VE_GATE_CHANNELS, ModelShape
+from trainer.contract.plan import RATE_OF_GROUP, Hyperparameters
+from trainer.contract.shape import VE_GATE_CHANNELS, ModelShape
 
 WTE = "transformer.wte.weight"
 LM_HEAD = "lm_head.weight"
 SMEAR_GATE = "smear_gate.weight"
+SMEAR_LAMBDA = "smear_lambda"
+BACKOUT_LAMBDA = "backout_lambda"
 ATTENTION_MATRICES = ("c_q", "c_k", "c_v", "c_proj", "ve_gate")
 MLP_MATRICES = ("c_fc", "c_proj")
 
 
 @dataclass(frozen=True)
 class AdamGroup:
-    """One AdamW group: `rate` names the field of Hyperparameters that holds its learning rate."""
+    """One AdamW group with the recipe's constants."""
 
+    key: str
     names: tuple[str, ...]
-    rate: str
     betas: tuple[float, float]
     weight_decay: float
 
     def lr(self, hyper: Hyperparameters) -> float:
-        return getattr(hyper, self.rate)
+        return getattr(hyper, RATE_OF_GROUP[self.key])
+
+    def settings(self, hyper: Hyperparameters) -> tuple[float, float, float]:
+        """(beta1, beta2, weight decay): the recipe's, or those that an import brought along."""
+        own = (hyper.adamw or {}).get(self.key)
+        if own is None:
+            return (*self.betas, self.weight_decay)
+        return own.beta1, own.beta2, own.weight_decay
 
 
 @dataclass(frozen=True)
@@ -68,13 +77,15 @@ def parameter_shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {
         "resid_lambdas": (shape.n_layer,),
         "x0_lambdas": (shape.n_layer,),
-        "smear_lambda": (1,),
-        "backout_lambda": (1,),
-        WTE: (vocab, width),
     }
+    if shape.traits.smear:
+        shapes[SMEAR_LAMBDA] = (1,)
+    shapes |= {BACKOUT_LAMBDA: (1,), WTE: (vocab, width)}
     for layer in range(shape.n_layer):
         shapes |= _layer_shapes(shape, layer)
-    shapes |= {LM_HEAD: (vocab, width), SMEAR_GATE: (1, SMEAR_CHANNELS)}
+    shapes[LM_HEAD] = (vocab, width)
+    if shape.traits.smear:
+        shapes[SMEAR_GATE] = (1, shape.smear_channels)
     return shapes | {value_embed(i): (vocab, kv) for i in shape.value_embed_layers}
 
 
@@ -98,21 +109,25 @@ def table_names(shape: ModelShape) -> tuple[str, ...]:
     return (WTE, *(value_embed(i) for i in shape.value_embed_layers))
 
 
-def scalar_names() -> tuple[str, ...]:
+def scalar_names(shape: ModelShape) -> tuple[str, ...]:
     """The few small parameters, in the order in which they are numbered."""
-    return ("resid_lambdas", "x0_lambdas", SMEAR_GATE, "smear_lambda", "backout_lambda")
+    return ("resid_lambdas", "x0_lambdas", *_last_scalars(shape))
+
+
+def _last_scalars(shape: ModelShape) -> tuple[str, ...]:
+    smear = (SMEAR_GATE, SMEAR_LAMBDA) if shape.traits.smear else ()
+    return (*smear, BACKOUT_LAMBDA)
 
 
 def adam_groups(shape: ModelShape) -> tuple[AdamGroup, ...]:
     tables = tuple(value_embed(i) for i in shape.value_embed_layers)
-    smear = (SMEAR_GATE, "smear_lambda", "backout_lambda")
     return (
-        AdamGroup((LM_HEAD,), "unembedding_lr", (0.8, 0.96), 0.01),
-        AdamGroup((WTE,), "embedding_lr", (0.8, 0.995), 0.001),
-        AdamGroup(tables, "value_embedding_lr", (0.8, 0.995), 0.01),
-        AdamGroup(("resid_lambdas",), "resid_lr", (0.8, 0.95), 0.05),
-        AdamGroup(("x0_lambdas",), "x0_lr", (0.96, 0.95), 0.0),
-        AdamGroup(smear, "smear_lr", (0.8, 0.95), 0.0),
+        AdamGroup("lm_head", (LM_HEAD,), (0.8, 0.96), 0.01),
+        AdamGroup("wte", (WTE,), (0.8, 0.995), 0.001),
+        AdamGroup("value_embeds", tables, (0.8, 0.995), 0.01),
+        AdamGroup("resid_lambdas", ("resid_lambdas",), (0.8, 0.95), 0.05),
+        AdamGroup("x0_lambdas", ("x0_lambdas",), (0.96, 0.95), 0.0),
+        AdamGroup("scalars", _last_scalars(shape), (0.8, 0.95), 0.0),
     )
 
 

@@ -122,6 +122,7 @@ def _model(plan: Plan) -> Pairs:
     return [
         ("shape", f"{shape.n_layer} layers, width {shape.n_embd}, {shape.n_head} heads of "
                   f"{shape.head_dim} ({shape.n_kv_head} for keys and values)"),
+        *_recipe(plan),
         ("context", f"{shape.sequence_len:,} tokens, windows {windows}"),
         ("vocabulary", f"{shape.vocab_size:,} (stored as {shape.padded_vocab_size:,})"),
         ("parameters", f"{counts.total:,}"),
@@ -131,6 +132,16 @@ def _model(plan: Plan) -> Pairs:
         ("  transformer", f"{counts.transformer:,}"),
         ("  scalars", f"{counts.scalars:,}"),
     ]  # fmt: skip
+
+
+def _recipe(plan: Plan) -> Pairs:
+    """Which recipe, and what it changes; nothing for the default one."""
+    if not plan.recipe.changes:
+        return []
+    named = plan.recipe.model
+    if plan.recipe.optimizer != named:
+        named = f"{named}, optimizer {plan.recipe.optimizer}"
+    return [("recipe", named), *(("  changes", line) for line in plan.recipe.changes)]
 
 
 def _rates(plan: Plan) -> Pairs:

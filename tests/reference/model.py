@@ -29,7 +29,7 @@ class PlainAttention(nn.Module):
         self.shape = shape
         last = layer == shape.n_layer - 1
         letter = shape.window_pattern[layer % len(shape.window_pattern)]
-        short = math.ceil(shape.sequence_len / 4 / 128) * 128
+        short = shape.traits.short_window or math.ceil(shape.sequence_len / 4 / 128) * 128
         self.window = shape.sequence_len if last or letter == "L" else short
         self.c_q = Linear(shape.n_embd, shape.n_head * shape.head_dim)
         self.c_k = Linear(shape.n_embd, shape.n_kv_head * shape.head_dim)
@@ -84,7 +84,8 @@ class PlainGPT(nn.Module):
         super().__init__()
         self.shape, self.compute_dtype = shape, compute_dtype
         vocab, D = -(-shape.vocab_size // 64) * 64, shape.n_embd
-        stored = torch.float32 if compute_dtype == torch.float16 else compute_dtype
+        is_wide = compute_dtype == torch.float16 or shape.traits.tables == "float32"
+        stored = torch.float32 if is_wide else compute_dtype
         self.transformer = nn.ModuleDict(
             {
                 "wte": nn.Embedding(vocab, D, dtype=stored),
@@ -101,16 +102,18 @@ class PlainGPT(nn.Module):
         self.lm_head = Linear(D, vocab)
         self.resid_lambdas = nn.Parameter(torch.ones(shape.n_layer))
         self.x0_lambdas = nn.Parameter(torch.zeros(shape.n_layer))
-        self.smear_gate = Linear(24, 1)
-        self.smear_lambda = nn.Parameter(torch.zeros(1))
+        if shape.traits.smear:
+            self.smear_gate = Linear(24, 1)
+            self.smear_lambda = nn.Parameter(torch.zeros(1))
         self.backout_lambda = nn.Parameter(torch.full((1,), 0.2))
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """Softcapped float32 logits (B, T, vocab)."""
         cast = self.compute_dtype
         x = norm(self.transformer.wte(tokens_BT).to(cast))  # pyright: ignore[reportCallIssue]
-        gate = self.smear_lambda.to(cast) * torch.sigmoid(self.smear_gate(x[:, 1:, :24]))
-        x = torch.cat([x[:, :1], x[:, 1:] + gate * x[:, :-1]], dim=1)
+        if self.shape.traits.smear:
+            gate = self.smear_lambda.to(cast) * torch.sigmoid(self.smear_gate(x[:, 1:, :24]))
+            x = torch.cat([x[:, :1], x[:, 1:] + gate * x[:, :-1]], dim=1)
         x0, kept = x, x
         cos, sin = rotary(tokens_BT.shape[1], self.shape.head_dim, cast, tokens_BT.device)
         for i, block in enumerate(self.transformer.h):  # pyright: ignore[reportArgumentType]

@@ -68,6 +68,36 @@ def muon(
     p.copy_(p - lr * u - lr * weight_decay * p * mask)
 
 
+def muon_of_march(
+    p: Tensor, g: Tensor, m: Tensor, v: Tensor, lr, momentum, weight_decay, dtype: torch.dtype
+) -> None:
+    """Muon of recipe 2026-03: neither are rows equilibrated, nor is the update renormalized."""
+    rows, cols = p.shape[-2:]
+    m.copy_(torch.lerp(m, g, 1 - momentum))
+    x = torch.lerp(g, m, momentum)
+    if dtype == torch.bfloat16:
+        x = x.to(torch.bfloat16)
+    x = (x.float() / (x.float().norm(dim=(-2, -1), keepdim=True) * 1.01 + 1e-6)).to(x.dtype)
+    for a, b, c in POLAR_EXPRESS:
+        if rows > cols:
+            A = x.mT @ x
+            x = a * x + x @ (b * A + c * (A @ A))
+        else:
+            A = x @ x.mT
+            x = a * x + (b * A + c * (A @ A)) @ x
+    x = x.float()
+    axis = -1 if rows >= cols else -2
+    a = x.square().mean(dim=axis, keepdim=True)
+    length = x.size(axis)
+    before = (a.sum(dim=(-2, -1), keepdim=True) * length).sqrt()
+    v.copy_(torch.lerp(v, a, 0.1))
+    s = v.clamp_min(1e-10).rsqrt()
+    after = ((a * length * s.square()).sum(dim=(-2, -1), keepdim=True)).sqrt()
+    x = x * s * (before / after.clamp_min(1e-10))
+    lr = lr * max(1, rows / cols) ** 0.5
+    p.copy_(p - lr * x - lr * weight_decay * p * (x * p >= 0))
+
+
 def frobenius(x: Tensor) -> Tensor:
     """Norm of each matrix of the stack, (K, 1, 1)."""
     return x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-10)
@@ -83,7 +113,8 @@ class PlainOptimizer:
         wrap: Callable[[Callable], Callable] = lambda function: function,
     ) -> None:
         self.model, self.hyper = model, hyper
-        self.adamw, self.muon = wrap(adamw), wrap(muon)
+        self.adamw = wrap(adamw)
+        self.muon = wrap(muon_of_march if hyper.muon == "2026-03" else muon)
         self.count = 0
         self.adamw_groups = {
             name: _adamw_rates(name, hyper)

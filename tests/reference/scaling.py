@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 
 from trainer.contract.plan import Hyperparameters
+from trainer.contract.recipe import Architecture
 from trainer.contract.shape import ModelShape
 
 B_REF = 524_288
@@ -34,6 +35,8 @@ class Dials:
     window_pattern: str
     vocab_size: int
     n_kv_head: int | None = None
+    recipe: str = "2026-07"
+    short_window: int | None = None
 
     @property
     def n_embd(self) -> int:
@@ -53,6 +56,18 @@ class Dials:
             sequence_len=self.sequence_len,
             vocab_size=self.vocab_size,
             window_pattern=self.window_pattern,
+            traits=self.traits(),
+        )
+
+    def traits(self) -> Architecture:
+        if self.recipe != "2026-09":
+            return Architecture(counts_smear_gate=self.recipe == "2026-07")
+        return Architecture(
+            smear=False,
+            short_window=self.short_window or 512,
+            tables="float32",
+            value_init_normal=True,
+            counts_smear_gate=False,
         )
 
     def scaling_parameters(self) -> int:
@@ -74,13 +89,16 @@ class Dials:
         )
         batch = math.sqrt(batch_tokens / B_REF)
         width = math.sqrt(768 / self.n_embd)
+        head, table = (768 / self.n_embd, 1.0) if self.recipe == "2026-09" else (width, width)
         return Hyperparameters(
             lr_factor=batch,
-            width_factor=width,
+            width_factor=head,
+            table_width_factor=None if head == table else table,
+            muon="2026-03" if self.recipe == "2026-03" else "2026-07",
             matrix_lr=OPTIMIZER["matrix_lr"] * batch,
-            embedding_lr=OPTIMIZER["embedding_lr"] * batch * width,
-            value_embedding_lr=OPTIMIZER["embedding_lr"] * batch * width / 2,
-            unembedding_lr=OPTIMIZER["unembedding_lr"] * batch * width,
+            embedding_lr=OPTIMIZER["embedding_lr"] * batch * table,
+            value_embedding_lr=OPTIMIZER["embedding_lr"] * batch * table / 2,
+            unembedding_lr=OPTIMIZER["unembedding_lr"] * batch * head,
             resid_lr=OPTIMIZER["scalar_lr"] * batch / 100,
             x0_lr=OPTIMIZER["scalar_lr"] * batch,
             smear_lr=0.2,

@@ -28,6 +28,8 @@ class Kind:
     n_kv_head: int | None = None
     sequence_len: int = 64
     window_pattern: str = "L"
+    recipe: str = "2026-07"
+    short_window: int | None = None
 
     def plan(self) -> tuple[ModelShape, Hyperparameters]:
         model = {**vars(self), "vocab_size": VOCAB}
@@ -43,6 +45,16 @@ KINDS = {
     "grouped queries": Kind(depth=2, aspect_ratio=32, n_kv_head=2),
     "one kv head for three": Kind(n_kv_head=1),
     "one layer": Kind(depth=1, aspect_ratio=32),
+    "recipe 2026-03": Kind(recipe="2026-03"),
+    "recipe 2026-09": Kind(recipe="2026-09"),
+    "recipe 2026-09, windows, one kv head": Kind(
+        aspect_ratio=8,
+        sequence_len=300,
+        window_pattern="SSL",
+        n_kv_head=1,
+        recipe="2026-09",
+        short_window=128,
+    ),
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from trainer.contract.recipe import DEFAULT_ARCHITECTURE, Architecture, architecture_of
 from trainer.contract.spec import ModelSpec, padded_vocab
 
 VE_GATE_CHANNELS = 12
@@ -13,7 +14,10 @@ SMEAR_CHANNELS = 24
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Every size of the model. `windows[i]` is how many tokens back layer i may look."""
+    """Every size of the model and the traits of its recipe's architecture.
+
+    `windows[i]` is how many tokens back layer i may look.
+    """
 
     n_layer: int
     n_embd: int
@@ -23,6 +27,7 @@ class ModelShape:
     sequence_len: int
     vocab_size: int
     window_pattern: str
+    traits: Architecture = DEFAULT_ARCHITECTURE
 
     @property
     def padded_vocab_size(self) -> int:
@@ -34,8 +39,8 @@ class ModelShape:
 
     @property
     def windows(self) -> tuple[int, ...]:
-        """Tokens back per layer: `L` all, `S` a quarter in blocks of 128; the last is always L."""
-        short = math.ceil(self.sequence_len / 4 / 128) * 128
+        """Tokens back per layer: `L` all, `S` the short window; the last is always L."""
+        short = self.short_window
         pattern = self.window_pattern
         sizes = [
             self.sequence_len if pattern[i % len(pattern)] == "L" else short
@@ -43,6 +48,17 @@ class ModelShape:
         ]
         sizes[-1] = self.sequence_len
         return tuple(sizes)
+
+    @property
+    def short_window(self) -> int:
+        """Tokens back of an `S` layer: the recipe's, or a quarter of the sequence by 128s."""
+        quarter = math.ceil(self.sequence_len / 4 / 128) * 128
+        return quarter if self.traits.short_window is None else self.traits.short_window
+
+    @property
+    def smear_channels(self) -> int:
+        """Channels that the smear gate reads; 0 without a smear."""
+        return SMEAR_CHANNELS if self.traits.smear else 0
 
     @property
     def value_embed_layers(self) -> tuple[int, ...]:
@@ -82,6 +98,7 @@ def shape_of(model: ModelSpec, depth: int | None = None) -> ModelShape:
         sequence_len=model.sequence_len,
         vocab_size=model.vocab_size,
         window_pattern=model.window_pattern,
+        traits=architecture_of(model),
     )
 
 
@@ -96,7 +113,7 @@ def count_parameters(shape: ModelShape) -> ParameterCounts:
         value_embeds=len(shape.value_embed_layers) * vocab * kv,
         lm_head=vocab * d,
         transformer=shape.n_layer * per_layer + gates,
-        scalars=2 * shape.n_layer + SMEAR_CHANNELS + 2,
+        scalars=2 * shape.n_layer + 1 + (SMEAR_CHANNELS + 1 if shape.traits.smear else 0),
     )
 
 
@@ -120,7 +137,8 @@ def flops_per_token_causal(shape: ModelShape) -> float:
 
 def _linear_weights(shape: ModelShape) -> int:
     counts = count_parameters(shape)
-    return counts.transformer + counts.lm_head + SMEAR_CHANNELS
+    smear = shape.smear_channels if shape.traits.counts_smear_gate else 0
+    return counts.transformer + counts.lm_head + smear
 
 
 def _mean_visible(length: int, window: int) -> float:

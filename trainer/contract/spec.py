@@ -22,6 +22,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from trainer.contract.kinds import of_their_kind
+from trainer.contract.recipe import DEFAULT, MuonName, RecipeName, TableStorage, architecture_of
 
 FP8_TILE = 16
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -58,8 +59,13 @@ def do_not_fit(place: tuple[str, ...], sentence: str) -> PydanticCustomError:
 
 
 class ModelSpec(Strict):
-    """One dial, `depth`; the rest has nanochat's defaults."""
+    """One dial, `depth`; the rest has nanochat's defaults.
 
+    recipe: whose architecture it is (`recipe.py`). smear, short_window (tokens back of an `S`
+    layer) and tables (dtype they are stored in) replace single traits of it.
+    """
+
+    recipe: RecipeName = DEFAULT
     depth: Annotated[int, Field(ge=1, le=128)] = 12
     aspect_ratio: Annotated[int, Field(ge=1, le=1024)] = 64
     head_dim: Annotated[int, Field(ge=8, le=512, multiple_of=2)] = 128
@@ -67,6 +73,9 @@ class ModelSpec(Strict):
     sequence_len: Annotated[int, Field(ge=16, le=1_048_576)] = 2048
     window_pattern: Annotated[str, StringConstraints(pattern=r"^[LS]{1,64}$")] = "L"
     vocab_size: Annotated[int, Field(ge=265, le=1_000_000)] = 32_768
+    smear: bool | None = None
+    short_window: Annotated[int, Field(ge=1, le=1_048_576)] | None = None
+    tables: TableStorage | None = None
 
     @model_validator(mode="after")
     def _heads_divide(self) -> ModelSpec:
@@ -78,11 +87,12 @@ class ModelSpec(Strict):
                 f"n_kv_head must divide the number of heads: {heads} heads "
                 f"(width {width} / head_dim {self.head_dim}) with n_kv_head {self.n_kv_head}",
             )
-        if width < 24:
+        gate, least = ("smear", 24) if architecture_of(self).smear else ("value embedding", 12)
+        if width < least:
             raise do_not_fit(
                 ("depth",),
                 f"depth {self.depth} x aspect_ratio {self.aspect_ratio} gives width {width}; "
-                "the smear gate reads 24 channels, so the width must be at least 24",
+                f"the {gate} gate reads {least} channels, so the width must be at least {least}",
             )
         return self
 
@@ -155,14 +165,48 @@ class BatchSpec(Strict):
     device_batch_size: Annotated[int, Field(ge=1, le=65_536)] | Literal["auto"] = "auto"
 
 
-class OptimizerSpec(Strict):
-    """Learning rates before scaling by sqrt(batch / 524,288)."""
+class AdamGroupSpec(Strict):
+    """AdamW settings of one parameter group, where they are not those of the recipe.
 
+    lr: at the schedule's peak, scaled by nothing.
+    """
+
+    lr: LearningRate
+    beta1: Annotated[float, Field(ge=0.0, lt=1.0)]
+    beta2: Annotated[float, Field(ge=0.0, lt=1.0)]
+    weight_decay: Annotated[float, Field(ge=0.0, le=10.0)]
+
+
+class GroupsSpec(Strict):
+    """Settings that an imported optimizer brought along, by parameter group.
+
+    scalars: smear gate, smear_lambda and backout_lambda. matrix_lr: Muon's, scaled by nothing.
+    """
+
+    lm_head: AdamGroupSpec | None = None
+    wte: AdamGroupSpec | None = None
+    value_embeds: AdamGroupSpec | None = None
+    resid_lambdas: AdamGroupSpec | None = None
+    x0_lambdas: AdamGroupSpec | None = None
+    scalars: AdamGroupSpec | None = None
+    matrix_lr: LearningRate | None = None
+
+
+class OptimizerSpec(Strict):
+    """Learning rates before scaling by sqrt(batch / 524,288).
+
+    recipe: whose rules they scale by; None is the model's. muon: a Muon variant beside it.
+    groups: settings that replace the scaled ones, as they stand in an imported optimizer.
+    """
+
+    recipe: RecipeName | None = None
+    muon: MuonName | None = None
     matrix_lr: LearningRate = 0.02
     embedding_lr: LearningRate = 0.3
     unembedding_lr: LearningRate = 0.008
     scalar_lr: LearningRate = 0.5
     weight_decay: Annotated[float, Field(ge=0.0, le=10.0)] = 0.28
+    groups: GroupsSpec | None = None
 
 
 class ScheduleSpec(Strict):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -38,6 +38,7 @@ def prepare(
     vocab_size: int,
     tokens_needed: int,
     seed_tokenizer_dir: Path | None = None,
+    special_tokens: Sequence[str] = tokenizers.SPECIAL_TOKENS,
     progress: Progress = lambda stage, fraction, words: None,
     cache_cap_bytes: int | None = None,
     previous: PreparedData | None = None,
@@ -46,6 +47,7 @@ def prepare(
 
     `progress(stage, fraction or None, words)` with the stages corpus, tokenizer, tokens.
     `seed_tokenizer_dir` is the tokenizer of another run or an import and wins over the spec's.
+    `special_tokens`: of a tokenizer that is trained here.
     `previous` is what the run was prepared with before: an extend keeps its corpus, and takes more
     shards of the same revision where the data comes by the shard.
     Raises DataError(code, message, path) with a plain sentence for every input that cannot be used.
@@ -62,7 +64,9 @@ def prepare(
         _revision(previous),
     )
     seed = Path(previous.tokenizer_dir) if previous else seed_tokenizer_dir
-    tokenizer, directory = _tokenizer(spec, corpora_dir, collected, vocab_size, seed, progress)
+    tokenizer, directory = _tokenizer(
+        spec, corpora_dir, collected, vocab_size, seed, tuple(special_tokens), progress
+    )
     cap = cache_cap_bytes or int(os.environ.get(CAP_VARIABLE) or cache.DEFAULT_CAP_BYTES)
     cache_dir = corpora_dir / "tokens" / tokenizer.sha256[:32]
     counts = _build_cache(collected, cache_dir, tokenizer, cap, progress)
@@ -90,6 +94,7 @@ def _tokenizer(
     collected: Corpus,
     vocab_size: int,
     seed_dir: Path | None,
+    special_tokens: tuple[str, ...],
     progress: Progress,
 ) -> tuple[Tokenizer, Path]:
     """The tokenizer and the folder of ours that it lies in, named by its sha256."""
@@ -103,7 +108,7 @@ def _tokenizer(
         progress("tokenizer", None, f"loading the tokenizer in {given}")
         tokenizer = tokenizers.load_any(given)
     else:
-        tokenizer = _trained(root, collected, vocab_size, progress)
+        tokenizer = _trained(root, collected, vocab_size, special_tokens, progress)
     if tokenizer.vocab_size != vocab_size:
         raise DataError(
             "tokenizer_mismatch",
@@ -118,12 +123,20 @@ def _tokenizer(
     return tokenizer, directory
 
 
-def _trained(root: Path, collected: Corpus, vocab_size: int, progress: Progress) -> Tokenizer:
+def _trained(
+    root: Path,
+    collected: Corpus,
+    vocab_size: int,
+    special_tokens: tuple[str, ...],
+    progress: Progress,
+) -> Tokenizer:
     """Trained on the training files that are here; remembered by their content."""
     files = [file for file in collected.train_files if Path(file.path).exists()]
     if collected.source == "hf":
         files = files[:1]  # how many are here already is chance, and must not decide
-    content = [[file.sha256 for file in files], vocab_size, tokenizers.SPLIT_PATTERN]
+    content: list[object] = [[f.sha256 for f in files], vocab_size, tokenizers.SPLIT_PATTERN]
+    if special_tokens != tokenizers.SPECIAL_TOKENS:
+        content.append(special_tokens)
     key = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     memo = root / f"trained-{key[:32]}.json"
     try:
@@ -131,7 +144,7 @@ def _trained(root: Path, collected: Corpus, vocab_size: int, progress: Progress)
     except (OSError, ValueError, KeyError, DataError):
         pass
     progress("tokenizer", None, f"training a tokenizer with {vocab_size:,} tokens")
-    tokenizer = tokenizers.train(_texts(files, progress), vocab_size)
+    tokenizer = tokenizers.train(_texts(files, progress), vocab_size, special_tokens)
     tokenizer.save(root / tokenizer.sha256[:32])
     durable.write_bytes(memo, json.dumps({"directory": tokenizer.sha256[:32]}).encode())
     return tokenizer

@@ -20,22 +20,13 @@ from typing import Any
 import numpy as np
 import tiktoken
 
+from trainer.contract.recipe import DEFAULT, RECIPES
 from trainer.data import durable, inert_pickle
 from trainer.data.errors import DataError
 
 FILE_NAME = "tokenizer.json"
 FORMAT = "traind-tokenizer"
-SPECIAL_TOKENS = (
-    "<|bos|>",
-    "<|user_start|>",
-    "<|user_end|>",
-    "<|assistant_start|>",
-    "<|assistant_end|>",
-    "<|python_start|>",
-    "<|python_end|>",
-    "<|output_start|>",
-    "<|output_end|>",
-)
+SPECIAL_TOKENS = RECIPES[DEFAULT].special_tokens
 SPLIT_PATTERN = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*"
     r"|\s*[\r\n]|\s+(?!\S)|\s+"
@@ -161,7 +152,9 @@ def load_any(directory: str | Path) -> Tokenizer:
     )
 
 
-def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+def train(
+    texts: Iterable[str], vocab_size: int, special_tokens: Sequence[str] = SPECIAL_TOKENS
+) -> Tokenizer:
     """Train on the first 10,000 characters of each text, up to 2e9 characters.
 
     Raises DataError when the text does not hold enough merges for `vocab_size`.
@@ -169,17 +162,17 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     from rustbpe import Tokenizer as Trainer  # pyright: ignore[reportAttributeAccessIssue]
 
     trained = Trainer()
-    wanted = vocab_size - len(SPECIAL_TOKENS)
+    wanted = vocab_size - len(special_tokens)
     trained.train_from_iterator(_training_text(texts), wanted, pattern=SPLIT_PATTERN)
     ranks = {bytes(token): rank for token, rank in trained.get_mergeable_ranks()}
     if len(ranks) < wanted:
         raise DataError(
             "corpus_too_small",
             f"the corpus is too small for a vocabulary of {vocab_size:,}: its text gives "
-            f"{len(ranks) + len(SPECIAL_TOKENS):,} tokens; set model.vocab_size to at most that, "
+            f"{len(ranks) + len(special_tokens):,} tokens; set model.vocab_size to at most that, "
             "or add text",
         )
-    return Tokenizer(SPLIT_PATTERN, sorted(ranks, key=ranks.__getitem__), SPECIAL_TOKENS)
+    return Tokenizer(SPLIT_PATTERN, sorted(ranks, key=ranks.__getitem__), special_tokens)
 
 
 def _training_text(texts: Iterable[str]) -> Iterator[str]:

@@ -110,6 +110,8 @@ class Network:
     def _smeared(self, tokens_N: Tensor, previous_N: Tensor) -> Tensor:
         """`start` for loose tokens, each with the one before it, and alone where there is none."""
         x = norm(self.model.rows_of(parameters.WTE, tokens_N))
+        if not self.shape.traits.smear:
+            return x
         before = norm(self.model.rows_of(parameters.WTE, previous_N.clamp_min(0)))
         gate = torch.sigmoid(F.linear(x[:, :SMEAR_CHANNELS], self._leaf[parameters.SMEAR_GATE]))
         weight = self._leaf["smear_lambda"].to(x.dtype) * gate

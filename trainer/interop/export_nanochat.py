@@ -158,12 +158,13 @@ def _adam_group(
     group: parameters.AdamGroup, hyper: Hyperparameters, rates: Rates, numbers: list[int]
 ) -> dict[str, Any]:
     peak = group.lr(hyper)
+    beta1, beta2, weight_decay = group.settings(hyper)
     return {
         "kind": "adamw",
         "lr": peak * rates.lr_multiplier,
-        "betas": group.betas,
+        "betas": (beta1, beta2),
         "eps": 1e-10,
-        "weight_decay": group.weight_decay,
+        "weight_decay": weight_decay,
         "initial_lr": peak,
         "params": numbers,
     }

@@ -40,10 +40,8 @@ class TraindGPT(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         config = self.config
         x = _norm(self._rows("transformer.wte.weight", tokens))
-        here = x[:, 1:]
-        gate = torch.sigmoid(self._linear("smear_gate.weight", here[..., :24]))
-        smeared = here + self._weight("smear_lambda") * gate * x[:, :-1]
-        x = torch.cat([x[:, :1], smeared], dim=1)
+        if "smear_lambda" in self.weights:
+            x = self._smear(x)
         x0 = kept = x
         for layer in range(config["num_hidden_layers"]):
             x = self.weights["resid_lambdas"][layer] * x + self.weights["x0_lambdas"][layer] * x0
@@ -57,6 +55,13 @@ class TraindGPT(nn.Module):
         logits = self._linear("lm_head.weight", x)[..., : config["vocab_size"]].float()
         cap = config["final_logit_softcapping"]
         return cap * torch.tanh(logits / cap)
+
+    def _smear(self, x: Tensor) -> Tensor:
+        """Each position with a gated part of the one before it."""
+        here = x[:, 1:]
+        gate = torch.sigmoid(self._linear("smear_gate.weight", here[..., :24]))
+        smeared = here + self._weight("smear_lambda") * gate * x[:, :-1]
+        return torch.cat([x[:, :1], smeared], dim=1)
 
     @torch.no_grad()
     def generate(self, tokens: Tensor, count: int) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 
 from trainer.contract import events
 from trainer.contract.orders import JobOrder
+from trainer.contract.recipe import special_tokens_of
 from trainer.contract.rundir import DataDir, RunDir, write_durably
 from trainer.contract.spec import RunSpec
 from trainer.data.prepare import prepare
@@ -30,6 +31,7 @@ def run(order: JobOrder, own: Process) -> dict[str, Any]:
         vocab_size=spec.model.vocab_size,
         tokens_needed=int(order.params["tokens_needed"]),
         seed_tokenizer_dir=_other_tokenizer(order),
+        special_tokens=special_tokens_of(spec.model),
         progress=lambda stage, fraction, words: own.reporter.emit(
             events.Stage(stage=_STAGES.get(stage, "preparing"), fraction=fraction, detail=words)  # pyright: ignore[reportArgumentType] - one of Stage's words
         ),

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from trainer.contract.recipe import RECIPES
 from trainer.data import inert_pickle
 from trainer.data import tokenizer as tokenizers
 from trainer.data.errors import DataError
@@ -102,6 +103,13 @@ def test_training_is_repeatable_and_has_the_nine_special_tokens() -> None:
     assert first.special_tokens == tokenizers.SPECIAL_TOKENS
     assert first.bos_id == 291
     assert first.decode(first.encode_ordinary(texts[3])) == texts[3]
+
+
+def test_a_recipe_may_have_fewer_special_tokens() -> None:
+    texts = [f"the quick brown fox {n} jumps over {n * 7} lazy dogs, " * 3 for n in range(400)]
+    five = tokenizers.train(iter(texts), 300, RECIPES["2026-09"].special_tokens)
+    assert five.special_tokens == tokenizers.SPECIAL_TOKENS[:5]
+    assert (five.vocab_size, five.bos_id) == (300, 295)
 
 
 def test_training_reads_the_beginning_of_each_document() -> None:

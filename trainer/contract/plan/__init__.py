@@ -6,6 +6,7 @@ scaling rules are nanochat's), DESIGN section 1 for the quantities shown.
 """
 
 from trainer.contract.plan.answer import (
+    AdamSettings,
     Batch,
     CannotPlan,
     Disk,
@@ -15,6 +16,7 @@ from trainer.contract.plan.answer import (
     Memory,
     Parameters,
     Plan,
+    RecipeChoice,
     Shape,
 )
 from trainer.contract.plan.context import PlanContext
@@ -22,11 +24,13 @@ from trainer.contract.plan.disk import shards_for
 from trainer.contract.plan.eta import EvaluationTime, estimate_eta, evaluation_time
 from trainer.contract.plan.horizon import CHINCHILLA_RATIO
 from trainer.contract.plan.making import make_plan
-from trainer.contract.plan.scaling import auto_batch
+from trainer.contract.plan.scaling import RATE_OF_GROUP, auto_batch
 from trainer.contract.plan.words import gigabytes, hours
 
 __all__ = [
     "CHINCHILLA_RATIO",
+    "RATE_OF_GROUP",
+    "AdamSettings",
     "Batch",
     "CannotPlan",
     "Disk",
@@ -38,6 +42,7 @@ __all__ = [
     "Parameters",
     "Plan",
     "PlanContext",
+    "RecipeChoice",
     "Shape",
     "auto_batch",
     "estimate_eta",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
+from trainer.contract.recipe import DEFAULT, DEFAULT_MUON, MuonName, RecipeName
 from trainer.contract.schedule import PhaseSchedule
 
 
@@ -51,8 +52,20 @@ class Batch(Frozen):
     device_batch_size_assumed: bool
 
 
+class AdamSettings(Frozen):
+    """Betas and weight decay of one AdamW group, where they are not the recipe's."""
+
+    beta1: float
+    beta2: float
+    weight_decay: float
+
+
 class Hyperparameters(Frozen):
-    """As scaled. AdamW rates before the schedule's multiplier; muon weight decay at its peak."""
+    """As scaled. AdamW rates before the schedule's multiplier; muon weight decay at its peak.
+
+    width_factor: of lm_head's rate. table_width_factor: of the tables' (None: the same). muon: the
+    variant. adamw: settings of groups that an import brought along, by group.
+    """
 
     lr_factor: float
     width_factor: float
@@ -64,6 +77,9 @@ class Hyperparameters(Frozen):
     x0_lr: float
     smear_lr: float
     weight_decay: float
+    table_width_factor: float | None = None
+    muon: MuonName = DEFAULT_MUON
+    adamw: dict[str, AdamSettings] | None = None
 
 
 class Horizon(Frozen):
@@ -122,6 +138,14 @@ class Eta(Frozen):
     source: str
 
 
+class RecipeChoice(Frozen):
+    """Which recipe the run is trained by, and what differs from the default one, in words."""
+
+    model: RecipeName = DEFAULT
+    optimizer: RecipeName = DEFAULT
+    changes: list[str] = []
+
+
 class Plan(Frozen):
     shape: Shape
     parameters: Parameters
@@ -136,3 +160,4 @@ class Plan(Frozen):
     crash_loses_at_most_seconds: float
     max_shards: int | None
     warnings: list[str]
+    recipe: RecipeChoice = RecipeChoice()

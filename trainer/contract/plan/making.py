@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from trainer.contract.plan.answer import Parameters, Plan, Shape
+from trainer.contract import recipe
+from trainer.contract.plan.answer import Parameters, Plan, RecipeChoice, Shape
 from trainer.contract.plan.batch import plan_batch
 from trainer.contract.plan.caution import warnings_about
 from trainer.contract.plan.context import PlanContext
@@ -48,6 +49,11 @@ def make_plan(spec: RunSpec, context: PlanContext | None = None) -> Plan:
         crash_loses_at_most_seconds=crash_loss(spec, eta, horizon.steps),
         max_shards=shards,
         warnings=[],
+        recipe=RecipeChoice(
+            model=spec.model.recipe,
+            optimizer=spec.optimizer.recipe or spec.model.recipe,
+            changes=recipe.changes(spec.model, spec.optimizer),
+        ),
     )
     return plan.model_copy(update={"warnings": warnings_about(spec, plan, context)})
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 from trainer.contract.plan.answer import Batch, Memory
 from trainer.contract.plan.context import PlanContext
+from trainer.contract.recipe import architecture_of
 from trainer.contract.shape import ModelShape, count_parameters
 from trainer.contract.spec import RunSpec
 
@@ -67,7 +68,9 @@ def _measured(batch: Batch, context: PlanContext) -> int | None:
 
 
 def table_bytes(spec: RunSpec, context: PlanContext) -> int:
-    """Bytes per element in which embedding tables are stored: the compute dtype's, fp16 aside."""
+    """Bytes per element of the tables: float32 by some recipes, else of bf16 what it takes."""
+    if architecture_of(spec.model).tables == "float32":
+        return 4
     return 2 if compute_dtype(spec, context) == "bf16" else 4
 
 
