@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
+from server import privacy
 from trainer.contract.rundir import Held, acquire
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def held(settings: Settings) -> Iterator[None]:
         yield  # `serve` took it before it began to listen
         return
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
         fd = acquire(root / LOCK, f"pid {os.getpid()}, since {time.strftime('%F %T')}")
     except Held as error:
         raise CannotServe(
@@ -81,6 +82,7 @@ def serve(settings: Settings) -> int:
     """Run the daemon until it is told to end. Exit status: 0, or 1 with a sentence on stderr."""
     gc.disable()  # until all is loaded: a tenth of the start was spent on looking for garbage
     _log_as(settings)
+    privacy.begin()
     try:
         with held(settings), _listening(settings) as listener:
             return _serve_on(listener, settings)

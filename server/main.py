@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
-from server import daemon, graves, notices, receivers
+from server import daemon, graves, notices, privacy, receivers
 from server.api import app as api
 from server.daemon import serve
 from server.database.db import Database
@@ -44,13 +44,14 @@ def create_app(
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
         with daemon.held(settings):
+            await run_in_threadpool(privacy.tighten, settings.paths.root)
             opened = db or await run_in_threadpool(Database.open, settings)
             await run_in_threadpool(graves.sweep, opened, settings.paths)
             feed = Feed()
             opened.on_commit(feed.notify)
             supervisor = Supervisor(Shop(opened, settings, devices.discover(), worker=worker))
-            told = notices.Notices(opened, settings.paths.root, receivers.tell)
-            api.connect(app, opened, feed, supervisor)
+            told = notices.Notices(opened, settings.paths.root, receivers.deliver)
+            api.connect(app, opened, feed, supervisor, told)
             told.start()
             supervisor.start(on_failure)
             await run_in_threadpool(supervisor.wait_for_first_look, FIRST_LOOK_SECONDS)

@@ -1,70 +1,85 @@
-"""Who can be told something, and telling them: web addresses, and whatever apprise knows.
+"""Receivers of notices (webhooks): web addresses, and whatever the apprise library knows.
 
 A web address gets the whole notice as JSON, signed. With the extra `notify` an address of the
-apprise library (mail, chats, phones) gets its sentence.
+apprise library (mail, chats, phones) gets its sentence. An address may hold a credential: what is
+shown or logged of it goes through `masked`.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import logging
+import os
+import re
+from collections.abc import MutableMapping, Sequence
 from functools import cache
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
+from urllib.parse import SplitResult, urlsplit
 
 WEB = ("http://", "https://")
 ANSWER_SECONDS = 10.0
+MASK = "***"
 ONLY_WEB = (
     "only http and https addresses can be told; with pip install 'traind[notify]' also those that "
     "the apprise library knows"
 )
 UNKNOWN = "apprise knows no such address; its documentation lists the services"
+_MASKED = re.compile(r"[a-z][a-z0-9+.-]*://(?:[^/\s]*/)?\*\*\*\d*\Z")
+_NO_PROXY = ("127.0.0.0/8", "127.0.0.1", "localhost", "::1")
 
 log = logging.getLogger("traind.notices")
 
 
 def why_not(url: str) -> str | None:
     """Why nothing can be delivered there, as far as the address tells; None when it can."""
+    if is_masked(url):
+        return "this is an address as answers show it, with its secret part masked: write it whole"
     if url.startswith(WEB):
-        return None
+        return None if _split(url).hostname else "the address names no host"
     if find_spec("apprise") is None:
         return ONLY_WEB
     return None if _of_apprise(url) is not None else UNKNOWN
 
 
-def tell(url: str, body: bytes, headers: dict[str, str]) -> bool:
-    """Whether the receiver took it. headers: for a web address."""
-    return _post(url, body, headers) if url.startswith(WEB) else _tell_in_words(url, body)
+def deliver(url: str, body: bytes, headers: dict[str, str]) -> str | None:
+    """Why the receiver did not take it, in words without secrets; None when it did. Never raises.
+
+    headers: for a web address.
+    """
+    try:
+        return _post(url, body, headers) if url.startswith(WEB) else _by_apprise(url, body)
+    except Exception as error:  # a client that cannot be made (a proxy's scheme, a certificate
+        return _words(error, url)  # file) loses no notice: it is tried again like any other
 
 
-def _post(url: str, body: bytes, headers: dict[str, str]) -> bool:
-    """Whether it was answered with 2xx. A redirect is none: the body was for this receiver."""
+def _post(url: str, body: bytes, headers: dict[str, str]) -> str | None:
+    """None when it was answered with 2xx. A redirect is none: the body was for this receiver."""
     import httpx
 
-    try:
-        answer = httpx.post(url, content=body, headers=headers, timeout=ANSWER_SECONDS)
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-        log.warning("a notice was not delivered: %s", type(error).__name__)
-        return False
-    if not answer.is_success:
-        log.warning("a notice was answered with %d", answer.status_code)
-    return answer.is_success
+    # a transport of our own takes no proxy from the environment, and no proxy is for loopback;
+    # without TLS a certificate file that is not there is no obstacle
+    is_near = is_loopback(_split(url).hostname or "")
+    transport = httpx.HTTPTransport(verify=url.startswith("https:")) if is_near else None
+    with (
+        httpx.Client(transport=transport, timeout=ANSWER_SECONDS) as client,
+        client.stream("POST", url, content=body, headers=headers) as answer,
+    ):
+        return None if answer.is_success else f"it answered {answer.status_code}"
 
 
-def _tell_in_words(url: str, body: bytes) -> bool:
+def _by_apprise(url: str, body: bytes) -> str | None:
     told = json.loads(body)
     run = told["run"]
     title = f"{run['name']}: {told['what']}"
     words = f"{told['message']} (step {told['step']:,} of {run['end_step']:,})"
     service = _of_apprise(url) if find_spec("apprise") else None
     if service is None:
-        log.warning("a notice was not delivered: apprise does not know its address any more")
-        return False
+        return "apprise does not know its address any more"
     taken = bool(service.notify(title=title, body=words))
-    if not taken:
-        log.warning("a notice was not taken by %s", service.service_name)
-    return taken
+    return None if taken else f"{service.service_name} did not take it"
 
 
 def _of_apprise(url: str) -> Any:
@@ -77,4 +92,87 @@ def _apprise() -> ModuleType:
     import apprise
 
     logging.getLogger("apprise").setLevel(logging.CRITICAL)  # we say what there is to say
+    spare_loopback(os.environ)
     return apprise
+
+
+def spare_loopback(environment: MutableMapping[str, str]) -> None:
+    """Loopback is asked without the proxy that the environment names, also by libraries."""
+    named = environment.get("no_proxy") or environment.get("NO_PROXY") or ""
+    hosts = [host.strip() for host in named.split(",") if host.strip()]
+    merged = ",".join([*hosts, *(host for host in _NO_PROXY if host not in hosts)])
+    environment["no_proxy"] = environment["NO_PROXY"] = merged
+
+
+def is_loopback(host: str) -> bool:
+    """Whether the name or address is of this machine's loopback."""
+    if host.rstrip(".").lower() == "localhost" or host.rstrip(".").lower().endswith(".localhost"):
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback
+
+
+# --- secrets in addresses ------------------------------------------------------------------------
+
+
+def masked(url: str) -> str:
+    """The address without what may be a credential: https://host/***, tgram://***.
+
+    User, password, path and query of a web address; of any other everything behind the scheme,
+    since a token may stand where a host does.
+    """
+    if is_masked(url):
+        return url
+    parts = _split(url)
+    if not url.startswith(WEB) or not parts.hostname:
+        return f"{parts.scheme}://{MASK}"
+    host = parts.netloc.rpartition("@")[2]
+    is_bare = host == parts.netloc and parts.path in ("", "/")
+    if is_bare and not parts.query and not parts.fragment:
+        return url
+    return f"{parts.scheme}://{host}/{MASK}"
+
+
+def all_masked(urls: Sequence[str]) -> list[str]:
+    """Each address masked; those that would look alike are numbered, so that each can be named."""
+    seen: dict[str, int] = {}
+    shown = []
+    for url in urls:
+        mask = masked(url)
+        seen[mask] = seen.get(mask, 0) + 1
+        is_repeat = mask != url and seen[mask] > 1
+        shown.append(f"{mask}{seen[mask]}" if is_repeat else mask)
+    return shown
+
+
+def unmasked(urls: Sequence[str], known: Sequence[str]) -> list[str]:
+    """The addresses with each masked one that `all_masked(known)` shows replaced by its own."""
+    whole = dict(zip(all_masked(known), known, strict=True))
+    return [whole.get(url, url) for url in urls]
+
+
+def is_masked(url: str) -> bool:
+    return _MASKED.match(url) is not None
+
+
+def _split(url: str) -> SplitResult:
+    """The parts of an address; without a host where it cannot be understood."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.hostname, parts.port
+        return parts
+    except ValueError:
+        return SplitResult(url.partition(":")[0], "", "", "", "")
+
+
+def _words(error: Exception, url: str) -> str:
+    """What went wrong, unless the words repeat a part of the address that may be secret."""
+    said, parts = " ".join(str(error).split())[:300], _split(url)
+    secrets = (url, parts.username, parts.password, parts.path.strip("/"), parts.query)
+    if not said or any(secret and secret in said for secret in secrets):
+        return type(error).__name__
+    return f"{type(error).__name__}: {said}"

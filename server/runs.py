@@ -11,7 +11,7 @@ from sqlalchemy import delete as sql_delete
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from server import commands, feasible, lineage, states
+from server import commands, feasible, lineage, receivers, states
 from server.attempts import build_order, current_phase, next_attempt
 from server.database import tables
 from server.errors import Conflict, IllegalMove, Invalid
@@ -157,7 +157,9 @@ def delete(session: Session, run: tables.Run, now: float) -> Path:
 def patch(session: Session, run: tables.Run, change: PatchRun, now: float) -> bool:
     """Change what may change; a running trainer is told. Raises ValidationError, Invalid."""
     given = change.model_dump(exclude_unset=True)
-    feasible.require_receivers(change.notify or [])
+    if change.notify is not None:  # masked ones, as answers show them, stay what they are
+        given["notify"] = receivers.unmasked(change.notify, run.spec.get("notify", []))
+        feasible.require_receivers(given["notify"])
     spec = dict(run.spec)
     for key, value in given.items():
         spec[key] = {**spec[key], **value} if key in _MERGED and value else value

@@ -89,9 +89,12 @@ def make(settings: Settings, lifespan: Callable[[FastAPI], Any] | None = None) -
     return app
 
 
-def connect(app: FastAPI, db: Database, feed: Feed, supervisor: Any = None) -> None:
+def connect(
+    app: FastAPI, db: Database, feed: Feed, supervisor: Any = None, notices: Any = None
+) -> None:
     """Give the app what it serves from. Call before the first request."""
     app.state.db, app.state.feed, app.state.supervisor = db, feed, supervisor
+    app.state.notices = notices
     app.state.stream = Hub(source_of(db), feed)
     app.state.token_streams, app.state.completions = set(), set()
 

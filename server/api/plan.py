@@ -65,7 +65,7 @@ def _spec(session: Session, conf: Conf, body: dict[str, Any]) -> PlanAnswer:
     with explained(body, RunSpec):
         spec = resolve({"name": "plan", **planning.with_bundle(conf, body)})
     made = plan_for(spec, planning.context(session, conf, spec))
-    return PlanAnswer(spec=spec, plan=made)
+    return PlanAnswer(spec=store.shown_spec(spec.model_dump(mode="json")), plan=made)
 
 
 def _extend(session: Session, act: Act, body: dict[str, Any]) -> PlanAnswer:

@@ -60,6 +60,8 @@ def metrics(request: Request, db: Db) -> Response:
 def system(request: Request, db: Db, conf: Conf) -> SystemView:
     """Devices, VRAM by owner, disk, versions, peak FLOP/s and its source."""
     disk = shutil.disk_usage(conf.paths.root)
+    notices = getattr(request.app.state, "notices", None)
+    undelivered = notices.problems(time.time()) if notices is not None else []
     return SystemView(
         version=_version("traind") or "?",
         python=platform.python_version(),
@@ -71,7 +73,7 @@ def system(request: Request, db: Db, conf: Conf) -> SystemView:
         disk_free_bytes=disk.free,
         database_bytes=db.size_bytes,
         backups=[path.name for path in db.backups()],
-        warnings=[*db.warnings, *_disk_warning(disk.free)],
+        warnings=[*db.warnings, *_disk_warning(disk.free), *undelivered],
         uptime_seconds=time.monotonic() - request.app.state.started_monotonic,
         auth="token" if request.app.state.policy.tokens is not None else "none",
     )

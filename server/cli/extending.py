@@ -174,7 +174,7 @@ def _write_picture(answer: ExtendAnswer, file: Path) -> None:
     if file.exists() and not file.is_file():  # a rename would put a file in place of a device
         raise output.Refused(f"{file} cannot be written: it is not a regular file")
     try:
-        write_durably(file, content)
+        write_durably(file, content, mode=0o666)
     except OSError as error:
         raise output.Refused(f"{file} cannot be written: {error.strerror}") from error
     output.note(f"wrote {file}")

@@ -95,13 +95,18 @@ def _sentence(finding: Any, path: list[str], model: type[BaseModel] | None) -> s
     if kind == "extra_forbidden":
         return _unknown_key(path, model)
     if kind == "string_pattern_mismatch" and context.get("pattern") in _PATTERNS:
-        return f"{_PATTERNS[context['pattern']]} (given: {printable(finding['input'])})"
+        return _PATTERNS[context["pattern"]] + _given(finding, path)
     message = printable(finding["msg"].removeprefix("Value error, "), 400)
     message = message[:1].lower() + message[1:]
     given = finding.get("input")
     if kind in ("value_error", "do_not_fit") or isinstance(given, dict | list):
         return message
-    return f"{message} (given: {printable(given)})"
+    return message + _given(finding, path)
+
+
+def _given(finding: Any, path: list[str]) -> str:
+    """What was given, except an address that may hold a credential."""
+    return "" if path[:1] == ["notify"] else f" (given: {printable(finding.get('input'))})"
 
 
 def _unknown_key(path: list[str], model: type[BaseModel] | None) -> str:

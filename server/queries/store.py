@@ -11,7 +11,7 @@ from typing import Any, Literal
 from sqlalchemy import Select, and_, bindparam, or_, select
 from sqlalchemy.orm import Session, defer
 
-from server import schemas
+from server import receivers, schemas
 from server.database import tables
 from server.errors import Invalid, NotFound
 from server.ingestion import sparkline
@@ -73,7 +73,7 @@ def detail(session: Session, run: tables.Run) -> schemas.RunDetail:
     return schemas.RunDetail(
         **_summary(run, places.get(run.id), counts.get(run.id, 0)),
         advice=Reason(run.reason).advice,
-        spec=RunSpec.model_validate(run.spec),
+        spec=shown_spec(run.spec),
         plan=Plan.model_validate(run.plan),
         frozen=run.frozen,
         overrides=run.overrides,
@@ -83,6 +83,12 @@ def detail(session: Session, run: tables.Run) -> schemas.RunDetail:
         pending_extend=run.pending_extend,
         directory=str(session.info["paths"].run(run.id).root),
     )
+
+
+def shown_spec(spec: dict[str, Any]) -> RunSpec:
+    """The spec as anybody may see it: the addresses of `notify` masked."""
+    whole = RunSpec.model_validate(spec)
+    return whole.model_copy(update={"notify": receivers.all_masked(whole.notify)})
 
 
 # --- events and jobs -----------------------------------------------------------------------------
@@ -168,12 +174,20 @@ def job(session: Session, row: tables.Job) -> schemas.JobView:
         stage=row.stage,
         stage_detail=row.stage_detail,
         fraction=row.fraction,
-        params=row.params,
+        params=_shown_params(row.params),
         result=row.result,
         created_at=row.created_at,
         started_at=row.started_at,
         ended_at=row.ended_at,
     )
+
+
+def _shown_params(params: dict[str, Any]) -> dict[str, Any]:
+    """The parameters of a job; the spec among those of a preparation is shown like a run's."""
+    spec = params.get("spec")
+    if not isinstance(spec, dict) or not spec.get("notify"):
+        return params
+    return {**params, "spec": {**spec, "notify": receivers.all_masked(spec["notify"])}}
 
 
 def _event(row: tables.Event) -> schemas.EventView:
@@ -275,5 +289,5 @@ def _read_cursor(text: str) -> tuple[float, str]:
 __all__ = [
     "METRIC_KEYS", "attempts", "checkpoint", "checkpoints", "detail", "evaluations", "events",
     "events_after", "get_run", "job", "jobs", "list_runs", "metrics", "newest_event_id", "phases",
-    "progress", "samples",
+    "progress", "samples", "shown_spec",
 ]  # fmt: skip

@@ -48,7 +48,7 @@ def prepare(shop: Shop, run_id: str) -> None:
             kind="prepare",
             where="cpu",
             state="queued",
-            params={"spec": run.spec, "tokens_needed": board.tokens_needed(run)},
+            params={"spec": {**run.spec, "notify": []}, "tokens_needed": board.tokens_needed(run)},
             token=uuid.uuid4().hex,
             created_at=now,
         )

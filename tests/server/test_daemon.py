@@ -106,6 +106,24 @@ def _steps_past(url: str, step: int, seconds: float = 15) -> float:
     return time.monotonic() - began
 
 
+def test_the_data_directory_is_its_owners_alone(daemon: Any, tmp_path: Path) -> None:
+    """What daemon and trainer make, and what lay there open to others before the start."""
+    first = daemon()
+    first.wait_ready()
+    _start_run(first.url, first.data_dir)
+    first.end()
+    left_open = first.data_dir / "runs" / "left-open"
+    left_open.write_text("")
+    for path, mode in ((left_open, 0o644), (first.data_dir, 0o755)):
+        path.chmod(mode)
+    second = daemon()
+    second.wait_ready()
+    _steps_past(second.url, httpx.get(f"{second.url}/v1/runs/demo/progress").json()["step"])
+    everything = [second.data_dir, *second.data_dir.rglob("*")]
+    assert len(everything) > 10
+    assert [str(p) for p in everything if not p.is_symlink() and p.stat().st_mode & 0o077] == []
+
+
 def _ingesting(daemon: Daemon) -> psutil.Process:
     """The process that ingests: the daemon's child that runs the same command."""
     parent = psutil.Process(daemon.process.pid)

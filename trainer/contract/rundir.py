@@ -90,15 +90,16 @@ def checkpoint_name(step: int, attempt: int) -> str:
 # --- durable writes ------------------------------------------------------------------------------
 
 
-def write_durably(path: Path, content: bytes) -> None:
+def write_durably(path: Path, content: bytes, mode: int = 0o600) -> None:
     """Replace `path` by `content` so that a power cut leaves the old file or the new one.
 
     temp in the same directory -> write -> fsync -> rename -> fsync directory. Raises OSError; the
-    temporary file is gone then and the old file is as it was.
+    temporary file is gone then and the old file is as it was. The file is its owner's alone: specs
+    and orders hold addresses that may carry credentials.
     """
     temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
         try:
             write_all(fd, content)
             failpoint.hit("durable.fsync")
