@@ -9,18 +9,17 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
-from server import daemon, graves, notices, privacy, receivers
+from server import lock, privacy
 from server.api import app as api
-from server.daemon import serve
 from server.database.db import Database
-from server.feed import Feed
+from server.domain import run_deletion
+from server.events import receivers, webhooks
+from server.events.commit_notifier import Feed
 from server.ingestion.worker import Worker
 from server.machine import devices
 from server.settings import Settings
 from server.supervision.supervisor import Supervisor
 from server.supervision.trainers import Shop
-
-__all__ = ["create_app", "serve"]
 
 FIRST_LOOK_SECONDS = 5.0  # what runs already is taken back before the first request is served
 
@@ -43,14 +42,14 @@ def create_app(
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
-        with daemon.held(settings):
+        with lock.held(settings):
             await run_in_threadpool(privacy.tighten, settings.paths.root)
             opened = db or await run_in_threadpool(Database.open, settings)
-            await run_in_threadpool(graves.sweep, opened, settings.paths)
+            await run_in_threadpool(run_deletion.sweep, opened, settings.paths)
             feed = Feed()
             opened.on_commit(feed.notify)
             supervisor = Supervisor(Shop(opened, settings, devices.discover(), worker=worker))
-            told = notices.Notices(opened, settings.paths.root, receivers.deliver)
+            told = webhooks.Notices(opened, settings.paths.root, receivers.deliver)
             api.connect(app, opened, feed, supervisor, told)
             told.start()
             supervisor.start(on_failure)

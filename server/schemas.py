@@ -10,7 +10,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from server.states import Desired, State
+from server.domain.states import Desired, State
 from trainer.contract.exits import Reason
 from trainer.contract.extend import ExtendPreview, Joint
 from trainer.contract.plan import Plan

@@ -25,7 +25,7 @@ def brought_by(module: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "module", ["server.main", "server.daemon", "server.cli.app", "server.client"]
+    "module", ["server.main", "server.daemon.serve", "server.cli.app", "server.client"]
 )
 def test_the_control_plane_is_light(module: str):
     assert brought_by(module) & HEAVY == set()
@@ -38,7 +38,7 @@ def test_the_contract_is_only_pydantic(module: str):
     assert "pydantic" in brought
 
 
-@pytest.mark.parametrize("module", ["trainer.__main__", "trainer.jobs"])
+@pytest.mark.parametrize("module", ["trainer.__main__", "trainer.jobs.__main__"])
 def test_the_trainer_knows_no_server(module: str):
     assert brought_by(module) & SERVER == set()
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from trainer import process
 from trainer.contract import events, failpoint
 from trainer.contract.orders import ORDER, AttemptOrder
 from trainer.contract.rundir import Held, locked
+from trainer.runtime import process
 
 RUN_LOCK_SECONDS = 10.0
 
@@ -36,18 +36,14 @@ def main(argv: list[str]) -> int:
 
 def _train(order: AttemptOrder, own: process.Process) -> events.Ended:
     own.reporter.emit(events.Stage(stage="loading", detail="torch"))
-    from trainer import (  # torch: after the lock, so that the process is known early
-        loop,
-        saving,
-        session,
-    )
+    from trainer.train import checkpointing, loop, session
 
     failpoint.hit("trainer.load")
     parts = session.build(order, own.reporter, own.control)
     try:
         return loop.run(parts)
     finally:
-        saving.drain(parts)
+        checkpointing.drain(parts)
         parts.close()
 
 

@@ -31,16 +31,16 @@ from server.api import (
     system,
     web,
 )
-from server.api.live import source_of
+from server.api.stream_source import source_of
 from server.database.db import Database
 from server.database.migrate import version
-from server.feed import Feed
+from server.events.commit_notifier import Feed
+from server.events.hub import Hub
 from server.guard.access import Access, Policy, policy_for
 from server.guard.bodies import Bodies
 from server.machine.readings import Readings
 from server.prometheus.metrics import Metrics
 from server.settings import Settings
-from server.stream import Hub
 
 ROUTERS = (
     runs.router,

@@ -8,7 +8,6 @@ from fastapi import APIRouter, Path, Request
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
-from server import checkpoints, jobs, runs
 from server.api.deps import (
     CheckpointRef,
     Conf,
@@ -22,6 +21,7 @@ from server.api.files import send_file
 from server.api.jobs import accepted
 from server.api.openapi import problems
 from server.api.phases import whole
+from server.domain import checkpoints, jobs, runs
 from server.guard.idempotency import Answer
 from server.queries import history, store
 from server.schemas import CheckpointView, JobView, Page, PatchCheckpoint, SaveRequest

@@ -11,14 +11,15 @@ from fastapi import APIRouter, Path, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.responses import Response
 
-from server import completions, jobs
+from server.api import openai_dialect
+from server.api.completion_stream import MAX_OPEN, Answering, Server, said
 from server.api.deps import Conf, Db, Doing, StrictRoute
 from server.api.errors import from_validation
+from server.api.openai_dialect import Completion, CompletionRequest, ModelList, ModelView
 from server.api.openapi import problems
-from server.api.serving import MAX_OPEN, Answering, Server, said
-from server.completions import Completion, CompletionRequest, ModelList, ModelView
 from server.database import tables
 from server.database.db import Database
+from server.domain import jobs
 from server.errors import Busy, TraindError
 from server.queries import models
 from trainer.contract.completions import SERVE_SOCKET
@@ -40,7 +41,7 @@ class TwoTongued(StrictRoute):
                 refusal = from_validation(request, error)
             except TraindError as error:
                 refusal = error
-            refusal.extra["error"] = completions.in_their_words(refusal)
+            refusal.extra["error"] = openai_dialect.in_their_words(refusal)
             raise refusal
 
         return refusing
@@ -57,13 +58,13 @@ ModelRef = Annotated[
 def index(db: Db) -> ModelList:
     """The checkpoints that can be asked, the newest first."""
     with db.read() as session:
-        return ModelList(data=[completions.view(model) for model in models.index(session)])
+        return ModelList(data=[openai_dialect.view(model) for model in models.index(session)])
 
 
 @router.get("/models/{model}", responses=problems(404))
 def show(model: ModelRef, db: Db) -> ModelView:
     with db.read() as session:
-        return completions.view(models.find(session, model))
+        return openai_dialect.view(models.find(session, model))
 
 
 @router.post(
@@ -84,8 +85,8 @@ def complete(body: CompletionRequest, act: Doing, conf: Conf, request: Request) 
         model = models.find(session, body.model)
     if len(state.completions) >= MAX_OPEN:
         raise Busy(f"{MAX_OPEN} completions are open already.", headers={"Retry-After": "5"})
-    order = completions.order_of(body, model, str(conf.paths.run(model.run_id).root))
-    telling = completions.Telling(body, model)
+    order = openai_dialect.order_of(body, model, str(conf.paths.run(model.run_id).root))
+    telling = openai_dialect.Telling(body, model)
     replies = said(order, lambda job: _server(act.db, conf.paths, job), state.stream)
     keeping = act if act.key is not None else None
     return Answering(telling, replies, state.stream, state.completions, keeping)

@@ -13,9 +13,9 @@ from server.api.openapi import problems
 from server.api.sse import EventStream
 from server.database.db import Database
 from server.errors import Busy
+from server.events.hub import Hub
 from server.queries import store
 from server.schemas import EventView, Page
-from server.stream import Hub
 
 router = APIRouter(prefix="/v1", tags=["history"], route_class=StrictRoute)
 JSON, SSE = "application/json", "text/event-stream"

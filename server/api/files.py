@@ -18,7 +18,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from server.api.leaving import Stalled, send_until_gone
+from server.api.disconnect import Stalled, send_until_gone
 from server.errors import NotFound, TraindError
 
 CHUNK_BYTES = 256 << 10

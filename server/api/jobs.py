@@ -9,12 +9,12 @@ from fastapi import APIRouter, Query, Request
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
-from server import jobs
 from server.api.deps import ID_PATTERN, Act, Db, Doing, JobRef, Limit, RunRef, StrictRoute
 from server.api.openapi import problems
 from server.api.token_stream import MAX_TOKEN_STREAMS, TokenStream
 from server.database import tables
 from server.database.db import Database
+from server.domain import jobs
 from server.errors import Busy
 from server.guard.idempotency import Answer
 from server.queries import store

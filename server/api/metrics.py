@@ -10,10 +10,10 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from server import parquet
 from server.api.deps import Db, RunRef, StrictRoute, Superseded, negotiate
 from server.api.openapi import problems
 from server.errors import Invalid
+from server.metrics import parquet
 from server.queries import curves, store
 from server.schemas import MetricsAnswer
 from trainer.contract.spec import MAX_STEPS

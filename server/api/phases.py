@@ -7,11 +7,10 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from starlette.responses import Response
 
-from server import logs
 from server.api.deps import MAX_ID, Conf, Db, RunRef, StrictRoute, Superseded
 from server.api.openapi import problems
 from server.errors import NotFound
-from server.queries import history, store
+from server.queries import history, logs, store
 from server.schemas import AttemptView, EvaluationView, Page, PhaseView, SampleView
 from trainer.contract.rundir import LOG
 

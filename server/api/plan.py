@@ -10,15 +10,15 @@ from fastapi import APIRouter, Body, Request
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
-from server import runs
 from server.api import previews
 from server.api.deps import Act, Conf, Doing, StrictRoute
 from server.api.openapi import problems
+from server.domain import runs
+from server.domain.run_rows import plan_for
 from server.errors import Invalid
 from server.guard.idempotency import Answer
 from server.guard.validation import explained
-from server.machine import planning
-from server.making import plan_for
+from server.machine import plan_context
 from server.queries import store
 from server.schemas import PlanAnswer
 from trainer.contract.extend import ExtendRequest
@@ -63,8 +63,8 @@ def _told(act: Act, effect: Callable[[Session], Answer]) -> Response:
 
 def _spec(session: Session, conf: Conf, body: dict[str, Any]) -> PlanAnswer:
     with explained(body, RunSpec):
-        spec = resolve({"name": "plan", **planning.with_bundle(conf, body)})
-    made = plan_for(spec, planning.context(session, conf, spec))
+        spec = resolve({"name": "plan", **plan_context.with_bundle(conf, body)})
+    made = plan_for(spec, plan_context.context(session, conf, spec))
     return PlanAnswer(spec=store.shown_spec(spec.model_dump(mode="json")), plan=made)
 
 

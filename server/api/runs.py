@@ -9,14 +9,15 @@ from fastapi import APIRouter, Body, Query, Request
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
-from server import feasible, graves, runs
 from server.api import previews
 from server.api.deps import Act, Conf, Db, Doing, Limit, RunRef, StrictRoute
 from server.api.openapi import problems
 from server.database import tables
+from server.domain import preflight, run_deletion, runs
+from server.domain.states import State
 from server.guard.idempotency import Answer
 from server.guard.validation import explained
-from server.machine import devices, planning
+from server.machine import devices, plan_context
 from server.queries import estimate, store
 from server.schemas import (
     ExtendAnswer,
@@ -27,7 +28,6 @@ from server.schemas import (
     RunDetail,
     RunSummary,
 )
-from server.states import State
 from trainer.contract.extend import ExtendRequest
 from trainer.contract.plan import Plan
 from trainer.contract.spec import RunSpec
@@ -52,12 +52,12 @@ def create(body: Annotated[dict[str, Any], Body()], act: Doing, conf: Conf) -> R
     """Create a run from a spec; `{"name": "demo"}` is enough. `start: false` leaves it unqueued."""
 
     def effect(session: Session) -> Answer:
-        asked = planning.with_bundle(conf, body)
-        context = planning.context_for(session, conf, asked)
+        asked = plan_context.with_bundle(conf, body)
+        context = plan_context.context_for(session, conf, asked)
         with explained(body, RunSpec):
             run = runs.create(session, asked, context=context, now=act.now)
         spec, plan = RunSpec.model_validate(run.spec), Plan.model_validate(run.plan)
-        feasible.require(session, spec, plan, devices.discover())
+        preflight.require(session, spec, plan, devices.discover())
         detail = store.detail(session, run)
         return Answer.of(detail, 201, Location=f"/v1/runs/{run.id}")
 
@@ -106,8 +106,8 @@ def delete(run: RunRef, act: Doing, conf: Conf) -> Response:
     """Delete a run that has ended, with its checkpoints and history."""
     with act.db.write() as session:
         directory = conf.paths.root / runs.delete(session, store.get_run(session, run), act.now)
-        graves.mark(directory)
-    graves.bury(directory)
+        run_deletion.mark(directory)
+    run_deletion.bury(directory)
     return Response(status_code=204)
 
 

@@ -11,8 +11,8 @@ import asyncio
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from server.api.leaving import Stalled, send_until_gone
-from server.stream import Hub, bye
+from server.api.disconnect import Stalled, send_until_gone
+from server.events.hub import Hub, bye
 
 HEARTBEAT_SECONDS = 15.0
 STALL_SECONDS = 20.0

@@ -17,9 +17,9 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from server.api.leaving import send_until_gone
+from server.api.disconnect import send_until_gone
 from server.api.sse import HEADERS, HEARTBEAT_SECONDS, STOP_SECONDS, send_message, send_part
-from server.stream import Hub, bye, frame_of
+from server.events.hub import Hub, bye, frame_of
 from trainer.contract import sockets
 
 MAX_TOKEN_STREAMS = 64

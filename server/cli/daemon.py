@@ -81,7 +81,7 @@ def serve(
     """Run the daemon in the foreground. Every option is also TRAIND_… in the environment."""
     settings = read_settings(**locals())
     announce(settings)
-    from server.daemon import serve as run_daemon
+    from server.daemon.serve import serve as run_daemon
 
     raise typer.Exit(run_daemon(settings) or 0)
 
@@ -115,8 +115,8 @@ def show(data_dir: DataDir = None, stop_trainers: StopTrainers = None) -> None:
 def rebuild(data_dir: DataDir = None, yes: options.Yes = False, json: options.Json = False) -> None:
     """Make the database anew from the run directories' journals; the daemon must not run."""
     settings = read_settings(data_dir=data_dir)
-    from server.database import rebuild as rebuilding
     from server.database.migrate import Refused
+    from server.maintenance import rebuild as rebuilding
 
     question = f"Rebuild {settings.paths.database}? The present one is kept beside it."
     if not options.confirmed(question, yes):
@@ -201,7 +201,7 @@ def flags_of(settings: Settings) -> list[str]:
 
 
 def _unit(settings: Settings) -> str:
-    from server import service
+    from server.daemon import systemd as service
 
     try:
         return service.unit(flags_of(settings), stop_trainers=settings.stop_trainers)
@@ -210,7 +210,7 @@ def _unit(settings: Settings) -> str:
 
 
 def _serviced(verb: str, *arguments: str) -> None:
-    from server import service
+    from server.daemon import systemd as service
 
     try:
         outcome = getattr(service, verb)(*arguments)

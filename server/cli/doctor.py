@@ -273,22 +273,22 @@ def _daemon() -> Finding:
 
 
 def _service() -> Iterable[Finding]:
-    from server import service
+    from server.daemon import systemd
 
     if sys.platform != "linux":
         return
-    if not service.unit_path().exists():
+    if not systemd.unit_path().exists():
         yield Finding(
             "service", "warning", "not installed: runs do not resume by themselves after a reboot",
             "traind service install",
         )  # fmt: skip
-    elif not service.lingers():
+    elif not systemd.lingers():
         yield Finding(
-            "service", "warning", f"{service.unit_path()}, but the user does not linger",
+            "service", "warning", f"{systemd.unit_path()}, but the user does not linger",
             "loginctl enable-linger, or it ends at logout and waits for a login at boot",
         )  # fmt: skip
     else:
-        yield Finding("service", "ok", f"{service.unit_path()}, lingering")
+        yield Finding("service", "ok", f"{systemd.unit_path()}, lingering")
 
 
 def _print(finding: Finding) -> None:

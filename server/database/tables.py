@@ -202,7 +202,7 @@ class Point(Base):
 class Rollup(Base):
     """Points of one attempt binned over `[bin * size, (bin + 1) * size)`, size a power of four.
 
-    Kept up to date in the ingest's own transaction. values: see server.ingestion.rollups.
+    Kept up to date in the ingest's own transaction. values: see server.metrics.rollups.
     """
 
     __tablename__ = "rollups"

@@ -7,12 +7,13 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from server import extends, lineage, states
 from server.database import tables
-from server.ingestion import counters, steps
-from server.ingestion.counters import Tally
+from server.domain import extend, lineage, states
+from server.domain.states import State
+from server.ingestion import steps
 from server.machine import throughput
-from server.states import State
+from server.metrics import counters
+from server.metrics.counters import Tally
 from trainer.contract import events, peaks
 from trainer.contract.exits import Reason
 
@@ -333,7 +334,7 @@ def _end_phase(applied: Applied, event: events.Ended, seconds: float) -> None:
         phase.ended_at = seconds
     if event.outcome in ("completed", "phase_ended", "paused") and event.step is not None:
         applied.session.flush()
-        extends.apply_pending(applied.session, applied.run, event.step, seconds)
+        extend.apply_pending(applied.session, applied.run, event.step, seconds)
 
 
 _HANDLERS: dict[type[events.Event], Any] = {

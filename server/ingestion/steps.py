@@ -9,9 +9,9 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from server.database import tables
-from server.ingestion import counters, rollups, sparkline
-from server.ingestion.counters import Tally
-from server.states import State
+from server.domain.states import State
+from server.metrics import counters, rollups, sparkline
+from server.metrics.counters import Tally
 from trainer.contract.events import Step
 from trainer.contract.exits import Reason
 

@@ -14,7 +14,7 @@ from prometheus_client.exposition import generate_latest
 
 from server.database.db import Database
 from server.database.migrate import version
-from server.ingestion import counters
+from server.metrics import counters
 from server.prometheus import rows, text
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PATCH", "DELETE", "PUT", "OPTIONS"})

@@ -11,8 +11,8 @@ from sqlalchemy import Integer, Text, bindparam, case, func, or_, select, type_c
 from sqlalchemy.orm import Session
 
 from server.database import tables
-from server.ingestion import counters
-from server.states import ENDED, OCCUPYING, State
+from server.domain.states import ENDED, OCCUPYING, State
+from server.metrics import counters
 from trainer.contract.rundir import OUTBOX
 
 MAX_RUNS = 200

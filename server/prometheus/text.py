@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
-from server.ingestion import counters
+from server.domain.states import State
+from server.metrics import counters
 from server.prometheus.rows import MAX_RUNS, Facts
-from server.states import State
 from trainer.contract.exits import Reason
 
 _COUNTERS = {

@@ -5,12 +5,12 @@ from __future__ import annotations
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from server import lineage
 from server.database import tables
+from server.domain import lineage
+from server.domain.lineage import Stretch
 from server.errors import Invalid
-from server.ingestion import rollups
-from server.ingestion.rollups import Bin
-from server.lineage import Stretch
+from server.metrics import rollups
+from server.metrics.rollups import Bin
 from server.schemas import MetricsAnswer, Segment, Series
 from trainer.contract.spec import MAX_STEPS
 

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 from sqlalchemy.orm import Session
 
 from server.database import tables
+from server.domain.states import Desired, State
 from server.machine import throughput
 from server.queries.standing import Standing, standing
 from server.schemas import CheckpointBrief, EtaParts, PeakFlops, Progress, Vram
-from server.states import Desired, State
 from trainer.contract.exits import Reason
 from trainer.contract.plan import Plan, PlanContext, estimate_eta, evaluation_time
 from trainer.contract.shape import shape_of

@@ -9,8 +9,9 @@ from typing import Any
 from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
-from server import lineage, schemas
+from server import schemas
 from server.database import tables
+from server.domain import lineage
 from server.errors import NotFound
 from trainer.contract.exits import Reason
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from server import lineage
 from server.database import tables
+from server.domain import lineage
 from server.errors import NotFound
 from server.queries import store
 

@@ -11,8 +11,8 @@ from typing import NamedTuple
 from sqlalchemy import ScalarSelect, bindparam, case, select
 from sqlalchemy.orm import Session, aliased
 
-from server import attempts, lineage
 from server.database import tables
+from server.domain import attempts, lineage
 
 
 class Standing(NamedTuple):

@@ -11,15 +11,16 @@ from typing import Any, Literal
 from sqlalchemy import Select, and_, bindparam, or_, select
 from sqlalchemy.orm import Session, defer
 
-from server import receivers, schemas
+from server import schemas
 from server.database import tables
+from server.domain.states import Desired, State
 from server.errors import Invalid, NotFound
-from server.ingestion import sparkline
+from server.events import receivers
+from server.metrics import sparkline
 from server.queries import estimate
 from server.queries.curves import METRIC_KEYS, metrics
 from server.queries.estimate import progress
 from server.queries.history import attempts, checkpoint, checkpoints, evaluations, phases, samples
-from server.states import Desired, State
 from trainer.contract.exits import Reason
 from trainer.contract.plan import Plan
 from trainer.contract.spec import RunSpec

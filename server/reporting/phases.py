@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
 
-from server import lineage, schemas
+from server import schemas
 from server.database import tables
-from server.ingestion import rollups
-from server.lineage import Stretch
+from server.domain import lineage
+from server.domain.lineage import Stretch
+from server.metrics import rollups
 from server.reporting.answer import CoreScore, PhaseReport
 from trainer.contract.plan import Plan
 from trainer.contract.schedule import PhaseSchedule, lr_multiplier

@@ -9,14 +9,15 @@ import time
 
 from sqlalchemy.orm import Session
 
-from server import lineage, schemas
+from server import schemas
 from server.database import tables
+from server.domain import lineage
+from server.domain.states import State
 from server.queries import curves, estimate, history
 from server.reporting import answer, phases, story
 from server.reporting.answer import Report
 from server.reporting.html import html
 from server.reporting.markdown import markdown
-from server.states import State
 from trainer.contract.peaks import known_peak
 from trainer.contract.plan import CHINCHILLA_RATIO, Plan
 from trainer.contract.spec import RunSpec

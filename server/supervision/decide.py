@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 from dataclasses import dataclass, field
 
-from server.states import SETTLED, State
+from server.domain.states import SETTLED, State
 from server.supervision.watch import Presence
 from trainer.contract.exits import Reason
 

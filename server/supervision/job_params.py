@@ -10,9 +10,9 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from server import lineage
-from server.attempts import build_order
 from server.database import tables
+from server.domain import lineage
+from server.domain.attempts import build_order
 from server.settings import Settings
 from trainer.contract.jobs import ServeParams
 from trainer.contract.rundir import DataDir

@@ -13,13 +13,14 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from server import imports
 from server.database.tables import CommandRow, Job, Run
+from server.domain import imports
+from server.domain.states import SETTLED, State, can_move, move
 from server.errors import TraindError
-from server.states import SETTLED, State, can_move, move
-from server.supervision import autopsy, board, job_params, process
+from server.launch import process
+from server.launch.process import CPU_JOB_NICENESS
+from server.supervision import job_params, post_mortem, worklist
 from server.supervision.decide import Signal
-from server.supervision.process import CPU_JOB_NICENESS
 from server.supervision.trainers import Shop, note
 from server.supervision.watch import Watch
 from trainer.contract import exits, failpoint, journal, orders
@@ -48,7 +49,10 @@ def prepare(shop: Shop, run_id: str) -> None:
             kind="prepare",
             where="cpu",
             state="queued",
-            params={"spec": {**run.spec, "notify": []}, "tokens_needed": board.tokens_needed(run)},
+            params={
+                "spec": {**run.spec, "notify": []},
+                "tokens_needed": worklist.tokens_needed(run),
+            },
             token=uuid.uuid4().hex,
             created_at=now,
         )
@@ -92,7 +96,7 @@ def launch(shop: Shop, job_id: str) -> Watch | None:
 
 def _order(shop: Shop, job: Job, params: dict[str, Any]) -> orders.JobOrder:
     paths = shop.settings.paths
-    place = board.job_place(job, shop.devices)
+    place = worklist.job_place(job, shop.devices)
     return orders.JobOrder.model_validate(
         {
             "job_id": job.id,
@@ -168,7 +172,7 @@ def send(shop: Shop, job: Job, watch: Watch, action: Signal) -> None:
 def close(shop: Shop, job_id: str, watch: Watch | None) -> None:
     """Write how the job ended. Without a watch it never began."""
     said = exits.read_exit(watch.directory) if watch is not None else None
-    findings = autopsy.examine(watch) if watch is not None else None
+    findings = post_mortem.examine(watch) if watch is not None else None
     with shop.db.write() as session:
         job = session.get_one(Job, job_id)
         if _completed(job, said):
@@ -205,7 +209,7 @@ def _completed(job: Job, said: exits.ExitRecord | None) -> bool:
 
 
 def _unspoken(
-    job: Job, watch: Watch | None, findings: autopsy.Autopsy | None
+    job: Job, watch: Watch | None, findings: post_mortem.Autopsy | None
 ) -> tuple[Reason, str]:
     """Why a job ended that left no exit record."""
     if job.boot_id is not None and job.boot_id != boot_id():

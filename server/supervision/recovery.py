@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from server.machine.hardware import Action, Xid, advice
-from server.states import State
+from server.domain.states import State
+from server.machine.kernel_log import Action, Xid, advice
 from trainer.contract.exits import Reason
 from trainer.contract.spec import RecoverySpec
 

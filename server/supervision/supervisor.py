@@ -14,11 +14,12 @@ from collections.abc import Callable
 
 from server.errors import Busy, DiskFull, StorageBroken
 from server.ingestion.intake import Intake
-from server.supervision import board, process
-from server.supervision.bell import Bell
-from server.supervision.board import Board
-from server.supervision.tending import Tending
+from server.launch import process
+from server.supervision import worklist
+from server.supervision.reconcile import Tending
 from server.supervision.trainers import Shop
+from server.supervision.wakeup import Bell
+from server.supervision.worklist import Board
 
 log = logging.getLogger("traind.supervisor")
 
@@ -130,4 +131,4 @@ class Supervisor:
 
     def _load(self) -> Board:
         with self._shop.db.read() as session:
-            return board.load(session, self._shop.settings.paths, self._shop.devices)
+            return worklist.load(session, self._shop.settings.paths, self._shop.devices)

@@ -13,16 +13,17 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from server import attempts
 from server.database.db import Database
 from server.database.tables import Attempt, CommandRow, Event, Job, Phase, Run
+from server.domain import attempts
+from server.domain.states import Desired, State, can_move, move
 from server.ingestion.worker import Worker
+from server.launch import process
 from server.machine.devices import Device
 from server.settings import Settings
-from server.states import Desired, State, can_move, move
-from server.supervision import autopsy, process, recovery
-from server.supervision.autopsy import Autopsy
+from server.supervision import post_mortem, recovery
 from server.supervision.decide import Signal
+from server.supervision.post_mortem import Autopsy
 from server.supervision.recovery import Ending, Verdict
 from server.supervision.watch import Watch
 from trainer.contract import exits, failpoint, journal, orders
@@ -174,7 +175,7 @@ def close(shop: Shop, attempt_id: int, watch: Watch) -> Verdict | None:
 
     None when the run's state does not wait for this attempt (it was moved on already).
     """
-    findings = autopsy.examine(watch)
+    findings = post_mortem.examine(watch)
     with shop.db.write() as session:
         attempt = session.get_one(Attempt, attempt_id)
         run = session.get_one(Run, attempt.run_id)
@@ -219,7 +220,7 @@ def _is_of_another_boot(attempt: Attempt) -> bool:
 
 
 def _history(session: Session, run: Run, attempt: Attempt) -> recovery.History:
-    durable = autopsy.durable_step(session, run)
+    durable = post_mortem.durable_step(session, run)
     before = session.scalar(
         select(Attempt.reason).where(Attempt.run_id == run.id, Attempt.number == attempt.number - 1)
     )
@@ -235,7 +236,7 @@ def _history(session: Session, run: Run, attempt: Attempt) -> recovery.History:
         same_before=int(repeated),
         has_further_phase=attempts.current_phase(session, run) is not None,
         other_boot=_is_of_another_boot(attempt),
-        advice=autopsy.memory_advice(run),
+        advice=post_mortem.memory_advice(run),
     )
 
 

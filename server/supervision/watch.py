@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from server.machine import hardware
-from server.supervision import process
-from server.supervision.process import Child
+from server.launch import process
+from server.launch.process import Child
+from server.machine import kernel_log
 from trainer.contract import commands, journal, rundir
 from trainer.contract.exits import Reason
 from trainer.contract.rundir import INBOX, LOCK, OUTBOX, ProcessIdentity
@@ -52,7 +52,7 @@ class Watch:
     stall_step: int = 0
     stalled: str | None = None
     exhausted: bool = False
-    oom_kills: int = field(default_factory=lambda: hardware.memory_group().oom_kills)
+    oom_kills: int = field(default_factory=lambda: kernel_log.memory_group().oom_kills)
     _dead: bool = False
     _last_look: float | None = None
     _outbox: tuple[int, int, int] | None = None

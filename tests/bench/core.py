@@ -24,11 +24,11 @@ from tests.bench import bars
 from tests.bench.compare import Contender, elsewhere, interleave
 from tests.reference.model import PlainGPT
 from tests.trainer.evaluate import fixture
-from trainer import allocator
 from trainer.evaluate import core, core_prompts, network
 from trainer.evaluate.core_forward import Scores
 from trainer.evaluate.core_prompts import Item
-from trainer.model import GPT
+from trainer.model.gpt import GPT
+from trainer.runtime import malloc
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
 PAIRS = 16
@@ -90,7 +90,7 @@ def opponent(make: Callable[[], Forward], how: Callable[..., Scores]) -> Callabl
 def main() -> None:
     if sys.argv[1:]:
         torch.set_num_threads(int(sys.argv[1]))
-    allocator.keep_freed_memory()
+    malloc.keep_freed_memory()
     evaluate = partial(ours, fixture.model())
     threads = f"threads: {torch.get_num_threads()}"
     opponents = {

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from sqlalchemy import select
 
-from server import runs
 from server.database import tables
 from server.database.db import Database
+from server.domain import runs
 from server.ingestion import ingest
 from server.queries import estimate, store
 from server.settings import Settings

@@ -18,14 +18,14 @@ import torch
 
 from tests.bench import bars, training
 from tests.bench.compare import Contender, interleave
-from trainer import device as devices
-from trainer import relu2
-from trainer.checkpoint import FileEntry, Manifest
+from trainer.checkpoint.background_writer import Saver
+from trainer.checkpoint.store import FileEntry, Manifest
 from trainer.contract.peaks import fp8_missing
 from trainer.contract.plan import make_plan
 from trainer.contract.shape import shape_of
 from trainer.contract.spec import RunSpec, resolve
-from trainer.saver import Saver
+from trainer.model import relu2
+from trainer.runtime import device as devices
 
 ROWS = (2, 4, 8, 16, 32, 64)
 SAME_TOKENS = 32  # rows up to which a step is 65,536 tokens, as the reference's is

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.bench.compare import Contender, interleave
-from trainer import head
-from trainer.embedding import TouchedRows
+from trainer.model import head
+from trainer.model.embedding import TouchedRows
 
 TOKENS, WIDTH = 2048, 256
 

@@ -20,13 +20,13 @@ from pathlib import Path
 
 from sqlalchemy.orm import Session
 
-from server import attempts, runs, states
 from server.database import tables
 from server.database.db import Database
+from server.domain import attempts, runs, states
+from server.domain.states import Desired, State
 from server.ingestion import steps
-from server.ingestion.counters import Tally
+from server.metrics.counters import Tally
 from server.settings import Settings
-from server.states import Desired, State
 from trainer.contract import events
 from trainer.contract.exits import Reason
 from trainer.contract.plan import PlanContext

@@ -8,7 +8,7 @@ import torch
 
 from tests.bench.compare import Contender, interleave
 from tests.reference.optimizer import muon as plain_muon
-from trainer.muon import muon_update
+from trainer.optim.muon import muon_update
 
 SHAPES = [(16, 256, 256), (4, 256, 1024), (4, 1024, 256)]
 

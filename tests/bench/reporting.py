@@ -14,10 +14,10 @@ import torch
 
 from tests.bench import bars
 from trainer.contract import events, journal
-from trainer.control import Control
-from trainer.device import Sensors
-from trainer.report import Reporter
-from trainer.spikes import SpikeWatch
+from trainer.runtime.control import Control
+from trainer.runtime.device import Sensors
+from trainer.runtime.reporter import Reporter
+from trainer.train.spike_detector import SpikeWatch
 
 STEPS = 4_000
 STEP_SECONDS = 65_536 / 1_000_000

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from tests.bench import bars, compare, memory, training
-from trainer.checkpoint import FileEntry, Manifest
-from trainer.saver import Saver
+from trainer.checkpoint.background_writer import Saver
+from trainer.checkpoint.store import FileEntry, Manifest
 
 GIGABYTES = 0.5
 SAVES = 6

@@ -15,9 +15,9 @@ from tests.reference.step import train_step
 from trainer.contract.plan import make_plan
 from trainer.contract.shape import shape_of
 from trainer.contract.spec import RunSpec, resolve
-from trainer.model import GPT
-from trainer.optim import Optimizer
-from trainer.step import Stepper
+from trainer.model.gpt import GPT
+from trainer.optim.optimizer import Optimizer
+from trainer.train.step import Stepper
 
 RATES = {"lr_multiplier": 0.5, "momentum": 0.95, "weight_decay": 0.05}
 

@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from server import states
 from server.database import tables
 from server.database.db import Database
-from server.states import State
+from server.domain import states
+from server.domain.states import State
 from tests.server.asgi import Asgi
 from tests.server.reporting import Reporter, attempt, create
 from trainer.contract import events

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from server.states import State
+from server.domain.states import State
 from tests.e2e import promql
 from tests.e2e.exported import Exported, Series, series
 from tests.e2e.prometheus_process import Ask, daemon, prometheus

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from server.states import VERBS, State
+from server.domain.states import VERBS, State
 from trainer.contract.schedule import (
     ExtendSchedule,
     PhaseSchedule,

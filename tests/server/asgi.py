@@ -11,7 +11,7 @@ from fastapi import FastAPI
 
 from server.api import app as api
 from server.database.db import Database
-from server.feed import Feed
+from server.events.commit_notifier import Feed
 from server.settings import Settings
 
 BASE = "http://127.0.0.1:8321"

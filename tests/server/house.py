@@ -16,12 +16,12 @@ from typing import Any, TypeVar
 
 from sqlalchemy import select
 
-from server import runs
 from server.database.db import Database
 from server.database.tables import Attempt, Event, Job, Run
+from server.domain import runs
+from server.launch import process
 from server.machine.devices import Device
 from server.settings import Settings
-from server.supervision import process
 from server.supervision.supervisor import Supervisor
 from server.supervision.trainers import Shop
 
@@ -179,7 +179,7 @@ class House:
 
     def check(self, run_id: str) -> None:
         """Laws that hold after every story: gap-free steps in the lineage, attempts closed."""
-        from server import lineage
+        from server.domain import lineage
 
         with self.db.read() as session:
             stretches = lineage.stretches(session, run_id)

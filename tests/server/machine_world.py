@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from server.machine import hardware
-from server.supervision import process
+from server.launch import process
+from server.machine import kernel_log
 from trainer.contract import failpoint, journal, rundir
 from trainer.contract.rundir import ProcessIdentity
 
@@ -147,7 +147,7 @@ class World:
             patch.object(process, "carriers", self.carriers),
             patch.object(process, "leader", lambda token: next(iter(self.carriers(token)), None)),
             patch.object(process, "send", self.send),
-            patch.object(hardware, "kernel_lines", lambda since: []),
+            patch.object(kernel_log, "kernel_lines", lambda since: []),
             patch.object(failpoint, "hit", self.hit),
             patch("time.time", self.time),
         ]

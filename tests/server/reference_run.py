@@ -9,10 +9,10 @@ from __future__ import annotations
 from sqlalchemy import insert
 from sqlalchemy.orm import Session
 
-from server import runs
 from server.database import tables
 from server.database.db import Database
-from server.ingestion import rollups
+from server.domain import runs
+from server.metrics import rollups
 from trainer.contract import extend
 from trainer.contract.plan import Plan
 from trainer.contract.schedule import PhaseSchedule, lr_multiplier

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from server import attempts, runs
 from server.database import tables
 from server.database.db import Database
+from server.domain import attempts, runs
 from server.ingestion import ingest
 from server.settings import Settings
 from trainer.contract import events

@@ -13,9 +13,9 @@ import httpx
 import pyarrow.parquet
 import pytest
 
-from server import parquet
 from server.api import web
 from server.database import tables
+from server.metrics import parquet
 from server.queries import store
 from tests.server.asgi import Asgi
 

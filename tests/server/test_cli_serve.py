@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import typer.main
 
-from server import service
 from server.cli import daemon, doctor
 from server.cli.app import app, main
+from server.daemon import systemd
 from server.settings import Settings
 
 OTHER: dict[str, Any] = {
@@ -107,7 +107,7 @@ def test_rebuild_is_refused_while_a_daemon_runs(tmp_path: Path, capsys: pytest.C
 
 
 def test_the_unit_lets_trainers_live():
-    text = service.unit(["--port", "9000"], python="/usr/bin/python3")
+    text = systemd.unit(["--port", "9000"], python="/usr/bin/python3")
     assert "ExecStart=/usr/bin/python3 -P -m server.cli.app serve --port 9000\n" in text
     for line in ("KillMode=process", "OOMPolicy=continue", "WantedBy=default.target"):
         assert line in text.splitlines()
@@ -115,17 +115,17 @@ def test_the_unit_lets_trainers_live():
 
 def test_the_unit_quotes_what_systemd_would_read():
     flags = ["--data-dir", '/my runs/100%/$HOME/"x"\\']
-    text = service.unit(flags, python="/py")
+    text = systemd.unit(flags, python="/py")
     assert '"/my runs/100%%/$$HOME/\\"x\\"\\\\"' in text
 
 
 def test_a_line_break_never_reaches_the_unit():
-    with pytest.raises(service.ServiceError, match="control character"):
-        service.unit(["--data-dir", "/a\nExecStartPost=/bin/evil"])
+    with pytest.raises(systemd.ServiceError, match="control character"):
+        systemd.unit(["--data-dir", "/a\nExecStartPost=/bin/evil"])
 
 
 def test_stop_trainers_gives_them_time():
-    assert "TimeoutStopSec=3min" in service.unit([], stop_trainers=True).splitlines()
+    assert "TimeoutStopSec=3min" in systemd.unit([], stop_trainers=True).splitlines()
 
 
 @pytest.fixture
@@ -142,9 +142,9 @@ def systemctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_install_writes_enables_and_starts(systemctl: Path, capsys: pytest.CaptureFixture[str]):
     said = main_output(capsys, "service", "install", "--port", "9001")
-    text = service.unit_path().read_text()
+    text = systemd.unit_path().read_text()
     assert "--port 9001" in text
-    assert str(service.unit_path()) in said
+    assert str(systemd.unit_path()) in said
     asked = [line.removeprefix("--user --no-pager ") for line in systemctl.read_text().splitlines()]
     assert asked == [
         "show-environment", "daemon-reload", "enable traind.service", "restart traind.service",
@@ -154,13 +154,13 @@ def test_install_writes_enables_and_starts(systemctl: Path, capsys: pytest.Captu
 def test_install_again_replaces_the_unit(systemctl: Path, capsys: pytest.CaptureFixture[str]):
     main_output(capsys, "service", "install", "--port", "9001")
     main_output(capsys, "service", "install", "--port", "9002")
-    assert "9001" not in service.unit_path().read_text()
+    assert "9001" not in systemd.unit_path().read_text()
 
 
 def test_uninstall_stops_and_removes(systemctl: Path, capsys: pytest.CaptureFixture[str]):
     main_output(capsys, "service", "install")
     main_output(capsys, "service", "uninstall")
-    assert not service.unit_path().exists()
+    assert not systemd.unit_path().exists()
     assert "disable --now traind.service" in systemctl.read_text()
     assert "there is no" in main_output(capsys, "service", "uninstall")
 
@@ -173,12 +173,12 @@ def test_without_systemd_the_unit_is_written_and_the_rest_is_said(
         main(["service", "install"])
     assert not ended.value.code
     assert "systemctl --user daemon-reload" in capsys.readouterr().err.replace("\n", " ")
-    assert service.unit_path().exists()
+    assert systemd.unit_path().exists()
 
 
 def test_show_prints_the_unit_and_installs_nothing(capsys: pytest.CaptureFixture[str]):
     assert "[Service]" in main_output(capsys, "service", "show")
-    assert not service.unit_path().exists()
+    assert not systemd.unit_path().exists()
 
 
 # --- doctor --------------------------------------------------------------------------------------

@@ -13,11 +13,11 @@ from typing import Any
 import httpx
 import pytest
 
-from server import jobs
-from server.api import serving as api
+from server.api import completion_stream as api
 from server.database import tables
+from server.domain import jobs
 from server.queries import store
-from server.supervision import job_params, patience
+from server.supervision import job_params, stall_timeout
 from tests.server.asgi import Asgi
 from tests.server.live_server import Serving, read_until, serving, until
 from trainer.contract import sockets
@@ -532,4 +532,8 @@ def test_it_says_that_it_lives_before_it_is_taken_for_hung(
     settings = house.asgi.settings.model_copy(update={"stall_seconds": stall_seconds})
     with house.db.write() as session:
         told = job_params.resolve(session, jobs.serve(session, time.time()), settings)
-    assert ServeParams.model_validate(told).report_seconds == often < patience.of_job(stall_seconds)
+    assert (
+        ServeParams.model_validate(told).report_seconds
+        == often
+        < stall_timeout.of_job(stall_seconds)
+    )

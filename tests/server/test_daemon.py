@@ -20,9 +20,9 @@ import psutil
 import pytest
 from sqlalchemy import select
 
-from server.daemon import JsonLines, PlainLines
+from server.daemon.serve import JsonLines, PlainLines
 from server.database.tables import Attempt, Point
-from server.supervision import process
+from server.launch import process
 from tests.server.house import House, launcher
 from tests.serving import Serving
 
@@ -31,7 +31,7 @@ class Daemon(Serving):
     """Its trainer is the fake one; below the command line, whose greeting is no line of the log."""
 
     command = (
-        sys.executable, "-c", "import sys; from server.daemon import serve; "
+        sys.executable, "-c", "import sys; from server.daemon.serve import serve; "
         "from server.settings import Settings; sys.exit(serve(Settings()))",
     )  # fmt: skip
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from server.states import State
+from server.domain.states import State
 from server.supervision import decide
 from server.supervision.decide import (
     WAIT,

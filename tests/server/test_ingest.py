@@ -16,7 +16,8 @@ from sqlalchemy import select
 
 from server.database import tables
 from server.database.db import Database
-from server.ingestion import counters, ingest, rollups
+from server.ingestion import ingest
+from server.metrics import counters, rollups
 from server.queries import store
 from server.settings import Settings
 from tests.server.reporting import BATCH_TOKENS, Reporter, attempt, create, step

@@ -64,7 +64,7 @@ def test_f19_on_a_full_disk_reads_work_writes_say_so_and_reports_catch_up(disk: 
 @pytest.mark.needs("mounts")
 def test_f32_a_read_only_disk_is_refused_with_a_sentence(tmp_path: Path) -> None:
     with kernel.small_disk(tmp_path / "disk", 1 << 20, ",ro") as disk:
-        command = "from server.daemon import serve; from server.settings import Settings; "
+        command = "from server.daemon.serve import serve; from server.settings import Settings; "
         command += f"raise SystemExit(serve(Settings(data_dir={str(disk / 'data')!r}, port=0)))"
         done = subprocess.run(
             [sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, check=False
@@ -104,8 +104,8 @@ def house_attempts(directory: Path) -> list[tables.Attempt]:
 
 REUSE = r"""
 import json, os, signal, subprocess, sys
-from server.supervision import process
-from server.supervision.process import TOKEN_VARIABLE
+from server.launch import process
+from server.launch.process import TOKEN_VARIABLE
 from trainer.contract.rundir import identify
 
 TRIES = 60

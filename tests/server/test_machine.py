@@ -28,13 +28,13 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import select
 
-from server import lineage, runs
 from server.database.db import Database
 from server.database.tables import Attempt, Run
+from server.domain import lineage, runs
+from server.domain.states import SETTLED, State
 from server.errors import TraindError
 from server.machine.devices import Device
 from server.settings import Settings
-from server.states import SETTLED, State
 from server.supervision import watch
 from server.supervision.supervisor import Supervisor
 from server.supervision.trainers import Shop

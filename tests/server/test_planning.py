@@ -9,11 +9,11 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import select
 
-from server import feasible, runs
 from server.database import tables
 from server.database.db import Database
+from server.domain import preflight, runs
 from server.errors import Invalid
-from server.machine import planning, throughput
+from server.machine import plan_context, throughput
 from server.machine.devices import Device
 from server.queries import store
 from server.settings import Settings
@@ -33,7 +33,7 @@ def spec(**more: object) -> RunSpec:
 
 def test_auto_takes_the_gpu_with_its_memory_and_its_peak(asgi: Asgi) -> None:
     with asgi.db.read() as session:
-        context = planning.context(session, asgi.settings, spec(), (GPU, CPU))
+        context = plan_context.context(session, asgi.settings, spec(), (GPU, CPU))
     assert (context.device_type, context.device_memory_bytes) == ("cuda", 12 << 30)
     assert context.peak_source
     assert context.disk_free_bytes
@@ -41,7 +41,7 @@ def test_auto_takes_the_gpu_with_its_memory_and_its_peak(asgi: Asgi) -> None:
 
 def test_a_device_that_is_not_here_can_still_be_planned_for(asgi: Asgi) -> None:
     with asgi.db.read() as session:
-        context = planning.context(session, asgi.settings, spec(device="cuda:0"), (CPU,))
+        context = plan_context.context(session, asgi.settings, spec(device="cuda:0"), (CPU,))
     assert (context.device_type, context.device_name) == ("cuda", None)
 
 
@@ -56,11 +56,11 @@ def test_a_measured_rate_is_used_and_named(asgi: Asgi) -> None:
         )  # fmt: skip
         session.flush()
         fixed = spec(batch={"device_batch_size": 8})
-        context = planning.context(session, asgi.settings, fixed, (CPU,))
+        context = plan_context.context(session, asgi.settings, fixed, (CPU,))
         assert context.tokens_per_second == 1234.0
         assert "earlier" in (context.throughput_source or "")
         other = spec(model={"depth": 7})
-        context = planning.context(session, asgi.settings, other, (CPU,))
+        context = plan_context.context(session, asgi.settings, other, (CPU,))
         assert context.tokens_per_second is None
 
 
@@ -68,13 +68,15 @@ def test_tokens_of_the_corpus_come_from_a_run_with_the_same_data(asgi: Asgi) -> 
     asgi.create(start=False)
     with asgi.db.read() as session:
         row = store.get_run(session, "demo")
-        assert planning.context(session, asgi.settings, spec(), (CPU,)).corpus_tokens is None
+        assert plan_context.context(session, asgi.settings, spec(), (CPU,)).corpus_tokens is None
         path = asgi.settings.paths.run(row.id).data
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps({"corpus_tokens": 4_000_000}))
-        assert planning.context(session, asgi.settings, spec(), (CPU,)).corpus_tokens == 4_000_000
+        assert (
+            plan_context.context(session, asgi.settings, spec(), (CPU,)).corpus_tokens == 4_000_000
+        )
         other = spec(model={"vocab_size": 999})
-        assert planning.context(session, asgi.settings, other, (CPU,)).corpus_tokens is None
+        assert plan_context.context(session, asgi.settings, other, (CPU,)).corpus_tokens is None
 
 
 def test_the_fetched_bundle_is_taken_where_core_is_asked_for(asgi: Asgi) -> None:
@@ -98,9 +100,9 @@ def large(rows: int | str) -> RunSpec:
 
 def refusal(asgi: Asgi, asked: RunSpec) -> str | None:
     with asgi.db.read() as session:
-        context = planning.context(session, asgi.settings, asked, (GPU, CPU))
+        context = plan_context.context(session, asgi.settings, asked, (GPU, CPU))
         try:
-            feasible.require(session, asked, make_plan(asked, context), (GPU, CPU))
+            preflight.require(session, asked, make_plan(asked, context), (GPU, CPU))
         except Invalid as error:
             return f"{error.errors[0]['pointer']}: {error.detail}"
     return None
@@ -113,12 +115,12 @@ def test_fp8_is_refused_where_there_is_none(asgi: Asgi) -> None:
     for capability, there in (((8, 9), True), ((12, 0), True), (None, True), ((8, 6), False)):
         found = (replace(GPU, capability=capability), CPU)
         with asgi.db.read() as session:
-            plan = make_plan(asked, planning.context(session, asgi.settings, asked, found))
+            plan = make_plan(asked, plan_context.context(session, asgi.settings, asked, found))
             if there:
-                feasible.require(session, asked, plan, found)
+                preflight.require(session, asked, plan, found)
             for one in [on_cpu] if there else [on_cpu, asked]:
                 with pytest.raises(Invalid, match="fp8 needs a card") as refused:
-                    feasible.require(session, one, plan, found)
+                    preflight.require(session, one, plan, found)
                 assert refused.value.errors[0]["pointer"] == "/numerics/precision"
 
 
@@ -135,7 +137,7 @@ def test_what_is_far_beyond_the_device_is_refused_with_the_batch_that_fits(asgi:
 def test_near_the_limit_is_a_warning_and_a_measured_peak_decides(asgi: Asgi) -> None:
     asked = large(16)
     with asgi.db.read() as session:
-        context = planning.context(session, asgi.settings, asked, (GPU, CPU))
+        context = plan_context.context(session, asgi.settings, asked, (GPU, CPU))
     estimate = make_plan(asked, context).memory.total
     for there, refused, warned in ((0.79, True, True), (0.9, False, True), (1.2, False, False)):
         plan = make_plan(asked, replace(context, device_memory_bytes=int(there * estimate)))
@@ -193,9 +195,9 @@ def test_a_resume_is_refused_rows_that_cannot_fit(asgi: Asgi) -> None:
     with asgi.db.write() as session:
         asked = {"name": "big", "preset": "rtx4070-d12"}
         run = runs.create(session, asked, context=context, now=1.0)
-        feasible.require_rows(run, 8)
+        preflight.require_rows(run, 8)
         with pytest.raises(Invalid, match=r"With 32 rows .* should fit"):
-            feasible.require_rows(run, 32)
+            preflight.require_rows(run, 32)
 
 
 def test_the_plan_of_the_preset_takes_less_than_50_ms_of_processor_over_http(asgi: Asgi) -> None:

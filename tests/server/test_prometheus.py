@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from server.database import tables
-from server.ingestion import counters
+from server.metrics import counters
 from server.prometheus import rows
 from server.queries import store
 from tests.server.asgi import Asgi

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from server import attempts
 from server.database import migrate, tables
 from server.database.db import Database
-from server.database.rebuild import rebuild
+from server.domain import attempts
+from server.maintenance.rebuild import rebuild
 from server.queries import store
 from server.settings import Settings
 from tests.server.reporting import Reporter, attempt, create

@@ -7,16 +7,18 @@ from typing import Any
 import pytest
 
 from server.database import tables
-from server.machine import hardware
-from server.states import State
-from server.supervision import autopsy, recovery
+from server.domain.states import State
+from server.machine import kernel_log
+from server.supervision import post_mortem, recovery
 from server.supervision.recovery import Circumstances, Ending, History, Said, classify, follow
 from trainer.contract.exits import Reason
 from trainer.contract.spec import RecoverySpec
 
 R = Reason
-XID_79 = hardware.worst_xid(["NVRM: Xid (PCI:0000:01:00): 79, pid=1, GPU has fallen off the bus."])
-XID_31 = hardware.worst_xid(["NVRM: Xid (PCI:0000:01:00): 31, pid=1, MMU Fault"])
+XID_79 = kernel_log.worst_xid(
+    ["NVRM: Xid (PCI:0000:01:00): 79, pid=1, GPU has fallen off the bus."]
+)
+XID_31 = kernel_log.worst_xid(["NVRM: Xid (PCI:0000:01:00): 31, pid=1, MMU Fault"])
 
 
 @pytest.mark.parametrize(
@@ -158,7 +160,7 @@ def test_orders_and_reboots_are_no_failures() -> None:
 
 
 def test_every_verdict_is_a_legal_move() -> None:
-    from server.states import MOVES
+    from server.domain.states import MOVES
 
     outcomes = [
         "completed",
@@ -188,7 +190,7 @@ def test_f35_the_estimate_stands_beside_the_measured_peak() -> None:
         overrides={},
         frozen={"device_batch_size": 4},
     )
-    assert autopsy.memory_advice(run) == (
+    assert post_mortem.memory_advice(run) == (
         "The plan estimated 11.0 GiB, the measured peak was 10.0 GiB, the device has 12.0 GiB. "
         "Resume with overrides.device_batch_size 2 (it is 4)."
     )
@@ -205,15 +207,15 @@ def test_f35_the_estimate_stands_beside_the_measured_peak() -> None:
 )  # fmt: skip
 def test_f36_each_xid_has_its_class_of_action(number: int, action: str) -> None:
     line = f"[  812.4] NVRM: Xid (PCI:0000:01:00): {number}, pid=4711, name=python"
-    found = hardware.worst_xid(["usb 1-1: new device", line])
+    found = kernel_log.worst_xid(["usb 1-1: new device", line])
     assert found is not None
     assert (found.number, found.action) == (number, action)
-    assert hardware.advice(found)
+    assert kernel_log.advice(found)
 
 
 def test_f36_the_gravest_xid_names_the_end() -> None:
     lines = [f"NVRM: Xid (PCI:0000:01:00): {n}, pid=1" for n in (45, 79, 31)]
-    found = hardware.worst_xid(lines)
+    found = kernel_log.worst_xid(lines)
     assert found is not None
     assert found.number == 79
     said = recovery.classify(None, Circumstances(xid=found))
@@ -227,13 +229,13 @@ def test_f13_the_kernels_oom_lines() -> None:
         "Memory cgroup out of memory: Killed process 4713 (python)",
         "systemd[1]: Started something.",
     ]
-    assert hardware.oom_killed(lines) == {4711, 4712, 4713}
+    assert kernel_log.oom_killed(lines) == {4711, 4712, 4713}
 
 
 def test_f13_the_memory_group_is_read(tmp_path: Any) -> None:
     (tmp_path / "memory.events").write_text("low 0\noom 2\noom_kill 3\n")
     (tmp_path / "memory.max").write_text("8589934592\n")
     (tmp_path / "memory.peak").write_text("8500000000\n")
-    group = hardware.memory_group(root=tmp_path)
+    group = kernel_log.memory_group(root=tmp_path)
     assert (group.oom_kills, group.limit) == (3, 8589934592)
     assert str(group) == "limit 8.0 GiB, peak 7.9 GiB"

@@ -18,9 +18,9 @@ from typing import Any
 
 import pytest
 
-from server import runs
 from server.database.tables import Attempt, Point
-from server.supervision import process
+from server.domain import runs
+from server.launch import process
 from tests.server.house import ROOT, House
 from trainer.contract import journal
 from trainer.contract.rundir import OUTBOX, boot_id
@@ -383,7 +383,7 @@ def test_f13_host_out_of_memory_is_retried_once(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     house.behave(monkeypatch, all={"crash_at": 5})
-    monkeypatch.setattr("server.supervision.autopsy._oom", lambda watch, lines: "limit 8.0 GiB")
+    monkeypatch.setattr("server.supervision.post_mortem._oom", lambda watch, lines: "limit 8.0 GiB")
     run_id = house.create()
     with house.daemon():
         run = house.becomes(run_id, "failed")

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from server import runs
 from server.database import tables
 from server.database.db import Database
+from server.domain import runs
 from server.queries import store
 from server.reporting import report
 from server.settings import Settings

@@ -8,9 +8,9 @@ from typing import Any
 import pydantic
 import pytest
 
-from server import attempts, lineage, runs
 from server.database import tables
 from server.database.db import Database
+from server.domain import attempts, lineage, runs
 from server.errors import Conflict, IllegalMove, Invalid, NameTaken
 from server.queries import store
 from server.queries.standing import standing
@@ -399,7 +399,7 @@ def test_f01_a_crash_is_repeated_from_the_checkpoint_and_the_curve_is_one(
         assert (run.step, run.tokens_seen) == (50, 50 * BATCH_TOKENS)
         assert run.totals["lost_steps"] == 17
         assert run.totals["restarts"] == 1
-        from server.ingestion import counters
+        from server.metrics import counters
 
         held = counters.read(session)
         assert held["lost_steps_total"] == [("demo", "", 17.0)]
@@ -563,7 +563,7 @@ def test_pages_follow_each_other_without_gap_or_overlap(db: Database) -> None:
 def test_an_attempt_after_one_that_did_not_end_in_order_is_a_restart(
     db: Database, settings: Settings, outcome: str | None, is_restart: bool
 ) -> None:
-    from server.ingestion import counters
+    from server.metrics import counters
 
     run_id = create(db)
     first = attempt(db, settings, run_id)

@@ -8,11 +8,11 @@ from sqlalchemy import event, text
 
 from server.database import tables
 from server.database.db import Database
-from server.ingestion import rollups
 from server.machine.devices import Device
+from server.metrics import rollups
 from server.queries import store
 from server.settings import Settings
-from server.supervision import board
+from server.supervision import worklist
 from server.supervision.supervisor import Supervisor
 from server.supervision.trainers import Shop
 from tests.bench import history
@@ -87,7 +87,7 @@ def test_f46_a_page_of_runs_is_a_few_queries_whatever_there_is(db: Database) -> 
 def test_f46_a_tick_does_not_grow_with_the_queue(db: Database, settings: Settings) -> None:
     """10,000 runs wait behind one that trains. Processor time: a busy machine is no fault."""
     head, following = create(db, "head"), create(db, "queued")
-    for prepared in (head, following, *(f"{n:026d}" for n in range(1, board.HEADS + 1))):
+    for prepared in (head, following, *(f"{n:026d}" for n in range(1, worklist.HEADS + 1))):
         data = settings.paths.run(prepared).data
         data.parent.mkdir(parents=True)
         data.write_text("{}")

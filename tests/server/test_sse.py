@@ -14,8 +14,8 @@ from starlette.types import Message
 
 from server.api import sse
 from server.database import tables
+from server.events.hub import KEPT_EVENTS, Hub, Kept, Source
 from server.queries import store
-from server.stream import KEPT_EVENTS, Hub, Kept, Source
 from tests.server.asgi import Asgi
 from tests.server.live_server import open_stream, read_until, serving, until
 

@@ -6,11 +6,11 @@ import itertools
 
 import pytest
 
-from server import runs, states
 from server.database import tables
 from server.database.db import Database
+from server.domain import runs, states
+from server.domain.states import MOVES, State
 from server.errors import IllegalMove
-from server.states import MOVES, State
 from tests.server.reporting import create
 from trainer.contract.exits import Reason
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from server import extends, jobs, runs
 from server.database.tables import Job
+from server.domain import extend, jobs, runs
 from server.supervision.supervisor import Supervisor
 from server.supervision.trainers import Shop
 from tests.server.house import CPU, House
@@ -182,7 +182,7 @@ def test_an_extend_at_the_end_keeps_the_device(house: House) -> None:
     run_id, other = house.create("first", steps=90), house.create("other", steps=10)
     with house.daemon():
         house.reaches(run_id, 5)
-        house.ask(extends.extend, run_id, ExtendRequest(to_step=100))
+        house.ask(extend.extend, run_id, ExtendRequest(to_step=100))
         run = house.becomes(run_id, "completed")
         assert house.run(other).started_at is None or run.ended_at is not None
         house.becomes(other, "completed")
@@ -196,7 +196,7 @@ def test_an_extend_now_ends_the_phase_at_the_next_step(house: House) -> None:
     run_id = house.create(steps=100_000)
     with house.daemon():
         house.reaches(run_id, 5)
-        house.ask(extends.extend, run_id, ExtendRequest(to_step=100_500, at="now"))
+        house.ask(extend.extend, run_id, ExtendRequest(to_step=100_500, at="now"))
         house.until(lambda: len(house.attempts(run_id)) == 2)
         house.until(lambda: house.attempts(run_id)[1].last_step is not None)
     first, second = house.attempts(run_id)
@@ -339,7 +339,7 @@ def test_a_supervisor_that_fails_says_so(house: House, monkeypatch: pytest.Monke
     def broken(*_: Any) -> None:
         raise RuntimeError("a fault nobody thought of")
 
-    monkeypatch.setattr("server.supervision.board.load", broken)
+    monkeypatch.setattr("server.supervision.worklist.load", broken)
     supervisor = Supervisor(Shop(house.db, house.settings, CPU))
     supervisor.start(house.failures.append)
     deadline = time.monotonic() + 5
@@ -361,7 +361,7 @@ def test_idle_costs_next_to_nothing(house: House) -> None:
 
 
 def test_signals_reach_only_the_trainer_they_are_meant_for(house: House) -> None:
-    from server.supervision import process
+    from server.launch import process
     from trainer.contract.rundir import identify
 
     own = identify(os.getpid())

@@ -18,12 +18,12 @@ from unittest.mock import patch
 import httpx
 from sqlalchemy import select
 
-from server import runs, states
 from server.database.db import Database
 from server.database.tables import Event, Run
+from server.domain import runs, states
+from server.domain.states import State
+from server.launch import process
 from server.settings import Settings
-from server.states import State
-from server.supervision import process
 from tests.e2e.real_daemon import RealDaemon
 from tests.server.house import House, launcher
 from tests.soak import books

@@ -10,10 +10,10 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from server import states
 from server.database.db import Database
 from server.database.tables import Attempt, Checkpoint, Event, Point, Run
-from server.states import State
+from server.domain import states
+from server.domain.states import State
 from trainer.contract import journal
 from trainer.contract.rundir import OUTBOX, DataDir
 

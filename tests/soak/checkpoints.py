@@ -14,8 +14,16 @@ from unittest.mock import patch
 import torch
 
 from tests.soak.counts import Budget, Counts
-from trainer import checkpoint
-from trainer.checkpoint import MANIFEST, MODEL, OPTIMIZER, STATE, FileEntry, Manifest, Snapshot
+from trainer.checkpoint import store
+from trainer.checkpoint.store import (
+    MANIFEST,
+    MODEL,
+    OPTIMIZER,
+    STATE,
+    FileEntry,
+    Manifest,
+    Snapshot,
+)
 from trainer.contract.orders import Lineage
 from trainer.contract.rundir import checkpoint_name
 
@@ -46,11 +54,11 @@ def control(seed: int) -> Counts:
             body, _, _ = (path / MANIFEST).read_bytes().rpartition(b',\n "seal": "')
             return Manifest.model_validate_json(body + b"}")
         except (OSError, ValueError):
-            raise checkpoint.Bad("not a manifest") from None
+            raise store.Bad("not a manifest") from None
 
     with (
         tempfile.TemporaryDirectory(prefix="soak-checkpoints-") as folder,
-        patch.object(checkpoint, "verify", trust),
+        patch.object(store, "verify", trust),
     ):
         originals = make(Path(folder) / "originals", draw)
         for _ in range(40):
@@ -75,7 +83,7 @@ def make_one(directory: Path, step: int, draw: random.Random) -> Path:
     )
     state = {"train": {"step": step}, "rng": {"torch": "AAAA"}, "loader": {"epoch": 0}}
     snapshot = Snapshot(step, model, optimizer, state)
-    path, _ = checkpoint.write(directory, snapshot, _describe(step))
+    path, _ = store.write(directory, snapshot, _describe(step))
     return path
 
 
@@ -99,7 +107,7 @@ def _one(originals: Path, directory: Path, counts: Counts, draw: random.Random) 
     words = damage(newest, draw)
     counts.add("damages")
     try:
-        found = checkpoint.newest(directory, LINEAGE)
+        found = store.newest(directory, LINEAGE)
     except Exception as error:
         counts.fail(f"{words}: {error!r}")
         return

@@ -17,8 +17,8 @@ from typing import Any
 from sqlalchemy import select, update
 
 from server.database.tables import Job, Run
+from server.domain.states import State
 from server.queries import store
-from server.states import State
 from tests.server import reporting
 from tests.server.asgi import Asgi
 from tests.server.live_server import serving

@@ -26,7 +26,7 @@ from unittest.mock import patch
 from tests.soak import books, checkpoints, weights
 from tests.soak.counts import Budget, Counts
 from tests.trainer.lab import Lab
-from trainer import checkpoint, tensorfile
+from trainer.checkpoint import safetensors_writer, store
 from trainer.contract import failpoint, journal
 from trainer.contract.orders import Lineage
 
@@ -70,7 +70,7 @@ def control(seed: int) -> Counts:
     """The same with failed fsyncs not looked at: claims are made that nothing stands behind."""
     counts = Counts("errors", seed)
     with (
-        patch.object(tensorfile, "failpoint", _Deaf()),
+        patch.object(safetensors_writer, "failpoint", _Deaf()),
         patch.object(journal, "failpoint", _Deaf()),
     ):
         _sweep(counts)
@@ -136,7 +136,7 @@ def _refuse_checkpoint(counts: Counts, place: str, passes: int, number: int) -> 
         left = [p.name for p in directory.iterdir()]
         counts.expect(left == [good.name], f"{words}: left {left}")
         again = checkpoints.make_one(directory, 2, draw)
-        found = checkpoint.newest(directory, ANY)
+        found = store.newest(directory, ANY)
         counts.expect(found and found.path == again, f"{words}: the next save is not the newest")
     return True
 
@@ -180,7 +180,7 @@ def _one_trainer(shop: weights.Workshop, counts: Counts, draw: random.Random) ->
     counts.say(f"trainer with {terms}: status {status}, {said or 'it could not say why'}")
     counts.expect(said or status, f"{terms}: neither a reason nor a status")
     for path in lab.run_dir.checkpoints.glob("step-*"):
-        checkpoint.verify(path)
+        store.verify(path)
     weights._finish(lab, counts)
     counts.add("trainers with errors")
     left = list(lab.run_dir.checkpoints.glob(".*"))
@@ -264,9 +264,9 @@ def _hold_to_claims(counts: Counts, words: str, folder: Path, claims: list[str])
     there = {f"record {r['step']}" for r in books.records(folder / "outbox.jsonl")}
     for path in (folder / "run" / "checkpoints").glob("step-*"):
         try:
-            checkpoint.verify(path)
+            store.verify(path)
             there.add(f"checkpoint {path.name}")
-        except checkpoint.Bad as error:
+        except store.Bad as error:
             counts.fail(f"{words}: {path.name}: {error}")
     lost = {c for c in claims if c.startswith(("record ", "checkpoint "))} - there
     counts.expect(not lost, f"{words}: claimed and not there: {sorted(lost)}")

@@ -28,7 +28,7 @@ from server.settings import Settings
 from tests import kernel
 from tests.soak import books
 from tests.soak.counts import Budget, Counts
-from trainer import checkpoint
+from trainer.checkpoint import store
 
 IMAGE_BYTES = 48 << 20
 CUTS_PER_DISK = 20
@@ -136,9 +136,9 @@ def _checkpoints(after: Path, counts: Counts) -> Iterator[str]:
     """The newest must verify; what was removed on purpose is still claimed as once made."""
     for path in sorted((after / "run" / "checkpoints").glob("step-*")):
         try:
-            checkpoint.verify(path)
+            store.verify(path)
             yield f"checkpoint {path.name}"
-        except checkpoint.Bad as error:
+        except store.Bad as error:
             counts.fail(f"{path.name} has its name and is not whole: {error}")
 
 

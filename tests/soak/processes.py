@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from server.database.tables import Attempt
-from server.supervision import process
+from server.launch import process
 from tests.server.house import ROOT, House
 from tests.soak import books
 from tests.soak.counts import Counts

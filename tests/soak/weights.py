@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 from tests.soak.counts import Budget, Counts
 from tests.trainer.forkserver import ForkServer
 from tests.trainer.lab import TINY, Lab, identify_alive, read, write_corpus
-from trainer import checkpoint
+from trainer.checkpoint import store
 from trainer.contract import commands, journal
 from trainer.data.cursor import first_cursor
-from trainer.state import rng_state
+from trainer.train.state import rng_state
 
 STEPS = 80  # beyond the end of the corpus: into its second pass
 PACKINGS = ("best_fit", "lossless")
@@ -96,7 +96,7 @@ class Workshop:
 def _picture(lab: Lab) -> Any:
     """Curve with batch sha256, sha256 of weights and optimizer, random numbers and cursor."""
     newest = max(lab.run_dir.checkpoints.glob(f"step-{STEPS:09d}-a*"))
-    state = json.loads((newest / checkpoint.STATE).read_text())
+    state = json.loads((newest / store.STATE).read_text())
     return lab.curve(), lab.weights_sha256(STEPS), state["rng"], state["loader"]
 
 
@@ -190,11 +190,11 @@ def forget(lab: Lab, piece: str) -> None:
     """Write the newest checkpoint anew, valid in every respect, without one piece of its state."""
     path = max(lab.run_dir.checkpoints.glob("step-*"))
     if piece == "optimizer":
-        tensors = load_file(path / checkpoint.OPTIMIZER)
+        tensors = load_file(path / store.OPTIMIZER)
         tensors = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
-        save_file(tensors, path / checkpoint.OPTIMIZER)
+        save_file(tensors, path / store.OPTIMIZER)
     else:
-        state = json.loads((path / checkpoint.STATE).read_text())
+        state = json.loads((path / store.STATE).read_text())
         cursor = state["loader"]
         if piece == "rng":
             torch.manual_seed(int.from_bytes(os.urandom(4)))
@@ -204,21 +204,19 @@ def forget(lab: Lab, piece: str) -> None:
         else:
             held = [key for key in ("documents", "buffer", "keys") if key in cursor]
             state["loader"] = {**cursor, **{key: [] for key in held}}
-        (path / checkpoint.STATE).write_text(json.dumps(state))
+        (path / store.STATE).write_text(json.dumps(state))
     reseal(path)
 
 
 def reseal(path: Path) -> None:
     """Make the manifest agree with the files as they are."""
-    old = checkpoint.read_manifest(path)
+    old = store.read_manifest(path)
     files = {
-        name: checkpoint.FileEntry(bytes=size, sha256=sha256)
+        name: store.FileEntry(bytes=size, sha256=sha256)
         for name in old.files
         for size, sha256 in [_entry(path / name)]
     }
-    (path / checkpoint.MANIFEST).write_bytes(
-        checkpoint.seal(old.model_copy(update={"files": files}))
-    )
+    (path / store.MANIFEST).write_bytes(store.seal(old.model_copy(update={"files": files})))
 
 
 def _entry(path: Path) -> tuple[int, str]:

@@ -21,9 +21,9 @@ def serve() -> None:
     import torch  # noqa: F401 - loaded here so that children need not
 
     import trainer.__main__
-    import trainer.jobs
-    import trainer.loop
-    import trainer.session  # noqa: F401
+    import trainer.jobs.__main__
+    import trainer.train.loop
+    import trainer.train.session  # noqa: F401
 
     for line in sys.stdin:
         request = json.loads(line)

@@ -10,9 +10,9 @@ from torch import Tensor
 from trainer.contract.plan import Hyperparameters, make_plan
 from trainer.contract.shape import ModelShape, shape_of
 from trainer.contract.spec import resolve
-from trainer.model import GPT
-from trainer.optim import Optimizer
-from trainer.step import Stepper
+from trainer.model.gpt import GPT
+from trainer.optim.optimizer import Optimizer
+from trainer.train.step import Stepper
 
 VOCAB = 1000  # not a multiple of 64: the tables are padded to 1,024
 RATES = {"lr_multiplier": 0.7, "momentum": 0.9, "weight_decay": 0.1}

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from tests.trainer.shapes import KINDS, Kind
-from trainer import attention
 from trainer.contract.spec import AttentionBackend
+from trainer.model import attention
 
 CPU = torch.device("cpu")
 
@@ -48,7 +48,7 @@ def test_the_mask_sees_exactly_the_window() -> None:
 
 
 def test_the_operator_keeps_torchs_rules() -> None:
-    from trainer.blocked_attention import blocked_attention
+    from trainer.model.blocked_attention import blocked_attention
 
     q, k, v = (torch.randn(2, 130, 8, requires_grad=True) for _ in range(3))
     torch.library.opcheck(blocked_attention, (q, k, v, 130))

@@ -28,7 +28,7 @@ def audit(lab: Lab, step: int, steps: int) -> AuditResult:
     )  # fmt: skip
     orders.write(directory, job)
     journal.Writer.create(directory / "inbox.jsonl", journal.Header("job_1", 0, "t")).close()
-    lab.server.start(directory, module="trainer.jobs")
+    lab.server.start(directory, module="trainer.jobs.__main__")
     assert lab.server.wait() == 0, (directory / "trainer.log").read_text()
     assert json.loads((directory / "exit.json").read_text())["outcome"] == "completed"
     (ended,) = [r for r in read(directory / "outbox.jsonl") if r["kind"] == "ended"]

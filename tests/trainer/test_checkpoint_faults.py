@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 
 from tests.trainer.lab import Lab
-from trainer import checkpoint
+from trainer.checkpoint import store
 from trainer.contract.orders import Lineage
-from trainer.spikes import WINDOW_STEPS, SpikeWatch
+from trainer.train.spike_detector import WINDOW_STEPS, SpikeWatch
 
 STEPS = 16
 SHORT: dict[str, Any] = {
@@ -85,7 +85,7 @@ def whole(run: Lab) -> list[str]:
     """The checkpoints that verify, oldest first."""
     found = []
     for path in sorted(run.run_dir.checkpoints.glob("step-*")):
-        checkpoint.verify(path)
+        store.verify(path)
         found.append(path.name)
     return found
 
@@ -219,16 +219,16 @@ def flip(path: Path) -> None:
 
 
 DAMAGES: dict[str, Callable[[Path], object]] = {
-    "a bit of the weights": lambda c: flip(c / checkpoint.MODEL),
-    "a bit of the optimizer": lambda c: flip(c / checkpoint.OPTIMIZER),
-    "a bit of the state": lambda c: flip(c / checkpoint.STATE),
-    "a bit of the manifest": lambda c: flip(c / checkpoint.MANIFEST),
-    "cut weights": lambda c: os.truncate(c / checkpoint.MODEL, 100),
-    "no manifest": lambda c: (c / checkpoint.MANIFEST).unlink(),
-    "no weights": lambda c: (c / checkpoint.MODEL).unlink(),
-    "swapped files": lambda c: os.replace(c / checkpoint.OPTIMIZER, c / checkpoint.MODEL),
+    "a bit of the weights": lambda c: flip(c / store.MODEL),
+    "a bit of the optimizer": lambda c: flip(c / store.OPTIMIZER),
+    "a bit of the state": lambda c: flip(c / store.STATE),
+    "a bit of the manifest": lambda c: flip(c / store.MANIFEST),
+    "cut weights": lambda c: os.truncate(c / store.MODEL, 100),
+    "no manifest": lambda c: (c / store.MANIFEST).unlink(),
+    "no weights": lambda c: (c / store.MODEL).unlink(),
+    "swapped files": lambda c: os.replace(c / store.OPTIMIZER, c / store.MODEL),
     "another step's": lambda c: shutil.copy(
-        min(c.parent.glob("step-*")) / checkpoint.MODEL, c / checkpoint.MODEL
+        min(c.parent.glob("step-*")) / store.MODEL, c / store.MODEL
     ),
 }
 
@@ -257,7 +257,7 @@ def test_f26_damage_is_found_before_the_load_and_an_older_one_is_used(paused, tw
 
 def test_f26_without_any_good_checkpoint_nothing_begins_at_step_0(paused):
     for name in whole(paused):
-        flip(paused.run_dir.checkpoints / name / checkpoint.STATE)
+        flip(paused.run_dir.checkpoints / name / store.STATE)
     assert paused.run() == 1
     assert paused.exit()["reason"] == "no_checkpoint"
     assert paused.events("step", attempt=2) == []
@@ -265,23 +265,23 @@ def test_f26_without_any_good_checkpoint_nothing_begins_at_step_0(paused):
 
 def test_f26_every_bit_of_a_manifest_counts(paused):
     path = paused.run_dir.checkpoints / whole(paused)[-1]
-    raw = (path / checkpoint.MANIFEST).read_bytes()
+    raw = (path / store.MANIFEST).read_bytes()
     for bit in range(8 * len(raw)):
         damaged = bytearray(raw)
         damaged[bit // 8] ^= 1 << (bit % 8)
-        (path / checkpoint.MANIFEST).write_bytes(damaged)
-        with pytest.raises(checkpoint.Bad):
-            checkpoint.read_manifest(path)
+        (path / store.MANIFEST).write_bytes(damaged)
+        with pytest.raises(store.Bad):
+            store.read_manifest(path)
 
 
 def test_f25_torn_and_leftover_directories_are_passed_over_and_swept(paused, twin):
     folder = paused.run_dir.checkpoints
     (folder / ".writing-step-000000012-a0001-77").mkdir()
     (folder / ".removing-step-000000001-a0001-5").mkdir()
-    beyond = max(checkpoint.verify(folder / name).step for name in whole(paused)) + 1
+    beyond = max(store.verify(folder / name).step for name in whole(paused)) + 1
     torn = folder / f"step-{beyond:09d}-a0001"
     torn.mkdir()
-    (torn / checkpoint.MODEL).write_bytes(b"torn")
+    (torn / store.MODEL).write_bytes(b"torn")
     finish(paused)
     assert leftovers(paused) == []
     assert [e["name"] for e in paused.events("checkpoint_bad")] == [torn.name]
@@ -290,9 +290,9 @@ def test_f25_torn_and_leftover_directories_are_passed_over_and_swept(paused, twi
 
 def test_f26_a_checkpoint_of_an_abandoned_branch_is_never_taken(paused):
     folder = paused.run_dir.checkpoints
-    steps = [checkpoint.verify(folder / name).step for name in whole(paused)]
+    steps = [store.verify(folder / name).step for name in whole(paused)]
     cut = steps[-2]
-    found = checkpoint.newest(folder, Lineage(limits={1: cut}))
+    found = store.newest(folder, Lineage(limits={1: cut}))
     assert found is not None
     assert found.manifest.step == cut
 
@@ -305,7 +305,7 @@ def test_f33_a_loss_that_is_no_number_touches_neither_weights_nor_checkpoints(la
     assert run.run("loop.loss=9*off->1*corrupt") == 1
     ended = run.exit()
     assert (ended["outcome"], ended["reason"], ended["step"]) == ("failed", "non_finite_loss", 9)
-    assert max(checkpoint.verify(run.run_dir.checkpoints / n).step for n in whole(run)) <= 9
+    assert max(store.verify(run.run_dir.checkpoints / n).step for n in whole(run)) <= 9
     raw = (run.run_dir.attempt(1) / "outbox.jsonl").read_text()
     assert "NaN" not in json.loads(raw.splitlines()[-1])
     assert {e["step"] for e in run.events("step")} == set(range(9))

@@ -7,8 +7,8 @@ import time
 import pytest
 import torch
 
-from trainer import device
 from trainer.contract.peaks import known_peak
+from trainer.runtime import device
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

@@ -14,12 +14,14 @@ from torch import Tensor
 
 from tests.trainer.shapes import RATES, Kind, batches, trained_model
 from tests.trainer.test_step import gradients, relative
-from trainer import choices, device, fp8
 from trainer.contract.orders import ORDER, AttemptOrder
 from trainer.contract.peaks import fp8_missing
-from trainer.model import GPT
-from trainer.optim import Optimizer
-from trainer.step import Stepper
+from trainer.model import fp8
+from trainer.model.gpt import GPT
+from trainer.optim.optimizer import Optimizer
+from trainer.runtime import device
+from trainer.train import frozen_choices
+from trainer.train.step import Stepper
 
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 # half a unit in the last place: 3 and 2 bits of mantissa beside the leading one
@@ -239,14 +241,14 @@ def test_what_was_chosen_is_frozen_and_used(lab, monkeypatch):
     def probe(*_: Any) -> Any:
         raise AssertionError("rows are given")
 
-    chosen = choices.settle(order, run.run_dir, torch.device("cpu"), probe)
+    chosen = frozen_choices.settle(order, run.run_dir, torch.device("cpu"), probe)
     assert (chosen.fp8, chosen.dtype) == (True, torch.bfloat16)
-    again = choices.settle(order, run.run_dir, torch.device("cpu"), probe)
+    again = frozen_choices.settle(order, run.run_dir, torch.device("cpu"), probe)
     assert again == chosen
     monkeypatch.undo()  # the next start finds another card
     with pytest.raises(device.DeviceMissing, match="fp8 needs a card"):
-        choices.settle(order, run.run_dir, torch.device("cpu"), probe)
-    assert choices.Choices.model_validate(
+        frozen_choices.settle(order, run.run_dir, torch.device("cpu"), probe)
+    assert frozen_choices.Choices.model_validate(
         {k: v for k, v in chosen.model_dump().items() if k != "fp8"}
     ) == chosen.model_copy(update={"fp8": False})
 

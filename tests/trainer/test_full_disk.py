@@ -14,7 +14,7 @@ import pytest
 from tests import kernel
 from tests.trainer.forkserver import ForkServer
 from tests.trainer.lab import TINY, Lab, read
-from trainer import checkpoint
+from trainer.checkpoint import store
 from trainer.contract.rundir import LOCK, OUTBOX
 
 STEPS = 40
@@ -65,7 +65,7 @@ def test_f17_f18_a_full_disk_is_waited_for_and_costs_nothing(
             stood = STEPS
         assert not (directory / "exit.json").exists()
         for name in good:
-            checkpoint.verify(lab.run_dir.checkpoints / name)
+            store.verify(lab.run_dir.checkpoints / name)
     assert fork_server.wait() == 0, lab.log(1)
     lab.close_attempt(directory)
     assert lab.exit()["outcome"] == "completed"
@@ -80,5 +80,5 @@ def test_f17_f18_a_full_disk_is_waited_for_and_costs_nothing(
     assert [r["seq"] for r in records] == list(range(len(records)))
     whole = {p.name for p in lab.run_dir.checkpoints.glob("step-*")}
     for name in whole:
-        checkpoint.verify(lab.run_dir.checkpoints / name)
+        store.verify(lab.run_dir.checkpoints / name)
     assert not [p for p in lab.run_dir.checkpoints.iterdir() if p.name.startswith(".")]

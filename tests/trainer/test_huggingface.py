@@ -13,7 +13,7 @@ from tests.reference import fixture
 from tests.trainer.shapes import KINDS, Kind, batches, trained_model
 from trainer.interop.huggingface import export_huggingface
 from trainer.interop.nanochat import read_nanochat
-from trainer.model import GPT
+from trainer.model.gpt import GPT
 
 TEXTS = [
     "def f(x):\n\treturn x ** 2\n\n\n# a comment",

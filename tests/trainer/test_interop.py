@@ -21,12 +21,12 @@ from trainer.contract.plan import make_plan
 from trainer.contract.shape import shape_of
 from trainer.contract.spec import resolve
 from trainer.interop.errors import InteropError
-from trainer.interop.export_nanochat import Rates, meta_for, write_nanochat
 from trainer.interop.nanochat import Paths, paths, read_nanochat
+from trainer.interop.nanochat_export import Rates, meta_for, write_nanochat
 from trainer.interop.nanochat_meta import read_meta, spec_from_meta
-from trainer.model import GPT
-from trainer.optim import Optimizer
-from trainer.tasks.importing import approximate
+from trainer.jobs.import_nanochat import approximate
+from trainer.model.gpt import GPT
+from trainer.optim.optimizer import Optimizer
 
 CANARY = "canary-was-here"
 

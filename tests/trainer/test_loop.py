@@ -7,12 +7,12 @@ import itertools
 import pytest
 
 from tests.trainer.lab import Lab
-from trainer import loop, saving, session
 from trainer.contract import journal
 from trainer.contract.orders import ORDER, AttemptOrder
-from trainer.control import Control
-from trainer.loop import StepClock
-from trainer.report import Reporter
+from trainer.runtime.control import Control
+from trainer.runtime.reporter import Reporter
+from trainer.train import checkpointing, loop, session
+from trainer.train.loop import StepClock
 
 
 def test_no_second_of_overlapping_steps_is_counted_twice():
@@ -33,7 +33,7 @@ def train_here(lab: Lab) -> None:
     try:
         reporter.emit(loop.run(parts))
     finally:
-        saving.drain(parts)
+        checkpointing.drain(parts)
         parts.close()
     reporter.sync()
     lab.close_attempt(directory)

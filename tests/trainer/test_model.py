@@ -10,7 +10,7 @@ import torch
 from tests.reference.model import PlainGPT
 from tests.trainer.shapes import KINDS, VOCAB, Kind, batches, trained_model
 from trainer.contract.shape import count_parameters
-from trainer.model import GPT
+from trainer.model.gpt import GPT
 
 
 def plain_twin(model: GPT) -> PlainGPT:

@@ -10,9 +10,9 @@ import torch
 from tests.reference.optimizer import POLAR_EXPRESS, frobenius
 from tests.reference.optimizer import muon as plain_muon
 from tests.trainer.shapes import RATES, Kind, batches, stepper, trained_model
-from trainer.adamw import bias_correction
-from trainer.loss_scale import FIRST_SCALE, GROW_AFTER_STEPS, LossScale
-from trainer.muon import muon_update, orthogonalize
+from trainer.optim.adamw import bias_correction
+from trainer.optim.loss_scale import FIRST_SCALE, GROW_AFTER_STEPS, LossScale
+from trainer.optim.muon import muon_update, orthogonalize
 
 SHAPES = [(2, 4, 12), (3, 64, 64), (2, 32, 128), (2, 128, 32), (1, 1, 12), (2, 48, 64)]
 

@@ -17,9 +17,9 @@ from trainer.contract.schedule import ExtendSchedule, PhaseSchedule
 from trainer.contract.spec import resolve
 from trainer.interop.nanochat import read_nanochat
 from trainer.interop.nanochat_meta import spec_from_meta
-from trainer.model import GPT
-from trainer.optim import Optimizer
-from trainer.step import Stepper
+from trainer.model.gpt import GPT
+from trainer.optim.optimizer import Optimizer
+from trainer.train.step import Stepper
 
 TOKENS_PER_EVALUATION = 8192
 

@@ -26,9 +26,9 @@ from trainer.data.prepared import PreparedData
 from trainer.evaluate import samples, span
 from trainer.interop.nanochat import NanochatRun, read_nanochat
 from trainer.interop.nanochat_meta import spec_from_meta
-from trainer.model import GPT
-from trainer.optim import Optimizer
-from trainer.step import Stepper
+from trainer.model.gpt import GPT
+from trainer.optim.optimizer import Optimizer
+from trainer.train.step import Stepper
 
 FINISHED, EXTENDED = 9, 17
 # With one or two layers the kept x is the last layer's: its scale goes away in the norm after it,

@@ -17,9 +17,9 @@ from trainer.contract.plan import Plan, make_plan
 from trainer.contract.recipe import MUON, RECIPES, MuonName
 from trainer.contract.shape import shape_of
 from trainer.contract.spec import resolve
-from trainer.model import GPT
-from trainer.muon import muon_update
-from trainer.optim import Optimizer
+from trainer.model.gpt import GPT
+from trainer.optim.muon import muon_update
+from trainer.optim.optimizer import Optimizer
 
 # after three steps of the default recipe, by `tests.trainer.golden`, before there were recipes
 GOLDEN = [

@@ -21,11 +21,13 @@ from torch import Tensor
 
 from tests.trainer.shapes import RATES, Kind, batches, trained_model
 from tests.trainer.test_step import assert_equal_gradients, gradients, plain_twin
-from trainer import choices, races, relu2, session
-from trainer.block import block, mlp
 from trainer.contract.orders import ORDER, AttemptOrder
-from trainer.optim import Optimizer
-from trainer.step import Stepper
+from trainer.model import relu2
+from trainer.model.block import block, mlp
+from trainer.optim.optimizer import Optimizer
+from trainer.runtime import autotune
+from trainer.train import frozen_choices, session
+from trainer.train.step import Stepper
 
 KIND, CPU = Kind(), torch.device("cpu")
 TILE = relu2.TILES[0]
@@ -216,13 +218,15 @@ def test_the_winner_stays_for_the_runs_life(lab) -> None:
     run = lab("frozen", numerics=ASKED)
     order = AttemptOrder.model_validate_json((run.order() / ORDER).read_bytes())
 
-    def settled_choices() -> choices.Choices:
-        return choices.settle(order, run.run_dir, CPU, lambda *_: pytest.fail("rows are given"))
+    def settled_choices() -> frozen_choices.Choices:
+        return frozen_choices.settle(
+            order, run.run_dir, CPU, lambda *_: pytest.fail("rows are given")
+        )
 
     first = settled_choices()
     assert session._relu2_tile(order, first) == relu2.RACE
     for tile in (TILE, relu2.COMPILED):  # the second start finds a card that cannot run it
-        assert choices.freeze_winners(run.run_dir, first, {"32": "sdpa"}, tile).relu2 == tile
+        assert frozen_choices.freeze_winners(run.run_dir, first, {"32": "sdpa"}, tile).relu2 == tile
         assert session._relu2_tile(order, settled_choices()) == TILE
 
 
@@ -264,7 +268,7 @@ def test_on_a_card_each_tile_that_runs_agrees_with_the_block(tile: str) -> None:
     given = relu2._operands(shape, 2, torch.bfloat16, torch.device("cuda"))
     right = relu2._there_and_back(mlp, given)
     run = partial(relu2._there_and_back, partial(relu2.fused_mlp, tile=tile), given)
-    found = races.attempt(run)
+    found = autotune.attempt(run)
     if found is None:
         pytest.skip("this tile needs more shared memory than the card has")
     assert relu2._agree(found, right)

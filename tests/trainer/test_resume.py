@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from trainer import checkpoint, device, session
+from trainer.checkpoint import store
 from trainer.contract.plan import PlanContext, make_plan
 from trainer.contract.schedule import ExtendSchedule, extend_schedule
 from trainer.contract.spec import resolve
+from trainer.runtime import device
+from trainer.train import session
 
 STEPS = 40
 EXTENDED = 60
@@ -114,7 +116,7 @@ def test_control_with_one_piece_of_state_left_out_the_harness_fails(lab, twins, 
         "sha256": hashlib.sha256(content).hexdigest(),
     }
     del manifest["seal"]
-    sealed = checkpoint.seal(checkpoint.Manifest.model_validate(manifest))
+    sealed = store.seal(store.Manifest.model_validate(manifest))
     (path / "manifest.json").write_bytes(sealed)
     finish(run)
     curve, first, _ = twin(lab, twins, "best_fit")
@@ -160,7 +162,7 @@ def test_f41_each_field_of_the_fingerprint_is_compared_and_named(field):
     now: Any = SimpleNamespace(
         fingerprint=FIELDS, data=SimpleNamespace(identity=lambda: "the same data")
     )
-    manifest = checkpoint.Manifest.model_construct(
+    manifest = store.Manifest.model_construct(
         approximate=None, why="cadence", data_identity="the same data", fingerprint={**FIELDS}
     )
     assert session.differences(manifest, now) == []

@@ -17,9 +17,9 @@ from tests.reference.model import PlainGPT
 from tests.reference.optimizer import PlainOptimizer
 from tests.reference.step import train_step
 from tests.trainer.shapes import KINDS, RATES, Kind, batches, stepper, trained_model
-from trainer.compiling import Compiler
-from trainer.model import GPT
-from trainer.step import Stepper
+from trainer.model.gpt import GPT
+from trainer.runtime.compiler import Compiler
+from trainer.train.step import Stepper
 
 SMALL = Kind()
 

@@ -10,14 +10,14 @@ import sys
 
 import torch
 
-from trainer.relu2 import TILES
+from trainer.model.relu2 import TILES
 
 SHARED_BYTES = {80: 166_912, 89: 101_376, 90: 232_448, 100: 232_448}  # a block's, by capability
 WIDTH = 768
 
 
 def numbers() -> None:
-    from trainer.relu2_kernel import product
+    from trainer.model.relu2_kernel import product
 
     for rows, width, tile in ((100, 64, "32x64x32x4x1"), (33, 96, "16x32x16x4x1")):
         for dtype, bound in ((torch.float32, 2e-7), (torch.float16, 3e-4)):
@@ -48,7 +48,7 @@ def code() -> None:
     from triton.backends.compiler import GPUTarget  # pyright: ignore[reportMissingImports]
     from triton.compiler import ASTSource  # pyright: ignore[reportMissingImports]
 
-    from trainer.relu2_kernel import Tile, _product, constants
+    from trainer.model.relu2_kernel import Tile, _product, constants
 
     weights = {False: torch.empty(4 * WIDTH, WIDTH).t(), True: torch.empty(WIDTH, 4 * WIDTH)}
     for capability, most in SHARED_BYTES.items():

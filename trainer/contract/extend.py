@@ -11,7 +11,6 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from trainer.contract.kinds import of_their_kind
 from trainer.contract.schedule import (
     ExtendSchedule,
     PhaseSchedule,
@@ -23,6 +22,7 @@ from trainer.contract.schedule import (
     weight_decay_multiplier,
 )
 from trainer.contract.spec import MAX_STEPS
+from trainer.contract.strict_types import of_their_kind
 
 JUMP = 1.5  # a learning rate that changes by more than this factor in one step is warned about
 PhaseMode = Literal["replan", "hold", "rewarm", "decay"]

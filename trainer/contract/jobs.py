@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from trainer.contract.kinds import of_their_kind
 from trainer.contract.spec import Name
+from trainer.contract.strict_types import of_their_kind
 
 TOKEN_SOCKET = "tokens.sock"  # in a sampling job's directory: {"prompt": index, "text": …} lines
 

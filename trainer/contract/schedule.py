@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from trainer.contract.kinds import of_their_kind
+from trainer.contract.strict_types import of_their_kind
 
 MOMENTUM_START = 0.85
 MOMENTUM_PEAK = 0.97

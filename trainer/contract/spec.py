@@ -21,8 +21,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from trainer.contract.kinds import of_their_kind
 from trainer.contract.recipe import DEFAULT, MuonName, RecipeName, TableStorage, architecture_of
+from trainer.contract.strict_types import of_their_kind
 
 FP8_TILE = 16
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"

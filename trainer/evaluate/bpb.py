@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from trainer.evaluate.undisturbed import undisturbed
-from trainer.model import GPT
+from trainer.model.gpt import GPT
 
 
 @dataclass(frozen=True)

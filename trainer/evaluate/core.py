@@ -26,7 +26,7 @@ from trainer.evaluate.core_prompts import Encoder, Item, Unscorable
 from trainer.evaluate.network import Network
 from trainer.evaluate.side_by_side import side_by_side
 from trainer.evaluate.undisturbed import undisturbed
-from trainer.model import GPT
+from trainer.model.gpt import GPT
 
 BATCH_FLOPS_CPU = 2e11  # a stop is answered between batches: within seconds at any depth
 BATCH_TOKENS_CPU = 6144

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer import head
 from trainer.evaluate import network
 from trainer.evaluate.core_attention import Run, RunAttention
 from trainer.evaluate.core_prompts import Item, common_prefix
+from trainer.model import head
 
 LIKELIEST_TOKENS = 512  # logits of so many tokens exist at a time
 

@@ -2,7 +2,7 @@
 
 Training forwards whole rows. Decoding forwards one token after many, CORE a prompt with several
 endings: both say where each token stands and what it may look at. The arithmetic is that of
-`trainer/block.py` without gradients, which allows these savings: query, key and value in one
+`trainer/model/block.py` without gradients, which allows these savings: query, key and value in one
 product, a rotation as one complex product, work in place, some tokens at a time so that what a
 layer makes of them stays in the cache, and in the last layer only the tokens that are wanted.
 """
@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer import head, parameters
-from trainer.block import QK_SCALE, SMEAR_CHANNELS, VE_GATE_SCALE, norm
 from trainer.contract.shape import VE_GATE_CHANNELS
-from trainer.model import GPT
+from trainer.model import head, parameters
+from trainer.model.block import QK_SCALE, SMEAR_CHANNELS, VE_GATE_SCALE, norm
+from trainer.model.gpt import GPT
 
 LONGEST_FACTOR = 10  # prompts are forwarded whole up to this many times sequence_len (RECIPE 7)
 NO_TOKEN = -1

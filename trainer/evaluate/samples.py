@@ -13,7 +13,7 @@ from trainer.evaluate.drawing import Rules, choose
 from trainer.evaluate.kvcache import Cache
 from trainer.evaluate.network import Network
 from trainer.evaluate.undisturbed import undisturbed
-from trainer.model import GPT
+from trainer.model.gpt import GPT
 
 REPLACEMENT = "�"  # what decodes to this at the end may be a character not yet complete
 MAX_HELD_TOKENS = 8

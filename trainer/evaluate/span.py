@@ -14,7 +14,7 @@ from trainer.data.packing import Packing
 from trainer.data.prepared import PreparedData
 from trainer.data.tokenizer import Tokenizer
 from trainer.evaluate import bpb
-from trainer.model import GPT
+from trainer.model.gpt import GPT
 
 
 @dataclass(frozen=True)

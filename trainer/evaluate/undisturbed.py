@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-from trainer.model import GPT
+from trainer.model.gpt import GPT
 
 
 @contextmanager

@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from trainer import parameters
 from trainer.contract.shape import ModelShape
 from trainer.data.tokenizer import Tokenizer
+from trainer.model import parameters
 
 MODELING = Path(__file__).with_name("modeling_traind.py")
 

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer import parameters
 from trainer.contract.shape import ModelShape, count_parameters
 from trainer.interop import torchfile
 from trainer.interop.errors import InteropError
 from trainer.interop.nanochat_meta import Cursor, Meta, Precision, read_meta
-from trainer.optim import ADAMW_STEP
+from trainer.model import parameters
+from trainer.optim.optimizer import ADAMW_STEP
 
 TAG_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 COMPILED_PREFIX = "_orig_mod."

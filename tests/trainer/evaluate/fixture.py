@@ -10,7 +10,7 @@ from tests.reference.fixture import BASE as ROOT
 from tests.reference.fixture import reference, tokenizer
 from trainer.contract.shape import ModelShape
 from trainer.evaluate import core_bundle
-from trainer.model import GPT
+from trainer.model.gpt import GPT
 
 SHAPE = ModelShape(4, 64, 4, 4, 16, 128, 768, "L")
 

@@ -17,7 +17,7 @@ from trainer.evaluate import core, core_forward, core_prompts
 from trainer.evaluate.core_bundle import Bundle, Task
 from trainer.evaluate.core_prompts import Item, Prompt
 from trainer.evaluate.network import Network
-from trainer.model import GPT
+from trainer.model.gpt import GPT
 
 
 @pytest.fixture(autouse=True, params=[1, 3])

@@ -19,11 +19,11 @@ from trainer.contract.plan.answer import (
     RecipeChoice,
     Shape,
 )
+from trainer.contract.plan.build import make_plan
 from trainer.contract.plan.context import PlanContext
 from trainer.contract.plan.disk import shards_for
 from trainer.contract.plan.eta import EvaluationTime, estimate_eta, evaluation_time
 from trainer.contract.plan.horizon import CHINCHILLA_RATIO
-from trainer.contract.plan.making import make_plan
 from trainer.contract.plan.scaling import RATE_OF_GROUP, auto_batch
 from trainer.contract.plan.words import gigabytes, hours
 

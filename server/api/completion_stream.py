@@ -1,0 +1,259 @@
+"""A completion on its way: from the serving job's socket to the client, in parts or whole.
+
+Nothing of it is durable. Whoever hangs up ends the work on both sides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from server.api.deps import Act
+from server.api.disconnect import send_until_gone
+from server.api.errors import problem
+from server.api.openai_dialect import Telling, in_their_words
+from server.api.sse import HEADERS, HEARTBEAT_SECONDS, STOP_SECONDS, send_message, send_part
+from server.errors import Busy, IdempotencyMismatch, Invalid, TraindError, Unserved
+from server.events.hub import Hub
+from server.guard.idempotency import Answer
+from trainer.contract import sockets
+from trainer.contract.completions import MAX_REPLY_BYTES, REPLY, Done, Order, Piece, Refused
+
+MAX_OPEN = 64
+LOOK_SECONDS = 0.5  # between two looks at the job, and at whether the daemon stops
+CONNECT_SECONDS = 0.05  # between two tries to reach a job that is starting
+START_SECONDS = 300.0  # for a job to start, behind what else the machine does
+TRIES = 3  # a job may end, idle, in the moment it is asked
+
+STOPPING = "The daemon is stopping."
+NONSENSE = "The serving process said what is not understood."
+
+Said = Piece | Done
+
+
+@dataclass(frozen=True)
+class Server:
+    """The serving job as its row says: where its socket is, or will be, and how it failed."""
+
+    job_id: str
+    socket: Path
+    failure: str | None = None
+
+
+async def said(
+    order: Order, find: Callable[[str | None], Server], hub: Hub
+) -> AsyncGenerator[Said | None, None]:
+    """What the job says to an order; None about every LOOK_SECONDS in which it says nothing.
+
+    find(job): the state of that serving job; without a name of the one there is, made if need be.
+    Raises Invalid for an order that the model cannot follow, Unserved.
+    """
+    until, silent, server = time.monotonic() + START_SECONDS, 0, None
+    while silent < TRIES:
+        server = await run_in_threadpool(find, server.job_id if server else None)
+        connection = None if server.failure else await _connected(server.socket)
+        if connection is None:
+            _go_on_unless(server, hub, is_late=time.monotonic() > until)
+            yield None
+            continue
+        has_spoken = False
+        async with aclosing(_replies(order, *connection, hub)) as replies:
+            async for reply in replies:
+                has_spoken = has_spoken or reply is not None
+                yield reply
+                if isinstance(reply, Done):
+                    return
+        if has_spoken:
+            raise Unserved("The serving process ended in the middle of the text.")
+        silent += 1
+    raise Unserved("The serving process ended before it said a word.")
+
+
+async def _connected(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+    """A connection, or None when there is none within LOOK_SECONDS."""
+    until = time.monotonic() + LOOK_SECONDS
+    while time.monotonic() < until:
+        with suppress(OSError), sockets.address(path) as address:
+            return await asyncio.open_unix_connection(address, limit=MAX_REPLY_BYTES)
+        await asyncio.sleep(CONNECT_SECONDS)
+    return None
+
+
+def _go_on_unless(server: Server, hub: Hub, *, is_late: bool) -> None:
+    """Raises Unserved when waiting for the job is in vain."""
+    if hub.stopping:
+        raise Unserved(STOPPING)
+    if server.failure is not None:
+        raise Unserved(f"The serving process could not be started: {server.failure}")
+    if is_late:
+        raise Unserved(
+            f"The serving process did not start within {START_SECONDS:.0f} s.",
+            hint=f"GET /v1/jobs/{server.job_id} says where it stands.",
+        )
+
+
+async def _replies(
+    order: Order, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, hub: Hub
+) -> AsyncGenerator[Said | None, None]:
+    """Until the job hangs up. Raises Invalid, Unserved."""
+    try:
+        writer.write(order.model_dump_json().encode() + b"\n")
+        while not hub.stopping:
+            line = None
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_SECONDS):
+                    line = await reader.readline()
+            if line is not None and not line.endswith(b"\n"):
+                return
+            yield _read(line) if line is not None else None
+        raise Unserved(STOPPING)
+    except ValueError:  # a line without end
+        raise Unserved(NONSENSE) from None
+    except OSError:
+        return
+    finally:
+        writer.close()
+
+
+def _read(line: bytes) -> Said:
+    """Raises Invalid, Unserved for a refusal."""
+    try:
+        reply = REPLY.validate_json(line)
+    except ValueError:
+        raise Unserved(NONSENSE) from None
+    if not isinstance(reply, Refused):
+        return reply
+    if reply.param is None:
+        raise Unserved(f"It failed: {reply.message}.")
+    where = [{"pointer": f"/{reply.param}", "detail": reply.message}]
+    raise Invalid(f"{reply.param}: {reply.message}.", errors=where)
+
+
+class Answering(Response):
+    """The HTTP answer made of what is said.
+
+    among: those that are open, this one too while it is. act: of a request with an Idempotency-Key,
+    whose answer is kept, and is the kept one when it was asked before.
+    """
+
+    def __init__(
+        self,
+        telling: Telling,
+        replies: AsyncGenerator[Said | None, None],
+        hub: Hub,
+        among: set[Answering],
+        act: Act | None,
+    ) -> None:
+        super().__init__(status_code=200)
+        self.telling, self.replies, self.hub, self.among = telling, replies, hub, among
+        self.act, self.streamed, self.has_begun = act, bytearray(), False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        twin = next((other for other in self.among if self._has_the_key_of(other)), None)
+        self.among.add(self)
+        try:
+            async with aclosing(self.replies):  # whoever leaves hangs up on the job at once
+                if twin is None:
+                    work = self._answer(scope, receive, send)
+                    await send_until_gone(receive, work, self._until_stopped())
+                else:
+                    await self._refuse(self._twice(twin), scope, receive, send)
+        finally:
+            self.among.discard(self)
+
+    def _has_the_key_of(self, other: Answering) -> bool:
+        ours, theirs = (one.act.key if one.act is not None else None for one in (self, other))
+        return ours is not None and theirs is not None and ours.key == theirs.key
+
+    def _twice(self, twin: Answering) -> TraindError:
+        assert self.act is not None
+        assert twin.act is not None
+        if self.act.key != twin.act.key:
+            return IdempotencyMismatch("Another request with this Idempotency-Key is under way.")
+        first = "The first request with this Idempotency-Key is still being answered."
+        return Busy(first, headers={"Retry-After": "1"})
+
+    async def _until_stopped(self) -> None:
+        """A client that does not read must not hold up the daemon's end."""
+        await self.hub.until_stopped()
+        await asyncio.sleep(LOOK_SECONDS + STOP_SECONDS)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            # asked again: another one with this key may have ended since the handler asked
+            if self.act is not None and (kept := await run_in_threadpool(self.act.kept)):
+                await kept(scope, receive, send)
+            elif self.telling.is_streamed:
+                await self._in_parts(send)
+            else:
+                await (await self._whole()).response()(scope, receive, send)
+        except TraindError as error:
+            await self._refuse(error, scope, receive, send)
+
+    async def _refuse(self, error: TraindError, scope: Scope, receive: Receive, send: Send) -> None:
+        error.extra["error"] = in_their_words(error)
+        if not self.has_begun:
+            await problem(error)(scope, receive, send)
+            return
+        await self._part(send, json.dumps({"error": error.extra["error"]}))
+        await self._end(send)
+
+    async def _whole(self) -> Answer:
+        pieces: list[Piece] = []
+        async for reply in self.replies:
+            if isinstance(reply, Piece):
+                pieces.append(reply)
+            elif isinstance(reply, Done):
+                answer = Answer(200, self.telling.whole(pieces, reply).model_dump_json())
+                await self._remember(answer)
+                return answer
+        raise AssertionError("replies end with Done or raise")
+
+    async def _in_parts(self, send: Send) -> None:
+        """Begun with the first word, so that a refusal has its status; or after a while without."""
+        spoke = time.monotonic()
+        async for reply in self.replies:
+            if reply is not None and not self.has_begun:
+                await self._begin(send)
+            if isinstance(reply, Piece):
+                await self._part(send, self.telling.part(reply).model_dump_json())
+            elif isinstance(reply, Done):
+                if (last := self.telling.last_part(reply)) is not None:
+                    await self._part(send, last.model_dump_json())
+                await self._part(send, "[DONE]")
+                await self._remember(Answer(200, self.streamed.decode(), HEADERS))
+                await self._end(send)
+            elif time.monotonic() - spoke > HEARTBEAT_SECONDS:
+                await (send_part(send, b": heartbeat\n\n") if self.has_begun else self._begin(send))
+            else:
+                continue
+            spoke = time.monotonic()
+
+    async def _begin(self, send: Send) -> None:
+        self.has_begun = True
+        headers = [(k.lower().encode(), v.encode()) for k, v in HEADERS.items()]
+        start = {"type": "http.response.start", "status": 200, "headers": headers}
+        await send_message(send, start)
+        await send_part(send, b": traind\n\n")
+
+    async def _part(self, send: Send, data: str) -> None:
+        frame = f"data: {data}\n\n".encode()
+        if self.act is not None:
+            self.streamed += frame
+        await send_part(send, frame)
+
+    async def _end(self, send: Send) -> None:
+        await send_message(send, {"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _remember(self, answer: Answer) -> None:
+        if self.act is not None:
+            await run_in_threadpool(self.act.keep, answer)

@@ -1,0 +1,57 @@
+"""Where the live stream reads from: the store, in one short session a question."""
+
+from __future__ import annotations
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from server.database import tables
+from server.database.db import Database
+from server.domain.states import SETTLED
+from server.events.hub import Kept, Source, frame_of
+from server.queries import estimate, store
+
+MAX_LIVE_RUNS = 100
+
+
+def source_of(db: Database) -> Source:
+    versions: dict[str, tuple[object, ...]] = {}
+    rendered: dict[str, str] = {}
+
+    def events(after: int, run_id: str | None, limit: int) -> list[Kept]:
+        with db.read() as session:
+            found = store.events_after(session, run_id, after, limit)
+        return [Kept(e.id, e.run, frame_of(e.kind, e.model_dump_json(), e.id)) for e in found]
+
+    def newest() -> int:
+        with db.read() as session:
+            return store.newest_event_id(session)
+
+    def progress(run_ids: set[str] | None) -> dict[str, str | None]:
+        """Rendered anew only for runs that changed since the last time."""
+        with db.read() as session:
+            rows = _rows(session, run_ids)
+            answer: dict[str, str | None] = dict.fromkeys(run_ids or ())
+            for run in rows:
+                version = (run.version, run.step, run.last_step_at, run.state, run.reason_message)
+                if versions.get(run.id) != version or run.id not in rendered:
+                    view = estimate.progress(session, run)
+                    rendered[run.id], versions[run.id] = view.model_dump_json(), version
+                answer[run.id] = rendered[run.id]
+        for gone in rendered.keys() - {run.id for run in rows}:
+            if run_ids is None or gone in run_ids:
+                del rendered[gone]
+                versions.pop(gone, None)
+        return answer
+
+    return Source(events, newest, progress)
+
+
+def _rows(session: Session, run_ids: set[str] | None) -> list[tables.Run]:
+    run = tables.Run
+    if run_ids is not None:
+        query = select(run).where(run.id.in_(run_ids))
+    else:  # those with a process first: they have no place in the queue
+        active = select(run).where(run.state.not_in(SETTLED))
+        query = active.order_by(run.queue_position).limit(MAX_LIVE_RUNS)
+    return list(session.scalars(query))

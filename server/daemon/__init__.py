@@ -1,0 +1,1 @@
+"""The daemon's process, and the systemd unit that starts it."""

@@ -1,0 +1,236 @@
+"""The daemon's process: one per data directory, one listening socket, a clear end.
+
+Its end leaves the trainers running unless `stop_trainers` says otherwise. Signals only set a flag;
+a second one ends at once.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+from server import privacy
+from server.lock import CannotServe, held
+
+if TYPE_CHECKING:
+    import uvicorn
+    from fastapi import FastAPI
+
+    from server.ingestion.worker import Worker
+    from server.settings import Settings
+
+LISTENING = "daemon.json"
+KEEP_ALIVE_SECONDS = 30
+GRACE_SECONDS = 5
+MAX_HEADER_BYTES = 32 << 10
+BACKLOG = 256
+
+log = logging.getLogger("traind")
+
+# --- serving -------------------------------------------------------------------------------------
+
+
+def serve(settings: Settings) -> int:
+    """Run the daemon until it is told to end. Exit status: 0, or 1 with a sentence on stderr."""
+    gc.disable()  # until all is loaded: a tenth of the start was spent on looking for garbage
+    _log_as(settings)
+    privacy.begin()
+    try:
+        with held(settings), _listening(settings) as listener:
+            return _serve_on(listener, settings)
+    except Exception as error:
+        if not _is_for_a_person(error):
+            raise
+        print(f"traind: {error}", file=sys.stderr)
+        return 1
+    finally:
+        gc.enable()
+
+
+def _serve_on(listener: socket.socket, settings: Settings) -> int:
+    from server.ingestion.worker import Worker
+
+    worker = Worker.fork()  # before what only the answers need is there to be shared
+    try:
+        return _serve_with(worker, listener, settings)
+    finally:
+        worker.close()
+
+
+def _serve_with(worker: Worker, listener: socket.socket, settings: Settings) -> int:
+    from server.database.db import Database
+    from server.main import create_app
+
+    failures: list[BaseException] = []
+    server: uvicorn.Server
+
+    def give_up(error: BaseException) -> None:
+        failures.append(error)
+        server.should_exit = True
+
+    db = Database.open(settings)
+    worker.open(settings.paths.root)
+    app = create_app(settings, db, worker=worker, on_failure=give_up)
+    server = _uvicorn(app)
+    # what is loaded by now stays: without this every full collection of garbage walked it again,
+    # and one answer in a hundred took 150 ms longer
+    gc.collect()
+    gc.freeze()
+    gc.enable()
+    _end_on_signals(server, app)
+    with _told_where(listener, settings):
+        server.run(sockets=[listener])
+    if failures:
+        log.critical("the daemon ends: its supervisor failed (%s)", failures[0])
+        return 1
+    return 0 if server.started else 1
+
+
+def _uvicorn(app: FastAPI) -> uvicorn.Server:
+    import uvicorn
+
+    from server.guard.connections import Connection, raise_file_limit
+
+    class Server(uvicorn.Server):
+        """Without uvicorn's own signal handling: ours lets the streams end first."""
+
+        @contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            yield
+
+    config: dict[str, Any] = {
+        "http": Connection,
+        "ws": "none",
+        "lifespan": "on",
+        "log_config": None,
+        "access_log": False,
+        "server_header": False,
+        "proxy_headers": False,
+        "timeout_keep_alive": KEEP_ALIVE_SECONDS,
+        "timeout_graceful_shutdown": GRACE_SECONDS,
+        "h11_max_incomplete_event_size": MAX_HEADER_BYTES,
+        "backlog": BACKLOG,
+    }
+    raise_file_limit()
+    return Server(uvicorn.Config(app, **config))
+
+
+def _end_on_signals(server: uvicorn.Server, app: FastAPI) -> None:
+    """SIGTERM and SIGINT set a flag and let the streams say goodbye; a second one ends at once."""
+    from server.api.app import end_streams
+
+    told = False
+
+    def end(signum: int, frame: object) -> None:
+        nonlocal told
+        if told:
+            os._exit(128 + signum)
+        told = server.should_exit = True
+        end_streams(app)
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, end)
+
+
+@contextmanager
+def _listening(settings: Settings) -> Iterator[socket.socket]:
+    """The socket, bound before anything slow: an address in use is said within the second."""
+    from server.guard.access import policy_for
+
+    policy_for(settings)  # refuses an address that must not be bound, before it is
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    # asyncio turns Nagle's algorithm off only where the protocol is named: without, each short
+    # answer on a kept connection waited 40 ms for the client's delayed acknowledgement
+    with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((settings.host, settings.port))
+        except OSError as error:
+            raise CannotServe(
+                f"{settings.host} port {settings.port} cannot be listened on: {error.strerror}. "
+                "Choose another with --port."
+            ) from error
+        yield listener
+
+
+@contextmanager
+def _told_where(listener: socket.socket, settings: Settings) -> Iterator[None]:
+    """`daemon.json` in the data directory names the address while the daemon lives."""
+    from trainer.contract.rundir import write_durably
+
+    port = listener.getsockname()[1]
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    url = f"http://{host}:{port}"
+    path = settings.paths.root / LISTENING
+    write_durably(path, json.dumps({"pid": os.getpid(), "url": url}).encode())
+    log.info("listening on %s", url)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            path.unlink()
+
+
+def _is_for_a_person(error: Exception) -> bool:
+    if isinstance(error, CannotServe):
+        return True  # before the imports below: a second daemon must be gone within the second
+    from server.database.migrate import Refused
+    from server.guard.access import BindRefused
+    from server.guard.tokens import TokenUnusable
+
+    return isinstance(error, (BindRefused, Refused, TokenUnusable))
+
+
+# --- the log -------------------------------------------------------------------------------------
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line, whatever is in the message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "ts": round(record.created, 3),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+class PlainLines(logging.Formatter):
+    """For a person: time, level, message, with control bytes escaped. One line for each record,
+    and what an exception says set in, so that nothing written by others looks like a record."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return _visible(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:
+        lines = super().formatException(ei).split("\n")
+        return "\n".join(f"    {_visible(line)}" for line in lines)
+
+
+def _visible(text: str) -> str:
+    escaped = (c.encode("unicode_escape", "replace").decode("ascii") for c in text)
+    return "".join(c if c.isprintable() else e for c, e in zip(text, escaped, strict=True))
+
+
+def _log_as(settings: Settings) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    plain = PlainLines("%(asctime)s %(levelname)-8s %(message)s", "%F %T")
+    handler.setFormatter(JsonLines() if settings.log_format == "json" else plain)
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(logging.WARNING)
+    for name in ("traind", "server"):
+        logging.getLogger(name).setLevel(settings.log_level.upper())
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)

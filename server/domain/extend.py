@@ -1,0 +1,285 @@
+"""Extending a run: which joint, which end, and the phase row that follows from the preview."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from server.database import tables
+from server.domain import commands, lineage, states
+from server.domain.states import Desired, State
+from server.errors import Conflict, IllegalMove, Invalid
+from trainer.contract.commands import EndPhase
+from trainer.contract.exits import Reason
+from trainer.contract.extend import ExtendPreview, ExtendRequest, preview
+from trainer.contract.plan import Plan
+from trainer.contract.schedule import PhaseSchedule
+from trainer.contract.spec import MAX_STEPS, RunSpec
+
+# States in which a trainer may be stepping, so that "now" is a step only it can name.
+_STEPPING = frozenset({State.starting, State.running, State.recovering, State.pausing})
+
+
+@dataclass(frozen=True)
+class ExtendOutcome:
+    """preview: the new phase, None for a no-op. changed: whether the run is another one now."""
+
+    preview: ExtendPreview | None
+    changed: bool
+
+
+@dataclass(frozen=True)
+class _Joint:
+    step: int
+    reached: int
+    checkpoint: tables.Checkpoint | None = None
+
+
+def extend(
+    session: Session, run: tables.Run, ask: ExtendRequest, now: float, *, dry_run: bool = False
+) -> ExtendOutcome:
+    """Append a phase, or ask a stepping trainer to end its own first (`at: now`).
+
+    Raises Invalid for an end that is not beyond the joint or a checkpoint that is not there,
+    IllegalMove where the state forbids it, Conflict while another extend is on its way.
+    """
+    state = states.require(run, "extend")
+    end = _end_step(run, ask)
+    if _is_repeated(session, run, ask, end):
+        return ExtendOutcome(None, _start_if_asked(session, run, ask, now, dry_run))
+    if run.pending_extend is not None:
+        raise Conflict(
+            f"run {run.name} is already ending its phase for another extend",
+            hint="Wait until the new phase has begun, then extend again.",
+            state=state,
+        )
+    joint = _joint(session, run, ask, state)
+    shown = _preview(session, run, ask, joint, end)
+    if dry_run:
+        return ExtendOutcome(shown, False)
+    if ask.at == "now" and state in _STEPPING:
+        said = ask.model_dump(mode="json", exclude_unset=True, exclude={"add_steps", "add_tokens"})
+        run.pending_extend = {**said, "to_step": end}
+        commands.send(session, run, EndPhase(id=commands.new_id()), now)
+        _say(session, run, now, f"the present phase ends at the next step: extend to {end:,}")
+        return ExtendOutcome(shown, True)
+    _append(session, run, ask, joint, shown, now)
+    _start_after(session, run, ask, state, now)
+    return ExtendOutcome(shown, True)
+
+
+def apply_pending(session: Session, run: tables.Run, step: int, now: float) -> bool:
+    """The phase that an extend `at: now` asked for, at the step where the trainer really ended."""
+    if run.pending_extend is None:
+        return False
+    ask = ExtendRequest.model_validate(run.pending_extend)
+    run.pending_extend = None
+    end = _end_step(run, ask)
+    if end <= step:
+        _say(session, run, now, f"the extend to {end:,} was overtaken: step {step:,} is done")
+        return False
+    joint = _Joint(step, step)
+    _append(session, run, ask, joint, _preview(session, run, ask, joint, end), now)
+    return True
+
+
+# --- where ---------------------------------------------------------------------------------------
+
+
+def _end_step(run: tables.Run, ask: ExtendRequest) -> int:
+    try:
+        end = ask.end_step(run.end_step, run.batch_tokens)
+    except ValueError as error:
+        raise Invalid(str(error), errors=[_at("add_tokens", str(error))]) from error
+    if end > MAX_STEPS:
+        raise Invalid(f"a run has at most {MAX_STEPS:,} steps", errors=[_at(_key(ask), "too far")])
+    return end
+
+
+def _is_repeated(session: Session, run: tables.Run, ask: ExtendRequest, end: int) -> bool:
+    """A to_step that is already planned changes nothing; nor does the same ask a second time."""
+    if ask.to_step is None:
+        return False
+    if ask.at == "end" and ask.from_checkpoint is None and run.pending_extend is None:
+        return end == run.end_step
+    said = _comparable(ask.model_dump(mode="json", exclude_unset=True))
+    if run.pending_extend is not None:
+        return said == _comparable(run.pending_extend)
+    last = lineage.phases(session, run.id)[-1]
+    return last.ask is not None and said == _comparable(last.ask)
+
+
+def _comparable(ask: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in ask.items() if key not in ("start", "name")}
+
+
+def _joint(session: Session, run: tables.Run, ask: ExtendRequest, state: State) -> _Joint:
+    if ask.from_checkpoint is not None:
+        if state not in states.SETTLED:
+            raise IllegalMove(
+                f"run {run.name} is {state}: it can go back to a checkpoint only when nothing runs",
+                hint="Pause it first, then extend from the checkpoint.",
+                state=state,
+                legal=sorted(states.VERBS[state]),
+            )
+        chosen = _checkpoint(session, run, ask.from_checkpoint)
+        return _Joint(chosen.step, run.step, chosen)
+    if ask.at == "end":
+        return _Joint(run.end_step, run.end_step)
+    if state in _STEPPING:
+        return _Joint(run.step, run.step)
+    newest = next(iter(lineage.checkpoints(session, run.id)), None)
+    return _Joint(newest.step if newest else 0, run.step, newest)
+
+
+def _checkpoint(session: Session, run: tables.Run, asked: str) -> tables.Checkpoint:
+    usable = lineage.checkpoints(session, run.id)
+    for checkpoint in usable:
+        if asked in (checkpoint.name, str(checkpoint.step)):
+            return checkpoint
+    there = ", ".join(c.name for c in usable[:10]) or "none"
+    raise Invalid(
+        f"run {run.name} has no usable checkpoint {asked!r} in its present lineage",
+        hint=f"Usable, newest first: {there}.",
+        errors=[_at("from_checkpoint", "not a checkpoint of the present lineage")],
+    )
+
+
+def _preview(
+    session: Session, run: tables.Run, ask: ExtendRequest, joint: _Joint, end: int
+) -> ExtendPreview:
+    _check_end(run, ask, joint, end)
+    spec, plan = RunSpec.model_validate(run.spec), Plan.model_validate(run.plan)
+    phases = lineage.phases(session, run.id)
+    shown = preview(
+        ask,
+        [PhaseSchedule.model_validate(p.schedule) for p in phases],
+        joint_step=joint.step,
+        reached_step=joint.reached,
+        end_step=end,
+        batch_tokens=run.batch_tokens,
+        flops_per_token=plan.horizon.flops_per_token,
+        warmup_steps=spec.schedule.warmup_steps,
+        warmdown_ratio=spec.schedule.warmdown_ratio,
+    )
+    replaced = [p for p in phases if p.start_step > joint.step and p.start_step >= joint.reached]
+    if replaced:
+        names = ", ".join(p.name for p in replaced)
+        shown.warnings.append(f"planned phases not yet begun are replaced: {names}")
+    return shown
+
+
+def _check_end(run: tables.Run, ask: ExtendRequest, joint: _Joint, end: int) -> None:
+    if ask.at == "end" and joint.checkpoint is None and end <= run.end_step:
+        where = f"at or below the present step {run.step:,}" if end <= run.step else "earlier"
+        raise Invalid(
+            f"run {run.name} is planned to step {run.end_step:,}; step {end:,} is {where}",
+            hint='A shorter plan from the present step on needs "at": "now".',
+            errors=[_at(_key(ask), f"must be above {run.end_step}")],
+        )
+    floor = joint.step if joint.checkpoint is not None else max(joint.step, run.step)
+    if end <= floor:
+        raise Invalid(
+            f"the new end, step {end:,}, is not beyond step {floor:,}",
+            errors=[_at(_key(ask), f"must be above {floor}")],
+        )
+
+
+def _key(ask: ExtendRequest) -> str:
+    return next(k for k in ("to_step", "add_steps", "add_tokens") if getattr(ask, k) is not None)
+
+
+def _at(key: str, detail: str) -> dict[str, str]:
+    return {"pointer": f"/{key}", "detail": detail}
+
+
+# --- doing it ------------------------------------------------------------------------------------
+
+
+def _append(
+    session: Session,
+    run: tables.Run,
+    ask: ExtendRequest,
+    joint: _Joint,
+    shown: ExtendPreview,
+    now: float,
+) -> None:
+    """The phase row; a joint before the end cuts the phases, and the steps beyond it."""
+    for phase in lineage.phases(session, run.id):
+        if lineage.phase_end(phase) > joint.step:
+            phase.lineage_limit = max(joint.step, phase.start_step)
+            if phase.ended_at_step is None and phase.start_step < joint.step:
+                phase.ended_at_step, phase.ended_at = joint.step, now
+    if joint.step < run.step:
+        lineage.supersede(session, run, joint.step, next_number(session, run.id))
+    index = 1 + (
+        session.scalar(select(func.max(tables.Phase.index)).where(tables.Phase.run_id == run.id))
+        or 0
+    )
+    session.add(
+        tables.Phase(
+            run_id=run.id,
+            index=index,
+            name=ask.name or f"phase-{index}",
+            start_step=shown.start_step,
+            end_step=shown.end_step,
+            schedule=shown.schedule.model_dump(mode="json"),
+            ask=ask.model_dump(mode="json", exclude_unset=True),
+            preview=_kept(shown),
+            from_checkpoint=joint.checkpoint.name if joint.checkpoint else None,
+            created_at=now,
+        )
+    )
+    run.end_step = shown.end_step
+    run.version += 1
+    session.flush()
+    mode, start, end = shown.schedule.mode, shown.start_step, shown.end_step
+    _say(session, run, now, f"extended from step {start:,} to {end:,} ({mode})")
+
+
+def _kept(shown: ExtendPreview) -> dict[str, Any]:
+    """The preview as stored: curves are functions of the schedules and need no row."""
+    return shown.model_dump(mode="json", exclude={"curve", "present_curve"})
+
+
+def next_number(session: Session, run_id: str) -> int:
+    attempt = tables.Attempt
+    return 1 + (
+        session.scalar(select(func.max(attempt.number)).where(attempt.run_id == run_id)) or 0
+    )
+
+
+def _start_after(
+    session: Session, run: tables.Run, ask: ExtendRequest, state: State, now: float
+) -> None:
+    """A settled run goes on by itself, except that created and paused ones wait to be told."""
+    waits = state in (State.created, State.paused)
+    if state not in states.SETTLED:
+        return
+    if ask.start if waits else ask.start is not False:
+        run.desired_state = Desired.running
+        states.move(session, run, State.queued, Reason.requested, now=now)
+    elif state is State.completed:
+        run.desired_state = Desired.paused
+        states.move(session, run, State.paused, Reason.requested, "extended, not started", now=now)
+
+
+def _start_if_asked(
+    session: Session, run: tables.Run, ask: ExtendRequest, now: float, dry_run: bool
+) -> bool:
+    """A repeat of an extend that only adds `start: true` starts the paused run."""
+    waiting = run.state in (State.created, State.paused)
+    if dry_run or not (ask.start and waiting and run.step < run.end_step):
+        return False
+    run.desired_state = Desired.running
+    states.move(session, run, State.queued, Reason.requested, now=now)
+    return True
+
+
+def _say(session: Session, run: tables.Run, now: float, message: str) -> None:
+    session.add(
+        tables.Event(run_id=run.id, kind="extend", step=run.step, message=message, unix_seconds=now)
+    )

@@ -1,0 +1,160 @@
+"""A run made from an import job's result: completed, with one finished phase and attempt 0."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import time
+
+from sqlalchemy.orm import Session
+
+from server.database import tables
+from server.domain.run_rows import first_phase, new_run, plan_for, require_free
+from server.domain.states import Desired, State
+from trainer.contract.exits import Reason
+from trainer.contract.jobs import ImportParams, ImportResult
+from trainer.contract.plan import PlanContext
+from trainer.contract.rundir import DataDir, fsync_directory, write_durably
+from trainer.contract.spec import resolve
+
+STAGING = "import"  # in the job's directory, where the job has laid the run out
+
+
+def adopt(session: Session, job: tables.Job, paths: DataDir) -> tables.Run:
+    """Make the rows of a finished import and move its directory into place.
+
+    The id follows from the job's, so that a kill between the move and the commit is healed by
+    doing it again. Raises NameTaken, Invalid, ValueError.
+    """
+    run_id = f"run_{job.id.removeprefix('job_')}"
+    params = ImportParams.model_validate(job.params)
+    result = ImportResult.model_validate(job.result)
+    run = import_run(
+        session, params, result, now=time.time(), run_id=run_id, job_id=job.id,
+        context=PlanContext(device_type="cpu"),
+    )  # fmt: skip
+    target, staging = paths.run(run_id), paths.job(job.id) / STAGING
+    if staging.exists():
+        target.root.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(staging, target.root)
+        fsync_directory(target.root.parent)
+    write_durably(target.spec, json.dumps(run.spec).encode())
+    write_durably(target.plan, json.dumps(run.plan).encode())
+    job.result = {**(job.result or {}), "run_id": run.id, "run": run.name}
+    return run
+
+
+def discard(job: tables.Job, paths: DataDir) -> None:
+    """Remove what an import that came to nothing had laid out."""
+    shutil.rmtree(paths.job(job.id) / STAGING, ignore_errors=True)
+
+
+def import_run(
+    session: Session,
+    params: ImportParams,
+    result: ImportResult,
+    *,
+    now: float,
+    run_id: str | None = None,
+    job_id: str | None = None,
+    context: PlanContext | None = None,
+) -> tables.Run:
+    """The rows of an imported model, extendable at once.
+
+    run_id: the id whose directory the job wrote the checkpoint into. Raises NameTaken, Invalid,
+    pydantic.ValidationError for a spec that is none of ours.
+    """
+    spec = resolve({**result.spec, "name": params.name})
+    plan = plan_for(spec, context)
+    require_free(session, spec.name)
+    run = new_run(session, spec, plan, now, run_id)
+    phase = first_phase(session, run, plan, now)
+    phase.imported, phase.name = True, "imported"
+    phase.ended_at_step, phase.started_at, phase.ended_at = result.step, now, now
+    attempt = _attempt(run, result, now)
+    session.add(attempt)
+    session.flush()
+    _checkpoint_and_evaluation(session, run, attempt, result, job_id, now)
+    # Born completed: there was no move, so the table of moves is not asked.
+    run.state, run.desired_state = State.completed, Desired.running
+    run.reason, run.reason_message = Reason.finished, "It was imported."
+    run.step = run.end_step = result.step
+    run.tokens_seen, run.started_at, run.ended_at = result.tokens, now, now
+    run.progress = {"val_bpb": result.val_bpb} if result.val_bpb is not None else {}
+    run.totals = {"imported": result.history}
+    session.add(
+        tables.Event(
+            run_id=run.id,
+            job_id=job_id,
+            kind="imported",
+            step=result.step,
+            message=f"imported {params.path} ({params.tag}, step {result.step:,})",
+            data=result.history,
+            unix_seconds=now,
+        )
+    )
+    session.flush()
+    return run
+
+
+def _attempt(run: tables.Run, result: ImportResult, now: float) -> tables.Attempt:
+    return tables.Attempt(
+        run_id=run.id,
+        number=0,
+        phase_index=0,
+        token=secrets.token_hex(16),
+        created_at=now,
+        started_at=now,
+        ended_at=now,
+        device="import",
+        stage="imported",
+        start_step=result.step,
+        outcome="completed",
+        reason=Reason.finished,
+        message="Imported.",
+        drained=True,
+        settled=True,
+    )
+
+
+def _checkpoint_and_evaluation(
+    session: Session,
+    run: tables.Run,
+    attempt: tables.Attempt,
+    result: ImportResult,
+    job_id: str | None,
+    now: float,
+) -> None:
+    saved = result.checkpoint
+    session.add(
+        tables.Checkpoint(
+            run_id=run.id,
+            attempt_id=attempt.id,
+            name=saved.name,
+            step=saved.step,
+            bytes=saved.bytes,
+            manifest_sha256=saved.manifest_sha256,
+            why="import",
+            pinned=True,
+            val_bpb=result.val_bpb,
+            created_at=now,
+        )
+    )
+    if result.val_bpb is not None:
+        session.add(
+            tables.Evaluation(
+                run_id=run.id,
+                attempt_id=attempt.id,
+                job_id=job_id,
+                kind="bpb",
+                step=result.step,
+                value=result.val_bpb,
+                identity=result.bpb_identity or "imported",
+                settings={},
+                result={},
+                seconds=0.0,
+                unix_seconds=now,
+            )
+        )

@@ -1,0 +1,210 @@
+"""Asking for a job: where it can be done soonest, and what would be wrong with it."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from server.database import tables
+from server.domain import attempts, runs, states
+from server.domain.run_rows import require_free
+from server.domain.states import State
+from server.errors import Conflict, Invalid, NotFound
+from trainer.contract.jobs import (
+    TOKEN_SOCKET,
+    AuditParams,
+    EvaluateParams,
+    ExportParams,
+    ImportParams,
+    SampleParams,
+    ServeParams,
+)
+from trainer.contract.rundir import DataDir
+
+MAX_WAITING = 1000
+OVER = frozenset({"completed", "failed", "cancelled"})
+Place = Literal["inline", "cpu", "device"]
+
+
+def save(session: Session, run: tables.Run, now: float, *, pin: bool) -> tables.Job:
+    """A checkpoint at the next step boundary of the running trainer."""
+    job = _add(session, "save", run, "inline", {"pin": pin}, now)
+    runs.save_checkpoint(session, run, now, pin=pin, job_id=job.id)
+    return job
+
+
+def evaluate(session: Session, run: tables.Run, params: EvaluateParams, now: float) -> tables.Job:
+    """Inline where the present weights are asked for and a trainer has them, else on the CPU."""
+    if not params.bpb and not params.core:
+        raise Invalid("Nothing is to be evaluated: set bpb or core.", errors=_at("/bpb"))
+    chosen = params.step is not None or params.checkpoint is not None
+    special = params.eval_tokens is not None or params.core_bundle is not None
+    where = _place(run, params.where, inline=not chosen and not special)
+    if where == "inline":
+        if chosen or special:
+            raise Invalid(
+                "Inline means the present weights with the run's own settings.",
+                hint="Leave out step, checkpoint, eval_tokens and core_bundle, or use where: cpu.",
+                errors=_at("/where"),
+            )
+        job = _add(session, "evaluate", run, where, _dump(params), now)
+        runs.evaluate_inline(session, run, params, now, job_id=job.id)
+        return job
+    _require_checkpoint(session, run, params.checkpoint, params.step)
+    return _add(session, "evaluate", run, where, _dump(params), now)
+
+
+def sample(session: Session, run: tables.Run, params: SampleParams, now: float) -> tables.Job:
+    if params.where == "inline":
+        raise Invalid("Samples are made by a job of their own.", errors=_at("/where"))
+    _require_checkpoint(session, run, params.checkpoint, params.step)
+    return _add(session, "sample", run, _place(run, params.where), _dump(params), now)
+
+
+def serving(session: Session) -> tables.Job | None:
+    """The job that answers completions, or will when it has started."""
+    table = tables.Job
+    query = select(table).where(table.state.in_(("queued", "running")), table.kind == "serve")
+    return session.scalars(query.where(table.cancel_requested.is_(False))).first()
+
+
+def serve(session: Session, now: float) -> tables.Job:
+    """The job that answers completions; a new one where there is none."""
+    return serving(session) or _add(session, "serve", None, "cpu", _dump(ServeParams()), now)
+
+
+def export(session: Session, run: tables.Run, params: ExportParams, now: float) -> tables.Job:
+    _require_checkpoint(session, run, params.checkpoint, params.step)
+    return _add(session, "export", run, "cpu", _dump(params), now)
+
+
+def audit(session: Session, run: tables.Run, params: AuditParams, now: float) -> tables.Job:
+    """On the device that made the steps: another one has other bits and would prove nothing."""
+    _require_checkpoint(session, run, params.checkpoint, params.step)
+    last = attempts.last_attempt(session, run.id)
+    where: Place = "cpu" if last is None or last.device == "cpu" else "device"
+    return _add(session, "audit", run, where, _dump(params), now)
+
+
+def import_run(session: Session, params: ImportParams, now: float) -> tables.Job:
+    """The files are read by the job; here only what can be known at once. Raises NameTaken."""
+    require_free(session, params.name)
+    if "\0" in params.path or not Path(params.path).is_absolute():
+        raise Invalid("The path must be absolute: it is read on the daemon's machine.",
+                      errors=_at("/path"))  # fmt: skip
+    if not Path(params.path).is_dir():
+        raise Invalid("There is no such directory on the daemon's machine.", errors=_at("/path"))
+    return _add(session, "import", None, "cpu", _dump(params), now)
+
+
+def cancel(job: tables.Job) -> bool:
+    """Ask for the end of a job; False when it has ended or was asked before."""
+    if job.state not in ("queued", "running") or job.cancel_requested:
+        return False
+    job.cancel_requested = True
+    return True
+
+
+def get(session: Session, job_id: str) -> tables.Job:
+    job = session.get(tables.Job, job_id)
+    if job is None:
+        raise NotFound(f"There is no job {job_id}.", hint="GET /v1/jobs lists them.")
+    return job
+
+
+def token_socket(job: tables.Job, paths: DataDir) -> Path:
+    """Where the text of a job can be listened to as it is written. Raises Conflict."""
+    if job.kind != "sample":
+        raise Conflict(f"a job of kind {job.kind} writes no text", state=job.state)
+    if job.state in OVER:
+        raise Conflict(
+            f"job {job.id} is over: nothing more is written",
+            hint=f"GET /v1/jobs/{job.id} has the whole text as its result.",
+            state=job.state,
+        )
+    return paths.job(job.id) / TOKEN_SOCKET
+
+
+def _place(run: tables.Run, asked: str, *, inline: bool = False) -> Place:
+    if asked == "auto":
+        return "inline" if inline and run.state == State.running else "cpu"
+    return asked  # type: ignore[return-value]
+
+
+def _require_checkpoint(
+    session: Session, run: tables.Run, name: str | None, step: int | None
+) -> None:
+    """Raises Invalid when both are given or it is not there, Conflict when there is none yet."""
+    if name is not None and step is not None:
+        raise Invalid("Give step or checkpoint, not both.", errors=_at("/checkpoint"))
+    table = tables.Checkpoint
+    usable = list(
+        session.scalars(
+            select(table)
+            .where(table.run_id == run.id, table.deleted_at.is_(None), table.bad.is_(None))
+            .order_by(table.step.desc())
+        )
+    )
+    if not usable:
+        raise Conflict(
+            f"run {run.name} has no checkpoint yet",
+            hint="POST …/checkpoints saves one while it is running.",
+            state=run.state,
+        )
+    if any((name or c.name, c.step if step is None else step) == (c.name, c.step) for c in usable):
+        return
+    there = ", ".join(f"{c.name}" for c in usable[:5])
+    raise Invalid(
+        f"run {run.name} has no usable checkpoint {name or f'at step {step}'}",
+        hint=f"The newest are {there}.",
+        errors=_at("/checkpoint" if name else "/step"),
+    )
+
+
+def _add(
+    session: Session,
+    kind: str,
+    run: tables.Run | None,
+    where: Place,
+    params: dict[str, object],
+    now: float,
+) -> tables.Job:
+    waiting = select(tables.Job.id).where(tables.Job.state == "queued").limit(MAX_WAITING)
+    if len(session.scalars(waiting).all()) >= MAX_WAITING:
+        raise Conflict(f"{MAX_WAITING} jobs are waiting already", hint="Cancel some of them.")
+    job = tables.Job(
+        id=f"job_{secrets.token_hex(8)}",
+        run_id=run.id if run else None,
+        kind=kind,
+        where=where,
+        state="queued",
+        params=params,
+        message=_wait(session) if where == "device" else "",
+        token=secrets.token_hex(16),
+        created_at=now,
+    )
+    session.add(job)
+    session.flush()
+    return job
+
+
+def _wait(session: Session) -> str:
+    """What a job for the device has to wait for, said before it is queued behind it."""
+    busy = session.scalar(select(tables.Run).where(tables.Run.state.in_(states.OCCUPYING)))
+    if busy is None:
+        return ""
+    left = f"{busy.end_step - busy.step:,} steps to go"
+    return f"waits for the device, where run {busy.name} is {busy.state} ({left}); cpu would not"
+
+
+def _dump(params: BaseModel) -> dict[str, object]:
+    return params.model_dump(mode="json")
+
+
+def _at(pointer: str) -> list[dict[str, str]]:
+    return [{"pointer": pointer, "detail": "see the detail"}]

@@ -1,0 +1,85 @@
+"""The rows a run is born with, whether it was asked for or imported."""
+
+from __future__ import annotations
+
+import secrets
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from server.database import tables
+from server.domain.states import Desired, State
+from server.errors import Invalid, NameTaken
+from trainer.contract.exits import Reason
+from trainer.contract.plan import CannotPlan, Plan, PlanContext, make_plan
+from trainer.contract.spec import RunSpec
+
+
+def plan_for(spec: RunSpec, context: PlanContext | None) -> Plan:
+    """The plan of a spec. Raises Invalid where its numbers cannot be met."""
+    try:
+        return make_plan(spec, context)
+    except CannotPlan as error:
+        pointer = "/" + error.field.replace(".", "/")
+        raise Invalid(str(error), errors=[{"pointer": pointer, "detail": str(error)}]) from error
+
+
+def require_free(session: Session, name: str) -> None:
+    """Raises NameTaken when another run has the name."""
+    if session.scalar(select(tables.Run.id).where(tables.Run.name == name)):
+        raise NameTaken(
+            f"a run named {name} already exists",
+            hint="Choose another name, or resume, extend or delete that run.",
+            errors=[{"pointer": "/name", "detail": "the name is in use"}],
+        )
+
+
+def new_run(
+    session: Session, spec: RunSpec, plan: Plan, now: float, run_id: str | None = None
+) -> tables.Run:
+    """A run in state `created`, with its event; flushed, without phases."""
+    run = tables.Run(
+        id=run_id or f"run_{secrets.token_hex(8)}",
+        name=spec.name,
+        title=spec.title,
+        run_metadata=dict(spec.metadata),
+        state=State.created,
+        desired_state=Desired.created,
+        reason=Reason.requested,
+        reason_message=Reason.requested.sentence,
+        state_since=now,
+        created_at=now,
+        device=spec.device,
+        spec=spec.model_dump(mode="json"),
+        plan=plan.model_dump(mode="json"),
+        step=0,
+        end_step=plan.horizon.steps,
+        batch_tokens=plan.batch.tokens,
+    )
+    session.add(run)
+    session.flush()
+    session.add(
+        tables.Event(
+            run_id=run.id,
+            kind="created",
+            message=f"run {run.name} was created: {run.end_step:,} steps",
+            unix_seconds=now,
+        )
+    )
+    session.flush()
+    return run
+
+
+def first_phase(session: Session, run: tables.Run, plan: Plan, now: float) -> tables.Phase:
+    phase = tables.Phase(
+        run_id=run.id,
+        index=0,
+        name="phase-0",
+        start_step=0,
+        end_step=plan.horizon.steps,
+        schedule=plan.schedule.model_dump(mode="json"),
+        created_at=now,
+    )
+    session.add(phase)
+    session.flush()
+    return phase

@@ -1,0 +1,283 @@
+"""The verbs of a run. Each takes a session and the run's row; none commits, none touches a process
+or a file: the supervisor makes the world follow the rows.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import delete as sql_delete
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from server.database import tables
+from server.domain import commands, lineage, preflight, states
+from server.domain.attempts import build_order, current_phase, next_attempt
+from server.domain.extend import ExtendOutcome, extend
+from server.domain.imports import import_run
+from server.domain.lineage import supersede
+from server.domain.run_rows import first_phase, new_run, plan_for, require_free
+from server.domain.states import Desired, State
+from server.errors import Conflict, IllegalMove, Invalid
+from server.events import receivers
+from server.schemas import PatchRun, ResumeRequest
+from trainer.contract.commands import Cancel, Evaluate, Pause, Pin, Save, Update
+from trainer.contract.exits import Reason
+from trainer.contract.jobs import EvaluateParams
+from trainer.contract.plan import PlanContext
+from trainer.contract.spec import RunSpec, resolve
+
+PAUSE_DEADLINE_SECONDS = 600.0
+
+
+def create(
+    session: Session, body: dict[str, Any], *, context: PlanContext | None = None, now: float
+) -> tables.Run:
+    """A run and its first phase; queued when the spec says start.
+
+    Raises pydantic.ValidationError with paths into the body, Invalid where the numbers cannot be
+    met, NameTaken.
+    """
+    spec = resolve(body)
+    plan = plan_for(spec, context)
+    require_free(session, spec.name)
+    run = new_run(session, spec, plan, now)
+    first_phase(session, run, plan, now)
+    session.flush()
+    if spec.start:
+        run.desired_state = Desired.running
+        states.move(session, run, State.queued, Reason.requested, now=now)
+        session.flush()
+    return run
+
+
+def start(session: Session, run: tables.Run, now: float) -> bool:
+    """Queue a run that was created with start: false."""
+    if states.require(run, "start") is not State.created:
+        return False
+    run.desired_state = Desired.running
+    states.move(session, run, State.queued, Reason.requested, now=now)
+    return True
+
+
+def request_pause(
+    session: Session,
+    run: tables.Run,
+    now: float,
+    *,
+    deadline_seconds: float = PAUSE_DEADLINE_SECONDS,
+) -> bool:
+    """Ask for a checkpoint and an end; `paused` is said when the process is gone."""
+    state = states.require(run, "pause")
+    if state is State.paused or (state is State.pausing and run.desired_state == Desired.paused):
+        return False
+    run.desired_state = Desired.paused
+    if state is State.pausing:
+        run.version += 1
+        return True
+    states.move(session, run, State.pausing, Reason.requested, now=now)
+    _tell_to_end(session, run, state, Pause(id=commands.new_id()), now, deadline_seconds)
+    return True
+
+
+def resume(
+    session: Session, run: tables.Run, ask: ResumeRequest | None = None, *, now: float
+) -> bool:
+    """Queue a paused, failed or cancelled run; one that is pausing goes on after its checkpoint."""
+    state = states.require(run, "resume")
+    if run.desired_state == Desired.running and state not in states.SETTLED:
+        return False
+    if state is not State.pausing:
+        _require_work(session, run)
+    overrides = ask.overrides.model_dump(exclude_none=True) if ask and ask.overrides else {}
+    _require_divisible(run, overrides.get("device_batch_size"))
+    preflight.require_rows(run, overrides.get("device_batch_size"))
+    if overrides:
+        run.overrides = {**run.overrides, **overrides}
+    run.desired_state = Desired.running
+    run.failures_without_progress, run.best_failed_step, run.not_before = 0, -1, None
+    if state is State.pausing:
+        run.version += 1
+        return True
+    states.move(session, run, State.queued, Reason.requested, now=now)
+    return True
+
+
+def request_cancel(
+    session: Session,
+    run: tables.Run,
+    now: float,
+    *,
+    deadline_seconds: float = PAUSE_DEADLINE_SECONDS,
+) -> bool:
+    """Ask for an end without a checkpoint; at once where no process can be alive."""
+    state = states.require(run, "cancel")
+    if state in (State.cancelling, State.cancelled):
+        return False
+    run.desired_state = Desired.cancelled
+    run.pending_extend = None
+    if states.can_move(state, State.cancelled) and state is not State.queued:
+        states.move(session, run, State.cancelled, Reason.requested, now=now)
+        return True
+    states.move(session, run, State.cancelling, Reason.requested, now=now)
+    _tell_to_end(session, run, state, Cancel(id=commands.new_id()), now, deadline_seconds)
+    return True
+
+
+def delete(session: Session, run: tables.Run, now: float) -> Path:
+    """Delete the rows of a settled run. Returns its directory, relative to the data directory:
+    removing it, after the commit, is the caller's.
+    """
+    states.require(run, "delete")
+    busy = session.scalar(
+        select(tables.Job.id).where(
+            tables.Job.run_id == run.id, tables.Job.state.in_(("queued", "running"))
+        )
+    )
+    if busy:
+        raise Conflict(
+            f"job {busy} still works with run {run.name}",
+            hint="Wait for the job, or cancel it.",
+            state=run.state,
+        )
+    session.add(
+        tables.Event(
+            kind="deleted",
+            message=f"run {run.name} was deleted",
+            data={"run": run.id, "name": run.name},
+            unix_seconds=now,
+        )
+    )
+    session.flush()
+    session.expunge(run)
+    session.execute(sql_delete(tables.Run).where(tables.Run.id == run.id))
+    return Path("runs") / run.id
+
+
+def patch(session: Session, run: tables.Run, change: PatchRun, now: float) -> bool:
+    """Change what may change; a running trainer is told. Raises ValidationError, Invalid."""
+    given = change.model_dump(exclude_unset=True)
+    if change.notify is not None:  # masked ones, as answers show them, stay what they are
+        given["notify"] = receivers.unmasked(change.notify, run.spec.get("notify", []))
+        preflight.require_receivers(given["notify"])
+    spec = dict(run.spec)
+    for key, value in given.items():
+        spec[key] = {**spec[key], **value} if key in _MERGED and value else value
+        if key != "title" and value is None:
+            spec[key] = run.spec[key]
+    valid = RunSpec.model_validate(spec)
+    spec = valid.model_dump(mode="json")
+    if spec == run.spec:
+        return False
+    told = {k: spec[k] for k in _MERGED if spec[k] != run.spec.get(k)}
+    run.spec, run.title, run.run_metadata = spec, valid.title, dict(valid.metadata)
+    run.version += 1
+    if told and State(run.state) in states.OCCUPYING:
+        commands.send(session, run, Update(id=commands.new_id(), **told), now)
+    return True
+
+
+_MERGED = ("evaluate", "checkpoint", "recovery")
+
+
+def save_checkpoint(
+    session: Session, run: tables.Run, now: float, *, pin: bool = False, job_id: str | None = None
+) -> tables.CommandRow:
+    """A checkpoint at the next step boundary of the running trainer."""
+    _require_trainer(run, "save a checkpoint")
+    return commands.send(session, run, Save(id=commands.new_id(), pin=pin), now, job_id)
+
+
+def evaluate_inline(
+    session: Session,
+    run: tables.Run,
+    params: EvaluateParams,
+    now: float,
+    *,
+    job_id: str | None = None,
+) -> tables.CommandRow:
+    """An evaluation of the present weights at the next step boundary of the running trainer."""
+    _require_trainer(run, "evaluate the present weights")
+    command = Evaluate(
+        id=commands.new_id(),
+        bpb=params.bpb,
+        core=params.core,
+        core_max_per_task=params.core_max_per_task,
+    )
+    return commands.send(session, run, command, now, job_id)
+
+
+def pin(session: Session, checkpoint: tables.Checkpoint, pinned: bool, now: float) -> bool:
+    """Keep a checkpoint for ever, or leave it to retention again."""
+    if checkpoint.pinned == pinned:
+        return False
+    if pinned and (checkpoint.deleted_at is not None or checkpoint.bad is not None):
+        raise Conflict(f"checkpoint {checkpoint.name} is no longer there to be kept")
+    checkpoint.pinned = pinned
+    session.flush()
+    run = session.get_one(tables.Run, checkpoint.run_id)
+    if State(run.state) in states.OCCUPYING:
+        names = [c.name for c in lineage.checkpoints(session, run.id) if c.pinned]
+        commands.send(session, run, Pin(id=commands.new_id(), names=names), now)
+    return True
+
+
+# --- parts ---------------------------------------------------------------------------------------
+
+
+def _require_work(session: Session, run: tables.Run) -> None:
+    """A run whose every phase is done has nothing to be resumed for."""
+    if current_phase(session, run) is None:
+        raise IllegalMove(
+            f"run {run.name} has done every step of its plan",
+            hint="Extend it to train further.",
+            state=run.state,
+            legal=sorted(states.VERBS[State(run.state)] - {"resume"}),
+        )
+
+
+def _require_divisible(run: tables.Run, rows: int | None) -> None:
+    """A step must stay as many tokens as it was, whatever the rows of a pass. Raises Invalid."""
+    sequence_len = run.plan["shape"]["sequence_len"]
+    rows_total = run.batch_tokens // sequence_len
+    if rows is not None and rows_total % rows:
+        divisors = (r for r in range(1, min(rows_total, 256) + 1) if rows_total % r == 0)
+        fitting = ", ".join(map(str, divisors))
+        raise Invalid(
+            f"a step of run {run.name} is {rows_total} rows of {sequence_len:,} tokens, which "
+            f"{rows} does not divide",
+            hint=f"Divisors: {fitting}.",
+            errors=[{"pointer": "/overrides/device_batch_size", "detail": "does not divide"}],
+        )
+
+
+def _tell_to_end(
+    session: Session,
+    run: tables.Run,
+    before: State,
+    command: Pause | Cancel,
+    now: float,
+    deadline_seconds: float,
+) -> None:
+    run.deadline, run.escalation = now + deadline_seconds, 0
+    if before in states.OCCUPYING:
+        commands.send(session, run, command, now)
+
+
+def _require_trainer(run: tables.Run, what: str) -> None:
+    state = State(run.state)
+    if state not in (State.starting, State.running):
+        raise IllegalMove(
+            f"run {run.name} is {state}: only a running trainer can {what}",
+            hint="Resume it first, or ask for the job on a saved checkpoint.",
+            state=state,
+            legal=sorted(states.VERBS[state]),
+        )
+
+
+__all__ = [
+    "ExtendOutcome", "build_order", "create", "delete", "evaluate_inline", "extend", "import_run",
+    "next_attempt", "patch", "pin", "request_cancel", "request_pause", "resume", "save_checkpoint",
+    "start", "supersede",
+]  # fmt: skip

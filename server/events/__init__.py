@@ -1,0 +1,1 @@
+"""What follows a commit: readers of streams are woken, webhooks are delivered."""

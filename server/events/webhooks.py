@@ -1,0 +1,291 @@
+"""Notices to the URLs of a run's `notify`: it completed, failed, stalled, spiked or was extended.
+
+Each is delivered at least once. How far the events were looked through and what is still to be
+delivered are one small file, written before anything is sent: a restart forgets nothing, and may
+repeat only what was under way; `id` tells a repeat. Nothing waits for this thread. What fails is an
+event of its run, once when it begins to fail and once more when it is delivered or given up.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import func, select
+
+from server.database import tables
+from server.database.db import Database
+from server.domain.states import State
+from server.events.receivers import masked
+from server.guard.tokens import read_or_make
+from trainer.contract.exits import Reason
+from trainer.contract.rundir import write_durably
+
+SECRET, PLACE = "notify-secret", "notices.json"  # in the data directory
+WAITS_SECONDS = (5, 30, 120, 600, 3600)  # then the last one again
+GIVE_UP_SECONDS = 3 * 86_400.0
+QUIET_SECONDS = 1.0  # at least between two looks, however much is committed
+IDLE_SECONDS = 60.0
+MOST = 1000  # to be delivered; the oldest go first
+REMEMBERED_SECONDS = 7 * 86_400.0  # how long what was given up is reported
+REMEMBERED = 20
+KIND = "webhook"  # of the events
+
+log = logging.getLogger("traind.notices")
+
+Deliver = Callable[[str, bytes, dict[str, str]], str | None]
+
+
+@dataclass
+class Delivery:
+    """One notice for one URL. body: the JSON as it is sent, each time the same bytes.
+
+    why: what the last try failed of. reported: whether an event of the run says so.
+    """
+
+    url: str
+    body: str
+    since: float
+    due: float
+    tries: int = 0
+    run: str = ""
+    why: str = ""
+    reported: bool = False
+
+    @property
+    def what(self) -> str:
+        return str(json.loads(self.body).get("what", "?"))
+
+    def failed(self, now: float, why: str) -> None:
+        """Due again later."""
+        self.due = now + WAITS_SECONDS[min(self.tries, len(WAITS_SECONDS) - 1)]
+        self.tries, self.why = self.tries + 1, why
+
+    def is_given_up(self, now: float) -> bool:
+        return now - self.since > GIVE_UP_SECONDS
+
+
+@dataclass
+class GivenUp:
+    """A notice that was never taken. url: masked."""
+
+    url: str
+    what: str
+    why: str
+    at: float
+
+
+@dataclass
+class Place:
+    """after: the last event that was looked at."""
+
+    after: int
+    waiting: list[Delivery] = field(default_factory=list)
+    given_up: list[GivenUp] = field(default_factory=list)
+
+
+class Notices:
+    """The thread. `deliver(url, body, headers)` is None when the receiver took it, else why not."""
+
+    def __init__(self, db: Database, root: Path, deliver: Deliver) -> None:
+        self._db, self._root, self._deliver = db, root, deliver
+        self._woken, self._ended = threading.Event(), threading.Event()
+        self._place: Place | None = None  # read at the first look
+        self._thread = threading.Thread(target=self._run, name="notices", daemon=True)
+
+    def start(self) -> None:
+        self._db.on_commit(self._woken.set)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """A delivery under way is repeated after the next start."""
+        self._ended.set()
+        self._woken.set()
+        self._thread.join(timeout=1.0)
+
+    def _run(self) -> None:
+        while not self._ended.is_set():
+            self._woken.clear()
+            try:
+                due = self.look(time.time())
+            except Exception as error:  # a busy database, a full disk: the next look does it
+                log.warning("notices wait: %s", error)
+                due = None
+            self._ended.wait(QUIET_SECONDS)
+            self._woken.wait(IDLE_SECONDS if due is None else max(0.0, due - time.time()))
+
+    def look(self, now: float) -> float | None:
+        """Take in what happened, send what is due; when the next one is due."""
+        self._place = place = self._place or self._kept()
+        after, found = self._happened(place.after, now)
+        place.after = after
+        if found:
+            place.waiting = [*place.waiting, *found]
+            self._drop_the_oldest(place, now)
+            self._keep(place)
+        refused: dict[str, str] = {}  # url -> why: it is asked once a look, however much waits
+        for one in [d for d in place.waiting if d.due <= now]:
+            if self._ended.is_set():
+                break
+            self._try(place, one, refused, now)
+            self._keep(place)
+        return min((d.due for d in place.waiting), default=None)
+
+    def _try(self, place: Place, one: Delivery, refused: dict[str, str], now: float) -> None:
+        why = refused.get(one.url) or self._send(one)
+        if why is None:
+            place.waiting.remove(one)
+            self._report_taken(one)
+            return
+        refused[one.url] = why
+        one.failed(now, why)
+        log.warning("a notice to %s was not delivered: %s", masked(one.url), why)
+        if one.is_given_up(now):
+            self._give_up(place, one, f"for {GIVE_UP_SECONDS / 86_400:.0f} days", now)
+        else:
+            self._report_failing(place, one)
+
+    def _drop_the_oldest(self, place: Place, now: float) -> None:
+        for one in place.waiting[:-MOST]:
+            self._give_up(place, one, f"and more than {MOST:,} wait", now)
+
+    def _give_up(self, place: Place, one: Delivery, since: str, now: float) -> None:
+        place.waiting.remove(one)
+        given_up = GivenUp(masked(one.url), one.what, one.why, now)
+        place.given_up = [*place.given_up, given_up][-REMEMBERED:]
+        why = f"it was not taken {since}" + (f" ({one.why})" if one.why else "")
+        self._report(one, f"given up: {why}", "error")
+
+    # --- failures, for people --------------------------------------------------------------------
+
+    def problems(self, now: float) -> list[str]:
+        """What is not delivered, a sentence for each receiver; for the daemon's own state."""
+        place = self._place or Place(0)
+        failing = {d.url: d for d in reversed(place.waiting) if d.tries}
+        said = [
+            f"notices to {masked(one.url)} are not taken: {one.why} "
+            f"({one.tries} tries; tried again for {GIVE_UP_SECONDS / 86_400:.0f} days)"
+            for one in failing.values()
+        ]
+        lost = [one for one in place.given_up if now - one.at < REMEMBERED_SECONDS]
+        return said + [
+            f"a notice ({one.what}) to {one.url} was given up: {one.why or 'too many waited'}"
+            for one in lost
+        ]
+
+    def _report_failing(self, place: Place, one: Delivery) -> None:
+        """Once for a receiver of a run, as long as it fails."""
+        same = (d for d in place.waiting if (d.url, d.run) == (one.url, one.run))
+        if any(other.reported for other in same):
+            return
+        again = f"it is tried again for {GIVE_UP_SECONDS / 86_400:.0f} days"
+        one.reported = self._report(one, f"not delivered: {one.why}; {again}", "warning")
+
+    def _report_taken(self, one: Delivery) -> None:
+        if one.reported:
+            self._report(one, f"delivered after {one.tries + 1} tries", "info")
+
+    def _report(self, one: Delivery, words: str, level: str) -> bool:
+        """Whether an event of its run says so now; the database may be busy, the run gone."""
+        message = f"notice ({one.what}) to {masked(one.url)} {words}"
+        data = {"url": masked(one.url), "what": one.what, "why": one.why, "tries": one.tries}
+        try:
+            with self._db.write() as session:
+                if session.get(tables.Run, one.run) is not None:
+                    session.add(
+                        tables.Event(
+                            run_id=one.run, kind=KIND, level=level, message=message, data=data,
+                            unix_seconds=time.time(),
+                        )
+                    )  # fmt: skip
+        except Exception as error:
+            log.warning("%s (and no event says so: %s)", message, error)
+            return False
+        return True
+
+    # --- what happened ---------------------------------------------------------------------------
+
+    def _happened(self, after: int, now: float) -> tuple[int, list[Delivery]]:
+        """The newest event, and the deliveries of every event after `after`."""
+        event, run = tables.Event, tables.Run
+        with self._db.read() as session:
+            newest = session.scalar(select(func.max(event.id))) or 0
+            rows = session.execute(
+                select(event, run)
+                .join(run, run.id == event.run_id)
+                .where(event.id > after, event.id <= newest)
+                .where(event.kind.in_(("state", "extend", "loss_spike")))
+                .order_by(event.id)
+            ).all()
+            return newest, [
+                Delivery(url, _body(what, one, owner), since=now, due=now, run=owner.id)
+                for one, owner in rows
+                if (what := _what(one)) is not None
+                for url in owner.spec.get("notify", [])
+            ]
+
+    # --- the file --------------------------------------------------------------------------------
+
+    def _kept(self) -> Place:
+        """Where it was; a daemon that never looked begins with what is new."""
+        try:
+            kept = json.loads((self._root / PLACE).read_bytes())
+            return Place(
+                int(kept["after"]),
+                [Delivery(**one) for one in kept["waiting"]],
+                [GivenUp(**one) for one in kept.get("given_up", [])],
+            )
+        except FileNotFoundError:
+            pass
+        except (ValueError, KeyError, TypeError) as error:
+            log.warning("%s cannot be read (%s): notices begin anew", PLACE, error)
+        with self._db.read() as session:
+            place = Place(session.scalar(select(func.max(tables.Event.id))) or 0)
+        self._keep(place)
+        return place
+
+    def _keep(self, place: Place) -> None:
+        write_durably(self._root / PLACE, json.dumps(asdict(place)).encode())
+
+    # --- sending ---------------------------------------------------------------------------------
+
+    def _send(self, one: Delivery) -> str | None:
+        """Why it was not taken; None when it was. Whatever goes wrong, the notice is kept."""
+        try:
+            body = one.body.encode()
+            secret = read_or_make(self._root / SECRET, ours=True).encode()
+            signature = hmac.new(secret, body, hashlib.sha256).hexdigest()
+            headers = {"Content-Type": "application/json"}
+            headers["Traind-Signature"] = f"sha256={signature}"
+            return self._deliver(one.url, body, headers)
+        except Exception as error:  # the secret cannot be read, say
+            return f"{type(error).__name__}: {error}"
+
+
+def _what(event: tables.Event) -> str | None:
+    """The word for it, when it is one that is told."""
+    if event.kind == "loss_spike":
+        return "spike"
+    if event.kind == "extend":
+        return "extended"
+    after, reason = event.data.get("after"), event.data.get("reason")
+    if after in (State.completed, State.failed):
+        return str(after)
+    return "stalled" if after == State.recovering and reason == Reason.stalled else None
+
+
+def _body(what: str, event: tables.Event, run: tables.Run) -> str:
+    told: dict[str, Any] = {
+        "id": event.id, "what": what, "message": event.message, "step": event.step or run.step,
+        "unix_seconds": event.unix_seconds, "data": event.data,
+        "run": {"id": run.id, "name": run.name, "state": run.state, "end_step": run.end_step},
+    }  # fmt: skip
+    return json.dumps(told, ensure_ascii=False)

@@ -1,0 +1,1 @@
+"""Starting processes by exec, identifying them again, signalling only the right one."""

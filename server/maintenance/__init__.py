@@ -1,0 +1,1 @@
+"""Offline tools on a data directory that no daemon serves."""

@@ -1,0 +1,1 @@
+"""The format of stored curves: rollups, counters, sparklines, and Parquet."""

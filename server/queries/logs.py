@@ -1,0 +1,61 @@
+"""The end of an attempt's log, as it may be shown: control bytes escaped, length bounded."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from server.launch.process import escape
+
+MAX_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class Tail:
+    """text and the offset behind it, from which a follower goes on."""
+
+    text: str
+    next_offset: int
+
+
+def tail(path: Path, lines: int) -> Tail:
+    """The last `lines` lines; an unfinished last line is left for later unless it is all."""
+    raw, end = _read_end(path)
+    whole = raw[: raw.rfind(b"\n") + 1] or raw
+    shown = whole.split(b"\n")
+    if shown and not shown[-1]:
+        shown.pop()
+    return Tail(_shown(shown[-lines:]), end - len(raw) + len(whole))
+
+
+def after(path: Path, offset: int) -> Tail:
+    """The whole lines behind `offset`; nothing when there are none yet."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(min(offset, size))
+            raw = file.read(MAX_BYTES)
+    except OSError:
+        return Tail("", 0)
+    whole = raw[: raw.rfind(b"\n") + 1]
+    if not whole and len(raw) == MAX_BYTES:
+        whole = raw  # one line longer than all we show: in pieces
+    shown = whole.split(b"\n")
+    return Tail(
+        _shown(shown[:-1] if whole.endswith(b"\n") else shown), min(offset, size) + len(whole)
+    )
+
+
+def _read_end(path: Path) -> tuple[bytes, int]:
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - MAX_BYTES))
+            return file.read(MAX_BYTES), size
+    except OSError:
+        return b"", 0
+
+
+def _shown(lines: list[bytes]) -> str:
+    return "".join(escape(line.decode("utf-8", "replace")) + "\n" for line in lines)

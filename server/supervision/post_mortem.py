@@ -1,0 +1,107 @@
+"""What is found out about a dead process: its exit code, its last words, the kernel's words."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from server.database.tables import Checkpoint, Run
+from server.launch import process
+from server.machine import kernel_log
+from server.machine.kernel_log import Xid
+from server.supervision.watch import Watch
+from trainer.contract.rundir import LOG
+
+KERNEL_LOG_SECONDS = 600.0  # how long before a death a line of the kernel may have to do with it
+STACK_DUMP_LINES = 120
+LAST_WORDS_CHARACTERS = 200
+
+
+@dataclass(frozen=True)
+class Autopsy:
+    """oom: the limits in words when the kernel killed it for memory, None when it did not."""
+
+    exit_code: int | None
+    oom: str | None
+    xid: Xid | None
+    log_tail: str
+
+    @property
+    def last_words(self) -> str:
+        """The last line of the log that says anything, cut to what fits a sentence."""
+        said = [line.strip() for line in self.log_tail.splitlines() if line.strip()]
+        return said[-1][:LAST_WORDS_CHARACTERS] if said else ""
+
+
+def examine(watch: Watch) -> Autopsy:
+    """Look at what is left of the process of this directory."""
+    lines = kernel_log.kernel_lines(_kernel_log_start(watch))
+    tail_lines = STACK_DUMP_LINES if watch.stall_step else process.LOG_TAIL_LINES
+    return Autopsy(
+        exit_code=watch.exit_code,
+        oom=_oom(watch, lines),
+        xid=kernel_log.worst_xid(lines),
+        log_tail=process.log_tail(watch.directory / LOG, tail_lines),
+    )
+
+
+def _kernel_log_start(watch: Watch) -> float:
+    """Uptime in seconds from which the kernel's log may have to do with this process."""
+    uptime = time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else 0.0
+    began = 0.0
+    if watch.identity is not None:
+        began = watch.identity.start_ticks / os.sysconf("SC_CLK_TCK")
+    return max(began, uptime - KERNEL_LOG_SECONDS)
+
+
+def _oom(watch: Watch, lines: list[str]) -> str | None:
+    if watch.exit_code not in (None, -signal.SIGKILL):
+        return None
+    group = kernel_log.memory_group()
+    named = watch.identity is not None and watch.identity.pid in kernel_log.oom_killed(lines)
+    if named and watch.identity is not None:
+        return kernel_log.oom_words(lines, watch.identity.pid) or str(group)
+    if group.oom_kills > watch.oom_kills:
+        return str(group)
+    return None
+
+
+def durable_step(session: Session, run: Run) -> int:
+    """The step of the newest checkpoint that counts, 0 without one."""
+    newest = session.scalar(
+        select(func.max(Checkpoint.step)).where(
+            Checkpoint.run_id == run.id,
+            Checkpoint.deleted_at.is_(None),
+            Checkpoint.bad.is_(None),
+            Checkpoint.superseded.is_(False),
+        )
+    )
+    return newest or 0
+
+
+def memory_advice(run: Run) -> str:
+    """What to change after the device ran out of memory: the estimate beside the measured peak."""
+    estimate = run.plan.get("memory", {}).get("total")
+    rows = (
+        run.overrides.get("device_batch_size")
+        or run.frozen.get("device_batch_size")
+        or run.plan.get("batch", {}).get("device_batch_size")
+    )
+    said = [
+        f"{words} {size / (1 << 30):.1f} GiB"
+        for words, size in (
+            ("the plan estimated", estimate),
+            ("the measured peak was", run.progress.get("vram_peak_bytes")),
+            ("the device has", run.progress.get("vram_total_bytes")),
+        )
+        if size
+    ]
+    sentences = [", ".join(said)] if said else []
+    if rows and rows > 1:
+        sentences.append(f"resume with overrides.device_batch_size {rows // 2} (it is {rows})")
+    return " ".join(f"{text[0].upper()}{text[1:]}." for text in sentences)

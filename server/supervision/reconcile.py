@@ -1,0 +1,339 @@
+"""Each run and each job at one tick: see, decide, do. Keeps the watches between ticks."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+
+from server.database.tables import Attempt, Job, Run
+from server.domain.states import Desired, State, move
+from server.errors import Conflict
+from server.launch.process import Child
+from server.supervision import decide, job_processes, stall_timeout, trainers, worklist
+from server.supervision.trainers import Shop, recorded
+from server.supervision.watch import Presence, Watch
+from server.supervision.worklist import Board, Entry
+from trainer.contract import commands
+from trainer.contract.exits import Reason
+from trainer.contract.journal import JournalError
+from trainer.contract.rundir import ProcessIdentity
+
+log = logging.getLogger("traind.supervisor")
+
+
+class Tending:
+    """What this daemon knows beyond the rows: the directories it watches and who waits how long."""
+
+    def __init__(self, shop: Shop, clock: Callable[[], float] = time.monotonic) -> None:
+        self._shop, self._clock = shop, clock
+        self.attempts: dict[int, Watch] = {}
+        self.jobs: dict[str, Watch] = {}
+        self._backoff: dict[str, float] = {}
+        self._exiting: list[Child] = []
+        self.is_shutting_down = self.stops_trainers = False
+        self.has_nothing_left = False
+
+    def look(self) -> None:
+        """Count the time since the last tick for every watched directory."""
+        now = self._clock()
+        for watch in (*self.attempts.values(), *self.jobs.values()):
+            watch.look(now)
+
+    def living(self) -> Iterator[ProcessIdentity]:
+        """Processes whose end should be noticed at once."""
+        for watch in (*self.attempts.values(), *self.jobs.values()):
+            if watch.identity is not None and not watch.is_dead:
+                yield watch.identity
+
+    def leave(self) -> None:
+        """Let go of everything; what runs goes on."""
+        for watch in (*self.attempts.values(), *self.jobs.values()):
+            self._let_go(watch)
+        self.attempts.clear()
+        self.jobs.clear()
+        for child in self._exiting:
+            child.leave()
+
+    def _let_go(self, watch: Watch) -> None:
+        """Its story is told; a child of ours that is still on its way out is reaped later."""
+        watch.close()
+        if watch.child is not None and watch.child.poll() is None:
+            self._exiting.append(watch.child)
+
+    def tend(self, seen: Board) -> bool:
+        """At most one action for each run and each job. Whether there is anything to watch."""
+        self._forget(seen)
+        acted = [self._tend_run(seen, entry) for entry in seen.entries]
+        acted += [self._tend_job(seen, job) for job in seen.jobs]
+        for job, command, state in seen.inline:
+            if job_processes.needs_attention(job, command, state):
+                job_processes.follow_inline(self._shop, job, command, state)
+        self.has_nothing_left = not (self.attempts or self.jobs)
+        return bool(self.attempts or self.jobs or self._backoff or any(acted))
+
+    def _forget(self, seen: Board) -> None:
+        """Let go of directories that are settled, and of waits that are over."""
+        open_attempts = {e.attempt.id for e in seen.entries if e.attempt is not None}
+        for attempt_id in self.attempts.keys() - open_attempts:
+            self._let_go(self.attempts.pop(attempt_id))
+        running = {job.id for job in seen.jobs if job.state == "running"}
+        for job_id in self.jobs.keys() - running:
+            self._let_go(self.jobs.pop(job_id))
+        recovering = {e.run.id for e in seen.entries if e.run.state == State.recovering}
+        for run_id in self._backoff.keys() - recovering:
+            del self._backoff[run_id]
+        self._exiting = [child for child in self._exiting if child.poll() is None]
+
+    # --- runs ------------------------------------------------------------------------------------
+
+    def _tend_run(self, seen: Board, entry: Entry) -> bool:
+        """Decide about one run and do it. Whether there was anything to do."""
+        if entry.missing is not None and entry.run.state in _NEED_A_DEVICE:
+            action = decide.Move(State.failed, Reason.device_missing, entry.missing)
+        else:
+            action = decide.for_run(self._see_run(seen, entry))
+        if action == decide.WAIT:
+            return False
+        log.debug("run %s: %s", entry.run.name, action)
+        self._do_for_run(entry, action)
+        return True
+
+    def _see_run(self, seen: Board, entry: Entry) -> decide.RunSeen:
+        run, preparation = entry.run, entry.preparation
+        return decide.RunSeen(
+            state=State(run.state),
+            wants_to_run=run.desired_state == Desired.running,
+            process=self._see_attempt(entry),
+            reason=Reason(run.reason),
+            has_data=entry.has_data,
+            preparation=_state_of(preparation, entry.preparations),
+            preparation_message=preparation.message if preparation else "",
+            may_use_device=seen.turn.get(entry.device) == run.id,
+            is_backing_off=run.state == State.recovering and self._is_backing_off(run),
+            is_shutting_down=self.is_shutting_down,
+            stops_trainers=self.stops_trainers,
+            pause_seconds=self._shop.settings.pause_deadline_seconds,
+        )
+
+    def _see_attempt(self, entry: Entry) -> decide.Seen:
+        attempt = entry.attempt
+        if attempt is None:
+            return decide.Seen()
+        watch = self._watch_attempt(attempt)
+        presence = watch.presence(recorded(attempt))
+        if presence is not Presence.alive:
+            return decide.Seen(presence=presence, drained=watch.exhausted)
+        return decide.Seen(
+            presence=presence,
+            has_begun=attempt.start_step is not None,
+            told=watch.told(),
+            has_commands=bool(entry.commands),
+            step=entry.run.escalation,
+            since_step=watch.since_step,
+            silence=watch.silence,
+            patience=self._patience(attempt, watch),
+            stall_step=watch.stall_step,
+            is_stopped=watch.is_stopped,
+            waits_for_space=watch.silence >= decide.DISK_SILENCE_SECONDS and watch.waits_for_space,
+        )
+
+    def _watch_attempt(self, attempt: Attempt) -> Watch:
+        watch = self.attempts.get(attempt.id)
+        if watch is None:
+            directory = self._shop.settings.paths.run(attempt.run_id).attempt(attempt.number)
+            watch = self.attempts[attempt.id] = Watch(directory, attempt.token)
+            watch.look(self._clock())
+        return watch
+
+    def _patience(self, attempt: Attempt, watch: Watch) -> float:
+        least = self._shop.settings.stall_seconds
+        if watch.silence < least:
+            return least
+        with self._shop.db.read() as session:
+            return stall_timeout.of_attempt(session, attempt, least)
+
+    def _is_backing_off(self, run: Run) -> bool:
+        """Counted on the monotonic clock: the wall clock may be set back by an hour meanwhile."""
+        if run.id not in self._backoff:
+            left = (run.not_before or 0.0) - time.time()
+            self._backoff[run.id] = self._clock() + min(max(left, 0.0), max(self._shop.backoff))
+        return self._clock() < self._backoff[run.id]
+
+    def _do_for_run(self, entry: Entry, action: decide.Action) -> None:
+        run, attempt, shop = entry.run, entry.attempt, self._shop
+        match action:
+            case decide.Move():
+                self._move(run, action)
+            case decide.Explain():
+                self._explain(run, action.reason)
+            case decide.Prepare():
+                job_processes.prepare(shop, run.id)
+            case decide.DropPreparation():
+                assert entry.preparation is not None
+                job_processes.drop(shop, entry.preparation.id)
+            case decide.Launch():
+                self._launch(entry)
+        if attempt is not None:
+            self._do_for_attempt(entry, attempt, self.attempts[attempt.id], action)
+
+    def _do_for_attempt(
+        self, entry: Entry, attempt: Attempt, watch: Watch, action: decide.Action
+    ) -> None:
+        match action:
+            case decide.Adopt():
+                trainers.adopt(self._shop, attempt, watch)
+            case decide.Deliver():
+                self._deliver(entry, attempt, watch)
+            case decide.Tell():
+                self._tell(entry.run, watch, action.kind)
+            case decide.Signal():
+                trainers.send(self._shop, attempt, watch, action)
+            case decide.Spare():
+                trainers.spare(self._shop, attempt, watch)
+            case decide.Sweep():
+                trainers.sweep(watch)
+            case decide.Close():
+                trainers.close(self._shop, attempt.id, watch)
+
+    def _launch(self, entry: Entry) -> None:
+        try:
+            launched = trainers.launch(self._shop, entry.run.id, entry.device)
+        except Conflict as error:  # nothing is left to train
+            self._move(entry.run, decide.Move(State.failed, Reason.finished, error.detail))
+            return
+        if launched is not None:
+            attempt_id, watch = launched
+            watch.look(self._clock())
+            self.attempts[attempt_id] = watch
+
+    def _move(self, run: Run, action: decide.Move) -> None:
+        with self._shop.db.write() as session:
+            row = session.get_one(Run, run.id)
+            if row.state == run.state:  # otherwise somebody moved it since: look again next tick
+                move(session, row, action.state, action.reason, action.message)
+
+    def _explain(self, run: Run, reason: Reason) -> None:
+        with self._shop.db.write() as session:
+            row = session.get_one(Run, run.id)
+            row.reason, row.reason_message = reason, reason.sentence
+            level = "warning" if reason is Reason.disk_full else "info"
+            trainers.note(session, run.id, None, "reason", reason.sentence, level)
+
+    # --- commands --------------------------------------------------------------------------------
+
+    def _deliver(self, entry: Entry, attempt: Attempt, watch: Watch) -> None:
+        """Into the inbox first, then into the row; a second time changes nothing."""
+        delivered = []
+        try:
+            for row in entry.commands:
+                watch.tell(commands.ADAPTER.validate_python(row.body))
+                delivered.append(row.id)
+        except (OSError, JournalError) as error:
+            log.warning("the inbox of run %s: %s", entry.run.name, error)
+        if delivered:
+            watch.since_step = 0.0
+            trainers.mark_delivered(self._shop, attempt, delivered)
+
+    def _tell(self, run: Run, watch: Watch, kind: str) -> None:
+        """A pause or a cancel that follows from the run's state alone."""
+        command_type = commands.Pause if kind == "pause" else commands.Cancel
+        try:
+            watch.tell(command_type(id=f"{kind}-{run.version}"))
+        except (OSError, JournalError) as error:
+            log.warning("the inbox of run %s: %s", run.name, error)
+            watch.note_told(kind)  # then the signals of the ladder must do
+        watch.since_step = 0.0
+
+    # --- jobs ------------------------------------------------------------------------------------
+
+    def _tend_job(self, seen: Board, job: Job) -> bool:
+        """Decide about one job and do it. Whether there was anything to do."""
+        watch = self._watch_job(job) if job.state == "running" else None
+        action = decide.for_job(self._see_job(seen, job, watch))
+        if action == decide.WAIT:
+            return False
+        log.debug("job %s: %s", job.id, action)
+        self._do_for_job(job, watch, action)
+        return True
+
+    def _watch_job(self, job: Job) -> Watch:
+        watch = self.jobs.get(job.id)
+        if watch is None:
+            directory = self._shop.settings.paths.job(job.id)
+            watch = self.jobs[job.id] = Watch(directory, job.token)
+            watch.look(self._clock())
+        return watch
+
+    def _see_job(self, seen: Board, job: Job, watch: Watch | None) -> decide.JobSeen:
+        place = worklist.job_place(job, self._shop.devices)
+        process = decide.Seen()
+        if watch is not None:
+            presence = watch.presence(recorded(job))
+            process = decide.Seen(
+                presence=presence,
+                drained=watch.exhausted,
+                told=watch.told() if presence is Presence.alive else frozenset(),
+                step=job.escalation,
+                since_step=watch.since_step,
+                silence=watch.silence,
+                patience=stall_timeout.of_job(self._shop.settings.stall_seconds),
+                stall_step=watch.stall_step,
+                is_stopped=watch.is_stopped,
+            )
+        return decide.JobSeen(
+            state=job.state,
+            process=process,
+            is_cancelled=job.cancel_requested,
+            may_start=seen.turn.get(place) == job.id,
+            is_shutting_down=self.is_shutting_down,
+            stops_trainers=self.stops_trainers,
+        )
+
+    def _do_for_job(self, job: Job, watch: Watch | None, action: decide.Action) -> None:
+        shop = self._shop
+        match action:
+            case decide.Launch():
+                launched = job_processes.launch(shop, job.id)
+                if launched is not None:
+                    launched.look(self._clock())
+                    self.jobs[job.id] = launched
+            case decide.Close():
+                job_processes.close(shop, job.id, watch)
+        if watch is None:
+            return
+        match action:
+            case decide.Adopt():
+                job_processes.adopt(shop, job, watch)
+            case decide.Tell():
+                self._tell_job(job, watch)
+            case decide.Signal():
+                job_processes.send(shop, job, watch, action)
+            case decide.Spare():
+                watch.stall_step, watch.since_step, watch.stalled = 0, 0.0, None
+            case decide.Sweep():
+                trainers.sweep(watch)
+
+    def _tell_job(self, job: Job, watch: Watch) -> None:
+        try:
+            watch.tell(commands.Cancel(id=f"cancel-{job.id}"))
+        except (OSError, JournalError) as error:
+            log.warning("the inbox of job %s: %s", job.id, error)
+            watch.note_told("cancel")
+        watch.since_step = 0.0
+
+
+_NEED_A_DEVICE = frozenset({State.queued, State.preparing, State.starting, State.recovering})
+
+# A job that ended so may do better the next time; once, for what may be its own fault.
+_NOT_ITS_FAULT = frozenset({Reason.host_restarted, Reason.terminated})
+_WORTH_ONE_MORE = frozenset({Reason.crashed, Reason.stalled, Reason.host_out_of_memory})
+
+
+def _state_of(preparation: Job | None, num_made: int) -> str | None:
+    """The state of the newest job that prepares the data; None when another one is to be made."""
+    if preparation is None or preparation.state != "failed":
+        return preparation.state if preparation else None
+    again = preparation.reason in _NOT_ITS_FAULT
+    again |= preparation.reason in _WORTH_ONE_MORE and num_made < 2
+    return None if again else "failed"

@@ -1,0 +1,198 @@
+"""The rows that a tick looks at, loaded in one read: whatever is not settled, and who is next.
+
+Ten thousand queued runs cost no more than ten: of each queue only its first few are loaded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from server.database.tables import Attempt, CommandRow, Job, Run
+from server.domain.states import OCCUPYING, State
+from server.machine.devices import Device, DeviceMissing, resolve
+from trainer.contract.rundir import DataDir
+
+HEADS = 4  # of each queue: the next one, and a few whose data may already be made ready
+_IN_FLIGHT = (*OCCUPYING, State.preparing)
+
+
+@dataclass
+class Entry:
+    """One run with its open attempt (None: no process) and what waits to be told to it.
+
+    device: where it runs or would run. missing: why there is no such device. preparations: how
+    many jobs were made to prepare its data since it began to wait for it.
+    """
+
+    run: Run
+    attempt: Attempt | None
+    commands: list[CommandRow]
+    preparation: Job | None
+    device: str
+    missing: str | None
+    has_data: bool
+    preparations: int
+
+    @property
+    def holds_device(self) -> bool:
+        return self.attempt is not None or self.run.state in OCCUPYING
+
+
+@dataclass
+class Board:
+    """What is to be decided about. turn: {device or place of a job: id of who may use it}.
+
+    inline: jobs that a running trainer does, each with its command and the state of its run.
+    """
+
+    entries: list[Entry]
+    jobs: list[Job]
+    inline: list[tuple[Job, CommandRow | None, str]] = field(default_factory=list)
+    turn: dict[str, str] = field(default_factory=dict)
+
+
+def load(session: Session, paths: DataDir, devices: tuple[Device, ...]) -> Board:
+    """Everything unsettled. Reads rows and the presence of data files, writes nothing."""
+    attempts: dict[str, Attempt] = {}
+    for attempt in _open_attempts(session):
+        attempts.setdefault(attempt.run_id, attempt)
+    runs = _runs(session, set(attempts))
+    entries = [_entry(session, run, attempts.get(run.id), paths, devices) for run in runs]
+    jobs = session.scalars(
+        select(Job)
+        .where(Job.state.in_(("queued", "running")), Job.where != "inline")
+        .order_by(Job.created_at, Job.id)
+    ).all()
+    board = Board(entries, list(jobs), _inline(session))
+    board.turn = _turns(board, devices)
+    return board
+
+
+def _open_attempts(session: Session) -> list[Attempt]:
+    """Attempts that were not closed, the oldest of each run first."""
+    asked = select(Attempt).where(Attempt.drained.is_(False)).order_by(Attempt.id)
+    return list(session.scalars(asked))
+
+
+def _runs(session: Session, with_attempt: set[str]) -> list[Run]:
+    ids = {*with_attempt, *session.scalars(select(Run.id).where(Run.state.in_(_IN_FLIGHT)))}
+    ids.update(_heads(session))
+    return list(session.scalars(select(Run).where(Run.id.in_(ids)))) if ids else []
+
+
+def _heads(session: Session) -> list[str]:
+    """The first few of each queue. Only queued runs have a place, so its index is walked."""
+    found: list[str] = []
+    devices: list[str] = []
+    queue = select(Run.device).where(Run.queue_position.is_not(None)).order_by(Run.queue_position)
+    while device := session.scalar(queue.where(Run.device.not_in(devices)).limit(1)):
+        devices.append(device)
+        of_device = queue.with_only_columns(Run.id).where(Run.device == device)
+        found += session.scalars(of_device.limit(HEADS))
+    return found
+
+
+def _entry(
+    session: Session,
+    run: Run,
+    attempt: Attempt | None,
+    paths: DataDir,
+    devices: tuple[Device, ...],
+) -> Entry:
+    prepared = session.scalars(
+        select(Job)
+        .where(Job.run_id == run.id, Job.kind == "prepare")
+        .order_by(Job.created_at.desc(), Job.id.desc())
+        .limit(5)
+    ).all()
+    preparation = prepared[0] if prepared else None
+    made = sum(job.created_at >= run.state_since for job in prepared)
+    commands = session.scalars(
+        select(CommandRow)
+        .where(
+            CommandRow.run_id == run.id,
+            CommandRow.delivered_at.is_(None),
+            CommandRow.done_at.is_(None),
+        )
+        .order_by(CommandRow.created_at, CommandRow.id)
+    ).all()
+    device, missing = _device(session, run, attempt, devices)
+    has_data = attempt is not None or _has_data(run, preparation, paths)
+    return Entry(run, attempt, list(commands), preparation, device, missing, has_data, made)
+
+
+def _device(
+    session: Session, run: Run, attempt: Attempt | None, devices: tuple[Device, ...]
+) -> tuple[str, str | None]:
+    """Where the run belongs: 'auto' stays where it began, it never falls back to the CPU."""
+    if attempt is not None:
+        return attempt.device, None
+    wanted = run.device
+    if wanted == "auto":
+        before = session.scalars(
+            select(Attempt.device)
+            .where(Attempt.run_id == run.id, Attempt.number > 0)
+            .order_by(Attempt.number.desc())
+            .limit(1)
+        ).first()
+        wanted = before or wanted
+    try:
+        return resolve(wanted, devices), None
+    except DeviceMissing as error:
+        return wanted, error.detail
+
+
+def tokens_needed(run: Run) -> int:
+    """Tokens of training data that the present plan of the run reads."""
+    return run.end_step * run.batch_tokens
+
+
+def _has_data(run: Run, preparation: Job | None, paths: DataDir) -> bool:
+    """Whether its data is ready; data that comes by the shard must also be enough."""
+    if not paths.run(run.id).data.exists():
+        return False
+    if run.spec.get("data", {}).get("source") != "hf" or preparation is None:
+        return True
+    return tokens_needed(run) <= int(preparation.params.get("tokens_needed", 0))
+
+
+def _turns(board: Board, devices: tuple[Device, ...]) -> dict[str, str]:
+    """Who may use each place: its holder; else the oldest job that waits; else the next run."""
+    turn: dict[str, str] = {}
+    for entry in board.entries:
+        if entry.holds_device:
+            turn.setdefault(entry.device, entry.run.id)
+    for job in sorted(board.jobs, key=lambda job: job.state != "running"):
+        turn.setdefault(job_place(job, devices), job.id)
+    for entry in sorted(board.entries, key=_queue_order):
+        if entry.run.state in (State.queued, State.preparing) and entry.has_data:
+            turn.setdefault(entry.device, entry.run.id)
+    return turn
+
+
+def _queue_order(entry: Entry) -> tuple[bool, int, float, str]:
+    position = entry.run.queue_position
+    return position is None, position or 0, entry.run.created_at, entry.run.id
+
+
+def job_place(job: Job, devices: tuple[Device, ...]) -> str:
+    """What a job occupies: the best device, the one place for work on the CPU, or the one for
+    completions, which may be held for hours and must not keep that work waiting."""
+    if job.kind == "serve":
+        return "completions"
+    return devices[0].device if job.where == "device" else "cpu job"
+
+
+def _inline(session: Session) -> list[tuple[Job, CommandRow | None, str]]:
+    jobs = session.scalars(
+        select(Job).where(Job.state.in_(("queued", "running")), Job.where == "inline")
+    ).all()
+    found = []
+    for job in jobs:
+        command = session.scalars(select(CommandRow).where(CommandRow.job_id == job.id)).first()
+        state = session.scalar(select(Run.state).where(Run.id == job.run_id))
+        found.append((job, command, state or State.cancelled))
+    return found

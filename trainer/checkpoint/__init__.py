@@ -1,0 +1,1 @@
+"""Checkpoints: the store on disk, and the writers that fill it."""

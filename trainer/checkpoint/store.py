@@ -1,0 +1,332 @@
+"""Checkpoints: immutable, verified directories.
+
+step-NNNNNNNNN-aAAAA/ holds model.safetensors, optimizer.safetensors, state.json and, written last,
+manifest.json with size and sha256 of each and a seal over itself. Everything goes to a temporary
+directory first, is fsynced, and the directory's rename commits it. Verified before any load: a bad
+one is passed over by name, never silently for step 0.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+from safetensors.torch import load_file
+from torch import Tensor
+
+from trainer.checkpoint import safetensors_writer
+from trainer.contract import failpoint
+from trainer.contract.orders import Lineage
+from trainer.contract.rundir import checkpoint_name, fsync_directory, write_durably
+
+MODEL, OPTIMIZER, STATE, MANIFEST = (
+    "model.safetensors",
+    "optimizer.safetensors",
+    "state.json",
+    "manifest.json",
+)
+_NAME = re.compile(r"^step-(\d{9})-a(\d{4})$")
+_TEMP = ".writing-"
+_TRASH = ".removing-"
+_SEAL = b',\n "seal": "'
+
+
+class FileEntry(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    bytes: int
+    sha256: str
+
+
+class Manifest(BaseModel):
+    """What a checkpoint is. evaluations: {"bpb": {value, identity}, …} measured at this step."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: int = 1
+    run_id: str
+    attempt: int
+    step: int
+    tokens_seen: int
+    parent: str | None
+    why: str
+    pinned: bool = False
+    files: dict[str, FileEntry]
+    spec_sha256: str
+    data_identity: str
+    fingerprint: dict[str, Any]
+    evaluations: dict[str, Any] = {}
+    next_loss: float | None = None
+    approximate: str | None = None
+    unix_seconds: float
+
+
+class Bad(Exception):
+    """A checkpoint that must not be loaded; the message says which file and why."""
+
+
+class Fenced(Exception):
+    """A newer attempt of this run exists: this one may not commit anything any more."""
+
+
+@dataclass(frozen=True)
+class Found:
+    path: Path
+    manifest: Manifest
+    passed_over: list[tuple[str, str]] = field(default_factory=list)
+
+
+# --- writing -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Host copies of everything that must survive; safe to write while training goes on."""
+
+    step: int
+    model: Mapping[str, Tensor]
+    optimizer: Mapping[str, Tensor]
+    state: dict[str, Any]
+
+    @property
+    def bytes(self) -> int:
+        tensors = [*self.model.values(), *self.optimizer.values()]
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def write(
+    directory: Path, snapshot: Snapshot, describe: Callable[[dict[str, FileEntry]], Manifest]
+) -> tuple[Path, Manifest]:
+    """Write `snapshot` below `directory` and commit it. Raises OSError with nothing left behind.
+
+    describe(files) makes the manifest. Raises Fenced when a newer attempt exists.
+    """
+    name = checkpoint_name(snapshot.step, describe({}).attempt)
+    temp = directory / f"{_TEMP}{name}-{os.getpid()}"
+    shutil.rmtree(temp, ignore_errors=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        temp.mkdir()
+        files = _write_files(temp, snapshot)
+        manifest = describe(files)
+        failpoint.hit("checkpoint.before_manifest")
+        write_durably(temp / MANIFEST, seal(manifest))
+        fsync_directory(temp)
+        _refuse_if_fenced(directory.parent, manifest.attempt)
+        failpoint.hit("checkpoint.before_rename")
+        os.rename(temp, directory / name)
+        _make_name_durable(directory / name, temp)
+    except BaseException:
+        shutil.rmtree(temp, ignore_errors=True)
+        raise
+    return directory / name, manifest
+
+
+def _make_name_durable(path: Path, temp: Path) -> None:
+    """fsync the directory that holds `path`; where that fails nothing is claimed, so it goes back
+    to its temporary name."""
+    try:
+        failpoint.hit("checkpoint.before_dir_fsync")
+        fsync_directory(path.parent)
+    except OSError:
+        os.rename(path, temp)
+        raise
+
+
+def _write_files(temp: Path, snapshot: Snapshot) -> dict[str, FileEntry]:
+    files = {}
+    for name, tensors in ((MODEL, snapshot.model), (OPTIMIZER, snapshot.optimizer)):
+        size, sha256 = safetensors_writer.write(temp / name, tensors)
+        files[name] = FileEntry(bytes=size, sha256=sha256)
+    state = json.dumps(snapshot.state, separators=(",", ":"), allow_nan=False).encode()
+    write_durably(temp / STATE, state)
+    files[STATE] = FileEntry(bytes=len(state), sha256=hashlib.sha256(state).hexdigest())
+    return files
+
+
+def seal(manifest: Manifest) -> bytes:
+    """The manifest's file: its JSON, with the sha256 of everything before it as the last field."""
+    body = manifest.model_dump_json(indent=1).encode().removesuffix(b"\n}")
+    return body + _SEAL + hashlib.sha256(body).hexdigest().encode() + b'"\n}'
+
+
+def _refuse_if_fenced(run_dir: Path, attempt: int) -> None:
+    attempts = run_dir / "attempts"
+    if not attempts.is_dir():
+        return
+    newest = max((int(p.name) for p in attempts.iterdir() if p.name.isdigit()), default=0)
+    if newest > attempt:
+        raise Fenced(f"attempt {newest} has taken over from attempt {attempt}")
+
+
+def free_bytes(directory: Path) -> int:
+    existing = directory if directory.exists() else directory.parent
+    return shutil.disk_usage(existing).free
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+def verify(path: Path) -> Manifest:
+    """The manifest of a checkpoint whose every byte is as it was written. Raises Bad."""
+    manifest = read_manifest(path)
+    match = _NAME.match(path.name)
+    if match and (int(match[1]), int(match[2])) != (manifest.step, manifest.attempt):
+        raise Bad(f"{MANIFEST}: is of step {manifest.step}, attempt {manifest.attempt}")
+    if set(manifest.files) != {MODEL, OPTIMIZER, STATE}:
+        raise Bad(f"{MANIFEST}: names the files {sorted(manifest.files)}")
+    for name, entry in manifest.files.items():
+        _verify_file(path / name, entry)
+    return manifest
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest alone, its seal checked, its files not looked at. Raises Bad."""
+    try:
+        body, _, rest = (path / MANIFEST).read_bytes().rpartition(_SEAL)
+        if rest != hashlib.sha256(body).hexdigest().encode() + b'"\n}':
+            raise Bad(f"{MANIFEST}: the contents are not what was written (its seal is broken)")
+        return Manifest.model_validate_json(body + b"}")
+    except FileNotFoundError:
+        raise Bad(f"{MANIFEST} is missing") from None
+    except (OSError, ValueError) as error:
+        raise Bad(f"{MANIFEST}: {str(error).splitlines()[0]}") from None
+
+
+def manifest_sha256(path: Path) -> str:
+    """The sha256 of a checkpoint's manifest: one number that stands for the whole directory."""
+    return hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()
+
+
+def _verify_file(path: Path, entry: FileEntry) -> None:
+    try:
+        size = path.stat().st_size
+        if size != entry.bytes:
+            raise Bad(f"{path.name}: {size:,} bytes, {entry.bytes:,} were written")
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while chunk := file.read(4 << 20):
+                digest.update(chunk)
+    except OSError as error:
+        raise Bad(f"{path.name}: {error.strerror}") from None
+    if digest.hexdigest() != entry.sha256:
+        raise Bad(f"{path.name}: the contents are not what was written (sha256 differs)")
+
+
+def candidates(directory: Path, lineage: Lineage, max_step: int | None = None) -> list[Path]:
+    """Checkpoint directories of the lineage, newest first; decided by scanning, not by a link."""
+    found = []
+    for path in directory.iterdir() if directory.is_dir() else ():
+        match = _NAME.match(path.name)
+        if not match or not path.is_dir() or path.is_symlink():
+            continue
+        step, attempt = int(match[1]), int(match[2])
+        if lineage.holds(attempt, step) and (max_step is None or step <= max_step):
+            found.append((step, attempt, path))
+    return [path for _, _, path in sorted(found, reverse=True)]
+
+
+def newest(directory: Path, lineage: Lineage, max_step: int | None = None) -> Found | None:
+    """The newest checkpoint that verifies, with those passed over. None when there is none at all.
+
+    Raises Bad when there are some and none verifies: going back to step 0 is never silent.
+    """
+    passed_over: list[tuple[str, str]] = []
+    for path in candidates(directory, lineage, max_step):
+        try:
+            return Found(path, verify(path), passed_over)
+        except Bad as error:
+            passed_over.append((path.name, str(error)))
+    if passed_over:
+        said = "; ".join(f"{name}: {why}" for name, why in passed_over)
+        raise Bad(f"none of {len(passed_over)} checkpoints verifies ({said})")
+    return None
+
+
+def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
+    """(model, optimizer, state) of a verified checkpoint, on the host."""
+    state = json.loads((path / STATE).read_bytes())
+    return load_file(path / MODEL), load_file(path / OPTIMIZER), state
+
+
+# --- retention -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What retention decides by; read from each manifest."""
+
+    path: Path
+    step: int
+    why: str
+    pinned: bool
+    val_bpb: float | None
+
+
+def surplus(
+    held: list[Kept],
+    *,
+    keep_last: int,
+    keep_every: int | None,
+    pinned: set[str],
+    keep_steps: Collection[int] = (),
+) -> list[Path]:
+    """Checkpoints of the lineage that nothing needs any more, oldest first. Pure.
+
+    Kept: the newest `keep_last`, multiples of keep_every, pinned ones, ends of phases, imports,
+    those at `keep_steps` (where a warmdown begins), and the best by val bpb.
+    """
+    ordered = sorted(held, key=lambda k: (k.step, k.path.name))
+    keep = {k.path for k in ordered[-keep_last:]}
+    scored = [k for k in ordered if k.val_bpb is not None]
+    if scored:
+        keep.add(min(scored, key=lambda k: k.val_bpb or 0.0).path)
+    for k in ordered:
+        if k.pinned or k.path.name in pinned or k.why in ("end", "import", "warmdown"):
+            keep.add(k.path)
+        if k.step in keep_steps or (keep_every and k.step % keep_every == 0):
+            keep.add(k.path)
+    return [k.path for k in ordered if k.path not in keep]
+
+
+def held(directory: Path, lineage: Lineage) -> list[Kept]:
+    """The lineage's checkpoints as retention sees them; unreadable ones are left alone."""
+    found = []
+    for path in candidates(directory, lineage):
+        try:
+            m = read_manifest(path)
+        except Bad:
+            continue
+        bpb = m.evaluations.get("bpb", {})
+        value = bpb.get("value") if bpb.get("step") == m.step else None
+        found.append(Kept(path, m.step, m.why, m.pinned, value))
+    return found
+
+
+def remove(path: Path) -> None:
+    """Remove a checkpoint so that a kill half-way never leaves one that looks whole."""
+    trash = path.with_name(f"{_TRASH}{path.name}-{time.time_ns()}")
+    failpoint.hit("checkpoint.remove")
+    os.rename(path, trash)
+    fsync_directory(path.parent)
+    shutil.rmtree(trash, ignore_errors=True)
+
+
+def sweep(directory: Path) -> list[str]:
+    """Remove what killed writers and removers left; call only while holding the run's lock."""
+    leftovers = [
+        path
+        for path in (directory.iterdir() if directory.is_dir() else ())
+        if path.name.startswith((_TEMP, _TRASH))
+    ]
+    for path in leftovers:
+        shutil.rmtree(path, ignore_errors=True)
+    return [path.name for path in leftovers]

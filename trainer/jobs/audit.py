@@ -1,0 +1,67 @@
+"""Audit: run recorded steps again from a checkpoint and compare the losses bit for bit.
+
+A difference, on the machine and versions the run was made with, is silent data corruption of
+memory, disk or processor: nothing in the software may change these bits.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from trainer.contract import events, journal
+from trainer.contract.jobs import AuditResult, Difference
+from trainer.contract.orders import AttemptOrder, JobOrder, Lineage
+from trainer.contract.rundir import RunDir
+from trainer.runtime.process import Process
+
+
+def run(order: JobOrder, own: Process) -> dict[str, Any]:
+    """params: {"checkpoint": name, "steps": n, "order": the attempt order that made the steps}."""
+    from trainer.runtime.reporter import Reporter
+    from trainer.train import loop, session
+
+    attempt = AttemptOrder.model_validate(order.params["order"])
+    start = int(order.params["checkpoint"][5:14])
+    name = int(order.params["checkpoint"][16:20])
+    limits = Lineage(limits={name: start})
+    audit = attempt.model_copy(update={"lineage": limits, "max_step": start})
+    with tempfile.TemporaryDirectory(dir=own.directory) as folder:
+        header = journal.Header(order.job_id, 0, order.token)
+        quiet = Reporter(journal.Writer.create(Path(folder) / "replay.jsonl", header))
+        parts = session.build(audit, quiet, own.control, owns_run=False)
+        try:
+            found = _compare(parts, int(order.params["steps"]), own, loop, session)
+            return found.model_dump()
+        finally:
+            parts.close()
+
+
+def _compare(parts: Any, steps: int, own: Process, loop: Any, session: Any) -> AuditResult:
+    differences, compared = [], 0
+    run_dir: RunDir = parts.run_dir
+    for _ in range(steps):
+        step = parts.state.step
+        if own.control.wants_attention():
+            break
+        recorded = session.recorded_loss(run_dir, parts.order.attempt, step)
+        loop.leave_out(parts, step)
+        micro_batches, _ = parts.next_step_batches()
+        result = parts.stepper.train_step(micro_batches, **loop.scheduled(parts.order, step))
+        parts.state.step = step + 1
+        own.reporter.emit(events.Stage(stage="verifying", fraction=(compared + 1) / steps))
+        if recorded is None:
+            continue
+        compared += 1
+        found = float(result.loss)
+        if found != recorded:
+            differences.append(Difference(step=step, recorded=recorded, found=found))
+    verdict = "approximate" if parts.inexact else ("mismatch" if differences else "verified")
+    return AuditResult(
+        verdict=verdict if compared else "nothing recorded",
+        checkpoint=parts.parent,
+        compared=compared,
+        differences=differences,
+        why=parts.inexact,
+    )

@@ -1,0 +1,98 @@
+"""val bpb and CORE of an old checkpoint, as a job beside the training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from trainer.contract import events
+from trainer.contract.orders import JobOrder
+from trainer.runtime.process import Process
+
+
+def run(order: JobOrder, own: Process) -> dict[str, Any]:
+    """params: jobs.EvaluateParams with `checkpoint` resolved. Empty result when cancelled."""
+    own.reporter.emit(events.Stage(stage="loading", detail="model"))
+    from trainer.jobs.load_model import load
+
+    loaded = load(order)
+    result: dict[str, Any] = {"step": loaded.manifest.step, "checkpoint": loaded.path.name}
+    for kind in ("bpb", "core"):
+        if order.params[kind]:
+            value = _measure(kind, loaded, order, own)
+            if value is None:
+                return {}
+            result[kind] = value
+    return result
+
+
+def _measure(kind: Literal["bpb", "core"], loaded: Any, order: JobOrder, own: Process):
+    own.reporter.emit(events.Stage(stage="evaluating", detail=kind))
+    measured = (_bpb if kind == "bpb" else _core)(loaded, order, own)
+    if measured is None:
+        return None
+    value, identity, settings, result, seconds = measured
+    own.reporter.emit(
+        events.Evaluation(
+            evaluation=kind,
+            step=loaded.manifest.step,
+            value=value,
+            identity=identity,
+            settings=settings,
+            result=result,
+            seconds=seconds,
+            checkpoint=loaded.path.name,
+        )
+    )
+    return value
+
+
+def _bpb(loaded: Any, order: JobOrder, own: Process):
+    from trainer.evaluate import span
+
+    measured = span.measure(
+        loaded.model,
+        loaded.data,
+        loaded.tokenizer,
+        eval_tokens=order.params.get("eval_tokens") or loaded.spec.evaluate.eval_tokens,
+        rows=loaded.rows,
+        sequence_len=loaded.plan.batch.sequence_len,
+        packing=loaded.spec.data.packing,
+        should_stop=own.control.wants_attention,
+    )
+    if measured is None:
+        return None
+    return (
+        measured.result.value,
+        measured.identity,
+        measured.settings,
+        measured.result.as_result(),
+        measured.result.seconds,
+    )
+
+
+def _core(loaded: Any, order: JobOrder, own: Process):
+    from trainer.evaluate import core, core_bundle
+
+    path = order.params.get("core_bundle") or loaded.spec.evaluate.core_bundle
+    if not path:
+        raise core_bundle.BundleError("no CORE bundle: give core_bundle, or `traind fetch core`")
+    limit = order.params.get("core_max_per_task") or loaded.spec.evaluate.core_max_per_task
+    bundle = core_bundle.load_bundle(Path(path))
+
+    def progress(done: int, total: int) -> None:
+        own.reporter.emit(events.Stage(stage="evaluating", detail="core", fraction=done / total))
+
+    result = core.evaluate(
+        loaded.model,
+        loaded.tokenizer,
+        bundle,
+        max_per_task=limit,
+        should_stop=own.control.wants_attention,
+        progress=progress,
+    )
+    if result is None:
+        return None
+    name = core.identity(bundle, loaded.data.tokenizer_sha256, limit)
+    settings = {"max_per_task": limit, "bundle": bundle.sha256}
+    return result.core_metric, name, settings, result.as_result(), result.seconds

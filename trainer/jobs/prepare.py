@@ -1,0 +1,61 @@
+"""Prepare a run's data: corpus, tokenizer, token cache; writes data.json into the run directory."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+from trainer.contract import events
+from trainer.contract.orders import JobOrder
+from trainer.contract.recipe import special_tokens_of
+from trainer.contract.rundir import DataDir, RunDir, write_durably
+from trainer.contract.spec import RunSpec
+from trainer.data.prepare import prepare
+from trainer.data.prepared import PreparedData
+from trainer.runtime.process import Process
+
+_STAGES = {"corpus": "downloading", "tokenizer": "tokenizing", "tokens": "tokenizing"}
+
+
+def run(order: JobOrder, own: Process) -> dict[str, Any]:
+    """params: {"spec": RunSpec, "tokens_needed": n, "tokenizer_run_id": id of the run whose
+    tokenizer is taken, if any}. Raises DataError for every corpus that cannot be used."""
+    assert order.run_dir is not None
+    spec = RunSpec.model_validate(order.params["spec"])
+    run_dir = RunDir(Path(order.run_dir))
+    run_dir.root.mkdir(parents=True, exist_ok=True)
+    prepared = prepare(
+        spec.data,
+        data_dir=Path(order.data_dir),
+        vocab_size=spec.model.vocab_size,
+        tokens_needed=int(order.params["tokens_needed"]),
+        seed_tokenizer_dir=_other_tokenizer(order),
+        special_tokens=special_tokens_of(spec.model),
+        progress=lambda stage, fraction, words: own.reporter.emit(
+            events.Stage(stage=_STAGES.get(stage, "preparing"), fraction=fraction, detail=words)  # pyright: ignore[reportArgumentType] - one of Stage's words
+        ),
+        previous=_previous(run_dir),
+    )
+    write_durably(run_dir.data, prepared.model_dump_json(indent=1).encode())
+    return {
+        "corpus_tokens": prepared.corpus_tokens,
+        "corpus_tokens_exact": prepared.corpus_tokens_exact,
+        "vocab_size": prepared.vocab_size,
+        "identity": prepared.identity(),
+        "notes": prepared.notes,
+    }
+
+
+def _other_tokenizer(order: JobOrder) -> Path | None:
+    run_id = order.params.get("tokenizer_run_id")
+    if not run_id:
+        return None
+    other = DataDir(Path(order.data_dir)).run(run_id).data
+    return Path(PreparedData.model_validate_json(other.read_bytes()).tokenizer_dir)
+
+
+def _previous(run_dir: RunDir) -> PreparedData | None:
+    with contextlib.suppress(FileNotFoundError):
+        return PreparedData.model_validate_json(run_dir.data.read_bytes())
+    return None

@@ -1,0 +1,149 @@
+"""Completions for whoever asks: a process that keeps models loaded, and ends when it is idle for
+long or its daemon is gone.
+
+One thread does everything. Up to MAX_AT_ONCE orders take turns, a token each, so that a short one
+does not wait for a long one; a model being loaded holds up all of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from trainer.contract import completions as words
+from trainer.contract import events, sockets
+from trainer.contract.jobs import ServeParams
+from trainer.contract.orders import JobOrder
+from trainer.runtime import process
+from trainer.runtime.process import Process
+
+if TYPE_CHECKING:
+    from trainer.data.tokenizer import Tokenizer
+    from trainer.evaluate.network import Network
+
+MAX_LOADED = 2  # to compare one checkpoint with another
+MAX_AT_ONCE = 8  # orders that have a turn; each may hold a cache as large as a model
+LOOK_SECONDS = 0.2  # between two looks at the inbox
+
+
+def run(order: JobOrder, own: Process) -> dict[str, Any]:
+    """params: jobs.ServeParams. Empty result when cancelled."""
+    own.reporter.emit(events.Stage(stage="loading", detail="torch"))
+    import trainer.evaluate.completions  # noqa: F401 - some seconds, before the socket is there
+
+    return asyncio.run(_Server(order, own).serve())
+
+
+class _Server:
+    """The socket, the models and the orders that are open."""
+
+    def __init__(self, order: JobOrder, own: Process) -> None:
+        self.order, self.own = order, own
+        self.params = ServeParams.model_validate(order.params)
+        self.loaded: OrderedDict[tuple[str, str], tuple[Network, Tokenizer]] = OrderedDict()
+        self.turns = asyncio.Semaphore(MAX_AT_ONCE)
+        self.open: set[asyncio.Task[None] | None] = set()
+        self.daemon = os.getppid()
+        self.idle_since = self.reported = time.monotonic()
+        self.num_done = self.num_tokens = 0
+
+    async def serve(self) -> dict[str, Any]:
+        """Until nobody asks any more, or the job is to end."""
+        path = self.own.directory / words.SERVE_SOCKET
+        with sockets.address(path) as address:
+            server = await asyncio.start_unix_server(
+                self._meet, address, limit=words.MAX_ORDER_BYTES
+            )
+        try:
+            self._report()
+            is_told = await self._until_over()
+        finally:
+            path.unlink(missing_ok=True)
+            server.close()
+        return {} if is_told else {"completions": self.num_done, "tokens": self.num_tokens}
+
+    async def _until_over(self) -> bool:
+        """Whether it is told to end, and not only idle."""
+        while not self.own.control.wants_attention():
+            now = time.monotonic()
+            if now - self.reported > self.params.report_seconds:
+                self._report()
+            if not self.open and (self._is_forsaken() or now > self._end_of_patience()):
+                return False
+            await asyncio.sleep(LOOK_SECONDS)
+        return True
+
+    def _end_of_patience(self) -> float:
+        return self.idle_since + self.params.idle_seconds
+
+    def _is_forsaken(self) -> bool:
+        """The daemon that started it is gone. Another one starts its own when it is asked."""
+        return os.getppid() != self.daemon
+
+    def _report(self) -> None:
+        self.reported = time.monotonic()
+        done = f"{self.num_done:,} completions, {self.num_tokens:,} tokens"
+        self.own.reporter.emit(events.Stage(stage="serving", detail=done))
+
+    async def _meet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One connection from its order to its end."""
+        task = asyncio.current_task()
+        self.open.add(task)
+        try:
+            line = await reader.readline()
+            async with self.turns:
+                if not reader.at_eof():
+                    await self._follow(line, reader, writer)
+        except (OSError, ValueError) as error:  # hung up; a line without end
+            print(f"a connection broke: {error}")
+        finally:
+            self.open.discard(task)
+            self.idle_since = time.monotonic()
+            writer.close()
+
+    async def _follow(
+        self, line: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        for reply in self._replies(line):
+            if reader.at_eof():
+                return
+            if reply is not None:
+                writer.write(reply.model_dump_json().encode() + b"\n")
+                await writer.drain()  # who reads slowly waits alone
+            await asyncio.sleep(0)
+
+    def _replies(self, line: bytes) -> Iterator[words.Piece | words.Done | words.Refused | None]:
+        """What is said to an order; whatever goes wrong with it is its own misfortune."""
+        from trainer.evaluate.completions import Unusable, complete
+
+        try:
+            order = words.Order.model_validate_json(line)
+            for reply in complete(*self._load(order), order):
+                if isinstance(reply, words.Done):
+                    self.num_done += 1
+                    self.num_tokens += reply.completion_tokens
+                yield reply
+        except Unusable as error:
+            yield words.Refused(message=str(error), param=error.param)
+        except Exception as error:
+            process.log_traceback(error)
+            yield words.Refused(message=process.explain(error)[1])
+
+    def _load(self, order: words.Order) -> tuple[Network, Tokenizer]:
+        """The model of an order; the one asked for longest ago makes room for a new one."""
+        from trainer.evaluate.network import Network
+        from trainer.jobs.load_model import load
+
+        key = (order.run_dir, order.checkpoint)
+        if key not in self.loaded:
+            while len(self.loaded) >= MAX_LOADED:
+                self.loaded.popitem(last=False)
+            update = {"run_dir": order.run_dir, "params": {"checkpoint": order.checkpoint}}
+            loaded = load(self.order.model_copy(update=update))
+            self.loaded[key] = (Network(loaded.model), loaded.tokenizer)
+        self.loaded.move_to_end(key)
+        return self.loaded[key]

@@ -1,0 +1,1 @@
+"""The model: parameters, forward pass, attention, loss head and kernels."""

@@ -1,0 +1,271 @@
+"""Causal attention with sliding windows: every way a device may have, and the race for the best.
+
+A backend maps q (B, T, H, C) and k, v (B, T, K, C), K dividing H, to (B, T, H, C): key j is visible
+to query i when 0 <= i - j <= window (None: the whole past); scale 1/sqrt(C).
+
+No backend wins everywhere, so they are raced once per device, shape and window, forward and
+backward, and the winner is remembered in a file that the caller names.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trainer.contract.shape import ModelShape
+from trainer.model.blocked_attention import QUERY_BLOCK, blocked_attention
+from trainer.runtime import autotune
+
+Backend = Callable[..., Tensor]
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+DEFAULT = "sdpa"
+
+
+def windows(shape: ModelShape) -> tuple[int | None, ...]:
+    """Tokens back per layer. An `L` layer sees sequence_len back, which is all of a training row.
+
+    It shows in prompts longer than that: nanochat's losses there are those of this window, and
+    differ by 4e-3 from those of a layer that sees everything (the fixture's CORE items).
+    """
+    return shape.windows
+
+
+def bind(name: str, window: int | None) -> Attend:
+    """The backend as a function of q, k, v alone."""
+    return partial(BACKENDS[name], window=window)
+
+
+def choose(
+    shape: ModelShape,
+    rows: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    memory: Path | None = None,
+    *,
+    fixed: Mapping[str, str] | None = None,
+    compiled: bool = False,
+) -> dict[int | None, str]:
+    """The backend for each window of the shape: the one that is `fixed` for it where that is
+    there, else the fastest, from `memory` or from a race as the block will call it.
+    """
+    remembered = autotune.Memory(memory)
+    chosen: dict[int | None, str] = {}
+    for window in dict.fromkeys(windows(shape)):
+        name = (fixed or {}).get(str(window))
+        if name is None or not is_there(name, device, dtype):
+            heads = f"{shape.n_head}/{shape.n_kv_head}x{shape.head_dim}"
+            what = f"heads {heads}, window {window}"
+            name = remembered.winner(
+                autotune.key(shape, rows, dtype, device, what),
+                candidates(device, dtype, window, shape.sequence_len),
+                partial(race, shape, rows, dtype, device, window, compiled=compiled),
+            )
+        chosen[window] = name
+    return chosen
+
+
+def is_there(name: str, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a backend asked for by name can run on this device in this dtype."""
+    if name in _CUDA_EXTRAS:
+        return device.type == "cuda" and dtype != torch.float32 and _CUDA_EXTRAS[name]()
+    return name in BACKENDS
+
+
+def candidates(
+    device: torch.device, dtype: torch.dtype, window: int | None, length: int
+) -> list[str]:
+    """Backends worth racing here; a single one needs no race.
+
+    On the CPU a rule decides: a race on a busy machine would give other bits at the next resume.
+    """
+    windowed = window is not None and window < length
+    plain = ["masked" if windowed else DEFAULT]
+    if device.type == "cpu" and dtype == torch.float32 and (windowed or length > QUERY_BLOCK):
+        return ["blocked"]
+    if device.type != "cuda" or dtype == torch.float32:
+        return plain
+    extra = [name for name, there in _CUDA_EXTRAS.items() if there()]
+    return plain + extra
+
+
+def race(
+    shape: ModelShape,
+    rows: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    window: int | None,
+    *,
+    compiled: bool = False,
+) -> str:
+    """The name of the fastest candidate, forward and backward, at the training shape.
+
+    compiled: as part of a compiled block, where some run differently and some not at all.
+    """
+    names = candidates(device, dtype, window, shape.sequence_len)
+    if len(names) == 1:
+        return names[0]
+    operands = _operands(shape, rows, dtype, device)
+    seconds: dict[str, float] = {}
+    for name in names:
+        run = partial(_there_and_back, autotune.as_called(bind(name, window), compiled), operands)
+        best = autotune.attempt(partial(autotune.best_seconds, run, device))
+        if best is not None:  # "masked" and "sdpa" always run
+            seconds[name] = best
+    return min(seconds, key=seconds.__getitem__)
+
+
+# --- the backends --------------------------------------------------------------------------------
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+    """torch's fused kernel: flash where there is one, no mask in memory."""
+    if window is not None and window < q.size(1) - 1:
+        return masked(q, k, v, window)
+    y = F.scaled_dot_product_attention(*_heads_first(q, k, v), is_causal=True)
+    return y.transpose(1, 2)
+
+
+def masked(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+    """The window as a T x T mask: always right, reads every key."""
+    position = torch.arange(q.size(1), device=q.device)
+    back = position[:, None] - position[None, :]
+    mask = (back >= 0) if window is None else (back >= 0) & (back <= window)
+    return F.scaled_dot_product_attention(*_heads_first(q, k, v), attn_mask=mask).transpose(1, 2)
+
+
+def blocked(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+    """Matrix products over blocks of queries: the CPU's best, see `blocked_attention.py`."""
+    rows, length, heads, channels = q.shape
+    q, k, v = (
+        t.reshape(rows * heads, length, channels).contiguous() for t in _heads_first(q, k, v)
+    )
+    y, _ = blocked_attention(q, k, v, length if window is None else window)
+    return y.view(rows, heads, length, channels).transpose(1, 2)
+
+
+def varlen(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+    """torch's own flash kernel with window_size (2.13 and later; seen on no GPU by its author)."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    rows, length = q.shape[:2]
+    bounds = torch.arange(0, (rows + 1) * length, length, dtype=torch.int32, device=q.device)
+    y = varlen_attn(
+        q.flatten(0, 1),
+        k.flatten(0, 1),
+        v.flatten(0, 1),
+        bounds,
+        bounds,
+        length,
+        length,
+        window_size=(_reach(window, length), 0),
+        enable_gqa=q.size(2) != k.size(2),
+    )
+    assert isinstance(y, Tensor)
+    return y.view_as(q)
+
+
+def flex(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+    """FlexAttention with a block mask: skips the blocks that the window hides."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    y = _compiled(flex_attention)(
+        *(t.transpose(1, 2) for t in (q, k, v)),
+        block_mask=_block_mask(q.size(1), _reach(window, q.size(1)), q.device),
+        enable_gqa=q.size(2) != k.size(2),
+    )
+    return y.transpose(1, 2)
+
+
+def flash3(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+    """FlashAttention 3, when it is installed (Hopper)."""
+    flash = importlib.import_module("flash_attn_interface")
+    y = flash.flash_attn_func(
+        q,
+        k,
+        v,
+        causal=True,
+        window_size=(-1 if window is None else window, 0),
+        deterministic=torch.are_deterministic_algorithms_enabled(),
+    )
+    return y[0] if isinstance(y, tuple) else y
+
+
+BACKENDS: dict[str, Backend] = {
+    "sdpa": sdpa,
+    "masked": masked,
+    "blocked": blocked,
+    "varlen": varlen,
+    "flex": flex,
+    "flash3": flash3,
+}
+
+
+def _reach(window: int | None, length: int) -> int:
+    """The window as flash kernels take it: -1 where it hides nothing, for their faster path."""
+    return -1 if window is None or window >= length - 1 else window
+
+
+def _heads_first(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, H, T, C) each, key/value heads repeated for grouped queries."""
+    groups = q.size(2) // k.size(2)
+    if groups > 1:
+        k, v = k.repeat_interleave(groups, dim=2), v.repeat_interleave(groups, dim=2)
+    return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+
+@lru_cache(maxsize=8)
+def _block_mask(length: int, window: int, device: torch.device):
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def visible(b, h, i, j):
+        seen = i >= j
+        return seen if window < 0 else seen & (i - j <= window)
+
+    return create_block_mask(visible, None, None, length, length, device=device)
+
+
+@lru_cache(maxsize=2)
+def _compiled(function: Callable) -> Callable:
+    return torch.compile(function, dynamic=False)
+
+
+def _has_varlen() -> bool:
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return False
+    return "window_size" in (varlen_attn.__doc__ or "")
+
+
+def _has_flash3() -> bool:
+    return importlib.util.find_spec("flash_attn_interface") is not None
+
+
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+_CUDA_EXTRAS = {"varlen": _has_varlen, "flex": _has_triton, "flash3": _has_flash3}
+
+
+# --- the race ------------------------------------------------------------------------------------
+
+
+def _operands(
+    shape: ModelShape, rows: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, ...]:
+    """q, k, v of the training shape."""
+    sizes = [(rows, shape.sequence_len, heads, shape.head_dim)
+             for heads in (shape.n_head, shape.n_kv_head, shape.n_kv_head)]  # fmt: skip
+    return tuple(torch.ones(s, dtype=dtype, device=device, requires_grad=True) for s in sizes)
+
+
+def _there_and_back(attend: Attend, operands: tuple[Tensor, ...]) -> None:
+    torch.autograd.grad(attend(*operands).sum(), operands)

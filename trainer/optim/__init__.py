@@ -1,0 +1,1 @@
+"""The optimizer: AdamW for tables, head and scalars, Muon for matrices."""

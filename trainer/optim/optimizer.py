@@ -1,0 +1,189 @@
+"""The optimizer: AdamW for tables, head and scalars, Muon for the matrices inside the layers.
+
+State lives beside the banks: one stack of momentum per matrix shape, one vector for all scalars.
+State names are flat and stable: `adamw.<parameter>.exp_avg`, `muon.<rows>x<cols>.momentum`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.contract.plan import Hyperparameters
+from trainer.contract.recipe import MUON
+from trainer.model import parameters
+from trainer.model.gpt import GPT
+from trainer.model.parameter_bank import Place
+from trainer.optim.adamw import adamw_update, bias_correction
+from trainer.optim.loss_scale import LossScale
+from trainer.optim.muon import muon_update
+
+ADAMW_STEP = "adamw.step"
+
+
+class Optimizer:
+    """Steps `model` with the gradients that lie in its bank and its touched rows.
+
+    adamw, muon: the update functions, which a caller may replace by compiled ones.
+    """
+
+    def __init__(self, model: GPT, hyper: Hyperparameters) -> None:
+        self.model, self.hyper = model, hyper
+        self.adamw: Callable[..., None] = adamw_update
+        self.muon: Callable[..., None] = muon_update
+        self.variant = MUON[hyper.muon]
+        bank, device = model.bank, model.device
+        bank.attach_gradients()
+        self.count = torch.zeros((), dtype=torch.int64, device=device)
+        self.tables = {n: _Moments(t) for n, t in model.tables.items()}
+        self.head = _Moments(bank.parameters[parameters.LM_HEAD])
+        self.scalars = _Moments(bank.scalars.view(bank.weights))
+        self.groups = parameters.muon_groups(model.shape)
+        self.momentum = {g.key: bank.stacks[g.key].view(bank.weights) * 0 for g in self.groups}
+        self.second = {g.key: torch.zeros(g.second_shape, device=device) for g in self.groups}
+        self.loss_scale = LossScale(device) if model.compute_dtype == torch.float16 else None
+        self._rates = _adam_rates(model, hyper)
+
+    @torch.no_grad()
+    def step(
+        self,
+        *,
+        lr_multiplier: float,
+        momentum: float,
+        weight_decay: float,
+        finite: Tensor | None = None,
+    ) -> None:
+        """One update of every parameter. weight_decay: Muon's, absolute, scaled and scheduled.
+
+        finite: a device bool; where it is false, weights and state keep their bits. On a GPU this
+        costs no host synchronization; on the CPU nothing is even computed.
+        """
+        if finite is not None and finite.device.type == "cpu":
+            if not finite:
+                return
+            finite = None
+        count = self.count + 1
+        self._step_adamw(count, lr_multiplier, finite)
+        self._step_muon(lr_multiplier, momentum, weight_decay, finite)
+        self.count.copy_(count if finite is None else torch.where(finite, count, self.count))
+        self.model.bank.refresh()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Flat, live views: clone before the next step. Names never change."""
+        state = {ADAMW_STEP: self.count}
+        for name, (m, v) in self._adam_moments().items():
+            state[f"adamw.{name}.exp_avg"] = m
+            state[f"adamw.{name}.exp_avg_sq"] = v
+        for key in self.momentum:
+            state[f"muon.{key}.momentum"] = self.momentum[key]
+            state[f"muon.{key}.second_momentum"] = self.second[key]
+        return state | (self.loss_scale.state_dict() if self.loss_scale else {})
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Copy a state in. Raises ValueError unless names and shapes are exactly ours."""
+        own = self.state_dict()
+        if own.keys() != state.keys():
+            different = sorted(own.keys() ^ state.keys())
+            raise ValueError(f"optimizer state does not match the model: {', '.join(different)}")
+        for name, tensor in own.items():
+            if tensor.shape != state[name].shape:
+                raise ValueError(
+                    f"optimizer state {name}: shape {tuple(state[name].shape)} where the model "
+                    f"has {tuple(tensor.shape)}"
+                )
+        for name, tensor in own.items():
+            tensor.copy_(state[name])
+
+    # --- AdamW -----------------------------------------------------------------------------------
+
+    def _step_adamw(self, count: Tensor, lr_multiplier: float, finite: Tensor | None) -> None:
+        bank = self.model.bank
+        assert bank.gradients is not None
+        for name, table in self.model.tables.items():
+            gradient, slots = self._table_gradient(name)
+            self._update(
+                name, table, gradient, slots, self.tables[name], (count, lr_multiplier, finite)
+            )
+        lm_head = bank.parameters[parameters.LM_HEAD]
+        gradient = bank.gradient(parameters.LM_HEAD)
+        at = (count, lr_multiplier, finite)
+        self._update(parameters.LM_HEAD, lm_head, gradient, None, self.head, at)
+        scalars, gradient = bank.scalars.view(bank.weights), bank.scalars.view(bank.gradients)
+        self._update("scalars", scalars, gradient, None, self.scalars, at)
+
+    def _table_gradient(self, name: str) -> tuple[Tensor, Tensor | None]:
+        touched = self.model.touched
+        if touched is not None:
+            return touched.gradients[name], touched.slot_V
+        dense = self.model.tables[name].grad
+        return (torch.zeros_like(self.model.tables[name]) if dense is None else dense), None
+
+    def _update(
+        self,
+        name: str,
+        p: Tensor,
+        gradient: Tensor,
+        slots: Tensor | None,
+        moments: _Moments,
+        at: tuple[Tensor, float, Tensor | None],
+    ) -> None:
+        count, lr_multiplier, finite = at
+        lr, beta1, beta2, log_beta1, log_beta2, decay = self._rates[name]
+        bias = (bias_correction(log_beta1, count), bias_correction(log_beta2, count))
+        rates = (lr * lr_multiplier, beta1, beta2, *bias, decay)
+        self.adamw(p.detach(), gradient, slots, moments.m, moments.v, *rates, finite)
+
+    def _adam_moments(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """(exp_avg, exp_avg_sq) by parameter; the scalars' are parts of one vector."""
+        moments = {n: (s.m, s.v) for n, s in self.tables.items()}
+        moments[parameters.LM_HEAD] = (self.head.m, self.head.v)
+        start = self.model.bank.scalars.offset
+        for name in parameters.scalar_names(self.model.shape):
+            place = self.model.bank.places[name]
+            inside = Place(place.offset - start, place.shape)
+            moments[name] = (inside.view(self.scalars.m), inside.view(self.scalars.v))
+        return moments
+
+    # --- Muon ------------------------------------------------------------------------------------
+
+    def _step_muon(
+        self, lr_multiplier: float, momentum: float, weight_decay: float, finite: Tensor | None
+    ) -> None:
+        bank = self.model.bank
+        assert bank.gradients is not None
+        values = (self.hyper.matrix_lr * lr_multiplier, momentum, weight_decay)
+        # filled on the device: a copy from the host would wait for it
+        rates = [torch.full((), v, device=self.model.device) for v in values]
+        bf16 = self.variant.always_bf16 or self.model.compute_dtype == torch.bfloat16
+        for group in self.groups:
+            place = bank.stacks[group.key]
+            stacks = (place.view(bank.weights), place.view(bank.gradients))
+            state = (self.momentum[group.key], self.second[group.key])
+            self.muon(*stacks, *state, *rates, finite, bf16, self.variant)
+
+
+class _Moments:
+    """First and second moment of one AdamW parameter, stored as the parameter is."""
+
+    def __init__(self, parameter: Tensor) -> None:
+        self.m = torch.zeros_like(parameter, requires_grad=False)
+        self.v = torch.zeros_like(parameter, requires_grad=False)
+
+
+def _adam_rates(model: GPT, hyper: Hyperparameters) -> dict[str, list[Tensor]]:
+    """lr, betas, their logarithms, weight decay by parameter; of scalars one number per element."""
+    rates: dict[str, list[Tensor]] = {}
+    for group in parameters.adam_groups(model.shape):
+        *betas, decay = group.settings(hyper)
+        logs = (math.log(beta) if beta else -math.inf for beta in betas)
+        values = (group.lr(hyper), *betas, *logs, decay)
+        for name in group.names:
+            rates[name] = [torch.tensor(v, device=model.device) for v in values]
+    sizes = [(name, model.bank.places[name].size) for name in parameters.scalar_names(model.shape)]
+    columns = zip(*([rate.expand(size) for rate in rates[n]] for n, size in sizes), strict=True)
+    return rates | {"scalars": [torch.cat(column) for column in columns]}

@@ -1,0 +1,1 @@
+"""What every trainer and job process needs: device, control, compiler, autotuning."""

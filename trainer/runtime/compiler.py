@@ -1,0 +1,80 @@
+"""torch.compile where there is a compiler, the same function where there is none.
+
+Blocks are compiled one by one, not the model as a whole: same speed once warm, and the first step
+comes in half the time (measured at depth 12: 41 s against 76 s), since layers share their code.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.runtime import cpu_isa
+
+RECOMPILE_LIMIT = 64  # kinds of layer x training and evaluation; torch's 8 is for one model
+
+
+class Compiler:
+    """Compiles functions, and says why it does not."""
+
+    def __init__(self, wanted: bool, device: torch.device) -> None:
+        self.reason = None if wanted else "not asked for"
+        if wanted:
+            self.reason = missing(device)
+            torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
+            if self.active and device.type == "cpu":
+                cpu_isa.remember_answers()
+            if torch.are_deterministic_algorithms_enabled():  # tells the compiler so, too
+                warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+                torch.use_deterministic_algorithms(True, warn_only=warn_only)
+
+    @property
+    def active(self) -> bool:
+        return self.reason is None
+
+    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        if not self.active:
+            return function
+        compiled = torch.compile(function, dynamic=False, fullgraph=True)
+
+        def call(*args: Any) -> Any:
+            if not self.active:
+                return function(*args)
+            try:
+                return compiled(*args)
+            except _compile_errors() as error:
+                self.reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                return function(*args)
+
+        return call
+
+    def let_vary(self, tensors: Iterable[Tensor]) -> None:
+        """Their first size differs from step to step: compile once for all of them."""
+        if self.active:
+            for tensor in tensors:
+                torch._dynamo.mark_dynamic(tensor, 0)
+
+
+def missing(device: torch.device) -> str | None:
+    """What a compiler for this device lacks, or None."""
+    if device.type == "cuda":
+        return None if importlib.util.find_spec("triton") else "triton is not installed"
+    if device.type != "cpu":
+        return f"torch.compile is not used on {device.type}"
+    named = os.environ.get("CXX")
+    names = (named,) if named else ("g++", "clang++", "gcc", "clang")
+    return None if any(shutil.which(name) for name in names) else "no C++ compiler found"
+
+
+def _compile_errors() -> tuple[type[BaseException], ...]:
+    """Errors of compiling, none of running: those must be seen."""
+    import torch._dynamo.exc as dynamo
+    import torch._inductor.exc as inductor
+
+    return (dynamo.TorchDynamoException, inductor.InductorError, inductor.CppCompileError)

@@ -1,0 +1,127 @@
+"""What every process of ours does first and last: lock, journals, signals, exit record."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.contract import events, journal
+from trainer.contract.exits import ExitRecord, Reason, write_exit
+from trainer.contract.rundir import INBOX, LOCK, OUTBOX, acquire, identify
+from trainer.runtime.control import Control
+from trainer.runtime.reporter import Reporter
+
+LOCK_BYTES = 1024
+
+
+@dataclass
+class Process:
+    """An attempt's or job's process: holds the lock of its directory for life."""
+
+    directory: Path
+    reporter: Reporter
+    control: Control
+    lock_fd: int
+
+    def end(self, ended: events.Ended) -> None:
+        """The last words: the `ended` record, then the exit record; both durable."""
+        try:
+            self.reporter.emit(ended)
+        finally:
+            write_exit(
+                self.directory,
+                ExitRecord(
+                    outcome=ended.outcome,
+                    reason=ended.reason,
+                    step=ended.step,
+                    checkpoint=ended.checkpoint,
+                    message=ended.message,
+                    unix_seconds=time.time(),
+                ),
+            )
+
+
+def begin(directory: Path, run: str, attempt: int, token: str) -> Process:
+    """Take the lock, open the outbox, listen. Raises Held, FileExistsError (started twice)."""
+    lock_fd = acquire(directory / LOCK, _holder(token, None))
+    control = Control(directory / INBOX)
+    control.install_signals()
+    writer = journal.Writer.create(directory / OUTBOX, journal.Header(run, attempt, token))
+
+    def say_waiting(reason: str | None) -> None:
+        # The lock file is already on disk at full length: this needs no new space.
+        os.pwrite(lock_fd, _holder(token, reason).encode(), 0)
+
+    reporter = Reporter(writer, say_waiting, lambda: control.terminated)
+    return Process(directory, reporter, control, lock_fd)
+
+
+def _holder(token: str, waiting: str | None) -> str:
+    own = identify(os.getpid())
+    holder = {
+        "pid": os.getpid(),
+        "boot_id": own.boot_id if own else "",
+        "start_ticks": own.start_ticks if own else 0,
+        "token": token,
+        "waiting": waiting,
+    }
+    return json.dumps(holder).ljust(LOCK_BYTES)
+
+
+def explain(error: BaseException) -> tuple[Reason, str]:
+    """Why an exception ended the process: the reason and one line for a person."""
+    for matches, reason in _REASONS:
+        if matches(error):
+            return reason, _one_line(error)
+    return Reason.crashed, _one_line(error)
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}"[:2000] if text else type(error).__name__
+
+
+def log_traceback(error: BaseException) -> None:
+    traceback.print_exception(error)
+
+
+def _named(*names: str) -> Callable[[BaseException], bool]:
+    def matches(error: BaseException) -> bool:
+        return any(kind.__name__ in names for kind in type(error).__mro__)
+
+    return matches
+
+
+def _is_gpu_lost(error: BaseException) -> bool:
+    words = ("device-side assert", "unspecified launch failure", "uncorrectable ECC",
+             "GPU is lost", "has fallen off the bus", "illegal memory access")  # fmt: skip
+    cuda = "CUDA" in str(error) or _named("AcceleratorError")(error)
+    return cuda and any(word in str(error) for word in words)
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    import errno
+
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return full or _named("JournalFull")(error)
+
+
+# By name, so that this module needs neither torch nor the data code.
+_REASONS: list[tuple[Callable[[BaseException], bool], Reason]] = [
+    (_named("OutOfMemoryError"), Reason.out_of_memory),
+    (_named("MemoryError"), Reason.host_out_of_memory),
+    (_named("DataChanged"), Reason.data_changed),
+    (_named("DataError", "InteropError"), Reason.data_unusable),
+    (_named("NonFinite"), Reason.non_finite_loss),
+    (_named("DeviceMissing"), Reason.device_missing),
+    (_named("Bad"), Reason.no_checkpoint),
+    (_named("Fenced", "Held"), Reason.superseded),
+    (_is_disk_full, Reason.disk_full),
+    (_named("OSError", "CannotSave", "JournalError"), Reason.io_error),
+    (_is_gpu_lost, Reason.gpu_lost),
+]

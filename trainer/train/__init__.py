@@ -1,0 +1,1 @@
+"""The training loop and everything it calls at a step boundary."""

@@ -1,0 +1,276 @@
+"""When to save, what to say about it, and what may be removed afterwards."""
+
+from __future__ import annotations
+
+import errno
+import sys
+import time
+from typing import Literal
+
+from trainer.checkpoint import store
+from trainer.checkpoint.background_writer import Saved
+from trainer.contract import commands, events, failpoint
+from trainer.contract.orders import AttemptOrder
+from trainer.contract.spec import CheckpointSpec, EvaluateSpec, RecoverySpec
+from trainer.train.session import Session
+
+Why = Literal["cadence", "requested", "warmdown", "pause", "terminate", "end"]
+RETRY_SECONDS = 2.0
+MAX_IO_RETRIES = 3
+FREE_MARGIN = 1.05
+
+
+class CannotSave(Exception):
+    """The last checkpoint of an attempt could not be written; the message says why."""
+
+
+def due(session: Session) -> Why | None:
+    """Why a save is due at this boundary. A cadence waits while one is still being written."""
+    if session.state.step >= session.order.end_step:
+        return None
+    if _at_warmdown(session):
+        return "warmdown"
+    return "cadence" if _cadence_due(session) and not session.saver.busy else None
+
+
+def collect(session: Session) -> None:
+    """Report the saves that ended in the background."""
+    for saved in session.saver.collect():
+        _say(session, saved)
+
+
+def drain(session: Session) -> None:
+    """Wait for the save in flight and report it: what is durable is said, however it ends."""
+    for saved in session.saver.wait():
+        _say(session, saved)
+
+
+def save_now(session: Session, why: Why, *, pinned: bool = False) -> None:
+    """Begin a save of the present step; it ends in the background. Waits for one in flight."""
+    drain(session)
+    if session.saved_step != session.state.step and _room(session):
+        _begin(session, why, pinned, next_loss=None)
+
+
+def save_on_request(session: Session, command: commands.Save) -> None:
+    """Begin a save and answer the command when it is durable, or when it is not to be had."""
+    save_now(session, "requested", pinned=command.pin)
+    if session.saver.busy:
+        session.unanswered = command.id
+    elif session.saved_step == session.state.step:
+        _answer(session, command.id, None)
+    else:
+        _answer(session, command.id, "it could not be begun: see the event before this one")
+
+
+def _answer(session: Session, command_id: str, failure: str | None) -> None:
+    session.reporter.emit(
+        events.CommandDone(
+            command_id=command_id,
+            outcome="failed" if failure else "done",
+            message=failure or "",
+        )
+    )
+
+
+def save_last(session: Session, why: Why) -> str:
+    """The checkpoint that ends an attempt, durable when this returns; its name.
+
+    It records the next step's loss where that can be computed. Waits while the disk is full;
+    raises CannotSave when the disk keeps failing or the trainer is told twice to end.
+    """
+    drain(session)
+    if session.saved_step == session.state.step and session.parent:
+        return session.parent
+    session.reporter.emit(events.Stage(stage="saving"))
+    next_loss = _next_loss_if_possible(session)
+    failures = 0
+    while True:
+        _begin(session, why, why == "end", next_loss)
+        (saved,) = session.saver.wait()
+        _say(session, saved)
+        if saved.path is not None:
+            return saved.path.name
+        if isinstance(saved.error, store.Fenced):
+            raise saved.error
+        failures += not _is_full(saved.error)
+        if failures >= MAX_IO_RETRIES:
+            raise CannotSave(f"the last checkpoint could not be written: {saved.error}")
+        _wait_a_little(session)
+
+
+def _wait_a_little(session: Session) -> None:
+    deadline = time.monotonic() + RETRY_SECONDS
+    while time.monotonic() < deadline:
+        if any(isinstance(c, commands.Cancel) for c in session.control.take()):
+            raise CannotSave("cancelled while waiting for room for the last checkpoint")
+        time.sleep(0.1)
+
+
+def _begin(session: Session, why: Why, pinned: bool, next_loss: float | None) -> None:
+    session.save_began = time.monotonic()
+    model, optimizer = session.tensors()
+    session.saver.begin(
+        session.state.step,
+        model,
+        optimizer,
+        session.state_dict(),
+        session.manifest(why, pinned, next_loss),
+        why,
+    )
+
+
+def _next_loss_if_possible(session: Session) -> float | None:
+    """The next step's loss, or None with a notice: the proof of an exact resume is worth less than
+    the checkpoint that would carry it."""
+    try:
+        return _next_loss(session)
+    except store.Fenced:
+        raise
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}"
+    # outside the handler: the failed pass's frames, and the tensors they hold, are freed
+    session.reporter.emit(
+        events.Notice(
+            level="warning",
+            code="next_loss_missing",
+            message="the checkpoint is saved without the next step's loss, so the next resume "
+            f"cannot be verified by it: {why}",
+            step=session.state.step,
+        )
+    )
+    return None
+
+
+def _next_loss(session: Session) -> float:
+    """The loss the next step will report: its micro-batches, gradients thrown away."""
+    cursor = session.loader.state_dict()
+    try:
+        failpoint.hit("saving.next_loss")
+        micro_batches, _ = session.next_step_batches()
+        return float(session.stepper.loss_only(micro_batches))
+    finally:
+        session.loader.load_state_dict(cursor)
+
+
+# --- when ----------------------------------------------------------------------------------------
+
+
+def _cadence_due(session: Session) -> bool:
+    spec, step = session.order.spec.checkpoint, session.state.step
+    by_step = spec.every_steps and step % spec.every_steps == 0
+    by_keep = spec.keep_every and step % spec.keep_every == 0
+    waited = time.monotonic() - session.save_began
+    by_time = spec.every_seconds and waited >= spec.every_seconds
+    return bool(by_step or by_keep or by_time) and step not in (0, session.saved_step)
+
+
+def _at_warmdown(session: Session) -> bool:
+    """At the step where the learning rate begins to fall: what a later extend wants."""
+    schedule, step = session.order.schedule, session.state.step
+    falls = schedule.start_step < schedule.warmdown_start < schedule.end_step
+    return falls and step == schedule.warmdown_start and session.saved_step != step
+
+
+def _room(session: Session) -> bool:
+    """Whether a checkpoint fits; if not, the alarm is raised and training goes on."""
+    need = session.checkpoint_bytes * FREE_MARGIN
+    free = store.free_bytes(session.run_dir.checkpoints)
+    if free >= need:
+        return True
+    session.save_began = time.monotonic()
+    session.reporter.emit(
+        events.CheckpointFailed(
+            step=session.state.step,
+            message=f"no room: a checkpoint takes {need / 1e9:.2f} GB, {free / 1e9:.2f} GB are "
+            "free; training goes on, the last good checkpoint is kept",
+            errno=errno.ENOSPC,
+        )
+    )
+    return False
+
+
+# --- afterwards ----------------------------------------------------------------------------------
+
+
+def _say(session: Session, saved: Saved) -> None:
+    _report(session, saved)
+    waiting, session.unanswered = session.unanswered, None
+    if waiting:
+        _answer(session, waiting, None if saved.path is not None else str(saved.error))
+
+
+def _report(session: Session, saved: Saved) -> None:
+    """Report a finished save, and remove what is not needed any more after a good one."""
+    if saved.path is None or saved.manifest is None:
+        if isinstance(saved.error, store.Fenced):
+            raise saved.error
+        number = saved.error.errno if isinstance(saved.error, OSError) else None
+        session.reporter.emit(
+            events.CheckpointFailed(
+                step=saved.snapshot_step, message=str(saved.error), errno=number
+            )
+        )
+        return
+    session.parent, session.saved_step = saved.path.name, saved.snapshot_step
+    bpb = saved.manifest.evaluations.get("bpb", {})
+    session.reporter.emit(
+        events.CheckpointSaved(
+            step=saved.snapshot_step,
+            name=saved.path.name,
+            bytes=sum(f.bytes for f in saved.manifest.files.values()),
+            manifest_sha256=store.manifest_sha256(saved.path),
+            seconds=saved.seconds,
+            stall_seconds=saved.stall_seconds,
+            why=saved.why,  # pyright: ignore[reportArgumentType] - validated by the event
+            pinned=saved.manifest.pinned,
+            val_bpb=bpb.get("value") if bpb.get("step") == saved.snapshot_step else None,
+            next_loss=saved.manifest.next_loss,
+        )
+    )
+    _retain(session)
+
+
+def _retain(session: Session) -> None:
+    """Remove what nothing needs any more. Said before it is done: a kill between leaves a
+    directory that the next pass removes, never a row without its files."""
+    spec = session.order.spec.checkpoint
+    held = store.held(session.run_dir.checkpoints, session.own_lineage)
+    surplus = store.surplus(
+        held,
+        keep_last=spec.keep_last,
+        keep_every=spec.keep_every,
+        pinned=set(session.order.pinned),
+        keep_steps=_landmarks(session.order),
+    )
+    for path in surplus:
+        session.reporter.emit(events.CheckpointRemoved(name=path.name))
+        try:
+            store.remove(path)
+        except OSError as error:  # it takes room, nothing else: the next pass tries again
+            print(f"{path.name} could not be removed: {error}", file=sys.stderr)
+
+
+def _landmarks(order: AttemptOrder) -> set[int]:
+    """Where phases begin, end and start to warm down: what an extend may want to begin from."""
+    schedules = (order.schedule, *order.earlier_schedules)
+    return {
+        step for s in schedules for step in (s.start_step, s.warmdown_start, s.end_step) if step
+    }
+
+
+def _is_full(error: BaseException | None) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def update_spec(session: Session, command: commands.Update) -> None:
+    """Take new cadences and policies: parts of the spec that may change under a running run."""
+    spec = session.order.spec
+    for name, model, changes in (
+        ("evaluate", EvaluateSpec, command.evaluate),
+        ("checkpoint", CheckpointSpec, command.checkpoint),
+        ("recovery", RecoverySpec, command.recovery),
+    ):
+        if changes:
+            merged = {**getattr(spec, name).model_dump(), **changes}
+            setattr(spec, name, model.model_validate(merged))

@@ -1,0 +1,152 @@
+"""Choices made once, at a run's first start, and frozen: they belong to its fingerprint.
+
+Micro-batch, compile, threads, precision, determinism and the peak that MFU refers to. Later
+attempts read them back; `overrides` of a resume replace single ones, and are said.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from trainer.contract.events import Probed
+from trainer.contract.orders import AttemptOrder
+from trainer.contract.plan import Hyperparameters
+from trainer.contract.rundir import RunDir, write_durably
+from trainer.contract.shape import ModelShape, shape_of
+from trainer.runtime import device as devices
+
+COMPILE_WORTH_SECONDS = 1800.0
+
+
+class Choices(BaseModel):
+    """What was chosen for this run on this machine.
+
+    attention: {window: backend}, relu2: tile of our own kernel, if it was asked for; both are what
+    won the races of the first attempt, empty until then. probed: what each micro-batch that was
+    tried cost, where `auto` asked for it; no choice itself.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    device_batch_size: int
+    compile: bool
+    threads: int
+    deterministic: bool
+    compute_dtype: str
+    fp8: bool = False
+    peak_flops: float
+    peak_source: str
+    attention: dict[str, str] = {}
+    relu2: str | None = None
+    probed: list[Probed] = []
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return getattr(torch, self.compute_dtype)
+
+
+# (shape, rows to try, ascending, device, compute dtype, fp8, hyperparameters)
+# -> the rows to take, and what each that was tried did
+Probe = Callable[
+    [ModelShape, list[int], torch.device, torch.dtype, bool, Hyperparameters],
+    tuple[int, list[Probed]],
+]
+
+
+def settle(order: AttemptOrder, run_dir: RunDir, device: torch.device, probe: Probe) -> Choices:
+    """The run's choices, made now where there are none. Overrides are applied on top."""
+    if order.spec.numerics.precision == "fp8":
+        devices.require_fp8(device)  # at every start: the card may be another one by now
+    frozen = _read(run_dir)
+    if frozen is None:
+        frozen = _choose(order, device, probe)
+        write_durably(run_dir.frozen, frozen.model_dump_json(indent=1).encode())
+    rows, compiled = order.overrides.get("device_batch_size"), order.overrides.get("compile")
+    changed: dict[str, Any] = {}
+    if rows is not None:
+        changed["device_batch_size"] = rows
+    if compiled is not None:
+        changed["compile"] = compiled
+    if order.overrides.get("attention") is not None:
+        windows = dict.fromkeys(shape_of(order.spec.model).windows)
+        changed["attention"] = {str(w): order.overrides["attention"] for w in windows}
+    choices = frozen.model_copy(update=changed)
+    devices.configure(device, threads=choices.threads, deterministic=choices.deterministic)
+    return choices
+
+
+def freeze_winners(
+    run_dir: RunDir, choices: Choices, attention: dict[str, str], relu2: str | None
+) -> Choices:
+    """The choices with what the first attempt settled on; later ones keep theirs."""
+    found = {"attention": attention, "relu2": relu2}
+    frozen = _read(run_dir)
+    if frozen is not None and not frozen.attention:
+        frozen = frozen.model_copy(update=found)
+        write_durably(run_dir.frozen, frozen.model_dump_json(indent=1).encode())
+    return choices.model_copy(update=found)
+
+
+def _read(run_dir: RunDir) -> Choices | None:
+    try:
+        return Choices.model_validate(json.loads(run_dir.frozen.read_bytes()))
+    except FileNotFoundError:
+        return None
+
+
+def _choose(order: AttemptOrder, device: torch.device, probe: Probe) -> Choices:
+    numerics = order.spec.numerics
+    deterministic = numerics.deterministic
+    if deterministic is None:
+        deterministic = device.type == "cpu"
+    threads = numerics.threads or _default_threads()
+    devices.configure(device, threads=threads, deterministic=deterministic)
+    fp8 = numerics.precision == "fp8"
+    dtype = devices.compute_dtype(device, numerics.precision)
+    peak = devices.peak(device, dtype, measured=numerics.peak == "measured")
+    rows, probed = _rows(order, device, dtype, fp8, probe)
+    return Choices(
+        device_batch_size=rows,
+        compile=_compile(order, device),
+        threads=threads,
+        deterministic=deterministic,
+        compute_dtype=str(dtype).removeprefix("torch."),
+        fp8=fp8,
+        peak_flops=peak.value,
+        peak_source=peak.source,
+        probed=probed,
+    )
+
+
+def _default_threads() -> int:
+    """As many as torch would take, but never more than this process may run on."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    return min(torch.get_num_threads(), allowed or torch.get_num_threads())
+
+
+def _rows(
+    order: AttemptOrder, device: torch.device, dtype: torch.dtype, fp8: bool, probe: Probe
+) -> tuple[int, list[Probed]]:
+    asked = order.spec.batch.device_batch_size
+    if isinstance(asked, int):
+        return asked, []
+    shape = shape_of(order.spec.model)
+    total = order.plan.batch.tokens // shape.sequence_len
+    divisors = [r for r in range(1, min(total, 64) + 1) if total % r == 0]
+    return probe(shape, divisors, device, dtype, fp8, order.plan.hyperparameters)
+
+
+def _compile(order: AttemptOrder, device: torch.device) -> bool:
+    """Compiling costs minutes once: worth it on a GPU, and on a CPU for runs of half an hour."""
+    asked = order.spec.numerics.compile
+    if isinstance(asked, bool):
+        return asked
+    if not devices.has_compiler(device):
+        return False
+    return device.type == "cuda" or order.plan.eta.training > COMPILE_WORTH_SECONDS

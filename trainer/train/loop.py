@@ -1,0 +1,304 @@
+"""The training loop. At each step boundary: commands, evaluations due, a save due, then one step.
+
+A loss is fetched one step late on a GPU, so the device never waits for the host. Every way out is
+an `Ended` event; only what went wrong on the way comes as an exception to `trainer.__main__`.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from trainer.contract import commands, events, failpoint
+from trainer.contract.exits import Reason
+from trainer.contract.orders import AttemptOrder
+from trainer.contract.schedule import (
+    lr_multiplier,
+    muon_momentum,
+    weight_decay_multiplier,
+)
+from trainer.train import checkpointing, evaluations
+from trainer.train.session import Session
+from trainer.train.spike_detector import SpikeWatch
+from trainer.train.step import MicroBatch, Reading
+
+
+@dataclass
+class Pending:
+    """A step that was launched and whose loss is not read yet.
+
+    micro_batches: pinned memory must not go back to the loader before the device has copied it.
+    """
+
+    step: int
+    micro_batches: list[MicroBatch]
+    reading: Reading
+    launched: float
+    schedule: dict[str, float]
+    batch_sha256: str
+
+
+class StepClock:
+    """Seconds of each step, none counted twice: a step that was launched while the one before it
+    still ran begins when that one ends."""
+
+    def __init__(self) -> None:
+        self._ended = float("-inf")
+
+    def seconds(self, launched: float, ended: float) -> float:
+        """What a step took that was launched and whose loss was there at these times, in order."""
+        began, self._ended = max(launched, self._ended), ended
+        return ended - began
+
+
+class NonFinite(Exception):
+    """The loss of `step` was NaN or infinite; the weights were not touched by that step."""
+
+    def __init__(self, step: int, loss: float) -> None:
+        super().__init__(f"the loss of step {step:,} is {loss}")
+        self.step, self.loss = step, loss
+
+
+def run(session: Session) -> events.Ended:
+    """Train to the end of the phase, or until told to stop. The session stands at its start."""
+    evaluations.recheck_at_start(session)
+    session.reporter.emit(events.Stage(stage="training"))
+    loop = _Loop(session)
+    while True:
+        ended = loop.obey()
+        if ended:
+            return ended
+        if not loop.keep_promises():
+            continue  # a command came in the middle of an evaluation: it goes first
+        if loop.at_end:
+            return loop.finish("completed", Reason.finished, "end")
+        loop.step()
+        failpoint.hit("loop.step")
+
+
+class _Loop:
+    """The moving parts of `run`."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.order, self.state = session.order, session.state
+        self.pending: Pending | None = None
+        self.spikes = SpikeWatch()
+        self.clock = StepClock()
+        self.first = True
+
+    @property
+    def at_end(self) -> bool:
+        return self.state.step >= self.order.end_step
+
+    # --- commands --------------------------------------------------------------------------------
+
+    def obey(self) -> events.Ended | None:
+        """Carry out what was asked since the last boundary; an ending if that is what it was."""
+        control = self.session.control
+        for command in control.take():
+            ended = self._carry_out(command)
+            if ended:
+                return ended
+        if control.terminated and not self._nothing_left():
+            return self.finish("terminated", Reason.terminated, "terminate")
+        return None
+
+    def _carry_out(self, command: commands.AnyCommand) -> events.Ended | None:
+        match command:
+            case commands.Pause():
+                if self._nothing_left():
+                    return None  # the phase completes instead
+                return self.finish("paused", Reason.requested, "pause")
+            case commands.EndPhase():
+                return self.finish("phase_ended", Reason.requested, "end")
+            case commands.Cancel():
+                self.settle()
+                checkpointing.drain(self.session)
+                return self._ended("cancelled", Reason.requested, None)
+            case commands.Save():
+                self.settle()
+                checkpointing.save_on_request(self.session, command)
+                return None
+            case commands.Evaluate():
+                self.settle()
+                evaluations.measure_on_request(self.session, command)
+            case commands.Pin():
+                self.order.pinned[:] = command.names
+            case commands.Update():
+                checkpointing.update_spec(self.session, command)
+        self._answer(command)
+        return None
+
+    def _nothing_left(self) -> bool:
+        return self.at_end and not evaluations.due_kinds(self.session, self.at_end)
+
+    def _answer(self, command: commands.AnyCommand) -> None:
+        self.session.reporter.emit(events.CommandDone(command_id=command.id, outcome="done"))
+
+    def finish(self, outcome: Any, reason: Reason, why: Any) -> events.Ended:
+        """An ending with a checkpoint of the very last step."""
+        self.settle()
+        name = checkpointing.save_last(self.session, why)
+        return self._ended(outcome, reason, name)
+
+    def _ended(self, outcome: Any, reason: Reason, checkpoint: str | None) -> events.Ended:
+        return events.Ended(
+            outcome=outcome, reason=reason, step=self.state.step, checkpoint=checkpoint
+        )
+
+    # --- what is due ------------------------------------------------------------------------------
+
+    def keep_promises(self) -> bool:
+        """Evaluations and saves due at this boundary. False when a command came in between.
+
+        The step in flight is settled first: what is measured or saved must know its loss.
+        """
+        kinds = evaluations.due_kinds(self.session, self.at_end)
+        why = checkpointing.due(self.session)
+        if kinds or why or self.at_end:
+            self.settle()
+        checkpointing.collect(self.session)
+        if kinds and not evaluations.measure(self.session, kinds):
+            return False
+        if why:
+            checkpointing.save_now(self.session, why, pinned=why == "warmdown")
+        return True
+
+    # --- one step --------------------------------------------------------------------------------
+
+    def step(self) -> None:
+        """Launch one step; report the one before it."""
+        session, step = self.session, self.state.step
+        if leave_out(session, step):
+            session.reporter.emit(_left_out(step))
+        if failpoint.corrupts("loop.weights"):
+            flip_a_bit(session)
+        launched = time.perf_counter()
+        micro_batches, batch_sha256 = session.next_step_batches()
+        schedule = scheduled(self.order, step)
+        result = session.stepper.train_step(
+            micro_batches,
+            lr_multiplier=schedule["lr_multiplier"],
+            momentum=schedule["momentum"],
+            weight_decay=schedule["weight_decay"],
+        )
+        before, self.pending = self.pending, None
+        if before:
+            self._report(before)
+        self.pending = Pending(
+            step, micro_batches, Reading(result), launched, schedule, batch_sha256
+        )
+        self.state.step = step + 1
+        self.state.evaluations = {}
+        self.state.tokens_seen += self.order.plan.batch.tokens
+        if self.first or not reads_late(session.device):
+            self.settle()
+            self.first = False
+        session.reporter.sync_if_due()
+
+    def settle(self) -> None:
+        """Read and report the step in flight, if any: afterwards nothing is pending."""
+        before, self.pending = self.pending, None
+        if before:
+            self._report(before)
+
+    def _report(self, done: Pending) -> None:
+        session, state = self.session, self.state
+        loss, grad_norm, is_finite = done.reading.values()
+        loss = failing_loss(loss)
+        if not is_finite or loss != loss:
+            raise NonFinite(done.step, loss)
+        seconds = self.clock.seconds(done.launched, time.perf_counter())
+        sensors = session.sensors.read()
+        watts = sensors.get("power_watts")
+        state.training_seconds += seconds
+        joules = None if watts is None else watts * seconds
+        state.energy_joules += joules or 0.0
+        smooth = state.observe(loss)
+        session.reporter.emit(
+            events.Step(
+                step=done.step,
+                loss=loss,
+                loss_smooth=smooth,
+                lr_multiplier=done.schedule["lr_multiplier"],
+                momentum=done.schedule["momentum"],
+                weight_decay=done.schedule["weight_decay"],
+                grad_norm=grad_norm,
+                tokens=self.order.plan.batch.tokens,
+                seconds=seconds,
+                energy_joules=joules,
+                batch_sha256=done.batch_sha256,
+                **sensors,  # pyright: ignore[reportArgumentType] - its fields, some int
+            )
+        )
+        self._check_resume(done.step, loss)
+        spike = self.spikes.observe(done.step, loss)
+        if spike:
+            session.reporter.emit(spike)
+
+    def _check_resume(self, step: int, loss: float) -> None:
+        """The first step after a resume must repeat, bit for bit, what was recorded."""
+        expected, self.session.expected_loss = self.session.expected_loss, None
+        skipped = any(first == step for first, _ in self.order.skip_steps)
+        if expected is None or skipped:
+            return
+        inexact = self.session.inexact
+        same = torch.tensor(loss).equal(torch.tensor(expected))
+        verdict = "approximate" if inexact else ("verified" if same else "mismatch")
+        self.session.reporter.emit(
+            events.ResumeChecked(
+                step=step,
+                what="next_loss",
+                verdict=verdict,
+                expected=expected,
+                found=loss,
+                why="; ".join(inexact),
+            )
+        )
+
+
+def reads_late(device: torch.device) -> bool:
+    """Whether a loss is read after the next step was launched: where steps run by themselves."""
+    return device.type == "cuda"
+
+
+def scheduled(order: AttemptOrder, step: int) -> dict[str, float]:
+    """LR multiplier, momentum and weight decay (absolute) of `step`, of the phase it lies in."""
+    own = order.schedule
+    if step < own.start_step and order.earlier_schedules:
+        earlier = order.earlier_schedules
+        own = next((s for s in reversed(earlier) if s.start_step <= step), earlier[0])
+    return {
+        "lr_multiplier": lr_multiplier(own, step),
+        "momentum": muon_momentum(own, step),
+        "weight_decay": weight_decay_multiplier(own, step)
+        * order.plan.hyperparameters.weight_decay,
+    }
+
+
+def leave_out(session: Session, step: int) -> bool:
+    """Discard the batches that a rewind marked as offending, when their step comes. Whether any."""
+    spans = [last - first + 1 for first, last in session.order.skip_steps if first == step]
+    for _ in range(sum(spans)):
+        session.next_step_batches()
+    return bool(spans)
+
+
+def _left_out(step: int) -> events.Notice:
+    words = f"the batch of step {step:,} was left out: its loss was no finite number before"
+    return events.Notice(level="warning", code="batch_left_out", message=words, step=step)
+
+
+def flip_a_bit(session: Session) -> None:
+    """What a failing memory does to the weights, where a failpoint asks for it."""
+    weights = next(session.model.parameters()).detach().view(-1)
+    weights[:1].view(torch.uint8)[-2:-1].bitwise_xor_(64)
+
+
+def failing_loss(loss: float) -> float:
+    """The loss, or NaN where the failpoint asks for it."""
+    return float("nan") if failpoint.corrupts("loop.loss") else loss

@@ -1,0 +1,379 @@
+"""Everything one attempt works with, built in the order in which it is needed.
+
+`build` ends with the run standing exactly where its newest verified checkpoint left it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.checkpoint import store
+from trainer.checkpoint.background_writer import Saver
+from trainer.contract import events
+from trainer.contract.orders import AttemptOrder, Lineage
+from trainer.contract.rundir import RunDir, identify
+from trainer.contract.shape import shape_of
+from trainer.data import tokenizer
+from trainer.data.loader import Loader, open_loader
+from trainer.data.prepared import PreparedData, verify
+from trainer.data.tokenizer import Tokenizer
+from trainer.model import relu2
+from trainer.model.gpt import GPT
+from trainer.optim.optimizer import Optimizer
+from trainer.runtime import device
+from trainer.runtime.control import Control
+from trainer.runtime.reporter import Reporter
+from trainer.train import batch_size_probe
+from trainer.train import frozen_choices as choices
+from trainer.train.frozen_choices import Choices
+from trainer.train.state import TrainState, restore_rng, rng_state, seed_rng
+from trainer.train.step import MicroBatch, Stepper
+
+
+@dataclass
+class Session:
+    """The parts of one attempt. `expected_loss` is what the first step must report, if known."""
+
+    order: AttemptOrder
+    run_dir: RunDir
+    control: Control
+    reporter: Reporter
+    device: torch.device
+    choices: Choices
+    fingerprint: dict[str, Any]
+    data: PreparedData
+    tokenizer: Tokenizer
+    model: GPT
+    optimizer: Optimizer
+    stepper: Stepper
+    loader: Loader
+    state: TrainState
+    saver: Saver
+    sensors: device.Sensors
+    parent: str | None = None
+    expected_loss: float | None = None
+    inexact: list[str] = field(default_factory=list)
+    recheck: dict[str, Any] | None = None
+    saved_step: int = -1
+    unanswered: str | None = None
+    save_began: float = field(default_factory=time.monotonic)
+
+    @property
+    def own_lineage(self) -> Lineage:
+        """The lineage with this attempt's own checkpoints in it."""
+        limits = {**self.order.lineage.limits, self.order.attempt: 10**9}
+        return Lineage(limits=limits)
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Size of a checkpoint, from the tensors themselves."""
+        model, optimizer = self.tensors()
+        tensors = [*model.values(), *optimizer.values()]
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+    @property
+    def accumulation(self) -> int:
+        batch = self.order.plan.batch
+        return batch.tokens // (self.choices.device_batch_size * batch.sequence_len)
+
+    def next_step_batches(self) -> tuple[list[MicroBatch], str]:
+        """The micro-batches of one step and one sha256 over their contents.
+
+        On the host, pinned for a GPU: the step moves them, and counts the table rows they touch
+        without asking the device.
+        """
+        digest, micro = hashlib.sha256(), []
+        for _ in range(self.accumulation):
+            batch = self.loader.next_batch()
+            digest.update(bytes.fromhex(batch.sha256))
+            tokens_2BT = torch.from_numpy(batch.tokens_2BT)
+            micro.append((tokens_2BT[0], tokens_2BT[1]))
+        return micro, digest.hexdigest()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What goes into state.json."""
+        return {
+            "train": self.state.state_dict(),
+            "loader": self.loader.state_dict(),
+            "rng": rng_state(),
+        }
+
+    def manifest(
+        self, why: str, pinned: bool, next_loss: float | None
+    ) -> Callable[[dict[str, store.FileEntry]], store.Manifest]:
+        """describe(files) for a checkpoint of the present moment."""
+        step, tokens = self.state.step, self.state.tokens_seen
+        evaluations, parent = dict(self.state.evaluations), self.parent
+        now = time.time()
+
+        def describe(files: dict[str, store.FileEntry]) -> store.Manifest:
+            return store.Manifest(
+                run_id=self.order.run_id,
+                attempt=self.order.attempt,
+                step=step,
+                tokens_seen=tokens,
+                parent=parent,
+                why=why,
+                pinned=pinned,
+                files=files,
+                spec_sha256=spec_sha256(self.order),
+                data_identity=self.data.identity(),
+                fingerprint=self.fingerprint,
+                evaluations=evaluations,
+                next_loss=next_loss,
+                approximate="; ".join(self.inexact) or None,
+                unix_seconds=now,
+            )
+
+        return describe
+
+    def tensors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        return dict(self.model.state_dict()), self.optimizer.state_dict()
+
+    def close(self) -> None:
+        self.loader.close()
+        self.saver.wait()
+
+
+def build(
+    order: AttemptOrder, reporter: Reporter, control: Control, *, owns_run: bool = True
+) -> Session:
+    """Set everything up and load the newest verified checkpoint.
+
+    owns_run: whether this process holds the run's lock, so that it may clear up after others.
+    Raises device.DeviceMissing, DataChanged, DataError, checkpoint.Bad, torch.OutOfMemoryError.
+    """
+    run_dir = RunDir(Path(order.run_dir))
+    where = device.resolve(order.device)
+    reporter.emit(events.Stage(stage="probing", detail="settling the run's choices"))
+    chosen = choices.settle(order, run_dir, where, batch_size_probe.fastest_rows)
+    seed_rng(order.spec.numerics.seed)
+    data = PreparedData.model_validate_json(run_dir.data.read_bytes())
+    reporter.emit(events.Stage(stage="verifying", detail="data files"))
+    verify(data)
+    session = _assemble(order, run_dir, control, reporter, where, chosen, data)
+    _announce(session)
+    if owns_run:
+        _clear_up(session)
+    _restore(session)
+    return session
+
+
+def _assemble(
+    order: AttemptOrder,
+    run_dir: RunDir,
+    control: Control,
+    reporter: Reporter,
+    where: torch.device,
+    chosen: Choices,
+    data: PreparedData,
+) -> Session:
+    reporter.emit(events.Stage(stage="loading", detail="model and optimizer"))
+    model = GPT(shape_of(order.spec.model), compute_dtype=chosen.dtype, device=where)
+    optimizer = Optimizer(model, order.plan.hyperparameters)
+    stepper = Stepper(
+        model,
+        optimizer,
+        compile=chosen.compile,
+        deterministic=chosen.deterministic,
+        rows=chosen.device_batch_size,
+        choices_file=Path(order.data_dir) / "attention.json",
+        attention_backends=chosen.attention,
+        fp8=chosen.fp8,
+        relu2_tile=_relu2_tile(order, chosen),
+    )
+    loader = open_loader(
+        data,
+        split="train",
+        rows=chosen.device_batch_size,
+        sequence_len=order.plan.batch.sequence_len,
+        packing=order.spec.data.packing,
+        pin=where.type == "cuda",
+    )
+    picked = {**stepper.describe_choices(), "device_batch_size": chosen.device_batch_size}
+    _say_if_not_there(reporter, chosen.attention, picked["attention"])
+    tile = stepper.relu2_tile if order.spec.numerics.kernels == "triton" else None
+    if tile != chosen.relu2:
+        _say_who_won(reporter, stepper)
+    chosen = choices.freeze_winners(run_dir, chosen, picked["attention"], tile)
+    saver = Saver(run_dir.checkpoints, where)
+    stepper.before_update = saver.fence_update
+    return Session(
+        order=order,
+        run_dir=run_dir,
+        control=control,
+        reporter=reporter,
+        device=where,
+        choices=chosen,
+        fingerprint=device.fingerprint(where, picked),
+        data=data,
+        tokenizer=tokenizer.load(Path(data.tokenizer_dir)),
+        model=model,
+        optimizer=optimizer,
+        stepper=stepper,
+        loader=loader,
+        state=TrainState(),
+        saver=saver,
+        sensors=device.Sensors.open(where),
+    )
+
+
+def _say_if_not_there(reporter: Reporter, wanted: dict[str, str], found: dict[str, str]) -> None:
+    """An attention backend that was settled or asked for and cannot run here was replaced."""
+    for window, name in wanted.items():
+        if found.get(window, name) != name:
+            reporter.emit(
+                events.Notice(
+                    level="warning",
+                    code="attention_replaced",
+                    message=f"attention backend {name} is not there on this device: "
+                    f"{found[window]} is used instead",
+                )
+            )
+
+
+def _relu2_tile(order: AttemptOrder, chosen: Choices) -> str:
+    if order.spec.numerics.kernels != "triton":
+        return relu2.COMPILED
+    return chosen.relu2 or relu2.RACE
+
+
+def _say_who_won(reporter: Reporter, stepper: Stepper) -> None:
+    """Kernels that were asked for: whether they are used, and why."""
+    used, level = f"tile {stepper.relu2_tile} of relu2 is used", "info"
+    if stepper.relu2_tile == relu2.COMPILED:
+        used, level = "the compiler's are used", "warning"
+    message = f"kernels triton: {used} ({stepper.relu2_reason})"
+    reporter.emit(events.Notice(level=level, code="kernels", message=message))
+
+
+def _announce(session: Session) -> None:
+    own = identify(os.getpid())
+    session.reporter.emit(
+        events.Started(
+            pid=os.getpid(),
+            boot_id=own.boot_id if own else "",
+            start_ticks=own.start_ticks if own else 0,
+            device=str(session.device),
+            device_name=device.name_of(session.device),
+            versions=device.versions(),
+            fingerprint=session.fingerprint,
+            peak_flops=session.choices.peak_flops,
+            peak_source=session.choices.peak_source,
+        )
+    )
+    frozen = session.choices.model_dump(exclude={"probed"}, exclude_none=True)
+    chosen = frozen | session.stepper.describe_choices()
+    session.reporter.emit(events.Frozen(choices=chosen, probed=session.choices.probed))
+
+
+# --- resume --------------------------------------------------------------------------------------
+
+
+def _clear_up(session: Session) -> None:
+    swept = store.sweep(session.run_dir.checkpoints)
+    if swept:
+        print(f"removed {len(swept)} unfinished checkpoint directories: {', '.join(swept)}")
+
+
+def _restore(session: Session) -> None:
+    """Stand where the newest verified checkpoint of the lineage left the run, or at step 0."""
+    order, reporter = session.order, session.reporter
+    reporter.emit(events.Stage(stage="verifying", detail="checkpoints"))
+    found = _find(session)
+    if found is None:
+        session.model.init_weights(order.spec.numerics.seed)
+        why = "; ".join(left_out(order, 0)) or None
+        reporter.emit(events.Resumed(step=0, checkpoint=None, tokens_seen=0, approximate=why))
+        return
+    for name, why in found.passed_over:
+        reporter.emit(events.CheckpointBad(name=name, why=why))
+    _load(session, found)
+
+
+def _find(session: Session) -> store.Found | None:
+    order, directory = session.order, session.run_dir.checkpoints
+    found = store.newest(directory, order.lineage, order.max_step)
+    if found is None and order.resume_expected:
+        raise store.Bad(f"no checkpoint is left in {directory}")
+    return found
+
+
+def _load(session: Session, found: store.Found) -> None:
+    order, manifest = session.order, found.manifest
+    model, optimizer, saved = store.load(found.path)
+    session.model.load_state_dict(model)
+    session.optimizer.load_state_dict(optimizer)
+    session.state.load_state_dict(saved["train"])
+    session.loader.load_state_dict(saved["loader"])
+    restore_rng(saved["rng"])
+    session.parent, session.saved_step = found.path.name, manifest.step
+    session.inexact = differences(manifest, session)
+    session.expected_loss = (
+        manifest.next_loss
+        if manifest.next_loss is not None
+        else recorded_loss(session.run_dir, manifest.attempt, manifest.step)
+    )
+    session.recheck = manifest.evaluations.get("bpb")
+    session.reporter.emit(
+        events.Resumed(
+            step=manifest.step,
+            checkpoint=found.path.name,
+            skipped=[name for name, _ in found.passed_over],
+            tokens_seen=manifest.tokens_seen,
+            approximate="; ".join([*session.inexact, *left_out(order, manifest.step)]) or None,
+        )
+    )
+
+
+def left_out(order: AttemptOrder, step: int) -> list[str]:
+    """What a rewind takes out of the data from `step` on, in words: the run is then no longer the
+    one that was planned, however exact its resume."""
+    steps = sorted({first for first, _ in order.skip_steps if first >= step})
+    return [f"the batch of step {first:,} is left out after a rewind" for first in steps]
+
+
+def differences(manifest: store.Manifest, session: Session) -> list[str]:
+    """Why this resume cannot be exact: fingerprint fields that differ, in words."""
+    found = [manifest.approximate] if manifest.approximate and manifest.why == "import" else []
+    if manifest.data_identity != session.data.identity():
+        found.append("the data differs from what the checkpoint was trained on")
+    now = session.fingerprint
+    for key in sorted(set(manifest.fingerprint) | set(now)):
+        before, after = manifest.fingerprint.get(key), now.get(key)
+        if before != after and manifest.fingerprint:
+            found.append(f"{key}: {before} -> {after}")
+    return [text for text in found if text]
+
+
+def recorded_loss(run_dir: RunDir, attempt: int, step: int) -> float | None:
+    """The loss of `step` as that attempt's journal has it: what a resume from there must repeat."""
+    mark = f'"kind":"step","step":{step},'.encode()
+    try:
+        with (run_dir.attempt(attempt) / "outbox.jsonl").open("rb") as file:
+            for line in file:
+                if mark in line:
+                    return json.loads(line).get("loss")
+    except (OSError, ValueError):
+        return None
+    return None
+
+
+def spec_sha256(order: AttemptOrder) -> str:
+    """sha256 of the parts of the spec that decide the weights."""
+    spec = order.spec
+    parts = [
+        part.model_dump(mode="json")
+        for part in (spec.model, spec.data, spec.batch, spec.optimizer, spec.numerics)
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,265 @@
+"""The training step: micro-batches in, one update out, and no word from the host in between.
+
+The forward pass is cut where that pays: table rows are looked up outside autograd (their gradient
+is a compact sum, `embedding.py`), the head makes its gradient in the forward pass (`head.py`), and
+autograd only sees the trunk between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.model import attention, head, parameters, relu2
+from trainer.model.block import finish, start
+from trainer.model.embedding import TouchedRows, lookup
+from trainer.model.fp8 import block_fp8
+from trainer.model.gpt import GPT
+from trainer.optim.optimizer import Optimizer
+from trainer.runtime import malloc
+from trainer.runtime.compiler import Compiler
+
+MicroBatch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """0-d tensors on the device, to be read a step later.
+
+    loss: float32, mean over the micro-batches, nats per token. grad_norm: float32, of the whole
+    gradient. finite: bool; when false, the weights were left as they were.
+    """
+
+    loss: Tensor
+    grad_norm: Tensor
+    finite: Tensor
+
+
+class _Scored(torch.autograd.Function):
+    """A scalar whose gradient is the one given. `x.backward(gradient)` would do, but loads sympy to
+    compare two shapes: half a second of every start without a compiler."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return x.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> tuple[Tensor, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient, None
+
+
+class Reading:
+    """A step's numbers on their way to the host. The copy is queued right behind the step, so that
+    reading waits for that step alone: `.item()` would wait for all that was launched since."""
+
+    def __init__(self, result: StepResult) -> None:
+        numbers = torch.stack([result.loss, result.grad_norm, result.finite.float()])
+        self._arrived: torch.cuda.Event | None = None
+        self._numbers = numbers
+        if numbers.device.type == "cuda":
+            self._numbers = torch.empty(3, pin_memory=True).copy_(numbers, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    def values(self) -> tuple[float, float, bool]:
+        """(loss, gradient norm, finite), as soon as the step is done."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        loss, grad_norm, finite = self._numbers.tolist()
+        return loss, grad_norm, bool(finite)
+
+
+class Stepper:
+    """Owns how a step is done: compiled or not, and with which attention.
+
+    deterministic: what `device.configure` was told; only recorded here. CPU kernels always repeat.
+    choices_file: where the winners of races are remembered for this machine.
+    attention_backends: {window: backend} that is settled already, for a run or by an override.
+    fp8: the trunk's products in 8 bits (fp8.py); evaluations go on in the compute dtype.
+    relu2_tile: of our own kernel for the MLP (relu2.py), where it runs here; RACE lets it race.
+    before_update: called in each step when all but its update is launched; up to there weights and
+    optimizer state are only read.
+    """
+
+    def __init__(
+        self,
+        model: GPT,
+        optimizer: Optimizer,
+        *,
+        compile: bool,
+        deterministic: bool,
+        rows: int = 1,
+        choices_file: Path | None = None,
+        attention_backends: Mapping[str, str] | None = None,
+        fp8: bool = False,
+        relu2_tile: str = relu2.COMPILED,
+    ) -> None:
+        self.model, self.optimizer = model, optimizer
+        self.deterministic, self.fp8 = deterministic, fp8
+        self.before_update: Callable[[], None] = lambda: None
+        if model.device.type == "cpu":
+            malloc.keep_freed_memory()
+        self.compiler = Compiler(compile, model.device)
+        self.attention = attention.choose(
+            model.shape,
+            rows,
+            model.compute_dtype,
+            model.device,
+            choices_file,
+            fixed=attention_backends,
+            compiled=self.compiler.active,
+        )
+        model.attend = {w: attention.bind(name, w) for w, name in self.attention.items()}
+        self.relu2_tile, self.relu2_reason = relu2.settle(
+            relu2_tile,
+            model.shape,
+            rows,
+            model.compute_dtype,
+            model.device,
+            choices_file,
+            compiled=self.compiler.active,
+        )
+        layer = block_fp8 if fp8 else relu2.block_with(self.relu2_tile)
+        self._start, self._block, self._finish = map(self.compiler, (start, layer, finish))
+        self._chunk = self.compiler(head.chunk_loss_and_gradient)
+        optimizer.adamw = self.compiler(optimizer.adamw)
+
+    def train_step(
+        self,
+        micro_batches: Sequence[MicroBatch],
+        *,
+        lr_multiplier: float,
+        momentum: float,
+        weight_decay: float,
+    ) -> StepResult:
+        """Forward and backward over micro_batches of (tokens, targets), each (B, T); one update.
+
+        Gradients are the mean over the micro-batches and never clipped. A loss or gradient that is
+        not finite leaves weights and optimizer state as they were.
+        """
+        losses = self._losses(micro_batches, learn=True)
+        loss = torch.stack(losses).mean()
+        scale = self.optimizer.loss_scale
+        if scale is not None:
+            self._unscale(scale.scale)
+        grad_norm = self._grad_norm()
+        finite = torch.isfinite(loss) & torch.isfinite(grad_norm)
+        self.before_update()
+        self.optimizer.step(
+            lr_multiplier=lr_multiplier,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            finite=finite,
+        )
+        self.model.touched = None
+        # an overflow is part of float16's life, until nothing is left to halve
+        if scale is not None:
+            accident = torch.isfinite(loss) & ~finite & ~scale.exhausted
+            scale.update(finite)
+            finite = finite | accident
+        return StepResult(loss=loss, grad_norm=grad_norm, finite=finite)
+
+    def loss_only(self, micro_batches: Sequence[MicroBatch]) -> Tensor:
+        """The loss that `train_step` would report, to the bit; weights and state stay put."""
+        return torch.stack(self._losses(micro_batches, learn=False)).mean()
+
+    def describe_choices(self) -> dict[str, Any]:
+        """What was chosen on this machine: part of the determinism fingerprint."""
+        return {
+            "attention": {str(w): name for w, name in self.attention.items()},
+            "compiled": self.compiler.active,
+            "compile_reason": self.compiler.reason,
+            "compute_dtype": str(self.model.compute_dtype).removeprefix("torch."),
+            "deterministic": self.deterministic,
+            "head_chunk_tokens": head.chunk_tokens(self.model.device),
+            "threads": torch.get_num_threads(),
+            **({"products": "fp8"} if self.fp8 else {}),
+            **({"relu2": self.relu2_tile} if self.relu2_tile != relu2.COMPILED else {}),
+        }
+
+    # --- gradients -------------------------------------------------------------------------------
+
+    def _losses(self, micro_batches: Sequence[MicroBatch], learn: bool) -> list[Tensor]:
+        """Mean loss of each micro-batch; with `learn`, gradients are left in bank and touched rows.
+
+        Without it the same functions run and their gradients are thrown away: a forward pass under
+        no_grad is compiled differently and may round differently.
+        """
+        gradients = self.model.bank.gradients
+        assert gradients is not None
+        gradients.zero_()
+        tokens = [t for t, _ in micro_batches]
+        touched = TouchedRows(tokens, self.model.shape.padded_vocab_size, self.model.device)
+        self.model.touched = touched if learn else None
+        scale = torch.full((), 1 / len(micro_batches), device=self.model.device)
+        if self.optimizer.loss_scale is not None:
+            scale = scale * self.optimizer.loss_scale.scale
+        losses = []
+        for tokens_BT, targets_BT in micro_batches:
+            x_BTD, loss, gradient_BTD = self._forward(tokens_BT, targets_BT, touched, scale)
+            losses.append(loss)
+            if learn:
+                _Scored.apply(x_BTD, gradient_BTD).backward()
+            # without a backward these names alone hold the graph, beside the next forward's
+            del x_BTD, gradient_BTD
+        self.compiler.let_vary(touched.gradients.values())
+        return losses
+
+    def _forward(
+        self, tokens_BT: Tensor, targets_BT: Tensor, touched: TouchedRows, scale: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(trunk's output, mean loss, scaled gradient for the output)."""
+        model = self.model
+        tokens_BT = tokens_BT.to(model.device, non_blocking=True)
+        targets_N = targets_BT.to(model.device, non_blocking=True).reshape(-1)
+        with torch.enable_grad():
+            rows = self._table_rows(tokens_BT, touched)
+            x_BTD = model.trunk(rows, self._start, self._block, self._finish)
+        with torch.no_grad():
+            loss, gradient_ND = head.loss_and_gradient(
+                x_BTD.detach().flatten(0, 1),
+                model.head_weight,
+                targets_N,
+                model.bank.gradient(parameters.LM_HEAD)[: model.shape.vocab_size],
+                scale,
+                self._chunk,
+            )
+        return x_BTD, loss, gradient_ND.view_as(x_BTD)
+
+    def _table_rows(self, tokens_BT: Tensor, touched: TouchedRows) -> dict[str, Tensor]:
+        """Rows of every table as leaves, whose gradients go straight into the touched rows."""
+        slots_BT = touched.slots(tokens_BT)
+        rows = {}
+        for name, table in self.model.tables.items():
+            leaf = lookup(tokens_BT, table.detach(), self.model.compute_dtype).requires_grad_()
+            leaf.register_post_accumulate_grad_hook(_collect(name, touched, slots_BT))
+            rows[name] = leaf
+        return rows
+
+    def _unscale(self, scale: Tensor) -> None:
+        for gradient in self._gradients():
+            gradient.mul_(1 / scale)
+
+    def _grad_norm(self) -> Tensor:
+        return torch.stack([torch.linalg.vector_norm(g) for g in self._gradients()]).norm()
+
+    def _gradients(self) -> list[Tensor]:
+        assert self.model.bank.gradients is not None
+        assert self.model.touched is not None
+        return [self.model.bank.gradients, *self.model.touched.gradients.values()]
+
+
+def _collect(table: str, touched: TouchedRows, slots_BT: Tensor):
+    def add(leaf: Tensor) -> None:
+        assert leaf.grad is not None
+        touched.add(table, leaf.grad, slots_BT)
+        leaf.grad = None
+
+    return add

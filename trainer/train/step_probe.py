@@ -1,0 +1,107 @@
+"""A probe: real training steps of a shape on a device, to learn its speed and its memory.
+
+It answers what no arithmetic can: which rows per micro-batch run fastest, and which still fit.
+"""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from trainer.contract.plan import Hyperparameters
+from trainer.contract.shape import ModelShape
+from trainer.model.gpt import GPT
+from trainer.optim.optimizer import Optimizer
+from trainer.train.step import Stepper
+
+WARM_UP_STEPS = 2
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """seconds_per_token: median over the steps, optimizer included once per `accumulation`.
+
+    peak_bytes: the device allocator's peak on CUDA, the process' peak resident memory elsewhere.
+    fits: false when the device ran out of memory; then the other numbers are 0.
+    """
+
+    rows: int
+    fits: bool
+    seconds_per_token: float
+    peak_bytes: int
+    compiled: bool
+
+
+def probe_step(
+    shape: ModelShape,
+    rows: int,
+    *,
+    hyper: Hyperparameters,
+    compute_dtype: torch.dtype,
+    device: torch.device | str,
+    accumulation: int = 1,
+    steps: int = 5,
+    compile: bool = True,
+    deterministic: bool = False,
+    choices_file: Path | None = None,
+    fp8: bool = False,
+) -> ProbeResult:
+    """Train `steps` steps of `accumulation` micro-batches of `rows` rows on random tokens.
+
+    Running out of device memory is an answer and not an error.
+    """
+    device = torch.device(device)
+    try:
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        model = GPT(shape, compute_dtype=compute_dtype, device=device)
+        model.init_weights(0)
+        stepper = Stepper(
+            model,
+            Optimizer(model, hyper),
+            compile=compile,
+            deterministic=deterministic,
+            rows=rows,
+            choices_file=choices_file,
+            fp8=fp8,
+        )
+        seconds = _step_seconds(stepper, rows, accumulation, steps)
+        tokens = rows * accumulation * shape.sequence_len
+        compiled = stepper.compiler.active
+        return ProbeResult(rows, True, seconds / tokens, peak_memory(device), compiled)
+    except torch.OutOfMemoryError:
+        return ProbeResult(rows, False, 0.0, 0, False)
+    finally:
+        model = stepper = None
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _step_seconds(stepper: Stepper, rows: int, accumulation: int, steps: int) -> float:
+    shape = stepper.model.shape
+    draw = torch.Generator().manual_seed(0)
+    size = (accumulation, rows, shape.sequence_len + 1)
+    blocks = torch.randint(0, shape.vocab_size, size, generator=draw)
+    micro_batches = [(b[:, :-1].contiguous(), b[:, 1:].contiguous()) for b in blocks]
+    times = []
+    for _ in range(WARM_UP_STEPS + steps):
+        began = time.perf_counter()
+        result = stepper.train_step(
+            micro_batches, lr_multiplier=0.0, momentum=0.9, weight_decay=0.0
+        )
+        result.loss.item()  # waits for the device
+        times.append(time.perf_counter() - began)
+    return statistics.median(times[WARM_UP_STEPS:])
