@@ -23,7 +23,10 @@ from trainer.contract.plan.batch import fitting_rows
 from trainer.contract.shape import shape_of
 from trainer.contract.spec import RunSpec
 
-_WANTED = {"parquet": ("two or more .parquet files", ".parquet", 2)}
+_WANTED = {
+    "parquet": ("two or more .parquet files", "*.parquet", 2),
+    "nanochat_packed": ("at least one train_NNNNN.bin", "train_*.bin", 1),
+}
 
 
 def require(session: Session, spec: RunSpec, plan: Plan, found: tuple[Device, ...]) -> None:
@@ -123,8 +126,8 @@ def _corpus(spec: RunSpec) -> Iterator[tuple[str, str]]:
     elif place.is_file() and place.stat().st_size == 0:
         yield "/data/path", f"{data.path} is empty: it holds no text."
     elif data.source in _WANTED:
-        words, suffix, least = _WANTED[data.source]
-        there = sum(1 for p in place.glob(f"*{suffix}")) if place.is_dir() else 0
+        words, pattern, least = _WANTED[data.source]
+        there = sum(1 for _ in place.glob(pattern)) if place.is_dir() else 0
         if there < least:
             yield "/data/path", f"{data.path} must be a directory with {words}; it has {there}."
 

@@ -102,3 +102,44 @@ def test_fp8_wants_sizes_that_its_tiles_fit(name: str) -> None:
     with pytest.raises(ValidationError, match=rf"tiles of 16: model\.{name} 24") as caught:
         resolve({**body, "model": {name: 24}, "batch": {"tokens": 24 * 128 * 16}})
     assert caught.value.errors()[0].get("ctx", {})["at"] == ("numerics", "precision")
+
+
+PACKED = {"source": "nanochat_packed", "path": "/d"}
+
+
+def test_packed_shards_have_the_tokenizer_beside_them() -> None:
+    data = resolve({"name": "x", "data": PACKED}).data
+    assert data.tokenizer.path == "/d/tokenizer"
+    assert data.tokenizer.train is None
+    assert type(data).model_validate_json(data.model_dump_json()) == data
+    other = {**PACKED, "tokenizer": {"path": "/t"}, "num_shards": 3}
+    assert resolve({"name": "x", "data": other}).data.tokenizer.path == "/t"
+
+
+@pytest.mark.parametrize(
+    ("data", "field", "said"),
+    [
+        ({**PACKED, "max_shards": 2}, "max_shards", "takes num_shards"),
+        ({**PACKED, "packing": "lossless"}, "packing", "its rows are packed"),
+        ({**PACKED, "streams": 2}, "streams", "its rows are packed"),
+        ({**PACKED, "tokenizer": {"train": True}}, "tokenizer", "cannot be trained anew"),
+        ({"source": "parquet", "path": "/d", "num_shards": 2}, "num_shards", "max_shards limits"),
+    ],
+)
+def test_what_does_not_go_with_packed_shards(data, field: str, said: str) -> None:
+    with pytest.raises(ValidationError, match=said) as caught:
+        resolve({"name": "x", "data": data})
+    assert caught.value.errors()[0].get("ctx", {})["at"][0] == field
+
+
+def test_packed_shards_need_a_path() -> None:
+    with pytest.raises(ValidationError, match="needs a path"):
+        resolve({"name": "x", "data": {"source": "nanochat_packed"}})
+
+
+def test_streams_share_a_step_equally() -> None:
+    body = {"name": "x", "batch": {"tokens": 128 * 6, "device_batch_size": 2}}
+    assert resolve({**body, "data": {"streams": 3}}).data.streams == 3
+    with pytest.raises(ValidationError, match=r"6 rows .* equally by 4 streams") as caught:
+        resolve({**body, "data": {"streams": 4}})
+    assert caught.value.errors()[0].get("ctx", {})["at"] == ("data", "streams")

@@ -77,10 +77,11 @@ def test_an_imported_run_goes_on_as_the_plain_reference_does(
     assert losses == pytest.approx(plain.train(EXTENDED, EXTENDED), abs=1e-5)
     assert_near(model, plain)
     measured = span.measure(
-        model, data, tokenizer.load(Path(data.tokenizer_dir)),
-        eval_tokens=EVAL_ROWS * dials.sequence_len, rows=plain.rows,
-        sequence_len=dials.sequence_len, packing="best_fit",
-    )  # fmt: skip
+        model,
+        data,
+        tokenizer.load(Path(data.tokenizer_dir)),
+        span.Settings(EVAL_ROWS * dials.sequence_len, plain.rows, dials.sequence_len),
+    )
     assert measured is not None
     assert measured.result.value == pytest.approx(plain.bits_per_byte(), abs=1e-5)
     assert_same_samples(model, data, plain)

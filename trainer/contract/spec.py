@@ -27,6 +27,8 @@ from trainer.contract.strict_types import of_their_kind
 FP8_TILE = 16
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 MAX_STEPS = 10**9
+MAX_STREAMS = 1024
+SOURCES_WITH_A_PATH = ("text", "jsonl", "parquet", "nanochat_packed")
 AttentionBackend = Literal["sdpa", "masked", "blocked", "varlen", "flex", "flash3"]
 
 
@@ -115,9 +117,17 @@ class TokenizerSpec(Strict):
 
 
 class DataSpec(Strict):
-    """Where the text comes from. `path` for text, jsonl and parquet; `name` for hf."""
+    """Where the text comes from. `path` for text, jsonl, parquet, nanochat_packed; `name` for hf.
 
-    source: Literal["builtin", "text", "jsonl", "parquet", "hf"] = "builtin"
+    nanochat_packed: nanochat's pre-packed train_NNNNN.bin and val_NNNNN.bin, whose rows are read as
+    they are. num_shards: only the first N train shards of those. Their tokenizer is the one in
+    `tokenizer/` below the path unless another is named.
+
+    streams: independent streams of row groups that are packed separately, one for each process of
+    a nanochat run; a step takes the same number of rows from each.
+    """
+
+    source: Literal["builtin", "text", "jsonl", "parquet", "hf", "nanochat_packed"] = "builtin"
     path: Text | None = None
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+/[A-Za-z0-9._-]+$")] | None = (
         None
@@ -125,10 +135,12 @@ class DataSpec(Strict):
     max_shards: Annotated[int, Field(ge=1, le=1_000_000)] | Literal["auto"] | None = None
     tokenizer: TokenizerSpec = TokenizerSpec()
     packing: Literal["best_fit", "lossless"] = "best_fit"
+    num_shards: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    streams: Annotated[int, Field(ge=1, le=MAX_STREAMS)] = 1
 
     @model_validator(mode="after")
     def _source_has_its_place(self) -> DataSpec:
-        if self.source in ("text", "jsonl", "parquet") and not self.path:
+        if self.source in SOURCES_WITH_A_PATH and not self.path:
             raise ValueError(f"source '{self.source}' needs a path")
         if self.source == "hf" and not self.name:
             raise ValueError("source 'hf' needs a name such as 'owner/dataset'")
@@ -136,6 +148,37 @@ class DataSpec(Strict):
             raise ValueError("source 'builtin' takes neither path nor name")
         if self.source != "hf" and self.name:
             raise ValueError(f"name belongs to source 'hf', not '{self.source}'")
+        return self
+
+    @model_validator(mode="after")
+    def _rows_are_packed_once(self) -> DataSpec:
+        packed = self.source == "nanochat_packed"
+        if self.num_shards is not None and not packed:
+            raise do_not_fit(
+                ("num_shards",),
+                f"num_shards belongs to source 'nanochat_packed', not '{self.source}'; "
+                "max_shards limits the shards of the others",
+            )
+        if not packed:
+            return self
+        if self.max_shards is not None:
+            raise do_not_fit(
+                ("max_shards",), "source 'nanochat_packed' takes num_shards, not max_shards"
+            )
+        if self.packing != "best_fit" or self.streams != 1:
+            name = "packing" if self.packing != "best_fit" else "streams"
+            raise do_not_fit(
+                (name,),
+                f"{name} cannot be chosen for source 'nanochat_packed': its rows are packed",
+            )
+        if self.tokenizer.train:
+            if "tokenizer" in self.model_fields_set:
+                raise do_not_fit(
+                    ("tokenizer", "train"),
+                    "source 'nanochat_packed' holds token ids, so its tokenizer cannot be trained "
+                    "anew: give tokenizer.path, or nothing for the one below the data's path",
+                )
+            self.tokenizer = TokenizerSpec(path=f"{(self.path or '').rstrip('/')}/tokenizer")
         return self
 
 
@@ -236,7 +279,12 @@ class NumericsSpec(Strict):
 
 
 class EvaluateSpec(Strict):
-    """Cadences in steps; None is off. CORE at the end of a phase: `core_every: "end"`."""
+    """Cadences in steps; None is off. CORE at the end of a phase: `core_every: "end"`.
+
+    token_bytes: the lengths by which val bpb counts bytes. raw: the bytes of each token. decoded:
+    those of its text, where bytes that are not UTF-8 count 3 per replacement character, as
+    nanochat counted before July 2026 (val bpb reads about 0.05 % lower).
+    """
 
     bpb_every: Steps | Literal["end"] | None = 250
     eval_tokens: Tokens = 41_943_040
@@ -249,6 +297,7 @@ class EvaluateSpec(Strict):
         Field(max_length=32),
     ] = []
     recheck_bpb: Literal["auto", "always", "never"] = "auto"
+    token_bytes: Literal["raw", "decoded"] = "raw"
 
 
 class CheckpointSpec(Strict):
@@ -316,6 +365,18 @@ class RunSpec(Strict):
                 ("batch", "tokens"),
                 f"batch.tokens {tokens:,} is not divisible by device_batch_size x sequence_len "
                 f"= {rows} x {length:,} = {rows * length:,}; {near:,} would be",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _streams_share_a_step(self) -> RunSpec:
+        tokens, streams = self.batch.tokens, self.data.streams
+        if isinstance(tokens, int) and tokens // self.model.sequence_len % streams:
+            raise do_not_fit(
+                ("data", "streams"),
+                f"a step of {tokens // self.model.sequence_len:,} rows (batch.tokens {tokens:,} / "
+                f"sequence_len {self.model.sequence_len:,}) cannot be shared equally by "
+                f"{streams} streams",
             )
         return self
 

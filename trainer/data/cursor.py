@@ -10,6 +10,7 @@ from trainer.data.packing import Remainder, arrivals_of
 from trainer.data.reader import LastRead, Position, grouped, origin_of
 
 VERSION = 1
+STREAMS_VERSION = 2  # of a cursor that holds one of version 1 for each stream
 
 
 @dataclass(frozen=True)
@@ -59,14 +60,46 @@ def first_cursor(packing: str = "best_fit", rank: int = 0, world: int = 1) -> di
     ).cursor()
 
 
+def joined(packing: str, parts: list[dict[str, Any]], rows: int) -> dict[str, Any]:
+    """The cursor of several streams; that of a single one is its own. rows: taken in all."""
+    if len(parts) == 1:
+        return parts[0]
+    return {"version": STREAMS_VERSION, "packing": packing, "rows": rows, "streams": parts}
+
+
+def parts_of(cursor: dict[str, Any], streams: int) -> list[dict[str, Any]]:
+    """The cursor of each stream. Raises DataError for a cursor of another number of streams."""
+    found = cursor["streams"] if cursor.get("version") == STREAMS_VERSION else [cursor]
+    if len(found) != streams:
+        raise DataError(
+            "bad_cursor",
+            f"the data cursor is of {len(found)} streams, and data.streams is {streams}: each "
+            "packs its own row groups, so their number cannot change within a run",
+        )
+    return found
+
+
 def skip_to_row_group(
-    position: dict[str, int], *, packing: str = "best_fit", rank: int = 0, world: int = 1
+    position: dict[str, int],
+    *,
+    packing: str = "best_fit",
+    rank: int = 0,
+    world: int = 1,
+    streams: int = 1,
 ) -> dict[str, Any]:
     """Our cursor for nanochat's `{pq_idx, rg_idx, epoch}`: the row group after it, empty buffer.
 
-    After a shard's last row group that is the next shard's first. Approximate, since nanochat
-    does not save its buffer.
+    Stream r of R goes on at its first row group behind that of the first stream; where a file has
+    none left, at its first one of the next file. nanochat saves neither the buffers nor the
+    positions of its other processes, so this is how a resume of its own goes on, not what an
+    undisturbed run would have read.
     """
+    if streams > 1:
+        each = [
+            skip_to_row_group(position, packing=packing, rank=r, world=streams)
+            for r in range(streams)
+        ]
+        return joined(packing, each, 0)
     file, group, epoch = (position[key] for key in ("pq_idx", "rg_idx", "epoch"))
     if file < 0 or group < 0 or epoch < 1:
         raise DataError("bad_cursor", f"{position} is no position in a data set")

@@ -6,22 +6,21 @@ batch carries the state after itself: the loader's cursor is that of the batch h
 
 from __future__ import annotations
 
-import hashlib
 import queue
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from trainer.data import cursor as cursors
-from trainer.data.cursor import Snapshot, skip_to_row_group
-from trainer.data.packing import Packer, Packing, Remainder
+from trainer.data import packed_rows
+from trainer.data.cursor import skip_to_row_group
+from trainer.data.packed_rows import PackedRows
+from trainer.data.packing import Packing
 from trainer.data.prepared import PreparedData
-from trainer.data.reader import LastRead, Position, Reader, arrival_number
-from trainer.data.shardset import ShardSet
+from trainer.data.streams import PackedDocuments, StreamsSnapshot
 
 __all__ = ["Batch", "Loader", "nanochat_position", "open_loader", "skip_to_row_group"]
 
@@ -32,12 +31,13 @@ PREFETCH_BATCHES = 16
 class Batch:
     """`tokens_2BT` int64 holds inputs and targets in one block, pinned if the loader pins.
 
-    `sha256` is that of the rows (B, T+1) as little-endian uint32: it names the batch's content.
+    `sha256` is that of the rows (B, T+1) as little-endian uint32, or of inputs and targets where
+    the rows were packed before: it names the batch's content.
     """
 
     tokens_2BT: np.ndarray
     sha256: str
-    snapshot: Snapshot
+    snapshot: Place
 
     @property
     def inputs_BT(self) -> np.ndarray:
@@ -53,6 +53,40 @@ class Batch:
         return self.snapshot.cursor()
 
 
+class Place(Protocol):
+    """Where a batch left the data, cheap to take; `cursor()` writes it out as JSON."""
+
+    def cursor(self) -> dict[str, Any]: ...
+
+
+class RowReader(Protocol):
+    """Rows from a cursor on."""
+
+    def fill(self, tokens_2BT: np.ndarray) -> tuple[str, Place]:
+        """Fill inputs and targets; returns the content's sha256 and the place after it."""
+        ...
+
+
+class RowSource(Protocol):
+    """Where a loader's rows come from: documents packed now, or rows that were packed before."""
+
+    def first_cursor(self) -> dict[str, Any]: ...
+
+    def check(self, cursor: dict[str, Any]) -> None:
+        """Raise DataError where a cursor cannot be continued from."""
+        ...
+
+    def begin(self, cursor: dict[str, Any]) -> RowReader: ...
+
+    def cancel(self) -> None:
+        """Make a wait for a download end, now and until `resume`."""
+        ...
+
+    def resume(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
 def open_loader(
     prepared: PreparedData,
     *,
@@ -60,6 +94,7 @@ def open_loader(
     rows: int,
     sequence_len: int,
     packing: Packing = "best_fit",
+    streams: int = 1,
     cursor: dict[str, Any] | None = None,
     rank: int = 0,
     world: int = 1,
@@ -68,9 +103,15 @@ def open_loader(
 ) -> Loader:
     """Batches of `rows` x `sequence_len` from the cursor on (default: the beginning).
 
-    Raises DataError, DataChanged, here or at the batch where the trouble lies. Close it.
+    packing and streams are those of `streams.PackedDocuments`; rows that were packed before have
+    neither. Raises DataError, DataChanged, here or at the batch where the trouble lies. Close it.
     """
-    return Loader(prepared, split, rows, sequence_len, packing, cursor, rank, world, prefetch, pin)
+    source: RowSource
+    if prepared.source == packed_rows.SOURCE:
+        source = PackedRows(prepared, split, sequence_len, rank, world)
+    else:
+        source = PackedDocuments(prepared, split, packing, streams, rank, world)
+    return Loader(source, rows, sequence_len, cursor, prefetch, pin)
 
 
 class Loader:
@@ -78,25 +119,21 @@ class Loader:
 
     def __init__(
         self,
-        prepared: PreparedData,
-        split: Literal["train", "val"],
+        source: RowSource,
         rows: int,
         sequence_len: int,
-        packing: Packing,
         cursor: dict[str, Any] | None,
-        rank: int,
-        world: int,
         prefetch: int,
         pin: bool,
     ) -> None:
-        self._settings = (rows, sequence_len, packing, rank, world, pin)
+        self._rows = source
+        self._settings = (rows, sequence_len, pin)
         self._prefetch = prefetch
-        self._shards = ShardSet(prepared, split)
         self.waited_seconds = 0.0
         try:
-            self._start(cursor or cursors.first_cursor(packing, rank, world))
+            self._start(cursor or source.first_cursor())
         except BaseException:
-            self._shards.close()
+            source.close()
             raise
 
     def next_batch(self, timeout: float | None = None) -> Batch:
@@ -122,7 +159,7 @@ class Loader:
 
     def close(self) -> None:
         self._stop()
-        self._shards.close()
+        self._rows.close()
 
     def __enter__(self) -> Loader:
         return self
@@ -135,78 +172,28 @@ class Loader:
             yield self.next_batch()
 
     def _stop(self) -> None:
-        self._shards.cancel()
+        self._rows.cancel()
         self._source.close()
-        self._shards.resume()
+        self._rows.resume()
 
     def _start(self, cursor: dict[str, Any]) -> None:
-        rows, sequence_len, packing, rank, world, pin = self._settings
-        cursors.check(cursor, packing, world, len(self._shards.files))
-        maker = _Maker(self._shards, cursor, rows, sequence_len, packing, rank, world, pin)
-        self._state: dict[str, Any] | Snapshot = cursor
+        self._rows.check(cursor)
+        maker = _Maker(self._rows.begin(cursor), *self._settings)
+        self._state: dict[str, Any] | Place = cursor
         self._source = _Ahead(maker, self._prefetch) if self._prefetch else _Direct(maker)
 
 
 class _Maker:
     """Makes one batch after another in the calling thread."""
 
-    def __init__(
-        self,
-        shards: ShardSet,
-        cursor: dict[str, Any],
-        rows: int,
-        sequence_len: int,
-        packing: Packing,
-        rank: int,
-        world: int,
-        pin: bool,
-    ) -> None:
-        self._shards, self._cursor = shards, cursor
-        self._shape = (rows, sequence_len + 1)
-        self._packing, self._world, self._pin = packing, world, pin
-        position, last = Position(**cursor["position"]), LastRead(**cursor["last"])
-        self._reader = Reader(shards.open, len(shards.files), position, last, rank, world)
-        self._packer = Packer(self._reader.read, packing)
-        self._rows = cursor["rows"]
-        self._restored = False
+    def __init__(self, reader: RowReader, rows: int, sequence_len: int, pin: bool) -> None:
+        self._reader = reader
+        self._shape, self._pin = (2, rows, sequence_len), pin
 
     def make(self) -> Batch:
-        if not self._restored:  # here, not in the constructor: it may have to tokenize
-            self._restore()
-        rows_BT1 = np.empty(self._shape, dtype=np.uint32)
-        for row in rows_BT1:
-            self._packer.fill(row)
-        tokens_2BT = _empty((2, self._shape[0], self._shape[1] - 1), self._pin)
-        tokens_2BT[0] = rows_BT1[:, :-1]
-        tokens_2BT[1] = rows_BT1[:, 1:]
-        self._rows += self._shape[0]
-        digest = hashlib.sha256(rows_BT1.astype("<u4", copy=False).data).hexdigest()
-        return Batch(tokens_2BT, digest, self._snapshot())
-
-    def _restore(self) -> None:
-        num_files = len(self._shards.files)
-        for epoch, file, documents in self._cursor["buffer"]:
-            numbers = [arrival_number(epoch, file, n, num_files) for n in documents]
-            self._packer.add(zip(numbers, self._shards.pick(file, documents), strict=True))
-        if self._cursor["remainder"] is not None:
-            epoch, file, document, offset = self._cursor["remainder"]
-            ids = self._shards.pick(file, [document])[0][offset:]
-            number = arrival_number(epoch, file, document, num_files)
-            self._packer.remainder = (number, offset, ids)
-        self._restored = True
-
-    def _snapshot(self) -> Snapshot:
-        remainder: Remainder | None = self._packer.remainder
-        return Snapshot(
-            packing=self._packing,
-            world=self._world,
-            num_files=len(self._shards.files),
-            position=self._reader.position,
-            last=self._reader.last,
-            keys=self._packer.buffered(),
-            remainder=remainder,
-            rows=self._rows,
-        )
+        tokens_2BT = _empty(self._shape, self._pin)
+        digest, snapshot = self._reader.fill(tokens_2BT)
+        return Batch(tokens_2BT, digest, snapshot)
 
 
 class _Direct:
@@ -292,8 +279,9 @@ def nanochat_position(
     rows: int,
     sequence_len: int,
     packing: Packing = "best_fit",
+    streams: int = 1,
 ) -> dict[str, int]:
-    """nanochat's `{pq_idx, rg_idx, epoch}` for a cursor of ours (one process).
+    """nanochat's `{pq_idx, rg_idx, epoch}` for a cursor of ours: its first process' position.
 
     nanochat saves the position of the batch fetched one ahead, so that batch is made here.
     """
@@ -303,10 +291,13 @@ def nanochat_position(
         rows=rows,
         sequence_len=sequence_len,
         packing=packing,
+        streams=streams,
         cursor=cursor,
         prefetch=0,
     ) as loader:
-        last = loader.next_batch().snapshot.last
+        ahead = [loader.next_batch().snapshot for _ in range(streams)][-1]
+    assert isinstance(ahead, StreamsSnapshot)
+    last = ahead.last
     return {"pq_idx": last.pq_idx, "rg_idx": last.rg_idx, "epoch": last.epoch}
 
 

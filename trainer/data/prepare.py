@@ -15,7 +15,7 @@ from typing import cast
 
 from trainer.contract.plan import shards_for
 from trainer.contract.spec import DataSpec, RunSpec
-from trainer.data import cache, corpora, durable
+from trainer.data import cache, contents, corpora, durable, packed_corpus, packed_rows
 from trainer.data import tokenizer as tokenizers
 from trainer.data.corpora import Corpus
 from trainer.data.errors import DataChanged, DataError
@@ -56,6 +56,8 @@ def prepare(
         verify(previous)
         return previous
     corpora_dir = Path(data_dir).absolute() / "corpora"
+    if spec.source == packed_rows.SOURCE:
+        return _packed(spec, corpora_dir, vocab_size, seed_tokenizer_dir, progress)
     collected = corpora.collect(
         spec,
         corpora_dir,
@@ -71,6 +73,23 @@ def prepare(
     cache_dir = corpora_dir / "tokens" / tokenizer.sha256[:32]
     counts = _build_cache(collected, cache_dir, tokenizer, cap, progress)
     return _prepared(collected, tokenizer, directory, cache_dir, cap, counts)
+
+
+def _packed(
+    spec: DataSpec, corpora_dir: Path, vocab_size: int, seed: Path | None, progress: Progress
+) -> PreparedData:
+    """Rows that nanochat packed: nothing to tokenize."""
+    corpora_dir.mkdir(parents=True, exist_ok=True)
+    tokenizer, directory = _tokenizer(spec, corpora_dir, None, vocab_size, seed, (), progress)
+    return packed_corpus.prepare(
+        spec,
+        tokenizer,
+        directory,
+        seed or Path(spec.tokenizer.path or "").expanduser(),
+        corpora_dir / "tokens" / tokenizer.sha256[:32],
+        lambda paths, done: contents.describe(paths, corpora_dir, done),
+        progress,
+    )
 
 
 def _shards_wanted(spec: DataSpec, tokens_needed: int) -> int | None:
@@ -91,13 +110,16 @@ def _revision(previous: PreparedData | None) -> str | None:
 def _tokenizer(
     spec: DataSpec,
     corpora_dir: Path,
-    collected: Corpus,
+    collected: Corpus | None,
     vocab_size: int,
     seed_dir: Path | None,
     special_tokens: tuple[str, ...],
     progress: Progress,
 ) -> tuple[Tokenizer, Path]:
-    """The tokenizer and the folder of ours that it lies in, named by its sha256."""
+    """The tokenizer and the folder of ours that it lies in, named by its sha256.
+
+    collected: the text to train one on, where none is given.
+    """
     root = corpora_dir / "tokenizers"
     given = seed_dir or (Path(spec.tokenizer.path).expanduser() if spec.tokenizer.path else None)
     if given is None and spec.tokenizer.run:
@@ -108,6 +130,7 @@ def _tokenizer(
         progress("tokenizer", None, f"loading the tokenizer in {given}")
         tokenizer = tokenizers.load_any(given)
     else:
+        assert collected is not None
         tokenizer = _trained(root, collected, vocab_size, special_tokens, progress)
     if tokenizer.vocab_size != vocab_size:
         raise DataError(

@@ -26,7 +26,8 @@ class Remote(Frozen):
 
 
 class DataFile(Frozen):
-    """A parquet file as it was when the run was prepared. Counts are None until it is here."""
+    """A file as it was when the run was prepared. Counts of a parquet file are None until it is
+    here; num_rows is that of a packed shard."""
 
     path: str
     size: int
@@ -36,6 +37,7 @@ class DataFile(Frozen):
     ctime_ns: int | None = None
     num_documents: int | None = None
     num_row_groups: int | None = None
+    num_rows: int | None = None
     remote: Remote | None = None
 
 
@@ -56,6 +58,7 @@ class PreparedData(Frozen):
     corpus_tokens: int
     corpus_tokens_exact: bool
     val_tokens: int
+    tokenizer_id: int | None = None  # nanochat's fingerprint, of the rows it packed
     notes: list[str] = []
 
     def files(self, split: str) -> list[DataFile]:

@@ -34,7 +34,7 @@ class ShardSet:
         if self._tokenizer.sha256 != prepared.tokenizer_sha256:
             path = Path(prepared.tokenizer_dir) / tokenizers.FILE_NAME
             raise DataChanged(path, "is not the tokenizer this run was prepared with")
-        self._open: dict[int, Shard] = {}
+        self._open: dict[int, tuple[int, Shard]] = {}  # by stream
         self._stats: dict[int, tuple[int, int, int, int]] = {}
         self._opener = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="shards")
         self._ahead: tuple[int, concurrent.futures.Future[Shard]] | None = None
@@ -44,17 +44,26 @@ class ShardSet:
         if split == "train" and any(self._is_missing(file) for file in self.files):
             self._start_builder()
 
-    def open(self, index: int) -> Shard:
-        """The shard being read. Raises DataChanged, DataError."""
-        shard = self._open.get(index)
-        if shard is None:
-            shard = self._take_ahead(index) or self._fresh(index)
-            self._open = {index: shard}  # older ones live on in the documents still buffered
+    def open(self, index: int, stream: int = 0) -> Shard:
+        """The shard that a stream reads. Raises DataChanged, DataError."""
+        held, shard = self._open.get(stream, (None, None))
+        if shard is None or held != index:
+            shard = self._shared(index) or self._take_ahead(index) or self._fresh(index)
+            self._open[stream] = index, shard  # older ones live on in the documents still buffered
             self._look_ahead(index)
         elif not isinstance(shard, CachedShard) and not self._is_missing(self.files[index]):
-            shard = self._open[index] = self._fresh(index)
+            shard = self._fresh(index)
+            self._open[stream] = index, shard
         self._check_unchanged(index)
         return shard
+
+    def _shared(self, index: int) -> Shard | None:
+        """The shard that another stream reads already. Each has a text file of its own: it keeps
+        the one row group it reads in memory."""
+        for other, shard in self._open.values():
+            if other == index and isinstance(shard, CachedShard):
+                return shard
+        return None
 
     def pick(self, index: int, documents: list[int]) -> list[np.ndarray]:
         """Single documents of any file, for a buffer that is restored."""

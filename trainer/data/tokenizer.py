@@ -11,7 +11,7 @@ import base64
 import hashlib
 import json
 import os
-import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,10 +21,11 @@ import numpy as np
 import tiktoken
 
 from trainer.contract.recipe import DEFAULT, RECIPES
-from trainer.data import durable, inert_pickle
+from trainer.data import durable, inert_pickle, token_bytes
 from trainer.data.errors import DataError
 
 FILE_NAME = "tokenizer.json"
+PICKLE_NAME = "tokenizer.pkl"
 FORMAT = "traind-tokenizer"
 SPECIAL_TOKENS = RECIPES[DEFAULT].special_tokens
 SPLIT_PATTERN = (
@@ -143,7 +144,7 @@ def load_any(directory: str | Path) -> Tokenizer:
     directory = Path(directory)
     if (directory / FILE_NAME).exists():
         return load(directory)
-    if (directory / "tokenizer.pkl").exists():
+    if (directory / PICKLE_NAME).exists():
         return from_nanochat(directory)
     raise DataError(
         "tokenizer_not_found",
@@ -191,9 +192,10 @@ def _training_text(texts: Iterable[str]) -> Iterator[str]:
 def from_nanochat(directory: str | Path) -> Tokenizer:
     """nanochat's tokenizer.pkl, compared with its token_bytes.pt when that is there.
 
-    Runs no code of either file. Raises DataError("tokenizer_refused", ...).
+    The table may be either of those in `token_bytes`. Runs no code of either file. Raises
+    DataError("tokenizer_refused", ...).
     """
-    path = Path(directory) / "tokenizer.pkl"
+    path = Path(directory) / PICKLE_NAME
     state = inert_pickle.read_encoding(_read_capped(path), str(path))
     ranks, special, pattern = (
         state.get(key) for key in ("mergeable_ranks", "special_tokens", "pat_str")
@@ -208,47 +210,30 @@ def from_nanochat(directory: str | Path) -> Tokenizer:
         raise _refused(path, "its special tokens do not follow the merges")
     tokens = sorted(ranks, key=ranks.__getitem__)
     tokenizer = _validated(pattern, tokens, sorted(special, key=special.__getitem__), path)
-    _compare_token_bytes(tokenizer, Path(directory) / "token_bytes.pt")
+    token_bytes.read_kind(tokenizer, directory)
     return tokenizer
 
 
-def to_nanochat(tokenizer: Tokenizer, directory: str | Path) -> None:
+def nanochat_id(directory: str | Path) -> int:
+    """nanochat's fingerprint of a tokenizer: crc32 of tokenizer.pkl's bytes, without the sign bit.
+
+    It is that of the file: another pickle of the same tokenizer may have another one.
+    """
+    return zlib.crc32(_read_capped(Path(directory) / PICKLE_NAME)) & 0x7FFFFFFF
+
+
+def to_nanochat(
+    tokenizer: Tokenizer, directory: str | Path, kind: token_bytes.TokenBytes = "raw"
+) -> None:
     """Write tokenizer.pkl (a tiktoken.Encoding) and token_bytes.pt (int32, V) for nanochat."""
     import pickle
 
     import torch
 
     directory = Path(directory)
-    durable.write_bytes(directory / "tokenizer.pkl", pickle.dumps(tokenizer.encoding))
-    with durable.replacing(directory / "token_bytes.pt") as file:
-        torch.save(torch.from_numpy(tokenizer.token_bytes.copy()), file)
-
-
-def _compare_token_bytes(tokenizer: Tokenizer, path: Path) -> None:
-    if not path.exists():
-        return
-    import torch
-
-    try:
-        _check_archive(path)
-        lengths = torch.load(path, map_location="cpu", weights_only=True)
-    except DataError:
-        raise
-    except Exception as error:  # torch raises many kinds for files that are not its own
-        raise _refused(path, str(error).splitlines()[0] if str(error) else "unreadable") from None
-    if not isinstance(lengths, torch.Tensor) or lengths.shape != (tokenizer.vocab_size,):
-        raise _refused(path, f"it is not one length for each of {tokenizer.vocab_size:,} tokens")
-    if not np.array_equal(lengths.to(torch.int64).numpy(), tokenizer.token_bytes):
-        raise _refused(path, "its byte lengths are not those of tokenizer.pkl beside it")
-
-
-def _check_archive(path: Path) -> None:
-    """A .pt file is a zip: refuse one that would unpack to more than it is."""
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise _refused(path, "it is too large for a table of token lengths")
-    with zipfile.ZipFile(path) as archive:
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-            raise _refused(path, "it is compressed, which torch does not do")
+    durable.write_bytes(directory / PICKLE_NAME, pickle.dumps(tokenizer.encoding))
+    with durable.replacing(directory / token_bytes.FILE_NAME) as file:
+        torch.save(torch.from_numpy(token_bytes.table(tokenizer, kind).copy()), file)
 
 
 # --- building and checking -----------------------------------------------------------------------

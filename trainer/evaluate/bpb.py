@@ -58,33 +58,41 @@ def measure(
     return BpbResult(value, nats, num_bytes, tokens, time.monotonic() - began)
 
 
-def plan_span(eval_tokens: int, rows: int, sequence_len: int) -> int:
-    """Number of batches of rows x sequence_len tokens in the span (at least one)."""
-    return max(1, eval_tokens // (rows * sequence_len))
+def plan_span(eval_tokens: int, rows: int, sequence_len: int, streams: int = 1) -> int:
+    """Number of batches of rows x sequence_len tokens in the span, the same of each stream (at
+    least one)."""
+    return max(1, eval_tokens // (rows * sequence_len * streams)) * streams
 
 
 def identity(
     val_identity: str,
     tokenizer_sha256: str,
-    tokens: int,
+    *,
+    batches: int,
     rows: int,
     sequence_len: int,
     packing: str,
+    streams: int = 1,
+    token_bytes: str = "raw",
 ) -> str:
     """What a value depends on besides the weights: values of two identities are not comparable.
 
     rows counts: how documents are packed into rows depends on where the span ends, and it ends
-    after plan_span(tokens, rows, sequence_len) x rows rows.
+    after batches x rows rows. So do the streams that pack them, and the table of byte lengths.
     """
-    parts = {
+    parts: dict[str, Any] = {
         "kind": "bpb",
         "validation": val_identity,
         "tokenizer": tokenizer_sha256,
-        "batches": plan_span(tokens, rows, sequence_len),
+        "batches": batches,
         "rows": rows,
         "sequence_len": sequence_len,
         "packing": packing,
     }
+    if streams != 1:
+        parts["streams"] = streams
+    if token_bytes != "raw":
+        parts["token_bytes"] = token_bytes
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

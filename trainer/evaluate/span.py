@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from trainer.contract.spec import RunSpec
+from trainer.data import packed_rows
+from trainer.data import token_bytes as byte_tables
 from trainer.data.loader import open_loader
 from trainer.data.packing import Packing
 from trainer.data.prepared import PreparedData
+from trainer.data.token_bytes import TokenBytes
 from trainer.data.tokenizer import Tokenizer
 from trainer.evaluate import bpb
 from trainer.model.gpt import GPT
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much of the validation split is measured, in which rows, and by which byte lengths."""
+
+    eval_tokens: int
+    rows: int
+    sequence_len: int
+    packing: Packing = "best_fit"
+    streams: int = 1
+    token_bytes: TokenBytes = "raw"
 
 
 @dataclass(frozen=True)
@@ -24,57 +40,78 @@ class Measured:
     settings: dict[str, Any]
 
 
+def settings_of(
+    spec: RunSpec, *, rows: int, sequence_len: int, eval_tokens: int | None = None
+) -> Settings:
+    """The settings of a run, with its rows a pass. eval_tokens: another span than the spec's."""
+    return Settings(
+        eval_tokens=eval_tokens or spec.evaluate.eval_tokens,
+        rows=rows,
+        sequence_len=sequence_len,
+        packing=spec.data.packing,
+        streams=spec.data.streams,
+        token_bytes=spec.evaluate.token_bytes,
+    )
+
+
 def measure(
     model: GPT,
     data: PreparedData,
     tokenizer: Tokenizer,
+    settings: Settings,
     *,
-    eval_tokens: int,
-    rows: int,
-    sequence_len: int,
-    packing: Packing,
     should_stop: Callable[[], bool] | None = None,
 ) -> Measured | None:
-    """val bpb over `eval_tokens` of the validation split, packed from its beginning."""
-    count = bpb.plan_span(eval_tokens, rows, sequence_len)
+    """val bpb over `eval_tokens` of the validation split, from its beginning."""
     result = bpb.measure(
         model,
-        _batches(data, rows, sequence_len, packing, count),
-        torch.from_numpy(tokenizer.token_bytes.copy()),
+        _batches(data, settings),
+        torch.from_numpy(byte_tables.table(tokenizer, settings.token_bytes).copy()),
         should_stop=should_stop,
     )
     if result is None:
         return None
-    settings = {
-        "eval_tokens": eval_tokens,
-        "batches": count,
-        "rows": rows,
-        "sequence_len": sequence_len,
-        "packing": packing,
+    described = {
+        **asdict(settings),
+        "batches": _num_batches(settings),
         "validation": data.val_identity(),
         "tokenizer": data.tokenizer_sha256,
     }
-    name = identity(
-        data, eval_tokens=eval_tokens, rows=rows, sequence_len=sequence_len, packing=packing
-    )
-    return Measured(result, name, settings)
+    return Measured(result, identity(data, settings), described)
 
 
-def identity(
-    data: PreparedData, *, eval_tokens: int, rows: int, sequence_len: int, packing: Packing
-) -> str:
+def identity(data: PreparedData, settings: Settings) -> str:
     """What such a value depends on besides the weights."""
+    rows, count, packing = settings.rows, _num_batches(settings), settings.packing
+    if data.source == packed_rows.SOURCE:  # these rows are the same however many make a batch
+        rows, count, packing = count * rows, 1, packed_rows.SOURCE
     return bpb.identity(
-        data.val_identity(), data.tokenizer_sha256, eval_tokens, rows, sequence_len, packing
+        data.val_identity(),
+        data.tokenizer_sha256,
+        batches=count,
+        rows=rows,
+        sequence_len=settings.sequence_len,
+        packing=packing,
+        streams=settings.streams,
+        token_bytes=settings.token_bytes,
     )
 
 
-def _batches(
-    data: PreparedData, rows: int, sequence_len: int, packing: Packing, count: int
-) -> Iterator[tuple[Tensor, Tensor]]:
+def _num_batches(settings: Settings) -> int:
+    return bpb.plan_span(
+        settings.eval_tokens, settings.rows, settings.sequence_len, settings.streams
+    )
+
+
+def _batches(data: PreparedData, settings: Settings) -> Iterator[tuple[Tensor, Tensor]]:
     with open_loader(
-        data, split="val", rows=rows, sequence_len=sequence_len, packing=packing
+        data,
+        split="val",
+        rows=settings.rows,
+        sequence_len=settings.sequence_len,
+        packing=settings.packing,
+        streams=settings.streams,
     ) as loader:
-        for _ in range(count):
+        for _ in range(_num_batches(settings)):
             tokens_2BT = torch.from_numpy(loader.next_batch().tokens_2BT)
             yield tokens_2BT[0], tokens_2BT[1]

@@ -54,10 +54,12 @@ def _bpb(loaded: Any, order: JobOrder, own: Process):
         loaded.model,
         loaded.data,
         loaded.tokenizer,
-        eval_tokens=order.params.get("eval_tokens") or loaded.spec.evaluate.eval_tokens,
-        rows=loaded.rows,
-        sequence_len=loaded.plan.batch.sequence_len,
-        packing=loaded.spec.data.packing,
+        span.settings_of(
+            loaded.spec,
+            rows=loaded.rows,
+            sequence_len=loaded.plan.batch.sequence_len,
+            eval_tokens=order.params.get("eval_tokens"),
+        ),
         should_stop=own.control.wants_attention,
     )
     if measured is None:

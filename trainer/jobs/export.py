@@ -55,6 +55,7 @@ def _nanochat(loaded: Loaded, order: JobOrder, folder: Path) -> None:
         rows=loaded.rows,
         sequence_len=batch.sequence_len,
         packing=loaded.spec.data.packing,
+        streams=loaded.spec.data.streams,
     )
     meta = meta_for(
         loaded.spec,

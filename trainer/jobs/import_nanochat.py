@@ -96,13 +96,10 @@ def _result(
     own.reporter.emit(events.Stage(stage="saving"))
     plan = make_plan(spec, PlanContext(device_type="cpu"))
     batch = plan.batch
-    identity = span.identity(
-        data,
-        eval_tokens=spec.evaluate.eval_tokens,
-        rows=batch.device_batch_size,
-        sequence_len=batch.sequence_len,
-        packing=spec.data.packing,
+    measured_by = span.settings_of(
+        spec, rows=batch.device_batch_size, sequence_len=batch.sequence_len
     )
+    identity = span.identity(data, measured_by)
     tokens = source.step * batch.tokens
     path, manifest = store.write(
         staging.checkpoints,

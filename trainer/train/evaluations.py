@@ -107,17 +107,15 @@ def _compare(session: Session, before: dict[str, Any]) -> None:
 
 def identity(session: Session) -> str:
     """What this run's val bpb depends on besides the weights."""
-    return span.identity(session.data, **_span(session))
+    return span.identity(session.data, _span(session))
 
 
-def _span(session: Session) -> dict[str, Any]:
-    batch, spec = session.order.plan.batch, session.order.spec
-    return {
-        "eval_tokens": spec.evaluate.eval_tokens,
-        "rows": session.choices.device_batch_size,
-        "sequence_len": batch.sequence_len,
-        "packing": spec.data.packing,
-    }
+def _span(session: Session) -> span.Settings:
+    return span.settings_of(
+        session.order.spec,
+        rows=session.choices.device_batch_size,
+        sequence_len=session.order.plan.batch.sequence_len,
+    )
 
 
 # --- measuring -----------------------------------------------------------------------------------
@@ -138,8 +136,8 @@ def _bpb(session: Session) -> bool:
         session.model,
         session.data,
         session.tokenizer,
+        _span(session),
         should_stop=session.control.wants_attention,
-        **_span(session),
     )
     if measured is None:
         return False

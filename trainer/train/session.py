@@ -198,6 +198,7 @@ def _assemble(
         rows=chosen.device_batch_size,
         sequence_len=order.plan.batch.sequence_len,
         packing=order.spec.data.packing,
+        streams=order.spec.data.streams,
         pin=where.type == "cuda",
     )
     picked = {**stepper.describe_choices(), "device_batch_size": chosen.device_batch_size}

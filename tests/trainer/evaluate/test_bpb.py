@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -49,16 +50,28 @@ def test_stopping_between_batches_gives_nothing():
     )
 
 
-def test_identity_follows_everything_but_tokens_that_change_no_batch():
-    known = ("v", "t", 8192, 4, 128, "best_fit")
-    same = bpb.identity(*known)
-    others = [
-        ("w", *known[1:]), ("v", "u", *known[2:]), ("v", "t", 4096, 4, 128, "best_fit"),
-        ("v", "t", 8192, 8, 128, "best_fit"), ("v", "t", 8192, 4, 64, "best_fit"),
-        (*known[:5], "lossless"),
+def test_identity_follows_everything_a_value_depends_on():
+    known: dict[str, Any] = {
+        "val_identity": "v", "tokenizer_sha256": "t", "batches": 16, "rows": 4,
+        "sequence_len": 128, "packing": "best_fit",
+    }  # fmt: skip
+    changes: list[dict[str, Any]] = [
+        {"val_identity": "w"}, {"tokenizer_sha256": "u"}, {"batches": 8}, {"rows": 8},
+        {"sequence_len": 64}, {"packing": "lossless"}, {"streams": 2}, {"token_bytes": "decoded"},
     ]  # fmt: skip
-    assert len({same, *(bpb.identity(*other) for other in others)}) == len(others) + 1
-    assert bpb.identity("v", "t", 8192 + 511, 4, 128, "best_fit") == same
+    same = bpb.identity(**known)
+    others = [bpb.identity(**{**known, **change}) for change in changes]
+    assert len({same, *others}) == len(others) + 1
+    assert bpb.identity(**known, streams=1, token_bytes="raw") == same
+    # what runs of before have in their rows: values recorded then stay comparable
+    assert same == "fad2d69a4129f9be29f41d0ade986aa67404a4002cad7b2e52b726701bf224c9"
+
+
+def test_a_span_is_shared_by_the_streams():
+    assert bpb.plan_span(8192, 4, 128) == bpb.plan_span(8192 + 511, 4, 128) == 16
+    assert bpb.plan_span(8192, 4, 128, streams=2) == 16
+    assert bpb.plan_span(8192 + 512, 4, 128, streams=2) == 16  # no half round
+    assert bpb.plan_span(1, 4, 128, streams=3) == 3
 
 
 def test_training_is_not_disturbed():

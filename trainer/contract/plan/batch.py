@@ -19,6 +19,12 @@ def plan_batch(spec: RunSpec, shape: ModelShape, context: PlanContext) -> Batch:
             f"a batch of {tokens:,} tokens is not a multiple of sequence_len "
             f"{shape.sequence_len:,}",
         )
+    if rows_total % spec.data.streams:
+        raise CannotPlan(
+            "data.streams",
+            f"a step of {rows_total:,} rows cannot be shared equally by {spec.data.streams} "
+            "streams",
+        )
     asked = spec.batch.device_batch_size
     rows = asked if isinstance(asked, int) else _assumed_rows(spec, shape, rows_total, context)
     if rows_total % rows:

@@ -1,0 +1,150 @@
+"""Packed shards made ready to be read: which files, by which tokenizer, and whether they fit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from trainer.contract.spec import DataSpec
+from trainer.data import durable, packed_rows
+from trainer.data import tokenizer as tokenizers
+from trainer.data.errors import DataError
+from trainer.data.packed_rows import Header
+from trainer.data.prepared import DataFile, PreparedData
+from trainer.data.tokenizer import Tokenizer
+
+SPLIT_RULE = "rows packed by nanochat: train_*.bin in name order; val_*.bin is validation"
+Progress = Callable[[str, float | None, str], None]
+
+
+def prepare(
+    spec: DataSpec,
+    tokenizer: Tokenizer,
+    tokenizer_dir: Path,
+    given_dir: Path,
+    cache_dir: Path,
+    describe: Callable[[list[Path], Callable[[float, str], None]], list[DataFile]],
+    progress: Progress,
+) -> PreparedData:
+    """The data of a run on packed shards.
+
+    tokenizer_dir: where ours is kept. given_dir: where it was read from, with nanochat's
+    tokenizer.pkl perhaps. describe: sizes, times and content names of files. Raises DataError.
+    """
+    root = Path(spec.path or "").expanduser()
+    train, notes = _chosen(root, spec.num_shards)
+    val = packed_rows.paths(root, "val")
+    if not val:
+        raise DataError(
+            "no_validation_file",
+            f"{root} holds no val_00000.bin, which nanochat's base_prepare writes beside the train "
+            "shards",
+            root,
+        )
+    headers = {path: packed_rows.read_header(path) for path in [*train, *val]}
+    _check_alike(headers)
+    header = headers[train[0]]
+    _check_tokenizer(train[0], header, tokenizer, tokenizer_dir, [given_dir, root / "tokenizer"])
+    described = describe([*train, *val], lambda f, words: progress("corpus", f, words))
+    files = [
+        file.model_copy(update={"num_rows": headers[path].num_rows})
+        for path, file in zip([*train, *val], described, strict=True)
+    ]
+    return PreparedData(
+        corpus=_name([file.sha256 for file in files]),
+        source=packed_rows.SOURCE,
+        tokenizer_dir=str(tokenizer_dir),
+        tokenizer_sha256=tokenizer.sha256,
+        tokenizer_id=header.tokenizer_id,
+        vocab_size=tokenizer.vocab_size,
+        split_rule=SPLIT_RULE,
+        train_files=files[: len(train)],
+        val_files=files[len(train) :],
+        cache_dir=str(cache_dir),
+        cache_cap_bytes=0,
+        corpus_tokens=sum(headers[path].num_rows for path in train) * header.row_len,
+        corpus_tokens_exact=True,
+        val_tokens=sum(headers[path].num_rows for path in val) * header.row_len,
+        notes=notes,
+    )
+
+
+def nanochat_pickle(tokenizer_dir: str | Path, tokenizer_id: int) -> Path:
+    """Where a copy of the tokenizer.pkl is kept by which nanochat knows its shards again."""
+    return Path(tokenizer_dir) / "nanochat" / str(tokenizer_id) / tokenizers.PICKLE_NAME
+
+
+def _chosen(root: Path, num_shards: int | None) -> tuple[list[Path], list[str]]:
+    """The first num_shards train shards, as nanochat takes them: all where there are fewer."""
+    found = packed_rows.paths(root, "train")
+    if not found:
+        raise DataError("no_text", f"{root} holds no train_00000.bin", root)
+    notes = []
+    if num_shards is not None and num_shards > len(found):
+        notes.append(
+            f"num_shards is {num_shards:,} and {root} holds {len(found):,} train shards: all of "
+            "them are used, and rows repeat after the last"
+        )
+    return found[:num_shards], notes
+
+
+def _check_alike(headers: dict[Path, Header]) -> None:
+    """All shards must be of one packing: row length, vocabulary, tokenizer."""
+    (first, one), *others = headers.items()
+    for path, header in others:
+        for field, words in (
+            ("row_len", "rows of {:,} tokens"),
+            ("vocab_size", "a vocabulary of {:,} tokens"),
+            ("tokenizer_id", "the tokenizer {}"),
+        ):
+            found, wanted = getattr(header, field), getattr(one, field)
+            if found != wanted:
+                raise DataError(
+                    "mixed_shards",
+                    f"{path} names {words.format(found)} and {first} {words.format(wanted)}: they "
+                    "were not packed together",
+                    path,
+                )
+
+
+def _check_tokenizer(
+    path: Path, header: Header, tokenizer: Tokenizer, keep_in: Path, folders: list[Path]
+) -> None:
+    """The shards must be of this tokenizer: some tokenizer.pkl of the same vocabulary has the id
+    they name. A copy of it is kept: another pickle of it may have another id."""
+    if header.vocab_size != tokenizer.vocab_size:
+        raise DataError(
+            "tokenizer_mismatch",
+            f"{path} has a vocabulary of {header.vocab_size:,} tokens and the tokenizer "
+            f"{tokenizer.vocab_size:,}",
+            path,
+        )
+    kept = nanochat_pickle(keep_in, header.tokenizer_id)
+    seen = []
+    for folder in _with_pickle([kept.parent, *folders]):
+        found = tokenizers.nanochat_id(folder)
+        same = tokenizers.from_nanochat(folder).sha256 == tokenizer.sha256
+        if found == header.tokenizer_id and same:
+            durable.write_bytes(kept, (folder / tokenizers.PICKLE_NAME).read_bytes())
+            return
+        other = "" if same else " and of other tokens"
+        seen.append(f"{folder / tokenizers.PICKLE_NAME} is {found}{other}")
+    what = "; ".join(seen) or f"there is no {tokenizers.PICKLE_NAME} beside it to compare with"
+    raise DataError(
+        "tokenizer_mismatch",
+        f"{path} was packed by the tokenizer {header.tokenizer_id}: {what}. Give the folder of the "
+        "tokenizer.pkl it was packed with, copied byte for byte, as data.tokenizer.path",
+        path,
+    )
+
+
+def _with_pickle(folders: list[Path]) -> Iterator[Path]:
+    for folder in dict.fromkeys(folders):
+        if (folder / tokenizers.PICKLE_NAME).is_file():
+            yield folder
+
+
+def _name(digests: list[str]) -> str:
+    return f"packed-{hashlib.sha256(json.dumps(digests).encode()).hexdigest()[:16]}"
