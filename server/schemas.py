@@ -55,8 +55,20 @@ class Problem(BaseModel):
     legal: list[str] | None = None
 
 
+class Condition(BaseModel):
+    """Why a running run does not step just now. since: unix seconds of its last step."""
+
+    code: Literal["disk_full", "silent"]
+    message: str
+    since: float | None
+
+
 class RunSummary(BaseModel):
-    """A run in a list. sparkline: about 32 means of the loss over the lineage."""
+    """A run in a list. sparkline: about 32 means of the loss over the lineage.
+
+    loss is that of one step; runs are compared by loss_smooth. training_seconds: spent in steps so
+    far, repeats included. condition: null for a run that steps.
+    """
 
     id: str
     name: str
@@ -70,9 +82,12 @@ class RunSummary(BaseModel):
     end_step: int
     fraction: float
     loss: float | None
+    loss_smooth: float | None = None
     val_bpb: float | None
     tokens_per_second: float | None
     eta_seconds: float | None
+    training_seconds: float | None = None
+    condition: Condition | None = None
     queue_position: int | None
     num_phases: int
     created_at: float
@@ -124,7 +139,10 @@ class CheckpointBrief(BaseModel):
 
 
 class Progress(BaseModel):
-    """GET /v1/runs/{id}/progress. eta_source says which rate the ETA is taken from."""
+    """GET /v1/runs/{id}/progress.
+
+    eta_source: which rate the ETA is taken from; the ETA is null for a run that has ended.
+    """
 
     id: str
     name: str
@@ -161,6 +179,10 @@ class Progress(BaseModel):
     finish_at: float | None
     eta_parts: EtaParts | None
     eta_source: str | None
+    training_seconds: float | None = None
+    started_at: float | None = None
+    ended_at: float | None = None
+    condition: Condition | None = None
     last_step_at: float | None
     last_checkpoint: CheckpointBrief | None
     val_bpb: float | None

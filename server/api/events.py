@@ -31,7 +31,12 @@ async def all_events(
     request: Request,
     after: After = None,
     limit: Limit = 100,
-    newest: Annotated[bool, Query(description="The last `limit` ones, in order.")] = False,
+    newest: Annotated[
+        bool,
+        Query(
+            description="The last `limit` ones, oldest first; with `after`, those below that id."
+        ),
+    ] = False,
     last_event_id: LastEventId = None,
 ) -> Response:
     """Events of every run. A stream without Last-Event-ID or `after` begins with what is new."""
@@ -44,7 +49,12 @@ async def run_events(
     run: RunRef,
     after: After = None,
     limit: Limit = 100,
-    newest: Annotated[bool, Query(description="The last `limit` ones, in order.")] = False,
+    newest: Annotated[
+        bool,
+        Query(
+            description="The last `limit` ones, oldest first; with `after`, those below that id."
+        ),
+    ] = False,
     last_event_id: LastEventId = None,
 ) -> Response:
     """Events of a run. A stream without Last-Event-ID or `after` begins with its first event.

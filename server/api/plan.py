@@ -19,7 +19,7 @@ from server.errors import Invalid
 from server.guard.idempotency import Answer
 from server.guard.validation import explained
 from server.machine import plan_context
-from server.queries import store
+from server.queries import estimate, store
 from server.schemas import PlanAnswer
 from trainer.contract.extend import ExtendRequest
 from trainer.contract.spec import RunSpec, resolve
@@ -80,7 +80,11 @@ def _extend(session: Session, act: Act, body: dict[str, Any]) -> PlanAnswer:
     row = store.get_run(session, body["run"])
     with _below("/extend"), explained(body["extend"], ExtendRequest):
         ask = ExtendRequest.model_validate(body["extend"])
-        return PlanAnswer(extend=runs.extend(session, row, ask, act.now, dry_run=True).preview)
+        shown = runs.extend(session, row, ask, act.now, dry_run=True).preview
+        if shown is None:
+            return PlanAnswer()
+        eta = estimate.of_extend(session, row, shown)
+        return PlanAnswer(extend=shown.model_copy(update={"eta": eta}))
 
 
 @contextmanager

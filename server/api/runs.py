@@ -166,7 +166,10 @@ def extend(
         row = store.get_run(session, run)
         outcome = runs.extend(session, row, body, act.now, dry_run=dry_run)
         session.flush()
-        answer = extend_answer(store.detail(session, row), outcome.preview)
+        shown = outcome.preview
+        if shown is not None:
+            shown = shown.model_copy(update={"eta": estimate.of_extend(session, row, shown)})
+        answer = extend_answer(store.detail(session, row), shown)
         return Answer.of(answer, 202 if outcome.changed and not dry_run else 200)
 
     told = act.once(effect)

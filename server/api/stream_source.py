@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import time
+
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from server.database import tables
 from server.database.db import Database
-from server.domain.states import SETTLED
+from server.domain.states import SETTLED, State
 from server.events.hub import Kept, Source, frame_of
 from server.queries import estimate, store
+from server.queries.condition import condition
+from server.queries.standing import Standing, standing
 
 MAX_LIVE_RUNS = 100
+WITH_A_PROCESS = (
+    State.preparing, State.starting, State.running, State.recovering, State.pausing,
+    State.cancelling,
+)  # fmt: skip
 
 
 def source_of(db: Database) -> Source:
@@ -33,9 +41,10 @@ def source_of(db: Database) -> Source:
             rows = _rows(session, run_ids)
             answer: dict[str, str | None] = dict.fromkeys(run_ids or ())
             for run in rows:
-                version = (run.version, run.step, run.last_step_at, run.state, run.reason_message)
+                stands = standing(session, run.id) if run.state in WITH_A_PROCESS else None
+                version = _version(session, run, stands)
                 if versions.get(run.id) != version or run.id not in rendered:
-                    view = estimate.progress(session, run)
+                    view = estimate.progress(session, run, stands=stands)
                     rendered[run.id], versions[run.id] = view.model_dump_json(), version
                 answer[run.id] = rendered[run.id]
         for gone in rendered.keys() - {run.id for run in rows}:
@@ -45,6 +54,23 @@ def source_of(db: Database) -> Source:
         return answer
 
     return Source(events, newest, progress)
+
+
+def _version(session: Session, run: tables.Run, stands: Standing | None) -> tuple[object, ...]:
+    """All that a client may see change. Of a condition its kind alone: what counts up is its age,
+    which clients can count by themselves."""
+    of_run = (run.version, run.step, run.last_step_at, run.state, run.reason_message)
+    if stands is None:
+        return of_run
+    attempt, saved, view = stands.attempt, stands.checkpoint, run.progress
+    now = condition(session.info["paths"].run(run.id), run, attempt, time.time())
+    return (
+        *of_run,
+        attempt and (attempt.number, attempt.stage, attempt.stage_detail, attempt.stage_fraction),
+        saved and saved.name,
+        (view.get("val_bpb"), view.get("core"), run.exact_resume),
+        now and now.code,
+    )
 
 
 def _rows(session: Session, run_ids: set[str] | None) -> list[tables.Run]:

@@ -22,10 +22,12 @@ from server.machine.devices import Device
 from server.machine.readings import Readings, process_name
 from server.schemas import DeviceView, PeakFlops, SystemView
 from trainer.contract.peaks import known_peak
+from trainer.contract.plan import num_bytes
 
 router = APIRouter(tags=["system"], route_class=StrictRoute)
 PACKAGES = ("torch", "numpy", "fastapi", "uvicorn", "sqlalchemy", "pydantic", "prometheus-client")
 LOW_DISK_BYTES = 5_000_000_000
+FULL_DISK_BYTES = 8_000_000  # less than the database and its log need to take a request
 
 
 @router.get("/healthz")
@@ -35,13 +37,21 @@ def healthz() -> dict[str, str]:
 
 
 @router.get("/readyz", responses=problems(503))
-def readyz(request: Request, db: Db) -> dict[str, str]:
-    """Whether requests can be served: the database answers and the supervisor is alive."""
+def readyz(request: Request, db: Db, conf: Conf) -> dict[str, str]:
+    """Whether requests can be served: the database answers, the supervisor is alive, and the disk
+    has room for what a request would write."""
     with db.read() as session:
         session.execute(text("SELECT 1"))
     supervisor = getattr(request.app.state, "supervisor", None)
     if supervisor is not None and not supervisor.is_alive:
         raise Busy("The supervisor is not running.", headers={"Retry-After": "1"})
+    free = shutil.disk_usage(conf.paths.root).free
+    if free < FULL_DISK_BYTES:
+        raise Busy(
+            f"The disk is full: {num_bytes(free)} left in {conf.paths.root}. Runs wait for room.",
+            hint="Free some space there; everything continues by itself.",
+            headers={"Retry-After": "5"},
+        )
     return {"status": "ready"}
 
 
@@ -120,7 +130,7 @@ def _runs_by_pid(db: Database) -> tuple[dict[int, str], dict[str, str]]:
 
 
 def _disk_warning(free: int) -> list[str]:
-    return [f"only {free / 1e9:.1f} GB of disk are free"] if free < LOW_DISK_BYTES else []
+    return [f"Disk almost full: {num_bytes(free)} left"] if free < LOW_DISK_BYTES else []
 
 
 @cache

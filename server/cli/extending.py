@@ -48,7 +48,7 @@ def extend(
         str | None, typer.Option(help="end of the present phase, or now (its next step).")
     ] = None,
     from_checkpoint: Annotated[
-        str | None, typer.Option(help="Branch off here; later steps are set aside.")
+        str | None, typer.Option(help="Branch off here; later steps are superseded.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the phase.")] = None,
     start: Annotated[
@@ -126,11 +126,14 @@ def describe(preview: ExtendPreview) -> list[tuple[str, str]]:
         ("mode", f"{preview.schedule.mode}, {preview.schedule.shape}; "
                  f"warmdown from step {preview.warmdown_start:,}"),
         ("learning rate", _pair(joint.lr_multiplier, "of its peak")),
-        ("weight decay", _pair(joint.weight_decay, "of its peak")),
+        ("weight decay", _pair(joint.weight_decay, "")),
         ("momentum", _pair(joint.momentum, "")),
     ]  # fmt: skip
+    if preview.eta:
+        rate = f"{preview.eta.tokens_per_second:,.0f} tok/s, {preview.eta.source}"
+        rows.append(("takes about", f"{units.seconds(preview.eta.total)} ({rate})"))
     if preview.discarded_steps:
-        rows.append(("set aside", f"{preview.discarded_steps:,} steps after the joint"))
+        rows.append(("superseded", f"{preview.discarded_steps:,} steps after the joint"))
     return rows
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from server.client import Client, LogPart
-    from server.schemas import EventView, RunDetail
+    from server.schemas import EventView, RunDetail, RunSummary
 
 FOLLOW_SECONDS = 0.5
 LEVELS = {"warning": "yellow", "error": "red"}
@@ -47,9 +47,10 @@ def ps(
         (
             run.name, output.state(run.state), run.device,
             f"{units.steps(run.step)} / {units.steps(run.end_step)}",
-            units.percent(run.fraction), units.number(run.loss),
+            units.percent(run.fraction),
+            units.number(run.loss if run.loss_smooth is None else run.loss_smooth),
             units.rate(run.tokens_per_second), units.seconds(run.eta_seconds),
-            _waiting(run.queue_position, run.reason_message, run.state),
+            _waiting(run),
         )
         for run in runs
     ]  # fmt: skip
@@ -201,13 +202,16 @@ def _standing(run: RunDetail) -> list[tuple[str, object]]:
         ("state", output.state(run.state).append(wanted, style="dim")),
         ("why", run.reason_message),
     ]
+    if run.condition:
+        rows.append(("now", run.condition.message))
     if run.advice:
         rows.append(("do", run.advice))
     rows += [
         ("step", f"{run.step:,} of {run.end_step:,} ({units.percent(run.fraction)})"),
         ("tokens", f"{run.tokens_seen:,}"),
-        ("loss", f"{units.number(run.loss)}   val bpb {units.number(run.val_bpb)}"),
+        ("loss", f"{units.number(run.loss_smooth)} smoothed   val bpb {units.number(run.val_bpb)}"),
         ("rate", f"{units.rate(run.tokens_per_second)}   ETA {units.seconds(run.eta_seconds)}"),
+        ("training time", units.seconds(run.training_seconds)),
         ("device", run.device),
         ("exact resume", run.exact_resume or units.DASH),
         ("created", units.moment(run.created_at)),
@@ -216,10 +220,14 @@ def _standing(run: RunDetail) -> list[tuple[str, object]]:
     return rows
 
 
-def _waiting(position: int | None, message: str, state: str) -> str:
-    if state == "queued" and position is not None:
-        return f"number {position} in the queue"
-    return "" if state in ("running", "completed") else message
+def _waiting(run: RunSummary) -> str:
+    if run.condition:
+        return run.condition.message
+    if run.state == "queued" and run.queue_position is not None:
+        return f"number {run.queue_position} in the queue"
+    if run.state == "completed":
+        return f"took {units.seconds(run.training_seconds)}"
+    return "" if run.state == "running" else run.reason_message
 
 
 def _joint(joint: object) -> str:

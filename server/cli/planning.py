@@ -172,7 +172,8 @@ def _horizon(plan: Plan) -> Pairs:
         ("tokens : parameters", f"{horizon.ratio:.1f} : 1 (Chinchilla "
                                 f"{horizon.chinchilla_ratio:g}); {horizon.ratio_scaling:.1f} : 1 "
                                 "by matrix parameters"),
-        ("FLOPs", f"{horizon.flops:.3g} ({horizon.flops_per_token / 1e6:,.0f} MFLOP a token; "
+        ("FLOPs", f"{units.flops(horizon.flops)} "
+                  f"({horizon.flops_per_token / 1e6:,.0f} MFLOP a token; "
                   f"{horizon.flops_per_token_causal / 1e6:,.0f} really done)"),
     ]  # fmt: skip
 
@@ -205,7 +206,7 @@ def _disk(plan: Plan) -> Pairs:
 def _time(plan: Plan) -> Pairs:
     eta = plan.eta
     return [
-        ("rate", f"{eta.tokens_per_second:,.0f} tok/s, {eta_step(plan):.3g} s a step"),
+        ("rate", f"{eta.tokens_per_second:,.0f} tok/s, {units.seconds(eta_step(plan))} a step"),
         ("  from", eta.source),
         ("training", units.seconds(eta.training)),
         ("evaluation", units.seconds(eta.evaluation)),

@@ -57,7 +57,7 @@ def line(progress: Progress) -> str:
         f"step {progress.step:,}/{progress.end_step:,}  {units.percent(progress.fraction)}  "
         f"loss {units.number(progress.loss_smooth or progress.loss)}  "
         f"{units.rate(progress.tokens_per_second)}  ETA {units.seconds(progress.eta_seconds)}"
-        f"{_stage(progress)}"
+        f"{_stage(progress)}{_condition(progress)}"
     )
 
 
@@ -178,6 +178,10 @@ def _device(progress: Progress) -> str:
     if progress.energy_joules:
         parts.append(f"{progress.energy_joules / 3.6e6:.2f} kWh")
     return "   ".join(parts) or units.DASH
+
+
+def _condition(progress: Progress) -> str:
+    return f"  [{progress.condition.message}]" if progress.condition else ""
 
 
 def _stage(progress: Progress) -> str:

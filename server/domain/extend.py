@@ -164,6 +164,7 @@ def _preview(
         flops_per_token=plan.horizon.flops_per_token,
         warmup_steps=spec.schedule.warmup_steps,
         warmdown_ratio=spec.schedule.warmdown_ratio,
+        peak_weight_decay=plan.hyperparameters.weight_decay,
     )
     replaced = [p for p in phases if p.start_step > joint.step and p.start_step >= joint.reached]
     if replaced:
@@ -242,7 +243,7 @@ def _append(
 
 def _kept(shown: ExtendPreview) -> dict[str, Any]:
     """The preview as stored: curves are functions of the schedules and need no row."""
-    return shown.model_dump(mode="json", exclude={"curve", "present_curve"})
+    return shown.model_dump(mode="json", exclude={"curve", "present_curve", "eta"})
 
 
 def next_number(session: Session, run_id: str) -> int:

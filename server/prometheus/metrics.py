@@ -26,7 +26,7 @@ class Metrics:
     def __init__(self, data_dir: Path) -> None:
         self.registry = CollectorRegistry()
         self._data_dir = data_dir
-        self._models: dict[str, str] = {}
+        self._known = rows.Known({}, {})
         ProcessCollector(registry=self.registry)
         self._requests = Counter(
             "traind_http_requests", "HTTP requests", ["method", "route", "status"],
@@ -50,7 +50,7 @@ class Metrics:
     def scrape(self, db: Database, now: float) -> bytes:
         """Everything, in Prometheus' text format."""
         with db.read() as session:
-            runs = rows.runs(session, now, self._models)
+            runs = rows.runs(session, now, self._known)
             left_out = rows.how_many(session, now) - len(runs)
             counted = rows.counted(session, [run.name for run in runs])
             histograms = {name: counters.histogram(session, name) for name in counters.BUCKETS}

@@ -13,9 +13,12 @@ from sqlalchemy.orm import Session
 from server.database import tables
 from server.domain.states import ENDED, OCCUPYING, State
 from server.metrics import counters
+from server.queries import estimate
+from server.queries.standing import standing
 from trainer.contract.rundir import OUTBOX
 
 MAX_RUNS = 200
+LIVE = (State.running, State.pausing)
 ENDED_SECONDS = 3600.0
 PER_RUN = (
     counters.TOKENS, counters.STEPS, counters.LOST_STEPS, counters.RESTARTS, counters.ENERGY,
@@ -39,6 +42,7 @@ class Facts(NamedTuple):
     phase: str
     checkpoint_at: float | None
     model: str
+    finish_at: float | None
 
 
 _run: Any = tables.Run.__table__.c
@@ -86,10 +90,17 @@ _UNREAD = (
 )
 
 
-def runs(session: Session, now: float, models: dict[str, str]) -> list[Facts]:
+class Known(NamedTuple):
+    """What one scrape keeps for the next: depth as shown, and the ETA of a step, by run."""
+
+    models: dict[str, str]
+    finishes: dict[str, tuple[object, float | None]]
+
+
+def runs(session: Session, now: float, known_before: Known) -> list[Facts]:
     """The runs to show: those with a process first, then waiting ones, then what ended last.
 
-    models: {run id: depth as shown}, kept by the caller from scrape to scrape.
+    known_before is kept by the caller from scrape to scrape.
     """
     connection = session.connection()
     since = now - ENDED_SECONDS
@@ -98,11 +109,34 @@ def runs(session: Session, now: float, models: dict[str, str]) -> list[Facts]:
     known = {"ids": json.dumps(ids)}
     phases = dict(connection.execute(_PHASES, known).all())
     saved = dict(connection.execute(_SAVED, known).all())
+    models, finishes = known_before
     _name_models(session, ids, models)
+    for gone in finishes.keys() - {row[0] for row in rows if row[2] in LIVE}:
+        del finishes[gone]
     return [
-        Facts._make((*row, phases.get(row[0], ""), saved.get(row[0]), models.get(row[0], "")))
+        Facts._make(
+            (
+                *row,
+                phases.get(row[0], ""),
+                saved.get(row[0]),
+                models.get(row[0], ""),
+                _finish_at(session, row, now, finishes) if row[2] in LIVE else None,
+            )
+        )
         for row in rows
     ]
+
+
+def _finish_at(
+    session: Session, row: Any, now: float, finishes: dict[str, tuple[object, float | None]]
+) -> float | None:
+    """As in GET …/progress. It reads the run's plan, so it is kept until the run has moved on."""
+    run_id, moved = row[0], tuple(row[4:9])
+    if run_id not in finishes or finishes[run_id][0] != moved:
+        run = session.get_one(tables.Run, run_id)
+        left = estimate.remaining(session, run, standing(session, run_id))
+        finishes[run_id] = moved, estimate.finish_at(run, left, now)
+    return finishes[run_id][1]
 
 
 def _name_models(session: Session, ids: list[str], models: dict[str, str]) -> None:

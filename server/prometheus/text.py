@@ -13,7 +13,7 @@ from typing import Any
 
 from server.domain.states import State
 from server.metrics import counters
-from server.prometheus.rows import MAX_RUNS, Facts
+from server.prometheus.rows import LIVE, MAX_RUNS, Facts
 from trainer.contract.exits import Reason
 
 _COUNTERS = {
@@ -50,7 +50,7 @@ class _Run:
 
     @property
     def is_live(self) -> bool:
-        return self.facts.state in (State.running, State.pausing)
+        return self.facts.state in LIVE
 
 
 def _fact(name: str) -> Callable[[_Run], Iterator[Sample]]:
@@ -92,9 +92,7 @@ def _vram(run: _Run) -> Iterator[Sample]:
 
 
 def _eta(run: _Run) -> Iterator[Sample]:
-    seconds, at = run.progress.get("step_seconds"), run.facts.last_step_at
-    if run.is_live and seconds is not None and at is not None:
-        yield run.label, at + (run.facts.end_step - run.facts.step) * seconds
+    yield run.label, run.facts.finish_at
 
 
 def _state(run: _Run) -> Iterator[Sample]:

@@ -10,10 +10,12 @@ from sqlalchemy.orm import Session
 from server.database import tables
 from server.domain.states import Desired, State
 from server.machine import throughput
+from server.queries.condition import condition
 from server.queries.standing import Standing, standing
 from server.schemas import CheckpointBrief, EtaParts, PeakFlops, Progress, Vram
 from trainer.contract.exits import Reason
-from trainer.contract.plan import Plan, PlanContext, estimate_eta, evaluation_time
+from trainer.contract.extend import ExtendPreview
+from trainer.contract.plan import Eta, Plan, PlanContext, estimate_eta, evaluation_time
 from trainer.contract.shape import shape_of
 from trainer.contract.spec import RunSpec
 
@@ -26,14 +28,27 @@ class Rate(NamedTuple):
     source: str
 
 
-def progress(session: Session, run: tables.Run, now: float | None = None) -> Progress:
+class Remaining(NamedTuple):
+    """What is left to do, in seconds, and the rate it is taken from. The one formula of the ETA:
+    progress, lists, the preview of an extend and Prometheus all take it from here."""
+
+    parts: EtaParts
+    rate: Rate
+
+    @property
+    def seconds(self) -> float:
+        return self.parts.training + self.parts.evaluation + self.parts.saving
+
+
+def progress(
+    session: Session, run: tables.Run, now: float | None = None, stands: Standing | None = None
+) -> Progress:
     """The live view: a value that this attempt has not reported yet is null."""
     now = time.time() if now is None else now
-    stands = standing(session, run.id)
+    stands = stands or standing(session, run.id)
     attempt, view = stands.attempt, run.progress
     live = run.state == State.running and attempt and view.get("attempt") == attempt.number
-    parts, rate = _eta(session, run, stands)
-    total = parts.training + parts.evaluation + parts.saving
+    left = remaining(session, run, stands)
     reason = Reason(run.reason)
     return Progress(
         id=run.id,
@@ -67,10 +82,14 @@ def progress(session: Session, run: tables.Run, now: float | None = None) -> Pro
         power_watts=view.get("power_watts") if live else None,
         temperature_celsius=view.get("temperature_celsius") if live else None,
         energy_joules=run.totals.get("energy_joules"),
-        eta_seconds=total,
-        finish_at=now + total if run.state == State.running else None,
-        eta_parts=parts,
-        eta_source=rate.source,
+        eta_seconds=left.seconds if left else None,
+        finish_at=finish_at(run, left, now),
+        eta_parts=left.parts if left else None,
+        eta_source=left.rate.source if left else None,
+        training_seconds=run.totals.get("seconds"),
+        started_at=run.started_at,
+        ended_at=run.ended_at,
+        condition=condition(session.info["paths"].run(run.id), run, attempt, now),
         last_step_at=run.last_step_at,
         last_checkpoint=_brief(stands.checkpoint),
         val_bpb=view.get("val_bpb"),
@@ -83,27 +102,54 @@ def fraction(run: tables.Run) -> float:
     return min(1.0, run.step / run.end_step) if run.end_step else 0.0
 
 
-def quick_eta(run: tables.Run) -> float | None:
-    """Seconds of training left at the present rate; for lists, where a plan is too much to read."""
-    rate = run.progress.get("tokens_per_second")
-    return (run.end_step - run.step) * run.batch_tokens / rate if rate else None
+def remaining(session: Session, run: tables.Run, stands: Standing) -> Remaining | None:
+    """From the present step to the planned end; None for a run that has ended."""
+    if run.state in (State.completed, State.failed, State.cancelled):
+        return None
+    if run.step >= run.end_step:
+        rate = Rate(run.progress.get("tokens_per_second") or 0.0, "nothing is left to train")
+        return Remaining(EtaParts(training=0.0, evaluation=0.0, saving=0.0), rate)
+    return between(session, run, run.step, run.end_step, stands)
 
 
-def _eta(session: Session, run: tables.Run, stands: Standing) -> tuple[EtaParts, Rate]:
-    """Seconds left by part, and the rate they are taken from."""
+def finish_at(run: tables.Run, left: Remaining | None, now: float) -> float | None:
+    """When a running run is done, in unix seconds: counted from its last step, never in the past.
+
+    From the last step, so that the moment stands still between two steps.
+    """
+    if left is None or run.state not in (State.running, State.pausing):
+        return None
+    return max(now, min(run.last_step_at or now, now) + left.seconds)
+
+
+def of_extend(session: Session, run: tables.Run, shown: ExtendPreview) -> Eta:
+    """How long the steps of the new phase take."""
+    left = between(session, run, shown.start_step, shown.end_step, standing(session, run.id))
+    return Eta(
+        **left.parts.model_dump(),
+        start_up=0.0,
+        total=left.seconds,
+        tokens_per_second=left.rate.tokens_per_second,
+        source=left.rate.source,
+    )
+
+
+def between(
+    session: Session, run: tables.Run, first: int, last: int, stands: Standing
+) -> Remaining:
+    """Seconds for steps `[first, last)` by part, at the rate this run or its device really had."""
     spec, plan = RunSpec.model_validate(run.spec), Plan.model_validate(run.plan)
     rate = _rate(session, run, stands.attempt, spec, plan)
-    if run.step >= run.end_step:
-        return EtaParts(training=0.0, evaluation=0.0, saving=0.0), rate
     context = PlanContext(tokens_per_second=rate.tokens_per_second)
-    left = estimate_eta(spec, shape_of(spec.model), plan.batch, run.step, run.end_step, context)
-    planned = evaluation_time(spec, plan.batch, run.step, run.end_step, rate.tokens_per_second)
+    left = estimate_eta(spec, shape_of(spec.model), plan.batch, first, last, context)
+    planned = evaluation_time(spec, plan.batch, first, last, rate.tokens_per_second)
     # how often is the plan's, how long is what it really took here
     evaluation = planned._replace(
         bpb_seconds=stands.bpb_seconds or planned.bpb_seconds,
         core_seconds=stands.core_seconds or planned.core_seconds,
     ).total
-    return EtaParts(training=left.training, evaluation=evaluation, saving=left.saving), rate
+    parts = EtaParts(training=left.training, evaluation=evaluation, saving=left.saving)
+    return Remaining(parts, rate)
 
 
 def _rate(

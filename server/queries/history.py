@@ -14,6 +14,8 @@ from server.database import tables
 from server.domain import lineage
 from server.errors import NotFound
 from trainer.contract.exits import Reason
+from trainer.contract.extend import Joint
+from trainer.contract.schedule import PhaseSchedule, weight_decay_multiplier
 
 
 def phases(
@@ -111,7 +113,6 @@ def _owned(session: Session, table: type[Any], run_id: str, superseded: bool) ->
 
 def _phase(run: tables.Run, row: tables.Phase) -> schemas.PhaseView:
     end = lineage.phase_end(row)
-    preview = row.preview or {}
     return schemas.PhaseView(
         index=row.index,
         name=row.name,
@@ -121,7 +122,7 @@ def _phase(run: tables.Run, row: tables.Phase) -> schemas.PhaseView:
         mode=row.schedule["mode"],
         schedule=row.schedule,  # type: ignore[arg-type]
         tokens=(end - row.start_step) * run.batch_tokens,
-        joint=preview.get("joint"),
+        joint=_joint(run, row),
         from_checkpoint=row.from_checkpoint,
         created_at=row.created_at,
         started_at=row.started_at,
@@ -130,6 +131,17 @@ def _phase(run: tables.Run, row: tables.Phase) -> schemas.PhaseView:
         superseded=not lineage.is_current(row),
         lineage_end=end,
     )
+
+
+def _joint(run: tables.Run, row: tables.Phase) -> Joint | None:
+    """As it was previewed; weight decay follows from the schedule, in the unit of the history."""
+    kept = (row.preview or {}).get("joint")
+    if kept is None:
+        return None
+    schedule = PhaseSchedule.model_validate(row.schedule)
+    after = weight_decay_multiplier(schedule, row.start_step)
+    peak = run.plan["hyperparameters"]["weight_decay"]
+    return Joint(**{**kept, "weight_decay": (peak * schedule.joint_weight_decay, peak * after)})
 
 
 def _attempt(row: tables.Attempt) -> schemas.AttemptView:

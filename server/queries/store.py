@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import time
 from bisect import bisect_left
 from typing import Any, Literal
 
@@ -18,9 +19,11 @@ from server.errors import Invalid, NotFound
 from server.events import receivers
 from server.metrics import sparkline
 from server.queries import estimate
+from server.queries.condition import condition
 from server.queries.curves import METRIC_KEYS, metrics
 from server.queries.estimate import progress
 from server.queries.history import attempts, checkpoint, checkpoints, evaluations, phases, samples
+from server.queries.standing import standing
 from trainer.contract.exits import Reason
 from trainer.contract.plan import Plan
 from trainer.contract.spec import RunSpec
@@ -60,7 +63,7 @@ def list_runs(
     more = len(rows) > len(shown)
     return schemas.Page(
         data=[
-            schemas.RunSummary(**_summary(row, places.get(row.id), counts.get(row.id, 0)))
+            schemas.RunSummary(**_summary(session, row, places.get(row.id), counts.get(row.id, 0)))
             for row in shown
         ],
         has_more=more,
@@ -72,7 +75,7 @@ def detail(session: Session, run: tables.Run) -> schemas.RunDetail:
     """Everything about one run, its spec and plan included."""
     places, counts = _queue(session, [run]), _phase_counts(session, [run])
     return schemas.RunDetail(
-        **_summary(run, places.get(run.id), counts.get(run.id, 0)),
+        **_summary(session, run, places.get(run.id), counts.get(run.id, 0)),
         advice=Reason(run.reason).advice,
         spec=shown_spec(run.spec),
         plan=Plan.model_validate(run.plan),
@@ -103,7 +106,10 @@ def events(
     limit: int = 100,
     newest: bool = False,
 ) -> schemas.Page[schemas.EventView]:
-    """Events after an id, in order; with `newest` the last ones, the newest first."""
+    """Events after an id, in order; with `newest` the last ones before that id, in order too.
+
+    `next` of a page of the newest is the id that the page before it ends below.
+    """
     event = tables.Event
     query = select(event)
     if run_id is not None:
@@ -117,8 +123,9 @@ def events(
     rows = list(session.scalars(query.limit(min(limit, MAX_PAGE) + 1)))
     shown = rows[: min(limit, MAX_PAGE)]
     more = len(rows) > len(shown)
+    in_order = shown[::-1] if newest else shown
     return schemas.Page(
-        data=[_event(row) for row in shown],
+        data=[_event(row) for row in in_order],
         has_more=more,
         next=str(shown[-1].id) if more else None,
     )
@@ -209,9 +216,14 @@ def _event(row: tables.Event) -> schemas.EventView:
 # --- parts of a run ------------------------------------------------------------------------------
 
 
-def _summary(run: tables.Run, place: int | None, num_phases: int) -> dict[str, Any]:
-    running = run.state == State.running
-    view = run.progress
+def _summary(
+    session: Session, run: tables.Run, place: int | None, num_phases: int
+) -> dict[str, Any]:
+    running, view, now = run.state == State.running, run.progress, time.time()
+    # a statement for each run that trains: there are as many of those as devices
+    stands = standing(session, run.id) if running else None
+    left = estimate.remaining(session, run, stands) if stands else None
+    paths = session.info["paths"]
     return {
         "id": run.id,
         "name": run.name,
@@ -225,9 +237,12 @@ def _summary(run: tables.Run, place: int | None, num_phases: int) -> dict[str, A
         "end_step": run.end_step,
         "fraction": estimate.fraction(run),
         "loss": view.get("loss"),
+        "loss_smooth": view.get("loss_smooth"),
         "val_bpb": view.get("val_bpb"),
         "tokens_per_second": view.get("tokens_per_second") if running else None,
-        "eta_seconds": estimate.quick_eta(run) if running else None,
+        "eta_seconds": left.seconds if left else None,
+        "training_seconds": run.totals.get("seconds"),
+        "condition": condition(paths.run(run.id), run, stands.attempt, now) if stands else None,
         "queue_position": place,
         "num_phases": num_phases,
         "created_at": run.created_at,

@@ -221,3 +221,4 @@ class Report(BaseModel):
     incidents: list[Incident]
     timeline: list[Moment]
     curves: list[Series]
+    curve_bin_steps: int = 1

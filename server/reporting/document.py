@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from server.reporting import answer
 from server.reporting.answer import Report
-from trainer.contract.plan import gigabytes, hours
+from trainer.contract.plan import gigabytes, hours, number
 
 Cell = str | int | float | None
 DASH = "–"
@@ -31,10 +31,11 @@ class Quote:
 
 @dataclass(frozen=True)
 class Chart:
-    """points: (step, mean, min, max)."""
+    """points: (step, mean, min, max) over bins of `bin_steps` steps; 1: the values themselves."""
 
     title: str
     points: list[tuple[int, float, float, float]]
+    bin_steps: int = 1
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,8 @@ def _summary(r: Report) -> Iterator[str | Chart]:
             title = CHARTS.get(curve.key, curve.key)
             if keys.count(curve.key) > 1:
                 title += f", measured as {labels.get(curve.identity or '', '?')}"
-            yield Chart(title, named)
+            evaluated = curve.key in ("val_bpb", "core")
+            yield Chart(title, named, 1 if evaluated else r.curve_bin_steps)
 
 
 CHARTS = {
@@ -152,10 +154,10 @@ def _phases(r: Report) -> Iterator[str | Table]:
             low, high = p.joint.lr_multiplier
             yield (
                 f"{p.name} joined at step {p.joint.step:,}: learning rate {low:.4g} to {high:.4g} "
-                f"of its peak, weight decay {p.joint.weight_decay[0]:.3f} to "
-                f"{p.joint.weight_decay[1]:.3f}; its warmdown starts at step "
+                f"of its peak, weight decay {p.joint.weight_decay[0]:.4g} to "
+                f"{p.joint.weight_decay[1]:.4g}; its warmdown starts at step "
                 f"{p.warmdown_start:,}"
-                + (f"; {p.discarded_steps:,} steps were set aside." if p.discarded_steps else ".")
+                + (f"; {p.discarded_steps:,} steps were superseded." if p.discarded_steps else ".")
             )
 
 
@@ -214,7 +216,7 @@ def _totals(r: Report) -> Iterator[Table]:
         [
             ["steps", f"{t.steps:,}"],
             ["tokens", f"{t.tokens:,}"],
-            ["training FLOPs", f"{t.flops:.3g} ({t.flops_per_token:,} per token)"],
+            ["training FLOPs", f"{number(t.flops)} ({t.flops_per_token:,.0f} per token)"],
             ["counting causal attention only", f"{t.flops_per_token_causal:,.0f} per token"],
             ["tokens : parameters", f"{t.ratio:.1f} : 1 (Chinchilla {t.chinchilla_ratio:.0f}; "
                                     f"{beyond:.2f} × that)"],

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from trainer.contract.plan import axis_number
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -43,7 +45,8 @@ class Frame:
         return "".join(
             f'<line class="grid" x1="{self.left}" x2="{self.width - self.right}" '
             f'y1="{self.y(v)}" y2="{self.y(v)}"/>'
-            f'<text x="{self.left - 6}" y="{self.y(v)}" dy="4" text-anchor="end">{v:.4g}</text>'
+            f'<text x="{self.left - 6}" y="{self.y(v)}" dy="4" text-anchor="end">'
+            f"{axis_number(v)}</text>"
             for v in (self.low, (self.low + self.high) / 2, self.high)
         )
 

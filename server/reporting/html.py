@@ -68,7 +68,8 @@ def _part(part: str | Table | Quote | Chart) -> str:
     if isinstance(part, Quote):
         return f"<pre>{escape(part.text)}</pre>"
     if isinstance(part, Chart):
-        caption = escape(part.title)
+        bins = f" (line: mean of {part.bin_steps:,} steps; band: lowest to highest)"
+        caption = escape(part.title + (bins if part.bin_steps > 1 else ""))
         return f"<figure>{svg(part)}<figcaption>{caption}</figcaption></figure>"
     return f"<p>{escape(part)}</p>"
 

@@ -6,6 +6,7 @@ import re
 
 from server.reporting.answer import Report
 from server.reporting.document import Chart, Quote, Section, Table, document, moment
+from trainer.contract.plan import number
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|])")
 
@@ -26,16 +27,26 @@ def _section(section: Section) -> list[str]:
         elif isinstance(part, Quote):
             lines += [*_quote(part), ""]
         elif isinstance(part, Chart):
-            first, last = part.points[0], part.points[-1]
-            lines += [
-                f"{part.title}: {first[1]:.4g} at step {first[0]:,}, {last[1]:.4g} at step "
-                f"{last[0]:,}; lowest {min(p[2] for p in part.points):.4g}, highest "
-                f"{max(p[3] for p in part.points):.4g}.",
-                "",
-            ]
+            lines += [_course(part), ""]
         else:
             lines += [_text(part), ""]
     return lines
+
+
+def _course(chart: Chart) -> str:
+    """Where a curve began and ended. A point of several steps is a mean, and is called one."""
+    first, last = chart.points[0], chart.points[-1]
+    low, high = min(p[2] for p in chart.points), max(p[3] for p in chart.points)
+    if chart.bin_steps == 1:
+        between = f"from {number(first[1])} at step {first[0]:,} to {number(last[1])} at step"
+        return (
+            f"{chart.title}: {between} {last[0]:,}; lowest {number(low)}, highest {number(high)}."
+        )
+    between = f"{number(first[1])} over the first {chart.bin_steps:,} steps, {number(last[1])} over"
+    return (
+        f"{chart.title}: mean {between} the last ones; lowest single step {number(low)}, highest "
+        f"{number(high)}."
+    )
 
 
 def _table(table: Table) -> list[str]:

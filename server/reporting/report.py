@@ -49,6 +49,7 @@ def summary(
     values = story.evaluations(evaluated)
     everything = phases.sums(session, lineage.stretches(session, run.id))
     totals = _totals(run, plan, everything, kept, down, now)
+    drawn = curves.metrics(session, run, CURVE_KEYS, max_points=CURVE_POINTS)
     return Report(
         id=run.id,
         name=run.name,
@@ -73,7 +74,8 @@ def summary(
         samples=_samples(history.samples(session, run)),
         incidents=incidents,
         timeline=story.timeline(run, told, tried, views),
-        curves=curves.metrics(session, run, CURVE_KEYS, max_points=CURVE_POINTS).series,
+        curves=drawn.series,
+        curve_bin_steps=drawn.bin_steps,
     )
 
 

@@ -68,7 +68,7 @@ def test_the_reference_run_extended_from_its_end(shape, after):
     answer = _preview(ask, [first], 130_000, 200_000)
     assert answer.warmdown_start == 70_000
     assert answer.joint.lr_multiplier == pytest.approx((0.05, after), abs=1e-4)
-    assert answer.joint.weight_decay == pytest.approx((0.0, 0.273), abs=5e-4)
+    assert answer.joint.weight_decay == pytest.approx((0.0, 0.1 * 0.273), abs=5e-5)
     assert answer.joint.momentum == pytest.approx((0.90, 0.938), abs=5e-4)
     factor = "11.2" if shape == "linear" else "11.6"
     assert any(f"LR × {factor} in one step" in warning for warning in answer.warnings)
@@ -76,7 +76,10 @@ def test_the_reference_run_extended_from_its_end(shape, after):
     assert {a.mode for a in answer.alternatives} == {"hold", "rewarm", "decay"}
     ramped = _preview(ExtendRequest(to_step=200_000), [first], 130_000, 200_000)
     assert ramped.joint.lr_multiplier[1] < 0.07
-    assert any(f"{after}"[:5] in w and f"LR × {factor} of" in w for w in ramped.warnings)
+    assert any(
+        f"{100 * after:.0f} % of peak" in w and f"{factor} × today's rate" in w
+        for w in ramped.warnings
+    )
 
 
 def test_replan_from_before_the_warmdown_continues_without_a_jump():
@@ -85,9 +88,9 @@ def test_replan_from_before_the_warmdown_continues_without_a_jump():
     answer = _preview(ask, [first], 40_000, 200_000, reached=130_000)
     assert answer.joint.lr_multiplier == (1.0, 1.0)
     assert answer.joint.momentum == pytest.approx((0.97, 0.97))
-    assert answer.joint.weight_decay == pytest.approx((0.784, 0.905), abs=5e-4)
+    assert answer.joint.weight_decay == pytest.approx((0.0784, 0.0905), abs=5e-5)
     assert answer.discarded_steps == 90_000
-    assert any("weight decay steps from 0.784 to 0.905" in w for w in answer.warnings)
+    assert any("Weight decay jumps from 78 % to 90 % of its peak" in w for w in answer.warnings)
 
 
 runs = st.tuples(
@@ -164,6 +167,17 @@ def test_keep_holds_the_weight_decay_of_the_joint():
     assert muon_momentum(after, 1999) == 0.97
 
 
+def test_weight_decay_has_one_unit_in_the_step_record_the_joint_and_the_curve():
+    """The value Muon applies, everywhere: a multiplier beside it breaks the line at "now"."""
+    first = initial_schedule(130_000, 40, 0.65, "cosine", 0.05)
+    answer = _preview(ExtendRequest(to_step=200_000), [first], 40_000, 200_000, reached=130_000)
+    reported = 0.1 * weight_decay_multiplier(first, 40_000)  # as trainer/loop.py scales it
+    assert answer.joint.weight_decay[0] == pytest.approx(reported)
+    before = [p for p in answer.present_curve if p.step <= 40_000][-1]
+    assert before.weight_decay == pytest.approx(reported, rel=0.02)
+    assert answer.curve[0].weight_decay == pytest.approx(answer.joint.weight_decay[1])
+
+
 def _preview(ask, phases, joint_step, end_step, reached=None):
     return preview(
         ask,
@@ -175,4 +189,5 @@ def _preview(ask, phases, joint_step, end_step, reached=None):
         flops_per_token=887_098_032,
         warmup_steps=40,
         warmdown_ratio=0.65,
+        peak_weight_decay=0.1,
     )

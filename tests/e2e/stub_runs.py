@@ -140,6 +140,7 @@ class StubRun:
             flops_per_token=float(self.plan.horizon.flops_per_token),
             warmup_steps=self.spec.schedule.warmup_steps,
             warmdown_ratio=self.spec.schedule.warmdown_ratio,
+            peak_weight_decay=self.plan.hyperparameters.weight_decay,
         )  # fmt: skip
 
     def extend(self, made: ExtendPreview) -> None:
@@ -201,7 +202,7 @@ class StubRun:
                 "loss_smooth": loss_at(self.step) if seen else None,
                 "lr_multiplier": lr_multiplier(self.schedule, self.step),
                 "momentum": muon_momentum(self.schedule, self.step),
-                "weight_decay": weight_decay_multiplier(self.schedule, self.step),
+                "weight_decay": weight_decay_of(self, self.schedule, self.step),
                 "grad_norm": 0.31, "step_seconds": STEP_SECONDS, "mfu": 0.847, "mfu_causal": 0.74,
                 "peak_flops": {"value": 5.83e13, "source": "dense bf16 of the data sheet"},
                 "vram_bytes": {
@@ -337,6 +338,11 @@ def metrics_of(
     )
 
 
+def weight_decay_of(run: StubRun, schedule: PhaseSchedule, step: int) -> float:
+    """As a trainer reports it: the value Muon applies."""
+    return run.plan.hyperparameters.weight_decay * weight_decay_multiplier(schedule, step)
+
+
 def loss_at(step: float) -> float:
     return 2.74 + 2.4 * math.exp(-step / 1.2e4) + 5.6 * math.exp(-step / 300)
 
@@ -351,7 +357,7 @@ def value_of(run: StubRun, key: str, step: int, size: int) -> tuple[float, float
         "loss_smooth": (loss_at(step) + 0.01 * wobble / math.sqrt(size), 0.0),
         "lr_multiplier": (lr_multiplier(schedule, step), 0.0),
         "momentum": (muon_momentum(schedule, step), 0.0),
-        "weight_decay": (weight_decay_multiplier(schedule, step), 0.0),
+        "weight_decay": (weight_decay_of(run, schedule, step), 0.0),
         "grad_norm": (0.3 + 2 * math.exp(-step / 900), 0.08),
         "tokens_per_second": (55_700.0, 420.0),
         "mfu": (0.847, 0.006),

@@ -115,6 +115,7 @@ def _second_phase(run: tables.Run, before: PhaseSchedule, at: float) -> tables.P
         flops_per_token=plan.horizon.flops_per_token,
         warmup_steps=40,
         warmdown_ratio=0.65,
+        peak_weight_decay=plan.hyperparameters.weight_decay,
     )
     return tables.Phase(
         run_id=run.id,

@@ -190,8 +190,12 @@ def test_events_list_in_order_and_by_cursor(asgi: Asgi) -> None:
     assert [event["kind"] for event in events] == ["created", "state"]
     later = asgi.get(f"/v1/runs/demo/events?after={events[0]['id']}").json()["data"]
     assert later == events[1:]
-    newest = asgi.get("/v1/events?newest=true&limit=1").json()["data"]
-    assert newest == events[1:]
+    newest = asgi.get("/v1/events?newest=true&limit=1").json()
+    assert newest["data"] == events[1:]
+    assert newest["has_more"]
+    assert asgi.get("/v1/events?newest=true&limit=5").json()["data"] == events
+    before = asgi.get(f"/v1/events?newest=true&limit=5&after={newest['next']}").json()
+    assert before["data"] == events[:1]
 
 
 def test_jobs_are_refused_until_there_is_a_checkpoint(asgi: Asgi) -> None:

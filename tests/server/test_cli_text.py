@@ -148,6 +148,7 @@ def reference(shape: str = "linear", **ask: object):
         flops_per_token=887e6,
         warmup_steps=40,
         warmdown_ratio=0.65,
+        peak_weight_decay=0.1,
     )
 
 
@@ -156,7 +157,7 @@ def test_the_extend_is_described_with_both_sides_of_the_joint():
     assert said["steps"] == "130,000 to 200,000 (70,000)"
     assert said["tokens"].startswith("4,587,520,000")
     assert said["learning rate"] == "0.05 -> 0.5615 of its peak (× 11.2)"
-    assert said["weight decay"] == "0 -> 0.273 of its peak"
+    assert said["weight decay"] == "0 -> 0.0273"
     assert said["momentum"].startswith("0.9 -> 0.937")
     assert "70,000" in said["mode"]
 

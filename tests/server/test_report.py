@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -200,3 +201,13 @@ class _Tags(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.names.add(tag)
         self.attributes |= {name for name, _ in attrs}
+
+
+def test_the_axes_of_the_html_are_written_whole_and_bins_are_called_means(reference):
+    db, run_id = reference
+    text = report.html(told(db, run_id))
+    labels = re.findall(r'text-anchor="end">([^<]*)</text>', text)
+    assert "55.7 k" in labels
+    assert max(len(label.replace(" ", "")) for label in labels if "," not in label) <= 6
+    assert not any("e+" in label for label in labels)
+    assert "Loss (nats per token) (line: mean of 512 steps; band: lowest to highest)" in text

@@ -11,6 +11,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from trainer.contract.plan.answer import Eta
 from trainer.contract.schedule import (
     ExtendSchedule,
     PhaseSchedule,
@@ -66,7 +67,10 @@ class ExtendRequest(BaseModel):
 
 
 class Joint(BaseModel):
-    """[before, after] at the first step of the new phase; multipliers of the planned peak."""
+    """[before, after] at the first step of the new phase.
+
+    lr_multiplier: of the planned peak. weight_decay: the value Muon applies, as in the history.
+    """
 
     step: int
     lr_multiplier: tuple[float, float]
@@ -75,6 +79,8 @@ class Joint(BaseModel):
 
 
 class CurvePoint(BaseModel):
+    """Units as in Joint."""
+
     step: int
     lr_multiplier: float
     momentum: float
@@ -90,7 +96,10 @@ class Alternative(BaseModel):
 
 
 class ExtendPreview(BaseModel):
-    """The whole answer to an extend: the new phase, its curve, the joint, what it costs."""
+    """The whole answer to an extend: the new phase, its curve, the joint, what it costs.
+
+    eta: the time of the new phase's steps, at the rate the run or its device really had.
+    """
 
     start_step: int
     end_step: int
@@ -104,6 +113,7 @@ class ExtendPreview(BaseModel):
     warmdown_start: int
     alternatives: list[Alternative]
     warnings: list[str]
+    eta: Eta | None = None
 
 
 def preview(
@@ -117,12 +127,14 @@ def preview(
     flops_per_token: float,
     warmup_steps: int,
     warmdown_ratio: float,
+    peak_weight_decay: float,
     points: int = 200,
 ) -> ExtendPreview:
     """The phase `[joint_step, end_step)` after `phases` (schedules of the lineage, in order).
 
     joint_step: where the new phase begins; reached_step: how far the lineage has come, so that
-    reached_step - joint_step steps are thrown away. Raises ValueError when end_step is not beyond.
+    reached_step - joint_step steps are thrown away. peak_weight_decay: Muon's, as scaled by the
+    plan. Raises ValueError when end_step is not beyond.
     """
     if end_step <= joint_step:
         raise ValueError(f"the new end {end_step:,} is not beyond step {joint_step:,}")
@@ -136,7 +148,7 @@ def preview(
         )  # fmt: skip
 
     after = planned(ask.schedule.mode)
-    joint = joint_between(before, after, joint_step)
+    joint = joint_between(before, after, joint_step, peak_weight_decay)
     tokens = (end_step - joint_step) * batch_tokens
     return ExtendPreview(
         start_step=joint_step,
@@ -145,16 +157,18 @@ def preview(
         flops=tokens * flops_per_token,
         schedule=after,
         joint=joint,
-        curve=_points(after, joint_step, end_step, points),
-        present_curve=_chain(phases, points),
+        curve=_points(after, joint_step, end_step, points, peak_weight_decay),
+        present_curve=_chain(phases, points, peak_weight_decay),
         discarded_steps=max(0, reached_step - joint_step),
         warmdown_start=after.warmdown_start,
         alternatives=[
-            _alternative(mode, before, planned(mode), joint_step)
+            _alternative(mode, before, planned(mode), joint_step, peak_weight_decay)
             for mode in get_args(PhaseMode)
             if mode != ask.schedule.mode
         ],
-        warnings=_warnings(before, after, joint, max(0, reached_step - joint_step)),
+        warnings=_warnings(
+            before, after, joint, max(0, reached_step - joint_step), peak_weight_decay
+        ),
     )  # fmt: skip
 
 
@@ -164,39 +178,43 @@ def schedule_at(phases: list[PhaseSchedule], step: int) -> PhaseSchedule:
     return earlier[-1]
 
 
-def joint_between(before: PhaseSchedule, after: PhaseSchedule, step: int) -> Joint:
+def joint_between(
+    before: PhaseSchedule, after: PhaseSchedule, step: int, peak_weight_decay: float
+) -> Joint:
     def pair(of: Callable[[PhaseSchedule, int], float]) -> tuple[float, float]:
         return of(before, step), of(after, step)
 
     return Joint(
         step=step,
         lr_multiplier=pair(lr_multiplier),
-        weight_decay=pair(weight_decay_multiplier),
+        weight_decay=pair(lambda s, at: peak_weight_decay * weight_decay_multiplier(s, at)),
         momentum=pair(muon_momentum),
     )
 
 
-def _points(schedule: PhaseSchedule, start: int, end: int, count: int) -> list[CurvePoint]:
+def _points(
+    schedule: PhaseSchedule, start: int, end: int, count: int, peak: float
+) -> list[CurvePoint]:
     return [
-        CurvePoint(step=s, lr_multiplier=lr, momentum=m, weight_decay=wd)
+        CurvePoint(step=s, lr_multiplier=lr, momentum=m, weight_decay=peak * wd)
         for s, lr, m, wd in curve(schedule, start, end, count)
     ]
 
 
-def _chain(phases: list[PhaseSchedule], count: int) -> list[CurvePoint]:
+def _chain(phases: list[PhaseSchedule], count: int, peak: float) -> list[CurvePoint]:
     """The curve really followed: each phase up to where the next one begins."""
     ends = [s.start_step for s in phases[1:]] + [s.end_step for s in phases[-1:]]
     return [
         point
         for schedule, end in zip(phases, ends, strict=True)
-        for point in _points(schedule, schedule.start_step, end, count)
+        for point in _points(schedule, schedule.start_step, end, count, peak)
     ]
 
 
 def _alternative(
-    mode: PhaseMode, before: PhaseSchedule, after: PhaseSchedule, step: int
+    mode: PhaseMode, before: PhaseSchedule, after: PhaseSchedule, step: int, peak: float
 ) -> Alternative:
-    joint = joint_between(before, after, step)
+    joint = joint_between(before, after, step, peak)
     lr_end = lr_multiplier(after, after.end_step)
     low, high = joint.lr_multiplier
     return Alternative(
@@ -208,36 +226,40 @@ def _alternative(
 
 
 def _warnings(
-    before: PhaseSchedule, after: PhaseSchedule, joint: Joint, discarded: int
+    before: PhaseSchedule,
+    after: PhaseSchedule,
+    joint: Joint,
+    discarded: int,
+    peak_weight_decay: float,
 ) -> list[str]:
     found = []
     low, high = joint.lr_multiplier
     if low > 0 and high / low > JUMP:
         found.append(
             f"LR × {high / low:.1f} in one step at step {joint.step:,} ({low:.4g} -> {high:.4g} of "
-            "the peak): rewarm_steps would ramp it"
+            "the peak); rewarm_steps ramps it"
         )
     if after.mode == "replan" and after.rewarm_steps:
         curve_lr = lr_multiplier(after.model_copy(update={"rewarm_steps": 0}), joint.step)
         if low > 0 and curve_lr / low > JUMP:
             found.append(
-                f"the new curve stands at {curve_lr:.4g} of the peak at step {joint.step:,}, "
-                f"LR × {curve_lr / low:.1f} of the present {low:.4g}: ramped over "
-                f"{after.rewarm_steps:,} steps (rewarm_steps 0 would jump in one)"
+                f"The new schedule is at {100 * curve_lr:.0f} % of peak at step {joint.step:,}, "
+                f"{curve_lr / low:.1f} × today's rate; it is ramped in over "
+                f"{after.rewarm_steps:,} steps (rewarm_steps: 0 would jump in one)"
             )
     if after.mode == "replan" and joint.step > after.warmdown_start:
         found.append(
-            f"the new curve's warmdown starts at step {after.warmdown_start:,}: step "
-            f"{joint.step:,} already stands inside it"
+            f"The new schedule's warmdown starts at step {after.warmdown_start:,}: step "
+            f"{joint.step:,} is already inside it"
         )
-    wd_before, wd_after = joint.weight_decay
+    wd_before, wd_after = (value / (peak_weight_decay or 1.0) for value in joint.weight_decay)
     if abs(wd_after - wd_before) > 0.02:
         found.append(
-            f"weight decay steps from {wd_before:.3f} to {wd_after:.3f} of its peak: it depends "
-            "on the horizon from step 0"
+            f"Weight decay jumps from {100 * wd_before:.0f} % to {100 * wd_after:.0f} % of its "
+            "peak, because it is scheduled over the whole run"
         )
     if discarded:
-        found.append(f"{discarded:,} steps after step {joint.step:,} are set aside")
+        found.append(f"{discarded:,} steps after step {joint.step:,} are superseded")
     return found
 
 

@@ -1,0 +1,58 @@
+"""What keeps a running run from stepping: a full disk, or silence.
+
+The database may be on the disk that is full, so nothing here depends on a row that had to be
+written when it filled up: the trainer's lock file, the free space and the clock are read instead.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from server.database import tables
+from server.domain.states import State
+from server.schemas import Condition
+from trainer.contract.exits import Reason
+from trainer.contract.plan import hours, num_bytes
+from trainer.contract.rundir import LOCK, RunDir
+
+SILENT_STEPS = 10  # as many times its usual step without one is worth a line; twenty is a stall
+SILENT_AT_LEAST_SECONDS = 15.0
+
+
+def condition(
+    paths: RunDir, run: tables.Run, attempt: tables.Attempt | None, now: float
+) -> Condition | None:
+    """None for a run that steps, or that has another reason to stand still."""
+    if run.state != State.running or attempt is None:
+        return None
+    if run.reason == Reason.disk_full or _waits_for_space(paths.attempt(attempt.number)):
+        return Condition(code="disk_full", message=_full(paths.root), since=run.last_step_at)
+    return _silence(run, attempt, now)
+
+
+def _waits_for_space(directory: Path) -> bool:
+    try:
+        return json.loads((directory / LOCK).read_bytes()).get("waiting") == Reason.disk_full
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _full(root: Path) -> str:
+    try:
+        left = f", {num_bytes(shutil.disk_usage(root).free)} left"
+    except OSError:
+        left = ""
+    return f"Waiting for disk space{left}: training continues by itself when there is room."
+
+
+def _silence(run: tables.Run, attempt: tables.Attempt, now: float) -> Condition | None:
+    usual = run.progress.get("step_seconds")
+    if attempt.stage != "training" or not usual or run.last_step_at is None:
+        return None
+    silent = now - run.last_step_at
+    if silent < max(SILENT_AT_LEAST_SECONDS, SILENT_STEPS * usual):
+        return None
+    message = f"No step for {hours(silent)}, {silent / usual:,.0f} × the usual {hours(usual)}."
+    return Condition(code="silent", message=message, since=run.last_step_at)
