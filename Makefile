@@ -1,6 +1,6 @@
 # traind: `make demo` to see it, `make test` to prove it, `make serve` to use it.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test check soak soak-ci bench clean
+.PHONY: help setup demo serve test check nullgpu soak soak-ci bench clean
 
 PYTHON := .venv/bin/python
 EXTRAS := trainer,png,notify,tensorboard,dev
@@ -31,7 +31,11 @@ check: setup ## Linters, types, import rules and migrations alone
 		status=$$?; rm -rf "$$TRAIND_DATA_DIR"; exit $$status'
 
 test: check ## Everything: checks and all tests (under 15 minutes on 2 cores)
-	@$(PYTHON) -m pytest -n 2 --dist loadfile
+	@$(PYTHON) -m pytest -n 2 --dist loadfile --ignore tests/nullgpu
+
+nullgpu: setup ## Tests on a null GPU: torch's CUDA build (5 GB, once) over stubs of the driver
+	@[ -n "$$TRAIND_NULLGPU_PYTHON" ] || $(PYTHON) -m tests.nullgpu.install .venv-cuda
+	@TRAIND_TEST_REQUIRE=nullgpu $(PYTHON) -m pytest -n 2 --dist loadfile tests/nullgpu
 
 soak: setup ## Long fault campaigns: SECONDS=3600 SEED=…; appends to the fault table
 	@$(PYTHON) -m tests.soak --seconds $(or $(SECONDS),3600) $(if $(SEED),--seed $(SEED))
@@ -43,4 +47,4 @@ bench: setup ## Benchmarks: ratios against the plain reference; PARTS="step pack
 	@$(PYTHON) -m tests.bench $(PARTS)
 
 clean: ## Remove what the targets made, never a data directory
-	@rm -rf .venv .demo build dist *.egg-info
+	@rm -rf .venv .venv-cuda .nullgpu .demo build dist *.egg-info

@@ -2,8 +2,8 @@
 
 A test that needs root, strace, a browser, a Prometheus or a GPU says so with `needs("…")`: without
 it the test skips with the reason, and under TRAIND_TEST_REQUIRE=all the skip is a failure. Never
-required are a GPU, Triton (which comes with torch for one) and what a kernel may refuse even to
-root.
+required are a GPU, a null GPU (which needs a CUDA build of torch; `make nullgpu` requires it),
+Triton (which comes with torch for a GPU) and what a kernel may refuse even to root.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests import kernel
+from tests.nullgpu import environment as nullgpu
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TRAIND_LOG_LEVEL", "warning")
@@ -35,13 +36,16 @@ CONDITIONS = {
     "prometheus": lambda: shutil.which("promtool") is not None,
     "node": lambda: shutil.which("node") is not None,
     "gpu": _has_gpu,
+    "nullgpu": lambda: nullgpu.missing() is None,
     "triton": lambda: importlib.util.find_spec("triton") is not None,
     "mounts": kernel.can_mount,
     "loop mounts": kernel.can_loop,
     "memory groups": kernel.can_limit_memory,
     "pid namespaces": kernel.can_choose_pids,
 }
-NEVER_REQUIRED = {"gpu", "triton", "mounts", "loop mounts", "memory groups", "pid namespaces"}
+NEVER_REQUIRED = {
+    "gpu", "nullgpu", "triton", "mounts", "loop mounts", "memory groups", "pid namespaces"
+}  # fmt: skip
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -49,8 +53,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         for what in mark.args:
             if CONDITIONS[what]():
                 continue
-            must = os.environ.get("TRAIND_TEST_REQUIRE") == "all"
-            if must and what not in NEVER_REQUIRED:
+            required = os.environ.get("TRAIND_TEST_REQUIRE")
+            if what == required or (required == "all" and what not in NEVER_REQUIRED):
                 pytest.fail(f"needs {what}, which is required here and missing", pytrace=False)
             pytest.skip(f"needs {what}, which is not here")
 
