@@ -9,9 +9,9 @@ import torch
 from trainer.contract.plan import make_plan
 from trainer.contract.shape import shape_of
 from trainer.contract.spec import resolve
-from trainer.model import GPT
-from trainer.optim import Optimizer
-from trainer.step import MicroBatch, Reading, Stepper
+from trainer.model.gpt import GPT
+from trainer.optim.optimizer import Optimizer
+from trainer.train.step import MicroBatch, Reading, Stepper
 
 RATES = {"lr_multiplier": 0.5, "momentum": 0.9, "weight_decay": 0.1}
 
