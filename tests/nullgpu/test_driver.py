@@ -27,7 +27,7 @@ def describe() -> dict[str, Any]:
         "nvml": [
             pynvml.nvmlDeviceGetName(handle),
             list(pynvml.nvmlDeviceGetCudaComputeCapability(handle)),
-            pynvml.nvmlDeviceGetMemoryInfo(handle).total >> 20,
+            int(pynvml.nvmlDeviceGetMemoryInfo(handle).total) >> 20,
         ],
         "uuids": [f"GPU-{found.uuid}", pynvml.nvmlDeviceGetUUID(handle)],
     }
