@@ -9,11 +9,11 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
-from server import lock, privacy
+from server import lock, privacy, receivers
 from server.api import app as api
 from server.database.db import Database
 from server.domain import run_deletion
-from server.events import receivers, webhooks
+from server.events import webhooks
 from server.events.commit_notifier import Feed
 from server.ingestion.worker import Worker
 from server.machine import devices

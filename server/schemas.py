@@ -6,11 +6,11 @@ seconds. NaN and infinity never occur: a value that is not finite is null.
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from server.domain.states import Desired, State
 from trainer.contract.exits import Reason
 from trainer.contract.extend import ExtendPreview, Joint
 from trainer.contract.plan import Plan
@@ -25,6 +25,28 @@ from trainer.contract.spec import (
 )
 
 Item = TypeVar("Item")
+
+
+class State(StrEnum):
+    created = "created"
+    queued = "queued"
+    preparing = "preparing"
+    starting = "starting"
+    running = "running"
+    recovering = "recovering"
+    pausing = "pausing"
+    paused = "paused"
+    cancelling = "cancelling"
+    cancelled = "cancelled"
+    completed = "completed"
+    failed = "failed"
+
+
+class Desired(StrEnum):
+    created = "created"
+    running = "running"
+    paused = "paused"
+    cancelled = "cancelled"
 
 
 class Page(BaseModel, Generic[Item]):

@@ -19,12 +19,12 @@ from starlette.types import Receive, Scope, Send
 
 from server.api.deps import Act
 from server.api.disconnect import send_until_gone
-from server.api.errors import problem
 from server.api.openai_dialect import Telling, in_their_words
 from server.api.sse import HEADERS, HEARTBEAT_SECONDS, STOP_SECONDS, send_message, send_part
 from server.errors import Busy, IdempotencyMismatch, Invalid, TraindError, Unserved
 from server.events.hub import Hub
 from server.guard.idempotency import Answer
+from server.guard.problems import problem
 from trainer.contract import sockets
 from trainer.contract.completions import MAX_REPLY_BYTES, REPLY, Done, Order, Piece, Refused
 

@@ -1,9 +1,6 @@
-"""The one place that turns an error into an answer: an RFC 9457 problem document."""
+"""Error handlers of the app: every error, ours and the framework's, becomes a problem document."""
 
 from __future__ import annotations
-
-import json
-from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -11,10 +8,10 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from server import errors
-from server.guard.validation import explain, model_in, printable
+from server.guard.problems import problem
+from server.guard.validation import explain, model_in
+from server.text import printable
 
-TYPE_PREFIX = "urn:traind:problem:"
-MEDIA_TYPE = "application/problem+json"
 INTERNAL = "Something went wrong in the daemon; nothing of this request was kept."
 INTERNAL_HINT = "The daemon's log has the details. Training is not affected."
 
@@ -45,29 +42,6 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def unexpected(_: Request, __: Exception) -> Response:
         return problem(Internal(INTERNAL, hint=INTERNAL_HINT))
-
-
-def problem(error: errors.TraindError) -> Response:
-    """The answer for an error. Never fails: what JSON cannot say is written as text."""
-    document: dict[str, Any] = {
-        "type": TYPE_PREFIX + error.code,
-        "title": error.title,
-        "status": error.status,
-        "detail": error.detail,
-    }
-    if error.errors:
-        document["errors"] = error.errors
-    if error.hint:
-        document["hint"] = error.hint
-    document |= {k: v for k, v in error.extra.items() if k not in document}
-    return Response(_encoded(document), error.status, error.headers, media_type=MEDIA_TYPE)
-
-
-def _encoded(document: dict[str, Any]) -> bytes:
-    try:
-        return json.dumps(document, default=str, ensure_ascii=False).encode()
-    except UnicodeEncodeError:  # half a surrogate pair: it stays escaped
-        return json.dumps(document, default=str).encode()
 
 
 def from_validation(request: Request, error: RequestValidationError) -> errors.TraindError:

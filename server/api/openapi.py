@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from server.api.errors import MEDIA_TYPE
+from server.guard.problems import MEDIA_TYPE
 from server.schemas import Problem
 from trainer.contract.spec import RunSpec
 

@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from server.cli import options, output, units, waiting
-from server.cli.text import clean
+from server.text import clean
 
 if TYPE_CHECKING:
     from server.schemas import CheckpointView, JobView

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from server.cli import interpreter, output, units, waiting
-from server.cli.text import clean, clean_lines
+from server.text import clean, clean_lines
 
 if TYPE_CHECKING:
     from server.client import Client

@@ -292,7 +292,7 @@ def _service() -> Iterable[Finding]:
 
 
 def _print(finding: Finding) -> None:
-    from server.cli.text import clean
+    from server.text import clean
 
     mark, style = MARKS[finding.level]
     line = output.styled(f"{mark:<5}", style).append(f"{finding.name:<16}", style="bold")

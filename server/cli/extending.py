@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from server.cli import options, output, plot, units
-from server.cli.text import clean
+from server.text import clean
 
 if TYPE_CHECKING:
     from server.schemas import ExtendAnswer

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from server.cli import options, output, specfile, units, waiting
-from server.cli.text import clean
+from server.text import clean
 
 if TYPE_CHECKING:
     from server.client import Client

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from server.cli import options, output, units, waiting
-from server.cli.text import clean, clean_lines
+from server.text import clean, clean_lines
 
 if TYPE_CHECKING:
     from rich.text import Text

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from server.cli import options, output, plot, units
-from server.cli.text import clean_lines
+from server.text import clean_lines
 
 if TYPE_CHECKING:
     from server.client import ReportFormat

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from server.cli import options, output, waiting
-from server.cli.text import clean
+from server.text import clean
 
 
 def register(app: typer.Typer) -> None:

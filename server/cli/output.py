@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from server.cli.text import clean, clean_lines, to_json
+from server.text import clean, clean_lines, to_json
 
 if TYPE_CHECKING:
     from pydantic import BaseModel

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from server.cli import output, plot, units
 from server.cli.listing import event_line
-from server.cli.text import clean, shorten
+from server.text import clean, shorten
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

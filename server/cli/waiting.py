@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from server.cli import output, units
-from server.cli.text import clean
+from server.text import clean
 
 if TYPE_CHECKING:
     from server.client import Client

@@ -12,9 +12,9 @@ from pathlib import Path
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from server import receivers
 from server.database import tables
 from server.errors import Invalid
-from server.events import receivers
 from server.machine import devices
 from server.machine.devices import Device, DeviceMissing
 from trainer.contract.peaks import fp8_missing

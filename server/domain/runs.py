@@ -11,6 +11,7 @@ from sqlalchemy import delete as sql_delete
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from server import receivers
 from server.database import tables
 from server.domain import commands, lineage, preflight, states
 from server.domain.attempts import build_order, current_phase, next_attempt
@@ -20,7 +21,6 @@ from server.domain.lineage import supersede
 from server.domain.run_rows import first_phase, new_run, plan_for, require_free
 from server.domain.states import Desired, State
 from server.errors import Conflict, IllegalMove, Invalid
-from server.events import receivers
 from server.schemas import PatchRun, ResumeRequest
 from trainer.contract.commands import Cancel, Evaluate, Pause, Pin, Save, Update
 from trainer.contract.exits import Reason

@@ -7,7 +7,6 @@ the same transaction.
 from __future__ import annotations
 
 import time
-from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import func, select
@@ -15,30 +14,9 @@ from sqlalchemy.orm import Session
 
 from server.database import tables
 from server.errors import IllegalMove
+from server.schemas import Desired as Desired
+from server.schemas import State as State
 from trainer.contract.exits import Reason
-
-
-class State(StrEnum):
-    created = "created"
-    queued = "queued"
-    preparing = "preparing"
-    starting = "starting"
-    running = "running"
-    recovering = "recovering"
-    pausing = "pausing"
-    paused = "paused"
-    cancelling = "cancelling"
-    cancelled = "cancelled"
-    completed = "completed"
-    failed = "failed"
-
-
-class Desired(StrEnum):
-    created = "created"
-    running = "running"
-    paused = "paused"
-    cancelled = "cancelled"
-
 
 _ACTIVE = (State.queued, State.preparing, State.starting, State.running, State.recovering)
 

@@ -24,8 +24,8 @@ from sqlalchemy import func, select
 from server.database import tables
 from server.database.db import Database
 from server.domain.states import State
-from server.events.receivers import masked
 from server.guard.tokens import read_or_make
+from server.receivers import masked
 from trainer.contract.exits import Reason
 from trainer.contract.rundir import write_durably
 

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server.api.errors import problem
 from server.errors import Forbidden, TraindError, Unauthorized
+from server.guard.problems import problem
 from server.guard.tokens import Tokens, read_or_make
-from server.guard.validation import printable
 from server.settings import LOOPBACK, Settings
+from server.text import printable
 
 COOKIE = "traind_session"
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})

@@ -14,9 +14,9 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.api.errors import problem
 from server.errors import Busy, Invalid, TooLarge, TraindError, UnsupportedMediaType
-from server.guard.validation import printable
+from server.guard.problems import problem
+from server.text import printable
 
 MAX_DEPTH = 32
 MAX_INTEGER = 2**63

@@ -10,6 +10,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from server.errors import Invalid
+from server.text import printable
 from trainer.contract.spec import NAME_PATTERN
 
 MAX_ERRORS = 20
@@ -54,14 +55,6 @@ def explained(body: Any, model: type[BaseModel]) -> Iterator[None]:
         if error.title != model.__name__:
             raise
         raise explain(error, body, model) from None
-
-
-def printable(value: object, limit: int = 80) -> str:
-    """A value as a person may see it: short, one line, no control bytes, no lone surrogates."""
-    words = value if isinstance(value, str) else repr(value)
-    words = words if len(words) <= limit else words[: limit - 1] + "…"
-    clean = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in words)
-    return clean.encode("utf-8", "backslashreplace").decode()
 
 
 def _pointer(finding: Any, body: Any) -> tuple[str, list[str]]:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from server.text import log_line
 from trainer.contract import rundir
 from trainer.contract.rundir import ProcessIdentity
 
@@ -225,16 +226,4 @@ def log_tail(path: Path, lines: int = LOG_TAIL_LINES) -> str:
             text = log.read(LOG_TAIL_BYTES).decode("utf-8", "replace")
     except OSError:
         return ""
-    return "\n".join(escape(line) for line in text.split("\n")[-lines - 1 :]).strip("\n")
-
-
-def escape(line: str) -> str:
-    r"""The line as it may be shown in a terminal: ESC as \x1b, a tab as it is."""
-    line = line.rpartition("\r")[2] if not line.endswith("\r") else line.rstrip("\r")
-    return "".join(
-        c if c == "\t" or (c.isprintable() and c != "\x7f") else _escaped(c) for c in line
-    )
-
-
-def _escaped(character: str) -> str:
-    return character.encode("unicode_escape", "replace").decode("ascii")
+    return "\n".join(log_line(line) for line in text.split("\n")[-lines - 1 :]).strip("\n")

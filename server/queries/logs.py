@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from server.launch.process import escape
+from server.text import log_line
 
 MAX_BYTES = 4 << 20
 
@@ -58,4 +58,4 @@ def _read_end(path: Path) -> tuple[bytes, int]:
 
 
 def _shown(lines: list[bytes]) -> str:
-    return "".join(escape(line.decode("utf-8", "replace")) + "\n" for line in lines)
+    return "".join(log_line(line.decode("utf-8", "replace")) + "\n" for line in lines)

@@ -12,11 +12,10 @@ from typing import Any, Literal
 from sqlalchemy import Select, and_, bindparam, or_, select
 from sqlalchemy.orm import Session, defer
 
-from server import schemas
+from server import receivers, schemas
 from server.database import tables
 from server.domain.states import Desired, State
 from server.errors import Invalid, NotFound
-from server.events import receivers
 from server.metrics import sparkline
 from server.queries import estimate
 from server.queries.condition import condition

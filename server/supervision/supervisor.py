@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable
 
 from server.errors import Busy, DiskFull, StorageBroken
-from server.ingestion.intake import Intake
 from server.launch import process
 from server.supervision import worklist
+from server.supervision.intake import Intake
 from server.supervision.reconcile import Tending
 from server.supervision.trainers import Shop
 from server.supervision.wakeup import Bell

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from server.cli import extending, plot, units
-from server.cli.text import clean, clean_lines, shorten, to_json
 from server.cli.view import View, by_step, line, screen
 from server.schemas import EventView, MetricsAnswer, Progress
+from server.text import clean, clean_lines, shorten, to_json
 from tests.server import stub_daemon
 from trainer.contract.extend import ExtendRequest, preview
 from trainer.contract.schedule import initial_schedule

@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
+from server import receivers
 from server.database import tables
 from server.domain import states
 from server.domain.states import State
-from server.events import receivers, webhooks
+from server.events import webhooks
 from server.events.webhooks import GIVE_UP_SECONDS, Notices
 from server.main import create_app
 from server.queries import store

@@ -1,4 +1,4 @@
-"""Strings from elsewhere, made safe for a terminal.
+"""Escaping untrusted strings: what a terminal or an error message shows of them.
 
 Names, titles, log lines and model samples may hold anything. What would move the cursor, set a
 title, turn the reading direction or hide text is shown as an escape instead of obeyed.
@@ -30,6 +30,17 @@ def clean(value: object) -> str:
 def clean_lines(value: object) -> str:
     """The same, but line feeds and tabs keep their meaning."""
     return _UNSAFE_IN_LINES.sub(_escape, str(value).replace("\r\n", "\n"))
+
+
+def printable(value: object, limit: int = 80) -> str:
+    """`value` in an error message: one line of at most `limit` characters before escaping."""
+    return clean(shorten(value if isinstance(value, str) else repr(value), limit))
+
+
+def log_line(line: str) -> str:
+    """A line of a log: control bytes as escapes, and of a progress bar only its last state."""
+    line = line.rpartition("\r")[2] if not line.endswith("\r") else line.rstrip("\r")
+    return clean_lines(line)
 
 
 def to_json(value: Any) -> str:
