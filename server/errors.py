@@ -3,6 +3,7 @@
 TraindError
 ├── Invalid              422  the request is understood and cannot be meant
 ├── NotFound             404
+│   └── NotOffered       404  another API's route, with the one to use instead
 ├── Conflict             409  legal at another time; carries the present state
 │   ├── IllegalMove      409
 │   └── NameTaken        409
@@ -50,6 +51,10 @@ class Invalid(TraindError):
 
 class NotFound(TraindError):
     code, status, title = "not-found", 404, "Not found"
+
+
+class NotOffered(NotFound):
+    code, title = "not-offered", "Not offered here"
 
 
 class Conflict(TraindError):

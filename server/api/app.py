@@ -1,6 +1,6 @@
 """The HTTP side of the daemon, put together: layers, routes, errors, OpenAPI.
 
-Layers, outermost first: counting, access, bodies, then FastAPI. Everything a request may be
+Layers, outermost first: counting, access, bodies, HEAD, then FastAPI. Everything a request may be
 refused for by its envelope is settled before a handler runs.
 """
 
@@ -38,6 +38,7 @@ from server.events.commit_notifier import Feed
 from server.events.hub import Hub
 from server.guard.access import Access, Policy, policy_for
 from server.guard.bodies import Bodies
+from server.guard.heads import Heads
 from server.machine.readings import Readings
 from server.prometheus.metrics import Metrics
 from server.settings import Settings
@@ -107,6 +108,7 @@ def end_streams(app: FastAPI) -> None:
 
 
 def _add_layers(app: FastAPI, settings: Settings, policy: Policy, counted: Metrics) -> None:
+    app.add_middleware(Heads)
     app.add_middleware(Bodies, max_bytes=settings.max_body_bytes)
     app.add_middleware(Access, policy=policy)
     app.add_middleware(Counted, metrics=counted)

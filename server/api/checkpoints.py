@@ -91,7 +91,6 @@ def delete(run: RunRef, checkpoint: CheckpointRef, act: Doing, conf: Conf) -> Re
     }
     | problems(404, 416),
 )
-@router.head("/{checkpoint}/files/{name}", include_in_schema=False)
 def download(
     request: Request, run: RunRef, checkpoint: CheckpointRef, name: FileName, db: Db, conf: Conf
 ) -> Response:

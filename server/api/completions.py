@@ -20,7 +20,7 @@ from server.api.openapi import problems
 from server.database import tables
 from server.database.db import Database
 from server.domain import jobs
-from server.errors import Busy, TraindError
+from server.errors import Busy, NotOffered, TraindError
 from server.queries import models
 from trainer.contract.completions import SERVE_SOCKET
 from trainer.contract.rundir import DataDir
@@ -90,6 +90,26 @@ def complete(body: CompletionRequest, act: Doing, conf: Conf, request: Request) 
     replies = said(order, lambda job: _server(act.db, conf.paths, job), state.stream)
     keeping = act if act.key is not None else None
     return Answering(telling, replies, state.stream, state.completions, keeping)
+
+
+@router.post("/chat/completions", include_in_schema=False)
+@router.post("/responses", include_in_schema=False)
+def chat(request: Request) -> Response:
+    """What a base model cannot do: it knows no turns. Says what to use instead."""
+    raise NotOffered(
+        f"There is no {request.url.path}: a pretrained model knows no turns of a conversation.",
+        hint="Use POST /v1/completions with a `prompt`; in OpenAI's clients completions.create() "
+        "instead of chat.completions.create().",
+    )
+
+
+@router.post("/embeddings", include_in_schema=False)
+def embeddings() -> Response:
+    """What is not offered."""
+    raise NotOffered(
+        "There is no /v1/embeddings: these models continue text.",
+        hint="Use POST /v1/completions with a `prompt`; `logprobs` are given there.",
+    )
 
 
 def _server(db: Database, paths: DataDir, job_id: str | None) -> Server:

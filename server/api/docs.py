@@ -18,6 +18,6 @@ def openapi(request: Request) -> Response:
     return Response(content, media_type="application/json")
 
 
-@router.api_route("/docs", methods=["GET", "HEAD"])
+@router.get("/docs")
 async def docs(request: Request) -> Response:
     return send(request, "docs.html")

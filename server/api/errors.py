@@ -75,4 +75,4 @@ def allowed_methods(request: Request) -> list[str]:
     for route in request.app.state.routes:
         if route.path_regex.match(request.scope["path"]):
             found |= route.methods or set()
-    return sorted(found)
+    return sorted(found | {"HEAD"} if "GET" in found else found)

@@ -115,14 +115,14 @@ class _Sent(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await send_until_gone(receive, self._send_all(scope, send))
+            await send_until_gone(receive, self._send_all(send))
         finally:
             self.file.close()
 
-    async def _send_all(self, scope: Scope, send: Send) -> None:
+    async def _send_all(self, send: Send) -> None:
         head = {"type": "http.response.start", "status": self.status_code}
         await send({**head, "headers": self.raw_headers})
-        left = 0 if scope["method"] == "HEAD" else self.end - self.start
+        left = self.end - self.start
         if left:
             await run_in_threadpool(self.file.seek, self.start)
         while left > 0:
@@ -135,5 +135,5 @@ class _Sent(Response):
                     await send({"type": "http.response.body", "body": chunk, "more_body": left > 0})
             except TimeoutError:
                 raise Stalled from None
-        if self.end == self.start or scope["method"] == "HEAD":
+        if self.end == self.start:
             await send({"type": "http.response.body", "body": b"", "more_body": False})

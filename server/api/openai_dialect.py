@@ -208,6 +208,6 @@ def in_their_words(error: TraindError) -> dict[str, Any]:
     """What OpenAI's clients look for in a refusal, beside what our own look for."""
     kind = "invalid_request_error" if error.status < 500 else "server_error"
     where = error.errors[0]["pointer"].lstrip("/?").replace("/", ".") if error.errors else None
-    code = "model_not_found" if error.status == 404 else error.code
+    code = "model_not_found" if error.code == "not-found" else error.code
     message = " ".join(filter(None, (error.detail, error.hint)))
     return {"message": message, "type": kind, "param": where or None, "code": code}

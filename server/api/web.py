@@ -36,17 +36,17 @@ class _File:
     etag: str
 
 
-@router.api_route("/", methods=["GET", "HEAD"])
+@router.get("/")
 async def dashboard(request: Request) -> Response:
     return send(request, "index.html")
 
 
-@router.api_route("/favicon.ico", methods=["GET", "HEAD"])
+@router.get("/favicon.ico")
 async def favicon(request: Request) -> Response:
     return send(request, "favicon.svg")
 
 
-@router.api_route("/static/{name:path}", methods=["GET", "HEAD"])
+@router.get("/static/{name:path}")
 async def static(request: Request, name: str) -> Response:
     return send(request, name)
 

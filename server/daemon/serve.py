@@ -164,6 +164,7 @@ def _listening(settings: Settings) -> Iterator[socket.socket]:
 @contextmanager
 def _told_where(listener: socket.socket, settings: Settings) -> Iterator[None]:
     """`daemon.json` in the data directory names the address while the daemon lives."""
+    from server.guard.access import BEHIND_A_PROXY
     from trainer.contract.rundir import write_durably
 
     port = listener.getsockname()[1]
@@ -172,6 +173,9 @@ def _told_where(listener: socket.socket, settings: Settings) -> Iterator[None]:
     path = settings.paths.root / LISTENING
     write_durably(path, json.dumps({"pid": os.getpid(), "url": url}).encode())
     log.info("listening on %s", url)
+    if settings.is_loopback and settings.auth == "auto":
+        level = logging.WARNING if settings.allow_hosts else logging.INFO
+        log.log(level, "callers need no token; %s", BEHIND_A_PROXY)
     try:
         yield
     finally:

@@ -11,7 +11,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from server.database import tables
-from server.domain import attempts, runs, states
+from server.domain import attempts, lineage, runs, states
 from server.domain.run_rows import require_free
 from server.domain.states import State
 from server.errors import Conflict, Invalid, NotFound
@@ -86,9 +86,26 @@ def export(session: Session, run: tables.Run, params: ExportParams, now: float) 
 def audit(session: Session, run: tables.Run, params: AuditParams, now: float) -> tables.Job:
     """On the device that made the steps: another one has other bits and would prove nothing."""
     _require_checkpoint(session, run, params.checkpoint, params.step)
+    device = _device_of_steps(session, run, params) or _device_of(session, run) or "cpu"
+    where: Place = "cpu" if device == "cpu" else "device"
+    return _add(session, "audit", run, where, {**_dump(params), "device": device}, now)
+
+
+def _device_of_steps(session: Session, run: tables.Run, params: AuditParams) -> str | None:
+    """Where the steps were made that an audit would repeat now."""
+    if params.checkpoint is None and params.step is None:
+        usable = lineage.checkpoints(session, run.id)
+    else:
+        named = lineage.named_checkpoint(session, run.id, params.checkpoint, params.step)
+        usable = [named] if named is not None else []
+    found = lineage.recorded_steps(session, run.id, usable, params.steps)
+    return found[2].device if found is not None else None
+
+
+def _device_of(session: Session, run: tables.Run) -> str | None:
+    """Where the run was trained last."""
     last = attempts.last_attempt(session, run.id)
-    where: Place = "cpu" if last is None or last.device == "cpu" else "device"
-    return _add(session, "audit", run, where, _dump(params), now)
+    return last.device if last is not None else None
 
 
 def import_run(session: Session, params: ImportParams, now: float) -> tables.Job:
@@ -177,6 +194,9 @@ def _add(
     waiting = select(tables.Job.id).where(tables.Job.state == "queued").limit(MAX_WAITING)
     if len(session.scalars(waiting).all()) >= MAX_WAITING:
         raise Conflict(f"{MAX_WAITING} jobs are waiting already", hint="Cancel some of them.")
+    if where == "device" and run is not None and "device" not in params:
+        trained_on = _device_of(session, run)
+        params |= {"device": trained_on} if trained_on not in (None, "cpu") else {}
     job = tables.Job(
         id=f"job_{secrets.token_hex(8)}",
         run_id=run.id if run else None,
@@ -184,7 +204,7 @@ def _add(
         where=where,
         state="queued",
         params=params,
-        message=_wait(session) if where == "device" else "",
+        message=_wait(session, params.get("device")) if where == "device" else "",
         token=secrets.token_hex(16),
         created_at=now,
     )
@@ -193,13 +213,14 @@ def _add(
     return job
 
 
-def _wait(session: Session) -> str:
+def _wait(session: Session, device: object) -> str:
     """What a job for the device has to wait for, said before it is queued behind it."""
-    busy = session.scalar(select(tables.Run).where(tables.Run.state.in_(states.OCCUPYING)))
-    if busy is None:
-        return ""
-    left = f"{busy.end_step - busy.step:,} steps to go"
-    return f"waits for the device, where run {busy.name} is {busy.state} ({left}); cpu would not"
+    for busy in session.scalars(select(tables.Run).where(tables.Run.state.in_(states.OCCUPYING))):
+        if device in (None, _device_of(session, busy)):
+            left = f"{busy.end_step - busy.step:,} steps to go"
+            where = device or "the device"
+            return f"waits for {where}, where run {busy.name} is {busy.state} ({left})"
+    return ""
 
 
 def _dump(params: BaseModel) -> dict[str, object]:

@@ -7,6 +7,7 @@ loss is before its update) only to the later one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from sqlalchemy import bindparam, or_, select, update
@@ -115,6 +116,43 @@ def phase_end(phase: tables.Phase) -> int:
 def checkpoints(session: Session, run_id: str) -> list[tables.Checkpoint]:
     """Checkpoints of the lineage that are there and good, the newest first."""
     return list(session.scalars(_GOOD_CHECKPOINTS, {"run": run_id}))
+
+
+def named_checkpoint(
+    session: Session, run_id: str, name: str | None, step: int | None
+) -> tables.Checkpoint | None:
+    """The good one of that name or at that step, of the present lineage if there is one."""
+    table = tables.Checkpoint
+    query = (
+        select(table)
+        .where(table.run_id == run_id, table.deleted_at.is_(None), table.bad.is_(None))
+        .where(table.name == name if name is not None else table.step == step)
+        .order_by(table.superseded, table.id.desc())
+    )
+    return session.scalars(query).first()
+
+
+def recorded_steps(
+    session: Session,
+    run_id: str,
+    usable: Sequence[tables.Checkpoint],
+    steps: int,
+    device: str | None = None,
+) -> tuple[int, tables.Checkpoint, tables.Attempt] | None:
+    """The checkpoint of `usable` with the most recorded steps behind it (at most `steps`; the first
+    of equals), how many, and the attempt that made them; of that device where one is named."""
+    found = []
+    for stretch in stretches(session, run_id):
+        attempt = session.get_one(tables.Attempt, stretch.attempt_id)
+        if device not in (None, attempt.device):
+            continue
+        found += [
+            (min(stretch.high - one.step, steps), one, attempt)
+            for one in usable
+            if stretch.low <= one.step < stretch.high
+        ]
+    order = {one.id: place for place, one in enumerate(usable)}
+    return max(found, key=lambda one: (one[0], -order[one[1].id]), default=None)
 
 
 def exactness(session: Session, run_id: str) -> str | None:

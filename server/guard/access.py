@@ -1,13 +1,15 @@
 """Who may call: hosts, origins, sites and tokens, checked on the raw request before any handler.
 
 A daemon on loopback is reachable from every web page its user visits. So the Host must be one of
-ours (against DNS rebinding), and an unsafe method must not come from another site (against forged
-requests). On any other address, or with `auth = always`, a token is needed as well.
+ours (against DNS rebinding), and no request may come from another site (against forged requests).
+On any other address, or with `auth = always`, a token is needed as well. A proxy in front makes
+callers from anywhere look like loopback: what it forwards is refused where no token is asked for.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import logging
 import re
 import socket
 from dataclasses import dataclass
@@ -25,12 +27,22 @@ SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 # Reachable without a token: what a browser needs to show the login, and the health checks.
 OPEN_PATHS = frozenset({b"/", b"/healthz", b"/readyz", b"/favicon.ico"})
 OPEN_PREFIX = b"/static/"
+# A reverse proxy adds one of these; a client on the machine itself, and ssh -L, send none.
+FORWARDED = (
+    b"forwarded", b"via", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto",
+    b"x-forwarded-server", b"x-real-ip", b"x-client-ip", b"true-client-ip", b"cf-connecting-ip",
+)  # fmt: skip
+BEHIND_A_PROXY = (
+    "behind a reverse proxy start traind with --auth always --allow-host NAME: without a token "
+    "everybody who reaches the proxy may do everything"
+)
 SECURITY_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
     (b"cross-origin-resource-policy", b"same-origin"),
     (b"x-frame-options", b"DENY"),
 ]
+log = logging.getLogger("traind")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9_.-]{1,253})(?::(\d{1,5}))?\Z")
 
 
@@ -101,10 +113,26 @@ def check(policy: Policy, scope: Scope) -> None:
     """Raises Forbidden or Unauthorized. Reads nothing but the raw scope."""
     host = _single(scope, b"host")
     _check_host(policy, host)
-    if scope["method"] not in SAFE_METHODS:
-        _check_site(host, scope)
-    if policy.tokens is not None and not _is_open(scope):
+    _check_site(host, scope)
+    if _is_open(scope):
+        return
+    if policy.tokens is not None:
         _check_token(policy.tokens, scope)
+    else:
+        _check_not_forwarded(scope)
+
+
+def _check_not_forwarded(scope: Scope) -> None:
+    """Without tokens the address is the only guard, and a proxy hides it."""
+    found = next((name for name, _ in scope["headers"] if name.lower() in FORWARDED), None)
+    if found is None:
+        return
+    log.warning("refused a request that came through a proxy: %s", BEHIND_A_PROXY)
+    raise Forbidden(
+        f"This request was forwarded by a proxy ({found.decode('latin-1')}), and this daemon asks "
+        "nobody for a token.",
+        hint=f"{BEHIND_A_PROXY[0].upper()}{BEHIND_A_PROXY[1:]}.",
+    )
 
 
 def _check_host(policy: Policy, host: str | None) -> None:
@@ -112,13 +140,26 @@ def _check_host(policy: Policy, host: str | None) -> None:
     if name is None or not policy.allows_host(name):
         raise Forbidden(
             f"This daemon does not answer to the host {printable(host or 'of no name')}.",
-            hint="Use 127.0.0.1 or localhost, or start traind with --allow-host NAME.",
+            hint=_host_hint(policy),
         )
 
 
+def _host_hint(policy: Policy) -> str:
+    if policy.tokens is not None:
+        return "Use 127.0.0.1 or localhost, or start traind with --allow-host NAME."
+    return f"Use 127.0.0.1 or localhost; {BEHIND_A_PROXY}."
+
+
 def _check_site(host: str | None, scope: Scope) -> None:
-    if _single(scope, b"sec-fetch-site") == "cross-site":
-        raise Forbidden("A page of another site may not change anything here.")
+    is_safe = scope["method"] in SAFE_METHODS
+    if _single(scope, b"sec-fetch-site") == "cross-site" and not (is_safe and _is_visit(scope)):
+        what = "ask" if is_safe else "change"
+        raise Forbidden(
+            f"A page of another site may not {what} anything here.",
+            hint="Follow a link to it, or open the dashboard at its own address.",
+        )
+    if is_safe:
+        return
     origin = _single(scope, b"origin")
     if origin is None:
         return
@@ -128,6 +169,15 @@ def _check_site(host: str | None, scope: Scope) -> None:
             f"A page from {printable(origin)} may not change anything here.",
             hint="Open the dashboard under the same host and port as the API.",
         )
+
+
+def _is_visit(scope: Scope) -> bool:
+    """Whether a person follows a link to a page here: a navigation of the whole tab, and by a
+    click unless it leads to the dashboard. Not an image, a frame, a fetch or a prefetch."""
+    wanted = (_single(scope, b"sec-fetch-mode"), _single(scope, b"sec-fetch-dest"))
+    if wanted != ("navigate", "document") or _single(scope, b"sec-purpose") is not None:
+        return False
+    return scope["path"] == "/" or _single(scope, b"sec-fetch-user") == "?1"
 
 
 def _check_token(tokens: Tokens, scope: Scope) -> None:

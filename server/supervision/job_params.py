@@ -51,17 +51,13 @@ def _for_audit(
     usable = (
         [_checkpoint(session, run, params)] if is_named else lineage.checkpoints(session, run.id)
     )
-    found = [
-        (min(stretch.high - one.step, params["steps"]), one, stretch)
-        for one in usable
-        for stretch in lineage.stretches(session, run.id)
-        if stretch.low <= one.step < stretch.high
-    ]
-    if not found:
+    device = params.get("device")
+    found = lineage.recorded_steps(session, run.id, usable, params["steps"], device)
+    if found is None:
         where = usable[0].name if is_named else f"any checkpoint of run {run.name}"
-        raise Unresolvable(f"no step was recorded after {where}")
-    steps, chosen, stretch = max(found, key=lambda one: one[0])  # the first of equals: the newest
-    attempt = session.get_one(tables.Attempt, stretch.attempt_id)
+        on = f" on {device}" if device else ""
+        raise Unresolvable(f"no step was recorded{on} after {where}")
+    steps, chosen, attempt = found
     order = build_order(session, run, attempt, settings).model_dump(mode="json")
     return {"checkpoint": chosen.name, "steps": steps, "order": order}
 
@@ -70,18 +66,11 @@ def _checkpoint(session: Session, run: tables.Run, params: dict[str, Any]) -> ta
     """The named one, the one at the step, or the newest good one of the lineage."""
     name, step = params.get("checkpoint"), params.get("step")
     if name is None and step is None:
-        found = lineage.checkpoints(session, run.id)
-        if found:
-            return found[0]
+        usable = lineage.checkpoints(session, run.id)
+        if usable:
+            return usable[0]
         raise Unresolvable(f"run {run.name} has no checkpoint")
-    table = tables.Checkpoint
-    query = (
-        select(table)
-        .where(table.run_id == run.id, table.deleted_at.is_(None), table.bad.is_(None))
-        .where(table.name == name if name is not None else table.step == step)
-        .order_by(table.superseded, table.id.desc())
-    )
-    found = session.scalars(query).first()
+    found = lineage.named_checkpoint(session, run.id, name, step)
     if found is None:
         raise Unresolvable(f"run {run.name} no longer has {name or f'a checkpoint at {step}'}")
     return found

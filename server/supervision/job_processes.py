@@ -77,6 +77,7 @@ def launch(shop: Shop, job_id: str) -> Watch | None:
         if job.state != "queued" or job.cancel_requested:
             return None
         try:
+            _require_device(shop, job)
             params = job_params.resolve(session, job, shop.settings)
         except job_params.Unresolvable as error:
             _end(session, job, "failed", Reason.job_failed, str(error))
@@ -92,6 +93,15 @@ def launch(shop: Shop, job_id: str) -> Watch | None:
         with shop.db.write() as session:
             session.get_one(Job, job_id).message = f"it could not be started: {error}"
     return watch
+
+
+def _require_device(shop: Shop, job: Job) -> None:
+    """A job that names its device gets no other: an audit there would prove nothing."""
+    named, there = job.params.get("device"), [device.device for device in shop.devices]
+    if job.where == "device" and named and named not in there:
+        raise job_params.Unresolvable(
+            f"it belongs on {named}, which is not on this machine; there is {', '.join(there)}"
+        )
 
 
 def _order(shop: Shop, job: Job, params: dict[str, Any]) -> orders.JobOrder:

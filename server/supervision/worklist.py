@@ -179,11 +179,14 @@ def _queue_order(entry: Entry) -> tuple[bool, int, float, str]:
 
 
 def job_place(job: Job, devices: tuple[Device, ...]) -> str:
-    """What a job occupies: the best device, the one place for work on the CPU, or the one for
-    completions, which may be held for hours and must not keep that work waiting."""
+    """What a job occupies: the device it names or else the best one, the one place for work on
+    the CPU, or the one for completions, which may be held for hours and must not keep that work
+    waiting."""
     if job.kind == "serve":
         return "completions"
-    return devices[0].device if job.where == "device" else "cpu job"
+    if job.where != "device":
+        return "cpu job"
+    return str(job.params.get("device") or devices[0].device)
 
 
 def _inline(session: Session) -> list[tuple[Job, CommandRow | None, str]]:

@@ -130,8 +130,102 @@ def test_f51_no_other_page_changes_anything(opened: Asgi, headers: dict[str, str
             assert answer.status_code == 403, (method, path)
             assert answer.json()["type"] == "urn:traind:problem:forbidden"
         else:
-            assert answer.status_code != 403, (method, path)
+            is_cross_site = headers.get("sec-fetch-site") == "cross-site"
+            assert (answer.status_code == 403) is is_cross_site, (method, path)
     assert events(opened) == before
+
+
+VISIT = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}
+CLICK = VISIT | {"sec-fetch-user": "?1"}
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "may"),
+    [
+        ("/", VISIT, True),
+        ("/v1/runs/demo/report", CLICK, True),
+        ("/v1/runs/demo/report", VISIT, False),  # a script that moves its own tab
+        ("/v1/runs/demo/report", CLICK | {"sec-purpose": "prefetch"}, False),
+        ("/v1/runs/demo/report", CLICK | {"sec-fetch-dest": "iframe"}, False),
+        ("/metrics", VISIT | {"sec-fetch-mode": "no-cors", "sec-fetch-dest": "image"}, False),
+        ("/metrics", VISIT | {"sec-fetch-mode": "cors", "sec-fetch-dest": "empty"}, False),
+        ("/favicon.ico", VISIT | {"sec-fetch-mode": "no-cors", "sec-fetch-dest": "image"}, False),
+        ("/metrics", {"sec-fetch-site": "same-site"}, True),
+        ("/metrics", {"sec-fetch-site": "same-origin"}, True),
+        ("/metrics", {"sec-fetch-site": "none"}, True),
+    ],
+)
+def test_f51_a_page_of_another_site_asks_for_nothing_but_a_visit(
+    opened: Asgi, path: str, headers: dict[str, str], may: bool
+) -> None:
+    for method in ("GET", "HEAD"):
+        answer = opened.request(method, path, headers=headers)
+        assert answer.status_code == (200 if may else 403), answer.text
+
+
+# --- behind a proxy ------------------------------------------------------------------------------
+
+FORWARDED = [
+    {"x-forwarded-for": "203.0.113.9"}, {"forwarded": "for=203.0.113.9"}, {"via": "1.1 proxy"},
+    {"x-forwarded-host": "box.example"}, {"x-real-ip": "203.0.113.9"},
+    {"x-forwarded-proto": "https"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("headers", FORWARDED)
+def test_what_a_proxy_forwards_is_refused_without_a_token(
+    opened: Asgi, headers: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    before = events(opened)
+    for method, path in every_route(opened):
+        answer = opened.request(method, path, headers=headers)
+        if path not in WITHOUT_TOKEN:
+            assert answer.status_code == 403, (method, path)
+    answer = opened.get("/v1/runs", headers=headers)
+    assert "--auth always" in answer.json()["hint"]
+    assert "--auth always" in caplog.text
+    assert events(opened) == before
+
+
+@pytest.mark.parametrize("headers", FORWARDED)
+def test_what_a_proxy_forwards_is_answered_with_the_token(
+    guarded: Asgi, headers: dict[str, str]
+) -> None:
+    given = headers | bearer(token_of(guarded))
+    assert guarded.get("/v1/runs", headers=given).status_code == 200
+
+
+def test_the_hint_about_a_name_says_that_a_proxy_needs_a_token(opened: Asgi, guarded: Asgi) -> None:
+    foreign = {"host": "box.example"}
+    assert "--auth always" in opened.get("/v1/runs", headers=foreign).json()["hint"]
+    assert "--auth" not in guarded.get("/v1/runs", headers=foreign).json()["hint"]
+
+
+# --- HEAD ----------------------------------------------------------------------------------------
+
+
+def test_head_is_answered_wherever_get_is(opened: Asgi) -> None:
+    """With the same status and headers, and without a body; streams end with their headers."""
+    paths = {path for method, path in every_route(opened) if method == "GET"}
+    for path in sorted(paths):
+        for accept in ("*/*", "text/event-stream"):
+            if accept == "text/event-stream" and not path.endswith("/events"):
+                continue
+            headers = {"accept": accept}
+            head = opened.request("HEAD", path, headers=headers)
+            assert head.content == b"", path
+            if accept == "*/*":
+                got = opened.get(path, headers=headers)
+                kept = ("content-type", "content-length", "etag", "allow")
+                told = [{k: a.headers.get(k) for k in kept} for a in (got, head)]
+                if path not in ("/metrics", "/v1/system"):  # whose numbers move
+                    assert told[0] == told[1], path
+                assert head.status_code == got.status_code, path
+            else:
+                assert head.status_code == 200, path
+                assert head.headers["content-type"].startswith("text/event-stream")
+    refused = opened.request("PUT", "/v1/runs")
+    assert refused.headers["allow"] == "GET, HEAD, POST"
 
 
 def test_our_own_page_may(opened: Asgi) -> None:

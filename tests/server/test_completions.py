@@ -537,3 +537,12 @@ def test_it_says_that_it_lives_before_it_is_taken_for_hung(
         == often
         < stall_timeout.of_job(stall_seconds)
     )
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/embeddings"])
+def test_other_routes_of_openai_say_what_to_use_instead(asgi: Asgi, path: str) -> None:
+    answer = asgi.post(path, {"model": "demo", "messages": [{"role": "user", "content": "Hi"}]})
+    assert answer.status_code == 404
+    assert "POST /v1/completions" in answer.json()["hint"]
+    assert "POST /v1/completions" in answer.json()["error"]["message"]
+    assert answer.json()["type"] == "urn:traind:problem:not-offered"
