@@ -1,37 +1,54 @@
-"""The lock of a data directory: one daemon serves it at a time."""
+"""One daemon for each data directory: a lock file that names the holder, and a lock on the
+directory itself, which nobody can delete while the directory is there.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer.contract.rundir import Held, acquire
+from server import errors
+from trainer.contract.rundir import Held, acquire, is_at
 
 if TYPE_CHECKING:
     from server.settings import Settings
 
 LOCK = "daemon.lock"
 
-_held: dict[str, int] = {}  # data directory -> how often this process holds its lock
+# data directory -> (pid, its open lock file): the process that ingests is a fork and holds nothing
+_held: dict[str, tuple[int, int]] = {}
 
 
 class CannotServe(Exception):
     """The daemon does not start; the sentence says why and what to do."""
 
 
+class Lost(errors.StorageBroken):
+    """The lock file was deleted or replaced while this process held it."""
+
+
 @contextmanager
 def held(settings: Settings) -> Iterator[None]:
     """Hold the data directory for this process. Raises CannotServe naming who holds it."""
     root = settings.paths.root
-    if _held.get(str(root)):
+    if is_held(root):
         yield  # `serve` took it before it began to listen
         return
+    with ExitStack() as stack:
+        _take(root, stack)
+        yield
+
+
+def _take(root: Path, stack: ExitStack) -> None:
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fd = acquire(root / LOCK, f"pid {os.getpid()}, since {time.strftime('%F %T')}")
+        words = f"pid {os.getpid()}, since {time.strftime('%F %T')}"
+        stack.enter_context(holding(root, words))
     except Held as error:
         raise CannotServe(
             f"Another traind serves {root} ({error.holder}). Use that one, stop it, or choose "
@@ -42,9 +59,64 @@ def held(settings: Settings) -> Iterator[None]:
             f"The data directory {root} cannot be used: {error.strerror}. Choose another one with "
             "--data-dir or TRAIND_DATA_DIR."
         ) from error
-    _held[str(root)] = 1
+
+
+@contextmanager
+def holding(root: Path, holder: str) -> Iterator[None]:
+    """Hold the data directory for this process. Raises Held naming who holds it, OSError."""
+    fd = acquire(root / LOCK, holder)
+    folder = -1
     try:
+        folder = _lock_directory(root)
+        _held[str(root)] = (os.getpid(), fd)
         yield
     finally:
-        del _held[str(root)]
+        _held.pop(str(root), None)
         os.close(fd)
+        if folder >= 0:
+            os.close(folder)
+
+
+def is_held(root: Path) -> bool:
+    """Whether this process holds the data directory."""
+    return _own(root) is not None
+
+
+def require(root: Path) -> None:
+    """Raises Lost when this process took the lock and its file is not there any more: another
+    daemon could take the directory, so nothing more may be written. Does nothing in a process
+    that never took it."""
+    fd = _own(root)
+    if fd is not None and not is_at(fd, root / LOCK):
+        raise Lost(
+            f"{root / LOCK} was deleted or replaced while the daemon held it; nothing more is "
+            "written, since another daemon may take the directory.",
+            hint="Restart the daemon: the trainers continue meanwhile, and nothing is lost.",
+            headers={"Retry-After": "5"},
+        )
+
+
+def _own(root: Path) -> int | None:
+    pid, fd = _held.get(str(root), (None, None))
+    return fd if pid == os.getpid() else None
+
+
+def _lock_directory(root: Path) -> int:
+    """The descriptor that holds the directory; -1 where directories cannot be locked."""
+    fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise Held(root, _last_words(root)) from None
+    except OSError:
+        os.close(fd)
+        return -1
+    return fd
+
+
+def _last_words(root: Path) -> str:
+    """Who holds the directory, when its lock file no longer says so: daemon.json names it."""
+    with suppress(OSError):
+        return f"{(root / 'daemon.json').read_text().strip()}; its {LOCK} was deleted"
+    return f"a process whose {LOCK} was deleted"

@@ -45,7 +45,7 @@ def create_app(
         with lock.held(settings):
             await run_in_threadpool(privacy.tighten, settings.paths.root)
             opened = db or await run_in_threadpool(Database.open, settings)
-            await run_in_threadpool(run_deletion.sweep, opened, settings.paths)
+            await run_in_threadpool(_sweep, opened, settings)
             feed = Feed()
             opened.on_commit(feed.notify)
             supervisor = Supervisor(Shop(opened, settings, devices.discover(), worker=worker))
@@ -65,3 +65,11 @@ def create_app(
                 await run_in_threadpool(opened.close)
 
     return api.make(settings, lifespan=life)
+
+
+def _sweep(db: Database, settings: Settings) -> None:
+    """What a start clears up; what cannot be removed is no reason not to start."""
+    try:
+        run_deletion.sweep(db, settings.paths)
+    except OSError as error:
+        log.warning("directories of deleted runs stay: %s", error)

@@ -20,10 +20,10 @@ from server.errors import NotAcceptable
 from server.guard import bodies, idempotency
 from server.guard.idempotency import Answer
 from server.settings import Settings
+from trainer.contract.rundir import CHECKPOINT_PATTERN
 
 RAW_BODY = "traind.body"
 ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-CHECKPOINT_PATTERN = r"^step-\d{9}-a\d{4}$"
 MAX_ID = 2**63 - 1
 
 RunRef = Annotated[str, Path(pattern=ID_PATTERN, description="A run's id or name.")]

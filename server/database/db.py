@@ -14,8 +14,9 @@ from pathlib import Path
 
 from sqlalchemy.orm import Session
 
-from server import errors
+from server import errors, lock
 from server.database import backups, migrate, sqlite
+from server.database.companions import Companions
 from server.database.sqlite import Library
 from server.settings import Settings
 from trainer.contract import failpoint
@@ -36,6 +37,7 @@ class Database:
         self._reader = sqlite.make_engine(library, paths.database, role="reader")
         self._writer = sqlite.make_engine(library, paths.database, role="writer")
         self._info = {"paths": paths}
+        self._companions = Companions(library, paths.database)
         self._file = _look(paths.database)
         self._turn = threading.Lock()
         self._after_commit: list[Callable[[], None]] = []
@@ -145,6 +147,7 @@ class Database:
         with suppress(Exception):
             self.checkpoint()
         self._writer.dispose()
+        self._companions.close()
 
     def _refuse_another_file(self) -> _File:
         """The file as it is now. One that was deleted or replaced while it was open still takes
@@ -159,7 +162,27 @@ class Database:
                 "`traind rebuild` recreates the reports from the journals of the trainers.",
                 headers={"Retry-After": "30"},
             )
+        lock.require(self.paths.root)
+        self._refuse_without_companions()
         return now
+
+    def _refuse_without_companions(self) -> None:
+        missing = self._companions.missing()
+        if missing is None:
+            return
+        saved = self._companions.rescue()
+        raise errors.StorageBroken(
+            f"{missing} was deleted or replaced while the database was open; nothing is written "
+            "any more. "
+            + (
+                "All that was acknowledged is in the database."
+                if saved
+                else "It could not be "
+                "saved: what was acknowledged since the last backup may be missing."
+            ),
+            hint="Restart the daemon, and leave the files beside the database alone.",
+            headers={"Retry-After": "30"},
+        )
 
     def _checkpoint(self) -> bool:
         raw = self._writer.raw_connection()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import shutil
 import time
@@ -16,7 +15,7 @@ from server.domain.states import Desired, State
 from trainer.contract.exits import Reason
 from trainer.contract.jobs import ImportParams, ImportResult
 from trainer.contract.plan import PlanContext
-from trainer.contract.rundir import DataDir, fsync_directory, write_durably
+from trainer.contract.rundir import DataDir, move_durably, write_durably
 from trainer.contract.spec import resolve
 
 STAGING = "import"  # in the job's directory, where the job has laid the run out
@@ -37,9 +36,7 @@ def adopt(session: Session, job: tables.Job, paths: DataDir) -> tables.Run:
     )  # fmt: skip
     target, staging = paths.run(run_id), paths.job(job.id) / STAGING
     if staging.exists():
-        target.root.parent.mkdir(parents=True, exist_ok=True)
-        os.rename(staging, target.root)
-        fsync_directory(target.root.parent)
+        move_durably(staging, target.root)
     write_durably(target.spec, json.dumps(run.spec).encode())
     write_durably(target.plan, json.dumps(run.plan).encode())
     job.result = {**(job.result or {}), "run_id": run.id, "run": run.name}

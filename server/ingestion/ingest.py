@@ -9,14 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from sqlalchemy import exc
 from sqlalchemy.orm import Session
 
 from server.database import tables
 from server.database.db import Database
+from server.errors import TraindError
 from server.ingestion import apply, apply_job
 from trainer.contract import events, failpoint
 from trainer.contract.journal import Batch, Reader
@@ -75,7 +78,18 @@ def ingest_attempt(
         if read.problem:
             apply.stop(applied, read.problem)
 
-    return _commit(db, tables.Attempt, attempt, read, act)
+    def pass_over(session: Session, row: Any, why: str) -> None:
+        run = session.get_one(tables.Run, row.run_id)
+        apply.gap(apply.Applied(session, run, row), why, _named(read.batch))
+
+    try:
+        return _commit(db, tables.Attempt, attempt, read, act)
+    except Exception as error:
+        if not _is_of_a_record(error, read):
+            raise
+        if len(read.batch.records) > 1:
+            return ingest_attempt(db, attempt_id, paths, _fewer(read))
+        return _commit(db, tables.Attempt, attempt, read, partial(pass_over, why=_short(error)))
 
 
 def ingest_job(
@@ -96,7 +110,17 @@ def ingest_job(
         if read.problem:
             apply_job.stop(session, row, read.problem)
 
-    return _commit(db, tables.Job, job, read, act)
+    def pass_over(session: Session, row: Any, why: str) -> None:
+        apply_job.gap(session, row, why, _named(read.batch))
+
+    try:
+        return _commit(db, tables.Job, job, read, act)
+    except Exception as error:
+        if not _is_of_a_record(error, read):
+            raise
+        if len(read.batch.records) > 1:
+            return ingest_job(db, job_id, paths, _fewer(read))
+        return _commit(db, tables.Job, job, read, partial(pass_over, why=_short(error)))
 
 
 # By what a journal belongs to.
@@ -160,6 +184,21 @@ def _records(batch: Batch, tell_gap: Callable[[str, dict[str, Any]], None]) -> l
         except (ValidationError, TypeError, ValueError) as error:
             tell_gap(_short(error), {"seq": seq, "kind": str(record.get("kind"))[:32]})
     return found
+
+
+def _is_of_a_record(error: Exception, read: _Read) -> bool:
+    """Whether a record is to blame, so that it is found and passed over: nothing else is lost."""
+    of_the_machine = (TraindError, OSError, MemoryError, exc.OperationalError, exc.TimeoutError)
+    return bool(read.batch.records) and not isinstance(error, of_the_machine)
+
+
+def _fewer(read: _Read) -> int:
+    """How many records to try next on the way to the one that cannot be applied."""
+    return max(1, len(read.batch.records) // 8)
+
+
+def _named(batch: Batch) -> dict[str, Any]:
+    return {"seq": batch.next_seq - 1, "kind": str(batch.records[0].get("kind"))[:32]}
 
 
 def _short(error: Exception) -> str:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from server import lock
 from server.database import tables
 from server.database.db import Database
 from server.database.migrate import Refused
@@ -26,7 +27,7 @@ from server.ingestion import ingest
 from server.settings import Settings
 from trainer.contract.exits import Reason, read_exit
 from trainer.contract.orders import ORDER, AttemptOrder
-from trainer.contract.rundir import LOCK, DataDir, Held, RunDir, fsync_directory, is_held, locked
+from trainer.contract.rundir import LOCK, DataDir, Held, RunDir, fsync_directory, is_held
 from trainer.contract.schedule import PhaseSchedule
 
 SCRATCH = ".rebuilding"
@@ -48,7 +49,7 @@ def rebuild(settings: Settings) -> Rebuilt:
     """
     paths, found = settings.paths, Rebuilt()
     try:
-        with locked(paths.root / "daemon.lock", f"pid {os.getpid()} (traind rebuild)"):
+        with lock.holding(paths.root, f"pid {os.getpid()} (traind rebuild)"):
             scratch = settings.model_copy(update={"data_dir": paths.root / SCRATCH})
             _remove(scratch.paths)
             db = Database.open(scratch)

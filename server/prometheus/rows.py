@@ -15,7 +15,7 @@ from server.domain.states import ENDED, OCCUPYING, State
 from server.metrics import counters
 from server.queries import estimate
 from server.queries.standing import standing
-from trainer.contract.rundir import OUTBOX
+from trainer.contract.rundir import OUTBOX, DataDir
 
 MAX_RUNS = 200
 LIVE = (State.running, State.pausing)
@@ -176,7 +176,7 @@ def unread(session: Session) -> list[tuple[str, int, int]]:
 
 def lag(data_dir: Path, run_id: str, attempt: int, offset: int, now: float) -> float:
     """Seconds since the first record behind the cursor was written; 0 when all are read."""
-    path = data_dir / "runs" / run_id / "attempts" / f"{attempt:04d}" / OUTBOX
+    path = DataDir(data_dir).run(run_id).attempt(attempt) / OUTBOX
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

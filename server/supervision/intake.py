@@ -8,6 +8,7 @@ from collections.abc import Callable
 from server.ingestion import ingest
 from server.ingestion.ingest import MAX_RECORDS, IngestResult
 from server.ingestion.worker import WorkerGone
+from server.supervision import setbacks
 from server.supervision.trainers import Shop
 from server.supervision.watch import Watch
 
@@ -43,11 +44,15 @@ class Intake:
 
 
 def _drain(watch: Watch, read: Callable[[], IngestResult]) -> None:
+    """Read until nothing is left for now. One report that cannot be read holds up no other."""
     for _ in range(READS_PER_TICK):
         if watch.exhausted:
             return
         try:
             watch.exhausted = not read().more
-        except OSError as error:  # the disk will not give the file: what was read stays read
-            log.error("the report in %s cannot be read: %s", watch.directory, error)
+        except Exception as error:  # what was read stays read
+            if setbacks.concerns_all(error):
+                raise
+            words = setbacks.in_words(error)
+            log.error("the report in %s cannot be read: %s", watch.directory, words)
             watch.exhausted = True

@@ -19,7 +19,7 @@ from server.domain.states import SETTLED, State, can_move, move
 from server.errors import TraindError
 from server.launch import process
 from server.launch.process import CPU_JOB_NICENESS
-from server.supervision import job_params, post_mortem, worklist
+from server.supervision import job_params, post_mortem, setbacks, worklist
 from server.supervision.decide import Signal
 from server.supervision.trainers import Shop, note
 from server.supervision.watch import Watch
@@ -82,6 +82,9 @@ def launch(shop: Shop, job_id: str) -> Watch | None:
         except job_params.Unresolvable as error:
             _end(session, job, "failed", Reason.job_failed, str(error))
             return None
+        except OSError as error:
+            _end(session, job, "failed", Reason.job_failed, setbacks.in_words(error))
+            return None
         job.state, job.started_at, job.boot_id = "running", time.time(), boot_id()
         note(session, job.run_id, None, "job", f"{job.kind} job started", job_id=job.id)
         order = _order(shop, job, params)
@@ -91,7 +94,8 @@ def launch(shop: Shop, job_id: str) -> Watch | None:
         _spawn(shop, watch, job_id, niceness=CPU_JOB_NICENESS if order.device == "cpu" else 0)
     except OSError as error:
         with shop.db.write() as session:
-            session.get_one(Job, job_id).message = f"it could not be started: {error}"
+            words = f"it could not be started: {setbacks.in_words(error)}"
+            session.get_one(Job, job_id).message = words
     return watch
 
 
@@ -189,9 +193,11 @@ def close(shop: Shop, job_id: str, watch: Watch | None) -> None:
             try:
                 if job.kind == "import":
                     imports.adopt(session, job, shop.settings.paths)
-            except (TraindError, ValueError) as error:
+            except (TraindError, ValueError, OSError) as error:
+                session.rollback()
+                job = session.get_one(Job, job_id)
                 imports.discard(job, shop.settings.paths)
-                _end(session, job, "failed", Reason.job_failed, str(error))
+                _end(session, job, "failed", Reason.job_failed, setbacks.in_words(error))
                 return
             _end(session, job, "completed", Reason.finished, job.message)
             if job.kind == "audit":

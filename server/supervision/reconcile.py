@@ -6,11 +6,12 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 
-from server.database.tables import Attempt, Job, Run
+from server.database.tables import Attempt, CommandRow, Job, Run
 from server.domain.states import Desired, State, move
 from server.errors import Conflict
 from server.launch.process import Child
-from server.supervision import decide, job_processes, stall_timeout, trainers, worklist
+from server.supervision import decide, job_processes, setbacks, stall_timeout, trainers, worklist
+from server.supervision.setbacks import Setbacks
 from server.supervision.trainers import Shop, recorded
 from server.supervision.watch import Presence, Watch
 from server.supervision.worklist import Board, Entry
@@ -31,6 +32,7 @@ class Tending:
         self.jobs: dict[str, Watch] = {}
         self._backoff: dict[str, float] = {}
         self._exiting: list[Child] = []
+        self._setbacks = Setbacks(clock)
         self.is_shutting_down = self.stops_trainers = False
         self.has_nothing_left = False
 
@@ -64,11 +66,10 @@ class Tending:
     def tend(self, seen: Board) -> bool:
         """At most one action for each run and each job. Whether there is anything to watch."""
         self._forget(seen)
-        acted = [self._tend_run(seen, entry) for entry in seen.entries]
-        acted += [self._tend_job(seen, job) for job in seen.jobs]
+        acted = [self._guarded_run(seen, entry) for entry in seen.entries]
+        acted += [self._guarded_job(seen, job) for job in seen.jobs]
         for job, command, state in seen.inline:
-            if job_processes.needs_attention(job, command, state):
-                job_processes.follow_inline(self._shop, job, command, state)
+            self._guarded_inline(job, command, state)
         self.has_nothing_left = not (self.attempts or self.jobs)
         return bool(self.attempts or self.jobs or self._backoff or any(acted))
 
@@ -84,6 +85,41 @@ class Tending:
         for run_id in self._backoff.keys() - recovering:
             del self._backoff[run_id]
         self._exiting = [child for child in self._exiting if child.poll() is None]
+        names = {f"run {e.run.name}" for e in seen.entries}
+        ids = {f"job {job.id}" for job in (*seen.jobs, *(one for one, *_ in seen.inline))}
+        self._setbacks.keep_only(names | ids)
+
+    # --- one that fails is ended, the others continue --------------------------------------------
+
+    def _guarded_run(self, seen: Board, entry: Entry) -> bool:
+        run_id, db = entry.run.id, self._shop.db
+        watch = self.attempts.get(entry.attempt.id) if entry.attempt is not None else None
+        return self._setbacks.guard(
+            f"run {entry.run.name}",
+            lambda: self._tend_run(seen, entry),
+            lambda error: setbacks.end_run(db, run_id, error, _lives(watch)),
+        )
+
+    def _guarded_job(self, seen: Board, job: Job) -> bool:
+        return self._setbacks.guard(
+            f"job {job.id}",
+            lambda: self._tend_job(seen, job),
+            lambda error: setbacks.end_job(
+                self._shop.db, job.id, error, _lives(self.jobs.get(job.id))
+            ),
+        )
+
+    def _guarded_inline(self, job: Job, command: CommandRow | None, state: str) -> None:
+        def act() -> bool:
+            if job_processes.needs_attention(job, command, state):
+                job_processes.follow_inline(self._shop, job, command, state)
+            return True
+
+        self._setbacks.guard(
+            f"job {job.id}",
+            act,
+            lambda error: setbacks.end_job(self._shop.db, job.id, error, is_alive=False),
+        )
 
     # --- runs ------------------------------------------------------------------------------------
 
@@ -321,6 +357,10 @@ class Tending:
             log.warning("the inbox of job %s: %s", job.id, error)
             watch.note_told("cancel")
         watch.since_step = 0.0
+
+
+def _lives(watch: Watch | None) -> bool:
+    return watch is not None and watch.identity is not None and not watch.is_dead
 
 
 _NEED_A_DEVICE = frozenset({State.queued, State.preparing, State.starting, State.recovering})

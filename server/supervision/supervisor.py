@@ -12,9 +12,9 @@ import threading
 import time
 from collections.abc import Callable
 
+from server import lock
 from server.errors import Busy, DiskFull, StorageBroken
-from server.launch import process
-from server.supervision import worklist
+from server.supervision import setbacks, worklist
 from server.supervision.intake import Intake
 from server.supervision.reconcile import Tending
 from server.supervision.trainers import Shop
@@ -94,13 +94,13 @@ class Supervisor:
         """
         try:
             busy = self.tick()
+        except lock.Lost:
+            raise  # another daemon may come: this one ends at once
         except (Busy, DiskFull, StorageBroken) as error:
             log.warning("the supervisor waits for the database: %s", error)
             return RETRY_SECONDS
         except OSError as error:
-            if error.errno not in process.OUT_OF_FILES:
-                raise
-            log.error("the supervisor waits: %s", error)
+            log.error("the supervisor waits: %s", setbacks.in_words(error))
             return RETRY_SECONDS
         return self._shop.settings.tick_seconds if busy else IDLE_SECONDS
 
@@ -120,6 +120,7 @@ class Supervisor:
 
         Whether there is anything to watch.
         """
+        lock.require(self._shop.settings.paths.root)
         self._tending.look()
         self._intake.read(self._tending.attempts, self._tending.jobs)
         busy = self._tending.tend(self._load())

@@ -25,6 +25,7 @@ from server.supervision import post_mortem, recovery
 from server.supervision.decide import Signal
 from server.supervision.post_mortem import Autopsy
 from server.supervision.recovery import Ending, Verdict
+from server.supervision.setbacks import in_words
 from server.supervision.watch import Watch
 from trainer.contract import exits, failpoint, journal, orders
 from trainer.contract.exits import Reason
@@ -116,7 +117,7 @@ def _cannot_start(shop: Shop, attempt_id: int, error: OSError) -> None:
     with shop.db.write() as session:
         attempt = session.get_one(Attempt, attempt_id)
         attempt.outcome, attempt.reason = "failed", Reason.crashed
-        attempt.message = f"{shop.settings.trainer_python} could not be started: {error}"
+        attempt.message = f"the trainer could not be started: {in_words(error)}"
 
 
 def adopt(shop: Shop, attempt: Attempt, watch: Watch) -> None:

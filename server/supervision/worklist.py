@@ -5,15 +5,22 @@ Ten thousand queued runs cost no more than ten: of each queue only its first few
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
-from sqlalchemy import select
+from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
 from server.database.tables import Attempt, CommandRow, Job, Run
 from server.domain.states import OCCUPYING, State
+from server.launch.process import OUT_OF_FILES
 from server.machine.devices import Device, DeviceMissing, resolve
 from trainer.contract.rundir import DataDir
+
+log = logging.getLogger("traind.supervisor")
+T = TypeVar("T")
 
 HEADS = 4  # of each queue: the next one, and a few whose data may already be made ready
 _IN_FLIGHT = (*OCCUPYING, State.preparing)
@@ -60,27 +67,57 @@ def load(session: Session, paths: DataDir, devices: tuple[Device, ...]) -> Board
     for attempt in _open_attempts(session):
         attempts.setdefault(attempt.run_id, attempt)
     runs = _runs(session, set(attempts))
-    entries = [_entry(session, run, attempts.get(run.id), paths, devices) for run in runs]
-    jobs = session.scalars(
-        select(Job)
-        .where(Job.state.in_(("queued", "running")), Job.where != "inline")
-        .order_by(Job.created_at, Job.id)
-    ).all()
-    board = Board(entries, list(jobs), _inline(session))
+    entries = [
+        entry
+        for run in runs
+        if (entry := _readable(_entry, session, run, attempts.get(run.id), paths, devices))
+    ]
+    jobs = select(Job.id).where(Job.state.in_(("queued", "running")), Job.where != "inline")
+    board = Board(entries, _rows(session, Job, jobs.order_by(Job.created_at, Job.id)))
+    board.inline = _inline(session)
     board.turn = _turns(board, devices)
     return board
 
 
+def _rows(session: Session, table: type[T], ids: Select[Any]) -> list[T]:
+    """The rows of these ids, in their order; one that cannot be read is left out, and logged.
+
+    Such a row (a text that is no JSON any more) must not keep the others from being looked after.
+    """
+    wanted = session.scalars(ids).all()
+    try:
+        rows = {row.id: row for row in session.scalars(_of(table, wanted))}  # pyright: ignore
+    except ValueError:
+        found = [_readable(session.get, table, one) for one in wanted]
+        return [row for row in found if row is not None]
+    return [rows[one] for one in wanted if one in rows]
+
+
+def _of(table: type[T], ids: Sequence[Any]) -> Select[Any]:
+    return select(table).where(table.id.in_(ids))  # pyright: ignore
+
+
+def _readable(look: Callable[..., T | None], *arguments: Any) -> T | None:
+    try:
+        return look(*arguments)
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in OUT_OF_FILES:
+            raise
+        which = next((getattr(one, "id", one) for one in arguments[1:]), "")
+        log.error("a row cannot be looked after (%s): %s", getattr(which, "id", which), error)
+        return None
+
+
 def _open_attempts(session: Session) -> list[Attempt]:
     """Attempts that were not closed, the oldest of each run first."""
-    asked = select(Attempt).where(Attempt.drained.is_(False)).order_by(Attempt.id)
-    return list(session.scalars(asked))
+    asked = select(Attempt.id).where(Attempt.drained.is_(False)).order_by(Attempt.id)
+    return _rows(session, Attempt, asked)
 
 
 def _runs(session: Session, with_attempt: set[str]) -> list[Run]:
     ids = {*with_attempt, *session.scalars(select(Run.id).where(Run.state.in_(_IN_FLIGHT)))}
     ids.update(_heads(session))
-    return list(session.scalars(select(Run).where(Run.id.in_(ids)))) if ids else []
+    return _rows(session, Run, select(Run.id).where(Run.id.in_(ids))) if ids else []
 
 
 def _heads(session: Session) -> list[str]:
@@ -190,9 +227,8 @@ def job_place(job: Job, devices: tuple[Device, ...]) -> str:
 
 
 def _inline(session: Session) -> list[tuple[Job, CommandRow | None, str]]:
-    jobs = session.scalars(
-        select(Job).where(Job.state.in_(("queued", "running")), Job.where == "inline")
-    ).all()
+    asked = select(Job.id).where(Job.state.in_(("queued", "running")), Job.where == "inline")
+    jobs = _rows(session, Job, asked)
     found = []
     for job in jobs:
         command = session.scalars(select(CommandRow).where(CommandRow.job_id == job.id)).first()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import subprocess
 import sys
 import time
@@ -107,3 +108,17 @@ def test_a_failpoint_that_cannot_be_read_is_refused():
 
 def test_layout_names():
     assert rundir.checkpoint_name(10_000, 3) == "step-000010000-a0003"
+
+
+@pytest.mark.parametrize(
+    ("step", "attempt"), [(0, 0), (130_000, 9_999), (999_999_999, 10_000), (10**9, 123_456)]
+)
+def test_a_checkpoint_name_has_no_last_number(step: int, attempt: int) -> None:
+    name = rundir.checkpoint_name(step, attempt)
+    assert rundir.parse_checkpoint_name(name) == (step, attempt)
+    assert re.match(rundir.CHECKPOINT_PATTERN, name)
+
+
+@pytest.mark.parametrize("name", ["step-1-a1", ".removing-step-000000001-a0001", "step-x", ""])
+def test_other_names_are_no_checkpoints(name: str) -> None:
+    assert rundir.parse_checkpoint_name(name) is None

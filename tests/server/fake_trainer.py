@@ -112,7 +112,7 @@ class Trainer:
         limits = {int(k): v for k, v in ORDER["lineage"]["limits"].items()}
         found = []
         for path in (Path(ORDER["run_dir"]) / "checkpoints").glob("step-*"):
-            step, attempt = int(path.name[5:14]), int(path.name[16:20])
+            step, attempt = rundir.parse_checkpoint_name(path.name) or (0, -1)
             if step <= limits.get(attempt, -1) and (path / "manifest.json").exists():
                 found.append((step, path.name))
         step, name = max(found, default=(0, None))

@@ -64,7 +64,7 @@ class Trainer:
         limits = {int(k): v for k, v in self.order["lineage"]["limits"].items()}
         found: list[tuple[int, str | None]] = [(0, None)]
         for path in self.checkpoints.glob("step-*"):
-            step, attempt = int(path.name[5:14]), int(path.name[16:20])
+            step, attempt = rundir.parse_checkpoint_name(path.name) or (0, -1)
             top = self.order.get("max_step")
             if step <= limits.get(attempt, -1) and (top is None or step <= top):
                 found.append((step, path.name))

@@ -11,7 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ class Daemon(Serving):
     """Its trainer is the fake one; below the command line, whose greeting is no line of the log."""
 
     command = (
-        sys.executable, "-c", "import sys; from server.daemon.serve import serve; "
+        sys.executable, "-c", "import sys; from server.daemon.serve.serve import serve; "
         "from server.settings import Settings; sys.exit(serve(Settings()))",
     )  # fmt: skip
 
@@ -322,3 +322,40 @@ def test_the_log_is_one_json_object_a_line(daemon: Any) -> None:
     only.wait_ready()
     lines = [json.loads(line) for line in only.end().splitlines()]
     assert {"ts", "level", "logger", "message"} <= set(lines[0])
+
+
+def test_a_lock_file_deleted_under_a_live_daemon_stops_it_and_admits_no_second(
+    daemon: Any,
+) -> None:
+    first = daemon()
+    url = first.wait_ready()
+    (first.data_dir / "daemon.lock").unlink()
+    second = daemon()
+    words = second.words()
+    assert second.process.returncode == 1
+    assert "Another traind serves" in words
+    with suppress(httpx.HTTPError):
+        assert httpx.get(f"{url}/readyz").status_code == 503
+    assert "daemon.lock was deleted" in first.words()  # it ends by itself
+    assert first.process.returncode == 1
+    third = daemon()
+    third.wait_ready()
+    third.end()
+    assert third.process.returncode == 0
+
+
+def test_the_wal_deleted_under_a_live_daemon_loses_nothing_that_was_acknowledged(
+    daemon: Any,
+) -> None:
+    first = daemon()
+    url = first.wait_ready()
+    body = {"name": "acknowledged", "start": False}
+    assert httpx.post(f"{url}/v1/runs", json=body).status_code == 201
+    (first.data_dir / "traind.db-wal").unlink()
+    (first.data_dir / "traind.db-shm").unlink()
+    assert httpx.get(f"{url}/readyz").status_code == 503
+    assert httpx.post(f"{url}/v1/runs", json={"name": "lost"}).status_code == 503
+    first.end(signal.SIGKILL)
+    again = daemon()
+    assert httpx.get(f"{again.wait_ready()}/v1/runs/acknowledged").status_code == 200
+    again.end()

@@ -305,3 +305,43 @@ def test_f31_a_stuck_reader_cannot_make_the_log_grow_without_bound(
         assert db.wal_bytes < 1_000_000
     _add(db, "when the reader is gone")
     assert db.wal_bytes < 100_000
+
+
+@pytest.mark.parametrize("suffix", ["-wal", "-shm"])
+@pytest.mark.parametrize("how", ["deleted", "replaced"])
+def test_f24_the_wal_or_its_index_gone_while_open_is_noticed_and_nothing_is_lost(
+    settings: Settings, suffix: str, how: str
+) -> None:
+    db = Database.open(settings)
+    if db.library.journal_mode != "WAL":
+        pytest.skip("this SQLite runs without a WAL")
+    _add(db, "acknowledged")
+    beside = Path(f"{settings.paths.database}{suffix}")
+    beside.unlink()
+    if how == "replaced":
+        beside.write_bytes(b"")
+    for _ in range(2):
+        with pytest.raises(errors.StorageBroken, match=f"traind.db{suffix} was deleted") as caught:
+            _names(db)
+        assert "acknowledged is in the database" in caught.value.detail
+        with pytest.raises(errors.StorageBroken):
+            _add(db, "never taken")
+    db.close()
+    again = Database.open(settings)
+    assert _names(again) == {"acknowledged"}
+    assert again.integrity_check() == []
+    again.close()
+
+
+def test_the_wal_stays_the_same_file_through_checkpoints_and_other_connections(
+    db: Database,
+) -> None:
+    for number in range(20):
+        _add(db, f"{number}")
+        db.checkpoint()
+        outsider = db.library.module.connect(str(db.paths.database))
+        outsider.execute("SELECT count(*) FROM counters").fetchall()
+        outsider.close()
+    db._reader.dispose()
+    db._writer.dispose()
+    assert len(_names(db)) == 20

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -26,7 +25,12 @@ from torch import Tensor
 from trainer.checkpoint import safetensors_writer
 from trainer.contract import failpoint
 from trainer.contract.orders import Lineage
-from trainer.contract.rundir import checkpoint_name, fsync_directory, write_durably
+from trainer.contract.rundir import (
+    checkpoint_name,
+    fsync_directory,
+    parse_checkpoint_name,
+    write_durably,
+)
 
 MODEL, OPTIMIZER, STATE, MANIFEST = (
     "model.safetensors",
@@ -34,7 +38,6 @@ MODEL, OPTIMIZER, STATE, MANIFEST = (
     "state.json",
     "manifest.json",
 )
-_NAME = re.compile(r"^step-(\d{9})-a(\d{4})$")
 _TEMP = ".writing-"
 _TRASH = ".removing-"
 _SEAL = b',\n "seal": "'
@@ -178,8 +181,8 @@ def free_bytes(directory: Path) -> int:
 def verify(path: Path) -> Manifest:
     """The manifest of a checkpoint whose every byte is as it was written. Raises Bad."""
     manifest = read_manifest(path)
-    match = _NAME.match(path.name)
-    if match and (int(match[1]), int(match[2])) != (manifest.step, manifest.attempt):
+    named = parse_checkpoint_name(path.name)
+    if named not in (None, (manifest.step, manifest.attempt)):
         raise Bad(f"{MANIFEST}: is of step {manifest.step}, attempt {manifest.attempt}")
     if set(manifest.files) != {MODEL, OPTIMIZER, STATE}:
         raise Bad(f"{MANIFEST}: names the files {sorted(manifest.files)}")
@@ -225,10 +228,10 @@ def candidates(directory: Path, lineage: Lineage, max_step: int | None = None) -
     """Checkpoint directories of the lineage, newest first; decided by scanning, not by a link."""
     found = []
     for path in directory.iterdir() if directory.is_dir() else ():
-        match = _NAME.match(path.name)
-        if not match or not path.is_dir() or path.is_symlink():
+        named = parse_checkpoint_name(path.name)
+        if named is None or not path.is_dir() or path.is_symlink():
             continue
-        step, attempt = int(match[1]), int(match[2])
+        step, attempt = named
         if lineage.holds(attempt, step) and (max_step is None or step <= max_step):
             found.append((step, attempt, path))
     return [path for _, _, path in sorted(found, reverse=True)]

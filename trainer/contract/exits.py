@@ -42,6 +42,8 @@ class Reason(StrEnum):
     no_checkpoint = "no_checkpoint"
     journal_damaged = "journal_damaged"
     job_failed = "job_failed"
+    internal_error = "internal_error"
+    copied = "copied"
 
     @property
     def sentence(self) -> str:
@@ -134,6 +136,14 @@ _SAID: dict[Reason, tuple[str, str]] = {
         "The weights are not affected; the file is kept as it is for inspection.",
     ),
     Reason.job_failed: ("The job ended without finishing.", "Its log names the cause."),
+    Reason.internal_error: (
+        "The daemon met an error in handling it.",
+        "The message and the daemon's log name the cause; resume when it is removed.",
+    ),
+    Reason.copied: (
+        "This data directory is a copy, and the original may still train this run.",
+        "Resume it if it is to be trained here.",
+    ),
 }
 
 

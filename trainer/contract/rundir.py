@@ -6,8 +6,11 @@ jobs/<job_id>/.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import re
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -83,8 +86,19 @@ class RunDir:
         return self.root / "attempts" / f"{number:04d}"
 
 
+# Padded so that names sort by step; longer numbers need more digits, and no number is too long.
+CHECKPOINT_PATTERN = r"^step-(\d{9,19})-a(\d{4,19})$"
+_CHECKPOINT = re.compile(CHECKPOINT_PATTERN)
+
+
 def checkpoint_name(step: int, attempt: int) -> str:
     return f"step-{step:09d}-a{attempt:04d}"
+
+
+def parse_checkpoint_name(name: str) -> tuple[int, int] | None:
+    """(step, attempt) of a checkpoint's name, None for any other name."""
+    match = _CHECKPOINT.match(name)
+    return (int(match[1]), int(match[2])) if match else None
 
 
 # --- durable writes ------------------------------------------------------------------------------
@@ -115,6 +129,72 @@ def write_durably(path: Path, content: bytes, mode: int = 0o600) -> None:
     fsync_directory(path.parent)
 
 
+def move_durably(source: Path, target: Path) -> None:
+    """Give a file or directory another name, on another file system too; durable at the return.
+
+    Across file systems it is copied beside `target`, fsynced, renamed, and then removed at
+    `source`: after a kill there is the whole source or the whole target. Raises OSError, also when
+    `target` exists.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if os.path.lexists(target):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+    try:
+        failpoint.hit("durable.move")
+        os.rename(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        _copy_across(source, target)
+        fsync_directory(target.parent)
+        _discard(source)
+    else:
+        fsync_directory(target.parent)
+    fsync_directory(source.parent)
+
+
+def _copy_across(source: Path, target: Path) -> None:
+    temp = target.with_name(f".{target.name}.moving")
+    _discard(temp)
+    try:
+        if source.is_dir():
+            shutil.copytree(source, temp, symlinks=True)
+        else:
+            shutil.copy2(source, temp)
+        _fsync_tree(temp)
+        failpoint.hit("durable.moved")
+        os.rename(temp, target)
+    except BaseException:
+        with suppress(OSError):
+            _discard(temp)
+        raise
+
+
+def _fsync_tree(root: Path) -> None:
+    for folder, _, names in os.walk(root):
+        for name in names:
+            if not os.path.islink(os.path.join(folder, name)):
+                _fsync_file(Path(folder, name))
+        fsync_directory(Path(folder))
+    if root.is_file():
+        _fsync_file(root)
+
+
+def _fsync_file(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _discard(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def write_all(fd: int, content: bytes | memoryview) -> None:
     """os.write until everything is written: a short write is not an error."""
     view = memoryview(content)
@@ -143,23 +223,37 @@ class Held(Exception):
 
 def acquire(path: Path, holder: str) -> int:
     """Lock `path` for the life of the returned descriptor (close-on-exec). Raises Held."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        words = os.pread(fd, 4096, 0).decode("utf-8", "replace").strip()
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            words = os.pread(fd, 4096, 0).decode("utf-8", "replace").strip()
+            os.close(fd)
+            raise Held(path, words) from None
+        if is_at(fd, path):  # not one that was deleted between the two lines above
+            break
         os.close(fd)
-        raise Held(path, words) from None
     os.ftruncate(fd, 0)
     os.pwrite(fd, holder.encode(), 0)
     return fd
+
+
+def is_at(fd: int, path: Path) -> bool:
+    """Whether the open file is still the one that `path` names."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return False
+    own = os.fstat(fd)
+    return (own.st_dev, own.st_ino) == (found.st_dev, found.st_ino)
 
 
 def is_held(path: Path) -> bool:
     """Whether a live process holds the lock at `path`."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)

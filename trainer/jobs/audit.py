@@ -13,7 +13,7 @@ from typing import Any
 from trainer.contract import events, journal
 from trainer.contract.jobs import AuditResult, Difference
 from trainer.contract.orders import AttemptOrder, JobOrder, Lineage
-from trainer.contract.rundir import RunDir
+from trainer.contract.rundir import RunDir, parse_checkpoint_name
 from trainer.runtime.process import Process
 
 
@@ -23,9 +23,11 @@ def run(order: JobOrder, own: Process) -> dict[str, Any]:
     from trainer.train import loop, session
 
     attempt = AttemptOrder.model_validate(order.params["order"])
-    start = int(order.params["checkpoint"][5:14])
-    name = int(order.params["checkpoint"][16:20])
-    limits = Lineage(limits={name: start})
+    named = parse_checkpoint_name(order.params["checkpoint"])
+    if named is None:
+        raise ValueError(f"{order.params['checkpoint']!r} names no checkpoint")
+    start, number = named
+    limits = Lineage(limits={number: start})
     audit = attempt.model_copy(update={"lineage": limits, "max_step": start})
     with tempfile.TemporaryDirectory(dir=own.directory) as folder:
         header = journal.Header(order.job_id, 0, order.token)

@@ -23,6 +23,7 @@ from trainer.contract import events
 from trainer.contract.orders import AttemptOrder, Lineage
 from trainer.contract.rundir import RunDir, identify
 from trainer.contract.shape import shape_of
+from trainer.contract.spec import MAX_STEPS
 from trainer.data import tokenizer
 from trainer.data.loader import Loader, open_loader
 from trainer.data.prepared import PreparedData, verify
@@ -71,7 +72,7 @@ class Session:
     @property
     def own_lineage(self) -> Lineage:
         """The lineage with this attempt's own checkpoints in it."""
-        limits = {**self.order.lineage.limits, self.order.attempt: 10**9}
+        limits = {**self.order.lineage.limits, self.order.attempt: MAX_STEPS}
         return Lineage(limits=limits)
 
     @property

@@ -1,0 +1,96 @@
+"""The WAL and its index beside the open database: noticed when they are deleted or replaced.
+
+SQLite continues to write into deleted files, and what it acknowledges then is lost at the next
+start. A connection of this module keeps both files in being for as long as the database is open;
+without it SQLite itself would remove them whenever the last pooled connection closed.
+"""
+
+from __future__ import annotations
+
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from server.database.sqlite import Library
+
+SUFFIXES = ("-wal", "-shm")
+RESCUE_SECONDS = 2.0
+
+_Identity = tuple[int, int]
+
+
+class Companions:
+    """The files beside one open database."""
+
+    def __init__(self, library: Library, database: Path) -> None:
+        self._database = database
+        self._lock = threading.Lock()
+        self._rescued = False
+        self._connection = _open(library, database)
+        self._known = {
+            suffix: found
+            for suffix in SUFFIXES
+            if self._connection is not None and (found := _identity(database, suffix))
+        }
+
+    def missing(self) -> Path | None:
+        """The first file that is not the one that was opened; None while all are there."""
+        for suffix, known in self._known.items():
+            if _identity(self._database, suffix) != known:
+                return Path(f"{self._database}{suffix}")
+        return None
+
+    def rescue(self) -> bool:
+        """Move what the deleted WAL holds into the database, once: its pages are still open here.
+
+        False when that is not safe (another WAL with contents lies there) or did not succeed.
+        """
+        with self._lock:
+            if self._rescued or self._connection is None:
+                return self._rescued
+            if _size(Path(f"{self._database}-wal")) and "-wal" in self._changed():
+                return False
+            with suppress(Exception):
+                row = self._connection.execute("PRAGMA wal_checkpoint(FULL)").fetchone()
+                self._rescued = row is not None and row[0] == 0
+            return self._rescued
+
+    def close(self) -> None:
+        with suppress(Exception):
+            if self._connection is not None:
+                self._connection.close()
+
+    def _changed(self) -> list[str]:
+        return [s for s, known in self._known.items() if _identity(self._database, s) != known]
+
+
+def _open(library: Library, database: Path) -> Any:
+    """A connection that has read once, so that both files are there; None where there is no WAL."""
+    if library.journal_mode != "WAL":
+        return None
+    try:
+        connection = library.module.connect(
+            str(database), check_same_thread=False, isolation_level=None
+        )
+        connection.execute(f"PRAGMA busy_timeout={int(RESCUE_SECONDS * 1000)}")
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchall()
+    except library.module.Error:
+        return None
+    return connection
+
+
+def _identity(database: Path, suffix: str) -> _Identity | None:
+    try:
+        found = Path(f"{database}{suffix}").stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0

@@ -1,0 +1,195 @@
+"""An error in the handling of one run or job ends that one; the others and the tick continue.
+
+A first error may pass (a disk that was busy, a file that is just being replaced), so it is tried
+again, a little later each time. After TRIES the run or job is ended with the path and the remedy
+in its message. A live trainer is never ended for an error of the daemon: it is tried again as long
+as the trainer lives.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from server.database.db import Database
+from server.database.tables import Attempt, Event, Job, Run
+from server.domain.states import ENDED, State, can_move, move
+from server.errors import Busy, DiskFull, StorageBroken, TraindError
+from server.launch import process
+from trainer.contract.exits import Reason
+
+TRIES = 3
+FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 60.0
+
+# What concerns every run alike: the whole tick waits for it.
+OF_ALL = (Busy, DiskFull, StorageBroken)
+
+log = logging.getLogger("traind.supervisor")
+
+
+class Setbacks:
+    """Errors in a row by run or job, and until when each is left alone."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._errors: dict[str, int] = {}
+        self._until: dict[str, float] = {}
+
+    def guard(
+        self, key: str, act: Callable[[], bool], give_up: Callable[[Exception], bool]
+    ) -> bool:
+        """`act`, unless it failed a moment ago; `give_up(error)` when it fails again and again.
+
+        Whether there is something to watch. Raises only what concerns every run alike.
+        """
+        if self._clock() < self._until.get(key, 0.0):
+            return True
+        try:
+            done = act()
+        except Exception as error:
+            if concerns_all(error):
+                raise
+            self._count(key, error)
+            if self._errors[key] >= TRIES:
+                self._try_to_give_up(key, error, give_up)
+            return True
+        self._errors.pop(key, None)
+        self._until.pop(key, None)
+        return done
+
+    def keep_only(self, keys: set[str]) -> None:
+        """Forget what is settled."""
+        for key in self._errors.keys() - keys:
+            del self._errors[key]
+            self._until.pop(key, None)
+
+    def _count(self, key: str, error: Exception) -> None:
+        number = self._errors[key] = self._errors.get(key, 0) + 1
+        wait = min(FIRST_WAIT_SECONDS * 2 ** (number - 1), LONGEST_WAIT_SECONDS)
+        self._until[key] = self._clock() + wait
+        log.error("%s: %s (error %d in a row)", key, in_words(error), number, exc_info=error)
+
+    def _try_to_give_up(
+        self, key: str, error: Exception, give_up: Callable[[Exception], bool]
+    ) -> None:
+        try:
+            if give_up(error):
+                self._errors.pop(key, None)
+        except Exception as second:
+            if concerns_all(second):
+                raise
+            log.critical("%s cannot even be ended: %s", key, in_words(second), exc_info=second)
+
+
+def concerns_all(error: Exception) -> bool:
+    """Whether no run or job is to blame: the database, or no file descriptor is left."""
+    out_of_files = isinstance(error, OSError) and error.errno in process.OUT_OF_FILES
+    return isinstance(error, OF_ALL) or out_of_files
+
+
+def in_words(error: BaseException) -> str:
+    """What went wrong, where, and what to do about it, in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        where = " -> ".join(str(name) for name in (error.filename, error.filename2) if name)
+        place = f"{where}: " if where else ""
+        return f"{place}{error.strerror}. {_remedy(error)}"
+    text = " ".join(str(error).split())
+    if isinstance(error, (OSError, TraindError)) and text:
+        return text[:2000]
+    return f"{type(error).__name__}: {text}. The daemon's log has the details"[:2000]
+
+
+def _remedy(error: OSError) -> str:
+    import errno as numbers
+
+    match error.errno:
+        case numbers.EACCES | numbers.EPERM:
+            return "Give the daemon's user the right to write there, then try again"
+        case numbers.ENOSPC | numbers.EDQUOT:
+            return "Free some space there, then try again"
+        case numbers.EROFS:
+            return "Mount that file system writable, then try again"
+        case numbers.EEXIST | numbers.ENOTDIR | numbers.ENOENT | numbers.ELOOP | numbers.EISDIR:
+            return "Repair or remove that path (a link that leads nowhere?), then try again"
+        case numbers.EIO:
+            return "Check the disk (dmesg, SMART), then try again"
+    return "Repair that path, then try again"
+
+
+def reason_of(error: BaseException) -> Reason:
+    return Reason.io_error if isinstance(error, OSError) else Reason.internal_error
+
+
+# --- ending one ----------------------------------------------------------------------------------
+
+
+def end_run(db: Database, run_id: str, error: Exception, is_alive: bool) -> bool:
+    """Fail the run and close its attempts. With a live trainer only say so: it trains on."""
+    words = in_words(error)
+    with db.write() as session:
+        run = session.get(Run, run_id)
+        if run is None:
+            return True
+        if is_alive:
+            message = f"the daemon cannot look after this run, its trainer continues: {words}"
+            _note(session, run_id, None, "trouble", message)
+            return False
+        for attempt in session.scalars(
+            select(Attempt).where(Attempt.run_id == run_id, Attempt.drained.is_(False))
+        ):
+            _close(attempt, error, words)
+        _fail(session, run, error, words)
+    return True
+
+
+def _close(attempt: Attempt, error: Exception, words: str) -> None:
+    attempt.drained = attempt.settled = True
+    attempt.ended_at = attempt.ended_at or max(time.time(), attempt.created_at)
+    attempt.outcome = attempt.outcome or "failed"
+    attempt.reason = attempt.reason or reason_of(error)
+    attempt.message = attempt.message or words
+
+
+def _fail(session: Session, run: Run, error: Exception, words: str) -> None:
+    state = State(run.state)
+    after = State.cancelled if state is State.cancelling else State.failed
+    if state not in ENDED and can_move(state, after):
+        move(session, run, after, reason_of(error), words)
+    run.deadline, run.escalation = None, 0
+
+
+def end_job(db: Database, job_id: str, error: Exception, is_alive: bool) -> bool:
+    """Fail the job. With a live process only say so."""
+    words = in_words(error)
+    with db.write() as session:
+        job = session.get(Job, job_id)
+        if job is None or job.state not in ("queued", "running"):
+            return True
+        if is_alive:
+            message = f"the daemon cannot look after job {job_id}, its process continues: {words}"
+            _note(session, job.run_id, job_id, "trouble", message)
+            return False
+        job.state, job.reason, job.message = "failed", reason_of(error), words
+        job.ended_at = max(time.time(), job.started_at or job.created_at)
+        _note(session, job.run_id, job_id, "job", f"{job.kind} job failed: {words}")
+    return True
+
+
+def _note(
+    session: Session, run_id: str | None, job_id: str | None, kind: str, message: str
+) -> None:
+    session.add(
+        Event(
+            run_id=run_id,
+            job_id=job_id,
+            kind=kind,
+            level="error",
+            message=message,
+            data={},
+            unix_seconds=time.time(),
+        )
+    )
