@@ -18,25 +18,44 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 class Settings(BaseSettings):
     """Everything that can be set about the daemon. Times are seconds, sizes bytes."""
 
-    model_config = SettingsConfigDict(env_prefix="TRAIND_", extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="TRAIND_", extra="ignore", use_attribute_docstrings=True
+    )
 
     data_dir: Path = Field(default_factory=lambda: Path(platformdirs.user_data_dir("traind")))
+    """Directory of the database, runs, jobs and corpora."""
     host: str = "127.0.0.1"
+    """Address the daemon listens on."""
     port: int = Field(default=8321, ge=0, le=65535)
+    """TCP port; 0 takes a free one."""
     auth: Literal["auto", "always"] = "auto"
+    """auto asks for the token except on loopback; always asks everywhere."""
     allow_hosts: list[str] = []
+    """Additional host names accepted in the Host header."""
     allow_remote: bool = False
+    """Permit listening on an address other than loopback."""
     token_file: Path | None = None
+    """File with the access token; the default is `token` in the data directory."""
     trainer_python: str = sys.executable
+    """Python interpreter that runs trainers and jobs."""
     stop_trainers: bool = False
+    """End trainers with the daemon, after a checkpoint, instead of leaving them running."""
     max_body_bytes: int = Field(default=1 << 20, ge=1024)
+    """Largest accepted request body, in bytes."""
     tick_seconds: float = Field(default=0.25, gt=0, le=60)
+    """Seconds between two passes of the supervisor."""
     pause_deadline_seconds: float = Field(default=600.0, gt=0)
+    """Seconds a trainer may take to save and end before it is killed."""
     stall_seconds: float = Field(default=600.0, gt=0)
+    """Minimum silence, in seconds, before a run counts as stalled."""
     token_cache_bytes: int = Field(default=200 << 30, ge=0)
+    """Largest size of the token caches, in bytes."""
     log_format: Literal["text", "json"] = "text"
+    """Format of log lines on stderr."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Lowest level of log lines that are written."""
     energy_price_per_kwh: float | None = Field(default=None, ge=0)
+    """Price of a kilowatt-hour, in your currency; used for costs in reports."""
 
     @property
     def paths(self) -> DataDir:

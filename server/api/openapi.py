@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from server.api import vocabulary
 from server.guard.problems import MEDIA_TYPE
 from server.schemas import Problem
 from trainer.contract.spec import RunSpec
@@ -68,6 +69,7 @@ def _build(app: FastAPI) -> dict[str, Any]:
     schemas.pop("ValidationError", None)
     _add(schemas, "Problem", Problem.model_json_schema(ref_template=_REF))
     _add(schemas, "RunRequest", _run_request())
+    vocabulary.describe(schemas)
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             _complete(method, operation)

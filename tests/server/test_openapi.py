@@ -29,6 +29,8 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from server.api.openapi import SAID
+from server.api.vocabulary import FIELDS
+from server.settings import Settings
 from tests.server.asgi import BASE, Asgi
 
 EXAMPLES = int(os.environ.get("TRAIND_SCHEMATHESIS_EXAMPLES", "8"))
@@ -172,3 +174,20 @@ def test_references_lead_somewhere(asgi: Asgi) -> None:
                 look(below)
 
     look(document)
+
+
+def test_every_field_has_a_description(asgi: Asgi) -> None:
+    schemas = asgi.get("/openapi.json").json()["components"]["schemas"]
+    fields = {(name, field): found for name, schema in schemas.items()
+              for field, found in schema.get("properties", {}).items()}  # fmt: skip
+    assert len(fields) > 500
+    bare = [f"{name}.{field}" for (name, field), found in fields.items()
+            if not found.get("description")]  # fmt: skip
+    assert bare == [], "describe it where it is defined, or in server/api/vocabulary.py"
+    known = {field for _, field in fields} | {f"{name}.{field}" for name, field in fields}
+    assert sorted(FIELDS.keys() - known) == [], "descriptions of fields that no model has"
+
+
+@pytest.mark.parametrize("field", Settings.model_fields)
+def test_every_setting_has_a_description(field: str) -> None:
+    assert Settings.model_fields[field].description

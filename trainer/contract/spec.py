@@ -35,7 +35,9 @@ AttentionBackend = Literal["sdpa", "masked", "blocked", "varlen", "flex", "flash
 class Strict(BaseModel):
     """A model that knows its keys: anything else is an error, and so are NaN and infinity."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", allow_inf_nan=False, validate_default=True, use_attribute_docstrings=True
+    )
     _kinds = of_their_kind
 
 
@@ -68,16 +70,27 @@ class ModelSpec(Strict):
     """
 
     recipe: RecipeName = DEFAULT
+    """Generation of nanochat whose architecture and initial values the model has."""
     depth: Annotated[int, Field(ge=1, le=128)] = 12
+    """Number of transformer layers; the width follows as depth × aspect_ratio."""
     aspect_ratio: Annotated[int, Field(ge=1, le=1024)] = 64
+    """Width per layer: model width = depth × aspect_ratio, rounded up to head_dim."""
     head_dim: Annotated[int, Field(ge=8, le=512, multiple_of=2)] = 128
+    """Channels per attention head."""
     n_kv_head: Annotated[int, Field(ge=1, le=512)] | None = None
+    """Key/value heads for grouped-query attention; null is one per query head."""
     sequence_len: Annotated[int, Field(ge=16, le=1_048_576)] = 2048
+    """Tokens per training row (context length)."""
     window_pattern: Annotated[str, StringConstraints(pattern=r"^[LS]{1,64}$")] = "L"
+    """Attention window per layer, tiled over the layers: L full, S short; the last is L."""
     vocab_size: Annotated[int, Field(ge=265, le=1_000_000)] = 32_768
+    """Tokens in the vocabulary, special tokens included; padded to a multiple of 64 inside."""
     smear: bool | None = None
+    """Whether a position receives part of the previous embedding; null is the recipe's choice."""
     short_window: Annotated[int, Field(ge=1, le=1_048_576)] | None = None
+    """Tokens an S layer looks back; null is the recipe's rule."""
     tables: TableStorage | None = None
+    """Dtype in which embedding tables and their moments are stored; null is the recipe's choice."""
 
     @model_validator(mode="after")
     def _heads_divide(self) -> ModelSpec:
@@ -103,8 +116,11 @@ class TokenizerSpec(Strict):
     """Train one on this corpus (default), load one from a path, or take another run's."""
 
     train: bool | None = None
+    """Train a byte-level BPE tokenizer on this corpus (the default)."""
     path: Text | None = None
+    """Folder with tokenizer.pkl and token_bytes.pt to load instead."""
     run: Text | None = None
+    """Run (name or id) whose tokenizer is reused."""
 
     @model_validator(mode="after")
     def _exactly_one(self) -> TokenizerSpec:
@@ -128,15 +144,23 @@ class DataSpec(Strict):
     """
 
     source: Literal["builtin", "text", "jsonl", "parquet", "hf", "nanochat_packed"] = "builtin"
+    """Kind of corpus: the built-in demo text, files at `path`, or a Hugging Face data set."""
     path: Text | None = None
+    """File or folder of the corpus on this machine."""
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+/[A-Za-z0-9._-]+$")] | None = (
         None
     )
+    """Hugging Face data set as owner/name, for source hf."""
     max_shards: Annotated[int, Field(ge=1, le=1_000_000)] | Literal["auto"] | None = None
+    """Upper limit on downloaded shards; auto derives it from the horizon; null takes all."""
     tokenizer: TokenizerSpec = TokenizerSpec()
+    """Where the tokenizer comes from."""
     packing: Literal["best_fit", "lossless"] = "best_fit"
+    """best_fit packs as nanochat does and discards cut remainders; lossless keeps them."""
     num_shards: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    """First N training shards of a packed corpus; null takes all that are present."""
     streams: Annotated[int, Field(ge=1, le=MAX_STREAMS)] = 1
+    """Independent streams of row groups, as an imported run on N GPUs read them."""
 
     @model_validator(mode="after")
     def _source_has_its_place(self) -> DataSpec:
@@ -186,9 +210,13 @@ class HorizonSpec(Strict):
     """How long to train: exactly one of the four."""
 
     steps: Steps | None = None
+    """Training length in optimizer steps."""
     tokens: Tokens | None = None
+    """Training length in tokens, rounded down to whole steps."""
     flops: Annotated[float, Field(ge=1, le=1e30)] | None = None
+    """Training length in floating-point operations."""
     data_param_ratio: Annotated[float, Field(ge=1e-6, le=1e6)] | None = None
+    """Training length as tokens per scaling parameter (matrices and lm_head)."""
 
     @model_validator(mode="after")
     def _exactly_one(self) -> HorizonSpec:
@@ -205,7 +233,9 @@ class BatchSpec(Strict):
     """Tokens per optimizer step, and rows per forward pass on the device."""
 
     tokens: Tokens | Literal["auto"] = "auto"
+    """Tokens per optimizer step; auto follows the scaling rule for batch sizes."""
     device_batch_size: Annotated[int, Field(ge=1, le=65_536)] | Literal["auto"] = "auto"
+    """Rows per forward pass; auto measures which fits and runs fastest."""
 
 
 class AdamGroupSpec(Strict):
@@ -215,9 +245,13 @@ class AdamGroupSpec(Strict):
     """
 
     lr: LearningRate
+    """Peak learning rate, not scaled further."""
     beta1: Annotated[float, Field(ge=0.0, lt=1.0)]
+    """Decay rate of the first moment."""
     beta2: Annotated[float, Field(ge=0.0, lt=1.0)]
+    """Decay rate of the second moment."""
     weight_decay: Annotated[float, Field(ge=0.0, le=10.0)]
+    """Decoupled weight decay, constant over the run."""
 
 
 class GroupsSpec(Strict):
@@ -227,12 +261,19 @@ class GroupsSpec(Strict):
     """
 
     lm_head: AdamGroupSpec | None = None
+    """Settings of the output projection."""
     wte: AdamGroupSpec | None = None
+    """Settings of the token embedding table."""
     value_embeds: AdamGroupSpec | None = None
+    """Settings of the value embedding tables."""
     resid_lambdas: AdamGroupSpec | None = None
+    """Settings of the per-layer residual scales."""
     x0_lambdas: AdamGroupSpec | None = None
+    """Settings of the per-layer input scales."""
     scalars: AdamGroupSpec | None = None
+    """Settings of the smear and backout scalars."""
     matrix_lr: LearningRate | None = None
+    """Muon's peak learning rate, not scaled further."""
 
 
 class OptimizerSpec(Strict):
@@ -243,20 +284,32 @@ class OptimizerSpec(Strict):
     """
 
     recipe: RecipeName | None = None
+    """Generation whose scaling rules apply; null is the model's recipe."""
     muon: MuonName | None = None
+    """Muon variant; null is the recipe's."""
     matrix_lr: LearningRate = 0.02
+    """Muon's learning rate for matrices, before scaling."""
     embedding_lr: LearningRate = 0.3
+    """AdamW learning rate of the embedding tables, before scaling."""
     unembedding_lr: LearningRate = 0.008
+    """AdamW learning rate of lm_head, before scaling."""
     scalar_lr: LearningRate = 0.5
+    """AdamW learning rate of the per-layer scalars, before scaling."""
     weight_decay: Annotated[float, Field(ge=0.0, le=10.0)] = 0.28
+    """Muon's weight decay at its peak, before scaling."""
     groups: GroupsSpec | None = None
+    """Settings per parameter group that replace the scaled ones, from an imported optimizer."""
 
 
 class ScheduleSpec(Strict):
     warmup_steps: Annotated[int, Field(ge=0, le=MAX_STEPS)] = 40
+    """Steps over which the learning rate rises linearly to its peak."""
     warmdown_ratio: Frac = 0.65
+    """Share of the horizon over which the learning rate decays at the end."""
     warmdown_shape: Literal["linear", "cosine"] = "linear"
+    """Shape of that decay."""
     final_lr_frac: Frac = 0.05
+    """Learning rate at the end, as a fraction of the peak."""
 
 
 class NumericsSpec(Strict):
@@ -270,12 +323,19 @@ class NumericsSpec(Strict):
     """
 
     precision: Literal["auto", "bf16", "fp32", "fp16", "fp8"] = "auto"
+    """Compute dtype; auto is bf16 on GPUs that have it and fp32 elsewhere."""
     deterministic: bool | None = None
+    """Use deterministic kernels only; null is true on the CPU and false on a GPU."""
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 42
+    """Seed of the initial weights and of every shuffle."""
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """CPU threads of the trainer; null lets torch choose."""
     compile: bool | Literal["auto"] = "auto"
+    """Compile the model with torch.compile; auto decides by device and length of the run."""
     kernels: Literal["compiled", "triton"] = "compiled"
+    """triton autotunes traind's own kernels against the compiler's at the first start."""
     peak: Literal["auto", "measured"] = "auto"
+    """FLOP/s that MFU refers to: the table's value, or always measured on this machine."""
 
 
 class EvaluateSpec(Strict):
@@ -287,32 +347,50 @@ class EvaluateSpec(Strict):
     """
 
     bpb_every: Steps | Literal["end"] | None = 250
+    """Steps between evaluations of validation bits per byte; end is once per phase."""
     eval_tokens: Tokens = 41_943_040
+    """Validation tokens per evaluation."""
     core_every: Steps | Literal["end"] | None = None
+    """Steps between CORE evaluations; end is once per phase, null is never."""
     core_max_per_task: Annotated[int, Field(ge=1, le=1_000_000)] | None = 500
+    """Maximum number of items per CORE task; null takes all."""
     core_bundle: Text | None = None
+    """Folder of the CORE bundle; null finds the one fetched by `traind fetch core`."""
     sample_every: Steps | Literal["end"] | None = 2000
+    """Steps between samples of `prompts`; end is once per phase, null is never."""
     prompts: Annotated[
         list[Annotated[str, StringConstraints(min_length=1, max_length=2048)]],
         Field(max_length=32),
     ] = []
+    """Prompts continued at each sample."""
     recheck_bpb: Literal["auto", "always", "never"] = "auto"
+    """When a resume measures val bpb again and compares it with the checkpoint's value."""
     token_bytes: Literal["raw", "decoded"] = "raw"
+    """Byte table of val bpb: raw bytes, or decoded text as nanochat counted before July 2026."""
 
 
 class CheckpointSpec(Strict):
     every_seconds: Annotated[float, Field(ge=0.1, le=1e7)] | None = 1200.0
+    """Seconds between checkpoints, at a step boundary; null is off."""
     every_steps: Steps | None = None
+    """Steps between checkpoints; null is off."""
     keep_last: Annotated[int, Field(ge=2, le=10_000)] = 2
+    """Number of newest checkpoints that are kept."""
     keep_every: Steps | None = None
+    """Steps between checkpoints that are kept for good; null keeps none this way."""
 
 
 class RecoverySpec(Strict):
     on_crash: Literal["restart", "stop"] = "restart"
+    """Whether a crashed trainer is restarted from the newest verified checkpoint."""
     max_attempts_without_progress: Annotated[int, Field(ge=1, le=1000)] = 3
+    """Restarts in a row without a new step before the run fails."""
     on_reboot: Literal["resume", "wait"] = "resume"
+    """Whether the run resumes by itself after the machine restarted."""
     on_non_finite: Literal["stop", "rewind"] = "stop"
+    """On a NaN or infinite loss: stop, or rewind to a checkpoint and skip the batches."""
     max_rewinds: Annotated[int, Field(ge=1, le=100)] = 3
+    """Maximum number of rewinds after non-finite losses."""
 
 
 Url = Annotated[str, StringConstraints(max_length=2048, pattern=r"^[a-z][a-z0-9+.-]*://\S+$")]
@@ -324,22 +402,39 @@ class RunSpec(Strict):
     """A complete run spec. `resolve` builds one from a request body."""
 
     name: Name
+    """Unique name; works wherever an id does."""
     title: Annotated[str, StringConstraints(max_length=300)] | None = None
+    """Free text shown beside the name."""
     metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)] = {}
+    """Up to 16 free key/value pairs."""
     preset: str = "demo"
+    """Set of defaults that the rest of the spec overrides."""
     start: bool = True
+    """Whether the run is queued at once; false leaves it in state created."""
     device: Annotated[str, StringConstraints(pattern=r"^(auto|cpu|mps|cuda(:\d{1,3})?)$")] = "auto"
+    """Device to train on; auto is the first free GPU, or the CPU of a machine without one."""
     model: ModelSpec = ModelSpec()
+    """Architecture."""
     data: DataSpec = DataSpec()
+    """Corpus, tokenizer and packing."""
     horizon: HorizonSpec
+    """Training length."""
     batch: BatchSpec = BatchSpec()
+    """Batch size."""
     optimizer: OptimizerSpec = OptimizerSpec()
+    """Learning rates and weight decay."""
     schedule: ScheduleSpec = ScheduleSpec()
+    """Learning rate schedule."""
     numerics: NumericsSpec = NumericsSpec()
+    """Precision, determinism and compilation."""
     evaluate: EvaluateSpec = EvaluateSpec()
+    """Evaluations during training."""
     checkpoint: CheckpointSpec = CheckpointSpec()
+    """Checkpoint cadence and retention."""
     recovery: RecoverySpec = RecoverySpec()
+    """What happens after crashes, reboots and non-finite losses."""
     notify: Annotated[list[Url], Field(max_length=16)] = []
+    """Webhook or apprise URLs that receive the run's notices."""
 
     @field_validator("preset")
     @classmethod
