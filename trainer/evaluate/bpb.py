@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -30,6 +30,11 @@ class BpbResult:
     def as_result(self) -> dict[str, Any]:
         return asdict(self)
 
+    def per_bytes(self, num_bytes: int) -> BpbResult:
+        """The same losses over another count of the same tokens' bytes."""
+        value = self.nats / (math.log(2) * num_bytes)
+        return replace(self, value=value, bytes=num_bytes, seconds=0.0)
+
 
 def measure(
     model: GPT,
@@ -37,11 +42,12 @@ def measure(
     token_bytes: Tensor,
     *,
     should_stop: Callable[[], bool] | None = None,
+    seen: Callable[[Tensor], None] | None = None,
 ) -> BpbResult | None:
     """Bits per byte over batches of (inputs_BT, targets_BT); None when told to stop.
 
     token_bytes (vocab_size,): bytes of each token, 0 for special ones, which do not count; neither
-    do targets of -1. Raises ValueError when nothing counts.
+    do targets of -1. seen: told the targets of each batch. Raises ValueError when nothing counts.
     """
     began, nats, num_bytes, tokens = time.monotonic(), 0.0, 0, 0
     lengths = torch.as_tensor(token_bytes, device=model.device)
@@ -49,6 +55,8 @@ def measure(
         for inputs_BT, targets_BT in batches:
             if should_stop is not None and should_stop():
                 return None
+            if seen is not None:
+                seen(targets_BT)
             inputs_BT, targets_BT = inputs_BT.to(model.device), targets_BT.to(model.device)
             batch = _sums(model, inputs_BT, targets_BT, lengths)
             nats, num_bytes, tokens = nats + batch[0], num_bytes + batch[1], tokens + batch[2]

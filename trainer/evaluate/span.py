@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,9 +36,12 @@ class Settings:
 
 @dataclass(frozen=True)
 class Measured:
+    """One value. other: the same losses by the other table of byte lengths."""
+
     result: bpb.BpbResult
     identity: str
     settings: dict[str, Any]
+    other: Measured | None = None
 
 
 def settings_of(
@@ -63,21 +67,52 @@ def measure(
     should_stop: Callable[[], bool] | None = None,
 ) -> Measured | None:
     """val bpb over `eval_tokens` of the validation split, from its beginning."""
+    _, by_other = by_both_tables(settings)
+    count = _ByteCount(byte_tables.table(tokenizer, by_other.token_bytes))
     result = bpb.measure(
         model,
         _batches(data, settings),
         torch.from_numpy(byte_tables.table(tokenizer, settings.token_bytes).copy()),
         should_stop=should_stop,
+        seen=count.add,
     )
     if result is None:
         return None
-    described = {
+    other = Measured(
+        result.per_bytes(count.bytes), identity(data, by_other), describe(data, by_other)
+    )
+    return Measured(result, identity(data, settings), describe(data, settings), other)
+
+
+class _ByteCount:
+    """Bytes of all targets seen, by a table of lengths. Special tokens and -1 have none."""
+
+    def __init__(self, lengths_V: np.ndarray) -> None:
+        self._lengths_V = torch.from_numpy(lengths_V.astype(np.int64))
+        self.bytes = 0
+
+    def add(self, targets_BT: Tensor) -> None:
+        counted = targets_BT[targets_BT >= 0].cpu()
+        self.bytes += int(self._lengths_V[counted].sum())
+
+
+def by_both_tables(settings: Settings) -> tuple[Settings, Settings]:
+    """These settings, and the same with the other table of byte lengths."""
+    return settings, replace(settings, token_bytes=_other(settings.token_bytes))
+
+
+def _other(kind: TokenBytes) -> TokenBytes:
+    return "decoded" if kind == "raw" else "raw"
+
+
+def describe(data: PreparedData, settings: Settings) -> dict[str, Any]:
+    """Everything a value depends on besides the weights, field by field (JSON)."""
+    return {
         **asdict(settings),
         "batches": _num_batches(settings),
         "validation": data.val_identity(),
         "tokenizer": data.tokenizer_sha256,
     }
-    return Measured(result, identity(data, settings), described)
 
 
 def identity(data: PreparedData, settings: Settings) -> str:

@@ -41,6 +41,8 @@ def run(order: JobOrder, own: Process) -> dict[str, Any]:
 
 
 def _compare(parts: Any, steps: int, own: Process, loop: Any, session: Any) -> AuditResult:
+    from trainer.train.phase_schedule import scheduled
+
     differences, compared = [], 0
     run_dir: RunDir = parts.run_dir
     for _ in range(steps):
@@ -50,7 +52,7 @@ def _compare(parts: Any, steps: int, own: Process, loop: Any, session: Any) -> A
         recorded = session.recorded_loss(run_dir, parts.order.attempt, step)
         loop.leave_out(parts, step)
         micro_batches, _ = parts.next_step_batches()
-        result = parts.stepper.train_step(micro_batches, **loop.scheduled(parts.order, step))
+        result = parts.stepper.train_step(micro_batches, **scheduled(parts.order, step))
         parts.state.step = step + 1
         own.reporter.emit(events.Stage(stage="verifying", fraction=(compared + 1) / steps))
         if recorded is None:

@@ -14,13 +14,8 @@ import torch
 
 from trainer.contract import commands, events, failpoint
 from trainer.contract.exits import Reason
-from trainer.contract.orders import AttemptOrder
-from trainer.contract.schedule import (
-    lr_multiplier,
-    muon_momentum,
-    weight_decay_multiplier,
-)
-from trainer.train import checkpointing, evaluations
+from trainer.train import checkpointing, evaluations, val_bpb
+from trainer.train.phase_schedule import scheduled
 from trainer.train.session import Session
 from trainer.train.spike_detector import SpikeWatch
 from trainer.train.step import MicroBatch, Reading
@@ -64,7 +59,7 @@ class NonFinite(Exception):
 
 def run(session: Session) -> events.Ended:
     """Train to the end of the phase, or until told to stop. The session stands at its start."""
-    evaluations.recheck_at_start(session)
+    val_bpb.recheck_at_start(session)
     session.reporter.emit(events.Stage(stage="training"))
     loop = _Loop(session)
     while True:
@@ -264,20 +259,6 @@ class _Loop:
 def reads_late(device: torch.device) -> bool:
     """Whether a loss is read after the next step was launched: where steps run by themselves."""
     return device.type == "cuda"
-
-
-def scheduled(order: AttemptOrder, step: int) -> dict[str, float]:
-    """LR multiplier, momentum and weight decay (absolute) of `step`, of the phase it lies in."""
-    own = order.schedule
-    if step < own.start_step and order.earlier_schedules:
-        earlier = order.earlier_schedules
-        own = next((s for s in reversed(earlier) if s.start_step <= step), earlier[0])
-    return {
-        "lr_multiplier": lr_multiplier(own, step),
-        "momentum": muon_momentum(own, step),
-        "weight_decay": weight_decay_multiplier(own, step)
-        * order.plan.hyperparameters.weight_decay,
-    }
 
 
 def leave_out(session: Session, step: int) -> bool:

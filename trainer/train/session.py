@@ -43,7 +43,11 @@ from trainer.train.step import MicroBatch, Stepper
 
 @dataclass
 class Session:
-    """The parts of one attempt. `expected_loss` is what the first step must report, if known."""
+    """The parts of one attempt. `expected_loss` is what the first step must report, if known.
+
+    recheck: val bpb as the checkpoint recorded it. since_joint: the same at the first step of a
+    phase, until val bpb is measured in that phase.
+    """
 
     order: AttemptOrder
     run_dir: RunDir
@@ -65,6 +69,7 @@ class Session:
     expected_loss: float | None = None
     inexact: list[str] = field(default_factory=list)
     recheck: dict[str, Any] | None = None
+    since_joint: dict[str, Any] | None = None
     saved_step: int = -1
     unanswered: str | None = None
     save_began: float = field(default_factory=time.monotonic)
@@ -326,7 +331,7 @@ def _load(session: Session, found: store.Found) -> None:
         if manifest.next_loss is not None
         else recorded_loss(session.run_dir, manifest.attempt, manifest.step)
     )
-    session.recheck = manifest.evaluations.get("bpb")
+    session.recheck = _recorded_bpb(manifest)
     session.reporter.emit(
         events.Resumed(
             step=manifest.step,
@@ -336,6 +341,11 @@ def _load(session: Session, found: store.Found) -> None:
             approximate="; ".join([*session.inexact, *left_out(order, manifest.step)]) or None,
         )
     )
+
+
+def _recorded_bpb(manifest: store.Manifest) -> dict[str, Any] | None:
+    recorded = manifest.evaluations.get("bpb")
+    return recorded and {"data": manifest.data_identity, **recorded}
 
 
 def left_out(order: AttemptOrder, step: int) -> list[str]:

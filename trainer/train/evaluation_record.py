@@ -1,0 +1,32 @@
+"""An evaluation inside a run: part of its state, and one record of its journal."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from trainer.contract import events
+from trainer.train.session import Session
+
+
+def record(
+    session: Session,
+    kind: Literal["bpb", "core"],
+    value: float,
+    name: str,
+    settings: dict[str, Any],
+    result: dict[str, Any],
+    seconds: float,
+) -> None:
+    step = session.state.step
+    session.state.evaluations[kind] = {"value": value, "identity": name, "step": step}
+    session.reporter.emit(
+        events.Evaluation(
+            evaluation=kind,
+            step=step,
+            value=value,
+            identity=name,
+            settings=settings,
+            result=result,
+            seconds=seconds,
+        )
+    )
