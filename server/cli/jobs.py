@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from server.cli import options, output, tokens, units, waiting
+from server.cli import importing, options, output, tokens, units, waiting
 
 if TYPE_CHECKING:
     from server.client import Client
@@ -24,7 +24,7 @@ def register(app: typer.Typer) -> None:
     for command in (sample, eval_, export, audit, jobs, job):
         app.command(command.__name__.rstrip("_"), rich_help_panel="Results")(command)
     imports = typer.Typer(help="Take over a run that was trained elsewhere.", no_args_is_help=True)
-    imports.command("nanochat")(import_nanochat)
+    imports.command("nanochat")(importing.nanochat)
     imports.callback()(lambda: None)  # keeps `nanochat` a subcommand, though it is the only one
     app.add_typer(imports, name="import", rich_help_panel="Runs")
     fetches = typer.Typer(help="Download what evaluations need.", no_args_is_help=True)
@@ -33,39 +33,28 @@ def register(app: typer.Typer) -> None:
     app.add_typer(fetches, name="fetch", rich_help_panel="Daemon")
 
 
-def import_nanochat(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="nanochat's base directory.")],
-    tag: Annotated[str, typer.Option(help="Model tag, e.g. d12.")],
-    step: Annotated[int, typer.Option(min=0, help="Step of the checkpoint.")],
-    name: Annotated[str, typer.Option(help="Name of the new run.")],
-    no_wait: options.NoWait = False,
-    json: options.Json = False,
-) -> None:
-    """Import a nanochat checkpoint as a run with a finished phase, to be extended."""
-    path = str(directory.expanduser().absolute())
-    ask = {"format": "nanochat", "path": path, "tag": tag, "step": step, "name": name}
-
-    def told(job: JobView) -> None:
-        output.say(f"imported as {name}; train it further with: traind extend {name} --to STEP")
-
-    _do(lambda traind: traind.import_run(ask), told, no_wait, json)
-
-
 def export(
     run: options.Run,
-    format_: Annotated[str, typer.Option("--format", help="nanochat or huggingface.")] = "nanochat",
+    format_: Annotated[
+        str, typer.Option("--format", help="nanochat, -v1, -v2 or huggingface.")
+    ] = "nanochat",
     step: options.Step = None,
     checkpoint: CheckpointName = None,
     no_wait: options.NoWait = False,
     json: options.Json = False,
 ) -> None:
-    """Write a checkpoint in nanochat's or Hugging Face's layout."""
+    """Write a checkpoint in nanochat's or Hugging Face's layout.
+
+    nanochat is the generation of the run's recipe; nanochat-v1 and nanochat-v2 name one.
+    """
 
     def told(job: JobView) -> None:
         result = job.result or {}
         output.say(str(result.get("path", "done")))
         for file in result.get("files", []):
             output.say(f"  {file}")
+        for note in result.get("notes", []):
+            output.note(str(note), "yellow")
 
     ask = _said(format=format_, step=step, checkpoint=checkpoint)
     _do(lambda traind: traind.export(run, ask), told, no_wait, json)

@@ -170,7 +170,20 @@ def _preview(
     if replaced:
         names = ", ".join(p.name for p in replaced)
         shown.warnings.append(f"planned phases not yet begun are replaced: {names}")
+    if fresh := _fresh_moments(run, joint):
+        shown.warnings.append(fresh)
     return shown
+
+
+def _fresh_moments(run: tables.Run, joint: _Joint) -> str | None:
+    """What to say of a joint at weights that were imported without their optimizer."""
+    imported = (run.totals or {}).get("imported", {})
+    if not imported.get("weights_only") or joint.step != imported.get("step"):
+        return None
+    return (
+        "the weights were imported without their optimizer: its moments start at zero, so warm up "
+        "again (schedule.rewarm_steps)"
+    )
 
 
 def _check_end(run: tables.Run, ask: ExtendRequest, joint: _Joint, end: int) -> None:

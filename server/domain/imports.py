@@ -21,6 +21,11 @@ from trainer.contract.spec import resolve
 STAGING = "import"  # in the job's directory, where the job has laid the run out
 
 
+def makes_a_run(job: tables.Job) -> bool:
+    """Whether an import asked for a run: a listing and a dry run only answer."""
+    return ImportParams.model_validate(job.params).makes_a_run
+
+
 def adopt(session: Session, job: tables.Job, paths: DataDir) -> tables.Run:
     """Make the rows of a finished import and move its directory into place.
 
@@ -63,7 +68,7 @@ def import_run(
     run_id: the id whose directory the job wrote the checkpoint into. Raises NameTaken, Invalid,
     pydantic.ValidationError for a spec that is none of ours.
     """
-    spec = resolve({**result.spec, "name": params.name})
+    spec = resolve({**result.spec, "name": params.name or result.spec.get("name")})
     plan = plan_for(spec, context)
     require_free(session, spec.name)
     run = new_run(session, spec, plan, now, run_id)
@@ -87,13 +92,22 @@ def import_run(
             job_id=job_id,
             kind="imported",
             step=result.step,
-            message=f"imported {params.path} ({params.tag}, step {result.step:,})",
+            message=_message(params, result),
             data=result.history,
             unix_seconds=now,
         )
     )
     session.flush()
     return run
+
+
+def _message(params: ImportParams, result: ImportResult) -> str:
+    """Where the run came from, and what is not exact about it."""
+    tag = result.history.get("tag") or params.tag
+    weights = "weights of " if result.history.get("weights_only") else ""
+    inexact = result.history.get("inexact") or []
+    said = f"imported {weights}{params.path} ({tag}, step {result.step:,})"
+    return "; ".join([said, *inexact])
 
 
 def _attempt(run: tables.Run, result: ImportResult, now: float) -> tables.Attempt:

@@ -110,13 +110,23 @@ def _device_of(session: Session, run: tables.Run) -> str | None:
 
 def import_run(session: Session, params: ImportParams, now: float) -> tables.Job:
     """The files are read by the job; here only what can be known at once. Raises NameTaken."""
-    require_free(session, params.name)
-    if "\0" in params.path or not Path(params.path).is_absolute():
-        raise Invalid("The path must be absolute: it is read on the daemon's machine.",
-                      errors=_at("/path"))  # fmt: skip
-    if not Path(params.path).is_dir():
-        raise Invalid("There is no such directory on the daemon's machine.", errors=_at("/path"))
+    if params.name is not None:
+        require_free(session, params.name)
+    for field in ("path", "corpus", "tokenizer"):
+        given = getattr(params, field)
+        if given is not None:
+            _require_folder(field, given)
     return _add(session, "import", None, "cpu", _dump(params), now)
+
+
+def _require_folder(field: str, path: str) -> None:
+    if "\0" in path or not Path(path).is_absolute():
+        raise Invalid(f"The {field} must be absolute: it is read on the daemon's machine.",
+                      errors=_at(f"/{field}"))  # fmt: skip
+    if not Path(path).is_dir():
+        raise Invalid(
+            f"There is no such directory on the daemon's machine: {path}", errors=_at(f"/{field}")
+        )
 
 
 def cancel(job: tables.Job) -> bool:

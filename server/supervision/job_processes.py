@@ -191,7 +191,7 @@ def close(shop: Shop, job_id: str, watch: Watch | None) -> None:
         job = session.get_one(Job, job_id)
         if _completed(job, said):
             try:
-                if job.kind == "import":
+                if job.kind == "import" and imports.makes_a_run(job):
                     imports.adopt(session, job, shop.settings.paths)
             except (TraindError, ValueError, OSError) as error:
                 session.rollback()

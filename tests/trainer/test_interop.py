@@ -8,6 +8,7 @@ import pickle
 import shutil
 import zipfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,11 @@ from trainer.contract.plan import make_plan
 from trainer.contract.shape import shape_of
 from trainer.contract.spec import resolve
 from trainer.interop.errors import InteropError
-from trainer.interop.nanochat import Paths, paths, read_nanochat
-from trainer.interop.nanochat_export import Rates, meta_for, write_nanochat
-from trainer.interop.nanochat_meta import read_meta, spec_from_meta
-from trainer.jobs.import_nanochat import approximate
+from trainer.interop.nanochat import read_nanochat
+from trainer.interop.nanochat_export import Rates, write_nanochat
+from trainer.interop.nanochat_export_meta import Standing, meta_for
+from trainer.interop.nanochat_meta import read_meta
+from trainer.interop.nanochat_spec import findings, spec_from_run
 from trainer.model.gpt import GPT
 from trainer.optim.optimizer import Optimizer
 
@@ -36,13 +38,25 @@ def copied(tmp_path: Path) -> Path:
     """The fixture's checkpoint of step 60 in a folder of our own."""
     folder = tmp_path / "base" / "base_checkpoints" / "d4"
     folder.mkdir(parents=True)
-    for source in vars(paths(fixture.BASE, "d4", 60)).values():
+    for source in vars(files(fixture.BASE)).values():
         shutil.copyfile(source, folder / source.name)
     return tmp_path / "base"
 
 
-def files(base: Path) -> Paths:
-    return paths(base, "d4", 60)
+@dataclass(frozen=True)
+class Files:
+    model: Path
+    optimizer: Path
+    meta: Path
+
+
+def files(base: Path) -> Files:
+    folder = base / "base_checkpoints" / "d4"
+    return Files(
+        folder / "model_000060.pt",
+        folder / "optim_000060_rank0.pt",
+        folder / "meta_000060.json",
+    )
 
 
 # --- reading and writing -------------------------------------------------------------------------
@@ -52,19 +66,20 @@ def test_reads_the_fixture_under_our_names() -> None:
     run = read_nanochat(fixture.BASE, "d4", 60)
     assert run.shape.n_layer == 4
     assert run.precision == "fp32"
+    assert run.cursor is not None
     assert (run.cursor.pq_idx, run.cursor.rg_idx, run.cursor.epoch) == (0, 9, 1)
     assert run.meta.val_bpb == pytest.approx(3.23847, abs=1e-5)
     model = GPT(run.shape, compute_dtype=torch.float32, device="cpu")
     model.load_state_dict(run.model)
-    spec = resolve(spec_from_meta(run.meta, name="d4", corpus="c", tokenizer="t"))
+    spec = resolve(spec_from_run(run, name="d4", corpus="c", tokenizer="t"))
     optimizer = Optimizer(model, make_plan(spec).hyperparameters)
-    optimizer.load_state_dict(run.optimizer)
+    optimizer.load_state_dict(run.optimizer_state())
     assert optimizer.count.item() == 60
 
 
 def test_the_spec_plans_what_nanochat_planned() -> None:
     run = read_nanochat(fixture.BASE, "d4", 60)
-    spec = resolve(spec_from_meta(run.meta, name="d4", corpus="c", tokenizer="t"))
+    spec = resolve(spec_from_run(run, name="d4", corpus="c", tokenizer="t"))
     assert shape_of(spec.model) == run.shape
     plan = make_plan(spec)
     assert plan.horizon.steps == 60
@@ -95,15 +110,17 @@ def test_the_spec_plans_what_nanochat_planned() -> None:
 )
 def test_minus_one_is_unset(copied: Path, changed: dict, horizon: dict) -> None:
     edit_meta(copied, lambda meta: meta["user_config"].update(changed))
-    meta, _ = read_meta(files(copied).meta, copied)
-    assert spec_from_meta(meta, name="d4", corpus="c", tokenizer="t")["horizon"] == horizon
+    run = read_nanochat(copied, "d4", 60)
+    assert spec_from_run(run, name="d4", corpus="c", tokenizer="t")["horizon"] == horizon
 
 
 @pytest.mark.parametrize("fp8", [False, True])
 def test_an_import_says_that_fp8_ends_here(copied: Path, fp8: bool) -> None:
     edit_meta(copied, lambda meta: meta["user_config"].update(fp8=fp8))
-    meta, _ = read_meta(files(copied).meta, copied)
-    said = approximate(meta)
+    run = read_nanochat(copied, "d4", 60)
+    body = spec_from_run(run, name="d4", corpus="c", tokenizer="t")
+    said = findings(run, body, has_corpus=True).approximate
+    assert said is not None
     assert "packing buffer" in said
     assert ("fp8" in said) == fp8
 
@@ -111,7 +128,7 @@ def test_an_import_says_that_fp8_ends_here(copied: Path, fp8: bool) -> None:
 def test_what_is_written_is_what_nanochat_had(tmp_path: Path) -> None:
     """Tensors, groups and meta equal the fixture's own, so nanochat can go on from ours."""
     run = read_nanochat(fixture.BASE, "d4", 60)
-    spec = resolve(spec_from_meta(run.meta, name="d4", corpus="c", tokenizer="t"))
+    spec = resolve(spec_from_run(run, name="d4", corpus="c", tokenizer="t"))
     groups = torch.load(files(fixture.BASE).optimizer, weights_only=True)["param_groups"]
     rates = Rates(
         lr_multiplier=groups[0]["lr"] / groups[0]["initial_lr"],
@@ -123,7 +140,7 @@ def test_what_is_written_is_what_nanochat_had(tmp_path: Path) -> None:
         "d4",
         60,
         run.model,
-        run.optimizer,
+        run.optimizer_state(),
         run.raw_meta,
         shape=run.shape,
         hyper=make_plan(spec).hyperparameters,
@@ -175,15 +192,14 @@ def test_a_run_of_ours_round_trips_through_nanochats_files(tmp_path: Path) -> No
     hyper = make_plan(spec).hyperparameters
     ours = stepper(trained_model(kind, torch.bfloat16), hyper)
     ours.train_step(batches(kind), **RATES)
-    meta = meta_for(
-        spec,
-        ours.model.shape,
+    at = Standing(
         step=1,
         horizon_steps=9,
         total_batch_size=1024,
         device_batch_size=2,
         cursor={"pq_idx": 0, "rg_idx": 3, "epoch": 2},
     )
+    meta = meta_for(spec, ours.model.shape, at)
     write_nanochat(
         tmp_path,
         "mine",
@@ -196,12 +212,14 @@ def test_a_run_of_ours_round_trips_through_nanochats_files(tmp_path: Path) -> No
         rates=Rates(0.5, 0.9, 0.1),
     )
     back = read_nanochat(tmp_path, "mine", 1)
-    assert back.shape == ours.model.shape
+    assert back.shape.windows == ours.model.shape.windows
     assert back.precision == "bf16"
     assert_same(back.model, dict(ours.model.state_dict()), "model")
-    assert_same(back.optimizer, ours.optimizer.state_dict(), "optimizer")
+    assert_same(back.optimizer_state(), ours.optimizer.state_dict(), "optimizer")
+    assert back.cursor is not None
     assert (back.cursor.rg_idx, back.cursor.epoch) == (3, 2)
-    assert make_plan(resolve(spec_from_meta(back.meta, name="m", corpus="c", tokenizer="t")))
+    body = spec_from_run(back, name="m", corpus="c", tokenizer="t")
+    assert make_plan(resolve(body)).hyperparameters == hyper
 
 
 def test_the_prefix_of_a_compiled_model_is_taken_off(copied: Path) -> None:
@@ -366,9 +384,6 @@ OPTIMIZER_DAMAGE: dict[str, Callable[[Path], Any]] = {
     "second shape": lambda b: edit_optimizer(
         b, lambda s: s["state"][27].update(second_momentum_buffer=torch.zeros(4, 64, 1))
     ),
-    "sharded": lambda b: shutil.copyfile(
-        files(b).optimizer, files(b).optimizer.with_name("optim_000060_rank1.pt")
-    ),
 }
 
 
@@ -448,6 +463,6 @@ def test_no_code_of_a_file_runs(copied: Path, tmp_path: Path, which: str, legacy
 
 def test_dials_that_do_not_give_the_shape_are_refused(copied: Path) -> None:
     edit_meta(copied, lambda m: m["user_config"].update(aspect_ratio=99))
-    meta, _ = read_meta(files(copied).meta, copied)
+    run = read_nanochat(copied, "d4", 60)
     with pytest.raises(InteropError, match="does not give n_embd 64"):
-        spec_from_meta(meta, name="d4", corpus="c", tokenizer="t")
+        spec_from_run(run, name="d4", corpus="c", tokenizer="t")

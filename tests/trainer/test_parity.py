@@ -16,7 +16,7 @@ from trainer.contract.plan import make_plan
 from trainer.contract.schedule import ExtendSchedule, PhaseSchedule
 from trainer.contract.spec import resolve
 from trainer.interop.nanochat import read_nanochat
-from trainer.interop.nanochat_meta import spec_from_meta
+from trainer.interop.nanochat_spec import spec_from_run
 from trainer.model.gpt import GPT
 from trainer.optim.optimizer import Optimizer
 from trainer.train.step import Stepper
@@ -40,11 +40,7 @@ class Continuation:
 @pytest.fixture(scope="module")
 def continued() -> Continuation:
     imported = read_nanochat(fixture.BASE, fixture.TAG, 60)
-    spec = resolve(
-        spec_from_meta(
-            imported.meta, name="d4", corpus=Path("corpus"), tokenizer=Path("t"), precision="fp32"
-        )
-    )
+    spec = resolve(spec_from_run(imported, name="d4", corpus=Path("corpus"), tokenizer=Path("t")))
     plan = make_plan(spec)
     phase = schedule.extend_schedule(
         plan.schedule, 60, 120, ExtendSchedule(rewarm_steps=0), warmup_steps=40, warmdown_ratio=0.65
@@ -52,9 +48,10 @@ def continued() -> Continuation:
     model = GPT(imported.shape, compute_dtype=torch.float32, device="cpu")
     model.load_state_dict(imported.model)
     optimizer = Optimizer(model, plan.hyperparameters)
-    optimizer.load_state_dict(imported.optimizer)
+    optimizer.load_state_dict(imported.optimizer_state())
     stepper = Stepper(model, optimizer, compile=False, deterministic=True)
     run = Continuation(model, phase, plan.hyperparameters.weight_decay, {}, {}, {}, (0, 0, 0))
+    assert imported.cursor is not None
     batches = fixture.training_batches(imported.cursor.pq_idx, imported.cursor.rg_idx + 1)
     run.bpb[60] = bits_per_byte(model)
     for step in range(60, 120):
@@ -126,6 +123,7 @@ def read_meta_cursor(step: int) -> tuple[int, int, int]:
 
     path = fixture.BASE / "base_checkpoints" / "d4" / f"meta_{step:06d}.json"
     cursor = read_meta(path, fixture.BASE)[0].dataloader_state_dict
+    assert cursor is not None
     return cursor.pq_idx, cursor.rg_idx, cursor.epoch
 
 

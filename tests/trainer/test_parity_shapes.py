@@ -17,7 +17,7 @@ from tests.reference.scaling import Dials
 from trainer.contract import schedule
 from trainer.contract.plan import Hyperparameters, Plan, make_plan
 from trainer.contract.schedule import ExtendSchedule, PhaseSchedule
-from trainer.contract.shape import count_parameters
+from trainer.contract.shape import count_parameters, shape_of
 from trainer.contract.spec import RunSpec, resolve
 from trainer.data import tokenizer
 from trainer.data.loader import open_loader, skip_to_row_group
@@ -25,7 +25,7 @@ from trainer.data.prepare import prepare
 from trainer.data.prepared import PreparedData
 from trainer.evaluate import samples, span
 from trainer.interop.nanochat import NanochatRun, read_nanochat
-from trainer.interop.nanochat_meta import spec_from_meta
+from trainer.interop.nanochat_spec import spec_from_run
 from trainer.model.gpt import GPT
 from trainer.optim.optimizer import Optimizer
 from trainer.train.step import Stepper
@@ -65,7 +65,7 @@ def test_an_imported_run_goes_on_as_the_plain_reference_does(
     imported = read_nanochat(base, "x", FINISHED)
     spec = spec_of(imported, base)
     plan = make_plan(spec)
-    assert imported.shape == dials.shape()
+    assert shape_of(spec.model) == dials.shape()
     assert count_parameters(imported.shape).total == sum(p.numel() for p in imported.model.values())
     assert_same_rates(plan.hyperparameters, plain.hyper)
 
@@ -98,7 +98,7 @@ def assert_same_rates(ours: Hyperparameters, theirs: Hyperparameters) -> None:
 
 def spec_of(imported: NanochatRun, base: Path) -> RunSpec:
     folders = {"corpus": base / "base_data_climbmix", "tokenizer": base / "tokenizer"}
-    return resolve(spec_from_meta(imported.meta, name="x", precision="fp32", **folders))
+    return resolve(spec_from_run(imported, name="x", **folders))
 
 
 def go_on(
@@ -106,10 +106,11 @@ def go_on(
 ) -> dict[int, float]:
     """{step: loss} of the extension by our loader and our step."""
     optimizer = Optimizer(model, plan.hyperparameters)
-    optimizer.load_state_dict(imported.optimizer)
+    optimizer.load_state_dict(imported.optimizer_state())
     rows, length = plan.batch.device_batch_size, plan.batch.sequence_len
     stepper = Stepper(model, optimizer, compile=False, deterministic=True, rows=rows)
     phase = extension(spec, plan)
+    assert imported.cursor is not None
     cursor = skip_to_row_group(imported.cursor.model_dump())
     losses = {}
     with open_loader(

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from trainer.contract.recipe import MuonName
 from trainer.contract.spec import Name
 from trainer.contract.strict_types import of_their_kind
 
@@ -61,21 +62,102 @@ class EvaluateParams(Params):
 
 
 class ExportParams(Params):
-    """Result: {"path": directory, "files": [...], "step": n}."""
+    """Result: {"path": directory, "files": [...], "step": n, "notes": [...]}.
 
-    format: Literal["nanochat", "huggingface"] = "nanochat"
+    nanochat is the generation of the run's recipe; -v1 and -v2 name one, where the model can be
+    expressed in it.
+    """
+
+    format: Literal["nanochat", "nanochat-v1", "nanochat-v2", "huggingface"] = "nanochat"
     step: Annotated[int, Field(ge=0)] | None = None
     checkpoint: str | None = Field(default=None, max_length=128)
 
 
+FolderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+FolderPath = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
+
+
 class ImportParams(Params):
-    """Import a nanochat checkpoint directory as a managed run with a finished phase."""
+    """Import a nanochat checkpoint as a managed run with a finished phase.
+
+    path: nanochat's base directory, or any folder in it down to the checkpoint's own. Without a
+    name the checkpoints below it are listed (ImportListing); with dry_run nothing is made and the
+    result says what the run would be (ImportPreview).
+    experiment, tag, stage, step: which checkpoint; step defaults to the newest, the others to the
+    only one. corpus, tokenizer: folders, where they are not nanochat's own places.
+    weights_only: without the optimizer. muon, precision: what the files do not tell.
+    """
 
     format: Literal["nanochat"] = "nanochat"
-    path: Annotated[str, StringConstraints(min_length=1, max_length=4096)]
-    tag: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-    step: Annotated[int, Field(ge=0, le=10**9)]
-    name: Name
+    path: FolderPath
+    tag: FolderName | None = None
+    experiment: FolderName | None = None
+    stage: FolderName | None = None
+    step: Annotated[int, Field(ge=0, le=10**9)] | None = None
+    name: Name | None = None
+    corpus: FolderPath | None = None
+    tokenizer: FolderPath | None = None
+    weights_only: bool = False
+    muon: MuonName | None = None
+    precision: Literal["auto", "bf16", "fp32", "fp16", "fp8"] | None = None
+    dry_run: bool = False
+
+    @property
+    def makes_a_run(self) -> bool:
+        return self.name is not None and not self.dry_run
+
+
+class FoundCheckpoints(Params):
+    """A folder of checkpoints. steps: those that are complete; weights_only: the others."""
+
+    path: str
+    layout: str
+    experiment: str | None
+    tag: str
+    stage: str
+    steps: list[int]
+    weights_only: list[int]
+    dataset: str | None
+
+
+class ImportListing(Params):
+    """What lies below a path, when it was not said which of it to import."""
+
+    found: list[FoundCheckpoints]
+
+
+class ImportPreview(Params):
+    """What an import would make. generation: nanochat's, by its traits. gpus: it was trained on.
+
+    exact, inexact: what would continue as nanochat's own resume does, and what would not.
+    unknown: what the files do not tell, with the option that states it. spec: the body of the run.
+    """
+
+    checkpoint: str
+    generation: str
+    recipe: str
+    muon: str
+    precision: str
+    gpus: int
+    step: int
+    tokens: int
+    horizon_steps: int
+    parameters: int
+    val_bpb: float | None
+    corpus: str | None
+    tokenizer: str
+    exact: list[str]
+    inexact: list[str]
+    unknown: list[str]
+    notes: list[str]
+    spec: dict[str, Any]
+
+
+class ImportAnswer(Params):
+    """The result of an import that made no run."""
+
+    listing: ImportListing | None = None
+    preview: ImportPreview | None = None
 
 
 class ImportedCheckpoint(Params):

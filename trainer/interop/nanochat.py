@@ -1,250 +1,318 @@
-"""Reading a nanochat checkpoint: verified in every part before anything is handed on (RECIPE 8).
+"""Reading a nanochat checkpoint of any generation from 14 March 2026 on (RECIPE 8, NANOCHAT).
 
-`read_nanochat` runs no code of the files, fetches nothing, and either returns a complete state
-under our names or raises InteropError with the file and the reason.
+Verified in every part before anything is handed on: `read` runs no code of the files, fetches
+nothing, and either returns a complete state under our names or raises InteropError with the file
+and the reason.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from trainer.contract.recipe import Architecture, MuonName
 from trainer.contract.shape import ModelShape, count_parameters
+from trainer.interop import nanochat_layout as layout
+from trainer.interop import nanochat_traits as traits_of
 from trainer.interop import torchfile
 from trainer.interop.errors import InteropError
-from trainer.interop.nanochat_meta import Cursor, Meta, Precision, read_meta
+from trainer.interop.nanochat_layout import Found
+from trainer.interop.nanochat_meta import Cursor, Meta, read_meta
+from trainer.interop.nanochat_optimizer import (
+    SLACK_BYTES,
+    TABLE_DTYPES,
+    NanochatOptimizer,
+    read_optimizer,
+)
+from trainer.interop.nanochat_traits import Traits
+from trainer.interop.torchfile import checked, compare_keys
 from trainer.model import parameters
 from trainer.optim.optimizer import ADAMW_STEP
 
-TAG_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+Precision = Literal["auto", "bf16", "fp32", "fp16", "fp8"]
 COMPILED_PREFIX = "_orig_mod."
-SLACK_BYTES = 4 << 20  # of an archive: index, alignment
-TABLE_DTYPES = (torch.float32, torch.bfloat16)
+BETWEEN = "between two generations"
+OUR_KEY = "traind"  # of a meta file that an export of ours wrote: what nanochat has no place for
+MAX_LOG_BYTES = 4 << 20
+LOGGED_DTYPE = re.compile(r"^COMPUTE_DTYPE: torch\.(float32|bfloat16|float16)\b", re.MULTILINE)
+LOGGED: dict[str, Precision] = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the files do not tell, or what is to be read otherwise than they do.
+
+    weights_only: leave the optimizer out.
+    """
+
+    muon: MuonName | None = None
+    precision: Precision | None = None
+    weights_only: bool = False
 
 
 @dataclass(frozen=True)
 class NanochatRun:
-    """One checkpoint under our names. raw_meta is the meta file as it was, for an export."""
+    """One checkpoint under our names.
 
-    tag: str
+    optimizer: None where only weights are taken. muon: the variant it goes on with. muon_shown:
+    how the second moments show it. key_order: the names in the model file as they lie there.
+    raw_meta: the meta file as it was, for an export.
+    """
+
+    found: Found
     step: int
+    traits: Traits
+    generation: str
     shape: ModelShape
     model: dict[str, Tensor]
-    optimizer: dict[str, Tensor]
+    key_order: tuple[str, ...]
+    optimizer: NanochatOptimizer | None
+    muon: MuonName
+    muon_shown: str | None
+    precision: Precision
+    precision_shown: str
     meta: Meta
     raw_meta: dict[str, Any]
 
     @property
-    def cursor(self) -> Cursor:
-        return self.meta.dataloader_state_dict
+    def tag(self) -> str:
+        return self.found.tag
 
     @property
-    def precision(self) -> Precision:
-        """Tables stored in bfloat16 were trained in it; float32 ones in float32."""
-        return "bf16" if self.model[parameters.WTE].dtype == torch.bfloat16 else "fp32"
+    def world(self) -> int:
+        """GPUs that the run was trained on, by its optimizer; 1 where that is not there."""
+        return self.optimizer.world if self.optimizer else 1
+
+    @property
+    def cursor(self) -> Cursor | None:
+        return self.meta.dataloader_state_dict
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """Our flat state; of weights alone, fresh moments."""
+        if self.optimizer is not None:
+            return self.optimizer.state
+        return fresh_state(self.shape, self.model[parameters.WTE].dtype)
 
 
-@dataclass(frozen=True)
-class Paths:
-    model: Path
-    optimizer: Path
-    meta: Path
+def read_nanochat(
+    base_dir: Path | str, tag: str, step: int, options: Options | None = None
+) -> NanochatRun:
+    """The checkpoint `tag` at `step` below `base_dir`. Raises InteropError."""
+    found, _ = layout.choose(layout.find(base_dir), base_dir, tag=tag, step=step)
+    return read(found, step, options or Options())
 
 
-def paths(base_dir: Path, tag: str, step: int) -> Paths:
-    """nanochat's file names for one checkpoint."""
-    folder = base_dir / "base_checkpoints" / tag
-    return Paths(
-        folder / f"model_{step:06d}.pt",
-        folder / f"optim_{step:06d}_rank0.pt",
-        folder / f"meta_{step:06d}.json",
-    )
-
-
-def read_nanochat(base_dir: Path | str, tag: str, step: int) -> NanochatRun:
-    """The checkpoint `tag` at `step` under NANOCHAT_BASE_DIR. Raises InteropError."""
-    base = Path(base_dir)
-    if not TAG_PATTERN.fullmatch(tag):
-        raise InteropError(base, f"{tag!r} is no model tag")
-    if step < 0:
-        raise InteropError(base, f"{step} is no step")
-    files = paths(base, tag, step)
-    meta, raw = read_meta(files.meta, base)
+def read(found: Found, step: int, options: Options) -> NanochatRun:
+    """The checkpoint of a folder at `step`. Raises InteropError."""
+    meta, raw = read_meta(found.meta(step), found.root)
     if meta.step != step:
-        raise InteropError(files.meta, f"says step {meta.step}, its name says {step}")
-    shape = meta.shape()
-    _refuse_sharded(files.optimizer)
+        raise InteropError(found.meta(step), f"says step {meta.step}, its name says {step}")
+    if not options.weights_only:
+        _require_training_fields(found.meta(step), meta)
+    state, order = _load_model(found.model(step), found.root, meta)
+    traits = _model_traits(found, state, meta, raw)
+    _refuse_older(found.model(step), traits)
+    shape = meta.shape(_architecture(traits, meta))
+    model = _checked_model(found.model(step), state, shape, traits)
+    optimizer = None
+    if not options.weights_only:
+        optimizer = _optimizer(found, step, shape, order, raw)
+        traits = replace(traits, stamped=optimizer.stamped)
+    muon, shown = _muon(optimizer, shape)
+    traits = replace(traits, muon=muon)
+    shape = _as_counted(shape, options.muon or muon)
+    precision, precision_shown = _precision(found, traits, options)
     return NanochatRun(
-        tag=tag,
+        found=found,
         step=step,
+        traits=traits,
+        generation=traits_of.generation_of(traits) or BETWEEN,
         shape=shape,
-        model=_read_model(files.model, base, shape),
-        optimizer=_read_optimizer(files.optimizer, base, shape),
+        model=model,
+        key_order=order,
+        optimizer=optimizer,
+        muon=options.muon or muon or "2026-07",
+        muon_shown=shown,
+        precision=precision,
+        precision_shown=precision_shown,
         meta=meta,
         raw_meta=raw,
     )
 
 
+def _require_training_fields(path: Path, meta: Meta) -> None:
+    if missing := meta.training_fields_missing:
+        raise InteropError(
+            path,
+            f"lacks {', '.join(missing)}: no run can go on from it; weights_only (--weights-only) "
+            "takes the model alone",
+        )
+
+
+def fresh_state(shape: ModelShape, table_dtype: torch.dtype) -> dict[str, Tensor]:
+    """An optimizer state before its first update: every moment zero."""
+    shapes, tables = parameters.parameter_shapes(shape), parameters.table_names(shape)
+    state: dict[str, Tensor] = {ADAMW_STEP: torch.zeros((), dtype=torch.int64)}
+    for name in (n for group in parameters.adam_groups(shape) for n in group.names):
+        dtype = table_dtype if name in tables else torch.float32
+        for key in ("exp_avg", "exp_avg_sq"):
+            state[f"adamw.{name}.{key}"] = torch.zeros(shapes[name], dtype=dtype)
+    for group in parameters.muon_groups(shape):
+        stack = (len(group.names), group.rows, group.cols)
+        state[f"muon.{group.key}.momentum"] = torch.zeros(stack)
+        state[f"muon.{group.key}.second_momentum"] = torch.zeros(group.second_shape)
+    return state
+
+
 # --- model ---------------------------------------------------------------------------------------
 
 
-def _read_model(path: Path, root: Path, shape: ModelShape) -> dict[str, Tensor]:
-    most = 4 * count_parameters(shape).total + SLACK_BYTES
+def _load_model(path: Path, root: Path, meta: Meta) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """({name: whatever is there}, the names in the file's order)."""
+    most = 4 * count_parameters(meta.shape(Architecture())).total + SLACK_BYTES
     found = torchfile.load(path, root, most)
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
         raise InteropError(path, "holds no mapping of names to tensors")
     state = {name.removeprefix(COMPILED_PREFIX): tensor for name, tensor in found.items()}
     if len(state) != len(found):
         raise InteropError(path, f"has names with and without {COMPILED_PREFIX}")
-    shapes = parameters.parameter_shapes(shape)
-    _compare_keys(path, "weights", set(state), set(shapes))
-    tables = parameters.table_names(shape)
-    checked = {
-        name: _checked(path, name, state[name], size, TABLE_DTYPES if name in tables else None)
+    return state, tuple(state)
+
+
+def _model_traits(found: Found, state: dict[str, Any], meta: Meta, raw: dict[str, Any]) -> Traits:
+    wte = state.get(parameters.WTE)
+    user = raw.get("user_config")
+    row = None
+    if meta.dataloader_row is not None or meta.dataloader_state_dict is not None:
+        row = meta.dataloader_row is not None
+    return Traits(
+        smear=parameters.SMEAR_GATE in state or parameters.SMEAR_LAMBDA in state,
+        backout=parameters.BACKOUT_LAMBDA in state,
+        absolute_window=meta.model_config_.short_seq_len is not None,
+        row_cursor=row,
+        stamped=None,
+        float32_tables=not isinstance(wte, Tensor) or wte.dtype == torch.float32,
+        v2_flags=traits_of.v2_flags(user) if isinstance(user, dict) else None,
+        experiments=None if found.layout == "folder" else found.layout == "experiments",
+        muon=None,
+    )
+
+
+def _refuse_older(path: Path, traits: Traits) -> None:
+    if traits_of.is_before_march(traits):
+        raise InteropError(
+            path,
+            f"is of nanochat {traits_of.BEFORE_MARCH.name} (no smear gate and no backout_lambda): "
+            "traind has no recipe for that model. Train it on with the nanochat it was made with; "
+            "its text and tokenizer serve a new run (data.source parquet, data.tokenizer.path)",
+        )
+
+
+def _architecture(traits: Traits, meta: Meta) -> Architecture:
+    """The traits of the architecture, each as the files show it."""
+    is_wide = traits.float32_tables and not traits.smear
+    return Architecture(
+        smear=traits.smear,
+        short_window=meta.model_config_.short_seq_len,
+        tables="float32" if is_wide else "compute",
+        value_init_normal=not traits.smear,
+        counts_smear_gate=False,
+    )
+
+
+def _as_counted(shape: ModelShape, muon: MuonName | None) -> ModelShape:
+    """nanochat counts the smear gate's FLOPs since it has Muon of July."""
+    counts = shape.traits.smear and muon in (None, "2026-07")
+    return replace(shape, traits=replace(shape.traits, counts_smear_gate=counts))
+
+
+def _checked_model(
+    path: Path, state: dict[str, Any], shape: ModelShape, traits: Traits
+) -> dict[str, Tensor]:
+    shapes, tables = parameters.parameter_shapes(shape), parameters.table_names(shape)
+    try:
+        compare_keys(path, "weights", set(state), set(shapes))
+    except InteropError as error:
+        if traits_of.generation_of(traits):
+            raise
+        raise InteropError(
+            path, f"{error.reason}; it is of no known generation: {traits_of.against_each(traits)}"
+        ) from None
+    floats = (torch.float32,)
+    model = {
+        name: checked(path, name, state[name], size, TABLE_DTYPES if name in tables else floats)
         for name, size in shapes.items()
     }
-    if len({checked[name].dtype for name in tables}) > 1:
+    if len({model[name].dtype for name in tables}) > 1:
         raise InteropError(path, "embedding tables are stored in different dtypes")
-    return checked
-
-
-def _compare_keys(path: Path, what: str, found: set, wanted: set) -> None:
-    if missing := sorted(map(str, wanted - found)):
-        raise InteropError(path, f"{what} missing: {', '.join(missing[:5])}")
-    if extra := sorted(map(str, found - wanted)):
-        raise InteropError(path, f"{what} the model does not have: {', '.join(extra[:5])[:300]}")
-
-
-def _checked(
-    path: Path,
-    name: str,
-    tensor: Any,
-    size: tuple[int, ...],
-    dtypes: tuple[torch.dtype, ...] | None = None,
-) -> Tensor:
-    """A private contiguous copy of a tensor that is what it should be."""
-    allowed = dtypes or (torch.float32,)
-    if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
-        raise InteropError(path, f"{name} is no plain tensor")
-    if tensor.device.type != "cpu":
-        raise InteropError(path, f"{name} has no data (device {tensor.device})")
-    if tuple(tensor.shape) != size:
-        raise InteropError(
-            path, f"{name} has shape {tuple(tensor.shape)} where the model has {size}"
-        )
-    if tensor.dtype not in allowed:
-        names = " or ".join(str(d).removeprefix("torch.") for d in allowed)
-        found = str(tensor.dtype).removeprefix("torch.")
-        raise InteropError(path, f"{name} is {found} where {names} was expected")
-    copy = tensor.detach().clone(memory_format=torch.contiguous_format)
-    if not torch.isfinite(copy).all():
-        raise InteropError(path, f"{name} holds numbers that are not finite")
-    return copy
+    return model
 
 
 # --- optimizer -----------------------------------------------------------------------------------
 
 
-def _refuse_sharded(path: Path) -> None:
-    if path.with_name(path.name.replace("rank0", "rank1")).exists():
+def _optimizer(
+    found: Found, step: int, shape: ModelShape, order: Sequence[str], raw: dict[str, Any]
+) -> NanochatOptimizer:
+    ranks = next((s.ranks for s in found.saved if s.step == step), ())
+    if not ranks:
         raise InteropError(
-            path, "is one part of an optimizer that was spread over several GPUs; not supported"
+            found.shard(step, 0),
+            "is not there: without its optimizer the model can be imported as weights alone "
+            "(weights_only, --weights-only), to evaluate, sample, export, or extend with fresh "
+            "moments",
         )
-
-
-def _read_optimizer(path: Path, root: Path, shape: ModelShape) -> dict[str, Tensor]:
-    """Our flat optimizer state from nanochat's numbered one."""
-    most = 8 * count_parameters(shape).total + SLACK_BYTES
-    found = torchfile.load(path, root, most)
-    if not isinstance(found, dict) or set(found) != {"state", "param_groups"}:
-        raise InteropError(path, "is no optimizer: it needs state and param_groups")
-    groups, state = found["param_groups"], found["state"]
-    adam, muon = parameters.adam_groups(shape), parameters.muon_groups(shape)
-    if not isinstance(groups, list) or not isinstance(state, dict):
-        raise InteropError(path, "is no optimizer: state or param_groups have the wrong type")
-    numbers = _numbers(path, groups, adam, muon)
-    wanted = {numbers[n] for g in adam for n in g.names} | {numbers[g.names[0]] for g in muon}
-    _compare_keys(path, "states", set(state), wanted)
-    if not all(isinstance(entry, dict) for entry in state.values()):
-        raise InteropError(path, "holds a state that is no mapping")
-    return _adam_state(path, state, numbers, shape) | _muon_state(path, state, numbers, muon)
-
-
-def _numbers(
-    path: Path,
-    groups: list,
-    adam: tuple[parameters.AdamGroup, ...],
-    muon: tuple[parameters.MuonGroup, ...],
-) -> dict[str, int]:
-    """name -> number, once every group has the kind and the numbers that nanochat gives it."""
-    expected = [("adamw", g.names) for g in adam] + [("muon", g.names) for g in muon]
-    if len(groups) != len(expected):
-        raise InteropError(path, f"has {len(groups)} groups where the model has {len(expected)}")
-    numbers: dict[str, int] = {}
-    for index, (group, (kind, names)) in enumerate(zip(groups, expected, strict=True)):
-        first = len(numbers)
-        if not isinstance(group, dict) or group.get("kind") != kind:
-            raise InteropError(path, f"group {index} is not of kind {kind}")
-        if group.get("params") != list(range(first, first + len(names))):
-            raise InteropError(path, f"group {index} does not hold {len(names)} parameters")
-        numbers |= {name: first + i for i, name in enumerate(names)}
-    return numbers
-
-
-def _adam_state(
-    path: Path, state: dict, numbers: dict[str, int], shape: ModelShape
-) -> dict[str, Tensor]:
-    shapes, tables = parameters.parameter_shapes(shape), parameters.table_names(shape)
-    flat: dict[str, Tensor] = {}
-    steps = set()
-    for group in parameters.adam_groups(shape):
-        for name in group.names:
-            entry = state[numbers[name]]
-            _compare_keys(path, f"{name}: entries", set(entry), {"step", "exp_avg", "exp_avg_sq"})
-            steps.add(_whole_number(path, name, entry["step"]))
-            dtypes = TABLE_DTYPES if name in tables else None
-            for key in ("exp_avg", "exp_avg_sq"):
-                moment = _checked(path, f"{name} {key}", entry[key], shapes[name], dtypes)
-                flat[f"adamw.{name}.{key}"] = moment
-            _not_negative(path, f"{name} exp_avg_sq", flat[f"adamw.{name}.exp_avg_sq"])
-    if len(steps) != 1:
-        raise InteropError(path, f"its parameters stand at different steps: {sorted(steps)}")
-    return flat | {ADAMW_STEP: torch.tensor(steps.pop(), dtype=torch.int64)}
-
-
-def _muon_state(
-    path: Path, state: dict, numbers: dict[str, int], groups: tuple[parameters.MuonGroup, ...]
-) -> dict[str, Tensor]:
-    flat: dict[str, Tensor] = {}
-    buffers = {"momentum_buffer", "second_momentum_buffer"}
-    for group in groups:
-        entry, what = state[numbers[group.names[0]]], f"Muon group {group.key}"
-        _compare_keys(path, f"{what}: entries", set(entry), buffers)
-        stack = (len(group.names), group.rows, group.cols)
-        momentum = _checked(path, f"{what} momentum", entry["momentum_buffer"], stack)
-        second = _checked(
-            path, f"{what} second", entry["second_momentum_buffer"], group.second_shape
+    files = [(rank, found.shard(step, rank)) for rank in ranks]
+    optimizer = read_optimizer(files, found.root, shape, order)
+    own = raw.get(OUR_KEY)
+    expected = own.get("optimizer_updates", step) if isinstance(own, dict) else step
+    if optimizer.updates != expected:
+        raise InteropError(
+            files[0][1],
+            f"has done {optimizer.updates:,} updates where the checkpoint stands at step "
+            f"{step:,}: it is the optimizer of another step",
         )
-        _not_negative(path, f"{what} second", second)
-        flat[f"muon.{group.key}.momentum"] = momentum
-        flat[f"muon.{group.key}.second_momentum"] = second
-    return flat
+    return optimizer
 
 
-def _whole_number(path: Path, name: str, step: Any) -> int:
-    value = step.item() if isinstance(step, Tensor) and step.numel() == 1 else step
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1:
-        raise InteropError(path, f"{name}: step is no whole number")
-    if not 0 <= value <= 10**9:
-        raise InteropError(path, f"{name}: step {value} is out of range")
-    return int(value)
+def _muon(
+    optimizer: NanochatOptimizer | None, shape: ModelShape
+) -> tuple[MuonName | None, str | None]:
+    if optimizer is None:
+        return None, None
+    return traits_of.muon_of(optimizer.state, shape, optimizer.updates)
 
 
-def _not_negative(path: Path, name: str, tensor: Tensor) -> None:
-    if (tensor < 0).any():
-        raise InteropError(path, f"{name} holds negative squares")
+# --- precision -----------------------------------------------------------------------------------
+
+
+def _precision(found: Found, traits: Traits, options: Options) -> tuple[Precision, str]:
+    """(the precision to go on in, where that is known from).
+
+    v1 stores tables in the compute dtype. v2 stores them in float32 whatever it computes in: only
+    its training log tells.
+    """
+    if options.precision is not None:
+        return options.precision, "as asked for"
+    if not traits.float32_tables:
+        return "bf16", "embedding tables are stored in bfloat16"
+    if traits.smear:
+        return "fp32", "embedding tables are stored in float32"
+    logged = LOGGED_DTYPE.findall(_tail(found.training_log))
+    if logged:
+        return LOGGED[logged[-1]], f"{found.training_log.name} states torch.{logged[-1]}"
+    return "auto", "the files do not state the compute dtype; --precision sets it"
+
+
+def _tail(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_LOG_BYTES).decode("utf-8", "replace")
+    except OSError:
+        return ""

@@ -1,24 +1,35 @@
-"""Writing nanochat's own layout, so that its scripts can go on from a run of ours (RECIPE 8)."""
+"""Writing nanochat's own layouts, so that its scripts can go on from a run of ours (RECIPE 8).
+
+v1 has `base_checkpoints/TAG/`, v2 `experiments/NAME/TAG/base/`: other keys, another order of them
+(v2 numbers the optimizer by it), other meta fields. What a generation has no place for is refused
+by name; what it would do otherwise is returned as notes.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from trainer.contract.plan import Hyperparameters
 from trainer.contract.shape import ModelShape
-from trainer.contract.spec import RunSpec
-from trainer.interop.nanochat import paths
+from trainer.interop.errors import InteropError
+from trainer.interop.nanochat_layout import folder_of
+from trainer.interop.nanochat_optimizer import Numbering, numbering_of
 from trainer.model import parameters
 from trainer.optim.muon import BETA2, POLAR_EXPRESS
 from trainer.optim.optimizer import ADAMW_STEP
+
+Generation = Literal["v1", "v2"]
+WINDOW_UNIT = 128  # v2's short_seq_len is a multiple of it
+DEFAULT_WINDOW = 512
+V2_SPECIALS = ("<|bos|>", "<|assistant_end|>")  # those that it asks for by name
 
 
 @dataclass(frozen=True)
@@ -28,6 +39,11 @@ class Rates:
     lr_multiplier: float
     momentum: float
     weight_decay: float
+
+
+def generation_for(shape: ModelShape) -> Generation:
+    """The generation whose architecture it is."""
+    return "v1" if shape.traits.smear else "v2"
 
 
 def write_nanochat(
@@ -41,116 +57,126 @@ def write_nanochat(
     shape: ModelShape,
     hyper: Hyperparameters,
     rates: Rates,
+    experiment: str | None = None,
 ) -> list[Path]:
     """Model, optimizer and meta of one checkpoint; returns the files, each complete or not there.
 
-    meta: see `meta_for`, or the one that an import kept.
+    meta: see `nanochat_export_meta`, or the one that an import kept. experiment: its name makes it
+    v2's layout, keys and numbering. Raises InteropError for a model that cannot be expressed.
     """
-    files = paths(Path(base_dir), tag, step)
-    files.model.parent.mkdir(parents=True, exist_ok=True)
-    model = {name: _on_host(tensor) for name, tensor in model_state.items()}
-    _save(files.model, model)
-    _save(files.optimizer, optimizer_for_nanochat(optimizer_state, shape, hyper, rates))
-    _replace(files.meta, json.dumps({**meta, "step": step}, indent=2).encode())
-    return [files.model, files.optimizer, files.meta]
+    folder = folder_of(Path(base_dir), tag, experiment)
+    generation: Generation = "v1" if experiment is None else "v2"
+    own = expressed(generation, shape, model_state)
+    names = key_order(own, generation)
+    wide = (lambda t: t.float()) if generation == "v2" else (lambda t: t)
+    optimizer = optimizer_for_nanochat(
+        {name: wide(t) if t.is_floating_point() else t for name, t in optimizer_state.items()},
+        numbering_of(own, names if generation == "v2" else None),
+        hyper,
+        rates,
+    )
+    if generation == "v2":
+        optimizer["world_size"] = 1
+    files = [
+        folder / f"model_{step:06d}.pt",
+        folder / f"optim_{step:06d}_rank0.pt",
+        folder / f"meta_{step:06d}.json",
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    _save(files[0], {name: _on_host(wide(model_state[name])) for name in names})
+    _save(files[1], optimizer)
+    _replace(files[2], json.dumps({**meta, "step": step}, indent=2).encode())
+    return files
 
 
-def meta_for(
-    spec: RunSpec,
-    shape: ModelShape,
-    *,
-    step: int,
-    horizon_steps: int,
-    total_batch_size: int,
-    device_batch_size: int,
-    cursor: Mapping[str, int],
-    val_bpb: float | None = None,
-    smooth_train_loss: float = 0.0,
-    training_seconds: float = 0.0,
-) -> dict[str, Any]:
-    """nanochat's meta file for a run of ours. cursor: pq_idx, rg_idx, epoch last read."""
-    opt, schedule, evaluate = spec.optimizer, spec.schedule, spec.evaluate
-    return {
-        "step": step,
-        "val_bpb": val_bpb,
-        "model_config": {
-            "sequence_len": shape.sequence_len,
-            "vocab_size": shape.vocab_size,
-            "n_layer": shape.n_layer,
-            "n_head": shape.n_head,
-            "n_kv_head": shape.n_kv_head,
-            "n_embd": shape.n_embd,
-            "window_pattern": shape.window_pattern,
-        },
-        "user_config": {
-            "run": spec.name,
-            "device_type": "",
-            "fp8": spec.numerics.precision == "fp8",
-            "fp8_recipe": "tensorwise",
-            "depth": spec.model.depth,
-            "aspect_ratio": spec.model.aspect_ratio,
-            "head_dim": spec.model.head_dim,
-            "max_seq_len": shape.sequence_len,
-            "window_pattern": shape.window_pattern,
-            "num_iterations": horizon_steps,
-            "target_flops": -1.0,
-            "target_param_data_ratio": 12,
-            "device_batch_size": device_batch_size,
-            "total_batch_size": total_batch_size,
-            "embedding_lr": opt.embedding_lr,
-            "unembedding_lr": opt.unembedding_lr,
-            "weight_decay": opt.weight_decay,
-            "matrix_lr": opt.matrix_lr,
-            "scalar_lr": opt.scalar_lr,
-            "warmup_steps": schedule.warmup_steps,
-            "warmdown_ratio": schedule.warmdown_ratio,
-            "final_lr_frac": schedule.final_lr_frac,
-            "resume_from_step": -1,
-            "eval_every": _or_unset(evaluate.bpb_every),
-            "eval_tokens": evaluate.eval_tokens,
-            "core_metric_every": _or_unset(evaluate.core_every),
-            "core_metric_max_per_task": evaluate.core_max_per_task or -1,
-            "sample_every": _or_unset(evaluate.sample_every),
-            "save_every": spec.checkpoint.every_steps or -1,
-            "model_tag": spec.name,
-        },
-        "device_batch_size": device_batch_size,
-        "max_seq_len": shape.sequence_len,
-        "total_batch_size": total_batch_size,
-        "dataloader_state_dict": dict(cursor),
-        "loop_state": {
-            "min_val_bpb": val_bpb,
-            "smooth_train_loss": smooth_train_loss,
-            "total_training_time": training_seconds,
-        },
-    }
+def expressed(
+    generation: Generation, shape: ModelShape, model_state: Mapping[str, Tensor]
+) -> ModelShape:
+    """The shape as the generation has it. Raises InteropError where it cannot express the model."""
+
+    def refuse(why: str) -> InteropError:
+        return InteropError(f"nanochat {generation}", why)
+
+    if generation == "v1":
+        if not shape.traits.smear:
+            raise refuse("has a smear gate that it would train, and this model has none")
+        quarter = replace(shape, traits=replace(shape.traits, short_window=None))
+        if quarter.windows != shape.windows:
+            raise refuse(
+                f"derives the short window from the sequence length ({quarter.short_window:,} "
+                f"tokens) and this model looks back {shape.short_window:,}"
+            )
+        return shape
+    if shape.traits.smear:
+        if model_state[parameters.SMEAR_LAMBDA].any():
+            raise refuse("has no smear, and this model's smear_lambda is not zero")
+        shape = replace(shape, traits=replace(shape.traits, smear=False))
+    if uses_short_window(shape) and shape.short_window % WINDOW_UNIT:
+        raise refuse(
+            f"has windows that are multiples of {WINDOW_UNIT} tokens, and this model looks back "
+            f"{shape.short_window:,}"
+        )
+    return shape
+
+
+def require_specials(generation: Generation, special_tokens: tuple[str, ...]) -> None:
+    """Raises InteropError for a tokenizer without the tokens that v2 asks for by name."""
+    missing = [name for name in V2_SPECIALS if name not in special_tokens]
+    if generation == "v2" and missing:
+        raise InteropError(
+            "nanochat v2", f"asks for special tokens that this tokenizer lacks: {missing}"
+        )
+
+
+def uses_short_window(shape: ModelShape) -> bool:
+    """Whether any layer has it: the last one never does."""
+    pattern = shape.window_pattern
+    return any(pattern[i % len(pattern)] == "S" for i in range(shape.n_layer - 1))
+
+
+def short_seq_len(shape: ModelShape) -> int:
+    """What v2's meta states; of a model without short windows its default."""
+    return shape.short_window if uses_short_window(shape) else DEFAULT_WINDOW
+
+
+def key_order(shape: ModelShape, generation: Generation) -> tuple[str, ...]:
+    """The names of the model file in the order of the generation."""
+    names = tuple(parameters.parameter_shapes(shape))
+    if generation == "v1":
+        return names
+    layers = [n for n in names if n.startswith("transformer.h.")]
+    gates = [n for n in layers if ".ve_gate." in n]
+    values = [n for n in names if n.startswith("value_embeds.")]
+    matrices = [n for n in layers if n not in gates]
+    scalars = parameters.scalar_names(shape)
+    return (parameters.WTE, parameters.LM_HEAD, *matrices, *scalars, *values, *gates)
+
+
+# --- optimizer -----------------------------------------------------------------------------------
 
 
 def optimizer_for_nanochat(
-    state: Mapping[str, Tensor], shape: ModelShape, hyper: Hyperparameters, rates: Rates
+    state: Mapping[str, Tensor], numbering: Numbering, hyper: Hyperparameters, rates: Rates
 ) -> dict[str, Any]:
     """nanochat's optimizer state dict: parameters numbered through the groups in its order."""
+    numbers = numbering.numbers()
     numbered: dict[int, dict[str, Any]] = {}
     groups: list[dict[str, Any]] = []
-    first = 0
-    for group in parameters.adam_groups(shape):
-        numbers = list(range(first, first + len(group.names)))
-        for number, name in zip(numbers, group.names, strict=True):
-            numbered[number] = {
+    for group, names in zip(numbering.adam, numbering.adam_names, strict=True):
+        for name in names:
+            numbered[numbers[name]] = {
                 "step": int(state[ADAMW_STEP]),
                 "exp_avg": _on_host(state[f"adamw.{name}.exp_avg"]),
                 "exp_avg_sq": _on_host(state[f"adamw.{name}.exp_avg_sq"]),
             }
-        groups.append(_adam_group(group, hyper, rates, numbers))
-        first += len(numbers)
-    for group in parameters.muon_groups(shape):
-        numbers = list(range(first, first + len(group.names)))
-        numbered[first] = {
-            "momentum_buffer": _on_host(state[f"muon.{group.key}.momentum"]),
-            "second_momentum_buffer": _on_host(state[f"muon.{group.key}.second_momentum"]),
+        groups.append(_adam_group(group, hyper, rates, [numbers[name] for name in names]))
+    for group, names in zip(numbering.muon, numbering.muon_names, strict=True):
+        theirs = [group.names.index(name) for name in names]
+        numbered[numbers[names[0]]] = {
+            "momentum_buffer": _on_host(state[f"muon.{group.key}.momentum"][theirs]),
+            "second_momentum_buffer": _on_host(state[f"muon.{group.key}.second_momentum"][theirs]),
         }
-        groups.append(_muon_group(hyper, rates, numbers))
-        first += len(numbers)
+        groups.append(_muon_group(hyper, rates, [numbers[name] for name in names]))
     return {"state": numbered, "param_groups": groups}
 
 
@@ -183,9 +209,7 @@ def _muon_group(hyper: Hyperparameters, rates: Rates, numbers: list[int]) -> dic
     }
 
 
-def _or_unset(every: int | str | None) -> int:
-    """nanochat says "never" and "at the end" alike: -1."""
-    return every if isinstance(every, int) else -1
+# --- files ---------------------------------------------------------------------------------------
 
 
 def _on_host(tensor: Tensor) -> Tensor:

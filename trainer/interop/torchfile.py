@@ -70,3 +70,33 @@ def _check_archive(path: Path, max_bytes: int) -> None:
         raise InteropError(path, f"unpacks to more than the {max_bytes:,} bytes expected")
     if any(e.filename.endswith("data.pkl") and e.file_size > MAX_PICKLE_BYTES for e in entries):
         raise InteropError(path, "has an index far larger than any checkpoint's")
+
+
+def compare_keys(path: Path, what: str, found: set, wanted: set) -> None:
+    """Raises InteropError with the first few keys that are missing or too many."""
+    if missing := sorted(map(str, wanted - found)):
+        raise InteropError(path, f"{what} missing: {', '.join(missing[:5])}")
+    if extra := sorted(map(str, found - wanted)):
+        raise InteropError(path, f"{what} the model does not have: {', '.join(extra[:5])[:300]}")
+
+
+def checked(
+    path: Path, name: str, tensor: Any, size: tuple[int, ...], dtypes: tuple[torch.dtype, ...]
+) -> torch.Tensor:
+    """A private contiguous copy of a tensor that is what it should be. Raises InteropError."""
+    if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
+        raise InteropError(path, f"{name} is no plain tensor")
+    if tensor.device.type != "cpu":
+        raise InteropError(path, f"{name} has no data (device {tensor.device})")
+    if tuple(tensor.shape) != size:
+        raise InteropError(
+            path, f"{name} has shape {tuple(tensor.shape)} where the model has {size}"
+        )
+    if tensor.dtype not in dtypes:
+        names = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
+        found = str(tensor.dtype).removeprefix("torch.")
+        raise InteropError(path, f"{name} is {found} where {names} was expected")
+    copy = tensor.detach().clone(memory_format=torch.contiguous_format)
+    if not torch.isfinite(copy).all():
+        raise InteropError(path, f"{name} holds numbers that are not finite")
+    return copy

@@ -14,104 +14,74 @@ from typing import Any
 from trainer.checkpoint import store
 from trainer.checkpoint.store import FileEntry, Manifest, Snapshot
 from trainer.contract import events
-from trainer.contract.jobs import ImportedCheckpoint, ImportParams, ImportResult
+from trainer.contract.jobs import ImportAnswer, ImportedCheckpoint, ImportParams, ImportResult
 from trainer.contract.orders import JobOrder
-from trainer.contract.plan import PlanContext, make_plan
 from trainer.contract.rundir import RunDir, write_durably
-from trainer.contract.spec import RunSpec, resolve
-from trainer.data import tokenizer as tokenizers
-from trainer.data.cursor import skip_to_row_group
+from trainer.data.cursor import first_cursor, skip_to_row_group
+from trainer.data.packed_rows import cursor_at
 from trainer.data.prepare import prepare
 from trainer.data.prepared import PreparedData
 from trainer.evaluate import span
-from trainer.interop.nanochat import NanochatRun, read_nanochat
-from trainer.interop.nanochat_meta import Meta, spec_from_meta
+from trainer.interop import nanochat_import
+from trainer.interop.nanochat_import import Candidate
 from trainer.runtime.process import Process
 from trainer.train.state import TrainState, rng_state
 
 STAGING = "import"
-CORPUS = "base_data_climbmix"
-BUFFER = (
-    "imported: nanochat does not save its packing buffer, so the data goes on at the next row "
-    "group with an empty one"
-)
-FP8 = "nanochat did the products in fp8, which go on in the compute dtype"
 
 
 def run(order: JobOrder, own: Process) -> dict[str, Any]:
-    """params: jobs.ImportParams. Result: jobs.ImportResult. Raises InteropError, DataError."""
+    """params: jobs.ImportParams. Result: jobs.ImportResult, or jobs.ImportAnswer where no run was
+    asked for. Raises InteropError, DataError."""
     params = ImportParams.model_validate(order.params)
-    base = Path(params.path).expanduser()
+    own.reporter.emit(events.Stage(stage="verifying", detail="checkpoint files"))
+    if params.name is None and not params.dry_run:
+        found = nanochat_import.listing(Path(params.path).expanduser())
+        return ImportAnswer(listing=found).model_dump(mode="json")
+    candidate = nanochat_import.consider(params)
+    if params.dry_run:
+        shown = nanochat_import.preview(candidate)
+        return ImportAnswer(preview=shown).model_dump(mode="json")
     staging = RunDir(own.directory / STAGING)
     shutil.rmtree(staging.root, ignore_errors=True)
     staging.checkpoints.mkdir(parents=True)
     try:
-        return _import(order, own, params, base, staging)
+        return _lay_out(order, own, candidate, staging)
     except BaseException:
         shutil.rmtree(staging.root, ignore_errors=True)
         raise
 
 
-def _import(
-    order: JobOrder, own: Process, params: ImportParams, base: Path, staging: RunDir
+def _lay_out(
+    order: JobOrder, own: Process, candidate: Candidate, staging: RunDir
 ) -> dict[str, Any]:
-    own.reporter.emit(events.Stage(stage="verifying", detail="checkpoint files"))
-    source = read_nanochat(base, params.tag, params.step)
     own.reporter.emit(events.Stage(stage="tokenizing", detail="tokenizer and corpus"))
-    seed = own.directory / "tokenizer"
-    tokenizers.from_nanochat(base / "tokenizer").save(seed)
-    body = spec_from_meta(
-        source.meta,
-        name=params.name,
-        corpus=base / CORPUS,
-        tokenizer=seed,
-        precision=source.precision,
-    )
-    spec = resolve(body)
     data = prepare(
-        spec.data,
+        candidate.spec.data,
         data_dir=Path(order.data_dir),
-        vocab_size=spec.model.vocab_size,
+        vocab_size=candidate.spec.model.vocab_size,
         tokens_needed=0,
-        seed_tokenizer_dir=seed,
+        seed_tokenizer_dir=candidate.tokenizer,
         progress=lambda stage, fraction, words: own.reporter.emit(
             events.Stage(stage="tokenizing", fraction=fraction, detail=words)
         ),
     )
     write_durably(staging.data, data.model_dump_json(indent=1).encode())
-    # The job's own folder will not last: the spec names the tokenizer where it was copied to.
-    body["data"]["tokenizer"] = {"path": data.tokenizer_dir}
-    return _result(order, own, source, spec, body, data, staging)
-
-
-def _result(
-    order: JobOrder,
-    own: Process,
-    source: NanochatRun,
-    spec: RunSpec,
-    body: dict[str, Any],
-    data: PreparedData,
-    staging: RunDir,
-) -> dict[str, Any]:
     own.reporter.emit(events.Stage(stage="saving"))
-    plan = make_plan(spec, PlanContext(device_type="cpu"))
-    batch = plan.batch
-    measured_by = span.settings_of(
-        spec, rows=batch.device_batch_size, sequence_len=batch.sequence_len
-    )
-    identity = span.identity(data, measured_by)
-    tokens = source.step * batch.tokens
+    identity = _bpb_identity(candidate, data)
+    source, bpb = candidate.run, candidate.measured_bpb
     path, manifest = store.write(
         staging.checkpoints,
-        Snapshot(source.step, source.model, source.optimizer, _state(source, tokens)),
-        lambda files: _manifest(order, source, data, files, tokens, identity),
+        Snapshot(source.step, source.model, source.optimizer_state(), _state(candidate)),
+        lambda files: _manifest(order, candidate, data, files, identity),
     )
     store.verify(path)
     return ImportResult(
-        spec=body,
+        # The folder it came from may go: the spec names the tokenizer where it was copied to.
+        spec=candidate.body | {"data": _data_of(candidate, data)},
         step=source.step,
-        tokens=tokens,
-        val_bpb=source.meta.val_bpb,
+        tokens=candidate.tokens,
+        val_bpb=bpb,
         bpb_identity=identity,
         checkpoint=ImportedCheckpoint(
             name=path.name,
@@ -119,43 +89,62 @@ def _result(
             bytes=sum(f.bytes for f in manifest.files.values()),
             manifest_sha256=store.manifest_sha256(path),
         ),
-        history={"source": "nanochat", "tag": source.tag, "meta": source.raw_meta},
+        history=nanochat_import.history(candidate),
     ).model_dump(mode="json")
 
 
-def approximate(meta: Meta) -> str:
-    """Why the run cannot go on exactly as nanochat's would have."""
-    return f"{BUFFER}; {FP8}" if meta.user_config.fp8 else BUFFER
+def _data_of(candidate: Candidate, data: PreparedData) -> dict[str, Any]:
+    return {**candidate.body["data"], "tokenizer": {"path": data.tokenizer_dir}}
 
 
-def _state(source: NanochatRun, tokens: int) -> dict[str, Any]:
-    loop = source.meta.loop_state
+def _bpb_identity(candidate: Candidate, data: PreparedData) -> str | None:
+    """What the recorded val bpb was measured by; None where that text is not here."""
+    if candidate.corpus is None:
+        return None
+    batch = candidate.plan.batch
+    settings = span.settings_of(
+        candidate.spec, rows=batch.device_batch_size, sequence_len=batch.sequence_len
+    )
+    return span.identity(data, settings)
+
+
+def _state(candidate: Candidate) -> dict[str, Any]:
+    source, loop = candidate.run, candidate.run.meta.loop_state
     state = TrainState(
         step=source.step,
-        tokens_seen=tokens,
+        tokens_seen=candidate.tokens,
         loss_ema=loop.smooth_train_loss,
         ema_steps=source.step,
         training_seconds=loop.total_training_time,
     )
-    cursor = skip_to_row_group(source.cursor.model_dump())
-    return {"train": state.state_dict(), "loader": cursor, "rng": rng_state()}
+    return {"train": state.state_dict(), "loader": _cursor(candidate), "rng": rng_state()}
+
+
+def _cursor(candidate: Candidate) -> dict[str, Any]:
+    """Where the data goes on: at the row, behind the row group, or from the beginning."""
+    meta, data = candidate.run.meta, candidate.spec.data
+    if data.source == "nanochat_packed":
+        return cursor_at(meta.dataloader_row or 0)
+    if candidate.corpus is not None and meta.dataloader_state_dict is not None:
+        position = meta.dataloader_state_dict.model_dump()
+        return skip_to_row_group(position, streams=data.streams)
+    return first_cursor(data.packing)
 
 
 def _manifest(
     order: JobOrder,
-    source: NanochatRun,
+    candidate: Candidate,
     data: PreparedData,
     files: dict[str, FileEntry],
-    tokens: int,
-    identity: str,
+    identity: str | None,
 ) -> Manifest:
-    bpb = source.meta.val_bpb
+    source, bpb = candidate.run, candidate.measured_bpb
     measured = {"value": bpb, "identity": identity, "step": source.step}
     return Manifest(
         run_id=order.run_id or order.job_id,
         attempt=0,
         step=source.step,
-        tokens_seen=tokens,
+        tokens_seen=candidate.tokens,
         parent=None,
         why="import",
         pinned=True,
@@ -163,7 +152,7 @@ def _manifest(
         spec_sha256="",
         data_identity=data.identity(),
         fingerprint={},
-        evaluations={"bpb": measured} if bpb is not None else {},
-        approximate=approximate(source.meta),
+        evaluations={"bpb": measured} if bpb is not None and identity else {},
+        approximate=candidate.findings.approximate,
         unix_seconds=time.time(),
     )

@@ -1,0 +1,335 @@
+"""The run spec that follows from a nanochat checkpoint, and what about it is exact.
+
+Flags of the command line give the schedule and the unscaled rates; the optimizer file has the last
+word on base rates, betas and AdamW's decays, because nanochat's own resume takes them from there.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trainer.contract.plan import RATE_OF_GROUP, Hyperparameters, make_plan
+from trainer.contract.recipe import RECIPES, RecipeName, rules_of
+from trainer.contract.shape import ModelShape, shape_of
+from trainer.contract.spec import ModelSpec, OptimizerSpec, resolve
+from trainer.interop import nanochat_traits as traits_of
+from trainer.interop.errors import InteropError
+from trainer.interop.nanochat import BETWEEN, NanochatRun
+from trainer.interop.nanochat_meta import Meta, UserConfig
+from trainer.model.parameters import AdamGroup, adam_groups
+
+RATE_TOLERANCE = 1e-9
+MARCH_HINT_RATIO = traits_of.OLD_RATIO
+BUFFER = (
+    "imported: nanochat does not save its packing buffer, so the data goes on at the next row "
+    "group with an empty one"
+)
+FP8 = "nanochat did the products in fp8, which go on in the compute dtype"
+FRESH = (
+    "imported without an optimizer: its moments start at zero, so an extension should warm up again"
+)
+
+
+@dataclass
+class Findings:
+    """What an import says about itself, in sentences.
+
+    exact, inexact: what goes on as nanochat's own resume would, and what does not. unknown: what
+    the files do not tell, each with the option that states it. notes: the rest.
+    """
+
+    exact: list[str] = field(default_factory=list)
+    inexact: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def approximate(self) -> str | None:
+        """Why the first resume is not exact; None where it is."""
+        return "; ".join(self.inexact) or None
+
+
+def spec_from_run(
+    run: NanochatRun, *, name: str, corpus: Path | str | None, tokenizer: Path | str
+) -> dict[str, Any]:
+    """A complete run-spec body that plans what nanochat planned.
+
+    corpus: the folder of parquet files or packed shards; None has the built-in text in its place.
+    tokenizer: the folder of the imported tokenizer. Raises InteropError when nanochat's dials
+    cannot give the shape that meta states.
+    """
+    meta = run.meta
+    user = meta.user_config
+    recipe = _model_recipe(run)
+    body: dict[str, Any] = {
+        "name": name,
+        "model": _model(run, recipe),
+        "data": _data(run, corpus, tokenizer),
+        "horizon": _horizon(user),
+        "batch": {
+            "tokens": meta.total_batch_size or "auto",
+            "device_batch_size": meta.device_batch_size or "auto",
+        },
+        "optimizer": {
+            "matrix_lr": user.matrix_lr,
+            "embedding_lr": user.embedding_lr,
+            "unembedding_lr": user.unembedding_lr,
+            "scalar_lr": user.scalar_lr,
+            "weight_decay": user.weight_decay,
+        },
+        "schedule": {
+            "warmup_steps": user.warmup_steps,
+            "warmdown_ratio": user.warmdown_ratio,
+            "warmdown_shape": "linear",
+            "final_lr_frac": user.final_lr_frac,
+        },
+        "numerics": {"precision": run.precision},
+        "evaluate": _evaluate(user),
+        "checkpoint": {"every_steps": _cadence(user.save_every)},
+    }
+    body["optimizer"] |= _optimizer_recipe(run, body)
+    groups = _stated_groups(run, _planned(body))
+    if groups:
+        body["optimizer"]["groups"] = groups
+    return body
+
+
+def findings(run: NanochatRun, body: dict[str, Any], has_corpus: bool) -> Findings:
+    """What is exact, what is not, and what the files do not tell."""
+    found = Findings()
+    if run.optimizer is None:
+        found.inexact.append(FRESH)
+    else:
+        found.exact.append(_optimizer_words(run))
+    _say_data(run, found, has_corpus)
+    if run.meta.user_config.fp8 and run.precision != "fp8":
+        found.inexact.append(FP8)
+    if run.generation == BETWEEN:
+        found.notes.append(
+            "the files combine traits of several generations, each read as it is: "
+            f"{traits_of.against_each(run.traits)}"
+        )
+    _say_muon(run, found)
+    if run.precision == "auto":
+        found.unknown.append(run.precision_shown)
+    if groups := body["optimizer"].get("groups"):
+        found.notes.append(
+            "base learning rates, betas or decays of the optimizer file differ from the stored "
+            f"flags and are kept: {', '.join(groups)}"
+        )
+    return found
+
+
+# --- model ---------------------------------------------------------------------------------------
+
+
+def _model_recipe(run: NanochatRun) -> RecipeName:
+    if not run.traits.smear:
+        return "2026-09"
+    return "2026-07" if run.muon == "2026-07" else "2026-03"
+
+
+def _model(run: NanochatRun, recipe: RecipeName) -> dict[str, Any]:
+    """The dials, and the traits that are not the recipe's."""
+    shape, user = run.shape, run.meta.user_config
+    model: dict[str, Any] = {
+        "recipe": recipe,
+        "depth": shape.n_layer,
+        "aspect_ratio": user.aspect_ratio or _aspect_ratio(shape),
+        "head_dim": shape.head_dim,
+        "n_kv_head": None if shape.n_kv_head == shape.n_head else shape.n_kv_head,
+        "sequence_len": shape.sequence_len,
+        "window_pattern": shape.window_pattern,
+        "vocab_size": shape.vocab_size,
+    }
+    named = RECIPES[recipe].architecture
+    if shape.traits.tables != named.tables:
+        model["tables"] = shape.traits.tables
+    if shape.traits.short_window != named.short_window:
+        model["short_window"] = shape.short_window
+    planned = shape_of(ModelSpec.model_validate(model))
+    if _sizes(planned) != _sizes(shape):
+        raise InteropError(
+            run.found.meta(run.step),
+            f"depth {shape.n_layer} x aspect_ratio {model['aspect_ratio']} does not give "
+            f"n_embd {shape.n_embd} with {shape.n_head} heads",
+        )
+    return model
+
+
+def _sizes(shape: ModelShape) -> tuple[Any, ...]:
+    """All that decides the forward pass and the shapes of the weights."""
+    return (
+        shape.n_layer, shape.n_embd, shape.n_head, shape.n_kv_head, shape.head_dim,
+        shape.sequence_len, shape.vocab_size, shape.windows, shape.traits.smear,
+        shape.traits.tables,
+    )  # fmt: skip
+
+
+def _aspect_ratio(shape: ModelShape) -> int:
+    """One that gives the width, where the stored flags name none (weights of a chat stage)."""
+    return max(1, shape.n_embd // shape.n_layer)
+
+
+# --- data ----------------------------------------------------------------------------------------
+
+
+def is_packed(meta: Meta) -> bool:
+    """Whether the run reads packed shards."""
+    return meta.dataloader_row is not None or (
+        meta.dataloader_state_dict is None and meta.model_config_.short_seq_len is not None
+    )
+
+
+def _data(run: NanochatRun, corpus: Path | str | None, tokenizer: Path | str) -> dict[str, Any]:
+    own: dict[str, Any] = {"tokenizer": {"path": str(tokenizer)}}
+    if corpus is None:
+        return {"source": "builtin", **own}
+    if is_packed(run.meta):
+        shards = run.meta.user_config.num_shards
+        limit = {"num_shards": shards} if shards > 0 else {}
+        return {"source": "nanochat_packed", "path": str(corpus), **limit, **own}
+    streams = {"streams": run.world} if run.world > 1 else {}
+    return {"source": "parquet", "path": str(corpus), "packing": "best_fit", **streams, **own}
+
+
+def _say_data(run: NanochatRun, found: Findings, has_corpus: bool) -> None:
+    meta = run.meta
+    if not has_corpus:
+        found.notes.append(
+            "no corpus was found: the built-in text stands in for it, for evaluations and for an "
+            "extension alike; --corpus names another"
+        )
+    elif meta.dataloader_row is not None:
+        found.exact.append(f"the data goes on at row {meta.dataloader_row:,}, none left out")
+    elif meta.dataloader_state_dict is not None:
+        found.inexact.append(BUFFER)
+        if run.world > 1:
+            found.exact.append(
+                f"the {run.world} data streams of its {run.world} GPUs are packed separately, as "
+                "there, and a step takes the same number of rows from each"
+            )
+    else:
+        found.inexact.append("imported without a data cursor: the data starts from the beginning")
+
+
+# --- optimizer -----------------------------------------------------------------------------------
+
+
+def _optimizer_recipe(run: NanochatRun, body: dict[str, Any]) -> dict[str, Any]:
+    """Whose rules the rates scale by, where not the model's recipe: the ones that give the base
+    rates of the optimizer file."""
+    own: dict[str, Any] = {}
+    named: RecipeName = body["model"]["recipe"]
+    for candidate in (named, *(name for name in ("2026-07", "2026-09") if name != named)):
+        rates = _planned(body | {"optimizer": {**body["optimizer"], "recipe": candidate}})
+        if _fits_width(run, rates):
+            own = {"recipe": candidate} if candidate != named else {}
+            break
+    rules = rules_of(ModelSpec.model_validate(body["model"]), OptimizerSpec.model_validate(own))
+    return own if rules.muon == run.muon else {**own, "muon": run.muon}
+
+
+def _fits_width(run: NanochatRun, planned: Hyperparameters) -> bool:
+    """Whether head and token embedding have the planned rates; nothing stated fits as well."""
+    if run.optimizer is None:
+        return True
+    stated = {key: run.optimizer.groups[key].lr for key in ("lm_head", "wte")}
+    return all(
+        lr is None or _near(lr, getattr(planned, RATE_OF_GROUP[key])) for key, lr in stated.items()
+    )
+
+
+def _planned(body: dict[str, Any]) -> Hyperparameters:
+    return make_plan(resolve(body)).hyperparameters
+
+
+def _stated_groups(run: NanochatRun, planned: Hyperparameters) -> dict[str, Any]:
+    """The groups of the optimizer file whose settings are not those that the spec plans."""
+    if run.optimizer is None:
+        return {}
+    found: dict[str, Any] = {}
+    for group in adam_groups(run.shape):
+        own = _stated(run, group, planned)
+        if own is not None:
+            found[group.key] = own
+    matrix_lr = run.optimizer.matrix_lr
+    if matrix_lr is not None and not _near(matrix_lr, planned.matrix_lr):
+        found["matrix_lr"] = matrix_lr
+    return found
+
+
+def _stated(
+    run: NanochatRun, group: AdamGroup, planned: Hyperparameters
+) -> dict[str, float] | None:
+    assert run.optimizer is not None
+    stated = run.optimizer.groups[group.key]
+    lr = group.lr(planned) if stated.lr is None else stated.lr
+    betas = stated.betas or group.betas
+    decay = group.weight_decay if stated.weight_decay is None else stated.weight_decay
+    is_planned = _near(lr, group.lr(planned)) and betas == group.betas
+    if is_planned and decay == group.weight_decay:
+        return None
+    return {"lr": lr, "beta1": betas[0], "beta2": betas[1], "weight_decay": decay}
+
+
+def _near(a: float, b: float) -> bool:
+    return math.isclose(a, b, rel_tol=RATE_TOLERANCE)
+
+
+def _optimizer_words(run: NanochatRun) -> str:
+    gpus = f" merged from the shards of {run.world} GPUs" if run.world > 1 else ""
+    return f"weights and optimizer state{gpus}, base rates, betas and decays"
+
+
+def _say_muon(run: NanochatRun, found: Findings) -> None:
+    shown = run.traits.muon
+    if run.optimizer is not None and shown is None:
+        found.unknown.append(
+            f"which Muon made it ({run.muon_shown}): {run.muon} is taken; --muon states another"
+        )
+    elif run.optimizer is None and run.traits.smear:
+        found.unknown.append(
+            f"weights alone do not tell which Muon made them: an extension uses that of "
+            f"{run.muon}; --muon states another"
+        )
+    elif shown is not None and not run.muon.startswith(shown):
+        found.notes.append(f"Muon of {run.muon} as asked for, although {run.muon_shown}")
+    if shown == "2026-03" and run.muon == "2026-03" and run.precision == "fp32":
+        early = run.meta.user_config.target_param_data_ratio == MARCH_HINT_RATIO
+        hint = " (its data:param ratio of 10.5 speaks for March)" if early else ""
+        found.unknown.append(
+            "whether it was trained before 26 March 2026, when float32 runs orthogonalized in "
+            f"bfloat16{hint}: if so, give --muon 2026-03-bf16"
+        )
+
+
+# --- the rest ------------------------------------------------------------------------------------
+
+
+def _horizon(user: UserConfig) -> dict[str, Any]:
+    """nanochat's order of precedence: steps, FLOPs, data:param ratio."""
+    if user.num_iterations > 0:
+        return {"steps": user.num_iterations}
+    if user.target_flops > 0:
+        return {"flops": user.target_flops}
+    ratio = user.target_param_data_ratio
+    return {"data_param_ratio": ratio if ratio > 0 else UserConfig().target_param_data_ratio}
+
+
+def _evaluate(user: UserConfig) -> dict[str, Any]:
+    most = user.core_metric_max_per_task
+    return {
+        "bpb_every": _cadence(user.eval_every),
+        "eval_tokens": user.eval_tokens,
+        "core_every": _cadence(user.core_metric_every),
+        "core_max_per_task": most if most > 0 else None,
+        "sample_every": _cadence(user.sample_every),
+    }
+
+
+def _cadence(every: int) -> int | None:
+    return every if every > 0 else None
