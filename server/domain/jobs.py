@@ -11,7 +11,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from server.database import tables
-from server.domain import attempts, lineage, runs, states
+from server.domain import attempts, lineage, places, runs, states
 from server.domain.run_rows import require_free
 from server.domain.states import State
 from server.errors import Conflict, Invalid, NotFound
@@ -120,13 +120,11 @@ def import_run(session: Session, params: ImportParams, now: float) -> tables.Job
 
 
 def _require_folder(field: str, path: str) -> None:
-    if "\0" in path or not Path(path).is_absolute():
-        raise Invalid(f"The {field} must be absolute: it is read on the daemon's machine.",
-                      errors=_at(f"/{field}"))  # fmt: skip
-    if not Path(path).is_dir():
-        raise Invalid(
-            f"There is no such directory on the daemon's machine: {path}", errors=_at(f"/{field}")
-        )
+    place, why = places.found(path)
+    if place is None:
+        raise Invalid(why, errors=_at(f"/{field}"))
+    if not place.is_dir():
+        raise Invalid(f"{path} is not a directory.", errors=_at(f"/{field}"))
 
 
 def cancel(job: tables.Job) -> bool:

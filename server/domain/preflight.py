@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from server import receivers
 from server.database import tables
+from server.domain import places
 from server.errors import Invalid
 from server.machine import devices
 from server.machine.devices import Device, DeviceMissing
@@ -23,10 +24,7 @@ from trainer.contract.plan.batch import fitting_rows
 from trainer.contract.shape import shape_of
 from trainer.contract.spec import RunSpec
 
-_WANTED = {
-    "parquet": ("two or more .parquet files", "*.parquet", 2),
-    "nanochat_packed": ("at least one train_NNNNN.bin", "train_*.bin", 1),
-}
+_PARQUET_FILES = 2  # one of them for validation
 
 
 def require(session: Session, spec: RunSpec, plan: Plan, found: tuple[Device, ...]) -> None:
@@ -114,29 +112,25 @@ def _corpus(spec: RunSpec) -> Iterator[tuple[str, str]]:
     data = spec.data
     if data.path is None:
         return
-    place = Path(data.path).expanduser()
-    if "\0" in data.path or not place.is_absolute():
-        yield "/data/path", f"{data.path!r} must be an absolute path on the daemon's machine."
-    elif not _exists(place):
-        yield "/data/path", f"{data.path} does not exist on the daemon's machine."
+    place, why = places.found(data.path)
+    if place is None:
+        yield "/data/path", why
     elif not place.is_dir() and not place.is_file():
         yield "/data/path", f"{data.path} is neither a directory nor a file."
     elif place.is_dir() and not _has_files(place):
         yield "/data/path", f"{data.path} holds no file with text in it."
     elif place.is_file() and place.stat().st_size == 0:
         yield "/data/path", f"{data.path} is empty: it holds no text."
-    elif data.source in _WANTED:
-        words, pattern, least = _WANTED[data.source]
-        there = sum(1 for _ in place.glob(pattern)) if place.is_dir() else 0
-        if there < least:
-            yield "/data/path", f"{data.path} must be a directory with {words}; it has {there}."
-
-
-def _exists(place: Path) -> bool:
-    try:
-        return place.exists()
-    except OSError:
-        return False
+    elif data.source == "parquet" and (there := _parquet_files(place)) < _PARQUET_FILES:
+        yield (
+            "/data/path",
+            f"{data.path} must be a directory with two or more .parquet files; it has {there}.",
+        )
+    elif data.source == "nanochat_packed" and not _has_packed(place):
+        yield (
+            "/data/path",
+            f"{data.path} must be a directory with at least one train_NNNNN.bin; it has 0.",
+        )
 
 
 def _has_files(place: Path) -> bool:
@@ -151,10 +145,28 @@ def _has_files(place: Path) -> bool:
     return False
 
 
+def _parquet_files(place: Path) -> int:
+    """The .parquet files below a folder, counted no further than is needed; 0 for a file."""
+    found = 0
+    for folder, folders, names in os.walk(place):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        wanted = (n for n in names if n.lower().endswith(".parquet") and not n.startswith("."))
+        found += sum(1 for name in wanted if os.path.exists(os.path.join(folder, name)))
+        if found >= _PARQUET_FILES:
+            break
+    return found
+
+
+def _has_packed(place: Path) -> bool:
+    return place.is_dir() and any(place.glob("train_*.bin"))
+
+
 def _tokenizer(session: Session, spec: RunSpec) -> Iterator[tuple[str, str]]:
     asked = spec.data.tokenizer
-    if asked.path is not None and not _exists(Path(asked.path).expanduser()):
-        yield "/data/tokenizer/path", f"{asked.path} does not exist on the daemon's machine."
+    if asked.path is not None:
+        place, why = places.found(asked.path)
+        if place is None:
+            yield "/data/tokenizer/path", why
     if asked.run is not None:
         table = tables.Run
         known = (table.name == asked.run) | (table.id == asked.run)
@@ -164,5 +176,10 @@ def _tokenizer(session: Session, spec: RunSpec) -> Iterator[tuple[str, str]]:
 
 def _bundle(spec: RunSpec) -> Iterator[tuple[str, str]]:
     bundle = spec.evaluate.core_bundle
-    if bundle is not None and not _exists(Path(bundle).expanduser() / "core.yaml"):
+    if bundle is None:
+        return
+    place, why = places.found(bundle)
+    if place is None:
+        yield "/evaluate/core_bundle", why
+    elif places.found(str(place / "core.yaml"))[0] is None:
         yield "/evaluate/core_bundle", f"{bundle} holds no core.yaml: `traind fetch core` gets one."

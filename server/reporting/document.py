@@ -49,6 +49,7 @@ def document(report: Report) -> list[Section]:
     sections = [
         Section("Summary", list(_summary(report))),
         Section("Model", list(_model(report))),
+        Section("Data", list(_data(report))),
         Section("Hardware", list(_hardware(report))),
         Section("Hyperparameters", list(_hyperparameters(report))),
         Section("Phases", list(_phases(report))),
@@ -104,6 +105,14 @@ CHARTS = {
     "tokens_per_second": "Tokens per second",
     "val_bpb": "Validation bits per byte",
 }
+
+
+def _data(r: Report) -> Iterator[str]:
+    """Only where there is more to say than the spec: splits by name, what is left out."""
+    notes = r.data.get("notes") or []
+    if notes:
+        yield f"Source: {r.data['source']} {r.data.get('path') or r.data.get('name') or ''}".strip()
+    yield from (f"{note[:1].upper()}{note[1:]}." for note in notes)
 
 
 def _model(r: Report) -> Iterator[str | Table]:

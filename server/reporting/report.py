@@ -61,7 +61,10 @@ def summary(
         batch=plan.batch,
         hyperparameters=plan.hyperparameters,
         schedule=spec.schedule,
-        data=spec.data.model_dump(mode="json", exclude_none=True),
+        data={
+            **spec.data.model_dump(mode="json", exclude_none=True),
+            "notes": story.data_notes(session, run),
+        },
         hardware=_hardware(run, spec, plan, tried, session, everything, totals, peak),
         phases=told,
         attempts=tried,

@@ -22,6 +22,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from trainer.contract.recipe import DEFAULT, MuonName, RecipeName, TableStorage, architecture_of
+from trainer.contract.splits import kind_of
 from trainer.contract.strict_types import of_their_kind
 
 FP8_TILE = 16
@@ -55,6 +56,7 @@ Tokens = Annotated[int, Field(ge=1, le=10**15)]
 Frac = Annotated[float, Field(ge=0.0, le=1.0)]
 LearningRate = Annotated[float, Field(ge=1e-12, le=100.0)]
 Text = Annotated[str, StringConstraints(max_length=4096)]
+ShortText = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
 
 def do_not_fit(place: tuple[str, ...], sentence: str) -> PydanticCustomError:
@@ -151,6 +153,12 @@ class DataSpec(Strict):
         None
     )
     """Hugging Face data set as owner/name, for source hf."""
+    config: ShortText | None = None
+    """Which config of a data set that has several; "*" takes every one."""
+    split: ShortText | None = None
+    """Which split to train on where several are left; never one for validation or test."""
+    column: ShortText | None = None
+    """Parquet column or JSON key that holds the text; null is `text`."""
     max_shards: Annotated[int, Field(ge=1, le=1_000_000)] | Literal["auto"] | None = None
     """Upper limit on downloaded shards; auto derives it from the horizon; null takes all."""
     tokenizer: TokenizerSpec = TokenizerSpec()
@@ -172,6 +180,15 @@ class DataSpec(Strict):
             raise ValueError("source 'builtin' takes neither path nor name")
         if self.source != "hf" and self.name:
             raise ValueError(f"name belongs to source 'hf', not '{self.source}'")
+        if self.source == "builtin" and (self.config or self.split):
+            raise ValueError("source 'builtin' has neither configs nor splits")
+        if self.source in ("builtin", "text") and self.column:
+            raise ValueError(f"source '{self.source}' has no columns")
+        if self.split and kind_of(self.split) in ("validation", "test"):
+            raise do_not_fit(
+                ("split",),
+                f"split '{self.split}' is for validation or test, which is never trained on",
+            )
         return self
 
     @model_validator(mode="after")
@@ -185,6 +202,9 @@ class DataSpec(Strict):
             )
         if not packed:
             return self
+        for name in ("config", "split", "column"):
+            if getattr(self, name) is not None:
+                raise do_not_fit((name,), f"source 'nanochat_packed' has no {name}")
         if self.max_shards is not None:
             raise do_not_fit(
                 ("max_shards",), "source 'nanochat_packed' takes num_shards, not max_shards"

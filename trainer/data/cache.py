@@ -34,17 +34,17 @@ ERROR_FILE = "builder-error.txt"
 POLL_SECONDS = 0.2
 
 
-def cache_path(cache_dir: str | Path, file_sha256: str) -> Path:
-    return Path(cache_dir) / f"{file_sha256[:32]}.tokens"
+def cache_path(cache_dir: str | Path, text_sha256: str) -> Path:
+    return Path(cache_dir) / f"{text_sha256[:32]}.tokens"
 
 
 def open_shard(
     file: DataFile, cache_dir: str | Path, tokenizer: Tokenizer, check: bool = True
 ) -> Shard:
     """The cached shard if there is a whole one, else the text itself, tokenized as it is read."""
-    path = cache_path(cache_dir, file.sha256)
+    path = cache_path(cache_dir, file.text_sha256)
     try:
-        shard = CachedShard(path, tokenizer.sha256, file.sha256, check)
+        shard = CachedShard(path, tokenizer.sha256, file.text_sha256, check)
     except BadCache:
         path.unlink(missing_ok=True)
     except OSError:
@@ -52,7 +52,7 @@ def open_shard(
     else:
         touch(path)
         return shard
-    return LiveShard(file.path, tokenizer)
+    return LiveShard(file.path, tokenizer, column=file.column)
 
 
 def build(
@@ -65,14 +65,14 @@ def build(
     stop: Callable[[], bool] = lambda: False,
     keep: Sequence[DataFile] = (),
 ) -> dict[str, int]:
-    """Build what is missing, in order. Returns tokens by file sha256 of all that is cached.
+    """Build what is missing, in order. Returns tokens by text_sha256 of all that is cached.
 
     Neither `files` nor `keep` are deleted to make room. Stops early, without error, where the
     cap leaves no room. Raises DataError, DataChanged.
     """
     cache_dir.mkdir(parents=True, exist_ok=True)
     durable.sweep(cache_dir)
-    kept = {cache_path(cache_dir, file.sha256) for file in [*files, *keep]}
+    kept = {cache_path(cache_dir, file.text_sha256) for file in [*files, *keep]}
     total, done = sum(file.size for file in files) or 1, 0
     tokens: dict[str, int] = {}
     with _Encoder(tokenizer, threads, stop) as encoder:
@@ -82,7 +82,7 @@ def build(
                 known = _build_one(file, cache_dir, tokenizer, cap_bytes, kept, encoder)
             if known is None:
                 break
-            tokens[file.sha256] = known
+            tokens[file.text_sha256] = known
             done += file.size
             progress(done / total)
     return tokens
@@ -91,10 +91,13 @@ def build(
 def cached_tokens(file: DataFile, cache_dir: Path, tokenizer: Tokenizer) -> int | None:
     """Number of tokens of a cached file, by its header alone; None when it is not cached."""
     try:
-        header = shards.read_header(cache_path(cache_dir, file.sha256))
+        header = shards.read_header(cache_path(cache_dir, file.text_sha256))
     except (BadCache, OSError):
         return None
-    same = (header["tokenizer_sha256"], header["file_sha256"]) == (tokenizer.sha256, file.sha256)
+    same = (header["tokenizer_sha256"], header["file_sha256"]) == (
+        tokenizer.sha256,
+        file.text_sha256,
+    )
     return header["num_tokens"] if same else None
 
 
@@ -131,13 +134,13 @@ def _build_one(
     keep: set[Path],
     encoder: _Encoder,
 ) -> int | None:
-    source = TextFile(file.path)
+    source = TextFile(file.path, file.column)
     try:
         needed = int(source.text_bytes / BYTES_PER_TOKEN * np.dtype(tokenizer.dtype).itemsize)
         if not make_room(cache_dir, needed, cap_bytes, keep):
             return None
-        path = cache_path(cache_dir, file.sha256)
-        return shards.write_shard(path, source, tokenizer, file.sha256, encoder)
+        path = cache_path(cache_dir, file.text_sha256)
+        return shards.write_shard(path, source, tokenizer, file.text_sha256, encoder)
     finally:
         source.close()
 

@@ -1,7 +1,8 @@
-"""Corpora: from any source to parquet shards of which the last one is validation (RECIPE 6).
+"""Corpora: from any source to parquet shards for training and validation (RECIPE 6).
 
 builtin, text and jsonl are copied into shards of our own, so that nothing that happens to the
-sources changes a run. parquet shards are used where they lie; hf shards are downloaded.
+sources changes a run. parquet shards are used where they lie; hf shards are downloaded. Splits by
+name are kept; where no name says which, the last shard is validation.
 """
 
 from __future__ import annotations
@@ -9,25 +10,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import random
-import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 
 from trainer.contract.spec import DataSpec
-from trainer.data import documents, durable, hub
+from trainer.data import copying, documents, durable, hub, splits, walk
 from trainer.data.documents import Sources
 from trainer.data.errors import DataError
-from trainer.data.parquet import ShardWriter, TextFile, TextWriter
-from trainer.data.prepared import DataFile
+from trainer.data.left_out import Account, shown
+from trainer.data.parquet import TEXT_COLUMN, TextFile
+from trainer.data.prepared import DataFile, LeftOut
 
-LAYOUT = 1  # goes up when the same sources would give other shards
-SHUFFLE_DOCUMENTS = 50_000
-SHUFFLE_SEED = 1337
-VAL_EVERY = 20
-REPORT_DOCUMENTS = 2000
-MIN_CHARS = 1000
+KNOWN_LAYOUT = 2  # of the memos of `describe`
+PROGRESS_SECONDS = 0.5
 Progress = Callable[[float | None, str], None]
 
 
@@ -40,6 +37,8 @@ class Corpus:
     train_files: list[DataFile]
     val_files: list[DataFile]
     notes: list[str]
+    left_out: list[LeftOut] = field(default_factory=list)
+    split_rule: str = splits.LAST_VALIDATES
 
 
 def collect(
@@ -54,31 +53,29 @@ def collect(
     `revision` pins a data set by name; None takes what is the newest now.
     """
     corpora_dir.mkdir(parents=True, exist_ok=True)
+    progress = _now_and_then(progress)
     if spec.source == "hf":
         return _from_hub(spec, corpora_dir, shards, progress, revision)
+    progress(None, f"looking at {spec.path}" if spec.path else "looking at the standard library")
     if spec.source == "parquet":
-        return _from_parquet(Path(spec.path or ""), corpora_dir, shards, progress)
-    if spec.source == "builtin":
-        sources = documents.builtin()
-    else:
-        sources = documents.find(spec.source, spec.path or "")
+        return _from_parquet(spec, corpora_dir, shards, progress)
+    sources = documents.builtin() if spec.source == "builtin" else documents.find(spec)
     return _copied(sources, corpora_dir, shards, progress)
 
 
-def describe(path: Path, corpora_dir: Path) -> DataFile:
+def describe(path: Path, corpora_dir: Path, column: str = TEXT_COLUMN) -> DataFile:
     """A parquet file with its counts and sha256, remembered for as long as its stat stays."""
     stat = path.stat()
-    seen = [str(path.absolute()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+    seen = [KNOWN_LAYOUT, column, str(path.absolute()), stat.st_size, stat.st_mtime_ns]
+    seen += [stat.st_ctime_ns, stat.st_ino]
     memo = corpora_dir / "known" / f"{hashlib.sha256(json.dumps(seen).encode()).hexdigest()}.json"
     if memo.exists():
         try:
             return DataFile.model_validate_json(memo.read_bytes())
         except ValueError:
             pass  # a damaged memo is no more than work to do again
-    text = TextFile(path)
+    text = TextFile(path, column)
     text.close()
-    if text.num_documents == 0:
-        raise DataError("no_text", f"{path} holds no documents", path)
     found = DataFile(
         path=str(path.absolute()),
         size=stat.st_size,
@@ -88,52 +85,127 @@ def describe(path: Path, corpora_dir: Path) -> DataFile:
         ctime_ns=stat.st_ctime_ns,
         num_documents=text.num_documents,
         num_row_groups=text.num_row_groups,
+        num_nulls=text.num_nulls,
+        column=column,
     )
     durable.write_bytes(memo, found.model_dump_json().encode())
     return found
 
 
-# --- parquet where it lies, and by name ----------------------------------------------------------
+def _now_and_then(progress: Progress) -> Progress:
+    """Twice a second at most: a report for each of a million documents would be work of its own."""
+    due = 0.0
+
+    def paced(fraction: float | None, words: str) -> None:
+        nonlocal due
+        now = time.monotonic()
+        if now >= due or fraction is None or fraction >= 1:
+            due = now + PROGRESS_SECONDS
+            progress(fraction, words)
+
+    return paced
 
 
-def _from_parquet(root: Path, corpora_dir: Path, shards: int | None, progress: Progress) -> Corpus:
-    root = root.expanduser()
-    paths = _parquet_paths(root)
-    if len(paths) < 2:
+# --- parquet where it lies -----------------------------------------------------------------------
+
+
+def _from_parquet(
+    spec: DataSpec, corpora_dir: Path, shards: int | None, progress: Progress
+) -> Corpus:
+    try:
+        found = walk.find(spec.path or "", _is_parquet, "parquet files (*.parquet)")
+    except DataError as error:
+        if error.code != "no_text":
+            raise
+        raise _too_few(walk.expanded(spec.path or ""), 0) from None
+    if found.named_itself:
         raise DataError(
             "no_validation_file",
-            f"{root} holds {len(paths)} parquet file{'s' * (len(paths) != 1)}; at least two are "
-            "needed: the last in name order is for validation, the others for training",
+            f"{spec.path} is one file; give a folder with at least two parquet files, of which "
+            "the last in name order is for validation",
+            found.files[0],
+        )
+    choice = splits.choose(
+        [found.relative(path) for path in found.files],
+        where=str(found.root),
+        card=splits.read_card(found.root),
+        config=spec.config,
+        split=spec.split,
+    )
+    for index in choice.left:
+        found.left.add("other_split", found.files[index])
+    train = [found.files[index] for index in choice.train]
+    val = [found.files[index] for index in choice.validation]
+    read = _Reading(spec.column or TEXT_COLUMN, corpora_dir, progress, found.left)
+    if not val:
+        val = [read.last_with_rows(train, found.root)]
+        train = train[: train.index(val[0])]
+    described = read.all_with_rows(train[:shards]), read.all_with_rows(val)
+    _require_both(*described, found.root)
+    return _corpus("parquet", *described, choice.notes, found.left, choice.rule)
+
+
+def _is_parquet(name: str) -> bool:
+    return name.lower().endswith(".parquet")
+
+
+@dataclass
+class _Reading:
+    """Describes shards and counts those without rows, which are left out."""
+
+    column: str
+    corpora_dir: Path
+    progress: Progress
+    left: Account
+    done: int = 0
+
+    def all_with_rows(self, paths: list[Path]) -> list[DataFile]:
+        return [file for path in paths if (file := self._with_rows(path)) is not None]
+
+    def last_with_rows(self, paths: list[Path], root: Path) -> Path:
+        """The last shard that can validate, with one before it to train on."""
+        for path in reversed(paths[1:]):
+            if self._with_rows(path) is not None:
+                return path
+        raise _too_few(root, len(paths))
+
+    def _with_rows(self, path: Path) -> DataFile | None:
+        if not os.access(path, os.R_OK):
+            raise DataError("path_unreadable", f"no permission to read {shown(path)}", path)
+        self.progress(None, f"reading {shown(path)} ({path.stat().st_size / 1e6:,.0f} MB)")
+        file = describe(path, self.corpora_dir, self.column)
+        _count(file, self.left)
+        return file if file.num_documents else None
+
+
+def _count(file: DataFile, left: Account) -> None:
+    """What a shard leaves out; once for each shard, however often it is looked at."""
+    if not file.num_documents:
+        left.add_once("no_rows", file.path)
+    if file.num_nulls:
+        left.add_once("null_as_empty", file.path, file.num_nulls)
+
+
+def _require_both(train: list[DataFile], val: list[DataFile], root: Path) -> None:
+    if not train or not val:
+        raise DataError(
+            "no_text",
+            f"{root} holds no documents to {'validate' if train else 'train'} on: its files for "
+            "that have no rows",
             root,
         )
-    chosen = [*paths[:-1][:shards], paths[-1]]
-    files = []
-    for number, path in enumerate(chosen):
-        files.append(describe(path, corpora_dir))
-        progress((number + 1) / len(chosen), f"read {path.name}")
-    return _corpus("parquet", files[:-1], files[-1:], [])
 
 
-def _parquet_paths(root: Path) -> list[Path]:
-    try:
-        found = sorted(p for p in root.iterdir() if p.suffix == ".parquet")
-    except FileNotFoundError:
-        raise DataError("path_not_found", f"{root} does not exist", root) from None
-    except NotADirectoryError:
-        raise DataError(
-            "no_validation_file",
-            f"{root} is one file; give a folder with at least two parquet files, of which the "
-            "last in name order is for validation",
-            root,
-        ) from None
-    except OSError as error:
-        raise DataError("path_unreadable", f"cannot read {root}: {error.strerror}", root) from None
-    for path in found:
-        if not path.is_file():
-            raise DataError("path_not_found", f"{path} leads to no file", path)
-        if not os.access(path, os.R_OK):
-            raise DataError("path_unreadable", f"no permission to read {path}", path)
-    return found
+def _too_few(root: Path, number: int) -> DataError:
+    return DataError(
+        "no_validation_file",
+        f"{root} holds {number} parquet file{'s' * (number != 1)}; at least two are needed: the "
+        "last in name order with rows is for validation, the others for training",
+        root,
+    )
+
+
+# --- by name from the hub ------------------------------------------------------------------------
 
 
 def _from_hub(
@@ -144,156 +216,105 @@ def _from_hub(
     revision: str | None,
 ) -> Corpus:
     """Validation and the first training shard are fetched now, the others while training."""
-    name = spec.name or ""
+    name, column = spec.name or "", spec.column or TEXT_COLUMN
     progress(None, f"asking the Hugging Face hub for {name}")
-    listed, notes = _listed(name, corpora_dir, revision)
-    if len(listed) < 2:
-        raise DataError(
-            "no_validation_file",
-            f"data set '{name}' has {len(listed)} parquet files; at least two are needed",
-        )
-    train, val = listed[:-1][:shards], listed[-1]
-    first, *others = train
-    here = [_fetched(file, corpora_dir, progress) for file in (val, first)]
+    listing, notes = hub.listed(name, corpora_dir, revision)
+    train, val, choice = _chosen(listing, spec)
+    wanted = train[:shards]
+    here = _Arriving(column, corpora_dir, progress)
+    if not val:
+        val, wanted = here.last(train), train[: len(train) - 1][:shards]
+    val = [file for file in map(here.fetched, val) if file.num_documents]
+    first = [here.fetched(wanted[0])]
     # without a sha256 from the hub a file must be here to have a name in the cache
     others = [
-        file
+        file.model_copy(update={"column": column})
         if file.sha256 and not Path(file.path).exists()
-        else _fetched(file, corpora_dir, progress)
-        for file in others
+        else here.fetched(file)
+        for file in wanted[1:]
     ]
-    if shards and shards > len(train):
-        notes.append(f"{shards} shards wanted, '{name}' has {len(train)}: text will repeat")
-    return _corpus("hf", [here[1], *others], here[:1], notes)
+    if shards and shards > len(wanted):
+        notes.append(f"{shards} shards wanted, '{name}' has {len(wanted)}: text will repeat")
+    arrived = [file for file in [*first, *others] if file.num_documents != 0]
+    _require_both(arrived, val, Path(name))
+    for index in choice.left:
+        here.left.add("other_split", PurePosixPath(name) / _remote_name(listing.files[index]))
+    return _corpus("hf", arrived, val, [*notes, *choice.notes], here.left, choice.rule)
 
 
-def _listed(name: str, corpora_dir: Path, revision: str | None) -> tuple[list[DataFile], list[str]]:
-    """What the hub lists, or without a network what it listed the last time."""
-    memo = corpora_dir / "hub" / f"{name.replace('/', '--')}-{revision or 'newest'}.json"
-    try:
-        listed = hub.list_shards(name, corpora_dir, revision)
-    except DataError as error:
-        if error.code != "download_failed" or not memo.exists():
-            raise
-        remembered = [DataFile.model_validate(file) for file in json.loads(memo.read_bytes())]
-        return remembered, [f"{error.message}; taken is what it listed before"]
-    content = json.dumps([file.model_dump() for file in listed])
-    durable.write_bytes(memo, content.encode())
-    return listed, []
+def _chosen(
+    listing: hub.Listing, spec: DataSpec
+) -> tuple[list[DataFile], list[DataFile], splits.Choice]:
+    where = f"data set '{spec.name}'"
+    if not listing.files:
+        there = ", ".join(listing.others[:8]) or "nothing"
+        raise DataError(
+            "no_validation_file",
+            f"{where} has 0 parquet files; at least two are needed (it has: {there}). "
+            "Download it and use the source jsonl or text, or name a data set in parquet",
+        )
+    choice = splits.choose(
+        [PurePosixPath(_remote_name(file)) for file in listing.files],
+        where=where,
+        card=listing.card,
+        config=spec.config,
+        split=spec.split,
+        folders_are_configs=True,
+    )
+    train = [listing.files[index] for index in choice.train]
+    if len(train) < 2 and not choice.validation:
+        raise DataError(
+            "no_validation_file",
+            f"{where} has {len(train)} parquet files; at least two are needed, one of them for "
+            "validation",
+        )
+    return train, [listing.files[index] for index in choice.validation], choice
 
 
-def _fetched(file: DataFile, corpora_dir: Path, progress: Progress) -> DataFile:
-    path = Path(file.path)
-    shown = file.remote.name if file.remote else path.name
+def _remote_name(file: DataFile) -> str:
+    return file.remote.name if file.remote else Path(file.path).name
 
-    def tell(num_bytes: int) -> None:
-        progress(min(1.0, num_bytes / max(1, file.size)), f"downloading {shown}")
 
-    if not path.exists():
-        hub.fetch(file, tell)
-    described = describe(path, corpora_dir).model_copy(update={"remote": file.remote})
-    if file.sha256 and described.sha256 != file.sha256:
-        raise DataError("download_damaged", f"{path} is not what the hub describes", path)
-    return described
+class _Arriving:
+    """Fetches shards, describes them, and counts what they leave out."""
+
+    def __init__(self, column: str, corpora_dir: Path, progress: Progress) -> None:
+        self.left = Account()
+        self._column, self._corpora_dir, self._progress = column, corpora_dir, progress
+
+    def last(self, train: list[DataFile]) -> list[DataFile]:
+        """The last shard with rows. Removes those behind it from `train`, keeping it in place."""
+        while len(train) > 1 and not self.fetched(train[-1]).num_documents:
+            del train[-1]
+        return train[-1:]
+
+    def fetched(self, file: DataFile) -> DataFile:
+        path = Path(file.path)
+        name = _remote_name(file)
+
+        def tell(num_bytes: int) -> None:
+            self._progress(min(1.0, num_bytes / max(1, file.size)), f"downloading {name}")
+
+        if not path.exists():
+            hub.fetch(file, tell)
+        described = describe(path, self._corpora_dir, self._column)
+        if file.sha256 and described.sha256 != file.sha256:
+            raise DataError("download_damaged", f"{path} is not what the hub describes", path)
+        _count(described, self.left)
+        return described.model_copy(update={"remote": file.remote})
 
 
 # --- copies --------------------------------------------------------------------------------------
 
 
 def _copied(sources: Sources, corpora_dir: Path, shards: int | None, progress: Progress) -> Corpus:
-    """The shards written from these very files before, or new ones."""
-    key = hashlib.sha256(json.dumps([LAYOUT, sources.source, sources.listing()]).encode())
-    index = corpora_dir / "index" / f"{key.hexdigest()}.json"
-    remembered = _remembered(index)
-    if remembered is None:
-        directory = _write_corpus(sources, corpora_dir, progress)
-        remembered = {"directory": directory.name, "notes": sources.notes}
-        durable.write_bytes(index, json.dumps(remembered).encode())
-    paths = sorted((corpora_dir / remembered["directory"]).glob("*.parquet"))
+    paths, left = copying.copied(sources, corpora_dir, progress)
     files = [describe(path, corpora_dir) for path in paths]
-    return _corpus(sources.source, files[:-1][:shards], files[-1:], remembered["notes"])
-
-
-def _remembered(index: Path) -> dict | None:
-    try:
-        found = json.loads(index.read_bytes())
-        whole = (index.parent.parent / found["directory"] / "val.parquet").exists()
-    except (OSError, ValueError, KeyError):
-        return None
-    return found if whole else None
-
-
-def _write_corpus(sources: Sources, corpora_dir: Path, progress: Progress) -> Path:
-    """Write shards to a temporary folder, which takes its name when it is complete."""
-    _sweep(corpora_dir)
-    work = corpora_dir / f".{sources.source}-{os.getpid()}.writing"
-    work.mkdir()
-    try:
-        digest = _write_shards(sources, work, progress)
-        target = corpora_dir / f"{sources.source}-{digest[:16]}"
-        try:
-            os.replace(work, target)
-        except OSError:
-            if not (target / "val.parquet").exists():  # else: the same text, copied before
-                raise
-        durable.sync_directory(corpora_dir)
-        return target
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _sweep(corpora_dir: Path) -> None:
-    """Remove folders whose writer was killed."""
-    for left in corpora_dir.glob(".*.writing"):
-        writer = left.name.removesuffix(".writing").rpartition("-")[2]
-        if writer.isdigit() and not durable.alive(int(writer)):
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def _write_shards(sources: Sources, work: Path, progress: Progress) -> str:
-    """Train shards and val.parquet; returns the sha256 of all text in order."""
-    digest = hashlib.sha256()
-    total = sources.total_bytes() or 1
-    shard_chars = min(128 << 20, max(256 << 10, total // 4))
-    train = ShardWriter(work, shard_chars)
-    val = TextWriter(work / "val.parquet")
-    chars = 0
-    for block in _shuffled_blocks(sources, total, progress):
-        for is_val, text in block:
-            digest.update(text.encode() + b"\0")
-            chars += len(text)
-            (val if is_val else train).add(text)
-    train.close()
-    val.close()
-    if chars < MIN_CHARS or not train.documents or not val.documents:
-        raise DataError(
-            "corpus_too_small" if chars else "no_text",
-            f"{sources.root} holds {chars:,} characters of text in "
-            f"{train.documents + val.documents} documents; at least {MIN_CHARS:,} characters in "
-            "two documents are needed",
-            sources.root,
-        )
-    return digest.hexdigest()
-
-
-def _shuffled_blocks(
-    sources: Sources, total: int, progress: Progress
-) -> Iterator[list[tuple[bool, str]]]:
-    """Documents in blocks, shuffled within: neighbours in a file are not neighbours in a batch."""
-    order = random.Random(SHUFFLE_SEED)
-    block: list[tuple[bool, str]] = []
-    for number, (text, done) in enumerate(documents.read(sources)):
-        block.append((number % VAL_EVERY == VAL_EVERY // 2, text))
-        if number % REPORT_DOCUMENTS == 0:
-            progress(done / total, f"copying {sources.root}")
-        if len(block) == SHUFFLE_DOCUMENTS:
-            order.shuffle(block)
-            yield block
-            block = []
-    if len(block) > 1 and not any(is_val for is_val, _ in block):
-        block[-1] = (True, block[-1][1])
-    order.shuffle(block)
-    yield block
+    rule = sources.split_rule or splits.LAST_VALIDATES
+    train, val = files[:-1][:shards], files[-1:]
+    return Corpus(
+        _id(sources.source, train, val), sources.source, train, val, sources.notes, left, rule
+    )
 
 
 def _corpus(
@@ -301,6 +322,13 @@ def _corpus(
     train: list[DataFile],
     val: list[DataFile],
     notes: list[str],
+    left: Account,
+    rule: str | None,
 ) -> Corpus:
-    digest = hashlib.sha256(json.dumps([file.sha256 for file in [*train, *val]]).encode())
-    return Corpus(f"{source}-{digest.hexdigest()[:16]}", source, train, val, notes)
+    rule = rule or splits.LAST_VALIDATES
+    return Corpus(_id(source, train, val), source, train, val, notes, left.entries(), rule)
+
+
+def _id(source: str, train: list[DataFile], val: list[DataFile]) -> str:
+    digest = hashlib.sha256(json.dumps([f.text_sha256 for f in [*train, *val]]).encode())
+    return f"{source}-{digest.hexdigest()[:16]}"

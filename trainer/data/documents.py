@@ -1,7 +1,8 @@
 """Documents from text files, JSONL and the Python standard library.
 
 Text is cut at blank lines into documents of bounded length, since best-fit packing throws away
-what is left of a document that does not fit into a row. Nothing is lost in cutting.
+what is left of a document that does not fit into a row. Nothing is lost in cutting; what is left
+out is counted.
 """
 
 from __future__ import annotations
@@ -9,37 +10,57 @@ from __future__ import annotations
 import json
 import os
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, BinaryIO
 
+from trainer.contract.spec import DataSpec
+from trainer.data import opening, splits, walk
 from trainer.data.errors import DataError
+from trainer.data.left_out import Account, shown
 
 BUILTIN_CHARS = 800  # about one row of the demo's 256 tokens
 TEXT_CHARS = 6000  # about one row of 2,048 tokens
 READ_BYTES = 4 << 20
 MAX_LINE_BYTES = 256 << 20
+SHOWN_KEYS = 20
 _NOT_BUILTIN = {"test", "tests", "site-packages", "__pycache__", "idle_test", "lib2to3"}
-_JSONL = {".jsonl", ".ndjson"}
+_JSONL = (".jsonl", ".ndjson")
 
 
 @dataclass
 class Sources:
-    """The files to read, with what people should know about those left out."""
+    """The files to read. validation: those of a validation split, None where no name says which."""
 
     source: str
     root: Path
     files: list[Path]
+    validation: frozenset[Path] | None = None
+    column: str = "text"
     notes: list[str] = field(default_factory=list)
-    damaged: list[str] = field(default_factory=list)
+    left: Account = field(default_factory=Account)
+    split_rule: str | None = None
 
-    def listing(self) -> list[tuple[str, int, int, int]]:
+    def listing(self) -> list[Any]:
         """Name, size, time and inode of every file: the same listing is the same text."""
         stats = [(path, path.stat()) for path in self.files]
-        return [(str(path), s.st_size, s.st_mtime_ns, s.st_ino) for path, s in stats]
+        files = [
+            (str(path), s.st_size, s.st_mtime_ns, s.st_ino, path in (self.validation or ()))
+            for path, s in stats
+        ]
+        return [self.column, files]
 
     def total_bytes(self) -> int:
         return sum(path.stat().st_size for path in self.files)
+
+
+@dataclass(frozen=True)
+class Document:
+    """is_validation: None where every so many documents validate. done: bytes of files read."""
+
+    text: str
+    is_validation: bool | None
 
 
 def builtin() -> Sources:
@@ -55,48 +76,41 @@ def builtin() -> Sources:
     return Sources("builtin", root, files)
 
 
-def find(source: str, path: str | Path) -> Sources:
-    """The text or JSONL files at a path: itself, or all in the directory, in name order.
+def find(spec: DataSpec) -> Sources:
+    """The text or JSONL files at the spec's path: itself, or all below the folder, in name order.
 
-    Raises DataError for a path that is missing, unreadable or without such files.
+    Raises DataError for a path that is missing, unreadable or without such files, and for a data
+    set whose names leave a choice.
     """
-    root = Path(path).expanduser()
-    _check_exists(root)
-    if not root.is_dir():
-        if not root.is_file():
-            raise DataError("path_not_a_file", f"{root} is neither a file nor a folder", root)
-        return Sources(source, root.parent, [root])
-    found = Sources(source, root, [])
-    for folder, folders, names in os.walk(root, onerror=_unreadable):
-        _skip_linked_folders(Path(folder), folders, found)
-        for name in sorted(names):
-            candidate = Path(folder) / name
-            if not name.startswith(".") and _is_wanted(candidate, source, found):
-                found.files.append(candidate)
-    found.files.sort()
-    if not found.files:
-        kind = "JSONL files (*.jsonl)" if source == "jsonl" else "text files"
-        raise DataError("no_text", f"no {kind} in {root}", root)
-    return found
+    is_jsonl = spec.source == "jsonl"
+    kind = "JSONL files (*.jsonl)" if is_jsonl else "text files"
+    found = walk.find(spec.path or "", _is_jsonl if is_jsonl else lambda name: True, kind)
+    sources = Sources(
+        spec.source, found.root, found.files, column=spec.column or "text", left=found.left
+    )
+    if not found.named_itself:
+        _split(sources, spec, found)
+    return sources
 
 
-def read(sources: Sources) -> Iterator[tuple[str, int]]:
-    """Every document with the number of bytes read so far."""
-    done = 0
+def read(
+    sources: Sources, progress: Callable[[int], None] = lambda done: None
+) -> Iterator[Document]:
+    """Every document, in order. progress gets the bytes of the files read so far, often."""
+    before = 0
     for path in sources.files:
-        reading = _read_jsonl if sources.source == "jsonl" else _read_text
+        is_validation = None if sources.validation is None else path in sources.validation
         try:
-            yield from ((text, done) for text in reading(path, sources))
+            with opening.text(path) as (stream, position):
+                for text in _documents(stream, path, sources):
+                    yield Document(text, is_validation)
+                    progress(before + position())
         except OSError as error:
             raise DataError(
-                "path_unreadable", f"cannot read {path}: {error.strerror or error}", path
+                "path_unreadable", f"cannot read {shown(path)}: {error.strerror or error}", path
             ) from None
-        done += path.stat().st_size
-    if sources.damaged:
-        sources.notes.append(
-            f"{len(sources.damaged)} files hold bytes that are not UTF-8, read as U+FFFD; "
-            f"the first is {sources.damaged[0]}"
-        )
+        before += path.stat().st_size
+        progress(before)
 
 
 def cut(text: str, max_chars: int) -> Iterator[str]:
@@ -115,27 +129,60 @@ def cut(text: str, max_chars: int) -> Iterator[str]:
         yield text[start:]
 
 
-def _read_text(path: Path, sources: Sources) -> Iterator[str]:
-    """Pieces of a text file. Binary files (a NUL in the beginning) are left out."""
+def _is_jsonl(name: str) -> bool:
+    return opening.without_compression(name).lower().endswith(_JSONL)
+
+
+def _split(sources: Sources, spec: DataSpec, found: walk.Found) -> None:
+    """Keep the files of the splits that the run uses; the others are left out and counted."""
+    choice = splits.choose(
+        [found.relative(path) for path in found.files],
+        where=str(found.root),
+        card=splits.read_card(found.root),
+        config=spec.config,
+        split=spec.split,
+    )
+    for index in choice.left:
+        sources.left.add("other_split", found.files[index])
+    sources.files = [found.files[i] for i in sorted([*choice.train, *choice.validation])]
+    if choice.validation:
+        sources.validation = frozenset(found.files[i] for i in choice.validation)
+        sources.split_rule = choice.rule
+    sources.notes += choice.notes
+
+
+def _documents(stream: BinaryIO | None, path: Path, sources: Sources) -> Iterator[str]:
+    if sources.source == "jsonl":
+        if stream is None:
+            raise DataError(
+                "bad_jsonl", f"line 1 of {shown(path)} is not text in UTF-8 or UTF-16", path
+            )
+        yield from _read_jsonl(stream, path, sources)
+    elif stream is None:
+        sources.left.add("binary", path)
+    else:
+        yield from _read_text(stream, path, sources)
+
+
+# --- text ----------------------------------------------------------------------------------------
+
+
+def _read_text(stream: BinaryIO, path: Path, sources: Sources) -> Iterator[str]:
     max_chars = BUILTIN_CHARS if sources.source == "builtin" else TEXT_CHARS
+    decode = _Decoder(path, sources)
     left = ""
-    with path.open("rb") as file:
-        for number, chunk in enumerate(_whole_characters(file)):
-            if number == 0 and b"\0" in chunk[:8192]:
-                sources.notes.append(f"{path} is left out: it is binary")
-                return
-            text = _decode(chunk, path, sources)
-            pieces = list(cut(left + text.removeprefix("\ufeff"), max_chars))
-            left = pieces.pop() if pieces else ""
-            yield from (piece for piece in pieces if piece.strip())
+    for chunk in _whole_characters(stream):
+        pieces = list(cut(left + decode(chunk), max_chars))
+        left = pieces.pop() if pieces else ""
+        yield from (piece for piece in pieces if piece.strip())
     if left.strip():
         yield left
 
 
-def _whole_characters(file) -> Iterator[bytes]:
+def _whole_characters(stream: BinaryIO) -> Iterator[bytes]:
     """Chunks that end at a line's end, or where there is none, at a character's."""
     left = b""
-    while chunk := file.read(READ_BYTES):
+    while chunk := stream.read(READ_BYTES):
         chunk = left + chunk
         end = chunk.rfind(b"\n") + 1 or _last_character(chunk)
         left = chunk[end:]
@@ -152,66 +199,74 @@ def _last_character(chunk: bytes) -> int:
     return len(chunk)
 
 
-def _read_jsonl(path: Path, sources: Sources) -> Iterator[str]:
-    with path.open("rb") as file:
-        number = 0
-        while line := file.readline(MAX_LINE_BYTES):
-            number += 1
-            if len(line) == MAX_LINE_BYTES:
-                raise _bad_line(path, number, f"is longer than {MAX_LINE_BYTES:,} bytes")
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(_decode(line, path, sources))
-            except (ValueError, RecursionError):
-                raise _bad_line(path, number, "is not JSON") from None
-            text = record.get("text") if isinstance(record, dict) else None
-            if not isinstance(text, str):
-                raise _bad_line(path, number, "has no key 'text' with a text")
-            if text.strip():
-                # JSON can spell half a character (\ud800), which no encoding can hold
-                yield text.encode("utf-8", "replace").decode("utf-8")
+class _Decoder:
+    """UTF-8 to text; the first line of a file that does not decode is counted with its number."""
+
+    def __init__(self, path: Path, sources: Sources) -> None:
+        self._path, self._left = path, sources.left
+        self._lines = 0
+        self._is_damaged = False
+
+    def __call__(self, chunk: bytes) -> str:
+        if self._is_damaged:
+            return chunk.decode("utf-8", "replace")
+        try:
+            text = chunk.decode("utf-8")
+        except UnicodeDecodeError as error:
+            self._is_damaged = True
+            line = self._lines + chunk.count(b"\n", 0, error.start) + 1
+            self._left.add("replaced_bytes", f"line {line:,} of {shown(self._path)}")
+            return chunk.decode("utf-8", "replace")
+        self._lines += chunk.count(b"\n")
+        return text
 
 
-def _decode(chunk: bytes, path: Path, sources: Sources) -> str:
-    text = chunk.decode("utf-8", "replace")
-    if text.count("\ufffd") > chunk.count(b"\xef\xbf\xbd") and str(path) not in sources.damaged:
-        sources.damaged.append(str(path))
-    return text
+# --- JSONL ---------------------------------------------------------------------------------------
 
 
-def _is_wanted(path: Path, source: str, found: Sources) -> bool:
-    if path.is_symlink() and not path.exists():
-        raise DataError("path_not_found", f"{path} is a link to something that is not there", path)
-    if source == "jsonl" and path.suffix not in _JSONL:
-        return False
-    if not path.is_file():
-        found.notes.append(f"{path} is left out: it is no regular file")
-        return False
-    return path.stat().st_size > 0
+def _read_jsonl(stream: BinaryIO, path: Path, sources: Sources) -> Iterator[str]:
+    decode = _Decoder(path, sources)
+    number = 0
+    while line := stream.readline(MAX_LINE_BYTES):
+        number += 1
+        if len(line) == MAX_LINE_BYTES:
+            raise _bad_line(path, number, f"is longer than {MAX_LINE_BYTES:,} bytes")
+        if not line.strip():
+            decode(line)
+            continue
+        try:
+            record = json.loads(decode(line))
+        except (ValueError, RecursionError):
+            raise _bad_line(path, number, "is not JSON") from None
+        text = _text_of(record, path, number, sources)
+        if text is not None:
+            yield text
 
 
-def _skip_linked_folders(folder: Path, folders: list[str], found: Sources) -> None:
-    """os.walk does not follow links to folders, which could lead in a circle; say so."""
-    folders[:] = sorted(name for name in folders if not name.startswith("."))
-    for name in folders:
-        if (folder / name).is_symlink():
-            found.notes.append(f"{folder / name} is left out: it is a link to a folder")
-
-
-def _check_exists(path: Path) -> None:
-    try:
-        path.stat()
-    except FileNotFoundError:
-        raise DataError("path_not_found", f"{path} does not exist", path) from None
-    except OSError as error:
-        raise _unreadable(error, path) from None
-
-
-def _unreadable(error: OSError, path: Path | None = None) -> DataError:
-    where = path or error.filename
-    raise DataError("path_unreadable", f"cannot read {where}: {error.strerror}", where) from None
+def _text_of(record: Any, path: Path, number: int, sources: Sources) -> str | None:
+    """The record's text; None, and counted, where it is null or blank. Raises DataError."""
+    if not isinstance(record, dict):
+        raise _bad_line(path, number, "is not a JSON object")
+    if sources.column not in record:
+        keys = ", ".join(map(str, list(record)[:SHOWN_KEYS])) or "none"
+        advice = "name the one with the text as data.column"
+        raise _bad_line(path, number, f"has no key '{sources.column}' (it has: {keys}); {advice}")
+    text = record[sources.column]
+    if text is not None and not isinstance(text, str):
+        kind = type(text).__name__
+        raise _bad_line(path, number, f"has a key '{sources.column}' that is {kind}, not text")
+    if text is None or not text.strip():
+        reason = "null_text" if text is None else "blank"
+        sources.left.add(reason, f"line {number:,} of {shown(path)}")
+        return None
+    if text.isascii():
+        return text
+    # JSON can spell half a character (\ud800), which no encoding can hold
+    whole = text.encode("utf-8", "replace").decode("utf-8")
+    if whole != text:
+        sources.left.add("half_characters", f"line {number:,} of {shown(path)}")
+    return whole
 
 
 def _bad_line(path: Path, number: int, why: str) -> DataError:
-    return DataError("bad_jsonl", f"line {number} of {path} {why}", path)
+    return DataError("bad_jsonl", f"line {number:,} of {shown(path)} {why}", path)

@@ -6,7 +6,11 @@ DataError            the input cannot be used (code, message, path)
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+
+REASON_CHARS = 600
+_NOISE = re.compile(r"\(Request ID: [^)]*\)|For more information check: \S+", re.IGNORECASE)
 
 
 class DataError(Exception):
@@ -25,3 +29,14 @@ class DataChanged(DataError):
     def __init__(self, path: str | Path, why: str) -> None:
         super().__init__("data_changed", f"{path} {why}", path)
         self.why = why
+
+
+def reason(error: BaseException) -> str:
+    """Everything that another program's error says, on one line.
+
+    What it says last is often why, so a long one is cut in its middle.
+    """
+    said = " ".join(_NOISE.sub("", str(error)).split())
+    if len(said) > REASON_CHARS:
+        said = f"{said[: REASON_CHARS // 2]} … {said[-REASON_CHARS // 2 :]}"
+    return said or type(error).__name__

@@ -3,41 +3,97 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.data import durable
-from trainer.data.errors import DataError
+from trainer.data import durable, splits
+from trainer.data.errors import DataError, reason
 from trainer.data.prepared import DataFile, Remote
 
+_HARD = {
+    "GatedRepoError": (
+        "dataset_gated",
+        "the Hugging Face data set '{name}' is gated: ask for access at {page}, then log in with "
+        "`hf auth login` or set HF_TOKEN for the daemon ({why})",
+    ),
+    "RepositoryNotFoundError": (
+        "dataset_not_found",
+        "the Hugging Face hub has no data set '{name}', or it is private or gated and needs a "
+        "login with access to it ({why})",
+    ),
+    "RevisionNotFoundError": (
+        "dataset_not_found",
+        "the Hugging Face data set '{name}' no longer has the revision that this run uses ({why})",
+    ),
+}
 
-def list_shards(name: str, corpora_dir: Path, revision: str | None = None) -> list[DataFile]:
+
+@dataclass(frozen=True)
+class Listing:
+    """What a data set holds: parquet files in name order, its card's configs, kinds of others."""
+
+    files: list[DataFile]
+    card: list[dict[str, Any]] | None
+    others: list[str]
+
+
+def listed(name: str, corpora_dir: Path, revision: str | None = None) -> tuple[Listing, list[str]]:
+    """What the hub lists, or without a network what it listed the last time, and notes on that."""
+    memo = corpora_dir / "hub" / f"{name.replace('/', '--')}-{revision or 'newest'}.json"
+    try:
+        listing = list_shards(name, corpora_dir, revision)
+    except DataError as error:
+        remembered = _remembered(memo) if error.code == "download_failed" else None
+        if remembered is None:
+            raise
+        return remembered, [f"{error.message}; taken is what it listed before"]
+    content = {
+        "files": [file.model_dump() for file in listing.files],
+        "card": listing.card,
+        "others": listing.others,
+    }
+    durable.write_bytes(memo, json.dumps(content, default=str).encode())
+    return listing, []
+
+
+def _remembered(memo: Path) -> Listing | None:
+    try:
+        content = json.loads(memo.read_bytes())
+    except (OSError, ValueError):
+        return None
+    if isinstance(content, list):  # as 0.1.0 wrote it
+        content = {"files": content, "card": None, "others": []}
+    files = [DataFile.model_validate(file) for file in content["files"]]
+    return Listing(files, content["card"], content["others"])
+
+
+def list_shards(name: str, corpora_dir: Path, revision: str | None = None) -> Listing:
     """Every parquet file of the data set in name order, none fetched.
 
     The hub tells size and sha256 of each. Raises DataError.
     """
-    import huggingface_hub
-    from huggingface_hub.errors import RepositoryNotFoundError
-
     try:
+        import huggingface_hub
+
         api = huggingface_hub.HfApi(endpoint=_endpoint())
         info = api.dataset_info(name, revision=revision, files_metadata=True)
-    except RepositoryNotFoundError:
-        raise DataError(
-            "dataset_not_found",
-            f"the Hugging Face hub has no data set '{name}' (or it is private and needs a login)",
-        ) from None
     except Exception as error:  # httpx of whichever name, the system, the hub
-        raise _unreachable(name, error) from error
+        raise _unreachable(name, name, error) from error
     directory = corpora_dir / f"hf-{name.replace('/', '--')}-{(info.sha or 'none')[:12]}"
+    siblings = info.siblings or []
     found = [
         _shard(name, info.sha or "main", sibling, directory)
-        for sibling in info.siblings or []
-        if sibling.rfilename.endswith(".parquet")
+        for sibling in siblings
+        if sibling.rfilename.lower().endswith(".parquet")
     ]
-    return sorted(found, key=lambda file: file.path)
+    others = {Path(s.rfilename).suffix or s.rfilename for s in siblings} - {".parquet"}
+    card = dict(info.card_data.to_dict()) if info.card_data else None
+    files = sorted(found, key=lambda file: file.path)
+    return Listing(files, splits.configs_of(card), sorted(others))
 
 
 def fetch(file: DataFile, progress: Callable[[int], None] = lambda num_bytes: None) -> None:
@@ -45,12 +101,12 @@ def fetch(file: DataFile, progress: Callable[[int], None] = lambda num_bytes: No
 
     `progress` gets the number of bytes that came, again and again. Raises DataError.
     """
-    import huggingface_hub
-
     assert file.remote is not None
     target = Path(file.path)
     staging = target.parent / ".fetching"
     try:
+        import huggingface_hub
+
         got = huggingface_hub.hf_hub_download(
             file.remote.repo,
             file.remote.name,
@@ -61,7 +117,7 @@ def fetch(file: DataFile, progress: Callable[[int], None] = lambda num_bytes: No
             tqdm_class=_reporting(progress),
         )
     except Exception as error:  # the downloader raises its own, httpx's and the system's errors
-        raise _unreachable(file.remote.name, error) from error
+        raise _unreachable(file.remote.name, file.remote.repo, error) from error
     if file.sha256 and durable.sha256_of(Path(got)) != file.sha256:
         Path(got).unlink(missing_ok=True)
         raise DataError(
@@ -107,6 +163,16 @@ def _endpoint() -> str | None:
     return os.environ.get("HF_ENDPOINT") or None
 
 
-def _unreachable(name: str, error: Exception) -> DataError:
-    why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return DataError("download_failed", f"cannot fetch '{name}' from the Hugging Face hub: {why}")
+def _unreachable(what: str, name: str, error: Exception) -> DataError:
+    """The hub's refusal with all that it said: a gated set's page, a token that expired."""
+    said = str(getattr(error, "server_message", None) or "").strip()
+    why = f"{said}; {reason(error)}" if said and said not in reason(error) else reason(error)
+    for kind in type(error).__mro__:
+        if kind.__name__ in _HARD:
+            code, sentence = _HARD[kind.__name__]
+            page = f"https://huggingface.co/datasets/{name}"
+            return DataError(code, sentence.format(name=name, page=page, why=why))
+    cause = error.__cause__ or error.__context__
+    if cause is not None and reason(cause) not in why:
+        why = f"{why} ({reason(cause)})"
+    return DataError("download_failed", f"cannot fetch '{what}' from the Hugging Face hub: {why}")

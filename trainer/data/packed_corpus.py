@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from trainer.contract.spec import DataSpec
-from trainer.data import durable, packed_rows
+from trainer.data import durable, packed_rows, walk
 from trainer.data import tokenizer as tokenizers
 from trainer.data.errors import DataError
 from trainer.data.packed_rows import Header
@@ -33,7 +33,7 @@ def prepare(
     tokenizer_dir: where ours is kept. given_dir: where it was read from, with nanochat's
     tokenizer.pkl perhaps. describe: sizes, times and content names of files. Raises DataError.
     """
-    root = Path(spec.path or "").expanduser()
+    root = walk.expanded(spec.path or "")
     train, notes = _chosen(root, spec.num_shards)
     val = packed_rows.paths(root, "val")
     if not val:

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from trainer.data import walk
 from trainer.data.errors import DataChanged, DataError
 from trainer.data.prepared import DataFile, PreparedData, verify_file
 
@@ -91,7 +92,7 @@ def paths(directory: str | Path, split: str) -> list[Path]:
     """The shards of a split in name order. Raises DataError for a folder that cannot be listed,
     and where a shard between others is missing: the order of all rows behind it would be another.
     """
-    root = Path(directory).expanduser()
+    root = walk.expanded(directory)
     try:
         found = [(m, path) for path in root.iterdir() if (m := _NAME.fullmatch(path.name))]
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Reading and writing parquet shards with a `text` column (RECIPE section 6)."""
+"""Reading and writing parquet shards with a column of text (RECIPE section 6)."""
 
 from __future__ import annotations
 
@@ -9,17 +9,21 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trainer.data.errors import DataError
+from trainer.data.errors import DataError, reason
+from trainer.data.left_out import shown
 
 TEXT_COLUMN = "text"
 ROW_GROUP_DOCUMENTS = 1000
+ROW_GROUP_CHARS = 32 << 20
+BATCH_BYTES = 32 << 20  # of text held at once while a row group is read
+_BATCH_ROWS = 8192
 
 
 class TextFile:
     """One open shard. `row_group_starts[g]` is the number of documents before row group g."""
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = str(path)
+    def __init__(self, path: str | Path, column: str = TEXT_COLUMN) -> None:
+        self.path, self.column = str(path), column
         try:
             self._file = pq.ParquetFile(path)
         except FileNotFoundError:
@@ -28,14 +32,22 @@ class TextFile:
             raise DataError("path_unreadable", f"no permission to read {path}", path) from None
         except (pa.ArrowException, OSError) as error:
             raise _corrupt(path, error) from None
-        _check_column(self._file.schema_arrow, path)
+        _check_column(self._file.schema_arrow, column, path)
+        self._read_metadata()
+
+    def _read_metadata(self) -> None:
         metadata = self._file.metadata
+        at = _column_index(self._file.schema, self.column)
         self.text_bytes = 0  # uncompressed
+        self.num_nulls = 0  # as far as the file has statistics
         self.row_group_starts = [0]
         for group in range(metadata.num_row_groups):
             found = metadata.row_group(group)
             self.row_group_starts.append(self.row_group_starts[-1] + found.num_rows)
-            self.text_bytes += found.total_byte_size
+            column = found.column(at)
+            self.text_bytes += column.total_uncompressed_size
+            statistics = column.statistics
+            self.num_nulls += (statistics.null_count or 0) if statistics else 0
 
     @property
     def num_row_groups(self) -> int:
@@ -47,9 +59,16 @@ class TextFile:
 
     def texts(self, row_group: int) -> list[str]:
         """The documents of a row group; a null is an empty document."""
+        return [text for batch in self.batches(row_group) for text in batch]
+
+    def batches(self, row_group: int) -> Iterator[list[str]]:
+        """The same in pieces of about `BATCH_BYTES`: a row group may be a whole book shelf."""
+        first, last = self.row_group_starts[row_group : row_group + 2]
+        mean = self._file.metadata.row_group(row_group).total_byte_size // max(1, last - first)
+        rows = max(1, min(_BATCH_ROWS, BATCH_BYTES // max(1, mean)))
         try:
-            table = self._file.read_row_group(row_group, columns=[TEXT_COLUMN])
-            return [text or "" for text in table.column(TEXT_COLUMN).to_pylist()]
+            for batch in self._file.iter_batches(rows, [row_group], columns=[self.column]):
+                yield [text or "" for text in batch.column(0).to_pylist()]
         except UnicodeDecodeError:
             raise DataError(
                 "corrupt_shard",
@@ -57,7 +76,7 @@ class TextFile:
                 self.path,
             ) from None
         except (pa.ArrowException, OSError) as error:
-            raise _corrupt(self.path, error) from None
+            raise _corrupt(self.path, error, f"row group {row_group} of ") from None
 
     def all_texts(self) -> Iterator[str]:
         for group in range(self.num_row_groups):
@@ -74,6 +93,7 @@ class TextWriter:
         self.documents = self.chars = 0
         self._path = path
         self._texts: list[str] = []
+        self._held = 0
         schema = pa.schema([(TEXT_COLUMN, pa.string())])
         self._writer = pq.ParquetWriter(path, schema, compression="zstd")
 
@@ -81,7 +101,8 @@ class TextWriter:
         self._texts.append(text)
         self.documents += 1
         self.chars += len(text)
-        if len(self._texts) == ROW_GROUP_DOCUMENTS:
+        self._held += len(text)
+        if len(self._texts) == ROW_GROUP_DOCUMENTS or self._held >= ROW_GROUP_CHARS:
             self._flush()
 
     def close(self) -> None:
@@ -93,14 +114,14 @@ class TextWriter:
     def _flush(self) -> None:
         if self._texts:
             self._writer.write_table(pa.table({TEXT_COLUMN: self._texts}))
-            self._texts = []
+            self._texts, self._held = [], 0
 
 
 class ShardWriter:
     """Train shards of about `shard_chars` each."""
 
     def __init__(self, directory: Path, shard_chars: int) -> None:
-        self.documents = 0
+        self.documents = self.chars = 0
         self._directory, self._shard_chars = directory, shard_chars
         self._shards = 0
         self._writer: TextWriter | None = None
@@ -112,6 +133,7 @@ class ShardWriter:
             self._shards += 1
         self._writer.add(text)
         self.documents += 1
+        self.chars += len(text)
         if self._writer.chars >= self._shard_chars:
             self.close()
 
@@ -121,15 +143,30 @@ class ShardWriter:
             self._writer = None
 
 
-def _check_column(schema: pa.Schema, path: str | Path) -> None:
-    if TEXT_COLUMN not in schema.names:
+def _check_column(schema: pa.Schema, column: str, path: str | Path) -> None:
+    if column not in schema.names:
         found = ", ".join(schema.names) or "none"
-        raise DataError("no_text_column", f"{path} has no column 'text' (it has: {found})", path)
-    kind = schema.field(TEXT_COLUMN).type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        raise DataError("no_text_column", f"column 'text' of {path} is {kind}, not text", path)
+        raise DataError(
+            "no_text_column",
+            f"{path} has no column '{column}' (it has: {found}); name the one with the text as "
+            "data.column",
+            path,
+        )
+    kind = schema.field(column).type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if not any(is_text(kind) for is_text in _IS_TEXT):
+        raise DataError("no_text_column", f"column '{column}' of {path} is {kind}, not text", path)
 
 
-def _corrupt(path: str | Path, error: Exception) -> DataError:
-    why = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return DataError("corrupt_shard", f"{path} is not a readable parquet file: {why}", path)
+_IS_TEXT = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+
+
+def _column_index(schema: pq.ParquetSchema, column: str) -> int:
+    return next(i for i in range(len(schema)) if schema.column(i).path == column)
+
+
+def _corrupt(path: str | Path, error: Exception, part: str = "") -> DataError:
+    return DataError(
+        "corrupt_shard", f"{part}{shown(str(path))} is not readable parquet: {reason(error)}", path
+    )

@@ -15,7 +15,16 @@ from typing import cast
 
 from trainer.contract.plan import shards_for
 from trainer.contract.spec import DataSpec, RunSpec
-from trainer.data import cache, contents, corpora, durable, packed_corpus, packed_rows
+from trainer.data import (
+    cache,
+    contents,
+    corpora,
+    durable,
+    left_out,
+    packed_corpus,
+    packed_rows,
+    walk,
+)
 from trainer.data import tokenizer as tokenizers
 from trainer.data.corpora import Corpus
 from trainer.data.errors import DataChanged, DataError
@@ -25,7 +34,6 @@ from trainer.data.tokenizer import Tokenizer
 
 __all__ = ["DataChanged", "DataError", "PreparedData", "prepare", "verify", "verify_file"]
 
-SPLIT_RULE = "files in name order, the last is validation"
 READY_BYTES = 400_000_000  # parquet bytes tokenized before training starts; the rest follows
 CAP_VARIABLE = "TRAIND_TOKEN_CACHE_BYTES"
 Progress = Callable[[str, float | None, str], None]
@@ -85,7 +93,7 @@ def _packed(
         spec,
         tokenizer,
         directory,
-        seed or Path(spec.tokenizer.path or "").expanduser(),
+        seed or walk.expanded(spec.tokenizer.path or ""),
         corpora_dir / "tokens" / tokenizer.sha256[:32],
         lambda paths, done: contents.describe(paths, corpora_dir, done),
         progress,
@@ -121,7 +129,7 @@ def _tokenizer(
     collected: the text to train one on, where none is given.
     """
     root = corpora_dir / "tokenizers"
-    given = seed_dir or (Path(spec.tokenizer.path).expanduser() if spec.tokenizer.path else None)
+    given = seed_dir or (walk.expanded(spec.tokenizer.path) if spec.tokenizer.path else None)
     if given is None and spec.tokenizer.run:
         raise DataError(
             "tokenizer_not_found", f"the tokenizer of run '{spec.tokenizer.run}' was not found"
@@ -157,7 +165,7 @@ def _trained(
     files = [file for file in collected.train_files if Path(file.path).exists()]
     if collected.source == "hf":
         files = files[:1]  # how many are here already is chance, and must not decide
-    content: list[object] = [[f.sha256 for f in files], vocab_size, tokenizers.SPLIT_PATTERN]
+    content: list[object] = [[f.text_sha256 for f in files], vocab_size, tokenizers.SPLIT_PATTERN]
     if special_tokens != tokenizers.SPECIAL_TOKENS:
         content.append(special_tokens)
     key = hashlib.sha256(json.dumps(content).encode()).hexdigest()
@@ -176,12 +184,12 @@ def _trained(
 def _texts(files: list[DataFile], progress: Progress) -> Iterator[str]:
     total, read = sum(file.num_documents or 0 for file in files) or 1, 0
     for file in files:
-        text_file = TextFile(file.path)
+        text_file = TextFile(file.path, file.column)
         for group in range(text_file.num_row_groups):
-            texts = text_file.texts(group)
-            yield from texts
-            read += len(texts)
-            progress("tokenizer", 0.5 * read / total, "training the tokenizer: reading text")
+            for texts in text_file.batches(group):
+                yield from texts
+                read += len(texts)
+                progress("tokenizer", 0.5 * read / total, "training the tokenizer: reading text")
         text_file.close()
 
 
@@ -226,7 +234,7 @@ def _prepared(
         tokenizer_dir=str(directory),
         tokenizer_sha256=tokenizer.sha256,
         vocab_size=tokenizer.vocab_size,
-        split_rule=SPLIT_RULE,
+        split_rule=collected.split_rule,
         train_files=collected.train_files,
         val_files=collected.val_files,
         cache_dir=str(cache_dir),
@@ -234,7 +242,8 @@ def _prepared(
         corpus_tokens=train_tokens,
         corpus_tokens_exact=exact,
         val_tokens=val_tokens,
-        notes=collected.notes,
+        notes=[*collected.notes, *left_out.sentences(collected.left_out)],
+        left_out=collected.left_out,
     )
 
 
@@ -242,11 +251,11 @@ def _count(
     files: list[DataFile], cache_dir: Path, tokenizer: Tokenizer, counts: dict[str, int]
 ) -> tuple[int, bool]:
     """Tokens of the files, and whether all were counted: the others are taken as alike by size."""
-    known = {file.sha256: cache.cached_tokens(file, cache_dir, tokenizer) for file in files}
-    counted = [file for file in files if known[file.sha256] is not None]
-    tokens = sum(known[file.sha256] or counts.get(file.sha256, 0) for file in counted)
+    known = {file.text_sha256: cache.cached_tokens(file, cache_dir, tokenizer) for file in files}
+    counted = [file for file in files if known[file.text_sha256] is not None]
+    tokens = sum(known[f.text_sha256] or counts.get(f.text_sha256, 0) for f in counted)
     if len(counted) == len(files):
         return tokens, True
     size = sum(file.size for file in counted)
     rate = tokens / size if size else 0.5  # tokens per byte of parquet, as in climbmix shards
-    return tokens + int(rate * sum(f.size for f in files if known[f.sha256] is None)), False
+    return tokens + int(rate * sum(f.size for f in files if known[f.text_sha256] is None)), False

@@ -38,7 +38,25 @@ class DataFile(Frozen):
     num_documents: int | None = None
     num_row_groups: int | None = None
     num_rows: int | None = None
+    num_nulls: int = 0
+    column: str = "text"
     remote: Remote | None = None
+
+    @property
+    def text_sha256(self) -> str:
+        """Names the text that is read: the file's sha256, with its column if that is not `text`."""
+        if self.column == "text":
+            return self.sha256
+        return hashlib.sha256(f"{self.sha256} {self.column}".encode()).hexdigest()
+
+
+class LeftOut(Frozen):
+    """What a reader left out for one reason. first: the first such file, line or folder."""
+
+    reason: str
+    unit: str
+    count: int
+    first: str
 
 
 class PreparedData(Frozen):
@@ -60,17 +78,18 @@ class PreparedData(Frozen):
     val_tokens: int
     tokenizer_id: int | None = None  # nanochat's fingerprint, of the rows it packed
     notes: list[str] = []
+    left_out: list[LeftOut] = []
 
     def files(self, split: str) -> list[DataFile]:
         return self.train_files if split == "train" else self.val_files
 
     def identity(self) -> str:
         """sha256 of everything the training batches depend on, besides packing and cursor."""
-        return self._fingerprint([file.sha256 for file in self.train_files])
+        return self._fingerprint([file.text_sha256 for file in self.train_files])
 
     def val_identity(self) -> str:
         """sha256 of everything val bpb depends on, besides the evaluation's own settings."""
-        return self._fingerprint([file.sha256 for file in self.val_files])
+        return self._fingerprint([file.text_sha256 for file in self.val_files])
 
     def _fingerprint(self, files: list[str]) -> str:
         content = [files, self.tokenizer_sha256, self.split_rule]

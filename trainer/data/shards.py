@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 
 from trainer.data import durable
-from trainer.data.parquet import TextFile
+from trainer.data.parquet import TEXT_COLUMN, TextFile
 from trainer.data.tokenizer import Tokenizer
 
 MAGIC = b"TRNDTOKS"
@@ -97,8 +97,14 @@ class CachedShard:
 class LiveShard:
     """A shard tokenized as it is read, with the same documents as its cache would give."""
 
-    def __init__(self, path: str, tokenizer: Tokenizer, threads: int | None = None) -> None:
-        self._file = TextFile(path)
+    def __init__(
+        self,
+        path: str,
+        tokenizer: Tokenizer,
+        threads: int | None = None,
+        column: str = TEXT_COLUMN,
+    ) -> None:
+        self._file = TextFile(path, column)
         self._tokenizer = tokenizer
         self._threads = threads
         self._held: tuple[int, list[np.ndarray]] = (-1, [])
@@ -113,7 +119,8 @@ class LiveShard:
 
     def documents(self, row_group: int, first: int, last: int) -> list[np.ndarray]:
         if self._held[0] != row_group:
-            self._held = (row_group, self._encode(self._file.texts(row_group)))
+            batches = self._file.batches(row_group)
+            self._held = (row_group, [ids for texts in batches for ids in self._encode(texts)])
         start, _ = self.span(row_group)
         return self._held[1][first - start : last - start]
 
@@ -135,7 +142,7 @@ class LiveShard:
 def write_shard(
     path: Path, source: TextFile, tokenizer: Tokenizer, file_sha256: str, encode
 ) -> int:
-    """Tokenize a text file into a cache file, one row group in memory at a time.
+    """Tokenize a text file into a cache file, a part of a row group in memory at a time.
 
     `encode(texts) -> list of arrays` does the work. Returns the number of tokens.
     """
@@ -144,10 +151,11 @@ def write_shard(
     with durable.replacing(path) as file:
         file.write(bytes(HEADER_BYTES))
         for group in range(source.num_row_groups):
-            encoded = encode(source.texts(group))
-            lengths.extend(len(ids) for ids in encoded)
-            groups.append(groups[-1] + len(encoded))
-            _write(file, digest, np.concatenate(encoded).tobytes() if encoded else b"")
+            for texts in source.batches(group):
+                encoded = encode(texts)
+                lengths.extend(len(ids) for ids in encoded)
+                _write(file, digest, np.concatenate(encoded).tobytes() if encoded else b"")
+            groups.append(len(lengths) - 1)
         offsets = np.cumsum(np.array(lengths, dtype="<u8"), dtype="<u8")
         num_tokens = int(offsets[-1])
         size = num_tokens * np.dtype(tokenizer.dtype).itemsize

@@ -115,7 +115,7 @@ class ShardSet:
             self._stats[index] = seen
 
     def _is_missing(self, file: DataFile) -> bool:
-        return not cache.cache_path(self._prepared.cache_dir, file.sha256).exists()
+        return not cache.cache_path(self._prepared.cache_dir, file.text_sha256).exists()
 
     # --- files that are still on their way -------------------------------------------------------
 

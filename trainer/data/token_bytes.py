@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from trainer.data.errors import DataError
+from trainer.data.errors import DataError, reason
 
 if TYPE_CHECKING:
     from trainer.data.tokenizer import Tokenizer
@@ -63,7 +63,7 @@ def _load(tokenizer: Tokenizer, path: Path) -> np.ndarray:
     except DataError:
         raise
     except Exception as error:  # torch raises many kinds for files that are not its own
-        raise _refused(path, str(error).splitlines()[0] if str(error) else "unreadable") from None
+        raise _refused(path, reason(error)) from None
     if not isinstance(lengths, torch.Tensor) or lengths.shape != (tokenizer.vocab_size,):
         raise _refused(path, f"it is not one length for each of {tokenizer.vocab_size:,} tokens")
     return lengths.to(torch.int64).numpy()

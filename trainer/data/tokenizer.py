@@ -21,7 +21,7 @@ import numpy as np
 import tiktoken
 
 from trainer.contract.recipe import DEFAULT, RECIPES
-from trainer.data import durable, inert_pickle, token_bytes
+from trainer.data import durable, foreign, inert_pickle, token_bytes
 from trainer.data.errors import DataError
 
 FILE_NAME = "tokenizer.json"
@@ -131,24 +131,31 @@ def load(directory: str | Path) -> Tokenizer:
     path = Path(directory) / FILE_NAME
     try:
         content = json.loads(_read_capped(path))
+        if foreign.is_hugging_face(content):
+            raise _refused(path, foreign.sentence(content))
         if content["format"] != FORMAT or content["version"] != 1:
             raise ValueError(f"its format is not {FORMAT} version 1")
         tokens = [base64.b64decode(token, validate=True) for token in content["tokens"]]
         return _validated(content["pattern"], tokens, content["special_tokens"], path)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except KeyError as error:
+        raise _refused(path, f"it has no key {error}") from None
+    except (ValueError, TypeError, RecursionError) as error:
         raise _refused(path, str(error)) from None
 
 
 def load_any(directory: str | Path) -> Tokenizer:
     """Ours or nanochat's, whichever lies in the directory."""
     directory = Path(directory)
+    if directory.is_file():
+        directory = directory.parent  # the file in the folder was named
     if (directory / FILE_NAME).exists():
         return load(directory)
     if (directory / PICKLE_NAME).exists():
         return from_nanochat(directory)
     raise DataError(
         "tokenizer_not_found",
-        f"no tokenizer in {directory}: neither {FILE_NAME} nor nanochat's tokenizer.pkl is there",
+        f"no tokenizer in {directory}: neither {FILE_NAME} nor nanochat's tokenizer.pkl is there"
+        f"{foreign.beside(directory)}",
         directory,
     )
 

@@ -10,6 +10,7 @@ import csv
 import hashlib
 import io
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -17,6 +18,8 @@ from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from trainer.data.errors import reason
 
 MAX_CONFIG_BYTES = 1 << 20
 MAX_DATA_BYTES = 512 << 20
@@ -67,7 +70,7 @@ class Bundle:
 
 def load_bundle(path: str | Path) -> Bundle:
     """The bundle in a directory. Raises BundleError."""
-    root = Path(path)
+    root = Path(os.path.expanduser(path))
     digest = hashlib.sha256()
     recorded = _recorded(root)
 
@@ -164,8 +167,7 @@ def _task_specs(path: Path, content: bytes) -> list[TaskSpec]:
             raise BundleError(f"{path}: icl_tasks is not a list of 1 to {MAX_TASKS} tasks")
         specs = [TaskSpec.model_validate(entry) for entry in entries]
     except (yaml.YAMLError, ValidationError, KeyError, TypeError, ValueError) as error:
-        said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BundleError(f"{path} is not a CORE task list: {said}") from None
+        raise BundleError(f"{path} is not a CORE task list: {reason(error)}") from None
     except RecursionError:
         raise BundleError(f"{path} is nested too deeply") from None
     if len({spec.label for spec in specs}) != len(specs):

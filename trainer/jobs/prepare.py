@@ -11,11 +11,15 @@ from trainer.contract.orders import JobOrder
 from trainer.contract.recipe import special_tokens_of
 from trainer.contract.rundir import DataDir, RunDir, write_durably
 from trainer.contract.spec import RunSpec
+from trainer.data import left_out
 from trainer.data.prepare import prepare
 from trainer.data.prepared import PreparedData
+from trainer.data.splits import LAST_VALIDATES
 from trainer.runtime.process import Process
 
-_STAGES = {"corpus": "downloading", "tokenizer": "tokenizing", "tokens": "tokenizing"}
+_STAGES = {"tokenizer": "tokenizing", "tokens": "tokenizing"}
+LEFT_OUT = "data_left_out"
+DATA_NOTE = "data_note"
 
 
 def run(order: JobOrder, own: Process) -> dict[str, Any]:
@@ -33,18 +37,48 @@ def run(order: JobOrder, own: Process) -> dict[str, Any]:
         seed_tokenizer_dir=_other_tokenizer(order),
         special_tokens=special_tokens_of(spec.model),
         progress=lambda stage, fraction, words: own.reporter.emit(
-            events.Stage(stage=_STAGES.get(stage, "preparing"), fraction=fraction, detail=words)  # pyright: ignore[reportArgumentType] - one of Stage's words
+            events.Stage(stage=_stage(stage, spec), fraction=fraction, detail=words)  # pyright: ignore[reportArgumentType] - one of Stage's words
         ),
         previous=_previous(run_dir),
     )
+    is_new = not run_dir.data.exists()
     write_durably(run_dir.data, prepared.model_dump_json(indent=1).encode())
+    if is_new:
+        _show(prepared, own)
     return {
         "corpus_tokens": prepared.corpus_tokens,
         "corpus_tokens_exact": prepared.corpus_tokens_exact,
         "vocab_size": prepared.vocab_size,
         "identity": prepared.identity(),
+        "split_rule": prepared.split_rule,
         "notes": prepared.notes,
+        "left_out": [entry.model_dump() for entry in prepared.left_out],
     }
+
+
+def _stage(stage: str, spec: RunSpec) -> str:
+    if stage == "corpus":
+        return "downloading" if spec.data.source == "hf" else "preparing"
+    return _STAGES[stage]
+
+
+def _show(prepared: PreparedData, own: Process) -> None:
+    """What the corpus leaves out and how it is split, among the run's events."""
+    for entry in prepared.left_out:
+        own.reporter.emit(
+            events.Notice(
+                level="warning" if left_out.is_notable([entry]) else "info",
+                code=LEFT_OUT,
+                message=left_out.sentences([entry])[0],
+                data=entry.model_dump(),
+            )
+        )
+    said = left_out.sentences(prepared.left_out)
+    for note in prepared.notes:
+        if note not in said:
+            own.reporter.emit(events.Notice(level="warning", code=DATA_NOTE, message=note))
+    if prepared.split_rule != LAST_VALIDATES:
+        own.reporter.emit(events.Notice(level="info", code=DATA_NOTE, message=prepared.split_rule))
 
 
 def _other_tokenizer(order: JobOrder) -> Path | None:

@@ -20,11 +20,13 @@ class Mirror:
         self.requests: list[tuple[str, str, str | None]] = []
         self.cut_after: int | None = None  # bytes after which the connection breaks, once
         self.endpoint = ""
+        self.card: dict | None = None
+        self.refusal: tuple[int, dict[str, str]] | None = None  # status and headers of every answer
 
     def info(self, with_files: bool) -> dict:
         siblings = []
-        for path in sorted(self.folder.iterdir()):
-            sibling: dict = {"rfilename": path.name}
+        for path in sorted(p for p in self.folder.rglob("*") if p.is_file()):
+            sibling: dict = {"rfilename": path.relative_to(self.folder).as_posix()}
             if with_files:
                 size = path.stat().st_size
                 lfs = {"sha256": _sha256(path), "size": size, "pointerSize": 130}
@@ -41,6 +43,7 @@ class Mirror:
             "likes": 0,
             "tags": [],
             "siblings": siblings,
+            **({"cardData": self.card} if self.card else {}),
         }
 
 
@@ -75,11 +78,13 @@ def _handler(mirror: Mirror) -> type[BaseHTTPRequestHandler]:
         def _answer(self, body: bool) -> None:
             url = urlparse(self.path)
             mirror.requests.append((self.command, url.path, self.headers.get("Range")))
-            if url.path.startswith(f"/api/datasets/{mirror.name}"):
+            if mirror.refusal:
+                self._refuse(*mirror.refusal)
+            elif url.path.startswith(f"/api/datasets/{mirror.name}"):
                 with_files = "blobs" in parse_qs(url.query)
                 self._send(json.dumps(mirror.info(with_files)).encode(), body)
             elif url.path.startswith(f"/datasets/{mirror.name}/resolve/"):
-                self._send_file(mirror.folder / url.path.rpartition("/")[2], body)
+                self._send_file(mirror.folder / url.path.split("/", 6)[6], body)
             else:
                 self._missing("RepoNotFound")
 
@@ -117,8 +122,12 @@ def _handler(mirror: Mirror) -> type[BaseHTTPRequestHandler]:
             return None
 
         def _missing(self, code: str) -> None:
-            self.send_response(404)
-            self.send_header("X-Error-Code", code)
+            self._refuse(404, {"X-Error-Code": code})
+
+        def _refuse(self, status: int, headers: dict[str, str]) -> None:
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
             self.send_header("Content-Length", "0")
             self.end_headers()
 

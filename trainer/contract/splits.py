@@ -1,0 +1,38 @@
+"""The names of splits: which words say train, validation and test."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+Kind = Literal["train", "validation", "test"]
+_WORDS: dict[str, Kind] = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+    "eval": "test",
+    "evaluation": "test",
+    "heldout": "test",
+    "holdout": "test",
+}
+_BETWEEN = re.compile(r"[-._\d]+")
+_FIRST_WORD = re.compile(r"[-._\d\s]+")
+
+
+def kind_of(name: str) -> Kind | None:
+    """What a file's, folder's or split's name says: its words stand between `-._` and digits.
+
+    A space ends only the first word: "test set.txt" is a split, "The Test.txt" a book.
+    """
+    lower = name.lower().replace("held-out", "heldout").replace("held_out", "heldout")
+    words = [*_BETWEEN.split(lower), _FIRST_WORD.split(lower, maxsplit=1)[0]]
+    kinds = [_WORDS[word] for word in words if word in _WORDS]
+    for kind in ("test", "validation", "train"):
+        if kind in kinds:
+            return kind
+    return None

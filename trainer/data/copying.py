@@ -1,0 +1,144 @@
+"""Copy documents into shards of our own: shuffled in blocks, and bounded by bytes.
+
+A block is held as UTF-8, at most `BLOCK_BYTES` of it, so that a corpus of any size and any script
+is copied in the same memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from trainer.data import documents, durable
+from trainer.data.documents import Sources
+from trainer.data.errors import DataError
+from trainer.data.left_out import shown
+from trainer.data.parquet import ShardWriter, TextWriter
+from trainer.data.prepared import LeftOut
+
+LAYOUT = 2  # goes up when the same sources would give other shards
+BLOCK_DOCUMENTS = 50_000
+BLOCK_BYTES = 64 << 20
+SHUFFLE_SEED = 1337
+VAL_EVERY = 20
+MIN_CHARS = 1000
+Progress = Callable[[float | None, str], None]
+Block = list[tuple[bool, bytes]]
+
+
+def copied(
+    sources: Sources, corpora_dir: Path, progress: Progress
+) -> tuple[list[Path], list[LeftOut]]:
+    """(train shards and then val.parquet, what was left out): written now, or from these very files
+    before."""
+    key = hashlib.sha256(json.dumps([LAYOUT, sources.source, sources.listing()]).encode())
+    index = corpora_dir / "index" / f"{key.hexdigest()}.json"
+    remembered = _remembered(index)
+    if remembered is None:
+        directory = _write_corpus(sources, corpora_dir, progress)
+        left = [entry.model_dump() for entry in sources.left.entries()]
+        remembered = {"directory": directory.name, "left_out": left}
+        durable.write_bytes(index, json.dumps(remembered).encode())
+    paths = sorted((corpora_dir / remembered["directory"]).glob("*.parquet"))
+    return paths, [LeftOut.model_validate(entry) for entry in remembered["left_out"]]
+
+
+def _remembered(index: Path) -> dict | None:
+    try:
+        found = json.loads(index.read_bytes())
+        whole = (index.parent.parent / found["directory"] / "val.parquet").exists()
+    except (OSError, ValueError, KeyError):
+        return None
+    return found if whole and "left_out" in found else None
+
+
+def _write_corpus(sources: Sources, corpora_dir: Path, progress: Progress) -> Path:
+    """Write shards to a temporary folder, which takes its name when it is complete."""
+    _sweep(corpora_dir)
+    work = corpora_dir / f".{sources.source}-{os.getpid()}.writing"
+    work.mkdir()
+    try:
+        digest = _write_shards(sources, work, progress)
+        target = corpora_dir / f"{sources.source}-{digest[:16]}"
+        try:
+            os.replace(work, target)
+        except OSError:
+            if not (target / "val.parquet").exists():  # else: the same text, copied before
+                raise
+        durable.sync_directory(corpora_dir)
+        return target
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _sweep(corpora_dir: Path) -> None:
+    """Remove folders whose writer was killed."""
+    for left in corpora_dir.glob(".*.writing"):
+        writer = left.name.removesuffix(".writing").rpartition("-")[2]
+        if writer.isdigit() and not durable.alive(int(writer)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _write_shards(sources: Sources, work: Path, progress: Progress) -> str:
+    """Train shards and val.parquet; returns the sha256 of all text in order."""
+    digest = hashlib.sha256(f"layout {LAYOUT}".encode())
+    total = sources.total_bytes() or 1
+    shard_chars = min(128 << 20, max(256 << 10, total // 4))
+    train = ShardWriter(work, shard_chars)
+    val = TextWriter(work / "val.parquet")
+    for block in _shuffled_blocks(sources, _showing(sources, total, progress)):
+        for is_val, text in block:
+            digest.update(text + (b"\0v" if is_val and sources.validation else b"\0"))
+            (val if is_val else train).add(text.decode())
+        block.clear()
+    train.close()
+    val.close()
+    _require_enough(sources, train, val)
+    return digest.hexdigest()
+
+
+def _require_enough(sources: Sources, train: ShardWriter, val: TextWriter) -> None:
+    chars, number = train.chars + val.chars, train.documents + val.documents
+    if chars < MIN_CHARS or not train.documents or not val.documents:
+        raise DataError(
+            "corpus_too_small" if chars else "no_text",
+            f"{sources.root} holds {chars:,} characters of text in {number} documents "
+            f"({train.documents} for training); at least {MIN_CHARS:,} characters, and one "
+            "document each for training and validation, are needed",
+            sources.root,
+        )
+
+
+def _showing(sources: Sources, total: int, progress: Progress) -> Callable[[int], None]:
+    def show(done: int) -> None:
+        words = f"copying {shown(sources.root)}: {done / 1e6:,.0f} of {total / 1e6:,.0f} MB"
+        progress(min(1.0, done / total), words)
+
+    return show
+
+
+def _shuffled_blocks(sources: Sources, show: Callable[[int], None]) -> Iterator[Block]:
+    """Documents in blocks, shuffled within: neighbours in a file are not neighbours in a batch."""
+    order = random.Random(SHUFFLE_SEED)
+    block: Block = []
+    held = 0
+    for number, document in enumerate(documents.read(sources, show)):
+        is_val = document.is_validation
+        if is_val is None:
+            is_val = number % VAL_EVERY == VAL_EVERY // 2
+        text = document.text.encode()
+        block.append((is_val, text))
+        held += len(text)
+        if len(block) == BLOCK_DOCUMENTS or held >= BLOCK_BYTES:
+            order.shuffle(block)
+            yield block
+            block, held = [], 0
+    if sources.validation is None and len(block) > 1 and not any(is_val for is_val, _ in block):
+        block[-1] = (True, block[-1][1])
+    order.shuffle(block)
+    yield block
