@@ -6,7 +6,10 @@ for each table and micro-batch, costs several times more. Measured on two CPU th
 vocabulary 32,768: see tests/bench/head.py for the numbers of this machine.
 
 aten's own embedding backward sums each row in token order (one owner per row on the CPU, a sorted
-segment sum on CUDA), so bits do not differ between repeats; a compiled scatter uses atomics.
+segment sum on CUDA), so bits do not differ between repeats; a compiled scatter uses atomics. On
+CUDA with Triton one kernel sums the bf16 gradients of a table straight into the float32 rows that
+the micro-batch touches, over one sort for all tables; aten sorts for each, copies to float32, fills
+a table's rows anew and adds them.
 """
 
 from __future__ import annotations
@@ -17,37 +20,70 @@ import torch
 from torch import Tensor
 
 
+class Slots:
+    """The slots (B, T) of a micro-batch's tokens, sorted once for all tables where a kernel sums
+    the rows."""
+
+    def __init__(self, slots_BT: Tensor, uses_kernel: bool) -> None:
+        self.slots_BT = slots_BT
+        self.sorted_N = self.order_N = None
+        if uses_kernel:
+            self.sorted_N, self.order_N = torch.sort(slots_BT.flatten(), stable=True)
+
+
 class TouchedRows:
     """Which rows a step touches, and the sum of their gradients so far.
 
     num_rows: U, how many. slot_V: token id -> slot, U where a row is not touched.
+    uses_kernel: whether the rows are summed by `embedding_kernel.py` and not by aten.
     """
 
-    def __init__(self, tokens: Sequence[Tensor], vocab_size: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        tokens: Sequence[Tensor],
+        vocab_size: int,
+        device: torch.device,
+        uses_kernel: bool = False,
+    ) -> None:
         everything = torch.cat([t.reshape(-1) for t in tokens])
         if everything.device.type == "cpu":
-            rows_U = torch.unique(everything, sorted=True)
+            is_touched_V = torch.zeros(vocab_size, dtype=torch.bool)
+            is_touched_V[everything] = True
+            rows_U = is_touched_V.nonzero()[:, 0]
         else:  # counting them would make the host wait for the device: take all rows
             rows_U = torch.arange(vocab_size, device=everything.device)
-        self.num_rows = len(rows_U)
+        self.num_rows, self.uses_kernel = len(rows_U), uses_kernel
         slot_V = torch.full((vocab_size,), self.num_rows, device=everything.device)
         slot_V[rows_U] = torch.arange(self.num_rows, device=everything.device)
         self.slot_V = _sent(slot_V, device)
         self.gradients: dict[str, Tensor] = {}
 
-    def slots(self, tokens_BT: Tensor) -> Tensor:
-        return self.slot_V[tokens_BT]
+    def slots(self, tokens_BT: Tensor) -> Slots:
+        return Slots(self.slot_V[tokens_BT], self.uses_kernel)
 
-    def add(self, table: str, gradient_BTW: Tensor, slots_BT: Tensor) -> None:
+    def add(self, table: str, gradient_BTW: Tensor, slots: Slots) -> None:
         """Add one micro-batch's row gradients to `table`'s float32 sum (U + 1, W).
 
         The last row stays zero: it is what an untouched row reads.
         """
+        if slots.sorted_N is not None and slots.order_N is not None:
+            self._add_sorted(table, gradient_BTW.flatten(0, 1), slots.sorted_N, slots.order_N)
+            return
         rows = torch.ops.aten.embedding_dense_backward(
-            gradient_BTW.float(), slots_BT, self.num_rows + 1, -1, False
+            gradient_BTW.float(), slots.slots_BT, self.num_rows + 1, -1, False
         )
         before = self.gradients.get(table)
         self.gradients[table] = rows if before is None else before.add_(rows)
+
+    def _add_sorted(
+        self, table: str, gradient_NW: Tensor, sorted_N: Tensor, order_N: Tensor
+    ) -> None:
+        from trainer.model.embedding_kernel import add_rows
+
+        if table not in self.gradients:
+            size = (self.num_rows + 1, gradient_NW.size(1))
+            self.gradients[table] = torch.zeros(size, device=gradient_NW.device)
+        add_rows(self.gradients[table], gradient_NW, sorted_N, order_N)
 
 
 def _sent(tensor: Tensor, device: torch.device) -> Tensor:

@@ -33,10 +33,13 @@ def loss_and_gradient(
     gradient_VD: Tensor,
     scale: Tensor,
     chunk_function: ChunkFunction | None = None,
+    *,
+    first: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """(mean loss over the targets that count, `scale` x its gradient for x_ND).
 
-    `scale` x the gradient of the weight is added to gradient_VD (float32) in place.
+    `scale` x the gradient of the weight is added to gradient_VD (float32) in place; with `first`
+    it replaces what is there.
     Targets of -1 do not count. x_ND and weight_VD are in the compute dtype.
     """
     compute = chunk_function or chunk_loss_and_gradient
@@ -49,7 +52,8 @@ def loss_and_gradient(
         nll_N, gradient_NV = compute(z_NV, targets, factor)
         losses.append(nll_N.sum())
         torch.mm(gradient_NV, weight_VD, out=out)
-        _add_product(gradient_VD, gradient_NV, x)
+        add_product(gradient_VD, gradient_NV, x, first=first and len(losses) == 1)
+        del z_NV, gradient_NV  # or they are still there while the next chunk's are made
     return torch.stack(losses).sum() / counted, gradient_ND
 
 
@@ -110,11 +114,15 @@ def _logits(x_ND: Tensor, weight_VD: Tensor) -> Tensor:
     return x_ND @ weight_VD.T
 
 
-def _add_product(gradient_VD: Tensor, gradient_NV: Tensor, x_ND: Tensor) -> None:
-    """gradient_VD += gradient_NVᵀ x_ND with float32 sums, whatever the factors' dtype."""
-    if gradient_NV.dtype == torch.float32:
-        gradient_VD.addmm_(gradient_NV.T, x_ND)
-    elif gradient_NV.device.type == "cuda":
-        gradient_VD += torch.mm(gradient_NV.T, x_ND, out_dtype=torch.float32)
+def add_product(
+    total_OD: Tensor, gradient_NO: Tensor, x_ND: Tensor, *, first: bool = False
+) -> None:
+    """total_OD += gradient_NOᵀ x_ND with float32 sums, whatever the factors' dtype; `first`: =."""
+    beta = 0 if first else 1
+    if gradient_NO.dtype == torch.float32:
+        total_OD.addmm_(gradient_NO.T, x_ND, beta=beta)
+    elif gradient_NO.device.type == "cuda":
+        factors = (total_OD, gradient_NO.T, x_ND)
+        torch.addmm(*factors, beta=beta, out_dtype=torch.float32, out=total_OD)
     else:
-        gradient_VD += gradient_NV.T.float() @ x_ND.float()
+        total_OD.mul_(beta).add_(gradient_NO.T.float() @ x_ND.float())

@@ -86,6 +86,26 @@ class ParameterBank:
         assert self.gradients is not None
         return self.places[name].view(self.gradients)
 
+    @property
+    def compute_buffer(self) -> Tensor:
+        """What the forward pass computes with: every weight in the compute dtype."""
+        return self.cast_buffer if self.casts else self.weights
+
+    def computed(self, name: str) -> Tensor:
+        """A matrix in the compute dtype, which autograd does not follow."""
+        return self.places[name].view(self.compute_buffer)
+
+    def joined(self, names: Sequence[str]) -> list[Place]:
+        """The places of these matrices, those that lie side by side as one: each (rows, cols)."""
+        found: list[Place] = []
+        for place in (self.places[name] for name in names):
+            last = found[-1] if found else None
+            if last and last.offset + last.size == place.offset and last.shape[1] == place.shape[1]:
+                found[-1] = Place(last.offset, (last.shape[0] + place.shape[0], place.shape[1]))
+            else:
+                found.append(place)
+        return found
+
     def _place(self, names: Sequence[str], shapes: dict[str, tuple[int, ...]], offset: int) -> int:
         for name in names:
             self.places[name] = Place(offset, shapes[name])

@@ -67,6 +67,11 @@ def attention(layer: int, matrix: str) -> str:
     return f"transformer.h.{layer}.attn.{matrix}.weight"
 
 
+def attention_inputs(layer: int) -> tuple[str, str, str]:
+    """The matrices of q, k and v."""
+    return attention(layer, "c_q"), attention(layer, "c_k"), attention(layer, "c_v")
+
+
 def mlp(layer: int, matrix: str) -> str:
     return f"transformer.h.{layer}.mlp.{matrix}.weight"
 

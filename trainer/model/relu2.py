@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from trainer.contract.shape import ModelShape
+from trainer.model import layer
 from trainer.model.block import block, mlp
 from trainer.runtime import autotune
 
@@ -44,6 +45,23 @@ def block_with(tile: str) -> Callable[..., Tensor]:
         return block(*args, mlp=partial(fused_mlp, tile=tile))
 
     return block_relu2
+
+
+def pieces_with(tile: str) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+    """`layer.relu2` and `layer.d_relu2` by this tile; COMPILED: themselves."""
+    if tile == COMPILED:
+        return layer.relu2, layer.d_relu2
+
+    def product(h_BTD: Tensor, c_fc: Tensor) -> Tensor:
+        return product_relu2(h_BTD.flatten(0, -2), c_fc, tile).view(*h_BTD.shape[:-1], len(c_fc))
+
+    def gradient(d_BTD: Tensor, mlp_proj: Tensor, hidden_BTF: Tensor) -> Tensor:
+        hidden_NF = hidden_BTF.flatten(0, -2)
+        return product_backward(
+            d_BTD.flatten(0, -2).contiguous(), mlp_proj, hidden_NF, tile
+        ).view_as(hidden_BTF)
+
+    return product, gradient
 
 
 def fused_mlp(x_BTD: Tensor, c_fc: Tensor, mlp_proj: Tensor, *, tile: str) -> Tensor:

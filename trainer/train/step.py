@@ -1,14 +1,16 @@
 """The training step: micro-batches in, one update out, and no word from the host in between.
 
 The forward pass is cut where that pays: table rows are looked up outside autograd (their gradient
-is a compact sum, `embedding.py`), the head makes its gradient in the forward pass (`head.py`), and
-autograd only sees the trunk between them.
+is a compact sum, `embedding.py`), the head makes its gradient in the forward pass (`head.py`). The
+trunk between them has its gradients written out on a card (`trunk.py`); elsewhere, and in fp8, it
+is autograd's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,10 @@ from torch import Tensor
 
 from trainer.model import attention, head, parameters, relu2
 from trainer.model.block import finish, start
-from trainer.model.embedding import TouchedRows, lookup
+from trainer.model.embedding import Slots, TouchedRows, lookup
 from trainer.model.fp8 import block_fp8
 from trainer.model.gpt import GPT
+from trainer.model.trunk import Trunk
 from trainer.optim.optimizer import Optimizer
 from trainer.runtime import malloc
 from trainer.runtime.compiler import Compiler
@@ -84,6 +87,7 @@ class Stepper:
     attention_backends: {window: backend} that is settled already, for a run or by an override.
     fp8: the trunk's products in 8 bits (fp8.py); evaluations go on in the compute dtype.
     relu2_tile: of our own kernel for the MLP (relu2.py), where it runs here; RACE lets it race.
+    explicit_gradients: the trunk of trunk.py instead of autograd's; None: on CUDA, but for fp8.
     before_update: called in each step when all but its update is launched; up to there weights and
     optimizer state are only read.
     """
@@ -100,6 +104,7 @@ class Stepper:
         attention_backends: Mapping[str, str] | None = None,
         fp8: bool = False,
         relu2_tile: str = relu2.COMPILED,
+        explicit_gradients: bool | None = None,
     ) -> None:
         self.model, self.optimizer = model, optimizer
         self.deterministic, self.fp8 = deterministic, fp8
@@ -107,6 +112,8 @@ class Stepper:
         if model.device.type == "cpu":
             malloc.keep_freed_memory()
         self.compiler = Compiler(compile, model.device)
+        is_cuda = model.device.type == "cuda"
+        explicit = is_cuda and not fp8 if explicit_gradients is None else explicit_gradients
         self.attention = attention.choose(
             model.shape,
             rows,
@@ -114,7 +121,7 @@ class Stepper:
             model.device,
             choices_file,
             fixed=attention_backends,
-            compiled=self.compiler.active,
+            compiled=self.compiler.active and not explicit,
         )
         model.attend = {w: attention.bind(name, w) for w, name in self.attention.items()}
         self.relu2_tile, self.relu2_reason = relu2.settle(
@@ -128,8 +135,12 @@ class Stepper:
         )
         layer = block_fp8 if fp8 else relu2.block_with(self.relu2_tile)
         self._start, self._block, self._finish = map(self.compiler, (start, layer, finish))
-        self._chunk = self.compiler(head.chunk_loss_and_gradient)
+        pieces = relu2.pieces_with(self.relu2_tile)
+        self.trunk = Trunk(model, self.compiler, *pieces) if explicit else None
+        self._compiled_chunk = self.compiler(head.chunk_loss_and_gradient)
         optimizer.adamw = self.compiler(optimizer.adamw)
+        if is_cuda:  # on the CPU its products are nearly all of it
+            optimizer.muon = self.compiler(optimizer.muon)
 
     def train_step(
         self,
@@ -180,6 +191,7 @@ class Stepper:
             "deterministic": self.deterministic,
             "head_chunk_tokens": head.chunk_tokens(self.model.device),
             "threads": torch.get_num_threads(),
+            **({"gradients": "explicit"} if self.trunk else {}),
             **({"products": "fp8"} if self.fp8 else {}),
             **({"relu2": self.relu2_tile} if self.relu2_tile != relu2.COMPILED else {}),
         }
@@ -192,56 +204,99 @@ class Stepper:
         Without it the same functions run and their gradients are thrown away: a forward pass under
         no_grad is compiled differently and may round differently.
         """
-        gradients = self.model.bank.gradients
-        assert gradients is not None
-        gradients.zero_()
+        self._clear_gradients()
         tokens = [t for t, _ in micro_batches]
-        touched = TouchedRows(tokens, self.model.shape.padded_vocab_size, self.model.device)
+        size = self.model.shape.padded_vocab_size
+        touched = TouchedRows(tokens, size, self.model.device, self._uses_kernels)
         self.model.touched = touched if learn else None
         scale = torch.full((), 1 / len(micro_batches), device=self.model.device)
         if self.optimizer.loss_scale is not None:
             scale = scale * self.optimizer.loss_scale.scale
         losses = []
         for tokens_BT, targets_BT in micro_batches:
-            x_BTD, loss, gradient_BTD = self._forward(tokens_BT, targets_BT, touched, scale)
-            losses.append(loss)
-            if learn:
-                _Scored.apply(x_BTD, gradient_BTD).backward()
-            # without a backward these names alone hold the graph, beside the next forward's
-            del x_BTD, gradient_BTD
+            first = self.trunk is not None and not losses
+            losses.append(self._one(tokens_BT, targets_BT, touched, scale, learn, first))
         self.compiler.let_vary(touched.gradients.values())
         return losses
 
-    def _forward(
-        self, tokens_BT: Tensor, targets_BT: Tensor, touched: TouchedRows, scale: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """(trunk's output, mean loss, scaled gradient for the output)."""
-        model = self.model
-        tokens_BT = tokens_BT.to(model.device, non_blocking=True)
-        targets_N = targets_BT.to(model.device, non_blocking=True).reshape(-1)
-        with torch.enable_grad():
-            rows = self._table_rows(tokens_BT, touched)
-            x_BTD = model.trunk(rows, self._start, self._block, self._finish)
-        with torch.no_grad():
-            loss, gradient_ND = head.loss_and_gradient(
-                x_BTD.detach().flatten(0, 1),
-                model.head_weight,
-                targets_N,
-                model.bank.gradient(parameters.LM_HEAD)[: model.shape.vocab_size],
-                scale,
-                self._chunk,
-            )
-        return x_BTD, loss, gradient_ND.view_as(x_BTD)
+    def _clear_gradients(self) -> None:
+        """All of them, or the scalars' where the first micro-batch writes the other ones anew."""
+        bank = self.model.bank
+        assert bank.gradients is not None
+        (bank.gradients if self.trunk is None else bank.scalars.view(bank.gradients)).zero_()
 
-    def _table_rows(self, tokens_BT: Tensor, touched: TouchedRows) -> dict[str, Tensor]:
-        """Rows of every table as leaves, whose gradients go straight into the touched rows."""
-        slots_BT = touched.slots(tokens_BT)
-        rows = {}
-        for name, table in self.model.tables.items():
-            leaf = lookup(tokens_BT, table.detach(), self.model.compute_dtype).requires_grad_()
-            leaf.register_post_accumulate_grad_hook(_collect(name, touched, slots_BT))
-            rows[name] = leaf
-        return rows
+    def _one(
+        self,
+        tokens_BT: Tensor,
+        targets_BT: Tensor,
+        touched: TouchedRows,
+        scale: Tensor,
+        learn: bool,
+        first: bool,
+    ) -> Tensor:
+        """One micro-batch's loss. What it keeps for its backward pass ends with this call: without
+        a backward pass, names alone would hold it beside the next forward's."""
+        tokens_BT = tokens_BT.to(self.model.device, non_blocking=True)
+        targets_N = targets_BT.to(self.model.device, non_blocking=True).reshape(-1)
+        slots = touched.slots(tokens_BT)
+        if self.trunk is None:
+            rows = {name: self._leaf(name, tokens_BT, touched, slots) for name in self.model.tables}
+            with torch.enable_grad():
+                x_BTD = self.model.trunk(rows, self._start, self._block, self._finish)
+            loss, gradient_BTD = self._head(x_BTD.detach(), targets_N, scale, first)
+            if learn:
+                _Scored.apply(x_BTD, gradient_BTD).backward()
+            return loss
+        x0_BTD = self._x0(self._leaf(parameters.WTE, tokens_BT, touched, slots))
+        kept = self.trunk.forward(x0_BTD.detach(), tokens_BT, keep=learn)
+        loss, gradient_BTD = self._head(kept.out, targets_N, scale, first)
+        if learn:
+            add_rows = partial(_add_rows, touched, slots)
+            gradient_BTD = self.trunk.backward(kept, gradient_BTD, add_rows, first=first)
+            _Scored.apply(x0_BTD, gradient_BTD).backward()
+        return loss
+
+    def _x0(self, rows_BTD: Tensor) -> Tensor:
+        leaf = self.model.bank.leaves
+        smear = (leaf.get(parameters.SMEAR_GATE), leaf.get(parameters.SMEAR_LAMBDA))
+        with torch.enable_grad():
+            return self._start(rows_BTD, *smear)
+
+    @torch.no_grad()
+    def _head(
+        self, x_BTD: Tensor, targets_N: Tensor, scale: Tensor, first: bool
+    ) -> tuple[Tensor, Tensor]:
+        """(mean loss, scaled gradient for the trunk's output)."""
+        model = self.model
+        loss, gradient_ND = head.loss_and_gradient(
+            x_BTD.flatten(0, 1),
+            model.head_weight.detach(),
+            targets_N,
+            model.bank.gradient(parameters.LM_HEAD)[: model.shape.vocab_size],
+            scale,
+            self._chunk,
+            first=first,
+        )
+        return loss, gradient_ND.view_as(x_BTD)
+
+    def _chunk(self, z_NV: Tensor, targets_N: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
+        if not self._uses_kernels:
+            return self._compiled_chunk(z_NV, targets_N, factor)
+        from trainer.model.head_kernel import loss_and_gradient_in_place
+
+        return loss_and_gradient_in_place(z_NV, targets_N, factor)
+
+    def _leaf(self, name: str, tokens_BT: Tensor, touched: TouchedRows, slots: Slots) -> Tensor:
+        """Rows of a table as a leaf, whose gradient goes straight into the touched rows."""
+        table = self.model.tables[name].detach()
+        leaf = lookup(tokens_BT, table, self.model.compute_dtype).requires_grad_()
+        leaf.register_post_accumulate_grad_hook(_collect(name, touched, slots))
+        return leaf
+
+    @property
+    def _uses_kernels(self) -> bool:
+        """Whether Triton kernels beside the compiler's are used."""
+        return self.model.device.type == "cuda" and self.compiler.active
 
     def _unscale(self, scale: Tensor) -> None:
         for gradient in self._gradients():
@@ -256,10 +311,14 @@ class Stepper:
         return [self.model.bank.gradients, *self.model.touched.gradients.values()]
 
 
-def _collect(table: str, touched: TouchedRows, slots_BT: Tensor):
+def _collect(table: str, touched: TouchedRows, slots: Slots):
     def add(leaf: Tensor) -> None:
         assert leaf.grad is not None
-        touched.add(table, leaf.grad, slots_BT)
+        touched.add(table, leaf.grad, slots)
         leaf.grad = None
 
     return add
+
+
+def _add_rows(touched: TouchedRows, slots: Slots, table: str, gradient_BTW: Tensor) -> None:
+    touched.add(table, gradient_BTW, slots)

@@ -1,0 +1,43 @@
+"""The trunk with written-out gradients equals the plain reference, as autograd's does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.trainer.shapes import KINDS, RATES, Kind, batches, trained_model
+from tests.trainer.test_step import assert_equal_gradients, gradients, plain_twin
+from trainer.model import relu2
+from trainer.optim.optimizer import Optimizer
+from trainer.train.step import Stepper
+
+
+def explicit(kind: Kind, dtype: torch.dtype = torch.float32, **how) -> Stepper:
+    model = trained_model(kind, dtype)
+    how = {"compile": False, "deterministic": True, "rows": 2, "explicit_gradients": True, **how}
+    return Stepper(model, Optimizer(model, kind.plan()[1]), **how)
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_every_gradient_is_that_of_the_plain_reference(kind: Kind) -> None:
+    ours, data = explicit(kind), batches(kind, 2)
+    assert ours.describe_choices()["gradients"] == "explicit"
+    assert_equal_gradients(gradients(ours, data), plain_twin(ours.model), data)
+
+
+@pytest.mark.parametrize("tile", [relu2.COMPILED, relu2.TILES[0]])
+def test_a_step_is_autograds(tile: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relu2, "missing", lambda *_: None)
+    kind = Kind(depth=4)
+    ours, other = explicit(kind, relu2_tile=tile), explicit(kind, explicit_gradients=False)
+    for seed in range(3):
+        data = batches(kind, seed=seed)
+        a, b = ours.train_step(data, **RATES), other.train_step(data, **RATES)
+        assert a.loss.item() == pytest.approx(b.loss.item(), abs=2e-6)
+        assert a.grad_norm.item() == pytest.approx(b.grad_norm.item(), rel=1e-4)
+
+
+def test_loss_only_is_the_steps_loss_to_the_bit_and_keeps_nothing() -> None:
+    kind = Kind(depth=4, sequence_len=256)
+    ours, data = explicit(kind), batches(kind, 2)
+    assert torch.equal(ours.loss_only(data), ours.train_step(data, **RATES).loss)

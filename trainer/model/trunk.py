@@ -1,0 +1,247 @@
+"""The trunk's training pass with explicit gradients: what a card runs.
+
+Autograd over compiled blocks keeps what its partitioner finds cheapest, rounds each weight gradient
+to the compute dtype before adding it to the float32 sum, and ends every fused kernel at the end of
+a block. Here a layer keeps 11 widths a token (x, h, q, k, v, y, the MLP's h, and relu² alone, which
+is four), weight gradients are products that add to float32 in place, and what lies between two
+attentions is compiled as one. On the CPU training stays with autograd, whose bits runs rely on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.contract.shape import VE_GATE_CHANNELS
+from trainer.model import layer, parameters
+from trainer.model.gpt import GPT
+from trainer.model.head import add_product
+from trainer.model.layer import DInward, DOutward, Fixed, Heads, Hidden, Inward, Outward
+
+Compile = Callable[[Callable[..., Any]], Callable[..., Any]]
+AddRows = Callable[[str, Tensor], None]  # a table's name, gradient of its rows (B, T, W)
+MIX_STRIDE = 16  # numbers from one layer's lambdas to the next: what is not aligned gets copied
+
+
+@dataclass
+class Layer:
+    """What a layer keeps for its backward pass. x: its input; y: its attention's result, with the
+    attention's own graph."""
+
+    x: Tensor
+    heads: Heads
+    y: Tensor
+    hidden: Hidden
+
+
+@dataclass
+class Kept:
+    """What a pass keeps. inv: 1 / rms of the norm that made `out`."""
+
+    out: Tensor
+    inv: Tensor
+    middle: Tensor
+    fixed: Fixed
+    layers: list[Layer]
+
+
+class Trunk:
+    """The trunk of `model`, each piece of it compiled once for all layers of its kind.
+
+    relu2, d_relu2: the MLP's first product with relu², and its gradient.
+    """
+
+    def __init__(
+        self,
+        model: GPT,
+        compiler: Compile,
+        relu2: layer.Relu2 = layer.relu2,
+        d_relu2: layer.Relu2Gradient = layer.d_relu2,
+    ) -> None:
+        self.model, head_dim = model, model.shape.head_dim
+
+        def enter(x: Tensor, fixed: Fixed, into: Inward) -> Heads:
+            return layer.inward(x, fixed, into, head_dim)
+
+        def between(x: Tensor, y: Tensor, fixed: Fixed, out: Outward, into: Inward):
+            hidden = layer.outward(x, y, fixed, out, relu2)
+            return hidden, layer.inward(hidden.x, fixed, into, head_dim)
+
+        def leave(x: Tensor, y: Tensor, fixed: Fixed, out: Outward) -> Hidden:
+            return layer.outward(x, y, fixed, out, relu2)
+
+        def d_leave(d_x: Tensor, hidden: Hidden, out: Outward) -> DOutward:
+            return layer.d_outward(d_x, hidden, out, d_relu2)
+
+        def d_between(
+            above: tuple[Any, ...], d_middle: Tensor | None, hidden: Hidden, out: Outward
+        ) -> tuple[DInward, DOutward]:
+            into = layer.d_inward(*above)
+            if d_middle is not None:
+                into = into._replace(x=into.x + d_middle)
+            return into, layer.d_outward(into.x, hidden, out, d_relu2)
+
+        self._enter, self._between, self._leave = map(compiler, (enter, between, leave))
+        self._d_leave, self._d_between = compiler(d_leave), compiler(d_between)
+        self._finish, self._d_finish = compiler(layer.finish), compiler(layer.d_finish)
+        self._d_enter = compiler(layer.d_inward)
+        self._last, self._middle = model.shape.n_layer - 1, model.shape.n_layer // 2
+        self._turn: tuple[Tensor, Tensor] | None = None
+        self._mix = torch.zeros(model.shape.n_layer, MIX_STRIDE, device=model.device)
+        self._weights = [_weights(model, i, mix[:2]) for i, mix in enumerate(self._mix)]
+        self._gradients = [_Gradients(model, i) for i in range(model.shape.n_layer)]
+
+    @torch.no_grad()
+    def forward(self, x0: Tensor, tokens: Tensor, *, keep: bool = True) -> Kept:
+        """x0 (B, T, D): what `block.start` returns. Without `keep` no layer is kept."""
+        bank = self.model.bank
+        for column, name in enumerate(("resid_lambdas", "x0_lambdas")):
+            self._mix[:, column] = bank.parameters[name].detach()
+        fixed = Fixed(tokens, x0, *self._rotation(x0.size(1)))
+        x = middle = x0
+        heads: Any = self._enter(x, fixed, self._weights[0].into)
+        layers: list[Layer] = []
+        for index, weights in enumerate(self._weights):
+            y = self._attend(index, heads)
+            joined = y.detach().flatten(-2)
+            if index < self._last:
+                into = self._weights[index + 1].into
+                hidden, following = self._between(x, joined, fixed, weights.out, into)
+            else:
+                hidden, following = self._leave(x, joined, fixed, weights.out), None
+            if keep:
+                layers.append(Layer(x, heads, y, hidden))
+            x, heads = hidden.x, following
+            if index == self._middle:
+                middle = x
+        out, inv = self._finish(x, middle, self._backout)
+        return Kept(out, inv, middle, fixed, layers)
+
+    @torch.no_grad()
+    def backward(self, kept: Kept, d_out: Tensor, add_rows: AddRows, *, first: bool) -> Tensor:
+        """The gradient for x0; those of weights and lambdas are added to the bank's, or written
+        there by the first micro-batch of a step. Empties `kept`."""
+        d_x, d_middle, d_backout = self._d_finish(
+            d_out, kept.out, kept.inv, kept.middle, self._backout
+        )
+        fixed, layers = kept.fixed, kept.layers
+        if self._middle == self._last:
+            d_x = d_x + d_middle
+        d_x0, d_mix = torch.zeros_like(d_x), []
+        above = layers.pop()
+        d_out_of = self._d_leave(d_x, above.hidden, self._weights[self._last].out)
+        for index in range(self._last, -1, -1):
+            self._gradients[index].add_outward(d_x, d_out_of, above, first)
+            d_heads = _d_attend(above, d_out_of.y)
+            into = self._weights[index].backward
+            arguments = (d_heads, d_out_of.u, d_x0, above.x, above.heads, fixed, into)
+            heads = above.heads
+            if index:
+                below = layers.pop()
+                d_kept = d_middle if index - 1 == self._middle else None
+                out = self._weights[index - 1].out
+                d_in, d_out_of = self._d_between(arguments, d_kept, below.hidden, out)
+                above = below
+            else:
+                d_in = self._d_enter(*arguments)
+            self._gradients[index].add_inward(d_in, heads, first)
+            if d_in.rows is not None:
+                add_rows(parameters.value_embed(index), d_in.rows)
+            d_x, d_x0 = d_in.x, d_in.x0
+            d_mix.insert(0, d_in.mix)
+        self._add_lambdas(torch.stack(d_mix), d_backout)
+        return d_x + d_x0
+
+    def _rotation(self, length: int) -> tuple[Tensor, Tensor]:
+        """cos and sin (T, C) as `layer.Fixed` has them."""
+        if self._turn is None or len(self._turn[0]) != length:
+            cos, sin = self.model.rotary(length)
+            self._turn = torch.cat([cos, cos], dim=-1), torch.cat([sin, -sin], dim=-1)
+        return self._turn
+
+    @property
+    def _backout(self) -> Tensor:
+        return self.model.bank.parameters["backout_lambda"].detach()
+
+    def _attend(self, index: int, heads: Heads) -> Tensor:
+        """With its graph even where none is needed: kernels may be chosen by that."""
+        with torch.enable_grad():
+            q, k, v = (t.requires_grad_() for t in heads[:3])
+            return self.model.attend[self.model.windows[index]](q, k, v)
+
+    def _add_lambdas(self, d_mix_L2: Tensor, d_backout: Tensor) -> None:
+        gradient = self.model.bank.gradient
+        gradient("resid_lambdas").add_(d_mix_L2[:, 0])
+        gradient("x0_lambdas").add_(d_mix_L2[:, 1])
+        gradient("backout_lambda").add_(d_backout)
+
+
+def _d_attend(kept: Layer, d_y: Tensor) -> tuple[Tensor, ...]:
+    inputs = kept.heads[:3]
+    return torch.autograd.grad(kept.y, inputs, d_y.view_as(kept.y))
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """into: with v's product aside where v is kept as it is, or q and k would be kept with it;
+    backward: with as few products as the bank allows."""
+
+    into: Inward
+    backward: Inward
+    out: Outward
+
+
+def _weights(model: GPT, index: int, mix: Tensor) -> _Weights:
+    bank = model.bank
+    names = parameters.attention_inputs(index)
+    table = model.tables.get(parameters.value_embed(index))
+    table = None if table is None else table.detach()
+    ve_gate = bank.computed(parameters.attention(index, "ve_gate")) if table is not None else None
+    joined = tuple(place.view(bank.compute_buffer) for place in bank.joined(names))
+    apart = (*bank.joined(names[:-1]), *bank.joined(names[-1:]))
+    forward = joined if table is not None else tuple(p.view(bank.compute_buffer) for p in apart)
+    return _Weights(
+        Inward(mix, forward, ve_gate, table),
+        Inward(mix, joined, ve_gate, table),
+        Outward(
+            mix,
+            bank.computed(parameters.attention(index, "c_proj")),
+            bank.computed(parameters.mlp(index, "c_fc")),
+            bank.computed(parameters.mlp(index, "c_proj")),
+        ),
+    )
+
+
+class _Gradients:
+    """Where a layer's weight gradients are summed, in float32: views of the bank's."""
+
+    def __init__(self, model: GPT, index: int) -> None:
+        bank = model.bank
+        assert bank.gradients is not None
+        names = parameters.attention_inputs(index)
+        self.qkv = [place.view(bank.gradients) for place in bank.joined(names)]
+        self.attn_proj = bank.gradient(parameters.attention(index, "c_proj"))
+        self.c_fc = bank.gradient(parameters.mlp(index, "c_fc"))
+        self.mlp_proj = bank.gradient(parameters.mlp(index, "c_proj"))
+        gate = parameters.attention(index, "ve_gate")
+        self.ve_gate = bank.gradient(gate) if gate in bank.places else None
+
+    def add_outward(self, d_x: Tensor, d: DOutward, kept: Layer, first: bool) -> None:
+        _add(self.mlp_proj, d_x, kept.hidden.relu2, first)
+        _add(self.c_fc, d.fc, kept.hidden.h, first)
+        _add(self.attn_proj, d.u, kept.y.detach().flatten(-2), first)
+
+    def add_inward(self, d: DInward, heads: Heads, first: bool) -> None:
+        pieces = d.qkv.split([len(g) for g in self.qkv], dim=-1)
+        for gradient, piece in zip(self.qkv, pieces, strict=True):
+            _add(gradient, piece, heads.h, first)
+        if self.ve_gate is not None and d.gate is not None:
+            _add(self.ve_gate, d.gate, heads.h[..., :VE_GATE_CHANNELS], first)
+
+
+def _add(total_OD: Tensor, gradient: Tensor, x: Tensor, first: bool) -> None:
+    add_product(total_OD, gradient.flatten(0, -2), x.flatten(0, -2), first=first)
