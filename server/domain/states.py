@@ -80,6 +80,12 @@ def require(run: tables.Run, verb: str) -> State:
     return state
 
 
+def advice(run: tables.Run) -> str:
+    """What to do about the run's reason: another thing where nothing goes on by itself."""
+    reason = Reason(run.reason)
+    return reason.advice_once_stopped if State(run.state) in SETTLED else reason.advice
+
+
 def can_move(before: State, after: State) -> bool:
     return after in MOVES[before]
 

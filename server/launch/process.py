@@ -206,6 +206,13 @@ def _deliver(pidfd: int, pid: int, number: signal.Signals) -> None:
         os.kill(pid, number)
 
 
+def continue_helpers(token: str) -> None:
+    """SIGCONT to everything that carries the token: whoever stopped the trainer may have stopped
+    what it started too."""
+    for identity in carriers(token):
+        send(identity, token, signal.SIGCONT)
+
+
 def kill_carriers(token: str) -> int:
     """SIGKILL everything that carries the token; how many there were."""
     found = carriers(token)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from sqlalchemy.orm import Session
 
 from server.database import tables
-from server.domain.states import Desired, State
+from server.domain.states import Desired, State, advice
 from server.machine import throughput
 from server.queries.condition import condition
 from server.queries.standing import Standing, standing
@@ -57,7 +57,7 @@ def progress(
         desired_state=Desired(run.desired_state),
         reason=reason,
         reason_message=run.reason_message,
-        advice=reason.advice,
+        advice=advice(run),
         phase=stands.phase,
         attempt=attempt.number if attempt else None,
         stage=attempt.stage if attempt and not attempt.settled else None,

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session, defer
 
 from server import receivers, schemas
 from server.database import tables
-from server.domain.states import Desired, State
+from server.domain.states import Desired, State, advice
 from server.errors import Invalid, NotFound
 from server.metrics import sparkline
 from server.queries import estimate
@@ -75,7 +75,7 @@ def detail(session: Session, run: tables.Run) -> schemas.RunDetail:
     places, counts = _queue(session, [run]), _phase_counts(session, [run])
     return schemas.RunDetail(
         **_summary(session, run, places.get(run.id), counts.get(run.id, 0)),
-        advice=Reason(run.reason).advice,
+        advice=advice(run),
         spec=shown_spec(run.spec),
         plan=Plan.model_validate(run.plan),
         frozen=run.frozen,

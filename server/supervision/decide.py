@@ -200,13 +200,19 @@ def _ladder(process: Seen, kind: str, patience: float, grace: float) -> Action:
     """Command, then SIGTERM, then SIGKILL; one rung a tick, each after its time."""
     if kind not in process.told:
         return Deliver() if process.has_commands else Tell(kind)
-    if process.is_stopped and process.step < 3 and process.since_step >= DUMP_SECONDS:
-        return Signal((signal.SIGKILL,), 3, f"it was stopped by a signal and cannot {kind}")
+    if process.is_stopped and process.step == 0:
+        why = f"it was stopped by a signal; it is continued so that it can {kind}"
+        return Signal((signal.SIGCONT,), 1, why)
     if process.step <= 1 and process.since_step >= patience:
-        return Signal((signal.SIGTERM,), 2, f"no {kind} after {patience:.0f} s")
+        return Signal(_asking_to_end(process), 2, f"no {kind} after {patience:.0f} s")
     if process.step == 2 and process.since_step >= min(grace, patience):
         return Signal((signal.SIGKILL,), 3, f"no end after SIGTERM on the way to {kind}")
     return WAIT
+
+
+def _asking_to_end(process: Seen) -> tuple[signal.Signals, ...]:
+    """A process that is stopped sees SIGTERM only once it goes on."""
+    return (signal.SIGTERM, signal.SIGCONT) if process.is_stopped else (signal.SIGTERM,)
 
 
 def _end_in_order(process: Seen, patience: float) -> Action:
@@ -230,8 +236,11 @@ def _stall(process: Seen) -> Action | None:
     if process.stall_step == 1 and process.silence < process.since_step:
         return Spare()
     if process.stall_step <= 2 and process.since_step >= DUMP_SECONDS:
-        return Signal((signal.SIGTERM,), 3, "the stack dump is in its log", stall=True)
-    if process.stall_step == 3 and process.since_step >= TERM_SECONDS:
+        why = "the stack dump is in its log"
+        return Signal(_asking_to_end(process), 3, why, stall=True)
+    # one that speaks again is saving
+    grace = SAVE_SECONDS if process.silence < process.since_step else TERM_SECONDS
+    if process.stall_step == 3 and process.since_step >= grace:
         return Signal((signal.SIGKILL,), 4, "it did not end after SIGTERM", stall=True)
     return WAIT
 

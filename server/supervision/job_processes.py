@@ -6,6 +6,7 @@ when the device is free; `inline` jobs are done by the running trainer and are a
 
 from __future__ import annotations
 
+import signal
 import time
 import uuid
 from pathlib import Path
@@ -172,6 +173,8 @@ def send(shop: Shop, job: Job, watch: Watch, action: Signal) -> None:
     """Signal the job and remember the rung."""
     if watch.identity is not None:
         process.send(watch.identity, watch.token, *action.signals)
+        if signal.SIGCONT in action.signals:
+            process.continue_helpers(watch.token)
     watch.since_step = 0.0
     if action.stall:
         watch.stall_step, watch.stalled = action.step, watch.stalled or action.why

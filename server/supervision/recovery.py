@@ -24,6 +24,9 @@ _HOPELESS = frozenset(
         Reason.data_unusable,
         Reason.no_checkpoint,
         Reason.environment_changed,
+        Reason.not_permitted,
+        Reason.software_missing,
+        Reason.compile_failed,
     }
 )
 
@@ -236,8 +239,10 @@ def _hopeless(ending: Ending, history: History) -> str | None:
     """Why another attempt is not worth making, None when it is."""
     if history.recovery.on_crash == "stop":
         return f"{ending.message} The run's recovery.on_crash is 'stop'."
-    if ending.reason in _HOPELESS:
+    if ending.reason is Reason.out_of_memory:
         return ". ".join(filter(None, (ending.message.rstrip("."), history.advice)))
+    if ending.reason in _HOPELESS:
+        return ending.message
     if ending.reason is Reason.host_out_of_memory and history.same_before >= 1:
         return f"{ending.message}, for the second time in a row"
     if ending.xid is not None and ending.xid.action is not Action.restart:
@@ -255,6 +260,8 @@ def _after_failure(ending: Ending, history: History, backoff: tuple[float, ...])
             f"{failures} attempts in a row got no further than step {best:,}; "
             f"the last one: {ending.message}"
         )
+        if ending.reason not in (Reason.crashed, Reason.stalled):  # there is more than its log
+            message = f"{message.rstrip('.')}. {ending.reason.advice_once_stopped}"
         return Verdict(
             State.failed, Reason.no_progress, message, failures=failures, best_failed_step=best
         )

@@ -6,6 +6,7 @@ and the pid after it, so that a daemon killed anywhere between finds the process
 
 from __future__ import annotations
 
+import signal
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,7 +28,7 @@ from server.supervision.post_mortem import Autopsy
 from server.supervision.recovery import Ending, Verdict
 from server.supervision.setbacks import in_words
 from server.supervision.watch import Watch
-from trainer.contract import exits, failpoint, journal, orders
+from trainer.contract import causes, exits, failpoint, journal, orders
 from trainer.contract.exits import Reason
 from trainer.contract.rundir import INBOX, ProcessIdentity, boot_id, write_durably
 from trainer.contract.spec import RecoverySpec
@@ -116,8 +117,19 @@ def _cannot_start(shop: Shop, attempt_id: int, error: OSError) -> None:
     """Nothing was started: the row says why, and the next look closes it."""
     with shop.db.write() as session:
         attempt = session.get_one(Attempt, attempt_id)
-        attempt.outcome, attempt.reason = "failed", Reason.crashed
+        attempt.outcome, attempt.reason = "failed", _why_not_started(error)
         attempt.message = f"the trainer could not be started: {in_words(error)}"
+
+
+def _why_not_started(error: OSError) -> Reason:
+    if error.errno in causes.TOO_MANY_FILES:
+        return Reason.too_many_open_files
+    if error.errno in causes.NO_MEMORY:
+        return Reason.host_out_of_memory
+    if error.errno in causes.DISK_FULL:
+        return Reason.disk_full
+    is_program = error.errno in causes.MISSING | causes.NOT_PERMITTED
+    return Reason.software_missing if is_program else Reason.crashed
 
 
 def adopt(shop: Shop, attempt: Attempt, watch: Watch) -> None:
@@ -147,6 +159,8 @@ def send(shop: Shop, attempt: Attempt, watch: Watch, action: Signal) -> None:
             session.get_one(Run, attempt.run_id).escalation = action.step
     identity = watch.identity or recorded(attempt)
     sent = identity is not None and process.send(identity, watch.token, *action.signals)
+    if sent and signal.SIGCONT in action.signals:
+        process.continue_helpers(watch.token)
     watch.since_step = 0.0
     if action.stall:
         watch.stall_step, watch.stalled = action.step, watch.stalled or action.why

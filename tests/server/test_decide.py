@@ -135,6 +135,25 @@ def test_the_ladder_of_a_cancel_is_shorter() -> None:
     ) == [WAIT, (signal.SIGTERM,), (signal.SIGKILL,)]
 
 
+def test_the_ladder_continues_what_is_stopped_before_it_asks_again() -> None:
+    told = frozenset({"pause"})
+    assert climb(
+        RunSeen(state=State.pausing),
+        alive(told=told, is_stopped=True),
+        alive(told=told, is_stopped=True, step=1, since_step=3),  # stopped once more, or traced
+        alive(told=told, is_stopped=True, step=1, since_step=60),
+        alive(told=told, is_stopped=True, step=2, since_step=60),
+    ) == [(signal.SIGCONT,), WAIT, (signal.SIGTERM, signal.SIGCONT), (signal.SIGKILL,)]
+
+
+def test_one_that_speaks_again_after_sigterm_may_save() -> None:
+    assert climb(
+        RunSeen(state=State.running),
+        alive(silence=1, stall_step=3, since_step=59),
+        alive(silence=1, stall_step=3, since_step=60),
+    ) == [WAIT, (signal.SIGKILL,)]
+
+
 def test_the_ladder_of_a_stall() -> None:
     assert climb(
         RunSeen(state=State.running),

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from server.database import tables
+from server.domain import states
 from server.domain.states import State
 from server.machine import kernel_log
 from server.supervision import post_mortem, recovery
@@ -181,6 +182,61 @@ def test_every_verdict_is_a_legal_move() -> None:
                     by_way = {State.running} if state is State.starting else set()
                     legal = MOVES[state].union(*(MOVES[s] for s in by_way))
                     assert verdict.state in legal, (state, outcome, reason, verdict)
+
+
+# reason -> (a word its advice needs when it stopped, words that belong to other causes)
+FITS: dict[Reason, str] = {
+    R.out_of_memory: "device_batch_size",
+    R.host_out_of_memory: "Close other programs",
+    R.no_checkpoint: "undamaged copy",
+    R.too_many_open_files: "ulimit -n",
+    R.data_changed: "original file back",
+    R.data_unusable: "what the message names",
+    R.file_missing: "Put the file back",
+    R.not_permitted: "access to the file",
+    R.io_error: "dmesg",
+    R.disk_full: "Free some space, then resume",
+    R.network_failed: "proxy",
+    R.software_missing: "traind doctor",
+    R.compile_failed: "overrides.compile",
+    R.device_missing: "traind doctor",
+    R.gpu_lost: "Xid",
+    R.non_finite_loss: "learning rate",
+    R.crashed: "log",
+    R.stalled: "stack dump",
+    R.journal_damaged: "weights are not affected",
+    R.environment_changed: "earlier versions",
+    R.terminated: "resume continues",
+    R.host_restarted: "Resume continues",
+}
+ON_ITS_OWN = ("by itself", "restarts")
+
+
+@pytest.mark.parametrize("reason", FITS)
+def test_the_advice_fits_its_cause(reason: Reason) -> None:
+    """What a failed run says, in its advice and in its message, whatever led to the failure."""
+    assert FITS[reason] in reason.advice_once_stopped
+    assert not any(words in reason.advice_once_stopped for words in ON_ITS_OWN)
+    told = history(advice="Resume with overrides.device_batch_size 4 (it is 8).", failures=2)
+    verdict = follow(ended("failed", reason), told)
+    said = f"{verdict.message} {reason.advice_once_stopped}"
+    assert ("device_batch_size" in said) is (reason is R.out_of_memory)
+    if verdict.reason is R.no_progress and reason not in (R.crashed, R.stalled):
+        assert reason.advice_once_stopped in verdict.message
+
+
+def test_a_run_that_goes_on_by_itself_is_told_so_and_one_that_stopped_is_not() -> None:
+    for state, going in (("recovering", True), ("failed", False), ("paused", False)):
+        for reason in (R.crashed, R.stalled):
+            advice = states.advice(tables.Run(state=state, reason=reason))
+            assert ("by itself" in advice) is going, (state, reason)
+
+
+def test_what_cannot_get_better_by_itself_is_not_tried_again() -> None:
+    for reason in (R.not_permitted, R.software_missing, R.compile_failed, R.no_checkpoint):
+        assert follow(ended("failed", reason), history()).state is State.failed
+    for reason in (R.too_many_open_files, R.file_missing, R.network_failed):
+        assert follow(ended("failed", reason), history()).state is State.recovering
 
 
 def test_f35_the_estimate_stands_beside_the_measured_peak() -> None:

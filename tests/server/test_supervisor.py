@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from server.database.tables import Job
-from server.domain import extend, jobs, runs
+from server.domain import extend, jobs, lineage, runs
+from server.launch import process
 from server.supervision.supervisor import Supervisor
 from server.supervision.trainers import Shop
 from tests.server.house import CPU, House
@@ -117,6 +118,46 @@ def test_escalation_command_then_sigterm_then_sigkill(
     assert house.living() == []
     assert "on the way to the pause" in house.run(run_id).reason_message
     house.close()
+
+
+@pytest.mark.parametrize(("verb", "state"), [("pause", "paused"), ("cancel", "cancelled")])
+def test_a_stopped_trainer_is_continued_first_and_ends_in_order(
+    house: House, verb: str, state: str
+) -> None:
+    """SIGSTOP lends the device to somebody; a pause then loses no step, however long it took."""
+    run_id = house.create(steps=100_000)
+    with house.daemon():
+        pid = house.pid(run_id)
+        house.reaches(run_id, 12)
+        os.kill(pid, signal.SIGSTOP)
+        house.until(lambda: process.is_stopped(pid))
+        house.ask(runs.request_pause if verb == "pause" else runs.request_cancel, run_id)
+        house.becomes(run_id, state)
+    (said,) = [e.message for e in house.events(run_id, "signal")]
+    assert said.startswith("sent SIGCONT to the trainer: it was stopped by a signal")
+    attempt = house.attempts(run_id)[0]
+    assert attempt.outcome == state
+    if verb == "pause":
+        assert (attempt.last_step or 0) + 1 == house.run(run_id).step
+        with house.db.read() as session:
+            (newest, *_) = lineage.checkpoints(session, run_id)
+        assert newest.step == house.run(run_id).step
+
+
+def test_a_stopped_job_is_continued_too(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    house.behave(monkeypatch, job={"seconds": 60})
+    run_id = house.create(steps=100_000)
+    with house.daemon():
+        house.reaches(run_id, 12)
+        job_id = _add_job(house, run_id)
+        pid = house.until(lambda: _job(house, job_id).pid)
+        house.until(lambda: process.carriers(_job(house, job_id).token))
+        os.kill(pid, signal.SIGSTOP)
+        house.until(lambda: process.is_stopped(pid))
+        with house.db.write() as session:
+            jobs.cancel(session.get_one(Job, job_id))
+        house.until(lambda: _job(house, job_id).state == "cancelled")
+    assert process.carriers(_job(house, job_id).token) == []
 
 
 def test_escalation_stops_at_sigterm_when_that_is_enough(

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from trainer.checkpoint import safetensors_writer
-from trainer.contract import failpoint
+from trainer.contract import causes, failpoint
 from trainer.contract.orders import Lineage
 from trainer.contract.rundir import (
     checkpoint_name,
@@ -179,7 +179,10 @@ def free_bytes(directory: Path) -> int:
 
 
 def verify(path: Path) -> Manifest:
-    """The manifest of a checkpoint whose every byte is as it was written. Raises Bad."""
+    """The manifest of a checkpoint whose every byte is as it was written.
+
+    Raises Bad; OSError where that says nothing about the files.
+    """
     manifest = read_manifest(path)
     named = parse_checkpoint_name(path.name)
     if named not in (None, (manifest.step, manifest.attempt)):
@@ -191,17 +194,35 @@ def verify(path: Path) -> Manifest:
     return manifest
 
 
+def require(path: Path) -> Manifest:
+    """`verify` of one that was named: what is wrong names its directory. Raises Bad, OSError."""
+    try:
+        return verify(path)
+    except Bad as error:
+        raise Bad(f"checkpoint {path}: {error}") from None
+
+
 def read_manifest(path: Path) -> Manifest:
-    """The manifest alone, its seal checked, its files not looked at. Raises Bad."""
+    """The manifest alone, its seal checked, its files not looked at. Raises Bad, OSError."""
     try:
         body, _, rest = (path / MANIFEST).read_bytes().rpartition(_SEAL)
         if rest != hashlib.sha256(body).hexdigest().encode() + b'"\n}':
             raise Bad(f"{MANIFEST}: the contents are not what was written (its seal is broken)")
         return Manifest.model_validate_json(body + b"}")
     except FileNotFoundError:
-        raise Bad(f"{MANIFEST} is missing") from None
-    except (OSError, ValueError) as error:
+        what = MANIFEST if path.is_dir() else "the directory"
+        raise Bad(f"{what} is missing") from None
+    except OSError as error:
+        _require_about_the_file(error)
+        raise Bad(f"{MANIFEST}: {error.strerror}") from None
+    except ValueError as error:
         raise Bad(f"{MANIFEST}: {str(error).splitlines()[0]}") from None
+
+
+def _require_about_the_file(error: OSError) -> None:
+    """Too many open files, no right to read: no checkpoint is bad for that. Raises OSError."""
+    if not causes.is_about_the_file(error):
+        raise error
 
 
 def manifest_sha256(path: Path) -> str:
@@ -219,6 +240,7 @@ def _verify_file(path: Path, entry: FileEntry) -> None:
             while chunk := file.read(4 << 20):
                 digest.update(chunk)
     except OSError as error:
+        _require_about_the_file(error)
         raise Bad(f"{path.name}: {error.strerror}") from None
     if digest.hexdigest() != entry.sha256:
         raise Bad(f"{path.name}: the contents are not what was written (sha256 differs)")
@@ -250,7 +272,7 @@ def newest(directory: Path, lineage: Lineage, max_step: int | None = None) -> Fo
             passed_over.append((path.name, str(error)))
     if passed_over:
         said = "; ".join(f"{name}: {why}" for name, why in passed_over)
-        raise Bad(f"none of {len(passed_over)} checkpoints verifies ({said})")
+        raise Bad(f"none of {len(passed_over)} checkpoints in {directory} verifies ({said})")
     return None
 
 
@@ -306,7 +328,7 @@ def held(directory: Path, lineage: Lineage) -> list[Kept]:
     for path in candidates(directory, lineage):
         try:
             m = read_manifest(path)
-        except Bad:
+        except (Bad, OSError):
             continue
         bpb = m.evaluations.get("bpb", {})
         value = bpb.get("value") if bpb.get("step") == m.step else None

@@ -44,6 +44,12 @@ class Reason(StrEnum):
     job_failed = "job_failed"
     internal_error = "internal_error"
     copied = "copied"
+    too_many_open_files = "too_many_open_files"
+    not_permitted = "not_permitted"
+    file_missing = "file_missing"
+    network_failed = "network_failed"
+    software_missing = "software_missing"
+    compile_failed = "compile_failed"
 
     @property
     def sentence(self) -> str:
@@ -51,7 +57,13 @@ class Reason(StrEnum):
 
     @property
     def advice(self) -> str:
+        """What to do while the run goes on, or will by itself."""
         return _SAID[self][1]
+
+    @property
+    def advice_once_stopped(self) -> str:
+        """What to do when nothing goes on by itself any more."""
+        return _STOPPED.get(self, self.advice)
 
 
 _SAID: dict[Reason, tuple[str, str]] = {
@@ -72,11 +84,11 @@ _SAID: dict[Reason, tuple[str, str]] = {
     ),
     Reason.crashed: (
         "The trainer ended without finishing.",
-        "Look at the last lines of its log; resume continues from the newest checkpoint.",
+        "It restarts by itself; the last lines of its log name the cause.",
     ),
     Reason.stalled: (
         "No step was seen for far longer than steps take, so the trainer was stopped.",
-        "The stack dump in the log shows where it stood; resume continues from the checkpoint.",
+        "It restarts by itself; the stack dump in the log shows where it stood.",
     ),
     Reason.no_progress: (
         "Several attempts in a row ended without getting any further.",
@@ -87,8 +99,8 @@ _SAID: dict[Reason, tuple[str, str]] = {
         "Resume with overrides.device_batch_size lower than now; the batch in tokens stays.",
     ),
     Reason.host_out_of_memory: (
-        "The machine ran out of memory and its kernel ended the trainer.",
-        "Close other programs or give the trainer's group more memory, then resume.",
+        "The machine ran out of memory (the host's, not the device's).",
+        "Close other programs, or give the trainer's control group more memory.",
     ),
     Reason.non_finite_loss: (
         "The loss became NaN or infinite; the weights were not touched by that step.",
@@ -99,11 +111,12 @@ _SAID: dict[Reason, tuple[str, str]] = {
         "Free some space: it goes on by itself when there is room.",
     ),
     Reason.io_error: (
-        "The disk refused to store a file.",
-        "Check the disk (dmesg, SMART) before resuming; the last verified checkpoint is kept.",
+        "The disk refused to read or store a file.",
+        "Check the disk (dmesg, SMART) and that it is mounted and writable; the last verified "
+        "checkpoint is kept.",
     ),
     Reason.data_changed: (
-        "A file of the corpus changed since the run began.",
+        "A file of the corpus changed or is missing since the run began.",
         "Put the original file back and resume; a changed corpus would be another run.",
     ),
     Reason.data_unusable: (
@@ -129,7 +142,8 @@ _SAID: dict[Reason, tuple[str, str]] = {
     ),
     Reason.no_checkpoint: (
         "No verified checkpoint is left to resume from.",
-        "Nothing is overwritten; look at the checkpoint directory before starting anew.",
+        "Put an undamaged copy of a checkpoint back into the directory that the message names, "
+        "then resume; nothing there was overwritten.",
     ),
     Reason.journal_damaged: (
         "A report file was damaged or replaced; what came before the damage is kept.",
@@ -144,6 +158,59 @@ _SAID: dict[Reason, tuple[str, str]] = {
         "This data directory is a copy, and the original may still train this run.",
         "Resume it if it is to be trained here.",
     ),
+    Reason.too_many_open_files: (
+        "No further file could be opened: the limit of open files is reached.",
+        "Raise the limit (ulimit -n, LimitNOFILE= in the service's unit) or close what holds them.",
+    ),
+    Reason.not_permitted: (
+        "A file may not be read or written by the user of the trainer.",
+        "Give the daemon's user access to the file that the message names, then resume.",
+    ),
+    Reason.file_missing: (
+        "A file that is needed is not there.",
+        "Put the file back that the message names; is its disk mounted?",
+    ),
+    Reason.network_failed: (
+        "A server could not be reached.",
+        "Check the network and its proxy; a download continues where it stopped.",
+    ),
+    Reason.software_missing: (
+        "The trainer's software cannot run here.",
+        "Install what the message names (traind doctor shows what is there), then resume.",
+    ),
+    Reason.compile_failed: (
+        "The compiler could not translate the model.",
+        "Resume with overrides.compile false (exactness becomes approximate), or repair the "
+        "compiler: traind doctor looks at it.",
+    ),
+}
+
+# Where the advice above counts on the run going on.
+_STOPPED: dict[Reason, str] = {
+    Reason.backing_off: "Resume it when it should go on.",
+    Reason.terminated: "It saved a checkpoint first; resume continues from there.",
+    Reason.crashed: (
+        "Look at the last lines of its log; resume continues from the newest checkpoint."
+    ),
+    Reason.stalled: (
+        "The stack dump in the log shows where it stood; resume continues from the newest "
+        "checkpoint."
+    ),
+    Reason.host_out_of_memory: (
+        "Close other programs, or give the trainer's control group more memory, then resume."
+    ),
+    Reason.disk_full: "Free some space, then resume.",
+    Reason.io_error: (
+        "Check the disk (dmesg, SMART) and that it is mounted and writable, then resume; the last "
+        "verified checkpoint is kept."
+    ),
+    Reason.host_restarted: "Resume continues from the newest checkpoint.",
+    Reason.too_many_open_files: (
+        "Raise the limit (ulimit -n, LimitNOFILE= in the service's unit) or close what holds "
+        "them, then resume."
+    ),
+    Reason.file_missing: "Put the file back that the message names, then resume.",
+    Reason.network_failed: "Check the network and its proxy, then resume.",
 }
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from trainer.contract import causes
 from trainer.data import durable
 from trainer.data.errors import DataChanged
 
@@ -114,7 +115,7 @@ def verify_file(file: DataFile, deep: bool = False) -> None:
     try:
         stat = os.stat(file.path)
     except OSError as error:
-        raise DataChanged(file.path, f"cannot be found any more ({error.strerror})") from None
+        raise _gone(error, file.path, "found") from None
     if stat.st_size != file.size:
         raise DataChanged(file.path, f"had {file.size:,} bytes and now has {stat.st_size:,}")
     touched = (stat.st_mtime_ns, stat.st_ino) != (file.mtime_ns, file.inode)
@@ -129,7 +130,7 @@ def _verify_tokenizer(prepared: PreparedData) -> None:
     try:
         found = durable.sha256_of(path)
     except OSError as error:
-        raise DataChanged(path, f"cannot be read any more ({error.strerror})") from None
+        raise _gone(error, path, "read") from None
     if found != prepared.tokenizer_sha256:
         raise DataChanged(path, "is not the tokenizer this run was prepared with")
 
@@ -138,4 +139,11 @@ def _hash(file: DataFile) -> str:
     try:
         return durable.sha256_of(Path(file.path))
     except OSError as error:
-        raise DataChanged(file.path, f"cannot be read any more ({error.strerror})") from None
+        raise _gone(error, file.path, "read") from None
+
+
+def _gone(error: OSError, path: str | Path, verb: str) -> OSError | DataChanged:
+    """The file changed, unless the error says nothing about it (too many open files, no right)."""
+    if not causes.is_about_the_file(error):
+        return error
+    return DataChanged(path, f"cannot be {verb} any more ({error.strerror})")

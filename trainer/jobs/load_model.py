@@ -46,7 +46,7 @@ def load(order: JobOrder) -> Loaded:
     plan = Plan.model_validate_json(run_dir.plan.read_bytes())
     data = PreparedData.model_validate_json(run_dir.data.read_bytes())
     path = run_dir.checkpoints / str(order.params["checkpoint"])
-    manifest = store.verify(path)
+    manifest = store.require(path)
     where = device.resolve(order.device)
     if where.type == "cpu":
         malloc.keep_freed_memory()  # CORE 1.1 times as fast

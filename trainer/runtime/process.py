@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.contract import events, journal
+from trainer.contract import causes, events, journal
 from trainer.contract.exits import ExitRecord, Reason, write_exit
 from trainer.contract.rundir import INBOX, LOCK, OUTBOX, acquire, identify
 from trainer.runtime.control import Control
@@ -74,16 +74,26 @@ def _holder(token: str, waiting: str | None) -> str:
 
 
 def explain(error: BaseException) -> tuple[Reason, str]:
-    """Why an exception ended the process: the reason and one line for a person."""
+    """Why an exception ended the process: the reason and one line for a person.
+
+    What led to the error counts too: a data set that cannot be read because too many files are
+    open is not unusable.
+    """
+    led = list(causes.chain(error))
     for matches, reason in _REASONS:
-        if matches(error):
+        if any(matches(one) for one in led):
             return reason, _one_line(error)
     return Reason.crashed, _one_line(error)
 
 
 def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}"[:2000] if text else type(error).__name__
+    """Our own errors are sentences; what others raise is named by its class."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.strerror}: {os.fsdecode(error.filename)}"[:2000]
+    text, kind = " ".join(str(error).split()), type(error)
+    if kind.__module__.partition(".")[0] == "trainer" and text:
+        return text[:2000]
+    return f"{kind.__name__}: {text}"[:2000] if text else kind.__name__
 
 
 def log_traceback(error: BaseException) -> None:
@@ -97,6 +107,21 @@ def _named(*names: str) -> Callable[[BaseException], bool]:
     return matches
 
 
+def _errno(numbers: frozenset[int], *words: str) -> Callable[[BaseException], bool]:
+    """By number, or by the words of libraries whose errors carry none."""
+
+    def matches(error: BaseException) -> bool:
+        if isinstance(error, OSError) and error.errno is not None:
+            return error.errno in numbers
+        return any(part in str(error) for part in words)
+
+    return matches
+
+
+def _says(*words: str) -> Callable[[BaseException], bool]:
+    return lambda error: any(part in str(error) for part in words)
+
+
 def _is_gpu_lost(error: BaseException) -> bool:
     words = ("device-side assert", "unspecified launch failure", "uncorrectable ECC",
              "GPU is lost", "has fallen off the bus", "illegal memory access")  # fmt: skip
@@ -104,24 +129,38 @@ def _is_gpu_lost(error: BaseException) -> bool:
     return cuda and any(word in str(error) for word in words)
 
 
-def _is_disk_full(error: BaseException) -> bool:
-    import errno
-
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return full or _named("JournalFull")(error)
-
-
-# By name, so that this module needs neither torch nor the data code.
+# By name, so that this module needs neither torch nor the data code. The first that matches counts:
+# what befell the process comes before what it was doing.
 _REASONS: list[tuple[Callable[[BaseException], bool], Reason]] = [
     (_named("OutOfMemoryError"), Reason.out_of_memory),
     (_named("MemoryError"), Reason.host_out_of_memory),
+    (
+        _errno(causes.NO_MEMORY, "Cannot allocate memory", "can't allocate memory"),
+        Reason.host_out_of_memory,
+    ),
+    (_errno(causes.TOO_MANY_FILES, "Too many open files"), Reason.too_many_open_files),
+    (_named("JournalFull"), Reason.disk_full),
+    (_errno(causes.DISK_FULL, "No space left on device"), Reason.disk_full),
     (_named("DataChanged"), Reason.data_changed),
     (_named("DataError", "InteropError"), Reason.data_unusable),
     (_named("NonFinite"), Reason.non_finite_loss),
     (_named("DeviceMissing"), Reason.device_missing),
     (_named("Bad"), Reason.no_checkpoint),
     (_named("Fenced", "Held"), Reason.superseded),
-    (_is_disk_full, Reason.disk_full),
-    (_named("OSError", "CannotSave", "JournalError"), Reason.io_error),
     (_is_gpu_lost, Reason.gpu_lost),
-]
+    (
+        _says("no kernel image is available", "driver version is insufficient",
+              "Found no NVIDIA driver", "not compiled with CUDA"),
+        Reason.software_missing,
+    ),
+    (
+        _named("InductorError", "CppCompileError", "LoweringException", "BackendCompilerFailed",
+               "CompilationError"),
+        Reason.compile_failed,
+    ),
+    (_named("ImportError"), Reason.software_missing),
+    (_errno(causes.NOT_PERMITTED), Reason.not_permitted),
+    (_errno(causes.MISSING), Reason.file_missing),
+    (_named("ConnectionError", "gaierror", "ConnectError", "TimeoutError"), Reason.network_failed),
+    (_named("OSError", "CannotSave", "JournalError"), Reason.io_error),
+]  # fmt: skip
