@@ -1,9 +1,9 @@
 # traind: `make demo` to see it, `make test` to prove it, `make serve` to use it.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test check nullgpu soak soak-ci bench clean
+.PHONY: help setup demo serve test check docs nullgpu soak soak-ci bench clean
 
 PYTHON := .venv/bin/python
-EXTRAS := trainer,png,notify,tensorboard,dev
+EXTRAS := trainer,png,notify,tensorboard,dev,docs
 export TORCH_INDEX_URL
 
 help: ## Show what there is
@@ -30,7 +30,10 @@ check: setup ## Linters, types, import rules and migrations alone
 	@TRAIND_DATA_DIR=$$(mktemp -d) sh -c '.venv/bin/alembic upgrade head && .venv/bin/alembic check; \
 		status=$$?; rm -rf "$$TRAIND_DATA_DIR"; exit $$status'
 
-test: check ## Everything: checks and all tests (under 15 minutes on 2 cores)
+docs: setup ## Build the documentation into docs/_build
+	@$(PYTHON) -m sphinx -W --keep-going -q -b html docs docs/_build
+
+test: check docs ## Everything: checks and all tests (under 15 minutes on 2 cores)
 	@$(PYTHON) -m pytest -n 2 --dist loadfile --ignore tests/nullgpu
 
 nullgpu: setup ## Tests on a null GPU: torch's CUDA build (5 GB, once) over stubs of the driver
