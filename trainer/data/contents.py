@@ -1,49 +1,56 @@
-"""The content of files that are used where they lie: size, times and a name by their content."""
+"""Files that are used where they lie: size, times, and a name by their content."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from trainer.data import durable
+from trainer.data import fingerprints
+from trainer.data.fingerprints import Seen
 from trainer.data.prepared import DataFile
 
-Progress = Callable[[float, str], None]
+HASH_FIRST_BYTES = 4_000_000_000  # a larger corpus is hashed in the background: 4 GB take seconds
+Progress = Callable[[float | None, str], None]
 
 
-def describe(paths: list[Path], corpora_dir: Path, progress: Progress) -> list[DataFile]:
-    """Each file as it is now, its sha256 remembered for as long as its stat stays.
+def is_sampled(paths: Iterable[Path]) -> bool:
+    """Whether these files are too many bytes to be hashed before a first answer.
 
-    `progress(fraction, words)` after each file.
+    By their size alone, so that the same files have the same names whatever was hashed before.
     """
+    return sum(path.stat().st_size for path in paths) > HASH_FIRST_BYTES
+
+
+def describe(
+    paths: list[Path], corpora_dir: Path, sampled: bool, progress: Progress
+) -> list[DataFile]:
+    """Each file as it is now. `progress(fraction, words)` after each."""
     total, done = sum(path.stat().st_size for path in paths) or 1, 0
     found = []
     for path in paths:
-        found.append(_described(path, corpora_dir))
-        done += found[-1].size
+        seen = Seen.of(path)
+        found.append(
+            DataFile(
+                path=seen.path,
+                size=seen.size,
+                sha256=name_of(seen, corpora_dir, sampled),
+                sampled=sampled,
+                mtime_ns=seen.mtime_ns,
+                inode=seen.inode,
+                ctime_ns=seen.ctime_ns,
+            )
+        )
+        done += seen.size
         progress(done / total, f"read {path.name}")
     return found
 
 
-def _described(path: Path, corpora_dir: Path) -> DataFile:
-    stat = path.stat()
-    seen = [str(path.absolute()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
-    name = hashlib.sha256(json.dumps(["bytes", *seen]).encode()).hexdigest()
-    memo = corpora_dir / "known" / f"{name}.json"
-    if memo.exists():
-        try:
-            return DataFile.model_validate_json(memo.read_bytes())
-        except ValueError:
-            pass  # a damaged memo is no more than work to do again
-    found = DataFile(
-        path=str(path.absolute()),
-        size=stat.st_size,
-        sha256=durable.sha256_of(path),
-        mtime_ns=stat.st_mtime_ns,
-        inode=stat.st_ino,
-        ctime_ns=stat.st_ctime_ns,
-    )
-    durable.write_bytes(memo, found.model_dump_json().encode())
-    return found
+def name_of(seen: Seen, corpora_dir: Path, sampled: bool) -> str:
+    """A file's name by its content: of a sample, or of every byte, which is remembered."""
+    if sampled:
+        return fingerprints.sample(seen.path)
+    sha256 = fingerprints.recorded(corpora_dir, seen)
+    if sha256 is None:
+        sha256 = fingerprints.whole(seen.path)
+        fingerprints.record(corpora_dir, seen, sha256)
+    return sha256

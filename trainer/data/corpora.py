@@ -12,13 +12,14 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from trainer.contract.spec import DataSpec
-from trainer.data import copying, documents, durable, hub, splits, walk
+from trainer.data import contents, copying, documents, durable, hub, splits, walk
 from trainer.data.documents import Sources
 from trainer.data.errors import DataError
+from trainer.data.fingerprints import Seen
 from trainer.data.left_out import Account, shown
 from trainer.data.parquet import TEXT_COLUMN, TextFile
 from trainer.data.prepared import DataFile, LeftOut
@@ -63,11 +64,13 @@ def collect(
     return _copied(sources, corpora_dir, shards, progress)
 
 
-def describe(path: Path, corpora_dir: Path, column: str = TEXT_COLUMN) -> DataFile:
+def describe(
+    path: Path, corpora_dir: Path, column: str = TEXT_COLUMN, sampled: bool = False
+) -> DataFile:
     """A parquet file with its counts and sha256, remembered for as long as its stat stays."""
     stat = path.stat()
     seen = [KNOWN_LAYOUT, column, str(path.absolute()), stat.st_size, stat.st_mtime_ns]
-    seen += [stat.st_ctime_ns, stat.st_ino]
+    seen += [stat.st_ctime_ns, stat.st_ino, *(["sampled"] if sampled else [])]
     memo = corpora_dir / "known" / f"{hashlib.sha256(json.dumps(seen).encode()).hexdigest()}.json"
     if memo.exists():
         try:
@@ -79,7 +82,8 @@ def describe(path: Path, corpora_dir: Path, column: str = TEXT_COLUMN) -> DataFi
     found = DataFile(
         path=str(path.absolute()),
         size=stat.st_size,
-        sha256=durable.sha256_of(path),
+        sha256=contents.name_of(Seen.of(path), corpora_dir, sampled),
+        sampled=sampled,
         mtime_ns=stat.st_mtime_ns,
         inode=stat.st_ino,
         ctime_ns=stat.st_ctime_ns,
@@ -140,7 +144,10 @@ def _from_parquet(
     if not val:
         val = [read.last_with_rows(train, found.root)]
         train = train[: train.index(val[0])]
-    described = read.all_with_rows(train[:shards]), read.all_with_rows(val)
+    train = train[:shards]
+    # val bpb is compared between runs: its file is named by every byte, whatever the corpus' size
+    read_train = replace(read, sampled=contents.is_sampled(train))
+    described = read_train.all_with_rows(train), read.all_with_rows(val)
     _require_both(*described, found.root)
     return _corpus("parquet", *described, choice.notes, found.left, choice.rule)
 
@@ -157,7 +164,7 @@ class _Reading:
     corpora_dir: Path
     progress: Progress
     left: Account
-    done: int = 0
+    sampled: bool = False
 
     def all_with_rows(self, paths: list[Path]) -> list[DataFile]:
         return [file for path in paths if (file := self._with_rows(path)) is not None]
@@ -173,7 +180,7 @@ class _Reading:
         if not os.access(path, os.R_OK):
             raise DataError("path_unreadable", f"no permission to read {shown(path)}", path)
         self.progress(None, f"reading {shown(path)} ({path.stat().st_size / 1e6:,.0f} MB)")
-        file = describe(path, self.corpora_dir, self.column)
+        file = describe(path, self.corpora_dir, self.column, self.sampled)
         _count(file, self.left)
         return file if file.num_documents else None
 

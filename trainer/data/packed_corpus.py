@@ -8,15 +8,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from trainer.contract.spec import DataSpec
-from trainer.data import durable, packed_rows, walk
+from trainer.data import contents, durable, packed_rows, walk
 from trainer.data import tokenizer as tokenizers
 from trainer.data.errors import DataError
 from trainer.data.packed_rows import Header
-from trainer.data.prepared import DataFile, PreparedData
+from trainer.data.prepared import PreparedData
 from trainer.data.tokenizer import Tokenizer
 
 SPLIT_RULE = "rows packed by nanochat: train_*.bin in name order; val_*.bin is validation"
-Progress = Callable[[str, float | None, str], None]
+Progress = Callable[[float | None, str], None]
 
 
 def prepare(
@@ -24,14 +24,13 @@ def prepare(
     tokenizer: Tokenizer,
     tokenizer_dir: Path,
     given_dir: Path,
-    cache_dir: Path,
-    describe: Callable[[list[Path], Callable[[float, str], None]], list[DataFile]],
+    corpora_dir: Path,
     progress: Progress,
 ) -> PreparedData:
     """The data of a run on packed shards.
 
     tokenizer_dir: where ours is kept. given_dir: where it was read from, with nanochat's
-    tokenizer.pkl perhaps. describe: sizes, times and content names of files. Raises DataError.
+    tokenizer.pkl perhaps. Raises DataError.
     """
     root = walk.expanded(spec.path or "")
     train, notes = _chosen(root, spec.num_shards)
@@ -47,7 +46,11 @@ def prepare(
     _check_alike(headers)
     header = headers[train[0]]
     _check_tokenizer(train[0], header, tokenizer, tokenizer_dir, [given_dir, root / "tokenizer"])
-    described = describe([*train, *val], lambda f, words: progress("corpus", f, words))
+    # val bpb is compared between runs: its files are named by every byte, whatever the others' size
+    described = [
+        *contents.describe(train, corpora_dir, contents.is_sampled(train), progress),
+        *contents.describe(val, corpora_dir, False, progress),
+    ]
     files = [
         file.model_copy(update={"num_rows": headers[path].num_rows})
         for path, file in zip([*train, *val], described, strict=True)
@@ -62,7 +65,7 @@ def prepare(
         split_rule=SPLIT_RULE,
         train_files=files[: len(train)],
         val_files=files[len(train) :],
-        cache_dir=str(cache_dir),
+        cache_dir=str(corpora_dir / "tokens" / tokenizer.sha256[:32]),
         cache_cap_bytes=0,
         corpus_tokens=sum(headers[path].num_rows for path in train) * header.row_len,
         corpus_tokens_exact=True,

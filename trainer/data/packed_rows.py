@@ -23,7 +23,7 @@ import numpy as np
 
 from trainer.data import walk
 from trainer.data.errors import DataChanged, DataError
-from trainer.data.prepared import DataFile, PreparedData, verify_file
+from trainer.data.prepared import DataFile, PreparedData, gone, verify_file
 
 SOURCE = "nanochat_packed"
 MAGIC, FORMAT_VERSION = 20_260_902, 1
@@ -31,6 +31,7 @@ HEADER_BYTES = 256
 IGNORED = 65_535
 MAX_ROW_LEN = 1 << 20
 CURSOR_VERSION = 1
+OPEN_FILES = 4
 _HEADER = struct.Struct("<64i")
 _NAME = re.compile(r"(train|val)_(\d{5,})\.bin")
 
@@ -150,7 +151,8 @@ class PackedRows:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        self._files = [_OpenShard(file) for file in prepared.files(split)]
+        self._files = [_OpenShard(file, prepared.corpora_dir) for file in prepared.files(split)]
+        self._recent: list[_OpenShard] = []
         self._rank, self._world = rank, world
         self._vocab_size = prepared.vocab_size
         self._ends = list(accumulate(file.header.num_rows for file in self._files))
@@ -196,8 +198,16 @@ class PackedRows:
             file, local = self._find((first + done) % self.num_rows)
             count = min(rows - done, file.header.num_rows - local)
             file.read(local, tokens_2BT[:, done : done + count], self._vocab_size)
+            self._keep_few_open(file)
             done += count
         return row + rows * self._world
+
+    def _keep_few_open(self, used: _OpenShard) -> None:
+        """Thousands of shards must not be thousands of open files."""
+        self._recent = [used, *(file for file in self._recent if file is not used)]
+        for file in self._recent[OPEN_FILES:]:
+            file.close()
+        del self._recent[OPEN_FILES:]
 
     def _find(self, row: int) -> tuple[_OpenShard, int]:
         """The file of a row, and the row's number in it."""
@@ -223,8 +233,9 @@ class _OpenShard:
     Read, not mapped: a file that is cut short under a map kills the process.
     """
 
-    def __init__(self, file: DataFile) -> None:
-        verify_file(file)
+    def __init__(self, file: DataFile, corpora_dir: Path) -> None:
+        self._corpora_dir = corpora_dir
+        verify_file(file, corpora_dir=corpora_dir)
         self.header = read_header(file.path)
         self._file = file
         self._seen: tuple[int, ...] | None = None
@@ -265,7 +276,7 @@ class _OpenShard:
     def _keep_open(self) -> None:
         stat = self._stat()
         if self._descriptor is None or stat != self._seen:
-            verify_file(self._file)
+            verify_file(self._file, corpora_dir=self._corpora_dir)
             self.close()
             self._descriptor, self._seen = os.open(self._file.path, os.O_RDONLY), stat
 
@@ -273,8 +284,7 @@ class _OpenShard:
         try:
             stat = os.stat(self._file.path)
         except OSError as error:
-            why = f"cannot be found any more ({error.strerror})"
-            raise DataChanged(self._file.path, why) from None
+            raise gone(error, self._file.path, "found") from None
         return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 
 

@@ -17,7 +17,6 @@ from trainer.contract.plan import shards_for
 from trainer.contract.spec import DataSpec, RunSpec
 from trainer.data import (
     cache,
-    contents,
     corpora,
     durable,
     left_out,
@@ -94,9 +93,8 @@ def _packed(
         tokenizer,
         directory,
         seed or walk.expanded(spec.tokenizer.path or ""),
-        corpora_dir / "tokens" / tokenizer.sha256[:32],
-        lambda paths, done: contents.describe(paths, corpora_dir, done),
-        progress,
+        corpora_dir,
+        lambda fraction, words: progress("corpus", fraction, words),
     )
 
 

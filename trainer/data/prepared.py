@@ -10,8 +10,9 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from trainer.contract import causes
-from trainer.data import durable
+from trainer.data import durable, fingerprints
 from trainer.data.errors import DataChanged
+from trainer.data.fingerprints import Seen
 
 
 class Frozen(BaseModel):
@@ -28,11 +29,16 @@ class Remote(Frozen):
 
 class DataFile(Frozen):
     """A file as it was when the run was prepared. Counts of a parquet file are None until it is
-    here; num_rows is that of a packed shard."""
+    here; num_rows is that of a packed shard.
+
+    sha256 is of every byte, or where `sampled` of the size and three blocks (fingerprints.sample):
+    the whole of such a file is hashed in the background.
+    """
 
     path: str
     size: int
     sha256: str
+    sampled: bool = False
     mtime_ns: int | None = None
     inode: int | None = None
     ctime_ns: int | None = None
@@ -42,6 +48,11 @@ class DataFile(Frozen):
     num_nulls: int = 0
     column: str = "text"
     remote: Remote | None = None
+
+    @property
+    def seen(self) -> Seen:
+        """The stat it was prepared with."""
+        return Seen(self.path, self.size, self.mtime_ns, self.ctime_ns, self.inode)
 
     @property
     def text_sha256(self) -> str:
@@ -81,6 +92,11 @@ class PreparedData(Frozen):
     notes: list[str] = []
     left_out: list[LeftOut] = []
 
+    @property
+    def corpora_dir(self) -> Path:
+        """Where what is known of files is remembered."""
+        return Path(self.cache_dir).parents[1]
+
     def files(self, split: str) -> list[DataFile]:
         return self.train_files if split == "train" else self.val_files
 
@@ -107,21 +123,25 @@ def verify(prepared: PreparedData, deep: bool = False) -> None:
     _verify_tokenizer(prepared)
     for file in [*prepared.train_files, *prepared.val_files]:
         if file.remote is None or Path(file.path).exists():
-            verify_file(file, deep)
+            verify_file(file, deep, prepared.corpora_dir)
 
 
-def verify_file(file: DataFile, deep: bool = False) -> None:
-    """Raise DataChanged unless the file is there with the content it had."""
+def verify_file(file: DataFile, deep: bool = False, corpora_dir: Path | None = None) -> None:
+    """Raise DataChanged unless the file is there with the content it had.
+
+    Of a sampled file that is the sample, and every byte if those were hashed since, which is
+    remembered in corpora_dir.
+    """
     try:
         stat = os.stat(file.path)
     except OSError as error:
-        raise _gone(error, file.path, "found") from None
+        raise gone(error, file.path, "found") from None
     if stat.st_size != file.size:
         raise DataChanged(file.path, f"had {file.size:,} bytes and now has {stat.st_size:,}")
     touched = (stat.st_mtime_ns, stat.st_ino) != (file.mtime_ns, file.inode)
     touched |= file.ctime_ns not in (None, stat.st_ctime_ns)
     unknown = file.mtime_ns is None  # downloaded after the preparation, checked when it came
-    if (deep or (touched and not unknown)) and _hash(file) != file.sha256:
+    if (deep or (touched and not unknown)) and not _is_the_same(file, corpora_dir):
         raise DataChanged(file.path, "has other content than when the run was prepared")
 
 
@@ -130,19 +150,24 @@ def _verify_tokenizer(prepared: PreparedData) -> None:
     try:
         found = durable.sha256_of(path)
     except OSError as error:
-        raise _gone(error, path, "read") from None
+        raise gone(error, path, "read") from None
     if found != prepared.tokenizer_sha256:
         raise DataChanged(path, "is not the tokenizer this run was prepared with")
 
 
-def _hash(file: DataFile) -> str:
+def _is_the_same(file: DataFile, corpora_dir: Path | None) -> bool:
     try:
-        return durable.sha256_of(Path(file.path))
+        if not file.sampled:
+            return durable.sha256_of(Path(file.path)) == file.sha256
+        if fingerprints.sample(file.path) != file.sha256:
+            return False
+        known = fingerprints.recorded(corpora_dir, file.seen) if corpora_dir else None
+        return known is None or fingerprints.whole(file.path) == known
     except OSError as error:
-        raise _gone(error, file.path, "read") from None
+        raise gone(error, file.path, "read") from None
 
 
-def _gone(error: OSError, path: str | Path, verb: str) -> OSError | DataChanged:
+def gone(error: OSError, path: str | Path, verb: str) -> OSError | DataChanged:
     """The file changed, unless the error says nothing about it (too many open files, no right)."""
     if not causes.is_about_the_file(error):
         return error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import concurrent.futures
 import os
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -13,8 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-import trainer
-from trainer.data import cache, durable
+from trainer.data import cache, durable, helper_process
 from trainer.data import tokenizer as tokenizers
 from trainer.data.errors import DataChanged, DataError
 from trainer.data.prepared import DataFile, PreparedData, verify_file
@@ -80,15 +78,12 @@ class ShardSet:
         self.cancel()
         self._opener.shutdown(wait=True, cancel_futures=True)
         self._open.clear()
-        if self._builder is not None and self._builder.poll() is None:
-            self._builder.terminate()
-            self._builder.wait()
+        helper_process.end(self._builder)
 
     def _fresh(self, index: int) -> Shard:
         file = self.files[index]
         self._await_file(file)
-        # what came after the preparation has no time to compare with: its content decides
-        verify_file(file, deep=file.mtime_ns is None)
+        self._verify(file)
         return cache.open_shard(file, self._prepared.cache_dir, self._tokenizer)
 
     def _take_ahead(self, index: int) -> Shard | None:
@@ -111,8 +106,12 @@ class ShardSet:
         except OSError:
             seen = (-1, -1, -1, -1)
         if self._stats.get(index) != seen:
-            verify_file(self.files[index], deep=self.files[index].mtime_ns is None)
+            self._verify(self.files[index])
             self._stats[index] = seen
+
+    def _verify(self, file: DataFile) -> None:
+        """What came after the preparation has no time to compare with: its content decides."""
+        verify_file(file, file.mtime_ns is None, self._prepared.corpora_dir)
 
     def _is_missing(self, file: DataFile) -> bool:
         return not cache.cache_path(self._prepared.cache_dir, file.text_sha256).exists()
@@ -151,16 +150,4 @@ class ShardSet:
             Path(self._prepared.cache_dir) / f"ahead-{self._prepared.identity()[:16]}.json"
         )
         durable.write_bytes(description, self._prepared.model_dump_json().encode())
-        command = [
-            sys.executable,
-            "-P",
-            "-m",
-            "trainer.data.cache",
-            str(description),
-            str(os.getpid()),
-        ]
-        root = str(Path(trainer.__file__).parent.parent)
-        inherited = os.environ.get("PYTHONPATH")
-        path = os.pathsep.join([root, inherited] if inherited else [root])
-        environment = {**os.environ, "PYTHONPATH": path}
-        self._builder = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment)
+        self._builder = helper_process.start("trainer.data.cache", str(description))

@@ -14,7 +14,7 @@ import torch
 
 from trainer.contract import commands, events, failpoint
 from trainer.contract.exits import Reason
-from trainer.train import checkpointing, evaluations, val_bpb
+from trainer.train import checkpointing, corpus_watch, evaluations, val_bpb
 from trainer.train.phase_schedule import scheduled
 from trainer.train.session import Session
 from trainer.train.spike_detector import SpikeWatch
@@ -70,6 +70,7 @@ def run(session: Session) -> events.Ended:
             continue  # a command came in the middle of an evaluation: it goes first
         if loop.at_end:
             return loop.finish("completed", Reason.finished, "end")
+        corpus_watch.report(session)
         loop.step()
         failpoint.hit("loop.step")
 

@@ -25,6 +25,7 @@ from trainer.contract.rundir import RunDir, identify
 from trainer.contract.shape import shape_of
 from trainer.contract.spec import MAX_STEPS
 from trainer.data import tokenizer
+from trainer.data.background_check import BackgroundCheck
 from trainer.data.loader import Loader, open_loader
 from trainer.data.prepared import PreparedData, verify
 from trainer.data.tokenizer import Tokenizer
@@ -70,6 +71,7 @@ class Session:
     inexact: list[str] = field(default_factory=list)
     recheck: dict[str, Any] | None = None
     since_joint: dict[str, Any] | None = None
+    corpus_check: BackgroundCheck | None = None
     saved_step: int = -1
     unanswered: str | None = None
     save_began: float = field(default_factory=time.monotonic)
@@ -147,6 +149,8 @@ class Session:
         return dict(self.model.state_dict()), self.optimizer.state_dict()
 
     def close(self) -> None:
+        if self.corpus_check is not None:
+            self.corpus_check.close()
         self.loader.close()
         self.saver.wait()
 
@@ -171,6 +175,7 @@ def build(
     _announce(session)
     if owns_run:
         _clear_up(session)
+        session.corpus_check = BackgroundCheck(data)
     _restore(session)
     return session
 

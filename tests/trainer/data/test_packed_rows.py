@@ -176,6 +176,19 @@ def test_a_target_of_65535_does_not_count(copied: Path, tmp_path: Path) -> None:
     assert (found != targets[:8]).sum() == 1
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts open files in /proc")
+def test_few_files_are_open_at_a_time(packed: PreparedData, monkeypatch) -> None:
+    monkeypatch.setattr(packed_rows, "OPEN_FILES", 1)
+    settings = {"split": "train", "rows": 8, "sequence_len": 128, "prefetch": 0}
+    descriptors = len(os.listdir("/proc/self/fd"))
+    with open_loader(packed, cursor=cursor_at(777), **settings) as loader:
+        first = loader.next_batch().inputs_BT  # of both files
+        assert len(os.listdir("/proc/self/fd")) == descriptors + 1
+        loader.load_state_dict(cursor_at(777))
+        assert np.array_equal(loader.next_batch().inputs_BT, first)
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
 # --- what is refused -----------------------------------------------------------------------------
 
 

@@ -1,0 +1,89 @@
+"""Names of files by their content: of all their bytes, or of a sample where there are too many.
+
+A corpus of hundreds of gigabytes takes the better part of an hour to hash, and a run need not wait
+for it: its files are named by their size and three blocks of them, and hashed whole in the
+background (`hashing.py`). What was hashed is remembered for as long as a file's stat stays.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.data import durable
+
+SAMPLE_BYTES = 65_536
+CHUNK_BYTES = 8 << 20
+FOLDER = "known"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a stat says of a file. The same of all is the same content."""
+
+    path: str
+    size: int
+    mtime_ns: int | None
+    ctime_ns: int | None
+    inode: int | None
+
+    @classmethod
+    def of(cls, path: str | Path) -> Seen:
+        """Raises OSError."""
+        stat = os.stat(path)
+        absolute = str(Path(path).absolute())
+        return cls(absolute, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+
+
+def sample(path: str | Path) -> str:
+    """sha256 of the size and of the first, middle and last 64 KiB (a parquet file's footer among
+    them). Raises OSError."""
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        digest = hashlib.sha256(f"sampled {size} ".encode())
+        for at in (0, max(0, size // 2 - SAMPLE_BYTES // 2), max(0, size - SAMPLE_BYTES)):
+            file.seek(at)
+            digest.update(file.read(SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def whole(path: str | Path, step: Callable[[int], None] = lambda num_bytes: None) -> str:
+    """sha256 of every byte, read past the page cache where the system allows it.
+
+    `step(bytes)` after each chunk; what it raises ends the reading. Raises OSError.
+    """
+    digest = hashlib.sha256()
+    with open(path, "rb", buffering=0) as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+            _forget(file.fileno())
+            step(len(chunk))
+    return digest.hexdigest()
+
+
+def recorded(corpora_dir: Path, seen: Seen) -> str | None:
+    """The sha256 of every byte of a file, if it was hashed while its stat was this."""
+    try:
+        return json.loads(_memo(corpora_dir, seen).read_bytes())["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def record(corpora_dir: Path, seen: Seen, sha256: str) -> None:
+    content = json.dumps({"path": seen.path, "sha256": sha256})
+    durable.write_bytes(_memo(corpora_dir, seen), content.encode())
+
+
+def _memo(corpora_dir: Path, seen: Seen) -> Path:
+    content = ["content", seen.path, seen.size, seen.mtime_ns, seen.ctime_ns, seen.inode]
+    return corpora_dir / FOLDER / f"{hashlib.sha256(json.dumps(content).encode()).hexdigest()}.json"
+
+
+def _forget(descriptor: int) -> None:
+    """A corpus read once must not push what the training reads out of memory."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)

@@ -1,0 +1,160 @@
+"""Hashing a large corpus in the background, file by file, in a process of its own.
+
+`python -m trainer.data.hashing <data.json> <parent pid>` hashes what was named by a sample, and
+goes when its parent goes; the next one goes on at the first file that is not hashed yet. Its state
+lies beside what it remembers, for every run on the same corpus:
+{"total_bytes", "done_bytes", "changed": [[path, why], ...], "touched": [path, ...], "finished",
+"pid"}.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from trainer.data import durable, fingerprints
+from trainer.data.errors import DataChanged
+from trainer.data.fingerprints import Seen
+from trainer.data.prepared import DataFile, PreparedData, gone, verify_file
+
+
+class Stopped(Exception):
+    """The one who asked for it is gone."""
+
+
+def state_path(prepared: PreparedData) -> Path:
+    return _folder(prepared) / f"hashing-{prepared.identity()[:16]}.state"
+
+
+def read_state(prepared: PreparedData) -> dict[str, Any] | None:
+    """What the process reported last, None where there is nothing yet."""
+    try:
+        return json.loads(state_path(prepared).read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def live_state(prepared: PreparedData) -> dict[str, Any] | None:
+    """The state of a process that is at it now, whichever run started it.
+
+    What an earlier one left behind may be about files that were put right since.
+    """
+    try:
+        with lock_path(prepared).open("r") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                state = read_state(prepared)
+                return state if state and str(state["pid"]) == lock.read() else None
+    except OSError:
+        pass
+    return None
+
+
+def lock_path(prepared: PreparedData) -> Path:
+    """Held by the process that is at it, and holds its id."""
+    return state_path(prepared).with_suffix(".lock")
+
+
+def left_to_hash(prepared: PreparedData) -> list[DataFile]:
+    """The files named by a sample whose whole content is not recorded, in reading order."""
+    sampled = [file for file in [*prepared.train_files, *prepared.val_files] if file.sampled]
+    folder = prepared.corpora_dir
+    return [f for f in sampled if fingerprints.recorded(folder, f.seen) is None]
+
+
+def hash_all(prepared: PreparedData, stop: Callable[[], bool]) -> dict[str, Any]:
+    """Hash what is left; returns the last state. Raises Stopped between two chunks."""
+    left = left_to_hash(prepared)
+    total = sum(file.size for file in [*prepared.train_files, *prepared.val_files] if file.sampled)
+    done = total - sum(file.size for file in left)
+    changed: list[list[str]] = []
+    touched: list[str] = []
+
+    def report(finished: bool) -> dict[str, Any]:
+        state = {
+            "total_bytes": total,
+            "done_bytes": done,
+            "changed": changed,
+            "touched": touched,
+            "finished": finished,
+            "pid": os.getpid(),
+        }
+        durable.write_bytes(state_path(prepared), json.dumps(state).encode())
+        return state
+
+    report(finished=False)
+    for file in left:
+        try:
+            if _hash(file, prepared.corpora_dir, stop):
+                touched.append(file.path)
+        except DataChanged as error:
+            changed.append([file.path, error.why])
+        done += file.size
+        report(finished=False)
+    return report(finished=True)
+
+
+def _hash(file: DataFile, corpora_dir: Path, stop: Callable[[], bool]) -> bool:
+    """Record a file's whole content; whether it was touched since the run was prepared.
+
+    Its sample is the same then, and from now on every byte counts. Raises DataChanged, Stopped.
+    """
+
+    def step(num_bytes: int) -> None:
+        if stop():
+            raise Stopped
+
+    verify_file(file, deep=True, corpora_dir=corpora_dir)
+    try:
+        before = Seen.of(file.path)
+        sha256 = fingerprints.whole(file.path, step)
+        after = Seen.of(file.path)
+    except OSError as error:
+        raise gone(error, file.path, "read") from None
+    if before != after:
+        raise DataChanged(file.path, "was written to while it was hashed")
+    fingerprints.record(corpora_dir, file.seen, sha256)
+    return before != file.seen
+
+
+def main(arguments: list[str]) -> int:
+    """One process for a corpus; a second one has nothing to do."""
+    prepared = PreparedData.model_validate_json(Path(arguments[0]).read_bytes())
+    parent = int(arguments[1]) if len(arguments) > 1 else os.getppid()
+    _folder(prepared).mkdir(parents=True, exist_ok=True)
+    with lock_path(prepared).open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return 0
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        _be_modest()
+        with contextlib.suppress(Stopped):
+            hash_all(prepared, lambda: os.getppid() != parent)
+    return 0
+
+
+def _be_modest() -> None:
+    """Processor and disk only when nobody else wants them."""
+    os.nice(19)
+    with contextlib.suppress(ImportError, AttributeError, OSError):
+        import psutil
+
+        psutil.Process().ionice(psutil.IOPRIO_CLASS_IDLE)
+
+
+def _folder(prepared: PreparedData) -> Path:
+    return prepared.corpora_dir / fingerprints.FOLDER
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,49 @@
+"""What the check of a large corpus in the background reports while the run trains."""
+
+from __future__ import annotations
+
+from trainer.contract import events
+from trainer.data.background_check import Progress
+from trainer.train.session import Session
+
+
+def report(session: Session) -> None:
+    """A notice at each quarter of the corpus. Raises DataChanged for a file that is not what it
+    was: the run pauses, with the file's name."""
+    found = session.corpus_check.poll() if session.corpus_check else None
+    if found is None:
+        return
+    session.reporter.emit(
+        events.Notice(
+            level="info",
+            code="corpus_hashing",
+            message=_sentence(found),
+            step=session.state.step,
+            data={"done_bytes": found.done_bytes, "total_bytes": found.total_bytes},
+        )
+    )
+    if found.finished and found.touched:
+        session.reporter.emit(_touched(found.touched, session.state.step))
+
+
+def _sentence(found: Progress) -> str:
+    total = f"{found.total_bytes / 1e9:,.1f} GB"
+    if found.finished:
+        return f"all {total} of the corpus are hashed: a change of any byte is noticed from now on"
+    share = found.done_bytes / max(1, found.total_bytes)
+    return (
+        f"{found.done_bytes / 1e9:,.1f} of {total} of the corpus are hashed ({share:.0%}), in the "
+        "background while the run trains"
+    )
+
+
+def _touched(paths: list[str], step: int) -> events.Notice:
+    return events.Notice(
+        level="warning",
+        code="corpus_touched",
+        message=f"{len(paths):,} files of the corpus were touched after the run was prepared and "
+        "before they were hashed. Their sizes and samples are the same, so they are taken as "
+        f"unchanged; the first is {paths[0]}",
+        step=step,
+        data={"paths": paths[:100]},
+    )
