@@ -8,10 +8,10 @@ and the reason.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -35,6 +35,7 @@ from trainer.interop.torchfile import checked, compare_keys
 from trainer.model import parameters
 from trainer.optim.optimizer import ADAMW_STEP
 
+Result = TypeVar("Result")
 Precision = Literal["auto", "bf16", "fp32", "fp16", "fp8"]
 COMPILED_PREFIX = "_orig_mod."
 BETWEEN = "between two generations"
@@ -122,7 +123,7 @@ def read(found: Found, step: int, options: Options) -> NanochatRun:
     model = _checked_model(found.model(step), state, shape, traits)
     optimizer = None
     if not options.weights_only:
-        optimizer = _optimizer(found, step, shape, order, raw)
+        optimizer = _against_each(traits, lambda: _optimizer(found, step, shape, order, raw))
         traits = replace(traits, stamped=optimizer.stamped)
     muon, shown = _muon(optimizer, shape)
     traits = replace(traits, muon=muon)
@@ -232,18 +233,22 @@ def _as_counted(shape: ModelShape, muon: MuonName | None) -> ModelShape:
     return replace(shape, traits=replace(shape.traits, counts_smear_gate=counts))
 
 
+def _against_each(traits: Traits, read: Callable[[], Result]) -> Result:
+    """read(); what it refuses of a file of no known generation says what speaks against each."""
+    try:
+        return read()
+    except InteropError as error:
+        if traits_of.generation_of(traits):
+            raise
+        why = f"{error.reason}; it is of no known generation: {traits_of.against_each(traits)}"
+        raise InteropError(error.file, why) from None
+
+
 def _checked_model(
     path: Path, state: dict[str, Any], shape: ModelShape, traits: Traits
 ) -> dict[str, Tensor]:
     shapes, tables = parameters.parameter_shapes(shape), parameters.table_names(shape)
-    try:
-        compare_keys(path, "weights", set(state), set(shapes))
-    except InteropError as error:
-        if traits_of.generation_of(traits):
-            raise
-        raise InteropError(
-            path, f"{error.reason}; it is of no known generation: {traits_of.against_each(traits)}"
-        ) from None
+    _against_each(traits, lambda: compare_keys(path, "weights", set(state), set(shapes)))
     floats = (torch.float32,)
     model = {
         name: checked(path, name, state[name], size, TABLE_DTYPES if name in tables else floats)
