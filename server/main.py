@@ -18,6 +18,8 @@ from server.events.commit_notifier import Feed
 from server.ingestion.worker import Worker
 from server.machine import devices
 from server.settings import Settings
+from server.supervision.arrival import arrive
+from server.supervision.keeper import Keeper
 from server.supervision.supervisor import Supervisor
 from server.supervision.trainers import Shop
 
@@ -46,12 +48,15 @@ def create_app(
             await run_in_threadpool(privacy.tighten, settings.paths.root)
             opened = db or await run_in_threadpool(Database.open, settings)
             await run_in_threadpool(_sweep, opened, settings)
+            await run_in_threadpool(arrive, opened, settings.paths)
+            keeper = Keeper(opened, settings.paths)
             feed = Feed()
             opened.on_commit(feed.notify)
             supervisor = Supervisor(Shop(opened, settings, devices.discover(), worker=worker))
             told = webhooks.Notices(opened, settings.paths.root, receivers.deliver)
             api.connect(app, opened, feed, supervisor, told)
             told.start()
+            keeper.start()
             supervisor.start(on_failure)
             await run_in_threadpool(supervisor.wait_for_first_look, FIRST_LOOK_SECONDS)
             log.info("ready; data in %s", settings.paths.root)
@@ -62,6 +67,7 @@ def create_app(
                 stop_trainers = settings.stop_trainers
                 await run_in_threadpool(lambda: supervisor.stop(stop_trainers=stop_trainers))
                 await run_in_threadpool(told.stop)
+                await run_in_threadpool(keeper.stop)
                 await run_in_threadpool(opened.close)
 
     return api.make(settings, lifespan=life)

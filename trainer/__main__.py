@@ -7,8 +7,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from trainer.contract import events, failpoint
-from trainer.contract.orders import ORDER, AttemptOrder
+from trainer.contract import events, failpoint, orders
+from trainer.contract.orders import AttemptOrder
 from trainer.contract.rundir import Held, locked
 from trainer.runtime import process
 
@@ -21,7 +21,7 @@ def main(argv: list[str]) -> int:
         print("usage: python -m trainer ATTEMPT_DIR", file=sys.stderr)
         return 2
     directory = Path(argv[1]).absolute()
-    order = AttemptOrder.model_validate_json((directory / ORDER).read_bytes())
+    order = orders.read(directory, AttemptOrder)
     own = process.begin(directory, order.run_id, order.attempt, order.token)
     try:
         with locked(Path(order.run_dir) / "trainer.lock", order.token):

@@ -83,10 +83,14 @@ def system(request: Request, db: Db, conf: Conf) -> SystemView:
         disk_free_bytes=disk.free,
         database_bytes=db.size_bytes,
         backups=[path.name for path in db.backups()],
-        warnings=[*db.warnings, *_disk_warning(disk.free), *undelivered],
+        warnings=[*db.warnings, *_backup_warning(db), *_disk_warning(disk.free), *undelivered],
         uptime_seconds=time.monotonic() - request.app.state.started_monotonic,
         auth="token" if request.app.state.policy.tokens is not None else "none",
     )
+
+
+def _backup_warning(db: Database) -> list[str]:
+    return [db.backup_problem] if db.backup_problem else []
 
 
 def _devices(db: Database, readings: Readings) -> list[DeviceView]:

@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from server.cli import (
+    backups,
     checkpoints,
     daemon,
     demo,
@@ -38,7 +39,7 @@ app = typer.Typer(
 )
 for _part in (
     lifecycle, watching, listing, extending, planning, checkpoints, measures, mirroring, jobs,
-    daemon, doctor, demo,
+    daemon, backups, doctor, demo,
 ):  # fmt: skip
     _part.register(app)
 

@@ -131,6 +131,9 @@ def rebuild(data_dir: DataDir = None, yes: options.Yes = False, json: options.Js
     if made.set_aside:
         output.say(f"the old database is kept as {made.set_aside}")
     output.warn(made.problems)
+    output.say("not given back, since no file has it:")
+    for one in made.not_on_disk:
+        output.say(f"  {one}")
     return None
 
 

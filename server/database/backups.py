@@ -10,13 +10,15 @@ from pathlib import Path
 from server.database.sqlite import Library
 from trainer.contract.rundir import DataDir, fsync_directory
 
-KEPT = 5
+KEPT = 7
+LEFT_SECONDS = 3_600.0  # a temporary file as old as this has no writer any more
 _PAGES_AT_A_TIME = 2_000
 
 
 def make(library: Library, paths: DataDir) -> Path:
     """Back up, verify, name, and let the oldest ones go. Raises OSError, or the library's Error."""
     paths.backups.mkdir(parents=True, exist_ok=True)
+    sweep(paths)
     final = _free_name(paths.backups)
     temp = final.with_suffix(".tmp")
     try:
@@ -37,6 +39,14 @@ def make(library: Library, paths: DataDir) -> Path:
     for old in newest_first(paths)[KEPT:]:
         old.unlink(missing_ok=True)
     return final
+
+
+def sweep(paths: DataDir) -> None:
+    """Remove what killed backups left; one under way elsewhere would still be written to."""
+    for left in paths.backups.glob("*.tmp*"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > LEFT_SECONDS:
+                left.unlink()
 
 
 def newest_first(paths: DataDir) -> list[Path]:

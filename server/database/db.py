@@ -37,6 +37,7 @@ class Database:
         self._reader = sqlite.make_engine(library, paths.database, role="reader")
         self._writer = sqlite.make_engine(library, paths.database, role="writer")
         self._info = {"paths": paths}
+        self.backup_problem: str | None = None  # why the newest backup could not be made
         self._companions = Companions(library, paths.database)
         self._file = _look(paths.database)
         self._turn = threading.Lock()
@@ -56,6 +57,10 @@ class Database:
     def opened(cls, paths: DataDir) -> Database:
         """The database another process of ours has opened with every check, at this moment."""
         return cls(paths, sqlite.choose_library(), [])
+
+    def lend_paths(self, paths: DataDir) -> None:
+        """Let sessions see the runs of another data directory than the database lies in."""
+        self._info = {"paths": paths}
 
     @contextmanager
     def read(self) -> Iterator[Session]:

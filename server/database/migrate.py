@@ -119,14 +119,15 @@ def _stamp(library: Library, path: Path) -> tuple[str | None, str | None]:
 def _corrupt(library: Library, paths: DataDir, said: str) -> str:
     good = backups.newest_good(library, paths)
     way_out = (
-        f"The newest verified backup is {good}: stop the daemon, move {paths.database.name}, "
-        f"{paths.database.name}-wal and {paths.database.name}-shm aside and copy it there."
+        f"The newest verified backup is {good}: `traind restore` puts it back and reads what was "
+        "trained since then from the runs' directories."
         if good
-        else "There is no verified backup."
+        else "There is no verified backup: `traind rebuild` reads everything from the runs' "
+        "directories."
     )
     return (
-        f"The database {paths.database} is corrupt ({said}). {way_out} `traind rebuild` then reads "
-        "the reports again from the runs' journals; checkpoints are not affected."
+        f"The database {paths.database} is corrupt ({said}). {way_out} "
+        "Checkpoints and journals are not affected."
     )
 
 

@@ -16,6 +16,7 @@ from trainer.contract.commands import EndPhase
 from trainer.contract.exits import Reason
 from trainer.contract.extend import ExtendPreview, ExtendRequest, preview
 from trainer.contract.plan import Plan
+from trainer.contract.rundir import DataDir
 from trainer.contract.schedule import PhaseSchedule
 from trainer.contract.spec import MAX_STEPS, RunSpec
 
@@ -260,10 +261,12 @@ def _kept(shown: ExtendPreview) -> dict[str, Any]:
 
 
 def next_number(session: Session, run_id: str) -> int:
+    """Beyond every attempt in the rows and on the disk: a database restored from an older copy
+    knows fewer than there were, and a number is never given twice."""
     attempt = tables.Attempt
-    return 1 + (
-        session.scalar(select(func.max(attempt.number)).where(attempt.run_id == run_id)) or 0
-    )
+    known = session.scalar(select(func.max(attempt.number)).where(attempt.run_id == run_id)) or 0
+    paths: DataDir = session.info["paths"]
+    return 1 + max(known, paths.run(run_id).highest_attempt())
 
 
 def _start_after(

@@ -215,8 +215,9 @@ def pin(session: Session, checkpoint: tables.Checkpoint, pinned: bool, now: floa
     if pinned and (checkpoint.deleted_at is not None or checkpoint.bad is not None):
         raise Conflict(f"checkpoint {checkpoint.name} is no longer there to be kept")
     checkpoint.pinned = pinned
-    session.flush()
     run = session.get_one(tables.Run, checkpoint.run_id)
+    run.version += 1
+    session.flush()
     if State(run.state) in states.OCCUPYING:
         names = [c.name for c in lineage.checkpoints(session, run.id) if c.pinned]
         commands.send(session, run, Pin(id=commands.new_id(), names=names), now)

@@ -15,6 +15,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,14 @@ class Place:
     after: int
     waiting: list[Delivery] = field(default_factory=list)
     given_up: list[GivenUp] = field(default_factory=list)
+
+
+def begin_after(root: Path, event_id: int) -> None:
+    """Look at no event up to this one: they were told before the database was put back."""
+    kept: dict[str, Any] = {"waiting": [], "given_up": []}
+    with suppress(OSError, ValueError):
+        kept |= json.loads((root / PLACE).read_bytes())
+    write_durably(root / PLACE, json.dumps({**kept, "after": event_id}).encode())
 
 
 class Notices:

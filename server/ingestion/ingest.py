@@ -22,7 +22,7 @@ from server.database.db import Database
 from server.errors import TraindError
 from server.ingestion import apply, apply_job
 from trainer.contract import events, failpoint
-from trainer.contract.journal import Batch, Reader
+from trainer.contract.journal import Batch, Reader, verify_prefix
 from trainer.contract.rundir import OUTBOX, DataDir
 
 MAX_RECORDS = 500  # with 2,000 the process that ingests took 6 MB more
@@ -144,7 +144,7 @@ def _read(path: Path, row: Any, owner: tuple[str, int], max_records: int) -> _Re
     if row.outbox_problem is not None:
         nothing = Batch([], row.outbox_offset, row.outbox_seq)
         return _Read(nothing, row.outbox_inode, None, False, False)
-    reader = Reader(path, row.outbox_inode)
+    reader = Reader(path, _inode(path, row, (*owner, row.token)))
     batch = reader.read(row.outbox_offset, row.outbox_seq, max_records * RECORD_BYTES)
     header = reader.header
     if header and (header.run, header.attempt, header.token) != (*owner, row.token):
@@ -161,6 +161,18 @@ def _read(path: Path, row: Any, owner: tuple[str, int], max_records: int) -> _Re
         more = _size(path) > batch.offset
     is_news = batch.offset != row.outbox_offset or problem is not None
     return _Read(batch, reader.inode, problem, more, is_news)
+
+
+def _inode(path: Path, row: Any, owner: tuple[str, int, str]) -> int | None:
+    """What the journal's inode must be: any, when the file was copied and is the same journal."""
+    try:
+        now = path.stat().st_ino
+    except OSError:
+        return row.outbox_inode
+    if row.outbox_inode in (None, now):
+        return row.outbox_inode
+    is_same = verify_prefix(path, owner, row.outbox_offset, row.outbox_seq)
+    return None if is_same else row.outbox_inode
 
 
 def _size(path: Path) -> int:

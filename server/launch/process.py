@@ -137,6 +137,24 @@ def _carries_portably(pid: int, token: str) -> bool:
         return False
 
 
+def works_in(pid: int, directory: Path) -> bool:
+    """Whether the process was started in this very directory.
+
+    A copy of a data directory holds the tokens and process ids of the original's trainers, which
+    work in another one. True where that cannot be seen: the other checks then decide.
+    """
+    try:
+        link = _PROC / str(pid) / "cwd"
+        if os.readlink(link).endswith(" (deleted)"):
+            return True
+        there, here = os.stat(link), os.stat(directory)
+    except OSError as error:
+        if error.errno in OUT_OF_FILES:
+            raise
+        return True
+    return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
+
+
 def carriers(token: str) -> list[ProcessIdentity]:
     """Every live process that carries the token: the trainer and whatever it started."""
     found = (rundir.identify(pid) for pid in _pids() if carries(pid, token))

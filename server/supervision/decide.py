@@ -261,7 +261,8 @@ def _without_process(seen: RunSeen) -> Action:
         case State.pausing | State.cancelling:
             if seen.preparation in ("queued", "running"):
                 return DropPreparation()
-            return Move(_stopped(seen), Reason.requested)
+            is_copy = seen.reason is Reason.copied
+            return Move(_stopped(seen), Reason.copied if is_copy else Reason.requested)
         case State.running:
             return Move(State.recovering, Reason.crashed, "no process belongs to it any more")
         case State.queued | State.preparing | State.starting | State.recovering:

@@ -6,6 +6,7 @@ when the device is free; `inline` jobs are done by the running trainer and are a
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 import uuid
@@ -127,6 +128,9 @@ def _order(shop: Shop, job: Job, params: dict[str, Any]) -> orders.JobOrder:
 
 
 def _write_directory(order: orders.JobOrder, watch: Watch) -> None:
+    if (watch.directory / orders.ORDER).exists():  # done after the backup that was restored
+        aside = watch.directory.with_name(f"{watch.directory.name}.before-{time.time_ns()}")
+        os.rename(watch.directory, aside)
     watch.directory.mkdir(parents=True, exist_ok=True)
     if order.run_dir is not None:
         Path(order.run_dir).mkdir(parents=True, exist_ok=True)
@@ -164,7 +168,7 @@ def record(shop: Shop, job_id: str, watch: Watch, identity: ProcessIdentity) -> 
 
 def adopt(shop: Shop, job: Job, watch: Watch) -> None:
     """Look for a process that was started and never recorded; found by the token it carries."""
-    identity = process.leader(watch.token)
+    identity = watch.leader()
     if identity is not None:
         record(shop, job.id, watch, identity)
 

@@ -134,6 +134,7 @@ class History:
     has_further_phase: bool = False
     other_boot: bool = False
     advice: str = ""
+    reason: Reason = Reason.requested
 
 
 @dataclass(frozen=True)
@@ -180,6 +181,8 @@ def _after_completion(ending: Ending, history: History) -> Verdict:
 
 def _while_pausing(ending: Ending, history: History, kept: dict[str, Any]) -> Verdict:
     """It was to stop, and it has stopped: however it ended, nothing is started again."""
+    if history.reason is Reason.copied:
+        return Verdict(State.paused, Reason.copied, Reason.copied.sentence, **kept)
     if history.wants_to_run:
         return Verdict(State.queued, Reason.requested, ending.message, **kept)
     if ending.outcome in ("crashed", "failed"):

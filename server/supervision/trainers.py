@@ -134,7 +134,7 @@ def _why_not_started(error: OSError) -> Reason:
 
 def adopt(shop: Shop, attempt: Attempt, watch: Watch) -> None:
     """Look for a process that was started and never recorded; found by the token it carries."""
-    identity = process.leader(watch.token)
+    identity = watch.leader()
     if identity is not None:
         record(shop, attempt.id, watch, identity)
 
@@ -252,6 +252,7 @@ def _history(session: Session, run: Run, attempt: Attempt) -> recovery.History:
         has_further_phase=attempts.current_phase(session, run) is not None,
         other_boot=_is_of_another_boot(attempt),
         advice=post_mortem.memory_advice(run),
+        reason=Reason(run.reason),
     )
 
 
@@ -322,7 +323,7 @@ def note(
 
 def sweep(watch: Watch) -> None:
     """SIGKILL the helpers that a dead process left behind."""
-    process.kill_carriers(watch.token)
+    watch.kill_helpers()
 
 
 # --- commands ------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ counts as a short one: a daemon or machine that slept must not call its trainers
 from __future__ import annotations
 
 import json
+import signal
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -79,7 +80,7 @@ class Watch:
         self.identity = recorded or self.identity
         if self.child is not None and self.exit_code is None:
             self.exit_code = self.child.poll()
-        if self.identity is not None and process.is_alive(self.identity):
+        if self.identity is not None and self._is_ours(self.identity):
             return Presence.alive
         if self.identity is not None and not self._dead:
             self._dead, self.exhausted = True, False  # it may have written since the last read
@@ -87,8 +88,26 @@ class Watch:
             return Presence.unknown
         return Presence.lingering if self._lingers() else Presence.gone
 
+    def _is_ours(self, identity: ProcessIdentity) -> bool:
+        return process.is_alive(identity) and process.works_in(identity.pid, self.directory)
+
     def _lingers(self) -> bool:
-        return bool(process.carriers(self.token)) or rundir.is_held(self.directory / LOCK)
+        return bool(self.helpers()) or rundir.is_held(self.directory / LOCK)
+
+    def helpers(self) -> list[ProcessIdentity]:
+        """Every live process of this directory that carries the token."""
+        found = process.carriers(self.token)
+        return [one for one in found if process.works_in(one.pid, self.directory)]
+
+    def leader(self) -> ProcessIdentity | None:
+        """The process that was started here and never recorded."""
+        found = process.leader(self.token)
+        return found if found and process.works_in(found.pid, self.directory) else None
+
+    def kill_helpers(self) -> None:
+        """SIGKILL what a dead process left behind."""
+        for one in self.helpers():
+            process.send(one, self.token, signal.SIGKILL)
 
     @property
     def is_dead(self) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 from server.database.db import Database
 from server.machine.devices import Device
 from server.settings import Settings
+from server.supervision.arrival import arrive
 from server.supervision.supervisor import Supervisor
 from server.supervision.trainers import Shop
 
@@ -28,6 +29,7 @@ def main() -> None:
     ended = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: ended.set())
     db = Database.open(settings)
+    arrive(db, settings.paths)
     supervisor = Supervisor(Shop(db, settings, (Device("cpu", "a processor"),), (0.05, 0.1)))
     supervisor.start(lambda error: ended.set())
     print("ready", flush=True)

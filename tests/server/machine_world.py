@@ -73,7 +73,7 @@ class Trainer:
 
     @property
     def checkpoints(self) -> Path:
-        return Path(self.order["run_dir"]) / "checkpoints"
+        return self.directory.parent.parent / "checkpoints"
 
     def obey(self) -> bool:
         batch = journal.Reader(self.directory / rundir.INBOX).read(*self.cursor)

@@ -20,7 +20,7 @@ def audit(lab: Lab, step: int, steps: int) -> AuditResult:
     """The job as the daemon starts it, of the steps that attempt 1 did after a checkpoint."""
     directory = lab.root / f"job-{step}"
     directory.mkdir()
-    order = AttemptOrder.model_validate_json((lab.run_dir.attempt(1) / orders.ORDER).read_bytes())
+    order = orders.read(lab.run_dir.attempt(1), AttemptOrder)
     params = {"checkpoint": f"step-{step:09d}-a0001", "steps": steps}
     job = JobOrder(
         job_id="job_1", job="audit", token="t", data_dir=str(lab.root),

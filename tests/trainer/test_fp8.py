@@ -14,7 +14,8 @@ from torch import Tensor
 
 from tests.trainer.shapes import RATES, Kind, batches, trained_model
 from tests.trainer.test_step import gradients, relative
-from trainer.contract.orders import ORDER, AttemptOrder
+from trainer.contract import orders
+from trainer.contract.orders import AttemptOrder
 from trainer.contract.peaks import fp8_missing
 from trainer.model import fp8
 from trainer.model.gpt import GPT
@@ -236,7 +237,7 @@ def test_what_was_chosen_is_frozen_and_used(lab, monkeypatch):
     """As on a card that has it: the choice, then the session made of it."""
     run = lab("frozen", numerics={"threads": 1, "compile": False, "precision": "fp8"})
     monkeypatch.setattr(device, "require_fp8", lambda _: None)
-    order = AttemptOrder.model_validate_json((run.order() / ORDER).read_bytes())
+    order = orders.read(run.order(), AttemptOrder)
 
     def probe(*_: Any) -> Any:
         raise AssertionError("rows are given")

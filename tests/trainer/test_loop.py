@@ -7,8 +7,8 @@ import itertools
 import pytest
 
 from tests.trainer.lab import Lab
-from trainer.contract import journal
-from trainer.contract.orders import ORDER, AttemptOrder
+from trainer.contract import journal, orders
+from trainer.contract.orders import AttemptOrder
 from trainer.runtime.control import Control
 from trainer.runtime.reporter import Reporter
 from trainer.train import checkpointing, loop, session
@@ -26,7 +26,7 @@ def test_no_second_of_overlapping_steps_is_counted_twice():
 def train_here(lab: Lab) -> None:
     """One attempt in this process, where the way the device is read can be changed."""
     directory = lab.order()
-    order = AttemptOrder.model_validate_json((directory / ORDER).read_bytes())
+    order = orders.read(directory, AttemptOrder)
     header = journal.Header(order.run_id, order.attempt, order.token)
     reporter = Reporter(journal.Writer.create(directory / "outbox.jsonl", header))
     parts = session.build(order, reporter, Control(directory / "inbox.jsonl"))

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from tests.trainer.shapes import RATES, Kind, batches, trained_model
 from tests.trainer.test_step import assert_equal_gradients, gradients, plain_twin
-from trainer.contract.orders import ORDER, AttemptOrder
+from trainer.contract import orders
+from trainer.contract.orders import AttemptOrder
 from trainer.model import relu2
 from trainer.model.block import block, mlp
 from trainer.optim.optimizer import Optimizer
@@ -216,7 +217,7 @@ def test_only_tiles_that_divide_the_sizes_take_part() -> None:
 
 def test_the_winner_stays_for_the_runs_life(lab) -> None:
     run = lab("frozen", numerics=ASKED)
-    order = AttemptOrder.model_validate_json((run.order() / ORDER).read_bytes())
+    order = orders.read(run.order(), AttemptOrder)
 
     def settled_choices() -> frozen_choices.Choices:
         return frozen_choices.settle(

@@ -138,6 +138,22 @@ def _encode(record: dict[str, Any]) -> bytes:
 # --- reading -------------------------------------------------------------------------------------
 
 
+def verify_prefix(path: Path, owner: tuple[str, int, str], offset: int, next_seq: int) -> bool:
+    """Whether the file is that owner's journal, whole and gap-free up to this very cursor.
+
+    owner: (run, attempt, token). A copy of a journal has another inode and is the same journal.
+    """
+    reader, at = Reader(path), (0, 0)
+    while at[0] < offset:
+        batch = reader.read(*at, max_bytes=min(1 << 20, offset - at[0]))
+        if batch.problem or batch.offset == at[0]:
+            return False
+        at = (batch.offset, batch.next_seq)
+    header = reader.header
+    same = header is not None and (header.run, header.attempt, header.token) == owner
+    return same and at == (offset, next_seq)
+
+
 @dataclass(frozen=True)
 class Batch:
     """Records and the cursor after them. problem: why reading cannot go past `offset`, if so."""
@@ -150,7 +166,10 @@ class Batch:
 
 
 class Reader:
-    """Reads from any cursor; holds no file open, so a replaced file is noticed by its inode."""
+    """Reads from any cursor; holds no file open, so a replaced file is noticed by its inode.
+
+    Another inode is not another journal (see `verify_prefix`): a restored backup has only new ones.
+    """
 
     def __init__(self, path: Path, inode: int | None = None) -> None:
         self.path = path

@@ -5,13 +5,14 @@ The process needs nothing else: no database, no daemon, no environment beyond pa
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
 from trainer.contract.plan import Plan
-from trainer.contract.rundir import write_durably
+from trainer.contract.rundir import write_once
 from trainer.contract.schedule import PhaseSchedule
 from trainer.contract.spec import RunSpec
 
@@ -80,5 +81,36 @@ class JobOrder(Order):
     params: dict[str, Any] = {}
 
 
-def write(directory: Path, order: Order) -> None:
-    write_durably(directory / ORDER, order.model_dump_json(indent=1).encode())
+AnyOrder = TypeVar("AnyOrder", AttemptOrder, JobOrder)
+
+
+def write(directory: Path, order: AttemptOrder | JobOrder) -> None:
+    """Write the order of a process, once: a second one never takes the place of the first.
+
+    Its directories are stored relative to `directory`, so that the data directory can be moved.
+    Raises FileExistsError, OSError.
+    """
+    where = {
+        name: _relative(value, directory, order.data_dir)
+        for name in ("run_dir", "data_dir")
+        if (value := getattr(order, name)) is not None
+    }
+    stored = order.model_copy(update=where)
+    write_once(directory / ORDER, stored.model_dump_json(indent=1).encode())
+
+
+def read(directory: Path, kind: type[AnyOrder]) -> AnyOrder:
+    """The order in `directory` with its directories absolute. Raises OSError, ValidationError."""
+    order = kind.model_validate_json((directory / ORDER).read_bytes())
+    where = {
+        name: os.path.normpath(os.path.join(directory.absolute(), value))
+        for name in ("run_dir", "data_dir")
+        if (value := getattr(order, name)) is not None
+    }
+    return order.model_copy(update=where)
+
+
+def _relative(path: str, directory: Path, data_dir: str) -> str:
+    """As seen from `directory`, by names alone: a link on the way does not count."""
+    inside = os.path.commonpath([os.path.abspath(directory), data_dir]) == data_dir
+    return os.path.relpath(path, directory) if inside else path

@@ -85,6 +85,19 @@ class RunDir:
     def attempt(self, number: int) -> Path:
         return self.root / "attempts" / f"{number:04d}"
 
+    def highest_attempt(self) -> int:
+        """The highest number that an attempt or a checkpoint on the disk has; 0 without any."""
+        saved = (parse_checkpoint_name(name) for name in _names(self.checkpoints))
+        numbers = [int(name) for name in _names(self.root / "attempts") if name.isdigit()]
+        return max([0, *numbers, *(attempt for _, attempt in filter(None, saved))])
+
+
+def _names(directory: Path) -> list[str]:
+    try:
+        return os.listdir(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
 
 # Padded so that names sort by step; longer numbers need more digits, and no number is too long.
 CHECKPOINT_PATTERN = r"^step-(\d{9,19})-a(\d{4,19})$"
@@ -126,6 +139,21 @@ def write_durably(path: Path, content: bytes, mode: int = 0o600) -> None:
         with suppress(OSError):
             temp.unlink()
         raise
+    fsync_directory(path.parent)
+
+
+def write_once(path: Path, content: bytes) -> None:
+    """Write a file that is never replaced. Raises FileExistsError when there is one, OSError."""
+    temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    write_durably(temp, content)
+    try:
+        os.link(temp, path)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK) or path.exists():
+            raise
+        os.rename(temp, path)  # a file system without hard links
+    finally:
+        temp.unlink(missing_ok=True)
     fsync_directory(path.parent)
 
 

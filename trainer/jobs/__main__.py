@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from trainer.contract import events
+from trainer.contract import events, orders
 from trainer.contract.exits import Reason
-from trainer.contract.orders import ORDER, JobOrder
+from trainer.contract.orders import JobOrder
 from trainer.runtime import process
 
 MODULES = {
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
     # and 5.3 with those that spin; on an idle machine as many.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     directory = Path(argv[1]).absolute()
-    order = JobOrder.model_validate_json((directory / ORDER).read_bytes())
+    order = orders.read(directory, JobOrder)
     own = process.begin(directory, order.job_id, 0, order.token)
     try:
         result = _run(order, own)

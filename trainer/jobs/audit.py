@@ -28,7 +28,12 @@ def run(order: JobOrder, own: Process) -> dict[str, Any]:
         raise ValueError(f"{order.params['checkpoint']!r} names no checkpoint")
     start, number = named
     limits = Lineage(limits={number: start})
-    audit = attempt.model_copy(update={"lineage": limits, "max_step": start})
+    audit = attempt.model_copy(
+        update={
+            "lineage": limits, "max_step": start,
+            "run_dir": order.run_dir, "data_dir": order.data_dir,
+        }
+    )  # fmt: skip
     with tempfile.TemporaryDirectory(dir=own.directory) as folder:
         header = journal.Header(order.job_id, 0, order.token)
         quiet = Reporter(journal.Writer.create(Path(folder) / "replay.jsonl", header))

@@ -1,0 +1,74 @@
+"""backup and restore: the database of a data directory, with or without its daemon."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from server.cli import options, output
+from server.cli.daemon import DataDir, Panel, read_settings
+
+To = Annotated[
+    Path | None, typer.Option(help="Also copy it there: a directory, or a file that is new.")
+]
+Backup = Annotated[
+    Path | None, typer.Argument(help="The file to put back [the newest that verifies].")
+]
+
+
+def register(app: typer.Typer) -> None:
+    app.command(rich_help_panel=Panel)(backup)
+    app.command(rich_help_panel=Panel)(restore)
+
+
+def backup(data_dir: DataDir = None, to: To = None, json: options.Json = False) -> None:
+    """Back up the database, verified, while the daemon runs or not; copy the runs' directories
+    after it, not before."""
+    settings = read_settings(data_dir=data_dir)
+    from server.maintenance import backup as making
+
+    try:
+        made = making.backup(settings, to)
+    except (making.CannotBackUp, OSError) as error:
+        raise output.Refused(f"No backup was made: {error}") from error
+    if json:
+        return output.emit(made)
+    output.say(made.path)
+    if made.copy_path:
+        output.say(made.copy_path)
+    return None
+
+
+def restore(
+    backup: Backup = None,
+    data_dir: DataDir = None,
+    yes: options.Yes = False,
+    json: options.Json = False,
+) -> None:
+    """Put a backup of the database back, and read from the runs' directories what came after it;
+    the daemon must not run."""
+    settings = read_settings(data_dir=data_dir)
+    from server.database.migrate import Refused
+    from server.maintenance import restore as restoring
+
+    which = backup or "the newest verified backup"
+    question = f"Put back {which} as {settings.paths.database}? The present one is kept beside it."
+    if not options.confirmed(question, yes):
+        raise typer.Exit(output.FAILED)
+    try:
+        made = restoring.restore(settings, backup.absolute() if backup else None)
+    except Refused as error:
+        raise output.Refused(str(error)) from error
+    if json:
+        return output.emit(made)
+    output.say(f"{made.backup} was put back")
+    output.say(
+        f"read again from the disk: {len(made.runs)} runs, {made.attempts} attempts, "
+        f"{made.records:,} records"
+    )
+    if made.set_aside:
+        output.say(f"the old database is kept as {made.set_aside}")
+    output.warn(made.problems)
+    return None

@@ -1,0 +1,155 @@
+"""Where the database comes from: a moved or copied data directory, or a backup put back.
+
+`data-directory.json` in the data directory and the table `meta` both know the directory's id and
+how often it was opened. A database that was opened less often than the file says was put back from
+a copy; a file that names another directory, still there, was copied with all the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from server.database.db import Database
+from server.database.tables import Meta
+from trainer.contract.rundir import DataDir, write_durably
+
+FILE = "data-directory.json"
+OPENED, IDENTITY = "opened", "data_dir_id"  # keys of the table `meta`
+IDS_PER_TIMELINE = 10**9
+
+
+class Marker(BaseModel):
+    """path, inode: of the directory that wrote it. timeline: how often events began anew."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    id: str
+    path: str
+    inode: int
+    opened: int = 0
+    timeline: int = 0
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """copied_from: the original that is still there. is_restored: the database is older than the
+    directory. moved_from: where the directory was before."""
+
+    copied_from: str | None = None
+    moved_from: str | None = None
+    is_restored: bool = False
+
+
+def look(db: Database, paths: DataDir) -> Provenance:
+    """What happened to the directory since it was opened the last time; `record` is to follow."""
+    marker = read(paths)
+    if marker is None:
+        return Provenance()
+    with db.read() as session:
+        opened, identity = _number(session, OPENED), _value(session, IDENTITY)
+    is_restored = opened < marker.opened or identity not in (None, marker.id)
+    elsewhere = marker.path != str(paths.root)
+    original = _original(marker, paths) if elsewhere else None
+    moved = marker.path if elsewhere and original is None else None
+    return Provenance(original, moved, is_restored)
+
+
+def record(db: Database, paths: DataDir) -> None:
+    """The directory is opened here, once more: first in the database, then in the file."""
+    marker = read(paths)
+    with db.write() as session:
+        opened = 1 + max(_number(session, OPENED), marker.opened if marker else 0)
+        identity = marker.id if marker else _value(session, IDENTITY) or secrets.token_hex(8)
+        _set(session, OPENED, str(opened))
+        _set(session, IDENTITY, identity)
+    timeline = marker.timeline if marker else 0
+    _write(paths, Marker(id=identity, path=str(paths.root), inode=_inode(paths.root),
+                         opened=opened, timeline=timeline))  # fmt: skip
+
+
+def count(connection: Any, paths: DataDir) -> None:
+    """Count up by a connection of one's own, after a backup was made beside the daemon."""
+    marker = read(paths)
+    if marker is None:
+        return
+    with connection:
+        connection.execute(
+            "INSERT INTO meta (key, value) VALUES (?, '1') "
+            "ON CONFLICT (key) DO UPDATE SET value = CAST(value AS INTEGER) + 1",
+            (OPENED,),
+        )
+        row = connection.execute("SELECT value FROM meta WHERE key = ?", (OPENED,)).fetchone()
+    _write(paths, marker.model_copy(update={"opened": int(row[0])}))
+
+
+def new_timeline(db: Database, paths: DataDir) -> int:
+    """Let the ids of events continue beyond any that was ever given; the last id before.
+
+    A client that holds the id of an event from after the copy then misses none and takes none for
+    another.
+    """
+    marker = read(paths)
+    with db.write() as session:
+        last = session.scalar(text("SELECT max(id) FROM events")) or 0
+        seq = session.scalar(text("SELECT seq FROM sqlite_sequence WHERE name = 'events'")) or 0
+        begun = max(last, seq) // IDS_PER_TIMELINE
+        timeline = 1 + max(begun, marker.timeline if marker else 0)
+        session.execute(text("DELETE FROM sqlite_sequence WHERE name = 'events'"))
+        session.execute(
+            text("INSERT INTO sqlite_sequence (name, seq) VALUES ('events', :seq)"),
+            {"seq": timeline * IDS_PER_TIMELINE},
+        )
+        identity = marker.id if marker else _value(session, IDENTITY) or secrets.token_hex(8)
+    opened = marker.opened if marker else 0
+    _write(paths, Marker(id=identity, path=str(paths.root), inode=_inode(paths.root),
+                         opened=opened, timeline=timeline))  # fmt: skip
+    return timeline * IDS_PER_TIMELINE
+
+
+def read(paths: DataDir) -> Marker | None:
+    """The marker, None when there is none that can be read."""
+    with suppress(OSError, ValueError):
+        return Marker.model_validate(json.loads((paths.root / FILE).read_bytes()))
+    return None
+
+
+def _original(marker: Marker, paths: DataDir) -> str | None:
+    """The directory this one was copied from, when it is still there and another one."""
+    try:
+        there = os.stat(marker.path)
+    except OSError:
+        return None
+    same = os.path.samefile(marker.path, paths.root)
+    return None if same or there.st_ino != marker.inode else marker.path
+
+
+def _inode(root: Path) -> int:
+    return os.stat(root).st_ino
+
+
+def _write(paths: DataDir, marker: Marker) -> None:
+    write_durably(paths.root / FILE, marker.model_dump_json().encode())
+
+
+def _value(session: Session, key: str) -> str | None:
+    row = session.get(Meta, key)
+    return row.value if row else None
+
+
+def _number(session: Session, key: str) -> int:
+    value = _value(session, key)
+    return int(value) if value and value.isdigit() else 0
+
+
+def _set(session: Session, key: str, value: str) -> None:
+    session.merge(Meta(key=key, value=value))

@@ -1,0 +1,105 @@
+"""`run.json` in a run's directory: what the rows know of it beyond its orders and journals.
+
+Written by the daemon a moment after the rows change, so that `traind rebuild` and a restored
+backup also give back runs that were only made or queued, their titles, phases and pins.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from server.database import tables
+from trainer.contract.rundir import DataDir, RunDir, write_durably
+
+FILE = "run.json"
+_PHASE = (
+    "index", "name", "start_step", "end_step", "schedule", "ask", "preview", "from_checkpoint",
+    "created_at", "started_at", "ended_at", "ended_at_step", "lineage_limit", "imported",
+)  # fmt: skip
+
+
+class RunFile(BaseModel):
+    """The rows of one run, as far as nothing else on the disk has them."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    format: int = 1
+    id: str
+    name: str
+    title: str | None = None
+    metadata: dict[str, Any] = {}
+    state: str
+    desired_state: str
+    reason: str
+    reason_message: str = ""
+    created_at: float
+    started_at: float | None = None
+    device: str = "auto"
+    end_step: int
+    spec: dict[str, Any]
+    plan: dict[str, Any]
+    overrides: dict[str, Any] = {}
+    skip_steps: list[Any] = []
+    phases: list[dict[str, Any]] = []
+    pinned: list[str] = []
+    queue_position: int | None = None
+
+
+def describe(session: Session, run: tables.Run) -> RunFile:
+    """The document of a run's present rows."""
+    phases = session.scalars(
+        select(tables.Phase).where(tables.Phase.run_id == run.id).order_by(tables.Phase.index)
+    )
+    saved = tables.Checkpoint
+    pinned = session.scalars(
+        select(saved.name).where(
+            saved.run_id == run.id, saved.pinned.is_(True), saved.deleted_at.is_(None)
+        )
+    )
+    return RunFile(
+        id=run.id,
+        name=run.name,
+        title=run.title,
+        metadata=run.run_metadata,
+        state=run.state,
+        desired_state=run.desired_state,
+        reason=run.reason,
+        reason_message=run.reason_message,
+        created_at=run.created_at,
+        started_at=run.started_at,
+        device=run.device,
+        end_step=run.end_step,
+        spec=run.spec,
+        plan=run.plan,
+        overrides=run.overrides,
+        skip_steps=run.skip_steps,
+        phases=[{key: getattr(phase, key) for key in _PHASE} for phase in phases],
+        pinned=list(pinned),
+        queue_position=run.queue_position,
+    )
+
+
+def write(paths: DataDir, document: RunFile) -> None:
+    """Store it; the directory is made where there is none. Raises OSError."""
+    directory = paths.run(document.id).root
+    directory.mkdir(parents=True, exist_ok=True)
+    write_durably(directory / FILE, document.model_dump_json(indent=1).encode())
+
+
+def read(directory: RunDir) -> RunFile | None:
+    """The document, None when there is none that can be read."""
+    try:
+        return RunFile.model_validate(json.loads((directory.root / FILE).read_bytes()))
+    except (OSError, ValueError):
+        return None
+
+
+def phase_rows(run_id: str, document: RunFile) -> list[tables.Phase]:
+    """The phases of a document as rows of a run."""
+    known = [{k: v for k, v in one.items() if k in _PHASE} for one in document.phases]
+    return [tables.Phase(run_id=run_id, **one) for one in known]

@@ -1,0 +1,68 @@
+"""A backup of the database on request, also beside a daemon that serves it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from contextlib import closing
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from server.database import backups, sqlite
+from server.settings import Settings
+from trainer.contract.rundir import fsync_directory
+
+
+class CannotBackUp(Exception):
+    """The message says why and what to do."""
+
+
+class BackedUp(BaseModel):
+    """path: the verified file in the data directory. copy_path: the one that was asked for."""
+
+    path: str
+    bytes: int
+    copy_path: str | None = None
+
+
+def backup(settings: Settings, to: Path | None = None) -> BackedUp:
+    """Back up, verify, and copy to `to` when given. Raises CannotBackUp, OSError."""
+    paths, library = settings.paths, sqlite.choose_library()
+    if not paths.database.is_file():
+        raise CannotBackUp(f"there is no database {paths.database}; choose the --data-dir")
+    try:
+        made = backups.make(library, paths)
+    except library.module.Error as error:
+        raise CannotBackUp(f"{paths.database}: {error}") from error
+    _count(library, settings)
+    copied = _copy(made, to) if to is not None else None
+    return BackedUp(
+        path=str(made), bytes=made.stat().st_size, copy_path=str(copied) if copied else None
+    )
+
+
+def _count(library: sqlite.Library, settings: Settings) -> None:
+    """The database goes on from here: a copy that is put back is known by its lower count."""
+    from server.database import provenance
+
+    with closing(library.module.connect(str(settings.paths.database))) as connection:
+        connection.execute("PRAGMA busy_timeout=5000")
+        provenance.count(connection, settings.paths)
+
+
+def _copy(made: Path, to: Path) -> Path:
+    target = to.expanduser().absolute()
+    target = target / made.name if target.is_dir() else target
+    if target.exists():
+        raise CannotBackUp(f"{target} exists already; give another name")
+    temp = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        shutil.copyfile(made, temp)
+        with temp.open("rb") as file:
+            os.fsync(file.fileno())
+        os.rename(temp, target)
+    finally:
+        temp.unlink(missing_ok=True)
+    fsync_directory(target.parent)
+    return target

@@ -1,0 +1,90 @@
+"""A backup put back, then everything that the run directories know beyond it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from server import lock
+from server.database import backups, sqlite
+from server.database.db import Database
+from server.database.migrate import Refused
+from server.ingestion import from_disk
+from server.maintenance.rebuild import begin_anew, put_in_place
+from server.settings import Settings
+from trainer.contract.rundir import Held, fsync_directory
+
+SCRATCH = ".restoring.db"
+
+
+class Restored(BaseModel):
+    """backup: the file that was put back. runs, attempts: read again from the disk, beyond it."""
+
+    backup: str
+    runs: list[str] = []
+    attempts: int = 0
+    records: int = 0
+    problems: list[str] = []
+    set_aside: str | None = None
+
+
+def restore(settings: Settings, backup: Path | None = None) -> Restored:
+    """Put `backup` (None: the newest that verifies) in place of the database and catch up.
+
+    Raises migrate.Refused while a daemon runs, or when there is no backup that verifies.
+    """
+    paths, library = settings.paths, sqlite.choose_library()
+    try:
+        with lock.holding(paths.root, f"pid {os.getpid()} (traind restore)"):
+            chosen = _chosen(library, settings, backup)
+            scratch = paths.root / SCRATCH
+            _copy(chosen, scratch)
+            aside = put_in_place(paths, scratch, "restore")
+            found = _catch_up(settings)
+            begin_anew(settings)
+    except Held as error:
+        raise Refused(f"Stop the daemon first: {error}.") from error
+    return Restored(
+        backup=str(chosen),
+        runs=found.runs,
+        attempts=found.attempts,
+        records=found.records,
+        problems=found.problems,
+        set_aside=aside,
+    )
+
+
+def _chosen(library: sqlite.Library, settings: Settings, backup: Path | None) -> Path:
+    chosen = backup or backups.newest_good(library, settings.paths)
+    if chosen is None:
+        raise Refused(
+            f"There is no backup that verifies in {settings.paths.backups}. `traind rebuild` reads "
+            "everything from the runs' directories."
+        )
+    if not chosen.is_file():
+        raise Refused(f"There is no file {chosen}.")
+    wrong = backups.problems(library, chosen, thorough=True)
+    if wrong:
+        raise Refused(f"The backup {chosen} does not verify: {wrong[0]}. Choose another one.")
+    return chosen
+
+
+def _copy(source: Path, target: Path) -> None:
+    shutil.copyfile(source, target)
+    fd = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    fsync_directory(target.parent)
+
+
+def _catch_up(settings: Settings) -> from_disk.Found:
+    db = Database.open(settings)
+    try:
+        return from_disk.catch_up(db, settings.paths)
+    finally:
+        db.close()

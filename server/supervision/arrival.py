@@ -1,0 +1,70 @@
+"""What a start does before anything else: is this directory a copy, was its database put back?"""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from sqlalchemy import select
+
+from server.database import provenance
+from server.database.db import Database
+from server.database.provenance import Provenance
+from server.database.tables import Event, Run
+from server.domain.states import Desired, State, can_move, move
+from server.events import webhooks
+from server.ingestion import from_disk
+from server.ingestion.from_disk import Found
+from trainer.contract.exits import Reason
+from trainer.contract.rundir import DataDir
+
+log = logging.getLogger("traind")
+
+
+def arrive(db: Database, paths: DataDir) -> None:
+    """Let the runs of a copy wait, and give rows to what a restored database does not know."""
+    came = provenance.look(db, paths)
+    if came.copied_from is not None:
+        _hold_back(db, came.copied_from)
+    if came.moved_from is not None:
+        log.info("the data directory was moved here from %s", came.moved_from)
+    found = from_disk.catch_up(db, paths)
+    for problem in found.problems:
+        log.warning("not read again from the disk: %s", problem)
+    if came.is_restored or found.attempts or found.runs:
+        _begin_timeline(db, paths, came, found)
+    provenance.record(db, paths)
+
+
+def _hold_back(db: Database, original: str) -> None:
+    """The original may be training these runs at this moment: nothing is started unasked."""
+    words = f"this data directory is a copy of {original}, which may still train this run"
+    with db.write() as session:
+        for run in session.scalars(select(Run).where(Run.state.in_(_WAITING))):
+            if can_move(State(run.state), State.pausing):
+                move(session, run, State.pausing, Reason.copied, words)
+            run.reason, run.reason_message = Reason.copied, words
+            run.desired_state, run.deadline = Desired.paused, None
+        message = f"this data directory is a copy of {original}: its runs wait to be resumed"
+        session.add(
+            Event(kind="copied", level="warning", message=message, unix_seconds=time.time())
+        )
+    log.warning(message)
+
+
+_WAITING = (
+    State.queued, State.preparing, State.starting, State.running, State.recovering, State.pausing,
+)  # fmt: skip
+
+
+def _begin_timeline(db: Database, paths: DataDir, came: Provenance, found: Found) -> None:
+    last = provenance.new_timeline(db, paths)
+    webhooks.begin_after(paths.root, last)
+    words = "the database is older than the data directory (a backup was put back)"
+    if found.attempts or found.runs:
+        words += f": {found.attempts} attempts and {len(found.runs)} runs were read from the disk"
+    with db.write() as session:
+        session.add(
+            Event(kind="restored", level="warning", message=words, unix_seconds=time.time())
+        )
+    log.warning(words)

@@ -1,0 +1,136 @@
+"""What keeps the data safe besides the journals: run.json of each run, and a backup a day.
+
+A thread of its own: it only reads the database, so nothing ever waits for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from pathlib import Path
+
+from sqlalchemy import select
+
+from server.database import provenance
+from server.database.db import Database
+from server.database.tables import Run
+from server.domain import run_files
+from trainer.contract.rundir import DataDir
+
+BACKUP_EVERY_SECONDS = 86_400.0
+RETRY_SECONDS = 3_600.0  # after a backup failed
+QUIET_SECONDS = 1.0  # at least between two looks, however much is committed
+IDLE_SECONDS = 300.0
+
+_VERSIONS = select(Run.id, Run.version)
+
+log = logging.getLogger("traind.keeper")
+
+
+class Keeper:
+    """The thread."""
+
+    def __init__(self, db: Database, paths: DataDir) -> None:
+        self._db, self._paths = db, paths
+        self._woken, self._ended = threading.Event(), threading.Event()
+        self._written: dict[str, int] = {}
+        self._next_backup = 0.0  # on the monotonic clock
+        self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
+
+    def start(self) -> None:
+        self._db.on_commit(self._woken.set)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Write what is still to be written, and end."""
+        self._ended.set()
+        self._woken.set()
+        self._thread.join(timeout=30.0)
+
+    def _run(self) -> None:
+        while True:
+            is_last = self._ended.is_set()
+            self._woken.clear()
+            began = time.monotonic()
+            self._try()
+            if is_last:
+                return
+            quiet = max(QUIET_SECONDS, 20 * (time.monotonic() - began))
+            self._ended.wait(min(quiet, 60.0))
+            self._woken.wait(IDLE_SECONDS)
+
+    def _try(self) -> None:
+        try:
+            self.write_run_files()
+        except Exception as error:  # a busy database, a full disk: the next look does it
+            log.warning("run.json of some runs is not up to date: %s", error)
+        if time.monotonic() >= self._next_backup and not self._ended.is_set():
+            self._next_backup = time.monotonic() + self.back_up_if_due(time.time())
+
+    # --- run.json --------------------------------------------------------------------------------
+
+    def write_run_files(self) -> int:
+        """Write the file of each run whose rows changed; how many there were."""
+        with self._db.read() as session:
+            versions = {row.id: row.version for row in session.execute(_VERSIONS)}
+        for gone in self._written.keys() - versions.keys():
+            del self._written[gone]
+        changed = [one for one, version in versions.items() if self._written.get(one) != version]
+        for run_id in changed:
+            self._write(run_id)
+        return len(changed)
+
+    def _write(self, run_id: str) -> None:
+        with self._db.read() as session:
+            run = session.get(Run, run_id)
+            if run is None:
+                return
+            document, version = run_files.describe(session, run), run.version
+        try:
+            known = run_files.read(self._paths.run(run_id))
+            if known != document:
+                run_files.write(self._paths, document)
+        except OSError as error:
+            log.warning("%s cannot be written: %s", run_files.FILE, error)
+            return
+        self._written[run_id] = version
+        self._take_back_if_deleted(run_id)
+
+    def _take_back_if_deleted(self, run_id: str) -> None:
+        """A run that was deleted meanwhile leaves no directory behind."""
+        with self._db.read() as session:
+            if session.get(Run, run_id) is not None:
+                return
+        directory = self._paths.run(run_id).root
+        (directory / run_files.FILE).unlink(missing_ok=True)
+        if directory.is_dir() and not any(directory.iterdir()):
+            directory.rmdir()
+
+    # --- backups ---------------------------------------------------------------------------------
+
+    def back_up_if_due(self, now: float) -> float:
+        """Make the day's backup if there is none; seconds until the next look.
+
+        By the time of the newest file: a daemon that is restarted each hour makes one a day.
+        """
+        age = now - _made_at(next(iter(self._db.backups()), None))
+        if 0 <= age < BACKUP_EVERY_SECONDS:
+            return min(BACKUP_EVERY_SECONDS - age, RETRY_SECONDS)
+        try:
+            made = self._db.backup()
+            provenance.record(self._db, self._paths)
+        except Exception as error:
+            self._db.backup_problem = f"the daily backup of the database failed: {error}"
+            log.error(self._db.backup_problem)
+            return RETRY_SECONDS
+        self._db.backup_problem = None
+        log.info("backup %s was made and verified", made)
+        return RETRY_SECONDS
+
+
+def _made_at(backup: Path | None) -> float:
+    try:
+        return backup.stat().st_mtime if backup is not None else 0.0
+    except OSError:
+        return 0.0

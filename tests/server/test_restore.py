@@ -1,0 +1,369 @@
+"""A data directory that was copied, moved, backed up and put back: nothing acknowledged is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import func, select, text
+
+from server.database import backups, migrate, provenance, tables
+from server.database.db import Database
+from server.domain import attempts, run_files, runs
+from server.domain.extend import next_number
+from server.events import webhooks
+from server.launch import process
+from server.maintenance import backup as backing
+from server.maintenance.rebuild import rebuild
+from server.maintenance.restore import restore
+from server.settings import Settings
+from server.supervision.arrival import arrive
+from server.supervision.keeper import Keeper
+from tests.server.house import House
+from tests.server.reporting import Reporter, attempt, create
+from trainer.contract import journal, orders
+from trainer.contract.exits import Reason
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    built = House(tmp_path)
+    yield built
+    built.close()
+
+
+def _ordered(db: Database, settings: Settings, run_id: str) -> Reporter:
+    reporter = attempt(db, settings, run_id)
+    with db.read() as session:
+        run = session.get_one(tables.Run, run_id)
+        row = session.get_one(tables.Attempt, reporter.attempt_id)
+        orders.write(reporter.outbox.parent, attempts.build_order(session, run, row, settings))
+    return reporter
+
+
+def _points(db: Database, run_id: str) -> list[int]:
+    with db.read() as session:
+        asked = (
+            select(tables.Point.step)
+            .join(tables.Attempt, tables.Attempt.id == tables.Point.attempt_id)
+            .where(tables.Attempt.run_id == run_id)
+        )
+        return sorted(session.scalars(asked))
+
+
+# --- journals ------------------------------------------------------------------------------------
+
+
+def test_a_copied_journal_is_the_same_journal(db: Database, settings: Settings) -> None:
+    reporter = attempt(db, settings, create(db))
+    reporter.begin()
+    reporter.steps(0, 40)
+    reporter.ingest()
+    reporter.steps(40, 60)
+    copy = reporter.outbox.with_name("copy")
+    shutil.copy2(reporter.outbox, copy)
+    os.replace(copy, reporter.outbox)  # the same bytes, another inode
+    assert reporter.ingest().problem is None
+    assert _points(db, reporter.run_id) == list(range(60))
+
+
+@pytest.mark.parametrize("change", ["other token", "a prefix with another record", "shorter"])
+def test_another_journal_in_its_place_is_refused(
+    db: Database, settings: Settings, change: str
+) -> None:
+    reporter = attempt(db, settings, create(db))
+    reporter.begin()
+    reporter.steps(0, 40)
+    reporter.ingest()
+    lines = reporter.outbox.read_bytes().splitlines(keepends=True)
+    if change == "other token":
+        header = journal.decode(lines[0].rstrip(b"\n"))
+        assert header is not None
+        lines[0] = journal._encode({**header, "token": "f" * 32})
+    elif change == "shorter":
+        lines = lines[:20]
+    else:
+        lines.insert(10, journal._encode({"seq": 9, "ts": 1.0, "kind": "notice"}))
+    reporter.outbox.unlink()
+    reporter.outbox.write_bytes(b"".join(lines))
+    assert reporter.ingest().problem is not None
+
+
+# --- numbers and orders --------------------------------------------------------------------------
+
+
+def test_the_next_attempt_is_beyond_rows_and_disk(db: Database, settings: Settings) -> None:
+    run_id = create(db)
+    run_dir = settings.paths.run(run_id)
+    run_dir.attempt(7).mkdir(parents=True)
+    (run_dir.checkpoints / "step-000000010-a0009").mkdir(parents=True)
+    with db.read() as session:
+        assert next_number(session, run_id) == 10
+
+
+def test_an_order_is_never_replaced(db: Database, settings: Settings) -> None:
+    reporter = _ordered(db, settings, create(db))
+    before = (reporter.outbox.parent / orders.ORDER).read_bytes()
+    with db.read() as session:
+        run = session.get_one(tables.Run, reporter.run_id)
+        row = session.get_one(tables.Attempt, reporter.attempt_id)
+        order = attempts.build_order(session, run, row, settings)
+    with pytest.raises(FileExistsError):
+        orders.write(reporter.outbox.parent, order.model_copy(update={"token": "another"}))
+    assert (reporter.outbox.parent / orders.ORDER).read_bytes() == before
+    assert str(settings.paths.root).encode() not in before  # nothing of ours by absolute path
+    assert orders.read(reporter.outbox.parent, orders.AttemptOrder) == order
+
+
+# --- backup and restore --------------------------------------------------------------------------
+
+
+def test_a_backup_holds_all_that_was_acknowledged_before_it(
+    db: Database, settings: Settings, tmp_path: Path
+) -> None:
+    create(db, "one")
+    made = backing.backup(settings, tmp_path / "elsewhere.db")
+    assert made.copy_path is not None
+    assert backups.problems(db.library, Path(made.copy_path), thorough=True) == []
+    create(db, "two")
+    db.close()
+    settings.paths.database.write_bytes(b"garbage" * 1000)
+    with pytest.raises(migrate.Refused, match="traind restore"):
+        Database.open(settings)
+    put_back = restore(settings)
+    assert put_back.backup == made.path
+    again = Database.open(settings)
+    with again.read() as session:
+        assert list(session.scalars(select(tables.Run.name))) == ["one"]
+    again.close()
+
+
+def test_a_restore_reads_again_what_came_after_the_backup(settings: Settings) -> None:
+    db = Database.open(settings)
+    run_id = create(db, steps=90)
+    first = _ordered(db, settings, run_id)
+    first.begin()
+    first.steps(0, 30)
+    first.ingest()
+    provenance.record(db, settings.paths)
+    backing.backup(settings)
+    first.steps(30, 45)
+    name = first.save(40)
+    second = _ordered(db, settings, run_id)
+    second.begin(40, name)
+    second.steps(40, 90)
+    last = second.save(90)
+    second.end("completed", 90, Reason.finished)
+    for saved in (name, last):
+        (settings.paths.run(run_id).checkpoints / saved).mkdir(parents=True)
+    other = create(db, "later")
+    Keeper(db, settings.paths).write_run_files()
+    db.close()
+    found = restore(settings)
+    assert (found.runs, found.attempts, found.problems) == (["later"], 1, [])
+    db = Database.open(settings)
+    with db.read() as session:
+        run = session.get_one(tables.Run, run_id)
+        assert (run.state, run.step) == ("completed", 90)
+        assert session.get_one(tables.Run, other).state == "queued"
+        assert next_number(session, run_id) == 3
+    assert _points(db, run_id) == sorted([*range(45), *range(40, 90)])
+    db.close()
+
+
+def test_a_backup_put_back_by_hand_is_noticed_and_begins_a_new_timeline(
+    settings: Settings,
+) -> None:
+    db = Database.open(settings)
+    run_id = create(db, steps=90)
+    arrive(db, settings.paths)
+    backing.backup(settings)
+    first = _ordered(db, settings, run_id)
+    first.begin()
+    first.steps(0, 30)
+    first.ingest()
+    with db.read() as session:
+        told = session.scalar(select(func.max(tables.Event.id))) or 0
+    db.close()
+    (backup, *_) = backups.newest_first(settings.paths)
+    shutil.copyfile(backup, settings.paths.database)
+    db = Database.open(settings)
+    arrive(db, settings.paths)
+    assert _points(db, run_id) == list(range(30))
+    with db.write() as session:
+        restored = session.query(tables.Event).filter_by(kind="restored", run_id=None).one()
+        assert restored.id > told + 10**8  # no client that saw a later event misses it
+    arrive(db, settings.paths)
+    with db.read() as session:
+        assert session.query(tables.Event).filter_by(kind="restored", run_id=None).count() == 1
+    place = json.loads((settings.paths.root / webhooks.PLACE).read_text())
+    assert place["after"] >= 10**9
+    db.close()
+
+
+def test_an_ordinary_start_is_no_restore(settings: Settings) -> None:
+    for _ in range(3):
+        db = Database.open(settings)
+        arrive(db, settings.paths)
+        backing.backup(settings)
+        db.close()
+    db = Database.open(settings)
+    arrive(db, settings.paths)
+    with db.read() as session:
+        assert session.query(tables.Event).count() == 0
+    db.close()
+
+
+def test_f06_a_restored_database_never_reads_old_exit_records(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The older database knew one attempt; the disk has three, each with its last word."""
+    house.behave(monkeypatch, all={"hold_at": 15})
+    run_id = house.create(steps=40)
+    for number in (1, 2, 3):
+        with house.daemon():
+            if number == 2:
+                backing.backup(house.settings)
+            if number > 1:
+                house.ask(runs.resume, run_id, None)
+            house.until(lambda n=number: len(house.attempts(run_id)) == n)
+            house.until(lambda: house.last(run_id, lambda a: a.start_step is not None))
+            house.becomes(run_id, "running")
+            house.ask(runs.request_pause, run_id)
+            house.becomes(run_id, "paused")
+    house.db.close()
+    restore(house.settings)
+    house.db = Database.open(house.settings)
+    assert [a.number for a in house.attempts(run_id)] == [1, 2, 3]
+    house.behave(monkeypatch, all={})
+    with house.daemon():
+        house.ask(runs.resume, run_id, None)
+        house.becomes(run_id, "completed")
+    assert [a.number for a in house.attempts(run_id)] == [1, 2, 3, 4]
+    house.check(run_id)
+
+
+def test_a_backup_is_made_each_day_and_old_ones_go(db: Database, settings: Settings) -> None:
+    keeper, now = Keeper(db, settings.paths), time.time()
+    assert keeper.back_up_if_due(now) > 0
+    keeper.back_up_if_due(now + 60)
+    assert len(db.backups()) == 1
+    for day in range(1, 12):
+        for path in db.backups():  # each a day older than the time that is looked at
+            os.utime(path, (now + (day - 1) * 86_400, now + (day - 1) * 86_400))
+        keeper.back_up_if_due(now + day * 86_400)
+    assert len(db.backups()) == backups.KEPT
+
+
+def test_a_backup_that_fails_is_shown_until_one_succeeds(
+    db: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper = Keeper(db, settings.paths)
+    settings.paths.backups.write_text("in the way")
+    keeper.back_up_if_due(time.time())
+    assert "daily backup" in (db.backup_problem or "")
+    settings.paths.backups.unlink()
+    keeper.back_up_if_due(time.time())
+    assert db.backup_problem is None
+
+
+# --- rebuild -------------------------------------------------------------------------------------
+
+
+def test_f28_rebuild_gives_back_runs_that_were_only_made_or_queued(settings: Settings) -> None:
+    db = Database.open(settings)
+    create(db, "made", title="a title", start=False, metadata={"who": "me"})
+    create(db, "queued")
+    renamed = create(db, "renamed")
+    with db.write() as session:
+        run = session.get_one(tables.Run, renamed)
+        run.title, run.version = "given later", run.version + 1
+    Keeper(db, settings.paths).write_run_files()
+    db.close()
+    settings.paths.database.write_bytes(b"garbage" * 1000)
+    made = rebuild(settings)
+    assert (sorted(made.runs), made.problems) == (["made", "queued", "renamed"], [])
+    assert any("jobs" in one for one in made.not_on_disk)
+    db = Database.open(settings)
+    with db.read() as session:
+        rows = {run.name: run for run in session.scalars(select(tables.Run))}
+        assert (rows["made"].state, rows["made"].title) == ("created", "a title")
+        assert rows["made"].run_metadata == {"who": "me"}
+        assert rows["queued"].state == "queued"
+        assert rows["queued"].queue_position is not None
+        assert rows["renamed"].title == "given later"
+        assert session.scalar(text("SELECT seq FROM sqlite_sequence WHERE name = 'events'")) >= 1e9
+    db.close()
+
+
+def test_a_deleted_run_leaves_no_file_behind(db: Database, settings: Settings) -> None:
+    run_id = create(db, "short-lived", start=False)
+    keeper = Keeper(db, settings.paths)
+    keeper.write_run_files()
+    assert run_files.read(settings.paths.run(run_id)) is not None
+    with db.write() as session:
+        runs.delete(session, session.get_one(tables.Run, run_id), 1.0)
+    shutil.rmtree(settings.paths.run(run_id).root)
+    keeper._write(run_id)
+    keeper.write_run_files()
+    assert not settings.paths.run(run_id).root.exists()
+
+
+# --- copies and moves ----------------------------------------------------------------------------
+
+
+def test_a_copy_beside_a_live_original_touches_none_of_its_processes(
+    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house.behave(monkeypatch, all={"hold_at": 15})
+    run_id = house.create(steps=40)
+    arrive(house.db, house.settings.paths)
+    with house.daemon():
+        pid = house.pid(run_id)
+        waiting = house.create("waiting", steps=40)
+        (tmp_path / "beside").mkdir()
+        copy = House(tmp_path / "beside")
+        copy.db.close()
+        shutil.rmtree(copy.settings.data_dir)
+        backing.backup(house.settings)
+        shutil.copytree(house.settings.data_dir, copy.settings.data_dir)
+        copy.db = Database.open(copy.settings)
+        arrive(copy.db, copy.settings.paths)
+        with copy.daemon():
+            held = copy.becomes(run_id, "paused")
+            copy.becomes(waiting, "paused")
+        assert held.reason == "copied"
+        assert house.attempts(run_id)[0].pid == pid
+        (trainer,) = process.carriers(house.attempts(run_id)[0].token)
+        assert (trainer.pid, len(copy.attempts(run_id))) == (pid, 1)
+        assert house.run(run_id).state == "running"
+        copy.behave(monkeypatch, all={})
+        with copy.daemon():  # asked for, it trains in the copy, beside the original
+            copy.ask(runs.resume, run_id, None)
+            copy.becomes(run_id, "completed")
+            assert process.is_alive(trainer)
+        copy.close()
+        house.ask(runs.request_cancel, run_id)
+        house.becomes(run_id, "cancelled")
+
+
+def test_a_moved_directory_is_no_copy(settings: Settings, tmp_path: Path) -> None:
+    db = Database.open(settings)
+    run_id = create(db)
+    arrive(db, settings.paths)
+    db.close()
+    moved = Settings(data_dir=tmp_path / "elsewhere", port=0)
+    os.rename(settings.data_dir, moved.data_dir)
+    db = Database.open(moved)
+    came = provenance.look(db, moved.paths)
+    assert (came.copied_from, came.moved_from) == (None, str(settings.paths.root))
+    arrive(db, moved.paths)
+    with db.read() as session:
+        assert session.get_one(tables.Run, run_id).state == "queued"
+    assert provenance.look(db, moved.paths) == provenance.Provenance()
+    db.close()
