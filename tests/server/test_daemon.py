@@ -31,7 +31,7 @@ class Daemon(Serving):
     """Its trainer is the fake one; below the command line, whose greeting is no line of the log."""
 
     command = (
-        sys.executable, "-c", "import sys; from server.daemon.serve.serve import serve; "
+        sys.executable, "-c", "import sys; from server.daemon.serve import serve; "
         "from server.settings import Settings; sys.exit(serve(Settings()))",
     )  # fmt: skip
 
