@@ -59,7 +59,12 @@ class Settings(BaseSettings):
 
     @property
     def paths(self) -> DataDir:
-        return DataDir(self.data_dir.expanduser().absolute())
+        try:
+            return DataDir(self.data_dir.expanduser().absolute())
+        except RuntimeError:
+            raise RuntimeError(
+                f"could not determine the home directory that {self.data_dir} begins with"
+            ) from None
 
     @property
     def is_loopback(self) -> bool:

@@ -7,6 +7,7 @@ and keeps its answer beside it when the request carries an Idempotency-Key.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
 
@@ -16,10 +17,11 @@ from sqlalchemy.orm import Session
 from starlette.responses import Response
 
 from server.database.db import Database
-from server.errors import NotAcceptable
+from server.errors import Invalid, NotAcceptable
 from server.guard import bodies, idempotency
 from server.guard.idempotency import Answer
 from server.settings import Settings
+from server.text import printable
 from trainer.contract.rundir import CHECKPOINT_PATTERN
 
 RAW_BODY = "traind.body"
@@ -41,7 +43,10 @@ class StrictRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
 
+        lists = {p.alias for p in self.dependant.query_params if _takes_many(p)}
+
         async def strict(request: Request) -> Response:
+            _refuse_repeated(request, lists)
             raw = await request.body() if request.method != "GET" else b""
             request.scope[RAW_BODY] = raw
             if raw:
@@ -49,6 +54,20 @@ class StrictRoute(APIRoute):
             return await handle(request)
 
         return strict
+
+
+def _takes_many(parameter: Any) -> bool:
+    return "list[" in str(parameter.field_info.annotation)
+
+
+def _refuse_repeated(request: Request, lists: set[str]) -> None:
+    """A parameter given twice means two things: refused, as a key of a body is."""
+    counted = Counter(key for key, _ in request.query_params.multi_items() if key not in lists)
+    for key, times in counted.items():
+        if times > 1:
+            name = printable(key)
+            detail = f"this parameter is given {times} times"
+            raise Invalid(f"{name}: {detail}.", errors=[{"pointer": f"?{name}", "detail": detail}])
 
 
 def database(request: Request) -> Database:

@@ -44,7 +44,9 @@ class CompletionRequest(Strict):
     prompt: Annotated[
         words.Text
         | Annotated[list[words.Text], Field(max_length=MAX_CHOICES)]
-        | Annotated[list[words.TokenId], Field(max_length=words.MAX_PROMPT_CHARACTERS)]
+        | Annotated[
+            list[words.TokenId], Field(max_length=words.MAX_PROMPT_CHARACTERS, fail_fast=True)
+        ]
         | Annotated[list[words.Prompt], Field(max_length=MAX_CHOICES)],
         AfterValidator(_prompts_in),
     ]

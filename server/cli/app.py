@@ -6,6 +6,7 @@ Exit status: 0 done, 1 refused or failed, 2 wrong usage, 3 no daemon answers, 13
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from contextlib import suppress
@@ -76,12 +77,24 @@ def main(arguments: list[str] | None = None) -> None:
         with suppress(AttributeError, ValueError):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
-        app(args=arguments, prog_name="traind")
+        try:
+            app(args=arguments, prog_name="traind")
+        finally:
+            sys.stdout.flush()  # here, where a full disk behind it can still be a sentence
     except Exception as error:
         status = output.explain(error)
         if status is None:
             raise
+        _drop_output()
         sys.exit(status)
+
+
+def _drop_output() -> None:
+    """What stdout could not take is not tried again when the interpreter ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

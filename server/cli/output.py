@@ -5,9 +5,11 @@ All text from the daemon goes through `text.clean`; no string is ever read as ri
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -24,6 +26,8 @@ PIPE_COLUMNS = 160
 OK, FAILED, USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
 # How `watch` and `run --watch` end when the run did neither complete nor fail.
 WAITING, CANCELLED = 4, 5
+
+_OUTPUT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EPIPE)
 
 STATE_STYLES = {
     "running": "green", "completed": "bold green", "failed": "bold red", "paused": "yellow",
@@ -101,8 +105,9 @@ def say(message: str = "", style: str = "") -> None:
 
 
 def note(message: str, style: str = "dim") -> None:
-    """A line about the result, out of the way of pipes."""
-    stderr().print(styled(clean_lines(message), style), soft_wrap=True)
+    """A line about the result, out of the way of pipes; a full disk behind stderr ends nothing."""
+    with suppress(OSError):
+        stderr().print(styled(clean_lines(message), style), soft_wrap=True)
 
 
 def warn(messages: Iterable[str]) -> None:
@@ -163,6 +168,16 @@ def explain(error: Exception) -> int | None:
     if isinstance(error, Refused):
         _complain(error.message, error.hint)
         return error.code
+    if isinstance(error, OSError) and error.filename is None and error.errno in _OUTPUT_ERRORS:
+        if error.errno != errno.EPIPE:  # `| head` has seen enough, which needs no sentence
+            _complain(f"the output cannot be written: {error.strerror}", None)
+        return FAILED
+    if isinstance(error, RuntimeError) and "home directory" in str(error):  # pathlib's
+        _complain(
+            f"{str(error).rstrip('.')}",
+            "set HOME, or name the directory with --data-dir or TRAIND_DATA_DIR",
+        )
+        return FAILED
     from server.client.wire import ApiError, ClientError, NotReachable
 
     if isinstance(error, NotReachable):

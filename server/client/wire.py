@@ -84,8 +84,8 @@ class Wire:
                 transport=transport,
                 trust_env=host not in LOOPBACK,  # a proxy has no business on loopback
             )
-        except httpx.InvalidURL as error:
-            raise NotReachable(self.url, str(error)) from error
+        except Exception as error:  # a proxy variable or certificate file that cannot be used
+            raise NotReachable(self.url, str(error) or type(error).__name__) from error
 
     def get(self, path: str, shape: Any, query: Query | None = None) -> Any:
         return parse(self.request("GET", path, query=query), shape)

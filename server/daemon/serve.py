@@ -153,6 +153,8 @@ def _listening(settings: Settings) -> Iterator[socket.socket]:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((settings.host, settings.port))
+            # here, not in uvicorn: two daemons may bind one port while neither listens yet
+            listener.listen(BACKLOG)
         except OSError as error:
             raise CannotServe(
                 f"{settings.host} port {settings.port} cannot be listened on: {error.strerror}. "

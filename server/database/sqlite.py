@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy import exc as sqlalchemy_errors
 
 from server import errors
@@ -73,7 +73,8 @@ def make_engine(
     """
     reading = role == "reader"
     engine = create_engine(
-        f"sqlite+pysqlite:///{path}",
+        # not as text: a `%2F`, `?` or `#` in the path would mean something in a URL
+        URL.create("sqlite+pysqlite", database=str(path)),
         module=library.module,
         connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False},
         pool_size=READERS if reading else 1,

@@ -19,6 +19,8 @@ from server.guard.problems import problem
 from server.text import printable
 
 MAX_DEPTH = 32
+MAX_KEYS = 4_000  # of all objects together: each unknown one is a finding with a sentence
+MAX_VALUES = 250_000  # a prompt of token ids is the longest list
 MAX_INTEGER = 2**63
 READ_SECONDS = 30.0
 ALL_BODIES_BYTES = 64 << 20  # held at once, over all requests
@@ -118,7 +120,7 @@ def parse(raw: bytes) -> Any:
     """
     try:
         value = json.loads(
-            raw.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_no_doubled_keys
+            raw.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_Objects()
         )
     except UnicodeDecodeError as error:
         raise Invalid(f"The body is not UTF-8: byte {error.start} does not belong.") from None
@@ -138,6 +140,7 @@ def parse(raw: bytes) -> Any:
 def _check(value: Any) -> None:
     """Depth, sizes of numbers, lone surrogates; iterative, so depth cannot hurt it."""
     open_items: list[tuple[Any, str, int]] = [(value, "", 1)]
+    seen = 1
     while open_items:
         item, pointer, depth = open_items.pop()
         if depth > MAX_DEPTH:
@@ -147,6 +150,9 @@ def _check(value: Any) -> None:
                 _check_text(key, pointer)
                 open_items.append((below, f"{pointer}/{printable(key)}", depth + 1))
         elif isinstance(item, list):
+            seen += len(item)
+            if seen > MAX_VALUES:
+                raise Invalid(f"The body holds more than {MAX_VALUES:,} values.")
             open_items += [(below, f"{pointer}/{i}", depth + 1) for i, below in enumerate(item)]
         elif isinstance(item, str):
             _check_text(item, pointer)
@@ -173,13 +179,22 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
-def _no_doubled_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise ValueError(f"the key {twice!r} is there twice")
-    return made
+class _Objects:
+    """Makes the objects of one body: no key twice, and not too many keys together."""
+
+    def __init__(self) -> None:
+        self.keys = 0
+
+    def __call__(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        self.keys += len(pairs)
+        if self.keys > MAX_KEYS:
+            raise ValueError(f"its objects have more than {MAX_KEYS:,} keys")
+        made = dict(pairs)
+        if len(made) < len(pairs):
+            seen: set[str] = set()
+            twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+            raise ValueError(f"the key {twice!r} is there twice")
+        return made
 
 
 class _Replay:

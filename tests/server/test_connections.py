@@ -87,3 +87,64 @@ def test_f56_two_thousand_idle_sockets_shut_nobody_out(asgi: Asgi) -> None:
         until(lambda: len(made.server.server_state.connections) <= most)
         closed = [is_closed(sock, 0.001) for sock in idle]
         assert sum(closed[:1000]) >= 2000 - most - 10  # the longest idle, not those that came last
+
+
+# --- clients that do not read --------------------------------------------------------------------
+
+PIPELINED = b"GET /openapi.json HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+
+
+def unread(served: Serving, requests: int = 400) -> socket.socket:
+    """A client that sends many requests in one go and reads no answer."""
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.connect(("127.0.0.1", served.port))
+    sock.setblocking(False)
+    with suppress(BlockingIOError):
+        sock.send(PIPELINED * requests)
+    sock.setblocking(True)
+    return sock
+
+
+def open_connections() -> int:
+    import gc
+
+    return sum(1 for o in gc.get_objects() if isinstance(o, Connection) and o in o.connections)
+
+
+def test_a_client_that_never_reads_is_cut(served: Serving, monkeypatch) -> None:
+    monkeypatch.setattr(connections, "WRITE_SECONDS", 0.5)
+    with unread(served):
+        until(lambda: open_connections() == 1)
+        until(lambda: open_connections() == 0, seconds=10)
+
+
+def test_a_client_that_reads_slowly_gets_all_of_it(served: Serving, monkeypatch) -> None:
+    monkeypatch.setattr(connections, "WRITE_SECONDS", 2.0)
+    with unread(served, 6) as sock:
+        sock.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+        got = b""
+        while chunk := sock.recv(262_144):
+            got += chunk
+            time.sleep(0.001)
+    assert got.count(b"HTTP/1.1 200") == 7
+
+
+def test_newcomers_are_served_while_others_read_nothing(asgi: Asgi, monkeypatch) -> None:
+    """Until the deadline of those that do not read, a newcomer takes the place of one of them."""
+    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 10)
+    with serving(asgi, http=Connection) as served, ExitStack() as stack:
+        for _ in range(15):
+            stack.enter_context(unread(served))
+        for _ in range(10):
+            answer = httpx.get(f"http://127.0.0.1:{served.port}/healthz", timeout=10)
+            assert answer.status_code == 200
+        assert open_connections() <= 10
+
+
+def test_an_answer_that_nobody_reads_does_not_keep_a_closing_connection(served: Serving) -> None:
+    """The last answer lies in the buffer: a close would wait for it to be read."""
+    with unread(served, 8) as sock:
+        with suppress(OSError):
+            sock.send(b"GET /openapi.json HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        until(lambda: open_connections() == 0, seconds=20)

@@ -21,7 +21,10 @@ TokenId = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
 TokenKey = Annotated[int, Field(ge=0, lt=2**31)]  # a key of JSON, which is text
 Bias = Annotated[float, Field(ge=-100, le=100, strict=True)]
 Text = Annotated[str, StringConstraints(max_length=MAX_PROMPT_CHARACTERS)]
-Prompt = Text | Annotated[list[TokenId], Field(min_length=1, max_length=MAX_PROMPT_CHARACTERS)]
+Tokens = Annotated[
+    list[TokenId], Field(min_length=1, max_length=MAX_PROMPT_CHARACTERS, fail_fast=True)
+]
+Prompt = Text | Tokens
 
 
 class Message(BaseModel):

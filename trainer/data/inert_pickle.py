@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import pickle
 import pickletools
+from collections import Counter
 from typing import Any
 
 from trainer.data.errors import DataError
@@ -23,6 +24,8 @@ _CONTAINERS = {"EMPTY_TUPLE", "EMPTY_DICT", "SETITEM", "SETITEMS"}
 _TEXTS = {"SHORT_BINUNICODE", "BINUNICODE", "SHORT_BINBYTES", "BINBYTES"}
 _NUMBERS = {"BININT", "BININT1", "BININT2", "NONE"}
 _MEMO = {"MEMOIZE", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET"}
+# one Encoding with two dictionaries: more of them are a bomb of small objects
+_AT_MOST = {"NEWOBJ": 1, "BUILD": 1, "EMPTY_DICT": 16, "EMPTY_TUPLE": 16, "GLOBAL": 1}
 _PLAIN_OPCODES = _STRUCTURE | _CONTAINERS | _TEXTS | _NUMBERS | _MEMO
 
 
@@ -65,10 +68,13 @@ def read_encoding(content: bytes, path: str) -> dict[str, Any]:
 
 
 def _check_opcodes(content: bytes) -> None:
-    number = 0
+    counts: Counter[str] = Counter()
     for number, (opcode, argument, _) in enumerate(pickletools.genops(content)):
         if opcode.name not in _PLAIN_OPCODES:
             raise pickle.UnpicklingError(f"opcode {opcode.name} has no place in a tokenizer")
+        counts[opcode.name] += 1
+        if counts[opcode.name] > _AT_MOST.get(opcode.name, MAX_OPCODES):
+            raise pickle.UnpicklingError(f"opcode {opcode.name} is there too often")
         if opcode.name.endswith("BINPUT") and argument is not None and argument > number:
             raise pickle.UnpicklingError("it reserves memory that it does not use")
         if number > MAX_OPCODES:

@@ -7,7 +7,6 @@ tokens count 0 in both. Every vocabulary holds the 256 single bytes, so the two 
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -57,25 +56,21 @@ def read_kind(tokenizer: Tokenizer, directory: str | Path) -> TokenBytes | None:
 def _load(tokenizer: Tokenizer, path: Path) -> np.ndarray:
     import torch
 
+    from trainer.data import torch_archive
+
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise _refused(path, "it is too large for a table of token lengths")
     try:
-        _check_archive(path)
+        num_bytes = torch_archive.check(path, MAX_FILE_BYTES)
         lengths = torch.load(path, map_location="cpu", weights_only=True)
-    except DataError:
-        raise
+        torch_archive.check_tensors(lengths, num_bytes)
+    except torch_archive.Refused as error:
+        raise _refused(path, f"it {error}") from None
     except Exception as error:  # torch raises many kinds for files that are not its own
         raise _refused(path, reason(error)) from None
     if not isinstance(lengths, torch.Tensor) or lengths.shape != (tokenizer.vocab_size,):
         raise _refused(path, f"it is not one length for each of {tokenizer.vocab_size:,} tokens")
     return lengths.to(torch.int64).numpy()
-
-
-def _check_archive(path: Path) -> None:
-    """A .pt file is a zip: refuse one that would unpack to more than it is."""
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise _refused(path, "it is too large for a table of token lengths")
-    with zipfile.ZipFile(path) as archive:
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-            raise _refused(path, "it is compressed, which torch does not do")
 
 
 def _refused(path: Path, why: str) -> DataError:

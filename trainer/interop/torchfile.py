@@ -1,23 +1,21 @@
 """Opening `.pt` files that somebody else wrote: sizes first, then weights-only loading, no code.
 
 A `.pt` file is a zip archive with a pickle inside. `torch.load(weights_only=True)` refuses every
-global but tensors; what it does not bound is size, so the archive is measured before it is read.
+global but tensors; what it does not bound is size, so `torch_archive` looks at the file first.
 """
 
 from __future__ import annotations
 
 import stat
 import warnings
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from trainer.data import torch_archive
+from trainer.data.errors import reason
 from trainer.interop.errors import InteropError
-
-MAX_ENTRIES = 100_000
-MAX_PICKLE_BYTES = 64 << 20
 
 
 def load(path: Path, root: Path, max_bytes: int) -> Any:
@@ -26,14 +24,17 @@ def load(path: Path, root: Path, max_bytes: int) -> Any:
     root: the folder that the user named; a link that leads out of it is refused.
     """
     check_file(path, root, max_bytes)
-    _check_archive(path, max_bytes)
     try:
+        num_bytes = torch_archive.check(path, max_bytes)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+        torch_archive.check_tensors(loaded, num_bytes)
+    except torch_archive.Refused as error:
+        raise InteropError(path, str(error)) from None
     except Exception as error:  # a damaged pickle raises whatever it likes
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
-        raise InteropError(path, f"is not a plain tensor file ({reason})") from None
+        raise InteropError(path, f"is not a plain tensor file ({reason(error)})") from None
+    return loaded
 
 
 def check_file(path: Path, root: Path, max_bytes: int) -> None:
@@ -53,23 +54,6 @@ def check_file(path: Path, root: Path, max_bytes: int) -> None:
         raise InteropError(
             path, f"has {status.st_size:,} bytes where at most {max_bytes:,} were expected"
         )
-
-
-def _check_archive(path: Path, max_bytes: int) -> None:
-    """Stored, not compressed (torch never compresses, a bomb does), and no bigger than expected."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError):
-        raise InteropError(path, "is damaged or cut short: no complete torch archive") from None
-    if len(entries) > MAX_ENTRIES:
-        raise InteropError(path, f"has {len(entries):,} entries, which no checkpoint has")
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise InteropError(path, "has compressed entries, which torch never writes")
-    if sum(entry.file_size for entry in entries) > max_bytes:
-        raise InteropError(path, f"unpacks to more than the {max_bytes:,} bytes expected")
-    if any(e.filename.endswith("data.pkl") and e.file_size > MAX_PICKLE_BYTES for e in entries):
-        raise InteropError(path, "has an index far larger than any checkpoint's")
 
 
 def compare_keys(path: Path, what: str, found: set, wanted: set) -> None:

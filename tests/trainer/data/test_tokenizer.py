@@ -213,6 +213,9 @@ def _hostile() -> dict[str, bytes]:
         "negative protocol": b"\x80\xff.",
         "unhashable key": b"\x80\x04}(}K\x01u.",
         "laughs": b"\x80\x04" + b"]" + b"2a" * 40 + b".",
+        "many encodings": _global("tiktoken.core", "Encoding") + b"\x94" + b")\x81h\x00" * 9 + b".",
+        "many dictionaries": b"\x80\x04" + b"}" * 1000 + b".",
+        "built twice": _pickled_with(good)[:-1] + b"}b.",
     }
     crafted.update({k: _pickled_with({**good, **v}) for k, v in changed.items()})
     return crafted

@@ -10,9 +10,10 @@ from trainer.contract.shape import (
     flops_per_token,
     flops_per_token_causal,
 )
-from trainer.contract.spec import RunSpec
+from trainer.contract.spec import MAX_STEPS, RunSpec
 
 CHINCHILLA_RATIO = 20.0
+MAX_TOKENS = 10**18  # what counters of 64 bits hold, with room for an extend
 
 
 def plan_horizon(spec: RunSpec, shape: ModelShape, batch_tokens: int) -> Horizon:
@@ -31,7 +32,19 @@ def plan_horizon(spec: RunSpec, shape: ModelShape, batch_tokens: int) -> Horizon
         raise CannotPlan(
             "horizon", f"the horizon is shorter than one step: a step takes {batch_tokens:,} tokens"
         )
+    if steps > MAX_STEPS:
+        raise CannotPlan(
+            f"horizon.{_asked(spec)}",
+            f"the horizon is {steps:.3g} steps of {batch_tokens:,} tokens; a run has at most "
+            f"{MAX_STEPS:,}",
+        )
     tokens = steps * batch_tokens
+    if tokens > MAX_TOKENS:
+        raise CannotPlan(
+            "batch.tokens",
+            f"{steps:,} steps of {batch_tokens:,} tokens are {tokens:.3g} tokens; a run has at "
+            f"most {MAX_TOKENS:.3g}",
+        )
     return Horizon(
         steps=steps,
         tokens=tokens,
@@ -42,3 +55,8 @@ def plan_horizon(spec: RunSpec, shape: ModelShape, batch_tokens: int) -> Horizon
         flops_per_token_causal=flops_per_token_causal(shape),
         flops=float(tokens) * per_token,
     )
+
+
+def _asked(spec: RunSpec) -> str:
+    ask = spec.horizon
+    return next(k for k in ("steps", "flops", "tokens", "data_param_ratio") if getattr(ask, k))
