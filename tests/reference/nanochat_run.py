@@ -60,13 +60,17 @@ class PlainRun:
         self.base, self.dials, self.rows = base, dials, rows
         self.batch_tokens = rows * dials.sequence_len * MICRO_BATCHES
         self.hyper = dials.hyperparameters(self.batch_tokens)
-        self.encoding = pickle.loads((base / "tokenizer/tokenizer.pkl").read_bytes())  # noqa: S301
+        self.encoding = load_encoding(self.tokenizer_folder)
         self.model = PlainGPT(dials.shape())
         _initialize(self.model, seed)
         self.optimizer = PlainOptimizer(self.model, self.hyper)
         self.step = 0
-        self._batches = self._rows(_shards(base)[:-1])
+        self._batches = self._training()
         self._ahead = next(self._batches)
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        return self.base / "tokenizer"
 
     @property
     def cursor(self) -> Cursor:
@@ -99,7 +103,7 @@ class PlainRun:
     def bits_per_byte(self) -> float:
         lengths = torch.tensor(token_lengths(self.encoding))
         nats, num_bytes = 0.0, 0
-        batches = self._rows(_shards(self.base)[-1:])
+        batches = self._validation()
         for _ in range(EVAL_ROWS // self.rows):
             (tokens, targets), _ = next(batches)
             bytes_N = lengths[targets.reshape(-1)]
@@ -148,6 +152,12 @@ class PlainRun:
             number += len(names)
         return {"state": state, "param_groups": groups}
 
+    def _training(self) -> Iterator[tuple[tuple[Tensor, Tensor], Cursor]]:
+        return self._rows(_shards(self.base)[:-1])
+
+    def _validation(self) -> Iterator[tuple[tuple[Tensor, Tensor], Cursor]]:
+        return self._rows(_shards(self.base)[-1:])
+
     def _adam_names(self) -> list[list[str]]:
         tables = [f"value_embeds.{i}.weight" for i in range(self.dials.depth)]
         there = dict(self.model.named_parameters())
@@ -157,7 +167,7 @@ class PlainRun:
             [name for name in tables if name in there],
             ["resid_lambdas"],
             ["x0_lambdas"],
-            ["smear_gate.weight", "smear_lambda", "backout_lambda"],
+            [n for n in ("smear_gate.weight", "smear_lambda", "backout_lambda") if n in there],
         ]
 
     def _meta(self, horizon: int) -> dict[str, Any]:
@@ -206,6 +216,10 @@ class PlainRun:
             taken = [next(rows) for _ in range(self.rows)]
             block = torch.tensor([row for row, _ in taken])
             yield (block[:, :-1].contiguous(), block[:, 1:].contiguous()), taken[-1][1]
+
+
+def load_encoding(folder: Path) -> tiktoken.Encoding:
+    return pickle.loads((folder / "tokenizer.pkl").read_bytes())  # noqa: S301
 
 
 def make_base(base: Path, vocab_size: int) -> Path:

@@ -442,6 +442,63 @@ def test_no_wait_leaves_the_job_to_itself(stub: Stub, traind: Traind):
     }  # fmt: skip
 
 
+def test_an_import_without_a_name_lists_what_is_there(stub: Stub, traind: Traind):
+    found = {
+        "path": "/base/experiments/first/d4/base", "layout": "experiments", "experiment": "first",
+        "tag": "d4", "stage": "base", "steps": [30, 60], "weights_only": [90], "dataset": "stdlib",
+    }  # fmt: skip
+    result = {"listing": {"found": [found]}, "preview": None}
+    stub.on("POST", "/v1/imports", Reply(job(kind="import", result=result), 202))
+    ran = traind("import", "nanochat", "/base")
+    assert stub.asked[0].body == {"format": "nanochat", "path": "/base"}
+    for words in ("first", "d4", "30, 60", "90", "stdlib", "--tag TAG --step STEP --name NAME"):
+        assert words in ran.out
+
+
+def test_a_dry_run_of_an_import_shows_what_it_becomes(stub: Stub, traind: Traind):
+    shown = {
+        "checkpoint": "/base/model_000060.pt", "generation": "v1 of 3 July 2026",
+        "recipe": "2026-07", "muon": "2026-07", "precision": "fp32", "gpus": 2, "step": 60,
+        "tokens": 61_440, "horizon_steps": 120, "parameters": 393_346, "val_bpb": 3.25,
+        "corpus": None, "tokenizer": "/base/tokenizer", "exact": ["weights and optimizer state"],
+        "inexact": ["an empty packing buffer"], "unknown": ["which Muon: --muon"],
+        "notes": ["an old table"], "spec": {"schedule": {"warmup_steps": 40}},
+    }  # fmt: skip
+    result = {"listing": None, "preview": shown}
+    stub.on("POST", "/v1/imports", Reply(job(kind="import", result=result), 202))
+    ran = traind(
+        "import", "nanochat", "/base", "--tag", "d4", "--dry-run", "--muon", "2026-07",
+        "--weights-only", "--corpus", "/text",
+    )  # fmt: skip
+    assert stub.asked[0].body == {
+        "format": "nanochat", "path": "/base", "tag": "d4", "dry_run": True, "muon": "2026-07",
+        "weights_only": True, "corpus": "/text",
+    }  # fmt: skip
+    for words in (
+        "v1 of 3 July 2026", "2 GPUs", "60 of 120", "61,440", "3.250000", "empty packing buffer",
+        "which Muon", "an old table", "the built-in text",
+    ):  # fmt: skip
+        assert words in ran.out
+
+
+def test_an_import_says_what_is_not_exact_about_it(stub: Stub, traind: Traind):
+    history = {"inexact": ["an empty packing buffer"], "unknown": ["which Muon"]}
+    result = {"spec": {}, "history": history, "run": "mine"}
+    stub.on("POST", "/v1/imports", Reply(job(kind="import", result=result), 202))
+    ran = traind("import", "nanochat", "/base", "--name", "mine")
+    assert "traind extend mine --to STEP" in ran.out
+    assert "an empty packing buffer" in ran.err
+    assert "not known: which Muon" in ran.err
+
+
+def test_an_export_says_what_nanochat_does_otherwise(stub: Stub, traind: Traind):
+    result = {"path": "/out", "files": ["a.pt"], "step": 60, "notes": ["its warmdown is linear"]}
+    stub.on("POST", "/v1/runs/demo/exports", Reply(job(kind="export", result=result), 202))
+    ran = traind("export", "demo", "--format", "nanochat-v2")
+    assert stub.asked[0].body == {"format": "nanochat-v2"}
+    assert "its warmdown is linear" in ran.err
+
+
 def test_eval_measures_bpb_when_nothing_is_said(stub: Stub, traind: Traind):
     stub.on("POST", "/v1/runs/demo/evaluations", Reply(job(kind="evaluate"), 202))
     stub.on("GET", "/v1/runs/demo/evaluations", page())

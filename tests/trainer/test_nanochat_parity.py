@@ -101,11 +101,12 @@ def continued(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     return name, go_on(result, run_dir)
 
 
-def go_on(result: ImportResult, run_dir: RunDir) -> Continued:
+def go_on(result: ImportResult, run_dir: RunDir, end: int = END) -> Continued:
     spec = resolve(result.spec)
     plan, data = make_plan(spec), PreparedData.model_validate_json(run_dir.data.read_bytes())
     path = run_dir.checkpoints / result.checkpoint.name
     weights, state, saved = store.load(path)
+    length = plan.batch.sequence_len
     model = GPT(shape_of(spec.model), compute_dtype=torch.float32, device="cpu")
     model.load_state_dict(weights)
     optimizer = Optimizer(model, plan.hyperparameters)
@@ -114,7 +115,7 @@ def go_on(result: ImportResult, run_dir: RunDir) -> Continued:
     phase = schedule.extend_schedule(
         plan.schedule,
         result.step,
-        END,
+        end,
         ExtendSchedule(rewarm_steps=0),
         warmup_steps=spec.schedule.warmup_steps,
         warmdown_ratio=spec.schedule.warmdown_ratio,
@@ -124,13 +125,13 @@ def go_on(result: ImportResult, run_dir: RunDir) -> Continued:
         data,
         split="train",
         rows=plan.batch.device_batch_size,
-        sequence_len=plan.batch.sequence_len,
+        sequence_len=length,
         packing=spec.data.packing,
         streams=spec.data.streams,
         cursor=saved["loader"],
         prefetch=0,
     ) as loader:
-        for step in range(result.step, END):
+        for step in range(result.step, end):
             blocks = [loader.next_batch().tokens_2BT for _ in range(plan.batch.accumulation)]
             done = stepper.train_step(
                 [(torch.from_numpy(x), torch.from_numpy(y)) for x, y in blocks],
@@ -140,11 +141,11 @@ def go_on(result: ImportResult, run_dir: RunDir) -> Continued:
                 * plan.hyperparameters.weight_decay,
             )
             losses[step] = done.loss.item()
-            if step + 1 in (90, END):
+            if step + 1 in (90, end):
                 bpb[step + 1] = measured(model, spec, plan, data)
         cursor = loader.state_dict()
     manifest = store.verify(path)
-    own = span.settings_of(spec, rows=plan.batch.device_batch_size, sequence_len=128)
+    own = span.settings_of(spec, rows=plan.batch.device_batch_size, sequence_len=length)
     identity = span.identity(data, own)
     return Continued(
         result, spec, manifest, dict(model.state_dict()), losses, bpb, identity, cursor

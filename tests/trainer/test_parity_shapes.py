@@ -39,6 +39,7 @@ DIALS = {
     "SSSL over five layers": Dials(5, 8, 8, 200, "SSSL", 1000),
     "width rounded up to whole heads": Dials(3, 11, 12, 144, "S", 1000),
     "two kv heads for four": Dials(4, 16, 16, 130, "SL", 1000, n_kv_head=2),
+    "the Muon before July": Dials(4, 16, 16, 130, "SL", 1000, n_kv_head=2, recipe="2026-03"),
 }
 
 

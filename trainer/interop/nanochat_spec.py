@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from trainer.contract.plan import RATE_OF_GROUP, Hyperparameters, make_plan
 from trainer.contract.recipe import RECIPES, RecipeName, rules_of
 from trainer.contract.shape import ModelShape, shape_of
-from trainer.contract.spec import ModelSpec, OptimizerSpec, resolve
+from trainer.contract.spec import ModelSpec, OptimizerSpec, RunSpec, resolve
 from trainer.interop import nanochat_traits as traits_of
 from trainer.interop.errors import InteropError
 from trainer.interop.nanochat import BETWEEN, NanochatRun
@@ -91,7 +93,7 @@ def spec_from_run(
         "checkpoint": {"every_steps": _cadence(user.save_every)},
     }
     body["optimizer"] |= _optimizer_recipe(run, body)
-    groups = _stated_groups(run, _planned(body))
+    groups = _stated_groups(run, _planned(run, body))
     if groups:
         body["optimizer"]["groups"] = groups
     return body
@@ -150,7 +152,7 @@ def _model(run: NanochatRun, recipe: RecipeName) -> dict[str, Any]:
         model["tables"] = shape.traits.tables
     if shape.traits.short_window != named.short_window:
         model["short_window"] = shape.short_window
-    planned = shape_of(ModelSpec.model_validate(model))
+    planned = shape_of(_validated(run, model))
     if _sizes(planned) != _sizes(shape):
         raise InteropError(
             run.found.meta(run.step),
@@ -158,6 +160,13 @@ def _model(run: NanochatRun, recipe: RecipeName) -> dict[str, Any]:
             f"n_embd {shape.n_embd} with {shape.n_head} heads",
         )
     return model
+
+
+def _validated(run: NanochatRun, model: dict[str, Any]) -> ModelSpec:
+    try:
+        return ModelSpec.model_validate(model)
+    except ValidationError as error:
+        raise _no_run(run, error) from None
 
 
 def _sizes(shape: ModelShape) -> tuple[Any, ...]:
@@ -225,7 +234,7 @@ def _optimizer_recipe(run: NanochatRun, body: dict[str, Any]) -> dict[str, Any]:
     own: dict[str, Any] = {}
     named: RecipeName = body["model"]["recipe"]
     for candidate in (named, *(name for name in ("2026-07", "2026-09") if name != named)):
-        rates = _planned(body | {"optimizer": {**body["optimizer"], "recipe": candidate}})
+        rates = _planned(run, body | {"optimizer": {**body["optimizer"], "recipe": candidate}})
         if _fits_width(run, rates):
             own = {"recipe": candidate} if candidate != named else {}
             break
@@ -243,8 +252,22 @@ def _fits_width(run: NanochatRun, planned: Hyperparameters) -> bool:
     )
 
 
-def _planned(body: dict[str, Any]) -> Hyperparameters:
-    return make_plan(resolve(body)).hyperparameters
+def _planned(run: NanochatRun, body: dict[str, Any]) -> Hyperparameters:
+    return make_plan(_resolved(run, body)).hyperparameters
+
+
+def _resolved(run: NanochatRun, body: dict[str, Any]) -> RunSpec:
+    try:
+        return resolve(body)
+    except ValidationError as error:
+        raise _no_run(run, error) from None
+
+
+def _no_run(run: NanochatRun, error: ValidationError) -> InteropError:
+    """A meta file whose numbers make no run of ours."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"]) or "spec"
+    return InteropError(run.found.meta(run.step), f"gives no run: {where}: {first['msg']}")
 
 
 def _stated_groups(run: NanochatRun, planned: Hyperparameters) -> dict[str, Any]:
