@@ -163,7 +163,7 @@ def _checkpoint_and_evaluation(
                 step=result.step,
                 value=result.val_bpb,
                 identity=result.bpb_identity or "imported",
-                settings={},
+                settings=result.bpb_settings,
                 result={},
                 seconds=0.0,
                 unix_seconds=now,

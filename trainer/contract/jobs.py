@@ -173,7 +173,7 @@ class ImportResult(Params):
     """What an import found: a complete spec body, and the model as it stood after `step` steps.
 
     history: what the source said about itself (meta), shown with the run. bpb_identity: of val_bpb,
-    when the source's measure is one of ours (see events.Evaluation).
+    when the source's measure is one of ours (see events.Evaluation); bpb_settings are its settings.
     """
 
     spec: dict[str, Any]
@@ -181,6 +181,7 @@ class ImportResult(Params):
     tokens: Annotated[int, Field(ge=0)]
     val_bpb: float | None = None
     bpb_identity: str | None = None
+    bpb_settings: dict[str, Any] = {}
     checkpoint: ImportedCheckpoint
     history: dict[str, Any] = {}
 

@@ -25,6 +25,7 @@ def prepare(
     tokenizer_dir: Path,
     given_dir: Path,
     corpora_dir: Path,
+    sequence_len: int | None,
     progress: Progress,
 ) -> PreparedData:
     """The data of a run on packed shards.
@@ -45,6 +46,8 @@ def prepare(
     headers = {path: packed_rows.read_header(path) for path in [*train, *val]}
     _check_alike(headers)
     header = headers[train[0]]
+    if sequence_len is not None:
+        packed_rows.check_row_len(train[0], header.row_len, sequence_len)
     _check_tokenizer(train[0], header, tokenizer, tokenizer_dir, [given_dir, root / "tokenizer"])
     # val bpb is compared between runs: its files are named by every byte, whatever the others' size
     described = [

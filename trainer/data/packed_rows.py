@@ -89,6 +89,17 @@ def read_header(path: str | Path) -> Header:
     return header
 
 
+def check_row_len(path: str | Path, row_len: int, sequence_len: int) -> None:
+    """Raise DataError where rows are shorter than the sequences a model reads."""
+    if sequence_len > row_len:
+        raise DataError(
+            "rows_too_short",
+            f"the rows of {path} have {row_len:,} tokens and model.sequence_len is "
+            f"{sequence_len:,}: set it to at most {row_len:,}",
+            path,
+        )
+
+
 def paths(directory: str | Path, split: str) -> list[Path]:
     """The shards of a split in name order. Raises DataError for a folder that cannot be listed,
     and where a shard between others is missing: the order of all rows behind it would be another.
@@ -156,14 +167,8 @@ class PackedRows:
         self._rank, self._world = rank, world
         self._vocab_size = prepared.vocab_size
         self._ends = list(accumulate(file.header.num_rows for file in self._files))
-        row_len = min(file.header.row_len for file in self._files)
-        if sequence_len > row_len:
-            raise DataError(
-                "rows_too_short",
-                f"the rows of {prepared.files(split)[0].path} have {row_len:,} tokens and "
-                f"model.sequence_len is {sequence_len:,}: set it to at most {row_len:,}",
-                prepared.files(split)[0].path,
-            )
+        for file, known in zip(self._files, prepared.files(split), strict=True):
+            check_row_len(known.path, file.header.row_len, sequence_len)
 
     @property
     def num_rows(self) -> int:

@@ -44,6 +44,7 @@ def prepare(
     data_dir: Path,
     vocab_size: int,
     tokens_needed: int,
+    sequence_len: int | None = None,
     seed_tokenizer_dir: Path | None = None,
     special_tokens: Sequence[str] = tokenizers.SPECIAL_TOKENS,
     progress: Progress = lambda stage, fraction, words: None,
@@ -54,6 +55,7 @@ def prepare(
 
     `progress(stage, fraction or None, words)` with the stages corpus, tokenizer, tokens.
     `seed_tokenizer_dir` is the tokenizer of another run or an import and wins over the spec's.
+    `sequence_len`: what rows that were packed before must have at least.
     `special_tokens`: of a tokenizer that is trained here.
     `previous` is what the run was prepared with before: an extend keeps its corpus, and takes more
     shards of the same revision where the data comes by the shard.
@@ -64,7 +66,8 @@ def prepare(
         return previous
     corpora_dir = Path(data_dir).absolute() / "corpora"
     if spec.source == packed_rows.SOURCE:
-        return _packed(spec, corpora_dir, vocab_size, seed_tokenizer_dir, progress)
+        sizes = vocab_size, sequence_len
+        return _packed(spec, corpora_dir, sizes, seed_tokenizer_dir, progress)
     collected = corpora.collect(
         spec,
         corpora_dir,
@@ -83,9 +86,14 @@ def prepare(
 
 
 def _packed(
-    spec: DataSpec, corpora_dir: Path, vocab_size: int, seed: Path | None, progress: Progress
+    spec: DataSpec,
+    corpora_dir: Path,
+    sizes: tuple[int, int | None],
+    seed: Path | None,
+    progress: Progress,
 ) -> PreparedData:
-    """Rows that nanochat packed: nothing to tokenize."""
+    """Rows that nanochat packed: nothing to tokenize. sizes: vocabulary and sequence length."""
+    vocab_size, sequence_len = sizes
     corpora_dir.mkdir(parents=True, exist_ok=True)
     tokenizer, directory = _tokenizer(spec, corpora_dir, None, vocab_size, seed, (), progress)
     return packed_corpus.prepare(
@@ -94,6 +102,7 @@ def _packed(
         directory,
         seed or walk.expanded(spec.tokenizer.path or ""),
         corpora_dir,
+        sequence_len,
         lambda fraction, words: progress("corpus", fraction, words),
     )
 

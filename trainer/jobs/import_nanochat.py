@@ -16,18 +16,20 @@ from trainer.checkpoint.store import FileEntry, Manifest, Snapshot
 from trainer.contract import events
 from trainer.contract.jobs import ImportAnswer, ImportedCheckpoint, ImportParams, ImportResult
 from trainer.contract.orders import JobOrder
+from trainer.contract.recipe import rules_of
 from trainer.contract.rundir import RunDir, write_durably
-from trainer.data.cursor import first_cursor, skip_to_row_group
-from trainer.data.packed_rows import cursor_at
+from trainer.data.cursor import first_cursor
 from trainer.data.prepare import prepare
 from trainer.data.prepared import PreparedData
 from trainer.evaluate import span
-from trainer.interop import nanochat_import
+from trainer.interop import nanochat_import, nanochat_place
 from trainer.interop.nanochat_import import Candidate
+from trainer.interop.nanochat_place import Place
 from trainer.runtime.process import Process
 from trainer.train.state import TrainState, rng_state
 
 STAGING = "import"
+_DTYPES = {"bf16": "bfloat16", "fp8": "bfloat16", "fp32": "float32", "fp16": "float16"}
 
 
 def run(order: JobOrder, own: Process) -> dict[str, Any]:
@@ -46,14 +48,14 @@ def run(order: JobOrder, own: Process) -> dict[str, Any]:
     shutil.rmtree(staging.root, ignore_errors=True)
     staging.checkpoints.mkdir(parents=True)
     try:
-        return _lay_out(order, own, candidate, staging)
+        return _lay_out(order, own, candidate, staging, params)
     except BaseException:
         shutil.rmtree(staging.root, ignore_errors=True)
         raise
 
 
 def _lay_out(
-    order: JobOrder, own: Process, candidate: Candidate, staging: RunDir
+    order: JobOrder, own: Process, candidate: Candidate, staging: RunDir, params: ImportParams
 ) -> dict[str, Any]:
     own.reporter.emit(events.Stage(stage="tokenizing", detail="tokenizer and corpus"))
     data = prepare(
@@ -61,19 +63,22 @@ def _lay_out(
         data_dir=Path(order.data_dir),
         vocab_size=candidate.spec.model.vocab_size,
         tokens_needed=0,
+        sequence_len=candidate.spec.model.sequence_len,
         seed_tokenizer_dir=candidate.tokenizer,
         progress=lambda stage, fraction, words: own.reporter.emit(
             events.Stage(stage="tokenizing", fraction=fraction, detail=words)
         ),
     )
     write_durably(staging.data, data.model_dump_json(indent=1).encode())
+    place = _place(candidate, data, params)
+    candidate.findings.inexact.extend(place.doubts)
     own.reporter.emit(events.Stage(stage="saving"))
-    identity = _bpb_identity(candidate, data)
-    source, bpb = candidate.run, candidate.measured_bpb
+    measured = _recorded_bpb(candidate, data)
+    source = candidate.run
     path, manifest = store.write(
         staging.checkpoints,
-        Snapshot(source.step, source.model, source.optimizer_state(), _state(candidate)),
-        lambda files: _manifest(order, candidate, data, files, identity),
+        Snapshot(source.step, source.model, source.optimizer_state(), _state(candidate, place)),
+        lambda files: _manifest(order, candidate, data, files, measured),
     )
     store.verify(path)
     return ImportResult(
@@ -81,8 +86,9 @@ def _lay_out(
         spec=candidate.body | {"data": _data_of(candidate, data)},
         step=source.step,
         tokens=candidate.tokens,
-        val_bpb=bpb,
-        bpb_identity=identity,
+        val_bpb=candidate.measured_bpb,
+        bpb_identity=measured["identity"] if measured else None,
+        bpb_settings=measured["settings"] if measured else {},
         checkpoint=ImportedCheckpoint(
             name=path.name,
             step=source.step,
@@ -97,18 +103,39 @@ def _data_of(candidate: Candidate, data: PreparedData) -> dict[str, Any]:
     return {**candidate.body["data"], "tokenizer": {"path": data.tokenizer_dir}}
 
 
-def _bpb_identity(candidate: Candidate, data: PreparedData) -> str | None:
-    """What the recorded val bpb was measured by; None where that text is not here."""
-    if candidate.corpus is None:
+def _recorded_bpb(candidate: Candidate, data: PreparedData) -> dict[str, Any] | None:
+    """The val bpb that nanochat recorded, and what it was measured by; None where that text is not
+    here or nothing was measured."""
+    value, spec, batch = candidate.measured_bpb, candidate.spec, candidate.plan.batch
+    if candidate.corpus is None or value is None:
         return None
-    batch = candidate.plan.batch
-    settings = span.settings_of(
-        candidate.spec, rows=batch.device_batch_size, sequence_len=batch.sequence_len
+    settings = span.settings_of(spec, rows=batch.device_batch_size, sequence_len=batch.sequence_len)
+    known = {"compute_dtype": _DTYPES.get(candidate.run.precision)}
+    return {
+        "value": value,
+        "identity": span.identity(data, settings),
+        "step": candidate.run.step,
+        "settings": span.describe(data, settings),
+        "muon": rules_of(spec.model, spec.optimizer).muon,
+        "program": "nanochat",
+        **{key: found for key, found in known.items() if found},
+    }
+
+
+def _place(candidate: Candidate, data: PreparedData, params: ImportParams) -> Place:
+    spec = candidate.spec.data
+    if candidate.corpus is None:
+        return Place(first_cursor(spec.packing))
+    return nanochat_place.find(
+        candidate.run.meta,
+        data,
+        packing=spec.packing,
+        streams=spec.streams,
+        was_named=params.corpus is not None,
     )
-    return span.identity(data, settings)
 
 
-def _state(candidate: Candidate) -> dict[str, Any]:
+def _state(candidate: Candidate, place: Place) -> dict[str, Any]:
     source, loop = candidate.run, candidate.run.meta.loop_state
     state = TrainState(
         step=source.step,
@@ -117,18 +144,7 @@ def _state(candidate: Candidate) -> dict[str, Any]:
         ema_steps=source.step,
         training_seconds=loop.total_training_time,
     )
-    return {"train": state.state_dict(), "loader": _cursor(candidate), "rng": rng_state()}
-
-
-def _cursor(candidate: Candidate) -> dict[str, Any]:
-    """Where the data goes on: at the row, behind the row group, or from the beginning."""
-    meta, data = candidate.run.meta, candidate.spec.data
-    if data.source == "nanochat_packed":
-        return cursor_at(meta.dataloader_row or 0)
-    if candidate.corpus is not None and meta.dataloader_state_dict is not None:
-        position = meta.dataloader_state_dict.model_dump()
-        return skip_to_row_group(position, streams=data.streams)
-    return first_cursor(data.packing)
+    return {"train": state.state_dict(), "loader": place.cursor, "rng": rng_state()}
 
 
 def _manifest(
@@ -136,10 +152,9 @@ def _manifest(
     candidate: Candidate,
     data: PreparedData,
     files: dict[str, FileEntry],
-    identity: str | None,
+    measured: dict[str, Any] | None,
 ) -> Manifest:
-    source, bpb = candidate.run, candidate.measured_bpb
-    measured = {"value": bpb, "identity": identity, "step": source.step}
+    source = candidate.run
     return Manifest(
         run_id=order.run_id or order.job_id,
         attempt=0,
@@ -152,7 +167,7 @@ def _manifest(
         spec_sha256="",
         data_identity=data.identity(),
         fingerprint={},
-        evaluations={"bpb": measured} if bpb is not None and identity else {},
+        evaluations={"bpb": measured} if measured else {},
         approximate=candidate.findings.approximate,
         unix_seconds=time.time(),
     )

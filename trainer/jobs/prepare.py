@@ -34,6 +34,7 @@ def run(order: JobOrder, own: Process) -> dict[str, Any]:
         data_dir=Path(order.data_dir),
         vocab_size=spec.model.vocab_size,
         tokens_needed=int(order.params["tokens_needed"]),
+        sequence_len=spec.model.sequence_len,
         seed_tokenizer_dir=_other_tokenizer(order),
         special_tokens=special_tokens_of(spec.model),
         progress=lambda stage, fraction, words: own.reporter.emit(

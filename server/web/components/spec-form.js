@@ -4,7 +4,7 @@ import { fill, h, uid } from "../dom.js";
 
 /** As trainer/contract/spec.py has them. */
 export const PRESETS = ["demo", "rtx4070-d12", "nanochat-d12", "nanochat-d20"];
-const SOURCES = [["", "from the preset"], ["builtin", "built in"], ["text", "text files"], ["jsonl", "JSON lines"], ["parquet", "Parquet"], ["hf", "Hugging Face"]];
+const SOURCES = [["", "from the preset"], ["builtin", "built in"], ["text", "text files"], ["jsonl", "JSON lines"], ["parquet", "Parquet"], ["hf", "Hugging Face"], ["nanochat_packed", "nanochat's packed shards"]];
 const HORIZONS = [["", "as preset"], ["steps", "steps"], ["tokens", "tokens"], ["flops", "FLOP"], ["data_param_ratio", "tokens per parameter"]];
 
 /** [pointer, label, kind, options]; the pointer is the path in the spec. */
@@ -18,7 +18,7 @@ const GROUPS = [
   ]],
   ["Data", [
     ["/data/source", "Source", "choice", { choices: SOURCES }],
-    ["/data/path", "Path on the daemon's machine", "text", { placeholder: "/data/corpus", only: ["text", "jsonl", "parquet"] }],
+    ["/data/path", "Path on the daemon's machine", "text", { placeholder: "/data/corpus", only: ["text", "jsonl", "parquet", "nanochat_packed"] }],
     ["/data/name", "Dataset", "text", { placeholder: "owner/dataset", only: ["hf"] }],
     ["/data/config", "Config, where there are several", "text", { placeholder: "asked for when needed", maxlength: 256, only: ["text", "jsonl", "parquet", "hf"] }],
     ["/data/split", "Split to train on", "text", { placeholder: "train", maxlength: 256, only: ["text", "jsonl", "parquet", "hf"] }],

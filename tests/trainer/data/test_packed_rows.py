@@ -289,6 +289,13 @@ def test_rows_shorter_than_the_sequence(packed: PreparedData) -> None:
         open_loader(packed, split="train", rows=1, sequence_len=256)
 
 
+def test_rows_shorter_than_the_sequence_are_refused_when_the_data_is_prepared(tmp_path) -> None:
+    spec = DataSpec(source="nanochat_packed", path=str(DATASET))
+    with pytest.raises(DataError, match=r"set it to at most 128") as caught:
+        prepare(spec, data_dir=tmp_path, vocab_size=768, tokens_needed=0, sequence_len=129)
+    assert caught.value.code == "rows_too_short"
+
+
 def test_a_token_id_beyond_the_vocabulary(copied: Path, tmp_path: Path) -> None:
     path = copied / "train_00000.bin"
     content = bytearray(path.read_bytes())

@@ -1,0 +1,80 @@
+"""Where the data of an imported run goes on, and whether that place is in the corpus that is here.
+
+nanochat records only a position, never what it read. A position that the corpus does not have, or
+a shard missing between others, shows another or an incomplete corpus.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.data import packed_rows
+from trainer.data.cursor import first_cursor, joined, skip_to_row_group
+from trainer.data.prepared import PreparedData
+from trainer.interop.errors import InteropError
+from trainer.interop.nanochat_meta import Cursor, Meta
+
+_NUMBERED = re.compile(r"shard_(\d{5,})\.parquet")
+
+
+@dataclass(frozen=True)
+class Place:
+    """The loader's cursor. doubts: why it may not be where nanochat would go on, in sentences."""
+
+    cursor: dict[str, Any]
+    doubts: tuple[str, ...] = ()
+
+
+def find(meta: Meta, data: PreparedData, *, packing: str, streams: int, was_named: bool) -> Place:
+    """Where the data goes on: at the row, behind the row group, or from the beginning.
+
+    was_named: the user named this corpus. Raises InteropError where it was found beside the run and
+    cannot be the whole of what that read; a corpus that was named is then read from its beginning.
+    """
+    start = joined(packing, [first_cursor(packing, r, streams) for r in range(streams)], 0)
+    if data.source == packed_rows.SOURCE:
+        return Place(packed_rows.cursor_at(meta.dataloader_row or 0))
+    position = meta.dataloader_state_dict
+    if position is None:
+        return Place(start)
+    why = _not_in(position, data)
+    if why is None:
+        cursor = skip_to_row_group(position.model_dump(), packing=packing, streams=streams)
+        return Place(cursor, tuple(_gaps(data)))
+    if not was_named:
+        folder = Path(data.train_files[0].path).parent
+        raise InteropError(
+            folder,
+            f"is not the whole corpus of this run: {why}. Name the corpus (corpus, --corpus); the "
+            "same folder named so is read from its beginning",
+        )
+    return Place(start, (f"the data starts from the beginning: {why}",))
+
+
+def _not_in(position: Cursor, data: PreparedData) -> str | None:
+    """Why nanochat cannot have stood at this position of this corpus."""
+    files = data.train_files
+    stood = f"it stood in file {position.pq_idx}, row group {position.rg_idx}"
+    if position.pq_idx >= len(files):
+        return f"{stood}, and there are {len(files):,} files to train on, counted from 0"
+    groups = files[position.pq_idx].num_row_groups
+    if groups is not None and position.rg_idx >= groups:
+        name = Path(files[position.pq_idx].path).name
+        return f"{stood}, and {name} has {groups:,} row groups, counted from 0"
+    return None
+
+
+def _gaps(data: PreparedData) -> list[str]:
+    """nanochat counts its shards without gap; the last one of its data set validates."""
+    names = [Path(file.path).name for file in data.train_files]
+    numbers = [int(match[1]) for name in names if (match := _NUMBERED.fullmatch(name))]
+    missing = sorted(set(range(max(numbers, default=-1) + 1)) - set(numbers))
+    if len(numbers) != len(names) or not missing:
+        return []
+    return [
+        f"shard_{missing[0]:05d}.parquet is missing between others ({len(missing):,} in all), so "
+        "the files behind it are counted as others were"
+    ]
