@@ -1,7 +1,7 @@
 """The tree of errors that reach a user, each with its stable code, HTTP status and title.
 
 TraindError
-├── Invalid              422  the request is understood and cannot be meant
+├── Invalid              422  the request is well-formed but invalid
 ├── NotFound             404
 │   └── NotOffered       404  another API's route, with the one to use instead
 ├── Conflict             409  legal at another time; carries the present state

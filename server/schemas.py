@@ -116,6 +116,7 @@ class RunSummary(BaseModel):
     started_at: float | None
     ended_at: float | None
     last_step_at: float | None
+    state_since: float | None = None
     metadata: dict[str, str]
     sparkline: list[float | None] = []
 
@@ -336,6 +337,30 @@ class Segment(BaseModel):
 
 class MetricsAnswer(BaseModel):
     series: list[Series]
+    bin_steps: int
+    raw_points: int
+    segments: list[Segment]
+
+
+class Column(BaseModel):
+    """One key over the steps of the answer; min and max are those of each bin."""
+
+    key: str
+    mean: list[float | None]
+    min: list[float | None] | None
+    max: list[float | None] | None
+
+
+class MetricColumns(BaseModel):
+    """GET …/metrics?columns=true: steps and times once, six significant digits.
+
+    evaluations: what was measured at steps of its own, as series of points.
+    """
+
+    steps: list[int]
+    unix_seconds: list[float]
+    series: list[Column]
+    evaluations: list[Series]
     bin_steps: int
     raw_points: int
     segments: list[Segment]

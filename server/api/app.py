@@ -1,7 +1,7 @@
 """The HTTP side of the daemon, put together: layers, routes, errors, OpenAPI.
 
-Layers, outermost first: counting, access, bodies, HEAD, then FastAPI. Everything a request may be
-refused for by its envelope is settled before a handler runs.
+Layers, outermost first: counting, access, bodies, compression, HEAD, then FastAPI. Everything a
+request may be refused for by its envelope is settled before a handler runs.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api import (
@@ -109,9 +110,26 @@ def end_streams(app: FastAPI) -> None:
 
 def _add_layers(app: FastAPI, settings: Settings, policy: Policy, counted: Metrics) -> None:
     app.add_middleware(Heads)
+    app.add_middleware(Compressed)
     app.add_middleware(Bodies, max_bytes=settings.max_body_bytes)
     app.add_middleware(Access, policy=policy)
     app.add_middleware(Counted, metrics=counted)
+
+
+class Compressed:
+    """Answers of some size as gzip, for who takes it; live streams are left as they are.
+
+    Files of checkpoints and exports are sent as they lie: they are large, do not get smaller, and
+    are asked for in ranges.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._plain = app
+        self._gzip = GZipMiddleware(app, minimum_size=1_000, compresslevel=5)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_file = scope["type"] == "http" and "/files/" in scope["path"]
+        await (self._plain if is_file else self._gzip)(scope, receive, send)
 
 
 class Counted:

@@ -15,7 +15,8 @@ from server.api.openapi import problems
 from server.errors import Invalid
 from server.metrics import parquet
 from server.queries import curves, store
-from server.schemas import MetricsAnswer
+from server.queries.columns import columns as columns_of
+from server.schemas import MetricColumns, MetricsAnswer, Series
 from trainer.contract.spec import MAX_STEPS
 
 router = APIRouter(prefix="/v1/runs/{run}", tags=["history"], route_class=StrictRoute)
@@ -26,7 +27,7 @@ Row = tuple[str, int, float, float | None, float | None, float | None, str]
 
 @router.get(
     "/metrics",
-    response_model=MetricsAnswer,
+    response_model=MetricsAnswer | MetricColumns,
     responses={
         200: {
             "content": {
@@ -47,6 +48,19 @@ def metrics(
     from_step: Annotated[int | None, Query(ge=0, le=MAX_STEPS)] = None,
     to_step: Annotated[int | None, Query(ge=0, le=MAX_STEPS, description="Exclusive.")] = None,
     max_points: Annotated[int, Query(ge=1, le=20_000, description="For each key.")] = 1000,
+    bin_steps: Annotated[
+        int | None, Query(ge=1, le=MAX_STEPS, description="Bins of at least this power of two.")
+    ] = None,
+    columns: Annotated[
+        bool, Query(description="JSON as columns: steps and times once, six significant digits.")
+    ] = False,
+    bands: Annotated[
+        str | None,
+        Query(max_length=400, description="Of columns: keys that carry min and max; default all."),
+    ] = None,
+    wide: Annotated[
+        bool, Query(description="CSV with a line a step and a column a key (means).")
+    ] = False,
     superseded: Superseded = False,
 ) -> Response:
     """Points `[step, unix_seconds, mean, min, max]` in bins of a power of two.
@@ -66,11 +80,15 @@ def metrics(
             to_step=to_step,
             max_points=max_points,
             superseded=superseded,
+            bin_steps=_power_of_two(bin_steps),
         )
     headers = {"Vary": "Accept"}
+    if kind == JSON and columns:
+        as_columns = columns_of(answer, None if bands is None else set(bands.split(",")))
+        return Response(as_columns.model_dump_json(), headers=headers, media_type=kind)
     if kind == JSON:
         return Response(answer.model_dump_json(), headers=headers, media_type=kind)
-    suffix, write = ("csv", _csv) if kind == CSV else ("parquet", _parquet)
+    suffix, write = ("csv", _wide_csv if wide else _csv) if kind == CSV else ("parquet", _parquet)
     headers["Content-Disposition"] = f'attachment; filename="{name}-metrics.{suffix}"'
     return Response(write(answer), headers=headers, media_type=kind)
 
@@ -99,6 +117,36 @@ def _csv(answer: MetricsAnswer) -> str:
     writer.writerow(HEADER)
     writer.writerows(_rows(answer))
     return out.getvalue()
+
+
+def _wide_csv(answer: MetricsAnswer) -> str:
+    """step, unix_seconds, then the mean of each key; val_bpb and core at the steps they have."""
+    names = [_column_name(series) for series in answer.series]
+    lines: dict[int, dict[str, float | None]] = {}
+    times: dict[int, float] = {}
+    for name, series in zip(names, answer.series, strict=True):
+        for step, seconds, mean, _, _ in series.points:
+            lines.setdefault(step, {})[name] = mean
+            times.setdefault(step, seconds)
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["step", "unix_seconds", *names])
+    writer.writerows(
+        [step, times[step], *(line.get(name) for name in names)]
+        for step, line in sorted(lines.items())
+    )
+    return out.getvalue()
+
+
+def _column_name(series: Series) -> str:
+    return f"{series.key}@{series.identity[:12]}" if series.identity else series.key
+
+
+def _power_of_two(asked: int | None) -> int | None:
+    if asked is None or asked & (asked - 1) == 0:
+        return asked
+    detail = f"{asked} is not a power of two"
+    raise Invalid(f"Bin_steps: {detail}.", errors=[{"pointer": "?bin_steps", "detail": detail}])
 
 
 def _parquet(answer: MetricsAnswer) -> bytes:

@@ -22,7 +22,7 @@ SAID = {
     413: "The body is too large.",
     415: "The body is not JSON; `hint` has a curl line that works.",
     416: "That part of the file does not exist.",
-    422: "The request cannot be meant; `errors` says which fields and what would be right.",
+    422: "Well-formed but invalid; see `errors` for the fields and what would be right.",
     503: "Busy; try again after Retry-After.",
     507: "The disk is full.",
 }

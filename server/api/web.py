@@ -1,23 +1,37 @@
-"""The dashboard's files: everything comes from this package, nothing from elsewhere."""
+"""The dashboard's files: everything comes from this package, nothing from elsewhere.
+
+A first visit takes four of them, compressed once and kept: the page, an early script, and two that
+are put together here (`page.js`, `page.css`). The modules can be had one by one too.
+"""
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import mimetypes
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
+from pathlib import Path
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from server.api import web_bundle
 from server.errors import NotFound
 
 CONTENT_SECURITY_POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; "
     "form-action 'self'; frame-ancestors 'none'"
 )
+ENTRY, SCRIPT, STYLES = "app.js", "page.js", "page.css"
+STYLE_SHEETS = [
+    "styles/tokens.css", "styles/base.css", "styles/layout.css", "styles/components.css",
+    "styles/pages.css", "styles/charts.css", "vendor/uplot/uPlot.min.css",
+]  # fmt: skip
 _TYPES = {".js": "text/javascript", ".mjs": "text/javascript", ".css": "text/css"} | {
     ".html": "text/html",
     ".svg": "image/svg+xml",
@@ -26,12 +40,18 @@ _TYPES = {".js": "text/javascript", ".mjs": "text/javascript", ".css": "text/css
     ".woff2": "font/woff2",
     ".map": "application/json",
 }
+_COMPRESSED_FROM = 500  # bytes: below that the header of gzip wins nothing
+_GZIP_WANTED = re.compile(r"\bgzip\b(?!\s*;\s*q=0(\.0*)?\s*(,|$))")
 router = APIRouter(include_in_schema=False)
 
 
 @dataclass(frozen=True)
 class _File:
+    """stamp: what the content was made from; another one makes it anew."""
+
+    stamp: object
     content: bytes
+    compressed: bytes
     media_type: str
     etag: str
 
@@ -53,18 +73,68 @@ async def static(request: Request, name: str) -> Response:
 
 def send(request: Request, name: str) -> Response:
     """A name is looked up among the files there are; it never becomes a path."""
-    place = _files().get(name)
-    if place is None:
-        raise NotFound("There is no such file in the dashboard.")
-    file = _read(place)
+    file = _file(name)
+    is_compressed = (
+        len(file.compressed) < len(file.content)
+        and _GZIP_WANTED.search(request.headers.get("accept-encoding", "")) is not None
+    )
+    etag = f'"{file.etag}-gzip"' if is_compressed else f'"{file.etag}"'
     headers = {
-        "ETag": file.etag,
+        "ETag": etag,
         "Cache-Control": "no-cache",
         "Content-Security-Policy": CONTENT_SECURITY_POLICY,
+        "Vary": "Accept-Encoding",
     }
-    if file.etag in request.headers.get("if-none-match", ""):
+    if etag in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
-    return Response(file.content, headers=headers, media_type=file.media_type)
+    if is_compressed:
+        headers["Content-Encoding"] = "gzip"
+    body = file.compressed if is_compressed else file.content
+    return Response(body, headers=headers, media_type=file.media_type)
+
+
+_known: dict[str, _File] = {}
+
+
+def _file(name: str) -> _File:
+    """The file of this name, read again when it changed on the disk. Raises NotFound."""
+    parts = _parts(name)
+    stamp = tuple(_stamp(_files()[part]) for part in parts)
+    known = _known.get(name)
+    if known is None or known.stamp != stamp:
+        known = _known[name] = _made(name, stamp)
+    return known
+
+
+def _parts(name: str) -> Iterable[str]:
+    if name == SCRIPT:
+        return [part for part in _files() if part.endswith(".js")]
+    if name == STYLES:
+        return STYLE_SHEETS
+    if name not in _files():
+        raise NotFound("There is no such file in the dashboard.")
+    return [name]
+
+
+def _made(name: str, stamp: object) -> _File:
+    if name == SCRIPT:
+        content = web_bundle.script(ENTRY, _text).encode()
+    elif name == STYLES:
+        content = web_bundle.styles(STYLE_SHEETS, _text).encode()
+    else:
+        content = _files()[name].read_bytes()
+    suffix = "." + name.rpartition(".")[2]
+    kind = _TYPES.get(suffix) or mimetypes.guess_type(name)[0] or "application/octet-stream"
+    small = gzip.compress(content, mtime=0) if len(content) >= _COMPRESSED_FROM else content
+    return _File(stamp, content, small, kind, hashlib.sha256(content).hexdigest()[:32])
+
+
+def _text(name: str) -> str:
+    return _files()[name].read_text(encoding="utf-8")
+
+
+def _stamp(place: Traversable) -> int:
+    return place.stat().st_mtime_ns if isinstance(place, Path) else 0
 
 
 @cache
@@ -79,10 +149,3 @@ def _files() -> dict[str, Traversable]:
             elif not entry.name.startswith("."):
                 found[prefix + entry.name] = entry
     return found
-
-
-def _read(place: Traversable) -> _File:
-    content = place.read_bytes()
-    suffix = "." + place.name.rpartition(".")[2]
-    kind = _TYPES.get(suffix) or mimetypes.guess_type(place.name)[0] or "application/octet-stream"
-    return _File(content, kind, f'"{hashlib.sha256(content).hexdigest()[:32]}"')

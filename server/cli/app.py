@@ -63,7 +63,7 @@ def root(
         typer.Option(help="Where the daemon listens [TRAIND_URL, http://127.0.0.1:8321]."),
     ] = None,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which this is.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     output.url.set(url)

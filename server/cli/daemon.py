@@ -36,7 +36,7 @@ PauseDeadline = Annotated[
     float | None, typer.Option(help="A pause may take so long before it is forced.", metavar="S")
 ]
 Stall = Annotated[
-    float | None, typer.Option(help="At least so long without a step is a stall.", metavar="S")
+    float | None, typer.Option(help="Minimum silence before a run counts as stalled.", metavar="S")
 ]
 TokenCache = Annotated[int | None, typer.Option(help="Token caches together.", metavar="BYTES")]
 LogFormat = Annotated[str | None, typer.Option(help="text or json.")]

@@ -140,7 +140,7 @@ def eval_(
 
 def jobs(
     run: Annotated[str | None, typer.Option(help="Only of this run.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Maximum number of results.")] = 50,
     json: options.Json = False,
 ) -> None:
     """Work that is not training, the newest first."""

@@ -30,7 +30,7 @@ def register(app: typer.Typer) -> None:
 
 def ps(
     state: Annotated[str | None, typer.Option(help="Only runs in this state.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of results.")] = 50,
     json: options.Json = False,
 ) -> None:
     """List runs, the newest first."""

@@ -117,7 +117,7 @@ def move(
             legal=sorted(VERBS[before]),
         )
     run.state, run.reason = after, reason
-    run.reason_message = message or reason.sentence
+    run.reason_message = message or sentence(after, reason)
     run.state_since = time.time() if now is None else now
     run.version = (run.version or 0) + 1
     run.queue_position = _queue_place(session, front) if after is State.queued else None
@@ -129,11 +129,29 @@ def move(
             run_id=run.id,
             kind="state",
             level="error" if after is State.failed else "info",
-            message=message or f"{before} -> {after}: {reason.sentence}",
+            message=message or f"{before} -> {after}: {sentence(after, reason)}",
             data={"before": before, "after": after, "reason": reason, **data},
             unix_seconds=run.state_since,
         )
     )
+
+
+def sentence(state: State, reason: Reason) -> str:
+    """Why a run is in this state; of what was requested, what it is doing about it."""
+    return _REQUESTED.get(state, reason.sentence) if reason == Reason.requested else reason.sentence
+
+
+_REQUESTED = {
+    State.created: "Not started yet.",
+    State.queued: "Waiting to start.",
+    State.preparing: "Preparing its data.",
+    State.starting: "Starting.",
+    State.running: "Training.",
+    State.pausing: "Pausing: a checkpoint is saved first.",
+    State.paused: "Paused on request.",
+    State.cancelling: "Cancelling.",
+    State.cancelled: "Cancelled on request.",
+}
 
 
 def _queue_place(session: Session, front: bool) -> int:

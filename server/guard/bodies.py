@@ -84,7 +84,7 @@ class Bodies:
         if length.isdigit() and len(length) < 20:
             self._refuse_by_size(int(length))
         elif length:
-            raise TooLarge("The Content-Length is not a number that can be meant.")
+            raise TooLarge("The Content-Length is not a valid number.")
 
     def _refuse_by_size(self, size: int) -> None:
         if size > self.max_bytes:
@@ -130,9 +130,7 @@ def parse(raw: bytes) -> Any:
         place = f"line {error.lineno} column {error.colno}"
         raise Invalid(f"The body is not JSON: {error.msg} at {place}.") from None
     except ValueError as error:
-        raise Invalid(
-            f"The body is not JSON that can be meant: {printable(str(error), 200)}."
-        ) from None
+        raise Invalid(f"Invalid JSON: {printable(str(error), 200)}.") from None
     _check(value)
     return value
 

@@ -169,7 +169,11 @@ def _frozen(applied: Applied, event: events.Frozen, seconds: float) -> None:
     for tried in event.probed:
         throughput.record_probe(applied.session, run, applied.attempt, tried, seconds)
     if run.frozen != event.choices:
-        words = "choices changed by overrides" if run.frozen else "choices were fixed for the run"
+        words = (
+            "Kernel and batch choices changed by overrides"
+            if run.frozen
+            else "Kernel and batch choices locked for this run"
+        )
         run.frozen = event.choices
         applied.say("frozen", words, seconds, data=event.choices)
 
@@ -246,7 +250,10 @@ def _checkpoint_saved(applied: Applied, event: events.CheckpointSaved, seconds: 
     row.created_at, row.bad, row.deleted_at = seconds, None, None
     row.superseded = applied.is_beyond(event.step)
     throughput.record(session, run, applied.attempt)
-    applied.say("checkpoint", f"{event.name} is durable ({event.why})", seconds, step=event.step)
+    applied.say(
+        "checkpoint", f"Checkpoint saved at step {event.step:,}", seconds,
+        step=event.step, data={"name": event.name, "why": event.why, "bytes": event.bytes},
+    )  # fmt: skip
 
 
 def _checkpoint_failed(applied: Applied, event: events.CheckpointFailed, seconds: float) -> None:

@@ -32,8 +32,11 @@ def metrics(
     to_step: int | None = None,
     max_points: int = 1000,
     superseded: bool = False,
+    bin_steps: int | None = None,
 ) -> MetricsAnswer:
     """Points [step, unix seconds, mean, min, max] in bins of a power of two, over `[from, to)`.
+
+    bin_steps: bins of at least this size, so that what is new fits to what was asked for before.
 
     With `superseded` every attempt in full, one after the other. Raises Invalid for unknown keys.
     """
@@ -48,7 +51,7 @@ def metrics(
     size = 1
     if found:
         first, last = min(s.low for s in found), max(s.high for s in found)
-        size = rollups.bin_steps_for(first, last, max_points)
+        size = max(bin_steps or 1, rollups.bin_steps_for(first, last, max_points))
     plain = [key for key in asked if key not in EVALUATED]
     rows = _rows(session, found, size, plain, superseded) if plain else []
     series: list[Series] = []

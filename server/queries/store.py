@@ -248,6 +248,7 @@ def _summary(
         "started_at": run.started_at,
         "ended_at": run.ended_at,
         "last_step_at": run.last_step_at,
+        "state_since": run.state_since,
         "metadata": run.run_metadata,
         "sparkline": sparkline.means(run.sparkline),
     }

@@ -3,6 +3,8 @@
  * the same shape when it does not answer.
  */
 
+import * as connection from "./connection.js";
+
 const TIMEOUT_MILLISECONDS = 30_000;
 // A POST whose answer got lost was perhaps taken: with its key it can be said again. Together these
 // outlast a restart of the daemon.
@@ -95,17 +97,20 @@ async function send(address, request, signal, [wait, ...waits]) {
   const timeout = AbortSignal.timeout(TIMEOUT_MILLISECONDS);
   try {
     const response = await fetch(address, { ...request, signal: signal ? AbortSignal.any([signal, timeout]) : timeout });
-    return { response, content: await response.blob() };
+    const content = await response.blob();
+    connection.answered();
+    return { response, content };
   } catch (error) {
     if (error.name === "AbortError") throw error;
+    connection.unanswered();
     if (wait !== undefined) {
       await new Promise((resolve) => setTimeout(resolve, wait));
       return send(address, request, signal, waits);
     }
     throw new Problem({
       title: "The daemon does not answer",
-      detail: "Nothing came back from the daemon. A run that is training goes on without it.",
-      hint: "Check that traind serve is running, and the tunnel if there is one. This page goes on by itself.",
+      detail: "Nothing came back from the daemon. A run that is training continues without it.",
+      hint: "Check that traind serve is running, and the tunnel if there is one. This page continues by itself.",
     });
   }
 }

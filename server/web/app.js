@@ -1,6 +1,7 @@
 /** The page's composition root: the bar at the top, and one page at a time below it. */
 
 import { onUnauthorized } from "./api.js";
+import { awayBanner } from "./components/away.js";
 import { askForToken } from "./components/login.js";
 import { problemBox } from "./components/problem.js";
 import { createTopbar } from "./components/topbar.js";
@@ -19,6 +20,7 @@ const PAGES = { "": runs, runs: run, compare, new: create };
 onUnauthorized(askForToken);
 const topbar = createTopbar(document.getElementById("topbar"));
 const main = document.getElementById("main");
+main.before(awayBanner());
 let current = null; // {key, page}
 let turn = 0;
 

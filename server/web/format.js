@@ -70,24 +70,29 @@ export function duration(seconds) {
   return `${Math.floor(s / 86400)} d ${pad(Math.floor((s % 86400) / 3600))} h`;
 }
 
-const DATE = { month: "short", day: "numeric" };
-const CLOCK = { hour: "2-digit", minute: "2-digit", hourCycle: "h23" };
-
-/** unix seconds -> "14:05", "Nov 21, 14:05" or "Nov 21, 2024, 14:05" */
-export function when(unixSeconds, now = Date.now() / 1000) {
-  if (!known(unixSeconds)) return NONE;
+/** unix seconds -> {date: "2026-11-21", time: "14:05", seconds: "09"}, in the time zone of the browser */
+export function clock(unixSeconds) {
   const at = new Date(unixSeconds * 1000);
-  const today = new Date(now * 1000);
-  const year = at.getFullYear() === today.getFullYear() ? {} : { year: "numeric" };
-  const day = at.toDateString() === today.toDateString() ? {} : { ...DATE, ...year };
-  return at.toLocaleString("en-US", { ...day, ...CLOCK });
+  const two = (n) => String(n).padStart(2, "0");
+  return {
+    date: `${at.getFullYear()}-${two(at.getMonth() + 1)}-${two(at.getDate())}`,
+    time: `${two(at.getHours())}:${two(at.getMinutes())}`,
+    seconds: two(at.getSeconds()),
+  };
 }
 
-/** unix seconds -> "Nov 21, 2025, 14:05:09", for titles and tables of record */
+/** unix seconds -> "14:05" today, else "2026-11-21 14:05" */
+export function when(unixSeconds, now = Date.now() / 1000) {
+  if (!known(unixSeconds)) return NONE;
+  const { date, time } = clock(unixSeconds);
+  return date === clock(now).date ? time : `${date} ${time}`;
+}
+
+/** unix seconds -> "2026-11-21 14:05:09", for titles and tables of record */
 export function exactly(unixSeconds) {
   if (!known(unixSeconds)) return NONE;
-  const parts = { ...DATE, ...CLOCK, year: "numeric", second: "2-digit" };
-  return new Date(unixSeconds * 1000).toLocaleString("en-US", parts);
+  const { date, time, seconds } = clock(unixSeconds);
+  return `${date} ${time}:${seconds}`;
 }
 
 /** unix seconds -> "12 s ago", "3 h ago" */

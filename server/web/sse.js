@@ -7,6 +7,7 @@
  */
 
 import { login } from "./api.js";
+import * as connection from "./connection.js";
 
 const FIRST_WAIT = 250;
 const LONGEST_WAIT = 5_000;
@@ -35,6 +36,7 @@ export function follow(address, { onMessage, onStatus = () => {}, onReconnect = 
       await read(open);
     } catch {
       // a lost connection is ordinary: the next one takes up where this one ended
+      if (!closed && !document.hidden) connection.unanswered();
     }
     open = null;
     if (closed) return;
@@ -49,6 +51,7 @@ export function follow(address, { onMessage, onStatus = () => {}, onReconnect = 
     const response = await fetch(address, { headers, signal: control.signal, cache: "no-store" });
     if (response.status === 401) await login();
     if (!response.ok || !response.body) throw new Error(`HTTP ${response.status}`);
+    connection.answered();
     onStatus("live");
     if (connections++) onReconnect();
     const parser = createParser(deliver);
@@ -59,6 +62,7 @@ export function follow(address, { onMessage, onStatus = () => {}, onReconnect = 
         const { done, value } = await reader.read();
         clearTimeout(watchdog);
         if (done) return;
+        connection.answered();
         watchdog = setTimeout(() => control.abort(), SILENCE);
         parser(value);
       }

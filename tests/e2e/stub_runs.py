@@ -159,6 +159,8 @@ class StubRun:
             "end_step": self.end_step, "fraction": self.step / self.end_step,
             "loss": loss_at(self.step) if self.step else None,
             "val_bpb": 0.7801 + 0.1 * math.exp(-self.step / 3e4) if self.step else None,
+            "loss_smooth": loss_at(self.step) if self.step else None,
+            "training_seconds": self.step * STEP_SECONDS, "condition": None,
             "tokens_per_second": 55_712.0 if active else None,
             "eta_seconds": left if active else None,
             "last_step_at": time.time() - 1 if self.step else None,
@@ -210,6 +212,8 @@ class StubRun:
                     "peak": int(9.4 * GB), "total": 12 * GB,
                 },
                 "power_watts": 187.0, "temperature_celsius": 71.0, "energy_joules": 3.1e7,
+                "started_at": self.began if seen else None,
+                "ended_at": time.time() - 9000 if self.state in ("completed", "failed") else None,
                 "finish_at": time.time() + (self.end_step - self.step) * STEP_SECONDS,
                 "eta_parts": {"training": 60_000.0, "evaluation": 2000.0, "saving": 300.0},
                 "eta_source": "this attempt's rate",
@@ -316,11 +320,16 @@ class StubRun:
 
 
 def metrics_of(
-    run: StubRun, keys: list[str], from_step: int, to_step: int | None, max_points: int
+    run: StubRun,
+    keys: list[str],
+    from_step: int,
+    to_step: int | None,
+    max_points: int,
+    bin_steps: int = 1,
 ) -> MetricsAnswer:
     """As the daemon bins: bins of a power of two, [step, unix_seconds, mean, min, max]."""
     end = min(run.step, to_step if to_step is not None else run.step)
-    size = 1
+    size = bin_steps
     while (end - from_step) / size > max_points:
         size *= 2
     series = []
@@ -374,7 +383,7 @@ def value_of(run: StubRun, key: str, step: int, size: int) -> tuple[float, float
 
 def _events_of(run: StubRun) -> list[EventView]:
     said = [
-        ("state", "info", 0, "created -> queued: It was asked for."),
+        ("state", "info", 0, "created -> queued: Waiting to start."),
         ("started", "info", 0, "attempt 1 on cuda:0"),
         ("notice", "warning", SPIKE_STEP, "loss spike: 9.31 where 2.81 was expected"),
         ("state", "error", 87_000, "running -> recovering: The trainer ended without finishing."),

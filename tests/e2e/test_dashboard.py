@@ -3,6 +3,7 @@ stub where a long or strange history has to be shown."""
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,10 @@ def test_a_restart_of_the_daemon_leaves_neither_a_gap_nor_a_repeat(
     expect_state(page, "running")
     with away(daemon, page):
         page.locator(".live[data-status=waiting]").wait_for()
+        page.locator(".away-banner", has_text="The daemon has not answered for 3 s").wait_for()
+        assert page.evaluate("document.documentElement.classList.contains('is-away')")
     page.locator(".live[data-status=live]").wait_for()
+    page.locator(".away-banner").wait_for(state="hidden")
     daemon.post("/runs/demo/pause")
     expect_state(page, "paused")
     kept = httpx.get(f"{daemon.url}/v1/runs/demo/events", params={"limit": 1000}).json()["data"]
@@ -124,7 +128,8 @@ def test_from_elsewhere_a_daemon_that_wants_its_token_is_used_like_any_other(
         settled(page)
         page.said.clear()  # Chromium reports each 401 before the login
         with page.expect_download() as loaded:
-            button(page, "Parquet").click()
+            button(page, "Download").click()
+            page.get_by_role("menuitem", name="Parquet").click()
         table = parquet.read_table(loaded.value.path())
         assert table.column_names == [
             "key",
@@ -183,7 +188,7 @@ def test_a_page_whose_files_do_not_arrive_comes_by_itself(
     stub_url: str, open_page: OpenPage
 ) -> None:
     page = open_page("about:blank")
-    with refused(page, "**/static/pages/run/events.js", "failed"):
+    with refused(page, "**/static/page.js", "failed"):
         page.goto(f"{stub_url}/{RUN}", wait_until="commit")
         page.get_by_text("This page comes by itself").wait_for()
     page.get_by_role("heading", name="rtx4070-d12-200k").wait_for()
@@ -194,7 +199,7 @@ def test_a_page_whose_files_do_not_arrive_comes_by_itself(
 VIEWS = {
     "#/": ".run-name",
     "#/new": ".plan-summary dd",
-    "#/compare": ".compare-chart dt",
+    "#/compare": ".compare-charts dt",
     RUN: ".chart-status:has-text('steps')",
     f"{RUN}/checkpoints": ".tab-checkpoints tbody tr",
     f"{RUN}/evaluations": ".tab-evaluations tbody tr",
@@ -273,13 +278,36 @@ def test_runs_are_filtered_and_compared(stub_url: str, open_page: OpenPage) -> N
     for name in ("rtx4070-d12-200k", "sweep-010"):
         page.get_by_label(f"Select {name}", exact=True).check()
     button(page, "Compare 2").click()
-    page.locator(".compare-chart dt", has_text="sweep-010").wait_for()
-    page.get_by_label("What to compare").select_option("val_bpb")
-    page.locator(".compare-chart dt", has_text="sweep-010 as b81f2c").wait_for()
-    until(page, "document.querySelectorAll('.compare-chart .readout dt').length === 4")
-    for axis in ("Tokens", "FLOPs", "Time"):
-        page.get_by_role("radio", name=axis).check(force=True)
-        page.locator(".compare-chart dt", has_text="sweep-010 as b81f2c").wait_for()
+    loss = page.get_by_role("region", name="Loss, smoothed").or_(
+        page.locator("section.chart[aria-label='Loss, smoothed']")
+    )
+    loss.locator("dt", has_text="sweep-010").wait_for()
+    bpb = page.locator("section.chart[aria-label='Validation bits per byte']")
+    bpb.locator("dt", has_text="sweep-010 as b81f2c").wait_for()
+    assert bpb.locator(".readout dt").count() == 4
+    for axis in ("Tokens", "FLOPs", "Time", "Training time"):
+        page.get_by_role("radio", name=axis, exact=True).check(force=True)
+        bpb.locator("dt", has_text="sweep-010 as b81f2c").wait_for()
+    button(page, "Keys").click()
+    page.get_by_role("menuitemcheckbox", name="Gradient norm").click()
+    page.locator("section.chart[aria-label='Gradient norm'] dt", has_text="sweep-010").wait_for()
+    held = page.url
+    page.goto("about:blank")
+    page.goto(held)
+    page.locator("section.chart[aria-label='Gradient norm'] dt", has_text="sweep-010").wait_for()
+    until(page, "document.querySelectorAll('input[value=training]:checked').length === 1")
+
+
+def test_compare_draws_all_it_is_given_or_says_its_limit(
+    stub_url: str, open_page: OpenPage
+) -> None:
+    names = [f"sweep-{i:03d}" for i in range(10, 22)]
+    page = open_page(f"{stub_url}/#/compare?keys=loss_smooth&runs={','.join(names)}")
+    page.locator(".compare-charts .readout dt", has_text=names[-1]).wait_for()
+    assert page.locator(".compare-charts .readout dt").count() == 12
+    more = ",".join(f"sweep-{i:03d}" for i in range(10, 40))
+    page = open_page(f"{stub_url}/#/compare?keys=loss_smooth&runs={more}")
+    page.get_by_text("The address names 30 runs; the first 24 are drawn").wait_for()
 
 
 def test_a_drag_asks_the_daemon_for_finer_bins(stub_url: str, open_page: OpenPage) -> None:
@@ -295,6 +323,112 @@ def test_a_drag_asks_the_daemon_for_finer_bins(stub_url: str, open_page: OpenPag
     until(page, "location.hash.includes('from=')")
     button(page, "All").click()
     until(page, "!location.hash.includes('from=')")
+
+
+def with_changes(page: Any, pattern: str, **changes: Any) -> None:
+    """Answers of the stub with some fields changed: what a real daemon would need a fault for."""
+
+    def change(route: Any) -> None:
+        answer = route.fetch().json()
+        route.fulfill(json=answer | changes)
+
+    page.route(re.compile(pattern), change)
+
+
+def test_a_full_disk_is_said_where_one_looks(stub_url: str, open_page: OpenPage) -> None:
+    waits = {"code": "disk_full", "message": "Waiting for disk space, 12 kB left.", "since": 1.0}
+    page = open_page("about:blank")
+    page.route("**/v1/runs/*/events", lambda route: route.abort("failed"))
+    page.route(
+        re.compile(r"/events$"),
+        lambda route: route.fulfill(content_type="text/event-stream", body=""),
+    )
+    with_changes(page, r"/v1/runs/rtx4070-d12-200k(/progress)?$", condition=waits)
+    page.goto(f"{stub_url}/{RUN}")
+    page.locator(".state[data-tone=warn]", has_text="waiting for disk").wait_for()
+    page.locator(".standing", has_text="Waiting for disk space, 12 kB left.").wait_for()
+
+
+def test_a_completed_run_says_what_it_took(stub_url: str, open_page: OpenPage) -> None:
+    page = open_page(f"{stub_url}/#/runs/sweep-009")
+    took = page.locator(".stats [data-key=eta]", has_text="Took")
+    took.wait_for()
+    assert "2 d 17 h" in took.inner_text()
+    page.goto(f"{stub_url}/")
+    page.locator("tr", has_text="sweep-009").get_by_text("took 2 d 17 h").wait_for()
+
+
+def test_a_failed_run_says_what_to_do_and_does_it(stub_url: str, open_page: OpenPage) -> None:
+    page = open_page(f"{stub_url}/#/runs/nanochat-d20-oom")
+    card = page.get_by_role("region", name="Why this run failed")
+    card.get_by_text("The device ran out of memory.").wait_for()
+    card.get_by_text("Segmentation fault").wait_for()
+    assert card.get_by_role("link", name="Open log").get_attribute("href").endswith("/log")
+    page.route("**/resume", lambda route: route.fulfill(status=202, json={}))
+    with page.expect_request("**/resume") as asked:
+        card.get_by_role("button", name="Resume with 4 rows per pass (now 8)").click()
+    assert asked.value.post_data_json == {"overrides": {"device_batch_size": 4}}
+    card.get_by_role("link", name="Clone and edit").click()
+    name = page.get_by_label("Name", exact=True)
+    name.wait_for()
+    assert name.input_value() == "nanochat-d20-oom-copy"
+
+
+def test_form_and_json_lose_nothing_on_the_way(stub_url: str, open_page: OpenPage) -> None:
+    page = open_page(f"{stub_url}/#/new")
+    page.get_by_label("Name", exact=True).fill("both-ways")
+    page.get_by_role("radio", name="JSON").check(force=True)
+    text = page.get_by_role("textbox", name="The spec as JSON")
+    spec = {
+        "name": "edited", "preset": "demo", "start": False, "notify": ["https://a.example/x"],
+        "batch": {"tokens": 4096, "device_batch_size": "auto"}, "horizon": {"tokens": 10**6},
+        "data": {"tokenizer": {"train": {"chars": 9}}}, "metadata": {"why": "a test"},
+    }  # fmt: skip
+    text.fill(json.dumps(spec))
+    page.get_by_role("radio", name="Form").check(force=True)
+    assert page.get_by_label("Name", exact=True).input_value() == "edited"
+    page.get_by_text("Kept as they are, with no field here").wait_for()
+    page.get_by_role("radio", name="JSON").check(force=True)
+    assert json.loads(text.input_value()) == spec
+    text.fill("{")
+    page.get_by_role("radio", name="Form").click(force=True)
+    page.get_by_text("Not JSON yet").wait_for()
+    assert text.is_visible()
+    page.said.clear()  # the plans of specs that are not valid
+
+
+def test_nothing_in_the_head_of_a_chart_moves_under_the_pointer(
+    stub_url: str, open_page: OpenPage
+) -> None:
+    page = open_page(f"{stub_url}/{RUN}")
+    settled(page)
+    page.locator(".chart-status", has_text="in a point").wait_for()
+    stages = "document.querySelectorAll('.chart-stage')"
+    boxes = f"Array.from({stages}, (s) => s.getBoundingClientRect().top)"
+    before = page.evaluate(boxes)
+    box = page.locator(".chart-stage").first.bounding_box()
+    page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 80)
+    tip = page.locator(".chart-tip:visible")
+    tip.wait_for()
+    assert re.search(r"tokens", tip.inner_text())
+    assert re.search(r"\d{4}-\d\d-\d\d \d\d:\d\d, after .* of training", tip.inner_text())
+    assert page.evaluate(boxes) == before
+
+
+def test_an_empty_chart_has_no_ticks(stub_url: str, open_page: OpenPage) -> None:
+    page = open_page("about:blank")
+    page.add_init_script(
+        "window.drawn = []; const draw = CanvasRenderingContext2D.prototype.fillText;"
+        "CanvasRenderingContext2D.prototype.fillText = function (text, ...at) {"
+        " window.drawn.push([this.canvas.closest('.chart')?.ariaLabel, text]);"
+        " return draw.call(this, text, ...at); };"
+    )
+    page.goto(f"{stub_url}/#/runs/a-run-that-waits")
+    settled(page)
+    page.locator(".chart-empty").first.wait_for()
+    drawn = page.evaluate("window.drawn")
+    assert [text for title, text in drawn if title == "Loss"] == []
+    assert [text for title, text in drawn if title == "Learning rate"], "the plan is drawn"
 
 
 def test_what_people_type_stays_text(stub_url: str, open_page: OpenPage) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from server.api import web, web_bundle
 from server.domain.states import VERBS, State
 from trainer.contract.schedule import (
     ExtendSchedule,
@@ -18,6 +19,7 @@ from trainer.contract.schedule import (
     curve,
     extend_schedule,
     initial_schedule,
+    weight_decay_multiplier,
 )
 from trainer.contract.spec import PRESETS
 
@@ -30,10 +32,10 @@ IMPORT = re.compile(r"""^(?:import|export)\b[^"]*?"(\.[^"]+)";""", re.MULTILINE)
 
 def in_node(script: str, given: Any) -> Any:
     """What `script` (an ES module with `given` in scope) prints as JSON."""
-    text = f"const given = JSON.parse(process.argv[1]);\n{script}"
+    read = 'import { readFileSync } from "node:fs";\nconst given = JSON.parse(readFileSync(0));\n'
     done = subprocess.run(
-        ["node", "--input-type=module", "-e", text, json.dumps(given)],
-        capture_output=True, text=True, timeout=60, check=False, cwd=WEB,
+        ["node", "--input-type=module", "-e", read + script],
+        input=json.dumps(given), capture_output=True, text=True, timeout=60, check=False, cwd=WEB,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -92,19 +94,62 @@ def test_the_page_knows_the_presets_and_offers_only_what_is_legal() -> None:
         assert set(verbs) - {"checkpoint", "evaluate"} <= VERBS[State(state)], state
 
 
-def test_every_module_is_there_before_the_page_begins() -> None:
+def test_the_page_is_four_files_and_every_module_is_in_its_script() -> None:
     """A module asked for later, while the daemon is away, would be missing for good."""
-    found, waiting = set(), [WEB / "app.js"]
+    found, waiting = set(), ["app.js"]
     while waiting:
         module = waiting.pop()
         if module not in found:
             found.add(module)
-            text = module.read_text()
+            text = (WEB / module).read_text()
             assert "import(" not in text.replace("{import(", ""), module  # but in types
-            waiting += [(module.parent / name).resolve() for name in IMPORT.findall(text)]
+            folder = (WEB / module).parent
+            names = [(folder / name).resolve() for name in IMPORT.findall(text)]
+            waiting += [str(name.relative_to(WEB)) for name in names]
+    assert set(web_bundle.modules("app.js", web._text)) == found
+    kept = {str(p.relative_to(WEB)) for p in WEB.rglob("*.js")} - {"early.js", "docs.js"}
+    assert kept == found, "a module that no page needs"
     page = (WEB / "index.html").read_text()
-    preloaded = {WEB / name for name in re.findall(r'modulepreload" href="static/([^"]+)"', page)}
-    assert preloaded | {WEB / "app.js"} == found
+    assert re.findall(r'(?:src|href)="static/([^"]+)"', page) == [
+        "favicon.svg", "early.js", "page.css", "page.js",
+    ]  # fmt: skip
+    sheets = {str(p.relative_to(WEB)) for p in WEB.rglob("*.css")} - {"docs.css"}
+    assert set(web.STYLE_SHEETS) == sheets
+
+
+BUNDLED = {
+    "app.js": 'import { two, one as first } from "./a/x.js";\nimport * as x from "./a/x.js";\n'
+    'import whole from "./a/y.js";\n'
+    "console.log(JSON.stringify([first, two(), x.one, whole, new x.C().n, await_()]));\n"
+    'function await_() { return "import x from"; }\n',
+    "a/x.js": 'import whole from "./y.js";\nexport const one = 1;\n'
+    "export function two() { return one + whole; }\nexport class C { n = 4; }\n",
+    "a/y.js": "/*\nexport function gone() {}\n*/\nconst y = 7;\nexport { y as default };\n",
+}
+
+
+def test_the_bundle_runs_as_the_modules_do() -> None:
+    done = subprocess.run(
+        ["node", "-e", web_bundle.script("app.js", BUNDLED.__getitem__)],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert json.loads(done.stdout) == [1, 8, 1, 7, 4, "import x from"]
+
+
+@pytest.mark.parametrize(
+    ("modules", "said"),
+    [
+        ({"app.js": "export default 7;\n"}, "cannot bundle 'export default 7;'"),
+        ({"app.js": 'import "./b.js";\n'}, "cannot bundle"),
+        (
+            {"app.js": 'import { a } from "./b.js";\n', "b.js": 'import { x } from "./app.js";\n'},
+            "app.js -> b.js -> app.js",
+        ),
+    ],
+)
+def test_what_the_bundle_cannot_read_is_an_error(modules: dict[str, str], said: str) -> None:
+    with pytest.raises(web_bundle.BundleError, match=re.escape(said)):
+        web_bundle.script("app.js", modules.__getitem__)
 
 
 def test_event_streams_are_parsed_however_they_are_cut() -> None:
@@ -153,6 +198,212 @@ def test_event_streams_are_parsed_however_they_are_cut() -> None:
 def test_numbers_are_written_for_people(call: str, said: str) -> None:
     script = f'import * as f from "./format.js"; console.log(JSON.stringify(f.{call}));'
     assert in_node(script, None) == said
+
+
+def run_json(name: str, steps: list[int], values: list[float], **more: Any) -> dict[str, Any]:
+    """A run as the page knows it, with one curve; node makes the Map of its columns."""
+    plan = {"batch": {"tokens": 1024}, "horizon": {"flops_per_token": 10}}
+    history = {
+        "steps": steps, "seconds": [10.0 * s for s in steps], "segments": [],
+        "columns": [["loss_smooth", {"mean": values, "min": None, "max": None}]],
+    }  # fmt: skip
+    return {"name": name, "colour": "c", "detail": {"plan": plan}, "history": history, **more}
+
+
+def test_a_comparison_shows_each_of_its_runs_however_short_or_bad() -> None:
+    """Runs of 900, 229 and 5,878 steps; the focus of all their points together hid the second."""
+    script = """
+        import { comparePicture } from "./charts/comparison.js";
+        for (const run of given) run.history.columns = new Map(run.history.columns);
+        const view = { key: "loss_smooth", mode: "step", zoom: null };
+        console.log(JSON.stringify(comparePicture(given, view)));
+    """
+    lengths = {"a": (900, 3.0), "short and bad": (229, 7.5), "long": (5878, 2.5)}
+    runs = [
+        run_json(name, list(range(n)), [end + 4 * 0.99**s for s in range(n)])
+        for name, (n, end) in lengths.items()
+    ]
+    picture = in_node(script, runs)
+    low, high = picture["yRange"]
+    for line in picture["lines"]:
+        known = [v for v in line["values"] if v is not None]
+        assert low <= known[-1] <= high, line["label"]
+        assert sum(low <= v <= high for v in known) > len(known) / 2, line["label"]
+    assert picture["range"] == [0, 5877]
+
+
+def test_a_curve_out_of_view_is_known_to_be_above_or_below() -> None:
+    script = """
+        import { sideOf } from "./charts/marks.js";
+        const side = (values) => sideOf({ values }, [0, 1, 2], { min: 0, max: 2 }, 1, 2);
+        console.log(JSON.stringify([side([3, null, 4]), side([0.5, 0.1, 0.2]), side([3, 1.5, 3]),
+          side([3, 1.5, 0.1]), side([null, null, null])]));
+    """
+    assert in_node(script, None) == ["above", "below", None, None, None]
+
+
+def test_colours_stay_with_their_runs_and_twenty_can_be_told_apart() -> None:
+    script = """
+        import { coloursOf } from "./charts/comparison.js";
+        const names = Array.from({ length: 20 }, (_, i) => `run-${i}`);
+        const first = coloursOf(names);
+        const after = coloursOf(names.slice(5).concat("new"), first);
+        const look = (of, name) => Object.values(of.get(name)).join();
+        console.log(JSON.stringify({ different: new Set(names.map((n) => look(first, n))).size,
+          kept: names.slice(5).every((n) => look(first, n) === look(after, n)) }));
+    """
+    assert in_node(script, None) == {"different": 20, "kept": True}
+
+
+def test_the_planned_weight_decay_goes_on_where_the_followed_one_ends() -> None:
+    """Both are the value that Muon applies: 0.30 and then 0.99 was two units in one line."""
+    script = """
+        import { pictureOf } from "./charts/pictures.js";
+        import { PANELS } from "./charts/panels.js";
+        const panel = PANELS.find((p) => p.id === "decay");
+        const axis = { mode: "step", isTime: false, toX: (s) => s, toStep: (x) => x };
+        const column = (mean) => ({ mean, min: null, max: null });
+        const columns = new Map([["momentum", column([0.9, 0.9])],
+          ["weight_decay", column(given.followed)]]);
+        const picture = pictureOf(panel, { ...given, columns, axis, evaluations: [], zoom: null,
+          look: "full", smoothing: 0, frame: { x: [599, 600], at: [0, 1] } });
+        console.log(JSON.stringify({ x: picture.x, lines: picture.lines }));
+    """
+    schedule = initial_schedule(1000, 40, 0.65, "cosine", 0.05)
+    peak = 0.099
+    decay = [peak * weight_decay_multiplier(schedule, s) for s in (599, 600)]
+    phases = [{"schedule": schedule.model_dump(), "end_step": 1000}]
+    given = {"followed": decay, "phases": phases, "step": 600, "peakDecay": peak}
+    told = in_node(script, given)
+    followed, planned = [
+        next(line for line in told["lines"] if line["label"] == label and line.get("scale") == "y2")
+        for label in ("weight decay", "planned")
+    ]
+    at = told["x"].index(600)
+    assert planned["values"][at] == pytest.approx(followed["values"][at], rel=1e-3)
+
+
+HISTORY = """
+    import { createHistory, drawnLength } from "./charts/history.js";
+    const answer = (steps, bin) => ({ steps, unix_seconds: steps, bin_steps: bin,
+      raw_points: steps.length, segments: [{ phase: 0, attempt: 1, from_step: 0, to_step: 99 }],
+      series: [{ key: "loss", mean: steps.map((s) => s / 10), min: null, max: null }] });
+    const history = createHistory();
+"""
+
+
+def test_what_is_new_replaces_the_last_bin_and_no_raw_step_follows_the_bins() -> None:
+    script = (
+        HISTORY
+        + """
+        history.take(answer([7, 15, 19], 8), 100);
+        const asked = history.tailQuery();
+        const took = history.takeTail(answer([23, 25], 8), asked.from_step);
+        const { steps, columns } = history.known;
+        const other = history.takeTail(answer([26], 1), 24);
+        console.log(JSON.stringify({ asked, took, steps, loss: columns.get("loss").mean, other,
+          drawn: [drawnLength(history.known, true), drawnLength(history.known, false)] }));
+    """
+    )
+    told = in_node(script, None)
+    assert told["asked"] == {"from_step": 16, "bin_steps": 8}
+    assert told["took"] is True
+    assert told["steps"] == [7, 15, 23, 25]
+    assert told["loss"] == [0.7, 1.5, 2.3, 2.5]
+    assert told["drawn"] == [3, 4], "a bin of two steps of eight waits: its mean looks like a spike"
+    assert told["other"] is False, "bins of another size are asked for anew"
+
+
+def test_time_has_gaps_where_no_attempt_ran_and_training_time_has_none() -> None:
+    script = """
+        import { breaksOf, makeAxis } from "./charts/axis.js";
+        import { frameOf } from "./charts/pictures.js";
+        const { steps, seconds, segments } = given;
+        const breaks = breaksOf(steps, segments);
+        const clock = steps.map((s, i) => [s, seconds[i]]);
+        const of = (mode) => frameOf(given, steps.length,
+          makeAxis(mode, { tokensPerStep: 1, flopsPerToken: 1, clock, breaks }), breaks);
+        console.log(JSON.stringify({ time: of("time"), training: of("training") }));
+    """
+    given = {
+        "steps": [0, 1, 2, 3], "seconds": [0.0, 2.0, 5000.0, 5002.0],
+        "segments": [
+            {"attempt": 1, "from_step": 0, "to_step": 2},
+            {"attempt": 2, "from_step": 2, "to_step": 4},
+        ],
+    }  # fmt: skip
+    told = in_node(script, given)
+    assert told["time"]["at"] == [0, 1, -1, 2, 3]
+    assert told["training"]["at"] == [0, 1, 2, 3]
+    assert told["training"]["x"] == [0, 2, 4, 6]
+
+
+def test_times_on_the_axis_are_written_in_24_hours_with_iso_dates() -> None:
+    script = """
+        import { timeLabels } from "./charts/axis.js";
+        const noon = new Date(2026, 10, 28, 18, 0).getTime() / 1000;
+        const ticks = [0, 3, 6, 9].map((hours) => noon + 3600 * hours);
+        console.log(JSON.stringify([timeLabels(ticks, 10800), timeLabels([noon], 86400)]));
+    """
+    assert in_node(script, None) == [
+        ["11-28 18:00", "21:00", "11-29 00:00", "03:00"],
+        ["2026-11-28"],
+    ]
+
+
+def test_a_log_scale_within_one_decade_has_ticks_to_read_it_by() -> None:
+    script = """
+        import { logSplits } from "./charts/scales.js";
+        console.log(JSON.stringify([logSplits(null, 0, 2.6, 9.4), logSplits(null, 0, 1e-3, 20)]));
+    """
+    near, far = in_node(script, None)
+    assert len(near) >= 4
+    assert all(2.6 <= v <= 9.4 for v in near)
+    assert far == pytest.approx([0.001, 0.01, 0.1, 1, 10])
+
+
+def test_smoothing_begins_at_the_first_value() -> None:
+    script = """
+        import { smooth } from "./charts/smooth.js";
+        console.log(JSON.stringify([smooth([5, 5, null, 5], 0.9), smooth([0, 1], 0.5),
+          smooth([1, 2], 0)]));
+    """
+    constant, half, off = in_node(script, None)
+    assert constant == [pytest.approx(5), pytest.approx(5), None, pytest.approx(5)]
+    assert half == [0, pytest.approx(2 / 3)]
+    assert off == [1, 2]
+
+
+def test_the_compute_multiplier_interpolates_and_never_extrapolates() -> None:
+    script = """
+        import { computeMultiplier } from "./charts/multiplier.js";
+        const baseline = [[1e16, 1.2], [1e17, 1.0], [1e18, 0.9]]
+          .map(([flops, bpb]) => ({ flops, bpb }));
+        const of = (flops, bpb) => computeMultiplier(baseline, { flops, bpb });
+        console.log(JSON.stringify([of(1e17, 1.0), of(5e16, 1.0), of(1e17, Math.sqrt(0.9)),
+          of(1e17, 1.3), of(1e17, 0.8)]));
+    """
+    same, half, between, worse, better = in_node(script, None)
+    assert same == pytest.approx(1)
+    assert half == pytest.approx(2)
+    assert between == pytest.approx(10**0.5)
+    assert (worse, better) == (None, None)
+
+
+def test_settings_that_differ_are_found_at_any_depth() -> None:
+    script = """
+        import { differences } from "./differences.js";
+        console.log(JSON.stringify(differences(given)));
+    """
+    specs = [
+        {
+            "name": "a",
+            "optimizer": {"matrix_lr": 0.02, "weight_decay": 0.1},
+            "metadata": {"x": "1"},
+        },
+        {"name": "b", "optimizer": {"matrix_lr": 0.03, "weight_decay": 0.1}, "notify": ["x"]},
+    ]
+    assert in_node(script, specs) == [["optimizer.matrix_lr", [0.02, 0.03]]]
 
 
 def test_evaluations_under_different_settings_are_never_one_line() -> None:

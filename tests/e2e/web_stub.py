@@ -10,11 +10,9 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import mimetypes
 import sys
 import time
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -22,20 +20,23 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import ValidationError
 
+from server.api import web
+from server.api.app import Compressed
+from server.queries.columns import columns as columns_of
 from server.schemas import ExtendAnswer, PlanAnswer, SystemView
 from tests.e2e.stub_runs import StubRun, make_runs, metrics_of
 from trainer.contract.extend import ExtendRequest
 from trainer.contract.plan import make_plan
 from trainer.contract.spec import resolve
 
-WEB = Path(__file__).parents[2] / "server" / "web"
-POLICY = "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'"
 GB = 10**9
 
 
 def create_stub(num_runs: int = 100, token: str | None = None) -> FastAPI:
     """The stub with `num_runs` runs. token: what it wants before it answers (None: nothing)."""
     app = FastAPI()
+    app.include_router(web.router)
+    app.add_middleware(Compressed)
     runs: list[StubRun] = make_runs(num_runs)
 
     def find(ref: str) -> StubRun | None:
@@ -56,17 +57,9 @@ def create_stub(num_runs: int = 100, token: str | None = None) -> FastAPI:
         response.set_cookie("traind_session", token or "", httponly=True, samesite="strict")
         return response
 
-    @app.get("/")
-    def index() -> Response:
-        return _file("index.html")
-
     @app.get("/healthz")
     def healthz() -> Response:
         return JSONResponse({"status": "ok"})
-
-    @app.get("/static/{name:path}")
-    def static(name: str) -> Response:
-        return _file(name)
 
     @app.get("/v1/system")
     def system() -> Response:
@@ -114,11 +107,16 @@ def create_stub(num_runs: int = 100, token: str | None = None) -> FastAPI:
         from_step: int = 0,
         to_step: int | None = None,
         max_points: int = 1000,
+        bin_steps: int = 1,
+        columns: bool = False,
+        bands: str = "",
     ) -> Response:
         run = find(ref)
         if run is None:
             return _gone(ref)
-        return _json(metrics_of(run, keys.split(","), from_step, to_step, max_points))
+        asked = keys.split(",")
+        answer = metrics_of(run, asked, from_step, to_step, max_points, bin_steps)
+        return _json(columns_of(answer, set(bands.split(","))) if columns else answer)
 
     @app.post("/v1/runs/{ref}/extend")
     async def extend(request: Request, ref: str, dry_run: bool = False) -> Response:
@@ -229,15 +227,6 @@ def _invalid(error: ValidationError) -> Response:
         {"pointer": "/" + "/".join(map(str, e["loc"])), "detail": e["msg"]} for e in error.errors()
     ]
     return _problem(422, "The request is not valid", found[0]["detail"], errors=found)
-
-
-def _file(name: str) -> Response:
-    path = (WEB / name).resolve()
-    if not path.is_relative_to(WEB) or not path.is_file():
-        return _problem(404, "Not found", "There is no such file.")
-    kind = {".js": "text/javascript"}.get(path.suffix) or mimetypes.guess_type(name)[0]
-    headers = {"Content-Security-Policy": POLICY, "Cache-Control": "no-cache"}
-    return Response(path.read_bytes(), headers=headers, media_type=kind)
 
 
 if __name__ == "__main__":

@@ -164,7 +164,7 @@ def event(number: int, message: str, kind: str = "note", **fields: Any) -> dict[
 def summary(name: str = "demo", state: str = "running", **fields: Any) -> dict[str, Any]:
     return {
         "id": "run_1", "name": name, "title": None, "state": state, "desired_state": "running",
-        "reason": "requested", "reason_message": "It was asked for.", "device": "cpu", "step": 50,
+        "reason": "requested", "reason_message": "Training.", "device": "cpu", "step": 50,
         "end_step": 200, "fraction": 0.25, "loss": 3.5, "val_bpb": None,
         "tokens_per_second": 12_345.0, "eta_seconds": 90.0, "queue_position": None,
         "num_phases": 1, "created_at": 1.0, "started_at": 2.0, "ended_at": None,
@@ -193,7 +193,7 @@ def progress(state: str = "running", step: int = 50, **fields: Any) -> dict[str,
     )  # fmt: skip
     return {
         **dict.fromkeys(empty), "id": "run_1", "name": "demo", "state": state,
-        "desired_state": "running", "reason": "requested", "reason_message": "It was asked for.",
+        "desired_state": "running", "reason": "requested", "reason_message": "Training.",
         "advice": "", "phase": "main", "attempt": 1, "stage": "training", "stage_detail": "",
         "step": step, "end_step": 200, "fraction": step / 200, "tokens_seen": step * 4096,
         "loss": 3.5, "loss_smooth": 3.6, "lr_multiplier": 1.0, "tokens_per_second": 12_345.0,

@@ -246,3 +246,31 @@ def test_values_of_two_identities_are_never_one_curve(asgi: Asgi) -> None:
     assert [line.split(",")[1::5] for line in csv.splitlines()[1:]] == [
         ["5", "i"], ["10", "i"], ["5", "j"],
     ]  # fmt: skip
+
+
+# --- light over a tunnel -------------------------------------------------------------------------
+
+
+def test_the_files_of_the_page_are_sent_compressed_and_kept(asgi: Asgi) -> None:
+    gzip = {"accept-encoding": "gzip"}
+    for name in ("page.js", "page.css", "early.js"):
+        plain = asgi.get(f"/static/{name}", headers={"accept-encoding": "gzip;q=0"})
+        small = asgi.get(f"/static/{name}", headers=gzip)
+        assert small.headers["content-encoding"] == "gzip"
+        assert small.headers["vary"] == "Accept-Encoding"
+        assert int(small.headers["content-length"]) < len(plain.content) / 1.5
+        assert small.content == plain.content  # httpx has unpacked it
+        assert small.headers["etag"] != plain.headers["etag"]
+        again = asgi.get(
+            f"/static/{name}", headers={**gzip, "if-none-match": small.headers["etag"]}
+        )
+        assert again.status_code == 304
+
+
+def test_answers_are_compressed_but_neither_streams_nor_files(saved: Asgi) -> None:
+    gzip = {"accept-encoding": "gzip"}
+    assert saved.get("/v1/runs/demo", headers=gzip).headers["content-encoding"] == "gzip"
+    assert "content-encoding" not in saved.get("/healthz", headers=gzip).headers
+    answer = saved.get(url(), headers=gzip)
+    assert "content-encoding" not in answer.headers
+    assert answer.content == CONTENT

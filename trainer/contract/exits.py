@@ -67,7 +67,7 @@ class Reason(StrEnum):
 
 
 _SAID: dict[Reason, tuple[str, str]] = {
-    Reason.requested: ("It was asked for.", ""),
+    Reason.requested: ("As requested.", ""),
     Reason.finished: ("It reached the last step of its plan.", "Extend it to train further."),
     Reason.waiting_for_device: (
         "Another run is using the device.",

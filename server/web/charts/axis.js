@@ -1,24 +1,26 @@
 /**
  * The horizontal axis: steps, or what steps amount to. Tokens and FLOPs are multiples of a step;
- * time is read off the points themselves, so a night of pause is a gap and not a line.
+ * wall time is read off the points themselves, so a night of pause is a gap and not a line; training
+ * time leaves the gaps out.
  *
- * @typedef {"step"|"tokens"|"flops"|"time"} Mode
+ * @typedef {"step"|"tokens"|"flops"|"time"|"training"} Mode
  * @typedef {{mode: Mode, isTime: boolean, toX: (step: number, unixSeconds?: number) => number,
  *   toStep: (x: number) => number, format: (x: number) => string}} Axis
  */
 
-import { count, exponent, integer, when } from "../format.js";
+import { clock, count, duration, exponent, integer, when } from "../format.js";
 
-export const MODES = [["step", "Step"], ["tokens", "Tokens"], ["flops", "FLOPs"], ["time", "Time"]];
+export const MODES = [["step", "Step"], ["tokens", "Tokens"], ["flops", "FLOPs"], ["time", "Time"], ["training", "Training time"]];
 
 /**
  * @param {Mode} mode
- * @param {{tokensPerStep: number, flopsPerToken: number, clock?: [number, number][]}} run
- *   clock: (step, unix seconds) pairs in order
+ * @param {{tokensPerStep: number, flopsPerToken: number, clock?: [number, number][], breaks?: Set<number>}} run
+ *   clock: (step, unix seconds) pairs in order; breaks: indices in it where another attempt begins
  * @returns {Axis}
  */
-export function makeAxis(mode, { tokensPerStep, flopsPerToken, clock = [] }) {
-  if (mode === "time") return timeAxis(clock);
+export function makeAxis(mode, { tokensPerStep, flopsPerToken, clock: pairs = [], breaks = new Set() }) {
+  if (mode === "time") return timeAxis(pairs);
+  if (mode === "training") return trainingAxis(pairs, breaks);
   const factor = { step: 1, tokens: tokensPerStep, flops: tokensPerStep * flopsPerToken }[mode] ?? 1;
   const format = { step: (x) => integer(x), tokens: (x) => count(x), flops: (x) => exponent(x, 3) }[mode];
   return {
@@ -30,14 +32,59 @@ export function makeAxis(mode, { tokensPerStep, flopsPerToken, clock = [] }) {
   };
 }
 
-function timeAxis(clock) {
+function timeAxis(pairs) {
   return {
     mode: "time",
     isTime: true,
-    toX: (step, unixSeconds) => unixSeconds ?? interpolate(clock, step, 0, 1),
-    toStep: (x) => interpolate(clock, x, 1, 0),
+    toX: (step, unixSeconds) => unixSeconds ?? interpolate(pairs, step, 0, 1),
+    toStep: (x) => interpolate(pairs, x, 1, 0),
     format: (x) => when(x),
   };
+}
+
+/** Seconds spent training up to a step: between two attempts nothing passes but one more step. */
+function trainingAxis(pairs, breaks) {
+  const spent = [];
+  let sum = 0;
+  let usual = 0;
+  pairs.forEach(([step, seconds], i) => {
+    const passed = i === 0 ? 0 : seconds - pairs[i - 1][1];
+    if (i > 0 && !breaks.has(i)) usual = passed;
+    sum += breaks.has(i) ? usual : passed;
+    spent.push([step, sum]);
+  });
+  return {
+    mode: "training",
+    isTime: true,
+    toX: (step) => interpolate(spent, step, 0, 1),
+    toStep: (x) => interpolate(spent, x, 1, 0),
+    format: (x) => (x === 0 ? "0" : duration(x)),
+  };
+}
+
+/** Where one attempt ends and the next begins: indices into `steps`. */
+export function breaksOf(steps, segments) {
+  const starts = segments.slice(1).filter((s, i) => s.attempt !== segments[i].attempt).map((s) => s.from_step);
+  const found = new Set();
+  let next = 0;
+  for (let i = 1; i < steps.length && next < starts.length; i++) {
+    if (steps[i] < starts[next]) continue;
+    found.add(i);
+    while (next < starts.length && steps[i] >= starts[next]) next += 1;
+  }
+  return found;
+}
+
+/** Tick labels of wall time: 24 hours, and the date (ISO) where a day begins or the axis does. */
+export function timeLabels(ticks, increment) {
+  let day = "";
+  return ticks.map((at) => {
+    const { date, time } = clock(at);
+    const isNew = date !== day;
+    day = date;
+    if (increment >= 86_400) return date;
+    return isNew ? `${date.slice(5)} ${time}` : time;
+  });
 }
 
 /** Linear between the pairs around `x`; at the ends, the ends. */

@@ -1,6 +1,7 @@
 /**
- * One chart on uPlot: lines over a shared horizontal axis, with a read-out above it instead of a
- * floating legend, zoom by drag or keyboard, and colours from the style sheet.
+ * One chart on uPlot: lines over a shared horizontal axis. The values stand in its head, those at the
+ * pointer beside it; a drag zooms, shift-drag pans, the wheel zooms where the pointer is (while the
+ * chart has the focus, or with Ctrl), a double-click shows all, keys do the same.
  *
  * @typedef {Object} Line
  * @property {string} label
@@ -11,6 +12,7 @@
  * @property {boolean} [points] draw each value as a dot
  * @property {boolean} [joined] draw through missing values
  * @property {boolean} [quiet] not in the read-out
+ * @property {boolean} [faint] behind its own smoothed line
  * @property {{low: (number|null)[], high: (number|null)[]}} [band] least and greatest of each bin
  * @property {"y"|"y2"} [scale]
  * @property {(v: number) => string} [format]
@@ -21,6 +23,7 @@
  * @property {[number, number]} range of x
  * @property {[number, number]|null} [yRange] null: by the values
  * @property {boolean} [log]
+ * @property {boolean} [logX]
  * @property {import("./axis.js").Axis} axis
  * @property {import("./marks.js").Band[]} [bands]
  * @property {import("./marks.js").Edge[]} [edges]
@@ -29,12 +32,20 @@
 import uPlot from "../vendor/uplot/uPlot.esm.js";
 import { h, fill, setText } from "../dom.js";
 import { significant } from "../format.js";
-import { drawBands, drawEdges, drawPeaks } from "./marks.js";
-import { colour, font, onThemeChange } from "./palette.js";
+import { savePng, saveSvg } from "./export.js";
+import { drawBands, drawEdges, drawOutside, drawPeaks } from "./marks.js";
+import { onThemeChange } from "./palette.js";
+import { dataOf, uplotOptions } from "./scales.js";
+
+const WHEEL_FACTOR = 1.25;
+const WHEEL_SETTLE_MILLISECONDS = 150;
 
 /**
  * @param {{title: string, note?: string, height?: number, sync?: string, format?: (v: number) => string,
- *   labels?: boolean, onZoom?: (from: number, to: number) => void, onKey?: (key: string) => boolean}} options
+ *   tick?: (v: number, decimals: number) => string, labels?: boolean, outside?: boolean, menu?: HTMLElement,
+ *   describe?: (x: number) => string[], onZoom?: (from: number, to: number) => void,
+ *   onReset?: () => void, onKey?: (key: string, at: number|null) => boolean}} options
+ *   describe: lines for the head of the tooltip; outside: mark curves that lie out of view
  */
 export function createChart(options) {
   const readout = h("dl.readout");
@@ -42,18 +53,22 @@ export function createChart(options) {
   const stage = h("div.chart-stage", {
     tabindex: 0, role: "group", onkeydown, style: { "--height": `${options.height ?? 180}px` },
     "aria-label": `${options.title}: chart`,
-    "aria-description": "Left and right arrows read values, plus and minus zoom, 0 shows all",
+    "aria-description": "Left and right arrows read values, plus and minus zoom at the cursor, 0 shows all",
   });
   const empty = h("p.chart-empty", {}, "No values yet");
+  const tip = h("div.chart-tip", { hidden: true, role: "presentation" });
   const element = h("section.chart", { "aria-label": options.title },
-    h("header", {}, h("h3", {}, options.title), note, readout), stage);
-  stage.append(empty);
+    h("header", {}, h("h3", {}, options.title), note, readout, options.menu), stage);
+  stage.append(empty, tip);
+  stage.addEventListener("wheel", onWheel, { passive: false });
+  stage.addEventListener("pointerleave", () => (tip.hidden = true));
 
   /** @type {Picture|null} */
   let picture = null;
   let plot = null;
   let structure = "";
   let cells = [];
+  let wheelTimer = 0;
   const resized = new ResizeObserver(() => {
     if (plot && stage.clientWidth) plot.setSize(size());
   });
@@ -61,13 +76,14 @@ export function createChart(options) {
   const stopTheme = onThemeChange(() => rebuild());
 
   const size = () => ({ width: Math.max(80, stage.clientWidth), height: Math.max(80, stage.clientHeight) });
-  const shown = () => picture.lines.filter((line) => !line.quiet);
+  const shown = () => picture.lines.filter((line) => !line.quiet && !line.faint);
+  const write = (line) => line.format ?? options.format ?? significant;
 
   /** Shows a picture; the plot is only made anew when its lines are others. @param {Picture} next */
   function show(next) {
     picture = next;
     empty.hidden = next.x.length > 0;
-    const key = JSON.stringify([next.axis.mode, next.log, next.lines.map((l) => [l.label, l.dash, l.scale, !!l.band])]);
+    const key = JSON.stringify([next.axis.mode, next.log, next.logX, next.x.length > 0, next.lines.map((l) => [l.label, l.colour, l.dash, l.scale, l.joined, l.faint, !!l.band])]);
     if (!plot || key !== structure) {
       structure = key;
       rebuild();
@@ -81,8 +97,8 @@ export function createChart(options) {
   function rebuild() {
     if (!picture) return;
     plot?.destroy();
-    if (!empty.hidden) stage.append(empty);
-    plot = new uPlot(uplotOptions(picture, size(), options, hooks, () => picture.yRange), dataOf(picture), stage);
+    plot = new uPlot(uplotOptions(picture, size(), options, hooks, bind, () => picture.yRange), dataOf(picture), stage);
+    stage.append(empty, tip);
     cells = shown().map((line) => readoutCell(line));
     fill(readout, cells.map((c) => c.element));
     rescale();
@@ -100,34 +116,91 @@ export function createChart(options) {
       drawEdges(u, picture.edges ?? [], options.labels);
       const banded = picture.yRange && picture.lines.find((line) => line.band);
       if (banded) drawPeaks(u, picture.x, banded.band.high);
+      if (options.outside) drawOutside(u, picture);
     }],
-    setCursor: [(u) => read(u.cursor.idx)],
+    setCursor: [(u) => (read(u.cursor.idx), point(u))],
     setSelect: [(u) => {
       if (u.select.width < 6) return;
       const from = u.posToVal(u.select.left, "x");
       const to = u.posToVal(u.select.left + u.select.width, "x");
       u.setSelect({ left: 0, top: 0, width: 0, height: 0 }, false);
-      options.onZoom?.(picture.axis.toStep(from), picture.axis.toStep(to));
+      zoom(from, to);
     }],
   };
 
-  /** The values under the cursor, or the last ones. */
+  const bind = {
+    mousedown: (u, target, handler) => (event) => (event.shiftKey ? pan(u, event) : handler(event)),
+    dblclick: () => () => options.onReset?.(),
+  };
+
+  const zoom = (from, to) => options.onZoom?.(picture.axis.toStep(from), picture.axis.toStep(to));
+
+  function pan(u, start) {
+    const { min, max } = u.scales.x;
+    const perPixel = (max - min) / u.over.clientWidth;
+    const move = (event) => {
+      const by = (start.clientX - event.clientX) * perPixel;
+      u.setScale("x", { min: min + by, max: max + by });
+    };
+    const end = () => {
+      removeEventListener("mousemove", move);
+      removeEventListener("mouseup", end);
+      zoom(u.scales.x.min, u.scales.x.max);
+    };
+    addEventListener("mousemove", move);
+    addEventListener("mouseup", end);
+    start.preventDefault();
+    return null;
+  }
+
+  /** The page scrolls as ever, unless one works in this chart. */
+  function onWheel(event) {
+    if (!plot || !options.onZoom || !(event.ctrlKey || event.metaKey || document.activeElement === stage)) return;
+    event.preventDefault();
+    const factor = event.deltaY > 0 ? WHEEL_FACTOR : 1 / WHEEL_FACTOR;
+    const at = plot.posToVal(event.clientX - plot.over.getBoundingClientRect().left, "x");
+    const { min, max } = plot.scales.x;
+    plot.setScale("x", { min: at - (at - min) * factor, max: at + (max - at) * factor });
+    clearTimeout(wheelTimer);
+    wheelTimer = setTimeout(() => zoom(plot.scales.x.min, plot.scales.x.max), WHEEL_SETTLE_MILLISECONDS);
+  }
+
+  /** The values under the cursor, or the last ones in view: nothing moves, only numbers change. */
   function read(index) {
     if (!picture) return;
+    const isAt = index !== null && index !== undefined;
     shown().forEach((line, i) => {
-      const at = index === null || index === undefined ? lastKnown(line.values) : index;
-      const value = at === null ? null : line.values[at];
-      setText(cells[i].value, (line.format ?? options.format ?? significant)(value));
+      const at = isAt ? nearest(line.values, index) : lastKnown(line.values, picture);
+      setText(cells[i].value, at === null ? "–" : write(line)(line.values[at]));
     });
-    const where = index === null || index === undefined ? null : picture.x[index];
-    setText(note, where === null || where === undefined ? options.note ?? "" : picture.axis.format(where));
+  }
+
+  /** Beside the pointer: where, and each line's value. */
+  function point(u) {
+    const { idx, left, top } = u.cursor;
+    const isHere = stage.matches(":hover") || document.activeElement === stage;
+    tip.hidden = !isHere || idx === null || idx === undefined || left < 0 || !picture.x.length;
+    if (tip.hidden) return;
+    const x = picture.x[idx];
+    const where = [picture.axis.format(x), ...(options.describe?.(x) ?? [])];
+    fill(tip, where.map((text, i) => h(i ? "p.soft" : "p", {}, text)),
+      h("dl", {}, shown().map((line) => {
+        const at = nearest(line.values, idx);
+        return at === null ? null : h("div", {}, h("dt", {}, h("i.key", { style: { "--key": `var(--${line.colour})` } }), line.label), h("dd", {}, write(line)(line.values[at])));
+      })));
+    const x0 = u.over.offsetLeft + left;
+    const isRight = x0 > stage.clientWidth / 2;
+    tip.style.setProperty("left", isRight ? "auto" : `${x0 + 14}px`);
+    tip.style.setProperty("right", isRight ? `${stage.clientWidth - x0 + 14}px` : "auto");
+    tip.style.setProperty("top", `${Math.max(0, Math.min(top - 10, stage.clientHeight - tip.offsetHeight - 4))}px`);
   }
 
   function onkeydown(event) {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     const moved = { ArrowLeft: -1, ArrowRight: 1, PageUp: -20, PageDown: 20 }[event.key];
+    const index = plot?.cursor.idx;
     if (moved && plot && picture.x.length) moveCursor(moved * (event.shiftKey ? 10 : 1));
-    else if (!options.onKey?.(event.key)) return;
+    else if (!options.onKey?.(event.key, index === null || index === undefined ? null : picture.axis.toStep(picture.x[index]))) return;
     event.preventDefault();
   }
 
@@ -135,22 +208,28 @@ export function createChart(options) {
     const at = plot.cursor.idx ?? picture.x.length - 1;
     const index = Math.max(0, Math.min(picture.x.length - 1, at + by));
     plot.setCursor({ left: plot.valToPos(picture.x[index], "x"), top: 10 });
-    const said = shown().map((l) => `${l.label} ${(l.format ?? options.format ?? significant)(l.values[index])}`);
+    const said = shown().map((l) => `${l.label} ${write(l)(l.values[index])}`);
     stage.setAttribute("aria-label", `${options.title} at ${picture.axis.format(picture.x[index])}: ${said.join(", ")}`);
   }
 
   function setNote(text) {
-    options.note = text;
-    if (plot?.cursor.idx === null || plot?.cursor.idx === undefined) setText(note, text);
+    setText(note, text);
+    note.title = text;
+  }
+
+  /** @param {"png"|"svg"} kind */
+  function save(kind, name) {
+    if (plot) (kind === "png" ? savePng : saveSvg)(plot, picture, options.title, name);
   }
 
   function destroy() {
     resized.disconnect();
+    clearTimeout(wheelTimer);
     stopTheme();
     plot?.destroy();
   }
 
-  return { element, show, setNote, destroy, width: () => stage.clientWidth };
+  return { element, show, setNote, save, destroy, width: () => stage.clientWidth };
 }
 
 function readoutCell(line) {
@@ -159,99 +238,21 @@ function readoutCell(line) {
   return { value, element: h("div", {}, h("dt", {}, key, line.label), value) };
 }
 
-function lastKnown(values) {
-  for (let i = values.length - 1; i >= 0; i--) if (values[i] !== null && values[i] !== undefined) return i;
+const isKnown = (value) => value !== null && value !== undefined && Number.isFinite(value);
+
+/** The last value in view; where none is in view, the last there is. */
+function lastKnown(values, { x, range: [from, to] }) {
+  let any = null;
+  for (let i = values.length - 1; i >= 0; i--) {
+    if (!isKnown(values[i])) continue;
+    if (x[i] >= from && x[i] <= to) return i;
+    any ??= i;
+  }
+  return any;
+}
+
+/** Lines of other steps share the axis: the value at an index, or the one before it. */
+function nearest(values, index) {
+  for (let i = index; i >= Math.max(0, index - 400); i--) if (isKnown(values[i])) return i;
   return null;
-}
-
-/** uPlot wants columns: x, then each line, a band as two invisible ones. */
-function dataOf({ x, lines }) {
-  return [x, ...lines.flatMap((line) => (line.band ? [line.values, line.band.high, line.band.low] : [line.values]))];
-}
-
-function uplotOptions(picture, { width, height }, options, hooks, yRange) {
-  const series = [{}];
-  const bands = [];
-  for (const line of picture.lines) {
-    const stroke = colour(line.colour);
-    const at = series.push({
-      label: line.label, stroke, width: line.width ?? 1.5, scale: line.scale ?? "y",
-      dash: line.dash ? [5, 5] : undefined, spanGaps: line.joined ?? false,
-      points: line.points ? { show: true, size: 5, fill: stroke, stroke, width: 0 } : { show: false },
-    });
-    if (!line.band) continue;
-    const edge = { scale: line.scale ?? "y", stroke: "transparent", width: 0, points: { show: false } };
-    series.push({ ...edge }, { ...edge });
-    bands.push({ series: [at, at + 1], fill: faint(stroke) });
-  }
-  return {
-    width, height, series, bands, hooks,
-    legend: { show: false },
-    padding: [8, 26, 0, 0],
-    scales: scalesOf(picture, yRange),
-    axes: axesOf(picture, options),
-    cursor: {
-      y: false,
-      drag: { x: true, y: false, setScale: false },
-      points: { size: 6, width: 0 },
-      sync: options.sync ? { key: options.sync, scales: ["x", null], setSeries: false } : undefined,
-    },
-  };
-}
-
-/** A band in the colour of its line. */
-const faint = (stroke) => (stroke.startsWith("#") ? `${stroke}2b` : colour("band"));
-
-function decimalsOf(increment) {
-  let decimals = 0;
-  while (decimals < 8 && Math.abs(increment * 10 ** decimals - Math.round(increment * 10 ** decimals)) > 1e-6) decimals++;
-  return decimals;
-}
-
-/** Tick labels with as many decimals as the distance between ticks needs. */
-function labelsOf(format) {
-  return (u, ticks, axis, space, increment) => {
-    const decimals = decimalsOf(increment);
-    const write = format ?? ((v) => v.toLocaleString("en-US", { minimumFractionDigits: decimals, maximumFractionDigits: decimals }));
-    return ticks.map((v) => (v === null ? "" : write(v, decimals)));
-  };
-}
-
-function scalesOf({ axis, log, lines }, yRange) {
-  const scales = { x: { time: axis.isTime, auto: false }, y: { distr: log ? 3 : 1, range: rangeOf("y") } };
-  if (lines.some((l) => l.scale === "y2")) scales.y2 = { range: rangeOf("y2") };
-  return scales;
-
-  function rangeOf(name) {
-    return (u, min, max) => {
-      const fixedRange = name === "y" ? yRange() : null;
-      if (fixedRange) return fixedRange;
-      if (min === null || max === null || !Number.isFinite(min)) return log ? [1, 10] : [0, 1];
-      if (log) return [min / 1.05, max * 1.05];
-      const pad = Math.max((max - min) * 0.08, Math.abs(max) * 0.004) || 1;
-      return [min >= 0 && min - pad < 0 ? 0 : min - pad, max + pad];
-    };
-  }
-}
-
-function axesOf(picture, options) {
-  const ink = colour("ink-3");
-  const em = parseFloat(getComputedStyle(document.documentElement).fontSize);
-  const roomy = (u, axis, low, high, pixels) => Math.max(2.2 * em, pixels / 8);
-  const base = {
-    stroke: ink, font: font(), ticks: { show: false },
-    grid: { stroke: colour("grid"), width: 1 }, border: { show: false },
-  };
-  const xValues = picture.axis.isTime ? {} : { values: (u, ticks) => ticks.map(picture.axis.format) };
-  const axes = [
-    { ...base, ...xValues, size: Math.round(1.7 * em), gap: 4, space: (picture.axis.mode === "step" ? 5 : 6) * em, grid: { show: false } },
-    { ...base, scale: "y", size: Math.round(3.6 * em), gap: 6, space: roomy, values: labelsOf(options.tick) },
-  ];
-  if (picture.lines.some((l) => l.scale === "y2")) {
-    axes.push({
-      ...base, scale: "y2", side: 1, size: Math.round(3 * em), gap: 6, space: roomy, grid: { show: false },
-      values: labelsOf(),
-    });
-  }
-  return axes;
 }

@@ -1,51 +1,90 @@
-/** Several runs as one picture. Pure. */
+/** Several runs as one picture a key. Pure. */
 
-import { duration, fixed, integer, percent } from "../format.js";
-import { makeAxis } from "./axis.js";
+import { duration, fixed, integer, percent, significant } from "../format.js";
+import { breaksOf, makeAxis } from "./axis.js";
 import { join } from "./join.js";
+import { LINES } from "./palette.js";
 import { focus } from "./pictures.js";
 
 /** What can be compared. */
 export const COMPARED = {
   loss_smooth: { label: "Loss, smoothed", format: (v) => fixed(v, 4), focus: true },
-  loss: { label: "Loss, raw", format: (v) => fixed(v, 4), focus: true },
   val_bpb: { label: "Validation bits per byte", format: (v) => fixed(v, 4), evaluation: "bpb" },
-  core: { label: "CORE metric", format: (v) => fixed(v, 4), evaluation: "core" },
   lr_multiplier: { label: "Learning rate, × peak", format: (v) => fixed(v, 4) },
-  grad_norm: { label: "Gradient norm", format: (v) => fixed(v, 3) },
   tokens_per_second: { label: "Tokens per second", format: (v) => integer(v) },
+  loss: { label: "Loss, raw", format: (v) => fixed(v, 4), focus: true },
+  core: { label: "CORE metric", format: (v) => fixed(v, 4), evaluation: "core" },
+  grad_norm: { label: "Gradient norm", format: (v) => fixed(v, 3), focus: true },
+  weight_decay: { label: "Weight decay", format: (v) => significant(v, 3) },
+  momentum: { label: "Momentum", format: (v) => fixed(v, 4) },
   mfu: { label: "MFU", format: (v) => percent(v, 1) },
   step_seconds: { label: "Seconds per step", format: (v) => duration(v) },
+  power_watts: { label: "Power, W", format: (v) => fixed(v, 0) },
 };
 
 /**
- * @param {{name: string, colour: string, detail: any, points?: any[][], evaluations?: any[], began?: number}[]} runs
- * @param {{key: string, mode: string, zoom: {from: number, to: number}|null}} view
+ * Colours that stay with their run while others come and go.
+ * @param {string[]} names @param {Map<string, {colour: string, dash: boolean}>} [before] of the same page
+ */
+export function coloursOf(names, before = new Map()) {
+  const kept = new Map(names.filter((name) => before.has(name)).map((name) => [name, before.get(name)]));
+  const taken = new Set([...kept.values()].map(({ colour, dash }) => `${colour} ${dash}`));
+  for (const name of names) {
+    if (kept.has(name)) continue;
+    for (let i = 0; ; i++) {
+      const look = { colour: LINES[i % LINES.length], dash: Math.floor(i / LINES.length) % 2 === 1 };
+      if (taken.has(`${look.colour} ${look.dash}`) && i < 2 * LINES.length) continue;
+      taken.add(`${look.colour} ${look.dash}`);
+      kept.set(name, look);
+      break;
+    }
+  }
+  return kept;
+}
+
+/**
+ * @param {{name: string, colour: string, dash?: boolean, detail: any, history?: {steps: number[],
+ *   seconds: number[], columns: Map<string, any>, segments: any[]}, evaluations?: any[]}[]} runs
+ * @param {{key: string, mode: string, zoom: {from: number, to: number}|null, look?: "focus"|"full"|"log"}} view
  * @returns {import("./chart.js").Picture}
  */
-export function comparePicture(runs, { key, mode, zoom }) {
+export function comparePicture(runs, { key, mode, zoom, look = "focus" }) {
   const { format, evaluation, focus: focused } = COMPARED[key];
-  const parts = runs.flatMap((run) => (evaluation ? evaluated(run, evaluation, mode) : [measured(run, mode)]));
+  const parts = runs.flatMap((run) => (evaluation ? evaluated(run, evaluation, mode) : [measured(run, key, mode)]));
   const drawn = parts.filter((part) => part.x.length);
   const { x, columns } = join(drawn);
   const lines = drawn.map((part, i) => ({ ...part.line, format, values: columns[i][0] }));
   const range = zoom ? [zoom.from, zoom.to] : [Math.min(x[0] ?? 0, 0), x[x.length - 1] ?? 1];
-  return { x, lines, range, axis: labelsOf(mode), yRange: focused ? focus(x, lines, range) : null };
+  return {
+    x, lines, range, axis: labelsOf(mode), log: look === "log" && Boolean(focused),
+    yRange: focused && look === "focus" ? unionOfFocus(drawn, range) : null,
+  };
 }
 
-function measured(run, mode) {
-  const toX = place(run, mode, run.began);
-  const points = run.points ?? [];
-  return {
-    x: points.map((p) => toX(p[0], p[1])), values: [points.map((p) => p[2])],
-    line: { label: run.name, colour: run.colour, joined: true, width: 1.8 },
-  };
+/** Each run in its own best range, and all of those in view: none is cut away by the others. */
+export function unionOfFocus(parts, [from, to]) {
+  const ranges = parts.flatMap(({ x, values: [values] }) => {
+    const own = [Math.max(from, x[0]), Math.min(to, x.at(-1))];
+    return own[1] > own[0] || x.length === 1 ? [focus(x, [{ values }], own)] : [];
+  }).filter(Boolean);
+  if (!ranges.length) return null;
+  return [Math.min(...ranges.map((r) => r[0])), Math.max(...ranges.map((r) => r[1]))];
+}
+
+function measured(run, key, mode) {
+  const { steps, seconds, columns } = run.history ?? { steps: [], seconds: [], columns: new Map() };
+  const column = columns.get(key);
+  const line = { label: run.name, colour: run.colour, dash: run.dash ?? false, joined: true, width: 1.8 };
+  if (!column) return { x: [], values: [[]], line };
+  const known = steps.map((_, i) => i).filter((i) => column.mean[i] !== null);
+  const toX = place(run, mode);
+  return { x: known.map((i) => toX(steps[i], seconds[i])), values: [known.map((i) => column.mean[i])], line };
 }
 
 /** One line for each identity, told apart by name and dash: never one line through both. */
 function evaluated(run, kind, mode) {
   const own = (run.evaluations ?? []).filter((e) => e.kind === kind && !e.superseded).sort((a, b) => a.step - b.step);
-  const toX = place(run, mode, own[0]?.unix_seconds);
+  const toX = place(run, mode);
   const identities = [...new Set(own.map((e) => e.identity))];
   return identities.map((identity, i) => {
     const latest = [...new Map(own.filter((e) => e.identity === identity).map((e) => [e.step, e])).values()];
@@ -53,21 +92,27 @@ function evaluated(run, kind, mode) {
       x: latest.map((e) => toX(e.step, e.unix_seconds)), values: [latest.map((e) => e.value)],
       line: {
         label: identities.length > 1 ? `${run.name} as ${identity.slice(0, 6)}` : run.name,
-        colour: run.colour, dash: i > 0, points: true, joined: true, width: 1.8,
+        colour: run.colour, dash: (run.dash ?? false) || i > 0, points: true, joined: true, width: 1.8,
       },
     };
   });
 }
 
 /** Time is counted from each run's own beginning: runs of different days lie on one another. */
-function place({ detail }, mode, began) {
-  if (mode === "time") return (_, seconds) => seconds - (began ?? detail.started_at ?? 0);
+function place({ detail, history }, mode) {
   const { tokens } = detail.plan.batch;
-  return makeAxis(mode, { tokensPerStep: tokens, flopsPerToken: detail.plan.horizon.flops_per_token }).toX;
+  const shape = { tokensPerStep: tokens, flopsPerToken: detail.plan.horizon.flops_per_token };
+  if (mode === "step" || mode === "tokens" || mode === "flops") return makeAxis(mode, shape).toX;
+  const { steps = [], seconds = [], segments = [] } = history ?? {};
+  const clock = steps.map((step, i) => [step, seconds[i]]);
+  if (mode === "training") return makeAxis(mode, { ...shape, clock, breaks: breaksOf(steps, segments) }).toX;
+  const began = seconds[0] ?? detail.started_at ?? 0;
+  return (_, at) => at - began;
 }
 
 function labelsOf(mode) {
-  const axis = makeAxis(mode === "time" ? "step" : mode, { tokensPerStep: 1, flopsPerToken: 1 });
-  const format = mode === "time" ? (x) => (x === 0 ? "0" : duration(x)) : axis.format;
-  return { ...axis, mode, isTime: false, format, toStep: (x) => x };
+  const isTime = mode === "time" || mode === "training";
+  const axis = makeAxis(isTime ? "step" : mode, { tokensPerStep: 1, flopsPerToken: 1 });
+  const format = isTime ? (x) => (x === 0 ? "0" : duration(x)) : axis.format;
+  return { ...axis, mode: isTime ? "training" : mode, isTime: false, format, toStep: (x) => x };
 }

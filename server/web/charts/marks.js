@@ -83,3 +83,41 @@ export function drawEdges(u, edges, withLabels) {
   }
   ctx.restore();
 }
+
+/** A curve that lies wholly above or below the picture: a mark in its colour at that edge. */
+export function drawOutside(u, { x, lines }) {
+  const { min, max } = u.scales.y;
+  const { left, top, width, height } = u.bbox;
+  const half = 5 * devicePixelRatio;
+  const { ctx } = u;
+  const taken = { above: 0, below: 0 };
+  ctx.save();
+  for (const line of lines) {
+    const side = sideOf(line, x, u.scales.x, min, max);
+    if (!side) continue;
+    const at = left + width - (2 + 3 * taken[side]++) * half;
+    const edge = side === "above" ? top + 2 : top + height - 2;
+    const tip = side === "above" ? edge : edge;
+    const foot = side === "above" ? edge + 2 * half : edge - 2 * half;
+    ctx.fillStyle = colour(line.colour);
+    ctx.beginPath();
+    ctx.moveTo(at - half, foot);
+    ctx.lineTo(at + half, foot);
+    ctx.lineTo(at, tip);
+    ctx.fill();
+  }
+  ctx.restore();
+}
+
+/** @returns {"above"|"below"|null} null: some of it is in view, or it has nothing here */
+export function sideOf(line, x, { min: from, max: to }, low, high) {
+  let side = null;
+  for (let i = 0; i < x.length; i++) {
+    const value = line.values[i];
+    if (value === null || value === undefined || x[i] < from || x[i] > to) continue;
+    const here = value > high ? "above" : value < low ? "below" : null;
+    if (here === null || (side && side !== here)) return null;
+    side = here;
+  }
+  return side;
+}

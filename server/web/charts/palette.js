@@ -4,7 +4,7 @@ export function colour(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 }
 
-export const LINES = ["line-1", "line-2", "line-3", "line-4", "line-5", "line-6", "line-7", "line-8"];
+export const LINES = Array.from({ length: 12 }, (_, i) => `line-${i + 1}`);
 
 export const font = () => {
   const size = Math.round(parseFloat(getComputedStyle(document.documentElement).fontSize) * 0.76);

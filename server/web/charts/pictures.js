@@ -4,17 +4,45 @@ import { words } from "../format.js";
 import { chain } from "../schedule.js";
 import { join } from "./join.js";
 import { LINES } from "./palette.js";
+import { smooth } from "./smooth.js";
 
 /**
  * @typedef {Object} Source what is known of the run
- * @property {Map<string, any[][]>} series points by key: [step, unix_seconds, mean, min, max]
+ * @property {Frame} frame
+ * @property {Map<string, any>} columns
  * @property {any[]} evaluations
  * @property {any[]} phases PhaseView, in order
  * @property {number} step the present one
  * @property {import("./axis.js").Axis} axis
  * @property {{from: number, to: number}|null} zoom steps
  * @property {"focus"|"full"|"log"} look
+ * @property {number} smoothing weight of the past
+ * @property {number} peakDecay weight decay at its peak
+ * @property {boolean} [logX]
+ *
+ * @typedef {{x: number[], at: number[]}} Frame at: index of the point, -1 where a line breaks
  */
+
+/**
+ * The horizontal places of a history. On an axis of wall time a line ends with its attempt: nothing
+ * was measured between two of them.
+ * @param {{steps: number[], seconds: number[]}} known @param {number} length points that are drawn
+ * @param {Set<number>} breaks @returns {Frame}
+ */
+export function frameOf({ steps, seconds }, length, axis, breaks) {
+  const x = [];
+  const at = [];
+  for (let i = 0; i < length; i++) {
+    const here = axis.toX(steps[i], seconds[i]);
+    if (axis.mode === "time" && breaks.has(i)) {
+      x.push((x.at(-1) + here) / 2);
+      at.push(-1);
+    }
+    x.push(here);
+    at.push(i);
+  }
+  return { x, at };
+}
 
 /** @param {import("./panels.js").Panel} panel @param {Source} source */
 export function pictureOf(panel, source) {
@@ -30,22 +58,30 @@ export function pictureOf(panel, source) {
   const range = rangeOf(x, source, planned.length > 0);
   const isLoss = panel.id === "loss";
   return {
-    x, lines, range, axis: source.axis,
-    log: isLoss && source.look === "log",
+    x, lines, range, axis: source.axis, logX: source.logX && !source.axis.isTime,
+    log: isLoss ? source.look === "log" : source.log?.has(panel.id) ?? false,
     yRange: isLoss && source.look === "focus" ? focus(x, lines, range) : null,
   };
 }
 
-function metricParts(panel, { series, axis }) {
-  return panel.lines.map((line) => {
-    const points = series.get(line.key) ?? [];
-    const scaled = (value) => (value === null || value === undefined ? null : value * (line.factor ?? 1));
-    const values = [points.map((p) => scaled(p[2]))];
-    if (line.band) values.push(points.map((p) => scaled(p[4])), points.map((p) => scaled(p[3])));
-    const joined = panel.lines.length > 1;
-    return { x: points.map((p) => axis.toX(p[0], p[1])), values, line: { ...line, banded: line.band, joined } };
+function metricParts(panel, { frame, columns, axis, smoothing }) {
+  const joined = axis.mode !== "time";
+  return panel.lines.flatMap((line) => {
+    const column = columns.get(line.key);
+    if (!column || !frame.x.length) return [];
+    const laid = (values) => frame.at.map((i) => (i < 0 ? null : scaled(values[i], line.factor)));
+    const mean = laid(column.mean);
+    if (!mean.some((value) => value !== null)) return [];
+    const banded = Boolean(line.band && column.min);
+    const values = banded ? [mean, laid(column.max), laid(column.min)] : [mean];
+    const part = { x: frame.x, values, line: { ...line, banded, joined } };
+    if (!line.noisy || !(smoothing > 0)) return [part];
+    const over = { ...line, label: `${line.label}, smoothed`, width: 2, joined, banded: false, colour: line.colour === "raw" ? "line-2" : line.colour };
+    return [{ ...part, line: { ...part.line, faint: line.colour !== "raw" } }, { x: frame.x, values: [smooth(mean, smoothing)], line: over }];
   });
 }
+
+const scaled = (value, factor = 1) => (value === null || value === undefined ? null : value * factor);
 
 /** One line for each evaluation identity: numbers under different settings are never joined. */
 function evaluationParts(panel, { evaluations, axis }) {
@@ -67,24 +103,21 @@ function evaluationParts(panel, { evaluations, axis }) {
 }
 
 /** The plan ahead of the present step. Time has no future on its axis: nothing is drawn there. */
-function plannedPart(key, like, { phases, step, axis, zoom }) {
+function plannedPart(key, like, { phases, step, axis, zoom, peakDecay }) {
   if (axis.isTime || !phases.length) return { x: [], values: [[]], line: {} };
   const from = Math.max(step, zoom?.from ?? 0);
   const points = chain(phases.map((p) => p.schedule), from, zoom?.to ?? Infinity, 400);
   const unique = points.filter((p, i) => i === 0 || p.step > points[i - 1].step);
   return {
     x: unique.map((p) => axis.toX(p.step)),
-    values: [unique.map((p) => p[key])],
-    line: { label: "planned", colour: like.colour, dash: true, joined: true, width: 1.5, quiet: like.key !== "lr_multiplier" },
+    values: [unique.map((p) => p[key] * (key === "weight_decay" ? peakDecay : 1))],
+    line: { label: "planned", colour: like.colour, dash: true, joined: true, width: 1.5, scale: like.scale, format: like.format, quiet: like.key !== "lr_multiplier" },
   };
 }
 
-function rangeOf(x, { zoom, axis, series, step, phases }, ahead) {
+function rangeOf(x, { zoom, axis, frame, step, phases }, ahead) {
   if (zoom) return [axis.toX(zoom.from), axis.toX(zoom.to)];
-  if (axis.isTime) {
-    const points = series.get("loss") ?? [];
-    return points.length > 1 ? [points[0][1], points[points.length - 1][1]] : [x[0], x[x.length - 1]];
-  }
+  if (axis.isTime) return frame.x.length > 1 ? [frame.x[0], frame.x.at(-1)] : [x[0], x.at(-1)];
   const end = phases.length ? phases[phases.length - 1].end_step : step;
   return [0, axis.toX(ahead ? Math.max(end, step, 1) : Math.max(step, 1))];
 }

@@ -54,11 +54,10 @@ export function createActions(run) {
   const onOutside = (event) => element.contains(event.target) || closeMenu();
 
   function update(state) {
+    const first = SHOWN_FIRST.find((verb) => verb !== "pause" && isLegal(verb, state));
     for (const [verb, button] of buttons) {
-      const legal = isLegal(verb, state);
-      button.hidden = !legal && (verb === "start" || (verb === "resume" && isLegal("pause", state)) || (verb === "pause" && isLegal("resume", state)));
-      button.disabled = !legal;
-      button.className = verb === "start" || verb === "resume" ? "primary" : "";
+      button.hidden = !isLegal(verb, state);
+      button.className = verb === first && !isLegal("pause", state) ? "primary" : "";
     }
     for (const [verb, item] of items) item.disabled = !isLegal(verb === "resumeWith" ? "resume" : verb, state);
   }
@@ -68,8 +67,8 @@ export function createActions(run) {
       await act();
       finish(DONE[verb]);
     } catch (problem) {
-      openDialog("That is not possible now", (close) => h("div.dialog-body", {}, problemBox(problem),
-        h("div.dialog-foot", {}, h("button.primary", { type: "button", onclick: () => close() }, "Understood"))));
+      openDialog(`Could not ${VERBS[verb].label.toLowerCase()}`, (close) => h("div.dialog-body", {}, problemBox(problem),
+        h("div.dialog-foot", {}, h("button.primary", { type: "button", onclick: () => close() }, "OK"))));
     }
   }
 

@@ -59,26 +59,25 @@ function pictureOf(plan, run) {
 
 /** [before, after] of the three that change at the joint. */
 function jointTable({ step, lr_multiplier: lr, momentum, weight_decay: decay }) {
-  const line = (name, [before, after]) => {
+  const line = (name, [before, after], write = (v) => fixed(v, 4)) => {
     const factor = before > 0 ? after / before : null;
     const isJump = name === "Learning rate" && factor !== null && (factor > JUMP || factor < 1 / JUMP);
     return h("tr", { dataset: { jump: isJump ? "yes" : "no" } },
-      h("th", { scope: "row" }, name), h("td.num", {}, fixed(before, 4)), h("td.num", {}, fixed(after, 4)),
+      h("th", { scope: "row" }, name), h("td.num", {}, write(before)), h("td.num", {}, write(after)),
       h("td.num", {}, factor === null ? "" : Math.abs(factor - 1) < 5e-4 ? "no change" : `× ${significant(factor, 3)}`));
   };
   return h("table.table.compact", {},
     h("caption", {}, `At the joint, step ${integer(step)}`),
     h("thead", {}, h("tr", {}, ["", "Before", "After", "Change"].map((t, i) => h(i ? "th.num" : "td", i ? { scope: "col" } : {}, t)))),
-    h("tbody", {}, line("Learning rate", lr), line("Momentum", momentum), line("Weight decay", decay)));
+    h("tbody", {}, line("Learning rate", lr), line("Momentum", momentum), line("Weight decay", decay, (v) => significant(v, 3))));
 }
 
 function costOf(plan, discarded, run) {
-  const rate = run.progress?.tokens_per_second ?? run.detail.plan.eta.tokens_per_second;
   return [
     ["New phase", `${integer(plan.start_step)} → ${integer(plan.end_step)}`],
     ["Tokens", count(plan.tokens)],
     ["Compute", `${exponent(plan.flops)} FLOP`],
-    rate && ["About", duration(plan.tokens / rate), `at ${integer(rate)} tok/s`],
-    ["Set aside", discarded ? `${integer(discarded)} steps` : "nothing"],
+    plan.eta && ["Takes about", duration(plan.eta.total), `at ${integer(plan.eta.tokens_per_second)} tok/s, ${plan.eta.source}`],
+    ["Superseded", discarded ? `${integer(discarded)} steps` : "nothing"],
   ];
 }

@@ -1,24 +1,34 @@
 /** The head of a run's page: name, state, what to do, progress, and the numbers that matter. */
 
+import { conditionLine } from "../condition.js";
 import { fill, h, setText, userText } from "../dom.js";
 import { ago, bpb, bytes, count, duration, exactly, exponent, fixed, integer, loss, percent, when } from "../format.js";
 import { progressBar, setState, stateBadge } from "./state.js";
 
-/** [key, label, (progress, detail) => [value, note]] */
+const ENDED = ["completed", "failed", "cancelled"];
+
+/** [key, label, (progress, detail) => [value, note, another label]] */
 const STATS = [
   ["loss", "Loss", (p) => [loss(p.loss_smooth ?? p.loss), p.loss === null ? "" : `raw ${loss(p.loss)}`]],
   ["bpb", "Val bpb", (p) => [bpb(p.val_bpb), "bits per byte"]],
   ["core", "CORE", (p) => [bpb(p.core), ""]],
   ["speed", "Throughput", (p) => [p.tokens_per_second === null ? "–" : `${integer(p.tokens_per_second)} tok/s`, p.step_seconds === null ? "" : `${duration(p.step_seconds)} per step`]],
   ["mfu", "MFU", (p) => [percent(p.mfu, 1), p.peak_flops ? `of ${exponent(p.peak_flops.value)} FLOP/s, ${p.peak_flops.source}` : "no peak known"]],
-  ["eta", "Time left", (p) => [duration(p.eta_seconds), p.finish_at ? `done ${when(p.finish_at)}` : p.eta_source ?? ""]],
+  ["eta", "Time left", timeOf],
   ["tokens", "Tokens seen", (p, d) => [count(p.tokens_seen), `${fixed(p.tokens_seen / d.plan.parameters.total, 1)} per parameter`]],
-  ["lr", "Learning rate", (p) => [p.lr_multiplier === null ? "–" : `${fixed(p.lr_multiplier, 4)} ×`, "of its peak"]],
+  ["lr", "Learning rate", (p) => [percent(p.lr_multiplier, 1), "of its peak"]],
   ["vram", "VRAM", (p) => [bytes(p.vram_bytes.reserved), p.vram_bytes.total ? `of ${bytes(p.vram_bytes.total)}, peak ${bytes(p.vram_bytes.peak)}` : ""]],
   ["power", "Power", (p) => [p.power_watts === null ? "–" : `${fixed(p.power_watts, 0)} W`, [p.temperature_celsius === null ? "" : `${fixed(p.temperature_celsius, 0)} °C`, p.energy_joules === null ? "" : `${fixed(p.energy_joules / 3.6e6, 2)} kWh`].filter(Boolean).join(", ")]],
   ["checkpoint", "Last checkpoint", (p) => [p.last_checkpoint ? integer(p.last_checkpoint.step) : "–", p.last_checkpoint ? `${ago(p.last_checkpoint.created_at)}, ${bytes(p.last_checkpoint.bytes)}` : "none yet"]],
   ["exact", "Resume", (p) => [p.exact_resume ?? "–", p.exact_resume === "verified" ? "bit for bit" : p.exact_resume === null ? "not resumed yet" : ""]],
 ];
+
+/** What is left; of a run that has ended, what it took. */
+function timeOf(p) {
+  if (!ENDED.includes(p.state)) return [duration(p.eta_seconds), p.finish_at ? `done ${when(p.finish_at)}` : p.eta_source ?? ""];
+  const whole = p.started_at && p.ended_at ? `training; ${duration(p.ended_at - p.started_at)} from start to end` : "training";
+  return [duration(p.training_seconds), whole, "Took"];
+}
 
 export function createRunHead() {
   const name = h("h1", { tabindex: -1 });
@@ -29,9 +39,8 @@ export function createRunHead() {
   const stage = h("span.stage");
   const bar = progressBar("Progress of this run");
   const cells = STATS.map(([key, label]) => {
-    const value = h("dd");
-    const note = h("dd.note");
-    return { value, note, element: h("div", { dataset: { key } }, h("dt", {}, label), value, note) };
+    const [name, value, note] = [h("dt", {}, label), h("dd"), h("dd.note")];
+    return { name, value, note, element: h("div", { dataset: { key } }, name, value, note) };
   });
   const stats = h("dl.stats", {}, cells.map((cell) => cell.element));
 
@@ -45,13 +54,17 @@ export function createRunHead() {
   function update({ detail, progress }) {
     if (name.textContent !== detail.name) fill(name, userText(detail.name));
     setText(title, detail.title ?? "");
-    setState(badge, detail.state);
-    setText(reason, detail.state === "running" && detail.reason === "requested" ? runningLine(progress) : detail.reason_message);
+    setState(badge, { state: detail.state, condition: progress.condition });
+    const inTheWay = conditionLine({ ...progress, state: detail.state });
+    reason.dataset.tone = inTheWay ? "warn" : "";
+    setText(reason, inTheWay || (detail.state === "running" && detail.reason === "requested" ? runningLine(progress) : standingOf(detail)));
+    advice.hidden = detail.state === "failed"; // the card below has it
     setText(advice, detail.state === "running" && detail.reason === "requested" ? "" : progress.advice ?? detail.advice);
     bar.update({ ...progress, state: detail.state });
     setText(stage, stageOf(progress));
-    STATS.forEach(([, , of], i) => {
-      const [value, note] = of(progress, detail);
+    STATS.forEach(([, label, of], i) => {
+      const [value, note, otherLabel] = of(progress, detail);
+      setText(cells[i].name, otherLabel ?? label);
       setText(cells[i].value, value);
       setText(cells[i].note, note ?? "");
       cells[i].note.title = note ?? "";
@@ -60,6 +73,11 @@ export function createRunHead() {
   }
 
   return { element, stats, update };
+}
+
+/** "Paused on request at 09:11." */
+function standingOf({ state, reason_message: message, state_since: since }) {
+  return state === "paused" && since ? `${message.replace(/\.$/, "")} at ${when(since)}.` : message;
 }
 
 function runningLine(progress) {

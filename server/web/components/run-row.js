@@ -1,7 +1,8 @@
 /** One run in the list. `update` touches only what changed, so that nothing jumps. */
 
+import { conditionLine } from "../condition.js";
 import { h, setText, userText } from "../dom.js";
-import { ago, bpb, duration, integer, loss } from "../format.js";
+import { bpb, duration, integer, loss } from "../format.js";
 import { link } from "../router.js";
 import { isActive } from "../verbs.js";
 import { sparkline } from "./sparkline.js";
@@ -28,12 +29,12 @@ export function createRunRow(run, onChoose) {
   function update(next) {
     setText(title, next.title ?? "");
     title.hidden = !next.title;
-    setState(badge, next.state);
+    setState(badge, next);
     setText(reason, reasonOf(next));
     reason.title = next.reason_message;
     bar.update(next);
     const active = isActive(next.state);
-    [loss(next.loss), bpb(next.val_bpb), active ? integer(next.tokens_per_second) : "–", etaOf(next, active)]
+    [loss(next.loss_smooth ?? next.loss), bpb(next.val_bpb), active ? integer(next.tokens_per_second) : "–", etaOf(next, active)]
       .forEach((text, i) => setText(numbers[i], text));
     drawSparkline(next);
   }
@@ -52,6 +53,8 @@ export function createRunRow(run, onChoose) {
 
 /** What a person wants to know next to the state; nothing to say about a run that simply runs. */
 export function reasonOf(run) {
+  const inTheWay = conditionLine(run);
+  if (inTheWay) return inTheWay;
   if (run.state === "running" && run.reason === "requested") return "";
   if (run.queue_position !== null && run.queue_position !== undefined) return `Place ${run.queue_position} in the queue. ${run.reason_message}`;
   return run.reason_message;
@@ -59,5 +62,5 @@ export function reasonOf(run) {
 
 function etaOf(run, active) {
   if (active) return duration(run.eta_seconds);
-  return run.ended_at ? ago(run.ended_at) : "–";
+  return run.training_seconds ? `took ${duration(run.training_seconds)}` : "–";
 }

@@ -67,7 +67,9 @@ export function createSpecForm(onChange) {
     }));
     return folded ? h("details.card.pad", {}, h("summary", {}, title), inside) : h("section.card.pad", {}, h("h2", {}, title), inside);
   });
-  const element = h("div.stack", { oninput: () => (showFitting(), onChange()) }, groups);
+  const others = h("p.soft", { hidden: true });
+  const element = h("div.stack", { oninput: () => (showFitting(), onChange()) }, groups, others);
+  let kept = {}; // what was said in JSON and has no field here: it stays part of the spec
   showFitting();
 
   function showFitting() {
@@ -76,11 +78,21 @@ export function createSpecForm(onChange) {
   }
 
   function body() {
-    const spec = {};
+    const spec = structuredClone(kept);
     for (const field of fields) {
       if (!field.element.hidden) put(spec, field.pointer, field.value());
     }
     return spec;
+  }
+
+  /** Takes a spec as JSON has it. What has no field is kept and named. @param {any} spec */
+  function take(spec) {
+    kept = structuredClone(spec);
+    for (const field of fields) field.set(cut(kept, field.pointer));
+    showFitting();
+    const names = Object.keys(flattened(kept));
+    others.hidden = names.length === 0;
+    fill(others, "Kept as they are, with no field here: ", names.map((name, i) => [i ? ", " : "", h("code", {}, name)]));
   }
 
   /** Shows each error at its field; returns those that have none. */
@@ -95,7 +107,7 @@ export function createSpecForm(onChange) {
     });
   }
 
-  return { element, body, showErrors };
+  return { element, body, take, showErrors };
 }
 
 function makeField(pointer, label, kind, options) {
@@ -109,41 +121,80 @@ function makeField(pointer, label, kind, options) {
     if (text) control.input.setAttribute("aria-invalid", "true");
     else control.input.removeAttribute("aria-invalid");
   }
-  return { pointer, element, value: control.value, showError, only: options.only };
+  return { pointer, element, value: control.value, set: control.set, showError, only: options.only };
 }
 
 const CONTROLS = {
   text(options, described) {
     const input = h("input", { type: "text", id: uid("f"), "aria-describedby": described, ...attributes(options) });
-    return { input, value: () => input.value.trim() || undefined };
+    return { input, value: () => input.value.trim() || undefined, set: (value) => (input.value = value ?? "") };
   },
   list(options, described) {
     const { input } = CONTROLS.text(options, described);
-    return { input, value: () => input.value.match(/\S+/g) ?? undefined };
+    return { input, value: () => input.value.match(/\S+/g) ?? undefined, set: (value) => (input.value = (value ?? []).join(" ")) };
   },
   number(options, described) {
     const input = h("input", { type: "number", id: uid("f"), step: 1, placeholder: "default", "aria-describedby": described, ...attributes(options) });
-    return { input, value: () => (input.value === "" ? undefined : Number(input.value)) };
+    const value = () => (input.value === "" ? undefined : input.value === "auto" ? "auto" : Number(input.value));
+    const set = (given) => {
+      input.type = typeof given === "string" ? "text" : "number"; // "auto"
+      input.value = given ?? "";
+    };
+    return { input, value, set };
   },
   choice({ choices }, described) {
     const input = h("select", { id: uid("f"), "aria-describedby": described }, choices.map(([value, text]) => h("option", { value }, text)));
-    return { input, value: () => input.value || undefined };
+    const set = (value) => {
+      if (value && ![...input.options].some((option) => option.value === value)) input.append(h("option", { value }, value));
+      input.value = value ?? choices[0][0];
+    };
+    return { input, value: () => input.value || undefined, set };
   },
   tick({ checked }, described) {
     const input = h("input", { type: "checkbox", id: uid("f"), checked, "aria-describedby": described });
-    return { input, value: () => (input.checked === checked ? undefined : input.checked) };
+    return { input, value: () => (input.checked === checked ? undefined : input.checked), set: (value) => (input.checked = value ?? checked) };
   },
   horizon(_, described) {
     const unit = h("select", { id: uid("f") }, HORIZONS.map(([value, text]) => h("option", { value }, text)));
     const input = h("input", { type: "number", min: 0, step: "any", "aria-label": "How much", disabled: true, "aria-describedby": described });
     unit.addEventListener("change", () => (input.disabled = unit.value === ""));
     const value = () => (unit.value && input.value !== "" ? { [unit.value]: Number(input.value) } : undefined);
-    return { input: unit, element: h("div.field-row", {}, unit, input), value };
+    const set = (given) => {
+      const [key, amount] = Object.entries(given ?? {}).find(([, v]) => v !== null && v !== undefined) ?? ["", ""];
+      unit.value = key;
+      input.value = amount;
+      input.disabled = key === "";
+    };
+    return { input: unit, element: h("div.field-row", {}, unit, input), value, set };
   },
 };
 
 function attributes({ only, choices, ...rest }) {
   return rest;
+}
+
+/** Takes the value out of the spec; parts that are empty then go too. */
+function cut(target, pointer) {
+  const keys = pointer.slice(1).split("/");
+  const parents = [];
+  for (const key of keys.slice(0, -1)) {
+    parents.push([target, key]);
+    target = target?.[key];
+  }
+  const last = keys.at(-1);
+  const value = target?.[last];
+  if (target && last in target) delete target[last];
+  for (const [parent, key] of parents.reverse()) {
+    if (parent?.[key] && Object.keys(parent[key]).length === 0) delete parent[key];
+  }
+  return value === null ? undefined : value;
+}
+
+function flattened(value, prefix = "") {
+  return Object.entries(value ?? {}).reduce((all, [key, inner]) => {
+    const isDeep = inner && typeof inner === "object" && !Array.isArray(inner);
+    return { ...all, ...(isDeep ? flattened(inner, `${prefix}${key}.`) : { [`${prefix}${key}`]: inner }) };
+  }, {});
 }
 
 /** put({}, "/model/depth", 4) -> {model: {depth: 4}} */

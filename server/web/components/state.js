@@ -1,5 +1,6 @@
 /** The state of a run: a word with a dot, and how far it has come. */
 
+import { stateWord } from "../condition.js";
 import { h, setText } from "../dom.js";
 import { integer, progress } from "../format.js";
 import { TONE } from "../verbs.js";
@@ -8,10 +9,11 @@ export function stateBadge(state) {
   return h("span.state", { dataset: { tone: TONE[state] ?? "quiet", state } }, state);
 }
 
-export function setState(badge, state) {
-  setText(badge, state);
-  badge.dataset.tone = TONE[state] ?? "quiet";
-  badge.dataset.state = state;
+/** @param {{state: string, condition?: any}} run */
+export function setState(badge, run) {
+  setText(badge, stateWord(run));
+  badge.dataset.tone = run.condition && run.state === "running" ? "warn" : TONE[run.state] ?? "quiet";
+  badge.dataset.state = run.state;
 }
 
 /** A bar with "step / end" beside it. `update({step, end_step, fraction, state})` moves it. */

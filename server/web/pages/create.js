@@ -1,6 +1,7 @@
 /** A new run: a form, or JSON, with the plan beside it while one types. */
 
-import { ask, post } from "../api.js";
+import { ask, get, path, post } from "../api.js";
+import { menuButton } from "../components/menu.js";
 import { bars, planSummary, planTables } from "../components/plan-view.js";
 import { createSpecForm } from "../components/spec-form.js";
 import { problemBox } from "../components/problem.js";
@@ -10,37 +11,64 @@ import { createChart } from "../charts/chart.js";
 import { fill, h } from "../dom.js";
 import { bytes, fixed, significant } from "../format.js";
 import { createLoader } from "../loader.js";
+import { toast } from "../components/toast.js";
 import { go } from "../router.js";
+import { asCurl, asYaml } from "../spec-text.js";
 import { curve } from "../schedule.js";
 
 const DEBOUNCE_MILLISECONDS = 250;
 
-export function mount(root) {
+export async function mount(root, place) {
   const form = createSpecForm(changed);
   const json = h("textarea.mono", { rows: 26, spellcheck: "false", "aria-label": "The spec as JSON", oninput: changed });
   const jsonBox = h("div.card.pad", { hidden: true }, h("p.soft", {}, "The body of ", h("code", {}, "POST /v1/runs"), ". Unknown keys are errors."), json);
   const refused = h("div");
   const plan = createPlanPane();
   const create = h("button.primary.large", { type: "submit" }, "Create and start");
+  const kinds = segmented("How to write it", [["form", "Form"], ["json", "JSON"]], "form", setKind);
   let isJson = false;
   let timer = 0;
 
   fill(root,
     h("div.page-head", {}, h("h1", { tabindex: -1 }, "New run"), h("span.spring"),
-      segmented("How to say it", [["form", "Form"], ["json", "JSON"]], "form", setKind)),
+      menuButton("Copy this spec", () => [
+        { text: "Copy as curl", onclick: () => copy(asCurl) },
+        { text: "Copy as YAML", onclick: () => copy(asYaml) },
+      ], { text: "Copy", class: "tool" }).element, kinds),
     h("form.create", { onsubmit: submit, novalidate: true },
       h("div.stack", {}, form.element, jsonBox),
       h("aside.plan-pane", { "aria-label": "Plan" }, plan.element, refused, h("div.row", {}, create,
         h("span.soft", {}, "Nothing is downloaded or trained before you press it.")))));
   const { load: look, close } = createLoader({ host: plan.element, refused, refuse, ask: askPlan, show: showPlan });
+  if (place.query.from) form.take(await cloned(place.query.from));
   look();
 
   function setKind(kind) {
+    const wasJson = isJson;
     isJson = kind === "json";
     if (isJson) json.value = JSON.stringify(form.body(), null, 2);
+    else if (wasJson && !takeJson()) return;
     form.element.hidden = isJson;
     jsonBox.hidden = !isJson;
     changed();
+  }
+
+  /** Back to the form, with all that the text says. False: it is not JSON, so the text stays. */
+  function takeJson() {
+    try {
+      form.take(JSON.parse(json.value));
+      return true;
+    } catch (problem) {
+      isJson = true;
+      kinds.querySelector("input[value=json]").checked = true;
+      refuse(problem);
+      return false;
+    }
+  }
+
+  async function copy(write) {
+    await navigator.clipboard?.writeText(write(body()));
+    toast("Copied.");
   }
 
   function body() {
@@ -87,6 +115,18 @@ export function mount(root) {
 
   return { unmount: () => (clearTimeout(timer), close(), plan.destroy()) };
 }
+
+/** The spec of a run under a name of its own. */
+async function cloned(name) {
+  const { spec } = await get(path("runs", name));
+  const { start, ...rest } = withoutNulls(spec);
+  return { ...rest, name: `${name}-copy`.slice(0, 64) };
+}
+
+const withoutNulls = (value) =>
+  value && typeof value === "object" && !Array.isArray(value)
+    ? Object.fromEntries(Object.entries(value).filter(([, v]) => v !== null).map(([k, v]) => [k, withoutNulls(v)]))
+    : value;
 
 function createPlanPane() {
   const chart = createChart({ title: "Learning rate, planned", note: "× peak", height: 150, format: (v) => fixed(v, 3) });

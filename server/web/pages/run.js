@@ -2,6 +2,7 @@
 
 import { get, path } from "../api.js";
 import { createActions } from "../components/actions.js";
+import { failureCard } from "../components/failure-card.js";
 import { createRunHead } from "../components/run-head.js";
 import { fill, h } from "../dom.js";
 import { progress as share } from "../format.js";
@@ -28,7 +29,8 @@ const TABS = [
   ["attempts", "Phases and attempts", attempts],
   ["plan", "Spec and plan", plan],
 ];
-const RESCUE_MILLISECONDS = 10_000;
+const RESCUE_MILLISECONDS = 60_000; // the stream tells all that changes; this is for what it missed
+const TICK_MILLISECONDS = 1_000; // "12 s ago" goes on counting, whoever answers
 const SETTLE_MILLISECONDS = 120;
 
 /**
@@ -48,9 +50,10 @@ export async function mount(root, place, { setStatus }) {
   const head = createRunHead();
   const actions = createActions(run);
   const refused = h("div");
+  const failure = failureCard(run);
   const tabs = TABS.map(([key, text]) => h("a", { href: link(["runs", name, key].filter(Boolean)), dataset: { key } }, text));
   const panel = h("div.tab-panel");
-  fill(root, head.element(actions.element), refused, head.stats, h("nav.tabs", { "aria-label": "Parts of this run" }, tabs), panel);
+  fill(root, head.element(actions.element), refused, failure.element, head.stats, h("nav.tabs", { "aria-label": "Parts of this run" }, tabs), panel);
   const again = createLoader({ host: head.stats, refused, ask: askAll, show: (answers) => (Object.assign(run, answers), redraw()) });
   head.stats.removeAttribute("aria-busy"); // it has its first answer
   redraw();
@@ -58,6 +61,7 @@ export async function mount(root, place, { setStatus }) {
   const stop = follow(path("runs", run.detail.id, "events"), {
     after: last, onMessage, onReconnect: run.reload, onStatus: setStatus,
   });
+  const ticking = setInterval(() => !document.hidden && head.update(run), TICK_MILLISECONDS);
   const rescue = setInterval(() => !document.hidden && run.reload(), RESCUE_MILLISECONDS);
   showTab(place);
 
@@ -69,6 +73,7 @@ export async function mount(root, place, { setStatus }) {
   function redraw() {
     head.update(run);
     actions.update(run.detail.state);
+    failure.update();
     document.title = titleOf(run);
   }
 
@@ -76,7 +81,7 @@ export async function mount(root, place, { setStatus }) {
     if (event === "gone") return go([]);
     if (event === "progress") {
       run.progress = data;
-      for (const key of ["state", "step", "end_step", "reason", "reason_message", "desired_state"]) run.detail[key] = data[key];
+      for (const key of ["state", "step", "end_step", "reason", "reason_message", "desired_state", "condition"]) run.detail[key] = data[key];
       redraw();
       tab?.part.onProgress?.(data);
       return;
@@ -104,6 +109,7 @@ export async function mount(root, place, { setStatus }) {
     stop();
     again.close();
     clearInterval(rescue);
+    clearInterval(ticking);
     clearTimeout(settling);
     tab?.part.unmount?.();
     document.title = "traind";

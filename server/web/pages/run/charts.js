@@ -1,42 +1,59 @@
-/** The run's charts: one query for all of them, made again for each zoom; the server bins. */
+/** The run's charts: one query for all of them, made again for each zoom; then only what is new. */
 
 import { get, list, path } from "../../api.js";
-import { makeAxis, MODES } from "../../charts/axis.js";
+import { breaksOf, makeAxis, MODES } from "../../charts/axis.js";
 import { createChart } from "../../charts/chart.js";
-import { KEYS, PANELS } from "../../charts/panels.js";
-import { bandsOf, edgesOf, pictureOf } from "../../charts/pictures.js";
+import { offer } from "../../charts/export.js";
+import { createHistory, drawnLength } from "../../charts/history.js";
+import { BANDED, KEYS, PANELS } from "../../charts/panels.js";
+import { bandsOf, edgesOf, frameOf, pictureOf } from "../../charts/pictures.js";
+import { menuButton } from "../../components/menu.js";
+import { createOrder } from "../../components/panel-order.js";
 import { problemBox } from "../../components/problem.js";
 import { segmented } from "../../components/segmented.js";
 import { fill, h, setText } from "../../dom.js";
-import { exponent, integer, percent } from "../../format.js";
+import { count, duration, exponent, integer, percent, when } from "../../format.js";
 import { createLoader } from "../../loader.js";
 import * as prefs from "../../prefs.js";
 import { here, replaceQuery } from "../../router.js";
 
-const REFRESH_MILLISECONDS = 5_000;
-const SLOW_REFRESH_MILLISECONDS = 20_000; // phases, attempts and evaluations change rarely
+const TAIL_MILLISECONDS = 3_000;
+const FRAME_MILLISECONDS = 60_000; // phases, attempts and evaluations come by events too
 
 export function mount(root, run) {
   const query = here().query;
   const view = {
     mode: query.x ?? prefs.read("axis", "step"),
     look: query.y ?? prefs.read("look", "focus"),
+    smoothing: Number(prefs.read("smoothing", "0")) || 0,
+    logX: prefs.read("logx", "no") === "yes",
     zoom: zoomOf(query),
   };
-  const known = { series: new Map(), segments: [], phases: [], attempts: [], evaluations: [], binSteps: 1, rawPoints: 0 };
+  const wanted = { keys: KEYS.join(","), bands: BANDED.join(","), columns: true };
+  const history = createHistory();
+  const other = { phases: [], attempts: [], evaluations: [] };
   const control = new AbortController();
+  const order = createOrder(PANELS.map((panel) => panel.id));
+  let clock = [];
+  let clockBreaks = new Set();
+  let maximised = null;
 
-  const charts = PANELS.map((panel) => ({ panel, chart: createChart({
+  const charts = new Map(PANELS.map((panel) => [panel.id, { panel, chart: createChart({
     title: panel.title, note: panel.unit ?? "", height: panel.height ?? 170, sync: `run-${run.detail.id}`,
-    format: panel.format, tick: panel.tick, labels: panel.id === "loss", onZoom, onKey,
-  }) }));
+    format: panel.format, tick: panel.tick, labels: panel.id === "loss", menu: panelMenu(panel).element,
+    describe, onZoom, onKey, onReset: () => zoomTo(null),
+  }) }]));
   const refused = h("div");
   const status = h("p.chart-status", { role: "status" });
   const edgeList = h("ul.edges");
+  const grid = h("div.charts");
+  const smoothing = h("input", { type: "range", min: 0, max: 0.99, step: 0.01, value: String(view.smoothing), "aria-label": "Smoothing", oninput: () => smoothBy(Number(smoothing.value)) });
+  const weight = h("output", {}, view.smoothing ? view.smoothing.toFixed(2) : "off");
   const toolbar = h("div.chart-tools", {},
     segmented("Horizontal axis", MODES, view.mode, (mode) => change({ mode }, { x: mode }, "axis", mode)),
     segmented("Loss", [["focus", "Focus"], ["full", "Full"], ["log", "Log"]], view.look,
       (look) => change({ look }, { y: look }, "look", look)),
+    h("label.slider", {}, h("span", {}, "Smoothing"), smoothing, weight),
     h("div.zoom", { role: "group", "aria-label": "Range" },
       tool("All", () => zoomTo(null)),
       tool("Last 10 %", () => zoomTo(lastPart(Math.round(reached() * 0.1)))),
@@ -45,35 +62,58 @@ export function mount(root, run) {
       tool("+", () => zoomBy(0.5), "Zoom in")),
     h("span.spring"),
     status,
-    h("div.zoom", { role: "group", "aria-label": "Download what is shown" }, Object.keys(DOWNLOADS).map((name) => tool(name, () => download(name)))));
-  fill(root, toolbar, refused, edgeList,
-    h("div.charts", {}, charts.map(({ panel, chart }) => {
-      if (panel.wide) chart.element.classList.add("wide");
-      return chart.element;
-    })));
+    menuButton("Panels", panelItems, { text: "Panels", class: "tool" }).element,
+    menuButton("Download what is shown", () => Object.keys(DOWNLOADS).map((name) => ({ text: name, onclick: () => download(name) })), { text: "Download", class: "tool" }).element);
+  fill(root, toolbar, refused, edgeList, grid);
+  arrange();
 
   const metrics = createLoader({ host: status, refused, ask: askMetrics, show: showMetrics });
-  const frame = createLoader({ host: edgeList, refused, ask: askFrame, show: (answers) => (Object.assign(known, answers), draw()) });
+  const frame = createLoader({ host: edgeList, refused, ask: askFrame, show: (answers) => (Object.assign(other, answers), draw()) });
   const reached = () => Math.max(1, run.progress?.step ?? run.detail.step);
-  const fast = setInterval(() => !document.hidden && run.isActive() && metrics.load(), REFRESH_MILLISECONDS);
-  const slow = setInterval(() => !document.hidden && run.isActive() && frame.load(), SLOW_REFRESH_MILLISECONDS);
+  let tailing = false;
+  let tailTimer = 0;
+  const slow = setInterval(() => !document.hidden && run.isActive() && frame.load(), FRAME_MILLISECONDS);
+  addEventListener("keydown", onEscape);
   frame.load();
   metrics.load();
 
+  // --- asking ------------------------------------------------------------------------------------
+
   async function askMetrics() {
-    const width = Math.max(300, Math.min(2000, charts[0].chart.width() || 800));
+    const width = Math.max(300, Math.min(2000, charts.get("loss").chart.width() || 800));
     const { zoom } = view;
-    const answer = await get(path("runs", run.detail.id, "metrics"), {
-      keys: KEYS.join(","), max_points: width, ...stepsOf(zoom),
-    }, { signal: control.signal });
-    return { answer, zoom };
+    const answer = await get(path("runs", run.detail.id, "metrics"), { ...wanted, max_points: width, ...stepsOf(zoom) }, { signal: control.signal });
+    return { answer, zoom, width };
   }
 
-  function showMetrics({ answer, zoom }) {
-    known.series = new Map(answer.series.map((s) => [s.key, s.points]));
-    if (!zoom || !known.clock) known.clock = clockOf(known.series);
-    Object.assign(known, { segments: answer.segments, binSteps: answer.bin_steps, rawPoints: answer.raw_points });
+  function showMetrics({ answer, zoom, width }) {
+    history.take(answer, width);
+    if (!zoom || !clock.length) keepClock();
     draw();
+  }
+
+  /** What is new since the last answer, some hundred bytes. Not while a part of the past is shown. */
+  async function askTail() {
+    const tail = history.tailQuery();
+    if (tailing || view.zoom || document.hidden) return;
+    if (!tail) return metrics.load();
+    tailing = true;
+    try {
+      const answer = await get(path("runs", run.detail.id, "metrics"), { ...wanted, max_points: 2000, ...tail }, { signal: control.signal });
+      if (view.zoom) return;
+      if (!history.takeTail(answer, tail.from_step)) metrics.load();
+      else (keepClock(), draw());
+    } catch {
+      // the next step asks again; the banner says it when nobody answers
+    } finally {
+      tailing = false;
+    }
+  }
+
+  function keepClock() {
+    const { steps, seconds, segments } = history.known;
+    clock = steps.map((step, i) => [step, seconds[i]]);
+    clockBreaks = breaksOf(steps, segments);
   }
 
   async function askFrame() {
@@ -82,21 +122,52 @@ export function mount(root, run) {
     return { phases, attempts, evaluations };
   }
 
-  function draw() {
-    const plan = run.detail.plan;
-    const axis = makeAxis(view.mode, {
-      tokensPerStep: plan.batch.tokens, flopsPerToken: plan.horizon.flops_per_token, clock: known.clock ?? [],
+  function onProgress() {
+    clearTimeout(tailTimer);
+    tailTimer = setTimeout(askTail, history.known.steps.length ? TAIL_MILLISECONDS - (Date.now() % TAIL_MILLISECONDS) : 0);
+  }
+
+  // --- showing -----------------------------------------------------------------------------------
+
+  function axisNow() {
+    const { plan } = run.detail;
+    return makeAxis(view.mode, {
+      tokensPerStep: plan.batch.tokens, flopsPerToken: plan.horizon.flops_per_token, clock, breaks: clockBreaks,
     });
-    const source = { ...known, axis, zoom: view.zoom, look: view.look, step: reached() };
-    const edges = edgesOf(known.segments, known.attempts, known.phases);
+  }
+
+  function draw() {
+    const { known } = history;
+    const axis = axisNow();
+    const breaks = breaksOf(known.steps, known.segments);
+    const source = {
+      ...other, columns: known.columns, axis, zoom: view.zoom, look: view.look, step: reached(), log: order.state.log, logX: view.logX,
+      frame: frameOf(known, drawnLength(known, run.isActive() && !view.zoom), axis, breaks),
+      smoothing: view.smoothing, peakDecay: run.detail.plan.hyperparameters.weight_decay,
+    };
+    const edges = edgesOf(known.segments, other.attempts, other.phases);
     const bands = bandsOf(known.segments).map((b) => ({ from: axis.toX(b.from), to: axis.toX(b.to) }));
     const marks = edges.map((e) => ({ ...e, x: axis.toX(e.step) }));
-    for (const { panel, chart } of charts) {
-      chart.show({ ...pictureOf(panel, source), bands, edges: marks });
+    for (const { panel, chart } of charts.values()) {
+      if (!order.state.hidden.has(panel.id)) chart.show({ ...pictureOf(panel, source), bands, edges: marks });
     }
-    charts.find((c) => c.panel.id === "mfu").chart.setNote(peakNote(run.progress));
+    charts.get("mfu").chart.setNote(peakNote(run.progress));
     drawEdgeList(edges);
-    setText(status, `${integer(known.rawPoints)} steps, ${known.binSteps > 1 ? `${known.binSteps} in a point` : "each drawn"}`);
+    setText(status, `${integer(known.rawPoints)} steps, ${known.binSteps > 1 ? `${integer(known.binSteps)} in a point` : "each drawn"}`);
+  }
+
+  /** The head of the tooltip: the same place in the other units. */
+  function describe(x) {
+    const step = Math.round(axisNow().toStep(x));
+    const tokens = `${count(step * run.detail.plan.batch.tokens)} tokens`;
+    const at = clock.length ? axisAt(step) : "";
+    return [view.mode === "step" ? tokens : `step ${integer(step)}, ${tokens}`, at].filter(Boolean);
+  }
+
+  function axisAt(step) {
+    const seconds = makeAxis("time", { tokensPerStep: 1, flopsPerToken: 1, clock }).toX(step);
+    const spent = makeAxis("training", { tokensPerStep: 1, flopsPerToken: 1, clock, breaks: clockBreaks }).toX(step);
+    return `${when(seconds)}, after ${duration(spent)} of training`;
   }
 
   function drawEdgeList(edges) {
@@ -105,17 +176,64 @@ export function mount(root, run) {
         h("b", {}, integer(edge.step)), " ", edge.text))));
   }
 
-  /** A live message: the last point of each line moves on before the next query. */
-  function onProgress(progress) {
-    const { step } = progress;
-    const points = known.series.get("loss");
-    if (view.zoom || !points?.length || step <= points[points.length - 1][0]) return;
-    const now = progress.last_step_at ?? Date.now() / 1000;
-    for (const [key, value] of Object.entries(liveValues(progress))) {
-      if (value !== null && value !== undefined) known.series.get(key)?.push([step, now, value, value, value]);
-    }
+  // --- panels ------------------------------------------------------------------------------------
+
+  function arrange() {
+    const shown = order.state.order.filter((id) => !order.state.hidden.has(id));
+    for (const { panel, chart } of charts.values()) chart.element.classList.toggle("wide", Boolean(panel.wide) && shown[0] === panel.id);
+    fill(grid, shown.map((id) => charts.get(id).chart.element));
+    if (history.known.steps.length) draw();
+  }
+
+  function panelMenu(panel) {
+    return menuButton(`${panel.title}: more`, () => {
+      const isLog = panel.id === "loss" ? view.look === "log" : order.state.log.has(panel.id);
+      return [
+        { text: maximised === panel.id ? "Restore" : "Maximise", onclick: () => maximise(maximised === panel.id ? null : panel.id) },
+        panel.id === "loss" ? null : { text: "Logarithmic", checked: isLog, onclick: () => (order.toggle("log", panel.id), draw()) },
+        { text: "Logarithmic steps (all)", checked: view.logX, onclick: toggleLogX },
+        { text: "Move left", onclick: () => (order.move(panel.id, -1), arrange()) },
+        { text: "Move right", onclick: () => (order.move(panel.id, 1), arrange()) },
+        { text: "Save as PNG", onclick: () => save(panel, "png") },
+        { text: "Save as SVG", onclick: () => save(panel, "svg") },
+        { text: "Hide", onclick: () => (order.toggle("hidden", panel.id), arrange()) },
+      ].filter(Boolean);
+    });
+  }
+
+  const save = (panel, kind) => charts.get(panel.id).chart.save(kind, `${run.detail.name}-${panel.id}`);
+
+  function panelItems() {
+    const shown = PANELS.map(({ id, title }) => ({
+      text: title, checked: !order.state.hidden.has(id), onclick: () => (order.toggle("hidden", id), arrange()),
+    }));
+    return [...shown, { text: "As they were", onclick: () => (order.reset(), arrange()) }];
+  }
+
+  function maximise(id) {
+    maximised = id;
+    for (const [own, { chart }] of charts) chart.element.classList.toggle("maximised", own === id);
+    document.documentElement.classList.toggle("has-maximised", id !== null);
+  }
+
+  function onEscape(event) {
+    if (event.key === "Escape" && maximised) maximise(null);
+  }
+
+  function toggleLogX() {
+    view.logX = !view.logX;
+    prefs.write("logx", view.logX ? "yes" : "no");
     draw();
   }
+
+  function smoothBy(by) {
+    view.smoothing = by;
+    setText(weight, by ? by.toFixed(2) : "off");
+    prefs.write("smoothing", String(by));
+    draw();
+  }
+
+  // --- range -------------------------------------------------------------------------------------
 
   function change(patch, inQuery, prefKey, prefValue) {
     Object.assign(view, patch);
@@ -136,10 +254,10 @@ export function mount(root, run) {
     zoomTo({ from: Math.max(0, Math.floor(from)), to: Math.ceil(to) });
   }
 
-  function zoomBy(factor) {
+  function zoomBy(factor, at = null) {
     const { from, to } = view.zoom ?? { from: 0, to: reached() };
     const half = Math.max(4, ((to - from) * factor) / 2);
-    const middle = (from + to) / 2;
+    const middle = at ?? (from + to) / 2;
     if (middle - half <= 0 && middle + half >= reached()) return zoomTo(null);
     onZoom(Math.max(0, middle - half), middle + half);
   }
@@ -147,22 +265,20 @@ export function mount(root, run) {
   const lastPart = (steps) => ({ from: Math.max(0, reached() - Math.max(10, steps)), to: reached() });
   const zoomAround = (step) => onZoom(step - Math.max(50, reached() * 0.02), step + Math.max(50, reached() * 0.02));
 
-  function onKey(key) {
-    if (key === "+" || key === "=") zoomBy(0.5);
-    else if (key === "-") zoomBy(2);
-    else if (key === "0" || key === "Escape") zoomTo(null);
+  function onKey(key, at) {
+    if (key === "+" || key === "=") zoomBy(0.5, at);
+    else if (key === "-") zoomBy(2, at);
+    else if (key === "0" || (key === "Escape" && !maximised)) zoomTo(null);
     else return false;
     return true;
   }
 
   /** Every key over the range that is shown, in the finest bins the daemon gives. */
   async function download(name) {
-    const { type, suffix } = DOWNLOADS[name];
+    const { type, suffix, query: more } = DOWNLOADS[name];
     try {
-      const content = await get(path("runs", run.detail.id, "metrics"), { max_points: 20_000, ...stepsOf(view.zoom) }, { accept: type });
-      const link = h("a", { href: URL.createObjectURL(new Blob([content], { type })), download: `${run.detail.name}-metrics.${suffix}` });
-      link.click();
-      URL.revokeObjectURL(link.href);
+      const content = await get(path("runs", run.detail.id, "metrics"), { max_points: 20_000, ...more, ...stepsOf(view.zoom) }, { accept: type });
+      offer(new Blob([content], { type }), `${run.detail.name}-metrics.${suffix}`);
     } catch (problem) {
       fill(refused, problemBox(problem));
     }
@@ -172,17 +288,20 @@ export function mount(root, run) {
     control.abort();
     metrics.close();
     frame.close();
-    clearInterval(fast);
     clearInterval(slow);
-    charts.forEach(({ chart }) => chart.destroy());
+    clearTimeout(tailTimer);
+    removeEventListener("keydown", onEscape);
+    maximise(null);
+    for (const { chart } of charts.values()) chart.destroy();
   }
 
   return { unmount, onProgress, onEvent: (event) => LIFE.has(event.kind) && (frame.load(), metrics.load()) };
 }
 
 const DOWNLOADS = {
-  CSV: { type: "text/csv", suffix: "csv" },
-  Parquet: { type: "application/vnd.apache.parquet", suffix: "parquet" },
+  CSV: { type: "text/csv", suffix: "csv", query: { wide: true } },
+  "CSV, a line a value": { type: "text/csv", suffix: "long.csv", query: {} },
+  Parquet: { type: "application/vnd.apache.parquet", suffix: "parquet", query: {} },
 };
 const LIFE = new Set(["state", "evaluation", "resumed", "extend", "phase", "ended"]);
 
@@ -197,18 +316,6 @@ function stepsOf(zoom) {
 function zoomOf({ from, to }) {
   const zoom = { from: Number(from), to: Number(to) };
   return from && to && zoom.to > zoom.from ? zoom : null;
-}
-
-function clockOf(series) {
-  return (series.get("loss") ?? []).map(([step, seconds]) => [step, seconds]);
-}
-
-function liveValues(p) {
-  return {
-    loss: p.loss, loss_smooth: p.loss_smooth, lr_multiplier: p.lr_multiplier, momentum: p.momentum,
-    weight_decay: p.weight_decay, grad_norm: p.grad_norm, tokens_per_second: p.tokens_per_second, mfu: p.mfu,
-    vram_reserved_bytes: p.vram_bytes?.reserved, power_watts: p.power_watts, temperature_celsius: p.temperature_celsius,
-  };
 }
 
 function peakNote(progress) {

@@ -19,7 +19,7 @@ export function mount(root, run) {
   const denied = h("div"); // of what was asked of a checkpoint
   const host = h("div");
   const superseded = h("input", { type: "checkbox", onchange: () => load() });
-  fill(root, h("div.row.tab-tools", {}, h("span.spring"), h("label.tick", {}, superseded, h("span", {}, "Show what was set aside"))), refused, denied, host);
+  fill(root, h("div.row.tab-tools", {}, h("span.spring"), h("label.tick", {}, superseded, h("span", {}, "Show superseded checkpoints"))), refused, denied, host);
   const { load, close } = createLoader({ host, refused, ask: () => list(base(), { superseded: superseded.checked || null }), show });
   load();
 
@@ -95,7 +95,7 @@ export function mount(root, run) {
 function marksOf(c) {
   return [
     c.newest && h("span.tag", {}, "newest"), c.best && h("span.tag", { dataset: { tone: "good" } }, "best"),
-    c.pinned && h("span.tag", { dataset: { tone: "calm" } }, "pinned"), c.superseded && h("span.tag", {}, "set aside"),
+    c.pinned && h("span.tag", { dataset: { tone: "calm" } }, "pinned"), c.superseded && h("span.tag", {}, "superseded"),
     c.bad && h("span.tag", { dataset: { tone: "bad" }, title: c.bad }, "damaged"),
   ];
 }

@@ -8,7 +8,7 @@ import { createLoader } from "../../loader.js";
 
 const COLUMNS = [
   { label: "Step", num: true, cell: (e) => h("b", {}, integer(e.step)) },
-  { label: "Kind", cell: (e) => [e.kind === "bpb" ? "val bpb" : "CORE", e.best && h("span.tag", { dataset: { tone: "good" } }, "best"), e.superseded && h("span.tag", {}, "set aside")] },
+  { label: "Kind", cell: (e) => [e.kind === "bpb" ? "val bpb" : "CORE", e.best && h("span.tag", { dataset: { tone: "good" } }, "best"), e.superseded && h("span.tag", {}, "superseded")] },
   { label: "Value", num: true, cell: (e) => fixed(e.value, 6) },
   { label: "Identity", cell: (e) => h("details.inline", {}, h("summary.mono", {}, e.identity.slice(0, 12)), facts(Object.entries({ ...e.settings, ...flat(e.result) }).map(([k, v]) => [k, said(v)]))) },
   { label: "Took", num: true, cell: (e) => duration(e.seconds) },

@@ -1,3 +1,14 @@
+// Runs before the first paint, so that the theme never flashes. A classic script on purpose.
+(function () {
+  let chosen = null;
+  try {
+    chosen = localStorage.getItem("traind.theme");
+  } catch {
+    // storage may be forbidden: then the system's theme it is
+  }
+  const system = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
+  document.documentElement.dataset.theme = chosen === "light" || chosen === "dark" ? chosen : system;
+})();
 // Before anything else, and in no module: when a file of the page does not arrive, because the
 // daemon went away in the middle, nothing else is there to say so. A classic script on purpose.
 (function () {

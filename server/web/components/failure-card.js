@@ -1,0 +1,80 @@
+/** A run that failed: what happened in a sentence, the last lines of its log, and what to do as a button. */
+
+import { list, patch, path, post } from "../api.js";
+import { fill, h, userText } from "../dom.js";
+import { integer, words } from "../format.js";
+import { link } from "../router.js";
+import { problemBox } from "./problem.js";
+import { toast } from "./toast.js";
+
+const LINES = 12;
+
+/** @param {import("../pages/run.js").RunContext} run */
+export function failureCard(run) {
+  const element = h("section.failure.card.pad", { hidden: true, "aria-label": "Why this run failed" });
+  let shownFor = "";
+
+  function update() {
+    const { detail } = run;
+    const key = detail.state === "failed" ? `${detail.reason} ${detail.reason_message}` : "";
+    if (key === shownFor) return;
+    shownFor = key;
+    element.hidden = !key;
+    if (key) show();
+  }
+
+  function show() {
+    const { detail } = run;
+    const refused = h("div");
+    const log = h("pre.log.short", { tabindex: 0, "aria-label": "Last lines of the log" }, "…");
+    const cure = cureOf(run);
+    const button = h("button.primary", { type: "button", onclick: () => apply(cure, button, refused) }, cure.text);
+    fill(element,
+      h("h2", {}, `Failed: ${words(detail.reason)}`), userText(detail.reason_message, "p"),
+      detail.advice && h("p.soft", {}, detail.advice), log, refused,
+      h("div.row", {}, button,
+        h("a.button", { href: link(["runs", detail.name, "log"]) }, "Open log"),
+        h("a.button", { href: link(["new"], { from: detail.name }) }, "Clone and edit")));
+    lastLines().then((text) => {
+      log.hidden = !text;
+      fill(log, text);
+    });
+  }
+
+  async function lastLines() {
+    const attempts = await list(path("runs", run.detail.id, "attempts")).catch(() => []);
+    const text = attempts.findLast((attempt) => attempt.log_tail)?.log_tail ?? "";
+    return text.trimEnd().split("\n").slice(-LINES).join("\n");
+  }
+
+  async function apply(cure, button, refused) {
+    button.disabled = true;
+    try {
+      await cure.act();
+      toast("Resume requested.");
+      await run.reload();
+    } catch (problem) {
+      fill(refused, problemBox(problem));
+    }
+    button.disabled = false;
+  }
+
+  return { element, update };
+}
+
+/** What the advice of the reason names, done: see trainer/contract/exits.py. */
+export function cureOf({ detail }) {
+  const resume = (body) => post(path("runs", detail.id, "resume"), body);
+  if (detail.reason === "out_of_memory") {
+    const rows = detail.overrides.device_batch_size ?? detail.frozen.device_batch_size ?? detail.plan.batch.device_batch_size;
+    const fewer = Math.max(1, Math.floor(rows / 2));
+    return { text: `Resume with ${integer(fewer)} rows per pass (now ${integer(rows)})`, act: () => resume({ overrides: { device_batch_size: fewer } }) };
+  }
+  if (detail.reason === "non_finite_loss") {
+    return {
+      text: "Resume and rewind past the bad batch",
+      act: () => patch(path("runs", detail.id), { recovery: { on_non_finite: "rewind" } }).then(() => resume()),
+    };
+  }
+  return { text: "Resume from the last checkpoint", act: () => resume() };
+}

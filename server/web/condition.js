@@ -1,0 +1,18 @@
+/** What is in the way of a run, as one sentence whose times go on counting. */
+
+import { duration } from "./format.js";
+
+/** @param {any} run RunDetail, RunSummary or Progress @param {number} [now] unix seconds @returns {string} "" when it steps */
+export function conditionLine(run, now = Date.now() / 1000) {
+  const { condition } = run;
+  if (!condition || run.state !== "running") return "";
+  if (condition.code !== "silent" || !condition.since) return condition.message;
+  const usual = run.step_seconds ? `; a step usually takes ${duration(run.step_seconds)}` : "";
+  return `No step for ${duration(Math.round(now - condition.since))}${usual}.`;
+}
+
+/** The word in the badge beside the name. */
+export function stateWord({ state, condition }) {
+  if (state !== "running" || !condition) return state;
+  return condition.code === "disk_full" ? "waiting for disk" : "silent";
+}
