@@ -17,6 +17,12 @@ torch=$(sed -n 's/^torch==/torch==/p' "$here/constraints.txt")
 [ -x "$venv/bin/python" ] || python3 -m venv "$venv"
 pip="$venv/bin/python -m pip --disable-pip-version-check"
 
+# the driver of Linux, a GPU given to a container, WSL's (whose driver is Windows' own)
+has_gpu() {
+    [ -e /proc/driver/nvidia/version ] || [ -e /dev/nvidia0 ] || [ -e /dev/dxg ] ||
+        nvidia-smi -L >/dev/null 2>&1
+}
+
 wants_cuda() {
     $pip install --quiet --dry-run --report - "$torch" 2>/dev/null | grep -q '"name": "nvidia-'
 }
@@ -27,7 +33,7 @@ case ",$extras," in
         :
     elif [ -n "${TORCH_INDEX_URL:-}" ]; then
         $pip install --quiet --index-url "$TORCH_INDEX_URL" "$torch"
-    elif [ ! -e /proc/driver/nvidia/version ] && wants_cuda; then
+    elif ! has_gpu && wants_cuda; then
         cat >&2 <<'TEXT'
 This machine has no NVIDIA GPU, and torch from its package index would bring gigabytes of CUDA
 libraries. Take the CPU build instead:

@@ -52,7 +52,7 @@ def create_app(
             keeper = Keeper(opened, settings.paths)
             feed = Feed()
             opened.on_commit(feed.notify)
-            supervisor = Supervisor(Shop(opened, settings, devices.discover(), worker=worker))
+            supervisor = Supervisor(Shop(opened, settings, devices.Present(), worker=worker))
             told = webhooks.Notices(opened, settings.paths.root, receivers.deliver)
             api.connect(app, opened, feed, supervisor, told)
             told.start()

@@ -17,6 +17,7 @@ import pytest
 
 from tests import kernel
 from tests.nullgpu import environment as nullgpu
+from trainer.contract.gpu_signs import sign_of_gpu
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TRAIND_LOG_LEVEL", "warning")
@@ -26,7 +27,12 @@ FIXTURES = Path(__file__).parent / "fixtures"
 
 
 def _has_gpu() -> bool:
-    return Path("/proc/driver/nvidia/version").exists()
+    """Whether there is one that torch can use; torch is only asked where one seems to be."""
+    if sign_of_gpu() is None:
+        return False
+    import torch
+
+    return torch.cuda.is_available()
 
 
 CONDITIONS = {

@@ -83,7 +83,13 @@ def system(request: Request, db: Db, conf: Conf) -> SystemView:
         disk_free_bytes=disk.free,
         database_bytes=db.size_bytes,
         backups=[path.name for path in db.backups()],
-        warnings=[*db.warnings, *_backup_warning(db), *_disk_warning(disk.free), *undelivered],
+        warnings=[
+            *db.warnings,
+            *_backup_warning(db),
+            *_disk_warning(disk.free),
+            *_gpu_warning(),
+            *undelivered,
+        ],  # fmt: skip
         uptime_seconds=time.monotonic() - request.app.state.started_monotonic,
         auth="token" if request.app.state.policy.tokens is not None else "none",
     )
@@ -91,6 +97,13 @@ def system(request: Request, db: Db, conf: Conf) -> SystemView:
 
 def _backup_warning(db: Database) -> list[str]:
     return [db.backup_problem] if db.backup_problem else []
+
+
+def _gpu_warning() -> list[str]:
+    why = devices.unusable_gpu()
+    return (
+        [f"runs are trained on the CPU: this machine's GPU cannot be used ({why})"] if why else []
+    )
 
 
 def _devices(db: Database, readings: Readings) -> list[DeviceView]:

@@ -11,7 +11,7 @@ import errno
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -56,6 +56,7 @@ def spawn(
     *,
     niceness: int = 0,
     cache_bytes: int | None = None,
+    compiled: Path | None = None,
 ) -> tuple[Child, ProcessIdentity | None]:
     """Start `python -P -m module directory` in a session of its own, its output in the log.
 
@@ -68,7 +69,7 @@ def spawn(
             stdout=log,
             stderr=log,
             cwd=directory,
-            env=environment(token, cache_bytes),
+            env=environment(token, cache_bytes, compiled),
             close_fds=True,
             start_new_session=True,
         )
@@ -78,10 +79,13 @@ def spawn(
     return Child(popen), rundir.identify(popen.pid)
 
 
-def environment(token: str, cache_bytes: int | None = None) -> dict[str, str]:
+def environment(
+    token: str, cache_bytes: int | None = None, compiled: Path | None = None
+) -> dict[str, str]:
     """The daemon's environment without its own settings and secrets, with the attempt's token.
 
-    cache_bytes: how large the token cache may grow.
+    cache_bytes: how large the token cache may grow. compiled: the folder in which the compilers
+    keep what they made; their own default is lost at a reboot, or with a container.
     """
     kept = {
         key: value
@@ -90,12 +94,30 @@ def environment(token: str, cache_bytes: int | None = None) -> dict[str, str]:
     }
     return {
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # so that cuda:1 is the one NVIDIA's tools call 1
+        **(_compiler_caches(compiled) if compiled is not None else {}),
+        **_allocator(kept),
         **kept,
         **({"TRAIND_TOKEN_CACHE_BYTES": str(cache_bytes)} if cache_bytes is not None else {}),
         TOKEN_VARIABLE: token,
         "PYTHONUNBUFFERED": "1",
         "PYTHONFAULTHANDLER": "1",
     }
+
+
+def _compiler_caches(folder: Path) -> dict[str, str]:
+    return {
+        "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
+        "TRITON_CACHE_DIR": str(folder / "triton"),
+    }
+
+
+def _allocator(kept: Mapping[str, str]) -> dict[str, str]:
+    """Device memory in segments that grow, so that evaluations leave no holes between the steps'
+    blocks. WSL's driver has no such memory."""
+    own = {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & kept.keys()
+    if own or Path("/dev/dxg").exists():
+        return {}
+    return {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 
 
 # --- knowing -------------------------------------------------------------------------------------

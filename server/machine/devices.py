@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 import platform
 import sys
+import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from server.errors import TraindError
+from trainer.contract.gpu_signs import sign_of_gpu
+
+ASK_AGAIN_SECONDS = 5.0
+T = TypeVar("T")
 
 
 class DeviceMissing(TraindError):
@@ -22,7 +27,8 @@ class DeviceMissing(TraindError):
 class Device:
     """name is the maker's; memory in bytes, None where it is not the device's own.
 
-    capability: CUDA's, (8, 9) for an RTX 40; None for what is no CUDA device.
+    capability: CUDA's, (8, 9) for an RTX 40; None for what is no CUDA device. pci: the address,
+    0000:01:00.
     """
 
     device: str
@@ -30,17 +36,64 @@ class Device:
     memory_bytes: int | None = None
     uuid: str | None = None
     capability: tuple[int, int] | None = None
+    pci: str | None = None
 
 
-@cache
+@dataclass(frozen=True)
+class _Found:
+    """unanswered: why a GPU that seems to be there is not among the devices."""
+
+    devices: tuple[Device, ...] = ()
+    unanswered: str | None = None
+    at: float = 0.0
+
+
+_found = _Found()
+
+
 def discover() -> tuple[Device, ...]:
-    """What a run may ask for, the best first. Looked up once: about 20 ms with a GPU."""
-    gpus = _nvidia_gpus()
+    """What a run may ask for, the best first. About 20 ms with a GPU, looked up once.
+
+    A GPU whose driver does not answer yet, as after a boot, is asked for again every few seconds.
+    """
+    global _found
+    age = time.monotonic() - _found.at
+    if _found.devices and (age < ASK_AGAIN_SECONDS or not _found.unanswered):
+        return _found.devices
+    gpus, why = _nvidia_gpus()
+    sign = sign_of_gpu()
     mps = (Device("mps", "Apple GPU"),) if _has_mps() else ()
-    return (*gpus, *mps, Device("cpu", _cpu_name()))
+    _found = _Found(
+        (*gpus, *mps, Device("cpu", _cpu_name())),
+        f"{sign} is there, and NVIDIA's library answers: {why}" if sign and not gpus else None,
+        time.monotonic(),
+    )
+    return _found.devices
 
 
-def resolve(wanted: str, devices: tuple[Device, ...] | None = None) -> str:
+def unusable_gpu() -> str | None:
+    """Why a GPU that this machine seems to have cannot be used, or None."""
+    discover()
+    return _found.unanswered
+
+
+def forget() -> None:
+    """Look again at the next question."""
+    global _found
+    _found = _Found()
+
+
+class Present(Sequence[Device]):
+    """The devices that are there whenever it is looked at."""
+
+    def __getitem__(self, index: Any) -> Any:
+        return discover()[index]
+
+    def __len__(self) -> int:
+        return len(discover())
+
+
+def resolve(wanted: str, devices: Sequence[Device] | None = None) -> str:
     """The device that a spec's `device` means here. Raises DeviceMissing."""
     devices = discover() if devices is None else devices
     present = [device.device for device in devices]
@@ -55,46 +108,95 @@ def resolve(wanted: str, devices: tuple[Device, ...] | None = None) -> str:
     return name
 
 
-def _nvidia_gpus() -> tuple[Device, ...]:
+def handles(nvml: Any) -> list[Any]:
+    """NVML's handles of all GPUs; of one that is partitioned (MIG), those of its parts."""
+    found: list[Any] = []
+    for index in range(nvml.nvmlDeviceGetCount()):
+        whole = nvml.nvmlDeviceGetHandleByIndex(index)
+        found += _parts(nvml, whole) or [whole]
+    return found
+
+
+def ask(nvml: Any, question: Callable[[], T]) -> T | None:
+    """The answer, or None: cards and drivers differ in what they can say."""
+    try:
+        return question()
+    except (nvml.NVMLError, AttributeError):
+        return None
+
+
+def _nvidia_gpus() -> tuple[tuple[Device, ...], str]:
+    """The GPUs that CUDA will show to the trainer, and why there is none."""
     try:
         import pynvml
 
         pynvml.nvmlInit()
-    except Exception:  # no driver, no library, no permission: then there is no GPU to use
-        return ()
-    gpus: list[Device] = []
-    with suppress(pynvml.NVMLError):
-        for index, place in enumerate(_visible(pynvml.nvmlDeviceGetCount())):
-            handle = pynvml.nvmlDeviceGetHandleByIndex(place)
-            gpus.append(
-                Device(
-                    f"cuda:{index}",
-                    _text(pynvml.nvmlDeviceGetName(handle)),
-                    int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
-                    _text(pynvml.nvmlDeviceGetUUID(handle)),
-                    _capability(pynvml, handle),
-                )
-            )
-    with suppress(pynvml.NVMLError):
-        pynvml.nvmlShutdown()
-    return tuple(gpus)
+    except Exception as error:  # no driver, no library, no permission: then no GPU can be used
+        return (), str(error)
+    try:
+        shown = _visible(pynvml, handles(pynvml))
+        return tuple(_describe(pynvml, i, h) for i, h in enumerate(shown)), "no GPU is visible"
+    except pynvml.NVMLError as error:
+        return (), str(error)
+    finally:
+        with suppress(pynvml.NVMLError):
+            pynvml.nvmlShutdown()
 
 
-def _capability(nvml: Any, handle: Any) -> tuple[int, int] | None:
-    """None where the driver does not tell: then the trainer finds out."""
-    with suppress(nvml.NVMLError, AttributeError):
-        major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
-        return int(major), int(minor)
-    return None
+def _describe(nvml: Any, index: int, handle: Any) -> Device:
+    """Each value on its own: unified memory has no size, a partition no name of its own."""
+    memory = ask(nvml, lambda: nvml.nvmlDeviceGetMemoryInfo(handle))
+    capability = ask(nvml, lambda: nvml.nvmlDeviceGetCudaComputeCapability(handle))
+    bus = ask(nvml, lambda: nvml.nvmlDeviceGetPciInfo(handle).busId)
+    uuid = _uuid(nvml, handle)
+    return Device(
+        f"cuda:{index}",
+        _text(ask(nvml, lambda: nvml.nvmlDeviceGetName(handle)) or "NVIDIA GPU"),
+        int(memory.total) if memory is not None else None,
+        uuid,
+        (int(capability[0]), int(capability[1])) if capability is not None else None,
+        pci_address(_text(bus)) if bus else None,
+    )
 
 
-def _visible(count: int) -> list[int]:
-    """Which of the GPUs CUDA will show to the trainer; the library itself shows them all."""
+def pci_address(text: str) -> str:
+    """As the kernel writes it: 00000000:01:00.0 and 0000:01:00 are both 0000:01:00."""
+    domain, bus, device = text.lower().partition(".")[0].split(":")
+    return f"{domain[-4:]:0>4}:{bus}:{device}"
+
+
+def _uuid(nvml: Any, handle: Any) -> str | None:
+    found = ask(nvml, lambda: nvml.nvmlDeviceGetUUID(handle))
+    return _text(found) if found else None
+
+
+def _parts(nvml: Any, handle: Any) -> list[Any]:
+    """The MIG devices of a partitioned GPU."""
+    mode = ask(nvml, lambda: nvml.nvmlDeviceGetMigMode(handle))
+    if not mode or not mode[0]:
+        return []
+    count = ask(nvml, lambda: nvml.nvmlDeviceGetMaxMigDeviceCount(handle)) or 0
+    parts = [ask(nvml, lambda i=i: nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, i))
+             for i in range(count)]  # fmt: skip
+    return [part for part in parts if part is not None]
+
+
+def _visible(nvml: Any, found: list[Any]) -> list[Any]:
+    """Which of them CUDA shows to the trainer: by number or by the beginning of a uuid, up to the
+    first that it does not know. NVML itself shows them all."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is None:
-        return list(range(count))
-    numbers = [part.strip() for part in chosen.split(",")]
-    return [int(part) for part in numbers if part.isdigit() and int(part) < count]
+        return found
+    shown: list[Any] = []
+    for part in (part.strip() for part in chosen.split(",")):
+        if part.isdigit():
+            matching = found[int(part) : int(part) + 1]
+        else:
+            matching = [h for h in found if part and (_uuid(nvml, h) or "").startswith(part)]
+        if len(matching) != 1:
+            break
+        shown += matching
+    return shown
 
 
 def _text(value: Any) -> str:

@@ -71,7 +71,9 @@ _XIDS = {
     )
 }
 
-_XID_LINE = re.compile(r"NVRM: Xid \((?P<where>[^)]*)\): (?P<number>\d+)")
+_XID_LINE = re.compile(
+    r"NVRM: Xid \((?:PCI:)?(?P<where>[^)]*)\): (?P<number>\d+)(?:, pid='?(?P<pid>\d+))?"
+)
 _OOM_LINE = re.compile(r"(?:Killed process|oom-kill:.*?\bpid=)\s*(?P<pid>\d+)")
 _OOM_LIMIT_LINE = re.compile(r"memory: usage \d+kB, limit (?P<limit>\d+)kB")
 _OOM_HELD = re.compile(r"anon-rss:(?P<held>\d+)kB")
@@ -82,11 +84,27 @@ def advice(xid: Xid) -> str:
     return _ADVICE[xid.action]
 
 
-def worst_xid(kernel_lines: Iterable[str]) -> Xid | None:
-    """The gravest Xid among kernel log lines, None without one."""
-    found = [int(m["number"]) for line in kernel_lines if (m := _XID_LINE.search(line))]
-    named = [_XIDS.get(n, Xid(n, "see NVIDIA's list of Xid errors", Action.reset)) for n in found]
-    return max(named, key=lambda xid: _SEVERITY.index(xid.action), default=None)
+def worst_xid(
+    kernel_lines: Iterable[str], pci: str | None = None, pid: int | None = None
+) -> Xid | None:
+    """The gravest Xid among kernel log lines, None without one.
+
+    pci: of this card alone (0000:01:00). pid: an error that ends a program alone counts where it
+    names this one or none; what the card itself suffers counts whoever used it.
+    """
+    said = [m for line in kernel_lines if (m := _XID_LINE.search(line))]
+    here = [m for m in said if pci is None or m["where"].lower().partition(".")[0] == pci]
+    found = [(_xid(int(m["number"])), m["pid"]) for m in here]
+    ours = [x for x, of in found if x.action != Action.restart or _may_be(of, pid)]
+    return max(ours, key=lambda xid: _SEVERITY.index(xid.action), default=None)
+
+
+def _xid(number: int) -> Xid:
+    return _XIDS.get(number, Xid(number, "see NVIDIA's list of Xid errors", Action.reset))
+
+
+def _may_be(named: str | None, pid: int | None) -> bool:
+    return named is None or pid is None or int(named) == pid
 
 
 def oom_killed(kernel_lines: Iterable[str]) -> set[int]:

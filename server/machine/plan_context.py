@@ -69,6 +69,8 @@ def context(
         measured_peak_bytes=seen.peak_bytes if seen else None,
         disk_free_bytes=disk_free(settings.paths.root),
         corpus_tokens=_corpus_tokens(session, settings, spec),
+        gpu_unusable=devices.unusable_gpu() if found is None else None,
+        capability=device.capability if device else None,
     )
 
 

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
+from server.machine import devices
+
 FRESH_SECONDS = 1.0
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -62,8 +66,7 @@ def _read_all() -> dict[str, Reading]:
     found: dict[str, Reading] = {}
     try:
         with suppress(pynvml.NVMLError):
-            for index in range(pynvml.nvmlDeviceGetCount()):
-                handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+            for handle in devices.handles(pynvml):
                 uuid = pynvml.nvmlDeviceGetUUID(handle)
                 found[uuid if isinstance(uuid, str) else uuid.decode()] = _read(pynvml, handle)
     finally:
@@ -75,11 +78,8 @@ def _read_all() -> dict[str, Reading]:
 def _read(nvml: Any, handle: Any) -> Reading:
     """Each value on its own: cards differ in what they can say."""
 
-    def ask(question: Any) -> Any:
-        try:
-            return question()
-        except nvml.NVMLError:
-            return None
+    def ask(question: Callable[[], T]) -> T | None:
+        return devices.ask(nvml, question)
 
     memory = ask(lambda: nvml.nvmlDeviceGetMemoryInfo(handle))
     load = ask(lambda: nvml.nvmlDeviceGetUtilizationRates(handle))

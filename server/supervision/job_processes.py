@@ -148,6 +148,7 @@ def _spawn(shop: Shop, watch: Watch, job_id: str, niceness: int) -> None:
         watch.token,
         niceness=niceness,
         cache_bytes=shop.settings.token_cache_bytes,
+        compiled=shop.settings.paths.compiled,
     )
     failpoint.hit("supervisor.record")
     if identity is not None:

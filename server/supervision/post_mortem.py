@@ -38,14 +38,14 @@ class Autopsy:
         return said[-1][:LAST_WORDS_CHARACTERS] if said else ""
 
 
-def examine(watch: Watch) -> Autopsy:
-    """Look at what is left of the process of this directory."""
+def examine(watch: Watch, pci: str | None = None) -> Autopsy:
+    """Look at what is left of the process of this directory. pci: of the card it used, if known."""
     lines = kernel_log.kernel_lines(_kernel_log_start(watch))
     tail_lines = STACK_DUMP_LINES if watch.stall_step else process.LOG_TAIL_LINES
     return Autopsy(
         exit_code=watch.exit_code,
         oom=_oom(watch, lines),
-        xid=kernel_log.worst_xid(lines),
+        xid=kernel_log.worst_xid(lines, pci, watch.identity.pid if watch.identity else None),
         log_tail=process.log_tail(watch.directory / LOG, tail_lines),
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,7 +51,7 @@ class Shop:
 
     db: Database
     settings: Settings
-    devices: tuple[Device, ...]
+    devices: Sequence[Device]
     backoff: tuple[float, ...] = field(default=recovery.BACKOFF_SECONDS)
     worker: Worker | None = None
 
@@ -98,6 +99,7 @@ def _spawn(shop: Shop, watch: Watch, attempt_id: int) -> None:
         watch.directory,
         watch.token,
         cache_bytes=shop.settings.token_cache_bytes,
+        compiled=shop.settings.paths.compiled,
     )
     failpoint.hit("supervisor.record")
     if identity is not None:
@@ -190,7 +192,10 @@ def close(shop: Shop, attempt_id: int, watch: Watch) -> Verdict | None:
 
     None when the run's state does not wait for this attempt (it was moved on already).
     """
-    findings = post_mortem.examine(watch)
+    with shop.db.read() as session:
+        device = session.get_one(Attempt, attempt_id).device
+    pci = next((d.pci for d in shop.devices if d.device == device), None)
+    findings = post_mortem.examine(watch, pci)
     with shop.db.write() as session:
         attempt = session.get_one(Attempt, attempt_id)
         run = session.get_one(Run, attempt.run_id)

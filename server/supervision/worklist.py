@@ -61,7 +61,7 @@ class Board:
     turn: dict[str, str] = field(default_factory=dict)
 
 
-def load(session: Session, paths: DataDir, devices: tuple[Device, ...]) -> Board:
+def load(session: Session, paths: DataDir, devices: Sequence[Device]) -> Board:
     """Everything unsettled. Reads rows and the presence of data files, writes nothing."""
     attempts: dict[str, Attempt] = {}
     for attempt in _open_attempts(session):
@@ -137,7 +137,7 @@ def _entry(
     run: Run,
     attempt: Attempt | None,
     paths: DataDir,
-    devices: tuple[Device, ...],
+    devices: Sequence[Device],
 ) -> Entry:
     prepared = session.scalars(
         select(Job)
@@ -162,7 +162,7 @@ def _entry(
 
 
 def _device(
-    session: Session, run: Run, attempt: Attempt | None, devices: tuple[Device, ...]
+    session: Session, run: Run, attempt: Attempt | None, devices: Sequence[Device]
 ) -> tuple[str, str | None]:
     """Where the run belongs: 'auto' stays where it began, it never falls back to the CPU."""
     if attempt is not None:
@@ -196,7 +196,7 @@ def _has_data(run: Run, preparation: Job | None, paths: DataDir) -> bool:
     return tokens_needed(run) <= int(preparation.params.get("tokens_needed", 0))
 
 
-def _turns(board: Board, devices: tuple[Device, ...]) -> dict[str, str]:
+def _turns(board: Board, devices: Sequence[Device]) -> dict[str, str]:
     """Who may use each place: its holder; else the oldest job that waits; else the next run."""
     turn: dict[str, str] = {}
     for entry in board.entries:
@@ -215,7 +215,7 @@ def _queue_order(entry: Entry) -> tuple[bool, int, float, str]:
     return position is None, position or 0, entry.run.created_at, entry.run.id
 
 
-def job_place(job: Job, devices: tuple[Device, ...]) -> str:
+def job_place(job: Job, devices: Sequence[Device]) -> str:
     """What a job occupies: the device it names or else the best one, the one place for work on
     the CPU, or the one for completions, which may be held for hours and must not keep that work
     waiting."""

@@ -278,6 +278,22 @@ def test_f36_the_gravest_xid_names_the_end() -> None:
     assert "fallen off the bus" in said.message
 
 
+def test_f36_another_cards_and_another_programs_xid_is_not_ours() -> None:
+    lines = [
+        "NVRM: Xid (PCI:0000:82:00): 79, pid=1, GPU has fallen off the bus",
+        "NVRM: Xid (PCI:0000:01:00): 31, pid=815, name=blender, MMU Fault",
+    ]
+    assert kernel_log.worst_xid(lines, "0000:01:00", 4711) is None
+    ours = kernel_log.worst_xid(lines, "0000:01:00", 815)
+    assert ours is not None
+    assert ours.number == 31
+    # what the card suffers ends whoever used it
+    whole = ["NVRM: Xid (PCI:0000:01:00.0): 79, pid='<unknown>', name=<unknown>"]
+    lost = kernel_log.worst_xid(whole, "0000:01:00", 4711)
+    assert lost is not None
+    assert lost.number == 79
+
+
 def test_f13_the_kernels_oom_lines() -> None:
     lines = [
         "Out of memory: Killed process 4711 (python) total-vm:20971520kB",

@@ -104,3 +104,46 @@ def test_a_winner_is_remembered_and_a_torn_file_is_no_obstacle(
     monkeypatch.undo()
     memory.write_text('{"torn')
     assert attention.choose(shape, 1, torch.float32, CPU, memory).keys() == first.keys()
+
+
+def test_a_wrong_backend_loses_however_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On operands all alike it could not be told from a right one."""
+
+    def one_key_too_many(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+        return attention.masked(q, k, v, None if window is None else window + 1)
+
+    shape = KINDS["windows"].plan()[0]
+    (window,) = {w for w in shape.windows if w is not None and w < shape.sequence_len}
+    monkeypatch.setitem(attention.BACKENDS, "varlen", one_key_too_many)
+    monkeypatch.setattr(attention, "candidates", lambda *_: ["varlen", "masked"])
+    assert attention.race(shape, 1, torch.float32, CPU, window) == "masked"
+
+
+def test_where_no_backend_runs_the_plain_one_is_taken_and_not_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broken compiler fails them all; the step finds that out, and runs without."""
+
+    def fails(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+        raise RuntimeError("no Python.h")
+
+    shape, memory = Kind().plan()[0], tmp_path / "choices.json"
+    masked = attention.masked
+    monkeypatch.setattr(attention, "candidates", lambda *_: ["sdpa", "varlen"])
+    for name in ("sdpa", "varlen"):
+        monkeypatch.setitem(attention.BACKENDS, name, fails)
+    chosen = attention.choose(shape, 1, torch.float32, CPU, memory)
+    assert set(chosen.values()) == {"sdpa"}
+    assert not memory.exists()
+    monkeypatch.setitem(attention.BACKENDS, "varlen", masked)
+    assert set(attention.choose(shape, 1, torch.float32, CPU, memory).values()) == {"varlen"}
+
+
+def test_a_full_card_is_no_loss_of_a_race(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setitem(attention.BACKENDS, "sdpa", full)
+    monkeypatch.setattr(attention, "candidates", lambda *_: ["sdpa", "masked"])
+    with pytest.raises(torch.OutOfMemoryError):
+        attention.choose(Kind().plan()[0], 1, torch.float32, CPU)

@@ -191,7 +191,7 @@ def test_a_race_that_the_compilers_own_block_cannot_run_is_remembered_by_nobody(
     memory = tmp_path / "choices.json"
     contestants(monkeypatch)
     taking_part(monkeypatch, "quick")
-    monkeypatch.setattr(relu2, "_agree", lambda *_: False)
+    monkeypatch.setattr(autotune, "agree", lambda *_: False)
     with pytest.raises(RuntimeError, match="compiled does not agree; quick does not agree"):
         settled(relu2.RACE, memory)
     assert not memory.exists()
@@ -272,4 +272,4 @@ def test_on_a_card_each_tile_that_runs_agrees_with_the_block(tile: str) -> None:
     found = autotune.attempt(run)
     if found is None:
         pytest.skip("this tile needs more shared memory than the card has")
-    assert relu2._agree(found, right)
+    assert autotune.agree(found, right)

@@ -45,7 +45,10 @@ def test_no_memory_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def tried(
-    monkeypatch: pytest.MonkeyPatch, seconds: dict[int, float], candidates: list[int]
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: dict[int, float],
+    candidates: list[int],
+    device: str = "cpu",
 ) -> tuple[int, list[int]]:
     """The rows taken and the rows measured, where a pass of so many rows takes so long a token."""
 
@@ -54,7 +57,9 @@ def tried(
 
     monkeypatch.setattr(step_probe, "probe_step", step)
     shape, hyper = Kind().plan()
-    found, seen = fastest_rows(shape, candidates, torch.device("cpu"), torch.float32, False, hyper)
+    found, seen = fastest_rows(
+        shape, candidates, 64, torch.device(device), torch.float32, False, hyper
+    )
     return found, [each.rows for each in seen]
 
 
@@ -64,6 +69,31 @@ def test_the_fastest_rows_that_fit_are_taken(monkeypatch: pytest.MonkeyPatch) ->
     assert tried(monkeypatch, {1: 3e-6, 2: 4e-6, 4: 1e-6}, [1, 2, 4]) == (1, [1, 2])
     with pytest.raises(torch.OutOfMemoryError, match="not even 4 rows"):
         tried(monkeypatch, {}, [4, 8])
+
+
+def test_a_gpu_begins_at_four_rows_and_takes_fewer_only_where_those_do_not_fit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    each = {1: 3e-6, 2: 2e-6, 4: 1.5e-6, 8: 1e-6}
+    assert tried(monkeypatch, each, [1, 2, 4, 8, 16], "cuda") == (8, [4, 8])
+    assert tried(monkeypatch, {1: 3e-6, 2: 2e-6}, [1, 2, 4, 8], "cuda") == (2, [2])
+    with pytest.raises(torch.OutOfMemoryError, match="not even 1 rows"):
+        tried(monkeypatch, {}, [1, 2, 4], "cuda")
+
+
+def test_a_step_of_several_micro_batches_is_probed_with_two(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: dict[int, int] = {}
+
+    def step(_shape: object, rows: int, *, accumulation: int, **_: object) -> ProbeResult:
+        asked[rows] = accumulation
+        return ProbeResult(rows, True, 1e-6 / rows, 1, False)
+
+    monkeypatch.setattr(step_probe, "probe_step", step)
+    shape, hyper = Kind().plan()
+    fastest_rows(shape, [4, 8, 16], 16, torch.device("cuda"), torch.float32, False, hyper)
+    assert asked == {4: 2, 8: 2, 16: 1}
 
 
 def test_a_step_without_a_compiler_loads_none() -> None:

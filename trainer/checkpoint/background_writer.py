@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from trainer.checkpoint import store
+from trainer.checkpoint.host_buffers import HostBuffers
 from trainer.checkpoint.store import FileEntry, Manifest, Snapshot
 
 PIECE_BYTES = 16 << 20
@@ -46,11 +47,23 @@ class Saver:
 
     def __init__(self, directory: Path, device: torch.device) -> None:
         self._directory, self._device = directory, device
-        self._buffers: dict[str, Tensor] = {}
+        self._buffers: HostBuffers | None = None
         self._thread: threading.Thread | None = None
         self._done: list[Saved] = []
         self._copied: Any = None
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def prepare(self, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> None:
+        """Take host memory for such a snapshot in the background; else the first save does."""
+        tensors = _together(model, optimizer)
+        if self._buffers is None or not self._buffers.fit(tensors):
+            self._buffers = None  # the old ones go before there are new ones
+            self._buffers = HostBuffers(tensors, self._device)
+
+    @property
+    def pinning_refused(self) -> str | None:
+        """Why the host memory is not pinned, so that a copy makes the step wait; else None."""
+        return self._buffers.refused if self._buffers is not None else None
 
     @property
     def busy(self) -> bool:
@@ -104,32 +117,27 @@ class Saver:
         optimizer: Mapping[str, Tensor],
         state: dict[str, Any],
     ) -> Snapshot:
+        self.prepare(model, optimizer)
+        assert self._buffers is not None
+        buffers = self._buffers.take()
+        pairs = [(buffers[name], t.detach()) for name, t in _together(model, optimizer).items()]
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream(self._device))
             with torch.cuda.stream(self._stream):
-                copies = (self._copy("m.", model), self._copy("o.", optimizer))
+                for buffer, tensor in pairs:
+                    buffer.copy_(tensor, non_blocking=True)
             self._copied = self._stream.record_event()
-        else:
-            copies = (self._copy("m.", model), self._copy("o.", optimizer))
-        return Snapshot(step, *copies, state)
-
-    def _copy(self, prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        copies = {name: self._buffer(prefix + name, t) for name, t in tensors.items()}
-        pairs = [(copies[name], t.detach()) for name, t in tensors.items()]
-        if self._device.type == "cpu":
+        elif self._device.type == "cpu":
             _copy_in_shares(pairs)
-        else:
-            for buffer, tensor in pairs:  # only a copy on a stream of ours is waited for later
-                buffer.copy_(tensor, non_blocking=self._stream is not None)
-        return copies
-
-    def _buffer(self, key: str, tensor: Tensor) -> Tensor:
-        buffer = self._buffers.get(key)
-        if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
-            pinned = self._device.type == "cuda"
-            buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned)
-            self._buffers[key] = buffer
-        return buffer
+        else:  # only a copy on a stream of ours is waited for later
+            for buffer, tensor in pairs:
+                buffer.copy_(tensor)
+        return Snapshot(
+            step,
+            {name: buffers[f"m.{name}"] for name in model},
+            {name: buffers[f"o.{name}"] for name in optimizer},
+            state,
+        )
 
     def _write(
         self,
@@ -159,6 +167,11 @@ class Saver:
                 error=error,
             )
         )
+
+
+def _together(model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    named = (("m.", model), ("o.", optimizer))
+    return {prefix + name: t for prefix, tensors in named for name, t in tensors.items()}
 
 
 def _copy_in_shares(pairs: list[tuple[Tensor, Tensor]]) -> None:

@@ -41,6 +41,11 @@ class DataDir:
         return self.root / "backups"
 
     @property
+    def compiled(self) -> Path:
+        """What the compilers made for this machine's devices; may be removed at any time."""
+        return self.root / "compiled"
+
+    @property
     def core_bundle(self) -> Path:
         """Where `traind fetch core` puts the bundle."""
         return self.root / "core"

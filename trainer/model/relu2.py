@@ -33,7 +33,6 @@ from trainer.runtime import autotune
 COMPILED, RACE = "compiled", "race"
 # rows x columns of the result, terms at a time, warps, stages: what usually does well
 TILES = ("128x256x64x8x2", "128x256x64x8x3", "128x128x64x4x3", "128x128x32x4x4", "64x256x32x4x4")
-AGREES = 0.02  # relative, of bf16 results: both round each of them by up to 0.004
 
 
 def block_with(tile: str) -> Callable[..., Tensor]:
@@ -199,7 +198,7 @@ class _Race:
         way = mlp if name == COMPILED else partial(fused_mlp, tile=name)
         run = partial(_there_and_back, autotune.as_called(way, self.compiled), self.operands)
         try:
-            return run, None if _agree(run(), self.right) else "does not agree"
+            return run, None if autotune.agree(run(), self.right) else "does not agree"
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # Triton's and the compiler's have no common kind
@@ -223,10 +222,3 @@ def _there_and_back(way: Callable[..., Tensor], operands: tuple[Tensor, ...]) ->
     """The MLP's result and its three gradients, for a gradient like x."""
     y = way(*operands)
     return y.detach(), *torch.autograd.grad(y, operands, operands[0].detach())
-
-
-def _agree(found: tuple[Tensor, ...], right: tuple[Tensor, ...]) -> bool:
-    def off(a: Tensor, b: Tensor) -> float:
-        return ((a.float() - b.float()).norm() / b.float().norm()).item()
-
-    return all(off(a, b) < AGREES for a, b in zip(found, right, strict=True))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -56,12 +56,31 @@ def as_called(way: Callable[..., T], compiled: bool) -> Callable[..., T]:
     return torch.compile(call, dynamic=False, fullgraph=True) if compiled else call
 
 
+class Undecided(Exception):
+    """No candidate ran. The message is the last one's error."""
+
+
 def attempt(run: Callable[[], T]) -> T | None:
-    """What it returns; None where it does not run here: who raises has lost the race."""
+    """What it returns; None where it does not run here: who raises has lost the race.
+
+    Raises torch.OutOfMemoryError: a full card decides nothing.
+    """
     try:
         return run()
+    except torch.OutOfMemoryError:
+        raise
     except Exception:  # Triton's and the compiler's have no common kind
         return None
+
+
+AGREES = 0.02  # relative, of bf16 results: both round each of them by up to 0.004
+
+
+def agree(found: Sequence[Tensor], right: Sequence[Tensor]) -> bool:
+    """Whether results that were rounded differently are those of the same function."""
+    pairs = [(a.float(), b.float()) for a, b in zip(found, right, strict=True)]
+    off = torch.stack([(a - b).norm() / b.norm() for a, b in pairs])
+    return bool((off < AGREES).all())
 
 
 def best_seconds(run: Callable[[], object], device: torch.device) -> float:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import sysconfig
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +30,10 @@ class Compiler:
         if wanted:
             self.reason = missing(device)
             torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
+            # a backward pass is else compiled inside autograd, where no one can fall back
+            from torch._functorch import config as autograd
+
+            autograd.force_non_lazy_backward_lowering = True
             if self.active and device.type == "cpu":
                 cpu_isa.remember_answers()
             if torch.are_deterministic_algorithms_enabled():  # tells the compiler so, too
@@ -64,12 +70,25 @@ class Compiler:
 def missing(device: torch.device) -> str | None:
     """What a compiler for this device lacks, or None."""
     if device.type == "cuda":
-        return None if importlib.util.find_spec("triton") else "triton is not installed"
+        return _missing_for_triton()
     if device.type != "cpu":
         return f"torch.compile is not used on {device.type}"
     named = os.environ.get("CXX")
     names = (named,) if named else ("g++", "clang++", "gcc", "clang")
     return None if any(shutil.which(name) for name in names) else "no C++ compiler found"
+
+
+def _missing_for_triton() -> str | None:
+    """Triton compiles kernels itself, and their launchers as modules of this Python."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    named = os.environ.get("CC")
+    if not any(shutil.which(name) for name in ((named,) if named else ("gcc", "clang"))):
+        return "no C compiler found, which Triton needs (Debian: apt install gcc)"
+    header = Path(sysconfig.get_paths()["include"]) / "Python.h"
+    if not header.exists():
+        return f"{header} is missing, which Triton needs (Debian: apt install python3-dev)"
+    return None
 
 
 def _compile_errors() -> tuple[type[BaseException], ...]:

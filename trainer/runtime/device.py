@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import metadata
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from trainer.contract.peaks import Peak, fp8_missing, known_peak
 
 SAMPLE_SECONDS = 1.0
+T = TypeVar("T")
 
 
 class DeviceMissing(Exception):
@@ -30,12 +31,51 @@ def resolve(name: str) -> torch.device:
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
-            raise DeviceMissing(f"device {name} is not there: torch sees {count} CUDA devices")
+            raise DeviceMissing(_why_missing(name, count))
         device = torch.device("cuda", device.index or 0)
         torch.cuda.set_device(device)
     elif device.type == "mps" and not torch.backends.mps.is_available():
         raise DeviceMissing("device mps is not there")
     return device
+
+
+def _why_missing(name: str, count: int) -> str:
+    """What torch and the driver say about a CUDA device that torch cannot use."""
+    if torch.version.cuda is None:
+        return (
+            f"device {name} cannot be used: torch {torch.__version__} is a build without CUDA; "
+            "install the CUDA build (pytorch.org, Get started)"
+        )
+    driver, newest = _driver()
+    seen = f"device {name} is not there: torch sees {count} CUDA devices; "
+    if driver is None:
+        return f"{seen}NVIDIA's driver does not answer: see what nvidia-smi prints"
+    if newest is not None and newest < _numbers(torch.version.cuda)[:1]:
+        return (
+            f"{seen}torch is built for CUDA {torch.version.cuda}, driver {driver} supports "
+            f"CUDA {'.'.join(map(str, newest))} at most: update the driver, or install a torch "
+            "built for that version"
+        )
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    limits = "" if visible is None else f"; CUDA_VISIBLE_DEVICES is {visible!r}"
+    return f"{seen}torch is built for CUDA {torch.version.cuda}, the driver is {driver}{limits}"
+
+
+def _driver() -> tuple[str | None, tuple[int, ...] | None]:
+    """The driver's version and the newest CUDA it supports, as far as NVML answers."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        driver = str(pynvml.nvmlSystemGetDriverVersion())
+        cuda = int(pynvml.nvmlSystemGetCudaDriverVersion())
+    except Exception:  # no library, no driver, no permission
+        return None, None
+    return driver, (cuda // 1000, cuda % 1000 // 10)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))
 
 
 def configure(device: torch.device, *, threads: int | None, deterministic: bool) -> None:
@@ -46,7 +86,8 @@ def configure(device: torch.device, *, threads: int | None, deterministic: bool)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         # not use_deterministic_algorithms: that loads the compiler, two seconds of every start
-        torch.set_deterministic_debug_mode("error" if device.type == "cpu" else "warn")
+        # "warn" would leave attention's backward as it is: its CUDA kernels look for "error"
+        torch.set_deterministic_debug_mode("warn" if device.type == "mps" else "error")
         # we never read what torch.empty gives: filling it with NaN would cost a pass over memory
         torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
         torch.backends.cudnn.benchmark = False
@@ -132,17 +173,6 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def has_compiler(device: torch.device) -> bool:
-    """Whether torch.compile can work here: a C++ compiler for the CPU, Triton for CUDA."""
-    if device.type == "cuda":
-        try:
-            metadata.version("triton")
-        except metadata.PackageNotFoundError:
-            return False
-        return shutil.which("cc") is not None or shutil.which("gcc") is not None
-    return device.type == "cpu" and (shutil.which("g++") or shutil.which("clang++")) is not None
-
-
 def versions() -> dict[str, str]:
     """Versions that a run's numbers can depend on."""
     found = {"python": platform.python_version(), "torch": torch.__version__}
@@ -215,14 +245,26 @@ class Sensors:
             return self._last
         import pynvml
 
-        try:
-            watts = pynvml.nvmlDeviceGetPowerUsage(self._handle) / 1000
-            celsius = pynvml.nvmlDeviceGetTemperature(self._handle, pynvml.NVML_TEMPERATURE_GPU)
-            self._last = {"power_watts": watts, "temperature_celsius": float(celsius)}
-        except pynvml.NVMLError:
-            self._last = {"power_watts": None, "temperature_celsius": None}
+        milliwatts = _ask(lambda: pynvml.nvmlDeviceGetPowerUsage(self._handle))
+        celsius = _ask(
+            lambda: pynvml.nvmlDeviceGetTemperature(self._handle, pynvml.NVML_TEMPERATURE_GPU)
+        )
+        self._last = {
+            "power_watts": None if milliwatts is None else milliwatts / 1000,
+            "temperature_celsius": None if celsius is None else float(celsius),
+        }
         self._sampled_at = now
         return self._last
+
+
+def _ask(question: Callable[[], T]) -> T | None:
+    """The answer, or None: cards differ in what they can measure."""
+    import pynvml
+
+    try:
+        return question()
+    except pynvml.NVMLError:
+        return None
 
 
 def _peak_rss_bytes() -> int | None:

@@ -122,9 +122,17 @@ def _says(*words: str) -> Callable[[BaseException], bool]:
     return lambda error: any(part in str(error) for part in words)
 
 
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Beside torch's own error: the driver's, and cuBLAS' when it cannot create its handle."""
+    words = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA out of memory")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
 def _is_gpu_lost(error: BaseException) -> bool:
     words = ("device-side assert", "unspecified launch failure", "uncorrectable ECC",
-             "GPU is lost", "has fallen off the bus", "illegal memory access")  # fmt: skip
+             "GPU is lost", "has fallen off the bus", "illegal memory access",
+             "launch timed out", "misaligned address", "illegal instruction", "unknown error",
+             "no CUDA-capable device")  # fmt: skip
     cuda = "CUDA" in str(error) or _named("AcceleratorError")(error)
     return cuda and any(word in str(error) for word in words)
 
@@ -133,6 +141,7 @@ def _is_gpu_lost(error: BaseException) -> bool:
 # what befell the process comes before what it was doing.
 _REASONS: list[tuple[Callable[[BaseException], bool], Reason]] = [
     (_named("OutOfMemoryError"), Reason.out_of_memory),
+    (_is_out_of_memory, Reason.out_of_memory),
     (_named("MemoryError"), Reason.host_out_of_memory),
     (
         _errno(causes.NO_MEMORY, "Cannot allocate memory", "can't allocate memory"),

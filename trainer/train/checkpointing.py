@@ -109,6 +109,7 @@ def _wait_a_little(session: Session) -> None:
 
 def _begin(session: Session, why: Why, pinned: bool, next_loss: float | None) -> None:
     session.save_began = time.monotonic()
+    session.check_compiler()  # before the manifest: an evaluation may have compiled since
     model, optimizer = session.tensors()
     session.saver.begin(
         session.state.step,
@@ -117,6 +118,20 @@ def _begin(session: Session, why: Why, pinned: bool, next_loss: float | None) ->
         session.state_dict(),
         session.manifest(why, pinned, next_loss),
         why,
+    )
+    if session.saver.pinning_refused and not session.told_of_pageable:
+        session.told_of_pageable = True
+        session.reporter.emit(_pageable(session))
+
+
+def _pageable(session: Session) -> events.Notice:
+    return events.Notice(
+        level="warning",
+        code="host_memory_not_pinned",
+        message="a checkpoint is copied to host memory that is not pinned, and the step waits for "
+        f"the copy: {session.saver.pinning_refused}. Raise the limit of locked memory (ulimit -l, "
+        "or WSL's memory in .wslconfig)",
+        step=session.state.step,
     )
 
 

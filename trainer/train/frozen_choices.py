@@ -19,6 +19,7 @@ from trainer.contract.orders import AttemptOrder
 from trainer.contract.plan import Hyperparameters
 from trainer.contract.rundir import RunDir, write_durably
 from trainer.contract.shape import ModelShape, shape_of
+from trainer.runtime import compiler
 from trainer.runtime import device as devices
 
 COMPILE_WORTH_SECONDS = 1800.0
@@ -51,10 +52,10 @@ class Choices(BaseModel):
         return getattr(torch, self.compute_dtype)
 
 
-# (shape, rows to try, ascending, device, compute dtype, fp8, hyperparameters)
+# (shape, rows to try, ascending, rows of a step, device, compute dtype, fp8, hyperparameters)
 # -> the rows to take, and what each that was tried did
 Probe = Callable[
-    [ModelShape, list[int], torch.device, torch.dtype, bool, Hyperparameters],
+    [ModelShape, list[int], int, torch.device, torch.dtype, bool, Hyperparameters],
     tuple[int, list[Probed]],
 ]
 
@@ -91,6 +92,14 @@ def freeze_winners(
         frozen = frozen.model_copy(update=found)
         write_durably(run_dir.frozen, frozen.model_dump_json(indent=1).encode())
     return choices.model_copy(update=found)
+
+
+def freeze_uncompiled(run_dir: RunDir) -> None:
+    """Later attempts do not try what failed: bits would differ between a compiled step and not."""
+    frozen = _read(run_dir)
+    if frozen is not None and frozen.compile:
+        frozen = frozen.model_copy(update={"compile": False})
+        write_durably(run_dir.frozen, frozen.model_dump_json(indent=1).encode())
 
 
 def _read(run_dir: RunDir) -> Choices | None:
@@ -139,7 +148,7 @@ def _rows(
     shape = shape_of(order.spec.model)
     total = order.plan.batch.tokens // shape.sequence_len
     divisors = [r for r in range(1, min(total, 64) + 1) if total % r == 0]
-    return probe(shape, divisors, device, dtype, fp8, order.plan.hyperparameters)
+    return probe(shape, divisors, total, device, dtype, fp8, order.plan.hyperparameters)
 
 
 def _compile(order: AttemptOrder, device: torch.device) -> bool:
@@ -147,6 +156,6 @@ def _compile(order: AttemptOrder, device: torch.device) -> bool:
     asked = order.spec.numerics.compile
     if isinstance(asked, bool):
         return asked
-    if not devices.has_compiler(device):
+    if compiler.missing(device):
         return False
     return device.type == "cuda" or order.plan.eta.training > COMPILE_WORTH_SECONDS

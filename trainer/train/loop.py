@@ -169,6 +169,9 @@ class _Loop:
     def step(self) -> None:
         """Launch one step; report the one before it."""
         session, step = self.session, self.state.step
+        compiling = self.first and session.stepper.compiler.active
+        if compiling:
+            session.reporter.emit(events.Stage(stage="compiling", detail="the first step"))
         if leave_out(session, step):
             session.reporter.emit(_left_out(step))
         if failpoint.corrupts("loop.weights"):
@@ -193,7 +196,10 @@ class _Loop:
         self.state.tokens_seen += self.order.plan.batch.tokens
         if self.first or not reads_late(session.device):
             self.settle()
-            self.first = False
+        if compiling:
+            session.check_compiler()
+            session.reporter.emit(events.Stage(stage="training"))
+        self.first = False
         session.reporter.sync_if_due()
 
     def settle(self) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 from trainer.checkpoint import store
 from trainer.checkpoint.background_writer import Saver
 from trainer.contract import events
+from trainer.contract.gpu_signs import sign_of_gpu
 from trainer.contract.orders import AttemptOrder, Lineage
 from trainer.contract.rundir import RunDir, identify
 from trainer.contract.shape import shape_of
@@ -29,7 +30,7 @@ from trainer.data.background_check import BackgroundCheck
 from trainer.data.loader import Loader, open_loader
 from trainer.data.prepared import PreparedData, verify
 from trainer.data.tokenizer import Tokenizer
-from trainer.model import relu2
+from trainer.model import attention, relu2
 from trainer.model.gpt import GPT
 from trainer.optim.optimizer import Optimizer
 from trainer.runtime import device
@@ -74,6 +75,7 @@ class Session:
     corpus_check: BackgroundCheck | None = None
     saved_step: int = -1
     unanswered: str | None = None
+    told_of_pageable: bool = False
     save_began: float = field(default_factory=time.monotonic)
 
     @property
@@ -145,6 +147,23 @@ class Session:
 
         return describe
 
+    def check_compiler(self) -> None:
+        """Report, once, that the compiler failed and the step runs without it; later attempts
+        begin without it."""
+        reason = self.stepper.compiler.reason
+        if self.fingerprint.get("compiled") and reason:
+            self.fingerprint |= {"compiled": False, "compile_reason": reason}
+            choices.freeze_uncompiled(self.run_dir)
+            self.reporter.emit(
+                events.Notice(
+                    level="warning",
+                    code="compile_failed",
+                    message=f"torch.compile failed, so the run continues without it, slower: "
+                    f"{reason}. When that is mended, resume with overrides.compile true",
+                    step=self.state.step,
+                )
+            )
+
     def tensors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         return dict(self.model.state_dict()), self.optimizer.state_dict()
 
@@ -165,6 +184,7 @@ def build(
     """
     run_dir = RunDir(Path(order.run_dir))
     where = device.resolve(order.device)
+    _say_if_gpu_is_idle(order, where, reporter)
     reporter.emit(events.Stage(stage="probing", detail="settling the run's choices"))
     chosen = choices.settle(order, run_dir, where, batch_size_probe.fastest_rows)
     seed_rng(order.spec.numerics.seed)
@@ -172,6 +192,8 @@ def build(
     reporter.emit(events.Stage(stage="verifying", detail="data files"))
     verify(data)
     session = _assemble(order, run_dir, control, reporter, where, chosen, data)
+    if where.type == "cuda":
+        session.saver.prepare(*session.tensors())
     _announce(session)
     if owns_run:
         _clear_up(session)
@@ -212,7 +234,11 @@ def _assemble(
         streams=order.spec.data.streams,
         pin=where.type == "cuda",
     )
+    if where.type == "cuda":
+        torch.cuda.empty_cache()  # what races held is the desktop's, or another program's
     picked = {**stepper.describe_choices(), "device_batch_size": chosen.device_batch_size}
+    if where.type == "cuda" and attention.DEFAULT in picked["attention"].values():
+        picked["sdpa_kernel"] = attention.sdpa_kernel(model.shape, chosen.dtype, where)
     _say_if_not_there(reporter, chosen.attention, picked["attention"])
     tile = stepper.relu2_tile if order.spec.numerics.kernels == "triton" else None
     if tile != chosen.relu2:
@@ -237,6 +263,25 @@ def _assemble(
         state=TrainState(),
         saver=saver,
         sensors=device.Sensors.open(where),
+    )
+
+
+def _say_if_gpu_is_idle(order: AttemptOrder, where: torch.device, reporter: Reporter) -> None:
+    """A run that did not ask for the CPU and has it, on a machine with a GPU."""
+    sign = sign_of_gpu()
+    if order.spec.device != "auto" or where.type != "cpu" or sign is None:
+        return
+    if torch.cuda.is_available():
+        why = f"torch sees {torch.cuda.get_device_name(0)}, and NVIDIA's management library no GPU"
+    else:
+        why = f"{sign} is there, and torch {torch.__version__} sees no CUDA device"
+    reporter.emit(
+        events.Notice(
+            level="warning",
+            code="gpu_unused",
+            message=f"this run trains on the CPU: {why}. See traind doctor; "
+            "a run with device cpu says that it is meant so",
+        )
     )
 
 

@@ -21,6 +21,7 @@ from trainer.optim.optimizer import Optimizer
 from trainer.train.step import Stepper
 
 WARM_UP_STEPS = 2
+MARGIN = 0.95  # of the memory that is free: evaluations, fragments and a desktop want some too
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class ProbeResult:
     """seconds_per_token: median over the steps, optimizer included once per `accumulation`.
 
     peak_bytes: the device allocator's peak on CUDA, the process' peak resident memory elsewhere.
-    fits: false when the device ran out of memory; then the other numbers are 0.
+    fits: false when the device ran out of memory; then the other numbers are 0. False too where
+    little of it would be left.
     """
 
     rows: int
@@ -52,16 +54,19 @@ def probe_step(
     choices_file: Path | None = None,
     fp8: bool = False,
 ) -> ProbeResult:
-    """Train `steps` steps of `accumulation` micro-batches of `rows` rows on random tokens.
+    """Train `steps` steps of `accumulation` micro-batches of `rows` rows on random tokens, and
+    compute a loss as a pause does.
 
     Running out of device memory is an answer and not an error.
     """
     device = torch.device(device)
+    room = 0
     try:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
+            room = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
         model = GPT(shape, compute_dtype=compute_dtype, device=device)
-        model.init_weights(0)
+        _fill(model)
         stepper = Stepper(
             model,
             Optimizer(model, hyper),
@@ -73,12 +78,15 @@ def probe_step(
         )
         seconds = _step_seconds(stepper, rows, accumulation, steps)
         tokens = rows * accumulation * shape.sequence_len
-        compiled = stepper.compiler.active
-        return ProbeResult(rows, True, seconds / tokens, peak_memory(device), compiled)
+        peak = peak_memory(device)
+        fits = device.type != "cuda" or peak <= MARGIN * room
+        return ProbeResult(rows, fits, seconds / tokens, peak, stepper.compiler.active)
     except torch.OutOfMemoryError:
         return ProbeResult(rows, False, 0.0, 0, False)
     finally:
         model = stepper = None
+        if "torch._dynamo" in sys.modules:  # guards of each size would be walked at every call
+            torch._dynamo.reset()
         if device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -88,6 +96,18 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_reserved(device)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _fill(model: GPT) -> None:
+    """Random weights; on a GPU drawn there, since on the host hundreds of millions take seconds."""
+    if model.device.type == "cpu":
+        model.init_weights(0)
+        return
+    draw = torch.Generator(model.device).manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.02, generator=draw)
+    model.bank.refresh()
 
 
 def _step_seconds(stepper: Stepper, rows: int, accumulation: int, steps: int) -> float:
@@ -104,4 +124,5 @@ def _step_seconds(stepper: Stepper, rows: int, accumulation: int, steps: int) ->
         )
         result.loss.item()  # waits for the device
         times.append(time.perf_counter() - began)
+    stepper.loss_only(micro_batches)
     return statistics.median(times[WARM_UP_STEPS:])

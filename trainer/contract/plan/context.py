@@ -10,6 +10,7 @@ from typing import Literal
 class PlanContext:
     """What is known of the machine. Everything may be unknown: planning needs no device.
 
+    gpu_unusable: why a GPU that seems to be there cannot be used. capability: CUDA's.
     measured_*: of an earlier run of this shape on this device, the one that the speed is from.
     """
 
@@ -24,3 +25,5 @@ class PlanContext:
     measured_peak_bytes: int | None = None
     disk_free_bytes: int | None = None
     corpus_tokens: int | None = None
+    gpu_unusable: str | None = None
+    capability: tuple[int, int] | None = None

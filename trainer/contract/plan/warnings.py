@@ -25,6 +25,18 @@ def warnings_about(spec: RunSpec, plan: Plan, context: PlanContext) -> list[str]
             "CORE is asked for by evaluate.core_every and will not be measured: there is no "
             "evaluate.core_bundle (`traind fetch core` gets one)"
         )
+    if spec.device == "auto" and context.device_type == "cpu" and context.gpu_unusable:
+        found.append(
+            f"the run would train on the CPU: the GPU of this machine cannot be used "
+            f"({context.gpu_unusable}); see traind doctor"
+        )
+    old = context.capability is not None and context.capability < (8, 0)
+    if old and spec.numerics.precision in ("auto", "fp32"):
+        found.append(
+            "this card has no bf16 (compute capability below 8.0), so the run computes in float32, "
+            "without tensor cores and several times slower than in half precision: set "
+            "numerics.precision fp16"
+        )
     if context.corpus_tokens:
         epochs = plan.horizon.tokens / max(1, context.corpus_tokens)
         if epochs > 1:
