@@ -49,8 +49,8 @@ class Nvml:
         if not self.working:
             raise NVMLError("Driver Not Loaded")
         short = question.removeprefix("DeviceGet")
-        card: Any = next((a for a in args if isinstance(a, Card)), None)
-        if card is not None and short in card.lacks:
+        card = next((a for a in args if isinstance(a, Card)), Card("none"))
+        if short in card.lacks:
             raise NVMLError("Not Supported")
         match short:
             case "Init" | "Shutdown":
