@@ -89,7 +89,7 @@ def system(request: Request, db: Db, conf: Conf) -> SystemView:
             *_disk_warning(disk.free),
             *_gpu_warning(),
             *undelivered,
-        ],  # fmt: skip
+        ],
         uptime_seconds=time.monotonic() - request.app.state.started_monotonic,
         auth="token" if request.app.state.policy.tokens is not None else "none",
     )
