@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,15 +14,18 @@ import torch
 
 from tests.trainer import nanochat_files as files
 from tests.trainer.nanochat_files import MAY, MAY_2GPU, V1, V2, V2_2GPU
+from tests.trainer.test_nanochat_parity import imported
 from trainer.contract.jobs import ImportParams
 from trainer.contract.plan import make_plan
 from trainer.contract.spec import resolve
+from trainer.data.errors import DataError
 from trainer.interop import nanochat, nanochat_import, nanochat_layout
 from trainer.interop.errors import InteropError
 from trainer.interop.nanochat import NanochatRun
 from trainer.interop.nanochat_import import Candidate
 from trainer.interop.nanochat_traits import signature
 
+DATASET = V2 / "datasets" / "stdlib"
 ALL = {"v1": V1, "may": MAY, "may, 2 GPUs": MAY_2GPU, "v2": V2}
 
 
@@ -394,6 +398,71 @@ def test_the_window_of_v2_is_absolute(tmp_path: Path) -> None:
     assert consider(base).plan.shape.windows == [512, 512, 512, 128]
     files.edit(meta, lambda m: m["model_config"].update(short_seq_len=64))
     assert consider(base).plan.shape.windows == [64, 64, 64, 128]
+
+
+def test_val_bpb_is_measured_over_whole_batches_of_all_gpus(tmp_path: Path) -> None:
+    """v2 on two GPUs measures eval_tokens // (4 rows x 128 tokens x 2) batches of both."""
+    base = files.copy(V2_2GPU, tmp_path / "base")
+    meta = files.checkpoint_folder(base) / "meta_000060.json"
+    files.edit(meta, lambda m: m["user_config"].update(eval_tokens=8192 + 700))
+    places = {"corpus": str(DATASET), "tokenizer": str(DATASET / "tokenizer")}
+    assert consider(base, **places).spec.evaluate.eval_tokens == 8192
+    files.edit(meta, lambda m: m["user_config"].update(eval_tokens=10))
+    assert consider(base, **places).spec.evaluate.eval_tokens == 1024
+
+
+def test_an_experiments_data_set_is_a_name_and_no_path(tmp_path: Path) -> None:
+    base = files.copy(V2, tmp_path / "base")
+    files.edit(
+        base / "experiments/first_ladder/meta.json", lambda m: m.update(dataset="../../elsewhere")
+    )
+    assert consider(base).corpus == base / "datasets" / "stdlib"
+
+
+def test_a_link_out_of_the_folder_is_not_followed(tmp_path: Path) -> None:
+    base = files.copy(V1, tmp_path / "base")
+    (base / "base_checkpoints").rename(tmp_path / "elsewhere_checkpoints")
+    (base / "base_checkpoints").symlink_to(tmp_path / "elsewhere_checkpoints")
+    assert "links that lead out of it" in refused(base).reason
+
+
+# --- packed shards -------------------------------------------------------------------------------
+
+
+def cut_short(data: Path) -> None:
+    path = data / "train_00001.bin"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def absurd_header(data: Path) -> None:
+    path = data / "train_00000.bin"
+    content = bytearray(path.read_bytes())
+    content[12:16] = (2**31 - 1).to_bytes(4, "little")
+    path.write_bytes(bytes(content))
+
+
+def another_tokenizer(data: Path) -> None:
+    path = data / "tokenizer" / "tokenizer.pkl"
+    path.write_bytes(pickle.dumps(pickle.loads(path.read_bytes()), protocol=2))  # noqa: S301
+
+
+PACKED_DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
+    "a shard cut short": (cut_short, "train_00001.bin"),
+    "a header with absurd counts": (absurd_header, "train_00000.bin"),
+    "another pickle of the tokenizer": (another_tokenizer, "tokenizer.pkl"),
+}
+
+
+@pytest.mark.parametrize("damage", PACKED_DAMAGE)
+def test_damaged_shards_are_refused_and_nothing_is_half_imported(
+    tmp_path: Path, damage: str
+) -> None:
+    change, file = PACKED_DAMAGE[damage]
+    base = files.copy(V2, tmp_path / "base")
+    change(base / "datasets" / "stdlib")
+    with pytest.raises(DataError, match=file):
+        imported(tmp_path, str(base), step=60)
+    assert not (tmp_path / "job" / "import").exists()
 
 
 # --- no known generation -------------------------------------------------------------------------

@@ -17,7 +17,7 @@ TOKEN_SOCKET = "tokens.sock"  # in a sampling job's directory: {"prompt": index,
 
 
 class Params(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
     _kinds = of_their_kind
 
 
@@ -89,18 +89,31 @@ class ImportParams(Params):
     """
 
     format: Literal["nanochat"] = "nanochat"
+    """What wrote the checkpoint."""
     path: FolderPath
+    """Absolute path on the daemon's machine: nanochat's base directory, or any folder below it."""
     tag: FolderName | None = None
+    """Model tag, such as d12; null where only one lies below the path."""
     experiment: FolderName | None = None
+    """Experiment below experiments/; null where only one fits."""
     stage: FolderName | None = None
+    """Training stage: base, chat, sft, mid or rl; null prefers base."""
     step: Annotated[int, Field(ge=0, le=10**9)] | None = None
+    """Step of the checkpoint; null is the newest complete one."""
     name: Name | None = None
+    """Name of the new run; null lists the checkpoints below the path and makes no run."""
     corpus: FolderPath | None = None
+    """Absolute path of the parquet files or packed shards, where not in nanochat's own place."""
     tokenizer: FolderPath | None = None
+    """Absolute path of the folder with tokenizer.pkl, where not in nanochat's own place."""
     weights_only: bool = False
+    """Leave the optimizer out: an extension starts with moments of zero."""
     muon: MuonName | None = None
+    """Muon variant to continue with; null is the one the second moments show."""
     precision: Literal["auto", "bf16", "fp32", "fp16", "fp8"] | None = None
+    """Precision to continue in; null is the one the files show."""
     dry_run: bool = False
+    """Read the checkpoint and describe the run it would become, without making it."""
 
     @property
     def makes_a_run(self) -> bool:

@@ -61,7 +61,7 @@ def listing(path: Path) -> ImportListing:
     """Every folder of checkpoints below `path`. Raises InteropError when there is none."""
     found = layout.find(path)
     if not found:
-        raise InteropError(path, "holds no nanochat checkpoint: no model_NNNNNN.pt anywhere below")
+        raise InteropError(path, layout.NOTHING)
     return ImportListing(found=[_listed(one) for one in found])
 
 

@@ -22,6 +22,11 @@ STAGES = ("base", "mid", "sft", "chat", "rl")
 FILE = re.compile(r"(model|meta)_(\d{6,9})\.(pt|json)")
 SHARD_FILE = re.compile(r"optim_(\d{6,9})_rank(\d{1,4})\.pt")  # a folder may be called …_rank1 too
 DEFAULT_DATASET = "climbmix"
+DATASET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+NOTHING = (
+    "holds no nanochat checkpoint: no model_NNNNNN.pt anywhere below (links that lead out of it "
+    "are not followed: name the folder they lead to)"
+)
 MAX_DEPTH = 5
 MAX_ENTRIES = 50_000
 MAX_JSON_BYTES = 1 << 20
@@ -110,7 +115,7 @@ def choose(
     Raises InteropError with what there is, when it is none or not one alone.
     """
     if not found:
-        raise InteropError(root, "holds no nanochat checkpoint: no model_NNNNNN.pt anywhere below")
+        raise InteropError(root, NOTHING)
     fitting = [
         f
         for f in found
@@ -177,7 +182,7 @@ def dataset_candidates(found: Found) -> list[Path]:
         return []
     datasets = found.base / "datasets"
     named = experiment_info(found).get("dataset")
-    if isinstance(named, str) and named and "/" not in named:
+    if isinstance(named, str) and DATASET.fullmatch(named):
         return [datasets / named]
     others = sorted(d for d in datasets.glob("*") if d.is_dir()) if datasets.is_dir() else []
     return [datasets / DEFAULT_DATASET, *others]

@@ -89,7 +89,7 @@ def spec_from_run(
             "final_lr_frac": user.final_lr_frac,
         },
         "numerics": {"precision": run.precision},
-        "evaluate": _evaluate(user),
+        "evaluate": _evaluate(run),
         "checkpoint": {"every_steps": _cadence(user.save_every)},
     }
     body["optimizer"] |= _optimizer_recipe(run, body)
@@ -343,15 +343,26 @@ def _horizon(user: UserConfig) -> dict[str, Any]:
     return {"data_param_ratio": ratio if ratio > 0 else UserConfig().target_param_data_ratio}
 
 
-def _evaluate(user: UserConfig) -> dict[str, Any]:
+def _evaluate(run: NanochatRun) -> dict[str, Any]:
+    user = run.meta.user_config
     most = user.core_metric_max_per_task
     return {
         "bpb_every": _cadence(user.eval_every),
-        "eval_tokens": user.eval_tokens,
+        "eval_tokens": _eval_tokens(run),
         "core_every": _cadence(user.core_metric_every),
         "core_max_per_task": most if most > 0 else None,
         "sample_every": _cadence(user.sample_every),
     }
+
+
+def _eval_tokens(run: NanochatRun) -> int:
+    """As many as nanochat measured: of packed rows whole batches of all its GPUs; data streams of
+    v1 are counted by the evaluation itself."""
+    meta, asked = run.meta, run.meta.user_config.eval_tokens
+    each = (meta.device_batch_size or 1) * meta.model_config_.sequence_len * run.world
+    if not is_packed(meta) or run.world == 1:
+        return asked
+    return max(1, asked // each) * each
 
 
 def _cadence(every: int) -> int | None:
