@@ -22,6 +22,7 @@ from server.prometheus import text
 from server.settings import Settings
 from trainer.contract import commands, events, spec
 from trainer.contract.exits import Reason
+from trainer.contract.metrics import METRICS
 
 
 def write(folder: Path) -> None:
@@ -163,12 +164,18 @@ def _flat(body: dict[str, Any], prefix: str = "") -> str:
 
 
 def metrics_page() -> Iterator[str]:
-    yield "# Prometheus metrics\n"
+    yield "# Metrics\n"
     yield (
         "`GET /metrics` in Prometheus' text format, prefix `traind_`, base units. Gauges of a run "
         "carry the label `run` and are shown for active runs and for those that ended within the "
         "hour. Counters come from the database: neither a replay nor a restart moves them back.\n"
     )
+    yield "## Curves\n"
+    yield "Keys of `GET /v1/runs/{run}/metrics`, in the order of the registry.\n"
+    yield "| key | unit | meaning |\n|---|---|---|"
+    for metric in METRICS:
+        yield f"| `{metric.key}` | {metric.unit} | {metric.description} |"
+    yield ""
     yield "## Gauges per run\n"
     yield from _metrics((name, help_text) for name, help_text, _ in text._FAMILIES)
     yield "## Counters\n"

@@ -210,6 +210,7 @@ class Progress(BaseModel):
     last_checkpoint: CheckpointBrief | None
     val_bpb: float | None
     core: float | None
+    more: dict[str, float | None] = {}
     exact_resume: Literal["verified", "approximate", "mismatch"] | None
 
 
@@ -333,6 +334,33 @@ class Segment(BaseModel):
     attempt: int
     from_step: int
     to_step: int
+
+
+class MetricView(BaseModel):
+    """A metric of the registry: what a chart or table needs to know about a key."""
+
+    key: str
+    label: str
+    unit: str
+    description: str
+    source: Literal["step", "rate", "evaluation"]
+    format: Literal["number", "integer", "percent", "bytes", "seconds"]
+    digits: int
+    gauge: str | None
+
+
+class VerbView(BaseModel):
+    verb: str
+    legal_in: list[State]
+
+
+class Catalog(BaseModel):
+    """GET /v1/catalog: what interfaces offer, so that none keeps a list of its own."""
+
+    metrics: list[MetricView]
+    verbs: list[VerbView]
+    states: list[State]
+    presets: dict[str, dict[str, Any]]
 
 
 class MetricsAnswer(BaseModel):

@@ -16,6 +16,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api import (
+    catalog,
     checkpoints,
     completions,
     docs,
@@ -56,6 +57,7 @@ ROUTERS = (
     reports.router,
     session.router,
     system.router,
+    catalog.router,
     docs.router,
     web.router,
 )

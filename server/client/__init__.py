@@ -321,6 +321,9 @@ class Client:
     def system(self) -> schemas.SystemView:
         return self.wire.get("/system", schemas.SystemView)
 
+    def catalog(self) -> schemas.Catalog:
+        return self.wire.get("/catalog", schemas.Catalog)
+
     def is_ready(self) -> bool:
         """Whether a daemon answers /readyz with 200 just now. Never raises."""
         try:

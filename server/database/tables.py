@@ -194,6 +194,7 @@ class Point(Base):
     power_watts: Mapped[float | None] = mapped_column(Float)
     temperature_celsius: Mapped[float | None] = mapped_column(Float)
     batch_sha256: Mapped[str | None] = mapped_column(String(64))
+    more: Mapped[dict[str, Any] | None] = mapped_column(JSON)  # metrics without a column, by key
 
     __mapper_args__ = {"primary_key": ["attempt_id", "step"]}  # noqa: RUF012
     __table_args__ = {"sqlite_with_rowid": False}  # noqa: RUF012

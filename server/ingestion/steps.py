@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from math import inf
 from typing import Any
@@ -14,15 +15,12 @@ from server.metrics import counters, rollups, sparkline
 from server.metrics.counters import Tally
 from trainer.contract.events import Step
 from trainer.contract.exits import Reason
+from trainer.contract.metrics import STEP_KEYS
 
 # Weight of a new step in the smoothed rate: about the last twenty steps.
 SMOOTHING = 0.05
-_POINT = (
-    "INSERT INTO points (attempt_id, step, unix_seconds, loss, loss_smooth, lr_multiplier, "
-    "momentum, weight_decay, grad_norm, step_seconds, tokens_per_second, mfu, "
-    "vram_reserved_bytes, power_watts, temperature_celsius, batch_sha256) "
-    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-)
+_COLUMNS = ("attempt_id", "step", "unix_seconds", *rollups.COLUMNS, "batch_sha256", "more")
+_POINT = f"INSERT INTO points ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"
 
 Reported = tuple[float, Step]  # unix seconds, record
 
@@ -58,18 +56,28 @@ def _store(
     factor = per_token / attempt.peak_flops if attempt.peak_flops else None
     rows, points = [], []
     for seconds, s in new:
-        rate = s.tokens / s.seconds if s.seconds > 0 else None
-        mfu = rate * factor if rate and factor else None
-        values = (
-            _finite(s.loss), _finite(s.loss_smooth), s.lr_multiplier, s.momentum, s.weight_decay,
-            _finite(s.grad_norm), s.seconds, rate, mfu, s.vram_reserved_bytes,
-            _finite(s.power_watts), _finite(s.temperature_celsius),
-        )  # fmt: skip
+        values = _values(s, factor)
         points.append((s.step, seconds, values))
-        rows.append((attempt.id, s.step, seconds, *values, s.batch_sha256))
+        columns, more = values[: len(rollups.COLUMNS)], values[len(rollups.COLUMNS) :]
+        later = dict(zip(rollups.KEYS[len(rollups.COLUMNS) :], more, strict=True))
+        rows.append(
+            (attempt.id, s.step, seconds, *columns, s.batch_sha256,
+             json.dumps(later) if later else None)
+        )  # fmt: skip
     connection = session.connection()
     connection.exec_driver_sql(_POINT, rows)
     rollups.add(connection, attempt.id, points)
+
+
+def _values(step: Step, factor: float | None) -> tuple[float | None, ...]:
+    """The step's value of each binned metric. factor: FLOPs per token / peak FLOP/s, for MFU."""
+    rate = step.tokens / step.seconds if step.seconds > 0 else None
+    rates = {
+        "step_seconds": step.seconds,
+        "tokens_per_second": rate,
+        "mfu": rate * factor if rate and factor else None,
+    }
+    return tuple(_finite(rates[k] if k in rates else step.value(k)) for k in rollups.KEYS)
 
 
 def _count(run: tables.Run, attempt: tables.Attempt, new: Sequence[Reported], tally: Tally) -> None:
@@ -142,15 +150,12 @@ def _progress(run: tables.Run, attempt: tables.Attempt, new: Sequence[Reported])
         "mfu_causal": rate * horizon["flops_per_token_causal"] / peak if rate and peak else None,
         "peak_flops": peak,
         "peak_source": attempt.peak_source,
-        **{key: _finite(getattr(last, key)) for key in _SHOWN},
+        **{key: _finite(getattr(last, key)) for key in _VRAM},
+        **{key: _finite(last.value(key)) for key in STEP_KEYS},
     }
 
 
-_SHOWN = (
-    "loss", "loss_smooth", "lr_multiplier", "momentum", "weight_decay", "grad_norm",
-    "vram_allocated_bytes", "vram_reserved_bytes", "vram_peak_bytes", "vram_total_bytes",
-    "power_watts", "temperature_celsius",
-)  # fmt: skip
+_VRAM = ("vram_allocated_bytes", "vram_reserved_bytes", "vram_peak_bytes", "vram_total_bytes")
 
 
 def _finite(value: float | None) -> float | None:

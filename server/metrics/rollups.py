@@ -15,11 +15,11 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection
 
-KEYS = (
-    "loss", "loss_smooth", "lr_multiplier", "momentum", "weight_decay", "grad_norm",
-    "step_seconds", "tokens_per_second", "mfu", "vram_reserved_bytes", "power_watts",
-    "temperature_celsius",
-)  # fmt: skip
+from trainer.contract.metrics import BINNED_KEYS
+
+KEYS = BINNED_KEYS
+# Columns of a point; metrics that came later are kept by key in its JSON column `more`.
+COLUMNS = KEYS[: KEYS.index("temperature_celsius") + 1]
 SIZES = tuple(4**k for k in range(1, 11))
 
 # One block a key, in the order of KEYS, which only ever grows at its end.
@@ -188,7 +188,7 @@ def cover(low: int, high: int, size: int) -> list[Piece]:
 def _points(
     connection: Connection, attempt_id: int, piece: Piece, keys: Sequence[str]
 ) -> Iterator[Bin]:
-    columns = "".join(f", {key}" for key in keys if key in KEYS)
+    columns = "".join(f", {_column(key)}" for key in keys if key in KEYS)
     rows = connection.exec_driver_sql(
         f"SELECT step, unix_seconds{columns} FROM points "
         "WHERE attempt_id = ? AND step >= ? AND step < ? ORDER BY step",
@@ -196,6 +196,10 @@ def _points(
     )
     for step, seconds, *values in rows:
         yield _single(step, seconds, values)
+
+
+def _column(key: str) -> str:
+    return key if key in COLUMNS else f"json_extract(more, '$.{key}')"
 
 
 def _bins(

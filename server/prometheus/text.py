@@ -15,6 +15,7 @@ from server.domain.states import State
 from server.metrics import counters
 from server.prometheus.rows import LIVE, MAX_RUNS, Facts
 from trainer.contract.exits import Reason
+from trainer.contract.metrics import METRICS
 
 _COUNTERS = {
     counters.TOKENS: "Tokens trained on, repeats included",
@@ -111,13 +112,11 @@ _FAMILIES: tuple[tuple[str, str, Callable[[_Run], Iterator[Sample]]], ...] = (
     ("train_end_step", "Step at which the plan ends", _fact("end_step")),
     ("tokens_seen", "Tokens of the present lineage", _fact("tokens_seen")),
     ("train_loss", "Loss of the last step; NaN when it was not finite", _loss),
-    ("learning_rate_multiplier", "Learning rate as a part of its peak", _live("lr_multiplier")),
-    ("tokens_per_second", "Training speed of this attempt", _live("tokens_per_second")),
-    ("mfu_ratio", "Model FLOP/s as a part of the device's peak", _live("mfu")),
-    ("power_watts", "Power of the device", _live("power_watts")),
-    ("temperature_celsius", "Temperature of the device", _live("temperature_celsius")),
-    ("val_bpb", "Validation bits per byte, as last measured", _kept("val_bpb")),
-    ("core_metric", "CORE, as last measured", _kept("core")),
+    *(
+        (m.gauge, m.description.rstrip("."), _live(m.key) if m.is_live else _kept(m.key))
+        for m in METRICS
+        if m.gauge
+    ),
     ("vram_bytes", "Device memory of the trainer", _vram),
     ("last_step_timestamp_seconds", "When the last step was done", _fact("last_step_at")),
     ("eta_timestamp_seconds", "When the plan should be done", _eta),

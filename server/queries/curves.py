@@ -12,14 +12,11 @@ from server.errors import Invalid
 from server.metrics import rollups
 from server.metrics.rollups import Bin
 from server.schemas import MetricsAnswer, Segment, Series
+from trainer.contract.metrics import BY_KEY
 from trainer.contract.spec import MAX_STEPS
 
 EVALUATED = {"val_bpb": "bpb", "core": "core"}
-METRIC_KEYS = (
-    "loss", "loss_smooth", "lr_multiplier", "momentum", "weight_decay", "grad_norm",
-    "tokens_per_second", "mfu", "step_seconds", "vram_reserved_bytes", "power_watts",
-    "temperature_celsius", "val_bpb", "core",
-)  # fmt: skip
+METRIC_KEYS = tuple(BY_KEY)
 
 Point = tuple[int, float, float | None, float | None, float | None]
 

@@ -15,6 +15,7 @@ from server.queries.standing import Standing, standing
 from server.schemas import CheckpointBrief, EtaParts, PeakFlops, Progress, Vram
 from trainer.contract.exits import Reason
 from trainer.contract.extend import ExtendPreview
+from trainer.contract.metrics import STEP_KEYS
 from trainer.contract.plan import Eta, Plan, PlanContext, estimate_eta, evaluation_time
 from trainer.contract.shape import shape_of
 from trainer.contract.spec import RunSpec
@@ -38,6 +39,12 @@ class Remaining(NamedTuple):
     @property
     def seconds(self) -> float:
         return self.parts.training + self.parts.evaluation + self.parts.saving
+
+
+# Metrics of a step that Progress has no field for.
+_OTHERS = tuple(
+    key for key in STEP_KEYS if key not in (*Progress.model_fields, "vram_reserved_bytes")
+)
 
 
 def progress(
@@ -94,6 +101,7 @@ def progress(
         last_checkpoint=_brief(stands.checkpoint),
         val_bpb=view.get("val_bpb"),
         core=view.get("core"),
+        more={key: view.get(key) if live else None for key in _OTHERS},
         exact_resume=run.exact_resume,  # type: ignore[arg-type]
     )
 

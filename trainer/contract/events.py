@@ -14,7 +14,9 @@ from trainer.contract.exits import Reason
 
 
 class Event(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    """Fields that a newer trainer adds are ignored: the daemon may not be restarted yet."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
 
 class Started(Event):
@@ -78,7 +80,8 @@ class Step(Event):
     """Step `step` (counted from 0) is done; loss is the mean over its micro-batches, before its
     update, so `step + 1` steps are done and a checkpoint written now is at `step + 1`.
 
-    energy_joules: used by this step alone; the server adds up.
+    energy_joules: used by this step alone; the server adds up. more: metrics of the registry
+    (`metrics.py`) that have no field here, by key.
     """
 
     kind: Literal["step"] = "step"
@@ -99,6 +102,11 @@ class Step(Event):
     temperature_celsius: float | None = None
     energy_joules: float | None = None
     batch_sha256: str | None = None
+    more: dict[str, float | None] = {}
+
+    def value(self, key: str) -> float | None:
+        """What this step reported for a metric of the registry."""
+        return getattr(self, key) if key in Step.model_fields else self.more.get(key)
 
 
 class Evaluation(Event):

@@ -168,7 +168,7 @@ _SAID: dict[Reason, tuple[str, str]] = {
     ),
     Reason.file_missing: (
         "A file that is needed is not there.",
-        "Put the file back that the message names; is its disk mounted?",
+        "Put the file named in the message back, or mount its disk, then resume.",
     ),
     Reason.network_failed: (
         "A server could not be reached.",
