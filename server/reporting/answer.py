@@ -126,6 +126,7 @@ class EvaluationReport(BaseModel):
     step: int
     value: float
     identity: str
+    settings: dict[str, Any]
     label: str
     attempt: int | None
     seconds: float

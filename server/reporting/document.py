@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 
 from server.reporting import answer
 from server.reporting.answer import Report
@@ -170,6 +171,16 @@ def _phases(r: Report) -> Iterator[str | Table]:
             )
 
 
+def _rules(settings: dict[str, Any]) -> str:
+    """How val bpb was counted, where not as usual."""
+    rules = []
+    if settings.get("token_bytes") == "decoded":
+        rules.append("byte lengths of before July 2026")
+    if settings.get("streams", 1) > 1:
+        rules.append(f"{settings['streams']} streams")
+    return f" ({', '.join(rules)})" if rules else ""
+
+
 def _evaluations(r: Report) -> Iterator[str | Table]:
     if not r.evaluations:
         return
@@ -181,11 +192,12 @@ def _evaluations(r: Report) -> Iterator[str | Table]:
             for e in r.evaluations
         ],
     )  # fmt: skip
-    labels = {(e.kind, e.label): e.identity for e in r.evaluations}
+    labels = {(e.kind, e.label): e for e in r.evaluations}
     yield (
         "Settings: "
         + ", ".join(
-            f"{KINDS[kind]} {label} = {identity[:12]}" for (kind, label), identity in labels.items()
+            f"{KINDS[kind]} {label} = {e.identity[:12]}{_rules(e.settings)}"
+            for (kind, label), e in labels.items()
         )
         + ". Values under different settings are not comparable."
     )

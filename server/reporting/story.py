@@ -18,6 +18,7 @@ from server.reporting.answer import (
     PhaseReport,
     Verdict,
 )
+from trainer.contract import bpb_causes
 from trainer.contract.exits import Reason
 from trainer.contract.plan import hours
 
@@ -109,6 +110,7 @@ def evaluations(views: list[schemas.EvaluationView]) -> list[EvaluationReport]:
             step=view.step,
             value=view.value,
             identity=view.identity,
+            settings=view.settings,
             label=labels[view.kind, view.identity],
             attempt=view.attempt,
             seconds=view.seconds,
@@ -142,6 +144,7 @@ def _difference(one: EvaluationReport, two: EvaluationReport) -> Difference:
         "the same weights under the same settings should give the same value"
         if comparable
         else f"measured under different settings ({one.label} and {two.label}), not comparable"
+        + _why(one, two)
     )
     return Difference(
         kind=one.kind,
@@ -151,6 +154,15 @@ def _difference(one: EvaluationReport, two: EvaluationReport) -> Difference:
         comparable=comparable,
         sentence=sentence,
     )
+
+
+def _why(one: EvaluationReport, two: EvaluationReport) -> str:
+    """The settings of val bpb that differ, as far as both are recorded."""
+    if one.kind != "bpb":
+        return ""
+    before, now = ({"settings": e.settings} for e in (one, two))
+    why = bpb_causes.sentence(bpb_causes.causes(before, now))
+    return f": {why}" if why else ""
 
 
 def timeline(run: tables.Run, phases: list[PhaseReport], rows: list[AttemptReport],

@@ -136,6 +136,25 @@ def test_values_of_different_identities_are_named_and_not_compared(reference):
     assert {e.label for e in r.evaluations if e.kind == "bpb"} == {"A", "B"}
 
 
+def test_two_tables_of_byte_lengths_are_named_as_the_cause(reference):
+    db, run_id = reference
+    with db.write() as session:
+        table = tables.Evaluation
+        for row in session.query(table).filter_by(run_id=run_id, kind="bpb"):
+            row.settings = {"token_bytes": "decoded", "streams": 2}
+        recheck = session.query(table).filter_by(run_id=run_id, value=0.810152).one()
+        recheck.identity = "b" * 64
+        recheck.settings = {"token_bytes": "raw", "streams": 2}
+        r = report.summary(session, store.get_run(session, run_id), now=1.0)
+        session.rollback()
+    difference = next(d for d in r.differences if d.kind == "bpb")
+    assert "byte lengths of before July 2026" in difference.sentence
+    assert "now measured by the raw bytes" in difference.sentence
+    said = report.markdown(r)
+    assert "(byte lengths of before July 2026, 2 streams)" in said
+    assert "val bpb B = bbbbbbbbbbbb (2 streams)" in said
+
+
 def test_while_it_runs_it_says_what_is_done_and_when_the_rest_will_be(reference):
     db, run_id = reference
     with db.write() as session:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from trainer.contract import events
+from trainer.contract import bpb_causes, events
 from trainer.contract.recipe import rules_of
-from trainer.evaluate import bpb_causes, span
+from trainer.evaluate import span
 from trainer.train.evaluation_record import record
 from trainer.train.phase_schedule import scheduled
 from trainer.train.session import Session

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from trainer.evaluate.bpb_causes import causes, sentence
+from trainer.contract.bpb_causes import causes, sentence
 
 SETTINGS = {
     "eval_tokens": 8192, "batches": 16, "rows": 4, "sequence_len": 128, "packing": "best_fit",
