@@ -100,7 +100,7 @@ def test_another_stage_is_taken_only_when_it_is_named(tmp_path: Path) -> None:
     kept = ("step", "val_bpb", "model_config", "user_config")
     files.edit(chat / "meta_000060.json", lambda meta: {key: meta[key] for key in kept})
     assert consider(base).run.found.stage == "base"
-    assert "no run can go on from it" in refused(base, stage="chat").reason
+    assert "no run can continue from it" in refused(base, stage="chat").reason
     weights = consider(base, stage="chat", weights_only=True)
     assert weights.run.found.stage == "chat"
     assert weights.measured_bpb is None

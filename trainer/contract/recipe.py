@@ -74,9 +74,13 @@ class OptimizerRules:
 
 @dataclass(frozen=True)
 class Recipe:
+    """fewer_core_examples: a CORE task with fewer items than examples shows as many as there are;
+    otherwise its items count as wrong."""
+
     architecture: Architecture
     optimizer: OptimizerRules
     special_tokens: tuple[str, ...]
+    fewer_core_examples: bool = False
 
 
 DEFAULT_ARCHITECTURE = Architecture()
@@ -102,6 +106,7 @@ RECIPES: dict[RecipeName, Recipe] = {
         ),
         OptimizerRules(head_width=-1.0, table_width=0.0),
         CHAT_TOKENS,
+        fewer_core_examples=True,
     ),
 }
 

@@ -12,13 +12,14 @@ import io
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from trainer.contract.recipe import RECIPES, RecipeName
 from trainer.data.errors import reason
 
 MAX_CONFIG_BYTES = 1 << 20
@@ -103,6 +104,23 @@ def load_bundle(path: str | Path) -> Bundle:
             )
         )
     return Bundle(tuple(tasks), digest.hexdigest())
+
+
+def for_recipe(bundle: Bundle, recipe: RecipeName, max_per_task: int | None) -> Bundle:
+    """The bundle as a recipe evaluates it: tasks that are cut to fewer items than the examples they
+    show have as many examples as there are, if the recipe says so."""
+    if not RECIPES[recipe].fewer_core_examples:
+        return bundle
+    tasks = tuple(_with_fewer_examples(task, max_per_task) for task in bundle.tasks)
+    if tasks == bundle.tasks:
+        return bundle
+    shown = json.dumps([bundle.sha256, [task.num_fewshot for task in tasks]])
+    return Bundle(tasks, hashlib.sha256(shown.encode()).hexdigest())
+
+
+def _with_fewer_examples(task: Task, max_per_task: int | None) -> Task:
+    count = len(task.items) if max_per_task is None else min(max_per_task, len(task.items))
+    return replace(task, num_fewshot=min(task.num_fewshot, max(0, count - 1)))
 
 
 # --- files ---------------------------------------------------------------------------------------

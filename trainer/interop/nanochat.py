@@ -61,7 +61,7 @@ class Options:
 class NanochatRun:
     """One checkpoint under our names.
 
-    optimizer: None where only weights are taken. muon: the variant it goes on with. muon_shown:
+    optimizer: None where only weights are taken. muon: the variant it continues with. muon_shown:
     how the second moments show it. key_order: the names in the model file as they lie there.
     raw_meta: the meta file as it was, for an export.
     """
@@ -113,7 +113,9 @@ def read(found: Found, step: int, options: Options) -> NanochatRun:
     """The checkpoint of a folder at `step`. Raises InteropError."""
     meta, raw = read_meta(found.meta(step), found.root)
     if meta.step != step:
-        raise InteropError(found.meta(step), f"says step {meta.step}, its name says {step}")
+        raise InteropError(
+            found.meta(step), f"holds step {meta.step}, and its name is that of step {step}"
+        )
     if not options.weights_only:
         _require_training_fields(found.meta(step), meta)
     state, order = _load_model(found.model(step), found.root, meta)
@@ -151,8 +153,8 @@ def _require_training_fields(path: Path, meta: Meta) -> None:
     if missing := meta.training_fields_missing:
         raise InteropError(
             path,
-            f"lacks {', '.join(missing)}: no run can go on from it; weights_only (--weights-only) "
-            "takes the model alone",
+            f"lacks {', '.join(missing)}: no run can continue from it; weights_only "
+            "(--weights-only) takes the model alone",
         )
 
 
@@ -234,7 +236,7 @@ def _as_counted(shape: ModelShape, muon: MuonName | None) -> ModelShape:
 
 
 def _against_each(traits: Traits, read: Callable[[], Result]) -> Result:
-    """read(); what it refuses of a file of no known generation says what speaks against each."""
+    """read(); a refusal of a file of no known generation lists the traits against each."""
     try:
         return read()
     except InteropError as error:
@@ -298,10 +300,10 @@ def _muon(
 
 
 def _precision(found: Found, traits: Traits, options: Options) -> tuple[Precision, str]:
-    """(the precision to go on in, where that is known from).
+    """(the precision to continue in, where it is known from).
 
     v1 stores tables in the compute dtype. v2 stores them in float32 whatever it computes in: only
-    its training log tells.
+    its training log states it.
     """
     if options.precision is not None:
         return options.precision, "as asked for"

@@ -130,7 +130,7 @@ class Meta(Loose):
 
     @property
     def training_fields_missing(self) -> list[str]:
-        """What a run needs to go on and this file does not say."""
+        """What a run needs to continue and this file lacks."""
         found = [
             name
             for name in ("device_batch_size", "total_batch_size")

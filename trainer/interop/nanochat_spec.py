@@ -26,10 +26,10 @@ from trainer.model.parameters import AdamGroup, adam_groups
 RATE_TOLERANCE = 1e-9
 MARCH_HINT_RATIO = traits_of.OLD_RATIO
 BUFFER = (
-    "imported: nanochat does not save its packing buffer, so the data goes on at the next row "
-    "group with an empty one"
+    "imported: nanochat does not save its packing buffer, so the data continues at the next "
+    "row group with an empty one"
 )
-FP8 = "nanochat did the products in fp8, which go on in the compute dtype"
+FP8 = "nanochat computed the matrix products in fp8; they continue in the compute dtype"
 FRESH = (
     "imported without an optimizer: its moments start at zero, so an extension should warm up again"
 )
@@ -37,9 +37,9 @@ FRESH = (
 
 @dataclass
 class Findings:
-    """What an import says about itself, in sentences.
+    """What an import reports about itself, in sentences.
 
-    exact, inexact: what goes on as nanochat's own resume would, and what does not. unknown: what
+    exact, inexact: what continues as nanochat's own resume would, and what does not. unknown: what
     the files do not tell, each with the option that states it. notes: the rest.
     """
 
@@ -213,7 +213,7 @@ def _say_data(run: NanochatRun, found: Findings, has_corpus: bool) -> None:
             "extension alike; --corpus names another"
         )
     elif meta.dataloader_row is not None:
-        found.exact.append(f"the data goes on at row {meta.dataloader_row:,}, none left out")
+        found.exact.append(f"the data continues at row {meta.dataloader_row:,}, none left out")
     elif meta.dataloader_state_dict is not None:
         found.inexact.append(BUFFER)
         if run.world > 1:

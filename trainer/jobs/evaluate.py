@@ -81,6 +81,7 @@ def _core(loaded: Any, order: JobOrder, own: Process):
         raise core_bundle.BundleError("no CORE bundle: give core_bundle, or `traind fetch core`")
     limit = order.params.get("core_max_per_task") or loaded.spec.evaluate.core_max_per_task
     bundle = core_bundle.load_bundle(Path(path))
+    bundle = core_bundle.for_recipe(bundle, loaded.spec.model.recipe, limit)
 
     def progress(done: int, total: int) -> None:
         own.reporter.emit(events.Stage(stage="evaluating", detail="core", fraction=done / total))

@@ -107,7 +107,7 @@ def _cursor(loaded: Loaded, generation: str) -> tuple[dict[str, Any], list[str]]
     if data.streams == 1:
         return cursor, []
     return cursor, [
-        f"the run reads {data.streams} data streams; nanochat on one GPU goes on with one of them"
+        f"the run reads {data.streams} data streams; nanochat on one GPU continues one of them"
     ]
 
 
@@ -145,7 +145,9 @@ def _notes(loaded: Loaded, generation: str) -> list[str]:
     found, spec, muon = [], loaded.spec, loaded.plan.hyperparameters.muon
     if muon != "2026-07":
         which = "v2" if generation == "v2" else "nanochat from 3 July 2026 on"
-        found.append(f"{which} goes on with Muon of July; this run has the Muon before it ({muon})")
+        found.append(
+            f"{which} continues with Muon of July; this run has the Muon before it ({muon})"
+        )
     if spec.schedule.warmdown_shape != "linear":
         found.append("nanochat's warmdown is linear; this run's is not")
     if spec.data.packing != "best_fit":

@@ -80,6 +80,7 @@ def _core(session: Session, max_per_task: int | None) -> bool:
         return True
     limit = max_per_task or spec.core_max_per_task
     bundle = core_bundle.load_bundle(Path(spec.core_bundle))
+    bundle = core_bundle.for_recipe(bundle, session.order.spec.model.recipe, limit)
     result = core.evaluate(
         session.model,
         session.tokenizer,
