@@ -89,8 +89,9 @@ def _may_have_fp8(device: Device) -> bool:
 
 
 def _memory(spec: RunSpec, plan: Plan) -> Iterator[tuple[str, str]]:
-    """A run that would end out of memory. There is no way to insist: what is refused is 25 % beyond
-    the device by the estimate, or was measured; `auto` runs real steps and takes what fits.
+    """A run that would end out of memory. There is no way to insist: what is refused is beyond the
+    device by more than the estimate may be wrong, or was measured; `auto` runs real steps and
+    takes what fits.
     """
     if not memory.cannot_fit(plan.memory):
         return

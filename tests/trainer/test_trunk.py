@@ -41,3 +41,20 @@ def test_loss_only_is_the_steps_loss_to_the_bit_and_keeps_nothing() -> None:
     kind = Kind(depth=4, sequence_len=256)
     ours, data = explicit(kind), batches(kind, 2)
     assert torch.equal(ours.loss_only(data), ours.train_step(data, **RATES).loss)
+
+
+def test_an_evaluation_by_the_trunk_is_the_models_own() -> None:
+    kind = Kind(depth=4)
+    ours, passes = explicit(kind), []
+    assert ours.trunk is not None
+    forward = ours.trunk.forward
+    ours.trunk.forward = lambda *a, **b: passes.append(a) or forward(*a, **b)
+    for number, (tokens, targets) in enumerate(batches(kind, 2), 1):
+        found = ours.token_losses(tokens, targets)
+        expected = ours.model.loss(tokens, targets, reduction="none").detach()
+        assert len(passes) == number
+        torch.testing.assert_close(found, expected, rtol=0, atol=5e-6)
+        assert (found[targets == -1] == 0).all()
+        part = ours.token_losses(tokens[:1], targets[:1])
+        assert torch.equal(part, ours.model.loss(tokens[:1], targets[:1], reduction="none"))
+        assert len(passes) == number

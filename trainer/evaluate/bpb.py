@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from trainer.evaluate.undisturbed import undisturbed
 from trainer.model.gpt import GPT
+
+TokenLosses = Callable[[Tensor, Tensor], Tensor]  # tokens, targets (B, T) -> nats (B, T)
 
 
 @dataclass(frozen=True)
@@ -43,14 +46,17 @@ def measure(
     *,
     should_stop: Callable[[], bool] | None = None,
     seen: Callable[[Tensor], None] | None = None,
+    token_losses: TokenLosses | None = None,
 ) -> BpbResult | None:
     """Bits per byte over batches of (inputs_BT, targets_BT); None when told to stop.
 
     token_bytes (vocab_size,): bytes of each token, 0 for special ones, which do not count; neither
-    do targets of -1. seen: told the targets of each batch. Raises ValueError when nothing counts.
+    do targets of -1. seen: told the targets of each batch. token_losses: what computes the losses
+    instead of `model` uncompiled. Raises ValueError when nothing counts.
     """
     began, nats, num_bytes, tokens = time.monotonic(), 0.0, 0, 0
     lengths = torch.as_tensor(token_bytes, device=model.device)
+    losses = token_losses or partial(model.loss, reduction="none")
     with undisturbed(model):
         for inputs_BT, targets_BT in batches:
             if should_stop is not None and should_stop():
@@ -58,7 +64,7 @@ def measure(
             if seen is not None:
                 seen(targets_BT)
             inputs_BT, targets_BT = inputs_BT.to(model.device), targets_BT.to(model.device)
-            batch = _sums(model, inputs_BT, targets_BT, lengths)
+            batch = _sums(losses(inputs_BT, targets_BT), targets_BT, lengths)
             nats, num_bytes, tokens = nats + batch[0], num_bytes + batch[1], tokens + batch[2]
     if not num_bytes:
         raise ValueError("no target token with bytes in the validation span")
@@ -104,11 +110,8 @@ def identity(
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _sums(
-    model: GPT, inputs_BT: Tensor, targets_BT: Tensor, lengths_V: Tensor
-) -> tuple[float, int, int]:
+def _sums(losses_BT: Tensor, targets_BT: Tensor, lengths_V: Tensor) -> tuple[float, int, int]:
     """(nats, bytes, tokens) of the targets that count."""
-    losses_BT = model.loss(inputs_BT, targets_BT, reduction="none").view_as(targets_BT)
     bytes_BT = torch.where(targets_BT >= 0, lengths_V[targets_BT.clamp_min(0)], 0)
     counted = bytes_BT > 0
     nats = torch.where(counted, losses_BT, 0.0).sum(dim=1).tolist()  # float32 within a row only

@@ -65,6 +65,7 @@ def measure(
     settings: Settings,
     *,
     should_stop: Callable[[], bool] | None = None,
+    token_losses: bpb.TokenLosses | None = None,
 ) -> Measured | None:
     """val bpb over `eval_tokens` of the validation split, from its beginning."""
     _, by_other = by_both_tables(settings)
@@ -75,6 +76,7 @@ def measure(
         torch.from_numpy(byte_tables.table(tokenizer, settings.token_bytes).copy()),
         should_stop=should_stop,
         seen=count.add,
+        token_losses=token_losses,
     )
     if result is None:
         return None

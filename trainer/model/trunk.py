@@ -122,37 +122,39 @@ class Trunk:
         return Kept(out, inv, middle, fixed, layers)
 
     @torch.no_grad()
-    def backward(self, kept: Kept, d_out: Tensor, add_rows: AddRows, *, first: bool) -> Tensor:
+    def backward(self, kept: Kept, d_result: Tensor, add_rows: AddRows, *, first: bool) -> Tensor:
         """The gradient for x0; those of weights and lambdas are added to the bank's, or written
         there by the first micro-batch of a step. Empties `kept`."""
+        d_x: Any
         d_x, d_middle, d_backout = self._d_finish(
-            d_out, kept.out, kept.inv, kept.middle, self._backout
+            d_result, kept.out, kept.inv, kept.middle, self._backout
         )
         fixed, layers = kept.fixed, kept.layers
         if self._middle == self._last:
             d_x = d_x + d_middle
         d_x0, d_mix = torch.zeros_like(d_x), []
-        above = layers.pop()
-        d_out_of = self._d_leave(d_x, above.hidden, self._weights[self._last].out)
+        d_out: Any = self._d_leave(d_x, layers[-1].hidden, self._weights[-1].out)
         for index in range(self._last, -1, -1):
-            self._gradients[index].add_outward(d_x, d_out_of, above, first)
-            d_heads = _d_attend(above, d_out_of.y)
-            into = self._weights[index].backward
-            arguments = (d_heads, d_out_of.u, d_x0, above.x, above.heads, fixed, into)
-            heads = above.heads
+            above = layers.pop()
+            self._gradients[index].add_outward(d_x, d_out, above, first)
+            d_heads = _d_attend(above, d_out.y)
+            # what is not needed any more goes before the next pass: here the step's peak is
+            x, heads, d_u = above.x, above.heads, d_out.u
+            above = d_out = d_x = None
+            arguments = (d_heads, d_u, d_x0, x, heads, fixed, self._weights[index].backward)
             if index:
-                below = layers.pop()
                 d_kept = d_middle if index - 1 == self._middle else None
-                out = self._weights[index - 1].out
-                d_in, d_out_of = self._d_between(arguments, d_kept, below.hidden, out)
-                above = below
+                hidden, out = layers[-1].hidden, self._weights[index - 1].out
+                d_in, d_out = self._d_between(arguments, d_kept, hidden, out)
             else:
                 d_in = self._d_enter(*arguments)
+            del arguments, d_heads, d_u, x
             self._gradients[index].add_inward(d_in, heads, first)
             if d_in.rows is not None:
                 add_rows(parameters.value_embed(index), d_in.rows)
             d_x, d_x0 = d_in.x, d_in.x0
             d_mix.insert(0, d_in.mix)
+            del d_in, heads
         self._add_lambdas(torch.stack(d_mix), d_backout)
         return d_x + d_x0
 

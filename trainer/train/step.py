@@ -137,6 +137,8 @@ class Stepper:
         self._start, self._block, self._finish = map(self.compiler, (start, layer, finish))
         pieces = relu2.pieces_with(self.relu2_tile)
         self.trunk = Trunk(model, self.compiler, *pieces) if explicit else None
+        self._trained_shape = (rows, model.shape.sequence_len)
+        self._chunk_losses = self.compiler(head.chunk_token_losses)
         self._compiled_chunk = self.compiler(head.chunk_loss_and_gradient)
         optimizer.adamw = self.compiler(optimizer.adamw)
         if is_cuda:  # on the CPU its products are nearly all of it
@@ -180,6 +182,19 @@ class Stepper:
     def loss_only(self, micro_batches: Sequence[MicroBatch]) -> Tensor:
         """The loss that `train_step` would report, to the bit; weights and state stay put."""
         return torch.stack(self._losses(micro_batches, learn=False)).mean()
+
+    @torch.no_grad()
+    def token_losses(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        """Loss in nats of each token (B, T), 0 where the target is -1. On a card by the functions
+        that are compiled for training, which keep nothing here; shapes other than a micro-batch's
+        are not worth a compilation of their own."""
+        if self.trunk is None or tuple(tokens_BT.shape) != self._trained_shape:
+            return self.model.loss(tokens_BT, targets_BT, reduction="none")
+        rows_BTD = self.model.rows_of(parameters.WTE, tokens_BT).requires_grad_()
+        x_BTD = self.trunk.forward(self._x0(rows_BTD).detach(), tokens_BT, keep=False).out
+        weight_VD, targets_N = self.model.head_weight.detach(), targets_BT.reshape(-1)
+        losses_N = head.token_losses(x_BTD.flatten(0, 1), weight_VD, targets_N, self._chunk_losses)
+        return losses_N.view_as(targets_BT)
 
     def describe_choices(self) -> dict[str, Any]:
         """What was chosen on this machine: part of the determinism fingerprint."""

@@ -32,6 +32,7 @@ def _span_measured(session: Session) -> span.Measured | None:
         session.tokenizer,
         _span(session),
         should_stop=session.control.wants_attention,
+        token_losses=session.stepper.token_losses,
     )
 
 

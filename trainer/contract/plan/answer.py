@@ -97,6 +97,7 @@ class Memory(Frozen):
     """Estimated peak device memory in bytes, by part.
 
     measured: what an earlier run of this shape, with these rows on this device, took at its peak.
+    error: the factor by which the estimate may be below the truth.
     """
 
     weights: int
@@ -108,6 +109,7 @@ class Memory(Frozen):
     total: int
     available: int | None
     measured: int | None = None
+    error: float = 1.25
 
     @property
     def expected(self) -> int:
