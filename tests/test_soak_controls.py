@@ -17,6 +17,7 @@ from tests.soak import (
     daemons,
     errors,
     journals,
+    limits,
     powercuts,
     table,
     trainers,
@@ -72,6 +73,18 @@ def test_an_fsync_whose_error_nobody_looks_at_is_noticed() -> None:
 def test_an_fsync_that_does_nothing_is_noticed_by_a_power_cut() -> None:
     failures = powercuts.control(12).failures
     assert any("claims lost" in words for words in failures)
+
+
+def test_limits_that_are_taken_away_are_noticed() -> None:
+    failures = limits.control(16).failures
+    for words in (
+        "horizon.flops",
+        "a body of",
+        "a newcomer was shut out",
+        "a pickle of",
+        "trained on",
+    ):
+        assert any(words in failure for failure in failures), (words, failures)
 
 
 def test_a_move_that_is_missing_and_a_second_trainer_are_noticed() -> None:

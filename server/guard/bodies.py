@@ -21,7 +21,9 @@ from server.text import printable
 MAX_DEPTH = 32
 MAX_KEYS = 4_000  # of all objects together: each unknown one is a finding with a sentence
 MAX_VALUES = 250_000  # a prompt of token ids is the longest list
+MAX_OBJECTS = 20_000  # lists and objects on one level
 MAX_INTEGER = 2**63
+HALF_PAIR = "text holds half a surrogate pair (\\ud800 to \\udfff)"
 READ_SECONDS = 30.0
 ALL_BODIES_BYTES = 64 << 20  # held at once, over all requests
 
@@ -137,35 +139,57 @@ def parse(raw: bytes) -> Any:
 
 def _check(value: Any) -> None:
     """Depth, sizes of numbers, lone surrogates; iterative, so depth cannot hurt it."""
+    if not isinstance(value, dict | list):
+        _check_scalar(value, "")
+        return
     open_items: list[tuple[Any, str, int]] = [(value, "", 1)]
     seen = 1
     while open_items:
         item, pointer, depth = open_items.pop()
         if depth > MAX_DEPTH:
             raise Invalid(f"The body is nested deeper than {MAX_DEPTH} levels.")
-        if isinstance(item, dict):
-            for key, below in item.items():
+        seen += len(item)
+        if seen > MAX_VALUES:
+            raise Invalid(f"The body holds more than {MAX_VALUES:,} values.")
+        pairs = item.items() if isinstance(item, dict) else enumerate(item)
+        for key, below in pairs:
+            if isinstance(key, str):
                 _check_text(key, pointer)
-                open_items.append((below, f"{pointer}/{printable(key)}", depth + 1))
-        elif isinstance(item, list):
-            seen += len(item)
-            if seen > MAX_VALUES:
-                raise Invalid(f"The body holds more than {MAX_VALUES:,} values.")
-            open_items += [(below, f"{pointer}/{i}", depth + 1) for i, below in enumerate(item)]
-        elif isinstance(item, str):
-            _check_text(item, pointer)
-        elif isinstance(item, float) and not math.isfinite(item):
-            raise _wrong(pointer, "this number is too large for a float")
-        elif isinstance(item, int) and not -MAX_INTEGER <= item < MAX_INTEGER:
-            raise _wrong(pointer, "a whole number must be between -2^63 and 2^63 - 1")
+            if isinstance(below, dict | list):
+                open_items.append((below, f"{pointer}/{printable(str(key))}", depth + 1))
+                if len(open_items) > MAX_OBJECTS:
+                    raise Invalid(f"The body holds more than {MAX_OBJECTS:,} lists and objects.")
+            else:
+                _check_scalar(below, pointer, key)
+
+
+def _check_scalar(item: Any, pointer: str, key: str | int | None = None) -> None:
+    """key: under which it lies in the object or list at `pointer`."""
+    if isinstance(item, str):
+        if item.isascii():
+            return
+        why = None if _is_whole(item) else HALF_PAIR
+    elif isinstance(item, float) and not math.isfinite(item):
+        why = "this number is too large for a float"
+    elif isinstance(item, int) and not -MAX_INTEGER <= item < MAX_INTEGER:
+        why = "a whole number must be between -2^63 and 2^63 - 1"
+    else:
+        return
+    if why:
+        raise _wrong(pointer if key is None else f"{pointer}/{printable(str(key))}", why)
 
 
 def _check_text(text: str, pointer: str) -> None:
-    if not text.isascii():
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError:
-            raise _wrong(pointer, "text holds half a surrogate pair (\\ud800 to \\udfff)") from None
+    if not text.isascii() and not _is_whole(text):
+        raise _wrong(pointer, HALF_PAIR)
+
+
+def _is_whole(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _wrong(pointer: str, detail: str) -> Invalid:

@@ -70,7 +70,9 @@ class Connection(H11Protocol):
     def on_response_complete(self) -> None:
         self._answering_since = None
         super().on_response_complete()
-        if not self._is_answering():  # the next request may have been there already
+        if self._is_answering():  # the next request was there already
+            self._answering_since = self.loop.time()
+        else:
             self._await_request()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -210,7 +210,7 @@ def test_unknown_paths_and_methods_are_problems_too(asgi: Asgi) -> None:
     assert (missing.status_code, missing.json()["type"]) == (404, "urn:traind:problem:not-found")
     wrong = asgi.request("PUT", "/v1/runs/demo")
     assert wrong.status_code == 405
-    assert wrong.headers["allow"] == "DELETE, GET, PATCH"
+    assert wrong.headers["allow"] == "DELETE, GET, HEAD, PATCH"
     assert wrong.json()["type"] == "urn:traind:problem:method-not-allowed"
 
 

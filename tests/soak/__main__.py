@@ -17,6 +17,7 @@ from tests.soak import (
     described,
     errors,
     journals,
+    limits,
     powercuts,
     table,
     trainers,
@@ -37,6 +38,7 @@ CAMPAIGNS: dict[str, tuple[Callable[[float, int], Counts], float, float]] = {
     "powercuts": (powercuts.run, 0.05, 12),
     "api": (api.run, 0.05, 25),
     "openapi": (described.run, 0.1, 35),
+    "limits": (limits.run, 0.05, 20),
 }
 
 
