@@ -247,7 +247,7 @@ def orders_of(directory: Path, found: Found) -> list[AttemptOrder]:
         try:
             orders.append(read(path.parent, AttemptOrder))
         except (OSError, ValidationError) as error:
-            found.problems.append(f"{path}: {str(error).splitlines()[0]}")
+            found.problems.append(f"{path}: {' '.join(str(error).split())[:600]}")
     return sorted(orders, key=lambda order: order.attempt)
 
 

@@ -220,3 +220,26 @@ for i in range(100000):
         records, batch = read_all(path)
         assert batch.problem is None
         assert [r["seq"] for r in records] == list(range(200 + 97 * number))
+
+
+def test_a_record_too_long_for_its_reader_is_cut_and_read(tmp_path) -> None:
+    """Eighty thousand notes, or one of ten megabytes: the report goes on behind them."""
+    writer = Writer.create(tmp_path / "outbox.jsonl", Header("run_1", 1, "token"))
+    notes = [f"/some/where/{n}.bin is left out: it is binary" for n in range(80_000)]
+    writer.append({"kind": "ended", "result": {"notes": notes, "n": 80_000}})
+    writer.append({"kind": "notice", "message": "x" * 10_000_000})
+    writer.append({"kind": "notice", "message": "short"})
+    writer.close()
+    reader, records = Reader(tmp_path / "outbox.jsonl"), []
+    offset = seq = 0
+    while offset < (tmp_path / "outbox.jsonl").stat().st_size:
+        batch = reader.read(offset, seq)
+        assert batch.problem is None
+        assert batch.offset > offset
+        records += batch.records
+        offset, seq = batch.offset, batch.next_seq
+    assert [r["kind"] for r in records] == ["ended", "notice", "notice"]
+    assert records[0]["result"]["n"] == 80_000
+    assert records[0]["result"]["notes"][0] == notes[0]
+    assert records[1]["message"].startswith("xxx")
+    assert records[2]["message"] == "short"

@@ -216,7 +216,7 @@ def read_manifest(path: Path) -> Manifest:
         _require_about_the_file(error)
         raise Bad(f"{MANIFEST}: {error.strerror}") from None
     except ValueError as error:
-        raise Bad(f"{MANIFEST}: {str(error).splitlines()[0]}") from None
+        raise Bad(f"{MANIFEST}: {' '.join(str(error).split())[:600]}") from None
 
 
 def _require_about_the_file(error: OSError) -> None:

@@ -93,7 +93,7 @@ class Writer:
         """
         if self._broken:
             raise JournalError(f"{self.path}: the disk failed before, nothing more is claimed")
-        line = _encode({"seq": self._next_seq, "ts": round(time.time(), 6), **record})
+        line = _fitting({"seq": self._next_seq, "ts": round(time.time(), 6), **record})
         try:
             failpoint.hit("journal.append")
             write_all(self._fd, line)
@@ -127,6 +127,28 @@ class Writer:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def _fitting(record: dict[str, Any]) -> bytes:
+    """The record's line, no longer than a reader accepts: long texts and lists are cut, since a
+    line that is too long would end the report."""
+    line = _encode(record)
+    for most in (10_000, 1_000, 100, 10):
+        if len(line) <= MAX_LINE_BYTES:
+            break
+        line = _encode(_cut(record, most))
+    return line
+
+
+def _cut(value: Any, most: int) -> Any:
+    """The value with texts of at most `most` characters, lists and objects of as many items."""
+    if isinstance(value, str):
+        return value if len(value) <= most else f"{value[:most]}…"
+    if isinstance(value, list):
+        return [_cut(item, most) for item in value[:most]]
+    if isinstance(value, dict):
+        return {key: _cut(item, most) for key, item in list(value.items())[:most]}
+    return value
 
 
 def _encode(record: dict[str, Any]) -> bytes:
