@@ -167,7 +167,8 @@ class _Reading:
     sampled: bool = False
 
     def all_with_rows(self, paths: list[Path]) -> list[DataFile]:
-        return [file for path in paths if (file := self._with_rows(path)) is not None]
+        each = [self._with_rows(path, index / len(paths)) for index, path in enumerate(paths)]
+        return [file for file in each if file is not None]
 
     def last_with_rows(self, paths: list[Path], root: Path) -> Path:
         """The last shard that can validate, with one before it to train on."""
@@ -176,10 +177,10 @@ class _Reading:
                 return path
         raise _too_few(root, len(paths))
 
-    def _with_rows(self, path: Path) -> DataFile | None:
+    def _with_rows(self, path: Path, fraction: float | None = None) -> DataFile | None:
         if not os.access(path, os.R_OK):
             raise DataError("path_unreadable", f"no permission to read {shown(path)}", path)
-        self.progress(None, f"reading {shown(path)} ({path.stat().st_size / 1e6:,.0f} MB)")
+        self.progress(fraction, f"reading {shown(path)} ({path.stat().st_size / 1e6:,.0f} MB)")
         file = describe(path, self.corpora_dir, self.column, self.sampled)
         _count(file, self.left)
         return file if file.num_documents else None

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.trainer.data.conftest import random_texts
-from trainer.data import background_check, contents, fingerprints, hashing
+from tests.trainer.data.conftest import random_texts, write_shard
+from trainer.contract.spec import DataSpec
+from trainer.data import background_check, contents, corpora, fingerprints, hashing
 from trainer.data.background_check import BackgroundCheck, Progress
 from trainer.data.errors import DataChanged
 from trainer.data.fingerprints import SAMPLE_BYTES, Seen
@@ -79,6 +80,24 @@ def test_a_large_corpus_is_not_read_before_the_first_answer(
     # val bpb is compared between runs: its file is named by every byte
     assert [Path(path).name for path in read] == ["shard_003.parquet"]
     assert small.val_identity() == large.val_identity()
+
+
+def test_looking_at_thousands_of_files_reports_a_fraction_now_and_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpora, "PROGRESS_SECONDS", 0.0)
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    for number in range(5):
+        write_shard(folder / f"shard_{number:05d}.parquet", [["some text"] * 3])
+    fractions: list[float | None] = []
+    corpora.collect(
+        DataSpec(source="parquet", path=str(folder)),
+        tmp_path / "corpora",
+        None,
+        lambda fraction, words: fractions.append(fraction) if "reading" in words else None,
+    )
+    assert fractions == [None, 0.0, 0.25, 0.5, 0.75, 0.0]  # validation is found first, read last
 
 
 def test_names_do_not_depend_on_what_was_hashed_before(sampled: PreparedData, small_corpus) -> None:
