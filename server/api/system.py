@@ -20,6 +20,7 @@ from server.errors import Busy
 from server.machine import devices
 from server.machine.devices import Device
 from server.machine.readings import Readings, process_name
+from server.proof import CHALLENGE_HEADER, PROOF_HEADER
 from server.schemas import DeviceView, PeakFlops, SystemView
 from trainer.contract.peaks import known_peak
 from trainer.contract.plan import num_bytes
@@ -31,8 +32,15 @@ FULL_DISK_BYTES = 8_000_000  # less than the database and its log need to take a
 
 
 @router.get("/healthz")
-def healthz() -> dict[str, str]:
-    """Whether the process answers at all."""
+def healthz(request: Request, response: Response) -> dict[str, str]:
+    """Whether the process answers at all.
+
+    To a `Traind-Challenge` it answers `Traind-Proof` where a token is needed: that this daemon
+    knows the token, before a client shows that it does.
+    """
+    tokens, asked = request.app.state.policy.tokens, request.headers.get(CHALLENGE_HEADER)
+    if tokens is not None and asked is not None and (proof := tokens.prove(asked)) is not None:
+        response.headers[PROOF_HEADER] = proof
     return {"status": "ok"}
 
 

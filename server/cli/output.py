@@ -178,7 +178,7 @@ def explain(error: Exception) -> int | None:
             "set HOME, or name the directory with --data-dir or TRAIND_DATA_DIR",
         )
         return FAILED
-    from server.client.wire import ApiError, ClientError, NotReachable
+    from server.client.wire import ApiError, ClientError, NotProven, NotReachable
 
     if isinstance(error, NotReachable):
         _complain(str(error), "start it with: traind serve   (or: traind service install)")
@@ -188,6 +188,9 @@ def explain(error: Exception) -> int | None:
         lines += [f"  {e.get('pointer') or '/'}: {e.get('detail', '')}" for e in error.errors]
         legal = f"possible now: {', '.join(error.legal)}" if error.legal else None
         _complain("\n".join(lines), error.hint or legal)
+        return FAILED
+    if isinstance(error, NotProven):
+        _complain(str(error), "name the daemon with --url and its token with TRAIND_TOKEN_FILE")
         return FAILED
     if isinstance(error, ClientError):
         _complain(str(error), None)

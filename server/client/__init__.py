@@ -23,18 +23,18 @@ from server.client.wire import (
     ApiError,
     BadAnswer,
     ClientError,
+    NotProven,
     NotReachable,
     Wire,
     parse,
     quoted,
-    refusal,
 )
 
 ReportFormat = Literal["markdown", "html", "json"]
 _REPORT_TYPES = {"markdown": "text/markdown", "html": "text/html", "json": "application/json"}
 _METRICS_TYPES = {"csv": "text/csv", "parquet": "application/vnd.apache.parquet"}
 
-__all__ = ["ApiError", "BadAnswer", "Client", "ClientError", "LogPart", "NotReachable"]
+__all__ = ["ApiError", "BadAnswer", "Client", "ClientError", "LogPart", "NotProven", "NotReachable"]
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ class Client:
             after=after,
             on_connection=on_connection,
             give_up_seconds=give_up_seconds,
-            refuse=refusal,
+            refuse=self.wire.refusal,
             unreachable=lambda cause: NotReachable(self.wire.url, cause),
         )
 
@@ -264,7 +264,7 @@ class Client:
         with self.wire.http.stream("GET", path) as response:
             if response.is_error:
                 response.read()
-                raise refusal(response)
+                raise self.wire.refusal(response)
             with to.open("wb") as file:
                 return sum(file.write(chunk) for chunk in response.iter_bytes(1 << 20))
 
@@ -310,7 +310,7 @@ class Client:
         ):
             if response.is_error:
                 response.read()
-                raise refusal(response)
+                raise self.wire.refusal(response)
             yield from client_stream.parse(client_stream.lines(response.iter_text()))
 
     def cancel_job(self, job: str) -> schemas.JobView:

@@ -3,6 +3,7 @@
 ClientError
 ├── ApiError        the daemon refused; carries the RFC 9457 document
 ├── NotReachable    nobody answers at the URL
+├── NotProven       what answers wants the token and did not prove that it knows it
 └── BadAnswer       something answers that is not a traind daemon
 """
 
@@ -11,13 +12,15 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 import httpx
 from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from server import proof
 
 DEFAULT_PORT = 8321
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
@@ -55,8 +58,58 @@ class NotReachable(ClientError):
         super().__init__(f"no daemon answers at {url} ({cause})")
 
 
+class NotProven(ClientError):
+    """What listens at `url` wants the token and did not prove that it knows it: nothing was sent."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(
+            f"what listens at {url} did not prove that it knows this token, so the token was not "
+            "sent: it is another daemon than the token's, an older one, or another program"
+        )
+
+
 class BadAnswer(ClientError):
     """The answer is not what a traind daemon of this version says."""
+
+
+class Proving(httpx.Auth):
+    """A bearer for each request, made anew when the daemon refuses it. The token never leaves.
+
+    Without proof that the other side knows the token, requests go without a bearer.
+    """
+
+    def __init__(self, token: str, health_url: str) -> None:
+        self._token, self._health_url = token, health_url
+        self._bearer: str | None = None
+        self._asked = False
+        self.is_proven = False
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        is_fresh = not self._asked
+        if is_fresh:
+            yield from self._prove(request)
+        response = yield self._with_bearer(request)
+        if response.status_code == 401 and not is_fresh:  # it expired, or the daemon is another one
+            yield from self._prove(request)
+            yield self._with_bearer(request)
+
+    def _prove(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        asked = proof.challenge()
+        answer = yield httpx.Request(
+            "GET",
+            self._health_url,
+            headers={proof.CHALLENGE_HEADER: asked},
+            extensions={k: v for k, v in request.extensions.items() if k == "timeout"},
+        )
+        found = answer.headers.get(proof.PROOF_HEADER, "")
+        self._bearer = proof.bearer(self._token, asked, found)
+        self._asked, self.is_proven = True, self._bearer is not None
+
+    def _with_bearer(self, request: httpx.Request) -> httpx.Request:
+        request.headers.pop("Authorization", None)
+        if self._bearer is not None:
+            request.headers["Authorization"] = f"Bearer {self._bearer}"
+        return request
 
 
 class Wire:
@@ -76,10 +129,11 @@ class Wire:
         self.url = (url or default_url()).rstrip("/")
         host = _host(self.url)
         token = read_token(token_file, is_loopback=host in LOOPBACK)
+        self.proving = Proving(token, f"{self.url}/healthz") if token else None
         try:
             self.http = httpx.Client(
                 base_url=self.url,
-                headers={"Authorization": f"Bearer {token}"} if token else {},
+                auth=self.proving,
                 timeout=httpx.Timeout(timeout_seconds, connect=5.0),
                 transport=transport,
                 trust_env=host not in LOOPBACK,  # a proxy has no business on loopback
@@ -142,9 +196,15 @@ class Wire:
                 time.sleep(_retry_after(response))
                 continue
             if not response.is_success:
-                raise refusal(response)
+                raise self.refusal(response)
             return response
         raise AssertionError("the last try returns or raises")
+
+    def refusal(self, response: httpx.Response) -> ClientError:
+        """The error an unsuccessful answer means; its body must have been read."""
+        if response.status_code == 401 and self.proving is not None and not self.proving.is_proven:
+            return NotProven(self.url)
+        return refusal(response)
 
 
 def default_url() -> str:

@@ -16,6 +16,7 @@ import threading
 import time
 from pathlib import Path
 
+from server import proof
 from trainer.contract.rundir import fsync_directory, write_all, write_durably
 
 MIN_TOKEN_CHARS = 16
@@ -78,7 +79,14 @@ class Tokens:
         self._sessions = self._load()
 
     def is_token(self, given: bytes) -> bool:
-        return hmac.compare_digest(given, self._token)
+        """The token itself, or the bearer of a client that proved to know it."""
+        if hmac.compare_digest(given, self._token):
+            return True
+        return proof.is_bearer(self._token.decode(), given)
+
+    def prove(self, challenge: str) -> str | None:
+        """That this daemon knows the token; None for what is no challenge."""
+        return proof.of_daemon(self._token.decode(), challenge)
 
     def is_session(self, given: bytes) -> bool:
         """The lookup is by hash, so its time says nothing about a session's secret."""

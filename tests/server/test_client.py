@@ -11,13 +11,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.client import ApiError, BadAnswer, Client, ClientError, NotReachable
+from server import proof
+from server.client import ApiError, BadAnswer, Client, ClientError, NotProven, NotReachable
 from server.client import stream as client_stream
+from tests.server.asgi import Asgi
+from tests.server.live_server import serving
 from tests.server.stub_daemon import (
+    Asked,
     Reply,
     Stub,
     detail,
@@ -152,6 +157,7 @@ def test_something_else_on_that_port_is_named_as_such(stub: Stub, reply: Reply):
 
 def test_a_redirect_is_never_followed_with_the_token(stub: Stub, tmp_path: Path):
     token = _token(tmp_path / "token")
+    _knows_the_token(stub)
     stub.on("GET", "/v1/system", Reply("", 307, {"Location": f"{stub.url}/v1/elsewhere"}))
     with Client(stub.url, token_file=token) as traind, pytest.raises(BadAnswer):
         traind.system()
@@ -171,21 +177,117 @@ def test_a_name_stays_one_segment_of_the_path(stub: Stub, name: str):
 # --- tokens --------------------------------------------------------------------------------------
 
 
-def test_the_token_is_read_from_the_named_file(stub: Stub, tmp_path: Path, monkeypatch: Any):
+TOKEN = "secret-token-0123456789"
+
+
+def test_the_token_is_proved_from_the_named_file(stub: Stub, tmp_path: Path, monkeypatch: Any):
     monkeypatch.setenv("TRAIND_TOKEN_FILE", str(_token(tmp_path / "token")))
-    assert _header_sent(stub) == "Bearer secret-token-0123456789"
+    _knows_the_token(stub)
+    assert proof.is_bearer(TOKEN, _bearer_sent(stub))
 
 
-def test_on_loopback_the_data_directory_token_is_sent(stub: Stub, tmp_path: Path):
+def test_on_loopback_the_data_directory_token_is_proved(stub: Stub, tmp_path: Path):
     (tmp_path / "data").mkdir()
     _token(tmp_path / "data" / "token")
-    assert _header_sent(stub) == "Bearer secret-token-0123456789"
+    _knows_the_token(stub)
+    assert proof.is_bearer(TOKEN, _bearer_sent(stub))
+    assert TOKEN not in str(stub.asked)
+
+
+IMPOSTORS = [
+    Reply({"status": "ok"}),
+    Reply({"status": "ok"}, headers={"Traind-Proof": "1-" + "0" * 32 + "." + "0" * 64}),
+    Reply({"status": "ok"}, headers={"Traind-Proof": ""}),
+    Reply({"status": "ok"}, headers={"Traind-Proof": proof.of_daemon("another-token", "c" * 43)}),
+    Reply("<html>hello</html>", headers={"Content-Type": "text/html"}),
+    Reply("", 302, {"Location": "http://127.0.0.1:1/"}),
+    Reply("", 404),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("healthz", IMPOSTORS)
+@pytest.mark.parametrize("status", [200, 401])
+def test_another_program_on_the_port_is_shown_nothing(
+    stub: Stub, tmp_path: Path, healthz: Reply, status: int
+):
+    """Neither the token nor a proof of it, whatever the program answers."""
+    stub.on("GET", "/healthz", healthz)
+    stub.on("GET", "/v1/runs", page() if status == 200 else Reply({"detail": "token?"}, 401))
+    with Client(stub.url, token_file=_token(tmp_path / "token")) as traind:
+        for _ in range(2):
+            if status == 200:
+                traind.list_runs()
+                continue
+            with pytest.raises(NotProven, match="the token was not sent"):
+                traind.list_runs()
+    assert TOKEN not in str(stub.asked)
+    assert not any("authorization" in asked.headers for asked in stub.asked)
+
+
+def test_a_proof_that_was_overheard_proves_nothing_again(stub: Stub, tmp_path: Path):
+    """A recorded answer of the real daemon belongs to another challenge."""
+    recorded = proof.of_daemon(TOKEN, proof.challenge())
+    stub.on("GET", "/healthz", Reply({"status": "ok"}, headers={"Traind-Proof": str(recorded)}))
+    stub.on("GET", "/v1/runs", page())
+    with Client(stub.url, token_file=_token(tmp_path / "token")) as traind:
+        traind.list_runs()
+        assert not traind.wire.proving.is_proven  # type: ignore[union-attr]
+
+
+def test_a_bearer_that_the_daemon_refuses_is_made_anew(stub: Stub, tmp_path: Path):
+    _knows_the_token(stub)
+    stub.on("GET", "/v1/runs", page(), Reply({"detail": "expired"}, 401), page())
+    with Client(stub.url, token_file=_token(tmp_path / "token")) as traind:
+        traind.list_runs()
+        traind.list_runs()
+    sent = [a.headers.get("authorization") for a in stub.requests("GET", "/v1/runs")]
+    assert len(sent) == 3
+    assert sent[0] == sent[1] != sent[2]
+    assert len(stub.requests("GET", "/healthz")) == 2
+
+
+def test_a_bearer_lasts_an_hour_and_belongs_to_its_token(monkeypatch: pytest.MonkeyPatch):
+    asked = proof.challenge()
+    made = proof.bearer(TOKEN, asked, str(proof.of_daemon(TOKEN, asked)))
+    assert made is not None
+    assert proof.is_bearer(TOKEN, made.encode())
+    assert not proof.is_bearer("another-token-000", made.encode())
+    for broken in (made[:-1], made.replace("traind1", "traind2"), made + ".", "traind1...", "é"):
+        assert not proof.is_bearer(TOKEN, broken.encode("latin-1"))
+    now = time.time()
+    for later, holds in ((3500, True), (3700, False), (-200, True), (-400, False)):
+        monkeypatch.setattr(proof.time, "time", lambda later=later: now + later)
+        assert proof.is_bearer(TOKEN, made.encode()) is holds
+
+
+def test_the_daemon_and_the_client_prove_themselves(tmp_path: Path):
+    """The real app behind a real server: the token is on no line of the conversation."""
+    asgi = Asgi(tmp_path / "http", auth="always")
+    seen: list[bytes] = []
+    real = asgi.app.state.policy.tokens.is_token
+    asgi.app.state.policy.tokens.is_token = lambda given: seen.append(given) or real(given)
+    try:
+        with serving(asgi) as served:
+            url = f"http://127.0.0.1:{served.port}"
+            token = asgi.settings.paths.root / "token"
+            with Client(url, token_file=token) as traind:
+                assert traind.system().auth == "token"
+                assert traind.create_run({"name": "demo", "start": False}).name == "demo"
+            with pytest.raises(NotProven), Client(url, token_file=_token(tmp_path / "x")) as other:
+                other.system()
+            answer = httpx.get(f"{url}/healthz", headers={"Traind-Challenge": "short"})
+            assert "traind-proof" not in answer.headers
+        assert seen
+        assert not any(token.read_bytes().strip() in given for given in seen)
+    finally:
+        asgi.close()
 
 
 def test_another_machine_is_not_shown_this_ones_token(tmp_path: Path):
     (tmp_path / "data").mkdir()
     _token(tmp_path / "data" / "token")
     with Client("http://192.0.2.1:8321") as traind:
+        assert traind.wire.proving is None
         assert "authorization" not in traind.wire.http.headers
 
 
@@ -342,6 +444,20 @@ def _token(path: Path) -> Path:
     path.write_text("secret-token-0123456789\n")
     path.chmod(0o600)
     return path
+
+
+def _knows_the_token(stub: Stub) -> None:
+    def prove(asked: Asked) -> Reply:
+        answer = proof.of_daemon("secret-token-0123456789", asked.headers["traind-challenge"])
+        return Reply({"status": "ok"}, headers={"Traind-Proof": str(answer)})
+
+    stub.on("GET", "/healthz", prove)
+
+
+def _bearer_sent(stub: Stub) -> bytes:
+    kind, _, bearer = str(_header_sent(stub)).partition(" ")
+    assert kind == "Bearer"
+    return bearer.encode()
 
 
 def _header_sent(stub: Stub) -> str | None:

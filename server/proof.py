@@ -1,0 +1,71 @@
+"""Proof between client and daemon that both know the token, without sending it.
+
+The client asks GET /healthz with a random challenge; the daemon answers when it was asked and an
+HMAC over both under the token. A program that happens to listen on the daemon's port cannot, and is
+shown nothing. The client's own proof, an HMAC over the same two, is then its bearer for an hour: who
+relays or overhears it has that hour and not the token.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+import time
+from functools import lru_cache
+
+CHALLENGE_HEADER, PROOF_HEADER = "Traind-Challenge", "Traind-Proof"
+VALID_SECONDS = 3600
+CLOCK_SECONDS = 300  # a clock may be set back by so much meanwhile
+PREFIX = "traind1"
+_ITERATIONS = 20_000  # 10 ms: a token that somebody thought up is not guessed from its proofs
+_CHALLENGE = re.compile(r"[A-Za-z0-9_-]{22,128}\Z")
+_ISSUED = re.compile(r"\d{1,12}-[0-9a-f]{32}\Z")
+
+
+def challenge() -> str:
+    return secrets.token_urlsafe(32)
+
+
+def of_daemon(token: str, asked: str) -> str | None:
+    """What a daemon answers to a challenge; None for one that is not as `challenge` makes them."""
+    if not _CHALLENGE.match(asked):
+        return None
+    issued = f"{int(time.time())}-{secrets.token_hex(16)}"
+    return f"{issued}.{_mac(token, 'daemon', asked, issued)}"
+
+
+def bearer(token: str, asked: str, answer: str) -> str | None:
+    """The client's bearer, once the daemon's answer proves that it knows the token; else None."""
+    issued, _, proof = answer.partition(".")
+    if not _ISSUED.match(issued):
+        return None
+    if not hmac.compare_digest(proof.encode(), _mac(token, "daemon", asked, issued).encode()):
+        return None
+    return f"{PREFIX}.{asked}.{issued}.{_mac(token, 'client', asked, issued)}"
+
+
+def is_bearer(token: str, given: bytes) -> bool:
+    """Whether it is a client's bearer of the last hour."""
+    prefix, *parts = given.decode("latin-1").split(".")
+    if prefix != PREFIX or len(parts) != 3:
+        return False
+    asked, issued, proof = parts
+    if not _CHALLENGE.match(asked) or not _ISSUED.match(issued):
+        return False
+    wanted = _mac(token, "client", asked, issued)
+    if not hmac.compare_digest(proof.encode("latin-1"), wanted.encode()):
+        return False
+    age = time.time() - int(issued.partition("-")[0])
+    return -CLOCK_SECONDS <= age <= VALID_SECONDS
+
+
+def _mac(token: str, who: str, asked: str, issued: str) -> str:
+    message = "\0".join(("traind", who, asked, issued)).encode()
+    return hmac.new(_key(token), message, hashlib.sha256).hexdigest()
+
+
+@lru_cache(maxsize=4)
+def _key(token: str) -> bytes:
+    return hashlib.pbkdf2_hmac("sha256", token.encode(), b"traind proof", _ITERATIONS)
