@@ -1,9 +1,9 @@
 """Proof between client and daemon that both know the token, without sending it.
 
 The client asks GET /healthz with a random challenge; the daemon answers when it was asked and an
-HMAC over both under the token. A program that happens to listen on the daemon's port cannot, and is
-shown nothing. The client's own proof, an HMAC over the same two, is then its bearer for an hour: who
-relays or overhears it has that hour and not the token.
+HMAC over both under the token. A program that happens to listen on the daemon's port cannot, and
+is shown nothing. The client's own proof, an HMAC over the same two, is then its bearer for ten
+minutes: who relays or overhears it has those, and not the token.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 from functools import lru_cache
 
 CHALLENGE_HEADER, PROOF_HEADER = "Traind-Challenge", "Traind-Proof"
-VALID_SECONDS = 3600
+VALID_SECONDS = 600
 CLOCK_SECONDS = 300  # a clock may be set back by so much meanwhile
 PREFIX = "traind1"
 _ITERATIONS = 20_000  # 10 ms: a token that somebody thought up is not guessed from its proofs
@@ -47,7 +47,7 @@ def bearer(token: str, asked: str, answer: str) -> str | None:
 
 
 def is_bearer(token: str, given: bytes) -> bool:
-    """Whether it is a client's bearer of the last hour."""
+    """Whether it is a client's bearer of the last ten minutes."""
     prefix, *parts = given.decode("latin-1").split(".")
     if prefix != PREFIX or len(parts) != 3:
         return False

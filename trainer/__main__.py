@@ -10,7 +10,7 @@ from pathlib import Path
 from trainer.contract import events, failpoint, orders
 from trainer.contract.orders import AttemptOrder
 from trainer.contract.rundir import Held, locked
-from trainer.runtime import process
+from trainer.runtime import process, threads
 
 RUN_LOCK_SECONDS = 10.0
 
@@ -20,6 +20,7 @@ def main(argv: list[str]) -> int:
     if len(argv) != 2:
         print("usage: python -m trainer ATTEMPT_DIR", file=sys.stderr)
         return 2
+    threads.wait_asleep()
     directory = Path(argv[1]).absolute()
     order = orders.read(directory, AttemptOrder)
     own = process.begin(directory, order.run_id, order.attempt, order.token)

@@ -59,7 +59,7 @@ class NotReachable(ClientError):
 
 
 class NotProven(ClientError):
-    """What listens at `url` wants the token and did not prove that it knows it: nothing was sent."""
+    """What listens at `url` wants the token and did not prove that it knows it."""
 
     def __init__(self, url: str) -> None:
         super().__init__(
@@ -88,7 +88,12 @@ class Proving(httpx.Auth):
         is_fresh = not self._asked
         if is_fresh:
             yield from self._prove(request)
-        response = yield self._with_bearer(request)
+        response: httpx.Response | None = None
+        try:
+            response = yield self._with_bearer(request)
+        finally:
+            if response is None:  # the connection is gone: who listens next proves itself anew
+                self._asked, self._bearer = False, None
         if response.status_code == 401 and not is_fresh:  # it expired, or the daemon is another one
             yield from self._prove(request)
             yield self._with_bearer(request)

@@ -246,7 +246,19 @@ def test_a_bearer_that_the_daemon_refuses_is_made_anew(stub: Stub, tmp_path: Pat
     assert len(stub.requests("GET", "/healthz")) == 2
 
 
-def test_a_bearer_lasts_an_hour_and_belongs_to_its_token(monkeypatch: pytest.MonkeyPatch):
+def test_after_a_lost_connection_the_other_side_proves_itself_anew(stub: Stub, tmp_path: Path):
+    """The daemon ended, and another program took its port."""
+    _knows_the_token(stub)
+    stub.on("GET", "/v1/runs", page(), Reply(drop=True), page())
+    with Client(stub.url, token_file=_token(tmp_path / "token")) as traind:
+        traind.list_runs()
+        stub.on("GET", "/healthz", Reply({"status": "ok"}))
+        traind.list_runs()
+    sent = ["authorization" in a.headers for a in stub.requests("GET", "/v1/runs")]
+    assert sent == [True, True, False]
+
+
+def test_a_bearer_lasts_ten_minutes_and_belongs_to_its_token(monkeypatch: pytest.MonkeyPatch):
     asked = proof.challenge()
     made = proof.bearer(TOKEN, asked, str(proof.of_daemon(TOKEN, asked)))
     assert made is not None
@@ -255,7 +267,7 @@ def test_a_bearer_lasts_an_hour_and_belongs_to_its_token(monkeypatch: pytest.Mon
     for broken in (made[:-1], made.replace("traind1", "traind2"), made + ".", "traind1...", "é"):
         assert not proof.is_bearer(TOKEN, broken.encode("latin-1"))
     now = time.time()
-    for later, holds in ((3500, True), (3700, False), (-200, True), (-400, False)):
+    for later, holds in ((550, True), (650, False), (-200, True), (-400, False)):
         monkeypatch.setattr(proof.time, "time", lambda later=later: now + later)
         assert proof.is_bearer(TOKEN, made.encode()) is holds
 
