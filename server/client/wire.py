@@ -88,12 +88,9 @@ class Proving(httpx.Auth):
         is_fresh = not self._asked
         if is_fresh:
             yield from self._prove(request)
-        response: httpx.Response | None = None
-        try:
-            response = yield self._with_bearer(request)
-        finally:
-            if response is None:  # the connection is gone: who listens next proves itself anew
-                self._asked, self._bearer = False, None
+        self._asked = False  # after a lost connection: who listens then proves itself anew
+        response = yield self._with_bearer(request)
+        self._asked = True
         if response.status_code == 401 and not is_fresh:  # it expired, or the daemon is another one
             yield from self._prove(request)
             yield self._with_bearer(request)
