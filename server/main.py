@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -9,7 +10,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
-from server import lock, privacy, receivers
+from server import lock, notify, privacy, receivers
 from server.api import app as api
 from server.database.db import Database
 from server.domain import run_deletion
@@ -49,7 +50,7 @@ def create_app(
             opened = db or await run_in_threadpool(Database.open, settings)
             await run_in_threadpool(_sweep, opened, settings)
             await run_in_threadpool(arrive, opened, settings.paths)
-            keeper = Keeper(opened, settings.paths)
+            keeper = Keeper(opened, settings.paths, settings.keep_jobs_days)
             feed = Feed()
             opened.on_commit(feed.notify)
             supervisor = Supervisor(Shop(opened, settings, devices.Present(), worker=worker))
@@ -60,9 +61,13 @@ def create_app(
             supervisor.start(on_failure)
             await run_in_threadpool(supervisor.wait_for_first_look, FIRST_LOOK_SECONDS)
             log.info("ready; data in %s", settings.paths.root)
+            watchdog = asyncio.create_task(notify.feed_watchdog(lambda: supervisor.is_alive))
+            notify.tell("READY=1")
             try:
                 yield
             finally:
+                notify.tell("STOPPING=1")
+                watchdog.cancel()
                 api.end_streams(app)
                 stop_trainers = settings.stop_trainers
                 await run_in_threadpool(lambda: supervisor.stop(stop_trainers=stop_trainers))

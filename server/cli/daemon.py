@@ -39,6 +39,10 @@ Stall = Annotated[
     float | None, typer.Option(help="Minimum silence before a run counts as stalled.", metavar="S")
 ]
 TokenCache = Annotated[int | None, typer.Option(help="Token caches together.", metavar="BYTES")]
+KeepJobs = Annotated[
+    float | None,
+    typer.Option(help="Ended jobs and unused corpora are kept so long [30].", metavar="DAYS"),
+]
 LogFormat = Annotated[str | None, typer.Option(help="text or json.")]
 LogLevel = Annotated[str | None, typer.Option(help="debug, info, warning or error.")]
 EnergyPrice = Annotated[
@@ -73,6 +77,7 @@ def serve(
     tick_seconds: Tick = None,
     pause_deadline_seconds: PauseDeadline = None,
     stall_seconds: Stall = None,
+    keep_jobs_days: KeepJobs = None,
     token_cache_bytes: TokenCache = None,
     log_format: LogFormat = None,
     log_level: LogLevel = None,

@@ -1,8 +1,9 @@
 """The systemd user unit: without one, nothing resumes after a reboot.
 
-KillMode=process lets a restart of the daemon leave its trainers running, and OOMPolicy=continue
-lets it outlive one that the kernel ended. A user's services stop at logout and do not start at
-boot unless the user lingers: `loginctl enable-linger`.
+Type=notify and the watchdog restart a daemon that hangs. KillMode=process lets a restart of the
+daemon leave its trainers running, and OOMPolicy=continue lets it outlive one that the kernel ended.
+A user's services stop at logout and do not start at boot unless the user lingers:
+`loginctl enable-linger`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,20 @@ from pathlib import Path
 
 UNIT_NAME = "traind.service"
 TIMEOUT_SECONDS = 30.0
+WATCHDOG_SECONDS = 120
+START_SECONDS = 600  # the first start after an upgrade backs up and migrates
+# What training bears, and a user's manager can do without privileges. Not: a read-only or private
+# file system (corpora, exports and compiler caches lie anywhere), private devices (the GPU),
+# MemoryDenyWriteExecute (torch's compiler makes code), system call filters (CUDA, perf).
+SANDBOX = (
+    "NoNewPrivileges=yes",
+    "LockPersonality=yes",
+    "RestrictSUIDSGID=yes",
+    "RestrictRealtime=yes",
+    "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK",
+    "SystemCallArchitectures=native",
+    "LimitNOFILE=65536",
+)
 
 
 class ServiceError(Exception):
@@ -49,6 +64,9 @@ def unit(flags: list[str], *, stop_trainers: bool = False, python: str = sys.exe
             "StartLimitBurst=10",
             "",
             "[Service]",
+            "Type=notify",  # started when it answers, not when it was forked
+            "NotifyAccess=main",
+            f"WatchdogSec={WATCHDOG_SECONDS}",
             f"ExecStart={' '.join(_quoted(part, is_command=True) for part in command)}",
             *(f"Environment={_quoted(pair)}" for pair in environment),
             "Restart=on-failure",
@@ -56,6 +74,9 @@ def unit(flags: list[str], *, stop_trainers: bool = False, python: str = sys.exe
             "KillMode=process",
             "OOMPolicy=continue",
             f"TimeoutStopSec={patience}",
+            f"TimeoutStartSec={START_SECONDS}",
+            "UMask=0077",
+            *SANDBOX,
             "",
             "[Install]",
             "WantedBy=default.target",

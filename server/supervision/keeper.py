@@ -1,6 +1,7 @@
-"""What keeps the data safe besides the journals: run.json of each run, and a backup a day.
+"""What keeps the data safe besides the journals: run.json of each run, and a backup a day. After
+the backup it removes what is left of finished work.
 
-A thread of its own: it only reads the database, so nothing ever waits for it.
+A thread of its own, so that nothing ever waits for it.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from sqlalchemy import select
 from server.database import provenance
 from server.database.db import Database
 from server.database.tables import Run
-from server.domain import run_files
+from server.domain import leftovers, run_files
 from trainer.contract.rundir import DataDir
 
 BACKUP_EVERY_SECONDS = 86_400.0
+SWEEP_EVERY_SECONDS = 86_400.0
 RETRY_SECONDS = 3_600.0  # after a backup failed
 QUIET_SECONDS = 1.0  # at least between two looks, however much is committed
 IDLE_SECONDS = 300.0
@@ -31,11 +33,11 @@ log = logging.getLogger("traind.keeper")
 class Keeper:
     """The thread."""
 
-    def __init__(self, db: Database, paths: DataDir) -> None:
-        self._db, self._paths = db, paths
+    def __init__(self, db: Database, paths: DataDir, keep_jobs_days: float = 30.0) -> None:
+        self._db, self._paths, self._keep_jobs_days = db, paths, keep_jobs_days
         self._woken, self._ended = threading.Event(), threading.Event()
         self._written: dict[str, int] = {}
-        self._next_backup = 0.0  # on the monotonic clock
+        self._next_backup = self._next_sweep = 0.0  # on the monotonic clock
         self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
 
     def start(self) -> None:
@@ -67,6 +69,18 @@ class Keeper:
             log.warning("run.json of some runs is not up to date: %s", error)
         if time.monotonic() >= self._next_backup and not self._ended.is_set():
             self._next_backup = time.monotonic() + self.back_up_if_due(time.time())
+            self._sweep_if_due()
+
+    def _sweep_if_due(self) -> None:
+        """Once a day."""
+        if time.monotonic() < self._next_sweep:
+            return
+        self._next_sweep = time.monotonic() + SWEEP_EVERY_SECONDS
+        try:
+            leftovers.sweep(self._db, self._paths, self._keep_jobs_days, time.time())
+            leftovers.sweep_corpora(self._db, self._paths, self._keep_jobs_days, time.time())
+        except Exception as error:  # a busy database: tomorrow does it
+            log.warning("what is left of finished work stays: %s", error)
 
     # --- run.json --------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ OTHER: dict[str, Any] = {
     "allow_hosts": ["box", "box.lan"], "allow_remote": True, "token_file": "/run/secret",
     "trainer_python": "/opt/py 3/bin/python", "stop_trainers": True, "max_body_bytes": 4096,
     "tick_seconds": 0.5, "pause_deadline_seconds": 60.0, "stall_seconds": 30.0,
-    "token_cache_bytes": 10, "log_format": "json", "log_level": "debug",
+    "token_cache_bytes": 10, "keep_jobs_days": 7.0, "log_format": "json", "log_level": "debug",
     "energy_price_per_kwh": 0.3,
 }  # fmt: skip
 
@@ -111,6 +111,17 @@ def test_the_unit_lets_trainers_live():
     assert "ExecStart=/usr/bin/python3 -P -m server.cli.app serve --port 9000\n" in text
     for line in ("KillMode=process", "OOMPolicy=continue", "WantedBy=default.target"):
         assert line in text.splitlines()
+
+
+def test_the_unit_is_notified_watched_and_private():
+    text = systemd.unit([]).splitlines()
+    wanted = ("Type=notify", "NotifyAccess=main", "WatchdogSec=120", "UMask=0077")
+    for line in (*wanted, "NoNewPrivileges=yes", "LimitNOFILE=65536"):
+        assert line in text
+    section = text[text.index("[Service]") + 1 : text.index("[Install]") - 1]
+    assert all("=" in line and "#" not in line for line in section)
+    for forbids_training in ("PrivateDevices", "MemoryDenyWriteExecute", "ProtectHome"):
+        assert not any(line.startswith(forbids_training) for line in section)
 
 
 def test_the_unit_quotes_what_systemd_would_read():

@@ -198,7 +198,7 @@ IMPOSTORS = [
     Reply({"status": "ok"}),
     Reply({"status": "ok"}, headers={"Traind-Proof": "1-" + "0" * 32 + "." + "0" * 64}),
     Reply({"status": "ok"}, headers={"Traind-Proof": ""}),
-    Reply({"status": "ok"}, headers={"Traind-Proof": str(proof.of_daemon("another-token", "c" * 43))}),
+    Reply(headers={"Traind-Proof": str(proof.of_daemon("another-token", "c" * 43))}),
     Reply("<html>hello</html>", headers={"Content-Type": "text/html"}),
     Reply("", 302, {"Location": "http://127.0.0.1:1/"}),
     Reply("", 404),

@@ -1,0 +1,141 @@
+"""What is kept of finished work, and for how long.
+
+Runs keep everything while they are there: rows, journals, logs and the checkpoints of their
+retention; deleting the run deletes them. Jobs (samples, exports, audits, evaluations) and the
+commands of trainers keep their rows and directories for `keep_jobs_days`; what they made (samples,
+evaluations, exports, events) stays. The preparation and the import of a run stay with the run: its
+data, and a rebuild of the database, rest on them. Copies of corpora and tokenizers that no run
+names go after the same time.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from server.database import tables
+from server.database.db import Database
+from trainer.contract.orders import ORDER
+from trainer.contract.rundir import DataDir
+
+OVER = ("completed", "failed", "cancelled")
+STAY_WITH_THE_RUN = ("prepare", "import")
+NOT_CORPORA = frozenset({"known", "hub", "tokens", "tokenizers"})
+AT_A_TIME = 500  # rows in one transaction: others write meanwhile
+
+log = logging.getLogger("traind.keeper")
+
+
+def sweep(db: Database, paths: DataDir, days: float, now: float) -> int:
+    """Remove jobs and commands that ended more than `days` ago; how many jobs there were."""
+    before, removed = now - days * 86_400, 0
+    while True:
+        with db.write() as session:
+            gone = _old_jobs(session, before)
+            session.execute(delete(tables.CommandRow).where(tables.CommandRow.job_id.in_(gone)))
+            session.execute(delete(tables.Job).where(tables.Job.id.in_(gone)))
+        for job_id in gone:
+            _remove(paths.job(job_id))
+        removed += len(gone)
+        if len(gone) < AT_A_TIME:
+            break
+    with db.write() as session:
+        command = tables.CommandRow
+        session.execute(delete(command).where(command.job_id.is_(None), command.done_at < before))
+    _remove_unknown(db, paths, before)
+    if removed:
+        log.info("removed %d jobs that ended more than %g days ago", removed, days)
+    return removed
+
+
+def _old_jobs(session: Session, before: float) -> list[str]:
+    job = tables.Job
+    stays = job.kind.in_(STAY_WITH_THE_RUN) & job.run_id.is_not(None)
+    query = select(job.id).where(job.state.in_(OVER), job.ended_at < before, ~stays)
+    return list(session.scalars(query.limit(AT_A_TIME)))
+
+
+def _remove_unknown(db: Database, paths: DataDir, before: float) -> None:
+    """Directories of jobs whose rows went with their run, or before a kill: older than those that
+    are kept, and of nothing that a run which is still there rests on."""
+    old = [path for path in _entries(paths.root / "jobs") if _touched(path) < before]
+    with db.read() as session:
+        known = set(session.scalars(select(tables.Job.id)))
+    for path in old:
+        if path.name.startswith("job_") and path.name not in known and not _rests(paths, path):
+            _remove(path)
+
+
+def _rests(paths: DataDir, directory: Path) -> bool:
+    """Whether a run on this disk may need the job for a rebuild, also one without a row."""
+    try:
+        order = json.loads((directory / ORDER).read_bytes())
+        kind, run_id = str(order["job"]), str(order.get("run_id") or "")
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError, KeyError, TypeError):
+        return True  # in doubt it stays
+    if kind == "import":  # its run has the job's name in no order: kept while there are runs
+        return any(True for _ in _entries(paths.root / "runs"))
+    return kind == "prepare" and paths.run(run_id).root.exists()
+
+
+# --- corpora -------------------------------------------------------------------------------------
+
+
+def sweep_corpora(db: Database, paths: DataDir, days: float, now: float) -> list[str]:
+    """Remove copies and tokenizers that no run on this disk names and nobody touched for `days`.
+
+    A run names its data in data.json; one without a row (a database restored from an older backup)
+    counts as well. Nothing is removed while data is being prepared. Token caches have their cap.
+    """
+    with db.read() as session:
+        job = tables.Job
+        busy = select(job.id).where(job.kind.in_(STAY_WITH_THE_RUN), job.state.not_in(OVER))
+        if session.scalar(busy.limit(1)) is not None:
+            return []
+    named = "\n".join(_texts((paths.root / "runs").glob("*/data.json")))
+    before = now - days * 86_400
+    found = [*_entries(paths.corpora), *_entries(paths.corpora / "tokenizers")]
+    gone = [
+        path
+        for path in found
+        if path.is_dir() and not path.is_symlink() and path.name not in NOT_CORPORA
+        and path.name not in named and _touched(path) < before
+    ]  # fmt: skip
+    for path in gone:
+        log.info("removed %s: no run names it", path)
+        _remove(path)
+    return [path.name for path in gone]
+
+
+def _texts(paths: Iterable[Path]) -> Iterator[str]:
+    """Raises OSError: a run whose data cannot be read names everything."""
+    yield from (path.read_text(encoding="utf-8") for path in paths)
+
+
+def _entries(directory: Path) -> list[Path]:
+    try:
+        return list(directory.iterdir())
+    except OSError:
+        return []
+
+
+def _touched(path: Path) -> float:
+    """When it, or something directly in it, was changed last."""
+    times = [time.time()]
+    with suppress(OSError):
+        times = [path.stat().st_mtime, *(one.stat().st_mtime for one in _entries(path))]
+    return max(times)
+
+
+def _remove(directory: Path) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
