@@ -110,6 +110,8 @@ class RunSummary(BaseModel):
     eta_seconds: float | None
     training_seconds: float | None = None
     condition: Condition | None = None
+    parameters: int | None = None
+    tokens_seen: int = 0
     queue_position: int | None
     num_phases: int
     created_at: float
@@ -130,7 +132,6 @@ class RunDetail(RunSummary):
     frozen: dict[str, Any]
     overrides: dict[str, Any]
     fingerprint: dict[str, Any] | None
-    tokens_seen: int
     exact_resume: Literal["verified", "approximate", "mismatch"] | None
     pending_extend: dict[str, Any] | None
     directory: str

@@ -59,10 +59,15 @@ def list_runs(
     rows = list(session.scalars(query.limit(min(limit, MAX_PAGE) + 1)))
     shown = rows[: min(limit, MAX_PAGE)]
     places, counts = _queue(session, shown), _phase_counts(session, shown)
+    sizes = _parameter_counts(session, shown)
     more = len(rows) > len(shown)
     return schemas.Page(
         data=[
-            schemas.RunSummary(**_summary(session, row, places.get(row.id), counts.get(row.id, 0)))
+            schemas.RunSummary(
+                **_summary(
+                    session, row, places.get(row.id), counts.get(row.id, 0), sizes.get(row.id)
+                )
+            )
             for row in shown
         ],
         has_more=more,
@@ -74,14 +79,15 @@ def detail(session: Session, run: tables.Run) -> schemas.RunDetail:
     """Everything about one run, its spec and plan included."""
     places, counts = _queue(session, [run]), _phase_counts(session, [run])
     return schemas.RunDetail(
-        **_summary(session, run, places.get(run.id), counts.get(run.id, 0)),
+        **_summary(
+            session, run, places.get(run.id), counts.get(run.id, 0), run.plan["parameters"]["total"]
+        ),
         advice=advice(run),
         spec=shown_spec(run.spec),
         plan=Plan.model_validate(run.plan),
         frozen=run.frozen,
         overrides=run.overrides,
         fingerprint=run.fingerprint,
-        tokens_seen=run.tokens_seen,
         exact_resume=run.exact_resume,  # type: ignore[arg-type]
         pending_extend=run.pending_extend,
         directory=str(session.info["paths"].run(run.id).root),
@@ -216,7 +222,7 @@ def _event(row: tables.Event) -> schemas.EventView:
 
 
 def _summary(
-    session: Session, run: tables.Run, place: int | None, num_phases: int
+    session: Session, run: tables.Run, place: int | None, num_phases: int, parameters: int | None
 ) -> dict[str, Any]:
     running, view, now = run.state == State.running, run.progress, time.time()
     # a statement for each run that trains: there are as many of those as devices
@@ -248,6 +254,8 @@ def _summary(
         "started_at": run.started_at,
         "ended_at": run.ended_at,
         "last_step_at": run.last_step_at,
+        "parameters": parameters,
+        "tokens_seen": run.tokens_seen,
         "state_since": run.state_since,
         "metadata": run.run_metadata,
         "sparkline": sparkline.means(run.sparkline),
@@ -274,6 +282,14 @@ def _phase_counts(session: Session, rows: list[tables.Run]) -> dict[str, int]:
     for run_id in session.scalars(query):
         counts[run_id] += 1
     return counts
+
+
+def _parameter_counts(session: Session, rows: list[tables.Run]) -> dict[str, int]:
+    """Of plans, which are too wide to read for a list."""
+    run = tables.Run
+    total = run.plan["parameters"]["total"].as_integer()
+    found = session.execute(select(run.id, total).where(run.id.in_([row.id for row in rows])))
+    return {row[0]: row[1] for row in found}
 
 
 def _paged(query: Select[Any], at: Any, key: Any, after: str | None, newest: bool) -> Select[Any]:

@@ -115,7 +115,8 @@ async function send(address, request, signal, [wait, ...waits]) {
   }
 }
 
-function problemOf(response, text) {
+/** The daemon's document, or one made of the status. */
+export function problemOf(response, text) {
   try {
     return new Problem({ status: response.status, ...JSON.parse(text) });
   } catch {

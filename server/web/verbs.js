@@ -14,6 +14,7 @@ export const VERBS = {
   extend: { label: "Extend", from: [...ACTIVE, "created", "pausing", "paused", "completed", "failed", "cancelled"] },
   checkpoint: { label: "Checkpoint now", from: ["running"] },
   evaluate: { label: "Evaluate now", from: ["running", "paused", "completed", "failed", "cancelled"] },
+  edit: { label: "Edit…", from: [...ACTIVE, "pausing", "cancelling", ...SETTLED] },
   cancel: { label: "Cancel", from: [...ACTIVE, "pausing", "created", "paused", "failed"] },
   delete: { label: "Delete", from: SETTLED },
 };

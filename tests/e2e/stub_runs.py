@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from server.domain.states import State, sentence
 from server.schemas import (
     AttemptView,
     CheckpointView,
@@ -83,6 +84,7 @@ class StubRun:
     began: float
     schedules: list[PhaseSchedule]
     title: str | None = None
+    metadata: dict[str, str] = field(default_factory=dict)
     events: list[EventView] = field(default_factory=list)
     context: PlanContext = CONTEXT
 
@@ -99,6 +101,7 @@ class StubRun:
                     run.schedules[0], 130_000, 200_000, ask, warmup_steps=40, warmdown_ratio=0.65
                 )
             )
+        run.metadata = {"tags": "sweep, old"} if index in (10, 11) else {}
         if index == 0:
             run.title = "Phase 2: extended from 130k"
         run.events = _events_of(run)
@@ -155,7 +158,8 @@ class StubRun:
         left = (self.end_step - self.step) * STEP_SECONDS
         return {
             "id": self.id, "name": self.name, "state": self.state, "desired_state": "running",
-            "reason": self.reason, "reason_message": self.reason.sentence, "step": self.step,
+            "reason": self.reason, "step": self.step,
+            "reason_message": sentence(State(self.state), self.reason),
             "end_step": self.end_step, "fraction": self.step / self.end_step,
             "loss": loss_at(self.step) if self.step else None,
             "val_bpb": 0.7801 + 0.1 * math.exp(-self.step / 3e4) if self.step else None,
@@ -173,7 +177,9 @@ class StubRun:
         spark = [loss_at(self.step * (i + 1) / 32) for i in range(32)] if self.step else []
         return self._standing() | {
             "title": self.title, "device": "cuda:0", "num_phases": len(self.schedules),
-            "queue_position": 1 if self.state == "queued" else None, "metadata": {},
+            "parameters": self.plan.parameters.total, "state_since": self.began,
+            "tokens_seen": self.step * self.plan.batch.tokens,
+            "queue_position": 1 if self.state == "queued" else None, "metadata": self.metadata,
             "created_at": self.began - 60, "started_at": self.began if self.step else None,
             "ended_at": time.time() - 9000 if self.state in ("completed", "failed") else None,
             "sparkline": spark,
@@ -186,7 +192,7 @@ class StubRun:
                 "advice": self.reason.advice, "spec": self.spec, "plan": self.plan,
                 "frozen": {"compile": True, "attention": "sdpa"}, "overrides": {},
                 "fingerprint": {"torch": "2.13.0"}, "exact_resume": "verified",
-                "tokens_seen": self.step * self.plan.batch.tokens, "pending_extend": None,
+                "pending_extend": None,
                 "directory": f"/home/ada/.local/share/traind/runs/{self.id}",
             }
         )  # fmt: skip

@@ -199,6 +199,7 @@ def test_a_page_whose_files_do_not_arrive_comes_by_itself(
 VIEWS = {
     "#/": ".run-name",
     "#/new": ".plan-summary dd",
+    "#/playground": "option[value='rtx4070-d12-200k@140000']",
     "#/compare": ".compare-charts dt",
     RUN: ".chart-status:has-text('steps')",
     f"{RUN}/checkpoints": ".tab-checkpoints tbody tr",
@@ -325,6 +326,82 @@ def test_a_drag_asks_the_daemon_for_finer_bins(stub_url: str, open_page: OpenPag
     until(page, "!location.hash.includes('from=')")
 
 
+def shown_runs(page: Any) -> list[str]:
+    return page.locator("tbody .run-name").all_inner_texts()
+
+
+def test_runs_are_searched_sorted_and_shown_as_one_likes(
+    stub_url: str, open_page: OpenPage
+) -> None:
+    page = open_page(stub_url)
+    page.locator("tbody tr").nth(99).wait_for(state="attached")
+    page.keyboard.press("/")
+    page.keyboard.type("#old")
+    until(page, "document.querySelectorAll('tbody tr').length === 2")
+    assert sorted(shown_runs(page)) == ["sweep-010", "sweep-011"]
+    page.get_by_label("Search runs").fill("")
+    page.get_by_role("button", name="Loss", exact=True).click()
+    until(page, "location.hash.includes('sort=loss')")
+    page.locator("th[aria-sort=ascending]", has_text="Loss").wait_for()
+    losses = [float(v) for v in page.locator("td.col-loss").all_inner_texts() if v != "–"]
+    assert losses == sorted(losses)
+    button(page, "Columns").click()
+    page.get_by_role("menuitemcheckbox", name="Parameters").click()
+    page.locator("td.col-params", has_text="286 M").first.wait_for()
+    page.reload()
+    page.locator("td.col-params", has_text="286 M").first.wait_for()
+    until(page, "document.querySelector('th[aria-sort=ascending]')")
+
+
+def test_several_runs_are_tagged_at_once(stub_url: str, open_page: OpenPage) -> None:
+    page = open_page(stub_url)
+    for name in ("sweep-020", "sweep-021"):
+        page.get_by_label(f"Select {name}", exact=True).check()
+    button(page, "Selected").click()
+    page.get_by_role("menuitem", name="Tag…").click()
+    page.get_by_label("Tags to add").fill("kept, new")
+    button(page, "Tag").click()
+    for name in ("sweep-020", "sweep-021"):
+        page.locator("tr", has_text=name).locator(".tag", has_text="kept").wait_for()
+
+
+def test_a_run_is_edited_where_it_may_change(stub_url: str, open_page: OpenPage) -> None:
+    page = open_page(f"{stub_url}/#/runs/sweep-030")
+    button(page, "More actions").click()
+    page.get_by_role("menuitem", name="Edit…").click()
+    page.get_by_role("textbox", name="Title").fill("A better title")
+    page.get_by_role("textbox", name="Notes").fill("what I think of it")
+    with page.expect_request(lambda request: request.method == "PATCH") as asked:
+        button(page, "Save").click()
+    assert asked.value.post_data_json == {
+        "title": "A better title", "metadata": {"notes": "what I think of it"},
+    }  # fmt: skip
+    page.locator(".head-title", has_text="A better title").wait_for()
+
+
+def test_two_checkpoints_write_side_by_side_with_one_seed(
+    stub_url: str, open_page: OpenPage
+) -> None:
+    page = open_page(f"{stub_url}/#/playground")
+    page.locator("select[aria-label='Second model']").select_option("rtx4070-d12-200k@130000")
+    page.get_by_label("Seed").fill("7")
+    asked = []
+    page.on("request", lambda r: asked.append(r) if r.url.endswith("/v1/completions") else None)
+    button(page, "Write").click()
+    for pane, step in (("First model", 140_000), ("Second model", 130_000)):
+        region = page.get_by_role("region", name=pane)
+        region.get_by_text(
+            f"The capital of France is Paris, says rtx4070-d12-200k@{step}."
+        ).wait_for()
+        token = region.locator(".token").first
+        assert "log-probability -0.500 (60.7 %)" in token.get_attribute("title")
+    bodies = [request.post_data_json for request in asked]
+    assert [body["seed"] for body in bodies] == [7, 7]
+    assert len({body["model"] for body in bodies}) == 2
+    page.reload()
+    page.locator(".past li", has_text="seed 7").get_by_text("Paris").first.wait_for()
+
+
 def with_changes(page: Any, pattern: str, **changes: Any) -> None:
     """Answers of the stub with some fields changed: what a real daemon would need a fault for."""
 
@@ -439,7 +516,9 @@ def test_what_people_type_stays_text(stub_url: str, open_page: OpenPage) -> None
     assert page.locator("main img, main b:has-text('bold')").count() == 0
 
 
-@pytest.mark.parametrize("place", ["", RUN, "#/new", "#/compare", f"{RUN}/checkpoints"])
+@pytest.mark.parametrize(
+    "place", ["", RUN, "#/new", "#/compare", "#/playground", f"{RUN}/checkpoints"]
+)
 @pytest.mark.parametrize("width", [390, 3840])
 def test_every_page_fits_a_phone_and_a_wall(
     stub_url: str, open_page: OpenPage, place: str, width: int
@@ -452,7 +531,7 @@ def test_every_page_fits_a_phone_and_a_wall(
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize(
     "place",
-    ["", RUN, "#/new", "#/compare"]
+    ["", RUN, "#/new", "#/compare", "#/playground"]
     + [f"{RUN}/{part}" for part in ("checkpoints", "evaluations", "samples", "events", "log")]
     + [f"{RUN}/attempts", f"{RUN}/plan", "#/runs/nanochat-d20-oom"],
 )

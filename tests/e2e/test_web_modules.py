@@ -91,7 +91,7 @@ def test_the_page_knows_the_presets_and_offers_only_what_is_legal() -> None:
     assert told["presets"] == list(PRESETS)
     assert {state for state, _ in told["offered"]} == set(State)
     for state, verbs in told["offered"]:
-        assert set(verbs) - {"checkpoint", "evaluate"} <= VERBS[State(state)], state
+        assert set(verbs) - {"checkpoint", "evaluate", "edit"} <= VERBS[State(state)], state
 
 
 def test_the_page_is_four_files_and_every_module_is_in_its_script() -> None:

@@ -88,6 +88,29 @@ def create_stub(num_runs: int = 100, token: str | None = None) -> FastAPI:
         except ValueError as error:
             return _problem(422, "The request is not valid", str(error))
 
+    @app.get("/v1/models")
+    def models() -> Response:
+        made = [
+            {"id": f"{r.name}@{c.step}", "object": "model", "created": 1, "owned_by": "traind"}
+            for r in runs[:2]
+            for c in r.checkpoints()[:3]
+        ]
+        return JSONResponse({"object": "list", "data": made})
+
+    @app.post("/v1/completions")
+    async def completions(request: Request) -> Response:
+        body = await request.json()
+        return StreamingResponse(_completion(body), media_type="text/event-stream")
+
+    @app.patch("/v1/runs/{ref}")
+    async def patch(request: Request, ref: str) -> Response:
+        run = find(ref)
+        if run is None:
+            return _gone(ref)
+        asked = await request.json()
+        run.title, run.metadata = asked.get("title", run.title), asked.get("metadata", {})
+        return _json(run.detail())
+
     @app.get("/v1/runs/{ref}")
     def show(ref: str) -> Response:
         run = find(ref)
@@ -170,6 +193,18 @@ def create_stub(num_runs: int = 100, token: str | None = None) -> FastAPI:
         return _json(run.progress()) if what == "progress" else _page(run.listed(what))
 
     return app
+
+
+async def _completion(body: dict[str, Any]) -> AsyncIterator[str]:
+    """As server/api/completion_stream.py writes: one token a piece, then [DONE]."""
+    for word in (" Paris", ",", f" says {body['model']}", "."):
+        logprobs = {"tokens": [word], "token_logprobs": [-0.5], "top_logprobs": [{word: -0.5}]}
+        choices = [
+            {"index": i, "text": word, "logprobs": logprobs, "finish_reason": None}
+            for i in range(body.get("n", 1))
+        ]
+        yield f"data: {json.dumps({'object': 'text_completion', 'choices': choices})}\n\n"
+    yield "data: [DONE]\n\n"
 
 
 async def _stream(active: list[StubRun], only: StubRun | None) -> AsyncIterator[str]:

@@ -6,6 +6,7 @@ import { integer } from "../format.js";
 import { go } from "../router.js";
 import { isLegal, VERBS } from "../verbs.js";
 import { confirm, openDialog } from "./dialog.js";
+import { editDialog } from "./edit-dialog.js";
 import { evaluateDialog } from "./evaluate-dialog.js";
 import { openExtend } from "./extend-dialog.js";
 import { problemBox } from "./problem.js";
@@ -19,7 +20,7 @@ const DONE = {
   checkpoint: "Asked for a checkpoint at the next step.",
 };
 const SHOWN_FIRST = ["start", "resume", "pause", "extend"];
-const IN_MENU = ["checkpoint", "evaluate", "resumeWith", "cancel", "delete"];
+const IN_MENU = ["edit", "checkpoint", "evaluate", "resumeWith", "cancel", "delete"];
 
 /** A cancel does not save: what came after the last checkpoint is lost. */
 function lossOf({ progress, isActive }) {
@@ -39,6 +40,7 @@ export function createActions(run) {
     checkpoint: () => ask("checkpoint", () => post(of("checkpoints"), { pin: false })),
     extend: () => openExtend(run).then((done) => done && finish("Extended.")),
     evaluate: () => evaluateDialog(run.detail).then((job) => job && finish("Evaluation asked for.")),
+    edit: () => editDialog(run.detail).then((done) => done && finish("Saved.")),
     resumeWith: () => resumeDialog(run.detail).then((done) => done && finish(DONE.resume)),
     cancel,
     delete: removeRun,

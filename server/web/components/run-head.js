@@ -58,7 +58,7 @@ export function createRunHead() {
     const inTheWay = conditionLine({ ...progress, state: detail.state });
     reason.dataset.tone = inTheWay ? "warn" : "";
     setText(reason, inTheWay || (detail.state === "running" && detail.reason === "requested" ? runningLine(progress) : standingOf(detail)));
-    advice.hidden = detail.state === "failed"; // the card below has it
+    reason.hidden = advice.hidden = detail.state === "failed"; // the card below has them
     setText(advice, detail.state === "running" && detail.reason === "requested" ? "" : progress.advice ?? detail.advice);
     bar.update({ ...progress, state: detail.state });
     setText(stage, stageOf(progress));

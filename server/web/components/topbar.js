@@ -8,14 +8,14 @@ const SAID = { live: "live", waiting: "reconnecting", "": "" };
 const THEMES = ["system", "light", "dark"];
 
 export function createTopbar(host) {
-  const places = [["", "Runs"], ["compare", "Compare"], ["new", "New run"]];
+  const places = [["", "Runs"], ["compare", "Compare"], ["playground", "Playground"], ["new", "New run"]];
   const anchors = places.map(([name, text]) => h("a", { href: link(name ? [name] : []), dataset: { place: name } }, text));
   const said = h("span");
   const live = h("div.live", { role: "status" }, said);
   fill(host,
     h("a.brand", { href: "#/", "aria-label": "traind: runs" }, logo(), h("span", {}, "traind")),
     h("nav", { "aria-label": "Pages" }, anchors),
-    h("span.spring"), live, themeButton());
+    h("span.spring"), live, h("a.bar-link", { href: "docs" }, "API"), themeButton());
 
   function setPlace({ parts: [name = ""] }) {
     for (const anchor of anchors) {

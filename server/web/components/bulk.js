@@ -1,0 +1,50 @@
+/** Several runs at once: each is asked for by itself, and what was refused is said by name. */
+
+import { get, patch, path, post, remove } from "../api.js";
+import { h } from "../dom.js";
+import { isLegal } from "../verbs.js";
+import { confirm } from "./dialog.js";
+import { tagsOf } from "./run-columns.js";
+import { toast } from "./toast.js";
+
+/** @param {any[]} runs RunSummary @returns {Promise<boolean>} whether anything was done */
+export async function bulkCancel(runs) {
+  const able = runs.filter((run) => isLegal("cancel", run.state));
+  return agreed(`Cancel ${named(able)}?`, "They end without saving. Pause saves first.", "Cancel them", able, (run) => post(path("runs", run.id, "cancel")));
+}
+
+export async function bulkDelete(runs) {
+  const able = runs.filter((run) => isLegal("delete", run.state));
+  const left = runs.length - able.length;
+  const rest = left ? ` ${left} that are not at rest stay.` : "";
+  return agreed(`Delete ${named(able)}?`, `Checkpoints, history, samples and logs are removed from the disk for good.${rest}`, "Delete for good", able, (run) => remove(path("runs", run.id)), String(able.length));
+}
+
+export async function bulkTag(runs) {
+  const input = h("input", { type: "text", placeholder: "sweep, baseline", required: true });
+  return confirm({
+    title: `Tag ${named(runs)}`, agree: "Tag", text: h("label.field", {}, h("span", {}, "Tags to add, with commas between"), input),
+    act: () => forEach(runs, async (run) => {
+      const { metadata } = await get(path("runs", run.id));
+      const tags = [...new Set([...tagsOf({ metadata }), ...input.value.split(",").map((t) => t.trim()).filter(Boolean)])];
+      return patch(path("runs", run.id), { metadata: { ...metadata, tags: tags.join(", ") } });
+    }),
+  });
+}
+
+const named = (runs) => (runs.length === 1 ? runs[0].name : `${runs.length} runs`);
+
+async function agreed(title, text, agree, runs, act, typed = null) {
+  if (!runs.length) {
+    toast("None of them can be now.", "bad");
+    return false;
+  }
+  return confirm({ title, text, agree, danger: true, typed, act: () => forEach(runs, act) });
+}
+
+async function forEach(runs, act) {
+  const refused = [];
+  for (const run of runs) await act(run).catch((problem) => refused.push(`${run.name}: ${problem.message}`));
+  if (refused.length) toast(refused.join(" "), "bad");
+  return true;
+}
