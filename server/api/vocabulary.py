@@ -35,6 +35,11 @@ FIELDS: dict[str, str] = {
     "RunDetail.device": "Device that was asked for; auto until one is chosen.",
     "RunSummary.device": "Device that was asked for; auto until one is chosen.",
     "num_phases": "Number of phases.",
+    "state_since": "Time since when the run is in this state, in unix seconds.",
+    "Column.mean": "Mean of each bin, at the steps of the answer; null where nothing was reported.",
+    "Column.min": "Least value of each bin; null where bands were not asked for, or of one step.",
+    "Column.max": "Greatest value of each bin; null where bands were not asked for, or of one step.",
+    "MetricColumns.evaluations": "val_bpb and core, at steps of their own, a series an identity.",
     # --- lists ------------------------------------------------------------------------------------
     "data": "Items of this page.",
     "EventView.data": "Details of the event; the keys depend on its kind.",

@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "RESULTS.md"
 PARTS = (
     "step", "memory", "deterministic", "head", "muon", "packing", "loader", "stall", "start",
-    "reporting", "daemon", "serving", "seeing", "core", "gpu",
+    "reporting", "daemon", "serving", "seeing", "tunnel", "core", "gpu",
 )  # fmt: skip
 _SECTION = re.compile(r"^## (\w+)\n", re.MULTILINE)
 

@@ -349,7 +349,16 @@ def metrics_of(
             points.append((last, run.began + last * STEP_SECONDS, mean, low, high))
         series.append(Series(key=key, points=points))
     return MetricsAnswer(
-        series=series, bin_steps=size, raw_points=end - from_step, segments=run.segments()
+        series=series,
+        bin_steps=size,
+        raw_points=end - from_step,
+        segments=[
+            s.model_copy(
+                update={"from_step": max(s.from_step, from_step), "to_step": min(s.to_step, end)}
+            )
+            for s in run.segments()
+            if s.to_step > from_step and s.from_step < end
+        ],
     )
 
 
