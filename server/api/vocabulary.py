@@ -38,7 +38,7 @@ FIELDS: dict[str, str] = {
     "state_since": "Time since when the run is in this state, in unix seconds.",
     "Column.mean": "Mean of each bin, at the steps of the answer; null where nothing was reported.",
     "Column.min": "Least value of each bin; null where bands were not asked for, or of one step.",
-    "Column.max": "Greatest value of each bin; null where bands were not asked for, or of one step.",
+    "Column.max": "Greatest value of each bin; null where bands were not asked for, or of a step.",
     "MetricColumns.evaluations": "val_bpb and core, at steps of their own, a series an identity.",
     # --- lists ------------------------------------------------------------------------------------
     "data": "Items of this page.",

@@ -1,6 +1,6 @@
-"""The dashboard through a slow tunnel: bytes, requests and the first chart of a run page, and what an
-open page of a running run costs a minute. A browser that knows nothing, throttled by itself; the daemon
-is the stub, whose files, compression and columns are the daemon's own."""
+"""The dashboard through a slow tunnel: bytes, requests and the first chart of a run page, and what
+an open page of a running run costs a minute. A browser that knows nothing, throttled by itself;
+the daemon is the stub, whose files, compression and columns are the daemon's own."""
 
 from __future__ import annotations
 
