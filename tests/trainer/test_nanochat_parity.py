@@ -1,4 +1,6 @@
-"""Runs of every known nanochat generation, imported and continued: losses, weights, val bpb.
+"""Runs of nanochat's generations, imported and continued: losses, weights, val bpb.
+
+That of July 2026 is in test_parity.py, and through the daemon in tests/e2e.
 
 The import job itself lays each one out; then its spec, its data, its cursor and its state go
 through our loader and our step, as a trainer does it.
@@ -38,7 +40,6 @@ FIXTURES = Path(__file__).parents[1] / "fixtures"
 PACKED = FIXTURES / "nanochat-2026-09-d4" / "datasets" / "stdlib"
 START, END = 60, 120
 RUNS: dict[str, dict[str, Any]] = {
-    "nanochat-d4": {"step": START},
     "nanochat-2026-05-d4": {},
     "nanochat-2026-05-d4-2gpu": {},
     "nanochat-2026-09-d4": {},
@@ -48,7 +49,6 @@ RUNS: dict[str, dict[str, Any]] = {
     },
 }
 GENERATIONS = {
-    "nanochat-d4": ("v1 of 3 July 2026", 1, "2026-07"),
     "nanochat-2026-05-d4": ("v1 of 14 March to 2 July 2026", 1, "2026-03"),
     "nanochat-2026-05-d4-2gpu": ("v1 of 14 March to 2 July 2026", 2, "2026-03"),
     "nanochat-2026-09-d4": ("v2 of September 2026", 1, "2026-09"),
