@@ -22,6 +22,7 @@ PARTS = (
     "step", "memory", "deterministic", "head", "muon", "packing", "loader", "stall", "start",
     "reporting", "daemon", "serving", "seeing", "tunnel", "core", "gpu",
 )  # fmt: skip
+BY_HAND = "## On the null GPU"  # from here on the file is not the benchmarks' own
 _SECTION = re.compile(r"^## (\w+)\n", re.MULTILINE)
 
 
@@ -57,7 +58,8 @@ def run(name: str) -> tuple[list[str], int]:
 
 def record(name: str, lines: list[str]) -> None:
     """Put what a part said in the place of what it said before, and make the table anew."""
-    sections = _sections(RESULTS.read_text()) if RESULTS.exists() else {}
+    text = RESULTS.read_text() if RESULTS.exists() else ""
+    sections, by_hand = _sections(text), text.partition(f"\n{BY_HAND}")
     load = os.getloadavg()[0]
     where = (
         f"{time.strftime('%Y-%m-%d %H:%M')}, commit {_commit()}, {_cpu()}, {os.cpu_count()} cores, "
@@ -65,7 +67,7 @@ def record(name: str, lines: list[str]) -> None:
     )
     sections[name] = f"{where}\n\n" + "".join(f"- {line}\n" for line in lines)
     body = "".join(f"\n## {n}\n\n{sections[n].strip()}\n" for n in PARTS if n in sections)
-    RESULTS.write_text(f"{_HEAD}\n{table(sections)}\n{body}")
+    RESULTS.write_text(f"{_HEAD}\n{table(sections)}\n{body}{''.join(by_hand[1:])}")
 
 
 def table(sections: dict[str, str]) -> str:
@@ -89,7 +91,7 @@ a ratio read under a load of others' making is lower than one of a quiet machine
 
 
 def _sections(text: str) -> dict[str, str]:
-    parts = _SECTION.split(text)
+    parts = _SECTION.split(text.partition(f"\n{BY_HAND}")[0])
     return {name: body.strip() for name, body in zip(parts[1::2], parts[2::2], strict=True)}
 
 

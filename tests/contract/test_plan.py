@@ -27,6 +27,13 @@ def test_parameters_of_the_reference_run(plan):
     assert (p.transformer, p.scalars, p.total) == (84_935_088, 50, 286_261_730)
 
 
+def test_the_plan_warns_of_fp8_that_no_card_has_run_it():
+    body = {"name": "r", "preset": "rtx4070-d12"}
+    for numerics, warned in (({"precision": "fp8"}, True), ({}, False)):
+        made = make_plan(resolve({**body, "numerics": numerics}), PlanContext(device_type="cuda"))
+        assert any("run on no card" in w and "768" in w for w in made.warnings) is warned
+
+
 def test_batch_and_scaled_hyperparameters(plan):
     b = plan.batch
     assert (b.tokens, b.device_batch_size, b.sequence_len, b.accumulation) == (65_536, 8, 2048, 4)

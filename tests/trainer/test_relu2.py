@@ -250,10 +250,10 @@ def test_a_run_that_asks_for_it_where_it_is_not_trains_with_the_compilers_and_sa
 
 
 @pytest.mark.needs("triton")
-@pytest.mark.parametrize("what", ["numbers", "code"])
-def test_the_kernel_without_a_card(what: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("what", ["numbers", "step_numbers", "code"])
+def test_the_kernels_without_a_card(what: str, tmp_path: Path) -> None:
     environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
-    if what == "numbers":
+    if what != "code":
         environment["TRITON_INTERPRET"] = "1"
     done = subprocess.run(
         [sys.executable, "-m", "tests.trainer.triton_checks", what],

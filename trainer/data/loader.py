@@ -306,6 +306,7 @@ def _empty(shape: tuple[int, ...], pin: bool) -> np.ndarray:
         return np.empty(shape, dtype=np.int64)
     import torch
 
-    # the array keeps the tensor, and torch's allocator waits for copies under way before it
-    # gives the block out again
+    # the array keeps the tensor. torch's allocator waits for a copy under way only where the copied
+    # tensor begins with the block, as the inputs do and the targets do not: who launches a step
+    # holds its batch until the device is done with it (loop.Pending)
     return torch.empty(shape, dtype=torch.int64, pin_memory=True).numpy()

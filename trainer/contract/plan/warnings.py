@@ -37,6 +37,12 @@ def warnings_about(spec: RunSpec, plan: Plan, context: PlanContext) -> list[str]
             "without tensor cores and several times slower than in half precision: set "
             "numerics.precision fp16"
         )
+    if spec.numerics.precision == "fp8":
+        found.append(
+            "fp8 has been run on no card yet: counted without one, a step launches about four "
+            "times the compiler's kernels of bf16, which its faster products may not win back at "
+            f"width {plan.shape.n_embd:,}; compare some hundred steps with bf16 first"
+        )
     if context.corpus_tokens:
         epochs = plan.horizon.tokens / max(1, context.corpus_tokens)
         if epochs > 1:
