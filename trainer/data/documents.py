@@ -57,7 +57,7 @@ class Sources:
 
 @dataclass(frozen=True)
 class Document:
-    """is_validation: None where every so many documents validate. done: bytes of files read."""
+    """is_validation: None where no name says so and every so many documents validate."""
 
     text: str
     is_validation: bool | None
