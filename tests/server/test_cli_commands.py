@@ -350,6 +350,16 @@ def test_the_plan_of_the_reference_run_without_a_daemon(traind: Traind):
     assert made["parameters"]["total"] == 286_261_730
 
 
+def test_the_plan_lists_what_another_recipe_changes(traind: Traind):
+    ask = ("plan", "--offline", "--preset", "demo")
+    changed = traind(*ask, "--set", "model.recipe=2026-09").out
+    for words in ("2026-09", "no smear", "stored in float32", "5 special tokens instead of 9"):
+        assert words in changed
+    assert "changes" not in traind(*ask).out
+    mixed = traind(*ask, "--set", "optimizer.recipe=2026-03").out
+    assert "2026-07, optimizer 2026-03" in mixed
+
+
 def test_the_plan_asks_the_daemon_when_there_is_one(stub: Stub, traind: Traind):
     stub.on("POST", "/v1/plan", Reply({"plan": detail()["plan"]}))
     assert "parameters" in traind("plan", "--preset", "demo").out
