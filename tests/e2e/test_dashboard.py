@@ -402,6 +402,39 @@ def test_two_checkpoints_write_side_by_side_with_one_seed(
     page.locator(".past li", has_text="seed 7").get_by_text("Paris").first.wait_for()
 
 
+def test_jobs_stay_where_they_can_be_found_and_cancelled(
+    stub_url: str, open_page: OpenPage
+) -> None:
+    page = open_page(f"{stub_url}/#/jobs")
+    page.locator("tr", has_text="job_2").get_by_text("writing 40 %").wait_for()
+    with page.expect_request(lambda request: request.method == "DELETE") as asked:
+        page.get_by_role("button", name="Cancel export job_2").click()
+    assert asked.value.url.endswith("/v1/jobs/job_2")
+    page.locator("tr", has_text="job_1").get_by_text("all of it").click()
+    page.locator("tr", has_text="job_1").get_by_text('"text": " Paris"').wait_for()
+
+
+def test_a_dialog_begins_in_its_first_field_and_goes_with_its_page(
+    stub_url: str, open_page: OpenPage
+) -> None:
+    page = open_page(f"{stub_url}/{RUN}")
+    button(page, "Extend").click()
+    until(page, "document.activeElement.matches('.extend select')")
+    page.evaluate("location.hash = '#/compare'")
+    page.get_by_role("dialog").wait_for(state="detached")
+
+
+def test_what_fingers_touch_is_large_enough(stub_url: str, open_page: OpenPage) -> None:
+    page = open_page(f"{stub_url}/{RUN}", width=390, height=844, has_touch=True, is_mobile=True)
+    settled(page)
+    small = page.evaluate(
+        "Array.from(document.querySelectorAll('button, .button, select, .tabs a'))"
+        ".filter((e) => e.offsetParent && e.getBoundingClientRect().height < 43.5)"
+        ".map((e) => e.textContent)"
+    )
+    assert small == []
+
+
 def with_changes(page: Any, pattern: str, **changes: Any) -> None:
     """Answers of the stub with some fields changed: what a real daemon would need a fault for."""
 
@@ -531,7 +564,7 @@ def test_every_page_fits_a_phone_and_a_wall(
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize(
     "place",
-    ["", RUN, "#/new", "#/compare", "#/playground"]
+    ["", RUN, "#/new", "#/compare", "#/playground", "#/jobs"]
     + [f"{RUN}/{part}" for part in ("checkpoints", "evaluations", "samples", "events", "log")]
     + [f"{RUN}/attempts", f"{RUN}/plan", "#/runs/nanochat-d20-oom"],
 )

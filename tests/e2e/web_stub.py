@@ -88,6 +88,22 @@ def create_stub(num_runs: int = 100, token: str | None = None) -> FastAPI:
         except ValueError as error:
             return _problem(422, "The request is not valid", str(error))
 
+    @app.get("/v1/jobs")
+    def jobs() -> Response:
+        running = (
+            runs[0]
+            .job("export")
+            .model_copy(
+                update={"id": "job_2", "state": "running", "stage": "writing", "fraction": 0.4}
+            )
+        )
+        done = runs[0].job("sample")
+        return _page([running, done])
+
+    @app.delete("/v1/jobs/{job}")
+    def cancel_job(job: str) -> Response:
+        return Response(status_code=204)
+
     @app.get("/v1/models")
     def models() -> Response:
         made = [

@@ -23,12 +23,16 @@ export function openDialog(title, content, { wide = false } = {}) {
         h("button.icon", { type: "button", "aria-label": "Close", onclick: () => close() }, "✕")),
     );
     element.append(content(close));
+    const onLeave = () => element.close(); // the page below is another one
+    addEventListener("hashchange", onLeave);
     element.addEventListener("close", () => {
+      removeEventListener("hashchange", onLeave);
       element.remove();
       resolve(answer);
     });
     document.body.append(element);
     element.showModal();
+    element.querySelector(".dialog-body :is(input, select, textarea):enabled")?.focus();
   });
 }
 

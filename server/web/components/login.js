@@ -2,6 +2,7 @@
 
 import { Problem } from "../api.js";
 import { h } from "../dom.js";
+import * as prefs from "../prefs.js";
 import { openDialog } from "./dialog.js";
 import { problemBox } from "./problem.js";
 
@@ -14,8 +15,7 @@ function form(close) {
   const refused = h("div");
   const token = h("input", { type: "password", name: "token", autocomplete: "current-password", required: true });
   return h("form.dialog-body", { onsubmit: submit },
-    h("p", {}, "This daemon listens beyond loopback, so it wants to know you. The token is in the file ",
-      "that traind serve named at its first start."),
+    h("p", {}, "This daemon answers only with its token. It is in a file on the daemon's machine; ", h("code", {}, "traind token show-path"), " prints where."),
     h("label.field", {}, h("span", {}, "Token"), token),
     refused,
     h("div.dialog-foot", {}, h("button.primary", { type: "submit" }, "Sign in")));
@@ -26,7 +26,11 @@ function form(close) {
       method: "POST",
       headers: { Authorization: `Bearer ${token.value.trim()}` },
     }).catch(() => null);
-    if (response?.ok) return close(true);
+    if (response?.ok) {
+      prefs.write("signed-in", "yes");
+      dispatchEvent(new Event("traind:signed-in"));
+      return close(true);
+    }
     refused.replaceChildren(problemBox(await why(response)));
   }
 }
@@ -34,5 +38,6 @@ function form(close) {
 async function why(response) {
   if (!response) return new Problem({ title: "The daemon does not answer" });
   const said = await response.json().catch(() => ({}));
-  return new Problem({ title: "That token was not accepted", status: response.status, ...said });
+  if (response.status === 401) return new Problem({ title: "That token was not accepted", detail: "Compare it with the file, all of it and nothing more.", status: 401 });
+  return new Problem({ status: response.status, title: "The daemon refused", ...said });
 }

@@ -8,14 +8,14 @@ const SAID = { live: "live", waiting: "reconnecting", "": "" };
 const THEMES = ["system", "light", "dark"];
 
 export function createTopbar(host) {
-  const places = [["", "Runs"], ["compare", "Compare"], ["playground", "Playground"], ["new", "New run"]];
+  const places = [["", "Runs"], ["compare", "Compare"], ["playground", "Playground"], ["jobs", "Jobs"], ["new", "New run"]];
   const anchors = places.map(([name, text]) => h("a", { href: link(name ? [name] : []), dataset: { place: name } }, text));
   const said = h("span");
   const live = h("div.live", { role: "status" }, said);
   fill(host,
     h("a.brand", { href: "#/", "aria-label": "traind: runs" }, logo(), h("span", {}, "traind")),
     h("nav", { "aria-label": "Pages" }, anchors),
-    h("span.spring"), live, h("a.bar-link", { href: "docs" }, "API"), themeButton());
+    h("span.spring"), live, h("a.bar-link", { href: "docs" }, "API"), signOut(), themeButton());
 
   function setPlace({ parts: [name = ""] }) {
     for (const anchor of anchors) {
@@ -35,6 +35,19 @@ export function createTopbar(host) {
   applyTheme(prefs.read("theme", "system"));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => applyTheme(prefs.read("theme", "system")));
   return { setPlace, setStatus };
+}
+
+/** For who typed a token here. */
+function signOut() {
+  const button = h("button.bar-link", { type: "button", hidden: prefs.read("signed-in", "no") !== "yes", onclick: leave }, "Sign out");
+  addEventListener("traind:signed-in", () => (button.hidden = false));
+  return button;
+
+  async function leave() {
+    await fetch("v1/session", { method: "DELETE" }).catch(() => null);
+    prefs.write("signed-in", "no");
+    location.reload();
+  }
 }
 
 function themeButton() {

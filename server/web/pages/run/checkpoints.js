@@ -65,7 +65,7 @@ export function mount(root, run) {
       small("Sample", () => sampleDialog(run.detail, c)),
       small("Evaluate", () => evaluateDialog(run.detail, c.name).then(jobToast)),
       small("Export", () => exportDialog(c)),
-      small("Delete", () => removeCheckpoint(c), { class: "small danger-text" }));
+      !c.pinned && small("Delete", () => removeCheckpoint(c), { class: "small danger-text" }));
   }
 
   function exportDialog(c) {
