@@ -75,6 +75,7 @@ def prepare(
         lambda fraction, words: progress("corpus", fraction, words),
         _revision(previous),
     )
+    _check_streams(spec.streams, collected)
     seed = Path(previous.tokenizer_dir) if previous else seed_tokenizer_dir
     tokenizer, directory = _tokenizer(
         spec, corpora_dir, collected, vocab_size, seed, tuple(special_tokens), progress
@@ -83,6 +84,22 @@ def prepare(
     cache_dir = corpora_dir / "tokens" / tokenizer.sha256[:32]
     counts = _build_cache(collected, cache_dir, tokenizer, cap, progress)
     return _prepared(collected, tokenizer, directory, cache_dir, cap, counts)
+
+
+def _check_streams(streams: int, collected: Corpus) -> None:
+    """Every stream must find a row group, of training and of validation. Files that are not here
+    yet are not known."""
+    for split, files in (("train", collected.train_files), ("validate", collected.val_files)):
+        counts = [file.num_row_groups for file in files]
+        known = [count for count in counts if count is not None]
+        if len(known) == len(counts) and known and max(known) < streams:
+            raise DataError(
+                "too_few_row_groups",
+                f"data.streams is {streams}, and the files to {split} on have at most {max(known)} "
+                f"row groups each: stream {max(known)} would find nothing to read. Set "
+                f"data.streams to at most {max(known)}, or write the files with more row groups",
+                files[0].path,
+            )
 
 
 def _packed(

@@ -55,11 +55,8 @@ def plain_stream(data: PreparedData, split: str, rank: int, world: int, slots: i
     return plain.packed_rows(plain.document_batches(files, rank, world), slots)
 
 
-@pytest.mark.parametrize("streams", [2, 3])
-@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize(("split", "streams"), [("train", 2), ("train", 3), ("val", 2)])
 def test_every_stream_is_the_plain_one(corpus, streams: int, split) -> None:
-    if split == "val" and streams == 3:
-        pytest.skip("its file has two row groups")
     rows = []
     with open_loader(corpus, split=split, rows=4, sequence_len=64, streams=streams) as loader:
         for _ in range(60):
@@ -68,6 +65,23 @@ def test_every_stream_is_the_plain_one(corpus, streams: int, split) -> None:
         expected = plain_stream(corpus, split, stream, streams, 65)
         found = np.array(rows[stream::streams])
         assert np.array_equal(found, [row[:-1] for row, _ in islice(expected, len(found))])
+
+
+@pytest.mark.parametrize(
+    ("streams", "words"),
+    [(3, "to validate on have at most 2 row groups"), (6, "to train on have at most 5")],
+)
+def test_more_streams_than_row_groups_are_refused_before_training(corpus, tmp_path, streams, words):
+    folder = Path(corpus.train_files[0].path).parent
+    with pytest.raises(DataError, match=words) as caught:
+        prepare(
+            DataSpec(source="parquet", path=str(folder), streams=streams),
+            data_dir=tmp_path / "data",
+            vocab_size=768,
+            tokens_needed=0,
+            seed_tokenizer_dir=TWO_PROCESSES / "tokenizer",
+        )
+    assert caught.value.code == "too_few_row_groups"
 
 
 def test_one_stream_is_what_it_always_was(corpus) -> None:
