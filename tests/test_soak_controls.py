@@ -18,6 +18,7 @@ from tests.soak import (
     errors,
     journals,
     limits,
+    places,
     powercuts,
     table,
     trainers,
@@ -47,6 +48,23 @@ def test_a_cursor_that_moves_without_its_rows_is_noticed(how: str, said: str) ->
 def test_a_cursor_committed_apart_is_noticed_after_a_kill() -> None:
     failures = daemons.control_by_kill(14).failures
     assert any("points lost" in words for words in failures)
+
+
+def test_a_copy_that_takes_a_process_for_its_own_is_noticed() -> None:
+    assert any("ended the original's" in words for words in places.control_copies(17).failures)
+
+
+def test_a_restore_that_reads_nothing_again_is_noticed() -> None:
+    assert any("on the disk" in words for words in places.control_restores(18).failures)
+
+
+def test_a_daemon_that_takes_a_stranger_for_its_trainer_is_noticed() -> None:
+    failures = places.control_strangers(19).failures
+    assert any("waited for a stranger" in words for words in failures)
+
+
+def test_a_path_that_is_stored_absolutely_is_noticed_by_a_move() -> None:
+    assert any("absolute path" in words for words in places.control_moves(20).failures)
 
 
 def test_an_unguarded_delete_is_noticed() -> None:

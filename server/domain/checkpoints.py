@@ -16,7 +16,8 @@ from sqlalchemy.orm import Session
 from server.database import tables
 from server.domain import lineage
 from server.errors import Conflict, NotFound
-from trainer.contract.rundir import RunDir
+from trainer.contract import holds
+from trainer.contract.rundir import RunDir, parse_checkpoint_name
 
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 4 << 20
@@ -40,6 +41,80 @@ def get(session: Session, run: tables.Run, name: str) -> tables.Checkpoint:
     if found is None:
         raise NotFound(f"Run {run.name} has no checkpoint {name}.")
     return found
+
+
+def record_found(session: Session, run: tables.Run) -> list[str]:
+    """Rows of checkpoints that were committed and not reported (a kill between the two): a resume
+    uses them, so they are listed, pinned and extended from like all others. Their names."""
+    directory: RunDir = session.info["paths"].run(run.id)
+    known = set(
+        session.scalars(select(tables.Checkpoint.name).where(tables.Checkpoint.run_id == run.id))
+    )
+    limits, found = lineage.limits(session, run.id), []
+    for name in sorted(_names(directory.checkpoints) - known):
+        step, number = parse_checkpoint_name(name) or (0, -1)
+        if not limits.holds(number, step):
+            continue
+        row = _from_manifest(session, run, directory.checkpoints / name, step, number)
+        if row is not None:
+            session.add(row)
+            found.append(name)
+            _say_found(session, run, row)
+    session.flush()
+    return found
+
+
+def _names(checkpoints: Path) -> set[str]:
+    try:
+        names = os.listdir(checkpoints)
+    except OSError:
+        return set()
+    return {name for name in names if parse_checkpoint_name(name)}
+
+
+def _from_manifest(
+    session: Session, run: tables.Run, home: Path, step: int, number: int
+) -> tables.Checkpoint | None:
+    """The row of a checkpoint of this run as its manifest has it, None for any other."""
+    raw = _read_manifest(home)
+    with suppress(ValueError, KeyError, TypeError, AttributeError):
+        manifest = json.loads(raw or b"")
+        owner = (manifest["run_id"], manifest["step"], manifest["attempt"])
+        if raw is None or owner != (run.id, step, number):
+            return None
+        bpb = manifest.get("evaluations", {}).get("bpb", {})
+        return tables.Checkpoint(
+            run_id=run.id,
+            attempt_id=session.scalar(
+                select(tables.Attempt.id).where(
+                    tables.Attempt.run_id == run.id, tables.Attempt.number == number
+                )
+            ),
+            name=home.name,
+            step=step,
+            bytes=sum(int(file["bytes"]) for file in manifest["files"].values()),
+            manifest_sha256=hashlib.sha256(raw).hexdigest(),
+            why=str(manifest["why"])[:16],
+            pinned=bool(manifest.get("pinned")),
+            val_bpb=bpb.get("value") if bpb.get("step") == step else None,
+            next_loss=manifest.get("next_loss"),
+            created_at=float(manifest["unix_seconds"]),
+        )
+    return None
+
+
+def _say_found(session: Session, run: tables.Run, row: tables.Checkpoint) -> None:
+    session.add(
+        tables.Event(
+            run_id=run.id,
+            kind="checkpoint",
+            step=row.step,
+            message=f"{row.name} was found on the disk: written in full, and not reported before "
+            "its trainer ended",
+            data={"name": row.name},
+            unix_seconds=row.created_at,
+        )
+    )
 
 
 def delete(session: Session, run: tables.Run, checkpoint: tables.Checkpoint, now: float) -> None:
@@ -107,6 +182,8 @@ def _read_manifest(home: Path) -> bytes | None:
 def _needed(session: Session, run: tables.Run, checkpoint: tables.Checkpoint) -> str | None:
     if checkpoint.pinned:
         return "it is pinned (PATCH it with pinned: false first)"
+    if holds.is_held(session.info["paths"].run(run.id).checkpoints, checkpoint.name):
+        return "a job is reading it"
     usable = lineage.checkpoints(session, run.id)
     if usable and usable[0].id == checkpoint.id:
         return "it is the newest one, from which a resume or an extend goes on"

@@ -227,7 +227,8 @@ def _append(
         if lineage.phase_end(phase) > joint.step:
             phase.lineage_limit = max(joint.step, phase.start_step)
             if phase.ended_at_step is None and phase.start_step < joint.step:
-                phase.ended_at_step, phase.ended_at = joint.step, now
+                phase.ended_at_step = joint.step
+                phase.ended_at = max(now, phase.started_at or now)
     if joint.step < run.step:
         lineage.supersede(session, run, joint.step, next_number(session, run.id))
     index = 1 + (

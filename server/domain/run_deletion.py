@@ -6,16 +6,23 @@ database restored from an older backup knows fewer runs than the disk holds, and
 
 from __future__ import annotations
 
+import logging
+import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from server.database import tables
 from server.database.db import Database
 from trainer.contract.rundir import DataDir, write_durably
 
 MARK = "deleted"
+
+log = logging.getLogger("traind")
 
 
 def mark(directory: Path) -> None:
@@ -24,9 +31,64 @@ def mark(directory: Path) -> None:
         write_durably(directory / MARK, b"deleted on request\n")
 
 
-def bury(directory: Path) -> None:
-    """Remove the files of a run whose rows are gone."""
-    shutil.rmtree(directory, ignore_errors=True)
+def bury(directory: Path) -> list[str]:
+    """Remove the files of a run whose rows are gone, also those that links lead to: a run may lie
+    on another disk. What could not be removed, in words; the mark then stays for the next start.
+    """
+    if not os.path.lexists(directory):
+        return []
+    problems: list[str] = []
+    with suppress(OSError):
+        for name in sorted(os.listdir(directory)):
+            if name != MARK:
+                _remove(directory / name, problems)
+    if not problems:
+        _remove(directory, problems)
+    return problems
+
+
+def report(session: Session, run_id: str, problems: list[str], now: float) -> None:
+    """An event: the run is gone from the rows, and some of its files are not."""
+    message = f"files of the deleted run {run_id} could not be removed: {'; '.join(problems[:3])}"
+    log.error(message)
+    session.add(
+        tables.Event(
+            kind="deleted",
+            level="error",
+            message=message,
+            data={"run": run_id, "problems": problems[:20]},
+            unix_seconds=now,
+        )
+    )
+
+
+def _remove(path: Path, problems: list[str]) -> None:
+    """A file, a directory, or a link with the directory that it leads to."""
+
+    def note(_: object, name: str, failure: Any) -> None:
+        error = failure[1]
+        problems.append(f"{name}: {getattr(error, 'strerror', None) or error}")
+
+    for link in _links(path):
+        shutil.rmtree(link.resolve(), onerror=note)
+        if not problems:
+            link.unlink()
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, onerror=note)
+    elif os.path.lexists(path):
+        try:
+            path.unlink()
+        except OSError as error:
+            problems.append(f"{path}: {error.strerror}")
+
+
+def _links(path: Path) -> list[Path]:
+    """Links to directories that are the run's own: itself, and what it holds by our names."""
+    found = [path] if path.is_symlink() and path.is_dir() else []
+    if path.name in ("checkpoints", "attempts") and path.is_dir():
+        inner = [path / name for name in os.listdir(path)]
+        found = [one for one in inner if one.is_symlink() and one.is_dir()] + found
+    return found
 
 
 def sweep(db: Database, paths: DataDir) -> list[str]:
@@ -36,5 +98,6 @@ def sweep(db: Database, paths: DataDir) -> list[str]:
     marked = [path.parent for path in (paths.root / "runs").glob(f"*/{MARK}")]
     gone = [directory for directory in marked if directory.name not in known]
     for directory in gone:
-        bury(directory)
+        for problem in bury(directory):
+            log.warning("a deleted run's files stay: %s", problem)
     return [directory.name for directory in gone]

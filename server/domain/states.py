@@ -121,7 +121,7 @@ def move(
     run.state_since = time.time() if now is None else now
     run.version = (run.version or 0) + 1
     run.queue_position = _queue_place(session, front) if after is State.queued else None
-    run.ended_at = run.state_since if after in ENDED else None
+    run.ended_at = max(run.state_since, run.started_at or 0.0) if after in ENDED else None
     if after is State.running and run.started_at is None:
         run.started_at = run.state_since
     session.add(

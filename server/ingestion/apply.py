@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.orm import Session
 
 from server.database import tables
@@ -104,7 +104,7 @@ def _started(applied: Applied, event: events.Started, seconds: float) -> None:
     run, attempt = applied.run, applied.attempt
     attempt.pid, attempt.boot_id = event.pid, event.boot_id
     attempt.start_ticks = event.start_ticks
-    attempt.started_at = seconds
+    attempt.started_at = max(seconds, attempt.created_at)
     attempt.device, attempt.device_name = event.device, event.device_name
     attempt.versions, attempt.fingerprint = dict(event.versions), event.fingerprint
     known = peaks.known_peak(event.device_name)
@@ -180,6 +180,8 @@ def _frozen(applied: Applied, event: events.Frozen, seconds: float) -> None:
 
 def _evaluation(applied: Applied, event: events.Evaluation, seconds: float) -> None:
     run, beyond = applied.run, applied.is_beyond(event.step)
+    table = tables.Evaluation
+    _set_aside_repeated(applied, table, event.step, table.kind == event.evaluation)
     applied.session.add(
         tables.Evaluation(
             run_id=run.id,
@@ -199,7 +201,9 @@ def _evaluation(applied: Applied, event: events.Evaluation, seconds: float) -> N
     if applied.is_newest and not beyond:
         run.progress = {**run.progress, key: event.value}
     if event.evaluation == "bpb":
-        checkpoint = _checkpoint(applied, event.checkpoint, event.step)
+        checkpoint = _checkpoint(applied, event.checkpoint, event.step) or _resumed_from(
+            applied, event.step
+        )
         if checkpoint is not None:
             checkpoint.val_bpb = event.value
     shown = f"{key} {event.value:.6f} at step {event.step:,}"
@@ -216,7 +220,41 @@ def _checkpoint(applied: Applied, name: str | None, step: int) -> tables.Checkpo
     )
 
 
+def _resumed_from(applied: Applied, step: int) -> tables.Checkpoint | None:
+    """The checkpoint that the attempt began from, when it stands at this very step."""
+    if applied.attempt.start_step != step:
+        return None
+    table = tables.Checkpoint
+    query = select(table).where(table.run_id == applied.run.id, table.step == step)
+    return applied.session.scalars(
+        query.where(table.superseded.is_(False)).order_by(table.id.desc())
+    ).first()
+
+
+def _set_aside_repeated(
+    applied: Applied, table: Any, step: int, condition: ColumnElement[bool] | None = None
+) -> None:
+    """What an earlier attempt of this phase measured at this step, after the checkpoint that this
+    one began from, is measured again: the earlier result is set aside, as steps are."""
+    earlier = select(tables.Attempt.id).where(
+        tables.Attempt.run_id == applied.run.id,
+        tables.Attempt.number < applied.attempt.number,
+        tables.Attempt.phase_index == applied.attempt.phase_index,
+    )
+    query = update(table).where(
+        table.run_id == applied.run.id, table.step == step, table.job_id.is_(None)
+    )
+    if condition is not None:
+        query = query.where(condition)
+    applied.session.execute(
+        query.where(table.attempt_id.in_(earlier), table.superseded.is_(False))
+        .values(superseded=True)
+        .execution_options(synchronize_session="fetch")
+    )
+
+
 def _sample(applied: Applied, event: events.Sample, seconds: float) -> None:
+    _set_aside_repeated(applied, tables.Sample, event.step)
     applied.session.add(
         tables.Sample(
             run_id=applied.run.id,
@@ -338,7 +376,7 @@ def _end_phase(applied: Applied, event: events.Ended, seconds: float) -> None:
     )
     if event.outcome == "completed" and phase is not None and phase.ended_at_step is None:
         phase.ended_at_step = phase.end_step if event.step is None else event.step
-        phase.ended_at = seconds
+        phase.ended_at = max(seconds, phase.started_at or seconds)
     if event.outcome in ("completed", "phase_ended", "paused") and event.step is not None:
         applied.session.flush()
         extend.apply_pending(applied.session, applied.run, event.step, seconds)

@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 
 from server.database import tables
 from server.database.db import Database
-from server.domain import attempts, lineage, run_deletion, run_files, run_rows
+from server.domain import attempts, checkpoints, lineage, run_deletion, run_files, run_rows
 from server.domain.run_files import RunFile
 from server.domain.states import ENDED, Desired, State
 from server.ingestion import ingest
@@ -405,6 +405,7 @@ def _state(
 
 
 def _checkpoints_on_disk(session: Session, run: tables.Run, directory: RunDir) -> None:
+    checkpoints.record_found(session, run)
     for row in session.scalars(select(tables.Checkpoint).where(tables.Checkpoint.run_id == run.id)):
         if row.deleted_at is None and not (directory.checkpoints / row.name).is_dir():
             row.deleted_at = time.time()

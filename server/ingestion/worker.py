@@ -14,6 +14,9 @@ import logging
 import os
 import signal
 import socket
+import subprocess
+import sys
+import time
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -23,9 +26,13 @@ from server.database.db import Database
 from server.errors import TraindError
 from server.ingestion import ingest
 from server.ingestion.ingest import IngestResult
+from server.launch import process
 from trainer.contract.rundir import DataDir
 
-ANSWER_SECONDS = 60.0  # longer than any lock is waited for: a worker that says nothing is ended
+ANSWER_SECONDS = 10.0  # longer than any lock is waited for: a worker that says nothing is ended
+STOPPED_SECONDS = 1.0  # one that was stopped by a signal holds the turn to write no longer
+LOOK_SECONDS = 0.25
+READY = "ready"
 NICE = 5  # an answer somebody waits for comes first
 _CHANNEL = 3  # the descriptor after the standard ones
 
@@ -41,6 +48,8 @@ class Worker:
 
     def __init__(self, pid: int, channel: Connection) -> None:
         self.pid, self._channel = pid, channel
+        self._child: subprocess.Popen[bytes] | None = None
+        self._is_ready = True
 
     @classmethod
     def fork(cls) -> Worker:
@@ -52,6 +61,33 @@ class Worker:
             _live(theirs.detach())
         theirs.close()
         return cls(pid, Connection(ours.detach()))
+
+    @classmethod
+    def spawn(cls, root: Path) -> Worker:
+        """Begin another one after the first has ended, by exec: a process with threads must not be
+        forked. It is asked when it `is_ready`. Raises OSError."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "server.ingestion.worker", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            )
+        made = cls(child.pid, Connection(ours.detach()))
+        made._child, made._is_ready = child, False
+        made.open(root)
+        return made
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it can be asked now. Raises WorkerGone when it ended before it was ready."""
+        try:
+            if not self._is_ready and self._channel.poll(0):
+                self._is_ready = self._channel.recv() == READY
+        except (OSError, EOFError) as error:
+            raise WorkerGone(f"the ingesting process {self.pid} ended at its start") from error
+        return self._is_ready
 
     def open(self, root: Path) -> None:
         """Let it open the data directory's database, which is there and has today's schema."""
@@ -68,13 +104,16 @@ class Worker:
     def close(self) -> None:
         """Let it end, and wait for that."""
         self._channel.close()
+        if self._child is not None:
+            self._child.wait()
+            return
         with suppress(ChildProcessError):
             os.waitpid(self.pid, 0)
 
     def _ask(self, *question: Any) -> Any:
         try:
             self._channel.send(question)
-            if not self._channel.poll(ANSWER_SECONDS):
+            if not self._answers():
                 os.kill(self.pid, signal.SIGKILL)
             answer = self._channel.recv()
         except (OSError, EOFError) as error:
@@ -82,6 +121,18 @@ class Worker:
         if isinstance(answer, Exception):
             raise answer
         return answer
+
+    def _answers(self) -> bool:
+        """Whether an answer came in time. The turn to write is lent meanwhile, so it is short for
+        one that hangs, and shorter for one that was stopped."""
+        began = stopped_since = time.monotonic()
+        while not self._channel.poll(min(LOOK_SECONDS, ANSWER_SECONDS)):
+            now = time.monotonic()
+            if not process.is_stopped(self.pid):
+                stopped_since = now
+            if now - began >= ANSWER_SECONDS or now - stopped_since >= STOPPED_SECONDS:
+                return False
+        return True
 
 
 # --- the process itself --------------------------------------------------------------------------
@@ -104,9 +155,25 @@ def _live(channel: int) -> NoReturn:
     os._exit(1)
 
 
-def _answer(channel: Connection) -> NoReturn:
+def main(descriptor: int) -> NoReturn:
+    """The process that takes the place of one that has ended."""
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        os.nice(NICE)
+        _answer(Connection(descriptor), tell_ready=True)
+    except (EOFError, ConnectionError):
+        os._exit(0)
+    except BaseException:
+        log.exception("the ingesting process failed")
+    os._exit(1)
+
+
+def _answer(channel: Connection, *, tell_ready: bool = False) -> NoReturn:
     paths = DataDir(channel.recv())
     db = Database.opened(paths)
+    if tell_ready:
+        channel.send(READY)
     while True:
         what, key, max_records = channel.recv()
         try:
@@ -117,3 +184,7 @@ def _answer(channel: Connection) -> NoReturn:
             log.exception("the report of %s %s could not be read", what, key)
             answer = RuntimeError(f"{type(error).__name__}: {error}")
         channel.send(answer)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 from sqlalchemy import select
 
 from server.database import provenance
 from server.database.db import Database
 from server.database.provenance import Provenance
-from server.database.tables import Event, Run
+from server.database.tables import Event, Job, Run
 from server.domain.states import Desired, State, can_move, move
 from server.events import webhooks
 from server.ingestion import from_disk
 from server.ingestion.from_disk import Found
 from trainer.contract.exits import Reason
-from trainer.contract.rundir import DataDir
+from trainer.contract.rundir import DataDir, write_durably
 
 log = logging.getLogger("traind")
 
@@ -28,6 +32,9 @@ def arrive(db: Database, paths: DataDir) -> None:
         _hold_back(db, came.copied_from)
     if came.moved_from is not None:
         log.info("the data directory was moved here from %s", came.moved_from)
+    before = came.copied_from or came.moved_from or _place_of_orders(paths)
+    if before is not None and before != str(paths.root):
+        _rename_root(db, paths, before)
     found = from_disk.catch_up(db, paths)
     for problem in found.problems:
         log.warning("not read again from the disk: %s", problem)
@@ -55,6 +62,52 @@ def _hold_back(db: Database, original: str) -> None:
 _WAITING = (
     State.queued, State.preparing, State.starting, State.running, State.recovering, State.pausing,
 )  # fmt: skip
+
+
+# --- another place -------------------------------------------------------------------------------
+
+
+def _place_of_orders(paths: DataDir) -> str | None:
+    """The data directory that an order of traind 0.1 names: it had no data-directory.json."""
+    if provenance.read(paths) is not None:
+        return None
+    for path in (paths.root / "runs").glob("run_*/attempts/*/order.json"):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            place = json.loads(path.read_bytes())["data_dir"]
+            return place if Path(place).is_absolute() else None
+    return None
+
+
+def _rename_root(db: Database, paths: DataDir, before: str) -> None:
+    """What rows name in the old place (a bundle, a tokenizer, an export) is named in this one."""
+    with db.write() as session:
+        for run in session.scalars(select(Run)):
+            spec = _renamed(run.spec, before, str(paths.root))
+            if spec != run.spec:
+                run.spec, run.version = spec, run.version + 1
+                _rewrite_spec(paths, run)
+        for job in session.scalars(select(Job)):
+            job.params = _renamed(job.params, before, str(paths.root))
+            job.result = _renamed(job.result, before, str(paths.root))
+
+
+def _rewrite_spec(paths: DataDir, run: Run) -> None:
+    path = paths.run(run.id).spec
+    with suppress(OSError):
+        if path.exists():
+            write_durably(path, json.dumps(run.spec, indent=1).encode())
+
+
+def _renamed(value: Any, before: str, after: str) -> Any:
+    if isinstance(value, str):
+        if value == before or value.startswith(f"{before}/"):
+            return after + value.removeprefix(before)
+        return value
+    if isinstance(value, list):
+        return [_renamed(one, before, after) for one in value]
+    if isinstance(value, dict):
+        return {key: _renamed(one, before, after) for key, one in value.items()}
+    return value
 
 
 def _begin_timeline(db: Database, paths: DataDir, came: Provenance, found: Found) -> None:

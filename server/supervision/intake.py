@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 
 from server.ingestion import ingest
 from server.ingestion.ingest import MAX_RECORDS, IngestResult
-from server.ingestion.worker import WorkerGone
+from server.ingestion.worker import Worker, WorkerGone
 from server.supervision import setbacks
 from server.supervision.trainers import Shop
 from server.supervision.watch import Watch
 
 log = logging.getLogger("traind.intake")
 
+RESTART_SECONDS = (1.0, 5.0, 30.0, 60.0)  # before the process that ingests is started again
 READS_PER_TICK = 20  # of one journal: others have their turn, and a tick stays short
 
 
@@ -22,25 +24,49 @@ class Intake:
 
     def __init__(self, shop: Shop) -> None:
         self._shop, self._worker = shop, shop.worker
+        self._has_worker = shop.worker is not None
+        self._deaths, self._again_at = 0, 0.0
 
     def read(self, attempts: dict[int, Watch], jobs: dict[str, Watch]) -> None:
         """Read every journal that has moved since it was last read to its end."""
+        self._keep_worker()
         for attempt_id, watch in attempts.items():
             _drain(watch, lambda key=attempt_id: self._ingest("attempt", key))
         for job_id, watch in jobs.items():
             _drain(watch, lambda key=job_id: self._ingest("job", key))
 
+    def close(self) -> None:
+        """Let a process that was started here end."""
+        if self._worker is not None and self._worker is not self._shop.worker:
+            self._worker.close()
+
     def _ingest(self, what: str, key: int | str) -> IngestResult:
-        """By the process that ingests while there is one; here when it died."""
+        """By the process that ingests while there is one; here while it is being started again."""
         db, paths = self._shop.db, self._shop.settings.paths
-        if self._worker is not None:
-            try:
+        try:
+            if self._worker is not None and self._worker.is_ready:
                 with db.lend():
                     return self._worker.read(what, key, MAX_RECORDS)
-            except WorkerGone as error:
-                log.error("%s; its work goes on in the daemon itself", error)
-                self._worker = None
+        except WorkerGone as error:
+            self._mourn(self._worker, error)
         return ingest.READERS[what](db, key, paths)
+
+    def _mourn(self, worker: Worker | None, error: WorkerGone) -> None:
+        wait = RESTART_SECONDS[min(self._deaths, len(RESTART_SECONDS) - 1)]
+        log.error("%s; it is started again in %.0f s, the daemon reads meanwhile", error, wait)
+        self._deaths, self._again_at = self._deaths + 1, time.monotonic() + wait
+        self._worker = None
+        if worker is not None:
+            worker.close()
+
+    def _keep_worker(self) -> None:
+        """Start the process again when it has ended, a little later each time."""
+        if not self._has_worker or self._worker is not None or time.monotonic() < self._again_at:
+            return
+        try:
+            self._worker = Worker.spawn(self._shop.settings.paths.root)
+        except OSError as error:
+            self._mourn(None, WorkerGone(f"the ingesting process cannot be started: {error}"))
 
 
 def _drain(watch: Watch, read: Callable[[], IngestResult]) -> None:

@@ -14,6 +14,7 @@ from server.database import tables
 from server.domain import lineage
 from server.domain.attempts import build_order
 from server.settings import Settings
+from trainer.contract import holds
 from trainer.contract.jobs import ServeParams
 from trainer.contract.rundir import DataDir
 
@@ -34,8 +35,8 @@ def resolve(session: Session, job: tables.Job, settings: Settings) -> dict[str, 
     if run is None or job.kind not in ("sample", "evaluate", "export", "audit"):
         return params
     if job.kind == "audit":
-        return params | _for_audit(session, run, params, settings)
-    chosen = _checkpoint(session, run, params)
+        return params | _for_audit(session, run, params, settings, job.id)
+    chosen = _checkpoint(session, run, params, job.id)
     params["checkpoint"] = chosen.name
     if job.kind == "export":
         params |= _for_export(session, run, chosen, settings.paths, job)
@@ -43,13 +44,15 @@ def resolve(session: Session, job: tables.Job, settings: Settings) -> dict[str, 
 
 
 def _for_audit(
-    session: Session, run: tables.Run, params: dict[str, Any], settings: Settings
+    session: Session, run: tables.Run, params: dict[str, Any], settings: Settings, job_id: str
 ) -> dict[str, Any]:
     """The checkpoint, and the order of the attempt that did the steps after it. Without a name the
     newest that has as many recorded steps behind it as are asked for, or else any."""
     is_named = params.get("checkpoint") is not None or params.get("step") is not None
     usable = (
-        [_checkpoint(session, run, params)] if is_named else lineage.checkpoints(session, run.id)
+        [_checkpoint(session, run, params, job_id)]
+        if is_named
+        else lineage.checkpoints(session, run.id)
     )
     device = params.get("device")
     found = lineage.recorded_steps(session, run.id, usable, params["steps"], device)
@@ -58,22 +61,32 @@ def _for_audit(
         on = f" on {device}" if device else ""
         raise Unresolvable(f"no step was recorded{on} after {where}")
     steps, chosen, attempt = found
+    _hold(session, chosen, job_id)
     order = build_order(session, run, attempt, settings).model_dump(mode="json")
     return {"checkpoint": chosen.name, "steps": steps, "order": order}
 
 
-def _checkpoint(session: Session, run: tables.Run, params: dict[str, Any]) -> tables.Checkpoint:
+def _checkpoint(
+    session: Session, run: tables.Run, params: dict[str, Any], job_id: str
+) -> tables.Checkpoint:
     """The named one, the one at the step, or the newest good one of the lineage."""
     name, step = params.get("checkpoint"), params.get("step")
     if name is None and step is None:
         usable = lineage.checkpoints(session, run.id)
         if usable:
-            return usable[0]
+            return next((one for one in usable if _hold(session, one, job_id)), usable[0])
         raise Unresolvable(f"run {run.name} has no checkpoint")
     found = lineage.named_checkpoint(session, run.id, name, step)
     if found is None:
         raise Unresolvable(f"run {run.name} no longer has {name or f'a checkpoint at {step}'}")
+    _hold(session, found, job_id)
     return found
+
+
+def _hold(session: Session, checkpoint: tables.Checkpoint, job_id: str) -> bool:
+    """Whether it is there; it then stays until the job has read it."""
+    directory = session.info["paths"].run(checkpoint.run_id).checkpoints
+    return holds.hold(directory, checkpoint.name, job_id)
 
 
 def _for_export(

@@ -25,7 +25,7 @@ from server.supervision import job_params, post_mortem, setbacks, worklist
 from server.supervision.decide import Signal
 from server.supervision.trainers import Shop, note
 from server.supervision.watch import Watch
-from trainer.contract import exits, failpoint, journal, orders
+from trainer.contract import exits, failpoint, holds, journal, orders
 from trainer.contract.exits import Reason
 from trainer.contract.jobs import AuditResult
 from trainer.contract.rundir import INBOX, ProcessIdentity, boot_id
@@ -87,7 +87,8 @@ def launch(shop: Shop, job_id: str) -> Watch | None:
         except OSError as error:
             _end(session, job, "failed", Reason.job_failed, setbacks.in_words(error))
             return None
-        job.state, job.started_at, job.boot_id = "running", time.time(), boot_id()
+        job.state, job.boot_id = "running", boot_id()
+        job.started_at = max(time.time(), job.created_at)
         note(session, job.run_id, None, "job", f"{job.kind} job started", job_id=job.id)
         order = _order(shop, job, params)
     watch = Watch(shop.settings.paths.job(job_id), order.token)
@@ -248,7 +249,9 @@ def _unspoken(
 
 def _end(session: Session, job: Job, state: str, reason: Reason, message: str) -> None:
     job.state, job.reason, job.message = state, reason, message
-    job.ended_at = time.time()
+    job.ended_at = max(time.time(), job.started_at or job.created_at)
+    if job.run_id is not None:
+        holds.release(session.info["paths"].run(job.run_id).checkpoints, job.id)
     level = "error" if state == "failed" else "info"
     words = f"{job.kind} job {state}" + (f": {message}" if message else "")
     note(session, job.run_id, None, "job", words, level, job_id=job.id)

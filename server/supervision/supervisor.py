@@ -72,6 +72,7 @@ class Supervisor:
         self._bell.ring()
         if self._thread is not None:
             self._thread.join(timeout=STOP_SECONDS + 15)
+        self._intake.close()
         self._tending.leave()
         self._bell.close()
 

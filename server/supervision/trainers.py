@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from server.database.db import Database
 from server.database.tables import Attempt, CommandRow, Event, Job, Phase, Run
-from server.domain import attempts
+from server.domain import attempts, checkpoints
 from server.domain.states import Desired, State, can_move, move
 from server.ingestion.worker import Worker
 from server.launch import process
@@ -200,6 +200,7 @@ def close(shop: Shop, attempt_id: int, watch: Watch) -> Verdict | None:
         attempt = session.get_one(Attempt, attempt_id)
         run = session.get_one(Run, attempt.run_id)
         said = _said(attempt, watch)
+        checkpoints.record_found(session, run)
         ending = recovery.classify(said, _circumstances(attempt, watch, findings))
         if ending.outcome == "completed":
             _end_phase(session, run, attempt, ending)
@@ -267,13 +268,14 @@ def _end_phase(session: Session, run: Run, attempt: Attempt, ending: Ending) -> 
         select(Phase).where(Phase.run_id == run.id, Phase.index == attempt.phase_index)
     )
     if phase is not None and phase.ended_at_step is None:
-        phase.ended_at = phase.ended_at or time.time()
+        phase.ended_at = phase.ended_at or max(time.time(), phase.started_at or 0.0)
         phase.ended_at_step = ending.step if ending.step is not None else run.step
     session.flush()
 
 
 def _close_attempt(session: Session, attempt: Attempt, ending: Ending, findings: Autopsy) -> None:
-    attempt.ended_at = attempt.ended_at or time.time()
+    began = attempt.started_at or attempt.created_at  # a clock may be set back meanwhile
+    attempt.ended_at = max(attempt.ended_at or time.time(), began)
     attempt.outcome, attempt.reason = ending.outcome, ending.reason
     attempt.message, attempt.log_tail = ending.message, findings.log_tail
     attempt.drained = attempt.settled = True

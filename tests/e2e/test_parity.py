@@ -116,10 +116,10 @@ def test_greedy_sample_of_step_120(daemon, extended, reference):
 
 def reference_prompt(daemon: RealDaemon, run: str, reference: dict[str, Any]) -> str:
     from trainer.data import tokenizer
-    from trainer.data.prepared import PreparedData
+    from trainer.data.prepared import read
 
     data = Path(daemon.client.run(run).directory) / "data.json"
-    prepared = PreparedData.model_validate_json(data.read_bytes())
+    prepared = read(data, daemon.data_dir)
     ids = reference["greedy_prompt_ids"][1:]
     return tokenizer.load(Path(prepared.tokenizer_dir)).decode(ids)
 

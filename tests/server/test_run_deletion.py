@@ -26,3 +26,44 @@ def test_only_marked_directories_without_a_row_go(tmp_path):
             assert session.get(tables.Run, kept_id) is not None
     finally:
         db.close()
+
+
+def test_a_run_that_is_a_link_to_another_disk_goes_with_what_it_leads_to(tmp_path):
+    disk, runs = tmp_path / "another disk", tmp_path / "runs"
+    (disk / "run_a" / "checkpoints" / "step-000000010-a0001").mkdir(parents=True)
+    (disk / "elsewhere").mkdir()
+    (disk / "elsewhere" / "model").write_text("weights")
+    runs.mkdir()
+    (runs / "run_a").symlink_to(disk / "run_a")
+    (disk / "run_a" / "checkpoints" / "linked").symlink_to(disk / "elsewhere")
+    run_deletion.mark(runs / "run_a")
+    assert run_deletion.bury(runs / "run_a") == []
+    assert list(runs.iterdir()) == []
+    assert list(disk.iterdir()) == []
+
+
+def test_a_run_whose_checkpoints_are_a_link_leaves_nothing(tmp_path):
+    (tmp_path / "disk" / "step-000000010-a0001").mkdir(parents=True)
+    (tmp_path / "runs" / "run_a").mkdir(parents=True)
+    (tmp_path / "runs" / "run_a" / "checkpoints").symlink_to(tmp_path / "disk")
+    run_deletion.mark(tmp_path / "runs" / "run_a")
+    assert run_deletion.bury(tmp_path / "runs" / "run_a") == []
+    assert not (tmp_path / "disk").exists()
+    assert not (tmp_path / "runs" / "run_a").exists()
+
+
+def test_what_cannot_be_removed_is_said_and_tried_again(tmp_path, monkeypatch):
+    directory = tmp_path / "runs" / "run_a"
+    (directory / "checkpoints").mkdir(parents=True)
+    run_deletion.mark(directory)
+
+    def refuse(path, onerror):
+        onerror(None, str(path), (OSError, OSError(16, "Device or resource busy"), None))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run_deletion.shutil, "rmtree", refuse)
+        (problem,) = run_deletion.bury(directory)
+    assert "checkpoints: Device or resource busy" in problem
+    assert (directory / run_deletion.MARK).exists()  # the next start tries again
+    assert run_deletion.bury(directory) == []
+    assert not directory.exists()

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from multiprocessing import Pipe
 from typing import Any
 
 import pytest
 
+from server.database import tables
 from server.database.db import Database
 from server.errors import Busy, DiskFull
 from server.ingestion import ingest, worker
 from server.ingestion.ingest import IngestResult
 from server.ingestion.worker import Worker, WorkerGone
 from server.settings import Settings
+from server.supervision import intake
+from server.supervision.trainers import Shop
+from server.supervision.watch import Watch
 from tests.server import reporting
 
 
@@ -89,3 +95,57 @@ def test_one_that_says_nothing_is_ended(monkeypatch: pytest.MonkeyPatch) -> None
         with pytest.raises(WorkerGone, match=str(silent.pid)):
             found.read("attempt", 1, 10)
         assert silent.wait(10) == -signal.SIGKILL
+
+
+def test_it_comes_back_after_its_end_and_nothing_is_read_twice(
+    settings: Settings, db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake, "RESTART_SECONDS", (0.0,))
+    reporter = reporting.attempt(db, settings, reporting.create(db))
+    reporter.begin()
+    reporter.steps(0, 20)
+    first = Worker.spawn(settings.paths.root)
+    reads = intake.Intake(Shop(db, settings, (), worker=first))
+    watch = Watch(reporter.outbox.parent, "token")
+    _until(lambda: first.is_ready)
+    reads.read({reporter.attempt_id: watch}, {})
+    os.kill(first.pid, signal.SIGKILL)
+    reporter.steps(20, 40)
+    watch.exhausted = False
+    reads.read({reporter.attempt_id: watch}, {})  # by the daemon itself
+
+    def is_back() -> bool:
+        reads.read({}, {})
+        return reads._worker is not None and reads._worker.is_ready
+
+    _until(is_back)
+    assert reads._worker is not None
+    assert reads._worker.pid != first.pid
+    reporter.steps(40, 60)
+    watch.exhausted = False
+    reads.read({reporter.attempt_id: watch}, {})
+    reads.close()
+    with db.read() as session:
+        assert sorted(p.step for p in session.query(tables.Point)) == list(range(60))
+
+
+def test_one_that_is_stopped_gives_the_turn_back_soon(
+    settings: Settings, db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "STOPPED_SECONDS", 0.3)
+    found = Worker.spawn(settings.paths.root)
+    _until(lambda: found.is_ready)
+    os.kill(found.pid, signal.SIGSTOP)
+    began = time.monotonic()
+    with pytest.raises(WorkerGone), db.lend():
+        found.read("attempt", 1, 10)
+    assert time.monotonic() - began < 5
+    found.close()
+    reporting.create(db)  # the turn to write is free again
+
+
+def _until(holds: Callable[[], bool], seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.02)

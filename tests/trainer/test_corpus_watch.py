@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.trainer.lab import Lab
-from trainer.data import contents, hashing
+from trainer.data import contents, hashing, prepared
 from trainer.data.prepared import PreparedData
 
 
@@ -24,7 +24,7 @@ def run(lab, monkeypatch: pytest.MonkeyPatch) -> Lab:
 
 
 def data_of(run: Lab) -> PreparedData:
-    return PreparedData.model_validate_json(run.run_dir.data.read_bytes())
+    return prepared.read(run.run_dir.data, run.root)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from trainer.checkpoint import safetensors_writer
-from trainer.contract import causes, failpoint
+from trainer.contract import causes, failpoint, holds
 from trainer.contract.orders import Lineage
 from trainer.contract.rundir import (
     checkpoint_name,
@@ -178,12 +178,15 @@ def free_bytes(directory: Path) -> int:
 # --- reading -------------------------------------------------------------------------------------
 
 
-def verify(path: Path) -> Manifest:
+def verify(path: Path, run_id: str | None = None) -> Manifest:
     """The manifest of a checkpoint whose every byte is as it was written.
 
+    run_id: whose it must be; one that was copied from another run is never trained on.
     Raises Bad; OSError where that says nothing about the files.
     """
     manifest = read_manifest(path)
+    if run_id is not None and not belongs(manifest, run_id):
+        raise Bad(f"{MANIFEST}: it is a checkpoint of run {manifest.run_id}, not of {run_id}")
     named = parse_checkpoint_name(path.name)
     if named not in (None, (manifest.step, manifest.attempt)):
         raise Bad(f"{MANIFEST}: is of step {manifest.step}, attempt {manifest.attempt}")
@@ -194,10 +197,17 @@ def verify(path: Path) -> Manifest:
     return manifest
 
 
-def require(path: Path) -> Manifest:
+def belongs(manifest: Manifest, run_id: str) -> bool:
+    """Whether it is that run's. An import is written by a job, from whose id the run's follows."""
+    imported = manifest.attempt == 0 and manifest.run_id.startswith("job_")
+    owner = f"run_{manifest.run_id.removeprefix('job_')}" if imported else manifest.run_id
+    return owner == run_id
+
+
+def require(path: Path, run_id: str | None = None) -> Manifest:
     """`verify` of one that was named: what is wrong names its directory. Raises Bad, OSError."""
     try:
-        return verify(path)
+        return verify(path, run_id)
     except Bad as error:
         raise Bad(f"checkpoint {path}: {error}") from None
 
@@ -259,7 +269,9 @@ def candidates(directory: Path, lineage: Lineage, max_step: int | None = None) -
     return [path for _, _, path in sorted(found, reverse=True)]
 
 
-def newest(directory: Path, lineage: Lineage, max_step: int | None = None) -> Found | None:
+def newest(
+    directory: Path, lineage: Lineage, max_step: int | None = None, run_id: str | None = None
+) -> Found | None:
     """The newest checkpoint that verifies, with those passed over. None when there is none at all.
 
     Raises Bad when there are some and none verifies: going back to step 0 is never silent.
@@ -267,7 +279,7 @@ def newest(directory: Path, lineage: Lineage, max_step: int | None = None) -> Fo
     passed_over: list[tuple[str, str]] = []
     for path in candidates(directory, lineage, max_step):
         try:
-            return Found(path, verify(path), passed_over)
+            return Found(path, verify(path, run_id), passed_over)
         except Bad as error:
             passed_over.append((path.name, str(error)))
     if passed_over:
@@ -322,13 +334,16 @@ def surplus(
     return [k.path for k in ordered if k.path not in keep]
 
 
-def held(directory: Path, lineage: Lineage) -> list[Kept]:
-    """The lineage's checkpoints as retention sees them; unreadable ones are left alone."""
+def held(directory: Path, lineage: Lineage, run_id: str | None = None) -> list[Kept]:
+    """The lineage's checkpoints as retention sees them; unreadable ones, and those of another run,
+    are left alone."""
     found = []
     for path in candidates(directory, lineage):
         try:
             m = read_manifest(path)
         except (Bad, OSError):
+            continue
+        if run_id is not None and not belongs(m, run_id):
             continue
         bpb = m.evaluations.get("bpb", {})
         value = bpb.get("value") if bpb.get("step") == m.step else None
@@ -337,10 +352,16 @@ def held(directory: Path, lineage: Lineage) -> list[Kept]:
 
 
 def remove(path: Path) -> None:
-    """Remove a checkpoint so that a kill half-way never leaves one that looks whole."""
+    """Remove a checkpoint so that a kill half-way never leaves one that looks whole.
+
+    One that a job began to hold in this very moment stays. Raises OSError.
+    """
     trash = path.with_name(f"{_TRASH}{path.name}-{time.time_ns()}")
     failpoint.hit("checkpoint.remove")
     os.rename(path, trash)
+    if holds.is_held(path.parent, path.name):
+        os.rename(trash, path)
+        return
     fsync_directory(path.parent)
     shutil.rmtree(trash, ignore_errors=True)
 

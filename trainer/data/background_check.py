@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.data import durable, hashing, helper_process
+from trainer.data import hashing, helper_process, prepared
 from trainer.data.errors import DataChanged
 from trainer.data.prepared import PreparedData
 
@@ -77,5 +77,5 @@ class BackgroundCheck:
         if gone and now - self._began > RESTART_SECONDS:
             self._began = now
             description = hashing.state_path(self._prepared).with_suffix(".json")
-            durable.write_bytes(description, self._prepared.model_dump_json().encode())
+            prepared.store(description, self._prepared, self._prepared.corpora_dir.parent)
             self._process = helper_process.start("trainer.data.hashing", str(description))

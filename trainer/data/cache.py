@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from trainer.data import durable, hub, shards
+from trainer.data import prepared as prepared_data
 from trainer.data import tokenizer as tokenizers
 from trainer.data.errors import DataError
 from trainer.data.parquet import TextFile
@@ -219,7 +220,8 @@ def lock_path(prepared: PreparedData) -> Path:
 
 def main(arguments: list[str]) -> int:
     """One builder for the same data and tokenizer; a second one has nothing to do."""
-    prepared = PreparedData.model_validate_json(Path(arguments[0]).read_bytes())
+    description = Path(arguments[0]).absolute()
+    prepared = prepared_data.read(description, description.parents[3])
     parent = int(arguments[1]) if len(arguments) > 1 else os.getppid()
     Path(prepared.cache_dir).mkdir(parents=True, exist_ok=True)
     with lock_path(prepared).open("w") as lock:

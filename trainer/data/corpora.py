@@ -74,8 +74,9 @@ def describe(
     memo = corpora_dir / "known" / f"{hashlib.sha256(json.dumps(seen).encode()).hexdigest()}.json"
     if memo.exists():
         try:
-            return DataFile.model_validate_json(memo.read_bytes())
-        except ValueError:
+            known = json.loads(memo.read_bytes())
+            return DataFile.model_validate({**known, "path": str(path.absolute())})
+        except (ValueError, TypeError):
             pass  # a damaged memo is no more than work to do again
     text = TextFile(path, column)
     text.close()
@@ -92,7 +93,7 @@ def describe(
         num_nulls=text.num_nulls,
         column=column,
     )
-    durable.write_bytes(memo, found.model_dump_json().encode())
+    durable.write_bytes(memo, found.model_dump_json(exclude={"path"}).encode())
     return found
 
 

@@ -74,7 +74,7 @@ def recorded(corpora_dir: Path, seen: Seen) -> str | None:
 
 
 def record(corpora_dir: Path, seen: Seen, sha256: str) -> None:
-    content = json.dumps({"path": seen.path, "sha256": sha256})
+    content = json.dumps({"name": Path(seen.path).name, "sha256": sha256})
     durable.write_bytes(_memo(corpora_dir, seen), content.encode())
 
 

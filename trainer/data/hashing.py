@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.data import durable, fingerprints
+from trainer.data import prepared as prepared_data
 from trainer.data.errors import DataChanged
 from trainer.data.fingerprints import Seen
 from trainer.data.prepared import DataFile, PreparedData, gone, verify_file
@@ -126,7 +127,8 @@ def _hash(file: DataFile, corpora_dir: Path, stop: Callable[[], bool]) -> bool:
 
 def main(arguments: list[str]) -> int:
     """One process for a corpus; a second one has nothing to do."""
-    prepared = PreparedData.model_validate_json(Path(arguments[0]).read_bytes())
+    description = Path(arguments[0]).absolute()
+    prepared = prepared_data.read(description, description.parents[2])
     parent = int(arguments[1]) if len(arguments) > 1 else os.getppid()
     _folder(prepared).mkdir(parents=True, exist_ok=True)
     with lock_path(prepared).open("a+") as lock:

@@ -52,12 +52,26 @@ def listed(name: str, corpora_dir: Path, revision: str | None = None) -> tuple[L
             raise
         return remembered, [f"{error.message}; taken is what it listed before"]
     content = {
-        "files": [file.model_dump() for file in listing.files],
+        "files": [_portable(file, corpora_dir) for file in listing.files],
         "card": listing.card,
         "others": listing.others,
     }
     durable.write_bytes(memo, json.dumps(content, default=str).encode())
     return listing, []
+
+
+def _portable(file: DataFile, corpora_dir: Path) -> dict[str, Any]:
+    """Named from the corpora's folder: the data directory may be moved."""
+    path = Path(file.path)
+    inside = path.is_relative_to(corpora_dir)
+    return {**file.model_dump(), "path": str(path.relative_to(corpora_dir) if inside else path)}
+
+
+def _placed(file: dict[str, Any], corpora_dir: Path) -> DataFile:
+    path = Path(file["path"])
+    if path.is_absolute():  # as 0.1.0 wrote it: the folder and the name within it
+        path = Path(*path.parts[-2:])
+    return DataFile.model_validate({**file, "path": str(corpora_dir / path)})
 
 
 def _remembered(memo: Path) -> Listing | None:
@@ -67,7 +81,8 @@ def _remembered(memo: Path) -> Listing | None:
         return None
     if isinstance(content, list):  # as 0.1.0 wrote it
         content = {"files": content, "card": None, "others": []}
-    files = [DataFile.model_validate(file) for file in content["files"]]
+    corpora_dir = memo.parents[1]
+    files = [_placed(file, corpora_dir) for file in content["files"]]
     return Listing(files, content["card"], content["others"])
 
 

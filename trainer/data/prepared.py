@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
 from trainer.contract import causes
+from trainer.contract.rundir import write_durably
 from trainer.data import durable, fingerprints
 from trainer.data.errors import DataChanged
 from trainer.data.fingerprints import Seen
@@ -111,6 +113,54 @@ class PreparedData(Frozen):
     def _fingerprint(self, files: list[str]) -> str:
         content = [files, self.tokenizer_sha256, self.split_rule]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def store(path: Path, prepared: PreparedData, data_dir: Path) -> None:
+    """Write the document, with what lies in the data directory named from there: it may be moved.
+
+    Raises OSError.
+    """
+    content = _renamed(prepared, lambda name: _inside(name, data_dir))
+    write_durably(path, content.model_dump_json(indent=1).encode())
+
+
+def read(path: Path, data_dir: Path) -> PreparedData:
+    """The document with absolute paths. Raises OSError, ValueError.
+
+    One that was written with absolute paths, in a data directory that was moved or copied since,
+    is read as if it had been written here.
+    """
+    prepared = PreparedData.model_validate_json(path.read_bytes())
+    before = Path(prepared.cache_dir)
+    old_root = before.parents[2] if before.is_absolute() and len(before.parents) > 3 else None
+    here = _renamed(prepared, lambda name: _absolute(name, data_dir, old_root))
+    return here if Path(here.tokenizer_dir).exists() or old_root is None else prepared
+
+
+def _renamed(prepared: PreparedData, rename: Callable[[str], str]) -> PreparedData:
+    def of(files: list[DataFile]) -> list[DataFile]:
+        return [file.model_copy(update={"path": rename(file.path)}) for file in files]
+
+    return prepared.model_copy(
+        update={
+            "tokenizer_dir": rename(prepared.tokenizer_dir),
+            "cache_dir": rename(prepared.cache_dir),
+            "train_files": of(prepared.train_files),
+            "val_files": of(prepared.val_files),
+        }
+    )
+
+
+def _inside(name: str, data_dir: Path) -> str:
+    path, root = Path(name), data_dir.absolute()
+    return str(path.relative_to(root)) if path.is_relative_to(root) else name
+
+
+def _absolute(name: str, data_dir: Path, old_root: Path | None) -> str:
+    path = Path(name)
+    if old_root is not None and path.is_relative_to(old_root / "corpora"):
+        path = path.relative_to(old_root)
+    return str(path if path.is_absolute() else data_dir.absolute() / path)
 
 
 def verify(prepared: PreparedData, deep: bool = False) -> None:

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from trainer.data import cache, durable, helper_process
+from trainer.data import cache, helper_process, prepared
 from trainer.data import tokenizer as tokenizers
 from trainer.data.errors import DataChanged, DataError
 from trainer.data.prepared import DataFile, PreparedData, verify_file
@@ -149,5 +149,5 @@ class ShardSet:
         description = (
             Path(self._prepared.cache_dir) / f"ahead-{self._prepared.identity()[:16]}.json"
         )
-        durable.write_bytes(description, self._prepared.model_dump_json().encode())
+        prepared.store(description, self._prepared, self._prepared.corpora_dir.parent)
         self._builder = helper_process.start("trainer.data.cache", str(description))

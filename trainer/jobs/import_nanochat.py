@@ -18,6 +18,7 @@ from trainer.contract.jobs import ImportAnswer, ImportedCheckpoint, ImportParams
 from trainer.contract.orders import JobOrder
 from trainer.contract.recipe import rules_of
 from trainer.contract.rundir import RunDir, write_durably
+from trainer.data import prepared as prepared_data
 from trainer.data.cursor import first_cursor
 from trainer.data.prepare import prepare
 from trainer.data.prepared import PreparedData
@@ -69,7 +70,7 @@ def _lay_out(
             events.Stage(stage="tokenizing", fraction=fraction, detail=words)
         ),
     )
-    write_durably(staging.data, data.model_dump_json(indent=1).encode())
+    prepared_data.store(staging.data, data, Path(order.data_dir))
     place = _place(candidate, data, params)
     candidate.findings.inexact.extend(place.doubts)
     own.reporter.emit(events.Stage(stage="saving"))

@@ -15,7 +15,7 @@ from trainer.contract.plan import Plan
 from trainer.contract.rundir import RunDir
 from trainer.contract.shape import shape_of
 from trainer.contract.spec import RunSpec
-from trainer.data import tokenizer
+from trainer.data import prepared, tokenizer
 from trainer.data.prepared import PreparedData
 from trainer.data.tokenizer import Tokenizer
 from trainer.model.gpt import GPT
@@ -44,9 +44,9 @@ def load(order: JobOrder) -> Loaded:
     run_dir = RunDir(Path(order.run_dir))
     spec = RunSpec.model_validate_json(run_dir.spec.read_bytes())
     plan = Plan.model_validate_json(run_dir.plan.read_bytes())
-    data = PreparedData.model_validate_json(run_dir.data.read_bytes())
+    data = prepared.read(run_dir.data, Path(order.data_dir))
     path = run_dir.checkpoints / str(order.params["checkpoint"])
-    manifest = store.require(path)
+    manifest = store.require(path, run_dir.root.name)
     where = device.resolve(order.device)
     if where.type == "cpu":
         malloc.keep_freed_memory()  # CORE 1.1 times as fast

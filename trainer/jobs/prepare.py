@@ -9,9 +9,10 @@ from typing import Any
 from trainer.contract import events
 from trainer.contract.orders import JobOrder
 from trainer.contract.recipe import special_tokens_of
-from trainer.contract.rundir import DataDir, RunDir, write_durably
+from trainer.contract.rundir import DataDir, RunDir
 from trainer.contract.spec import RunSpec
 from trainer.data import left_out
+from trainer.data import prepared as prepared_data
 from trainer.data.prepare import prepare
 from trainer.data.prepared import PreparedData
 from trainer.data.splits import LAST_VALIDATES
@@ -40,10 +41,10 @@ def run(order: JobOrder, own: Process) -> dict[str, Any]:
         progress=lambda stage, fraction, words: own.reporter.emit(
             events.Stage(stage=_stage(stage, spec), fraction=fraction, detail=words)  # pyright: ignore[reportArgumentType] - one of Stage's words
         ),
-        previous=_previous(run_dir),
+        previous=_previous(run_dir, Path(order.data_dir)),
     )
     is_new = not run_dir.data.exists()
-    write_durably(run_dir.data, prepared.model_dump_json(indent=1).encode())
+    prepared_data.store(run_dir.data, prepared, Path(order.data_dir))
     if is_new:
         _show(prepared, own)
     return {
@@ -87,10 +88,10 @@ def _other_tokenizer(order: JobOrder) -> Path | None:
     if not run_id:
         return None
     other = DataDir(Path(order.data_dir)).run(run_id).data
-    return Path(PreparedData.model_validate_json(other.read_bytes()).tokenizer_dir)
+    return Path(prepared_data.read(other, Path(order.data_dir)).tokenizer_dir)
 
 
-def _previous(run_dir: RunDir) -> PreparedData | None:
+def _previous(run_dir: RunDir, data_dir: Path) -> PreparedData | None:
     with contextlib.suppress(FileNotFoundError):
-        return PreparedData.model_validate_json(run_dir.data.read_bytes())
+        return prepared_data.read(run_dir.data, data_dir)
     return None

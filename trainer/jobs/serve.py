@@ -12,12 +12,14 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.contract import completions as words
-from trainer.contract import events, sockets
+from trainer.contract import events, holds, sockets
 from trainer.contract.jobs import ServeParams
 from trainer.contract.orders import JobOrder
+from trainer.contract.rundir import RunDir
 from trainer.runtime import process
 from trainer.runtime.process import Process
 
@@ -143,7 +145,12 @@ class _Server:
             while len(self.loaded) >= MAX_LOADED:
                 self.loaded.popitem(last=False)
             update = {"run_dir": order.run_dir, "params": {"checkpoint": order.checkpoint}}
-            loaded = load(self.order.model_copy(update=update))
+            checkpoints = RunDir(Path(order.run_dir)).checkpoints
+            holds.hold(checkpoints, order.checkpoint, self.order.job_id)
+            try:
+                loaded = load(self.order.model_copy(update=update))
+            finally:
+                holds.release(checkpoints, self.order.job_id)
             self.loaded[key] = (Network(loaded.model), loaded.tokenizer)
         self.loaded.move_to_end(key)
         return self.loaded[key]

@@ -9,7 +9,7 @@ from typing import Literal
 
 from trainer.checkpoint import store
 from trainer.checkpoint.background_writer import Saved
-from trainer.contract import commands, events, failpoint
+from trainer.contract import commands, events, failpoint, holds
 from trainer.contract.orders import AttemptOrder
 from trainer.contract.spec import CheckpointSpec, EvaluateSpec, RecoverySpec
 from trainer.train.session import Session
@@ -48,7 +48,7 @@ def drain(session: Session) -> None:
 def save_now(session: Session, why: Why, *, pinned: bool = False) -> None:
     """Begin a save of the present step; it ends in the background. Waits for one in flight."""
     drain(session)
-    if session.saved_step != session.state.step and _room(session):
+    if not session.is_saved and _room(session):
         _begin(session, why, pinned, next_loss=None)
 
 
@@ -57,7 +57,7 @@ def save_on_request(session: Session, command: commands.Save) -> None:
     save_now(session, "requested", pinned=command.pin)
     if session.saver.busy:
         session.unanswered = command.id
-    elif session.saved_step == session.state.step:
+    elif session.is_saved:
         _answer(session, command.id, None)
     else:
         _answer(session, command.id, "it could not be begun: see the event before this one")
@@ -80,7 +80,7 @@ def save_last(session: Session, why: Why) -> str:
     raises CannotSave when the disk keeps failing or the trainer is told twice to end.
     """
     drain(session)
-    if session.saved_step == session.state.step and session.parent:
+    if session.is_saved and session.parent:
         return session.parent
     session.reporter.emit(events.Stage(stage="saving"))
     next_loss = _next_loss_if_possible(session)
@@ -177,14 +177,14 @@ def _cadence_due(session: Session) -> bool:
     by_keep = spec.keep_every and step % spec.keep_every == 0
     waited = time.monotonic() - session.save_began
     by_time = spec.every_seconds and waited >= spec.every_seconds
-    return bool(by_step or by_keep or by_time) and step not in (0, session.saved_step)
+    return bool(by_step or by_keep or by_time) and step != 0 and not session.is_saved
 
 
 def _at_warmdown(session: Session) -> bool:
     """At the step where the learning rate begins to fall: what a later extend wants."""
     schedule, step = session.order.schedule, session.state.step
     falls = schedule.start_step < schedule.warmdown_start < schedule.end_step
-    return falls and step == schedule.warmdown_start and session.saved_step != step
+    return falls and step == schedule.warmdown_start and not session.is_saved
 
 
 def _room(session: Session) -> bool:
@@ -228,6 +228,7 @@ def _report(session: Session, saved: Saved) -> None:
         )
         return
     session.parent, session.saved_step = saved.path.name, saved.snapshot_step
+    session.saved_evaluated = None
     bpb = saved.manifest.evaluations.get("bpb", {})
     session.reporter.emit(
         events.CheckpointSaved(
@@ -250,7 +251,7 @@ def _retain(session: Session) -> None:
     """Remove what nothing needs any more. Said before it is done: a kill between leaves a
     directory that the next pass removes, never a row without its files."""
     spec = session.order.spec.checkpoint
-    held = store.held(session.run_dir.checkpoints, session.own_lineage)
+    held = store.held(session.run_dir.checkpoints, session.own_lineage, session.order.run_id)
     surplus = store.surplus(
         held,
         keep_last=spec.keep_last,
@@ -259,6 +260,8 @@ def _retain(session: Session) -> None:
         keep_steps=_landmarks(session.order),
     )
     for path in surplus:
+        if holds.is_held(path.parent, path.name):
+            continue  # a job reads it: the next pass looks again
         session.reporter.emit(events.CheckpointRemoved(name=path.name))
         try:
             store.remove(path)

@@ -98,6 +98,7 @@ def _core(session: Session, max_per_task: int | None) -> bool:
 
 def _sample(session: Session) -> bool:
     session.reporter.emit(events.Stage(stage="sampling"))
+    made: list[events.Sample] = []  # reported together: a pause in between would repeat the first
     for prompt in session.order.spec.evaluate.prompts:
         started = time.monotonic()
         sample = samples.generate(
@@ -112,7 +113,7 @@ def _sample(session: Session) -> bool:
         )
         if sample is None or session.control.wants_attention():
             return False
-        session.reporter.emit(
+        made.append(
             events.Sample(
                 step=session.state.step,
                 prompt=prompt,
@@ -120,4 +121,6 @@ def _sample(session: Session) -> bool:
                 seconds=time.monotonic() - started,
             )
         )
+    for one in made:
+        session.reporter.emit(one)
     return True

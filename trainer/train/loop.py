@@ -59,9 +59,11 @@ class NonFinite(Exception):
 
 def run(session: Session) -> events.Ended:
     """Train to the end of the phase, or until told to stop. The session stands at its start."""
+    loop = _Loop(session)
+    if session.saved_step == session.state.step and evaluations.due_kinds(session, loop.at_end):
+        session.saved_evaluated = dict(session.state.evaluated)
     val_bpb.recheck_at_start(session)
     session.reporter.emit(events.Stage(stage="training"))
-    loop = _Loop(session)
     while True:
         ended = loop.obey()
         if ended:

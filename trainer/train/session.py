@@ -25,7 +25,7 @@ from trainer.contract.orders import AttemptOrder, Lineage
 from trainer.contract.rundir import RunDir, identify
 from trainer.contract.shape import shape_of
 from trainer.contract.spec import MAX_STEPS
-from trainer.data import tokenizer
+from trainer.data import prepared, tokenizer
 from trainer.data.background_check import BackgroundCheck
 from trainer.data.loader import Loader, open_loader
 from trainer.data.prepared import PreparedData, verify
@@ -74,6 +74,7 @@ class Session:
     since_joint: dict[str, Any] | None = None
     corpus_check: BackgroundCheck | None = None
     saved_step: int = -1
+    saved_evaluated: dict[str, int] | None = None  # of a checkpoint within a step's evaluations
     unanswered: str | None = None
     told_of_pageable: bool = False
     save_began: float = field(default_factory=time.monotonic)
@@ -95,6 +96,14 @@ class Session:
     def accumulation(self) -> int:
         batch = self.order.plan.batch
         return batch.tokens // (self.choices.device_batch_size * batch.sequence_len)
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether a checkpoint of this moment exists. One that an earlier attempt wrote in the
+        middle of this step's evaluations is not: the undisturbed run saved after them."""
+        if self.saved_step != self.state.step:
+            return False
+        return self.saved_evaluated in (None, self.state.evaluated)
 
     def next_step_batches(self) -> tuple[list[MicroBatch], str]:
         """The micro-batches of one step and one sha256 over their contents.
@@ -188,7 +197,7 @@ def build(
     reporter.emit(events.Stage(stage="probing", detail="settling the run's choices"))
     chosen = choices.settle(order, run_dir, where, batch_size_probe.fastest_rows)
     seed_rng(order.spec.numerics.seed)
-    data = PreparedData.model_validate_json(run_dir.data.read_bytes())
+    data = prepared.read(run_dir.data, Path(order.data_dir))
     reporter.emit(events.Stage(stage="verifying", detail="data files"))
     verify(data)
     session = _assemble(order, run_dir, control, reporter, where, chosen, data)
@@ -360,7 +369,7 @@ def _restore(session: Session) -> None:
 
 def _find(session: Session) -> store.Found | None:
     order, directory = session.order, session.run_dir.checkpoints
-    found = store.newest(directory, order.lineage, order.max_step)
+    found = store.newest(directory, order.lineage, order.max_step, order.run_id)
     if found is None and order.resume_expected:
         raise store.Bad(f"no checkpoint is left in {directory}")
     return found

@@ -1,0 +1,68 @@
+"""A checkpoint that a job reads is held until the job is done: nothing removes it meanwhile.
+
+A hold is a small file beside the checkpoint that names the job. It counts while the job holds the
+lock of its directory, and for a while before that, until the job has started.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from trainer.contract import rundir
+
+STARTING_SECONDS = 120.0  # from the hold to the lock of the job: torch may take a minute to load
+_HOLD = ".held-"
+_BETWEEN = "--"
+
+
+def hold(checkpoints: Path, name: str, job_id: str) -> bool:
+    """Hold the checkpoint for the job; False, and nothing held, when it is not there.
+
+    Raises OSError.
+    """
+    if not checkpoints.is_dir():
+        return False
+    path = checkpoints / f"{_HOLD}{name}{_BETWEEN}{job_id}"
+    path.touch()
+    if (checkpoints / name).is_dir():
+        return True
+    path.unlink(missing_ok=True)
+    return False
+
+
+def release(checkpoints: Path, job_id: str) -> None:
+    """Let go of everything that the job held."""
+    for path in _holds(checkpoints):
+        if path.name.endswith(f"{_BETWEEN}{job_id}"):
+            with suppress(OSError):
+                path.unlink()
+
+
+def is_held(checkpoints: Path, name: str) -> bool:
+    """Whether a job that is about to start, or runs, reads the checkpoint."""
+    mine = f"{_HOLD}{name}{_BETWEEN}"
+    return any(path.name.startswith(mine) and _counts(path) for path in _holds(checkpoints))
+
+
+def _holds(checkpoints: Path) -> list[Path]:
+    try:
+        names = os.listdir(checkpoints)
+    except OSError:
+        return []
+    return [checkpoints / name for name in names if name.startswith(_HOLD)]
+
+
+def _counts(path: Path) -> bool:
+    """A hold whose job never started, or ended with its daemon, is left over: it goes."""
+    try:
+        age = time.time() - path.stat().st_mtime
+    except OSError:
+        return False
+    job = path.parents[3] / "jobs" / path.name.rpartition(_BETWEEN)[2]
+    if 0 <= age < STARTING_SECONDS or rundir.is_held(job / rundir.LOCK):
+        return True
+    path.unlink(missing_ok=True)
+    return False
