@@ -17,7 +17,7 @@ from trainer.contract import events
 from trainer.contract.jobs import ImportAnswer, ImportedCheckpoint, ImportParams, ImportResult
 from trainer.contract.orders import JobOrder
 from trainer.contract.recipe import rules_of
-from trainer.contract.rundir import RunDir, write_durably
+from trainer.contract.rundir import RunDir
 from trainer.data import prepared as prepared_data
 from trainer.data.cursor import first_cursor
 from trainer.data.prepare import prepare
