@@ -25,8 +25,9 @@ from trainer.interop.errors import InteropError
 from trainer.interop.nanochat import read_nanochat
 from trainer.interop.nanochat_export import Rates, write_nanochat
 from trainer.interop.nanochat_export_meta import Standing, meta_for
+from trainer.interop.nanochat_findings import findings
 from trainer.interop.nanochat_meta import read_meta
-from trainer.interop.nanochat_spec import findings, spec_from_run
+from trainer.interop.nanochat_spec import spec_from_run
 from trainer.model.gpt import GPT
 from trainer.optim.optimizer import Optimizer
 

@@ -22,12 +22,12 @@ from trainer.contract.plan import CannotPlan, Plan, PlanContext, make_plan
 from trainer.contract.spec import RunSpec, resolve
 from trainer.data import token_bytes
 from trainer.data import tokenizer as tokenizers
-from trainer.interop import nanochat, nanochat_spec
+from trainer.interop import nanochat, nanochat_findings, nanochat_spec
 from trainer.interop import nanochat_layout as layout
 from trainer.interop.errors import InteropError
 from trainer.interop.nanochat import NanochatRun, Options
+from trainer.interop.nanochat_findings import Findings
 from trainer.interop.nanochat_layout import Found
-from trainer.interop.nanochat_spec import Findings
 
 UNNAMED = "imported"
 
@@ -92,7 +92,7 @@ def consider(params: ImportParams) -> Candidate:
         )
     body["evaluate"]["token_bytes"] = token_bytes.read_kind(read, tokenizer) or "raw"
     spec, plan = _planned(run, body)
-    findings = nanochat_spec.findings(run, body, corpus is not None)
+    findings = nanochat_findings.findings(run, body, corpus is not None)
     if body["evaluate"]["token_bytes"] == "decoded":
         findings.notes.append(
             "its token_bytes.pt is the table of before July 2026, by which val bpb reads about "

@@ -1,0 +1,111 @@
+"""What an import of a nanochat checkpoint reports about itself: exact, inexact, unknown, notes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from trainer.interop import nanochat_traits as traits_of
+from trainer.interop.nanochat import BETWEEN, NanochatRun
+
+MARCH_HINT_RATIO = traits_of.OLD_RATIO
+BUFFER = (
+    "imported: nanochat does not save its packing buffer, so the data continues at the next "
+    "row group with an empty one"
+)
+FP8 = "nanochat computed the matrix products in fp8; they continue in the compute dtype"
+FRESH = (
+    "imported without an optimizer: its moments start at zero, so an extension should warm up again"
+)
+
+
+@dataclass
+class Findings:
+    """What an import reports about itself, in sentences.
+
+    exact, inexact: what continues as nanochat's own resume would, and what does not. unknown: what
+    the files do not tell, each with the option that states it. notes: the rest.
+    """
+
+    exact: list[str] = field(default_factory=list)
+    inexact: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def approximate(self) -> str | None:
+        """Why the first resume is not exact; None where it is."""
+        return "; ".join(self.inexact) or None
+
+
+def findings(run: NanochatRun, body: dict[str, Any], has_corpus: bool) -> Findings:
+    """What is exact, what is not, and what the files do not tell."""
+    found = Findings()
+    if run.optimizer is None:
+        found.inexact.append(FRESH)
+    else:
+        found.exact.append(_optimizer_words(run))
+    _say_data(run, found, has_corpus)
+    if run.meta.user_config.fp8 and run.precision != "fp8":
+        found.inexact.append(FP8)
+    if run.generation == BETWEEN:
+        found.notes.append(
+            "the files combine traits of several generations, each read as it is: "
+            f"{traits_of.against_each(run.traits)}"
+        )
+    _say_muon(run, found)
+    if run.precision == "auto":
+        found.unknown.append(run.precision_shown)
+    if groups := body["optimizer"].get("groups"):
+        found.notes.append(
+            "base learning rates, betas or decays of the optimizer file differ from the stored "
+            f"flags and are kept: {', '.join(groups)}"
+        )
+    return found
+
+
+def _say_data(run: NanochatRun, found: Findings, has_corpus: bool) -> None:
+    meta = run.meta
+    if not has_corpus:
+        found.notes.append(
+            "no corpus was found: the built-in text stands in for it, for evaluations and for an "
+            "extension alike; --corpus names another"
+        )
+    elif meta.dataloader_row is not None:
+        found.exact.append(f"the data continues at row {meta.dataloader_row:,}, none left out")
+    elif meta.dataloader_state_dict is not None:
+        found.inexact.append(BUFFER)
+        if run.world > 1:
+            found.exact.append(
+                f"the {run.world} data streams of its {run.world} GPUs are packed separately, as "
+                "there, and a step takes the same number of rows from each"
+            )
+    else:
+        found.inexact.append("imported without a data cursor: the data starts from the beginning")
+
+
+def _optimizer_words(run: NanochatRun) -> str:
+    gpus = f" merged from the shards of {run.world} GPUs" if run.world > 1 else ""
+    return f"weights and optimizer state{gpus}, base rates, betas and decays"
+
+
+def _say_muon(run: NanochatRun, found: Findings) -> None:
+    shown = run.traits.muon
+    if run.optimizer is not None and shown is None:
+        found.unknown.append(
+            f"which Muon made it ({run.muon_shown}): {run.muon} is taken; --muon states another"
+        )
+    elif run.optimizer is None and run.traits.smear:
+        found.unknown.append(
+            f"weights alone do not tell which Muon made them: an extension uses that of "
+            f"{run.muon}; --muon states another"
+        )
+    elif shown is not None and not run.muon.startswith(shown):
+        found.notes.append(f"Muon of {run.muon} as asked for, although {run.muon_shown}")
+    if shown == "2026-03" and run.muon == "2026-03" and run.precision == "fp32":
+        early = run.meta.user_config.target_param_data_ratio == MARCH_HINT_RATIO
+        hint = " (its data:param ratio of 10.5 speaks for March)" if early else ""
+        found.unknown.append(
+            "whether it was trained before 26 March 2026, when float32 runs orthogonalized in "
+            f"bfloat16{hint}: if so, give --muon 2026-03-bf16"
+        )
