@@ -49,6 +49,7 @@ class Settings(BaseSettings):
     stall_seconds: float = Field(default=600.0, gt=0)
     """Minimum silence, in seconds, before a run counts as stalled."""
     keep_jobs_days: float = Field(default=30.0, ge=1)
+    """Days that ended jobs, commands, and corpora without a run are kept."""
     token_cache_bytes: int = Field(default=200 << 30, ge=0)
     """Largest size of the token caches, in bytes."""
     log_format: Literal["text", "json"] = "text"
