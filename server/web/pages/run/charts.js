@@ -71,6 +71,7 @@ export function mount(root, run) {
   const frame = createLoader({ host: edgeList, refused, ask: askFrame, show: (answers) => (Object.assign(other, answers), draw()) });
   const reached = () => Math.max(1, run.progress?.step ?? run.detail.step);
   let tailing = false;
+  let answered = false; // the first answer is on its way: it has what is new too
   let tailTimer = 0;
   const slow = setInterval(() => !document.hidden && run.isActive() && frame.load(), FRAME_MILLISECONDS);
   addEventListener("keydown", onEscape);
@@ -87,6 +88,7 @@ export function mount(root, run) {
   }
 
   function showMetrics({ answer, zoom, width }) {
+    answered = true;
     history.take(answer, width);
     if (!zoom || !clock.length) keepClock();
     draw();
@@ -95,7 +97,7 @@ export function mount(root, run) {
   /** What is new since the last answer, some hundred bytes. Not while a part of the past is shown. */
   async function askTail() {
     const tail = history.tailQuery();
-    if (tailing || view.zoom || document.hidden) return;
+    if (tailing || view.zoom || document.hidden || !answered) return;
     if (!tail) return metrics.load();
     tailing = true;
     try {
