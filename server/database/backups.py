@@ -27,15 +27,15 @@ def make(library: Library, paths: DataDir) -> Path:
             closing(library.module.connect(str(temp))) as target,
         ):
             source.backup(target, pages=_PAGES_AT_A_TIME)
-        found = problems(library, temp, thorough=True)
+        found = problems(library, temp, thorough=True, is_backup=True)
         if found:
             raise OSError(f"the backup did not verify: {found[0]}")
         _sync(temp)
         os.replace(temp, final)
         fsync_directory(paths.backups)
     finally:
-        with suppress(OSError):
-            temp.unlink()
+        for left in (temp, Path(f"{temp}-wal"), Path(f"{temp}-shm"), Path(f"{temp}-journal")):
+            left.unlink(missing_ok=True)
     for old in newest_first(paths)[KEPT:]:
         old.unlink(missing_ok=True)
     return final
@@ -55,14 +55,21 @@ def newest_first(paths: DataDir) -> list[Path]:
 
 def newest_good(library: Library, paths: DataDir) -> Path | None:
     """The newest backup that still verifies."""
-    return next((b for b in newest_first(paths) if not problems(library, b, thorough=True)), None)
+    return next(
+        (b for b in newest_first(paths) if not problems(library, b, thorough=True, is_backup=True)),
+        None,
+    )
 
 
-def problems(library: Library, path: Path, *, thorough: bool) -> list[str]:
-    """What SQLite's own check finds wrong with a database file; empty when nothing."""
+def problems(library: Library, path: Path, *, thorough: bool, is_backup: bool = False) -> list[str]:
+    """What SQLite's own check finds wrong with a database file; empty when nothing.
+
+    is_backup: nobody writes to it, so it is read without a WAL and index beside it.
+    """
+    uri = _uri(path, "ro") + ("&immutable=1" if is_backup else "")
     check = "integrity_check" if thorough else "quick_check"
     try:
-        with closing(library.module.connect(_uri(path, "ro"), uri=True)) as connection:
+        with closing(library.module.connect(uri, uri=True)) as connection:
             connection.execute("PRAGMA busy_timeout=5000")
             rows = connection.execute(f"PRAGMA {check}(10)").fetchall()
     except library.module.DatabaseError as error:

@@ -120,7 +120,7 @@ def _corrupt(library: Library, paths: DataDir, said: str) -> str:
     good = backups.newest_good(library, paths)
     way_out = (
         f"The newest verified backup is {good}: `traind restore` puts it back and reads what was "
-        "trained since then from the runs' directories."
+        "trained since then from the runs' directories; `traind rebuild` needs no backup."
         if good
         else "There is no verified backup: `traind rebuild` reads everything from the runs' "
         "directories."

@@ -66,7 +66,7 @@ def _chosen(library: sqlite.Library, settings: Settings, backup: Path | None) ->
         )
     if not chosen.is_file():
         raise Refused(f"There is no file {chosen}.")
-    wrong = backups.problems(library, chosen, thorough=True)
+    wrong = backups.problems(library, chosen, thorough=True, is_backup=True)
     if wrong:
         raise Refused(f"The backup {chosen} does not verify: {wrong[0]}. Choose another one.")
     return chosen

@@ -253,6 +253,7 @@ def test_a_backup_is_made_each_day_and_old_ones_go(db: Database, settings: Setti
     assert keeper.back_up_if_due(now) > 0
     keeper.back_up_if_due(now + 60)
     assert len(db.backups()) == 1
+    assert list(settings.paths.backups.iterdir()) == db.backups()  # no WAL, no temporary file
     for day in range(1, 12):
         for path in db.backups():  # each a day older than the time that is looked at
             os.utime(path, (now + (day - 1) * 86_400, now + (day - 1) * 86_400))
