@@ -19,7 +19,7 @@ RATES = {"lr_multiplier": 0.5, "momentum": 0.9, "weight_decay": 0.1}
 class Bench:
     """Model, optimizer and stepper of a preset as the session builds them, and one step's batches.
 
-    tokens: drawn by Zipf's law, as text has them, from the preset's vocabulary.
+    race: let attention's backends race, as at a first start. Tokens are drawn by Zipf's law, as text has them, from the preset's vocabulary.
     """
 
     def __init__(
@@ -29,6 +29,7 @@ class Bench:
         *,
         compile: bool = True,
         deterministic: bool = False,
+        race: bool = False,
         **changes: Any,
     ) -> None:
         body = {"name": "bench", "preset": preset, **changes}
@@ -44,7 +45,7 @@ class Bench:
             compile=compile,
             deterministic=deterministic,
             rows=rows,
-            attention_backends={str(w): "sdpa" for w in dict.fromkeys(self.shape.windows)},
+            attention_backends=None if race else {str(w): "sdpa" for w in self.shape.windows},
         )
         self.batches = batches(self.plan.batch.accumulation, rows, self.shape)
 

@@ -154,3 +154,29 @@ def test_determinism_means_error_mode_on_a_gpu_too(monkeypatch: pytest.MonkeyPat
     finally:
         torch.utils.deterministic.fill_uninitialized_memory = fill  # pyright: ignore[reportAttributeAccessIssue]
     assert asked == ["error"]
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's compiler warns about itself
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_a_backward_that_cannot_be_compiled_is_found_where_one_can_fall_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Compiled as late as autograd needs it, its error would end the run."""
+    from torch._inductor.graph import GraphLowering
+
+    codegen = GraphLowering.codegen
+
+    def broken(graph: Any) -> Any:
+        if graph.is_backward:
+            raise RuntimeError("no kernel for this")
+        return codegen(graph)
+
+    monkeypatch.setattr(GraphLowering, "codegen", broken)
+    monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
+    compile = compiler.Compiler(True, torch.device("cpu"))
+    x = torch.linspace(0, 1, 97, requires_grad=True)
+    y = compile(lambda t: t.sin().exp() * 3)(x)
+    y.sum().backward()
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad, (x.sin().exp() * x.cos() * 3).detach())
+    assert "no kernel for this" in (compile.reason or "")

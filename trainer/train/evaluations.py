@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from trainer.contract import commands, events
 from trainer.evaluate import core, core_bundle, samples
 from trainer.train import val_bpb
@@ -48,6 +50,7 @@ def measure(session: Session, kinds: list[Kind]) -> bool:
         if not _measure(session, kind):
             return False
         session.state.evaluated[kind] = session.state.step
+    _give_memory_back(session)
     session.reporter.emit(events.Stage(stage="training"))
     return True
 
@@ -58,7 +61,14 @@ def measure_on_request(session: Session, command: commands.Evaluate) -> None:
         _measure(session, "bpb")
     if command.core:
         _measure(session, "core", command.core_max_per_task)
+    _give_memory_back(session)
     session.reporter.emit(events.Stage(stage="training"))
+
+
+def _give_memory_back(session: Session) -> None:
+    """An evaluation's memory is the step's no more: else the process holds both."""
+    if session.device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 # --- measuring -----------------------------------------------------------------------------------
