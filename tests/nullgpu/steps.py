@@ -19,7 +19,8 @@ RATES = {"lr_multiplier": 0.5, "momentum": 0.9, "weight_decay": 0.1}
 class Bench:
     """Model, optimizer and stepper of a preset as the session builds them, and one step's batches.
 
-    race: let attention's backends race, as at a first start. Tokens are drawn by Zipf's law, as text has them, from the preset's vocabulary.
+    race: let attention's backends race, as at a first start. Tokens are drawn by Zipf's law, as
+    text has them, from the preset's vocabulary.
     """
 
     def __init__(

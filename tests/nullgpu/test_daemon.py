@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from server.schemas import Progress
 from tests.e2e.real_daemon import RealDaemon
 from tests.nullgpu import environment
 
-pytestmark = [pytest.mark.needs("nullgpu"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.needs("nullgpu"), pytest.mark.timeout(900)]
 
 SHORT: dict[str, Any] = {
     "preset": "rtx4070-d12",
@@ -36,6 +37,12 @@ class NullDaemon(RealDaemon):
         self.command = (str(environment.python()), "-P", "-m", "server.cli.app", "serve")
         super().__init__(directory, **environment.variables(card, holders, **more))
 
+    def until(
+        self, run: str, reached: Callable[[Progress], bool], seconds: float = 400
+    ) -> Progress:
+        """With time to compile for the card, cold."""
+        return super().until(run, reached, seconds)
+
     def held_by(self, owner: str) -> int:
         """Bytes of the card that NVML and the daemon say are held by this run."""
         (card,) = [d for d in self.client.system().devices if d.device == "cuda:0"]
@@ -56,7 +63,7 @@ def test_trained_paused_resumed_killed_ended_and_extended(daemon):
     daemon.until("d12", lambda now: now.step >= 2)
     assert daemon.held_by("d12") > 5 << 30
     traind.pause("d12")
-    paused = daemon.until_state("d12", "paused")
+    paused = daemon.until_state("d12", "paused", seconds=400)
     assert paused.last_checkpoint is not None
     assert paused.last_checkpoint.step == paused.step
     assert daemon.held_by("d12") == 0
@@ -66,7 +73,7 @@ def test_trained_paused_resumed_killed_ended_and_extended(daemon):
     os.kill(daemon.trainer_pid("d12"), signal.SIGKILL)
     daemon.until("d12", lambda now: now.attempt == 3 and now.stage == "training")
     traind.save_checkpoint("d12")
-    ended = daemon.until_state("d12", "completed")
+    ended = daemon.until_state("d12", "completed", seconds=400)
     assert ended.last_checkpoint is not None
     assert ended.last_checkpoint.step == 30
     assert {e.kind for e in traind.evaluations("d12")} >= {"bpb"}

@@ -28,7 +28,7 @@ class Compiler:
     def __init__(self, wanted: bool, device: torch.device) -> None:
         self.reason = None if wanted else "not asked for"
         if wanted:
-            self.reason = missing(device)
+            self.reason = missing(device) or launcher_fault(device)
             torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
             # a backward pass is else compiled inside autograd, where no one can fall back
             from torch._functorch import config as autograd
@@ -88,6 +88,20 @@ def _missing_for_triton() -> str | None:
     header = Path(sysconfig.get_paths()["include"]) / "Python.h"
     if not header.exists():
         return f"{header} is missing, which Triton needs (Debian: apt install python3-dev)"
+    return None
+
+
+def launcher_fault(device: torch.device) -> str | None:
+    """Why Triton cannot build what launches its kernels, None where it can: a compiler may be there
+    and fail. Every kernel needs it, those too that torch's compiler does not make."""
+    if device.type != "cuda":
+        return None
+    try:
+        from triton.runtime import driver  # pyright: ignore[reportMissingImports]
+
+        driver.active.get_current_device()
+    except Exception as error:  # of gcc, of the linker, of the import
+        return f"Triton cannot build its launcher: {' '.join(str(error).split())[:200]}"
     return None
 
 

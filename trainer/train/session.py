@@ -77,6 +77,7 @@ class Session:
     saved_evaluated: dict[str, int] | None = None  # of a checkpoint within a step's evaluations
     unanswered: str | None = None
     told_of_pageable: bool = False
+    told_of_compiler: bool = False
     save_began: float = field(default_factory=time.monotonic)
 
     @property
@@ -160,15 +161,16 @@ class Session:
         """Report, once, that the compiler failed and the step runs without it; later attempts
         begin without it."""
         reason = self.stepper.compiler.reason
-        if self.fingerprint.get("compiled") and reason:
+        if reason and self.choices.compile and not self.told_of_compiler:
+            self.told_of_compiler = True
             self.fingerprint |= {"compiled": False, "compile_reason": reason}
             choices.freeze_uncompiled(self.run_dir)
             self.reporter.emit(
                 events.Notice(
                     level="warning",
                     code="compile_failed",
-                    message=f"torch.compile failed, so the run continues without it, slower: "
-                    f"{reason}. When that is mended, resume with overrides.compile true",
+                    message="torch.compile cannot be used, so the run continues without it, "
+                    f"slower: {reason}. Once that is mended, resume with overrides.compile true",
                     step=self.state.step,
                 )
             )
@@ -205,6 +207,7 @@ def build(
         session.saver.prepare(*session.tensors())
     _announce(session)
     if owns_run:
+        session.check_compiler()
         _clear_up(session)
         session.corpus_check = BackgroundCheck(data)
     _restore(session)
