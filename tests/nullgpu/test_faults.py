@@ -24,13 +24,13 @@ def look() -> dict[str, Any]:
         "holders": len(now.holders), "server_watts": now.power_watts,
         "server_celsius": now.temperature_celsius, "watts": sensed["power_watts"],
         "celsius": sensed["temperature_celsius"], "unusable": devices.unusable_gpu(),
-        "total": sensed["vram_total_bytes"],
+        "total": sensed["vram_total_bytes"], "pci": card.pci,
     }  # fmt: skip
 
 
 def test_a_card_that_tells_all(on_card):
     found = on_card("rtx4070", look)
-    assert found["device"] == "cuda:0"
+    assert (found["device"], found["pci"]) == ("cuda:0", "0000:01:00")
     assert found["memory"] == found["total"] == 12_282 << 20
     assert found["used"] >= 300 << 20
     assert found["holders"] >= 1

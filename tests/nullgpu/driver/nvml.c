@@ -33,6 +33,14 @@ int nvmlDeviceGetName(Device device, char *text, unsigned room) { strncpy(text, 
 int nvmlDeviceGetUUID(Device device, char *text, unsigned room) { strncpy(text, UUID, room); OK; }
 int nvmlDeviceGetCudaComputeCapability(Device device, int *major, int *minor) { *major = nullgpu_card()->major, *minor = nullgpu_card()->minor; OK; }
 
+typedef struct { char legacy[16]; unsigned domain, bus, device, id, subsystem; char address[32]; } Pci;
+int nvmlDeviceGetPciInfo_v3(Device device, Pci *pci) {
+    memset(pci, 0, sizeof *pci);
+    pci->bus = 1;
+    strcpy(pci->legacy, "0000:01:00.0"), strcpy(pci->address, "00000000:01:00.0");
+    OK;
+}
+
 /* Live processes and their bytes, as each left them in a file below NULLGPU_HOLDERS. */
 static unsigned long long holders(int *pids, unsigned long long *bytes, unsigned *count) {
     unsigned long long total = 0, held;
