@@ -59,7 +59,7 @@ def life(rows: int) -> dict[str, Any]:
         does: dict[str, Any] = {
             "train": bench.train,
             "loss_only": bench.loss_only,
-            "save": lambda: kept.append(save(bench, Path(folder))[0]),
+            "save": lambda: kept.append(save(bench, Path(folder), len(kept) + 1)[0]),
             "evaluate": lambda: evaluate(bench, rows),
             "resume": lambda: resume(bench, str(kept[-1].path)),
         }
@@ -160,7 +160,7 @@ def probe_rows(candidates: list[int]) -> dict[str, Any]:
     }
 
 
-def test_the_probe_takes_rows_that_a_run_can_live_with_and_leaves_the_card_empty(on_card, lived):
+def test_the_probe_takes_rows_that_a_run_can_live_with_and_leaves_the_card_empty(on_card):
     """The run's own peak is in what it saw, and 16 rows, which do not fit, are no error."""
     found = on_card("rtx4070", probe_rows, candidates=[8, 16], seconds=560)
     assert (found["outcome"], found["rows"], list(found["tried"])) == ("done", 8, ["8"])
