@@ -162,6 +162,7 @@ def test_a_backward_that_cannot_be_compiled_is_found_where_one_can_fall_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Compiled as late as autograd needs it, its error would end the run."""
+    from torch._inductor import config
     from torch._inductor.graph import GraphLowering
 
     codegen = GraphLowering.codegen
@@ -172,7 +173,7 @@ def test_a_backward_that_cannot_be_compiled_is_found_where_one_can_fall_back(
         return codegen(graph)
 
     monkeypatch.setattr(GraphLowering, "codegen", broken)
-    monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
+    monkeypatch.setattr(config, "force_disable_caches", True)
     compile = compiler.Compiler(True, torch.device("cpu"))
     x = torch.linspace(0, 1, 97, requires_grad=True)
     y = compile(lambda t: t.sin().exp() * 3)(x)
