@@ -53,9 +53,16 @@ def test_a_card_that_is_named_by_its_uuid(on_card):
     assert (found["device"], found["memory"]) == ("cuda:0", 143_771 << 20)
 
 
-SMALL: dict[str, Any] = {"model": {"depth": 2, "aspect_ratio": 64, "head_dim": 64, "sequence_len": 256,
-                   "vocab_size": 512},
-         "batch": {"tokens": 2048}}  # fmt: skip
+SMALL: dict[str, Any] = {
+    "model": {
+        "depth": 2,
+        "aspect_ratio": 64,
+        "head_dim": 64,
+        "sequence_len": 256,
+        "vocab_size": 512,
+    },
+    "batch": {"tokens": 2048},
+}
 
 
 def step_small(deterministic: bool = False) -> dict[str, Any]:
