@@ -260,6 +260,7 @@ FIELDS: dict[str, str] = {
     "Memory.total": "Estimated peak, in bytes.",
     "available": "Bytes that are free; null when unknown.",
     "Memory.available": "Bytes the device has; null when unknown.",
+    "Memory.error": "Factor by which the true peak may exceed the estimate.",
     "measured": "Peak of an earlier run of this shape on this device, in bytes.",
     "checkpoint_model": "Bytes of a checkpoint's weights.",
     "checkpoint_optimizer": "Bytes of a checkpoint's optimizer state.",

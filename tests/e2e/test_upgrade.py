@@ -30,7 +30,7 @@ def test_a_paused_run_of_0_1_is_resumed_after_the_upgrade(tmp_path: Path) -> Non
         now = daemon.until(RUN, lambda p: p.step >= STEP + 20 and p.exact_resume is not None)
         # verified where the fingerprint is that of the machine it was made on
         assert now.exact_resume in ("verified", "approximate")
-        checked = [e for e in daemon.client.events(RUN) if e.kind == "resume_checked"]
+        checked = [e for e in daemon.client.events(RUN).data if e.kind == "resume_checked"]
         assert checked
         assert all(e.data["verdict"] != "mismatch" for e in checked)
         daemon.client.pause(RUN)

@@ -146,8 +146,8 @@ class ShardSet:
 
     def _start_builder(self) -> None:
         self._builder_began = time.monotonic()
-        description = (
-            Path(self._prepared.cache_dir) / f"ahead-{self._prepared.identity()[:16]}.json"
-        )
+        folder = Path(self._prepared.cache_dir)
+        folder.mkdir(parents=True, exist_ok=True)  # a cache may be deleted at any time
+        description = folder / f"ahead-{self._prepared.identity()[:16]}.json"
         prepared.store(description, self._prepared, self._prepared.corpora_dir.parent)
         self._builder = helper_process.start("trainer.data.cache", str(description))
