@@ -22,7 +22,7 @@ from server.settings import Settings
 from server.supervision.arrival import arrive
 from server.supervision.keeper import Keeper
 from server.supervision.supervisor import Supervisor
-from server.supervision.trainers import Shop
+from server.supervision.trainers import SupervisorContext
 
 FIRST_LOOK_SECONDS = 5.0  # what runs already is taken back before the first request is served
 
@@ -53,7 +53,9 @@ def create_app(
             keeper = Keeper(opened, settings.paths, settings.keep_jobs_days)
             feed = Feed()
             opened.on_commit(feed.notify)
-            supervisor = Supervisor(Shop(opened, settings, devices.Present(), worker=worker))
+            supervisor = Supervisor(
+                SupervisorContext(opened, settings, devices.Present(), worker=worker)
+            )
             told = webhooks.Notices(opened, settings.paths.root, receivers.deliver)
             api.connect(app, opened, feed, supervisor, told)
             told.start()

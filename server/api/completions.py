@@ -28,7 +28,7 @@ from trainer.contract.rundir import DataDir
 SSE = "text/event-stream"
 
 
-class TwoTongued(StrictRoute):
+class OpenAIErrorRoute(StrictRoute):
     """A refusal has, beside what ours have, the `error` that OpenAI's clients look for."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -47,7 +47,7 @@ class TwoTongued(StrictRoute):
         return refusing
 
 
-router = APIRouter(prefix="/v1", tags=["completions"], route_class=TwoTongued)
+router = APIRouter(prefix="/v1", tags=["completions"], route_class=OpenAIErrorRoute)
 ModelRef = Annotated[
     str,
     Path(pattern=models.MODEL_PATTERN, description="RUN, RUN@STEP, RUN@best or RUN@CHECKPOINT."),

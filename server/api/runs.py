@@ -107,7 +107,7 @@ def delete(run: RunRef, act: Doing, conf: Conf) -> Response:
     with act.db.write() as session:
         directory = conf.paths.root / runs.delete(session, store.get_run(session, run), act.now)
         run_deletion.mark(directory)
-    problems = run_deletion.bury(directory)
+    problems = run_deletion.remove_files(directory)
     if problems:
         with act.db.write() as session:
             run_deletion.report(session, directory.name, problems, act.now)

@@ -54,7 +54,7 @@ def unit(flags: list[str], *, stop_trainers: bool = False, python: str = sys.exe
     if os.environ.get("PYTHONPATH"):
         environment.append(f"PYTHONPATH={os.environ['PYTHONPATH']}")
     # with --stop-trainers the daemon waits for their last checkpoints
-    patience = "3min" if stop_trainers else "30s"
+    stop_timeout = "3min" if stop_trainers else "30s"
     return "\n".join(
         [
             "[Unit]",
@@ -73,7 +73,7 @@ def unit(flags: list[str], *, stop_trainers: bool = False, python: str = sys.exe
             "RestartSec=2",
             "KillMode=process",
             "OOMPolicy=continue",
-            f"TimeoutStopSec={patience}",
+            f"TimeoutStopSec={stop_timeout}",
             f"TimeoutStartSec={START_SECONDS}",
             "UMask=0077",
             *SANDBOX,

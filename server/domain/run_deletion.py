@@ -31,7 +31,7 @@ def mark(directory: Path) -> None:
         write_durably(directory / MARK, b"deleted on request\n")
 
 
-def bury(directory: Path) -> list[str]:
+def remove_files(directory: Path) -> list[str]:
     """Remove the files of a run whose rows are gone, also those that links lead to: a run may lie
     on another disk. What could not be removed, in words; the mark then stays for the next start.
     """
@@ -98,6 +98,6 @@ def sweep(db: Database, paths: DataDir) -> list[str]:
     marked = [path.parent for path in (paths.root / "runs").glob(f"*/{MARK}")]
     gone = [directory for directory in marked if directory.name not in known]
     for directory in gone:
-        for problem in bury(directory):
+        for problem in remove_files(directory):
             log.warning("a deleted run's files stay: %s", problem)
     return [directory.name for directory in gone]

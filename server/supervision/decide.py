@@ -70,7 +70,7 @@ class Deliver(Action):
 
 
 @dataclass(frozen=True)
-class Tell(Action):
+class SendCommand(Action):
     """Ask for it by command: 'pause' or 'cancel'."""
 
     kind: str
@@ -87,7 +87,7 @@ class Signal(Action):
 
 
 @dataclass(frozen=True)
-class Spare(Action):
+class ClearStall(Action):
     """It was thought to hang and has moved again."""
 
 
@@ -111,19 +111,19 @@ WAIT = Action()
 class Seen:
     """One process directory as it looks at this tick. Times in watched seconds.
 
-    told: kinds of commands in its inbox. step: the rung of the ladder reached (0 none, 1 told,
-    2 SIGTERM, 3 SIGKILL). patience: how long it may say nothing.
+    sent: kinds of commands in its inbox. step: the rung of the ladder reached (0 none, 1 sent,
+    2 SIGTERM, 3 SIGKILL). timeout: how long it may say nothing.
     """
 
     presence: Presence = Presence.none
     drained: bool = False
     has_begun: bool = False
-    told: frozenset[str] = frozenset()
+    sent: frozenset[str] = frozenset()
     has_commands: bool = False
     step: int = 0
     since_step: float = 0.0
     silence: float = 0.0
-    patience: float = 600.0
+    timeout: float = 600.0
     stall_step: int = 0
     is_stopped: bool = False
     waits_for_space: bool = False
@@ -196,16 +196,16 @@ def _while_alive(seen: RunSeen) -> Action:
     return _disk_words(seen)
 
 
-def _ladder(process: Seen, kind: str, patience: float, grace: float) -> Action:
+def _ladder(process: Seen, kind: str, timeout: float, grace: float) -> Action:
     """Command, then SIGTERM, then SIGKILL; one rung a tick, each after its time."""
-    if kind not in process.told:
-        return Deliver() if process.has_commands else Tell(kind)
+    if kind not in process.sent:
+        return Deliver() if process.has_commands else SendCommand(kind)
     if process.is_stopped and process.step == 0:
         why = f"it was stopped by a signal; it is continued so that it can {kind}"
         return Signal((signal.SIGCONT,), 1, why)
-    if process.step <= 1 and process.since_step >= patience:
-        return Signal(_asking_to_end(process), 2, f"no {kind} after {patience:.0f} s")
-    if process.step == 2 and process.since_step >= min(grace, patience):
+    if process.step <= 1 and process.since_step >= timeout:
+        return Signal(_asking_to_end(process), 2, f"no {kind} after {timeout:.0f} s")
+    if process.step == 2 and process.since_step >= min(grace, timeout):
         return Signal((signal.SIGKILL,), 3, f"no end after SIGTERM on the way to {kind}")
     return WAIT
 
@@ -215,26 +215,26 @@ def _asking_to_end(process: Seen) -> tuple[signal.Signals, ...]:
     return (signal.SIGTERM, signal.SIGCONT) if process.is_stopped else (signal.SIGTERM,)
 
 
-def _end_in_order(process: Seen, patience: float) -> Action:
+def _end_in_order(process: Seen, timeout: float) -> Action:
     """The daemon ends and takes its trainers along: checkpoint, end, or in time be killed."""
     if process.step < 2:
         return Signal((signal.SIGTERM, signal.SIGCONT), 2, "the daemon ends with its trainers")
-    if process.step == 2 and process.since_step >= patience:
-        return Signal((signal.SIGKILL,), 3, f"no end {patience:.0f} s after SIGTERM")
+    if process.step == 2 and process.since_step >= timeout:
+        return Signal((signal.SIGKILL,), 3, f"no end {timeout:.0f} s after SIGTERM")
     return WAIT
 
 
 def _stall(process: Seen) -> Action | None:
     """A hang: dump the stacks, ask it to end, kill it. None while there is none."""
     if process.stall_step == 0:
-        if process.silence < process.patience or process.waits_for_space:
+        if process.silence < process.timeout or process.waits_for_space:
             return None
         what = "it is stopped by a signal" if process.is_stopped else "nothing was heard of it"
-        why = f"{what} for {process.silence:.0f} s, {process.patience:.0f} s are allowed"
+        why = f"{what} for {process.silence:.0f} s, {process.timeout:.0f} s are allowed"
         first = (signal.SIGUSR1, signal.SIGCONT) if process.is_stopped else (signal.SIGUSR1,)
         return Signal(first, 2 if process.is_stopped else 1, why, stall=True)
     if process.stall_step == 1 and process.silence < process.since_step:
-        return Spare()
+        return ClearStall()
     if process.stall_step <= 2 and process.since_step >= DUMP_SECONDS:
         why = "the stack dump is in its log"
         return Signal(_asking_to_end(process), 3, why, stall=True)

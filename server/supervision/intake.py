@@ -9,8 +9,8 @@ from collections.abc import Callable
 from server.ingestion import ingest
 from server.ingestion.ingest import MAX_RECORDS, IngestResult
 from server.ingestion.worker import Worker, WorkerGone
-from server.supervision import setbacks
-from server.supervision.trainers import Shop
+from server.supervision import failure_guard
+from server.supervision.trainers import SupervisorContext
 from server.supervision.watch import Watch
 
 log = logging.getLogger("traind.intake")
@@ -22,9 +22,9 @@ READS_PER_TICK = 20  # of one journal: others have their turn, and a tick stays 
 class Intake:
     """Feeds what trainers and jobs report into the rows."""
 
-    def __init__(self, shop: Shop) -> None:
-        self._shop, self._worker = shop, shop.worker
-        self._has_worker = shop.worker is not None
+    def __init__(self, context: SupervisorContext) -> None:
+        self._context, self._worker = context, context.worker
+        self._has_worker = context.worker is not None
         self._deaths, self._again_at = 0, 0.0
 
     def read(self, attempts: dict[int, Watch], jobs: dict[str, Watch]) -> None:
@@ -37,12 +37,12 @@ class Intake:
 
     def close(self) -> None:
         """Let a process that was started here end."""
-        if self._worker is not None and self._worker is not self._shop.worker:
+        if self._worker is not None and self._worker is not self._context.worker:
             self._worker.close()
 
     def _ingest(self, what: str, key: int | str) -> IngestResult:
         """By the process that ingests while there is one; here while it is being started again."""
-        db, paths = self._shop.db, self._shop.settings.paths
+        db, paths = self._context.db, self._context.settings.paths
         try:
             if self._worker is not None and self._worker.is_ready:
                 with db.lend():
@@ -64,7 +64,7 @@ class Intake:
         if not self._has_worker or self._worker is not None or time.monotonic() < self._again_at:
             return
         try:
-            self._worker = Worker.spawn(self._shop.settings.paths.root)
+            self._worker = Worker.spawn(self._context.settings.paths.root)
         except OSError as error:
             self._mourn(None, WorkerGone(f"the ingesting process cannot be started: {error}"))
 
@@ -77,8 +77,8 @@ def _drain(watch: Watch, read: Callable[[], IngestResult]) -> None:
         try:
             watch.exhausted = not read().more
         except Exception as error:  # what was read stays read
-            if setbacks.concerns_all(error):
+            if failure_guard.concerns_all(error):
                 raise
-            words = setbacks.in_words(error)
+            words = failure_guard.in_words(error)
             log.error("the report in %s cannot be read: %s", watch.directory, words)
             watch.exhausted = True

@@ -21,9 +21,9 @@ from server.domain.states import SETTLED, State, can_move, move
 from server.errors import TraindError
 from server.launch import process
 from server.launch.process import CPU_JOB_NICENESS
-from server.supervision import job_params, post_mortem, setbacks, worklist
+from server.supervision import failure_guard, job_params, post_mortem, worklist
 from server.supervision.decide import Signal
-from server.supervision.trainers import Shop, note
+from server.supervision.trainers import SupervisorContext, note
 from server.supervision.watch import Watch
 from trainer.contract import exits, failpoint, holds, journal, orders
 from trainer.contract.exits import Reason
@@ -37,9 +37,9 @@ _INLINE_KINDS = ("evaluate",)
 # --- making --------------------------------------------------------------------------------------
 
 
-def prepare(shop: Shop, run_id: str) -> None:
+def prepare(context: SupervisorContext, run_id: str) -> None:
     """A job that makes the data of this run ready, and the run waits for it."""
-    with shop.db.write() as session:
+    with context.db.write() as session:
         run = session.get_one(Run, run_id)
         waits = run.state in (State.preparing, State.recovering, State.starting)
         if not waits and not can_move(State(run.state), State.preparing):
@@ -63,57 +63,57 @@ def prepare(shop: Shop, run_id: str) -> None:
             move(session, run, State.preparing, Reason.waiting_for_data, now=now, job=job.id)
 
 
-def drop(shop: Shop, job_id: str) -> None:
+def drop(context: SupervisorContext, job_id: str) -> None:
     """Ask for the end of a job."""
-    with shop.db.write() as session:
+    with context.db.write() as session:
         session.get_one(Job, job_id).cancel_requested = True
 
 
 # --- launch --------------------------------------------------------------------------------------
 
 
-def launch(shop: Shop, job_id: str) -> Watch | None:
+def launch(context: SupervisorContext, job_id: str) -> Watch | None:
     """Start a queued job. None when it was cancelled in the meantime."""
-    with shop.db.write() as session:
+    with context.db.write() as session:
         job = session.get_one(Job, job_id)
         if job.state != "queued" or job.cancel_requested:
             return None
         try:
-            _require_device(shop, job)
-            params = job_params.resolve(session, job, shop.settings)
+            _require_device(context, job)
+            params = job_params.resolve(session, job, context.settings)
         except job_params.Unresolvable as error:
             _end(session, job, "failed", Reason.job_failed, str(error))
             return None
         except OSError as error:
-            _end(session, job, "failed", Reason.job_failed, setbacks.in_words(error))
+            _end(session, job, "failed", Reason.job_failed, failure_guard.in_words(error))
             return None
         job.state, job.boot_id = "running", boot_id()
         job.started_at = max(time.time(), job.created_at)
         note(session, job.run_id, None, "job", f"{job.kind} job started", job_id=job.id)
-        order = _order(shop, job, params)
-    watch = Watch(shop.settings.paths.job(job_id), order.token)
+        order = _order(context, job, params)
+    watch = Watch(context.settings.paths.job(job_id), order.token)
     try:
         _write_directory(order, watch)
-        _spawn(shop, watch, job_id, niceness=CPU_JOB_NICENESS if order.device == "cpu" else 0)
+        _spawn(context, watch, job_id, niceness=CPU_JOB_NICENESS if order.device == "cpu" else 0)
     except OSError as error:
-        with shop.db.write() as session:
-            words = f"it could not be started: {setbacks.in_words(error)}"
+        with context.db.write() as session:
+            words = f"it could not be started: {failure_guard.in_words(error)}"
             session.get_one(Job, job_id).message = words
     return watch
 
 
-def _require_device(shop: Shop, job: Job) -> None:
+def _require_device(context: SupervisorContext, job: Job) -> None:
     """A job that names its device gets no other: an audit there would prove nothing."""
-    named, there = job.params.get("device"), [device.device for device in shop.devices]
+    named, there = job.params.get("device"), [device.device for device in context.devices]
     if job.where == "device" and named and named not in there:
         raise job_params.Unresolvable(
             f"it belongs on {named}, which is not on this machine; there is {', '.join(there)}"
         )
 
 
-def _order(shop: Shop, job: Job, params: dict[str, Any]) -> orders.JobOrder:
-    paths = shop.settings.paths
-    place = worklist.job_place(job, shop.devices)
+def _order(context: SupervisorContext, job: Job, params: dict[str, Any]) -> orders.JobOrder:
+    paths = context.settings.paths
+    place = worklist.job_place(job, context.devices)
     return orders.JobOrder.model_validate(
         {
             "job_id": job.id,
@@ -140,26 +140,28 @@ def _write_directory(order: orders.JobOrder, watch: Watch) -> None:
     journal.Writer.create(watch.directory / INBOX, header).close()
 
 
-def _spawn(shop: Shop, watch: Watch, job_id: str, niceness: int) -> None:
+def _spawn(context: SupervisorContext, watch: Watch, job_id: str, niceness: int) -> None:
     failpoint.hit("supervisor.spawn")
     watch.child, identity = process.spawn(
-        shop.settings.trainer_python,
+        context.settings.trainer_python,
         MODULE,
         watch.directory,
         watch.token,
         niceness=niceness,
-        cache_bytes=shop.settings.token_cache_bytes,
-        compiled=shop.settings.paths.compiled,
+        cache_bytes=context.settings.token_cache_bytes,
+        compiled=context.settings.paths.compiled,
     )
     failpoint.hit("supervisor.record")
     if identity is not None:
-        record(shop, job_id, watch, identity)
+        record(context, job_id, watch, identity)
 
 
-def record(shop: Shop, job_id: str, watch: Watch, identity: ProcessIdentity) -> None:
+def record(
+    context: SupervisorContext, job_id: str, watch: Watch, identity: ProcessIdentity
+) -> None:
     """Write down who the process of a job is."""
     watch.identity = identity
-    with shop.db.write() as session:
+    with context.db.write() as session:
         job = session.get_one(Job, job_id)
         job.pid, job.boot_id, job.start_ticks = (
             identity.pid,
@@ -168,14 +170,14 @@ def record(shop: Shop, job_id: str, watch: Watch, identity: ProcessIdentity) -> 
         )
 
 
-def adopt(shop: Shop, job: Job, watch: Watch) -> None:
+def adopt(context: SupervisorContext, job: Job, watch: Watch) -> None:
     """Look for a process that was started and never recorded; found by the token it carries."""
     identity = watch.leader()
     if identity is not None:
-        record(shop, job.id, watch, identity)
+        record(context, job.id, watch, identity)
 
 
-def send(shop: Shop, job: Job, watch: Watch, action: Signal) -> None:
+def send(context: SupervisorContext, job: Job, watch: Watch, action: Signal) -> None:
     """Signal the job and remember the rung."""
     if watch.identity is not None:
         process.send(watch.identity, watch.token, *action.signals)
@@ -185,28 +187,28 @@ def send(shop: Shop, job: Job, watch: Watch, action: Signal) -> None:
     if action.stall:
         watch.stall_step, watch.stalled = action.step, watch.stalled or action.why
         return
-    with shop.db.write() as session:
+    with context.db.write() as session:
         session.get_one(Job, job.id).escalation = action.step
 
 
 # --- close ---------------------------------------------------------------------------------------
 
 
-def close(shop: Shop, job_id: str, watch: Watch | None) -> None:
+def close(context: SupervisorContext, job_id: str, watch: Watch | None) -> None:
     """Write how the job ended. Without a watch it never began."""
     said = exits.read_exit(watch.directory) if watch is not None else None
     findings = post_mortem.examine(watch) if watch is not None else None
-    with shop.db.write() as session:
+    with context.db.write() as session:
         job = session.get_one(Job, job_id)
         if _completed(job, said):
             try:
                 if job.kind == "import" and imports.makes_a_run(job):
-                    imports.adopt(session, job, shop.settings.paths)
+                    imports.adopt(session, job, context.settings.paths)
             except (TraindError, ValueError, OSError) as error:
                 session.rollback()
                 job = session.get_one(Job, job_id)
-                imports.discard(job, shop.settings.paths)
-                _end(session, job, "failed", Reason.job_failed, setbacks.in_words(error))
+                imports.discard(job, context.settings.paths)
+                _end(session, job, "failed", Reason.job_failed, failure_guard.in_words(error))
                 return
             _end(session, job, "completed", Reason.finished, job.message)
             if job.kind == "audit":
@@ -234,7 +236,7 @@ def _completed(job: Job, said: exits.ExitRecord | None) -> bool:
 
 
 def _unspoken(
-    job: Job, watch: Watch | None, findings: post_mortem.Autopsy | None
+    job: Job, watch: Watch | None, findings: post_mortem.PostMortem | None
 ) -> tuple[Reason, str]:
     """Why a job ended that left no exit record."""
     if job.boot_id is not None and job.boot_id != boot_id():
@@ -260,12 +262,14 @@ def _end(session: Session, job: Job, state: str, reason: Reason, message: str) -
 # --- inline --------------------------------------------------------------------------------------
 
 
-def follow_inline(shop: Shop, job: Job, command: CommandRow | None, run_state: str) -> None:
+def follow_inline(
+    context: SupervisorContext, job: Job, command: CommandRow | None, run_state: str
+) -> None:
     """Carry a job that the running trainer does from its command to its end."""
     if command is None:
-        _command(shop, job)
+        _command(context, job)
         return
-    with shop.db.write() as session:
+    with context.db.write() as session:
         job = session.get_one(Job, job.id)
         if command.done_at is not None:
             done = command.outcome == "done"
@@ -293,9 +297,9 @@ def needs_attention(job: Job, command: CommandRow | None, run_state: str) -> boo
     )
 
 
-def _command(shop: Shop, job: Job) -> None:
+def _command(context: SupervisorContext, job: Job) -> None:
     """The command that the job is, for the trainer of its run."""
-    with shop.db.write() as session:
+    with context.db.write() as session:
         row = session.get_one(Job, job.id)
         if row.kind not in _INLINE_KINDS or row.run_id is None:
             _end(session, row, "failed", Reason.job_failed, f"{row.kind} cannot be done inline")

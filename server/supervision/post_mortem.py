@@ -23,7 +23,7 @@ LAST_WORDS_CHARACTERS = 200
 
 
 @dataclass(frozen=True)
-class Autopsy:
+class PostMortem:
     """oom: the limits in words when the kernel killed it for memory, None when it did not."""
 
     exit_code: int | None
@@ -38,11 +38,11 @@ class Autopsy:
         return said[-1][:LAST_WORDS_CHARACTERS] if said else ""
 
 
-def examine(watch: Watch, pci: str | None = None) -> Autopsy:
+def examine(watch: Watch, pci: str | None = None) -> PostMortem:
     """Look at what is left of the process of this directory. pci: of the card it used, if known."""
     lines = kernel_log.kernel_lines(_kernel_log_start(watch))
     tail_lines = STACK_DUMP_LINES if watch.stall_step else process.LOG_TAIL_LINES
-    return Autopsy(
+    return PostMortem(
         exit_code=watch.exit_code,
         oom=_oom(watch, lines),
         xid=kernel_log.worst_xid(lines, pci, watch.identity.pid if watch.identity else None),

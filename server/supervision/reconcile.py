@@ -10,11 +10,18 @@ from server.database.tables import Attempt, CommandRow, Job, Run
 from server.domain.states import Desired, State, move
 from server.errors import Conflict
 from server.launch.process import Child
-from server.supervision import decide, job_processes, setbacks, stall_timeout, trainers, worklist
-from server.supervision.setbacks import Setbacks
-from server.supervision.trainers import Shop, recorded
+from server.supervision import (
+    decide,
+    failure_guard,
+    job_processes,
+    stall_timeout,
+    trainers,
+    worklist,
+)
+from server.supervision.failure_guard import FailureGuard
+from server.supervision.trainers import SupervisorContext, recorded
 from server.supervision.watch import Presence, Watch
-from server.supervision.worklist import Board, Entry
+from server.supervision.worklist import Entry, Worklist
 from trainer.contract import commands
 from trainer.contract.exits import Reason
 from trainer.contract.journal import JournalError
@@ -23,16 +30,18 @@ from trainer.contract.rundir import ProcessIdentity
 log = logging.getLogger("traind.supervisor")
 
 
-class Tending:
+class Reconciler:
     """What this daemon knows beyond the rows: the directories it watches and who waits how long."""
 
-    def __init__(self, shop: Shop, clock: Callable[[], float] = time.monotonic) -> None:
-        self._shop, self._clock = shop, clock
+    def __init__(
+        self, context: SupervisorContext, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._context, self._clock = context, clock
         self.attempts: dict[int, Watch] = {}
         self.jobs: dict[str, Watch] = {}
         self._backoff: dict[str, float] = {}
         self._exiting: list[Child] = []
-        self._setbacks = Setbacks(clock)
+        self._failures = FailureGuard(clock)
         self.is_shutting_down = self.stops_trainers = False
         self.has_nothing_left = False
 
@@ -63,7 +72,7 @@ class Tending:
         if watch.child is not None and watch.child.poll() is None:
             self._exiting.append(watch.child)
 
-    def tend(self, seen: Board) -> bool:
+    def reconcile(self, seen: Worklist) -> bool:
         """At most one action for each run and each job. Whether there is anything to watch."""
         self._forget(seen)
         acted = [self._guarded_run(seen, entry) for entry in seen.entries]
@@ -73,7 +82,7 @@ class Tending:
         self.has_nothing_left = not (self.attempts or self.jobs)
         return bool(self.attempts or self.jobs or self._backoff or any(acted))
 
-    def _forget(self, seen: Board) -> None:
+    def _forget(self, seen: Worklist) -> None:
         """Let go of directories that are settled, and of waits that are over."""
         open_attempts = {e.attempt.id for e in seen.entries if e.attempt is not None}
         for attempt_id in self.attempts.keys() - open_attempts:
@@ -87,43 +96,43 @@ class Tending:
         self._exiting = [child for child in self._exiting if child.poll() is None]
         names = {f"run {e.run.name}" for e in seen.entries}
         ids = {f"job {job.id}" for job in (*seen.jobs, *(one for one, *_ in seen.inline))}
-        self._setbacks.keep_only(names | ids)
+        self._failures.keep_only(names | ids)
 
     # --- one that fails is ended, the others continue --------------------------------------------
 
-    def _guarded_run(self, seen: Board, entry: Entry) -> bool:
-        run_id, db = entry.run.id, self._shop.db
+    def _guarded_run(self, seen: Worklist, entry: Entry) -> bool:
+        run_id, db = entry.run.id, self._context.db
         watch = self.attempts.get(entry.attempt.id) if entry.attempt is not None else None
-        return self._setbacks.guard(
+        return self._failures.guard(
             f"run {entry.run.name}",
-            lambda: self._tend_run(seen, entry),
-            lambda error: setbacks.end_run(db, run_id, error, _lives(watch)),
+            lambda: self._reconcile_run(seen, entry),
+            lambda error: failure_guard.end_run(db, run_id, error, _lives(watch)),
         )
 
-    def _guarded_job(self, seen: Board, job: Job) -> bool:
-        return self._setbacks.guard(
+    def _guarded_job(self, seen: Worklist, job: Job) -> bool:
+        return self._failures.guard(
             f"job {job.id}",
-            lambda: self._tend_job(seen, job),
-            lambda error: setbacks.end_job(
-                self._shop.db, job.id, error, _lives(self.jobs.get(job.id))
+            lambda: self._reconcile_job(seen, job),
+            lambda error: failure_guard.end_job(
+                self._context.db, job.id, error, _lives(self.jobs.get(job.id))
             ),
         )
 
     def _guarded_inline(self, job: Job, command: CommandRow | None, state: str) -> None:
         def act() -> bool:
             if job_processes.needs_attention(job, command, state):
-                job_processes.follow_inline(self._shop, job, command, state)
+                job_processes.follow_inline(self._context, job, command, state)
             return True
 
-        self._setbacks.guard(
+        self._failures.guard(
             f"job {job.id}",
             act,
-            lambda error: setbacks.end_job(self._shop.db, job.id, error, is_alive=False),
+            lambda error: failure_guard.end_job(self._context.db, job.id, error, is_alive=False),
         )
 
     # --- runs ------------------------------------------------------------------------------------
 
-    def _tend_run(self, seen: Board, entry: Entry) -> bool:
+    def _reconcile_run(self, seen: Worklist, entry: Entry) -> bool:
         """Decide about one run and do it. Whether there was anything to do."""
         if entry.missing is not None and entry.run.state in _NEED_A_DEVICE:
             action = decide.Move(State.failed, Reason.device_missing, entry.missing)
@@ -135,7 +144,7 @@ class Tending:
         self._do_for_run(entry, action)
         return True
 
-    def _see_run(self, seen: Board, entry: Entry) -> decide.RunSeen:
+    def _see_run(self, seen: Worklist, entry: Entry) -> decide.RunSeen:
         run, preparation = entry.run, entry.preparation
         return decide.RunSeen(
             state=State(run.state),
@@ -149,7 +158,7 @@ class Tending:
             is_backing_off=run.state == State.recovering and self._is_backing_off(run),
             is_shutting_down=self.is_shutting_down,
             stops_trainers=self.stops_trainers,
-            pause_seconds=self._shop.settings.pause_deadline_seconds,
+            pause_seconds=self._context.settings.pause_deadline_seconds,
         )
 
     def _see_attempt(self, entry: Entry) -> decide.Seen:
@@ -163,12 +172,12 @@ class Tending:
         return decide.Seen(
             presence=presence,
             has_begun=attempt.start_step is not None,
-            told=watch.told(),
+            sent=watch.sent(),
             has_commands=bool(entry.commands),
             step=entry.run.escalation,
             since_step=watch.since_step,
             silence=watch.silence,
-            patience=self._patience(attempt, watch),
+            timeout=self._stall_timeout(attempt, watch),
             stall_step=watch.stall_step,
             is_stopped=watch.is_stopped,
             waits_for_space=watch.silence >= decide.DISK_SILENCE_SECONDS and watch.waits_for_space,
@@ -177,37 +186,37 @@ class Tending:
     def _watch_attempt(self, attempt: Attempt) -> Watch:
         watch = self.attempts.get(attempt.id)
         if watch is None:
-            directory = self._shop.settings.paths.run(attempt.run_id).attempt(attempt.number)
+            directory = self._context.settings.paths.run(attempt.run_id).attempt(attempt.number)
             watch = self.attempts[attempt.id] = Watch(directory, attempt.token)
             watch.look(self._clock())
         return watch
 
-    def _patience(self, attempt: Attempt, watch: Watch) -> float:
-        least = self._shop.settings.stall_seconds
+    def _stall_timeout(self, attempt: Attempt, watch: Watch) -> float:
+        least = self._context.settings.stall_seconds
         if watch.silence < least:
             return least
-        with self._shop.db.read() as session:
+        with self._context.db.read() as session:
             return stall_timeout.of_attempt(session, attempt, least)
 
     def _is_backing_off(self, run: Run) -> bool:
         """Counted on the monotonic clock: the wall clock may be set back by an hour meanwhile."""
         if run.id not in self._backoff:
             left = (run.not_before or 0.0) - time.time()
-            self._backoff[run.id] = self._clock() + min(max(left, 0.0), max(self._shop.backoff))
+            self._backoff[run.id] = self._clock() + min(max(left, 0.0), max(self._context.backoff))
         return self._clock() < self._backoff[run.id]
 
     def _do_for_run(self, entry: Entry, action: decide.Action) -> None:
-        run, attempt, shop = entry.run, entry.attempt, self._shop
+        run, attempt, context = entry.run, entry.attempt, self._context
         match action:
             case decide.Move():
                 self._move(run, action)
             case decide.Explain():
                 self._explain(run, action.reason)
             case decide.Prepare():
-                job_processes.prepare(shop, run.id)
+                job_processes.prepare(context, run.id)
             case decide.DropPreparation():
                 assert entry.preparation is not None
-                job_processes.drop(shop, entry.preparation.id)
+                job_processes.drop(context, entry.preparation.id)
             case decide.Launch():
                 self._launch(entry)
         if attempt is not None:
@@ -218,23 +227,23 @@ class Tending:
     ) -> None:
         match action:
             case decide.Adopt():
-                trainers.adopt(self._shop, attempt, watch)
+                trainers.adopt(self._context, attempt, watch)
             case decide.Deliver():
                 self._deliver(entry, attempt, watch)
-            case decide.Tell():
-                self._tell(entry.run, watch, action.kind)
+            case decide.SendCommand():
+                self._send_command(entry.run, watch, action.kind)
             case decide.Signal():
-                trainers.send(self._shop, attempt, watch, action)
-            case decide.Spare():
-                trainers.spare(self._shop, attempt, watch)
+                trainers.send(self._context, attempt, watch, action)
+            case decide.ClearStall():
+                trainers.clear_stall(self._context, attempt, watch)
             case decide.Sweep():
                 trainers.sweep(watch)
             case decide.Close():
-                trainers.close(self._shop, attempt.id, watch)
+                trainers.close(self._context, attempt.id, watch)
 
     def _launch(self, entry: Entry) -> None:
         try:
-            launched = trainers.launch(self._shop, entry.run.id, entry.device)
+            launched = trainers.launch(self._context, entry.run.id, entry.device)
         except Conflict as error:  # nothing is left to train
             self._move(entry.run, decide.Move(State.failed, Reason.finished, error.detail))
             return
@@ -244,13 +253,13 @@ class Tending:
             self.attempts[attempt_id] = watch
 
     def _move(self, run: Run, action: decide.Move) -> None:
-        with self._shop.db.write() as session:
+        with self._context.db.write() as session:
             row = session.get_one(Run, run.id)
             if row.state == run.state:  # otherwise somebody moved it since: look again next tick
                 move(session, row, action.state, action.reason, action.message)
 
     def _explain(self, run: Run, reason: Reason) -> None:
-        with self._shop.db.write() as session:
+        with self._context.db.write() as session:
             row = session.get_one(Run, run.id)
             row.reason, row.reason_message = reason, reason.sentence
             level = "warning" if reason is Reason.disk_full else "info"
@@ -263,27 +272,27 @@ class Tending:
         delivered = []
         try:
             for row in entry.commands:
-                watch.tell(commands.ADAPTER.validate_python(row.body))
+                watch.send(commands.ADAPTER.validate_python(row.body))
                 delivered.append(row.id)
         except (OSError, JournalError) as error:
             log.warning("the inbox of run %s: %s", entry.run.name, error)
         if delivered:
             watch.since_step = 0.0
-            trainers.mark_delivered(self._shop, attempt, delivered)
+            trainers.mark_delivered(self._context, attempt, delivered)
 
-    def _tell(self, run: Run, watch: Watch, kind: str) -> None:
+    def _send_command(self, run: Run, watch: Watch, kind: str) -> None:
         """A pause or a cancel that follows from the run's state alone."""
         command_type = commands.Pause if kind == "pause" else commands.Cancel
         try:
-            watch.tell(command_type(id=f"{kind}-{run.version}"))
+            watch.send(command_type(id=f"{kind}-{run.version}"))
         except (OSError, JournalError) as error:
             log.warning("the inbox of run %s: %s", run.name, error)
-            watch.note_told(kind)  # then the signals of the ladder must do
+            watch.note_sent(kind)  # then the signals of the ladder must do
         watch.since_step = 0.0
 
     # --- jobs ------------------------------------------------------------------------------------
 
-    def _tend_job(self, seen: Board, job: Job) -> bool:
+    def _reconcile_job(self, seen: Worklist, job: Job) -> bool:
         """Decide about one job and do it. Whether there was anything to do."""
         watch = self._watch_job(job) if job.state == "running" else None
         action = decide.for_job(self._see_job(seen, job, watch))
@@ -296,24 +305,24 @@ class Tending:
     def _watch_job(self, job: Job) -> Watch:
         watch = self.jobs.get(job.id)
         if watch is None:
-            directory = self._shop.settings.paths.job(job.id)
+            directory = self._context.settings.paths.job(job.id)
             watch = self.jobs[job.id] = Watch(directory, job.token)
             watch.look(self._clock())
         return watch
 
-    def _see_job(self, seen: Board, job: Job, watch: Watch | None) -> decide.JobSeen:
-        place = worklist.job_place(job, self._shop.devices)
+    def _see_job(self, seen: Worklist, job: Job, watch: Watch | None) -> decide.JobSeen:
+        place = worklist.job_place(job, self._context.devices)
         process = decide.Seen()
         if watch is not None:
             presence = watch.presence(recorded(job))
             process = decide.Seen(
                 presence=presence,
                 drained=watch.exhausted,
-                told=watch.told() if presence is Presence.alive else frozenset(),
+                sent=watch.sent() if presence is Presence.alive else frozenset(),
                 step=job.escalation,
                 since_step=watch.since_step,
                 silence=watch.silence,
-                patience=stall_timeout.of_job(self._shop.settings.stall_seconds),
+                timeout=stall_timeout.of_job(self._context.settings.stall_seconds),
                 stall_step=watch.stall_step,
                 is_stopped=watch.is_stopped,
             )
@@ -327,35 +336,35 @@ class Tending:
         )
 
     def _do_for_job(self, job: Job, watch: Watch | None, action: decide.Action) -> None:
-        shop = self._shop
+        context = self._context
         match action:
             case decide.Launch():
-                launched = job_processes.launch(shop, job.id)
+                launched = job_processes.launch(context, job.id)
                 if launched is not None:
                     launched.look(self._clock())
                     self.jobs[job.id] = launched
             case decide.Close():
-                job_processes.close(shop, job.id, watch)
+                job_processes.close(context, job.id, watch)
         if watch is None:
             return
         match action:
             case decide.Adopt():
-                job_processes.adopt(shop, job, watch)
-            case decide.Tell():
+                job_processes.adopt(context, job, watch)
+            case decide.SendCommand():
                 self._tell_job(job, watch)
             case decide.Signal():
-                job_processes.send(shop, job, watch, action)
-            case decide.Spare():
+                job_processes.send(context, job, watch, action)
+            case decide.ClearStall():
                 watch.stall_step, watch.since_step, watch.stalled = 0, 0.0, None
             case decide.Sweep():
                 trainers.sweep(watch)
 
     def _tell_job(self, job: Job, watch: Watch) -> None:
         try:
-            watch.tell(commands.Cancel(id=f"cancel-{job.id}"))
+            watch.send(commands.Cancel(id=f"cancel-{job.id}"))
         except (OSError, JournalError) as error:
             log.warning("the inbox of job %s: %s", job.id, error)
-            watch.note_told("cancel")
+            watch.note_sent("cancel")
         watch.since_step = 0.0
 
 

@@ -38,7 +38,7 @@ _MAYBE_THE_GPU = frozenset({Reason.crashed, Reason.gpu_lost})
 
 
 @dataclass(frozen=True)
-class Said:
+class ExitReport:
     """What the process itself said: its exit record, or the `ended` record of its outbox."""
 
     outcome: str
@@ -73,7 +73,7 @@ class Ending:
     xid: Xid | None = None
 
 
-def classify(said: Said | None, seen: Circumstances) -> Ending:
+def classify(said: ExitReport | None, seen: Circumstances) -> Ending:
     """How an attempt ended. Its own word counts, except about a GPU that the kernel gave up."""
     if said is not None and said.outcome != "failed":
         reason = Reason.stalled if seen.stalled and said.outcome == "terminated" else said.reason

@@ -14,12 +14,12 @@ from collections.abc import Callable
 
 from server import lock
 from server.errors import Busy, DiskFull, StorageBroken
-from server.supervision import setbacks, worklist
+from server.supervision import failure_guard, worklist
 from server.supervision.intake import Intake
-from server.supervision.reconcile import Tending
-from server.supervision.trainers import Shop
-from server.supervision.wakeup import Bell
-from server.supervision.worklist import Board
+from server.supervision.reconcile import Reconciler
+from server.supervision.trainers import SupervisorContext
+from server.supervision.wakeup import Wakeup
+from server.supervision.worklist import Worklist
 
 log = logging.getLogger("traind.supervisor")
 
@@ -31,11 +31,13 @@ STOP_SECONDS = 150.0  # for trainers to save and end when the daemon takes them 
 class Supervisor:
     """Owns every process of this data directory. One instance, one thread."""
 
-    def __init__(self, shop: Shop, clock: Callable[[], float] = time.monotonic) -> None:
-        self._shop, self._clock = shop, clock
-        self._tending = Tending(shop, clock)
-        self._intake = Intake(shop)
-        self._bell = Bell()
+    def __init__(
+        self, context: SupervisorContext, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._context, self._clock = context, clock
+        self._reconciler = Reconciler(context, clock)
+        self._intake = Intake(context)
+        self._wakeup = Wakeup()
         self._thread: threading.Thread | None = None
         self._ends = False
         self._looked = threading.Event()
@@ -49,7 +51,7 @@ class Supervisor:
         self._thread = threading.Thread(
             target=self._run, args=(on_failure,), name="supervisor", daemon=True
         )
-        self._shop.db.on_commit(self.wake)
+        self._context.db.on_commit(self.wake)
         self._thread.start()
 
     def wait_for_first_look(self, seconds: float) -> bool:
@@ -63,24 +65,24 @@ class Supervisor:
     def wake(self) -> None:
         """Look now: something was committed. Its own commits do not count."""
         if threading.current_thread() is not self._thread:
-            self._bell.ring()
+            self._wakeup.ring()
 
     def stop(self, *, stop_trainers: bool = False) -> None:
         """End the thread. The trainers go on, unless they are to save and end with the daemon."""
-        self._tending.stops_trainers = stop_trainers
-        self._tending.is_shutting_down = self._ends = True
-        self._bell.ring()
+        self._reconciler.stops_trainers = stop_trainers
+        self._reconciler.is_shutting_down = self._ends = True
+        self._wakeup.ring()
         if self._thread is not None:
             self._thread.join(timeout=STOP_SECONDS + 15)
         self._intake.close()
-        self._tending.leave()
-        self._bell.close()
+        self._reconciler.leave()
+        self._wakeup.close()
 
     def _run(self, on_failure: Callable[[BaseException], None]) -> None:
         try:
             while not self._ends:
-                self._bell.wait(self._try_tick())
-            if self._tending.stops_trainers:
+                self._wakeup.wait(self._try_tick())
+            if self._reconciler.stops_trainers:
                 self._take_trainers_along()
         except BaseException as error:  # a supervisor that dies silently would be the worst fault
             self.failure = error
@@ -101,16 +103,16 @@ class Supervisor:
             log.warning("the supervisor waits for the database: %s", error)
             return RETRY_SECONDS
         except OSError as error:
-            log.error("the supervisor waits: %s", setbacks.in_words(error))
+            log.error("the supervisor waits: %s", failure_guard.in_words(error))
             return RETRY_SECONDS
-        return self._shop.settings.tick_seconds if busy else IDLE_SECONDS
+        return self._context.settings.tick_seconds if busy else IDLE_SECONDS
 
     def _take_trainers_along(self) -> None:
         """Tick until every process of ours has saved and ended."""
         until = self._clock() + STOP_SECONDS
         while self._clock() < until:
-            self._bell.wait(min(self._try_tick(), self._shop.settings.tick_seconds))
-            if self._tending.has_nothing_left:
+            self._wakeup.wait(min(self._try_tick(), self._context.settings.tick_seconds))
+            if self._reconciler.has_nothing_left:
                 return
         log.error("some trainers did not end within %.0f s", STOP_SECONDS)
 
@@ -121,16 +123,16 @@ class Supervisor:
 
         Whether there is anything to watch.
         """
-        lock.require(self._shop.settings.paths.root)
-        self._tending.look()
-        self._intake.read(self._tending.attempts, self._tending.jobs)
-        busy = self._tending.tend(self._load())
-        self._bell.watch(self._tending.living())
+        lock.require(self._context.settings.paths.root)
+        self._reconciler.look()
+        self._intake.read(self._reconciler.attempts, self._reconciler.jobs)
+        busy = self._reconciler.reconcile(self._load())
+        self._wakeup.watch(self._reconciler.living())
         if self.ticks or not busy:  # the first tick finds what lives, the second reads its reports
             self._looked.set()
         self.ticks += 1
         return busy
 
-    def _load(self) -> Board:
-        with self._shop.db.read() as session:
-            return worklist.load(session, self._shop.settings.paths, self._shop.devices)
+    def _load(self) -> Worklist:
+        with self._context.db.read() as session:
+            return worklist.load(session, self._context.settings.paths, self._context.devices)

@@ -25,9 +25,9 @@ from server.machine.devices import Device
 from server.settings import Settings
 from server.supervision import post_mortem, recovery
 from server.supervision.decide import Signal
-from server.supervision.post_mortem import Autopsy
+from server.supervision.failure_guard import in_words
+from server.supervision.post_mortem import PostMortem
 from server.supervision.recovery import Ending, Verdict
-from server.supervision.setbacks import in_words
 from server.supervision.watch import Watch
 from trainer.contract import causes, exits, failpoint, journal, orders
 from trainer.contract.exits import Reason
@@ -43,7 +43,7 @@ _WAITING = frozenset(
 
 
 @dataclass(frozen=True)
-class Shop:
+class SupervisorContext:
     """What every action needs. backoff: seconds before the first, second, … attempt anew.
 
     worker: the process that ingests; None where the supervisor's own thread does.
@@ -59,30 +59,30 @@ class Shop:
 # --- launch --------------------------------------------------------------------------------------
 
 
-def launch(shop: Shop, run_id: str, device: str) -> tuple[int, Watch] | None:
+def launch(context: SupervisorContext, run_id: str, device: str) -> tuple[int, Watch] | None:
     """Start the next attempt of a run. None when the run changed its mind in the meantime."""
-    with shop.db.write() as session:
+    with context.db.write() as session:
         run = session.get_one(Run, run_id)
         if run.state != State.starting and not can_move(State(run.state), State.starting):
             return None
         attempt = attempts.next_attempt(session, run, device=device, now=time.time())
         attempt.boot_id = boot_id()
-        order = attempts.build_order(session, run, attempt, shop.settings)
+        order = attempts.build_order(session, run, attempt, context.settings)
         run.not_before, run.deadline, run.escalation = None, None, 0
         if run.state != State.starting:
             move(session, run, State.starting, Reason.requested, attempt=attempt.number)
         attempt_id = attempt.id
-    watch = Watch(shop.settings.paths.run(run_id).attempt(order.attempt), order.token)
+    watch = Watch(context.settings.paths.run(run_id).attempt(order.attempt), order.token)
     try:
-        _write_directory(shop, order, watch)
-        _spawn(shop, watch, attempt_id)
+        _write_directory(context, order, watch)
+        _spawn(context, watch, attempt_id)
     except OSError as error:
-        _cannot_start(shop, attempt_id, error)
+        _cannot_start(context, attempt_id, error)
     return attempt_id, watch
 
 
-def _write_directory(shop: Shop, order: orders.AttemptOrder, watch: Watch) -> None:
-    run_dir = shop.settings.paths.run(order.run_id)
+def _write_directory(context: SupervisorContext, order: orders.AttemptOrder, watch: Watch) -> None:
+    run_dir = context.settings.paths.run(order.run_id)
     watch.directory.mkdir(parents=True, exist_ok=True)
     write_durably(run_dir.spec, order.spec.model_dump_json(indent=1).encode())
     write_durably(run_dir.plan, order.plan.model_dump_json(indent=1).encode())
@@ -91,33 +91,35 @@ def _write_directory(shop: Shop, order: orders.AttemptOrder, watch: Watch) -> No
     journal.Writer.create(watch.directory / INBOX, header).close()
 
 
-def _spawn(shop: Shop, watch: Watch, attempt_id: int) -> None:
+def _spawn(context: SupervisorContext, watch: Watch, attempt_id: int) -> None:
     failpoint.hit("supervisor.spawn")
     watch.child, identity = process.spawn(
-        shop.settings.trainer_python,
+        context.settings.trainer_python,
         MODULE,
         watch.directory,
         watch.token,
-        cache_bytes=shop.settings.token_cache_bytes,
-        compiled=shop.settings.paths.compiled,
+        cache_bytes=context.settings.token_cache_bytes,
+        compiled=context.settings.paths.compiled,
     )
     failpoint.hit("supervisor.record")
     if identity is not None:
-        record(shop, attempt_id, watch, identity)
+        record(context, attempt_id, watch, identity)
 
 
-def record(shop: Shop, attempt_id: int, watch: Watch, identity: ProcessIdentity) -> None:
+def record(
+    context: SupervisorContext, attempt_id: int, watch: Watch, identity: ProcessIdentity
+) -> None:
     """Write down who the process of an attempt is."""
     watch.identity = identity
-    with shop.db.write() as session:
+    with context.db.write() as session:
         attempt = session.get_one(Attempt, attempt_id)
         attempt.pid, attempt.boot_id = identity.pid, identity.boot_id
         attempt.start_ticks = identity.start_ticks
 
 
-def _cannot_start(shop: Shop, attempt_id: int, error: OSError) -> None:
+def _cannot_start(context: SupervisorContext, attempt_id: int, error: OSError) -> None:
     """Nothing was started: the row says why, and the next look closes it."""
-    with shop.db.write() as session:
+    with context.db.write() as session:
         attempt = session.get_one(Attempt, attempt_id)
         attempt.outcome, attempt.reason = "failed", _why_not_started(error)
         attempt.message = f"the trainer could not be started: {in_words(error)}"
@@ -134,11 +136,11 @@ def _why_not_started(error: OSError) -> Reason:
     return Reason.software_missing if is_program else Reason.crashed
 
 
-def adopt(shop: Shop, attempt: Attempt, watch: Watch) -> None:
+def adopt(context: SupervisorContext, attempt: Attempt, watch: Watch) -> None:
     """Look for a process that was started and never recorded; found by the token it carries."""
     identity = watch.leader()
     if identity is not None:
-        record(shop, attempt.id, watch, identity)
+        record(context, attempt.id, watch, identity)
 
 
 def recorded(row: Attempt | Job) -> ProcessIdentity | None:
@@ -151,9 +153,9 @@ def recorded(row: Attempt | Job) -> ProcessIdentity | None:
 # --- signal --------------------------------------------------------------------------------------
 
 
-def send(shop: Shop, attempt: Attempt, watch: Watch, action: Signal) -> None:
+def send(context: SupervisorContext, attempt: Attempt, watch: Watch, action: Signal) -> None:
     """Signal the trainer and remember the rung; a stall is written down before the signal goes."""
-    with shop.db.write() as session:
+    with context.db.write() as session:
         if action.stall:
             row = session.get_one(Attempt, attempt.id)
             row.reason, row.message = Reason.stalled, row.message or action.why
@@ -170,14 +172,14 @@ def send(shop: Shop, attempt: Attempt, watch: Watch, action: Signal) -> None:
     words = f"sent {names} to the trainer: {action.why}"
     if not sent:
         words = f"did not send {names}: it is not certain whose process that is"
-    with shop.db.write() as session:
+    with context.db.write() as session:
         note(session, attempt.run_id, attempt.number, "signal", words, "warning")
 
 
-def spare(shop: Shop, attempt: Attempt, watch: Watch) -> None:
+def clear_stall(context: SupervisorContext, attempt: Attempt, watch: Watch) -> None:
     """A trainer that moved again after its stack dump is left alone."""
     watch.stall_step, watch.since_step, watch.stalled = 0, 0.0, None
-    with shop.db.write() as session:
+    with context.db.write() as session:
         row = session.get_one(Attempt, attempt.id)
         row.reason, row.message = None, ""
         words = "it goes on by itself; the stack dump is in its log"
@@ -187,16 +189,16 @@ def spare(shop: Shop, attempt: Attempt, watch: Watch) -> None:
 # --- close ---------------------------------------------------------------------------------------
 
 
-def close(shop: Shop, attempt_id: int, watch: Watch) -> Verdict | None:
+def close(context: SupervisorContext, attempt_id: int, watch: Watch) -> Verdict | None:
     """Write how the attempt ended and move its run on, in one transaction.
 
     None when the run's state does not wait for this attempt (it was moved on already).
     """
-    with shop.db.read() as session:
+    with context.db.read() as session:
         device = session.get_one(Attempt, attempt_id).device
-    pci = next((d.pci for d in shop.devices if d.device == device), None)
+    pci = next((d.pci for d in context.devices if d.device == device), None)
     findings = post_mortem.examine(watch, pci)
-    with shop.db.write() as session:
+    with context.db.write() as session:
         attempt = session.get_one(Attempt, attempt_id)
         run = session.get_one(Run, attempt.run_id)
         said = _said(attempt, watch)
@@ -206,25 +208,25 @@ def close(shop: Shop, attempt_id: int, watch: Watch) -> Verdict | None:
             _end_phase(session, run, attempt, ending)
         verdict = None
         if State(run.state) in _WAITING:
-            verdict = recovery.follow(ending, _history(session, run, attempt), shop.backoff)
+            verdict = recovery.follow(ending, _history(session, run, attempt), context.backoff)
         _close_attempt(session, attempt, ending, findings)
         if verdict is not None:
             apply(session, run, verdict)
     return verdict
 
 
-def _said(attempt: Attempt, watch: Watch) -> recovery.Said | None:
+def _said(attempt: Attempt, watch: Watch) -> recovery.ExitReport | None:
     """The process's own last word: its exit record, or what its outbox said in the end."""
     record = exits.read_exit(watch.directory)
     if record is not None:
-        return recovery.Said(record.outcome, record.reason, record.message, record.step)
+        return recovery.ExitReport(record.outcome, record.reason, record.message, record.step)
     if attempt.outcome is None or attempt.reason is None:
         return None
     reason = Reason(attempt.reason)
-    return recovery.Said(attempt.outcome, reason, attempt.message, attempt.last_step)
+    return recovery.ExitReport(attempt.outcome, reason, attempt.message, attempt.last_step)
 
 
-def _circumstances(attempt: Attempt, watch: Watch, findings: Autopsy) -> recovery.Circumstances:
+def _circumstances(attempt: Attempt, watch: Watch, findings: PostMortem) -> recovery.Circumstances:
     stalled = attempt.message if attempt.reason == Reason.stalled else watch.stalled
     return recovery.Circumstances(
         exit_code=findings.exit_code,
@@ -273,7 +275,9 @@ def _end_phase(session: Session, run: Run, attempt: Attempt, ending: Ending) -> 
     session.flush()
 
 
-def _close_attempt(session: Session, attempt: Attempt, ending: Ending, findings: Autopsy) -> None:
+def _close_attempt(
+    session: Session, attempt: Attempt, ending: Ending, findings: PostMortem
+) -> None:
     began = attempt.started_at or attempt.created_at  # a clock may be set back meanwhile
     attempt.ended_at = max(attempt.ended_at or time.time(), began)
     attempt.outcome, attempt.reason = ending.outcome, ending.reason
@@ -336,8 +340,8 @@ def sweep(watch: Watch) -> None:
 # --- commands ------------------------------------------------------------------------------------
 
 
-def mark_delivered(shop: Shop, attempt: Attempt, command_ids: list[str]) -> None:
+def mark_delivered(context: SupervisorContext, attempt: Attempt, command_ids: list[str]) -> None:
     """These commands are in the inbox of this attempt."""
-    with shop.db.write() as session:
+    with context.db.write() as session:
         for row in session.scalars(select(CommandRow).where(CommandRow.id.in_(command_ids))):
             row.delivered_at, row.attempt_number = time.time(), attempt.number

@@ -1,4 +1,4 @@
-"""A bell that wakes a sleeping thread, and the processes whose end wakes it too."""
+"""A wakeup that wakes a sleeping thread, and the processes whose end wakes it too."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import suppress
 from trainer.contract.rundir import ProcessIdentity
 
 
-class Bell:
+class Wakeup:
     """`wait` returns when somebody rang, a watched process ended, or the time is over."""
 
     def __init__(self) -> None:
@@ -20,7 +20,7 @@ class Bell:
         self._ends: dict[ProcessIdentity, int] = {}
 
     def ring(self) -> None:
-        """From any thread, at any time; a bell that is already ringing stays so."""
+        """From any thread, at any time; a wakeup that is already ringing stays so."""
         with suppress(BlockingIOError, OSError):
             os.write(self._write, b"!")
 

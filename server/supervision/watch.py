@@ -58,8 +58,8 @@ class Watch:
     _last_look: float | None = None
     _outbox: tuple[int, int, int] | None = None
     _inbox: journal.Writer | None = None
-    _told: set[str] = field(default_factory=set)
-    _told_ids: set[str] = field(default_factory=set)
+    _sent: set[str] = field(default_factory=set)
+    _sent_ids: set[str] = field(default_factory=set)
 
     # --- seeing ----------------------------------------------------------------------------------
 
@@ -129,20 +129,20 @@ class Watch:
 
     # --- telling ---------------------------------------------------------------------------------
 
-    def told(self) -> frozenset[str]:
+    def sent(self) -> frozenset[str]:
         """Kinds of the commands in the inbox."""
         with suppress(OSError, journal.JournalError):
             self._open_inbox()
-        return frozenset(self._told)
+        return frozenset(self._sent)
 
-    def note_told(self, kind: str) -> None:
+    def note_sent(self, kind: str) -> None:
         """Count a command as told that could not be written."""
-        self._told.add(kind)
+        self._sent.add(kind)
 
-    def tell(self, command: commands.Command) -> None:
+    def send(self, command: commands.Command) -> None:
         """Append the command durably, once: one that is already there is not written again."""
         inbox = self._open_inbox()
-        if command.id in self._told_ids:
+        if command.id in self._sent_ids:
             return
         body = command.model_dump(mode="json", exclude_none=True)
         inbox.append(body, durable=True)
@@ -157,8 +157,8 @@ class Watch:
         return self._inbox
 
     def _note(self, body: dict[str, object]) -> None:
-        self._told.add(str(body.get("kind")))
-        self._told_ids.add(str(body.get("id")))
+        self._sent.add(str(body.get("kind")))
+        self._sent_ids.add(str(body.get("id")))
 
     # --- the end ---------------------------------------------------------------------------------
 

@@ -49,7 +49,7 @@ class Entry:
 
 
 @dataclass
-class Board:
+class Worklist:
     """What is to be decided about. turn: {device or place of a job: id of who may use it}.
 
     inline: jobs that a running trainer does, each with its command and the state of its run.
@@ -61,7 +61,7 @@ class Board:
     turn: dict[str, str] = field(default_factory=dict)
 
 
-def load(session: Session, paths: DataDir, devices: Sequence[Device]) -> Board:
+def load(session: Session, paths: DataDir, devices: Sequence[Device]) -> Worklist:
     """Everything unsettled. Reads rows and the presence of data files, writes nothing."""
     attempts: dict[str, Attempt] = {}
     for attempt in _open_attempts(session):
@@ -73,7 +73,7 @@ def load(session: Session, paths: DataDir, devices: Sequence[Device]) -> Board:
         if (entry := _readable(_entry, session, run, attempts.get(run.id), paths, devices))
     ]
     jobs = select(Job.id).where(Job.state.in_(("queued", "running")), Job.where != "inline")
-    board = Board(entries, _rows(session, Job, jobs.order_by(Job.created_at, Job.id)))
+    board = Worklist(entries, _rows(session, Job, jobs.order_by(Job.created_at, Job.id)))
     board.inline = _inline(session)
     board.turn = _turns(board, devices)
     return board
@@ -196,7 +196,7 @@ def _has_data(run: Run, preparation: Job | None, paths: DataDir) -> bool:
     return tokens_needed(run) <= int(preparation.params.get("tokens_needed", 0))
 
 
-def _turns(board: Board, devices: Sequence[Device]) -> dict[str, str]:
+def _turns(board: Worklist, devices: Sequence[Device]) -> dict[str, str]:
     """Who may use each place: its holder; else the oldest job that waits; else the next run."""
     turn: dict[str, str] = {}
     for entry in board.entries:

@@ -15,7 +15,7 @@ from server.machine.devices import Device
 from server.settings import Settings
 from server.supervision.arrival import arrive
 from server.supervision.supervisor import Supervisor
-from server.supervision.trainers import Shop
+from server.supervision.trainers import SupervisorContext
 
 
 def main() -> None:
@@ -30,7 +30,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: ended.set())
     db = Database.open(settings)
     arrive(db, settings.paths)
-    supervisor = Supervisor(Shop(db, settings, (Device("cpu", "a processor"),), (0.05, 0.1)))
+    supervisor = Supervisor(
+        SupervisorContext(db, settings, (Device("cpu", "a processor"),), (0.05, 0.1))
+    )
     supervisor.start(lambda error: ended.set())
     print("ready", flush=True)
     while not ended.wait(0.1):

@@ -23,7 +23,7 @@ from server.launch import process
 from server.machine.devices import Device
 from server.settings import Settings
 from server.supervision.supervisor import Supervisor
-from server.supervision.trainers import Shop
+from server.supervision.trainers import SupervisorContext
 
 FAKE = Path(__file__).with_name("fake_trainer.py")
 ROOT = FAKE.parents[2]
@@ -63,9 +63,9 @@ class House:
         monkeypatch.setenv("FAKE", json.dumps(told))
 
     @contextmanager
-    def daemon(self, **shop: Any) -> Iterator[Supervisor]:
+    def daemon(self, **context: Any) -> Iterator[Supervisor]:
         self.supervisor = Supervisor(
-            Shop(self.db, self.settings, CPU, **{"backoff": BACKOFF, **shop})
+            SupervisorContext(self.db, self.settings, CPU, **{"backoff": BACKOFF, **context})
         )
         self.supervisor.start(self.failures.append)
         try:

@@ -11,7 +11,7 @@ from server.domain import jobs
 from server.machine.devices import Device
 from server.queries import store
 from server.supervision import job_processes, worklist
-from server.supervision.trainers import Shop
+from server.supervision.trainers import SupervisorContext
 from tests.server.asgi import Asgi
 from trainer.contract.jobs import AuditParams, EvaluateParams
 
@@ -61,15 +61,15 @@ def test_it_takes_the_device_of_the_steps_it_repeats(
     job = audit(trained, **params)
     assert job.params["device"] == device
     assert worklist.job_place(job, GPUS) == (device if device != "cpu" else "cpu job")
-    shop = Shop(trained.db, trained.settings, GPUS)
-    order = job_processes._order(shop, job, job.params)
+    context = SupervisorContext(trained.db, trained.settings, GPUS)
+    order = job_processes._order(context, job, job.params)
     assert order.device == device
 
 
 def started(asgi: Asgi, job: tables.Job, devices: tuple[Device, ...]) -> tables.Job:
     """As the supervisor starts it, with an interpreter that ends at once."""
     settings = asgi.settings.model_copy(update={"trainer_python": "/bin/false"})
-    watch = job_processes.launch(Shop(asgi.db, settings, devices), job.id)
+    watch = job_processes.launch(SupervisorContext(asgi.db, settings, devices), job.id)
     if watch is not None and watch.child is not None:
         watch.child._popen.wait(10)
     with asgi.db.read() as session:

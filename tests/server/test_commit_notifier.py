@@ -1,4 +1,4 @@
-"""The bell that wakes streams: from any thread, to every waiter, bounded."""
+"""The wakeup that wakes streams: from any thread, to every waiter, bounded."""
 
 from __future__ import annotations
 

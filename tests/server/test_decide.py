@@ -12,6 +12,7 @@ from server.supervision import decide
 from server.supervision.decide import (
     WAIT,
     Adopt,
+    ClearStall,
     Close,
     Deliver,
     DropPreparation,
@@ -22,9 +23,8 @@ from server.supervision.decide import (
     Prepare,
     RunSeen,
     Seen,
-    Spare,
+    SendCommand,
     Sweep,
-    Tell,
 )
 from server.supervision.watch import Presence
 from trainer.contract.exits import Reason
@@ -50,11 +50,11 @@ def alive(**seen: Any) -> Seen:
         ("starting", {"process": alive()}, Move(State.running, Reason.requested)),
         ("running", {"process": alive()}, WAIT),
         ("running", {"process": alive(has_commands=True)}, Deliver()),
-        ("pausing", {"process": alive()}, Tell("pause")),
+        ("pausing", {"process": alive()}, SendCommand("pause")),
         ("pausing", {"process": alive(has_commands=True)}, Deliver()),
-        ("pausing", {"process": alive(told=frozenset({"pause"}), step=1)}, WAIT),
-        ("cancelling", {"process": alive(told=frozenset({"pause"}))}, Tell("cancel")),
-        ("failed", {"process": alive()}, Tell("cancel")),
+        ("pausing", {"process": alive(sent=frozenset({"pause"}), step=1)}, WAIT),
+        ("cancelling", {"process": alive(sent=frozenset({"pause"}))}, SendCommand("cancel")),
+        ("failed", {"process": alive()}, SendCommand("cancel")),
         ("queued", {"process": alive()}, WAIT),  # resumed while pausing: it ends first
         (
             "running",
@@ -117,11 +117,11 @@ def test_the_ladder_of_a_pause_has_one_rung_a_tick() -> None:
     told = frozenset({"pause"})
     assert climb(
         RunSeen(state=State.pausing),
-        alive(told=told, step=1, since_step=59),
-        alive(told=told, step=1, since_step=60),
-        alive(told=told, step=2, since_step=59),
-        alive(told=told, step=2, since_step=60),
-        alive(told=told, step=3, since_step=9999),
+        alive(sent=told, step=1, since_step=59),
+        alive(sent=told, step=1, since_step=60),
+        alive(sent=told, step=2, since_step=59),
+        alive(sent=told, step=2, since_step=60),
+        alive(sent=told, step=3, since_step=9999),
     ) == [WAIT, (signal.SIGTERM,), WAIT, (signal.SIGKILL,), WAIT]
 
 
@@ -129,9 +129,9 @@ def test_the_ladder_of_a_cancel_is_shorter() -> None:
     told = frozenset({"cancel"})
     assert climb(
         RunSeen(state=State.cancelling),
-        alive(told=told, step=1, since_step=29),
-        alive(told=told, step=1, since_step=30),
-        alive(told=told, step=2, since_step=10),
+        alive(sent=told, step=1, since_step=29),
+        alive(sent=told, step=1, since_step=30),
+        alive(sent=told, step=2, since_step=10),
     ) == [WAIT, (signal.SIGTERM,), (signal.SIGKILL,)]
 
 
@@ -139,10 +139,10 @@ def test_the_ladder_continues_what_is_stopped_before_it_asks_again() -> None:
     told = frozenset({"pause"})
     assert climb(
         RunSeen(state=State.pausing),
-        alive(told=told, is_stopped=True),
-        alive(told=told, is_stopped=True, step=1, since_step=3),  # stopped once more, or traced
-        alive(told=told, is_stopped=True, step=1, since_step=60),
-        alive(told=told, is_stopped=True, step=2, since_step=60),
+        alive(sent=told, is_stopped=True),
+        alive(sent=told, is_stopped=True, step=1, since_step=3),  # stopped once more, or traced
+        alive(sent=told, is_stopped=True, step=1, since_step=60),
+        alive(sent=told, is_stopped=True, step=2, since_step=60),
     ) == [(signal.SIGCONT,), WAIT, (signal.SIGTERM, signal.SIGCONT), (signal.SIGKILL,)]
 
 
@@ -168,7 +168,7 @@ def test_the_ladder_of_a_stall() -> None:
 
 def test_a_stalled_process_that_moves_again_is_spared_but_not_a_stopped_one() -> None:
     moved = alive(silence=0.1, stall_step=1, since_step=1)
-    assert decide.for_run(RunSeen(state=State.running, process=moved)) == Spare()
+    assert decide.for_run(RunSeen(state=State.running, process=moved)) == ClearStall()
     stopped = decide.for_run(
         RunSeen(state=State.running, process=alive(silence=600, is_stopped=True))
     )
@@ -179,7 +179,7 @@ def test_a_stalled_process_that_moves_again_is_spared_but_not_a_stopped_one() ->
 
 
 def test_patience_belongs_to_the_stage() -> None:
-    slow = alive(silence=700, patience=1800)
+    slow = alive(silence=700, timeout=1800)
     assert decide.for_run(RunSeen(state=State.running, process=slow)) == WAIT
 
 
@@ -211,7 +211,7 @@ def test_a_daemon_that_takes_its_trainers_along() -> None:
         ("running", {"process": Seen(presence=Presence.lingering)}, Sweep()),
         ("running", {"process": Seen(presence=Presence.gone, drained=True)}, Close()),
         ("running", {"process": alive()}, WAIT),
-        ("running", {"process": alive(), "is_cancelled": True}, Tell("cancel")),
+        ("running", {"process": alive(), "is_cancelled": True}, SendCommand("cancel")),
     ],
 )
 def test_jobs(state: str, seen: dict[str, Any], action: decide.Action) -> None:

@@ -37,7 +37,7 @@ from server.machine.devices import Device
 from server.settings import Settings
 from server.supervision import watch
 from server.supervision.supervisor import Supervisor
-from server.supervision.trainers import Shop
+from server.supervision.trainers import SupervisorContext
 from tests.server.machine_world import Killed, World
 from tests.soak import books
 from trainer.contract.extend import ExtendRequest
@@ -73,8 +73,10 @@ class Machine(RuleBasedStateMachine):
         """A new one; what the dead one held open is closed, as the kernel does."""
         if self.supervisor is not None:
             self.supervisor.stop()
-        shop = Shop(self.db, self.settings, (Device("cpu", "a processor"),), (0.5, 1.0))
-        self.supervisor = Supervisor(shop, lambda: self.world.monotonic)
+        context = SupervisorContext(
+            self.db, self.settings, (Device("cpu", "a processor"),), (0.5, 1.0)
+        )
+        self.supervisor = Supervisor(context, lambda: self.world.monotonic)
 
     def run_named(self, name: str) -> Run | None:
         with self.db.read() as session:

@@ -11,7 +11,7 @@ from server.domain import states
 from server.domain.states import State
 from server.machine import kernel_log
 from server.supervision import post_mortem, recovery
-from server.supervision.recovery import Circumstances, Ending, History, Said, classify, follow
+from server.supervision.recovery import Circumstances, Ending, ExitReport, History, classify, follow
 from trainer.contract.exits import Reason
 from trainer.contract.spec import RecoverySpec
 
@@ -25,13 +25,13 @@ XID_31 = kernel_log.worst_xid(["NVRM: Xid (PCI:0000:01:00): 31, pid=1, MMU Fault
 @pytest.mark.parametrize(
     ("said", "seen", "outcome", "reason"),
     [
-        (Said("completed", R.finished), {}, "completed", R.finished),
-        (Said("paused", R.requested), {"exit_code": -9}, "paused", R.requested),
-        (Said("terminated", R.terminated), {}, "terminated", R.terminated),
-        (Said("terminated", R.terminated), {"stalled": "silent"}, "terminated", R.stalled),
-        (Said("failed", R.out_of_memory), {}, "failed", R.out_of_memory),
-        (Said("failed", R.crashed), {"xid": XID_79}, "failed", R.gpu_lost),
-        (Said("failed", R.data_changed), {"xid": XID_79}, "failed", R.data_changed),
+        (ExitReport("completed", R.finished), {}, "completed", R.finished),
+        (ExitReport("paused", R.requested), {"exit_code": -9}, "paused", R.requested),
+        (ExitReport("terminated", R.terminated), {}, "terminated", R.terminated),
+        (ExitReport("terminated", R.terminated), {"stalled": "silent"}, "terminated", R.stalled),
+        (ExitReport("failed", R.out_of_memory), {}, "failed", R.out_of_memory),
+        (ExitReport("failed", R.crashed), {"xid": XID_79}, "failed", R.gpu_lost),
+        (ExitReport("failed", R.data_changed), {"xid": XID_79}, "failed", R.data_changed),
         (None, {"exit_code": -11}, "crashed", R.crashed),
         (None, {}, "crashed", R.crashed),
         (None, {"other_boot": True, "exit_code": -9}, "crashed", R.host_restarted),
@@ -40,7 +40,9 @@ XID_31 = kernel_log.worst_xid(["NVRM: Xid (PCI:0000:01:00): 31, pid=1, MMU Fault
         (None, {"xid": XID_79}, "crashed", R.gpu_lost),
     ],
 )
-def test_classify(said: Said | None, seen: dict[str, Any], outcome: str, reason: Reason) -> None:
+def test_classify(
+    said: ExitReport | None, seen: dict[str, Any], outcome: str, reason: Reason
+) -> None:
     ending = classify(said, Circumstances(**seen))
     assert (ending.outcome, ending.reason) == (outcome, reason)
     assert ending.message

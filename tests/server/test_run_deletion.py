@@ -37,7 +37,7 @@ def test_a_run_that_is_a_link_to_another_disk_goes_with_what_it_leads_to(tmp_pat
     (runs / "run_a").symlink_to(disk / "run_a")
     (disk / "run_a" / "checkpoints" / "linked").symlink_to(disk / "elsewhere")
     run_deletion.mark(runs / "run_a")
-    assert run_deletion.bury(runs / "run_a") == []
+    assert run_deletion.remove_files(runs / "run_a") == []
     assert list(runs.iterdir()) == []
     assert list(disk.iterdir()) == []
 
@@ -47,7 +47,7 @@ def test_a_run_whose_checkpoints_are_a_link_leaves_nothing(tmp_path):
     (tmp_path / "runs" / "run_a").mkdir(parents=True)
     (tmp_path / "runs" / "run_a" / "checkpoints").symlink_to(tmp_path / "disk")
     run_deletion.mark(tmp_path / "runs" / "run_a")
-    assert run_deletion.bury(tmp_path / "runs" / "run_a") == []
+    assert run_deletion.remove_files(tmp_path / "runs" / "run_a") == []
     assert not (tmp_path / "disk").exists()
     assert not (tmp_path / "runs" / "run_a").exists()
 
@@ -62,8 +62,8 @@ def test_what_cannot_be_removed_is_said_and_tried_again(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(run_deletion.shutil, "rmtree", refuse)
-        (problem,) = run_deletion.bury(directory)
+        (problem,) = run_deletion.remove_files(directory)
     assert "checkpoints: Device or resource busy" in problem
     assert (directory / run_deletion.MARK).exists()  # the next start tries again
-    assert run_deletion.bury(directory) == []
+    assert run_deletion.remove_files(directory) == []
     assert not directory.exists()

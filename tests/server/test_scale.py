@@ -14,7 +14,7 @@ from server.queries import store
 from server.settings import Settings
 from server.supervision import worklist
 from server.supervision.supervisor import Supervisor
-from server.supervision.trainers import Shop
+from server.supervision.trainers import SupervisorContext
 from tests.bench import history
 from tests.server.machine_world import World
 from tests.server.reporting import attempt, create
@@ -104,7 +104,8 @@ def test_f46_a_tick_does_not_grow_with_the_queue(db: Database, settings: Setting
         )
     with World() as world:
         supervisor = Supervisor(
-            Shop(db, settings, (Device("cpu", "a processor"),)), lambda: world.monotonic
+            SupervisorContext(db, settings, (Device("cpu", "a processor"),)),
+            lambda: world.monotonic,
         )
         spent = []
         for _ in range(6):

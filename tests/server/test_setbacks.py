@@ -120,10 +120,10 @@ def test_an_error_in_one_run_ends_that_one_and_no_other(
 ) -> None:
     launch = trainers.launch
 
-    def broken(shop: Any, run_id: str, device: str) -> Any:
+    def broken(context: Any, run_id: str, device: str) -> Any:
         if run_id == bad:
             raise PermissionError(13, "Permission denied", "/data/runs/bad")
-        return launch(shop, run_id, device)
+        return launch(context, run_id, device)
 
     bad = house.create("bad", steps=20)
     good = house.create("good", steps=20)

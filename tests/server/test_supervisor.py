@@ -15,7 +15,7 @@ from server.database.tables import Job
 from server.domain import extend, jobs, lineage, runs
 from server.launch import process
 from server.supervision.supervisor import Supervisor
-from server.supervision.trainers import Shop
+from server.supervision.trainers import SupervisorContext
 from tests.server.house import CPU, House
 from trainer.contract.extend import ExtendRequest
 
@@ -381,7 +381,7 @@ def test_a_supervisor_that_fails_says_so(house: House, monkeypatch: pytest.Monke
         raise RuntimeError("a fault nobody thought of")
 
     monkeypatch.setattr("server.supervision.worklist.load", broken)
-    supervisor = Supervisor(Shop(house.db, house.settings, CPU))
+    supervisor = Supervisor(SupervisorContext(house.db, house.settings, CPU))
     supervisor.start(house.failures.append)
     deadline = time.monotonic() + 5
     while not house.failures and time.monotonic() < deadline:

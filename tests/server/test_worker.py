@@ -24,7 +24,7 @@ from server.ingestion.ingest import IngestResult
 from server.ingestion.worker import Worker, WorkerGone
 from server.settings import Settings
 from server.supervision import intake
-from server.supervision.trainers import Shop
+from server.supervision.trainers import SupervisorContext
 from server.supervision.watch import Watch
 from tests.server import reporting
 
@@ -105,7 +105,7 @@ def test_it_comes_back_after_its_end_and_nothing_is_read_twice(
     reporter.begin()
     reporter.steps(0, 20)
     first = Worker.spawn(settings.paths.root)
-    reads = intake.Intake(Shop(db, settings, (), worker=first))
+    reads = intake.Intake(SupervisorContext(db, settings, (), worker=first))
     watch = Watch(reporter.outbox.parent, "token")
     _until(lambda: first.is_ready)
     reads.read({reporter.attempt_id: watch}, {})

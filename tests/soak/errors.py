@@ -57,9 +57,9 @@ def run(budget: float, seed: int) -> Counts:
     strikes = every_strike(draw) if _may_trace() else []
     counts.say(f"{len(strikes)} strikes with strace" if strikes else "strace may not trace here")
     to_come = iter(strikes)
-    with weights.Workshop() as shop, ThreadPoolExecutor(os.cpu_count()) as pool:
+    with weights.Workshop() as context, ThreadPoolExecutor(os.cpu_count()) as pool:
         while left.has_more():
-            _one_trainer(shop, counts, draw)
+            _one_trainer(context, counts, draw)
             some = itertools.islice(to_come, STRIKES_FOR_EACH_TRAINER)
             for found in pool.map(partial(_struck, seed), some):
                 counts.merge(found)
@@ -167,10 +167,10 @@ def _refuse_record(counts: Counts, place: str, passes: int, number: int) -> None
 # --- real trainers -------------------------------------------------------------------------------
 
 
-def _one_trainer(shop: weights.Workshop, counts: Counts, draw: random.Random) -> None:
+def _one_trainer(context: weights.Workshop, counts: Counts, draw: random.Random) -> None:
     """A trainer with errors at random passes; it, or its next attempt, ends as the twin."""
     packing = draw.choice(weights.PACKINGS)
-    lab = shop.lab(packing)
+    lab = context.lab(packing)
     place = draw.choice((*CHECKPOINT_PLACES, *JOURNAL_PLACES, "checkpoint.remove"))
     number = draw.choice(NUMBERS)
     most = 60 if place.startswith("journal") else 8
@@ -185,7 +185,7 @@ def _one_trainer(shop: weights.Workshop, counts: Counts, draw: random.Random) ->
     counts.add("trainers with errors")
     left = list(lab.run_dir.checkpoints.glob(".*"))
     counts.expect(not left, f"{terms}: left {left}")
-    counts.expect(weights._picture(lab) == shop.twin(packing), f"{terms}: not its twin")
+    counts.expect(weights._picture(lab) == context.twin(packing), f"{terms}: not its twin")
 
 
 def _reason(lab: Lab) -> str | None:

@@ -38,10 +38,10 @@ def run(budget: float, seed: int) -> Counts:
     """Runs, each interrupted two to five times, until the time is up. Kills that only ever hit
     the start would prove nothing: that is a failure too."""
     counts, left = Counts("weights", seed), Budget(budget)
-    with Workshop() as shop:
+    with Workshop() as context:
         number = 0
         while left.has_more():
-            _one_run(shop, counts, seed * 1000 + number)
+            _one_run(context, counts, seed * 1000 + number)
             number += 1
     counts.expect(
         2 * counts.done["of them past a first step"] >= counts.done["kills"],
@@ -53,8 +53,8 @@ def run(budget: float, seed: int) -> Counts:
 def control(seed: int, piece: str = "cursor") -> Counts:
     """The same with one piece of the state left out of a checkpoint: it must be noticed."""
     counts = Counts("weights", seed)
-    with Workshop() as shop:
-        _one_run(shop, counts, seed, spoil=lambda lab: forget(lab, piece))
+    with Workshop() as context:
+        _one_run(context, counts, seed, spoil=lambda lab: forget(lab, piece))
     return counts
 
 
@@ -100,10 +100,10 @@ def _picture(lab: Lab) -> Any:
     return lab.curve(), lab.weights_sha256(STEPS), state["rng"], state["loader"]
 
 
-def _one_run(shop: Workshop, counts: Counts, seed: int, spoil: Spoil | None = None) -> None:
+def _one_run(context: Workshop, counts: Counts, seed: int, spoil: Spoil | None = None) -> None:
     draw = random.Random(seed)
     packing = draw.choice(PACKINGS)
-    lab = shop.lab(packing)
+    lab = context.lab(packing)
     if spoil is not None:
         lab.interrupt("pause", 12)
         spoil(lab)
@@ -115,7 +115,7 @@ def _one_run(shop: Workshop, counts: Counts, seed: int, spoil: Spoil | None = No
     counts.add("runs")
     verdicts = {e["verdict"] for e in lab.events("resume_checked")}
     counts.expect(verdicts <= {"verified"}, f"run {seed}: resumes were {sorted(verdicts)}")
-    counts.expect(_picture(lab) == shop.twin(packing), f"run {seed} ({packing}) is not its twin")
+    counts.expect(_picture(lab) == context.twin(packing), f"run {seed} ({packing}) is not its twin")
 
 
 def _finish(lab: Lab, counts: Counts) -> None:

@@ -242,13 +242,13 @@ def test_what_was_chosen_is_frozen_and_used(lab, monkeypatch):
     def probe(*_: Any) -> Any:
         raise AssertionError("rows are given")
 
-    chosen = frozen_choices.settle(order, run.run_dir, torch.device("cpu"), probe)
+    chosen = frozen_choices.choose(order, run.run_dir, torch.device("cpu"), probe)
     assert (chosen.fp8, chosen.dtype) == (True, torch.bfloat16)
-    again = frozen_choices.settle(order, run.run_dir, torch.device("cpu"), probe)
+    again = frozen_choices.choose(order, run.run_dir, torch.device("cpu"), probe)
     assert again == chosen
     monkeypatch.undo()  # the next start finds another card
     with pytest.raises(device.DeviceMissing, match="fp8 needs a card"):
-        frozen_choices.settle(order, run.run_dir, torch.device("cpu"), probe)
+        frozen_choices.choose(order, run.run_dir, torch.device("cpu"), probe)
     assert frozen_choices.Choices.model_validate(
         {k: v for k, v in chosen.model_dump().items() if k != "fp8"}
     ) == chosen.model_copy(update={"fp8": False})

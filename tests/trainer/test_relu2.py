@@ -220,7 +220,7 @@ def test_the_winner_stays_for_the_runs_life(lab) -> None:
     order = orders.read(run.order(), AttemptOrder)
 
     def settled_choices() -> frozen_choices.Choices:
-        return frozen_choices.settle(
+        return frozen_choices.choose(
             order, run.run_dir, CPU, lambda *_: pytest.fail("rows are given")
         )
 

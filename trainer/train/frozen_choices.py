@@ -60,7 +60,7 @@ Probe = Callable[
 ]
 
 
-def settle(order: AttemptOrder, run_dir: RunDir, device: torch.device, probe: Probe) -> Choices:
+def choose(order: AttemptOrder, run_dir: RunDir, device: torch.device, probe: Probe) -> Choices:
     """The run's choices, made now where there are none. Overrides are applied on top."""
     if order.spec.numerics.precision == "fp8":
         devices.require_fp8(device)  # at every start: the card may be another one by now

@@ -65,10 +65,10 @@ def run(session: Session) -> events.Ended:
     val_bpb.recheck_at_start(session)
     session.reporter.emit(events.Stage(stage="training"))
     while True:
-        ended = loop.obey()
+        ended = loop.handle_commands()
         if ended:
             return ended
-        if not loop.keep_promises():
+        if not loop.run_due_work():
             continue  # a command came in the middle of an evaluation: it goes first
         if loop.at_end:
             return loop.finish("completed", Reason.finished, "end")
@@ -94,35 +94,35 @@ class _Loop:
 
     # --- commands --------------------------------------------------------------------------------
 
-    def obey(self) -> events.Ended | None:
+    def handle_commands(self) -> events.Ended | None:
         """Carry out what was asked since the last boundary; an ending if that is what it was."""
         control = self.session.control
         for command in control.take():
-            ended = self._carry_out(command)
+            ended = self._apply_command(command)
             if ended:
                 return ended
-        if control.terminated and not self._nothing_left():
+        if control.terminated and not self._is_done():
             return self.finish("terminated", Reason.terminated, "terminate")
         return None
 
-    def _carry_out(self, command: commands.AnyCommand) -> events.Ended | None:
+    def _apply_command(self, command: commands.AnyCommand) -> events.Ended | None:
         match command:
             case commands.Pause():
-                if self._nothing_left():
+                if self._is_done():
                     return None  # the phase completes instead
                 return self.finish("paused", Reason.requested, "pause")
             case commands.EndPhase():
                 return self.finish("phase_ended", Reason.requested, "end")
             case commands.Cancel():
-                self.settle()
+                self.flush_pending()
                 checkpointing.drain(self.session)
                 return self._ended("cancelled", Reason.requested, None)
             case commands.Save():
-                self.settle()
+                self.flush_pending()
                 checkpointing.save_on_request(self.session, command)
                 return None
             case commands.Evaluate():
-                self.settle()
+                self.flush_pending()
                 evaluations.measure_on_request(self.session, command)
             case commands.Pin():
                 self.order.pinned[:] = command.names
@@ -131,7 +131,7 @@ class _Loop:
         self._answer(command)
         return None
 
-    def _nothing_left(self) -> bool:
+    def _is_done(self) -> bool:
         return self.at_end and not evaluations.due_kinds(self.session, self.at_end)
 
     def _answer(self, command: commands.AnyCommand) -> None:
@@ -139,7 +139,7 @@ class _Loop:
 
     def finish(self, outcome: Any, reason: Reason, why: Any) -> events.Ended:
         """An ending with a checkpoint of the very last step."""
-        self.settle()
+        self.flush_pending()
         name = checkpointing.save_last(self.session, why)
         return self._ended(outcome, reason, name)
 
@@ -150,7 +150,7 @@ class _Loop:
 
     # --- what is due ------------------------------------------------------------------------------
 
-    def keep_promises(self) -> bool:
+    def run_due_work(self) -> bool:
         """Evaluations and saves due at this boundary. False when a command came in between.
 
         The step in flight is settled first: what is measured or saved must know its loss.
@@ -158,7 +158,7 @@ class _Loop:
         kinds = evaluations.due_kinds(self.session, self.at_end)
         why = checkpointing.due(self.session)
         if kinds or why or self.at_end:
-            self.settle()
+            self.flush_pending()
         checkpointing.collect(self.session)
         if kinds and not evaluations.measure(self.session, kinds):
             return False
@@ -174,8 +174,8 @@ class _Loop:
         compiling = self.first and session.stepper.compiler.active
         if compiling:
             session.reporter.emit(events.Stage(stage="compiling", detail="the first step"))
-        if leave_out(session, step):
-            session.reporter.emit(_left_out(step))
+        if skip_batches(session, step):
+            session.reporter.emit(_skipped(step))
         if failpoint.corrupts("loop.weights"):
             flip_a_bit(session)
         launched = time.perf_counter()
@@ -197,14 +197,14 @@ class _Loop:
         self.state.evaluations = {}
         self.state.tokens_seen += self.order.plan.batch.tokens
         if self.first or not reads_late(session.device):
-            self.settle()
+            self.flush_pending()
         if compiling:
             session.check_compiler()
             session.reporter.emit(events.Stage(stage="training"))
         self.first = False
         session.reporter.sync_if_due()
 
-    def settle(self) -> None:
+    def flush_pending(self) -> None:
         """Read and report the step in flight, if any: afterwards nothing is pending."""
         before, self.pending = self.pending, None
         if before:
@@ -270,7 +270,7 @@ def reads_late(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def leave_out(session: Session, step: int) -> bool:
+def skip_batches(session: Session, step: int) -> bool:
     """Discard the batches that a rewind marked as offending, when their step comes. Whether any."""
     spans = [last - first + 1 for first, last in session.order.skip_steps if first == step]
     for _ in range(sum(spans)):
@@ -278,7 +278,7 @@ def leave_out(session: Session, step: int) -> bool:
     return bool(spans)
 
 
-def _left_out(step: int) -> events.Notice:
+def _skipped(step: int) -> events.Notice:
     words = f"the batch of step {step:,} was left out: its loss was no finite number before"
     return events.Notice(level="warning", code="batch_left_out", message=words, step=step)
 

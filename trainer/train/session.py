@@ -197,7 +197,7 @@ def build(
     where = device.resolve(order.device)
     _say_if_gpu_is_idle(order, where, reporter)
     reporter.emit(events.Stage(stage="probing", detail="settling the run's choices"))
-    chosen = choices.settle(order, run_dir, where, batch_size_probe.fastest_rows)
+    chosen = choices.choose(order, run_dir, where, batch_size_probe.fastest_rows)
     seed_rng(order.spec.numerics.seed)
     data = prepared.read(run_dir.data, Path(order.data_dir))
     reporter.emit(events.Stage(stage="verifying", detail="data files"))

@@ -31,7 +31,7 @@ OF_ALL = (Busy, DiskFull, StorageBroken)
 log = logging.getLogger("traind.supervisor")
 
 
-class Setbacks:
+class FailureGuard:
     """Errors in a row by run or job, and until when each is left alone."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
