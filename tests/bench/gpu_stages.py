@@ -396,9 +396,9 @@ def save() -> None:
 
     model, stepper, (data, *_) = _bench(ROWS[-1])
 
-    def describe(files: dict[str, FileEntry]) -> Manifest:
+    def describe(step: int, files: dict[str, FileEntry]) -> Manifest:
         return Manifest(
-            run_id="bench", attempt=1, step=0, tokens_seen=0, parent=None, why="cadence",
+            run_id="bench", attempt=1, step=step, tokens_seen=0, parent=None, why="cadence",
             files=files, spec_sha256="", data_identity="", fingerprint={}, unix_seconds=0.0,
         )  # fmt: skip
 
@@ -415,7 +415,9 @@ def save() -> None:
         saver.prepare(*tensors)
         alone = statistics.median(seconds(train) for _ in range(8))
         for turn in range(3):
-            stall = seconds(partial(saver.begin, turn, *tensors, {}, describe, "cadence"))
+            stall = seconds(
+                partial(saver.begin, turn, *tensors, {}, partial(describe, turn), "cadence")
+            )
             first = seconds(train)
             (saved,) = saver.wait()
             say(f"save {turn}: begin {stall * 1e3:.1f} ms, the step after it {first * 1e3:.1f} ms "
