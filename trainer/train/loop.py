@@ -15,6 +15,7 @@ import torch
 from trainer.contract import commands, events, failpoint
 from trainer.contract.exits import Reason
 from trainer.train import checkpointing, corpus_watch, evaluations, val_bpb
+from trainer.train.minute_log import MinuteLog
 from trainer.train.phase_schedule import scheduled
 from trainer.train.session import Session
 from trainer.train.spike_detector import SpikeWatch
@@ -85,6 +86,7 @@ class _Loop:
         self.order, self.state = session.order, session.state
         self.pending: Pending | None = None
         self.spikes = SpikeWatch()
+        self.log = MinuteLog(session.order.end_step)
         self.clock = StepClock()
         self.first = True
 
@@ -239,6 +241,7 @@ class _Loop:
                 **sensors,  # pyright: ignore[reportArgumentType] - its fields, some int
             )
         )
+        self.log.add(done.step, smooth, self.order.plan.batch.tokens)
         self._check_resume(done.step, loss)
         spike = self.spikes.observe(done.step, loss)
         if spike:

@@ -1,0 +1,33 @@
+"""A line in the trainer's log every minute of a healthy run: step, loss, throughput, time left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from trainer.contract.plan.words import hours
+
+EVERY_SECONDS = 60.0
+
+
+class MinuteLog:
+    """Prints at most one line in EVERY_SECONDS; throughput is that since the line before."""
+
+    def __init__(self, end_step: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._end_step, self._clock = end_step, clock
+        self._since, self._steps, self._tokens = clock(), 0, 0
+
+    def add(self, step: int, loss: float, tokens: int) -> None:
+        """Count step `step` (from 0) with its smoothed loss; print when a minute has passed."""
+        self._steps += 1
+        self._tokens += tokens
+        passed = self._clock() - self._since
+        if passed < EVERY_SECONDS:
+            return
+        left = (self._end_step - step - 1) * passed / self._steps
+        print(
+            f"{time.strftime('%F %T')} step {step + 1:,}/{self._end_step:,}, loss {loss:.4f}, "
+            f"{self._tokens / passed:,.0f} tokens/s, {hours(left)} left",
+            flush=True,
+        )
+        self._since, self._steps, self._tokens = self._clock(), 0, 0
