@@ -32,8 +32,10 @@ SERVER_PACKAGES = ("fastapi", "uvicorn", "pydantic", "sqlalchemy", "alembic", "h
 
 # Asked of the trainer's interpreter: this process has no torch and wants none.
 QUESTION = """
-import importlib.metadata as m, json, platform, sys
+import importlib.metadata as m, json, os, platform, sys, sysconfig
 found = {"python": platform.python_version(), "executable": sys.executable, "packages": {}}
+header = os.path.join(sysconfig.get_paths()["include"], "Python.h")
+found["missing_header"] = None if os.path.exists(header) else header
 for name in ("torch", "numpy", "safetensors", "tiktoken", "rustbpe", "pyarrow", "huggingface_hub"):
     try:
         found["packages"][name] = m.version(name)
@@ -110,7 +112,7 @@ def examine(settings: Settings, torch_seconds: float = TORCH_SECONDS) -> Iterabl
     else:
         yield from trainer_findings(answer)
     yield from _driver(answer)
-    yield _compiler()
+    yield compiler_finding(answer)
     yield _daemon()
     yield from _service()
 
@@ -244,16 +246,24 @@ def _driver(answer: dict[str, Any] | Finding) -> Iterable[Finding]:
         yield Finding("driver", "ok", f"NVIDIA {driver}, {count} GPUs")
 
 
-def _compiler() -> Finding:
+def compiler_finding(answer: dict[str, Any] | Finding) -> Finding:
+    """Whether torch.compile works here; on a GPU Triton also builds modules of the interpreter."""
     found = next(
         (c for c in (os.environ.get("CXX"), "c++", "g++", "clang++") if c and shutil.which(c)), None
     )
-    if found:
-        return Finding("compiler", "ok", str(shutil.which(found)))
-    return Finding(
-        "compiler", "warning", "no C++ compiler: runs go on without torch.compile, and slower",
-        "install one (Debian: apt install g++)",
-    )  # fmt: skip
+    if not found:
+        return Finding(
+            "compiler", "warning", "no C++ compiler: runs continue without torch.compile, slower",
+            "install one (Debian: apt install g++)",
+        )  # fmt: skip
+    header = answer.get("missing_header") if isinstance(answer, dict) else None
+    if header and isinstance(answer, dict) and answer.get("cuda"):
+        return Finding(
+            "compiler", "warning",
+            f"{header} is missing: GPU runs continue without torch.compile, slower",
+            "install the headers of this Python (Debian: apt install python3-dev)",
+        )  # fmt: skip
+    return Finding("compiler", "ok", str(shutil.which(found)))
 
 
 def _daemon() -> Finding:

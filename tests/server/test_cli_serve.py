@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -273,3 +274,21 @@ def test_a_second_daemon_is_refused_quickly_and_says_who_holds_it(tmp_path: Path
     assert answer.returncode == 1
     assert "pid 1, since ever" in answer.stderr
     assert "Traceback" not in answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("answer", "level"),
+    [
+        ({"cuda": True, "missing_header": "/usr/include/python3.13/Python.h"}, "warning"),
+        ({"cuda": True, "missing_header": None}, "ok"),
+        ({"cuda": False, "missing_header": "/usr/include/python3.13/Python.h"}, "ok"),
+        (doctor.Finding("trainer", "problem", "no answer"), "ok"),
+    ],
+)
+def test_a_gpu_needs_the_headers_of_the_trainers_python(
+    monkeypatch: pytest.MonkeyPatch, answer: Any, level: str
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    found = doctor.compiler_finding(answer)
+    assert found.level == level
+    assert ("Python.h" in found.detail) == (level == "warning")
