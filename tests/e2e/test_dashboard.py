@@ -199,7 +199,7 @@ def test_a_page_whose_files_do_not_arrive_comes_by_itself(
 VIEWS = {
     "#/": ".run-name",
     "#/new": ".plan-summary dd",
-    "#/playground": "option[value='rtx4070-d12-200k@140000']",
+    "#/playground": "select:has(option[value='rtx4070-d12-200k@140000'])",
     "#/compare": ".compare-charts dt",
     RUN: ".chart-status:has-text('steps')",
     f"{RUN}/checkpoints": ".tab-checkpoints tbody tr",

@@ -211,7 +211,8 @@ def test_head_is_answered_wherever_get_is(opened: Asgi) -> None:
         for accept in ("*/*", "text/event-stream"):
             if accept == "text/event-stream" and not path.endswith("/events"):
                 continue
-            headers = {"accept": accept}
+            # a compressed answer has another length than HEAD's, which describes the plain one
+            headers = {"accept": accept, "accept-encoding": "identity"}
             head = opened.request("HEAD", path, headers=headers)
             assert head.content == b"", path
             if accept == "*/*":

@@ -194,7 +194,7 @@ def test_reports_are_read_without_the_process_that_reads_them(daemon: Any) -> No
     _steps_past(url, httpx.get(f"{url}/v1/runs/demo/progress").json()["step"])
     words = only.end()
     assert only.process.returncode == 0
-    assert "its work goes on in the daemon itself" in words
+    assert "it is started again in" in words
     assert "Traceback" not in words
     with _rows(only.data_dir.parent) as house:
         (attempt,) = _attempts(house)

@@ -7,20 +7,25 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.trainer.lab import Lab
+from tests.trainer.forkserver import ForkServer
+from tests.trainer.lab import TINY, Lab, write_corpus
 from trainer.data import contents, hashing, prepared
 from trainer.data.prepared import PreparedData
 
 
 @pytest.fixture
-def run(lab, monkeypatch: pytest.MonkeyPatch) -> Lab:
-    """A prepared run whose corpus was named by samples. Its token cache is another run's too."""
+def run(tmp_path: Path, fork_server: ForkServer, monkeypatch: pytest.MonkeyPatch) -> Lab:
+    """A prepared run whose corpus was named by samples, and which no other run has hashed."""
     monkeypatch.setattr(contents, "HASH_FIRST_BYTES", 0)
-    return lab("watched", horizon={"steps": 12})
+    write_corpus(tmp_path / "shards")
+    made = Lab(tmp_path / "watched", fork_server, {**TINY, "horizon": {"steps": 12}})
+    made.prepare(tmp_path / "shards")
+    return made
 
 
 def data_of(run: Lab) -> PreparedData:

@@ -27,6 +27,7 @@ from trainer.contract.rundir import RunDir
 from trainer.contract.schedule import ExtendSchedule
 from trainer.contract.shape import shape_of
 from trainer.contract.spec import RunSpec, resolve
+from trainer.data import prepared
 from trainer.data import tokenizer as tokenizers
 from trainer.data.loader import open_loader
 from trainer.data.prepared import PreparedData
@@ -103,7 +104,7 @@ def continued(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 def go_on(result: ImportResult, run_dir: RunDir, end: int = END) -> Continued:
     spec = resolve(result.spec)
-    plan, data = make_plan(spec), PreparedData.model_validate_json(run_dir.data.read_bytes())
+    plan, data = make_plan(spec), prepared.read(run_dir.data, run_dir.root.parents[1])
     path = run_dir.checkpoints / result.checkpoint.name
     weights, state, saved = store.load(path)
     length = plan.batch.sequence_len

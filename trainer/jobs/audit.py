@@ -55,7 +55,7 @@ def _compare(parts: Any, steps: int, own: Process, loop: Any, session: Any) -> A
         if own.control.wants_attention():
             break
         recorded = session.recorded_loss(run_dir, parts.order.attempt, step)
-        loop.leave_out(parts, step)
+        loop.skip_batches(parts, step)
         micro_batches, _ = parts.next_step_batches()
         result = parts.stepper.train_step(micro_batches, **scheduled(parts.order, step))
         parts.state.step = step + 1
