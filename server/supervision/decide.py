@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from server.domain.states import SETTLED, State
 from server.supervision.watch import Presence
 from trainer.contract.exits import Reason
+from trainer.contract.rundir import DUMP_SIGNAL
 
 DUMP_SECONDS = 2.0  # for the stack dump to reach the log
 TERM_SECONDS = 10.0  # for a stalled or unwilling process to end by itself
@@ -231,7 +232,7 @@ def _stall(process: Seen) -> Action | None:
             return None
         what = "it is stopped by a signal" if process.is_stopped else "nothing was heard of it"
         why = f"{what} for {process.silence:.0f} s, {process.timeout:.0f} s are allowed"
-        first = (signal.SIGUSR1, signal.SIGCONT) if process.is_stopped else (signal.SIGUSR1,)
+        first = (DUMP_SIGNAL, signal.SIGCONT) if process.is_stopped else (DUMP_SIGNAL,)
         return Signal(first, 2 if process.is_stopped else 1, why, stall=True)
     if process.stall_step == 1 and process.silence < process.since_step:
         return ClearStall()

@@ -41,7 +41,7 @@ class Trainer:
         self.cursor = (0, 0)
         self.terminated = False
         signal.signal(signal.SIGTERM, self.on_terminate)
-        faulthandler.register(signal.SIGUSR1, file=sys.stderr)
+        faulthandler.register(rundir.DUMP_SIGNAL, file=sys.stderr)
 
     def holder(self, waiting: str | None) -> str:
         return json.dumps({"pid": os.getpid(), "waiting": waiting}).ljust(200)

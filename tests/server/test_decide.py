@@ -163,7 +163,7 @@ def test_the_ladder_of_a_stall() -> None:
         alive(silence=602, stall_step=1, since_step=2),
         alive(silence=612, stall_step=3, since_step=10),
         alive(silence=620, stall_step=4, since_step=20),
-    ) == [WAIT, (signal.SIGUSR1,), WAIT, (signal.SIGTERM,), (signal.SIGKILL,), WAIT]
+    ) == [WAIT, (signal.SIGURG,), WAIT, (signal.SIGTERM,), (signal.SIGKILL,), WAIT]
 
 
 def test_a_stalled_process_that_moves_again_is_spared_but_not_a_stopped_one() -> None:
@@ -173,7 +173,7 @@ def test_a_stalled_process_that_moves_again_is_spared_but_not_a_stopped_one() ->
         RunSeen(state=State.running, process=alive(silence=600, is_stopped=True))
     )
     assert isinstance(stopped, decide.Signal)
-    assert stopped.signals == (signal.SIGUSR1, signal.SIGCONT)
+    assert stopped.signals == (signal.SIGURG, signal.SIGCONT)
     after = alive(silence=0.1, stall_step=stopped.step, since_step=2)
     assert climb(RunSeen(state=State.running), after) == [(signal.SIGTERM,)]
 

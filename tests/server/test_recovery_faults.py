@@ -187,7 +187,7 @@ def test_f04_a_hang_is_stalled_with_its_stacks(
     assert first.reason == "stalled"
     assert "misbehave" in (first.log_tail or "")  # the function it hung in
     sent = [e.message.split()[1] for e in house.events(run_id, "signal")]
-    assert sent == ["SIGUSR1", "SIGTERM", "SIGKILL"]
+    assert sent == ["SIGURG", "SIGTERM", "SIGKILL"]
     house.check(run_id)
     house.close()
 
@@ -204,7 +204,7 @@ def test_f04_a_stopped_trainer_is_stalled_not_crashed(
     first = house.attempts(run_id)[0]
     assert (first.outcome, first.reason) == ("terminated", "stalled")
     why = [e.message for e in house.events(run_id, "signal")]
-    assert "SIGUSR1 and SIGCONT" in why[0]
+    assert "SIGURG and SIGCONT" in why[0]
     assert "it is stopped by a signal" in why[0]
     house.check(run_id)
     house.close()

@@ -11,6 +11,7 @@ import fcntl
 import os
 import re
 import shutil
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +20,8 @@ from pathlib import Path
 
 from trainer.contract import failpoint
 
+# ignored by a process that has no handler for it yet, unlike SIGQUIT
+DUMP_SIGNAL = getattr(signal, "SIGURG", signal.SIGTERM)
 OUTBOX, INBOX, LOG, LOCK = "outbox.jsonl", "inbox.jsonl", "trainer.log", "lock"
 
 

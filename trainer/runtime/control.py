@@ -1,7 +1,9 @@
 """What the trainer is told: commands from the inbox and signals, asked once per step.
 
 Handlers of signals only set a flag. SIGTERM: checkpoint, then end (recovery policy decides what
-next). SIGUSR1: every thread's stack into the log, for a hang seen from outside.
+next). SIGUSR1 and SIGUSR2: checkpoint at the next step boundary and continue, as Slurm's and
+Lightning's users expect. DUMP_SIGNAL: every thread's stack into the log, for a hang seen from
+outside.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from types import FrameType
 from pydantic import ValidationError
 
 from trainer.contract import commands, journal
+from trainer.contract.rundir import DUMP_SIGNAL
 
 
 class Control:
@@ -25,12 +28,16 @@ class Control:
         self._offset, self._next_seq = 0, 0
         self._pending: list[commands.AnyCommand] = []
         self.terminated = False
+        self._save_requested = False
 
     def install_signals(self) -> None:
         signal.signal(signal.SIGTERM, self._on_terminate)
         signal.signal(signal.SIGINT, self._on_terminate)
-        if hasattr(signal, "SIGUSR1"):
-            faulthandler.register(signal.SIGUSR1, file=sys.stderr, all_threads=True)
+        for name in ("SIGUSR1", "SIGUSR2"):
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), self._on_save)
+        if hasattr(faulthandler, "register"):
+            faulthandler.register(DUMP_SIGNAL, file=sys.stderr, all_threads=True)
 
     def poll(self) -> None:
         """Read what is new; a damaged inbox is treated as silence, signals still work."""
@@ -49,6 +56,11 @@ class Control:
         taken, self._pending = self._pending, []
         return taken
 
+    def take_save_request(self) -> bool:
+        """Whether a signal asked for a checkpoint since the last call."""
+        asked, self._save_requested = self._save_requested, False
+        return asked
+
     def wants_attention(self) -> bool:
         """Whether long work (an evaluation) should stop at its next boundary."""
         self.poll()
@@ -57,3 +69,6 @@ class Control:
 
     def _on_terminate(self, signum: int, frame: FrameType | None) -> None:
         self.terminated = True
+
+    def _on_save(self, signum: int, frame: FrameType | None) -> None:
+        self._save_requested = True

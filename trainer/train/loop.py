@@ -105,6 +105,9 @@ class _Loop:
                 return ended
         if control.terminated and not self._is_done():
             return self.finish("terminated", Reason.terminated, "terminate")
+        if control.take_save_request():
+            self.flush_pending()
+            checkpointing.save_now(self.session, "requested")
         return None
 
     def _apply_command(self, command: commands.AnyCommand) -> events.Ended | None:
