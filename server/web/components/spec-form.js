@@ -2,7 +2,7 @@
 
 import { fill, h, uid } from "../dom.js";
 
-/** As trainer/contract/spec.py has them. */
+/** As trainer/contract/spec/presets.py has them. */
 export const PRESETS = ["demo", "rtx4070-d12", "nanochat-d12", "nanochat-d20"];
 const SOURCES = [["", "from the preset"], ["builtin", "built in"], ["text", "text files"], ["jsonl", "JSON lines"], ["parquet", "Parquet"], ["hf", "Hugging Face"], ["nanochat_packed", "nanochat's packed shards"]];
 const HORIZONS = [["", "as preset"], ["steps", "steps"], ["tokens", "tokens"], ["flops", "FLOP"], ["data_param_ratio", "tokens per parameter"]];

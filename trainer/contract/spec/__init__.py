@@ -1,0 +1,44 @@
+"""The run spec: what a user asks for, with every default said once.
+
+`resolve(body)` lays the body over its preset and the preset over the defaults, then validates.
+Unknown keys are errors everywhere; `None` means off.
+"""
+
+from trainer.contract.spec.data import DataSpec, TokenizerSpec
+from trainer.contract.spec.evaluation import EvaluateSpec
+from trainer.contract.spec.fields import MAX_STEPS, NAME_PATTERN, Name, Strict, do_not_fit
+from trainer.contract.spec.model import AttentionBackend, ModelSpec, padded_vocab
+from trainer.contract.spec.optimizer import AdamGroupSpec, GroupsSpec, OptimizerSpec
+from trainer.contract.spec.presets import PRESETS
+from trainer.contract.spec.run import MetadataKey, MetadataValue, RunSpec, Url, resolve
+from trainer.contract.spec.safety import CheckpointSpec, RecoverySpec
+from trainer.contract.spec.training import BatchSpec, HorizonSpec, NumericsSpec, ScheduleSpec
+
+__all__ = [
+    "MAX_STEPS",
+    "NAME_PATTERN",
+    "PRESETS",
+    "AdamGroupSpec",
+    "AttentionBackend",
+    "BatchSpec",
+    "CheckpointSpec",
+    "DataSpec",
+    "EvaluateSpec",
+    "GroupsSpec",
+    "HorizonSpec",
+    "MetadataKey",
+    "MetadataValue",
+    "ModelSpec",
+    "Name",
+    "NumericsSpec",
+    "OptimizerSpec",
+    "RecoverySpec",
+    "RunSpec",
+    "ScheduleSpec",
+    "Strict",
+    "TokenizerSpec",
+    "Url",
+    "do_not_fit",
+    "padded_vocab",
+    "resolve",
+]

@@ -1,0 +1,151 @@
+"""The complete spec of a run, and how a request body becomes one."""
+
+from __future__ import annotations
+
+import copy
+from typing import Annotated, Any
+
+from pydantic import Field, StringConstraints, field_validator, model_validator
+
+from trainer.contract.spec.data import DataSpec
+from trainer.contract.spec.evaluation import EvaluateSpec
+from trainer.contract.spec.fields import Name, Strict, do_not_fit
+from trainer.contract.spec.model import ModelSpec
+from trainer.contract.spec.optimizer import OptimizerSpec
+from trainer.contract.spec.presets import PRESETS
+from trainer.contract.spec.safety import CheckpointSpec, RecoverySpec
+from trainer.contract.spec.training import BatchSpec, HorizonSpec, NumericsSpec, ScheduleSpec
+
+FP8_TILE = 16
+Url = Annotated[str, StringConstraints(max_length=2048, pattern=r"^[a-z][a-z0-9+.-]*://\S+$")]
+MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+MetadataValue = Annotated[str, StringConstraints(max_length=512)]
+
+# These are choices, not settings to be merged: naming one key replaces the whole.
+_REPLACED_WHOLE = {"horizon", "metadata", "tokenizer"}
+
+
+class RunSpec(Strict):
+    """A complete run spec. `resolve` builds one from a request body."""
+
+    name: Name
+    """Unique name; works wherever an id does."""
+    title: Annotated[str, StringConstraints(max_length=300)] | None = None
+    """Free text shown beside the name."""
+    metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)] = {}  # noqa: RUF012
+    """Up to 16 free key/value pairs."""
+    preset: str = "demo"
+    """Set of defaults that the rest of the spec overrides."""
+    start: bool = True
+    """Whether the run is queued at once; false leaves it in state created."""
+    device: Annotated[str, StringConstraints(pattern=r"^(auto|cpu|mps|cuda(:\d{1,3})?)$")] = "auto"
+    """Device to train on; auto is the first free GPU, or the CPU of a machine without one."""
+    model: ModelSpec = ModelSpec()
+    """Architecture."""
+    data: DataSpec = DataSpec()
+    """Corpus, tokenizer and packing."""
+    horizon: HorizonSpec
+    """Training length."""
+    batch: BatchSpec = BatchSpec()
+    """Batch size."""
+    optimizer: OptimizerSpec = OptimizerSpec()
+    """Learning rates and weight decay."""
+    schedule: ScheduleSpec = ScheduleSpec()
+    """Learning rate schedule."""
+    numerics: NumericsSpec = NumericsSpec()
+    """Precision, determinism and compilation."""
+    evaluate: EvaluateSpec = EvaluateSpec()
+    """Evaluations during training."""
+    checkpoint: CheckpointSpec = CheckpointSpec()
+    """Checkpoint cadence and retention."""
+    recovery: RecoverySpec = RecoverySpec()
+    """What happens after crashes, reboots and non-finite losses."""
+    notify: Annotated[list[Url], Field(max_length=16)] = []  # noqa: RUF012
+    """Webhook or apprise URLs that receive the run's notices."""
+
+    @field_validator("preset")
+    @classmethod
+    def _known_preset(cls, preset: str) -> str:
+        if preset not in PRESETS:
+            raise ValueError(f"unknown preset; known are {', '.join(PRESETS)}")
+        return preset
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> RunSpec:
+        tokens, rows = self.batch.tokens, self.batch.device_batch_size
+        length = self.model.sequence_len
+        if not isinstance(tokens, int):
+            return self
+        if tokens % length:
+            raise do_not_fit(
+                ("batch", "tokens"),
+                f"batch.tokens {tokens:,} is not a multiple of model.sequence_len {length:,}",
+            )
+        if isinstance(rows, int) and tokens % (rows * length):
+            near = max(1, tokens // (rows * length)) * rows * length
+            raise do_not_fit(
+                ("batch", "tokens"),
+                f"batch.tokens {tokens:,} is not divisible by device_batch_size x sequence_len "
+                f"= {rows} x {length:,} = {rows * length:,}; {near:,} would be",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _streams_share_a_step(self) -> RunSpec:
+        tokens, streams = self.batch.tokens, self.data.streams
+        if isinstance(tokens, int) and tokens // self.model.sequence_len % streams:
+            raise do_not_fit(
+                ("data", "streams"),
+                f"a step of {tokens // self.model.sequence_len:,} rows (batch.tokens {tokens:,} / "
+                f"sequence_len {self.model.sequence_len:,}) cannot be shared equally by "
+                f"{streams} streams",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _tiles_fit(self) -> RunSpec:
+        """Products in 8 bits are made of tiles; with these two every size is a multiple."""
+        for name in ("head_dim", "sequence_len"):
+            if self.numerics.precision == "fp8" and getattr(self.model, name) % FP8_TILE:
+                raise do_not_fit(
+                    ("numerics", "precision"),
+                    f"fp8 multiplies in tiles of {FP8_TILE}: model.{name} "
+                    f"{getattr(self.model, name):,} would have to be a multiple of it",
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _kernels_fit(self) -> RunSpec:
+        if self.numerics.kernels == "triton" and self.numerics.precision not in ("auto", "bf16"):
+            raise do_not_fit(
+                ("numerics", "kernels"),
+                f"the kernels are made for bf16: with precision {self.numerics.precision} there "
+                "are none to race",
+            )
+        return self
+
+
+def resolve(body: dict[str, Any]) -> RunSpec:
+    """The complete spec for a request body.
+
+    Raises pydantic.ValidationError, whose locations are paths into the body.
+    """
+    preset = body.get("preset", "demo")
+    base = PRESETS.get(preset, {}) if isinstance(preset, str) else {}
+    if base.get("horizon") is None:
+        base = {**base, "horizon": {"steps": 200}}
+    return RunSpec.model_validate(_overlay(base, body))
+
+
+def _overlay(base: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
+    merged = copy.deepcopy(base)
+    for key, value in body.items():
+        below = merged.get(key)
+        if isinstance(value, dict) and isinstance(below, dict) and key not in _REPLACED_WHOLE:
+            if key == "data" and value.get("source", below.get("source")) != below.get("source"):
+                merged[key] = value  # another source: the preset's path and name mean nothing
+            else:
+                merged[key] = _overlay(below, value)
+        else:
+            merged[key] = value
+    return merged

@@ -1,0 +1,78 @@
+"""How long to train, in which batches, on which schedule and in which numbers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from trainer.contract.spec.fields import MAX_STEPS, Frac, Steps, Strict, Tokens
+
+
+class HorizonSpec(Strict):
+    """How long to train: exactly one of the four."""
+
+    steps: Steps | None = None
+    """Training length in optimizer steps."""
+    tokens: Tokens | None = None
+    """Training length in tokens, rounded down to whole steps."""
+    flops: Annotated[float, Field(ge=1, le=1e30)] | None = None
+    """Training length in floating-point operations."""
+    data_param_ratio: Annotated[float, Field(ge=1e-6, le=1e6)] | None = None
+    """Training length as tokens per scaling parameter (matrices and lm_head)."""
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> HorizonSpec:
+        given = [k for k in ("steps", "tokens", "flops", "data_param_ratio") if getattr(self, k)]
+        if len(given) != 1:
+            said = ", ".join(given) if given else "none"
+            raise ValueError(
+                f"give exactly one of steps, tokens, flops, data_param_ratio (given: {said})"
+            )
+        return self
+
+
+class BatchSpec(Strict):
+    """Tokens per optimizer step, and rows per forward pass on the device."""
+
+    tokens: Tokens | Literal["auto"] = "auto"
+    """Tokens per optimizer step; auto follows the scaling rule for batch sizes."""
+    device_batch_size: Annotated[int, Field(ge=1, le=65_536)] | Literal["auto"] = "auto"
+    """Rows per forward pass; auto measures which fits and runs fastest."""
+
+
+class ScheduleSpec(Strict):
+    warmup_steps: Annotated[int, Field(ge=0, le=MAX_STEPS)] = 40
+    """Steps over which the learning rate rises linearly to its peak."""
+    warmdown_ratio: Frac = 0.65
+    """Share of the horizon over which the learning rate decays at the end."""
+    warmdown_shape: Literal["linear", "cosine"] = "linear"
+    """Shape of that decay."""
+    final_lr_frac: Frac = 0.05
+    """Learning rate at the end, as a fraction of the peak."""
+
+
+class NumericsSpec(Strict):
+    """`deterministic: None` means true on the CPU and false on a GPU.
+
+    precision: fp8 is bf16 with the matrix products of the trunk in 8 bits, on cards that have it.
+
+    kernels: "triton" lets our own kernels race against the compiler's; the faster ones are used.
+
+    peak: what MFU refers to; "measured" asks for a matrix product even of a card in the table.
+    """
+
+    precision: Literal["auto", "bf16", "fp32", "fp16", "fp8"] = "auto"
+    """Compute dtype; auto is bf16 on GPUs that have it and fp32 elsewhere."""
+    deterministic: bool | None = None
+    """Use deterministic kernels only; null is true on the CPU and false on a GPU."""
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 42
+    """Seed of the initial weights and of every shuffle."""
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """CPU threads of the trainer; null lets torch choose."""
+    compile: bool | Literal["auto"] = "auto"
+    """Compile the model with torch.compile; auto decides by device and length of the run."""
+    kernels: Literal["compiled", "triton"] = "compiled"
+    """triton autotunes traind's own kernels against the compiler's at the first start."""
+    peak: Literal["auto", "measured"] = "auto"
+    """FLOP/s that MFU refers to: the table's value, or always measured on this machine."""
