@@ -200,7 +200,7 @@ def events_page() -> Iterator[str]:
         "its inbox in the same way. Times are unix seconds, sizes bytes.\n"
     )
     yield "## Records (outbox)\n"
-    yield from _records(events, events.Event)
+    yield from _records(events, events.TrainerEvent)
     yield "## Commands (inbox)\n"
     yield from _records(commands, BaseModel)
     yield "## Reasons\n"

@@ -56,7 +56,7 @@ def create_app(
             supervisor = Supervisor(
                 SupervisorContext(opened, settings, devices.Present(), worker=worker)
             )
-            told = webhooks.Notices(opened, settings.paths.root, receivers.deliver)
+            told = webhooks.WebhookThread(opened, settings.paths.root, receivers.deliver)
             api.connect(app, opened, feed, supervisor, told)
             told.start()
             keeper.start()

@@ -24,7 +24,7 @@ from trainer.contract.spec import (
     Url,
 )
 
-Item = TypeVar("Item")
+T = TypeVar("T")
 
 
 class State(StrEnum):
@@ -49,10 +49,10 @@ class Desired(StrEnum):
     cancelled = "cancelled"
 
 
-class Page(BaseModel, Generic[Item]):
+class Page(BaseModel, Generic[T]):
     """One page of a list; `next` goes into `after` of the following request."""
 
-    data: list[Item]
+    data: list[T]
     has_more: bool
     next: str | None
 

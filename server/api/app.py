@@ -40,7 +40,7 @@ from server.events.commit_notifier import Feed
 from server.events.hub import Hub
 from server.guard.access import Access, Policy, policy_for
 from server.guard.bodies import Bodies
-from server.guard.heads import Heads
+from server.guard.heads import HeadRequests
 from server.machine.readings import Readings
 from server.prometheus.metrics import Metrics
 from server.settings import Settings
@@ -111,7 +111,7 @@ def end_streams(app: FastAPI) -> None:
 
 
 def _add_layers(app: FastAPI, settings: Settings, policy: Policy, counted: Metrics) -> None:
-    app.add_middleware(Heads)
+    app.add_middleware(HeadRequests)
     app.add_middleware(Compressed)
     app.add_middleware(Bodies, max_bytes=settings.max_body_bytes)
     app.add_middleware(Access, policy=policy)

@@ -22,7 +22,7 @@ from server.api.jobs import accepted
 from server.api.openapi import problems
 from server.api.phases import whole
 from server.domain import checkpoints, jobs, runs
-from server.guard.idempotency import Answer
+from server.guard.idempotency import StoredAnswer
 from server.queries import history, store
 from server.schemas import CheckpointView, JobView, Page, PatchCheckpoint, SaveRequest
 
@@ -50,7 +50,7 @@ def index(run: RunRef, db: Db, superseded: Superseded = False) -> Page[Checkpoin
 def save(run: RunRef, act: Doing, body: SaveRequest | None = None) -> Response:
     """Save one now: the running trainer does it at its next step boundary."""
 
-    def effect(session: Session) -> Answer:
+    def effect(session: Session) -> StoredAnswer:
         row = store.get_run(session, run)
         return accepted(session, jobs.save(session, row, act.now, pin=bool(body and body.pin)))
 

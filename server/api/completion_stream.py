@@ -23,10 +23,17 @@ from server.api.openai_dialect import Telling, in_their_words
 from server.api.sse import HEADERS, HEARTBEAT_SECONDS, STOP_SECONDS, send_message, send_part
 from server.errors import Busy, IdempotencyMismatch, Invalid, TraindError, Unserved
 from server.events.hub import Hub
-from server.guard.idempotency import Answer
+from server.guard.idempotency import StoredAnswer
 from server.guard.problems import problem
 from trainer.contract import sockets
-from trainer.contract.completions import MAX_REPLY_BYTES, REPLY, Done, Order, Piece, Refused
+from trainer.contract.completions import (
+    MAX_REPLY_BYTES,
+    REPLY,
+    CompletionOrder,
+    Done,
+    OrderRefused,
+    TextPiece,
+)
 
 MAX_OPEN = 64
 LOOK_SECONDS = 0.5  # between two looks at the job, and at whether the daemon stops
@@ -37,7 +44,7 @@ TRIES = 3  # a job may end, idle, in the moment it is asked
 STOPPING = "The daemon is stopping."
 NONSENSE = "The serving process said what is not understood."
 
-Said = Piece | Done
+Said = TextPiece | Done
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,7 @@ class Server:
 
 
 async def said(
-    order: Order, find: Callable[[str | None], Server], hub: Hub
+    order: CompletionOrder, find: Callable[[str | None], Server], hub: Hub
 ) -> AsyncGenerator[Said | None, None]:
     """What the job says to an order; None about every LOOK_SECONDS in which it says nothing.
 
@@ -102,7 +109,7 @@ def _go_on_unless(server: Server, hub: Hub, *, is_late: bool) -> None:
 
 
 async def _replies(
-    order: Order, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, hub: Hub
+    order: CompletionOrder, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, hub: Hub
 ) -> AsyncGenerator[Said | None, None]:
     """Until the job hangs up. Raises Invalid, Unserved."""
     try:
@@ -130,7 +137,7 @@ def _read(line: bytes) -> Said:
         reply = REPLY.validate_json(line)
     except ValueError:
         raise Unserved(NONSENSE) from None
-    if not isinstance(reply, Refused):
+    if not isinstance(reply, OrderRefused):
         return reply
     if reply.param is None:
         raise Unserved(f"It failed: {reply.message}.")
@@ -207,13 +214,13 @@ class Answering(Response):
         await self._part(send, json.dumps({"error": error.extra["error"]}))
         await self._end(send)
 
-    async def _whole(self) -> Answer:
-        pieces: list[Piece] = []
+    async def _whole(self) -> StoredAnswer:
+        pieces: list[TextPiece] = []
         async for reply in self.replies:
-            if isinstance(reply, Piece):
+            if isinstance(reply, TextPiece):
                 pieces.append(reply)
             elif isinstance(reply, Done):
-                answer = Answer(200, self.telling.whole(pieces, reply).model_dump_json())
+                answer = StoredAnswer(200, self.telling.whole(pieces, reply).model_dump_json())
                 await self._remember(answer)
                 return answer
         raise AssertionError("replies end with Done or raise")
@@ -224,13 +231,13 @@ class Answering(Response):
         async for reply in self.replies:
             if reply is not None and not self.has_begun:
                 await self._begin(send)
-            if isinstance(reply, Piece):
+            if isinstance(reply, TextPiece):
                 await self._part(send, self.telling.part(reply).model_dump_json())
             elif isinstance(reply, Done):
                 if (last := self.telling.last_part(reply)) is not None:
                     await self._part(send, last.model_dump_json())
                 await self._part(send, "[DONE]")
-                await self._remember(Answer(200, self.streamed.decode(), HEADERS))
+                await self._remember(StoredAnswer(200, self.streamed.decode(), HEADERS))
                 await self._end(send)
             elif time.monotonic() - spoke > HEARTBEAT_SECONDS:
                 await (send_part(send, b": heartbeat\n\n") if self.has_begun else self._begin(send))
@@ -254,6 +261,6 @@ class Answering(Response):
     async def _end(self, send: Send) -> None:
         await send_message(send, {"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _remember(self, answer: Answer) -> None:
+    async def _remember(self, answer: StoredAnswer) -> None:
         if self.act is not None:
             await run_in_threadpool(self.act.keep, answer)

@@ -19,7 +19,7 @@ from starlette.responses import Response
 from server.database.db import Database
 from server.errors import Invalid, NotAcceptable
 from server.guard import bodies, idempotency
-from server.guard.idempotency import Answer
+from server.guard.idempotency import StoredAnswer
 from server.settings import Settings
 from server.text import printable
 from trainer.contract.rundir import CHECKPOINT_PATTERN
@@ -98,13 +98,13 @@ class Act:
             kept = idempotency.recall(session, self.key, self.now)
         return kept.response(replayed=True) if kept else None
 
-    def keep(self, answer: Answer) -> None:
+    def keep(self, answer: StoredAnswer) -> None:
         """Keep `answer` for this key."""
         assert self.key is not None
         with self.db.write() as session:
             idempotency.remember(session, self.key, answer, self.now)
 
-    def once(self, effect: Callable[[Session], Answer]) -> Response:
+    def once(self, effect: Callable[[Session], StoredAnswer]) -> Response:
         """The answer of `effect`, or the kept one when this key was seen before."""
         with self.db.write() as session:
             if self.key and (kept := idempotency.recall(session, self.key, self.now)):

@@ -16,7 +16,7 @@ from server.database import tables
 from server.database.db import Database
 from server.domain import jobs
 from server.errors import Busy
-from server.guard.idempotency import Answer
+from server.guard.idempotency import StoredAnswer
 from server.queries import store
 from server.schemas import JobView, Page
 from trainer.contract.jobs import (
@@ -133,10 +133,10 @@ def _ended(db: Database, job: str) -> str | None:
     return state if state in jobs.OVER else None
 
 
-def accepted(session: Session, job: tables.Job) -> Answer:
+def accepted(session: Session, job: tables.Job) -> StoredAnswer:
     """202 with the job and where to ask for it."""
     session.flush()
-    return Answer.of(store.job(session, job), 202, Location=f"/v1/jobs/{job.id}")
+    return StoredAnswer.of(store.job(session, job), 202, Location=f"/v1/jobs/{job.id}")
 
 
 def _of_run(act: Act, run: str, ask: Callable[[Session, tables.Run], tables.Job]) -> Response:

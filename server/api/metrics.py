@@ -154,7 +154,7 @@ def _parquet(answer: MetricsAnswer) -> bytes:
     kinds = ("string", "int64", "double", "double", "double", "double", "string")
     return parquet.write(
         [
-            parquet.Column(name, kind, values)
+            parquet.ParquetColumn(name, kind, values)
             for name, kind, values in zip(HEADER, kinds, columns, strict=True)
         ]
     )

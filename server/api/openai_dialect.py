@@ -20,7 +20,7 @@ from pydantic import (
 from server.errors import TraindError
 from server.queries.models import MODEL_PATTERN, Model
 from trainer.contract import completions as words
-from trainer.contract.completions import MAX_CHOICES, MAX_TOKENS, Done, Logprobs, Piece
+from trainer.contract.completions import MAX_CHOICES, MAX_TOKENS, Done, Logprobs, TextPiece
 from trainer.contract.spec import Strict, do_not_fit
 
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
@@ -42,8 +42,8 @@ class CompletionRequest(Strict):
 
     model: Annotated[str, StringConstraints(pattern=MODEL_PATTERN)]
     prompt: Annotated[
-        words.Text
-        | Annotated[list[words.Text], Field(max_length=MAX_CHOICES)]
+        words.PromptString
+        | Annotated[list[words.PromptString], Field(max_length=MAX_CHOICES)]
         | Annotated[
             list[words.TokenId], Field(max_length=words.MAX_PROMPT_CHARACTERS, fail_fast=True)
         ]
@@ -84,14 +84,14 @@ class CompletionRequest(Strict):
         return self
 
 
-def order_of(ask: CompletionRequest, model: Model, run_dir: str) -> words.Order:
+def order_of(ask: CompletionRequest, model: Model, run_dir: str) -> words.CompletionOrder:
     """What the serving job is told. Without a seed every request draws another one."""
     given = ask.model_dump(
         exclude_none=True,
         include={"max_tokens", "temperature", "top_k", "logprobs", "echo", "logit_bias", "n"}
         | {"presence_penalty", "frequency_penalty"},
     )
-    return words.Order.model_validate(
+    return words.CompletionOrder.model_validate(
         given
         | {
             "run_dir": run_dir,
@@ -162,22 +162,22 @@ class Telling:
         self.is_streamed = bool(ask.stream)
         self.has_usage = bool(ask.stream_options and ask.stream_options.include_usage)
 
-    def part(self, piece: Piece) -> Completion:
+    def part(self, piece: TextPiece) -> Completion:
         return Completion(**self.head, choices=[_choice([piece])])
 
     def last_part(self, done: Done) -> Completion | None:
         """The usage, for those who asked for it."""
         return Completion(**self.head, choices=[], usage=_usage(done)) if self.has_usage else None
 
-    def whole(self, pieces: list[Piece], done: Done) -> Completion:
-        of_choice: dict[int, list[Piece]] = {}
+    def whole(self, pieces: list[TextPiece], done: Done) -> Completion:
+        of_choice: dict[int, list[TextPiece]] = {}
         for piece in pieces:
             of_choice.setdefault(piece.index, []).append(piece)
         choices = [_choice(of_choice[index]) for index in sorted(of_choice)]
         return Completion(**self.head, choices=choices, usage=_usage(done))
 
 
-def _choice(pieces: list[Piece]) -> Choice:
+def _choice(pieces: list[TextPiece]) -> Choice:
     """Pieces of one choice, in order, as one."""
     logprobs = [piece.logprobs for piece in pieces if piece.logprobs is not None]
     return Choice(

@@ -16,7 +16,7 @@ from server.api.openapi import problems
 from server.domain import runs
 from server.domain.run_rows import plan_for
 from server.errors import Invalid
-from server.guard.idempotency import Answer
+from server.guard.idempotency import StoredAnswer
 from server.guard.validation import explained
 from server.machine import plan_context
 from server.queries import estimate, store
@@ -42,9 +42,9 @@ def plan(
     """
     picture = previews.wanted(request, is_offered="extend" in body)
 
-    def effect(session: Session) -> Answer:
+    def effect(session: Session) -> StoredAnswer:
         answer = _extend(session, act, body) if "extend" in body else _spec(session, conf, body)
-        return Answer.of(answer, 200)
+        return StoredAnswer.of(answer, 200)
 
     told = _told(act, effect)
     if picture is None:
@@ -53,7 +53,7 @@ def plan(
     return previews.drawn(picture, told, body["run"], shown)
 
 
-def _told(act: Act, effect: Callable[[Session], Answer]) -> Response:
+def _told(act: Act, effect: Callable[[Session], StoredAnswer]) -> Response:
     """A question needs no write transaction, unless its answer is to be kept."""
     if act.key:
         return act.once(effect)

@@ -15,7 +15,7 @@ from server.api.openapi import problems
 from server.database import tables
 from server.domain import preflight, run_deletion, runs
 from server.domain.states import State
-from server.guard.idempotency import Answer
+from server.guard.idempotency import StoredAnswer
 from server.guard.validation import explained
 from server.machine import devices, plan_context
 from server.queries import estimate, store
@@ -51,7 +51,7 @@ Verb = {
 def create(body: Annotated[dict[str, Any], Body()], act: Doing, conf: Conf) -> Response:
     """Create a run from a spec; `{"name": "demo"}` is enough. `start: false` leaves it unqueued."""
 
-    def effect(session: Session) -> Answer:
+    def effect(session: Session) -> StoredAnswer:
         asked = plan_context.with_bundle(conf, body)
         context = plan_context.context_for(session, conf, asked)
         with explained(body, RunSpec):
@@ -59,7 +59,7 @@ def create(body: Annotated[dict[str, Any], Body()], act: Doing, conf: Conf) -> R
         spec, plan = RunSpec.model_validate(run.spec), Plan.model_validate(run.plan)
         preflight.require(session, spec, plan, devices.discover())
         detail = store.detail(session, run)
-        return Answer.of(detail, 201, Location=f"/v1/runs/{run.id}")
+        return StoredAnswer.of(detail, 201, Location=f"/v1/runs/{run.id}")
 
     return act.once(effect)
 
@@ -165,7 +165,7 @@ def extend(
     """
     picture = previews.wanted(request, is_offered=dry_run)
 
-    def effect(session: Session) -> Answer:
+    def effect(session: Session) -> StoredAnswer:
         row = store.get_run(session, run)
         outcome = runs.extend(session, row, body, act.now, dry_run=dry_run)
         session.flush()
@@ -173,7 +173,7 @@ def extend(
         if shown is not None:
             shown = shown.model_copy(update={"eta": estimate.of_extend(session, row, shown)})
         answer = extend_answer(store.detail(session, row), shown)
-        return Answer.of(answer, 202 if outcome.changed and not dry_run else 200)
+        return StoredAnswer.of(answer, 202 if outcome.changed and not dry_run else 200)
 
     told = act.once(effect)
     if picture is None:
@@ -195,10 +195,10 @@ def extend_answer(run: RunDetail, preview: Any) -> ExtendAnswer:
 def _verb(act: Act, run: str, do: Callable[[Session, tables.Run], bool]) -> Response:
     """202 with the run when the verb changed something, 200 when it was so already."""
 
-    def effect(session: Session) -> Answer:
+    def effect(session: Session) -> StoredAnswer:
         row = store.get_run(session, run)
         changed = do(session, row)
         session.flush()
-        return Answer.of(store.detail(session, row), 202 if changed else 200)
+        return StoredAnswer.of(store.detail(session, row), 202 if changed else 200)
 
     return act.once(effect)

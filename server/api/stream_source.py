@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from server.database import tables
 from server.database.db import Database
 from server.domain.states import SETTLED, State
-from server.events.hub import Kept, Source, frame_of
+from server.events.hub import BufferedEvent, EventSource, frame_of
 from server.queries import estimate, store
 from server.queries.condition import condition
 from server.queries.standing import Standing, standing
@@ -22,14 +22,16 @@ WITH_A_PROCESS = (
 )  # fmt: skip
 
 
-def source_of(db: Database) -> Source:
+def source_of(db: Database) -> EventSource:
     versions: dict[str, tuple[object, ...]] = {}
     rendered: dict[str, str] = {}
 
-    def events(after: int, run_id: str | None, limit: int) -> list[Kept]:
+    def events(after: int, run_id: str | None, limit: int) -> list[BufferedEvent]:
         with db.read() as session:
             found = store.events_after(session, run_id, after, limit)
-        return [Kept(e.id, e.run, frame_of(e.kind, e.model_dump_json(), e.id)) for e in found]
+        return [
+            BufferedEvent(e.id, e.run, frame_of(e.kind, e.model_dump_json(), e.id)) for e in found
+        ]
 
     def newest() -> int:
         with db.read() as session:
@@ -53,7 +55,7 @@ def source_of(db: Database) -> Source:
                 versions.pop(gone, None)
         return answer
 
-    return Source(events, newest, progress)
+    return EventSource(events, newest, progress)
 
 
 def _version(session: Session, run: tables.Run, stands: Standing | None) -> tuple[object, ...]:

@@ -24,7 +24,7 @@ _LEFT_OVER = re.compile(r"^(?:import|export)\b.*$", re.MULTILINE)
 Read = Callable[[str], str]
 
 
-class BundleError(Exception):
+class WebBundleError(Exception):
     """A module imports or exports in a way that is not read here, or in a circle."""
 
 
@@ -49,7 +49,7 @@ def styles(names: list[str], read: Read) -> str:
 
 def _visit(name: str, read: Read, order: list[str], above: tuple[str, ...]) -> None:
     if name in above:
-        raise BundleError(f"modules import each other: {' -> '.join([*above, name])}")
+        raise WebBundleError(f"modules import each other: {' -> '.join([*above, name])}")
     if name in order:
         return
     for _, target in _IMPORT.findall(read(name)):
@@ -84,7 +84,7 @@ def _wrapped(name: str, text: str) -> str:
     text = _EXPORT_LIST.sub(listed, text)
     left = next((m for m in _LEFT_OVER.finditer(text) if not _is_in_comment(text, m.start())), None)
     if left:
-        raise BundleError(f"{name}: cannot bundle {left[0][:80]!r}")
+        raise WebBundleError(f"{name}: cannot bundle {left[0][:80]!r}")
     returned = f"return {{ {', '.join(exported)} }};"
     return f'modules["{name}"] = (() => {{\n{text}\n{returned}\n}})();'
 

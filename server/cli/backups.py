@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from server.cli import options, output
-from server.cli.daemon import DataDir, Panel, read_settings
+from server.cli.daemon import DataDirOption, Panel, read_settings
 
 To = Annotated[
     Path | None, typer.Option(help="Also copy it there: a directory, or a file that is new.")
@@ -23,7 +23,7 @@ def register(app: typer.Typer) -> None:
     app.command(rich_help_panel=Panel)(restore)
 
 
-def backup(data_dir: DataDir = None, to: To = None, json: options.Json = False) -> None:
+def backup(data_dir: DataDirOption = None, to: To = None, json: options.Json = False) -> None:
     """Back up the database, verified, while the daemon runs or not; copy the runs' directories
     after it, not before."""
     settings = read_settings(data_dir=data_dir)
@@ -32,7 +32,7 @@ def backup(data_dir: DataDir = None, to: To = None, json: options.Json = False) 
     try:
         made = making.backup(settings, to)
     except (making.CannotBackUp, OSError) as error:
-        raise output.Refused(f"No backup was made: {error}") from error
+        raise output.CommandRefused(f"No backup was made: {error}") from error
     if json:
         return output.emit(made)
     output.say(made.path)
@@ -43,7 +43,7 @@ def backup(data_dir: DataDir = None, to: To = None, json: options.Json = False) 
 
 def restore(
     backup: Backup = None,
-    data_dir: DataDir = None,
+    data_dir: DataDirOption = None,
     yes: options.Yes = False,
     json: options.Json = False,
 ) -> None:
@@ -60,7 +60,7 @@ def restore(
     try:
         made = restoring.restore(settings, backup.absolute() if backup else None)
     except Refused as error:
-        raise output.Refused(str(error)) from error
+        raise output.CommandRefused(str(error)) from error
     if json:
         return output.emit(made)
     output.say(f"{made.backup} was put back")

@@ -13,7 +13,7 @@ from server.text import clean
 if TYPE_CHECKING:
     from server.schemas import CheckpointView, JobView
 
-Checkpoint = Annotated[str, typer.Argument(help="Name of a checkpoint, or its step.")]
+CheckpointArgument = Annotated[str, typer.Argument(help="Name of a checkpoint, or its step.")]
 
 
 class _ListByDefault(TyperGroup):
@@ -38,7 +38,7 @@ def register(app: typer.Typer) -> None:
 
 
 def list_(
-    run: options.Run,
+    run: options.RunArgument,
     superseded: Annotated[
         bool, typer.Option("--superseded", help="Also those of abandoned branches.")
     ] = False,
@@ -70,7 +70,7 @@ def list_(
 
 
 def save(
-    run: options.Run,
+    run: options.RunArgument,
     pin: Annotated[bool, typer.Option("--pin", help="And never remove it by itself.")] = False,
     no_wait: options.NoWait = False,
     json: options.Json = False,
@@ -86,19 +86,23 @@ def save(
     waiting.finish(ended, told, json)
 
 
-def pin(run: options.Run, checkpoint: Checkpoint, json: options.Json = False) -> None:
+def pin(
+    run: options.RunArgument, checkpoint: CheckpointArgument, json: options.Json = False
+) -> None:
     """Keep a checkpoint for good."""
     _set_pinned(run, checkpoint, True, json)
 
 
-def unpin(run: options.Run, checkpoint: Checkpoint, json: options.Json = False) -> None:
+def unpin(
+    run: options.RunArgument, checkpoint: CheckpointArgument, json: options.Json = False
+) -> None:
     """Leave a checkpoint to the retention policy again."""
     _set_pinned(run, checkpoint, False, json)
 
 
 def delete(
-    run: options.Run,
-    checkpoint: Checkpoint,
+    run: options.RunArgument,
+    checkpoint: CheckpointArgument,
     yes: options.Yes = False,
     json: options.Json = False,
 ) -> None:
@@ -125,5 +129,7 @@ def _found(checkpoints: list[CheckpointView], wanted: str) -> CheckpointView:
     """The checkpoint of that name or step; of a step's several, the one that is current."""
     matching = [c for c in checkpoints if wanted in (c.name, str(c.step))]
     if not matching:
-        raise output.Refused(f"there is no checkpoint {clean(wanted)}", "traind checkpoints RUN")
+        raise output.CommandRefused(
+            f"there is no checkpoint {clean(wanted)}", "traind checkpoints RUN"
+        )
     return min(matching, key=lambda c: c.superseded)

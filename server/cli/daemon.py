@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 Panel = "Daemon"
 # One option for each field of Settings; None leaves it to TRAIND_… and the default.
-DataDir = Annotated[Path | None, typer.Option(help="Where everything is kept.")]
+DataDirOption = Annotated[Path | None, typer.Option(help="Where everything is kept.")]
 Host = Annotated[str | None, typer.Option(help="Address to listen on [127.0.0.1].")]
 Port = Annotated[int | None, typer.Option(min=0, max=65535, help="0 takes a free one [8321].")]
 Auth = Annotated[str | None, typer.Option(help="auto (a token beyond loopback) or always.")]
@@ -64,7 +64,7 @@ def register(app: typer.Typer) -> None:
 
 
 def serve(
-    data_dir: DataDir = None,
+    data_dir: DataDirOption = None,
     host: Host = None,
     port: Port = None,
     auth: Auth = None,
@@ -92,7 +92,7 @@ def serve(
 
 
 def install(
-    data_dir: DataDir = None,
+    data_dir: DataDirOption = None,
     host: Host = None,
     port: Port = None,
     auth: Auth = None,
@@ -112,12 +112,14 @@ def uninstall() -> None:
     _serviced("uninstall")
 
 
-def show(data_dir: DataDir = None, stop_trainers: StopTrainers = None) -> None:
+def show(data_dir: DataDirOption = None, stop_trainers: StopTrainers = None) -> None:
     """Print the unit that install would write with the present settings."""
     print(_unit(read_settings(**locals())), end="")
 
 
-def rebuild(data_dir: DataDir = None, yes: options.Yes = False, json: options.Json = False) -> None:
+def rebuild(
+    data_dir: DataDirOption = None, yes: options.Yes = False, json: options.Json = False
+) -> None:
     """Make the database anew from the run directories' journals; the daemon must not run."""
     settings = read_settings(data_dir=data_dir)
     from server.database.migrate import Refused
@@ -129,7 +131,7 @@ def rebuild(data_dir: DataDir = None, yes: options.Yes = False, json: options.Js
     try:
         made = rebuilding.rebuild(settings)
     except Refused as error:
-        raise output.Refused(str(error)) from error
+        raise output.CommandRefused(str(error)) from error
     if json:
         return output.emit(made)
     output.say(f"{len(made.runs)} runs from {made.records:,} records: {', '.join(made.runs)}")
@@ -142,7 +144,7 @@ def rebuild(data_dir: DataDir = None, yes: options.Yes = False, json: options.Js
     return None
 
 
-def token_path(data_dir: DataDir = None, json: options.Json = False) -> None:
+def token_path(data_dir: DataDirOption = None, json: options.Json = False) -> None:
     """Where the token lies; the token itself is never printed."""
     settings = read_settings(data_dir=data_dir)
     path = settings.token_file or settings.paths.root / "token"
@@ -214,7 +216,7 @@ def _unit(settings: Settings) -> str:
     try:
         return service.unit(flags_of(settings), stop_trainers=settings.stop_trainers)
     except service.ServiceError as error:
-        raise output.Refused(str(error)) from error
+        raise output.CommandRefused(str(error)) from error
 
 
 def _serviced(verb: str, *arguments: str) -> None:
@@ -223,7 +225,7 @@ def _serviced(verb: str, *arguments: str) -> None:
     try:
         outcome = getattr(service, verb)(*arguments)
     except (service.ServiceError, OSError) as error:
-        raise output.Refused(str(error)) from error
+        raise output.CommandRefused(str(error)) from error
     for line in outcome.done:
         output.say(line)
     for hint in outcome.hints:

@@ -90,7 +90,7 @@ def tell_story(daemon: Daemon, steps: int | None) -> None:
             f"{units.count(plan.parameters.total)} parameters, {plan.horizon.steps} steps of "
             f"{plan.batch.tokens:,} tokens; the text is Python's own library"
         )
-        go = Stage(daemon, traind, name)
+        go = DemoStage(daemon, traind, name)
         go.until(lambda now: now.step >= PAUSE_AT * now.end_step or now.state == "completed")
         _chapter("pause: checkpoint, end the trainer, free the device")
         traind.pause(name)
@@ -111,7 +111,7 @@ def tell_story(daemon: Daemon, steps: int | None) -> None:
 
 
 @dataclass
-class Stage:
+class DemoStage:
     """Shows the run's progress until something is so."""
 
     daemon: Daemon
@@ -129,7 +129,7 @@ class Stage:
                 show(now)
                 self._remember_trainer()
                 if not self.daemon.alive():
-                    raise output.Refused(f"the daemon ended; see {self.daemon.log}")
+                    raise output.CommandRefused(f"the daemon ended; see {self.daemon.log}")
 
             return waiting.for_run(
                 self.traind,
@@ -143,7 +143,7 @@ class Stage:
         job = self.traind.sample(self.run, {"prompts": [prompt], "max_tokens": 48})
         ended = waiting.for_job(self.traind, job)
         if ended.state != "completed":
-            raise output.Refused(f"the sample {ended.state}: {ended.message}")
+            raise output.CommandRefused(f"the sample {ended.state}: {ended.message}")
         for made in (ended.result or {}).get("samples", []):
             output.say(f"{prompt}{str(made['text']).removeprefix(prompt)}")
 
@@ -227,9 +227,9 @@ def _wait_until_ready(daemon: Daemon) -> None:
     deadline = time.monotonic() + READY_SECONDS
     while not _is_ready(daemon):
         if not daemon.alive():
-            raise output.Refused(f"the daemon did not start:\n{_last_lines(daemon.log)}")
+            raise output.CommandRefused(f"the daemon did not start:\n{_last_lines(daemon.log)}")
         if time.monotonic() > deadline:
-            raise output.Refused(f"the daemon is not ready; see {daemon.log}")
+            raise output.CommandRefused(f"the daemon is not ready; see {daemon.log}")
         time.sleep(0.05)
 
 
@@ -303,7 +303,9 @@ def _progress_printer() -> Iterator[Callable[[Progress], None]]:
 def _unless_failed(now: Progress, reached: bool, traind: Client) -> bool:
     if now.state in ("failed", "cancelled") and not reached:
         tail = clean_lines(_log(traind, now.id))
-        raise output.Refused(f"the run {now.state}: {now.reason_message}\n{tail}", now.advice)
+        raise output.CommandRefused(
+            f"the run {now.state}: {now.reason_message}\n{tail}", now.advice
+        )
     return reached
 
 

@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
 
 
 def extend(
-    run: options.Run,
+    run: options.RunArgument,
     to: Annotated[int | None, typer.Option("--to", min=1, help="New last step.")] = None,
     add_steps: Annotated[int | None, typer.Option(min=1, help="So many steps more.")] = None,
     add_tokens: Annotated[int | None, typer.Option(min=1, help="So many tokens more.")] = None,
@@ -164,7 +164,7 @@ def _check_picture(file: Path, preview: bool) -> None:
     if file.suffix.lower() not in (".svg", ".png"):
         output.usage("--picture writes files whose name ends in .svg or .png")
     if file.suffix.lower() == ".png" and not picture.is_possible():
-        raise output.Refused("a PNG needs resvg: pip install 'traind[png]', or take an .svg")
+        raise output.CommandRefused("a PNG needs resvg: pip install 'traind[png]', or take an .svg")
 
 
 def _write_picture(answer: ExtendAnswer, file: Path) -> None:
@@ -175,11 +175,11 @@ def _write_picture(answer: ExtendAnswer, file: Path) -> None:
     content = picture.png(svg) if file.suffix.lower() == ".png" else svg.encode()
     file = file.resolve()
     if file.exists() and not file.is_file():  # a rename would put a file in place of a device
-        raise output.Refused(f"{file} cannot be written: it is not a regular file")
+        raise output.CommandRefused(f"{file} cannot be written: it is not a regular file")
     try:
         write_durably(file, content, mode=0o666)
     except OSError as error:
-        raise output.Refused(f"{file} cannot be written: {error.strerror}") from error
+        raise output.CommandRefused(f"{file} cannot be written: {error.strerror}") from error
     output.note(f"wrote {file}")
 
 

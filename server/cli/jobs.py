@@ -34,11 +34,11 @@ def register(app: typer.Typer) -> None:
 
 
 def export(
-    run: options.Run,
+    run: options.RunArgument,
     format_: Annotated[
         str, typer.Option("--format", help="nanochat, -v1, -v2 or huggingface.")
     ] = "nanochat",
-    step: options.Step = None,
+    step: options.StepOption = None,
     checkpoint: CheckpointName = None,
     no_wait: options.NoWait = False,
     json: options.Json = False,
@@ -61,8 +61,8 @@ def export(
 
 
 def audit(
-    run: options.Run,
-    step: options.Step = None,
+    run: options.RunArgument,
+    step: options.StepOption = None,
     checkpoint: CheckpointName = None,
     steps: Annotated[int | None, typer.Option(min=1, max=1000, help="How many to repeat.")] = None,
     no_wait: options.NoWait = False,
@@ -81,15 +81,15 @@ def audit(
 
 
 def sample(
-    run: options.Run,
+    run: options.RunArgument,
     prompt: Annotated[list[str], typer.Option(help="What to go on from; repeatable.")],
-    step: options.Step = None,
+    step: options.StepOption = None,
     checkpoint: CheckpointName = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, max=4096)] = None,
     temperature: Annotated[float | None, typer.Option(min=0, help="0 is greedy.")] = None,
     top_k: Annotated[int | None, typer.Option(min=1)] = None,
     seed: Annotated[int | None, typer.Option(min=0)] = None,
-    where: options.Where = None,
+    where: options.WhereOption = None,
     no_wait: options.NoWait = False,
     json: options.Json = False,
 ) -> None:
@@ -99,7 +99,7 @@ def sample(
         prompts=prompt, step=step, checkpoint=checkpoint, max_tokens=max_tokens,
         temperature=temperature, top_k=top_k, seed=seed, where=where,
     )  # fmt: skip
-    telling = tokens.Telling(prompt)
+    telling = tokens.TokenPrinter(prompt)
     with output.connect() as traind:
         asked = traind.sample(run, ask)
         if not (json or no_wait):
@@ -109,15 +109,15 @@ def sample(
 
 
 def eval_(
-    run: options.Run,
-    step: options.Step = None,
+    run: options.RunArgument,
+    step: options.StepOption = None,
     checkpoint: CheckpointName = None,
     bpb: Annotated[bool, typer.Option("--bpb", help="Validation bits per byte.")] = False,
     core: Annotated[bool, typer.Option("--core", help="The CORE tasks.")] = False,
     max_per_task: Annotated[int | None, typer.Option(min=1, help="CORE: items a task.")] = None,
     bundle: Annotated[Path | None, typer.Option(help="CORE: the bundle's directory.")] = None,
     eval_tokens: Annotated[int | None, typer.Option(min=1, help="bpb: tokens to measure.")] = None,
-    where: options.Where = None,
+    where: options.WhereOption = None,
     no_wait: options.NoWait = False,
     json: options.Json = False,
 ) -> None:

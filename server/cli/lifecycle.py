@@ -60,18 +60,18 @@ def run(
             raise typer.Exit(watching.follow(traind, made.name, json=json))
 
 
-def start(run: options.Run, json: options.Json = False) -> None:
+def start(run: options.RunArgument, json: options.Json = False) -> None:
     """Start a run that was created with --no-start."""
     _act(lambda traind: traind.start(run), json)
 
 
-def pause(run: options.Run, wait: Wait = False, json: options.Json = False) -> None:
+def pause(run: options.RunArgument, wait: Wait = False, json: options.Json = False) -> None:
     """Checkpoint, end the trainer and free the device; resume goes on exactly there."""
     _act(lambda traind: traind.pause(run), json, wait_for={"paused"} if wait else None)
 
 
 def resume(
-    run: options.Run,
+    run: options.RunArgument,
     device_batch_size: Annotated[
         int | None, typer.Option(min=1, help="Rows per forward pass; the batch in tokens stays.")
     ] = None,
@@ -95,7 +95,10 @@ def resume(
 
 
 def cancel(
-    run: options.Run, yes: options.Yes = False, wait: Wait = False, json: options.Json = False
+    run: options.RunArgument,
+    yes: options.Yes = False,
+    wait: Wait = False,
+    json: options.Json = False,
 ) -> None:
     """End a run. Its checkpoints stay; resume would take it up again."""
     if not options.confirmed(f"Cancel {clean(run)}?", yes):
@@ -103,7 +106,7 @@ def cancel(
     _act(lambda traind: traind.cancel(run), json, wait_for={"cancelled"} if wait else None)
 
 
-def delete(run: options.Run, yes: options.Yes = False, json: options.Json = False) -> None:
+def delete(run: options.RunArgument, yes: options.Yes = False, json: options.Json = False) -> None:
     """Delete a run with its checkpoints and history, for good."""
     with output.connect() as traind:
         found = traind.run(run)

@@ -59,7 +59,7 @@ def ps(
     return None
 
 
-def show(run: options.Run, json: options.Json = False) -> None:
+def show(run: options.RunArgument, json: options.Json = False) -> None:
     """One run: how it stands, its model, plan and settings."""
     with output.connect() as traind:
         found = traind.run(run)
@@ -88,7 +88,7 @@ def show(run: options.Run, json: options.Json = False) -> None:
     return None
 
 
-def phases(run: options.Run, json: options.Json = False) -> None:
+def phases(run: options.RunArgument, json: options.Json = False) -> None:
     """The planned stretches of a run, and what each did at its joint."""
     with output.connect() as traind:
         found = traind.phases(run)
@@ -111,7 +111,7 @@ def phases(run: options.Run, json: options.Json = False) -> None:
     return None
 
 
-def attempts(run: options.Run, json: options.Json = False) -> None:
+def attempts(run: options.RunArgument, json: options.Json = False) -> None:
     """The trainer processes of a run, and how each ended."""
     with output.connect() as traind:
         found = traind.attempts(run)
@@ -161,7 +161,7 @@ def events(
 
 
 def logs(
-    run: options.Run,
+    run: options.RunArgument,
     follow: Follow = False,
     attempt: Annotated[int | None, typer.Option(min=0, help="Of this one; default last.")] = None,
     tail: Annotated[int, typer.Option(min=1, max=10_000, help="Only the last lines.")] = 200,

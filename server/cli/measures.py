@@ -24,7 +24,7 @@ def register(app: typer.Typer) -> None:
 
 
 def metrics(
-    run: options.Run,
+    run: options.RunArgument,
     keys: Annotated[
         str | None, typer.Option(help="loss, val_bpb, tokens_per_second, …; comma-separated.")
     ] = None,
@@ -74,7 +74,7 @@ def _named(series: Series, among: list[Series]) -> str:
     return series.key if alone else f"{series.key} as {(series.identity or '')[:6]}"
 
 
-def evaluations(run: options.Run, json: options.Json = False) -> None:
+def evaluations(run: options.RunArgument, json: options.Json = False) -> None:
     """val bpb and CORE, each with the settings it belongs to."""
     with output.connect() as traind:
         found = traind.evaluations(run)
@@ -93,7 +93,7 @@ def evaluations(run: options.Run, json: options.Json = False) -> None:
     return None
 
 
-def samples(run: options.Run, json: options.Json = False) -> None:
+def samples(run: options.RunArgument, json: options.Json = False) -> None:
     """What the model wrote, at its cadence and on demand."""
     with output.connect() as traind:
         found = traind.samples(run)
@@ -108,7 +108,7 @@ def samples(run: options.Run, json: options.Json = False) -> None:
 
 
 def report(
-    run: options.Run,
+    run: options.RunArgument,
     html: Annotated[bool, typer.Option("--html", help="A self-contained page.")] = False,
     file: Out = None,
     json: options.Json = False,
@@ -134,5 +134,5 @@ def _write_bytes(content: bytes, file: Path | None) -> None:
     try:
         file.write_bytes(content)
     except OSError as error:
-        raise output.Refused(f"{file} cannot be written: {error.strerror}") from error
+        raise output.CommandRefused(f"{file} cannot be written: {error.strerror}") from error
     output.note(f"wrote {file}")

@@ -18,7 +18,7 @@ def register(app: typer.Typer) -> None:
 
 
 def mirror(
-    run: options.Run,
+    run: options.RunArgument,
     tensorboard: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Write event files into DIR/<run>."),
@@ -50,9 +50,11 @@ def mirror(
                 found.append(mirrors.WeightsAndBiases(wandb, shown))
                 open_mirrors.enter_context(closing(found[-1]))
         except mirrors.Missing as error:
-            raise output.Refused(str(error)) from error
+            raise output.CommandRefused(str(error)) from error
         except OSError as error:
-            raise output.Refused(f"{tensorboard} cannot be written: {error.strerror}") from error
+            raise output.CommandRefused(
+                f"{tensorboard} cannot be written: {error.strerror}"
+            ) from error
         copier = mirrors.Copier(traind, shown.id, found)
         while True:
             state = waiting.patiently(lambda: traind.progress(shown.id)).state

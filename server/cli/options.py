@@ -21,17 +21,19 @@ def run_names(incomplete: str) -> list[str]:
     return [run.name for run in page.data if run.name.startswith(incomplete)]
 
 
-Run = Annotated[
+RunArgument = Annotated[
     str, typer.Argument(metavar="RUN", help="Name or id of a run.", autocompletion=run_names)
 ]
 Json = Annotated[bool, typer.Option("--json", help="The API's own document, for scripts.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
-Where = Annotated[
+WhereOption = Annotated[
     str | None,
     typer.Option(help="auto, cpu, inline (in the running trainer) or device.", metavar="PLACE"),
 ]
 NoWait = Annotated[bool, typer.Option("--no-wait", help="Print the job and leave it to itself.")]
-Step = Annotated[int | None, typer.Option(min=0, help="Checkpoint at this step; default newest.")]
+StepOption = Annotated[
+    int | None, typer.Option(min=0, help="Checkpoint at this step; default newest.")
+]
 
 
 def confirmed(question: str, yes: bool) -> bool:

@@ -38,7 +38,7 @@ STATE_STYLES = {
 url: ContextVar[str | None] = ContextVar("url", default=None)
 
 
-class Refused(Exception):
+class CommandRefused(Exception):
     """The CLI itself says no; `code` is the exit status."""
 
     def __init__(self, message: str, hint: str | None = None, code: int = FAILED) -> None:
@@ -165,7 +165,7 @@ def pairs(title: str, rows: Iterable[tuple[str, object]]) -> None:
 
 def explain(error: Exception) -> int | None:
     """Say what went wrong on stderr; the exit status, or None for what is not ours to explain."""
-    if isinstance(error, Refused):
+    if isinstance(error, CommandRefused):
         _complain(error.message, error.hint)
         return error.code
     if isinstance(error, OSError) and error.filename is None and error.errno in _OUTPUT_ERRORS:
@@ -199,7 +199,7 @@ def explain(error: Exception) -> int | None:
 
 
 def usage(message: str, hint: str | None = None) -> NoReturn:
-    raise Refused(message, hint, USAGE)
+    raise CommandRefused(message, hint, USAGE)
 
 
 def _complain(message: str, hint: str | None) -> None:

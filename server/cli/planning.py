@@ -94,9 +94,9 @@ def _here(
         lines = [
             f"  /{'/'.join(str(part) for part in e['loc'])}: {e['msg']}" for e in error.errors()
         ]
-        raise output.Refused("the spec is not valid\n" + "\n".join(lines)) from error
+        raise output.CommandRefused("the spec is not valid\n" + "\n".join(lines)) from error
     except ValueError as error:
-        raise output.Refused(str(error)) from error
+        raise output.CommandRefused(str(error)) from error
 
 
 def _context(rate: float | None, gpu: str | None, memory_gb: float | None) -> PlanContext:

@@ -23,7 +23,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Cell:
+class PlotCell:
     char: str
     style: str = ""
 
@@ -32,7 +32,7 @@ class Cell:
 class Plot:
     """Rows of cells, and the labels of the axes around them."""
 
-    rows: list[list[Cell]]
+    rows: list[list[PlotCell]]
     y_labels: dict[int, str]
     x_labels: list[tuple[int, str]]
     width: int
@@ -42,7 +42,7 @@ class Plot:
         """The plot as plain text, axes included."""
         return ["".join(cell.char for cell in row) for row in self.framed()]
 
-    def framed(self) -> list[list[Cell]]:
+    def framed(self) -> list[list[PlotCell]]:
         """Rows of cells with the axes: labels left of a line, ticks below one."""
         framed = [
             [*_cells(f"{self.y_labels.get(i, ''):>{self.margin}} │", "dim"), *row]
@@ -106,14 +106,17 @@ def draw(
             bits[row // 4][column // 2] |= _DOTS[column % 2][row % 4]
             owner[row // 4][column // 2] = curve.style
     rows = [
-        [Cell(chr(0x2800 + b), s) if b else Cell(" ") for b, s in zip(line, styles, strict=True)]
+        [
+            PlotCell(chr(0x2800 + b), s) if b else PlotCell(" ")
+            for b, s in zip(line, styles, strict=True)
+        ]
         for line, styles in zip(bits, owner, strict=True)
     ]
     if joint is not None and x_low <= joint <= x_high:
         column = min(width - 1, int((joint - x_low) / x_span * (width - 1)))
         for row in rows:
             if row[column].char == " ":
-                row[column] = Cell("┊", "yellow")
+                row[column] = PlotCell("┊", "yellow")
     labels = {
         0: f"{y_high:.3g}",
         height // 2: f"{(y_low + y_high) / 2:.3g}",
@@ -162,5 +165,5 @@ def _binned(values: list[float | None], width: int) -> list[float | None]:
     return bins
 
 
-def _cells(text: str, style: str) -> list[Cell]:
-    return [Cell(char, style) for char in text]
+def _cells(text: str, style: str) -> list[PlotCell]:
+    return [PlotCell(char, style) for char in text]

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from server.schemas import JobView
 
 
-class Telling:
+class TokenPrinter:
     """Prompts in bold, each followed by what the model wrote.
 
     heard: of each prompt that was begun, the text printed so far.

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from server.client import Client
     from server.schemas import JobView, Progress
 
-Answer = TypeVar("Answer")
+T = TypeVar("T")
 
 SETTLED = frozenset({"completed", "failed", "cancelled", "paused", "created"})
 JOB_ENDED = frozenset({"completed", "failed", "cancelled"})
@@ -45,7 +45,7 @@ def for_run(
         if reached(now):
             return now
         if timeout_seconds is not None and time.monotonic() - started > timeout_seconds:
-            raise output.Refused(
+            raise output.CommandRefused(
                 f"{clean(run)} is still {now.state} after {units.seconds(timeout_seconds)}"
             )
         time.sleep(every_seconds)
@@ -76,10 +76,10 @@ def finish(job: JobView, told: Callable[[JobView], None], json: bool) -> None:
     elif job.state not in JOB_ENDED:
         output.say(f"{job.id} is {job.state}; look with: traind job {job.id}")
     if job.state in ("failed", "cancelled"):
-        raise output.Refused(f"the {job.kind} job {job.id} {job.state}: {job.message}")
+        raise output.CommandRefused(f"the {job.kind} job {job.id} {job.state}: {job.message}")
 
 
-def patiently(ask: Callable[[], Answer]) -> Answer:
+def patiently(ask: Callable[[], T]) -> T:
     """`ask()`, over and over while the daemon is away for a moment."""
     from server.client import NotReachable
 

@@ -29,7 +29,7 @@ def register(app: typer.Typer) -> None:
     app.command(rich_help_panel="Look")(watch)
 
 
-def watch(run: options.Run, json: options.Json = False) -> None:
+def watch(run: options.RunArgument, json: options.Json = False) -> None:
     """Watch a run until it settles. Exit: 0 completed, 1 failed, 4 paused or not started, 5
     cancelled, 130 Ctrl-C. --json prints one line a message."""
     with output.connect() as traind:

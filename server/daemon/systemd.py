@@ -39,7 +39,7 @@ class ServiceError(Exception):
 
 
 @dataclass(frozen=True)
-class Outcome:
+class UnitOutcome:
     """What was done, and what remains to do by hand."""
 
     path: Path
@@ -90,7 +90,7 @@ def unit_path() -> Path:
     return Path(base) / "systemd" / "user" / UNIT_NAME
 
 
-def install(text: str) -> Outcome:
+def install(text: str) -> UnitOutcome:
     """Write the unit, enable it and start it. Without systemd the file is written all the same."""
     path = unit_path()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,10 +113,10 @@ def install(text: str) -> Outcome:
             "services of a user end at logout and wait for a login at boot, until: "
             f"loginctl enable-linger {getpass.getuser()}"
         )
-    return Outcome(path, done, hints)
+    return UnitOutcome(path, done, hints)
 
 
-def uninstall() -> Outcome:
+def uninstall() -> UnitOutcome:
     """Stop and disable the unit and remove its file. Runs and data stay, and so do trainers."""
     path = unit_path()
     done: list[str] = []
@@ -128,7 +128,7 @@ def uninstall() -> Outcome:
         done.append(f"removed {path}")
     if has_user_manager():
         _systemctl("daemon-reload")
-    return Outcome(path, done or [f"there is no {path}"], [])
+    return UnitOutcome(path, done or [f"there is no {path}"], [])
 
 
 def has_user_manager() -> bool:

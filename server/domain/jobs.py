@@ -28,7 +28,7 @@ from trainer.contract.rundir import DataDir
 
 MAX_WAITING = 1000
 OVER = frozenset({"completed", "failed", "cancelled"})
-Place = Literal["inline", "cpu", "device"]
+JobPlace = Literal["inline", "cpu", "device"]
 
 
 def save(session: Session, run: tables.Run, now: float, *, pin: bool) -> tables.Job:
@@ -87,7 +87,7 @@ def audit(session: Session, run: tables.Run, params: AuditParams, now: float) ->
     """On the device that made the steps: another one has other bits and would prove nothing."""
     _require_checkpoint(session, run, params.checkpoint, params.step)
     device = _device_of_steps(session, run, params) or _device_of(session, run) or "cpu"
-    where: Place = "cpu" if device == "cpu" else "device"
+    where: JobPlace = "cpu" if device == "cpu" else "device"
     return _add(session, "audit", run, where, {**_dump(params), "device": device}, now)
 
 
@@ -155,7 +155,7 @@ def token_socket(job: tables.Job, paths: DataDir) -> Path:
     return paths.job(job.id) / TOKEN_SOCKET
 
 
-def _place(run: tables.Run, asked: str, *, inline: bool = False) -> Place:
+def _place(run: tables.Run, asked: str, *, inline: bool = False) -> JobPlace:
     if asked == "auto":
         return "inline" if inline and run.state == State.running else "cpu"
     return asked  # type: ignore[return-value]
@@ -195,7 +195,7 @@ def _add(
     session: Session,
     kind: str,
     run: tables.Run | None,
-    where: Place,
+    where: JobPlace,
     params: dict[str, object],
     now: float,
 ) -> tables.Job:

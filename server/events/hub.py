@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Kept:
+class BufferedEvent:
     """One event row, rendered. size counts towards what a client is sent at once."""
 
     id: int
@@ -48,7 +48,7 @@ class Live:
 
 
 @dataclass(frozen=True)
-class Source:
+class EventSource:
     """How the hub reads; each function opens and closes its own session (called in a thread).
 
     events(after, run_id, limit): rows after an id. newest(): the last id there is.
@@ -56,7 +56,7 @@ class Source:
     that is gone is answered with None.
     """
 
-    events: Callable[[int, str | None, int], list[Kept]]
+    events: Callable[[int, str | None, int], list[BufferedEvent]]
     newest: Callable[[], int]
     progress: Callable[[set[str] | None], dict[str, str | None]]
 
@@ -64,9 +64,9 @@ class Source:
 class Hub:
     """Everything here runs on the event loop, except `stop`, which any thread may call."""
 
-    def __init__(self, source: Source, feed: Feed) -> None:
+    def __init__(self, source: EventSource, feed: Feed) -> None:
         self.source, self._feed = source, feed
-        self.kept: deque[Kept] = deque(maxlen=KEPT_EVENTS)
+        self.kept: deque[BufferedEvent] = deque(maxlen=KEPT_EVENTS)
         self.live: dict[str, Live] = {}
         self.position = 0
         self.stopping = False
@@ -105,7 +105,9 @@ class Hub:
             self._task.cancel()
             self._task = None
 
-    async def events_after(self, position: int, run_id: str | None) -> tuple[list[Kept], int]:
+    async def events_after(
+        self, position: int, run_id: str | None
+    ) -> tuple[list[BufferedEvent], int]:
         """(events after `position`, the new position): from memory, or from the database."""
         if position >= self._floor:
             found = [e for e in self.kept if e.id > position and run_id in (None, e.run_id)]

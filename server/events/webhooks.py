@@ -42,7 +42,7 @@ KIND = "webhook"  # of the events
 
 log = logging.getLogger("traind.notices")
 
-Deliver = Callable[[str, bytes, dict[str, str]], str | None]
+SendWebhook = Callable[[str, bytes, dict[str, str]], str | None]
 
 
 @dataclass
@@ -85,7 +85,7 @@ class GivenUp:
 
 
 @dataclass
-class Place:
+class DeliveryState:
     """after: the last event that was looked at."""
 
     after: int
@@ -101,13 +101,13 @@ def begin_after(root: Path, event_id: int) -> None:
     write_durably(root / PLACE, json.dumps({**kept, "after": event_id}).encode())
 
 
-class Notices:
+class WebhookThread:
     """The thread. `deliver(url, body, headers)` is None when the receiver took it, else why not."""
 
-    def __init__(self, db: Database, root: Path, deliver: Deliver) -> None:
+    def __init__(self, db: Database, root: Path, deliver: SendWebhook) -> None:
         self._db, self._root, self._deliver = db, root, deliver
         self._woken, self._ended = threading.Event(), threading.Event()
-        self._place: Place | None = None  # read at the first look
+        self._place: DeliveryState | None = None  # read at the first look
         self._thread = threading.Thread(target=self._run, name="notices", daemon=True)
 
     def start(self) -> None:
@@ -148,7 +148,9 @@ class Notices:
             self._keep(place)
         return min((d.due for d in place.waiting), default=None)
 
-    def _try(self, place: Place, one: Delivery, refused: dict[str, str], now: float) -> None:
+    def _try(
+        self, place: DeliveryState, one: Delivery, refused: dict[str, str], now: float
+    ) -> None:
         why = refused.get(one.url) or self._send(one)
         if why is None:
             place.waiting.remove(one)
@@ -162,11 +164,11 @@ class Notices:
         else:
             self._report_failing(place, one)
 
-    def _drop_the_oldest(self, place: Place, now: float) -> None:
+    def _drop_the_oldest(self, place: DeliveryState, now: float) -> None:
         for one in place.waiting[:-MOST]:
             self._give_up(place, one, f"and more than {MOST:,} wait", now)
 
-    def _give_up(self, place: Place, one: Delivery, since: str, now: float) -> None:
+    def _give_up(self, place: DeliveryState, one: Delivery, since: str, now: float) -> None:
         place.waiting.remove(one)
         given_up = GivenUp(masked(one.url), one.what, one.why, now)
         place.given_up = [*place.given_up, given_up][-REMEMBERED:]
@@ -177,7 +179,7 @@ class Notices:
 
     def problems(self, now: float) -> list[str]:
         """What is not delivered, a sentence for each receiver; for the daemon's own state."""
-        place = self._place or Place(0)
+        place = self._place or DeliveryState(0)
         failing = {d.url: d for d in reversed(place.waiting) if d.tries}
         said = [
             f"notices to {masked(one.url)} are not taken: {one.why} "
@@ -190,7 +192,7 @@ class Notices:
             for one in lost
         ]
 
-    def _report_failing(self, place: Place, one: Delivery) -> None:
+    def _report_failing(self, place: DeliveryState, one: Delivery) -> None:
         """Once for a receiver of a run, as long as it fails."""
         same = (d for d in place.waiting if (d.url, d.run) == (one.url, one.run))
         if any(other.reported for other in same):
@@ -243,11 +245,11 @@ class Notices:
 
     # --- the file --------------------------------------------------------------------------------
 
-    def _kept(self) -> Place:
+    def _kept(self) -> DeliveryState:
         """Where it was; a daemon that never looked begins with what is new."""
         try:
             kept = json.loads((self._root / PLACE).read_bytes())
-            return Place(
+            return DeliveryState(
                 int(kept["after"]),
                 [Delivery(**one) for one in kept["waiting"]],
                 [GivenUp(**one) for one in kept.get("given_up", [])],
@@ -257,11 +259,11 @@ class Notices:
         except (ValueError, KeyError, TypeError) as error:
             log.warning("%s cannot be read (%s): notices begin anew", PLACE, error)
         with self._db.read() as session:
-            place = Place(session.scalar(select(func.max(tables.Event.id))) or 0)
+            place = DeliveryState(session.scalar(select(func.max(tables.Event.id))) or 0)
         self._keep(place)
         return place
 
-    def _keep(self, place: Place) -> None:
+    def _keep(self, place: DeliveryState) -> None:
         write_durably(self._root / PLACE, json.dumps(asdict(place)).encode())
 
     # --- sending ---------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.errors import Forbidden, TraindError, Unauthorized
 from server.guard.problems import problem
-from server.guard.tokens import Tokens, read_or_make
+from server.guard.tokens import AccessTokens, read_or_make
 from server.settings import LOOPBACK, Settings
 from server.text import printable
 
@@ -60,7 +60,7 @@ class Policy:
 
     hosts: frozenset[str]
     any_address: bool = False
-    tokens: Tokens | None = None
+    tokens: AccessTokens | None = None
 
     def allows_host(self, name: str) -> bool:
         return name in self.hosts or (self.any_address and _is_address(name))
@@ -81,7 +81,7 @@ def policy_for(settings: Settings) -> Policy:
         return Policy(frozenset(hosts))
     path = settings.token_file or settings.paths.root / "token"
     token = read_or_make(path, ours=settings.token_file is None)
-    tokens = Tokens(token, settings.paths.root / "sessions.json")
+    tokens = AccessTokens(token, settings.paths.root / "sessions.json")
     if settings.is_loopback:
         return Policy(frozenset(hosts), tokens=tokens)
     hosts |= {settings.host.lower(), socket.gethostname().lower()}
@@ -180,7 +180,7 @@ def _is_visit(scope: Scope) -> bool:
     return scope["path"] == "/" or _single(scope, b"sec-fetch-user") == "?1"
 
 
-def _check_token(tokens: Tokens, scope: Scope) -> None:
+def _check_token(tokens: AccessTokens, scope: Scope) -> None:
     given = _single(scope, b"authorization")
     if given is not None:
         kind, _, secret = given.partition(" ")

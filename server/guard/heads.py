@@ -11,7 +11,7 @@ import asyncio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
-class Heads:
+class HeadRequests:
     """The ASGI layer next to the routes."""
 
     def __init__(self, app: ASGIApp) -> None:

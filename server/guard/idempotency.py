@@ -25,7 +25,7 @@ _KEY = re.compile(r"[\x21-\x7e]{1,255}\Z")
 
 
 @dataclass(frozen=True)
-class Answer:
+class StoredAnswer:
     """What a POST answers: kept as it is, so that a repeat gets the same bytes."""
 
     status: int
@@ -33,7 +33,7 @@ class Answer:
     headers: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, model: BaseModel, status: int, **headers: str) -> Answer:
+    def of(cls, model: BaseModel, status: int, **headers: str) -> StoredAnswer:
         return cls(status, model.model_dump_json(), headers)
 
     def response(self, *, replayed: bool = False) -> Response:
@@ -66,7 +66,7 @@ def key_of(scope: Scope, body: bytes) -> Key | None:
     return Key(key, hashlib.sha256(b"\0".join(parts)).hexdigest())
 
 
-def recall(session: Session, key: Key, now: float) -> Answer | None:
+def recall(session: Session, key: Key, now: float) -> StoredAnswer | None:
     """The kept answer, None when the key is new. Raises IdempotencyMismatch."""
     row = session.get(tables.IdempotencyKey, key.key)
     if row is None or row.created_at < now - KEEP_SECONDS:
@@ -76,10 +76,10 @@ def recall(session: Session, key: Key, now: float) -> Answer | None:
             "This Idempotency-Key came with another request before.",
             hint="A new key for each new request; the same one only to repeat it.",
         )
-    return Answer(row.status, row.body, dict(row.headers))
+    return StoredAnswer(row.status, row.body, dict(row.headers))
 
 
-def remember(session: Session, key: Key, answer: Answer, now: float) -> None:
+def remember(session: Session, key: Key, answer: StoredAnswer, now: float) -> None:
     """Keep `answer` for a day, and forget what is older."""
     session.execute(
         delete(tables.IdempotencyKey).where(tables.IdempotencyKey.created_at < now - KEEP_SECONDS)

@@ -69,7 +69,7 @@ def _make(path: Path) -> str:
     return token
 
 
-class Tokens:
+class AccessTokens:
     """Who may come in: the bearer of the token, or of a session made from it. Thread-safe."""
 
     def __init__(self, token: str, sessions_file: Path) -> None:

@@ -382,7 +382,7 @@ def _end_phase(applied: Applied, event: events.Ended, seconds: float) -> None:
         extend.apply_pending(applied.session, applied.run, event.step, seconds)
 
 
-_HANDLERS: dict[type[events.Event], Any] = {
+_HANDLERS: dict[type[events.TrainerEvent], Any] = {
     events.Started: _started,
     events.Stage: _stage,
     events.Resumed: _resumed,

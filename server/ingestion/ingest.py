@@ -22,7 +22,7 @@ from server.database.db import Database
 from server.errors import TraindError
 from server.ingestion import apply, apply_job
 from trainer.contract import events, failpoint
-from trainer.contract.journal import Batch, Reader, verify_prefix
+from trainer.contract.journal import JournalBatch, JournalReader, verify_prefix
 from trainer.contract.rundir import OUTBOX, DataDir
 
 MAX_RECORDS = 500  # with 2,000 the process that ingests took 6 MB more
@@ -132,7 +132,7 @@ READERS: dict[str, Callable[..., IngestResult]] = {"attempt": ingest_attempt, "j
 
 @dataclass(frozen=True)
 class _Read:
-    batch: Batch
+    batch: JournalBatch
     inode: int | None
     problem: str | None
     more: bool
@@ -142,18 +142,18 @@ class _Read:
 def _read(path: Path, row: Any, owner: tuple[str, int], max_records: int) -> _Read:
     """What lies after the row's cursor, at most `max_records` records of it."""
     if row.outbox_problem is not None:
-        nothing = Batch([], row.outbox_offset, row.outbox_seq)
+        nothing = JournalBatch([], row.outbox_offset, row.outbox_seq)
         return _Read(nothing, row.outbox_inode, None, False, False)
-    reader = Reader(path, _inode(path, row, (*owner, row.token)))
+    reader = JournalReader(path, _inode(path, row, (*owner, row.token)))
     batch = reader.read(row.outbox_offset, row.outbox_seq, max_records * RECORD_BYTES)
     header = reader.header
     if header and (header.run, header.attempt, header.token) != (*owner, row.token):
         why = f"the journal belongs to attempt {header.attempt} of {header.run}"
-        batch = Batch([], row.outbox_offset, row.outbox_seq, why)
+        batch = JournalBatch([], row.outbox_offset, row.outbox_seq, why)
     problem, more = batch.problem, False
     if len(batch.records) > max_records:
         left = sum(len(line) + 1 for line in batch.lines[max_records:])
-        batch = Batch(
+        batch = JournalBatch(
             batch.records[:max_records], batch.offset - left, row.outbox_seq + max_records
         )
         problem, more = None, True
@@ -182,7 +182,7 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _records(batch: Batch, tell_gap: Callable[[str, dict[str, Any]], None]) -> list[Record]:
+def _records(batch: JournalBatch, tell_gap: Callable[[str, dict[str, Any]], None]) -> list[Record]:
     """The batch's records, understood. One that is whole and says nothing we know is passed over
     with an event: a newer trainer must not stop an older daemon.
     """
@@ -209,7 +209,7 @@ def _fewer(read: _Read) -> int:
     return max(1, len(read.batch.records) // 8)
 
 
-def _named(batch: Batch) -> dict[str, Any]:
+def _named(batch: JournalBatch) -> dict[str, Any]:
     return {"seq": batch.next_seq - 1, "kind": str(batch.records[0].get("kind"))[:32]}
 
 

@@ -14,7 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 
 
-class Action(StrEnum):
+class XidAction(StrEnum):
     """What a person, or the daemon, has to do about it."""
 
     restart = "restart"  # the program alone: starting it again may be enough
@@ -27,47 +27,47 @@ class Action(StrEnum):
 class Xid:
     number: int
     meaning: str
-    action: Action
+    action: XidAction
 
     def __str__(self) -> str:
         return f"Xid {self.number} ({self.meaning})"
 
 
 _ADVICE = {
-    Action.restart: "Restarting the trainer is enough; if it comes back, test the card.",
-    Action.reset: "Reset the GPU (nvidia-smi -r) or reboot the machine, then resume.",
-    Action.reboot: "Switch the machine off and on again, then resume.",
-    Action.inspect: "Check power, cooling and seating of the card before resuming.",
+    XidAction.restart: "Restarting the trainer is enough; if it comes back, test the card.",
+    XidAction.reset: "Reset the GPU (nvidia-smi -r) or reboot the machine, then resume.",
+    XidAction.reboot: "Switch the machine off and on again, then resume.",
+    XidAction.inspect: "Check power, cooling and seating of the card before resuming.",
 }
 
 _XIDS = {
     xid.number: xid
     for xid in (
-        Xid(8, "GPU stopped processing", Action.restart),
-        Xid(13, "graphics engine exception", Action.restart),
-        Xid(31, "GPU memory page fault", Action.restart),
-        Xid(32, "invalid or corrupted push buffer stream", Action.restart),
-        Xid(38, "driver firmware error", Action.reset),
-        Xid(43, "GPU stopped processing after a program error", Action.restart),
-        Xid(45, "preemptive cleanup after an earlier error", Action.restart),
-        Xid(46, "GPU stopped processing", Action.reset),
-        Xid(48, "double-bit ECC error", Action.reset),
-        Xid(61, "internal microcontroller breakpoint", Action.reset),
-        Xid(62, "internal microcontroller halt", Action.reset),
-        Xid(63, "memory row remapping or page retirement recorded", Action.reset),
-        Xid(64, "memory row remapping or page retirement failed", Action.inspect),
-        Xid(69, "graphics engine class error", Action.restart),
-        Xid(74, "NVLink error", Action.inspect),
-        Xid(79, "GPU has fallen off the bus", Action.reboot),
-        Xid(92, "high rate of single-bit ECC errors", Action.inspect),
-        Xid(94, "contained memory error", Action.restart),
-        Xid(95, "uncontained memory error", Action.reset),
-        Xid(109, "context switch timeout", Action.reset),
-        Xid(119, "GSP firmware did not answer", Action.reset),
-        Xid(120, "GSP firmware error", Action.reset),
-        Xid(140, "unrecovered ECC error", Action.reset),
-        Xid(143, "GPU initialisation error", Action.reset),
-        Xid(154, "GPU recovery action changed", Action.reset),
+        Xid(8, "GPU stopped processing", XidAction.restart),
+        Xid(13, "graphics engine exception", XidAction.restart),
+        Xid(31, "GPU memory page fault", XidAction.restart),
+        Xid(32, "invalid or corrupted push buffer stream", XidAction.restart),
+        Xid(38, "driver firmware error", XidAction.reset),
+        Xid(43, "GPU stopped processing after a program error", XidAction.restart),
+        Xid(45, "preemptive cleanup after an earlier error", XidAction.restart),
+        Xid(46, "GPU stopped processing", XidAction.reset),
+        Xid(48, "double-bit ECC error", XidAction.reset),
+        Xid(61, "internal microcontroller breakpoint", XidAction.reset),
+        Xid(62, "internal microcontroller halt", XidAction.reset),
+        Xid(63, "memory row remapping or page retirement recorded", XidAction.reset),
+        Xid(64, "memory row remapping or page retirement failed", XidAction.inspect),
+        Xid(69, "graphics engine class error", XidAction.restart),
+        Xid(74, "NVLink error", XidAction.inspect),
+        Xid(79, "GPU has fallen off the bus", XidAction.reboot),
+        Xid(92, "high rate of single-bit ECC errors", XidAction.inspect),
+        Xid(94, "contained memory error", XidAction.restart),
+        Xid(95, "uncontained memory error", XidAction.reset),
+        Xid(109, "context switch timeout", XidAction.reset),
+        Xid(119, "GSP firmware did not answer", XidAction.reset),
+        Xid(120, "GSP firmware error", XidAction.reset),
+        Xid(140, "unrecovered ECC error", XidAction.reset),
+        Xid(143, "GPU initialisation error", XidAction.reset),
+        Xid(154, "GPU recovery action changed", XidAction.reset),
     )
 }
 
@@ -77,7 +77,7 @@ _XID_LINE = re.compile(
 _OOM_LINE = re.compile(r"(?:Killed process|oom-kill:.*?\bpid=)\s*(?P<pid>\d+)")
 _OOM_LIMIT_LINE = re.compile(r"memory: usage \d+kB, limit (?P<limit>\d+)kB")
 _OOM_HELD = re.compile(r"anon-rss:(?P<held>\d+)kB")
-_SEVERITY = (Action.restart, Action.reset, Action.inspect, Action.reboot)
+_SEVERITY = (XidAction.restart, XidAction.reset, XidAction.inspect, XidAction.reboot)
 
 
 def advice(xid: Xid) -> str:
@@ -95,12 +95,12 @@ def worst_xid(
     said = [m for line in kernel_lines if (m := _XID_LINE.search(line))]
     here = [m for m in said if pci is None or m["where"].lower().partition(".")[0] == pci]
     found = [(_xid(int(m["number"])), m["pid"]) for m in here]
-    ours = [x for x, of in found if x.action != Action.restart or _may_be(of, pid)]
+    ours = [x for x, of in found if x.action != XidAction.restart or _may_be(of, pid)]
     return max(ours, key=lambda xid: _SEVERITY.index(xid.action), default=None)
 
 
 def _xid(number: int) -> Xid:
-    return _XIDS.get(number, Xid(number, "see NVIDIA's list of Xid errors", Action.reset))
+    return _XIDS.get(number, Xid(number, "see NVIDIA's list of Xid errors", XidAction.reset))
 
 
 def _may_be(named: str | None, pid: int | None) -> bool:

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Reading:
+class DeviceReading:
     """One GPU. holders: bytes by pid. Watts, degrees Celsius, a fraction of time busy."""
 
     memory_used_bytes: int | None = None
@@ -37,15 +37,15 @@ class Readings:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._taken = -FRESH_SECONDS
-        self._kept: dict[str, Reading] = {}
+        self._kept: dict[str, DeviceReading] = {}
 
-    def of(self, uuid: str | None) -> Reading:
+    def of(self, uuid: str | None) -> DeviceReading:
         if uuid is None:
-            return Reading()
+            return DeviceReading()
         with self._lock:
             if time.monotonic() - self._taken >= FRESH_SECONDS:
                 self._kept, self._taken = _read_all(), time.monotonic()
-            return self._kept.get(uuid, Reading())
+            return self._kept.get(uuid, DeviceReading())
 
 
 def process_name(pid: int) -> str:
@@ -56,14 +56,14 @@ def process_name(pid: int) -> str:
         return f"pid {pid}"
 
 
-def _read_all() -> dict[str, Reading]:
+def _read_all() -> dict[str, DeviceReading]:
     try:
         import pynvml
 
         pynvml.nvmlInit()
     except Exception:  # no driver, no library, no permission
         return {}
-    found: dict[str, Reading] = {}
+    found: dict[str, DeviceReading] = {}
     try:
         with suppress(pynvml.NVMLError):
             for handle in devices.handles(pynvml):
@@ -75,7 +75,7 @@ def _read_all() -> dict[str, Reading]:
     return found
 
 
-def _read(nvml: Any, handle: Any) -> Reading:
+def _read(nvml: Any, handle: Any) -> DeviceReading:
     """Each value on its own: cards differ in what they can say."""
 
     def ask(question: Callable[[], T]) -> T | None:
@@ -85,7 +85,7 @@ def _read(nvml: Any, handle: Any) -> Reading:
     load = ask(lambda: nvml.nvmlDeviceGetUtilizationRates(handle))
     milliwatts = ask(lambda: nvml.nvmlDeviceGetPowerUsage(handle))
     processes = ask(lambda: nvml.nvmlDeviceGetComputeRunningProcesses(handle)) or []
-    return Reading(
+    return DeviceReading(
         memory_used_bytes=int(memory.used) if memory else None,
         holders={p.pid: int(p.usedGpuMemory or 0) for p in processes},
         utilisation=load.gpu / 100 if load else None,

@@ -15,7 +15,7 @@ from trainer.contract.spec import RunSpec
 MIN_STEPS = 5
 
 
-class Measured(NamedTuple):
+class MeasuredThroughput(NamedTuple):
     tokens_per_second: float
     peak_bytes: int | None
     rows: int
@@ -94,7 +94,7 @@ def _device(attempt: tables.Attempt) -> str:
 
 def measured(
     session: Session, device: str | None, spec: RunSpec, rows: int | None = None
-) -> Measured | None:
+) -> MeasuredThroughput | None:
     """The speed seen before for this shape on this device: with these rows, else the fastest."""
     if device is None:
         return None
@@ -110,4 +110,4 @@ def measured(
     if best is None:
         return None
     source = f"measured on {best.device} in run {best.run_name} over {best.steps:,} steps"
-    return Measured(best.tokens_per_second, best.peak_bytes, best.rows, source)
+    return MeasuredThroughput(best.tokens_per_second, best.peak_bytes, best.rows, source)

@@ -20,7 +20,7 @@ _I32, _I64, _BINARY, _LIST, _STRUCT = 5, 6, 8, 9, 12
 
 
 @dataclass(frozen=True)
-class Column:
+class ParquetColumn:
     """One column; None among the values is a null."""
 
     name: str
@@ -28,7 +28,7 @@ class Column:
     values: Sequence[int | float | str | None]
 
 
-def write(columns: list[Column]) -> bytes:
+def write(columns: list[ParquetColumn]) -> bytes:
     """A Parquet file of columns of equal length."""
     rows = len(columns[0].values)
     out = bytearray(MAGIC)
@@ -41,7 +41,7 @@ def write(columns: list[Column]) -> bytes:
     return bytes(out + footer + struct.pack("<i", len(footer)) + MAGIC)
 
 
-def _page(column: Column, rows: int) -> bytes:
+def _page(column: ParquetColumn, rows: int) -> bytes:
     levels = _definition_levels(column.values)
     body = struct.pack("<i", len(levels)) + levels + _plain(column)
     header = _Thrift().i32(1, 0).i32(2, len(body)).i32(3, len(body))
@@ -49,7 +49,7 @@ def _page(column: Column, rows: int) -> bytes:
     return header.end() + body
 
 
-def _plain(column: Column) -> bytes:
+def _plain(column: ParquetColumn) -> bytes:
     present = [value for value in column.values if value is not None]
     if column.kind == "string":
         texts = [str(value).encode() for value in present]
@@ -68,21 +68,21 @@ def _definition_levels(values: Sequence[object]) -> bytes:
     return _varint(groups << 1 | 1) + bytes(bits)
 
 
-def _chunk(column: Column, rows: int, start: int, size: int) -> bytes:
+def _chunk(column: ParquetColumn, rows: int, start: int, size: int) -> bytes:
     meta = _Thrift().i32(1, _TYPES[column.kind]).list_i32(2, [_PLAIN, _RLE])
     meta.list_binary(3, [column.name]).i32(4, 0).i64(5, rows).i64(6, size).i64(7, size)
     meta.i64(9, start)
     return _Thrift().i64(2, start).struct(3, meta.end()).end()
 
 
-def _footer(columns: list[Column], rows: int, chunks: list[bytes], size: int) -> bytes:
+def _footer(columns: list[ParquetColumn], rows: int, chunks: list[bytes], size: int) -> bytes:
     root = _Thrift().binary(4, "schema").i32(5, len(columns)).end()
     group = _Thrift().list_struct(1, chunks).i64(2, size).i64(3, rows).end()
     footer = _Thrift().i32(1, 1).list_struct(2, [root, *map(_element, columns)])
     return footer.i64(3, rows).list_struct(4, [group]).binary(6, "traind").end()
 
 
-def _element(column: Column) -> bytes:
+def _element(column: ParquetColumn) -> bytes:
     element = _Thrift().i32(1, _TYPES[column.kind]).i32(3, _OPTIONAL).binary(4, column.name)
     return (element.i32(6, _UTF8) if column.kind == "string" else element).end()
 

@@ -38,7 +38,7 @@ class Bin:
     stats: list[float]
 
 
-class Piece(NamedTuple):
+class BinRange(NamedTuple):
     """Whole bins `[low, high)` of one size; size 1 is the points themselves."""
 
     size: int
@@ -168,25 +168,25 @@ def bin_steps_for(low: int, high: int, max_points: int) -> int:
     return size
 
 
-def cover(low: int, high: int, size: int) -> list[Piece]:
+def cover(low: int, high: int, size: int) -> list[BinRange]:
     """`[low, high)` exactly, in order: the largest stored bins up to `size`, finer at the edges."""
     if high <= low:
         return []
     stored = max((s for s in SIZES if s <= size), default=1)
     if stored == 1:
-        return [Piece(1, low, high)]
+        return [BinRange(1, low, high)]
     first, last = -(-low // stored), high // stored
     if first >= last:
         return cover(low, high, stored // 4)
     return [
         *cover(low, first * stored, stored // 4),
-        Piece(stored, first, last),
+        BinRange(stored, first, last),
         *cover(last * stored, high, stored // 4),
     ]
 
 
 def _points(
-    connection: Connection, attempt_id: int, piece: Piece, keys: Sequence[str]
+    connection: Connection, attempt_id: int, piece: BinRange, keys: Sequence[str]
 ) -> Iterator[Bin]:
     columns = "".join(f", {_column(key)}" for key in keys if key in KEYS)
     rows = connection.exec_driver_sql(
@@ -203,7 +203,7 @@ def _column(key: str) -> str:
 
 
 def _bins(
-    connection: Connection, attempt_id: int, piece: Piece, keys: Sequence[str]
+    connection: Connection, attempt_id: int, piece: BinRange, keys: Sequence[str]
 ) -> Iterator[Bin]:
     rows = connection.exec_driver_sql(
         'SELECT first_step, last_step, unix_seconds, "values" FROM rollups '

@@ -8,11 +8,11 @@ from pydantic import BaseModel
 
 from server.schemas import PeakFlops, Series
 from trainer.contract.extend import Joint
-from trainer.contract.plan import Batch, Hyperparameters, Parameters, Shape
+from trainer.contract.plan import BatchPlan, Hyperparameters, Parameters, PlannedShape
 from trainer.contract.spec import ScheduleSpec
 
 
-class Standing(BaseModel):
+class RunProgress(BaseModel):
     """Where the run is; eta_* are null once nothing is left to train."""
 
     state: str
@@ -109,7 +109,7 @@ class AttemptReport(BaseModel):
     exact_resume: str | None
 
 
-class Verdict(BaseModel):
+class ResumeVerdict(BaseModel):
     step: int | None
     attempt: int | None
     what: str
@@ -134,7 +134,7 @@ class EvaluationReport(BaseModel):
     best: bool
 
 
-class Difference(BaseModel):
+class EvaluationDifference(BaseModel):
     """Two values of the same weights. comparable: were they measured under the same identity?"""
 
     kind: str
@@ -202,10 +202,10 @@ class Report(BaseModel):
     name: str
     title: str | None
     generated_at: float
-    standing: Standing
-    shape: Shape
+    standing: RunProgress
+    shape: PlannedShape
     parameters: Parameters
-    batch: Batch
+    batch: BatchPlan
     hyperparameters: Hyperparameters
     schedule: ScheduleSpec
     data: dict[str, Any]
@@ -215,9 +215,9 @@ class Report(BaseModel):
     totals: Totals
     energy: Energy | None
     exact_resume: str | None
-    verdicts: list[Verdict]
+    verdicts: list[ResumeVerdict]
     evaluations: list[EvaluationReport]
-    differences: list[Difference]
+    differences: list[EvaluationDifference]
     samples: list[SampleReport]
     incidents: list[Incident]
     timeline: list[Moment]

@@ -11,7 +11,6 @@ from server.reporting import answer
 from server.reporting.answer import Report
 from trainer.contract.plan import gigabytes, hours, number
 
-Cell = str | int | float | None
 DASH = "–"
 KINDS = {"bpb": "val bpb", "core": "CORE"}
 

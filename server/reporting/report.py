@@ -82,10 +82,10 @@ def summary(
     )
 
 
-def _standing(session: Session, run: tables.Run, now: float) -> answer.Standing:
+def _standing(session: Session, run: tables.Run, now: float) -> answer.RunProgress:
     view = estimate.progress(session, run, now)
     left = run.step < run.end_step and view.state not in (State.completed, State.cancelled)
-    return answer.Standing(
+    return answer.RunProgress(
         state=view.state,
         reason=view.reason,
         reason_message=view.reason_message,

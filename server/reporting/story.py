@@ -11,12 +11,12 @@ from server import schemas
 from server.database import tables
 from server.reporting.answer import (
     AttemptReport,
-    Difference,
+    EvaluationDifference,
     EvaluationReport,
     Incident,
     Moment,
     PhaseReport,
-    Verdict,
+    ResumeVerdict,
 )
 from trainer.contract import bpb_causes
 from trainer.contract.exits import Reason
@@ -72,7 +72,7 @@ def data_notes(session: Session, run: tables.Run) -> list[str]:
     return list(session.scalars(said.limit(MAX_INCIDENTS)))
 
 
-def incidents(session: Session, run: tables.Run) -> tuple[list[Incident], list[Verdict]]:
+def incidents(session: Session, run: tables.Run) -> tuple[list[Incident], list[ResumeVerdict]]:
     """Warnings and errors, the newest kept; and every verdict on an exact resume."""
     table = tables.Event
     mine = select(table).where(table.run_id == run.id)
@@ -86,7 +86,7 @@ def incidents(session: Session, run: tables.Run) -> tuple[list[Incident], list[V
         Incident(unix_seconds=e.unix_seconds, step=e.step, level=e.level, message=e.message)
         for e in reversed(list(trouble))
     ], [
-        Verdict(
+        ResumeVerdict(
             step=e.step,
             attempt=e.attempt_number,
             what=str(e.data.get("what", "")),
@@ -121,7 +121,7 @@ def evaluations(views: list[schemas.EvaluationView]) -> list[EvaluationReport]:
     ]
 
 
-def differences(evaluated: list[EvaluationReport]) -> list[Difference]:
+def differences(evaluated: list[EvaluationReport]) -> list[EvaluationDifference]:
     """Values of one kind at one step, so of the same weights, that are not the same number."""
     by_place: dict[tuple[str, int], list[EvaluationReport]] = {}
     for e in evaluated:
@@ -134,7 +134,7 @@ def differences(evaluated: list[EvaluationReport]) -> list[Difference]:
     return sorted(found, key=lambda d: d.step)
 
 
-def _difference(one: EvaluationReport, two: EvaluationReport) -> Difference:
+def _difference(one: EvaluationReport, two: EvaluationReport) -> EvaluationDifference:
     kind, comparable = KINDS[one.kind], one.identity == two.identity
     sentence = (
         f"{kind} of the weights at step {one.step:,} was {one.value:.6f} and then {two.value:.6f} "
@@ -146,7 +146,7 @@ def _difference(one: EvaluationReport, two: EvaluationReport) -> Difference:
         else f"measured under different settings ({one.label} and {two.label}), not comparable"
         + _why(one, two)
     )
-    return Difference(
+    return EvaluationDifference(
         kind=one.kind,
         step=one.step,
         before=one.value,

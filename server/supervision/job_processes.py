@@ -136,7 +136,7 @@ def _write_directory(order: orders.JobOrder, watch: Watch) -> None:
     if order.run_dir is not None:
         Path(order.run_dir).mkdir(parents=True, exist_ok=True)
     orders.write(watch.directory, order)
-    header = journal.Header(order.job_id, 0, order.token)
+    header = journal.JournalHeader(order.job_id, 0, order.token)
     journal.Writer.create(watch.directory / INBOX, header).close()
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.domain.states import State
-from server.machine.kernel_log import Action, Xid, advice
+from server.machine.kernel_log import Xid, XidAction, advice
 from trainer.contract.exits import Reason
 from trainer.contract.spec import RecoverySpec
 
@@ -248,7 +248,7 @@ def _hopeless(ending: Ending, history: History) -> str | None:
         return ending.message
     if ending.reason is Reason.host_out_of_memory and history.same_before >= 1:
         return f"{ending.message}, for the second time in a row"
-    if ending.xid is not None and ending.xid.action is not Action.restart:
+    if ending.xid is not None and ending.xid.action is not XidAction.restart:
         return ending.message
     return None
 

@@ -87,7 +87,7 @@ def _write_directory(context: SupervisorContext, order: orders.AttemptOrder, wat
     write_durably(run_dir.spec, order.spec.model_dump_json(indent=1).encode())
     write_durably(run_dir.plan, order.plan.model_dump_json(indent=1).encode())
     orders.write(watch.directory, order)
-    header = journal.Header(order.run_id, order.attempt, order.token)
+    header = journal.JournalHeader(order.run_id, order.attempt, order.token)
     journal.Writer.create(watch.directory / INBOX, header).close()
 
 

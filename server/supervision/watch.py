@@ -178,7 +178,7 @@ def _stat(path: Path) -> tuple[int, int, int] | None:
 
 
 def _records(path: Path) -> list[dict[str, object]]:
-    reader, records = journal.Reader(path), []
+    reader, records = journal.JournalReader(path), []
     batch = reader.read()
     while batch.records:
         records += batch.records

@@ -57,7 +57,9 @@ def _run(db: Database, settings: Settings, name: str, steps: int) -> int:
         number, attempt_id, run_id, token = attempt.number, attempt.id, run.id, attempt.token
     folder = settings.paths.run(run_id).attempt(number)
     folder.mkdir(parents=True)
-    writer = journal.Writer.create(folder / "outbox.jsonl", journal.Header(run_id, number, token))
+    writer = journal.Writer.create(
+        folder / "outbox.jsonl", journal.JournalHeader(run_id, number, token)
+    )
     writer.append(events.Resumed(step=0, checkpoint=None, tokens_seen=0).model_dump(mode="json"))
     for step in range(steps):
         writer.append(

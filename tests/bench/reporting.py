@@ -26,7 +26,7 @@ STEP_SECONDS = 65_536 / 1_000_000
 def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory() as folder:
-        header = journal.Header("run", 1, "token")
+        header = journal.JournalHeader("run", 1, "token")
         inbox = journal.Writer.create(Path(folder) / "inbox.jsonl", header)
         control = Control(Path(folder) / "inbox.jsonl")
         reporter = Reporter(journal.Writer.create(Path(folder) / "outbox.jsonl", header))

@@ -11,9 +11,9 @@ import sys
 import pytest
 
 from trainer.contract import journal
-from trainer.contract.journal import Header, JournalError, JournalFull, Reader, Writer
+from trainer.contract.journal import JournalError, JournalFull, JournalHeader, JournalReader, Writer
 
-HEADER = Header("run_1", 3, "token")
+HEADER = JournalHeader("run_1", 3, "token")
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def fill(path, count=20):
 
 
 def read_all(path):
-    reader, offset, seq, records = Reader(path), 0, 0, []
+    reader, offset, seq, records = JournalReader(path), 0, 0, []
     while True:
         batch = reader.read(offset, seq, max_bytes=700)
         moved = batch.offset > offset
@@ -51,7 +51,7 @@ def test_what_was_appended_is_read_in_order(path):
 
 def test_header_is_known_after_the_first_read(path):
     fill(path, 1)
-    reader = Reader(path)
+    reader = JournalReader(path)
     reader.read()
     assert reader.header == HEADER
 
@@ -89,13 +89,13 @@ def test_f23_every_flipped_bit_is_noticed(path, tmp_path):
 
 def test_f24_gone_replaced_and_truncated_files_are_noticed(path, tmp_path):
     fill(path)
-    reader = Reader(path)
+    reader = JournalReader(path)
     first = reader.read()
     other = tmp_path / "other"
     fill(other)
     os.replace(other, path)
     assert "replaced" in (reader.read(first.offset, first.next_seq).problem or "")
-    reader = Reader(path)
+    reader = JournalReader(path)
     first = reader.read()
     os.truncate(path, 50)
     assert "truncated" in (reader.read(first.offset, first.next_seq).problem or "")
@@ -104,7 +104,7 @@ def test_f24_gone_replaced_and_truncated_files_are_noticed(path, tmp_path):
 
 
 def test_a_missing_file_that_was_never_read_is_waited_for(path):
-    assert Reader(path).read() == journal.Batch([], 0, 0)
+    assert JournalReader(path).read() == journal.JournalBatch([], 0, 0)
 
 
 def test_reopen_cuts_the_torn_line_and_goes_on(path):
@@ -132,8 +132,8 @@ def test_nan_is_not_written(path):
 
 
 def test_unknown_version_is_refused_with_both_versions(path):
-    Writer.create(path, Header("r", 1, "t", version=99)).close()
-    assert "journal version 99" in (Reader(path).read().problem or "")
+    Writer.create(path, JournalHeader("r", 1, "t", version=99)).close()
+    assert "journal version 99" in (JournalReader(path).read().problem or "")
 
 
 def test_f17_a_full_disk_leaves_whole_records(path, monkeypatch):
@@ -207,8 +207,8 @@ def test_f02_a_writer_killed_anywhere_leaves_a_readable_prefix(tmp_path):
     code = """
 import sys
 from pathlib import Path
-from trainer.contract.journal import Header, Writer
-writer = Writer.create(Path(sys.argv[1]), Header("r", 1, "t"))
+from trainer.contract.journal import JournalHeader, Writer
+writer = Writer.create(Path(sys.argv[1]), JournalHeader("r", 1, "t"))
 for i in range(100000):
     writer.append({"kind": "step", "step": i, "pad": "x" * 500}, durable=i % 50 == 0)
 """
@@ -224,13 +224,13 @@ for i in range(100000):
 
 def test_a_record_too_long_for_its_reader_is_cut_and_read(tmp_path) -> None:
     """Eighty thousand notes, or one of ten megabytes: the report goes on behind them."""
-    writer = Writer.create(tmp_path / "outbox.jsonl", Header("run_1", 1, "token"))
+    writer = Writer.create(tmp_path / "outbox.jsonl", JournalHeader("run_1", 1, "token"))
     notes = [f"/some/where/{n}.bin is left out: it is binary" for n in range(80_000)]
     writer.append({"kind": "ended", "result": {"notes": notes, "n": 80_000}})
     writer.append({"kind": "notice", "message": "x" * 10_000_000})
     writer.append({"kind": "notice", "message": "short"})
     writer.close()
-    reader, records = Reader(tmp_path / "outbox.jsonl"), []
+    reader, records = JournalReader(tmp_path / "outbox.jsonl"), []
     offset = seq = 0
     while offset < (tmp_path / "outbox.jsonl").stat().st_size:
         batch = reader.read(offset, seq)

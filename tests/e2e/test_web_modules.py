@@ -148,7 +148,7 @@ def test_the_bundle_runs_as_the_modules_do() -> None:
     ],
 )
 def test_what_the_bundle_cannot_read_is_an_error(modules: dict[str, str], said: str) -> None:
-    with pytest.raises(web_bundle.BundleError, match=re.escape(said)):
+    with pytest.raises(web_bundle.WebBundleError, match=re.escape(said)):
         web_bundle.script("app.js", modules.__getitem__)
 
 

@@ -35,9 +35,9 @@ class Trainer:
         attempt = ORDER.get("attempt", 0)
         owner = ORDER["run_id"] if attempt else ORDER["job_id"]
         self.lock = rundir.acquire(DIRECTORY / rundir.LOCK, self.holder(None))
-        header = journal.Header(owner, attempt, ORDER["token"])
+        header = journal.JournalHeader(owner, attempt, ORDER["token"])
         self.outbox = journal.Writer.create(DIRECTORY / rundir.OUTBOX, header)
-        self.inbox = journal.Reader(DIRECTORY / rundir.INBOX)
+        self.inbox = journal.JournalReader(DIRECTORY / rundir.INBOX)
         self.cursor = (0, 0)
         self.terminated = False
         signal.signal(signal.SIGTERM, self.on_terminate)

@@ -31,7 +31,9 @@ class Trainer:
         self.step = -1  # it has not begun
         self.cursor = (0, 0)
         self.exit_code: int | None = None
-        header = journal.Header(self.order["run_id"], self.order["attempt"], self.order["token"])
+        header = journal.JournalHeader(
+            self.order["run_id"], self.order["attempt"], self.order["token"]
+        )
         self.outbox = journal.Writer.create(directory / rundir.OUTBOX, header)
 
     # What a supervisor holds of a child of its own.
@@ -76,7 +78,7 @@ class Trainer:
         return self.directory.parent.parent / "checkpoints"
 
     def obey(self) -> bool:
-        batch = journal.Reader(self.directory / rundir.INBOX).read(*self.cursor)
+        batch = journal.JournalReader(self.directory / rundir.INBOX).read(*self.cursor)
         self.cursor = (batch.offset, batch.next_seq)
         for command in batch.records:
             match command["kind"]:

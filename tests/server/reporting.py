@@ -13,7 +13,7 @@ from server.ingestion import ingest
 from server.settings import Settings
 from trainer.contract import events
 from trainer.contract.exits import Reason
-from trainer.contract.journal import Header, Writer
+from trainer.contract.journal import JournalHeader, Writer
 from trainer.contract.rundir import OUTBOX, checkpoint_name
 
 BATCH_TOKENS = 4096
@@ -30,7 +30,7 @@ class Reporter:
     number: int
     writer: Writer
 
-    def say(self, event: events.Event) -> None:
+    def say(self, event: events.TrainerEvent) -> None:
         self.writer.append(event.model_dump(mode="json"))
 
     def begin(self, step: int = 0, checkpoint: str | None = None, **more: Any) -> None:
@@ -80,7 +80,7 @@ def attempt(db: Database, settings: Settings, run_id: str) -> Reporter:
         made = (row.id, row.number, row.token)
     directory = settings.paths.run(run_id).attempt(made[1])
     directory.mkdir(parents=True)
-    writer = Writer.create(directory / OUTBOX, Header(run_id, made[1], made[2]))
+    writer = Writer.create(directory / OUTBOX, JournalHeader(run_id, made[1], made[2]))
     return Reporter(db, settings, run_id, made[0], made[1], writer)
 
 

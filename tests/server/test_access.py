@@ -17,7 +17,7 @@ from starlette.routing import Route
 
 from server.guard import access
 from server.guard.access import BindRefused, policy_for
-from server.guard.tokens import MAX_SESSIONS, Tokens, TokenUnusable, read_or_make
+from server.guard.tokens import MAX_SESSIONS, AccessTokens, TokenUnusable, read_or_make
 from server.settings import Settings
 from tests.server.asgi import Asgi
 
@@ -315,14 +315,14 @@ def test_a_browser_trades_it_for_a_cookie_and_gives_it_back(guarded: Asgi) -> No
 
 def test_sessions_survive_a_restart_and_end_with_the_token(tmp_path: Path) -> None:
     file = tmp_path / "sessions.json"
-    secret = Tokens("a" * 20, file).open_session().encode()
-    assert Tokens("a" * 20, file).is_session(secret)
+    secret = AccessTokens("a" * 20, file).open_session().encode()
+    assert AccessTokens("a" * 20, file).is_session(secret)
     assert secret not in file.read_bytes()
-    assert not Tokens("b" * 20, file).is_session(secret)
+    assert not AccessTokens("b" * 20, file).is_session(secret)
 
 
 def test_sessions_are_bounded(tmp_path: Path) -> None:
-    tokens = Tokens("a" * 20, tmp_path / "sessions.json")
+    tokens = AccessTokens("a" * 20, tmp_path / "sessions.json")
     first, *_, last = [tokens.open_session().encode() for _ in range(MAX_SESSIONS + 1)]
     assert (tokens.is_session(first), tokens.is_session(last)) == (False, True)
 

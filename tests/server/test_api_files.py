@@ -195,9 +195,9 @@ def test_parquet_reads_back_in_pyarrow(rows: int) -> None:
     means = [None if chosen.random() < 0.3 else chosen.uniform(-1e300, 1e300) for _ in range(rows)]
     keys = [None if chosen.random() < 0.1 else "é🏃"[: chosen.randint(0, 2)] for _ in range(rows)]
     columns = [
-        parquet.Column("key", "string", keys),
-        parquet.Column("step", "int64", steps),
-        parquet.Column("mean", "double", means),
+        parquet.ParquetColumn("key", "string", keys),
+        parquet.ParquetColumn("step", "int64", steps),
+        parquet.ParquetColumn("mean", "double", means),
     ]
     table = pyarrow.parquet.read_table(io.BytesIO(parquet.write(columns)))
     assert table.to_pydict() == {"key": keys, "step": steps, "mean": means}

@@ -23,7 +23,7 @@ from server.settings import Settings
 from tests.server.reporting import BATCH_TOKENS, Reporter, attempt, create, step
 from trainer.contract import events
 from trainer.contract.exits import Reason
-from trainer.contract.journal import Header, Reader, Writer
+from trainer.contract.journal import JournalHeader, JournalReader, Writer
 
 
 def _state(db: Database, reporter: Reporter) -> dict[str, Any]:
@@ -402,7 +402,7 @@ def test_f22_a_journal_cut_at_any_byte_gives_its_prefix_and_waits(
     deep = {cut + off for cut in rng.sample(ends, 5) for off in (-1, 0, 1)}
     deep |= {rng.randrange(len(raw)) for _ in range(15)}
     for cut in range(len(raw) + 1):
-        batch = Reader(reporter.outbox)._parse(raw[:cut], 0, 0)
+        batch = JournalReader(reporter.outbox)._parse(raw[:cut], 0, 0)
         assert len(batch.records) == _valid_prefix(raw[:cut]), cut
         assert batch.problem is None, cut
         if cut in deep:
@@ -441,7 +441,7 @@ def test_f23_every_flipped_bit_is_found_and_what_came_before_it_kept(
         start, until = begins[line], begins[min(line + 3, len(ends))]
         part = bytearray(raw[start:until])
         part[bit // 8 - start] ^= 1 << (bit % 8)
-        batch = Reader(reporter.outbox)._parse(bytes(part), start, max(0, line - 1))
+        batch = JournalReader(reporter.outbox)._parse(bytes(part), start, max(0, line - 1))
         assert batch.records == [], bit
         assert (batch.problem is None) == waits, bit
         if bit in deep:
@@ -509,7 +509,9 @@ def test_f24_a_journal_that_is_not_the_same_file_any_more_is_a_loud_stop(
 def test_f16_a_journal_of_somebody_else_is_not_believed(db: Database, settings: Settings) -> None:
     reporter = attempt(db, settings, create(db))
     reporter.outbox.unlink()
-    writer = Writer.create(reporter.outbox, Header(reporter.run_id, reporter.number, "forged"))
+    writer = Writer.create(
+        reporter.outbox, JournalHeader(reporter.run_id, reporter.number, "forged")
+    )
     writer.append(step(0).model_dump(mode="json"))
     assert "belongs to" in (reporter.ingest().problem or "")
     with db.read() as session:
@@ -536,9 +538,9 @@ def test_a_job_reports_through_the_same_kind_of_journal(db: Database, settings: 
         )  # fmt: skip
     directory = settings.paths.job("job_1")
     directory.mkdir(parents=True)
-    writer = Writer.create(directory / "outbox.jsonl", Header("job_1", 0, "t"))
+    writer = Writer.create(directory / "outbox.jsonl", JournalHeader("job_1", 0, "t"))
 
-    def say(event: events.Event) -> None:
+    def say(event: events.TrainerEvent) -> None:
         writer.append(event.model_dump(mode="json"))
 
     say(events.Stage(stage="sampling", fraction=0.5, detail="2 of 4"))

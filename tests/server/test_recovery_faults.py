@@ -65,7 +65,7 @@ def reports_are_whole(house: House, run_id: str) -> None:
     """Every valid step record of every journal is a row, once, and there is no other."""
     for attempt in house.attempts(run_id):
         directory = house.settings.paths.run(run_id).attempt(attempt.number)
-        reader = journal.Reader(directory / OUTBOX)
+        reader = journal.JournalReader(directory / OUTBOX)
         batch = reader.read()
         said = []
         while batch.records:

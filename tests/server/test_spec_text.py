@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from server.cli import spec_text
-from server.cli.output import Refused
+from server.cli.output import CommandRefused
 from server.cli.specfile import read_spec
 from server.errors import Invalid
 from server.guard import bodies
@@ -48,7 +48,7 @@ def test_what_means_two_things_or_nothing_is_refused(case: str, tmp_path: Path) 
     text, words = REFUSED[case]
     file = tmp_path / "spec.yaml"
     file.write_text(text)
-    with pytest.raises(Refused, match=words) as caught:
+    with pytest.raises(CommandRefused, match=words) as caught:
         read_spec(str(file), [])
     assert caught.value.code == 2
     assert str(file) in caught.value.message
@@ -99,15 +99,15 @@ def test_json_with_tabs_is_json() -> None:
 
 
 def test_a_setting_given_twice_is_refused() -> None:
-    with pytest.raises(Refused, match=r"--set horizon\.steps: it is given twice"):
+    with pytest.raises(CommandRefused, match=r"--set horizon\.steps: it is given twice"):
         read_spec(None, ["horizon.steps=10", "horizon.steps=20"])
-    with pytest.raises(Refused, match=r"--set horizon\.flops: .*\.inf is no number"):
+    with pytest.raises(CommandRefused, match=r"--set horizon\.flops: .*\.inf is no number"):
         read_spec(None, ["horizon.flops=.inf"])
     assert read_spec(None, ["title=a: b: c"])["title"] == "a: b: c"
 
 
 def test_a_device_without_end_is_no_spec() -> None:
-    with pytest.raises(Refused, match=r"cannot be read|neither YAML nor JSON"):
+    with pytest.raises(CommandRefused, match=r"cannot be read|neither YAML nor JSON"):
         read_spec("/dev/zero", [])
 
 
@@ -115,5 +115,5 @@ def test_a_home_that_is_not_there_is_the_daemons_to_refuse(tmp_path: Path) -> No
     file = tmp_path / "spec.yaml"
     file.write_text("data: {source: text, path: ~nosuchuser/x}\n")
     assert read_spec(str(file), [])["data"]["path"].endswith("~nosuchuser/x")
-    with pytest.raises(Refused, match="cannot be read"):
+    with pytest.raises(CommandRefused, match="cannot be read"):
         read_spec("~nosuchuser/spec.yaml", [])

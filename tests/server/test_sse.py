@@ -14,7 +14,7 @@ from starlette.types import Message
 
 from server.api import sse
 from server.database import tables
-from server.events.hub import KEPT_EVENTS, Hub, Kept, Source
+from server.events.hub import KEPT_EVENTS, BufferedEvent, EventSource, Hub
 from server.queries import store
 from tests.server.asgi import Asgi
 from tests.server.live_server import open_stream, read_until, serving, until
@@ -190,10 +190,10 @@ def test_a_silent_stream_has_a_heartbeat(asgi: Asgi, monkeypatch: pytest.MonkeyP
 
 def test_the_hub_reads_each_row_once_for_any_number_of_clients() -> None:
     """Law: whatever the interleaving, every client gets every row once, in order."""
-    rows: list[Kept] = []
+    rows: list[BufferedEvent] = []
     reads: list[int] = []
 
-    def events(after: int, run_id: str | None, limit: int) -> list[Kept]:
+    def events(after: int, run_id: str | None, limit: int) -> list[BufferedEvent]:
         reads.append(after)
         found = [row for row in rows if row.id > after and run_id in (None, row.run_id)]
         return found[:limit]
@@ -205,7 +205,7 @@ def test_the_hub_reads_each_row_once_for_any_number_of_clients() -> None:
             await asyncio.sleep(0.01)
             return 0
 
-    source = Source(events, lambda: rows[-1].id if rows else 0, lambda run_ids: {})
+    source = EventSource(events, lambda: rows[-1].id if rows else 0, lambda run_ids: {})
 
     async def client(hub: Hub, run_id: str | None, total: int) -> list[int]:
         await hub.join(run_id)
@@ -224,7 +224,7 @@ def test_the_hub_reads_each_row_once_for_any_number_of_clients() -> None:
             asyncio.create_task(client(hub, run_id, total)) for run_id in (None, "a", "b", None)
         ]
         for number in range(1, total + 1):
-            rows.append(Kept(number, "ab"[number % 2], b""))
+            rows.append(BufferedEvent(number, "ab"[number % 2], b""))
             if number % 37 == 0:
                 await asyncio.sleep(0.005)
         return [*await asyncio.gather(*clients), hub]
@@ -240,7 +240,7 @@ def test_the_response_ends_when_the_client_leaves_though_it_never_reads() -> Non
     """The task is freed by the disconnect, not by a failed send."""
 
     async def scene() -> float:
-        hub = Hub(Source(lambda *_: [], lambda: 0, lambda _: {}), _StillFeed())  # type: ignore[arg-type]
+        hub = Hub(EventSource(lambda *_: [], lambda: 0, lambda _: {}), _StillFeed())  # type: ignore[arg-type]
         gone = asyncio.Event()
 
         async def receive() -> Message:

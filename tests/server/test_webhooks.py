@@ -19,7 +19,7 @@ from server.database import tables
 from server.domain import states
 from server.domain.states import State
 from server.events import webhooks
-from server.events.webhooks import GIVE_UP_SECONDS, Notices
+from server.events.webhooks import GIVE_UP_SECONDS, WebhookThread
 from server.main import create_app
 from server.queries import store
 from server.settings import Settings
@@ -53,9 +53,9 @@ def happen(asgi: Asgi, name: str, *moves: State, reason: Reason = Reason.request
             states.move(session, store.get_run(session, name), state, reason)
 
 
-def fresh(asgi: Asgi, receiver: Receiver) -> Notices:
+def fresh(asgi: Asgi, receiver: Receiver) -> WebhookThread:
     """As after a start of the daemon."""
-    return Notices(asgi.db, asgi.settings.paths.root, receiver)
+    return WebhookThread(asgi.db, asgi.settings.paths.root, receiver)
 
 
 LIFE = (State.preparing, State.starting, State.running)
@@ -150,7 +150,7 @@ def hook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def test_over_http_it_is_signed_and_nothing_waits_for_it(asgi: Asgi, hook: Any) -> None:
-    made = Notices(asgi.db, asgi.settings.paths.root, receivers.deliver)
+    made = WebhookThread(asgi.db, asgi.settings.paths.root, receivers.deliver)
     made.look(0.0)
     made.start()
     asgi.create("demo", notify=[f"{hook.url}/hook"])
@@ -176,7 +176,7 @@ def test_only_a_2xx_counts(hook: Any) -> None:
 
 def test_apprise_tells_what_it_knows_how_to_reach(asgi: Asgi, hook: Any) -> None:
     """Its plainest service: a POST of title and message."""
-    made = Notices(asgi.db, asgi.settings.paths.root, receivers.deliver)
+    made = WebhookThread(asgi.db, asgi.settings.paths.root, receivers.deliver)
     made.look(0.0)
     asgi.create("demo", notify=[hook.url.replace("http://", "json://") + "/hook"])
     happen(asgi, "demo", State.failed, reason=Reason.crashed)
@@ -273,7 +273,7 @@ def test_a_client_that_cannot_be_made_loses_no_notice(
     variable: str, value: str, url: str,
 ) -> None:  # fmt: skip
     monkeypatch.setenv(variable, value)
-    made = Notices(asgi.db, asgi.settings.paths.root, receivers.deliver)
+    made = WebhookThread(asgi.db, asgi.settings.paths.root, receivers.deliver)
     made.look(0.0)
     asgi.create("demo", notify=[url])
     happen(asgi, "demo", State.failed, reason=Reason.crashed)
@@ -386,7 +386,7 @@ def test_a_dead_receiver_is_asked_once_a_look_and_holds_up_no_other(asgi: Asgi) 
         asked.append(url)
         return "it answered 400" if url == URL else None
 
-    made = Notices(asgi.db, asgi.settings.paths.root, deliver)
+    made = WebhookThread(asgi.db, asgi.settings.paths.root, deliver)
     made.look(0.0)
     for name in ("a", "b", "c"):
         asgi.create(name, notify=[URL, URL + "2"])

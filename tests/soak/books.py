@@ -23,7 +23,7 @@ _SAID = {"started": "started", "resumed": "resumed", "checkpoint_saved": "checkp
 
 def records(path: Path) -> list[dict[str, Any]]:
     """Every valid record of a journal, in order."""
-    reader, found = journal.Reader(path), []
+    reader, found = journal.JournalReader(path), []
     batch = reader.read()
     while batch.records:
         found += batch.records

@@ -22,7 +22,7 @@ KEPT = 3
 def main(disk: Path, *manners: str) -> None:
     settings = Settings(data_dir=disk / "data")
     db = Database.open(settings)
-    writer = journal.Writer.create(disk / "outbox.jsonl", journal.Header("r", 1, "t"))
+    writer = journal.Writer.create(disk / "outbox.jsonl", journal.JournalHeader("r", 1, "t"))
     directory = disk / "run" / "checkpoints"
     directory.mkdir(parents=True)
     os.sync()

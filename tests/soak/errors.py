@@ -146,7 +146,7 @@ def _refuse_record(counts: Counts, place: str, passes: int, number: int) -> None
     words = f"{place} pass {passes} {errno.errorcode[number]}"
     with tempfile.TemporaryDirectory(prefix="soak-errors-") as folder:
         path = Path(folder) / "outbox.jsonl"
-        writer = journal.Writer.create(path, journal.Header("r", 1, "t"))
+        writer = journal.Writer.create(path, journal.JournalHeader("r", 1, "t"))
         claimed, refused = [], 0
         with _failing(f"{place}={passes}*off->1*error({number})"):
             for step in range(12):

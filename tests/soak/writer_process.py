@@ -20,7 +20,9 @@ RECORDS, CHECKPOINTS = 12, 3
 def main(directory: Path) -> None:
     claim("loaded")
     try:
-        writer = journal.Writer.create(directory / "outbox.jsonl", journal.Header("r", 1, "t"))
+        writer = journal.Writer.create(
+            directory / "outbox.jsonl", journal.JournalHeader("r", 1, "t")
+        )
         for number in range(RECORDS):
             writer.append({"kind": "step", "step": number}, durable=True)
             claim(f"record {number}")

@@ -115,7 +115,7 @@ class Lab:
             "lineage": Lineage(limits=self.limits),
         }
         orders.write(directory, AttemptOrder(**{**fields, **changes}))
-        header = journal.Header("run_lab", self.attempts, f"token-{self.attempts}")
+        header = journal.JournalHeader("run_lab", self.attempts, f"token-{self.attempts}")
         journal.Writer.create(directory / "inbox.jsonl", header).close()
         return directory
 
@@ -206,7 +206,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     """Every valid record of a journal."""
     if not path.exists():
         return []
-    reader, offset, seq, records = journal.Reader(path), 0, 0, []
+    reader, offset, seq, records = journal.JournalReader(path), 0, 0, []
     while True:
         batch = reader.read(offset, seq)
         records += batch.records

@@ -27,7 +27,7 @@ def audit(lab: Lab, step: int, steps: int) -> AuditResult:
         run_dir=str(lab.run_dir.root), params={**params, "order": order.model_dump(mode="json")},
     )  # fmt: skip
     orders.write(directory, job)
-    journal.Writer.create(directory / "inbox.jsonl", journal.Header("job_1", 0, "t")).close()
+    journal.Writer.create(directory / "inbox.jsonl", journal.JournalHeader("job_1", 0, "t")).close()
     lab.server.start(directory, module="trainer.jobs.__main__")
     assert lab.server.wait() == 0, (directory / "trainer.log").read_text()
     assert json.loads((directory / "exit.json").read_text())["outcome"] == "completed"

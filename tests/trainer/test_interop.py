@@ -24,7 +24,7 @@ from trainer.contract.spec import resolve
 from trainer.interop.errors import InteropError
 from trainer.interop.nanochat import read_nanochat
 from trainer.interop.nanochat_export import Rates, write_nanochat
-from trainer.interop.nanochat_export_meta import Standing, meta_for
+from trainer.interop.nanochat_export_meta import ExportState, meta_for
 from trainer.interop.nanochat_findings import findings
 from trainer.interop.nanochat_meta import read_meta
 from trainer.interop.nanochat_spec import spec_from_run
@@ -193,7 +193,7 @@ def test_a_run_of_ours_round_trips_through_nanochats_files(tmp_path: Path) -> No
     hyper = make_plan(spec).hyperparameters
     ours = stepper(trained_model(kind, torch.bfloat16), hyper)
     ours.train_step(batches(kind), **RATES)
-    at = Standing(
+    at = ExportState(
         step=1,
         horizon_steps=9,
         total_batch_size=1024,

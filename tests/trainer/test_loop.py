@@ -27,7 +27,7 @@ def train_here(lab: Lab) -> None:
     """One attempt in this process, where the way the device is read can be changed."""
     directory = lab.order()
     order = orders.read(directory, AttemptOrder)
-    header = journal.Header(order.run_id, order.attempt, order.token)
+    header = journal.JournalHeader(order.run_id, order.attempt, order.token)
     reporter = Reporter(journal.Writer.create(directory / "outbox.jsonl", header))
     parts = session.build(order, reporter, Control(directory / "inbox.jsonl"))
     try:

@@ -26,7 +26,7 @@ from trainer.interop.nanochat_export import (
     require_specials,
     write_nanochat,
 )
-from trainer.interop.nanochat_export_meta import Standing, meta_for
+from trainer.interop.nanochat_export_meta import ExportState, meta_for
 from trainer.interop.nanochat_spec import spec_from_run
 
 
@@ -84,7 +84,7 @@ def test_the_meta_of_a_run_of_ours_is_what_nanochat_writes(source: Path) -> None
     theirs = run.raw_meta
     spec = resolve(spec_from_run(run, name="mine", corpus="c", tokenizer="t"))
     row = theirs.get("dataloader_row")
-    at = Standing(
+    at = ExportState(
         step=60,
         horizon_steps=60,
         total_batch_size=theirs["total_batch_size"],

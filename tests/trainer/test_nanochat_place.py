@@ -13,7 +13,7 @@ from trainer.data.prepare import prepare
 from trainer.data.prepared import PreparedData
 from trainer.interop import nanochat_place
 from trainer.interop.errors import InteropError
-from trainer.interop.nanochat_meta import Cursor, Meta, read_meta
+from trainer.interop.nanochat_meta import Cursor, NanochatMeta, read_meta
 
 BASE = Path(__file__).parents[1] / "fixtures" / "nanochat-2026-05-d4-2gpu"
 FILES = ("shard_00000.parquet", "shard_00001.parquet", "shard_00002.parquet")
@@ -33,13 +33,15 @@ def corpus(tmp_path: Path, names: tuple[str, ...]) -> PreparedData:
     )
 
 
-def meta_at(**position: int) -> Meta:
+def meta_at(**position: int) -> NanochatMeta:
     path = BASE / "base_checkpoints" / "d4" / "meta_000060.json"
     found, _ = read_meta(path, BASE)
     return found.model_copy(update={"dataloader_state_dict": Cursor(**position)})
 
 
-def place(meta: Meta, data: PreparedData, was_named: bool = False) -> nanochat_place.Place:
+def place(
+    meta: NanochatMeta, data: PreparedData, was_named: bool = False
+) -> nanochat_place.DataPosition:
     return nanochat_place.find(meta, data, packing="best_fit", streams=2, was_named=was_named)
 
 

@@ -29,7 +29,7 @@ PIECE_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
-class Saved:
+class SavedCheckpoint:
     """How a save ended: `path` and `manifest`, or `error`."""
 
     snapshot_step: int
@@ -49,7 +49,7 @@ class Saver:
         self._directory, self._device = directory, device
         self._buffers: HostBuffers | None = None
         self._thread: threading.Thread | None = None
-        self._done: list[Saved] = []
+        self._done: list[SavedCheckpoint] = []
         self._copied: Any = None
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
@@ -95,7 +95,7 @@ class Saver:
             torch.cuda.current_stream(self._device).wait_event(self._copied)
             self._copied = None
 
-    def collect(self) -> list[Saved]:
+    def collect(self) -> list[SavedCheckpoint]:
         """The saves that ended since the last call; never waits."""
         if self._thread is None or self._thread.is_alive():
             return []
@@ -104,7 +104,7 @@ class Saver:
         done, self._done = self._done, []
         return done
 
-    def wait(self) -> list[Saved]:
+    def wait(self) -> list[SavedCheckpoint]:
         """Wait for the save in flight and return what ended."""
         if self._thread is not None:
             self._thread.join()
@@ -156,7 +156,7 @@ class Saver:
         except Exception as caught:  # reported by the loop: the last good one is untouched
             path, error = None, caught
         self._done.append(
-            Saved(
+            SavedCheckpoint(
                 snapshot_step=snapshot.step,
                 why=why,
                 seconds=time.perf_counter() - started,

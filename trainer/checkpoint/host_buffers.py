@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 ALIGNMENT = 512  # bytes
-Layout = dict[str, tuple[torch.Size, torch.dtype]]
+BufferLayout = dict[str, tuple[torch.Size, torch.dtype]]
 
 
 class HostBuffers:
@@ -73,7 +73,7 @@ class HostBuffers:
         return block
 
 
-def layout(tensors: Mapping[str, Tensor]) -> Layout:
+def layout(tensors: Mapping[str, Tensor]) -> BufferLayout:
     return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
 
 

@@ -81,7 +81,7 @@ class Fenced(Exception):
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundCheckpoint:
     path: Path
     manifest: Manifest
     passed_over: list[tuple[str, str]] = field(default_factory=list)
@@ -271,7 +271,7 @@ def candidates(directory: Path, lineage: Lineage, max_step: int | None = None) -
 
 def newest(
     directory: Path, lineage: Lineage, max_step: int | None = None, run_id: str | None = None
-) -> Found | None:
+) -> FoundCheckpoint | None:
     """The newest checkpoint that verifies, with those passed over. None when there is none at all.
 
     Raises Bad when there are some and none verifies: going back to step 0 is never silent.
@@ -279,7 +279,7 @@ def newest(
     passed_over: list[tuple[str, str]] = []
     for path in candidates(directory, lineage, max_step):
         try:
-            return Found(path, verify(path, run_id), passed_over)
+            return FoundCheckpoint(path, verify(path, run_id), passed_over)
         except Bad as error:
             passed_over.append((path.name, str(error)))
     if passed_over:
@@ -298,7 +298,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, An
 
 
 @dataclass(frozen=True)
-class Kept:
+class RetentionEntry:
     """What retention decides by; read from each manifest."""
 
     path: Path
@@ -309,7 +309,7 @@ class Kept:
 
 
 def surplus(
-    held: list[Kept],
+    held: list[RetentionEntry],
     *,
     keep_last: int,
     keep_every: int | None,
@@ -334,7 +334,7 @@ def surplus(
     return [k.path for k in ordered if k.path not in keep]
 
 
-def held(directory: Path, lineage: Lineage, run_id: str | None = None) -> list[Kept]:
+def held(directory: Path, lineage: Lineage, run_id: str | None = None) -> list[RetentionEntry]:
     """The lineage's checkpoints as retention sees them; unreadable ones, and those of another run,
     are left alone."""
     found = []
@@ -347,7 +347,7 @@ def held(directory: Path, lineage: Lineage, run_id: str | None = None) -> list[K
             continue
         bpb = m.evaluations.get("bpb", {})
         value = bpb.get("value") if bpb.get("step") == m.step else None
-        found.append(Kept(path, m.step, m.why, m.pinned, value))
+        found.append(RetentionEntry(path, m.step, m.why, m.pinned, value))
     return found
 
 

@@ -20,18 +20,18 @@ MAX_TOKENS = 32_768
 TokenId = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
 TokenKey = Annotated[int, Field(ge=0, lt=2**31)]  # a key of JSON, which is text
 Bias = Annotated[float, Field(ge=-100, le=100, strict=True)]
-Text = Annotated[str, StringConstraints(max_length=MAX_PROMPT_CHARACTERS)]
-Tokens = Annotated[
+PromptString = Annotated[str, StringConstraints(max_length=MAX_PROMPT_CHARACTERS)]
+PromptTokens = Annotated[
     list[TokenId], Field(min_length=1, max_length=MAX_PROMPT_CHARACTERS, fail_fast=True)
 ]
-Prompt = Text | Tokens
+Prompt = PromptString | PromptTokens
 
 
-class Message(BaseModel):
+class SocketMessage(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
-class Order(Message):
+class CompletionOrder(SocketMessage):
     """n choices for each prompt, with the weights of one checkpoint.
 
     A text begins a document: <|bos|> is put before it. Ids are taken as they are. Choice i of a
@@ -56,7 +56,7 @@ class Order(Message):
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
 
-class Logprobs(Message):
+class Logprobs(SocketMessage):
     """Of each token: its text, natural log of its probability, the likeliest instead of it, and
     where its text begins, in characters from the beginning of the choice's text.
 
@@ -70,7 +70,7 @@ class Logprobs(Message):
     text_offset: list[int] = []
 
 
-class Piece(Message):
+class TextPiece(SocketMessage):
     """More of a choice's text; finish_reason with its last one."""
 
     kind: Literal["piece"] = "piece"
@@ -80,7 +80,7 @@ class Piece(Message):
     finish_reason: Literal["stop", "length"] | None = None
 
 
-class Done(Message):
+class Done(SocketMessage):
     """Every choice is complete. Prompts count once, whatever n is."""
 
     kind: Literal["done"] = "done"
@@ -88,7 +88,7 @@ class Done(Message):
     completion_tokens: int
 
 
-class Refused(Message):
+class OrderRefused(SocketMessage):
     """The order cannot be meant (param: the field that is wrong) or failed (param: None)."""
 
     kind: Literal["refused"] = "refused"
@@ -96,5 +96,5 @@ class Refused(Message):
     param: str | None = None
 
 
-AnyReply = Annotated[Piece | Done | Refused, Field(discriminator="kind")]
-REPLY: TypeAdapter[Piece | Done | Refused] = TypeAdapter(AnyReply)
+AnyReply = Annotated[TextPiece | Done | OrderRefused, Field(discriminator="kind")]
+REPLY: TypeAdapter[TextPiece | Done | OrderRefused] = TypeAdapter(AnyReply)

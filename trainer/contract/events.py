@@ -13,13 +13,13 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from trainer.contract.exits import Reason
 
 
-class Event(BaseModel):
+class TrainerEvent(BaseModel):
     """Fields that a newer trainer adds are ignored: the daemon may not be restarted yet."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
-class Started(Event):
+class Started(TrainerEvent):
     """The process is up and holds its lock. fingerprint: what bit equality depends on."""
 
     kind: Literal["started"] = "started"
@@ -34,7 +34,7 @@ class Started(Event):
     peak_source: str | None = None
 
 
-class Stage(Event):
+class Stage(TrainerEvent):
     """What the trainer is busy with when it is not stepping: a hang is judged by it."""
 
     kind: Literal["stage"] = "stage"
@@ -46,7 +46,7 @@ class Stage(Event):
     detail: str = ""
 
 
-class Resumed(Event):
+class Resumed(TrainerEvent):
     """Where this attempt begins. Ingest supersedes what earlier attempts said beyond `step`."""
 
     kind: Literal["resumed"] = "resumed"
@@ -68,7 +68,7 @@ class Probed(BaseModel):
     peak_bytes: int | None
 
 
-class Frozen(Event):
+class Frozen(TrainerEvent):
     """The choices this attempt runs under; raced or probed at the run's first start."""
 
     kind: Literal["frozen"] = "frozen"
@@ -76,7 +76,7 @@ class Frozen(Event):
     probed: list[Probed] = []
 
 
-class Step(Event):
+class Step(TrainerEvent):
     """Step `step` (counted from 0) is done; loss is the mean over its micro-batches, before its
     update, so `step + 1` steps are done and a checkpoint written now is at `step + 1`.
 
@@ -109,7 +109,7 @@ class Step(Event):
         return getattr(self, key) if key in Step.model_fields else self.more.get(key)
 
 
-class Evaluation(Event):
+class Evaluation(TrainerEvent):
     """A measured quality. identity: what the number depends on; never compare across identities."""
 
     kind: Literal["evaluation"] = "evaluation"
@@ -123,7 +123,7 @@ class Evaluation(Event):
     checkpoint: str | None = None
 
 
-class Sample(Event):
+class Sample(TrainerEvent):
     kind: Literal["sample"] = "sample"
     step: int
     prompt: str
@@ -134,7 +134,7 @@ class Sample(Event):
     seconds: float = 0.0
 
 
-class CheckpointSaved(Event):
+class CheckpointSaved(TrainerEvent):
     """Said only when the checkpoint is durable under its final name."""
 
     kind: Literal["checkpoint_saved"] = "checkpoint_saved"
@@ -150,19 +150,19 @@ class CheckpointSaved(Event):
     next_loss: float | None = None
 
 
-class CheckpointFailed(Event):
+class CheckpointFailed(TrainerEvent):
     kind: Literal["checkpoint_failed"] = "checkpoint_failed"
     step: int
     message: str
     errno: int | None = None
 
 
-class CheckpointRemoved(Event):
+class CheckpointRemoved(TrainerEvent):
     kind: Literal["checkpoint_removed"] = "checkpoint_removed"
     name: str
 
 
-class CheckpointBad(Event):
+class CheckpointBad(TrainerEvent):
     """A checkpoint did not verify and was passed over."""
 
     kind: Literal["checkpoint_bad"] = "checkpoint_bad"
@@ -170,7 +170,7 @@ class CheckpointBad(Event):
     why: str
 
 
-class ResumeChecked(Event):
+class ResumeChecked(TrainerEvent):
     """The verdict on exactness: next_loss against the first loss after the resume, bit for bit."""
 
     kind: Literal["resume_checked"] = "resume_checked"
@@ -182,7 +182,7 @@ class ResumeChecked(Event):
     why: str = ""
 
 
-class Notice(Event):
+class Notice(TrainerEvent):
     """Something a person should know: loss spike, disk full, NaN, rewind, hardware."""
 
     kind: Literal["notice"] = "notice"
@@ -193,14 +193,14 @@ class Notice(Event):
     data: dict[str, Any] = {}
 
 
-class CommandDone(Event):
+class CommandDone(TrainerEvent):
     kind: Literal["command_done"] = "command_done"
     command_id: str
     outcome: Literal["done", "refused", "failed"]
     message: str = ""
 
 
-class Ended(Event):
+class Ended(TrainerEvent):
     """The last record of an attempt or job that ended in an orderly way. See exits.ExitRecord."""
 
     kind: Literal["ended"] = "ended"
@@ -236,5 +236,5 @@ ADAPTER: TypeAdapter[AnyEvent] = TypeAdapter(AnyEvent)
 NOT_DURABLE = frozenset({"step", "stage"})
 
 
-def is_durable(event: Event) -> bool:
+def is_durable(event: TrainerEvent) -> bool:
     return getattr(event, "kind", "") not in NOT_DURABLE

@@ -13,9 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from trainer.contract.plan.answer import Eta
 from trainer.contract.schedule import (
+    DecayShape,
     ExtendSchedule,
     PhaseSchedule,
-    Shape,
     curve,
     extend_schedule,
     lr_multiplier,
@@ -263,4 +263,4 @@ def _warnings(
     return found
 
 
-__all__ = ["ExtendPreview", "ExtendRequest", "Joint", "Shape", "preview", "schedule_at"]
+__all__ = ["DecayShape", "ExtendPreview", "ExtendRequest", "Joint", "preview", "schedule_at"]

@@ -21,7 +21,7 @@ class Params(BaseModel):
     _kinds = of_their_kind
 
 
-Prompt = Annotated[str, StringConstraints(min_length=1, max_length=8192)]
+PromptText = Annotated[str, StringConstraints(min_length=1, max_length=8192)]
 Where = Literal["auto", "cpu", "inline", "device"]
 
 
@@ -30,7 +30,7 @@ class SampleParams(Params):
 
     step: Annotated[int, Field(ge=0)] | None = None
     checkpoint: str | None = Field(default=None, max_length=128)
-    prompts: Annotated[list[Prompt], Field(min_length=1, max_length=32)]
+    prompts: Annotated[list[PromptText], Field(min_length=1, max_length=32)]
     max_tokens: Annotated[int, Field(ge=1, le=4096)] = 64
     temperature: Annotated[float, Field(ge=0, le=10)] = 0.0
     top_k: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
@@ -207,7 +207,7 @@ class AuditParams(Params):
     steps: Annotated[int, Field(ge=1, le=1000)] = 5
 
 
-class Difference(Params):
+class LossDifference(Params):
     step: int
     recorded: float
     found: float
@@ -219,7 +219,7 @@ class AuditResult(Params):
     verdict: Literal["verified", "mismatch", "approximate", "nothing recorded"]
     checkpoint: str
     compared: int
-    differences: list[Difference] = []
+    differences: list[LossDifference] = []
     why: list[str] = []
 
     @property

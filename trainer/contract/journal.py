@@ -27,7 +27,7 @@ _CRC_TAIL = len(',"crc":"00000000"}')
 
 
 @dataclass(frozen=True)
-class Header:
+class JournalHeader:
     """Who writes this journal. token: the fencing secret the server gave to this attempt."""
 
     run: str
@@ -54,14 +54,16 @@ class Writer:
     may have dropped the pages while calling them clean.
     """
 
-    def __init__(self, path: Path, fd: int, header: Header, next_seq: int, size: int) -> None:
+    def __init__(
+        self, path: Path, fd: int, header: JournalHeader, next_seq: int, size: int
+    ) -> None:
         self.path, self.header = path, header
         self._fd, self._next_seq, self._size = fd, next_seq, size
         self._broken = False
         self._dirty = False
 
     @classmethod
-    def create(cls, path: Path, header: Header) -> Writer:
+    def create(cls, path: Path, header: JournalHeader) -> Writer:
         """A new journal with its header durable. Raises FileExistsError when there is one."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
         fd = os.open(path, flags, 0o644)
@@ -74,7 +76,7 @@ class Writer:
     @classmethod
     def reopen(cls, path: Path) -> Writer:
         """Go on with a journal of one's own after a restart; its torn last line is cut away."""
-        reader = Reader(path)
+        reader = JournalReader(path)
         batch = reader.read()
         while batch.records:
             last = batch
@@ -165,7 +167,7 @@ def verify_prefix(path: Path, owner: tuple[str, int, str], offset: int, next_seq
 
     owner: (run, attempt, token). A copy of a journal has another inode and is the same journal.
     """
-    reader, at = Reader(path), (0, 0)
+    reader, at = JournalReader(path), (0, 0)
     while at[0] < offset:
         batch = reader.read(*at, max_bytes=min(1 << 20, offset - at[0]))
         if batch.problem or batch.offset == at[0]:
@@ -177,7 +179,7 @@ def verify_prefix(path: Path, owner: tuple[str, int, str], offset: int, next_seq
 
 
 @dataclass(frozen=True)
-class Batch:
+class JournalBatch:
     """Records and the cursor after them. problem: why reading cannot go past `offset`, if so."""
 
     records: list[dict[str, Any]]
@@ -187,7 +189,7 @@ class Batch:
     lines: list[bytes] = field(default_factory=list, repr=False)
 
 
-class Reader:
+class JournalReader:
     """Reads from any cursor; holds no file open, so a replaced file is noticed by its inode.
 
     Another inode is not another journal (see `verify_prefix`): a restored backup has only new ones.
@@ -196,9 +198,9 @@ class Reader:
     def __init__(self, path: Path, inode: int | None = None) -> None:
         self.path = path
         self.inode = inode
-        self.header: Header | None = None
+        self.header: JournalHeader | None = None
 
-    def read(self, offset: int = 0, next_seq: int = 0, max_bytes: int = 1 << 20) -> Batch:
+    def read(self, offset: int = 0, next_seq: int = 0, max_bytes: int = 1 << 20) -> JournalBatch:
         """Whole valid records from the cursor on; (0, 0) is the beginning of the file.
 
         Missing file: an empty batch while nothing was ever read, otherwise a problem.
@@ -207,12 +209,12 @@ class Reader:
             chunk, size, inode = self._load(offset, max_bytes)
         except FileNotFoundError:
             gone = "the file is gone" if offset or self.inode is not None else None
-            return Batch([], offset, next_seq, gone)
+            return JournalBatch([], offset, next_seq, gone)
         if self.inode is not None and inode != self.inode:
-            return Batch([], offset, next_seq, "the file was replaced by another one")
+            return JournalBatch([], offset, next_seq, "the file was replaced by another one")
         if size < offset:
             why = f"the file was truncated to {size:,} bytes, {offset:,} were already read"
-            return Batch([], offset, next_seq, why)
+            return JournalBatch([], offset, next_seq, why)
         self.inode = inode
         return self._parse(chunk, offset, next_seq)
 
@@ -227,7 +229,7 @@ class Reader:
         finally:
             os.close(fd)
 
-    def _parse(self, chunk: bytes, offset: int, next_seq: int) -> Batch:
+    def _parse(self, chunk: bytes, offset: int, next_seq: int) -> JournalBatch:
         records: list[dict[str, Any]] = []
         lines: list[bytes] = []
         problem = None
@@ -252,7 +254,7 @@ class Reader:
             start = end + 1
         if problem is None and len(chunk) - start > MAX_LINE_BYTES:
             problem = f"a record longer than {MAX_LINE_BYTES:,} bytes at byte {offset + start:,}"
-        return Batch(records, offset + start, next_seq, problem, lines)
+        return JournalBatch(records, offset + start, next_seq, problem, lines)
 
     def _take_header(self, record: dict[str, Any]) -> str | None:
         version = record.get("version")
@@ -261,7 +263,7 @@ class Reader:
         if version not in READABLE_VERSIONS:
             return f"journal version {version}, this traind reads {READABLE_VERSIONS}"
         try:
-            self.header = Header(
+            self.header = JournalHeader(
                 str(record["run"]), int(record["attempt"]), str(record["token"]), int(version)
             )
         except (KeyError, TypeError, ValueError):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Source = Literal["step", "rate", "evaluation"]
+MetricSource = Literal["step", "rate", "evaluation"]
 Format = Literal["number", "integer", "percent", "bytes", "seconds"]
 
 
@@ -27,7 +27,7 @@ class Metric:
     label: str
     unit: str
     description: str
-    source: Source = "step"
+    source: MetricSource = "step"
     format: Format = "number"
     digits: int = 4
     is_live: bool = True

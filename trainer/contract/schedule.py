@@ -21,7 +21,7 @@ MOMENTUM_END = 0.90
 MOMENTUM_WARMUP_STEPS = 400
 
 Mode = Literal["initial", "replan", "hold", "rewarm", "decay"]
-Shape = Literal["linear", "cosine"]
+DecayShape = Literal["linear", "cosine"]
 
 
 class ExtendSchedule(BaseModel):
@@ -36,7 +36,7 @@ class ExtendSchedule(BaseModel):
     decay_ratio: Annotated[float, Field(ge=0, le=1)] | None = None
     final_lr_frac: Annotated[float, Field(ge=0, le=1)] | None = None
     warmdown_ratio: Annotated[float, Field(ge=0, le=1)] | None = None
-    shape: Shape | None = None
+    shape: DecayShape | None = None
     weight_decay: Literal["curve", "keep"] = "curve"
 
 
@@ -54,7 +54,7 @@ class PhaseSchedule(BaseModel):
     end_step: int
     warmup_steps: int
     warmdown_steps: int
-    shape: Shape = "linear"
+    shape: DecayShape = "linear"
     final_lr_frac: float = 0.05
     joint_lr: float = 0.0
     joint_weight_decay: float = 1.0
@@ -72,7 +72,11 @@ class PhaseSchedule(BaseModel):
 
 
 def initial_schedule(
-    horizon_steps: int, warmup_steps: int, warmdown_ratio: float, shape: Shape, final_lr_frac: float
+    horizon_steps: int,
+    warmup_steps: int,
+    warmdown_ratio: float,
+    shape: DecayShape,
+    final_lr_frac: float,
 ) -> PhaseSchedule:
     """nanochat's curve over `horizon_steps` (RECIPE section 5; Python's round, half to even)."""
     return PhaseSchedule(
@@ -201,7 +205,7 @@ def _ramp(low: float, high: float, since: int, length: int) -> float:
     return low + (high - low) * (since + 1) / length
 
 
-def _anneal(high: float, low: float, remaining: float, shape: Shape) -> float:
+def _anneal(high: float, low: float, remaining: float, shape: DecayShape) -> float:
     """From `high` (remaining 1) to `low` (remaining 0)."""
     if shape == "linear":
         return remaining * high + (1 - remaining) * low

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-Kind = Literal["train", "validation", "test"]
-_WORDS: dict[str, Kind] = {
+SplitName = Literal["train", "validation", "test"]
+_WORDS: dict[str, SplitName] = {
     "train": "train",
     "training": "train",
     "validation": "validation",
@@ -24,7 +24,7 @@ _BETWEEN = re.compile(r"[-._\d]+")
 _FIRST_WORD = re.compile(r"[-._\d\s]+")
 
 
-def kind_of(name: str) -> Kind | None:
+def kind_of(name: str) -> SplitName | None:
     """What a file's, folder's or split's name says: its words stand between `-._` and digits.
 
     A space ends only the first word: "test set.txt" is a split, "The Test.txt" a book.

@@ -17,7 +17,7 @@ REPORT_EVERY = 0.25  # of the bytes
 
 
 @dataclass(frozen=True)
-class Progress:
+class HashingProgress:
     """How far the hashing is, in bytes. touched: files with a new stat and the same sample."""
 
     done_bytes: int
@@ -36,7 +36,7 @@ class BackgroundCheck:
         self._reported = -REPORT_EVERY
         self.finished = not hashing.left_to_hash(prepared)
 
-    def poll(self) -> Progress | None:
+    def poll(self) -> HashingProgress | None:
         """Something new to report, if there is. Costs a clock reading most of the time.
 
         Raises DataChanged for the first file that is not what the run was prepared with.
@@ -51,7 +51,9 @@ class BackgroundCheck:
             raise DataChanged(path, why)
         if state and state["finished"]:
             self.finished = True
-            return Progress(state["total_bytes"], state["total_bytes"], state["touched"], True)
+            return HashingProgress(
+                state["total_bytes"], state["total_bytes"], state["touched"], True
+            )
         self._keep_process(now)
         if state is None:
             return None
@@ -59,7 +61,7 @@ class BackgroundCheck:
         if share < self._reported + REPORT_EVERY:
             return None
         self._reported = share
-        return Progress(state["done_bytes"], state["total_bytes"], state["touched"], False)
+        return HashingProgress(state["done_bytes"], state["total_bytes"], state["touched"], False)
 
     def close(self) -> None:
         helper_process.end(self._process)

@@ -163,7 +163,7 @@ class _Encoder:
 
     def __call__(self, texts: list[str]) -> list[np.ndarray]:
         if self._stop():
-            raise Stopped
+            raise BuildStopped
         share = max(1, -(-len(texts) // (4 * self._workers)))
         chunks = [texts[at : at + share] for at in range(0, len(texts), share)]
         return [ids for encoded in self._pool.map(self._encode, chunks) for ids in encoded]
@@ -172,7 +172,7 @@ class _Encoder:
         return [self._tokenizer.encode_array(text, bos=True) for text in texts]
 
 
-class Stopped(Exception):
+class BuildStopped(Exception):
     """The one who asked for the cache is gone."""
 
 
@@ -233,7 +233,7 @@ def main(arguments: list[str]) -> int:
         threads = max(1, (os.cpu_count() or 2) // 2)
         try:
             build_ahead(prepared, lambda: os.getppid() != parent, threads)
-        except Stopped:
+        except BuildStopped:
             pass
         except DataError as error:
             durable.write_bytes(Path(prepared.cache_dir) / ERROR_FILE, error.message.encode())

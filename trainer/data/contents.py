@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 from trainer.data import fingerprints
-from trainer.data.fingerprints import Seen
+from trainer.data.fingerprints import FileStat
 from trainer.data.prepared import DataFile
+from trainer.data.progress import ReportProgress
 
 HASH_FIRST_BYTES = 4_000_000_000  # a larger corpus is hashed in the background: 4 GB take seconds
-Progress = Callable[[float | None, str], None]
 
 
 def is_sampled(paths: Iterable[Path]) -> bool:
@@ -22,13 +22,13 @@ def is_sampled(paths: Iterable[Path]) -> bool:
 
 
 def describe(
-    paths: list[Path], corpora_dir: Path, sampled: bool, progress: Progress
+    paths: list[Path], corpora_dir: Path, sampled: bool, progress: ReportProgress
 ) -> list[DataFile]:
     """Each file as it is now. `progress(fraction, words)` after each."""
     total, done = sum(path.stat().st_size for path in paths) or 1, 0
     found = []
     for path in paths:
-        seen = Seen.of(path)
+        seen = FileStat.of(path)
         found.append(
             DataFile(
                 path=seen.path,
@@ -45,7 +45,7 @@ def describe(
     return found
 
 
-def name_of(seen: Seen, corpora_dir: Path, sampled: bool) -> str:
+def name_of(seen: FileStat, corpora_dir: Path, sampled: bool) -> str:
     """A file's name by its content: of a sample, or of every byte, which is remembered."""
     if sampled:
         return fingerprints.sample(seen.path)

@@ -20,6 +20,7 @@ from trainer.data.errors import DataError
 from trainer.data.left_out import shown
 from trainer.data.parquet import ShardWriter, TextWriter
 from trainer.data.prepared import LeftOut
+from trainer.data.progress import ReportProgress
 
 LAYOUT = 2  # goes up when the same sources would give other shards
 BLOCK_DOCUMENTS = 50_000
@@ -27,12 +28,11 @@ BLOCK_BYTES = 64 << 20
 SHUFFLE_SEED = 1337
 VAL_EVERY = 20
 MIN_CHARS = 1000
-Progress = Callable[[float | None, str], None]
 Block = list[tuple[bool, bytes]]
 
 
 def copied(
-    sources: Sources, corpora_dir: Path, progress: Progress
+    sources: Sources, corpora_dir: Path, progress: ReportProgress
 ) -> tuple[list[Path], list[LeftOut]]:
     """(train shards and then val.parquet, what was left out): written now, or from these very files
     before."""
@@ -57,7 +57,7 @@ def _remembered(index: Path) -> dict | None:
     return found if whole and "left_out" in found else None
 
 
-def _write_corpus(sources: Sources, corpora_dir: Path, progress: Progress) -> Path:
+def _write_corpus(sources: Sources, corpora_dir: Path, progress: ReportProgress) -> Path:
     """Write shards to a temporary folder, which takes its name when it is complete."""
     _sweep(corpora_dir)
     work = corpora_dir / f".{sources.source}-{os.getpid()}.writing"
@@ -84,7 +84,7 @@ def _sweep(corpora_dir: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
-def _write_shards(sources: Sources, work: Path, progress: Progress) -> str:
+def _write_shards(sources: Sources, work: Path, progress: ReportProgress) -> str:
     """Train shards and val.parquet; returns the sha256 of all text in order."""
     digest = hashlib.sha256(f"layout {LAYOUT}".encode())
     total = sources.total_bytes() or 1
@@ -114,7 +114,7 @@ def _require_enough(sources: Sources, train: ShardWriter, val: TextWriter) -> No
         )
 
 
-def _showing(sources: Sources, total: int, progress: Progress) -> Callable[[int], None]:
+def _showing(sources: Sources, total: int, progress: ReportProgress) -> Callable[[int], None]:
     def show(done: int) -> None:
         words = f"copying {shown(sources.root)}: {done / 1e6:,.0f} of {total / 1e6:,.0f} MB"
         progress(min(1.0, done / total), words)

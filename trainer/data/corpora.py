@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
@@ -19,14 +18,14 @@ from trainer.contract.spec import DataSpec
 from trainer.data import contents, copying, documents, durable, hub, splits, walk
 from trainer.data.documents import Sources
 from trainer.data.errors import DataError
-from trainer.data.fingerprints import Seen
+from trainer.data.fingerprints import FileStat
 from trainer.data.left_out import Account, shown
 from trainer.data.parquet import TEXT_COLUMN, TextFile
 from trainer.data.prepared import DataFile, LeftOut
+from trainer.data.progress import ReportProgress
 
 KNOWN_LAYOUT = 2  # of the memos of `describe`
 PROGRESS_SECONDS = 0.5
-Progress = Callable[[float | None, str], None]
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ def collect(
     spec: DataSpec,
     corpora_dir: Path,
     shards: int | None,
-    progress: Progress,
+    progress: ReportProgress,
     revision: str | None = None,
 ) -> Corpus:
     """The corpus of a spec: `shards` training shards at most. Raises DataError.
@@ -83,7 +82,7 @@ def describe(
     found = DataFile(
         path=str(path.absolute()),
         size=stat.st_size,
-        sha256=contents.name_of(Seen.of(path), corpora_dir, sampled),
+        sha256=contents.name_of(FileStat.of(path), corpora_dir, sampled),
         sampled=sampled,
         mtime_ns=stat.st_mtime_ns,
         inode=stat.st_ino,
@@ -97,7 +96,7 @@ def describe(
     return found
 
 
-def _now_and_then(progress: Progress) -> Progress:
+def _now_and_then(progress: ReportProgress) -> ReportProgress:
     """Twice a second at most: a report for each of a million documents would be work of its own."""
     due = 0.0
 
@@ -115,7 +114,7 @@ def _now_and_then(progress: Progress) -> Progress:
 
 
 def _from_parquet(
-    spec: DataSpec, corpora_dir: Path, shards: int | None, progress: Progress
+    spec: DataSpec, corpora_dir: Path, shards: int | None, progress: ReportProgress
 ) -> Corpus:
     try:
         found = walk.find(spec.path or "", _is_parquet, "parquet files (*.parquet)")
@@ -163,7 +162,7 @@ class _Reading:
 
     column: str
     corpora_dir: Path
-    progress: Progress
+    progress: ReportProgress
     left: Account
     sampled: bool = False
 
@@ -221,7 +220,7 @@ def _from_hub(
     spec: DataSpec,
     corpora_dir: Path,
     shards: int | None,
-    progress: Progress,
+    progress: ReportProgress,
     revision: str | None,
 ) -> Corpus:
     """Validation and the first training shard are fetched now, the others while training."""
@@ -253,7 +252,7 @@ def _from_hub(
 
 def _chosen(
     listing: hub.Listing, spec: DataSpec
-) -> tuple[list[DataFile], list[DataFile], splits.Choice]:
+) -> tuple[list[DataFile], list[DataFile], splits.SplitChoice]:
     where = f"data set '{spec.name}'"
     if not listing.files:
         there = ", ".join(listing.others[:8]) or "nothing"
@@ -287,7 +286,7 @@ def _remote_name(file: DataFile) -> str:
 class _Arriving:
     """Fetches shards, describes them, and counts what they leave out."""
 
-    def __init__(self, column: str, corpora_dir: Path, progress: Progress) -> None:
+    def __init__(self, column: str, corpora_dir: Path, progress: ReportProgress) -> None:
         self.left = Account()
         self._column, self._corpora_dir, self._progress = column, corpora_dir, progress
 
@@ -316,7 +315,9 @@ class _Arriving:
 # --- copies --------------------------------------------------------------------------------------
 
 
-def _copied(sources: Sources, corpora_dir: Path, shards: int | None, progress: Progress) -> Corpus:
+def _copied(
+    sources: Sources, corpora_dir: Path, shards: int | None, progress: ReportProgress
+) -> Corpus:
     paths, left = copying.copied(sources, corpora_dir, progress)
     files = [describe(path, corpora_dir) for path in paths]
     rule = sources.split_rule or splits.LAST_VALIDATES

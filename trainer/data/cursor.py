@@ -14,7 +14,7 @@ STREAMS_VERSION = 2  # of a cursor that holds one of version 1 for each stream
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class CursorSnapshot:
     """Everything the next batch depends on, cheap to take; `cursor()` writes it out."""
 
     packing: str
@@ -48,7 +48,7 @@ class Snapshot:
 
 def first_cursor(packing: str = "best_fit", rank: int = 0, world: int = 1) -> dict[str, Any]:
     """The beginning of the data."""
-    return Snapshot(
+    return CursorSnapshot(
         packing=packing,
         world=world,
         num_files=1,

@@ -133,7 +133,7 @@ def _is_jsonl(name: str) -> bool:
     return opening.without_compression(name).lower().endswith(_JSONL)
 
 
-def _split(sources: Sources, spec: DataSpec, found: walk.Found) -> None:
+def _split(sources: Sources, spec: DataSpec, found: walk.FoundFile) -> None:
     """Keep the files of the splits that the run uses; the others are left out and counted."""
     choice = splits.choose(
         [found.relative(path) for path in found.files],

@@ -22,7 +22,7 @@ FOLDER = "known"
 
 
 @dataclass(frozen=True)
-class Seen:
+class FileStat:
     """What a stat says of a file. The same of all is the same content."""
 
     path: str
@@ -32,7 +32,7 @@ class Seen:
     inode: int | None
 
     @classmethod
-    def of(cls, path: str | Path) -> Seen:
+    def of(cls, path: str | Path) -> FileStat:
         """Raises OSError."""
         stat = os.stat(path)
         absolute = str(Path(path).absolute())
@@ -65,7 +65,7 @@ def whole(path: str | Path, step: Callable[[int], None] = lambda num_bytes: None
     return digest.hexdigest()
 
 
-def recorded(corpora_dir: Path, seen: Seen) -> str | None:
+def recorded(corpora_dir: Path, seen: FileStat) -> str | None:
     """The sha256 of every byte of a file, if it was hashed while its stat was this."""
     try:
         return json.loads(_memo(corpora_dir, seen).read_bytes())["sha256"]
@@ -73,12 +73,12 @@ def recorded(corpora_dir: Path, seen: Seen) -> str | None:
         return None
 
 
-def record(corpora_dir: Path, seen: Seen, sha256: str) -> None:
+def record(corpora_dir: Path, seen: FileStat, sha256: str) -> None:
     content = json.dumps({"name": Path(seen.path).name, "sha256": sha256})
     durable.write_bytes(_memo(corpora_dir, seen), content.encode())
 
 
-def _memo(corpora_dir: Path, seen: Seen) -> Path:
+def _memo(corpora_dir: Path, seen: FileStat) -> Path:
     content = ["content", seen.path, seen.size, seen.mtime_ns, seen.ctime_ns, seen.inode]
     return corpora_dir / FOLDER / f"{hashlib.sha256(json.dumps(content).encode()).hexdigest()}.json"
 

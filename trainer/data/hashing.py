@@ -21,11 +21,11 @@ from typing import Any
 from trainer.data import durable, fingerprints
 from trainer.data import prepared as prepared_data
 from trainer.data.errors import DataChanged
-from trainer.data.fingerprints import Seen
+from trainer.data.fingerprints import FileStat
 from trainer.data.prepared import DataFile, PreparedData, gone, verify_file
 
 
-class Stopped(Exception):
+class HashingStopped(Exception):
     """The one who asked for it is gone."""
 
 
@@ -110,13 +110,13 @@ def _hash(file: DataFile, corpora_dir: Path, stop: Callable[[], bool]) -> bool:
 
     def step(num_bytes: int) -> None:
         if stop():
-            raise Stopped
+            raise HashingStopped
 
     verify_file(file, deep=True, corpora_dir=corpora_dir)
     try:
-        before = Seen.of(file.path)
+        before = FileStat.of(file.path)
         sha256 = fingerprints.whole(file.path, step)
-        after = Seen.of(file.path)
+        after = FileStat.of(file.path)
     except OSError as error:
         raise gone(error, file.path, "read") from None
     if before != after:
@@ -140,7 +140,7 @@ def main(arguments: list[str]) -> int:
         lock.write(str(os.getpid()))
         lock.flush()
         _be_modest()
-        with contextlib.suppress(Stopped):
+        with contextlib.suppress(HashingStopped):
             hash_all(prepared, lambda: os.getppid() != parent)
     return 0
 

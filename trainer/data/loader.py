@@ -37,7 +37,7 @@ class Batch:
 
     tokens_2BT: np.ndarray
     sha256: str
-    snapshot: Place
+    snapshot: BatchPosition
 
     @property
     def inputs_BT(self) -> np.ndarray:
@@ -53,7 +53,7 @@ class Batch:
         return self.snapshot.cursor()
 
 
-class Place(Protocol):
+class BatchPosition(Protocol):
     """Where a batch left the data, cheap to take; `cursor()` writes it out as JSON."""
 
     def cursor(self) -> dict[str, Any]: ...
@@ -62,7 +62,7 @@ class Place(Protocol):
 class RowReader(Protocol):
     """Rows from a cursor on."""
 
-    def fill(self, tokens_2BT: np.ndarray) -> tuple[str, Place]:
+    def fill(self, tokens_2BT: np.ndarray) -> tuple[str, BatchPosition]:
         """Fill inputs and targets; returns the content's sha256 and the place after it."""
         ...
 
@@ -179,7 +179,7 @@ class Loader:
     def _start(self, cursor: dict[str, Any]) -> None:
         self._rows.check(cursor)
         maker = _Maker(self._rows.begin(cursor), *self._settings)
-        self._state: dict[str, Any] | Place = cursor
+        self._state: dict[str, Any] | BatchPosition = cursor
         self._source = _Ahead(maker, self._prefetch) if self._prefetch else _Direct(maker)
 
 

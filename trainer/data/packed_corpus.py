@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from trainer.contract.spec import DataSpec
 from trainer.data import contents, durable, packed_rows, walk
 from trainer.data import tokenizer as tokenizers
 from trainer.data.errors import DataError
-from trainer.data.packed_rows import Header
+from trainer.data.packed_rows import ShardHeader
 from trainer.data.prepared import PreparedData
+from trainer.data.progress import ReportProgress
 from trainer.data.tokenizer import Tokenizer
 
 SPLIT_RULE = "rows packed by nanochat: train_*.bin in name order; val_*.bin is validation"
-Progress = Callable[[float | None, str], None]
 
 
 def prepare(
@@ -26,7 +26,7 @@ def prepare(
     given_dir: Path,
     corpora_dir: Path,
     sequence_len: int | None,
-    progress: Progress,
+    progress: ReportProgress,
 ) -> PreparedData:
     """The data of a run on packed shards.
 
@@ -96,7 +96,7 @@ def _chosen(root: Path, num_shards: int | None) -> tuple[list[Path], list[str]]:
     return found[:num_shards], notes
 
 
-def _check_alike(headers: dict[Path, Header]) -> None:
+def _check_alike(headers: dict[Path, ShardHeader]) -> None:
     """All shards must be of one packing: row length, vocabulary, tokenizer."""
     (first, one), *others = headers.items()
     for path, header in others:
@@ -116,7 +116,7 @@ def _check_alike(headers: dict[Path, Header]) -> None:
 
 
 def _check_tokenizer(
-    path: Path, header: Header, tokenizer: Tokenizer, keep_in: Path, folders: list[Path]
+    path: Path, header: ShardHeader, tokenizer: Tokenizer, keep_in: Path, folders: list[Path]
 ) -> None:
     """The shards must be of this tokenizer: some tokenizer.pkl of the same vocabulary has the id
     they name. A copy of it is kept: another pickle of it may have another id."""

@@ -37,7 +37,7 @@ _NAME = re.compile(r"(train|val)_(\d{5,})\.bin")
 
 
 @dataclass(frozen=True)
-class Header:
+class ShardHeader:
     """What a shard says about itself; its size was compared with it."""
 
     row_len: int
@@ -50,7 +50,7 @@ class Header:
         return HEADER_BYTES + 4 * self.num_rows * self.row_len
 
 
-def read_header(path: str | Path) -> Header:
+def read_header(path: str | Path) -> ShardHeader:
     """The header of a shard, which must be of exactly the size that follows from it.
 
     Raises DataError("corrupt_shard", "path_not_found", "path_unreadable") with the file's name.
@@ -78,7 +78,7 @@ def read_header(path: str | Path) -> Header:
         raise _corrupt(path, f"its header names a vocabulary of {vocab_size:,} tokens")
     if tokenizer_id < 0 or any(rest):
         raise _corrupt(path, "its header holds numbers where zeros belong")
-    header = Header(row_len, num_rows, vocab_size, tokenizer_id)
+    header = ShardHeader(row_len, num_rows, vocab_size, tokenizer_id)
     if size != header.num_bytes:
         whole = "cut short" if size < header.num_bytes else "too long"
         raise _corrupt(

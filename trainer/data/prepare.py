@@ -35,7 +35,7 @@ __all__ = ["DataChanged", "DataError", "PreparedData", "prepare", "verify", "ver
 
 READY_BYTES = 400_000_000  # parquet bytes tokenized before training starts; the rest follows
 CAP_VARIABLE = "TRAIND_TOKEN_CACHE_BYTES"
-Progress = Callable[[str, float | None, str], None]
+ReportStage = Callable[[str, float | None, str], None]
 
 
 def prepare(
@@ -47,7 +47,7 @@ def prepare(
     sequence_len: int | None = None,
     seed_tokenizer_dir: Path | None = None,
     special_tokens: Sequence[str] = tokenizers.SPECIAL_TOKENS,
-    progress: Progress = lambda stage, fraction, words: None,
+    progress: ReportStage = lambda stage, fraction, words: None,
     cache_cap_bytes: int | None = None,
     previous: PreparedData | None = None,
 ) -> PreparedData:
@@ -107,7 +107,7 @@ def _packed(
     corpora_dir: Path,
     sizes: tuple[int, int | None],
     seed: Path | None,
-    progress: Progress,
+    progress: ReportStage,
 ) -> PreparedData:
     """Rows that nanochat packed: nothing to tokenize. sizes: vocabulary and sequence length."""
     vocab_size, sequence_len = sizes
@@ -146,7 +146,7 @@ def _tokenizer(
     vocab_size: int,
     seed_dir: Path | None,
     special_tokens: tuple[str, ...],
-    progress: Progress,
+    progress: ReportStage,
 ) -> tuple[Tokenizer, Path]:
     """The tokenizer and the folder of ours that it lies in, named by its sha256.
 
@@ -183,7 +183,7 @@ def _trained(
     collected: Corpus,
     vocab_size: int,
     special_tokens: tuple[str, ...],
-    progress: Progress,
+    progress: ReportStage,
 ) -> Tokenizer:
     """Trained on the training files that are here; remembered by their content."""
     files = [file for file in collected.train_files if Path(file.path).exists()]
@@ -205,7 +205,7 @@ def _trained(
     return tokenizer
 
 
-def _texts(files: list[DataFile], progress: Progress) -> Iterator[str]:
+def _texts(files: list[DataFile], progress: ReportStage) -> Iterator[str]:
     total, read = sum(file.num_documents or 0 for file in files) or 1, 0
     for file in files:
         text_file = TextFile(file.path, file.column)
@@ -221,7 +221,7 @@ def _texts(files: list[DataFile], progress: Progress) -> Iterator[str]:
 
 
 def _build_cache(
-    collected: Corpus, cache_dir: Path, tokenizer: Tokenizer, cap: int, progress: Progress
+    collected: Corpus, cache_dir: Path, tokenizer: Tokenizer, cap: int, progress: ReportStage
 ) -> dict[str, int]:
     """Tokenize validation and the beginning of training; the loader has the rest built ahead."""
     files = list(collected.val_files)

@@ -14,14 +14,14 @@ from trainer.contract import causes
 from trainer.contract.rundir import write_durably
 from trainer.data import durable, fingerprints
 from trainer.data.errors import DataChanged
-from trainer.data.fingerprints import Seen
+from trainer.data.fingerprints import FileStat
 
 
-class Frozen(BaseModel):
+class DataRecord(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Remote(Frozen):
+class Remote(DataRecord):
     """Where a file that may not be here yet comes from."""
 
     repo: str
@@ -29,7 +29,7 @@ class Remote(Frozen):
     name: str
 
 
-class DataFile(Frozen):
+class DataFile(DataRecord):
     """A file as it was when the run was prepared. Counts of a parquet file are None until it is
     here; num_rows is that of a packed shard.
 
@@ -52,9 +52,9 @@ class DataFile(Frozen):
     remote: Remote | None = None
 
     @property
-    def seen(self) -> Seen:
+    def seen(self) -> FileStat:
         """The stat it was prepared with."""
-        return Seen(self.path, self.size, self.mtime_ns, self.ctime_ns, self.inode)
+        return FileStat(self.path, self.size, self.mtime_ns, self.ctime_ns, self.inode)
 
     @property
     def text_sha256(self) -> str:
@@ -64,7 +64,7 @@ class DataFile(Frozen):
         return hashlib.sha256(f"{self.sha256} {self.column}".encode()).hexdigest()
 
 
-class LeftOut(Frozen):
+class LeftOut(DataRecord):
     """What a reader left out for one reason. first: the first such file, line or folder."""
 
     reason: str
@@ -73,7 +73,7 @@ class LeftOut(Frozen):
     first: str
 
 
-class PreparedData(Frozen):
+class PreparedData(DataRecord):
     """Corpus, tokenizer and token cache of a run. Written once, read by every attempt."""
 
     version: int = 1

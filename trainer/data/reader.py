@@ -40,7 +40,7 @@ class LastRead:
     epoch: int = 1
 
 
-class Reader:
+class DocumentReader:
     """Reads from `open_shard(file index)`; rank r of R reads row groups r, r+R, ... of each."""
 
     def __init__(

@@ -35,7 +35,7 @@ class Named:
 
 
 @dataclass(frozen=True)
-class Choice:
+class SplitChoice:
     """Indices into the files. validation is empty where no name says which. rule: in words."""
 
     train: list[int]
@@ -53,7 +53,7 @@ def choose(
     config: str | None = None,
     split: str | None = None,
     folders_are_configs: bool = False,
-) -> Choice:
+) -> SplitChoice:
     """Sort the files of a data set by split. Raises DataError where the names leave a choice.
 
     where: the data set, for sentences. card: the `configs` of its README.md.
@@ -74,7 +74,7 @@ def choose(
         rule = BY_NAME.format(train=rest[train[0]].split or "the rest", validation=said)
         if kinds[validation[0]].kind == "test":
             notes.append(f"{where} has no validation split: its test split is what is measured")
-    return Choice(train, validation, left, notes, rule)
+    return SplitChoice(train, validation, left, notes, rule)
 
 
 def named_by(path: PurePosixPath) -> Named:

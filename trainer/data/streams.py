@@ -15,10 +15,10 @@ from typing import Any, Literal
 import numpy as np
 
 from trainer.data import cursor as cursors
-from trainer.data.cursor import Snapshot
+from trainer.data.cursor import CursorSnapshot
 from trainer.data.packing import Packer, Packing, Remainder
 from trainer.data.prepared import PreparedData
-from trainer.data.reader import LastRead, Position, Reader, arrival_number
+from trainer.data.reader import DocumentReader, LastRead, Position, arrival_number
 from trainer.data.shardset import ShardSet
 
 
@@ -27,7 +27,7 @@ class StreamsSnapshot:
     """The place after a batch: of each stream, and how many rows were taken in all."""
 
     packing: str
-    streams: tuple[Snapshot, ...]
+    streams: tuple[CursorSnapshot, ...]
     rows: int
 
     @property
@@ -112,7 +112,7 @@ class _Stream:
         self._num_files = len(source.shards.files)
         position, last = Position(**cursor["position"]), LastRead(**cursor["last"])
         opened = partial(source.shards.open, stream=rank)
-        self._reader = Reader(opened, self._num_files, position, last, rank, source.world)
+        self._reader = DocumentReader(opened, self._num_files, position, last, rank, source.world)
         self._packer = Packer(self._reader.read, source.packing)
         self._rows = cursor["rows"]
         self._restored = False
@@ -124,11 +124,11 @@ class _Stream:
         self._packer.fill(row)
         self._rows += 1
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self) -> CursorSnapshot:
         if not self._restored:
             self._restore()
         remainder: Remainder | None = self._packer.remainder
-        return Snapshot(
+        return CursorSnapshot(
             packing=self._source.packing,
             world=self._source.world,
             num_files=self._num_files,

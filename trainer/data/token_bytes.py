@@ -64,7 +64,7 @@ def _load(tokenizer: Tokenizer, path: Path) -> np.ndarray:
         num_bytes = torch_archive.check(path, MAX_FILE_BYTES)
         lengths = torch.load(path, map_location="cpu", weights_only=True)
         torch_archive.check_tensors(lengths, num_bytes)
-    except torch_archive.Refused as error:
+    except torch_archive.ArchiveRefused as error:
         raise _refused(path, f"it {error}") from None
     except Exception as error:  # torch raises many kinds for files that are not its own
         raise _refused(path, reason(error)) from None

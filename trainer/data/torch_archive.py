@@ -36,7 +36,7 @@ _FUNCTIONS = frozenset(
 )
 
 
-class Refused(Exception):
+class ArchiveRefused(Exception):
     """The file is not what a checkpoint is; the message is the end of a sentence about it."""
 
 
@@ -53,7 +53,7 @@ def check(path: Path, max_bytes: int) -> int:
                 if entry.filename.endswith(".pkl"):
                     _check_opcodes(archive.read(entry))
     except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError, RuntimeError):
-        raise Refused("is damaged or cut short: no complete torch archive") from None
+        raise ArchiveRefused("is damaged or cut short: no complete torch archive") from None
     return sum(entry.file_size for entry in entries)
 
 
@@ -64,32 +64,32 @@ def check_tensors(loaded: Any, num_bytes: int) -> None:
         storage = tensor.untyped_storage()
         storages[storage.data_ptr()] = max(storages.get(storage.data_ptr(), 0), storage.nbytes())
         if tensor.numel() * tensor.element_size() > storage.nbytes():
-            raise Refused("has a tensor that is larger than what the file holds of it")
+            raise ArchiveRefused("has a tensor that is larger than what the file holds of it")
     if sum(storages.values()) > num_bytes:
-        raise Refused(f"claims more bytes of tensors than the {num_bytes:,} that it has")
+        raise ArchiveRefused(f"claims more bytes of tensors than the {num_bytes:,} that it has")
 
 
 def _check_entries(entries: list[zipfile.ZipInfo], max_bytes: int) -> None:
     if len(entries) > MAX_ENTRIES:
-        raise Refused(f"has {len(entries):,} entries, which no checkpoint has")
+        raise ArchiveRefused(f"has {len(entries):,} entries, which no checkpoint has")
     if len({entry.filename for entry in entries}) < len(entries):
-        raise Refused("has two entries of one name")
+        raise ArchiveRefused("has two entries of one name")
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise Refused("has compressed entries, which torch never writes")
+        raise ArchiveRefused("has compressed entries, which torch never writes")
     if sum(entry.file_size for entry in entries) > max_bytes:
-        raise Refused(f"unpacks to more than the {max_bytes:,} bytes expected")
+        raise ArchiveRefused(f"unpacks to more than the {max_bytes:,} bytes expected")
     if any(e.filename.endswith(".pkl") and e.file_size > MAX_PICKLE_BYTES for e in entries):
-        raise Refused("has an index far larger than any checkpoint's")
+        raise ArchiveRefused("has an index far larger than any checkpoint's")
 
 
 def _check_opcodes(content: bytes) -> None:
     for number, (opcode, argument, _) in enumerate(pickletools.genops(content)):
         if opcode.name not in _OPCODES:
-            raise Refused(f"is not a plain tensor file (pickle opcode {opcode.name})")
+            raise ArchiveRefused(f"is not a plain tensor file (pickle opcode {opcode.name})")
         if opcode.name == "GLOBAL" and not _is_known(str(argument)):
-            raise Refused(f"is not a plain tensor file (it names {str(argument)[:100]})")
+            raise ArchiveRefused(f"is not a plain tensor file (it names {str(argument)[:100]})")
         if number > MAX_OPCODES:
-            raise Refused("has an index far longer than any checkpoint's")
+            raise ArchiveRefused("has an index far longer than any checkpoint's")
 
 
 def _is_known(name: str) -> bool:

@@ -16,7 +16,7 @@ from trainer.data.left_out import Account, is_utf8, shown
 
 
 @dataclass
-class Found:
+class FoundFile:
     """Files in name order. named_itself: the path was one file, which its user named."""
 
     root: Path
@@ -28,7 +28,7 @@ class Found:
         return PurePosixPath(path.relative_to(self.root).as_posix())
 
 
-def find(path: str | Path, is_wanted: Callable[[str], bool], kind: str) -> Found:
+def find(path: str | Path, is_wanted: Callable[[str], bool], kind: str) -> FoundFile:
     """The files at a path: itself, or all below the folder whose names are wanted.
 
     kind: what is looked for, for the sentence where there is none. Raises DataError for a path that
@@ -39,8 +39,8 @@ def find(path: str | Path, is_wanted: Callable[[str], bool], kind: str) -> Found
     if not root.is_dir():
         if not root.is_file():
             raise DataError("path_not_a_file", f"{root} is neither a file nor a folder", root)
-        return Found(root.parent, [root], named_itself=True)
-    found = Found(root, [])
+        return FoundFile(root.parent, [root], named_itself=True)
+    found = FoundFile(root, [])
     for folder, folders, names in os.walk(root, onerror=_unreadable):
         _choose_folders(Path(folder), folders, found.left)
         for name in names:
@@ -99,7 +99,7 @@ def _why_not(path: Path, is_wanted: Callable[[str], bool]) -> str | None:
     return None if path.stat().st_size else "empty_file"
 
 
-def _beside(found: Found) -> str:
+def _beside(found: FoundFile) -> str:
     left = sum(entry.count for entry in found.left.entries())
     return f" ({left:,} other files and folders are there)" if left else ""
 

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from trainer.contract.completions import Done, Logprobs, Order, Piece, Prompt
+from trainer.contract.completions import CompletionOrder, Done, Logprobs, Prompt, TextPiece
 from trainer.data.tokenizer import Tokenizer
 from trainer.evaluate import network
 from trainer.evaluate.drawing import Rules, choose
@@ -35,7 +35,9 @@ class Unusable(Exception):
         self.param = param
 
 
-def complete(net: Network, tokenizer: Tokenizer, order: Order) -> Iterator[Piece | Done | None]:
+def complete(
+    net: Network, tokenizer: Tokenizer, order: CompletionOrder
+) -> Iterator[TextPiece | Done | None]:
     """Everything that is said about an order; None where a while passes without a word.
 
     Raises Unusable before the first word.
@@ -55,7 +57,7 @@ def complete(net: Network, tokenizer: Tokenizer, order: Order) -> Iterator[Piece
     yield Done(prompt_tokens=sum(map(len, prompts)), completion_tokens=drawn)
 
 
-def _ids(net: Network, tokenizer: Tokenizer, order: Order, prompt: Prompt) -> list[int]:
+def _ids(net: Network, tokenizer: Tokenizer, order: CompletionOrder, prompt: Prompt) -> list[int]:
     if isinstance(prompt, str):
         ids = [tokenizer.bos_id, *tokenizer.encode_ordinary(prompt)]
     else:
@@ -93,7 +95,7 @@ class _Read:
         self.logits_V: Tensor
         self.scores: list[_Score | None] = [None] * len(ids)
 
-    def all(self, order: Order) -> Iterator[None]:
+    def all(self, order: CompletionOrder) -> Iterator[None]:
         """Read to the end, some tokens for each value."""
         is_scored = order.echo and order.logprobs is not None
         for start in range(0, len(self.ids), PROMPT_TOKENS):
@@ -124,14 +126,14 @@ class _Choice:
     """One continuation being written."""
 
     def __init__(
-        self, index: int, tokenizer: Tokenizer, order: Order, cache: Cache, seed: int
+        self, index: int, tokenizer: Tokenizer, order: CompletionOrder, cache: Cache, seed: int
     ) -> None:
         self.index, self.tokenizer, self.order, self.cache = index, tokenizer, order, cache
         self.text = _Text(tokenizer, order.stop, with_scores=order.logprobs is not None)
         self.randomness = torch.Generator().manual_seed(seed % 2**63)
         self.num_drawn = 0
 
-    def write(self, read: _Read, *, is_text: bool) -> Iterator[Piece | None]:
+    def write(self, read: _Read, *, is_text: bool) -> Iterator[TextPiece | None]:
         """Pieces, the last with a finish_reason."""
         if self.order.echo:
             for at in range(int(is_text), len(read.ids)):
@@ -146,7 +148,7 @@ class _Choice:
                 break
             yield self._piece(*self.text.take())
         text, logprobs = self.text.finish()
-        yield Piece(index=self.index, text=text, logprobs=logprobs, finish_reason=reason)
+        yield TextPiece(index=self.index, text=text, logprobs=logprobs, finish_reason=reason)
 
     def _draw(self, logits_V: Tensor) -> Iterator[int | None]:
         """Tokens as they are added to the text, one by one; None where another document begins.
@@ -169,11 +171,11 @@ class _Choice:
             self.text.add(token, score)
             yield token
 
-    def _piece(self, text: str, logprobs: Logprobs | None) -> Piece | None:
-        return Piece(index=self.index, text=text, logprobs=logprobs) if text else None
+    def _piece(self, text: str, logprobs: Logprobs | None) -> TextPiece | None:
+        return TextPiece(index=self.index, text=text, logprobs=logprobs) if text else None
 
 
-def _rules(order: Order) -> Rules:
+def _rules(order: CompletionOrder) -> Rules:
     return Rules(
         order.temperature,
         order.top_k,

@@ -22,8 +22,8 @@ from trainer.interop import nanochat_layout as layout
 from trainer.interop import nanochat_traits as traits_of
 from trainer.interop import torchfile
 from trainer.interop.errors import InteropError
-from trainer.interop.nanochat_layout import Found
-from trainer.interop.nanochat_meta import Cursor, Meta, read_meta
+from trainer.interop.nanochat_layout import NanochatFolder
+from trainer.interop.nanochat_meta import Cursor, NanochatMeta, read_meta
 from trainer.interop.nanochat_optimizer import (
     SLACK_BYTES,
     TABLE_DTYPES,
@@ -66,7 +66,7 @@ class NanochatRun:
     raw_meta: the meta file as it was, for an export.
     """
 
-    found: Found
+    found: NanochatFolder
     step: int
     traits: Traits
     generation: str
@@ -78,7 +78,7 @@ class NanochatRun:
     muon_shown: str | None
     precision: Precision
     precision_shown: str
-    meta: Meta
+    meta: NanochatMeta
     raw_meta: dict[str, Any]
 
     @property
@@ -109,7 +109,7 @@ def read_nanochat(
     return read(found, step, options or Options())
 
 
-def read(found: Found, step: int, options: Options) -> NanochatRun:
+def read(found: NanochatFolder, step: int, options: Options) -> NanochatRun:
     """The checkpoint of a folder at `step`. Raises InteropError."""
     meta, raw = read_meta(found.meta(step), found.root)
     if meta.step != step:
@@ -149,7 +149,7 @@ def read(found: Found, step: int, options: Options) -> NanochatRun:
     )
 
 
-def _require_training_fields(path: Path, meta: Meta) -> None:
+def _require_training_fields(path: Path, meta: NanochatMeta) -> None:
     if missing := meta.training_fields_missing:
         raise InteropError(
             path,
@@ -176,7 +176,9 @@ def fresh_state(shape: ModelShape, table_dtype: torch.dtype) -> dict[str, Tensor
 # --- model ---------------------------------------------------------------------------------------
 
 
-def _load_model(path: Path, root: Path, meta: Meta) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _load_model(
+    path: Path, root: Path, meta: NanochatMeta
+) -> tuple[dict[str, Any], tuple[str, ...]]:
     """({name: whatever is there}, the names in the file's order)."""
     most = 4 * count_parameters(meta.shape(Architecture())).total + SLACK_BYTES
     found = torchfile.load(path, root, most)
@@ -188,7 +190,9 @@ def _load_model(path: Path, root: Path, meta: Meta) -> tuple[dict[str, Any], tup
     return state, tuple(state)
 
 
-def _model_traits(found: Found, state: dict[str, Any], meta: Meta, raw: dict[str, Any]) -> Traits:
+def _model_traits(
+    found: NanochatFolder, state: dict[str, Any], meta: NanochatMeta, raw: dict[str, Any]
+) -> Traits:
     wte = state.get(parameters.WTE)
     user = raw.get("user_config")
     row = None
@@ -217,7 +221,7 @@ def _refuse_older(path: Path, traits: Traits) -> None:
         )
 
 
-def _architecture(traits: Traits, meta: Meta) -> Architecture:
+def _architecture(traits: Traits, meta: NanochatMeta) -> Architecture:
     """The traits of the architecture, each as the files show it."""
     is_wide = traits.float32_tables and not traits.smear
     return Architecture(
@@ -265,7 +269,7 @@ def _checked_model(
 
 
 def _optimizer(
-    found: Found, step: int, shape: ModelShape, order: Sequence[str], raw: dict[str, Any]
+    found: NanochatFolder, step: int, shape: ModelShape, order: Sequence[str], raw: dict[str, Any]
 ) -> NanochatOptimizer:
     ranks = next((s.ranks for s in found.saved if s.step == step), ())
     if not ranks:
@@ -299,7 +303,7 @@ def _muon(
 # --- precision -----------------------------------------------------------------------------------
 
 
-def _precision(found: Found, traits: Traits, options: Options) -> tuple[Precision, str]:
+def _precision(found: NanochatFolder, traits: Traits, options: Options) -> tuple[Precision, str]:
     """(the precision to continue in, where it is known from).
 
     v1 stores tables in the compute dtype. v2 stores them in float32 whatever it computes in: only

@@ -26,7 +26,7 @@ from trainer.model import parameters
 from trainer.optim.muon import BETA2, POLAR_EXPRESS
 from trainer.optim.optimizer import ADAMW_STEP
 
-Generation = Literal["v1", "v2"]
+ExportGeneration = Literal["v1", "v2"]
 WINDOW_UNIT = 128  # v2's short_seq_len is a multiple of it
 DEFAULT_WINDOW = 512
 V2_SPECIALS = ("<|bos|>", "<|assistant_end|>")  # those that it asks for by name
@@ -41,7 +41,7 @@ class Rates:
     weight_decay: float
 
 
-def generation_for(shape: ModelShape) -> Generation:
+def generation_for(shape: ModelShape) -> ExportGeneration:
     """The generation whose architecture it is."""
     return "v1" if shape.traits.smear else "v2"
 
@@ -65,7 +65,7 @@ def write_nanochat(
     v2's layout, keys and numbering. Raises InteropError for a model that cannot be expressed.
     """
     folder = folder_of(Path(base_dir), tag, experiment)
-    generation: Generation = "v1" if experiment is None else "v2"
+    generation: ExportGeneration = "v1" if experiment is None else "v2"
     own = expressed(generation, shape, model_state)
     names = key_order(own, generation)
     wide = (lambda t: t.float()) if generation == "v2" else (lambda t: t)
@@ -90,7 +90,7 @@ def write_nanochat(
 
 
 def expressed(
-    generation: Generation, shape: ModelShape, model_state: Mapping[str, Tensor]
+    generation: ExportGeneration, shape: ModelShape, model_state: Mapping[str, Tensor]
 ) -> ModelShape:
     """The shape as the generation has it. Raises InteropError where it cannot express the model."""
 
@@ -119,7 +119,7 @@ def expressed(
     return shape
 
 
-def require_specials(generation: Generation, special_tokens: tuple[str, ...]) -> None:
+def require_specials(generation: ExportGeneration, special_tokens: tuple[str, ...]) -> None:
     """Raises InteropError for a tokenizer without the tokens that v2 asks for by name."""
     missing = [name for name in V2_SPECIALS if name not in special_tokens]
     if generation == "v2" and missing:
@@ -139,7 +139,7 @@ def short_seq_len(shape: ModelShape) -> int:
     return shape.short_window if uses_short_window(shape) else DEFAULT_WINDOW
 
 
-def key_order(shape: ModelShape, generation: Generation) -> tuple[str, ...]:
+def key_order(shape: ModelShape, generation: ExportGeneration) -> tuple[str, ...]:
     """The names of the model file in the order of the generation."""
     names = tuple(parameters.parameter_shapes(shape))
     if generation == "v1":

@@ -10,11 +10,11 @@ from typing import Any
 from trainer.contract.shape import ModelShape
 from trainer.contract.spec import RunSpec
 from trainer.interop.nanochat import OUR_KEY
-from trainer.interop.nanochat_export import Generation, short_seq_len
+from trainer.interop.nanochat_export import ExportGeneration, short_seq_len
 
 
 @dataclass(frozen=True)
-class Standing:
+class ExportState:
     """Where a run stands. cursor: the fields of nanochat's data cursor. updates: of the optimizer,
     fewer than steps where it began anew at imported weights."""
 
@@ -30,7 +30,7 @@ class Standing:
 
 
 def meta_for(
-    spec: RunSpec, shape: ModelShape, at: Standing, generation: Generation = "v1"
+    spec: RunSpec, shape: ModelShape, at: ExportState, generation: ExportGeneration = "v1"
 ) -> dict[str, Any]:
     """The meta file. at.cursor: {pq_idx, rg_idx, epoch} last read of v1, {row} of v2."""
     own: dict[str, Any] = {}
@@ -69,7 +69,7 @@ def experiment_meta(name: str, dataset: str) -> dict[str, Any]:
     }
 
 
-def _model_config(shape: ModelShape, generation: Generation) -> dict[str, Any]:
+def _model_config(shape: ModelShape, generation: ExportGeneration) -> dict[str, Any]:
     config: dict[str, Any] = {
         "sequence_len": shape.sequence_len,
         "vocab_size": shape.vocab_size,
@@ -83,7 +83,7 @@ def _model_config(shape: ModelShape, generation: Generation) -> dict[str, Any]:
 
 
 def _user_config(
-    spec: RunSpec, shape: ModelShape, at: Standing, generation: Generation
+    spec: RunSpec, shape: ModelShape, at: ExportState, generation: ExportGeneration
 ) -> dict[str, Any]:
     """nanochat's command line, in the order of its flags."""
     opt, schedule, evaluate = spec.optimizer, spec.schedule, spec.evaluate

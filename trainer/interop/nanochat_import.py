@@ -27,7 +27,7 @@ from trainer.interop import nanochat_layout as layout
 from trainer.interop.errors import InteropError
 from trainer.interop.nanochat import NanochatRun, Options
 from trainer.interop.nanochat_findings import Findings
-from trainer.interop.nanochat_layout import Found
+from trainer.interop.nanochat_layout import NanochatFolder
 
 UNNAMED = "imported"
 
@@ -146,7 +146,7 @@ def history(candidate: Candidate) -> dict[str, Any]:
     }
 
 
-def _listed(found: Found) -> FoundCheckpoints:
+def _listed(found: NanochatFolder) -> FoundCheckpoints:
     complete = [s.step for s in found.saved if s.is_complete]
     dataset = layout.experiment_info(found).get("dataset")
     return FoundCheckpoints(
@@ -161,7 +161,7 @@ def _listed(found: Found) -> FoundCheckpoints:
     )
 
 
-def _tokenizer(found: Found, params: ImportParams) -> Path:
+def _tokenizer(found: NanochatFolder, params: ImportParams) -> Path:
     if params.tokenizer is not None:
         given = Path(params.tokenizer).expanduser()
         return given.parent if given.name == "tokenizer.pkl" else given
@@ -175,7 +175,7 @@ def _tokenizer(found: Found, params: ImportParams) -> Path:
     return place
 
 
-def _corpus(found: Found, run: NanochatRun, params: ImportParams) -> Path | None:
+def _corpus(found: NanochatFolder, run: NanochatRun, params: ImportParams) -> Path | None:
     if params.corpus is not None:
         return Path(params.corpus).expanduser()
     is_packed = nanochat_spec.is_packed(run.meta)

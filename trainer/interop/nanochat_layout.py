@@ -17,7 +17,7 @@ from typing import Literal
 
 from trainer.interop.errors import InteropError
 
-Layout = Literal["base_checkpoints", "experiments", "folder"]
+FolderLayout = Literal["base_checkpoints", "experiments", "folder"]
 STAGES = ("base", "mid", "sft", "chat", "rl")
 FILE = re.compile(r"(model|meta)_(\d{6,9})\.(pt|json)")
 SHARD_FILE = re.compile(r"optim_(\d{6,9})_rank(\d{1,4})\.pt")  # a folder may be called …_rank1 too
@@ -33,7 +33,7 @@ MAX_JSON_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
-class Saved:
+class NanochatStep:
     """One step in a folder. ranks: of the optimizer files that are there, in order."""
 
     step: int
@@ -47,20 +47,20 @@ class Saved:
 
 
 @dataclass(frozen=True)
-class Found:
+class NanochatFolder:
     """A folder of checkpoints. root: what the user named. base: NANOCHAT_BASE_DIR, if it shows."""
 
     root: Path
     folder: Path
-    layout: Layout
+    layout: FolderLayout
     tag: str
     stage: str
     experiment: str | None
     base: Path | None
-    saved: tuple[Saved, ...]
+    saved: tuple[NanochatStep, ...]
 
     @property
-    def newest(self) -> Saved:
+    def newest(self) -> NanochatStep:
         """The newest step that is complete; the newest of all where none is."""
         complete = [s for s in self.saved if s.is_complete]
         return (complete or self.saved)[-1]
@@ -92,7 +92,7 @@ def folder_of(base: Path, tag: str, experiment: str | None = None) -> Path:
     return base / "experiments" / experiment / tag / "base"
 
 
-def find(root: Path | str) -> list[Found]:
+def find(root: Path | str) -> list[NanochatFolder]:
     """Every folder with checkpoints below `root`, in order of name. Raises InteropError."""
     root = Path(root).expanduser().absolute()
     if not root.is_dir():
@@ -102,14 +102,14 @@ def find(root: Path | str) -> list[Found]:
 
 
 def choose(
-    found: list[Found],
+    found: list[NanochatFolder],
     root: Path | str,
     *,
     tag: str | None = None,
     experiment: str | None = None,
     stage: str | None = None,
     step: int | None = None,
-) -> tuple[Found, Saved]:
+) -> tuple[NanochatFolder, NanochatStep]:
     """The one checkpoint that was meant: the newest step where none is named.
 
     Raises InteropError with what there is, when it is none or not one alone.
@@ -137,14 +137,14 @@ def choose(
     return chosen, saved
 
 
-def listing(found: list[Found], most: int = 8) -> str:
+def listing(found: list[NanochatFolder], most: int = 8) -> str:
     """What there is, in one line for a person."""
     each = [f"{f.describe()} at {', '.join(f'{s.step:,}' for s in f.saved[-4:])}" for f in found]
     more = f" and {len(each) - most} more" if len(each) > most else ""
     return "; ".join(each[:most]) + more
 
 
-def tokenizer_candidates(found: Found) -> list[Path]:
+def tokenizer_candidates(found: NanochatFolder) -> list[Path]:
     """Where the tokenizer of a checkpoint may lie, the likeliest first."""
     places = [found.folder / "tokenizer", found.folder]
     if found.layout == "experiments":
@@ -158,7 +158,7 @@ def tokenizer_candidates(found: Found) -> list[Path]:
     return places
 
 
-def tokenizer_of(found: Found) -> Path | None:
+def tokenizer_of(found: NanochatFolder) -> Path | None:
     """The folder with tokenizer.pkl; None where there is none."""
     for place in tokenizer_candidates(found):
         if (place / "tokenizer.pkl").is_file():
@@ -166,7 +166,7 @@ def tokenizer_of(found: Found) -> Path | None:
     return None
 
 
-def corpus_of(found: Found, packed: bool) -> Path | None:
+def corpus_of(found: NanochatFolder, packed: bool) -> Path | None:
     """The folder with the text, or with the rows packed from it; None where there is none."""
     suffix = ".bin" if packed else ".parquet"
     candidates = dataset_candidates(found)
@@ -176,7 +176,7 @@ def corpus_of(found: Found, packed: bool) -> Path | None:
     return next((c for c in candidates if _holds(c, suffix)), None)
 
 
-def dataset_candidates(found: Found) -> list[Path]:
+def dataset_candidates(found: NanochatFolder) -> list[Path]:
     """Folders below `datasets/`: the one that the experiment names, else the default, else all."""
     if found.base is None:
         return []
@@ -188,7 +188,7 @@ def dataset_candidates(found: Found) -> list[Path]:
     return [datasets / DEFAULT_DATASET, *others]
 
 
-def experiment_info(found: Found) -> dict[str, object]:
+def experiment_info(found: NanochatFolder) -> dict[str, object]:
     """meta.json of the experiment: name, created, git commit, data set; empty without one."""
     if found.layout != "experiments":
         return {}
@@ -205,7 +205,7 @@ def experiment_info(found: Found) -> dict[str, object]:
 # --- walking -------------------------------------------------------------------------------------
 
 
-def _folders(root: Path) -> Iterator[tuple[Path, tuple[Saved, ...]]]:
+def _folders(root: Path) -> Iterator[tuple[Path, tuple[NanochatStep, ...]]]:
     """(folder, what is saved in it), without following links out of `root`."""
     waiting, seen = [(root, 0)], 0
     while waiting:
@@ -240,7 +240,7 @@ def _is_inside(entry: os.DirEntry[str], root: Path) -> bool:
         return False
 
 
-def _saved(names: list[str]) -> tuple[Saved, ...]:
+def _saved(names: list[str]) -> tuple[NanochatStep, ...]:
     ranks: dict[int, set[int]] = {}
     for name in names:
         if shard := SHARD_FILE.fullmatch(name):
@@ -248,7 +248,7 @@ def _saved(names: list[str]) -> tuple[Saved, ...]:
     there = set(names)
     steps = {int(m[2]) for name in names if (m := FILE.fullmatch(name))} | set(ranks)
     return tuple(
-        Saved(
+        NanochatStep(
             step,
             tuple(sorted(ranks.get(step, ()))),
             f"model_{step:06d}.pt" in there,
@@ -258,16 +258,20 @@ def _saved(names: list[str]) -> tuple[Saved, ...]:
     )
 
 
-def _described(root: Path, folder: Path, saved: tuple[Saved, ...]) -> Found:
+def _described(root: Path, folder: Path, saved: tuple[NanochatStep, ...]) -> NanochatFolder:
     parent, above = folder.parent, folder.parent.parent
     if parent.name.endswith("_checkpoints"):
         stage = parent.name.removesuffix("_checkpoints")
-        return Found(root, folder, "base_checkpoints", folder.name, stage, None, above, saved)
+        return NanochatFolder(
+            root, folder, "base_checkpoints", folder.name, stage, None, above, saved
+        )
     if folder.name in STAGES and above.name:
         experiments = above.parent
         base = experiments.parent if experiments.name == "experiments" else None
-        return Found(root, folder, "experiments", parent.name, folder.name, above.name, base, saved)
-    return Found(root, folder, "folder", folder.name, "base", None, None, saved)
+        return NanochatFolder(
+            root, folder, "experiments", parent.name, folder.name, above.name, base, saved
+        )
+    return NanochatFolder(root, folder, "folder", folder.name, "base", None, None, saved)
 
 
 def _holds(folder: Path, suffix: str) -> bool:

@@ -99,7 +99,7 @@ class LoopState(Loose):
     total_training_time: Annotated[float, Field(ge=0)] = 0.0
 
 
-class Meta(Loose):
+class NanochatMeta(Loose):
     """A checkpoint's meta file. What a file of weights alone leaves out is None."""
 
     step: Index
@@ -114,7 +114,7 @@ class Meta(Loose):
     loop_state: LoopState = LoopState()
 
     @model_validator(mode="after")
-    def _consistent(self) -> Meta:
+    def _consistent(self) -> NanochatMeta:
         length = self.model_config_.sequence_len
         if self.max_seq_len not in (None, length):
             raise ValueError("max_seq_len is not the model's sequence_len")
@@ -141,7 +141,7 @@ class Meta(Loose):
         return found
 
 
-def read_meta(path: Path, root: Path) -> tuple[Meta, dict[str, Any]]:
+def read_meta(path: Path, root: Path) -> tuple[NanochatMeta, dict[str, Any]]:
     """(the validated meta, the whole file as it is). Raises InteropError."""
     torchfile.check_file(path, root, MAX_META_BYTES)
     try:
@@ -149,7 +149,7 @@ def read_meta(path: Path, root: Path) -> tuple[Meta, dict[str, Any]]:
         raw = json.loads(text, parse_constant=_no_constants)
         if not isinstance(raw, dict):
             raise ValueError("it is not an object")
-        return Meta.model_validate(raw), raw
+        return NanochatMeta.model_validate(raw), raw
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

@@ -15,20 +15,22 @@ from trainer.data import packed_rows
 from trainer.data.cursor import first_cursor, joined, skip_to_row_group
 from trainer.data.prepared import PreparedData
 from trainer.interop.errors import InteropError
-from trainer.interop.nanochat_meta import Cursor, Meta
+from trainer.interop.nanochat_meta import Cursor, NanochatMeta
 
 _NUMBERED = re.compile(r"shard_(\d{5,})\.parquet")
 
 
 @dataclass(frozen=True)
-class Place:
+class DataPosition:
     """The loader's cursor. doubts: why it may not be where nanochat would go on, in sentences."""
 
     cursor: dict[str, Any]
     doubts: tuple[str, ...] = ()
 
 
-def find(meta: Meta, data: PreparedData, *, packing: str, streams: int, was_named: bool) -> Place:
+def find(
+    meta: NanochatMeta, data: PreparedData, *, packing: str, streams: int, was_named: bool
+) -> DataPosition:
     """Where the data goes on: at the row, behind the row group, or from the beginning.
 
     was_named: the user named this corpus. Raises InteropError where it was found beside the run and
@@ -36,14 +38,14 @@ def find(meta: Meta, data: PreparedData, *, packing: str, streams: int, was_name
     """
     start = joined(packing, [first_cursor(packing, r, streams) for r in range(streams)], 0)
     if data.source == packed_rows.SOURCE:
-        return Place(packed_rows.cursor_at(meta.dataloader_row or 0))
+        return DataPosition(packed_rows.cursor_at(meta.dataloader_row or 0))
     position = meta.dataloader_state_dict
     if position is None:
-        return Place(start)
+        return DataPosition(start)
     why = _not_in(position, data)
     if why is None:
         cursor = skip_to_row_group(position.model_dump(), packing=packing, streams=streams)
-        return Place(cursor, tuple(_gaps(data)))
+        return DataPosition(cursor, tuple(_gaps(data)))
     if not was_named:
         folder = Path(data.train_files[0].path).parent
         raise InteropError(
@@ -51,7 +53,7 @@ def find(meta: Meta, data: PreparedData, *, packing: str, streams: int, was_name
             f"is not the whole corpus of this run: {why}. Name the corpus (corpus, --corpus); the "
             "same folder named so is read from its beginning",
         )
-    return Place(start, (f"the data starts from the beginning: {why}",))
+    return DataPosition(start, (f"the data starts from the beginning: {why}",))
 
 
 def _not_in(position: Cursor, data: PreparedData) -> str | None:

@@ -18,7 +18,7 @@ from trainer.contract.shape import ModelShape, shape_of
 from trainer.contract.spec import ModelSpec, OptimizerSpec, RunSpec, resolve
 from trainer.interop.errors import InteropError
 from trainer.interop.nanochat import NanochatRun
-from trainer.interop.nanochat_meta import Meta, UserConfig
+from trainer.interop.nanochat_meta import NanochatMeta, UserConfig
 from trainer.model.parameters import AdamGroup, adam_groups
 
 RATE_TOLERANCE = 1e-9
@@ -130,7 +130,7 @@ def _aspect_ratio(shape: ModelShape) -> int:
 # --- data ----------------------------------------------------------------------------------------
 
 
-def is_packed(meta: Meta) -> bool:
+def is_packed(meta: NanochatMeta) -> bool:
     """Whether the run reads packed shards."""
     return meta.dataloader_row is not None or (
         meta.dataloader_state_dict is None and meta.model_config_.short_seq_len is not None

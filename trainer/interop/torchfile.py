@@ -30,7 +30,7 @@ def load(path: Path, root: Path, max_bytes: int) -> Any:
             warnings.simplefilter("ignore")
             loaded = torch.load(path, map_location="cpu", weights_only=True)
         torch_archive.check_tensors(loaded, num_bytes)
-    except torch_archive.Refused as error:
+    except torch_archive.ArchiveRefused as error:
         raise InteropError(path, str(error)) from None
     except Exception as error:  # a damaged pickle raises whatever it likes
         raise InteropError(path, f"is not a plain tensor file ({reason(error)})") from None

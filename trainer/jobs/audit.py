@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.contract import events, journal
-from trainer.contract.jobs import AuditResult, Difference
+from trainer.contract.jobs import AuditResult, LossDifference
 from trainer.contract.orders import AttemptOrder, JobOrder, Lineage
 from trainer.contract.rundir import RunDir, parse_checkpoint_name
 from trainer.runtime.process import Process
@@ -35,7 +35,7 @@ def run(order: JobOrder, own: Process) -> dict[str, Any]:
         }
     )  # fmt: skip
     with tempfile.TemporaryDirectory(dir=own.directory) as folder:
-        header = journal.Header(order.job_id, 0, order.token)
+        header = journal.JournalHeader(order.job_id, 0, order.token)
         quiet = Reporter(journal.Writer.create(Path(folder) / "replay.jsonl", header))
         parts = session.build(audit, quiet, own.control, owns_run=False)
         try:
@@ -65,7 +65,7 @@ def _compare(parts: Any, steps: int, own: Process, loop: Any, session: Any) -> A
         compared += 1
         found = float(result.loss)
         if found != recorded:
-            differences.append(Difference(step=step, recorded=recorded, found=found))
+            differences.append(LossDifference(step=step, recorded=recorded, found=found))
     verdict = "approximate" if parts.inexact else ("mismatch" if differences else "verified")
     return AuditResult(
         verdict=verdict if compared else "nothing recorded",

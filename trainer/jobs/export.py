@@ -112,10 +112,10 @@ def _cursor(loaded: Loaded, generation: str) -> tuple[dict[str, Any], list[str]]
 
 
 def _standing(loaded: Loaded, order: JobOrder, cursor: dict[str, Any], updates: int):
-    from trainer.interop.nanochat_export_meta import Standing
+    from trainer.interop.nanochat_export_meta import ExportState
 
     train = json.loads((loaded.path / store.STATE).read_bytes())["train"]
-    return Standing(
+    return ExportState(
         step=loaded.manifest.step,
         horizon_steps=int(order.params.get("horizon_steps") or loaded.plan.horizon.steps),
         total_batch_size=loaded.plan.batch.tokens,

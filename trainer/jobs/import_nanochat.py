@@ -25,7 +25,7 @@ from trainer.data.prepared import PreparedData
 from trainer.evaluate import span
 from trainer.interop import nanochat_import, nanochat_place
 from trainer.interop.nanochat_import import Candidate
-from trainer.interop.nanochat_place import Place
+from trainer.interop.nanochat_place import DataPosition
 from trainer.runtime.process import Process
 from trainer.train.state import TrainState, rng_state
 
@@ -123,10 +123,10 @@ def _recorded_bpb(candidate: Candidate, data: PreparedData) -> dict[str, Any] | 
     }
 
 
-def _place(candidate: Candidate, data: PreparedData, params: ImportParams) -> Place:
+def _place(candidate: Candidate, data: PreparedData, params: ImportParams) -> DataPosition:
     spec = candidate.spec.data
     if candidate.corpus is None:
-        return Place(first_cursor(spec.packing))
+        return DataPosition(first_cursor(spec.packing))
     return nanochat_place.find(
         candidate.run.meta,
         data,
@@ -136,7 +136,7 @@ def _place(candidate: Candidate, data: PreparedData, params: ImportParams) -> Pl
     )
 
 
-def _state(candidate: Candidate, place: Place) -> dict[str, Any]:
+def _state(candidate: Candidate, place: DataPosition) -> dict[str, Any]:
     source, loop = candidate.run, candidate.run.meta.loop_state
     state = TrainState(
         step=source.step,

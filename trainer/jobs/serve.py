@@ -118,24 +118,26 @@ class _Server:
                 await writer.drain()  # who reads slowly waits alone
             await asyncio.sleep(0)
 
-    def _replies(self, line: bytes) -> Iterator[words.Piece | words.Done | words.Refused | None]:
+    def _replies(
+        self, line: bytes
+    ) -> Iterator[words.TextPiece | words.Done | words.OrderRefused | None]:
         """What is said to an order; whatever goes wrong with it is its own misfortune."""
         from trainer.evaluate.completions import Unusable, complete
 
         try:
-            order = words.Order.model_validate_json(line)
+            order = words.CompletionOrder.model_validate_json(line)
             for reply in complete(*self._load(order), order):
                 if isinstance(reply, words.Done):
                     self.num_done += 1
                     self.num_tokens += reply.completion_tokens
                 yield reply
         except Unusable as error:
-            yield words.Refused(message=str(error), param=error.param)
+            yield words.OrderRefused(message=str(error), param=error.param)
         except Exception as error:
             process.log_traceback(error)
-            yield words.Refused(message=process.explain(error)[1])
+            yield words.OrderRefused(message=process.explain(error)[1])
 
-    def _load(self, order: words.Order) -> tuple[Network, Tokenizer]:
+    def _load(self, order: words.CompletionOrder) -> tuple[Network, Tokenizer]:
         """The model of an order; the one asked for longest ago makes room for a new one."""
         from trainer.evaluate.network import Network
         from trainer.jobs.load_model import load

@@ -24,7 +24,7 @@ class Control:
     """The inbox and the signals of one process."""
 
     def __init__(self, inbox: Path) -> None:
-        self._reader = journal.Reader(inbox)
+        self._reader = journal.JournalReader(inbox)
         self._offset, self._next_seq = 0, 0
         self._pending: list[commands.AnyCommand] = []
         self.terminated = False

@@ -51,7 +51,7 @@ def begin(directory: Path, run: str, attempt: int, token: str) -> Process:
     lock_fd = acquire(directory / LOCK, _holder(token, None))
     control = Control(directory / INBOX)
     control.install_signals()
-    writer = journal.Writer.create(directory / OUTBOX, journal.Header(run, attempt, token))
+    writer = journal.Writer.create(directory / OUTBOX, journal.JournalHeader(run, attempt, token))
 
     def say_waiting(reason: str | None) -> None:
         # The lock file is already on disk at full length: this needs no new space.

@@ -33,7 +33,7 @@ class Reporter:
         self._syncing: threading.Thread | None = None
         self._failure: OSError | None = None
 
-    def emit(self, event: events.Event) -> None:
+    def emit(self, event: events.TrainerEvent) -> None:
         """Append the event; lifecycle events are on disk when this returns.
 
         Raises JournalFull only after `should_give_up` said so, OSError when the disk fails.

@@ -8,7 +8,7 @@ import time
 from typing import Literal
 
 from trainer.checkpoint import store
-from trainer.checkpoint.background_writer import Saved
+from trainer.checkpoint.background_writer import SavedCheckpoint
 from trainer.contract import commands, events, failpoint, holds
 from trainer.contract.orders import AttemptOrder
 from trainer.contract.spec import CheckpointSpec, EvaluateSpec, RecoverySpec
@@ -208,14 +208,14 @@ def _room(session: Session) -> bool:
 # --- afterwards ----------------------------------------------------------------------------------
 
 
-def _say(session: Session, saved: Saved) -> None:
+def _say(session: Session, saved: SavedCheckpoint) -> None:
     _report(session, saved)
     waiting, session.unanswered = session.unanswered, None
     if waiting:
         _answer(session, waiting, None if saved.path is not None else str(saved.error))
 
 
-def _report(session: Session, saved: Saved) -> None:
+def _report(session: Session, saved: SavedCheckpoint) -> None:
     """Report a finished save, and remove what is not needed any more after a good one."""
     if saved.path is None or saved.manifest is None:
         if isinstance(saved.error, store.Fenced):

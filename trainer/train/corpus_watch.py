@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trainer.contract import events
-from trainer.data.background_check import Progress
+from trainer.data.background_check import HashingProgress
 from trainer.train.session import Session
 
 
@@ -26,7 +26,7 @@ def report(session: Session) -> None:
         session.reporter.emit(_touched(found.touched, session.state.step))
 
 
-def _sentence(found: Progress) -> str:
+def _sentence(found: HashingProgress) -> str:
     total = f"{found.total_bytes / 1e9:,.1f} GB"
     if found.finished:
         return f"all {total} of the corpus are hashed: a change of any byte is noticed from now on"

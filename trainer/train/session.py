@@ -370,7 +370,7 @@ def _restore(session: Session) -> None:
     _load(session, found)
 
 
-def _find(session: Session) -> store.Found | None:
+def _find(session: Session) -> store.FoundCheckpoint | None:
     order, directory = session.order, session.run_dir.checkpoints
     found = store.newest(directory, order.lineage, order.max_step, order.run_id)
     if found is None and order.resume_expected:
@@ -378,7 +378,7 @@ def _find(session: Session) -> store.Found | None:
     return found
 
 
-def _load(session: Session, found: store.Found) -> None:
+def _load(session: Session, found: store.FoundCheckpoint) -> None:
     order, manifest = session.order, found.manifest
     model, optimizer, saved = store.load(found.path)
     session.model.load_state_dict(model)

@@ -14,9 +14,9 @@ import pytest
 from tests.trainer.data.conftest import random_texts, write_shard
 from trainer.contract.spec import DataSpec
 from trainer.data import background_check, contents, corpora, fingerprints, hashing
-from trainer.data.background_check import BackgroundCheck, Progress
+from trainer.data.background_check import BackgroundCheck, HashingProgress
 from trainer.data.errors import DataChanged
-from trainer.data.fingerprints import SAMPLE_BYTES, Seen
+from trainer.data.fingerprints import SAMPLE_BYTES, FileStat
 from trainer.data.prepared import PreparedData, verify, verify_file
 
 BIG = 40 * SAMPLE_BYTES
@@ -123,7 +123,7 @@ def test_everything_is_hashed_once(sampled: PreparedData) -> None:
 
 def test_it_goes_on_where_it_was_stopped(sampled: PreparedData) -> None:
     asked = iter([False, True])
-    with pytest.raises(hashing.Stopped):
+    with pytest.raises(hashing.HashingStopped):
         hashing.hash_all(sampled, lambda: next(asked))
     left = hashing.left_to_hash(sampled)
     assert [file.path for file in left] == [file.path for file in sampled.train_files[1:]]
@@ -162,7 +162,7 @@ def test_a_file_that_was_only_touched_is_taken_and_reported(sampled: PreparedDat
 
 
 def test_once_hashed_a_change_of_any_byte_is_noticed(sampled: PreparedData, tmp_path: Path) -> None:
-    seen = Seen.of(big_file(tmp_path / "f"))
+    seen = FileStat.of(big_file(tmp_path / "f"))
     file = sampled.train_files[0].model_copy(
         update={
             "path": seen.path, "size": seen.size, "mtime_ns": seen.mtime_ns, "inode": seen.inode,
@@ -179,7 +179,7 @@ def test_once_hashed_a_change_of_any_byte_is_noticed(sampled: PreparedData, tmp_
 # --- beside a run --------------------------------------------------------------------------------
 
 
-def until(check: BackgroundCheck, wanted: Callable[[Progress], bool]) -> Progress:
+def until(check: BackgroundCheck, wanted: Callable[[HashingProgress], bool]) -> HashingProgress:
     deadline = time.monotonic() + SECONDS
     while time.monotonic() < deadline:
         found = check.poll()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.trainer.data import plain
 from trainer.data.packing import Packer
-from trainer.data.reader import Position, Reader
+from trainer.data.reader import DocumentReader, Position
 
 # lengths that meet every case: empty texts (1 token), equals, longer than the longest row
 LENGTHS = st.one_of(st.integers(1, 6), st.integers(1, 40), st.just(17))
@@ -56,7 +56,7 @@ def with_tokens(files: list[list[list[int]]]) -> list[list[list[list[int]]]]:
 
 def compare(files: list, row_slots: int, lossless: bool, rank: int, world: int, rows: int) -> None:
     shards = [ListShard(groups) for groups in files]
-    reader = Reader(shards.__getitem__, len(shards), None, None, rank, world)
+    reader = DocumentReader(shards.__getitem__, len(shards), None, None, rank, world)
     if not any(group for groups in files for group in groups[rank::world]):
         return  # nothing for this rank
     reader.position = Position(row_group=rank)
@@ -98,7 +98,7 @@ def test_lossless_loses_nothing() -> None:
     """The tokens of the rows are the tokens of whole documents, each as often as it was read."""
     documents = [[100 * i + j for j in range(1 + i % 23)] for i in range(600)]
     shard = ListShard([documents])
-    reader = Reader(lambda index: shard, 1)
+    reader = DocumentReader(lambda index: shard, 1)
     packer = Packer(reader.read, "lossless")
     rows = np.zeros((300, 11), dtype=np.uint32)
     for row in rows:
@@ -116,7 +116,7 @@ def test_a_rank_without_row_groups_is_told_so() -> None:
     from trainer.data.errors import DataError
 
     shard = ListShard([[[1, 2, 3]]])
-    reader = Reader(lambda index: shard, 1, rank=1, world=2)
+    reader = DocumentReader(lambda index: shard, 1, rank=1, world=2)
     with pytest.raises(DataError, match="fewer processes") as caught:
         reader.read()
     assert caught.value.code == "too_few_row_groups"

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from trainer.data import torch_archive
-from trainer.data.torch_archive import Refused
+from trainer.data.torch_archive import ArchiveRefused
 from trainer.interop import torchfile
 from trainer.interop.errors import InteropError
 
@@ -131,8 +131,8 @@ def test_what_refers_to_itself_ends(tmp_path: Path) -> None:
 def test_a_compressed_or_large_archive_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.pt", "w", zipfile.ZIP_DEFLATED) as made:
         made.writestr("archive/data.pkl", bytes(1_000_000))
-    with pytest.raises(Refused, match="compressed"):
+    with pytest.raises(ArchiveRefused, match="compressed"):
         torch_archive.check(tmp_path / "a.pt", 1 << 30)
     torch.save(torch.ones(1000), tmp_path / "b.pt")
-    with pytest.raises(Refused, match="unpacks to more"):
+    with pytest.raises(ArchiveRefused, match="unpacks to more"):
         torch_archive.check(tmp_path / "b.pt", 100)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.trainer.evaluate import fixture
-from trainer.contract.completions import Done, Logprobs, Order, Piece
+from trainer.contract.completions import CompletionOrder, Done, Logprobs, TextPiece
 from trainer.evaluate import completions, samples
 from trainer.evaluate.completions import Unusable
 from trainer.evaluate.network import Network
@@ -23,13 +23,15 @@ def net() -> Network:
     return Network(fixture.model().eval())
 
 
-def said(**order: Any) -> list[Piece | Done | None]:
-    asked = Order.model_validate({"run_dir": "/", "checkpoint": "c", "temperature": 0.0} | order)
+def said(**order: Any) -> list[TextPiece | Done | None]:
+    asked = CompletionOrder.model_validate(
+        {"run_dir": "/", "checkpoint": "c", "temperature": 0.0} | order
+    )
     return list(completions.complete(net(), fixture.tokenizer(), asked))
 
 
-def pieces(**order: Any) -> list[Piece]:
-    return [one for one in said(**order) if isinstance(one, Piece)]
+def pieces(**order: Any) -> list[TextPiece]:
+    return [one for one in said(**order) if isinstance(one, TextPiece)]
 
 
 def text(**order: Any) -> str:
@@ -77,7 +79,7 @@ def test_drawn_with_a_seed_it_is_the_sample_of_that_seed():
 
 def test_choices_come_in_order_and_prompts_count_once():
     told = said(prompts=["def ", "import "], n=3, max_tokens=4, temperature=1.0)
-    indices = [one.index for one in told if isinstance(one, Piece)]
+    indices = [one.index for one in told if isinstance(one, TextPiece)]
     assert indices == sorted(indices)
     assert set(indices) == set(range(6))
     done = told[-1]
@@ -246,7 +248,7 @@ def test_penalties_and_bias_change_what_is_drawn():
     ],
 )
 def test_what_the_model_cannot_follow_is_refused_before_a_word(order, param):
-    asked = Order.model_validate({"run_dir": "/", "checkpoint": "c"} | order)
+    asked = CompletionOrder.model_validate({"run_dir": "/", "checkpoint": "c"} | order)
     told = completions.complete(net(), fixture.tokenizer(), asked)
     with pytest.raises(Unusable) as refused:
         next(told)

@@ -16,11 +16,11 @@ class CannotPlan(ValueError):
         self.field = field
 
 
-class Frozen(BaseModel):
+class PlanPart(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Parameters(Frozen):
+class Parameters(PlanPart):
     wte: int
     value_embeds: int
     lm_head: int
@@ -30,7 +30,7 @@ class Parameters(Frozen):
     scaling: int
 
 
-class Shape(Frozen):
+class PlannedShape(PlanPart):
     n_layer: int
     n_embd: int
     n_head: int
@@ -42,7 +42,7 @@ class Shape(Frozen):
     windows: list[int]
 
 
-class Batch(Frozen):
+class BatchPlan(PlanPart):
     """tokens = device_batch_size x sequence_len x accumulation. assumed: a probe may change it."""
 
     tokens: int
@@ -52,7 +52,7 @@ class Batch(Frozen):
     device_batch_size_assumed: bool
 
 
-class AdamSettings(Frozen):
+class AdamSettings(PlanPart):
     """Betas and weight decay of one AdamW group, where they are not the recipe's."""
 
     beta1: float
@@ -60,7 +60,7 @@ class AdamSettings(Frozen):
     weight_decay: float
 
 
-class Hyperparameters(Frozen):
+class Hyperparameters(PlanPart):
     """As scaled. AdamW rates before the schedule's multiplier; muon weight decay at its peak.
 
     width_factor: of lm_head's rate. table_width_factor: of the tables' (None: the same). muon: the
@@ -82,7 +82,7 @@ class Hyperparameters(Frozen):
     adamw: dict[str, AdamSettings] | None = None
 
 
-class Horizon(Frozen):
+class Horizon(PlanPart):
     steps: int
     tokens: int
     ratio: float
@@ -93,7 +93,7 @@ class Horizon(Frozen):
     flops: float
 
 
-class Memory(Frozen):
+class MemoryEstimate(PlanPart):
     """Estimated peak device memory in bytes, by part.
 
     measured: what an earlier run of this shape, with these rows on this device, took at its peak.
@@ -116,7 +116,7 @@ class Memory(Frozen):
         return self.total if self.measured is None else self.measured
 
 
-class Disk(Frozen):
+class Disk(PlanPart):
     checkpoint_model: int
     checkpoint_optimizer: int
     checkpoint_total: int
@@ -128,7 +128,7 @@ class Disk(Frozen):
     available: int | None
 
 
-class Eta(Frozen):
+class Eta(PlanPart):
     """Seconds, by part, and what the rate was taken from."""
 
     training: float
@@ -140,7 +140,7 @@ class Eta(Frozen):
     source: str
 
 
-class RecipeChoice(Frozen):
+class RecipeChoice(PlanPart):
     """Which recipe the run is trained by, and what differs from the default one, in words."""
 
     model: RecipeName = DEFAULT
@@ -148,15 +148,15 @@ class RecipeChoice(Frozen):
     changes: list[str] = []
 
 
-class Plan(Frozen):
-    shape: Shape
+class Plan(PlanPart):
+    shape: PlannedShape
     parameters: Parameters
-    batch: Batch
+    batch: BatchPlan
     hyperparameters: Hyperparameters
     horizon: Horizon
     schedule: PhaseSchedule
     warmdown_start: int
-    memory: Memory
+    memory: MemoryEstimate
     disk: Disk
     eta: Eta
     crash_loses_at_most_seconds: float

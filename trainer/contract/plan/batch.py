@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trainer.contract.plan.answer import Batch, CannotPlan
+from trainer.contract.plan.answer import BatchPlan, CannotPlan
 from trainer.contract.plan.context import PlanContext
 from trainer.contract.plan.memory import NEAR_THE_LIMIT, estimate_memory
 from trainer.contract.plan.scaling import auto_batch
@@ -10,7 +10,7 @@ from trainer.contract.shape import ModelShape
 from trainer.contract.spec import RunSpec
 
 
-def plan_batch(spec: RunSpec, shape: ModelShape, context: PlanContext) -> Batch:
+def plan_batch(spec: RunSpec, shape: ModelShape, context: PlanContext) -> BatchPlan:
     tokens = spec.batch.tokens if isinstance(spec.batch.tokens, int) else auto_batch(spec.model)
     rows_total, rest = divmod(tokens, shape.sequence_len)
     if rest or rows_total == 0:
@@ -33,7 +33,7 @@ def plan_batch(spec: RunSpec, shape: ModelShape, context: PlanContext) -> Batch:
             f"batch of {tokens:,} tokens = {rows_total} rows of {shape.sequence_len:,} "
             f"is not divisible by device_batch_size {rows}",
         )
-    return Batch(
+    return BatchPlan(
         tokens=tokens,
         device_batch_size=rows,
         sequence_len=shape.sequence_len,
@@ -57,7 +57,7 @@ def fitting_rows(
     divisors = [r for r in range(1, min(rows_total, limit) + 1) if rows_total % r == 0]
     memory = context.device_memory_bytes
     for rows in reversed(divisors):
-        trial = Batch(
+        trial = BatchPlan(
             tokens=rows_total * shape.sequence_len,
             device_batch_size=rows,
             sequence_len=shape.sequence_len,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trainer.contract import recipe
-from trainer.contract.plan.answer import Parameters, Plan, RecipeChoice, Shape
+from trainer.contract.plan.answer import Parameters, Plan, PlannedShape, RecipeChoice
 from trainer.contract.plan.batch import plan_batch
 from trainer.contract.plan.context import PlanContext
 from trainer.contract.plan.disk import estimate_disk, shards_for
@@ -58,8 +58,8 @@ def make_plan(spec: RunSpec, context: PlanContext | None = None) -> Plan:
     return plan.model_copy(update={"warnings": warnings_about(spec, plan, context)})
 
 
-def describe(shape: ModelShape) -> Shape:
-    return Shape(
+def describe(shape: ModelShape) -> PlannedShape:
+    return PlannedShape(
         n_layer=shape.n_layer,
         n_embd=shape.n_embd,
         n_head=shape.n_head,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from trainer.contract.plan.answer import Batch, Eta
+from trainer.contract.plan.answer import BatchPlan, Eta
 from trainer.contract.plan.context import PlanContext
 from trainer.contract.plan.disk import checkpoint_bytes
 from trainer.contract.shape import ModelShape, flops_per_token_causal
@@ -53,7 +53,7 @@ def throughput(shape: ModelShape, context: PlanContext) -> tuple[float, str]:
 def estimate_eta(
     spec: RunSpec,
     shape: ModelShape,
-    batch: Batch,
+    batch: BatchPlan,
     start_step: int,
     end_step: int,
     context: PlanContext,
@@ -79,7 +79,7 @@ def estimate_eta(
 
 
 def evaluation_time(
-    spec: RunSpec, batch: Batch, start_step: int, end_step: int, tokens_per_second: float
+    spec: RunSpec, batch: BatchPlan, start_step: int, end_step: int, tokens_per_second: float
 ) -> EvaluationTime:
     """What is due between the steps, at the speed of a forward pass."""
     asked, forward = spec.evaluate, FORWARD_SPEEDUP * tokens_per_second

@@ -6,7 +6,7 @@ import math
 from functools import lru_cache
 from typing import Literal
 
-from trainer.contract.plan.answer import Batch, Memory
+from trainer.contract.plan.answer import BatchPlan, MemoryEstimate
 from trainer.contract.plan.context import PlanContext
 from trainer.contract.recipe import architecture_of
 from trainer.contract.shape import ModelShape, count_parameters
@@ -23,7 +23,9 @@ NEAR_THE_LIMIT = 0.9
 CUBLAS_WORKSPACES = 60_000_000  # of two threads; 8 MB each on Ada, 32 MB on Hopper
 
 
-def estimate_memory(shape: ModelShape, batch: Batch, spec: RunSpec, context: PlanContext) -> Memory:
+def estimate_memory(
+    shape: ModelShape, batch: BatchPlan, spec: RunSpec, context: PlanContext
+) -> MemoryEstimate:
     """Peak device memory by part."""
     counts = count_parameters(shape)
     table, act = table_bytes(spec, context), 4 if compute_dtype(spec, context) == "fp32" else 2
@@ -45,7 +47,7 @@ def estimate_memory(shape: ModelShape, batch: Batch, spec: RunSpec, context: Pla
         logits = chunk * shape.padded_vocab_size * (act + 4)
     # of CUDA: its context, and what the allocator holds beyond the peak
     overhead = 600_000_000 if context.device_type == "cuda" else 300_000_000
-    return Memory(
+    return MemoryEstimate(
         weights=weights,
         gradients=gradients,
         optimizer=optimizer,
@@ -89,7 +91,7 @@ def _touched_share(vocab_size: int, tokens: int) -> float:
     return sum(1 - math.exp(-drawn / rank) for rank in range(1, vocab_size + 1)) / vocab_size
 
 
-def cannot_fit(memory: Memory) -> bool:
+def cannot_fit(memory: MemoryEstimate) -> bool:
     """Whether a run would surely end out of memory: a measured peak, or an estimate far beyond."""
     if memory.available is None:
         return False
@@ -98,11 +100,11 @@ def cannot_fit(memory: Memory) -> bool:
     return memory.total > memory.error * memory.available
 
 
-def is_near_the_limit(memory: Memory) -> bool:
+def is_near_the_limit(memory: MemoryEstimate) -> bool:
     return memory.available is not None and memory.expected > NEAR_THE_LIMIT * memory.available
 
 
-def _measured(batch: Batch, context: PlanContext) -> int | None:
+def _measured(batch: BatchPlan, context: PlanContext) -> int | None:
     """The peak of an earlier run, if it took as many rows a pass."""
     if context.device_type != "cuda" or context.measured_rows != batch.device_batch_size:
         return None
