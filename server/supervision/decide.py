@@ -171,6 +171,8 @@ def for_run(seen: RunSeen) -> Action:
     match seen.process.presence:
         case Presence.unknown:
             return Adopt()
+        case Presence.unreachable:
+            return WAIT  # silence of a controller is no death
         case Presence.lingering:
             return Sweep()
         case Presence.gone:
@@ -309,6 +311,8 @@ def for_job(seen: JobSeen) -> Action:
     match seen.process.presence:
         case Presence.unknown:
             return Adopt()
+        case Presence.unreachable:
+            return WAIT  # silence of a controller is no death
         case Presence.lingering:
             return Sweep()
         case Presence.gone:

@@ -7,7 +7,6 @@ when the device is free; `inline` jobs are done by the running trainer and are a
 from __future__ import annotations
 
 import os
-import signal
 import time
 import uuid
 from pathlib import Path
@@ -19,16 +18,16 @@ from server.database.tables import CommandRow, Job, Run
 from server.domain import imports
 from server.domain.states import SETTLED, State, can_move, move
 from server.errors import TraindError
-from server.launch import process
+from server.launch.launcher import Handle, Work
 from server.launch.process import CPU_JOB_NICENESS
 from server.supervision import failure_guard, job_params, post_mortem, worklist
 from server.supervision.decide import Signal
 from server.supervision.trainers import SupervisorContext, note
 from server.supervision.watch import Watch
-from trainer.contract import exits, failpoint, holds, journal, orders
+from trainer.contract import exits, holds, journal, orders
 from trainer.contract.exits import Reason
 from trainer.contract.jobs import AuditResult
-from trainer.contract.rundir import INBOX, ProcessIdentity, boot_id
+from trainer.contract.rundir import INBOX, boot_id
 
 MODULE = "trainer.jobs"
 _INLINE_KINDS = ("evaluate",)
@@ -91,7 +90,7 @@ def launch(context: SupervisorContext, job_id: str) -> Watch | None:
         job.started_at = max(time.time(), job.created_at)
         note(session, job.run_id, None, "job", f"{job.kind} job started", job_id=job.id)
         order = _order(context, job, params)
-    watch = Watch(context.settings.paths.job(job_id), order.token)
+    watch = context.watch(context.settings.paths.job(job_id), order.token)
     try:
         _write_directory(order, watch)
         _spawn(context, watch, job_id, niceness=CPU_JOB_NICENESS if order.device == "cpu" else 0)
@@ -141,48 +140,31 @@ def _write_directory(order: orders.JobOrder, watch: Watch) -> None:
 
 
 def _spawn(context: SupervisorContext, watch: Watch, job_id: str, niceness: int) -> None:
-    failpoint.hit("supervisor.spawn")
-    watch.child, identity = process.spawn(
-        context.settings.trainer_python,
-        MODULE,
-        watch.directory,
-        watch.token,
-        niceness=niceness,
-        cache_bytes=context.settings.token_cache_bytes,
-        compiled=context.settings.paths.compiled,
-    )
-    failpoint.hit("supervisor.record")
-    if identity is not None:
-        record(context, job_id, watch, identity)
+    handle = watch.launcher.spawn(Work(watch.spot, MODULE, niceness))
+    if handle is not None:
+        record(context, job_id, watch, handle)
 
 
-def record(
-    context: SupervisorContext, job_id: str, watch: Watch, identity: ProcessIdentity
-) -> None:
+def record(context: SupervisorContext, job_id: str, watch: Watch, handle: Handle) -> None:
     """Write down who the process of a job is."""
-    watch.identity = identity
+    watch.handle = handle
     with context.db.write() as session:
         job = session.get_one(Job, job_id)
-        job.pid, job.boot_id, job.start_ticks = (
-            identity.pid,
-            identity.boot_id,
-            identity.start_ticks,
-        )
+        job.pid, job.boot_id = handle["pid"], handle["boot_id"]
+        job.start_ticks = handle["start_ticks"]
 
 
 def adopt(context: SupervisorContext, job: Job, watch: Watch) -> None:
     """Look for a process that was started and never recorded; found by the token it carries."""
-    identity = watch.leader()
-    if identity is not None:
-        record(context, job.id, watch, identity)
+    handle = watch.launcher.find(watch.spot)
+    if handle is not None:
+        record(context, job.id, watch, handle)
 
 
 def send(context: SupervisorContext, job: Job, watch: Watch, action: Signal) -> None:
     """Signal the job and remember the rung."""
-    if watch.identity is not None:
-        process.send(watch.identity, watch.token, *action.signals)
-        if signal.SIGCONT in action.signals:
-            process.continue_helpers(watch.token)
+    if watch.is_known:
+        watch.launcher.signal(watch.spot, watch.handle, *action.signals)
     watch.since_step = 0.0
     if action.stall:
         watch.stall_step, watch.stalled = action.step, watch.stalled or action.why

@@ -45,7 +45,7 @@ def examine(watch: Watch, pci: str | None = None) -> PostMortem:
     return PostMortem(
         exit_code=watch.exit_code,
         oom=_oom(watch, lines),
-        xid=kernel_log.worst_xid(lines, pci, watch.identity.pid if watch.identity else None),
+        xid=kernel_log.worst_xid(lines, pci, found.pid if (found := watch.process) else None),
         log_tail=process.log_tail(watch.directory / LOG, tail_lines),
     )
 
@@ -54,8 +54,8 @@ def _kernel_log_start(watch: Watch) -> float:
     """Uptime in seconds from which the kernel's log may have to do with this process."""
     uptime = time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else 0.0
     began = 0.0
-    if watch.identity is not None:
-        began = watch.identity.start_ticks / os.sysconf("SC_CLK_TCK")
+    if (found := watch.process) is not None:
+        began = found.start_ticks / os.sysconf("SC_CLK_TCK")
     return max(began, uptime - KERNEL_LOG_SECONDS)
 
 
@@ -63,9 +63,9 @@ def _oom(watch: Watch, lines: list[str]) -> str | None:
     if watch.exit_code not in (None, -signal.SIGKILL):
         return None
     group = kernel_log.memory_group()
-    named = watch.identity is not None and watch.identity.pid in kernel_log.oom_killed(lines)
-    if named and watch.identity is not None:
-        return kernel_log.oom_words(lines, watch.identity.pid) or str(group)
+    found = watch.process
+    if found is not None and found.pid in kernel_log.oom_killed(lines):
+        return kernel_log.oom_words(lines, found.pid) or str(group)
     if group.oom_kills > watch.oom_kills:
         return str(group)
     return None

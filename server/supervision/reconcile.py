@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from server.database.tables import Attempt, CommandRow, Job, Run
 from server.domain.states import Desired, State, move
 from server.errors import Conflict
-from server.launch.process import Child
 from server.supervision import (
     decide,
     failure_guard,
@@ -40,7 +39,6 @@ class Reconciler:
         self.attempts: dict[int, Watch] = {}
         self.jobs: dict[str, Watch] = {}
         self._backoff: dict[str, float] = {}
-        self._exiting: list[Child] = []
         self._failures = FailureGuard(clock)
         self.is_shutting_down = self.stops_trainers = False
         self.has_nothing_left = False
@@ -54,8 +52,8 @@ class Reconciler:
     def living(self) -> Iterator[ProcessIdentity]:
         """Processes whose end should be noticed at once."""
         for watch in (*self.attempts.values(), *self.jobs.values()):
-            if watch.identity is not None and not watch.is_dead:
-                yield watch.identity
+            if watch.lives and (found := watch.process) is not None:
+                yield found
 
     def leave(self) -> None:
         """Let go of everything; what runs goes on."""
@@ -63,14 +61,13 @@ class Reconciler:
             self._let_go(watch)
         self.attempts.clear()
         self.jobs.clear()
-        for child in self._exiting:
-            child.leave()
+        for launcher in self._context.launchers.values():
+            launcher.leave()
 
     def _let_go(self, watch: Watch) -> None:
         """Its story is told; a child of ours that is still on its way out is reaped later."""
         watch.close()
-        if watch.child is not None and watch.child.poll() is None:
-            self._exiting.append(watch.child)
+        watch.launcher.release(watch.spot)
 
     def reconcile(self, seen: Worklist) -> bool:
         """At most one action for each run and each job. Whether there is anything to watch."""
@@ -93,7 +90,8 @@ class Reconciler:
         recovering = {e.run.id for e in seen.entries if e.run.state == State.recovering}
         for run_id in self._backoff.keys() - recovering:
             del self._backoff[run_id]
-        self._exiting = [child for child in self._exiting if child.poll() is None]
+        for launcher in self._context.launchers.values():
+            launcher.reap()
         names = {f"run {e.run.name}" for e in seen.entries}
         ids = {f"job {job.id}" for job in (*seen.jobs, *(one for one, *_ in seen.inline))}
         self._failures.keep_only(names | ids)
@@ -187,7 +185,7 @@ class Reconciler:
         watch = self.attempts.get(attempt.id)
         if watch is None:
             directory = self._context.settings.paths.run(attempt.run_id).attempt(attempt.number)
-            watch = self.attempts[attempt.id] = Watch(directory, attempt.token)
+            watch = self.attempts[attempt.id] = self._context.watch(directory, attempt.token)
             watch.look(self._clock())
         return watch
 
@@ -306,7 +304,7 @@ class Reconciler:
         watch = self.jobs.get(job.id)
         if watch is None:
             directory = self._context.settings.paths.job(job.id)
-            watch = self.jobs[job.id] = Watch(directory, job.token)
+            watch = self.jobs[job.id] = self._context.watch(directory, job.token)
             watch.look(self._clock())
         return watch
 
@@ -369,7 +367,7 @@ class Reconciler:
 
 
 def _lives(watch: Watch | None) -> bool:
-    return watch is not None and watch.identity is not None and not watch.is_dead
+    return watch is not None and watch.lives
 
 
 _NEED_A_DEVICE = frozenset({State.queued, State.preparing, State.starting, State.recovering})

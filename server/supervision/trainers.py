@@ -6,10 +6,10 @@ and the pid after it, so that a daemon killed anywhere between finds the process
 
 from __future__ import annotations
 
-import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import select
@@ -20,7 +20,8 @@ from server.database.tables import Attempt, CommandRow, Event, Job, Phase, Run
 from server.domain import attempts, checkpoints
 from server.domain.states import Desired, State, can_move, move
 from server.ingestion.worker import Worker
-from server.launch import process
+from server.launch import kinds, local
+from server.launch.launcher import Handle, Launcher, Spot, Work
 from server.machine.devices import Device
 from server.settings import Settings
 from server.supervision import post_mortem, recovery
@@ -29,9 +30,9 @@ from server.supervision.failure_guard import in_words
 from server.supervision.post_mortem import PostMortem
 from server.supervision.recovery import Ending, Verdict
 from server.supervision.watch import Watch
-from trainer.contract import causes, exits, failpoint, journal, orders
+from trainer.contract import causes, exits, journal, orders
 from trainer.contract.exits import Reason
-from trainer.contract.rundir import INBOX, ProcessIdentity, boot_id, write_durably
+from trainer.contract.rundir import INBOX, boot_id, write_durably
 from trainer.contract.spec import RecoverySpec
 
 MODULE = "trainer"
@@ -46,7 +47,8 @@ _WAITING = frozenset(
 class SupervisorContext:
     """What every action needs. backoff: seconds before the first, second, … attempt anew.
 
-    worker: the process that ingests; None where the supervisor's own thread does.
+    worker: the process that ingests; None where the supervisor's own thread does. launchers: by
+    name; left out, those of this traind.
     """
 
     db: Database
@@ -54,6 +56,14 @@ class SupervisorContext:
     devices: Sequence[Device]
     backoff: tuple[float, ...] = field(default=recovery.BACKOFF_SECONDS)
     worker: Worker | None = None
+    launchers: Mapping[str, Launcher] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.launchers:
+            object.__setattr__(self, "launchers", kinds.make(self.settings))
+
+    def watch(self, directory: Path, token: str) -> Watch:
+        return Watch(Spot(directory, token), self.launchers[local.NAME])
 
 
 # --- launch --------------------------------------------------------------------------------------
@@ -72,7 +82,7 @@ def launch(context: SupervisorContext, run_id: str, device: str) -> tuple[int, W
         if run.state != State.starting:
             move(session, run, State.starting, Reason.requested, attempt=attempt.number)
         attempt_id = attempt.id
-    watch = Watch(context.settings.paths.run(run_id).attempt(order.attempt), order.token)
+    watch = context.watch(context.settings.paths.run(run_id).attempt(order.attempt), order.token)
     try:
         _write_directory(context, order, watch)
         _spawn(context, watch, attempt_id)
@@ -92,29 +102,18 @@ def _write_directory(context: SupervisorContext, order: orders.AttemptOrder, wat
 
 
 def _spawn(context: SupervisorContext, watch: Watch, attempt_id: int) -> None:
-    failpoint.hit("supervisor.spawn")
-    watch.child, identity = process.spawn(
-        context.settings.trainer_python,
-        MODULE,
-        watch.directory,
-        watch.token,
-        cache_bytes=context.settings.token_cache_bytes,
-        compiled=context.settings.paths.compiled,
-    )
-    failpoint.hit("supervisor.record")
-    if identity is not None:
-        record(context, attempt_id, watch, identity)
+    handle = watch.launcher.spawn(Work(watch.spot, MODULE))
+    if handle is not None:
+        record(context, attempt_id, watch, handle)
 
 
-def record(
-    context: SupervisorContext, attempt_id: int, watch: Watch, identity: ProcessIdentity
-) -> None:
+def record(context: SupervisorContext, attempt_id: int, watch: Watch, handle: Handle) -> None:
     """Write down who the process of an attempt is."""
-    watch.identity = identity
+    watch.handle = handle
     with context.db.write() as session:
         attempt = session.get_one(Attempt, attempt_id)
-        attempt.pid, attempt.boot_id = identity.pid, identity.boot_id
-        attempt.start_ticks = identity.start_ticks
+        attempt.pid, attempt.boot_id = handle["pid"], handle["boot_id"]
+        attempt.start_ticks = handle["start_ticks"]
 
 
 def _cannot_start(context: SupervisorContext, attempt_id: int, error: OSError) -> None:
@@ -138,16 +137,14 @@ def _why_not_started(error: OSError) -> Reason:
 
 def adopt(context: SupervisorContext, attempt: Attempt, watch: Watch) -> None:
     """Look for a process that was started and never recorded; found by the token it carries."""
-    identity = watch.leader()
-    if identity is not None:
-        record(context, attempt.id, watch, identity)
+    handle = watch.launcher.find(watch.spot)
+    if handle is not None:
+        record(context, attempt.id, watch, handle)
 
 
-def recorded(row: Attempt | Job) -> ProcessIdentity | None:
-    """The identity in the row, None when it was never written down."""
-    if row.pid is None or row.boot_id is None or row.start_ticks is None:
-        return None
-    return ProcessIdentity(row.boot_id, row.pid, row.start_ticks)
+def recorded(row: Attempt | Job) -> Handle:
+    """The handle in the row."""
+    return {"boot_id": row.boot_id, "pid": row.pid, "start_ticks": row.start_ticks}
 
 
 # --- signal --------------------------------------------------------------------------------------
@@ -161,10 +158,8 @@ def send(context: SupervisorContext, attempt: Attempt, watch: Watch, action: Sig
             row.reason, row.message = Reason.stalled, row.message or action.why
         else:
             session.get_one(Run, attempt.run_id).escalation = action.step
-    identity = watch.identity or recorded(attempt)
-    sent = identity is not None and process.send(identity, watch.token, *action.signals)
-    if sent and signal.SIGCONT in action.signals:
-        process.continue_helpers(watch.token)
+    handle = watch.handle if watch.is_known else recorded(attempt)
+    sent = watch.launcher.signal(watch.spot, handle, *action.signals)
     watch.since_step = 0.0
     if action.stall:
         watch.stall_step, watch.stalled = action.step, watch.stalled or action.why
@@ -334,7 +329,7 @@ def note(
 
 def sweep(watch: Watch) -> None:
     """SIGKILL the helpers that a dead process left behind."""
-    watch.kill_helpers()
+    watch.launcher.sweep(watch.spot)
 
 
 # --- commands ------------------------------------------------------------------------------------

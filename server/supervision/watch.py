@@ -8,16 +8,14 @@ counts as a short one: a daemon or machine that slept must not call its trainers
 from __future__ import annotations
 
 import json
-import signal
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from server.launch import process
-from server.launch.process import Child
+from server.launch.launcher import Handle, Launcher, Liveness, Spot
 from server.machine import kernel_log
-from trainer.contract import commands, journal, rundir
+from trainer.contract import commands, journal
 from trainer.contract.exits import Reason
 from trainer.contract.rundir import INBOX, LOCK, OUTBOX, ProcessIdentity
 
@@ -26,11 +24,13 @@ ORPHAN_GRACE_SECONDS = 2.0
 
 
 class Presence(StrEnum):
-    """unknown: its process was never recorded. lingering: it is dead, its helpers are not."""
+    """unknown: its process was never recorded. lingering: it is dead, its helpers are not.
+    unreachable: its launcher cannot say now whether it lives."""
 
     none = "none"
     unknown = "unknown"
     alive = "alive"
+    unreachable = "unreachable"
     lingering = "lingering"
     gone = "gone"
 
@@ -42,10 +42,9 @@ class Watch:
     silence counts since the outbox last changed, since_step since the last escalation step.
     """
 
-    directory: Path
-    token: str
-    identity: ProcessIdentity | None = None
-    child: Child | None = None
+    spot: Spot
+    launcher: Launcher
+    handle: Handle = field(default_factory=dict)
     exit_code: int | None = None
     silence: float = 0.0
     since_step: float = 0.0
@@ -61,6 +60,10 @@ class Watch:
     _sent: set[str] = field(default_factory=set)
     _sent_ids: set[str] = field(default_factory=set)
 
+    @property
+    def directory(self) -> Path:
+        return self.spot.directory
+
     # --- seeing ----------------------------------------------------------------------------------
 
     def look(self, monotonic: float) -> None:
@@ -75,48 +78,41 @@ class Watch:
         if seen != self._outbox:
             self._outbox, self.silence, self.exhausted = seen, 0.0, False
 
-    def presence(self, recorded: ProcessIdentity | None) -> Presence:
+    def presence(self, recorded: Handle) -> Presence:
         """Whether the process of this directory lives. `recorded` is what the row says."""
-        self.identity = recorded or self.identity
-        if self.child is not None and self.exit_code is None:
-            self.exit_code = self.child.poll()
-        if self.identity is not None and self._is_ours(self.identity):
-            return Presence.alive
-        if self.identity is not None and not self._dead:
-            self._dead, self.exhausted = True, False  # it may have written since the last read
-        if self.identity is None and self.watched < ORPHAN_GRACE_SECONDS:
+        if self.launcher.is_known(recorded):
+            self.handle = recorded
+        if self.exit_code is None:
+            self.exit_code = self.launcher.exit_code(self.spot)
+        if self.is_known:
+            liveness = self.launcher.is_alive(self.spot, self.handle)
+            if liveness is not Liveness.gone:
+                return Presence(liveness)
+            if not self._dead:
+                self._dead, self.exhausted = True, False  # it may have written since the last read
+        elif self.watched < ORPHAN_GRACE_SECONDS:
             return Presence.unknown
-        return Presence.lingering if self._lingers() else Presence.gone
-
-    def _is_ours(self, identity: ProcessIdentity) -> bool:
-        return process.is_alive(identity) and process.works_in(identity.pid, self.directory)
-
-    def _lingers(self) -> bool:
-        return bool(self.helpers()) or rundir.is_held(self.directory / LOCK)
-
-    def helpers(self) -> list[ProcessIdentity]:
-        """Every live process of this directory that carries the token."""
-        found = process.carriers(self.token)
-        return [one for one in found if process.works_in(one.pid, self.directory)]
-
-    def leader(self) -> ProcessIdentity | None:
-        """The process that was started here and never recorded."""
-        found = process.leader(self.token)
-        return found if found and process.works_in(found.pid, self.directory) else None
-
-    def kill_helpers(self) -> None:
-        """SIGKILL what a dead process left behind."""
-        for one in self.helpers():
-            process.send(one, self.token, signal.SIGKILL)
+        leftovers = self.launcher.has_leftovers(self.spot)
+        return Presence.lingering if leftovers else Presence.gone
 
     @property
-    def is_dead(self) -> bool:
-        """Whether the process was seen to be gone: there is no need to wait for its end."""
-        return self._dead
+    def is_known(self) -> bool:
+        """Whether it is known what was started here."""
+        return self.launcher.is_known(self.handle)
+
+    @property
+    def lives(self) -> bool:
+        """As far as was seen."""
+        return self.is_known and not self._dead
+
+    @property
+    def process(self) -> ProcessIdentity | None:
+        """The process on this machine whose end is the end of this execution."""
+        return self.launcher.process(self.handle)
 
     @property
     def is_stopped(self) -> bool:
-        return self.identity is not None and process.is_stopped(self.identity.pid)
+        return self.launcher.is_stopped(self.handle)
 
     @property
     def waits_for_space(self) -> bool:

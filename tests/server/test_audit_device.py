@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -70,8 +71,10 @@ def started(asgi: Asgi, job: tables.Job, devices: tuple[Device, ...]) -> tables.
     """As the supervisor starts it, with an interpreter that ends at once."""
     settings = asgi.settings.model_copy(update={"trainer_python": "/bin/false"})
     watch = job_processes.launch(SupervisorContext(asgi.db, settings, devices), job.id)
-    if watch is not None and watch.child is not None:
-        watch.child._popen.wait(10)
+    if watch is not None:
+        deadline = time.monotonic() + 10
+        while watch.launcher.exit_code(watch.spot) is None and time.monotonic() < deadline:
+            time.sleep(0.01)
     with asgi.db.read() as session:
         return session.get_one(tables.Job, job.id)
 

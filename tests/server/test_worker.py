@@ -25,7 +25,6 @@ from server.ingestion.worker import Worker, WorkerGone
 from server.settings import Settings
 from server.supervision import intake
 from server.supervision.trainers import SupervisorContext
-from server.supervision.watch import Watch
 from tests.server import reporting
 
 
@@ -106,7 +105,7 @@ def test_it_comes_back_after_its_end_and_nothing_is_read_twice(
     reporter.steps(0, 20)
     first = Worker.spawn(settings.paths.root)
     reads = intake.Intake(SupervisorContext(db, settings, (), worker=first))
-    watch = Watch(reporter.outbox.parent, "token")
+    watch = reads._context.watch(reporter.outbox.parent, "token")
     _until(lambda: first.is_ready)
     reads.read({reporter.attempt_id: watch}, {})
     os.kill(first.pid, signal.SIGKILL)

@@ -1,0 +1,121 @@
+"""Processes of this machine, started by exec in a session of their own.
+
+handle: {"boot_id", "pid", "start_ticks"}; before the start only the boot is known.
+"""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import asdict
+from pathlib import Path
+
+from server.launch import process
+from server.launch.launcher import Handle, Liveness, Spot, Work
+from server.launch.process import Child
+from trainer.contract import failpoint, rundir
+from trainer.contract.rundir import LOCK, ProcessIdentity
+
+NAME = "local"
+
+
+class Local:
+    """python: the interpreter of trainers and jobs. cache_bytes, compiled: `process.spawn`."""
+
+    name = NAME
+
+    def __init__(
+        self, python: str, cache_bytes: int | None = None, compiled: Path | None = None
+    ) -> None:
+        self._python, self._cache_bytes, self._compiled = python, cache_bytes, compiled
+        self._children: dict[str, Child] = {}  # by token
+        self._exiting: list[Child] = []
+
+    # --- starting --------------------------------------------------------------------------------
+
+    def reserve(self) -> Handle:
+        return {"boot_id": rundir.boot_id()}
+
+    def spawn(self, work: Work) -> Handle | None:
+        failpoint.hit("supervisor.spawn")
+        child, identity = process.spawn(
+            self._python,
+            work.module,
+            work.spot.directory,
+            work.spot.token,
+            niceness=work.niceness,
+            cache_bytes=self._cache_bytes,
+            compiled=self._compiled,
+        )
+        self._children[work.spot.token] = child
+        failpoint.hit("supervisor.record")
+        return asdict(identity) if identity is not None else None
+
+    def find(self, spot: Spot) -> Handle | None:
+        found = process.leader(spot.token)
+        is_here = found is not None and process.works_in(found.pid, spot.directory)
+        return asdict(found) if found is not None and is_here else None
+
+    # --- knowing ---------------------------------------------------------------------------------
+
+    def is_known(self, handle: Handle) -> bool:
+        return self.process(handle) is not None
+
+    def is_alive(self, spot: Spot, handle: Handle) -> Liveness:
+        identity = self.process(handle)
+        if identity is None or not process.is_alive(identity):
+            return Liveness.gone
+        is_here = process.works_in(identity.pid, spot.directory)
+        return Liveness.alive if is_here else Liveness.gone
+
+    def is_stopped(self, handle: Handle) -> bool:
+        identity = self.process(handle)
+        return identity is not None and process.is_stopped(identity.pid)
+
+    def is_of_another_boot(self, handle: Handle) -> bool:
+        return handle.get("boot_id") not in (None, rundir.boot_id())
+
+    def process(self, handle: Handle) -> ProcessIdentity | None:
+        boot_id, pid, start_ticks = (handle.get(k) for k in ("boot_id", "pid", "start_ticks"))
+        if boot_id is None or pid is None or start_ticks is None:
+            return None
+        return ProcessIdentity(boot_id, pid, start_ticks)
+
+    def exit_code(self, spot: Spot) -> int | None:
+        child = self._children.get(spot.token)
+        return child.poll() if child is not None else None
+
+    # --- signalling ------------------------------------------------------------------------------
+
+    def signal(self, spot: Spot, handle: Handle, *signals: signal.Signals) -> bool:
+        identity = self.process(handle)
+        sent = identity is not None and process.send(identity, spot.token, *signals)
+        if sent and signal.SIGCONT in signals:
+            process.continue_helpers(spot.token)
+        return sent
+
+    # --- what is left ----------------------------------------------------------------------------
+
+    def has_leftovers(self, spot: Spot) -> bool:
+        return bool(_helpers(spot)) or rundir.is_held(spot.directory / LOCK)
+
+    def sweep(self, spot: Spot) -> None:
+        for one in _helpers(spot):
+            process.send(one, spot.token, signal.SIGKILL)
+
+    def release(self, spot: Spot) -> None:
+        child = self._children.pop(spot.token, None)
+        if child is not None and child.poll() is None:
+            self._exiting.append(child)
+
+    def reap(self) -> None:
+        self._exiting = [child for child in self._exiting if child.poll() is None]
+
+    def leave(self) -> None:
+        for child in (*self._children.values(), *self._exiting):
+            child.leave()
+
+
+def _helpers(spot: Spot) -> list[ProcessIdentity]:
+    """Every live process of this directory that carries the token."""
+    found = process.carriers(spot.token)
+    return [one for one in found if process.works_in(one.pid, spot.directory)]

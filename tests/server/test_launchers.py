@@ -1,0 +1,172 @@
+"""What every launcher promises to the supervisor: laws over real processes, and a silent engine."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.domain import runs
+from server.launch import kinds, process
+from server.launch.launcher import Handle, Launcher, Liveness, Spot, Work
+from server.launch.local import Local
+from server.settings import Settings
+from tests.server.house import House
+
+KINDS = ("local",)
+
+
+@pytest.fixture(params=KINDS)
+def launcher(request: pytest.FixtureRequest, tmp_path: Path) -> Launcher:
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{_PROGRAM}"\n')
+    python.chmod(0o755)
+    settings = Settings(data_dir=tmp_path / "data", trainer_python=str(python))
+    return kinds.make(settings)[request.param]
+
+
+_PROGRAM = (
+    "import subprocess, sys, time; "
+    "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); time.sleep(60)"
+)
+
+
+@pytest.fixture
+def spot(tmp_path: Path, launcher: Launcher) -> Iterator[Spot]:
+    directory = tmp_path / "attempt"
+    directory.mkdir()
+    made = Spot(directory, secrets.token_hex(8))
+    yield made
+    process.kill_carriers(made.token)
+    _until(lambda: not process.carriers(made.token))
+    _until(lambda: launcher.exit_code(made) is not None or made.token not in _children(launcher))
+    launcher.release(made)
+
+
+def _children(launcher: Launcher) -> Any:
+    return getattr(launcher, "_children", ())
+
+
+def _until(holds: Callable[[], Any], seconds: float = 15.0) -> Any:
+    end = time.monotonic() + seconds
+    while not (found := holds()):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    return found
+
+
+def _started(launcher: Launcher, spot: Spot) -> Handle:
+    handle = launcher.spawn(Work(spot, "trainer"))
+    assert handle is not None
+    _until(lambda: launcher.has_leftovers(spot))
+    return handle
+
+
+def test_what_was_started_is_alive_and_found_again(launcher: Launcher, spot: Spot) -> None:
+    handle = _started(launcher, spot)
+    assert launcher.is_known(handle)
+    assert launcher.is_alive(spot, handle) is Liveness.alive
+    assert launcher.find(spot) == handle
+    assert launcher.exit_code(spot) is None
+    assert not launcher.is_of_another_boot(handle)
+
+
+def test_nothing_is_known_before_the_start(launcher: Launcher, spot: Spot) -> None:
+    reserved = launcher.reserve()
+    assert not launcher.is_known(reserved)
+    assert not launcher.is_of_another_boot(reserved)
+    assert launcher.find(spot) is None
+    assert not launcher.has_leftovers(spot)
+    assert not launcher.signal(spot, reserved, signal.SIGKILL)
+
+
+def test_a_signal_ends_it_and_the_rest_is_swept(launcher: Launcher, spot: Spot) -> None:
+    handle = _started(launcher, spot)
+    _until(lambda: len(process.carriers(spot.token)) == 2)  # its helper too
+    assert launcher.signal(spot, handle, signal.SIGKILL)
+    assert _until(lambda: launcher.exit_code(spot)) == -signal.SIGKILL
+    assert launcher.is_alive(spot, handle) is Liveness.gone
+    assert launcher.has_leftovers(spot)
+    launcher.sweep(spot)
+    _until(lambda: not launcher.has_leftovers(spot))
+
+
+def test_no_signal_goes_to_another_execution(launcher: Launcher, spot: Spot) -> None:
+    handle = _started(launcher, spot)
+    other = Spot(spot.directory, "another-token")
+    assert not launcher.signal(other, handle, signal.SIGKILL)
+    assert launcher.find(other) is None
+    assert launcher.is_alive(spot, handle) is Liveness.alive
+
+
+def test_a_copied_directory_has_no_process(launcher: Launcher, spot: Spot, tmp_path: Path) -> None:
+    handle = _started(launcher, spot)
+    (tmp_path / "copy").mkdir()
+    copy = Spot(tmp_path / "copy", spot.token)
+    assert launcher.find(copy) is None
+    assert launcher.is_alive(copy, handle) is Liveness.gone
+    launcher.sweep(copy)
+    assert launcher.is_alive(spot, handle) is Liveness.alive
+
+
+def test_a_stopped_one_is_seen_and_continued(launcher: Launcher, spot: Spot) -> None:
+    handle = _started(launcher, spot)
+    assert launcher.signal(spot, handle, signal.SIGSTOP)
+    _until(lambda: launcher.is_stopped(handle))
+    assert launcher.signal(spot, handle, signal.SIGCONT)
+    _until(lambda: not launcher.is_stopped(handle))
+
+
+def test_a_released_child_leaves_no_zombie(launcher: Launcher, spot: Spot) -> None:
+    handle = _started(launcher, spot)
+    found = launcher.process(handle)
+    assert found is not None
+    launcher.release(spot)
+    os.kill(found.pid, signal.SIGKILL)
+
+    def is_reaped() -> bool:
+        launcher.reap()
+        return not Path(f"/proc/{found.pid}").exists()
+
+    _until(is_reaped)
+
+
+# --- an engine that does not answer --------------------------------------------------------------
+
+
+class Silent(Local):
+    """A launcher whose engine stops to answer."""
+
+    is_silent = False
+
+    def is_alive(self, spot: Spot, handle: Handle) -> Liveness:
+        return Liveness.unreachable if self.is_silent else super().is_alive(spot, handle)
+
+
+def test_silence_of_an_engine_is_no_death(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    engine = Silent(house.settings.trainer_python)
+    try:
+        run_id = house.create(steps=100_000)
+        with house.daemon(launchers={"local": engine}) as supervisor:
+            pid = house.pid(run_id)
+            engine.is_silent = True
+            os.kill(pid, signal.SIGKILL)
+            ticks = supervisor.ticks
+            house.until(lambda: supervisor.ticks > ticks + 10)
+            assert len(house.attempts(run_id)) == 1
+            assert house.run(run_id).state == "running"
+            engine.is_silent = False
+            house.until(lambda: len(house.attempts(run_id)) == 2)
+            house.pid(run_id)
+            house.ask(runs.request_cancel, run_id)
+            house.becomes(run_id, "cancelled")
+    finally:
+        house.close()
