@@ -56,8 +56,9 @@ def _take(root: Path, stack: ExitStack) -> None:
         ) from None
     except OSError as error:
         raise CannotServe(
-            f"The data directory {root} cannot be used: {error.strerror}. Choose another one with "
-            "--data-dir or TRAIND_DATA_DIR."
+            f"The data directory {root} cannot be used: {error.filename or root}: "
+            f"{error.strerror}. Repair that, or choose another one with --data-dir or "
+            "TRAIND_DATA_DIR."
         ) from error
 
 

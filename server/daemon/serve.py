@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from server.settings import Settings
 
 LISTENING = "daemon.json"
+_OWN_FILES = (
+    "traind.db", "traind.db-wal", "traind.db-shm", LISTENING, "data-directory.json",
+    "notices.json", "notify-secret", "token", "attention.json",
+)  # fmt: skip
 KEEP_ALIVE_SECONDS = 30
 GRACE_SECONDS = 5
 MAX_HEADER_BYTES = 32 << 10
@@ -45,6 +49,7 @@ def serve(settings: Settings) -> int:
     privacy.begin()
     try:
         with held(settings), _listening(settings) as listener:
+            _require_files(settings)
             return _serve_on(listener, settings)
     except Exception as error:
         if not _is_for_a_person(error):
@@ -53,6 +58,17 @@ def serve(settings: Settings) -> int:
         return 1
     finally:
         gc.enable()
+
+
+def _require_files(settings: Settings) -> None:
+    """Raises CannotServe naming what lies where a file of the daemon's own belongs."""
+    for name in _OWN_FILES:
+        path = settings.paths.root / name
+        if path.exists() and not path.is_file():
+            raise CannotServe(
+                f"{path} is no file, and the daemon needs one there. Rename or remove it, then "
+                "start again."
+            )
 
 
 def _serve_on(listener: socket.socket, settings: Settings) -> int:

@@ -95,13 +95,17 @@ def sweep_corpora(db: Database, paths: DataDir, days: float, now: float) -> list
     """Remove copies and tokenizers that no run on this disk names and nobody touched for `days`.
 
     A run names its data in data.json; one without a row (a database restored from an older backup)
-    counts as well. Nothing is removed while data is being prepared. Token caches have their cap.
+    counts as well. Nothing is removed while data is being prepared, or while the directory of a
+    run is not there. Token caches have their cap.
     """
     with db.read() as session:
         job = tables.Job
         busy = select(job.id).where(job.kind.in_(STAY_WITH_THE_RUN), job.state.not_in(OVER))
         if session.scalar(busy.limit(1)) is not None:
             return []
+        begun = list(session.scalars(select(tables.Attempt.run_id).distinct()))
+    if not all(paths.run(run_id).root.is_dir() for run_id in begun):
+        return []  # a disk that is not mounted: what its runs need cannot be seen
     named = "\n".join(_texts((paths.root / "runs").glob("*/data.json")))
     before = now - days * 86_400
     found = [*_entries(paths.corpora), *_entries(paths.corpora / "tokenizers")]

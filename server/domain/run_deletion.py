@@ -18,7 +18,12 @@ from sqlalchemy.orm import Session
 
 from server.database import tables
 from server.database.db import Database
-from trainer.contract.rundir import DataDir, write_durably
+from trainer.contract.rundir import (
+    DataDir,
+    parse_attempt_name,
+    parse_checkpoint_name,
+    write_durably,
+)
 
 MARK = "deleted"
 
@@ -34,16 +39,20 @@ def mark(directory: Path) -> None:
 def remove_files(directory: Path) -> list[str]:
     """Remove the files of a run whose rows are gone, also those that links lead to: a run may lie
     on another disk. What could not be removed, in words; the mark then stays for the next start.
+
+    Behind a link only what traind itself wrote there is removed: nothing of another program that
+    lies beside it, and nothing of another run.
     """
     if not os.path.lexists(directory):
         return []
     problems: list[str] = []
+    others = _of_other_runs(directory)
     with suppress(OSError):
         for name in sorted(os.listdir(directory)):
             if name != MARK:
-                _remove(directory / name, problems)
+                _remove(directory / name, others, problems)
     if not problems:
-        _remove(directory, problems)
+        _remove(directory, others, problems)
     return problems
 
 
@@ -62,17 +71,21 @@ def report(session: Session, run_id: str, problems: list[str], now: float) -> No
     )
 
 
-def _remove(path: Path, problems: list[str]) -> None:
-    """A file, a directory, or a link with the directory that it leads to."""
+def _remove(path: Path, others: list[Path], problems: list[str]) -> None:
+    """A file, a directory, or a link with what is the run's own in the directory it leads to."""
+    for link in _links(path):
+        if not _belongs_to(link.resolve(), others):
+            _empty(link, problems)
+        if not problems:
+            link.unlink()
+    _delete(path, problems)
 
+
+def _delete(path: Path, problems: list[str]) -> None:
     def note(_: object, name: str, failure: Any) -> None:
         error = failure[1]
         problems.append(f"{name}: {getattr(error, 'strerror', None) or error}")
 
-    for link in _links(path):
-        shutil.rmtree(link.resolve(), onerror=note)
-        if not problems:
-            link.unlink()
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, onerror=note)
     elif os.path.lexists(path):
@@ -82,6 +95,31 @@ def _remove(path: Path, problems: list[str]) -> None:
             problems.append(f"{path}: {error.strerror}")
 
 
+def _empty(link: Path, problems: list[str]) -> None:
+    """Remove from the linked directory what a run writes there, and itself if nothing is left."""
+    target = link.resolve()
+    for name in sorted(os.listdir(target)):
+        if _is_ours(name) or name.startswith("."):
+            _delete(target / name, problems)
+    if os.listdir(target):
+        log.warning("%s is not removed: it holds files that are not traind's", target)
+    else:
+        _delete(target, problems)
+
+
+def _is_ours(name: str) -> bool:
+    is_numbered = parse_checkpoint_name(name) or parse_attempt_name(name) is not None
+    return bool(is_numbered) or name in _OF_A_RUN
+
+
+_OF_A_RUN = frozenset({
+    "spec.json", "plan.json", "data.json", "frozen.json", "run.json", "trainer.lock", MARK,
+    "attempts", "checkpoints",  # of a run
+    "model.safetensors", "optimizer.safetensors", "state.json", "manifest.json",  # of a checkpoint
+    "order.json", "inbox.jsonl", "outbox.jsonl", "trainer.log", "exit.json", "lock",  # an attempt
+})  # fmt: skip
+
+
 def _links(path: Path) -> list[Path]:
     """Links to directories that are the run's own: itself, and what it holds by our names."""
     found = [path] if path.is_symlink() and path.is_dir() else []
@@ -89,6 +127,19 @@ def _links(path: Path) -> list[Path]:
         inner = [path / name for name in os.listdir(path)]
         found = [one for one in inner if one.is_symlink() and one.is_dir()] + found
     return found
+
+
+def _of_other_runs(directory: Path) -> list[Path]:
+    """Where the other runs really are: links may lead into them, or above them."""
+    with suppress(OSError):
+        siblings = [path for path in directory.parent.iterdir() if path.name != directory.name]
+        inner = [path / name for path in siblings for name in ("checkpoints", "attempts")]
+        return [path.resolve() for path in (*siblings, *inner) if path.is_dir()]
+    return []
+
+
+def _belongs_to(target: Path, others: list[Path]) -> bool:
+    return any(other.is_relative_to(target) or target.is_relative_to(other) for other in others)
 
 
 def sweep(db: Database, paths: DataDir) -> list[str]:

@@ -96,7 +96,7 @@ class DeliveryState:
 def begin_after(root: Path, event_id: int) -> None:
     """Look at no event up to this one: they were told before the database was put back."""
     kept: dict[str, Any] = {"waiting": [], "given_up": []}
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, TypeError):
         kept |= json.loads((root / PLACE).read_bytes())
     write_durably(root / PLACE, json.dumps({**kept, "after": event_id}).encode())
 

@@ -26,11 +26,12 @@ from server.database.db import Database
 from server.domain import attempts, checkpoints, lineage, run_deletion, run_files, run_rows
 from server.domain.run_files import RunFile
 from server.domain.states import ENDED, Desired, State
+from server.errors import Busy, DiskFull, StorageBroken
 from server.ingestion import ingest
 from trainer.contract.exits import Reason, read_exit
 from trainer.contract.orders import ORDER, AttemptOrder, read
 from trainer.contract.plan import Plan
-from trainer.contract.rundir import LOCK, DataDir, RunDir, is_held
+from trainer.contract.rundir import LOCK, DataDir, RunDir, is_held, parse_attempt_name
 from trainer.contract.schedule import PhaseSchedule
 from trainer.contract.spec import RunSpec
 
@@ -60,8 +61,10 @@ def catch_up(db: Database, paths: DataDir) -> Found:
                 add_run(db, paths, directory, found)
             else:
                 _add_attempts(db, paths, directory, numbers, found)
-        except (OSError, ValueError, LookupError) as error:
-            found.problems.append(f"{directory}: {error}")
+        except (Busy, DiskFull, StorageBroken):
+            raise  # of the database, not of this run
+        except Exception as error:  # whatever a directory holds: the others are read, and it starts
+            found.problems.append(f"{directory}: {type(error).__name__}: {error}")
     return found
 
 
@@ -100,8 +103,12 @@ def _is_whole(directory: Path) -> bool:
 def _ordered(directory: Path) -> set[int]:
     with suppress(OSError):
         names = os.listdir(directory / "attempts")
-        there = [name for name in names if name.isdigit()]
-        return {int(n) for n in there if (directory / "attempts" / n / ORDER).exists()}
+        there = [(parse_attempt_name(name), name) for name in names]
+        return {
+            number
+            for number, name in there
+            if number is not None and (directory / "attempts" / name / ORDER).exists()
+        }
     return set()
 
 
@@ -244,10 +251,21 @@ def orders_of(directory: Path, found: Found) -> list[AttemptOrder]:
     """The orders of a run's attempts that can be read, in order."""
     orders = []
     for path in sorted((directory / "attempts").glob(f"*/{ORDER}")):
+        number = parse_attempt_name(path.parent.name)
+        if number is None:
+            found.problems.append(f"{path.parent}: not an attempt's directory, not read")
+            continue
         try:
-            orders.append(read(path.parent, AttemptOrder))
+            order = read(path.parent, AttemptOrder)
         except (OSError, ValidationError) as error:
             found.problems.append(f"{path}: {' '.join(str(error).split())[:600]}")
+            continue
+        if order.attempt == number and order.run_id == directory.name:
+            orders.append(order)
+        else:
+            found.problems.append(
+                f"{path}: is of run {order.run_id}, attempt {order.attempt}; not read"
+            )
     return sorted(orders, key=lambda order: order.attempt)
 
 

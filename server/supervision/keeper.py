@@ -37,6 +37,7 @@ class Keeper:
         self._db, self._paths, self._keep_jobs_days = db, paths, keep_jobs_days
         self._woken, self._ended = threading.Event(), threading.Event()
         self._written: dict[str, int] = {}
+        self._unwritten: dict[str, str] = {}  # why not
         self._next_backup = self._next_sweep = 0.0  # on the monotonic clock
         self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
 
@@ -90,6 +91,7 @@ class Keeper:
             versions = {row.id: row.version for row in session.execute(_VERSIONS)}
         for gone in self._written.keys() - versions.keys():
             del self._written[gone]
+            self._unwritten.pop(gone, None)
         changed = [one for one, version in versions.items() if self._written.get(one) != version]
         for run_id in changed:
             self._write(run_id)
@@ -106,9 +108,12 @@ class Keeper:
             if known != document:
                 run_files.write(self._paths, document)
         except OSError as error:
-            log.warning("%s cannot be written: %s", run_files.FILE, error)
+            if self._unwritten.get(run_id) != str(error):  # it is tried every second or so
+                log.warning("%s cannot be written: %s", run_files.FILE, error)
+            self._unwritten[run_id] = str(error)
             return
         self._written[run_id] = version
+        self._unwritten.pop(run_id, None)
         self._take_back_if_deleted(run_id)
 
     def _take_back_if_deleted(self, run_id: str) -> None:

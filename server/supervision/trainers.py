@@ -120,17 +120,22 @@ def _cannot_start(context: SupervisorContext, attempt_id: int, error: OSError) -
     """Nothing was started: the row says why, and the next look closes it."""
     with context.db.write() as session:
         attempt = session.get_one(Attempt, attempt_id)
-        attempt.outcome, attempt.reason = "failed", _why_not_started(error)
+        attempt.outcome, attempt.reason = (
+            "failed",
+            _why_not_started(error, context.settings.trainer_python),
+        )
         attempt.message = f"the trainer could not be started: {in_words(error)}"
 
 
-def _why_not_started(error: OSError) -> Reason:
+def _why_not_started(error: OSError, trainer_python: str) -> Reason:
     if error.errno in causes.TOO_MANY_FILES:
         return Reason.too_many_open_files
     if error.errno in causes.NO_MEMORY:
         return Reason.host_out_of_memory
     if error.errno in causes.DISK_FULL:
         return Reason.disk_full
+    if error.filename not in (None, trainer_python):  # a file or directory of the run
+        return Reason.not_permitted if error.errno in causes.NOT_PERMITTED else Reason.io_error
     is_program = error.errno in causes.MISSING | causes.NOT_PERMITTED
     return Reason.software_missing if is_program else Reason.crashed
 

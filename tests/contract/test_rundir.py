@@ -10,6 +10,7 @@ import sys
 import time
 
 import pytest
+from pydantic import BaseModel
 
 from trainer.contract import failpoint, rundir
 from trainer.contract.exits import ExitRecord, Reason, read_exit, write_exit
@@ -119,6 +120,26 @@ def test_a_checkpoint_name_has_no_last_number(step: int, attempt: int) -> None:
     assert re.match(rundir.CHECKPOINT_PATTERN, name)
 
 
-@pytest.mark.parametrize("name", ["step-1-a1", ".removing-step-000000001-a0001", "step-x", ""])
+@pytest.mark.parametrize(
+    "name",
+    ["step-1-a1", ".removing-step-000000001-a0001", "step-x", "", "step-000000001-a0001\n",
+     "step-٠٠٠٠٠٠٠٠١-a0001", f"step-{'9' * 30}-a0001"],
+)  # fmt: skip
 def test_other_names_are_no_checkpoints(name: str) -> None:
     assert rundir.parse_checkpoint_name(name) is None
+
+
+def test_only_our_names_count_as_attempts(tmp_path) -> None:
+    for name in ("0002", "²", "٣٣٣٣", "9" * 30, "0003.bak", "lost+found"):
+        (tmp_path / "attempts" / name).mkdir(parents=True)
+    assert rundir.RunDir(tmp_path).highest_attempt() == 2
+
+
+def test_a_damaged_document_is_named_with_what_to_do(tmp_path) -> None:
+    class Document(BaseModel):
+        number: int
+
+    for content in ("", "xx", "[]", '{"number": "x"}'):
+        (tmp_path / "data.json").write_text(content)
+        with pytest.raises(rundir.Damaged, match=r"data\.json is damaged \(.+\)\. Remove it$"):
+            rundir.read_document(tmp_path / "data.json", Document, "Remove it")

@@ -15,6 +15,7 @@ from server.database import tables
 from server.domain import leftovers
 from server.queries import store
 from tests.server.asgi import Asgi
+from tests.server.reporting import attempt, create
 
 DAY = 86_400.0
 NOW = 2_000_000_000.0
@@ -121,6 +122,19 @@ def test_nothing_goes_while_data_is_prepared_or_a_run_cannot_be_read(
     unreadable.mkdir(parents=True)
     with pytest.raises(OSError, match="directory"):
         leftovers.sweep_corpora(stocked.db, stocked.settings.paths, 30, NOW)
+    assert corpora(stocked) == before
+
+
+def test_nothing_goes_while_the_directory_of_a_run_is_not_there(
+    stocked: Asgi, tmp_path: Path
+) -> None:
+    """Its disk may not be mounted, and its data.json would name what it needs."""
+    before = corpora(stocked)
+    attempt(stocked.db, stocked.settings, create(stocked.db, "elsewhere"))
+    runs = stocked.settings.paths.root / "runs"
+    runs.rename(tmp_path / "not mounted")
+    runs.mkdir()
+    assert leftovers.sweep_corpora(stocked.db, stocked.settings.paths, 30, NOW) == []
     assert corpora(stocked) == before
 
 

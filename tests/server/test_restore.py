@@ -176,6 +176,36 @@ def test_a_restore_reads_again_what_came_after_the_backup(settings: Settings) ->
     db.close()
 
 
+def test_strange_directories_of_a_run_stop_no_start(db: Database, settings: Settings) -> None:
+    """A copied attempt, an order of another run, a run.json that no run could have."""
+    reporter = _ordered(db, settings, create(db))
+    attempts_dir = reporter.outbox.parent.parent
+    shutil.copytree(reporter.outbox.parent, attempts_dir / "0001.bak")
+    shutil.copytree(reporter.outbox.parent, attempts_dir / "0007")
+    strange = settings.paths.root / "runs" / "run_strange"
+    shutil.copytree(attempts_dir.parent, strange)
+    (strange / "run.json").write_text('{"id": "run_strange", "name": "x", "created_at": 1e400}')
+    (attempts_dir / "²").mkdir()
+    provenance.record(db, settings.paths)
+    arrive(db, settings.paths)
+    with db.read() as session:
+        assert list(session.scalars(select(tables.Run.id))) == [reporter.run_id]
+        assert list(session.scalars(select(tables.Attempt.number))) == [1]
+        assert next_number(session, reporter.run_id) == 8
+
+
+def test_one_runs_file_that_cannot_be_written_holds_up_no_other(
+    db: Database, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = create(db, "first"), create(db, "second")
+    (settings.paths.run(first).root / "run.json").mkdir(parents=True)
+    keeper = Keeper(db, settings.paths)
+    for _ in range(3):
+        keeper.write_run_files()
+    assert (settings.paths.run(second).root / "run.json").is_file()
+    assert caplog.text.count("cannot be written") == 1
+
+
 def test_a_backup_put_back_by_hand_is_noticed_and_begins_a_new_timeline(
     settings: Settings,
 ) -> None:

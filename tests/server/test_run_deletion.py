@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from server.database import tables
 from server.database.db import Database
 from server.domain import run_deletion
@@ -32,10 +34,11 @@ def test_a_run_that_is_a_link_to_another_disk_goes_with_what_it_leads_to(tmp_pat
     disk, runs = tmp_path / "another disk", tmp_path / "runs"
     (disk / "run_a" / "checkpoints" / "step-000000010-a0001").mkdir(parents=True)
     (disk / "elsewhere").mkdir()
-    (disk / "elsewhere" / "model").write_text("weights")
+    (disk / "elsewhere" / "model.safetensors").write_text("weights")
     runs.mkdir()
     (runs / "run_a").symlink_to(disk / "run_a")
-    (disk / "run_a" / "checkpoints" / "linked").symlink_to(disk / "elsewhere")
+    linked = disk / "run_a" / "checkpoints" / "step-000000020-a0001"
+    linked.symlink_to(disk / "elsewhere")
     run_deletion.mark(runs / "run_a")
     assert run_deletion.remove_files(runs / "run_a") == []
     assert list(runs.iterdir()) == []
@@ -50,6 +53,30 @@ def test_a_run_whose_checkpoints_are_a_link_leaves_nothing(tmp_path):
     assert run_deletion.remove_files(tmp_path / "runs" / "run_a") == []
     assert not (tmp_path / "disk").exists()
     assert not (tmp_path / "runs" / "run_a").exists()
+
+
+def test_what_lies_beside_a_runs_files_behind_a_link_stays(tmp_path):
+    disk = tmp_path / "disk"
+    (disk / "step-000000010-a0001").mkdir(parents=True)
+    (disk / "holidays").mkdir()
+    (tmp_path / "runs" / "run_a").mkdir(parents=True)
+    (tmp_path / "runs" / "run_a" / "checkpoints").symlink_to(disk)
+    assert run_deletion.remove_files(tmp_path / "runs" / "run_a") == []
+    assert [path.name for path in disk.iterdir()] == ["holidays"]
+    assert not (tmp_path / "runs" / "run_a").exists()
+
+
+@pytest.mark.parametrize("shared", ["checkpoints/step-000000010-a0001", "checkpoints", ""])
+def test_a_link_into_another_run_takes_nothing_of_that_run(tmp_path, shared):
+    runs = tmp_path / "runs"
+    kept = runs / "run_b" / "checkpoints" / "step-000000010-a0001"
+    kept.mkdir(parents=True)
+    (kept / "manifest.json").write_text("{}")
+    (runs / "run_a" / "checkpoints").mkdir(parents=True)
+    (runs / "run_a" / "checkpoints" / "step-000000010-a0001").symlink_to(runs / "run_b" / shared)
+    assert run_deletion.remove_files(runs / "run_a") == []
+    assert (kept / "manifest.json").exists()
+    assert not (runs / "run_a").exists()
 
 
 def test_what_cannot_be_removed_is_said_and_tried_again(tmp_path, monkeypatch):

@@ -96,6 +96,17 @@ def test_the_loser_of_a_port_says_so_in_a_sentence(tmp_path: Path) -> None:
     assert f"port {port} cannot be listened on: Address already in use" in second.stderr
 
 
+@pytest.mark.parametrize(
+    "name", ["traind.db", "daemon.json", "daemon.lock", "data-directory.json", "notices.json"]
+)
+def test_a_directory_in_the_place_of_a_file_is_a_sentence(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    ended = traind("serve", "--data-dir", str(tmp_path), "--port", str(free_port()))
+    assert ended.returncode == 1
+    assert "Traceback" not in ended.stderr
+    assert str(tmp_path / name) in ended.stderr
+
+
 def test_two_daemons_that_start_at_once_have_one_loser(tmp_path: Path) -> None:
     """Both may bind; who listens first has the port, and the other knows before it is ready."""
     with socket.socket() as other:

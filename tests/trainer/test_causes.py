@@ -14,6 +14,7 @@ from trainer.checkpoint import store
 from trainer.contract import causes
 from trainer.contract.exits import Reason as R
 from trainer.contract.journal import JournalError
+from trainer.contract.rundir import Damaged
 from trainer.data import prepared
 from trainer.data.errors import DataChanged, DataError
 from trainer.runtime.process import explain
@@ -54,6 +55,7 @@ CAUSES = [
     (os_error(errno.ENOENT), R.file_missing, "No such file or directory: /data/x"),
     (os_error(errno.EIO), R.io_error, "Input/output error: /data/x"),
     (os_error(errno.EROFS), R.io_error, "Read-only file system: /data/x"),
+    (Damaged("/runs/x/data.json is damaged"), R.io_error, "/runs/x/data.json is damaged"),
     (JournalError("the outbox is not writable"), R.io_error, "the outbox is not writable"),
     (ConnectionResetError(errno.ECONNRESET, "reset"), R.network_failed, "reset"),
     (socket.gaierror(-2, "Name or service not known"), R.network_failed, "Name or service"),

@@ -28,6 +28,7 @@ from trainer.contract.orders import Lineage
 from trainer.contract.rundir import (
     checkpoint_name,
     fsync_directory,
+    parse_attempt_name,
     parse_checkpoint_name,
     write_durably,
 )
@@ -165,7 +166,8 @@ def _refuse_if_fenced(run_dir: Path, attempt: int) -> None:
     attempts = run_dir / "attempts"
     if not attempts.is_dir():
         return
-    newest = max((int(p.name) for p in attempts.iterdir() if p.name.isdigit()), default=0)
+    numbers = (parse_attempt_name(path.name) for path in attempts.iterdir())
+    newest = max((number for number in numbers if number is not None), default=0)
     if newest > attempt:
         raise Fenced(f"attempt {newest} has taken over from attempt {attempt}")
 

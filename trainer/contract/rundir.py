@@ -17,6 +17,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel
 
 from trainer.contract import failpoint
 
@@ -96,8 +99,9 @@ class RunDir:
     def highest_attempt(self) -> int:
         """The highest number that an attempt or a checkpoint on the disk has; 0 without any."""
         saved = (parse_checkpoint_name(name) for name in _names(self.checkpoints))
-        numbers = [int(name) for name in _names(self.root / "attempts") if name.isdigit()]
-        return max([0, *numbers, *(attempt for _, attempt in filter(None, saved))])
+        numbers = (parse_attempt_name(name) for name in _names(self.root / "attempts"))
+        found = [number for number in numbers if number is not None]
+        return max([0, *found, *(attempt for _, attempt in filter(None, saved))])
 
 
 def _names(directory: Path) -> list[str]:
@@ -107,9 +111,11 @@ def _names(directory: Path) -> list[str]:
         return []
 
 
-# Padded so that names sort by step; longer numbers need more digits, and no number is too long.
-CHECKPOINT_PATTERN = r"^step-(\d{9,19})-a(\d{4,19})$"
+# Padded so that names sort by step; longer numbers need more digits.
+# Eighteen digits fit into a row; `[0-9]` since \d takes the digits of every script.
+CHECKPOINT_PATTERN = r"^step-([0-9]{9,18})-a([0-9]{4,18})$"
 _CHECKPOINT = re.compile(CHECKPOINT_PATTERN)
+_ATTEMPT = re.compile(r"[0-9]{4,18}")
 
 
 def checkpoint_name(step: int, attempt: int) -> str:
@@ -118,8 +124,13 @@ def checkpoint_name(step: int, attempt: int) -> str:
 
 def parse_checkpoint_name(name: str) -> tuple[int, int] | None:
     """(step, attempt) of a checkpoint's name, None for any other name."""
-    match = _CHECKPOINT.match(name)
+    match = _CHECKPOINT.fullmatch(name)
     return (int(match[1]), int(match[2])) if match else None
+
+
+def parse_attempt_name(name: str) -> int | None:
+    """The number of an attempt's directory, None for any other name: strangers leave theirs."""
+    return int(name) if _ATTEMPT.fullmatch(name) else None
 
 
 # --- durable writes ------------------------------------------------------------------------------
@@ -244,6 +255,25 @@ def fsync_directory(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+# --- documents that were written durably ----------------------------------------------------------
+
+
+class Damaged(Exception):
+    """A file of a run does not hold what was written into it; the sentence names it."""
+
+
+Document = TypeVar("Document", bound=BaseModel)
+
+
+def read_document(path: Path, kind: type[Document], remedy: str) -> Document:
+    """A JSON document of traind. Raises OSError, Damaged with `remedy`, what to do about it."""
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except ValueError as error:
+        why = " ".join(str(error).partition("[type=")[0].split())[:200]
+        raise Damaged(f"{path} is damaged ({why}). {remedy}") from None
 
 
 # --- locks and identity --------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from trainer.contract import causes
-from trainer.contract.rundir import write_durably
+from trainer.contract.rundir import read_document, write_durably
 from trainer.data import durable, fingerprints
 from trainer.data.errors import DataChanged
 from trainer.data.fingerprints import FileStat
@@ -125,12 +125,12 @@ def store(path: Path, prepared: PreparedData, data_dir: Path) -> None:
 
 
 def read(path: Path, data_dir: Path) -> PreparedData:
-    """The document with absolute paths. Raises OSError, ValueError.
+    """The document with absolute paths. Raises OSError, Damaged.
 
     One that was written with absolute paths, in a data directory that was moved or copied since,
     is read as if it had been written here.
     """
-    prepared = PreparedData.model_validate_json(path.read_bytes())
+    prepared = read_document(path, PreparedData, "Remove it and resume: the data is prepared anew")
     before = Path(prepared.cache_dir)
     old_root = before.parents[2] if before.is_absolute() and len(before.parents) > 3 else None
     here = _renamed(prepared, lambda name: _absolute(name, data_dir, old_root))

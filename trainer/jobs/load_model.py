@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from trainer.checkpoint import store
 from trainer.contract.orders import JobOrder
 from trainer.contract.plan import Plan
-from trainer.contract.rundir import RunDir
+from trainer.contract.rundir import Damaged, RunDir, read_document
 from trainer.contract.shape import shape_of
 from trainer.contract.spec import RunSpec
 from trainer.data import prepared, tokenizer
@@ -42,8 +42,9 @@ def load(order: JobOrder) -> Loaded:
     """
     assert order.run_dir is not None
     run_dir = RunDir(Path(order.run_dir))
-    spec = RunSpec.model_validate_json(run_dir.spec.read_bytes())
-    plan = Plan.model_validate_json(run_dir.plan.read_bytes())
+    remedy = "Put a copy of it back; the next resume or extend of the run writes it anew"
+    spec = read_document(run_dir.spec, RunSpec, remedy)
+    plan = read_document(run_dir.plan, Plan, remedy)
     data = prepared.read(run_dir.data, Path(order.data_dir))
     path = run_dir.checkpoints / str(order.params["checkpoint"])
     manifest = store.require(path, run_dir.root.name)
@@ -67,9 +68,11 @@ def load(order: JobOrder) -> Loaded:
 
 def _frozen(run_dir: RunDir) -> dict:
     try:
-        return json.loads(run_dir.frozen.read_bytes())
+        return dict(json.loads(run_dir.frozen.read_bytes()))
     except FileNotFoundError:
         return {}
+    except (ValueError, TypeError) as error:
+        raise Damaged(f"{run_dir.frozen} is damaged ({error}). Put a copy of it back") from None
 
 
 def _rows(run_dir: RunDir, plan: Plan) -> int:

@@ -171,5 +171,5 @@ _REASONS: list[tuple[Callable[[BaseException], bool], Reason]] = [
     (_errno(causes.NOT_PERMITTED), Reason.not_permitted),
     (_errno(causes.MISSING), Reason.file_missing),
     (_named("ConnectionError", "gaierror", "ConnectError", "TimeoutError"), Reason.network_failed),
-    (_named("OSError", "CannotSave", "JournalError"), Reason.io_error),
+    (_named("OSError", "CannotSave", "JournalError", "Damaged"), Reason.io_error),
 ]  # fmt: skip

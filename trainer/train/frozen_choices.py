@@ -6,7 +6,6 @@ attempts read them back; `overrides` of a resume replace single ones, and are sa
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from trainer.contract.events import Probed
 from trainer.contract.orders import AttemptOrder
 from trainer.contract.plan import Hyperparameters
-from trainer.contract.rundir import RunDir, write_durably
+from trainer.contract.rundir import RunDir, read_document, write_durably
 from trainer.contract.shape import ModelShape, shape_of
 from trainer.runtime import compiler
 from trainer.runtime import device as devices
@@ -102,9 +101,12 @@ def freeze_uncompiled(run_dir: RunDir) -> None:
         write_durably(run_dir.frozen, frozen.model_dump_json(indent=1).encode())
 
 
+_REMEDY = "Put a copy of it back, or remove it and resume: the choices are made anew"
+
+
 def _read(run_dir: RunDir) -> Choices | None:
     try:
-        return Choices.model_validate(json.loads(run_dir.frozen.read_bytes()))
+        return read_document(run_dir.frozen, Choices, _REMEDY)
     except FileNotFoundError:
         return None
 
