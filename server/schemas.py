@@ -360,8 +360,11 @@ class Catalog(BaseModel):
 
     metrics: list[MetricView]
     verbs: list[VerbView]
+    requests: list[VerbView]
     states: list[State]
+    settled_states: list[State]
     presets: dict[str, dict[str, Any]]
+    choices: dict[str, dict[str, list[str]]]
 
 
 class MetricsAnswer(BaseModel):

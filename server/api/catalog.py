@@ -1,27 +1,71 @@
-"""What interfaces offer: metrics, verbs, states, presets; none of them keeps a list of its own."""
+"""What interfaces offer: metrics, verbs, states, presets, choices; none keeps a list of its own."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
+from functools import cache
+from typing import Any, Literal, get_args, get_origin
 
 from fastapi import APIRouter
+from pydantic import BaseModel
 
 from server.api.deps import StrictRoute
-from server.domain.states import VERBS
-from server.schemas import Catalog, MetricView, State, VerbView
+from server.domain.states import REQUESTS, SETTLED, VERBS
+from server.schemas import Catalog, MetricView, ResumeRequest, State, VerbView
+from trainer.contract.extend import ExtendRequest
 from trainer.contract.metrics import METRICS
-from trainer.contract.spec import PRESETS
+from trainer.contract.spec import PRESETS, RunSpec
 
 router = APIRouter(prefix="/v1/catalog", tags=["system"], route_class=StrictRoute)
+BODIES = {"spec": RunSpec, "extend": ExtendRequest, "resume": ResumeRequest}
 
 
 @router.get("")
 def catalog() -> Catalog:
-    """The registry of metrics, the verbs with the states they are legal in, states and presets."""
+    """The registry of metrics, verbs and requests with the states they are legal in, states,
+    presets, and the fields of a spec, an extend and a resume that take one of a few words.
+    """
+    return _catalog()
+
+
+@cache
+def _catalog() -> Catalog:
     verbs = sorted(set().union(*VERBS.values()))
     return Catalog(
         metrics=[MetricView.model_validate(asdict(metric)) for metric in METRICS],
         verbs=[VerbView(verb=v, legal_in=[s for s in State if v in VERBS[s]]) for v in verbs],
+        requests=[
+            VerbView(verb=v, legal_in=[s for s in State if s in legal])
+            for v, legal in REQUESTS.items()
+        ],
         states=list(State),
+        settled_states=[state for state in State if state in SETTLED],
         presets=PRESETS,
+        choices={body: dict(_choices(model)) for body, model in BODIES.items()},
     )
+
+
+def _choices(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, list[str]]]:
+    """(pointer, words) of each field of `model` that takes one of a few words."""
+    for name, field in model.model_fields.items():
+        for part in _parts(field.annotation):
+            if isinstance(part, type) and issubclass(part, BaseModel):
+                yield from _choices(part, f"{prefix}/{name}")
+        words = [
+            word
+            for part in _parts(field.annotation)
+            if get_origin(part) is Literal
+            for word in get_args(part)
+        ]
+        if words:
+            yield f"{prefix}/{name}", words
+
+
+def _parts(annotation: Any) -> Iterator[Any]:
+    """The members of a union, out of their Annotated; a type alone is its only member."""
+    if annotation is not None and get_origin(annotation) is not Literal and get_args(annotation):
+        for part in get_args(annotation):
+            yield from _parts(part)
+    else:
+        yield annotation

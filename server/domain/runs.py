@@ -268,7 +268,7 @@ def _tell_to_end(
 
 def _require_trainer(run: tables.Run, what: str) -> None:
     state = State(run.state)
-    if state not in (State.starting, State.running):
+    if state not in states.REQUESTS["checkpoint"]:
         raise IllegalMove(
             f"run {run.name} is {state}: only a running trainer can {what}",
             hint="Resume it first, or ask for the job on a saved checkpoint.",

@@ -65,6 +65,14 @@ VERBS: dict[State, frozenset[str]] = {
     State.failed: frozenset({"resume", "extend", "cancel", "delete"}),
 }
 
+# Requests beside the verbs, and the states in which they can succeed. An evaluation outside of the
+# running trainer takes a saved checkpoint; settings that may change may always change.
+REQUESTS: dict[str, frozenset[State]] = {
+    "checkpoint": frozenset({State.starting, State.running}),
+    "evaluate": frozenset(State) - {State.created, State.queued, State.preparing},
+    "edit": frozenset(State),
+}
+
 
 def require(run: tables.Run, verb: str) -> State:
     """The run's state when `verb` may be asked in it. Raises IllegalMove naming what may."""

@@ -1,6 +1,7 @@
 /** The page's composition root: the bar at the top, and one page at a time below it. */
 
 import { onUnauthorized } from "./api.js";
+import * as catalog from "./catalog.js";
 import { awayBanner } from "./components/away.js";
 import { askForToken } from "./components/login.js";
 import { problemBox } from "./components/problem.js";
@@ -54,6 +55,7 @@ async function mount(module, place, mine) {
   fill(main, refused, root);
   for (;;) {
     try {
+      await catalog.load();
       const page = await module.mount(root, place, { setStatus: topbar.setStatus });
       if (mine !== turn) return page?.unmount?.();
       current.page = page;

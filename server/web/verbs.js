@@ -1,26 +1,33 @@
 /**
- * What can be asked of a run, in the API's words, and when. The daemon decides; this table only
- * keeps buttons that cannot work from being offered. See server/states.py.
+ * What can be asked of a run, and how its states look. When a verb is legal the catalog says; the
+ * daemon decides.
  */
 
-const ACTIVE = ["queued", "preparing", "starting", "running", "recovering"];
-const SETTLED = ["created", "paused", "completed", "failed", "cancelled"];
+import { isLegal as legalIn, isSettled } from "./catalog.js";
 
-/** @type {Record<string, {label: string, from: string[]}>} */
-export const VERBS = {
-  start: { label: "Start", from: ["created"] },
-  resume: { label: "Resume", from: ["paused", "failed", "cancelled", "pausing"] },
-  pause: { label: "Pause", from: ACTIVE },
-  extend: { label: "Extend", from: [...ACTIVE, "created", "pausing", "paused", "completed", "failed", "cancelled"] },
-  checkpoint: { label: "Checkpoint now", from: ["running"] },
-  evaluate: { label: "Evaluate now", from: ["running", "paused", "completed", "failed", "cancelled"] },
-  edit: { label: "Edit…", from: [...ACTIVE, "pausing", "cancelling", ...SETTLED] },
-  cancel: { label: "Cancel", from: [...ACTIVE, "pausing", "created", "paused", "failed"] },
-  delete: { label: "Delete", from: SETTLED },
+/** Verbs and requests, as buttons have them. */
+export const LABELS = {
+  start: "Start",
+  resume: "Resume",
+  pause: "Pause",
+  extend: "Extend",
+  checkpoint: "Checkpoint now",
+  evaluate: "Evaluate now",
+  edit: "Edit…",
+  cancel: "Cancel",
+  delete: "Delete",
 };
 
-export const isLegal = (verb, state) => VERBS[verb].from.includes(state);
-export const isActive = (state) => ACTIVE.includes(state) || state === "pausing" || state === "cancelling";
+/** A repeat of what the state already says is legal and changes nothing: no button offers it. */
+const REPEATS = {
+  start: (state) => state !== "created",
+  resume: (state) => !isSettled(state) && state !== "pausing",
+  pause: (state) => state === "paused" || state === "pausing",
+  cancel: (state) => state === "cancelled" || state === "cancelling",
+};
+
+export const isLegal = (verb, state) => legalIn(verb, state) && !REPEATS[verb]?.(state);
+export const isActive = (state) => !isSettled(state);
 
 /** How a state looks: its colour family. */
 export const TONE = {
@@ -37,5 +44,3 @@ export const TONE = {
   completed: "done",
   failed: "bad",
 };
-
-export const STATES = Object.keys(TONE);

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import yaml
 from pyarrow import parquet
 
 from tests.e2e.conftest import Daemon, OpenPage, away, refused, settled, unanswered, until
@@ -283,7 +285,7 @@ def test_runs_are_filtered_and_compared(stub_url: str, open_page: OpenPage) -> N
         page.locator("section.chart[aria-label='Loss, smoothed']")
     )
     loss.locator("dt", has_text="sweep-010").wait_for()
-    bpb = page.locator("section.chart[aria-label='Validation bits per byte']")
+    bpb = page.locator("section.chart[aria-label='Validation']")
     bpb.locator("dt", has_text="sweep-010 as b81f2c").wait_for()
     assert bpb.locator(".readout dt").count() == 4
     for axis in ("Tokens", "FLOPs", "Time", "Training time"):
@@ -505,6 +507,59 @@ def test_form_and_json_lose_nothing_on_the_way(stub_url: str, open_page: OpenPag
     page.get_by_text("Not JSON yet").wait_for()
     assert text.is_visible()
     page.said.clear()  # the plans of specs that are not valid
+
+
+def test_the_form_shows_what_a_preset_amounts_to(stub_url: str, open_page: OpenPage) -> None:
+    """An empty field is not sent; it shows the value that then holds, as the daemon resolved it."""
+    page = open_page(f"{stub_url}/#/new")
+    depth = page.get_by_label("Depth: the one dial")
+    until(page, "document.querySelector('input[placeholder=\"2048\"]')")
+    assert depth.get_attribute("placeholder") == "4"
+    devices = page.get_by_label("Device", exact=True).locator("option").all_inner_texts()
+    assert devices == ["automatic", "cuda:0: NVIDIA GeForce RTX 4070 (now rtx4070-d12-200k)"]
+    page.get_by_label("Preset").select_option("rtx4070-d12")
+    page.get_by_text("12 layers, width 768").wait_for()
+    assert depth.get_attribute("placeholder") == "12"
+    horizon = page.get_by_label("Horizon", exact=True).locator("option").first
+    assert horizon.inner_text() == "130,000 steps (preset)"
+    shape = page.get_by_label("Warmdown shape").locator("option").first
+    assert shape.text_content() == "cosine (preset)"
+    dataset = page.get_by_label("Dataset")
+    assert dataset.get_attribute("placeholder") == "karpathy/climbmix-400b-shuffle"
+    page.get_by_role("radio", name="JSON").check(force=True)
+    text = page.get_by_role("textbox", name="The spec as JSON")
+    assert json.loads(text.input_value()) == {"preset": "rtx4070-d12"}
+
+
+def test_a_clone_keeps_what_was_switched_off(stub_url: str, open_page: OpenPage) -> None:
+    """A null left out would be the preset's value again: a run that never samples would sample."""
+    spec = {"name": "quiet", "start": False, "evaluate": {"sample_every": None, "bpb_every": None}}
+    made = httpx.post(f"{stub_url}/v1/runs", json=spec).json()
+    page = open_page(f"{stub_url}/#/new?from=quiet")
+    page.get_by_text("4 layers, width").wait_for()
+    page.get_by_role("radio", name="JSON").check(force=True)
+    text = page.get_by_role("textbox", name="The spec as JSON")
+    cloned = json.loads(text.input_value())
+    kept = {key: value for key, value in made["spec"].items() if key != "start"}
+    assert cloned == kept | {"name": "quiet-copy"}
+    assert cloned["evaluate"]["sample_every"] is None
+    httpx.delete(f"{stub_url}/v1/runs/quiet")
+
+
+def test_a_spec_is_copied_as_curl_and_as_yaml(stub_url: str, open_page: OpenPage) -> None:
+    page = open_page(f"{stub_url}/#/new", permissions=["clipboard-read", "clipboard-write"])
+    page.get_by_label("Name", exact=True).fill("it's")
+    page.get_by_label("Depth: the one dial").fill("3")
+    copied = []
+    for kind in ("curl", "YAML"):
+        button(page, "Copy").click()
+        page.get_by_role("menuitem", name=f"Copy as {kind}").click()
+        page.get_by_text("Copied.").last.wait_for()
+        copied.append(page.evaluate("navigator.clipboard.readText()"))
+    curl, text = copied
+    assert json.loads(shlex.split(curl)[-1]) == {"name": "it's", "model": {"depth": 3}}
+    assert yaml.safe_load(text) == {"name": "it's", "model": {"depth": 3}}
+    page.said.clear()  # the plan of a name that is not valid
 
 
 def test_nothing_in_the_head_of_a_chart_moves_under_the_pointer(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import subprocess
@@ -11,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from server.api import catalog as catalog_api
 from server.api import web, web_bundle
-from server.domain.states import VERBS, State
+from server.domain.states import REQUESTS, SETTLED, VERBS, State
 from trainer.contract.schedule import (
     ExtendSchedule,
     PhaseSchedule,
@@ -21,7 +23,6 @@ from trainer.contract.schedule import (
     initial_schedule,
     weight_decay_multiplier,
 )
-from trainer.contract.spec import PRESETS
 
 WEB = Path(__file__).parents[2] / "server" / "web"
 pytestmark = pytest.mark.needs("node")
@@ -31,11 +32,16 @@ IMPORT = re.compile(r"""^(?:import|export)\b[^"]*?"(\.[^"]+)";""", re.MULTILINE)
 
 
 def in_node(script: str, given: Any) -> Any:
-    """What `script` (an ES module with `given` in scope) prints as JSON."""
-    read = 'import { readFileSync } from "node:fs";\nconst given = JSON.parse(readFileSync(0));\n'
+    """What `script` (an ES module with `given` in scope, the catalog taken) prints as JSON."""
+    read = (
+        'import { readFileSync } from "node:fs";\nimport * as catalog from "./catalog.js";\n'
+        "catalog.take(JSON.parse(process.env.CATALOG));\n"
+        "const given = JSON.parse(readFileSync(0));\n"
+    )
     done = subprocess.run(
         ["node", "--input-type=module", "-e", read + script],
         input=json.dumps(given), capture_output=True, text=True, timeout=60, check=False, cwd=WEB,
+        env={**os.environ, "CATALOG": json.dumps(catalog())},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -80,18 +86,59 @@ def test_the_planned_curve_is_the_trainers_curve() -> None:
             assert got == pytest.approx(list(wanted), rel=1e-12, abs=1e-12), schedule
 
 
-def test_the_page_knows_the_presets_and_offers_only_what_is_legal() -> None:
+def catalog() -> Any:
+    return catalog_api.catalog().model_dump(mode="json")
+
+
+def test_the_page_offers_what_the_catalog_calls_legal_and_changes_something() -> None:
     script = """
-        import { PRESETS } from "./components/spec-form.js";
-        import { isLegal, STATES, VERBS } from "./verbs.js";
-        const offered = STATES.map((s) => [s, Object.keys(VERBS).filter((v) => isLegal(v, s))]);
-        console.log(JSON.stringify({ presets: PRESETS, offered }));
+        import { isActive, isLegal, LABELS, TONE } from "./verbs.js";
+        const of = (s) => Object.keys(LABELS).filter((v) => isLegal(v, s));
+        console.log(JSON.stringify({
+          offered: given.states.map((s) => [s, of(s)]), active: given.states.filter(isActive),
+          toned: Object.keys(TONE), labels: Object.keys(LABELS),
+        }));
     """
-    told = in_node(script, None)
-    assert told["presets"] == list(PRESETS)
-    assert {state for state, _ in told["offered"]} == set(State)
-    for state, verbs in told["offered"]:
-        assert set(verbs) - {"checkpoint", "evaluate", "edit"} <= VERBS[State(state)], state
+    told = in_node(script, catalog())
+    every = set().union(*VERBS.values()) | REQUESTS.keys()
+    assert set(told["labels"]) == every
+    assert set(told["toned"]) == set(State)
+    assert set(told["active"]) == set(State) - SETTLED
+    offered = {State(state): set(verbs) for state, verbs in told["offered"]}
+    for state, verbs in offered.items():
+        requests = {name for name, legal in REQUESTS.items() if state in legal}
+        assert verbs <= VERBS[state] | requests, state
+    assert offered[State.running] == {
+        "pause", "extend", "checkpoint", "evaluate", "edit", "cancel",
+    }  # fmt: skip
+    assert offered[State.pausing] == {"resume", "extend", "evaluate", "edit", "cancel"}
+    assert offered[State.paused] == {"resume", "extend", "evaluate", "edit", "cancel", "delete"}
+
+
+def test_every_metric_of_the_catalog_has_a_panel_and_can_be_compared() -> None:
+    """A metric that the next release adds to the registry appears by itself."""
+    given = catalog()
+    given["metrics"].append(
+        given["metrics"][0] | {"key": "update_norm", "label": "Update norm", "unit": ""}
+    )
+    script = """
+        import { compared } from "./charts/comparison.js";
+        import { keysOf, panels } from "./charts/panels.js";
+        catalog.take(given);
+        const shown = panels();
+        console.log(JSON.stringify({
+          keys: keysOf(shown), evaluations: shown.map((p) => p.evaluation).filter(Boolean),
+          compared: Object.keys(compared()),
+          titles: shown.map((p) => p.title), power: compared().power_watts.format(187.4),
+        }));
+    """
+    told = in_node(script, given)
+    steps = {m["key"] for m in given["metrics"] if m["source"] != "evaluation"}
+    assert set(told["keys"]) == steps - {"step_seconds"}
+    assert told["evaluations"] == ["bpb", "core"]
+    assert told["compared"] == [m["key"] for m in given["metrics"]]
+    assert "Update norm" in told["titles"]
+    assert told["power"] == "187 W"
 
 
 def test_the_page_is_four_files_and_every_module_is_in_its_script() -> None:
@@ -259,8 +306,8 @@ def test_the_planned_weight_decay_goes_on_where_the_followed_one_ends() -> None:
     """Both are the value that Muon applies: 0.30 and then 0.99 was two units in one line."""
     script = """
         import { pictureOf } from "./charts/pictures.js";
-        import { PANELS } from "./charts/panels.js";
-        const panel = PANELS.find((p) => p.id === "decay");
+        import { panels } from "./charts/panels.js";
+        const panel = panels().find((p) => p.id === "decay");
         const axis = { mode: "step", isTime: false, toX: (s) => s, toStep: (x) => x };
         const column = (mean) => ({ mean, min: null, max: null });
         const columns = new Map([["momentum", column([0.9, 0.9])],

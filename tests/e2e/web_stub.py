@@ -20,7 +20,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import ValidationError
 
-from server.api import web
+from server.api import catalog, web
 from server.api.app import Compressed
 from server.queries.columns import columns as columns_of
 from server.schemas import ExtendAnswer, PlanAnswer, SystemView
@@ -36,6 +36,7 @@ def create_stub(num_runs: int = 100, token: str | None = None) -> FastAPI:
     """The stub with `num_runs` runs. token: what it wants before it answers (None: nothing)."""
     app = FastAPI()
     app.include_router(web.router)
+    app.include_router(catalog.router)
     app.add_middleware(Compressed)
     runs: list[StubRun] = make_runs(num_runs)
 

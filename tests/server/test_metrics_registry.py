@@ -7,7 +7,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from server.database import tables
-from server.domain.states import VERBS, State
+from server.domain.states import REQUESTS, SETTLED, VERBS, State
 from server.ingestion import steps
 from server.metrics import rollups
 from server.metrics.counters import Tally
@@ -27,7 +27,13 @@ def test_the_catalog_has_every_metric_verb_state_and_preset(asgi: Asgi) -> None:
         verb: {state for state in State if verb in VERBS[state]}
         for verb in set().union(*VERBS.values())
     }
+    requests = {v["verb"]: set(v["legal_in"]) for v in catalog["requests"]}
+    assert requests == {name: set(legal) for name, legal in REQUESTS.items()}
+    assert set(catalog["settled_states"]) == SETTLED
     assert catalog["presets"].keys() == PRESETS.keys()
+    assert catalog["choices"]["spec"]["/data/packing"] == ["best_fit", "lossless"]
+    assert catalog["choices"]["extend"]["/schedule/mode"] == ["replan", "hold", "rewarm", "decay"]
+    assert "flash3" in catalog["choices"]["resume"]["/overrides/attention"]
 
 
 def test_every_surface_takes_its_keys_from_the_registry() -> None:

@@ -1,26 +1,22 @@
 /** Several runs as one picture a key. Pure. */
 
-import { duration, fixed, integer, percent, significant } from "../format.js";
+import { evaluationOf, metrics, writerOf } from "../catalog.js";
+import { duration } from "../format.js";
 import { breaksOf, makeAxis } from "./axis.js";
 import { join } from "./join.js";
 import { LINES } from "./palette.js";
 import { focus } from "./pictures.js";
 
-/** What can be compared. */
-export const COMPARED = {
-  loss_smooth: { label: "Loss, smoothed", format: (v) => fixed(v, 4), focus: true },
-  val_bpb: { label: "Validation bits per byte", format: (v) => fixed(v, 4), evaluation: "bpb" },
-  lr_multiplier: { label: "Learning rate, × peak", format: (v) => fixed(v, 4) },
-  tokens_per_second: { label: "Tokens per second", format: (v) => integer(v) },
-  loss: { label: "Loss, raw", format: (v) => fixed(v, 4), focus: true },
-  core: { label: "CORE metric", format: (v) => fixed(v, 4), evaluation: "core" },
-  grad_norm: { label: "Gradient norm", format: (v) => fixed(v, 3), focus: true },
-  weight_decay: { label: "Weight decay", format: (v) => significant(v, 3) },
-  momentum: { label: "Momentum", format: (v) => fixed(v, 4) },
-  mfu: { label: "MFU", format: (v) => percent(v, 1) },
-  step_seconds: { label: "Seconds per step", format: (v) => duration(v) },
-  power_watts: { label: "Power, W", format: (v) => fixed(v, 0) },
-};
+// Few of their values are far out, and the first ones are of no interest: shown in their best range.
+const FOCUSED = new Set(["loss", "loss_smooth", "grad_norm"]);
+
+/** What can be compared: each metric of the catalog. @returns {Record<string, {label: string, unit: string, format: (v: number) => string, evaluation: string|null, focus: boolean}>} */
+export function compared() {
+  return Object.fromEntries(metrics().map((metric) => [metric.key, {
+    label: metric.label, unit: metric.unit,
+    format: writerOf(metric), evaluation: evaluationOf(metric), focus: FOCUSED.has(metric.key),
+  }]));
+}
 
 /**
  * Colours that stay with their run while others come and go.
@@ -49,7 +45,7 @@ export function coloursOf(names, before = new Map()) {
  * @returns {import("./chart.js").Picture}
  */
 export function comparePicture(runs, { key, mode, zoom, look = "focus" }) {
-  const { format, evaluation, focus: focused } = COMPARED[key];
+  const { format, evaluation, focus: focused } = compared()[key];
   const parts = runs.flatMap((run) => (evaluation ? evaluated(run, evaluation, mode) : [measured(run, key, mode)]));
   const drawn = parts.filter((part) => part.x.length);
   const { x, columns } = join(drawn);

@@ -12,44 +12,62 @@
  * @property {("lr_multiplier"|"momentum"|"weight_decay")[]} [planned] also drawn ahead of now
  */
 
-import { bpb, count, fixed, integer, loss, percent, significant } from "../format.js";
+import { evaluationOf, metric, metrics, writerOf } from "../catalog.js";
+import { count, fixed, percent, significant } from "../format.js";
 
 const gigabytes = (v) => (v === null || v === undefined ? "–" : `${fixed(v, 2)} GB`);
-const watts = (v) => (v === null || v === undefined ? "–" : `${fixed(v, 0)} W`);
-const celsius = (v) => (v === null || v === undefined ? "–" : `${fixed(v, 0)} °C`);
 
-/** @type {Panel[]} */
-export const PANELS = [
+/** Where a metric has its place, and how it is drawn; name, unit and digits are the catalog's. */
+const LAID = [
   {
-    id: "loss", title: "Loss", wide: true, height: 300, format: loss,
+    id: "loss", wide: true, height: 300, metric: "loss", unit: "",
     lines: [
       { key: "loss", label: "raw", colour: "raw", band: true, noisy: true, width: 1 },
       { key: "loss_smooth", label: "smoothed", colour: "line-1", width: 2 },
     ],
   },
-  { id: "lr", title: "Learning rate", unit: "× peak", format: (v) => fixed(v, 4),
+  { id: "lr", metric: "lr_multiplier",
     lines: [{ key: "lr_multiplier", label: "followed", colour: "line-1", width: 2 }], planned: ["lr_multiplier"] },
-  { id: "val_bpb", title: "Validation", unit: "bits per byte", format: bpb, lines: [], evaluation: "bpb" },
-  { id: "core", title: "CORE", unit: "metric", format: bpb, lines: [], evaluation: "core" },
-  { id: "speed", title: "Throughput", unit: "tokens per second", format: (v) => integer(v), tick: (v) => count(v),
+  { id: "val_bpb", metric: "val_bpb" },
+  { id: "core", metric: "core", unit: "metric" },
+  { id: "speed", metric: "tokens_per_second", tick: (v) => count(v),
     lines: [{ key: "tokens_per_second", label: "tok/s", colour: "line-3", band: true, noisy: true }] },
-  { id: "mfu", title: "MFU", format: (v) => percent(v, 1), tick: (v, decimals) => percent(v, Math.max(0, decimals - 2)),
+  { id: "mfu", metric: "mfu", tick: (v, decimals) => percent(v, Math.max(0, decimals - 2)),
     lines: [{ key: "mfu", label: "MFU", colour: "line-3", band: true, noisy: true }] },
-  { id: "grad_norm", title: "Gradient norm", format: (v) => significant(v, 3),
+  { id: "grad_norm", metric: "grad_norm", format: (v) => significant(v, 3),
     lines: [{ key: "grad_norm", label: "norm", colour: "line-5", band: true, noisy: true }] },
-  { id: "vram", title: "VRAM reserved", format: gigabytes,
+  { id: "vram", metric: "vram_reserved_bytes", unit: "reserved", format: gigabytes,
     lines: [{ key: "vram_reserved_bytes", label: "reserved", colour: "line-4", factor: 1e-9 }] },
-  { id: "power", title: "Power and temperature", format: watts,
+  { id: "power", metric: "power_watts", title: "Power and temperature", unit: "",
     lines: [
       { key: "power_watts", label: "power", colour: "line-2", noisy: true },
-      { key: "temperature_celsius", label: "temperature", colour: "line-7", scale: "y2", format: celsius },
+      { key: "temperature_celsius", label: "temperature", colour: "line-7", scale: "y2" },
     ] },
-  { id: "decay", title: "Momentum and weight decay", format: (v) => fixed(v, 4),
+  { id: "decay", metric: "momentum", title: "Momentum and weight decay",
     lines: [
       { key: "momentum", label: "momentum", colour: "line-5" },
       { key: "weight_decay", label: "weight decay", colour: "line-6", scale: "y2", format: (v) => significant(v, 3) },
     ], planned: ["momentum", "weight_decay"] },
 ];
+// Follows from the throughput, step by step: it has no panel of its own.
+const WITHOUT_PANEL = new Set(["step_seconds"]);
 
-export const KEYS = [...new Set(PANELS.flatMap((p) => p.lines.map((l) => l.key)))];
-export const BANDED = [...new Set(PANELS.flatMap((p) => p.lines.filter((l) => l.band).map((l) => l.key)))];
+/** Every metric of the catalog: in the panel laid out for it, or in one of its own. @returns {Panel[]} */
+export function panels() {
+  const laid = new Set(LAID.flatMap((panel) => [panel.metric, ...(panel.lines ?? []).map((line) => line.key)]));
+  const others = metrics().filter(({ key }) => !laid.has(key) && !WITHOUT_PANEL.has(key)).map(({ key }) => ({ id: key, metric: key }));
+  return [...LAID, ...others].map(dressed);
+}
+
+function dressed({ metric: key, lines, ...panel }) {
+  const of = metric(key);
+  const evaluation = evaluationOf(of) ?? undefined;
+  const own = lines ?? (evaluation ? [] : [{ key, label: of.label, colour: "line-8", noisy: true }]);
+  return {
+    title: of.label, unit: of.unit, format: writerOf(of), ...panel, evaluation,
+    lines: own.map((line) => (line.scale && !line.format ? { ...line, format: writerOf(metric(line.key)) } : line)),
+  };
+}
+
+export const keysOf = (shown) => [...new Set(shown.flatMap((p) => p.lines.map((l) => l.key)))];
+export const bandedOf = (shown) => [...new Set(shown.flatMap((p) => p.lines.filter((l) => l.band).map((l) => l.key)))];

@@ -4,7 +4,7 @@ import { path, post, remove } from "../api.js";
 import { h } from "../dom.js";
 import { integer } from "../format.js";
 import { go } from "../router.js";
-import { isLegal, VERBS } from "../verbs.js";
+import { isLegal, LABELS } from "../verbs.js";
 import { confirm, openDialog } from "./dialog.js";
 import { editDialog } from "./edit-dialog.js";
 import { evaluateDialog } from "./evaluate-dialog.js";
@@ -45,11 +45,11 @@ export function createActions(run) {
     cancel,
     delete: removeRun,
   };
-  const buttons = new Map(SHOWN_FIRST.map((verb) => [verb, h("button", { type: "button", onclick: handlers[verb] }, VERBS[verb].label)]));
+  const buttons = new Map(SHOWN_FIRST.map((verb) => [verb, h("button", { type: "button", onclick: handlers[verb] }, LABELS[verb])]));
   const items = new Map(IN_MENU.map((verb) => [verb, h("button", {
     type: "button", role: "menuitem", class: verb === "delete" || verb === "cancel" ? "danger-text" : null,
     onclick: () => (closeMenu(), handlers[verb]()),
-  }, verb === "resumeWith" ? "Resume with overrides…" : verb === "cancel" || verb === "delete" ? `${VERBS[verb].label}…` : VERBS[verb].label)]));
+  }, verb === "resumeWith" ? "Resume with overrides…" : verb === "cancel" || verb === "delete" ? `${LABELS[verb]}…` : LABELS[verb])]));
   const menu = h("div.menu", { role: "menu", hidden: true, onkeydown: onMenuKey }, ...items.values());
   const more = h("button.icon", { type: "button", "aria-haspopup": "menu", "aria-expanded": "false", "aria-label": "More actions", onclick: toggleMenu }, "⋯");
   const element = h("div.actions", { role: "group", "aria-label": "Actions" }, ...buttons.values(), h("div.menu-host", {}, more, menu));
@@ -69,7 +69,7 @@ export function createActions(run) {
       await act();
       finish(DONE[verb]);
     } catch (problem) {
-      openDialog(`Could not ${VERBS[verb].label.toLowerCase()}`, (close) => h("div.dialog-body", {}, problemBox(problem),
+      openDialog(`Could not ${LABELS[verb].toLowerCase()}`, (close) => h("div.dialog-body", {}, problemBox(problem),
         h("div.dialog-foot", {}, h("button.primary", { type: "button", onclick: () => close() }, "OK"))));
     }
   }

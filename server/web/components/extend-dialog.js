@@ -4,6 +4,7 @@
  */
 
 import { ask, list, path, post } from "../api.js";
+import { choices } from "../catalog.js";
 import { fill, h } from "../dom.js";
 import { integer } from "../format.js";
 import { createLoader } from "../loader.js";
@@ -14,7 +15,7 @@ import { problemBox } from "./problem.js";
 
 const DEBOUNCE_MILLISECONDS = 220;
 
-/** What each mode means, and which of the schedule's fields it reads. */
+/** What each mode of the catalog means, and which of the schedule's fields it reads. */
 const MODES = {
   replan: ["The whole curve is computed anew over the longer horizon.", ["rewarm_steps", "warmdown_ratio", "shape", "final_lr_frac"]],
   hold: ["The learning rate stays where it is.", []],
@@ -46,12 +47,12 @@ function extendForm(run, close, loaders) {
   const at = choice([["end", "after the present phase"], ["now", "now, at the next step"]], "end");
   const from = choice([["", "where the run stands"]]);
   const name = h("input", { type: "text", maxlength: 64, autocomplete: "off", placeholder: "chosen for you" });
-  const modes = Object.entries(MODES).map(([mode, [text]]) => modeCard(mode, text));
+  const modes = choices("extend", "/schedule/mode").map((mode) => modeCard(mode, of(mode)[0]));
   const numbers = Object.entries(NUMBERS).map(([key, [label, attributes]]) => {
     const input = h("input", { type: "number", placeholder: "default", ...attributes });
     return { key, input, element: h("label.field", {}, h("span", {}, label), input) };
   });
-  const shape = choice([["", "as before"], ["linear", "linear"], ["cosine", "cosine"]]);
+  const shape = choice([["", "as before"], ...choices("extend", "/schedule/shape").map((word) => [word, word])]);
   const shapeField = h("label.field", {}, h("span", {}, "Shape of the decay"), shape);
   const keep = h("input", { type: "checkbox" });
   const keepField = h("label.tick", {}, keep, h("span", {}, "Keep weight decay at its value at the joint"));
@@ -79,6 +80,10 @@ function extendForm(run, close, loaders) {
   checkpoints.load();
   return form;
 
+  function of(name) {
+    return MODES[name] ?? ["", Object.keys(NUMBERS)];
+  }
+
   function offer(items) {
     from.append(...items.filter((c) => !c.superseded && !c.bad).map((c) =>
       h("option", { value: c.name }, `step ${integer(c.step)}${c.why === "warmdown" ? ", before the warmdown" : ""}`)));
@@ -98,9 +103,9 @@ function extendForm(run, close, loaders) {
   function body() {
     const schedule = { mode };
     for (const { key, input } of numbers) {
-      if (MODES[mode][1].includes(key) && input.value !== "") schedule[key] = Number(input.value);
+      if (of(mode)[1].includes(key) && input.value !== "") schedule[key] = Number(input.value);
     }
-    if (MODES[mode][1].includes("shape") && shape.value) schedule.shape = shape.value;
+    if (of(mode)[1].includes("shape") && shape.value) schedule.shape = shape.value;
     if (mode !== "replan" && keep.checked) schedule.weight_decay = "keep";
     return {
       [unit.value]: Number(amount.value), at: at.value, schedule,
@@ -110,8 +115,8 @@ function extendForm(run, close, loaders) {
 
   function changed() {
     mode = form?.elements?.mode?.value || mode;
-    for (const { key, element } of numbers) element.hidden = !MODES[mode][1].includes(key);
-    shapeField.hidden = !MODES[mode][1].includes("shape");
+    for (const { key, element } of numbers) element.hidden = !of(mode)[1].includes(key);
+    shapeField.hidden = !of(mode)[1].includes("shape");
     keepField.hidden = mode === "replan";
     from.disabled = at.value === "now";
     agree.disabled = true;

@@ -1,6 +1,7 @@
 /** Resume with other settings, mostly after the device ran out of memory. */
 
 import { path, post } from "../api.js";
+import { choices } from "../catalog.js";
 import { fill, h } from "../dom.js";
 import { openDialog } from "./dialog.js";
 import { problemBox } from "./problem.js";
@@ -9,7 +10,7 @@ export function resumeDialog(detail) {
   return openDialog(`Resume ${detail.name} with overrides`, (close) => {
     const rows = h("input", { type: "number", min: 1, step: 1, placeholder: String(detail.plan.batch.device_batch_size) });
     const compile = choice([["", "as it is"], ["true", "on"], ["false", "off"]]);
-    const attention = h("input", { type: "text", maxlength: 32, placeholder: "as it is", autocomplete: "off" });
+    const attention = choice([["", "as it is"], ...choices("resume", "/overrides/attention").map((name) => [name, name])]);
     const refused = h("div");
     return h("form.dialog-body", { onsubmit: submit },
       h("p", {}, "The batch in tokens stays the same. Exactness is then called approximate, and the change is recorded."),

@@ -1,30 +1,36 @@
-/** The form of a spec. A field left empty is not sent: the preset or the default decides. */
+/**
+ * The form of a spec. A field left empty is not sent: the preset or the default decides, and the
+ * field shows what that is, as the daemon's plan has it.
+ */
 
+import { choices as words, presets } from "../catalog.js";
 import { fill, h, uid } from "../dom.js";
+import { integer } from "../format.js";
 
-/** As trainer/contract/spec/presets.py has them. */
-export const PRESETS = ["demo", "rtx4070-d12", "nanochat-d12", "nanochat-d20"];
-const SOURCES = [["", "from the preset"], ["builtin", "built in"], ["text", "text files"], ["jsonl", "JSON lines"], ["parquet", "Parquet"], ["hf", "Hugging Face"], ["nanochat_packed", "nanochat's packed shards"]];
-const HORIZONS = [["", "as preset"], ["steps", "steps"], ["tokens", "tokens"], ["flops", "FLOP"], ["data_param_ratio", "tokens per parameter"]];
+const HORIZONS = [["steps", "steps"], ["tokens", "tokens"], ["flops", "FLOP"], ["data_param_ratio", "tokens per parameter"]];
+const SAID = { // words of the API that want another one on the page
+  builtin: "built in", text: "text files", jsonl: "JSON lines", parquet: "Parquet", hf: "Hugging Face",
+  nanochat_packed: "nanochat's packed shards", best_fit: "best fit",
+};
 
 /** [pointer, label, kind, options]; the pointer is the path in the spec. */
 const GROUPS = [
   ["Run", [
     ["/name", "Name", "text", { required: true, maxlength: 64, placeholder: "my-first-run", autocomplete: "off" }],
     ["/title", "Title", "text", { maxlength: 300, placeholder: "optional" }],
-    ["/preset", "Preset", "choice", { choices: PRESETS.map((name) => [name, name]) }],
-    ["/device", "Device", "choice", { choices: [["", "automatic"], ["cpu", "cpu"], ["cuda:0", "cuda:0"], ["mps", "mps"]] }],
+    ["/preset", "Preset", "choice", {}],
+    ["/device", "Device", "choice", {}],
     ["/start", "Start at once", "tick", { checked: true }],
   ]],
   ["Data", [
-    ["/data/source", "Source", "choice", { choices: SOURCES }],
+    ["/data/source", "Source", "choice", {}],
     ["/data/path", "Path on the daemon's machine", "text", { placeholder: "/data/corpus", only: ["text", "jsonl", "parquet", "nanochat_packed"] }],
     ["/data/name", "Dataset", "text", { placeholder: "owner/dataset", only: ["hf"] }],
     ["/data/config", "Config, where there are several", "text", { placeholder: "asked for when needed", maxlength: 256, only: ["text", "jsonl", "parquet", "hf"] }],
     ["/data/split", "Split to train on", "text", { placeholder: "train", maxlength: 256, only: ["text", "jsonl", "parquet", "hf"] }],
     ["/data/column", "Column or key of the text", "text", { placeholder: "text", maxlength: 256, only: ["jsonl", "parquet", "hf"] }],
     ["/data/max_shards", "Shards", "number", { min: 1, only: ["hf"] }],
-    ["/data/packing", "Packing", "choice", { choices: [["", "best fit"], ["lossless", "lossless"]] }],
+    ["/data/packing", "Packing", "choice", {}],
   ]],
   ["Size and horizon", [
     ["/model/depth", "Depth: the one dial", "number", { min: 1, max: 128 }],
@@ -40,7 +46,7 @@ const GROUPS = [
     ["/optimizer/weight_decay", "Weight decay", "number", { step: "any", min: 0 }],
     ["/schedule/warmup_steps", "Warmup steps", "number", { min: 0 }],
     ["/schedule/warmdown_ratio", "Warmdown, share of the horizon", "number", { step: "any", min: 0, max: 1 }],
-    ["/schedule/warmdown_shape", "Warmdown shape", "choice", { choices: [["", "from the preset"], ["linear", "linear"], ["cosine", "cosine"]] }],
+    ["/schedule/warmdown_shape", "Warmdown shape", "choice", {}],
     ["/schedule/final_lr_frac", "Final learning rate, × peak", "number", { step: "any", min: 0, max: 1 }],
     ["/numerics/seed", "Seed", "number", { min: 0 }],
   ], true],
@@ -51,8 +57,8 @@ const GROUPS = [
     ["/checkpoint/every_steps", "Checkpoint every … steps", "number", { min: 1 }],
     ["/checkpoint/keep_last", "Keep the last", "number", { min: 2 }],
     ["/checkpoint/keep_every", "Keep one every … steps", "number", { min: 1 }],
-    ["/recovery/on_crash", "After a crash", "choice", { choices: [["", "restart"], ["stop", "stop"]] }],
-    ["/recovery/on_reboot", "After a reboot", "choice", { choices: [["", "resume"], ["wait", "wait"]] }],
+    ["/recovery/on_crash", "After a crash", "choice", {}],
+    ["/recovery/on_reboot", "After a reboot", "choice", {}],
     ["/notify", "Notify (addresses, with spaces between)", "list", { placeholder: "https://…" }],
   ], true],
 ];
@@ -69,65 +75,103 @@ export function createSpecForm(onChange) {
   });
   const others = h("p.soft", { hidden: true });
   const element = h("div.stack", { oninput: () => (showFitting(), onChange()) }, groups, others);
-  let kept = {}; // what was said in JSON and has no field here: it stays part of the spec
-  showFitting();
+  const at = (pointer) => fields.find((field) => field.pointer === pointer);
+  let taken = {}; // the spec as it came: what the form does not change stays as it was, key by key
+  at("/preset").offer([["", "demo (the default)"], ...Object.keys(presets()).map((name) => [name, name])]);
+  at("/device").offer([["", "automatic"]]);
+  take({});
 
+  /** By the source that is chosen, or that the preset chooses. */
   function showFitting() {
-    const source = fields.find((f) => f.pointer === "/data/source").value();
+    const source = at("/data/source").value() ?? at("/data/source").assumed();
     for (const field of fields) if (field.only) field.element.hidden = !field.only.includes(source);
   }
 
   function body() {
-    const spec = structuredClone(kept);
+    const spec = structuredClone(taken);
     for (const field of fields) {
-      if (!field.element.hidden) put(spec, field.pointer, field.value());
+      const value = field.element.hidden && !field.wasHidden ? undefined : field.value();
+      if (JSON.stringify(value) === field.untouched) continue;
+      if (value === undefined) cut(spec, field.pointer);
+      else put(spec, field.pointer, value);
     }
     return spec;
   }
 
   /** Takes a spec as JSON has it. What has no field is kept and named. @param {any} spec */
   function take(spec) {
-    kept = structuredClone(spec);
-    for (const field of fields) field.set(cut(kept, field.pointer));
+    taken = structuredClone(spec);
+    for (const field of fields) {
+      field.set(valueAt(taken, field.pointer) ?? undefined);
+      field.untouched = JSON.stringify(field.value());
+    }
     showFitting();
-    const names = Object.keys(flattened(kept));
+    for (const field of fields) field.wasHidden = field.element.hidden;
+    const shown = fields.map((field) => field.pointer);
+    const names = Object.keys(flattened(taken)).filter((name) => !shown.some((p) => `/${name.replaceAll(".", "/")}/`.startsWith(`${p}/`)));
     others.hidden = names.length === 0;
     fill(others, "Kept as they are, with no field here: ", names.map((name, i) => [i ? ", " : "", h("code", {}, name)]));
+  }
+
+  /** What the empty fields amount to. @param {any} spec the resolved one @param {any} plan */
+  function assume(spec, plan) {
+    const reckoned = { "/batch/tokens": plan.batch.tokens, "/batch/device_batch_size": plan.batch.device_batch_size };
+    for (const field of fields) {
+      const value = valueAt(spec, field.pointer);
+      field.assume(value === "auto" && reckoned[field.pointer] ? reckoned[field.pointer] : value);
+    }
+    showFitting();
+  }
+
+  /** @param {any[]} devices of GET /v1/system */
+  function offerDevices(devices) {
+    at("/device").offer([["", "automatic"], ...devices.map(({ device, name, run }) => [device, `${device}: ${name}${run ? ` (now ${run})` : ""}`])]);
   }
 
   /** Shows each error at its field; returns those that have none. */
   function showErrors(errors) {
     fields.forEach((field) => field.showError(""));
     return errors.filter(({ pointer, detail }) => {
-      const at = pointer.replace(/^#/, "");
-      const field = fields.find((f) => !f.element.hidden && (at === f.pointer || at.startsWith(`${f.pointer}/`)));
+      const where = pointer.replace(/^#/, "");
+      const field = fields.find((f) => !f.element.hidden && (where === f.pointer || where.startsWith(`${f.pointer}/`)));
       field?.showError(detail);
       field?.element.closest("details")?.setAttribute("open", "");
       return !field;
     });
   }
 
-  return { element, body, take, showErrors };
+  return { element, body, take, assume, offerDevices, showErrors };
 }
 
 function makeField(pointer, label, kind, options) {
   const said = h("span.field-error", { id: uid("error") });
   const control = CONTROLS[kind](options, said.id);
+  if (kind === "choice") control.offer([["", ""], ...words("spec", pointer).map((word) => [word, SAID[word] ?? word])]);
   const element = kind === "tick"
     ? h("label.tick", {}, control.input, h("span", {}, label), said)
     : h("div.field", {}, h("label", { for: control.input.id }, label), control.element ?? control.input, said);
+  let assumed;
   function showError(text) {
     fill(said, text);
     if (text) control.input.setAttribute("aria-invalid", "true");
     else control.input.removeAttribute("aria-invalid");
   }
-  return { pointer, element, value: control.value, set: control.set, showError, only: options.only };
+  function assume(value) {
+    assumed = value ?? undefined;
+    control.assume?.(value);
+  }
+  return { ...control, pointer, element, assume, assumed: () => assumed, showError, only: options.only, untouched: undefined, wasHidden: false };
 }
 
+/**
+ * Each has the input, value() (undefined: not said), set(value) and, where there is room for it,
+ * assume(value): shows what holds while nothing is said.
+ */
 const CONTROLS = {
   text(options, described) {
     const input = h("input", { type: "text", id: uid("f"), "aria-describedby": described, ...attributes(options) });
-    return { input, value: () => input.value.trim() || undefined, set: (value) => (input.value = value ?? "") };
+    const assume = (value) => typeof value === "string" && value && options.only && (input.placeholder = value);
+    return { input, value: () => input.value.trim() || undefined, set: (value) => (input.value = value ?? ""), assume };
   },
   list(options, described) {
     const { input } = CONTROLS.text(options, described);
@@ -135,42 +179,62 @@ const CONTROLS = {
   },
   number(options, described) {
     const input = h("input", { type: "number", id: uid("f"), step: 1, placeholder: "default", "aria-describedby": described, ...attributes(options) });
-    const value = () => (input.value === "" ? undefined : input.value === "auto" ? "auto" : Number(input.value));
+    const value = () => (input.value === "" ? undefined : Number.isNaN(Number(input.value)) ? input.value : Number(input.value));
     const set = (given) => {
-      input.type = typeof given === "string" ? "text" : "number"; // "auto"
+      input.type = typeof given === "string" ? "text" : "number"; // "auto", "end"
       input.value = given ?? "";
     };
-    return { input, value, set };
+    return { input, value, set, assume: (held) => (input.placeholder = held === null || held === undefined ? "off" : String(held)) };
   },
-  choice({ choices }, described) {
-    const input = h("select", { id: uid("f"), "aria-describedby": described }, choices.map(([value, text]) => h("option", { value }, text)));
+  choice(_, described) {
+    const input = h("select", { id: uid("f"), "aria-describedby": described });
     const set = (value) => {
       if (value && ![...input.options].some((option) => option.value === value)) input.append(h("option", { value }, value));
-      input.value = value ?? choices[0][0];
+      input.value = value ?? "";
     };
-    return { input, value: () => input.value || undefined, set };
+    const offer = (choices) => {
+      const chosen = input.value;
+      fill(input, choices.map(([value, text]) => h("option", { value }, text)));
+      set(chosen);
+    };
+    const assume = (held) => {
+      const first = input.options[0];
+      const text = [...input.options].find((option) => option.value === held)?.text ?? held;
+      if (!first.text.includes("automatic") && !first.text.includes("default)")) first.text = text ? `${text} (preset)` : "";
+    };
+    return { input, value: () => input.value || undefined, set, offer, assume };
   },
   tick({ checked }, described) {
     const input = h("input", { type: "checkbox", id: uid("f"), checked, "aria-describedby": described });
     return { input, value: () => (input.checked === checked ? undefined : input.checked), set: (value) => (input.checked = value ?? checked) };
   },
   horizon(_, described) {
-    const unit = h("select", { id: uid("f") }, HORIZONS.map(([value, text]) => h("option", { value }, text)));
+    const preset = h("option", { value: "" }, "as preset");
+    const unit = h("select", { id: uid("f") }, preset, HORIZONS.map(([value, text]) => h("option", { value }, text)));
     const input = h("input", { type: "number", min: 0, step: "any", "aria-label": "How much", disabled: true, "aria-describedby": described });
+    const only = (horizon) => Object.entries(horizon ?? {}).find(([, v]) => v !== null && v !== undefined) ?? ["", ""];
     unit.addEventListener("change", () => (input.disabled = unit.value === ""));
     const value = () => (unit.value && input.value !== "" ? { [unit.value]: Number(input.value) } : undefined);
     const set = (given) => {
-      const [key, amount] = Object.entries(given ?? {}).find(([, v]) => v !== null && v !== undefined) ?? ["", ""];
+      const [key, amount] = only(given);
       unit.value = key;
       input.value = amount;
       input.disabled = key === "";
     };
-    return { input: unit, element: h("div.field-row", {}, unit, input), value, set };
+    const assume = (held) => {
+      const [key, amount] = only(held);
+      if (unit.value === "" && key) preset.text = `${integer(amount)} ${HORIZONS.find(([value]) => value === key)[1]} (preset)`;
+    };
+    return { input: unit, element: h("div.field-row", {}, unit, input), value, set, assume };
   },
 };
 
 function attributes({ only, choices, ...rest }) {
   return rest;
+}
+
+function valueAt(spec, pointer) {
+  return pointer.slice(1).split("/").reduce((part, key) => part?.[key], spec);
 }
 
 /** Takes the value out of the spec; parts that are empty then go too. */
@@ -181,13 +245,10 @@ function cut(target, pointer) {
     parents.push([target, key]);
     target = target?.[key];
   }
-  const last = keys.at(-1);
-  const value = target?.[last];
-  if (target && last in target) delete target[last];
+  if (target) delete target[keys.at(-1)];
   for (const [parent, key] of parents.reverse()) {
     if (parent?.[key] && Object.keys(parent[key]).length === 0) delete parent[key];
   }
-  return value === null ? undefined : value;
 }
 
 function flattened(value, prefix = "") {

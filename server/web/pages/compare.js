@@ -7,7 +7,7 @@
 import { get, list, path } from "../api.js";
 import { MODES } from "../charts/axis.js";
 import { createChart } from "../charts/chart.js";
-import { coloursOf, COMPARED, comparePicture } from "../charts/comparison.js";
+import { coloursOf, compared, comparePicture } from "../charts/comparison.js";
 import { createHistory } from "../charts/history.js";
 import { computeMultiplier, qualityCurve } from "../charts/multiplier.js";
 import { LINES } from "../charts/palette.js";
@@ -74,7 +74,7 @@ export async function mount(root, place) {
   }
 
   function keyItems() {
-    return Object.entries(COMPARED).map(([key, { label }]) => ({
+    return Object.entries(compared()).map(([key, { label }]) => ({
       text: label, checked: view.keys.includes(key),
       onclick: () => set({ keys: view.keys.includes(key) ? view.keys.filter((k) => k !== key) : [...view.keys, key] }),
     }));
@@ -113,7 +113,7 @@ export async function mount(root, place) {
     const run = { history: createHistory(), ...known.get(name) };
     const isOld = !run.detail || isActive(run.detail.state);
     const options = { signal: control.signal };
-    const keys = view.keys.filter((key) => !COMPARED[key].evaluation);
+    const keys = view.keys.filter((key) => !compared()[key].evaluation);
     const range = JSON.stringify([view.zoom, view.mode, keys]);
     if (isOld) run.detail = await get(path("runs", name), {}, options);
     const asked = [];
@@ -141,13 +141,13 @@ export async function mount(root, place) {
   }
 
   function chartOf(key) {
-    const menu = menuButton(`${COMPARED[key].label}: more`, () => [
+    const menu = menuButton(`${compared()[key].label}: more`, () => [
       { text: "Save as PNG", onclick: () => charts.get(key).save("png", `compare-${key}`) },
       { text: "Save as SVG", onclick: () => charts.get(key).save("svg", `compare-${key}`) },
       { text: "Hide", onclick: () => set({ keys: view.keys.filter((k) => k !== key) }) },
     ]);
     return createChart({
-      title: COMPARED[key].label, height: 300, sync: "compare", outside: true, menu: menu.element,
+      title: compared()[key].label, note: compared()[key].unit, height: 300, sync: "compare", outside: true, menu: menu.element,
       format: (v) => significant(v, 5), onZoom: (from, to) => set({ zoom: { from, to } }), onReset: () => set({ zoom: null }), onKey,
     });
   }
@@ -193,7 +193,7 @@ export async function mount(root, place) {
 /** The view as the address has it. */
 function viewOf({ runs = "", keys = "", key = "", x, y, from, to }) {
   const named = runs.split(",").filter(Boolean);
-  const wanted = (keys || key).split(",").filter((k) => k in COMPARED);
+  const wanted = (keys || key).split(",").filter((k) => k in compared());
   const zoom = from && to && Number(to) > Number(from) ? { from: Number(from), to: Number(to) } : null;
   return {
     names: named.slice(0, MOST), dropped: Math.max(0, named.length - MOST), keys: wanted.length ? wanted : FIRST_KEYS,

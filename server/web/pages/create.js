@@ -29,6 +29,9 @@ export async function mount(root, place) {
   let isJson = false;
   let timer = 0;
 
+  const devices = get("v1/system").then((system) => form.offerDevices(system.devices), () => null); // without them "automatic" is left
+  if (place.query.from) form.take(await cloned(place.query.from));
+  await devices;
   fill(root,
     h("div.page-head", {}, h("h1", { tabindex: -1 }, "New run"), h("span.spring"),
       menuButton("Copy this spec", () => [
@@ -40,7 +43,6 @@ export async function mount(root, place) {
       h("aside.plan-pane", { "aria-label": "Plan" }, plan.element, refused, h("div.row", {}, create,
         h("span.soft", {}, "Nothing is downloaded or trained before you press it.")))));
   const { load: look, close } = createLoader({ host: plan.element, refused, refuse, ask: askPlan, show: showPlan });
-  if (place.query.from) form.take(await cloned(place.query.from));
   look();
 
   function setKind(kind) {
@@ -88,6 +90,7 @@ export async function mount(root, place) {
 
   function showPlan(answer) {
     form.showErrors([]);
+    if (!isJson) form.assume(answer.spec, answer.plan);
     plan.show(answer.plan);
   }
 
@@ -119,14 +122,9 @@ export async function mount(root, place) {
 /** The spec of a run under a name of its own. */
 async function cloned(name) {
   const { spec } = await get(path("runs", name));
-  const { start, ...rest } = withoutNulls(spec);
+  const { start, ...rest } = spec; // with its nulls: left out they would be the preset's values again
   return { ...rest, name: `${name}-copy`.slice(0, 64) };
 }
-
-const withoutNulls = (value) =>
-  value && typeof value === "object" && !Array.isArray(value)
-    ? Object.fromEntries(Object.entries(value).filter(([, v]) => v !== null).map(([k, v]) => [k, withoutNulls(v)]))
-    : value;
 
 function createPlanPane() {
   const chart = createChart({ title: "Learning rate, planned", note: "× peak", height: 150, format: (v) => fixed(v, 3) });

@@ -6,10 +6,12 @@ from trainer.contract.plan.answer import Plan
 from trainer.contract.plan.context import PlanContext
 from trainer.contract.plan.disk import shards_for
 from trainer.contract.plan.memory import is_near_the_limit
-from trainer.contract.plan.words import gigabytes, hours
+from trainer.contract.plan.words import gigabytes, hours, number
 from trainer.contract.spec import RunSpec
 
 EVALUATION_WARNING_SHARE = 0.05
+DAY_SECONDS = 86_400.0
+LONG_DAYS = {"cpu": 3.0, "cuda": 60.0, "mps": 60.0}  # beyond it somebody has probably erred
 
 
 def warnings_about(spec: RunSpec, plan: Plan, context: PlanContext) -> list[str]:
@@ -29,6 +31,14 @@ def warnings_about(spec: RunSpec, plan: Plan, context: PlanContext) -> list[str]
         found.append(
             f"the run would train on the CPU: the GPU of this machine cannot be used "
             f"({context.gpu_unusable}); see traind doctor"
+        )
+    days = plan.eta.total / DAY_SECONDS
+    if days > LONG_DAYS[context.device_type]:
+        where = "on the CPU" if context.device_type == "cpu" else "on this device"
+        found.append(
+            f"the run takes about {days:,.0f} days {where} ({number(plan.eta.tokens_per_second)} "
+            f"tokens/s, {plan.eta.source}): lower model.depth or the horizon"
+            + (", or train on a GPU" if context.device_type == "cpu" else "")
         )
     old = context.capability is not None and context.capability < (8, 0)
     if old and spec.numerics.precision in ("auto", "fp32"):

@@ -5,7 +5,7 @@ import { breaksOf, makeAxis, MODES } from "../../charts/axis.js";
 import { createChart } from "../../charts/chart.js";
 import { offer } from "../../charts/export.js";
 import { createHistory, drawnLength } from "../../charts/history.js";
-import { BANDED, KEYS, PANELS } from "../../charts/panels.js";
+import { bandedOf, keysOf, panels } from "../../charts/panels.js";
 import { bandsOf, edgesOf, frameOf, pictureOf } from "../../charts/pictures.js";
 import { menuButton } from "../../components/menu.js";
 import { createOrder } from "../../components/panel-order.js";
@@ -29,16 +29,17 @@ export function mount(root, run) {
     logX: prefs.read("logx", "no") === "yes",
     zoom: zoomOf(query),
   };
-  const wanted = { keys: KEYS.join(","), bands: BANDED.join(","), columns: true };
+  const shownPanels = panels();
+  const wanted = { keys: keysOf(shownPanels).join(","), bands: bandedOf(shownPanels).join(","), columns: true };
   const history = createHistory();
   const other = { phases: [], attempts: [], evaluations: [] };
   const control = new AbortController();
-  const order = createOrder(PANELS.map((panel) => panel.id));
+  const order = createOrder(shownPanels.map((panel) => panel.id));
   let clock = [];
   let clockBreaks = new Set();
   let maximised = null;
 
-  const charts = new Map(PANELS.map((panel) => [panel.id, { panel, chart: createChart({
+  const charts = new Map(shownPanels.map((panel) => [panel.id, { panel, chart: createChart({
     title: panel.title, note: panel.unit ?? "", height: panel.height ?? 170, sync: `run-${run.detail.id}`,
     format: panel.format, tick: panel.tick, labels: panel.id === "loss", menu: panelMenu(panel).element,
     describe, onZoom, onKey, onReset: () => zoomTo(null),
@@ -206,7 +207,7 @@ export function mount(root, run) {
   const save = (panel, kind) => charts.get(panel.id).chart.save(kind, `${run.detail.name}-${panel.id}`);
 
   function panelItems() {
-    const shown = PANELS.map(({ id, title }) => ({
+    const shown = shownPanels.map(({ id, title }) => ({
       text: title, checked: !order.state.hidden.has(id), onclick: () => (order.toggle("hidden", id), arrange()),
     }));
     return [...shown, { text: "As they were", onclick: () => (order.reset(), arrange()) }];
