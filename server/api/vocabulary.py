@@ -179,7 +179,7 @@ FIELDS: dict[str, str] = {
     "requests": "Requests beside the verbs and the states in which each can succeed.",
     "settled_states": "States in which no process of the run is alive or about to start.",
     "presets": "Presets with the values they set.",
-    "Catalog.choices": "Fields that take one of a few words, by JSON pointer, for spec, extend and resume.",
+    "Catalog.choices": "Fields that take one of a few words, by JSON pointer.",
     "segments": "Stretches of steps by phase and attempt.",
     # --- phases and plans -------------------------------------------------------------------------
     "mode": "How the phase continues the schedule.",
