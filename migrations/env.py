@@ -1,4 +1,4 @@
-"""Alembic's entry. The daemon hands its own connection over; the command line opens one."""
+"""Alembic environment: the daemon passes its own connection, the command line opens one."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""One daemon for each data directory: a lock file that names the holder, and a lock on the
-directory itself, which nobody can delete while the directory is there.
-"""
+"""The daemon's lock on its data directory: one daemon per directory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The composition root of the daemon: settings in, a served application out."""
+"""Composition root of the daemon: builds the application from the settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What systemd is told (sd_notify): ready, alive, ending. Nothing where no manager listens.
+"""systemd notifications (sd_notify): ready, watchdog, stopping. No-op without a manager.
 
 One datagram to the socket in NOTIFY_SOCKET. The watchdog is fed only while the supervisor is alive
 and the event loop answers, so that a daemon that hangs is restarted; its trainers live on.

@@ -1,4 +1,4 @@
-"""The data directory is its owner's alone: files 0600, directories 0700.
+"""File permissions of the data directory: files 0600, directories 0700.
 
 Notices, orders, specs and the database hold the addresses of `notify`, which may carry credentials.
 What this daemon and its trainers make is private by the umask; what was there before (an earlier

@@ -1,4 +1,4 @@
-"""Proof between client and daemon that both know the token, without sending it.
+"""Mutual proof (HMAC challenge) that client and daemon know the token, without sending it.
 
 The client asks GET /healthz with a random challenge; the daemon answers when it was asked and an
 HMAC over both under the token. A program that happens to listen on the daemon's port cannot, and

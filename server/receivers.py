@@ -1,4 +1,4 @@
-"""Receivers of notices (webhooks): web addresses, and whatever the apprise library knows.
+"""Webhook receivers: how a URL of `notify` is validated, masked and called.
 
 A web address gets the whole notice as JSON, signed. With the extra `notify` an address of the
 apprise library (mail, chats, phones) gets its sentence. An address may hold a credential: what is

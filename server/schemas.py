@@ -1,4 +1,4 @@
-"""The answers of the API: what clients, CLI, dashboard and tests read.
+"""Response models of the API.
 
 Every number carries its unit in its name: seconds, bytes, tokens, watts, joules; times are unix
 seconds. NaN and infinity never occur: a value that is not finite is null.
@@ -25,6 +25,8 @@ from trainer.contract.spec import (
 )
 
 T = TypeVar("T")
+# step, unix seconds, mean, min, max
+SeriesPoint = tuple[int, float, float | None, float | None, float | None]
 
 
 class State(StrEnum):
@@ -327,7 +329,7 @@ class Series(BaseModel):
 
     key: str
     identity: str | None = None
-    points: list[tuple[int, float, float | None, float | None, float | None]]
+    points: list[SeriesPoint]
 
 
 class Segment(BaseModel):

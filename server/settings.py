@@ -1,4 +1,4 @@
-"""Settings: TRAIND_… in the environment, or a flag of `traind serve`."""
+"""Settings of the daemon: environment variables TRAIND_… or flags of `traind serve`."""
 
 from __future__ import annotations
 

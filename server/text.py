@@ -1,4 +1,4 @@
-"""Escaping untrusted strings: what a terminal or an error message shows of them.
+"""Escapes untrusted strings for terminals and error messages.
 
 Names, titles, log lines and model samples may hold anything. What would move the cursor, set a
 title, turn the reading direction or hide text is shown as an escape instead of obeyed.

@@ -67,5 +67,5 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture
 def nanochat_d4() -> Path:
-    """A real nanochat run: depth 4, planned for 60 steps, extended to 120 (RECIPE section 9)."""
+    """A real nanochat run: depth 4, planned for 60 steps, extended to 120."""
     return FIXTURES / "nanochat-d4"

@@ -1,5 +1,5 @@
-"""The trainer process: `python -P -m trainer ATTEMPT_DIR`. Started by the supervisor, owes it
-nothing: its orders are in the directory, what it has to say goes into the outbox there.
+"""Entry point of the trainer process: `python -P -m trainer ATTEMPT_DIR`. Its order is in the
+directory; its events go to the outbox there. It does not depend on the daemon.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The HTTP side of the daemon, put together: layers, routes, errors, OpenAPI.
+"""The FastAPI application: middleware, routes, error handlers, OpenAPI.
 
 Layers, outermost first: counting, access, bodies, compression, HEAD, then FastAPI. Everything a
 request may be refused for by its envelope is settled before a handler runs.

@@ -1,4 +1,4 @@
-"""What interfaces offer: metrics, verbs, states, presets, choices; none keeps a list of its own."""
+"""GET /v1/catalog: the metrics, verbs, states, presets and choices that interfaces list."""
 
 from __future__ import annotations
 

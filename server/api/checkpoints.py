@@ -1,4 +1,4 @@
-"""Checkpoints: list, save now, pin, delete, download."""
+"""Routes of checkpoints: list, save now, pin, delete, download."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A completion on its way: from the serving job's socket to the client, in parts or whole.
+"""Responses to completion requests: from the serving job's socket to the client, streamed or whole.
 
 Nothing of it is durable. Whoever hangs up ends the work on both sides.
 """

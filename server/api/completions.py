@@ -1,4 +1,4 @@
-"""Checkpoints as models: what ordinary clients of OpenAI's completions ask, under /v1."""
+"""OpenAI-compatible completion routes: POST /v1/completions, GET /v1/models."""
 
 from __future__ import annotations
 

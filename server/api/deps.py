@@ -1,4 +1,4 @@
-"""What handlers are given: the request's pieces, and the one way to do something.
+"""Request dependencies: settings, database, idempotent actions, content negotiation.
 
 A handler parses, calls one function and returns. `Act.once` runs the effect in one transaction
 and keeps its answer beside it when the request carries an Idempotency-Key.

@@ -1,4 +1,4 @@
-"""Long answers: noticing that the client is gone, and being rid of one that stalls."""
+"""Client disconnects: stop a long response when the client has left or no longer reads."""
 
 from __future__ import annotations
 

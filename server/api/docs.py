@@ -1,4 +1,4 @@
-"""The OpenAPI document, and a page that shows it without anything from elsewhere."""
+"""The OpenAPI document and a self-contained page that displays it."""
 
 from __future__ import annotations
 

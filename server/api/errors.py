@@ -1,4 +1,4 @@
-"""Error handlers of the app: every error, ours and the framework's, becomes a problem document."""
+"""Error handlers: every error, ours and the framework's, becomes a problem document."""
 
 from __future__ import annotations
 

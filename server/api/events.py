@@ -1,4 +1,4 @@
-"""What happened, in order: a list, or a live stream by Accept."""
+"""Routes of events: a list, or a live stream (SSE) by Accept."""
 
 from __future__ import annotations
 

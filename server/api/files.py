@@ -1,4 +1,4 @@
-"""Sending a file: ETag, one byte range, and a client that stops reading is let go.
+"""File responses: ETag, one byte range, and a timeout for a client that stops reading.
 
 The file is opened before the answer begins, so one that is removed meanwhile is still sent whole.
 """

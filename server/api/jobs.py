@@ -1,4 +1,4 @@
-"""Jobs: evaluations, samples, exports, imports; each is answered at once and done later."""
+"""Routes of jobs: evaluations, samples, exports, imports and audits answer 202 and run later."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Curves of a run: JSON for charts, CSV and Parquet to take away."""
+"""Routes of metrics: JSON for charts, CSV and Parquet for download."""
 
 from __future__ import annotations
 

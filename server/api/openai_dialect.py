@@ -1,4 +1,4 @@
-"""OpenAI's words for completions: what ordinary clients send, and what they expect to hear.
+"""OpenAI's completion format: request and response models, and their translation.
 
 Unknown keys are refused as everywhere, and as OpenAI does. `null` means the default.
 """

@@ -1,4 +1,4 @@
-"""The OpenAPI document: what FastAPI derives, and every refusal that a caller may get."""
+"""The OpenAPI document: FastAPI's own, with the error responses of every route added."""
 
 from __future__ import annotations
 

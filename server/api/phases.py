@@ -1,4 +1,4 @@
-"""What a run has been through: phases, attempts, evaluations, samples, logs."""
+"""Routes of a run's history: phases, attempts, evaluations, samples, logs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The arithmetic of a spec, or of an extend; nothing is created."""
+"""POST /v1/plan: the plan of a spec or of an extend; creates nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The preview of an extend as JSON or, where Accept likes that better, as a picture: SVG or PNG."""
+"""Preview of an extend as JSON or, by Accept, as SVG or PNG."""
 
 from __future__ import annotations
 

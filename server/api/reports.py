@@ -1,4 +1,4 @@
-"""The summary of a run, as it would be written by hand."""
+"""Route of a run's report: JSON, Markdown, HTML."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs: create, list, show, change, delete, and the verbs."""
+"""Routes of runs: create, list, show, change, delete, and the verbs."""
 
 from __future__ import annotations
 

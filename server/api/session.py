@@ -1,4 +1,6 @@
-"""The token traded for a cookie: event streams, downloads and pages carry no headers."""
+"""Browser sessions: the token is exchanged for a cookie, since event streams, downloads and pages
+carry no headers.
+"""
 
 from __future__ import annotations
 

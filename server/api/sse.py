@@ -1,4 +1,4 @@
-"""One client of the live stream: an ASGI response that sends as fast as the client reads.
+"""Server-sent events: an ASGI response that sends as fast as its client reads.
 
 A client that takes nothing for STALL_SECONDS is cut off: it comes back with Last-Event-ID and
 misses nothing. One that is gone ends its task at once.

@@ -1,4 +1,4 @@
-"""Where the live stream reads from: the store, in one short session a question."""
+"""Source of the live stream: reads events and progress from the database in short sessions."""
 
 from __future__ import annotations
 

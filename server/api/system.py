@@ -1,4 +1,4 @@
-"""The daemon and its machine: health, devices, disk, versions, Prometheus."""
+"""Routes of the daemon and its machine: health, devices, disk, versions, Prometheus."""
 
 from __future__ import annotations
 

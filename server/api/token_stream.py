@@ -1,4 +1,4 @@
-"""The tokens of a sampling job as they come: its Unix socket, passed on to one client.
+"""GET /v1/jobs/{id}/stream: relays the tokens of a sampling job from its Unix socket.
 
 Nothing durable depends on it: the whole text is in the job's result. What a client does not read
 waits in the socket, and the job drops a listener that lags half a second behind.

@@ -1,4 +1,4 @@
-"""Field descriptions of the API's answers: what each name means and its unit, once for all models.
+"""Descriptions and units of the fields in API answers, shared by all models.
 
 A name means the same in every answer ("step", "loss"), so it is described here once; "Model.name"
 describes a field that differs from its namesakes. The OpenAPI document and the reference pages take

@@ -1,4 +1,4 @@
-"""The dashboard's files: everything comes from this package, nothing from elsewhere.
+"""Static files of the dashboard, served from this package.
 
 A first visit takes four of them, compressed once and kept: the page, an early script, and two that
 are put together here (`page.js`, `page.css`). The modules can be had one by one too.

@@ -1,4 +1,4 @@
-"""The page's modules as one script, and its style sheets as one: few requests over a slow tunnel.
+"""Bundler of the dashboard: its modules as one script, its style sheets as one.
 
 There is no build step: the modules are put together when they are first asked for, each in a
 function of its own, in the order of their imports. What they may write is what is read here, one

@@ -1,4 +1,4 @@
-"""The `traind` command: the tree of its subcommands, and the exit status.
+"""The `traind` command: its subcommands and exit statuses.
 
 Exit status: 0 done, 1 refused or failed, 2 wrong usage, 3 no daemon answers, 130 interrupted;
 `watch` and `run --watch` add 4 (the run waits for somebody) and 5 (it was cancelled).

@@ -1,4 +1,4 @@
-"""backup and restore: the database of a data directory, with or without its daemon."""
+"""`traind backup` and `traind restore`: the database, with or without a running daemon."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""checkpoints: list, save now, pin, unpin, delete."""
+"""`traind checkpoints`: list, save now, pin, unpin, delete."""
 
 from __future__ import annotations
 

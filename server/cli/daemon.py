@@ -1,4 +1,4 @@
-"""serve, service, rebuild, token: the daemon itself."""
+"""`traind serve`, `service`, `rebuild` and `token`: the daemon itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""demo: the whole story in a few minutes, with a daemon of its own.
+"""`traind demo`: train, pause, resume, extend and report in minutes, with a daemon of its own.
 
 Start, watch, pause, resume, finish, extend, finish again; then the report and a sample. Whatever
 ends it, the daemon and the trainers it started are gone afterwards (--keep leaves the daemon).

@@ -1,4 +1,4 @@
-"""doctor: what this machine offers, what is wrong with it, and what to do about that."""
+"""`traind doctor`: diagnoses this machine, and how to fix what is wrong."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""extend: a new phase, with its learning rate shown before anybody agrees to it."""
+"""`traind extend`: previews the learning rate of a new phase, then asks for confirmation."""
 
 from __future__ import annotations
 

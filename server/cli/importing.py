@@ -1,4 +1,4 @@
-"""`traind import nanochat`: list what lies below a folder, describe one of it, import it."""
+"""`traind import nanochat`: list the checkpoints below a folder, preview one, import it."""
 
 from __future__ import annotations
 

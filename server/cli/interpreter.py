@@ -1,4 +1,4 @@
-"""The Python programs the CLI starts: which interpreter, and how it finds this package."""
+"""The Python interpreter and environment of the programs that the CLI starts."""
 
 from __future__ import annotations
 

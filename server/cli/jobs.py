@@ -1,4 +1,6 @@
-"""import, export, sample, eval, fetch, jobs, job: bounded work, waited for unless told not to."""
+"""`traind export`, `sample`, `eval`, `audit`, `fetch`, `jobs`, `job`: wait for the result unless
+`--no-wait`.
+"""
 
 from __future__ import annotations
 

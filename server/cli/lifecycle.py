@@ -1,4 +1,4 @@
-"""run, start, pause, resume, cancel, delete: the verbs of a run's life."""
+"""`traind run`, `start`, `pause`, `resume`, `cancel`, `delete`: the verbs of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ps, show, phases, attempts, events, logs: what there is and what happened."""
+"""`traind ps`, `show`, `phases`, `attempts`, `events`, `logs`: what exists and what happened."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""metrics, evaluations, samples, report: the numbers and texts a run left."""
+"""`traind metrics`, `evaluations`, `samples`, `report`: results of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""mirror: the curves of a run for TensorBoard and Weights & Biases."""
+"""`traind mirror`: copy the curves of a run to TensorBoard or Weights & Biases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the CLI prints: results to stdout, everything said about them to stderr.
+"""Output of the CLI: results to stdout, messages to stderr, errors, tables, JSON.
 
 All text from the daemon goes through `text.clean`; no string is ever read as rich markup.
 """

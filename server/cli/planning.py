@@ -1,4 +1,4 @@
-"""plan: what follows from a spec, from the daemon or without one."""
+"""`traind plan`: the plan of a spec, from the daemon or offline."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Curves in a terminal: a sparkline, and a line plot of dots in Braille cells. Pure.
+"""Plots in a terminal: sparklines, and line plots in Braille characters. Pure.
 
 A Braille character holds 2 x 4 dots, so a plot of 72 x 14 cells resolves 144 x 56 points.
 """

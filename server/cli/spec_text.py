@@ -1,4 +1,4 @@
-"""YAML and JSON of a spec, read by the rules of the API: what JSON has, and every key once.
+"""Strict YAML and JSON parser of spec files: only what JSON can express, no duplicate keys.
 
 PyYAML follows YAML of 2005, in which `010` is 8, `1:30` is 90, `no` is false and a date is no text:
 here numbers are JSON's (with `1_000` and `1e18`), booleans are true and false, all else is text.

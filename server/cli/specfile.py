@@ -1,4 +1,4 @@
-"""A run spec from a file, a pipe and --set: the body that `run` and `plan` send."""
+"""Run specs from a file, a pipe and --set: the body that `run` and `plan` send."""
 
 from __future__ import annotations
 

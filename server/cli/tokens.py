@@ -1,4 +1,4 @@
-"""Samples printed as they are written, each text once, whatever the stream leaves out."""
+"""Prints samples as they are generated, without repeats when the stream has gaps."""
 
 from __future__ import annotations
 

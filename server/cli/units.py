@@ -1,4 +1,4 @@
-"""Numbers for people: durations, sizes, rates, moments. `None` is a dash everywhere."""
+"""Formats durations, sizes, rates and times; `None` becomes a dash."""
 
 from __future__ import annotations
 

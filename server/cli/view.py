@@ -1,4 +1,4 @@
-"""What `watch` shows of a run: the picture in memory, and its drawing. No I/O.
+"""The screen of `traind watch`: its state, and how it is drawn. No I/O.
 
 `View` takes in progress and events; `screen` draws it for a terminal and `line` for a pipe.
 """

@@ -1,4 +1,4 @@
-"""Waiting for a run or a job to get somewhere, without losing it when the daemon restarts."""
+"""Waits for a run or a job to reach a state, across restarts of the daemon."""
 
 from __future__ import annotations
 

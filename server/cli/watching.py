@@ -1,4 +1,4 @@
-"""watch: a run as it goes, from the live stream; full screen at a terminal, lines in a pipe."""
+"""`traind watch`: follow a run live; full screen on a terminal, lines in a pipe."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The typed Python client of a traind daemon: one method an endpoint, `server.schemas` for answers.
-Completions are left to OpenAI's clients, whose words they speak.
+"""Typed Python client of the daemon: one method per endpoint, answers as `server.schemas`. For
+completions use an OpenAI client.
 
 with Client() as traind:
     run = traind.create_run({"name": "demo"})

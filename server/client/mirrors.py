@@ -1,4 +1,4 @@
-"""The curves of a run, copied to where their owner looks at curves: TensorBoard, Weights & Biases.
+"""Mirrors: copies of a run's curves in TensorBoard and Weights & Biases.
 
 The daemon's database stays what they are read from: a copy may be thrown away and made anew.
 """
@@ -13,12 +13,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from server.client import Client
-    from server.schemas import RunDetail, Series
+    from server.schemas import RunDetail, Series, SeriesPoint
 
 MAX_POINTS = 20_000  # for each key; beyond that many steps, means of bins
 EVALUATED = ("val_bpb", "core")
-
-Point = tuple[int, float, float | None, float | None, float | None]
 
 
 class Missing(Exception):
@@ -117,7 +115,7 @@ class Copier:
         self._attempt = max([self._attempt, *(s.attempt for s in begun)])
         self.last = min([self.last, *(s.from_step - 1 for s in begun)])
 
-    def _put(self, series: Series, point: Point) -> None:
+    def _put(self, series: Series, point: SeriesPoint) -> None:
         step, seconds, mean, _, _ = point
         if mean is not None:
             for mirror in self._mirrors:

@@ -1,4 +1,4 @@
-"""Server-sent events for the client: parse a stream, and follow one over lost connections.
+"""Server-sent events for the client: parse a stream, and reconnect when it is lost.
 
 Events carry the id of their database row. A new connection asks for what comes after the last id
 seen (Last-Event-ID), so a restart of the daemon leaves neither a gap nor a repeat.

@@ -1,4 +1,4 @@
-"""How the client asks: one request with its token, its retries and its errors.
+"""HTTP transport of the client: token, retries, errors.
 
 ClientError
 ├── ApiError        the daemon refused; carries the RFC 9457 document

@@ -1,4 +1,4 @@
-"""The daemon's process: one per data directory, one listening socket, a clear end.
+"""The daemon process: one per data directory; listening socket, logging, signals, shutdown.
 
 Its end leaves the trainers running unless `stop_trainers` says otherwise. Signals only set a flag;
 a second one ends at once.

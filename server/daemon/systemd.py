@@ -1,4 +1,4 @@
-"""The systemd user unit: without one, nothing resumes after a reboot.
+"""The systemd user unit: install, remove, inspect. Runs resume after a reboot only with it.
 
 Type=notify and the watchdog restart a daemon that hangs. KillMode=process lets a restart of the
 daemon leave its trainers running, and OOMPolicy=continue lets it outlive one that the kernel ended.

@@ -1,1 +1,1 @@
-"""SQLite by the book: opened, migrated, backed up, made anew; the tables."""
+"""SQLite: engine, tables, migrations, backups."""

@@ -1,4 +1,4 @@
-"""The WAL and its index beside the open database: noticed when they are deleted or replaced.
+"""WAL and shared-memory files: detects when they are deleted or replaced under the open database.
 
 SQLite continues to write into deleted files, and what it acknowledges then is lost at the next
 start. A connection of this module keeps both files in being for as long as the database is open;

@@ -1,4 +1,4 @@
-"""The database: opened once with every check, one writer, many readers, verified backups.
+"""The database: checks at opening, one writer, many readers, checkpoints of the WAL, backups.
 
 Each writing transaction is BEGIN IMMEDIATE behind one lock in the daemon, so that it waits for its
 turn instead of failing half-way; readers never block it (WAL). The process that ingests writes

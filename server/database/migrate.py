@@ -1,5 +1,5 @@
-"""What happens before the database is opened: is this a place for it, is it whole, is it ours,
-and the migration to the present schema, in one transaction after a verified backup.
+"""Checks before the database is opened (file system, integrity, schema version), then its migration
+in one transaction after a verified backup.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where the database comes from: a moved or copied data directory, or a backup put back.
+"""Detects a moved or copied data directory and a restored backup.
 
 `data-directory.json` in the data directory and the table `meta` both know the directory's id and
 how often it was opened. A database that was opened less often than the file says was put back from

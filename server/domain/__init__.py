@@ -1,1 +1,1 @@
-"""The rules of runs, phases, checkpoints and jobs. None commits or touches a process."""
+"""Rules of runs, phases, checkpoints and jobs. No function commits or touches a process."""

@@ -1,4 +1,4 @@
-"""The next trainer process of a run: its row and the order it is started with."""
+"""Attempts: the row and the order of a run's next trainer process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run's checkpoints as the API offers them: find, delete within the rules, open a file."""
+"""Checkpoint rules: find, delete, open a file."""
 
 from __future__ import annotations
 

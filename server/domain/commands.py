@@ -1,4 +1,4 @@
-"""Commands on their way to a trainer: rows that a verb writes and the supervisor delivers."""
+"""Commands to a trainer: rows that a verb writes and the supervisor delivers."""
 
 from __future__ import annotations
 

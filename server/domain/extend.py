@@ -1,4 +1,4 @@
-"""Extending a run: which joint, which end, and the phase row that follows from the preview."""
+"""Extend: resolves joint and end, previews the phase, appends its row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run made from an import job's result: completed, with one finished phase and attempt 0."""
+"""Creates a run from the result of an import job: completed, one finished phase, attempt 0."""
 
 from __future__ import annotations
 

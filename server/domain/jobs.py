@@ -1,4 +1,4 @@
-"""Asking for a job: where it can be done soonest, and what would be wrong with it."""
+"""Job requests: validates the parameters and chooses where the job runs soonest."""
 
 from __future__ import annotations
 

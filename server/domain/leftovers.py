@@ -1,4 +1,4 @@
-"""What is kept of finished work, and for how long.
+"""Retention of finished jobs and commands: what is removed, and when.
 
 Runs keep everything while they are there: rows, journals, logs and the checkpoints of their
 retention; deleting the run deletes them. Jobs (samples, exports, audits, evaluations) and the

@@ -1,4 +1,4 @@
-"""What the present state of a run descends from, and the one place where it is cut.
+"""Lineage: what the present state of a run descends from, and the only place where it is cut.
 
 An attempt that begins at step s sets aside what earlier attempts reported beyond s: the rows stay,
 marked. Steps are counted as done, so a checkpoint at s belongs to both sides, a point at s (whose

@@ -1,4 +1,4 @@
-"""Paths that a caller names on the daemon's machine: any text may come, and none may be a 500."""
+"""Validates paths that a request names on the daemon's machine."""
 
 from __future__ import annotations
 

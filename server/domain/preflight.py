@@ -1,4 +1,4 @@
-"""What a spec names must be there before a run is made of it: device, corpus, tokenizer, bundle.
+"""Preflight checks of a spec before its run is created: device, memory, corpus, tokenizer, bundle.
 
 Only what can be known at once, without reading the corpus: the prepare job looks inside.
 """

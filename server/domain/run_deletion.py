@@ -1,4 +1,5 @@
-"""Directories of deleted runs: marked before the rows go, removed after, swept at the next start.
+"""Run deletion: a directory is marked before its rows are deleted, removed afterwards, and swept at
+the next start.
 
 Only a marked directory without a row is ever removed. One without a mark is never touched: a
 database restored from an older backup knows fewer runs than the disk holds, and loses none of them.

@@ -1,4 +1,4 @@
-"""`run.json` in a run's directory: what the rows know of it beyond its orders and journals.
+"""`run.json`: the run's row in its directory, so that a rebuild can restore it.
 
 Written by the daemon a moment after the rows change, so that `traind rebuild` and a restored
 backup also give back runs that were only made or queued, their titles, phases and pins.

@@ -1,4 +1,4 @@
-"""The rows a run is born with, whether it was asked for or imported."""
+"""Builds the rows of a new or imported run."""
 
 from __future__ import annotations
 

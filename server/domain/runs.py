@@ -1,5 +1,5 @@
-"""The verbs of a run. Each takes a session and the run's row; none commits, none touches a process
-or a file: the supervisor makes the world follow the rows.
+"""The verbs of a run: create, start, pause, resume, cancel, delete. Each takes a session and a row;
+none commits or touches a process or a file.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What follows a commit: readers of streams are woken, webhooks are delivered."""
+"""After each commit: wake the live streams, deliver webhooks."""

@@ -1,5 +1,5 @@
-"""Wakes the readers of streams when something was committed. It carries no data: each reader asks
-the database for what is new, so a slow one misses nothing and holds up nobody.
+"""Wakes stream readers after a commit. It carries no data: each reader queries the database, so a
+slow reader misses nothing and delays nobody.
 """
 
 from __future__ import annotations

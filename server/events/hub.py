@@ -1,4 +1,4 @@
-"""The live stream: persisted events and fleeting progress, read once and sent to every client.
+"""The live stream's hub: reads events and progress once and sends them to every client.
 
 The hub reads new event rows once however many clients there are, keeps the newest few ready in
 memory, and wakes the clients. A client is nothing but a position in that sequence: one that lags

@@ -1,4 +1,4 @@
-"""Notices to the URLs of a run's `notify`: it completed, failed, stalled, spiked or was extended.
+"""Webhooks: delivers a run's events to the URLs of its `notify`.
 
 Each is delivered at least once. How far the events were looked through and what is still to be
 delivered are one small file, written before anything is sent: a restart forgets nothing, and may

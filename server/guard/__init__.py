@@ -1,1 +1,1 @@
-"""What stands before every handler: who may call, and what may come in."""
+"""Middleware before every handler: access, request bodies, idempotency, problem documents."""

@@ -1,4 +1,4 @@
-"""Who may call: hosts, origins, sites and tokens, checked on the raw request before any handler.
+"""Access control: hosts, origins, sites and tokens, checked on the raw request.
 
 A daemon on loopback is reachable from every web page its user visits. So the Host must be one of
 ours (against DNS rebinding), and no request may come from another site (against forged requests).

@@ -1,4 +1,4 @@
-"""What may come in as a body: how much, of which type, and JSON that means what it says.
+"""Request bodies: size, content type, time limits, and a strict JSON parser.
 
 `Bodies` is the ASGI layer: it reads the body itself, counting, before anything behind it runs, so
 that a chunked body without a length is bounded like any other. `parse` is the strict reader.

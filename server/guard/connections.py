@@ -1,4 +1,4 @@
-"""How long a connection may send nothing or read nothing, and how many there may be.
+"""Connection limits: idle timeouts and the number of open connections.
 
 uvicorn waits for ever for the first request of a connection, for the rest of its headers, and for a
 client that does not read its answer; a page full of such sockets would take every descriptor of the

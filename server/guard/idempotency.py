@@ -1,4 +1,4 @@
-"""Idempotency-Key: the answer to a POST is kept in the same transaction as its effect.
+"""Idempotency-Key: the answer to a POST is stored in the same transaction as its effect.
 
 The same key with the same request gets the same answer, also after a restart; with another request
 it is refused. Refusals are not kept: they changed nothing, and a later try may succeed.

@@ -1,4 +1,4 @@
-"""Problem documents (RFC 9457): the one place that turns an error into an answer."""
+"""Problem documents (RFC 9457): renders errors as responses."""
 
 from __future__ import annotations
 

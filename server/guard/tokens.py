@@ -1,4 +1,4 @@
-"""The token of a data directory, and the browser sessions that stand in for it.
+"""Access token of a data directory, and browser sessions.
 
 The token is made at first start, mode 0600, and is never printed, logged or put into argv. A
 browser trades it for a session cookie: random, revocable, expiring, and kept here only as a hash.

@@ -1,4 +1,4 @@
-"""From pydantic's findings to sentences that say which field is wrong and what would be right."""
+"""Validation errors: pydantic's errors as sentences with a JSON pointer."""
 
 from __future__ import annotations
 

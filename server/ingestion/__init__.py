@@ -1,1 +1,1 @@
-"""Journals become rows, exactly once."""
+"""Ingestion: journals become rows, exactly once."""

@@ -1,4 +1,4 @@
-"""What each record of an attempt changes in the rows. Called by ingest, within its transaction."""
+"""Applies each record of an attempt to the rows, within the transaction of ingest."""
 
 from __future__ import annotations
 

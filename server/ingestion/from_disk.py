@@ -1,4 +1,4 @@
-"""Rows made from what lies in the run directories: run.json, orders, journals, manifests.
+"""Reconstructs rows from the run directories: run.json, orders, journals, manifests.
 
 `add_run` makes a run that no row knows (rebuild, or a database restored from a copy older than the
 run). `catch_up` adds the attempts that were started after the copy was made: their journals are

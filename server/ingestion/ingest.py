@@ -1,4 +1,4 @@
-"""Journals become rows: records, cursor, rollups and counters in one transaction, exactly once.
+"""Reads a journal and commits records, cursor, rollups and counters in one transaction.
 
 The file is read without a lock or a transaction; then the cursor is checked again under the write
 lock, so that two readers of one journal cannot both apply a record. A kill anywhere leaves the old

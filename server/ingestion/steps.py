@@ -1,4 +1,4 @@
-"""Step records, many at a time: points, rollups, counters, and the run's live view."""
+"""Step records in bulk: points, rollups, counters, and the run's live progress."""
 
 from __future__ import annotations
 

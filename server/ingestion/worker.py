@@ -1,4 +1,4 @@
-"""Ingestion in a process of its own, so that a flood of reports does not hold up the answers.
+"""Ingestion worker: a process of its own, so that a flood of records does not delay requests.
 
 Both are Python, and one interpreter runs one thread at a time: beside 2,000 records a second, one
 answer in a hundred took 65 ms. The worker is a fork of the daemon before it has threads or

@@ -1,4 +1,4 @@
-"""Processes of other people's making: start one by exec, know it again, signal only that one.
+"""Child processes: start by exec, identify after a restart of the daemon, signal by pidfd.
 
 A pid is not an identity: it is reused, and within one clock tick even with the same start time. So
 a process is known by boot id, pid, start time and the token in its environment, and signals go by

@@ -1,1 +1,1 @@
-"""This machine: its devices, what they read now, and what they did before."""
+"""This machine: devices, live readings, kernel log, measured throughput."""

@@ -1,4 +1,4 @@
-"""The devices of this machine, known without torch: NVIDIA's management library, and the CPU."""
+"""Device discovery without torch: GPUs through NVML, and the CPU."""
 
 from __future__ import annotations
 

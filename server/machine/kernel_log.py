@@ -1,4 +1,4 @@
-"""What the kernel says about the machine: NVIDIA Xid errors and out-of-memory kills.
+"""Kernel log: NVIDIA Xid errors and out-of-memory kills.
 
 The Xid numbers and the action that each calls for are from NVIDIA's "XID Errors" catalog
 (docs.nvidia.com/deploy/xid-errors).

@@ -1,4 +1,4 @@
-"""What this machine can tell a plan: its device, its memory, its disk, and what it did before."""
+"""Plan context: device, memory, disk and measured speed of this machine."""
 
 from __future__ import annotations
 

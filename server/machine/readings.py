@@ -1,4 +1,4 @@
-"""What the devices say just now: memory and who holds it, load, power, temperature.
+"""Live GPU readings: memory and its owners, load, power, temperature.
 
 Asked at most once a second however many ask; a machine without NVIDIA's library has no readings.
 """

@@ -1,4 +1,4 @@
-"""What devices did before: measured speed and memory by (device, shape, rows a pass)."""
+"""Measured throughput and memory by (device, shape, rows per pass)."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Offline tools on a data directory that no daemon serves."""
+"""Offline tools for a data directory without a running daemon: backup, restore, rebuild."""

@@ -1,4 +1,4 @@
-"""A backup of the database on request, also beside a daemon that serves it."""
+"""Backs up the database on request, also while a daemon uses it."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The database made anew from what lies in the run directories: run.json, orders, journals,
-manifests.
+"""Rebuilds the database from the run directories: run.json, orders, journals, manifests.
 
 For when the database is lost and so are its backups. The journals are the source of truth, so
 curves, evaluations, checkpoints and lineage come back exactly; what no file holds is listed.

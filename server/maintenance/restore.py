@@ -1,4 +1,4 @@
-"""A backup put back, then everything that the run directories know beyond it."""
+"""Restores a backup, then catches up from the run directories."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The format of stored curves: rollups, counters, sparklines, and Parquet."""
+"""Storage formats of curves: rollups, counters, sparklines, Parquet."""

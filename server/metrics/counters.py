@@ -1,4 +1,4 @@
-"""Monotone totals for Prometheus, kept in rows: neither a replay nor a restart moves them back.
+"""Monotonic counters for Prometheus, stored in rows: a replay or a restart never resets them.
 
 They change in the transaction that applies what they count, under the run's name, and stay when
 the run is deleted. Histograms are kept for the whole daemon (run ""), one row a bucket.

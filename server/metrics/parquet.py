@@ -1,4 +1,4 @@
-"""A small Parquet writer: one row group, plain encoding, no compression.
+"""Minimal Parquet writer: one row group, plain encoding, no compression.
 
 The daemon has no pyarrow (it stays small, and the control plane installs without the trainer's
 packages), and a table of numbers needs little of the format: pages of plain values, definition

@@ -1,4 +1,4 @@
-"""Curves at any zoom: bins of powers of four beside the raw points, kept by the ingest.
+"""Rollups: bins of powers of four beside the raw points, maintained by ingestion.
 
 A bin holds for each key the count, sum, min and max of its points, so a spike of one step shows at
 every zoom and a mean over several bins is exact. A query takes whole bins in the middle of a range

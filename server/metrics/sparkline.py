@@ -1,4 +1,4 @@
-"""The small curve in a list of runs: at most 64 means of the loss, kept beside the run.
+"""Sparkline of a run: at most 64 means of the loss, stored with the run.
 
 {"base": first step, "size": steps per bin, "bins": [[count, sum], ...]}: when the bins are full,
 neighbours are merged and the size doubles, so that keeping it costs nothing.

@@ -1,1 +1,1 @@
-"""What Prometheus is told: rows are read, and each run's lines are written once for each change."""
+"""Prometheus exposition: reads rows, and renders each run's lines once per change."""

@@ -1,4 +1,4 @@
-"""The metrics of one daemon: what rows say, and its own numbers.
+"""Prometheus metrics of the daemon and its runs.
 
 Counters come from rows, so that neither a replay nor a restart moves them back. Labels are a fixed
 list; at most MAX_RUNS runs are shown, and how many were left out is counted.

@@ -1,4 +1,4 @@
-"""What a scrape reads. Statements are built once: building them took longer than running them."""
+"""Prebuilt queries of a scrape: building a statement costs more than running it."""
 
 from __future__ import annotations
 

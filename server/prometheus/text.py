@@ -1,6 +1,4 @@
-"""The text format, written by hand: a hundred runs are some three thousand samples, and a scrape
-should cost a few milliseconds. So what a run shows is written once for each change of the run.
-"""
+"""Prometheus text format, rendered once per change of a run: a scrape takes milliseconds."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Rows become answers."""
+"""Read queries: rows become API answers."""

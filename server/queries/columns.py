@@ -1,4 +1,4 @@
-"""The same curves as columns: steps and times once for all keys, six significant digits.
+"""Curves as columns: steps and times once for all keys, six significant digits.
 
 A dashboard asks for a dozen keys of the same steps every few seconds, perhaps through a tunnel; as
 points each of them repeats the step and the time, with seventeen digits nobody can see.

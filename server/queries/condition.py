@@ -1,4 +1,4 @@
-"""What keeps a running run from stepping: a full disk, or silence.
+"""Condition of a running run that makes no steps: full disk, or silent trainer.
 
 The database may be on the disk that is full, so nothing here depends on a row that had to be
 written when it filled up: the trainer's lock file, the free space and the clock are read instead.

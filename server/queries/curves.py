@@ -1,4 +1,4 @@
-"""GET …/metrics: series over the present lineage at any zoom."""
+"""Metric series over the present lineage at any zoom."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ from server.domain.lineage import Stretch
 from server.errors import Invalid
 from server.metrics import rollups
 from server.metrics.rollups import Bin
-from server.schemas import MetricsAnswer, Segment, Series
+from server.schemas import MetricsAnswer, Segment, Series, SeriesPoint
 from trainer.contract.metrics import BY_KEY
 from trainer.contract.spec import MAX_STEPS
 
 EVALUATED = {"val_bpb": "bpb", "core": "core"}
 METRIC_KEYS = tuple(BY_KEY)
-
-Point = tuple[int, float, float | None, float | None, float | None]
 
 
 def metrics(
@@ -89,8 +87,8 @@ def _rows(
     return rollups.binned((one for part in parts for one in part), size)
 
 
-def _points(bins: list[Bin], at: int) -> list[Point]:
-    points: list[Point] = []
+def _points(bins: list[Bin], at: int) -> list[SeriesPoint]:
+    points: list[SeriesPoint] = []
     for part in bins:
         count, total, low, high = part.stats[4 * at : 4 * at + 4]
         step, seconds = part.last_step, part.unix_seconds
@@ -111,7 +109,7 @@ def _evaluated(
     )
     if not superseded:
         query = query.where(table.superseded.is_(False))
-    found: dict[str | None, list[Point]] = {}
+    found: dict[str | None, list[SeriesPoint]] = {}
     for identity, step, seconds, value in session.execute(query.order_by(table.step, table.id)):
         found.setdefault(identity, []).append((step, seconds, value, value, value))
     return [

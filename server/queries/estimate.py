@@ -1,4 +1,4 @@
-"""Where a run stands and when it will be done: GET …/progress."""
+"""Progress and ETA of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What belongs to a run: phases, attempts, checkpoints, evaluations, samples."""
+"""History of a run: phases, attempts, checkpoints, evaluations, samples."""
 
 from __future__ import annotations
 

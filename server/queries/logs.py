@@ -1,4 +1,4 @@
-"""The end of an attempt's log, as it may be shown: control bytes escaped, length bounded."""
+"""Tail of an attempt's log: control bytes escaped, length bounded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints under the names by which clients of completions call a model.
+"""Model names of completions: which checkpoint a name refers to.
 
 `RUN` is the run's newest checkpoint, `RUN@best` the one of the lowest val bpb, `RUN@12000` the one
 at that step, and `RUN@step-000012000-a0001` that one exactly.

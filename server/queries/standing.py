@@ -1,4 +1,4 @@
-"""What the live view needs besides the run's own row, in one statement.
+"""Newest attempt, checkpoint, phase and evaluation times of a run, in one statement.
 
 It is asked many times a second, and a statement has its price whatever little it reads: 0.4 ms of
 an answer of three.

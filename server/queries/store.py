@@ -1,4 +1,4 @@
-"""The queries: rows become the answers of the API. Each takes a session and reads one moment."""
+"""Queries of the API. Each takes a session and reads one snapshot."""
 
 from __future__ import annotations
 

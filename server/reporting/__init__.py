@@ -1,1 +1,1 @@
-"""The parts of a run's report: what it says (answer), where it comes from, how it is written."""
+"""Reports of a run: content (answer), queries, and rendering."""

@@ -1,4 +1,4 @@
-"""What a report says, as JSON. Units as everywhere: seconds, bytes, tokens, watts, joules."""
+"""The report's content as JSON. Units: seconds, bytes, tokens, watts, joules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A line over steps with the band between lowest and highest, as inline SVG."""
+"""Line chart with a min-max band, as inline SVG."""
 
 from __future__ import annotations
 

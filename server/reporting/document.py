@@ -1,4 +1,4 @@
-"""A report as a document, told once for all forms: sentences, tables, charts and quotes."""
+"""The report as a format-independent document: sentences, tables, charts, quotes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where steps and values lie in an SVG picture, and the grid behind them. Pure."""
+"""Axes of an SVG chart: scale, ticks and grid. Pure."""
 
 from __future__ import annotations
 

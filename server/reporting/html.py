@@ -1,4 +1,4 @@
-"""A report as one HTML file: no script, nothing from outside, light and dark, printable."""
+"""Renders a report as one self-contained HTML file: light and dark, printable."""
 
 from __future__ import annotations
 

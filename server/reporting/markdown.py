@@ -1,4 +1,4 @@
-"""A report as Markdown. Whatever a user named cannot break a table, a list or a fence."""
+"""Renders a report as Markdown, with user text escaped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each phase in numbers: from rollups, so that 200,000 steps cost a few dozen rows."""
+"""Statistics of each phase, computed from rollups."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An SVG picture as a PNG, by resvg. With a font of our own: a server often has none at all."""
+"""Renders SVG as PNG (resvg), with a bundled font."""
 
 from __future__ import annotations
 

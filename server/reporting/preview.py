@@ -1,4 +1,4 @@
-"""The preview of an extend as one SVG file: no script, nothing from outside, light and dark."""
+"""Renders the preview of an extend as one self-contained SVG file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The summary of a run, from the database alone: JSON, Markdown, HTML.
+"""Collects a run's report from the database.
 
 Correct while it runs, with an ETA, and afterwards. Only rollups are read of the steps.
 """

@@ -1,4 +1,4 @@
-"""What happened: attempts, incidents, verdicts, evaluations held against each other, timeline."""
+"""The report's narrative: attempts, incidents, resume checks, evaluation differences, timeline."""
 
 from __future__ import annotations
 

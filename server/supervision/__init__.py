@@ -1,1 +1,1 @@
-"""Rows against processes: what each tick sees, decides and does."""
+"""Supervision: reconciles rows with processes, tick by tick."""

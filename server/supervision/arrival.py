@@ -1,4 +1,4 @@
-"""What a start does before anything else: is this directory a copy, was its database put back?"""
+"""Startup checks: is the data directory a copy, was its database restored?"""
 
 from __future__ import annotations
 

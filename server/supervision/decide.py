@@ -1,4 +1,4 @@
-"""What to do about a run or a job now: rows, observations and a clock in, one action out. Pure.
+"""Decides the next action for a run or a job from rows, observations and a clock. Pure.
 
 One action a tick: whatever comes next is decided again from what is then seen, so a daemon that
 dies between two actions needs no special path.

@@ -1,4 +1,4 @@
-"""An error in the handling of one run or job ends that one; the others and the tick continue.
+"""Isolates errors: a failure in handling one run or job ends that one; the tick continues.
 
 A first error may pass (a disk that was busy, a file that is just being replaced), so it is tried
 again, a little later each time. After TRIES the run or job is ended with the path and the remedy

@@ -1,4 +1,4 @@
-"""When to read a journal: as soon as its file moved, and to its end once its writer is dead."""
+"""Decides when to read a journal: when its file changes, and to its end once its writer is dead."""
 
 from __future__ import annotations
 

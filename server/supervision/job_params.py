@@ -1,4 +1,4 @@
-"""What a job is told beyond what was asked: names resolved against the rows, at its start.
+"""Resolves a job's parameters at its start: names become checkpoints.
 
 A job starts maybe hours after it was asked for; which checkpoint is the newest is decided then.
 """

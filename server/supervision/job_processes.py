@@ -1,4 +1,4 @@
-"""One job process from its row to its end, in the same way as a trainer's: see `attempts`.
+"""Job processes: launch, adopt, signal, close.
 
 where: `cpu` jobs run one at a time (and one that serves), niced, beside a trainer; `device` jobs
 when the device is free; `inline` jobs are done by the running trainer and are a command to it.

@@ -1,5 +1,4 @@
-"""What keeps the data safe besides the journals: run.json of each run, and a backup a day. After
-the backup it removes what is left of finished work.
+"""Periodic housekeeping in its own thread: run.json of each run, daily backup, cleanup.
 
 A thread of its own, so that nothing ever waits for it.
 """

@@ -1,4 +1,4 @@
-"""What is found out about a dead process: its exit code, its last words, the kernel's words."""
+"""Post-mortem of a dead process: exit code, last log lines, kernel messages."""
 
 from __future__ import annotations
 

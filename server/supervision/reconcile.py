@@ -1,4 +1,4 @@
-"""Each run and each job at one tick: see, decide, do. Keeps the watches between ticks."""
+"""Reconciles each run and job at one tick: observe, decide, apply."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What follows when an attempt has ended. Pure: facts in, one verdict out.
+"""Recovery: classifies how an attempt ended and decides what the run does next. Pure.
 
 `classify` says how it ended, from the exit record or, without one, from what the kernel knows.
 `follow` says what the run does next under its recovery policy.

@@ -1,4 +1,4 @@
-"""How long a process may say nothing before it is taken for hung."""
+"""Stall timeout: how long a process may be silent before it counts as hung."""
 
 from __future__ import annotations
 

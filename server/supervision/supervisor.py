@@ -1,4 +1,4 @@
-"""The supervisor: a tick that holds rows against processes, in a thread of its own.
+"""The supervisor thread: runs a tick after each commit, process exit or deadline.
 
 Each tick reads what the trainers reported, loads what is unsettled, decides one action for each run
 and job (`decide`, pure) and applies it. The same tick is the way up after a start, a crash or a

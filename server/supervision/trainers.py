@@ -1,4 +1,4 @@
-"""One trainer process from its row to its end: launch, adopt, signal, close.
+"""Trainer processes: launch, adopt, signal, close.
 
 Each function is one action of `decide`, applied. The row is committed before the process exists
 and the pid after it, so that a daemon killed anywhere between finds the process by its token.

@@ -1,4 +1,4 @@
-"""A wakeup that wakes a sleeping thread, and the processes whose end wakes it too."""
+"""Wakes the supervisor on commits and process exits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What this daemon has seen of one process directory (an attempt's or a job's) since it looks.
+"""Watch: what this daemon has observed of one process directory, in watched seconds.
 
 Nothing here outlives the daemon: a new daemon looks again and comes to the same picture. Waiting is
 counted in seconds that were really watched, never from the wall clock, and a tick that came late

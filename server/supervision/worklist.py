@@ -1,4 +1,4 @@
-"""The rows that a tick looks at, loaded in one read: whatever is not settled, and who is next.
+"""Worklist of a tick: unsettled rows and the heads of the queues, loaded in one read.
 
 Ten thousand queued runs cost no more than ten: of each queue only its first few are loaded.
 """

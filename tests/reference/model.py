@@ -78,7 +78,7 @@ class PlainBlock(nn.Module):
 
 
 class PlainGPT(nn.Module):
-    """RECIPE section 1, line by line. State names are nanochat's."""
+    """docs/recipe.md, Model, line by line. State names are nanochat's."""
 
     def __init__(self, shape: ModelShape, compute_dtype: torch.dtype = torch.float32) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """A run as nanochat would have made it, by the plain reference alone: trained, written, continued.
 
 It makes what the fixture does not have: windows, odd head counts, grouped queries, padding. The
-files have nanochat's names, numbering and contents (RECIPE section 8), written by no code of ours.
+files have nanochat's names, numbering and contents (docs/nanochat.md), written by no code of ours.
 """
 
 from __future__ import annotations
@@ -263,7 +263,7 @@ def token_lengths(encoding: tiktoken.Encoding) -> list[int]:
 
 @torch.no_grad()
 def _initialize(model: PlainGPT, seed: int) -> None:
-    """Away from the recipe's zeros: from there no two implementations agree (RECIPE section 9)."""
+    """Away from the recipe's zeros: from there no two implementations agree."""
     draw = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         if parameter.dim() == 2:

@@ -1,1 +1,1 @@
-"""Checkpoints: the store on disk, and the writers that fill it."""
+"""Checkpoints: the store on disk, and its writers."""

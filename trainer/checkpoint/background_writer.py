@@ -1,4 +1,4 @@
-"""Saving without stopping: copy to host memory, write in a background thread.
+"""Background checkpoint writer: copies tensors to host memory, writes them in a thread.
 
 The copy is all that the training thread waits for; on CUDA it runs on a side stream beneath the
 next forward pass and only the next update waits for it. Two saves never overlap. Host buffers are

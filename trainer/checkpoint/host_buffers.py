@@ -1,4 +1,4 @@
-"""Host memory that snapshots are copied to: one flat block, pinned for a GPU where the host allows.
+"""Host buffers for checkpoint snapshots: one flat block, pinned for a GPU if the host permits.
 
 A device copies to pinned memory without waiting. torch's own allocator of pinned memory rounds each
 tensor up to a power of two (2.8 GB for the 2.0 of depth 12); here the block has the exact size and

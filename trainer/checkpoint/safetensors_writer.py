@@ -1,4 +1,4 @@
-"""Writing safetensors files in one pass: bytes, sha256 and fsync together.
+"""Safetensors writer: bytes, sha256 and fsync in one pass.
 
 The format is Hugging Face's safetensors (8-byte little-endian header length, JSON header, data);
 reading is done by the library. Written here because the promise that a checkpoint is durable and

@@ -1,1 +1,1 @@
-"""The language that trainer and server share: standard library and pydantic only."""
+"""The contract shared by trainer and server: standard library and pydantic only."""

@@ -1,4 +1,4 @@
-"""Why two values of val bpb differ: what changed between the recorded one and the new one.
+"""Explains why two values of val bpb differ: what changed between the two measurements.
 
 Some causes change the value of the very same weights: what is measured, and in which numbers.
 Others change only the steps that follow: the training data, the learning rate at a joint, Muon.

@@ -1,4 +1,4 @@
-"""What an error of the operating system is about: the file, the process, or the disk.
+"""Classifies operating system errors: about the file, the process, or the disk.
 
 A file that cannot be opened because the process has too many open is not damaged, and one that
 may not be read is not gone. Whoever judges files asks here first.

@@ -1,4 +1,4 @@
-"""What the server tells a trainer or job: one record per line of its inbox, read once per step."""
+"""Commands from server to trainer or job: one record per inbox line, read once per step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the daemon asks of a serving job and what it hears: lines of JSON over a Unix socket.
+"""Protocol between daemon and serving job: lines of JSON over a Unix socket.
 
 A connection is one Order, then Pieces in the order of their choices, then Done; or Refused at any
 point. Nothing of it is durable. Hanging up ends the work.

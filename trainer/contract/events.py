@@ -1,4 +1,4 @@
-"""What the trainer reports: one record per line of its outbox.
+"""Events from trainer to server: one record per outbox line.
 
 Kinds that begin or end something are durable before the trainer goes on (`DURABLE`); step records
 reach the disk at least once a second. Units: seconds, bytes, tokens, watts, joules.

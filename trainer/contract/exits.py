@@ -1,4 +1,4 @@
-"""Why something ended: reasons with the sentence a person reads, and the exit record.
+"""Reasons and exit records: why a run, attempt or job ended, with a sentence and advice.
 
 The trainer owes an exit record (`exit.json`): for a process that is not our child the exit code
 cannot be read. No record means it crashed.

@@ -1,4 +1,4 @@
-"""Extending a run: the next phase, what it does at the joint, and what each mode would do instead.
+"""Extend preview: the next phase, its joint, its cost, and the alternatives.
 
 The same functions answer the preview (`?dry_run=true`, POST /v1/plan, `traind extend --preview`)
 and make the phase row that the trainer follows.

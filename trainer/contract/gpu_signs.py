@@ -1,4 +1,4 @@
-"""Signs of an NVIDIA GPU that need no library: the driver's files."""
+"""Detects an NVIDIA GPU from the driver's files, without a library."""
 
 from __future__ import annotations
 

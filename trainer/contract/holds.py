@@ -1,4 +1,4 @@
-"""A checkpoint that a job reads is held until the job is done: nothing removes it meanwhile.
+"""Holds: a checkpoint that a job reads is not removed until the job is done.
 
 A hold is a small file beside the checkpoint that names the job. It counts while the job holds the
 lock of its directory, and for a while before that, until the job has started.

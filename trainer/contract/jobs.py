@@ -1,4 +1,4 @@
-"""Parameters and results of each kind of job: the API asks in them, the process answers.
+"""Parameters and results of each job kind.
 
 Results travel in the `result` of the job's `ended` record.
 """

@@ -1,4 +1,4 @@
-"""The durable queue between trainer and server: one JSON-lines file each way.
+"""The journal: a durable queue between trainer and server, one JSON-lines file each way.
 
 The first line is the header (version, run, attempt, token). Each record is one line with a gap-free
 `seq` from 0, `ts` (unix seconds), `kind`, its fields, and a CRC-32 of everything before it. One

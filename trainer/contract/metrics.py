@@ -1,4 +1,4 @@
-"""The registry of metrics: every curve of a run, described once.
+"""Registry of metrics: key, unit, label and format of every curve of a run.
 
 Rows, rollups, curves, progress, Prometheus, command line and dashboard take key, unit, label and
 format from here. A new metric of a step is one entry in METRICS and the line that measures it:

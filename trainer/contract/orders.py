@@ -1,4 +1,4 @@
-"""What the server writes for a process before it starts it: `order.json` in its directory.
+"""Orders: what the server writes to `order.json` before it starts a process.
 
 The process needs nothing else: no database, no daemon, no environment beyond paths and device.
 """

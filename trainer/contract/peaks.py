@@ -1,4 +1,4 @@
-"""Dense bf16 peaks (fp32 accumulation, no sparsity) and memory of usual devices, and who has FP8.
+"""Peak throughput (dense bf16, fp32 accumulation) and memory of common devices; FP8 support.
 
 Consumer cards run bf16 tensor cores at half rate when they accumulate in fp32, which training
 does. Their figure here is SMs x FLOPs per clock per SM x boost clock: 512 on GA10x, AD10x and

@@ -1,4 +1,4 @@
-"""Recipes: versioned sets of values that a run is trained by, in nanochat's generations.
+"""Recipes: versioned values (architecture, optimizer, scaling) of nanochat's generations.
 
 A recipe has architecture traits (smear, windows, storage and initial values of the tables), rules
 of the optimizer (Muon variant, how rates scale with the width) and the tokenizer's special tokens.
@@ -51,7 +51,7 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Muon:
-    """The items of RECIPE section 4 that differ.
+    """The steps of Muon that differ by recipe (docs/recipe.md, Muon).
 
     equilibrate: rows get equal norms before the orthogonalization. renormalize: the orthogonalized
     update gets the Frobenius norm sqrt(min(rows, cols)). always_bf16: orthogonalized in bfloat16

@@ -1,4 +1,4 @@
-"""Where things lie in a data directory, the one durable-write helper, and who holds what.
+"""Paths of a data directory, durable file writes, locks and process identity.
 
 Layout: runs/<run_id>/{spec.json, plan.json, data.json, checkpoints/, attempts/NNNN/} and
 jobs/<job_id>/.

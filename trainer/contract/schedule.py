@@ -1,9 +1,9 @@
 """Schedules: pure functions of (phase schedule, step). Nothing about them is saved in a checkpoint.
 
 A `PhaseSchedule` is the immutable curve of one phase. The first phase of a run and every `replan`
-follow nanochat's curve over the whole horizon (RECIPE section 5); `hold`, `rewarm` and `decay`
-leave that curve at the joint and go their own way. Learning rates and weight decays are multiples
-of the planned peak; momentum is absolute.
+follow nanochat's curve over the whole horizon (docs/recipe.md, Schedule); `hold`, `rewarm` and
+`decay` leave that curve at the joint. Learning rates and weight decays are multiples of the planned
+peak; momentum is absolute.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def initial_schedule(
     shape: DecayShape,
     final_lr_frac: float,
 ) -> PhaseSchedule:
-    """nanochat's curve over `horizon_steps` (RECIPE section 5; Python's round, half to even)."""
+    """nanochat's curve over `horizon_steps` (docs/recipe.md, Schedule; rounds half to even)."""
     return PhaseSchedule(
         mode="initial",
         end_step=horizon_steps,

@@ -1,4 +1,4 @@
-"""The model's shape from one dial, and everything that can be counted from it (RECIPE 1 and 2)."""
+"""Model shape from depth; parameter and FLOP counts (docs/recipe.md, Model)."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class ParameterCounts:
 
     @property
     def scaling(self) -> int:
-        """The count that data:param ratios are taken of (RECIPE section 2)."""
+        """The count that data:param ratios are taken of (docs/recipe.md, Counting)."""
         return self.transformer + self.lm_head
 
 
@@ -103,7 +103,7 @@ def shape_of(model: ModelSpec, depth: int | None = None) -> ModelShape:
 
 
 def count_parameters(shape: ModelShape) -> ParameterCounts:
-    """Parameters by part, with the padded vocabulary (RECIPE section 2)."""
+    """Parameters by part, with the padded vocabulary (docs/recipe.md, Counting)."""
     d, kv, vocab = shape.n_embd, shape.kv_width, shape.padded_vocab_size
     gates = len(shape.value_embed_layers) * VE_GATE_CHANNELS * shape.n_kv_head
     q_width = shape.n_head * shape.head_dim

@@ -1,4 +1,4 @@
-"""Names of Unix sockets that the kernel takes, however long their path is."""
+"""Unix socket addresses for paths longer than the kernel accepts."""
 
 from __future__ import annotations
 

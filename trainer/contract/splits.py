@@ -1,4 +1,4 @@
-"""The names of splits: which words say train, validation and test."""
+"""Split names: which words mean train, validation and test."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Values of the kind that is asked for, where pydantic would make one of another: "4" or true for
-a number, 1 or "yes" for true. 4.0 is a whole number, and 4 a float.
+"""Strict types: reject "4" or true for a number, 1 or "yes" for true. 4.0 is a whole number, and 4
+a float.
 
 class Model(BaseModel):
     _kinds = of_their_kind

@@ -1,1 +1,1 @@
-"""Text to batches: corpora, tokenizer, token cache, packing, and a loader with an exact cursor."""
+"""Data: corpora, tokenizer, token cache, packing, and a loader with an exact cursor."""

@@ -1,4 +1,4 @@
-"""The corpus check that goes on while a run trains: started, watched, and believed."""
+"""Background verification of a corpus while a run trains."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The token cache: each file is tokenized once, for each tokenizer, and kept within a cap.
+"""Token cache: each file is tokenized once per tokenizer and kept within a size cap.
 
 `python -m trainer.data.cache <data.json> [<parent pid>]` builds ahead in a process of
 its own: it fetches what is not here yet, tokenizes it, and goes when its parent goes. Nothing waits

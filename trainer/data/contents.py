@@ -1,4 +1,4 @@
-"""Files that are used where they lie: size, times, and a name by their content."""
+"""Files used in place: size, times, and an identity by content."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Copy documents into shards of our own: shuffled in blocks, and bounded by bytes.
+"""Copies documents into shards: shuffled in blocks, bounded in bytes.
 
 A block is held as UTF-8, at most `BLOCK_BYTES` of it, so that a corpus of any size and any script
 is copied in the same memory.

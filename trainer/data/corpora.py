@@ -1,4 +1,4 @@
-"""Corpora: from any source to parquet shards for training and validation (RECIPE 6).
+"""Corpora: from any source to parquet shards for training and validation (docs/recipe.md).
 
 builtin, text and jsonl are copied into shards of our own, so that nothing that happens to the
 sources changes a run. parquet shards are used where they lie; hf shards are downloaded. Splits by

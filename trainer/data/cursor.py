@@ -1,4 +1,4 @@
-"""The exact place in the data after a batch: small, JSON, independent of what was fetched ahead."""
+"""The data cursor: the exact position after a batch, as small JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, and their fingerprints."""
+"""Atomic file writes, and sha256 of files."""
 
 from __future__ import annotations
 

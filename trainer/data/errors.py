@@ -1,4 +1,4 @@
-"""What can be wrong with data, in sentences for people.
+"""Errors about data, with sentences for people.
 
 DataError            the input cannot be used (code, message, path)
 └── DataChanged      a file is not what the run was prepared with (path, why)

@@ -1,4 +1,4 @@
-"""Names of files by their content: of all their bytes, or of a sample where there are too many.
+"""File fingerprints: sha256 of all bytes, or of a sample of a large file.
 
 A corpus of hundreds of gigabytes takes the better part of an hour to hash, and a run need not wait
 for it: its files are named by their size and three blocks of them, and hashed whole in the

@@ -1,4 +1,4 @@
-"""Tokenizers of other programs: recognized by their files, and named in the refusal."""
+"""Recognizes tokenizers of other programs by their files, and names them in the error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hashing a large corpus in the background, file by file, in a process of its own.
+"""Hashes a large corpus in a background process, file by file.
 
 `python -m trainer.data.hashing <data.json> <parent pid>` hashes what was named by a sample, and
 goes when its parent goes; the next one goes on at the first file that is not hashed yet. Its state

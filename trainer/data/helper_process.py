@@ -1,4 +1,4 @@
-"""Python processes beside the trainer, which work ahead for it and go when it goes."""
+"""Helper processes of the trainer, which end when it ends."""
 
 from __future__ import annotations
 

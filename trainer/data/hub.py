@@ -1,4 +1,4 @@
-"""Data sets by name from the Hugging Face hub, through huggingface_hub's own downloader."""
+"""Data sets from the Hugging Face hub, downloaded by huggingface_hub."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Read a pickled tiktoken.Encoding without running anything that the file says.
+"""Reads a pickled tiktoken.Encoding without executing anything from the file.
 
 Two fences. The opcodes are read first and only those that build plain data may occur, so no
 opcode that calls, imports by extension or reserves memory beyond the file ever reaches the

@@ -1,4 +1,4 @@
-"""What a corpus leaves out: counted by reason, with the first example, and put into sentences.
+"""Skipped documents of a corpus: counted by reason, with an example.
 
 One account for every reader, so that nothing is dropped in silence and eighty thousand files make
 one sentence.

@@ -1,4 +1,4 @@
-"""Batches of token rows with an exact cursor, fetched ahead by a thread.
+"""The data loader: batches of token rows with an exact cursor, prefetched by a thread.
 
 A batch is a pure function of (data, tokenizer, settings, cursor). The thread runs ahead, so each
 batch carries the state after itself: the loader's cursor is that of the batch handed out last.

@@ -1,4 +1,4 @@
-"""Open a text file as people have it: compressed or not, UTF-8 or UTF-16, or no text at all.
+"""Opens text files: decompression, and detection of UTF-8, UTF-16 and binary content.
 
 What a file is decides its content, not its name: `.gz` files that a download has unpacked are read
 as they are.

@@ -1,4 +1,4 @@
-"""Packed shards made ready to be read: which files, by which tokenizer, and whether they fit."""
+"""Prepares packed shards: which files, which tokenizer, and whether they match."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""nanochat's pre-packed shards: train_NNNNN.bin and val_NNNNN.bin, read row by row as they are.
+"""Reads nanochat's packed shards, train_NNNNN.bin and val_NNNNN.bin, row by row.
 
 A file is 256 bytes of header (64 little-endian int32: magic, version, row length, rows, vocabulary,
 tokenizer id, zeros), then the inputs (rows, row length) as uint16, then the targets in the same

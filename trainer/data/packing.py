@@ -1,4 +1,4 @@
-"""Documents into rows, best fit (RECIPE section 6), thirty times faster than the plain scan.
+"""Best-fit packing of documents into rows, thirty times faster than a scan (docs/recipe.md).
 
 The buffer is one sorted list of integers, `length · 2^64 + (2^64 - 1 - arrival)`. So the longest
 document that fits, first of equals, is the greatest key below `(room + 1) · 2^64`: one bisection

@@ -1,4 +1,4 @@
-"""Reading and writing parquet shards with a column of text (RECIPE section 6)."""
+"""Reads and writes parquet shards with a text column (docs/recipe.md, Text to batches)."""
 
 from __future__ import annotations
 

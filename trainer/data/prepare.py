@@ -1,4 +1,4 @@
-"""From a data spec to everything a trainer needs: corpus, tokenizer, token cache.
+"""Prepares data: from a data spec to corpus, tokenizer and token cache.
 
 Every step is kept under a key of what it depends on, so preparing the same again takes no time.
 """

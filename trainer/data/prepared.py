@@ -1,4 +1,4 @@
-"""What a trainer needs to know about its data, as one JSON document, and whether it still holds."""
+"""Prepared data: the JSON record of a run's files and tokenizer, and its verification."""
 
 from __future__ import annotations
 

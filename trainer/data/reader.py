@@ -1,4 +1,4 @@
-"""Documents in the order of the recipe: files, row groups of this rank, 128 at a time, forever.
+"""Document reader in the recipe's order: files, this rank's row groups, 128 at a time, endless.
 
 A document's arrival number is `visit · 2^32 + its index in the file`, where visit counts the files
 read from the beginning of the first epoch: numbers grow in the order of reading and say where the

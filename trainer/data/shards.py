@@ -1,4 +1,4 @@
-"""A shard as the loader sees it: documents as token arrays, from the cache or tokenized now.
+"""Shards as token arrays, from the cache or tokenized on demand.
 
 Cache file: a 4,096-byte block (magic, version, sha256 of the header, header as JSON), then token
 ids, padded to 8 bytes, then document offsets (N+1) and row group starts (G+1), both uint64. Every

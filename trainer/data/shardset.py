@@ -1,4 +1,4 @@
-"""The open shards of a split: opened when read, the next one ahead, each checked for changes."""
+"""The open shards of a split: opened on use, the next one ahead, checked for changes."""
 
 from __future__ import annotations
 

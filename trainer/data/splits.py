@@ -1,4 +1,4 @@
-"""Splits and configs by name: which files train, which validate, which are left alone.
+"""Splits and configs: which files train, which validate, which are ignored.
 
 Data sets name their splits in files (`train-00000-of-00002.parquet`, `wiki.test.tokens`) or folders
 (`validation/0.jsonl`); a data set's card (README.md) may list them too. The words are those of the

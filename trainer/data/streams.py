@@ -1,4 +1,4 @@
-"""Documents of a split packed into rows by independent streams (RECIPE section 6).
+"""Streams: documents of a split packed by independent streams (docs/recipe.md, Text to batches).
 
 Stream r of R reads row groups r, r+R, ... of each file and packs them with a buffer of its own, as
 process r of a nanochat run does. Rows come from the streams in turn, so a step of S rows takes S/R

@@ -1,4 +1,4 @@
-"""The byte length of each token, by which val bpb counts bytes: two tables of the same vocabulary.
+"""Byte length of each token, for val bpb: two tables of the same vocabulary.
 
 `raw` is the number of bytes a token stands for. `decoded` is the length of its text in UTF-8, where
 bytes that are not UTF-8 become U+FFFD and count 3: nanochat's table before 3 July 2026. Special

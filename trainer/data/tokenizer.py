@@ -1,4 +1,4 @@
-"""The tokenizer: byte-level BPE, trained with rustbpe, encoded with tiktoken (RECIPE section 6).
+"""The tokenizer: byte-level BPE, trained with rustbpe, encoded with tiktoken (docs/recipe.md).
 
 On disk it is one JSON file, `tokenizer.json`, without pickle: the split pattern, the token bytes
 in the order of their ranks (base64), the special tokens after them. nanochat's two files

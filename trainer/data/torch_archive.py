@@ -1,4 +1,4 @@
-"""Look into a `.pt` file before torch reads it, and at what came out of it afterwards.
+"""Checks a `.pt` file before torch reads it, and the tensors read from it.
 
 `torch.load(weights_only=True)` runs no code, but it makes whatever plain data a pickle describes: a
 bytearray of any length from 350 bytes, storages larger than the file. Here the opcodes and the few

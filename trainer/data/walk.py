@@ -1,4 +1,4 @@
-"""The files below a path that a reader takes: the same walk for text, JSONL and parquet.
+"""Finds the files below a path: the same walk for text, JSONL and parquet.
 
 Hidden files, links to folders, links to nothing, empty files and other kinds of files are left out
 and counted.

@@ -1,4 +1,4 @@
-"""Validation loss in bits per byte: comparable between tokenizers, RECIPE section 7."""
+"""Validation loss in bits per byte, comparable across tokenizers (docs/recipe.md, Evaluation)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Completions of prompts, piece by piece, as `contract/completions.py` orders and tells them.
+"""Generates completions of prompts, streamed in pieces (`contract/completions.py`).
 
 Where an order is silent, it means what OpenAI's reference of /v1/completions says: the first n
 choices belong to the first prompt, a stop sequence is not part of the text, tokens that are no

@@ -1,4 +1,4 @@
-"""Attention over trees of loose tokens: each query only with the keys it may see, or nearly.
+"""Attention over trees of tokens: each query attends only to its own branch.
 
 A run is some consecutive tokens of one prompt. Where it begins the prompt it is a causal square,
 which torch's kernels do without a mask. Elsewhere it is cut into blocks of queries; the keys of a

@@ -1,4 +1,4 @@
-"""The CORE bundle on disk (DCLM, arXiv 2406.11794): read as something a stranger may have made.
+"""Reads the CORE bundle (DCLM, arXiv 2406.11794) as untrusted input.
 
 <bundle>/core.yaml, eval_meta_data.csv, eval_data/**.jsonl. Everything is capped before it is read,
 nothing outside the directory is opened, and `sha256` names exactly what was read.

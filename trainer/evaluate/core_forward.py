@@ -1,4 +1,4 @@
-"""Scoring many items in one forward pass, what their prompts share computed once.
+"""Scores many CORE items in one forward pass; shared prefixes are computed once.
 
 The choices of an item begin alike: a question and its examples, often nine tenths of the tokens.
 An item becomes a tree, a trunk followed by one branch per prompt; the trees of many items lie one

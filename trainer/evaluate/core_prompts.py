@@ -1,4 +1,4 @@
-"""From a task's items to token sequences and the spans that are scored: RECIPE section 7.
+"""CORE prompts: from a task's items to token sequences and scored spans (docs/recipe.md).
 
 Pure. An item that cannot be scored raises Unscorable, whose words end up in the report.
 """

@@ -1,4 +1,4 @@
-"""Which token comes next: logits and the rules of a sample in, one token out."""
+"""Token sampling: temperature, top-k, top-p and penalties."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m trainer.evaluate.fetch core`: download the CORE bundle, check it, unpack it safely.
+"""`python -m trainer.evaluate.fetch core`: download, verify and unpack the CORE bundle.
 
 The archive is hashed as it streams, unpacked into a directory beside the target and renamed into
 place, so the target is either complete or absent. The sha256 of every file is written down, and

@@ -1,4 +1,4 @@
-"""Decoding one token at a time: the keys and values of a sequence, kept per layer.
+"""KV cache: keys and values per layer, for decoding one token at a time.
 
 Exact with respect to the forward pass without a cache: value embeddings depend on the token alone,
 the smear needs only the token before, and a window is a cut of the cache.

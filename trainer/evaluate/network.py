@@ -1,4 +1,4 @@
-"""The model's forward pass over loose tokens: each with a position and a token before it.
+"""Inference forward pass over loose tokens, each with a position and a predecessor.
 
 Training forwards whole rows. Decoding forwards one token after many, CORE a prompt with several
 endings: both say where each token stands and what it may look at. The arithmetic is that of
@@ -22,7 +22,7 @@ from trainer.model import head, parameters
 from trainer.model.block import QK_SCALE, SMEAR_CHANNELS, VE_GATE_SCALE, norm
 from trainer.model.gpt import GPT
 
-LONGEST_FACTOR = 10  # prompts are forwarded whole up to this many times sequence_len (RECIPE 7)
+LONGEST_FACTOR = 10  # longest prompt forwarded whole, in sequence_len (docs/recipe.md)
 NO_TOKEN = -1
 CHUNK_TOKENS_CPU = 2048  # what a layer makes of so many stays in the cache (width 64)
 

@@ -1,4 +1,4 @@
-"""Continuations of a prompt, token by token, with a key-value cache."""
+"""Generates text from a prompt, token by token, with a KV cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whole pieces of work on the CPU's cores, one thread inside each operation.
+"""Runs independent work items in parallel on CPU cores, one thread per operation.
 
 Operations on small matrices gain nothing from a second thread (at width 64, CORE took as long with
 two as with one); two batches at once do.

@@ -1,4 +1,4 @@
-"""val bpb on a run's validation span: the same settings, batches and identity everywhere."""
+"""val bpb over a run's validation span: the same settings, batches and identity everywhere."""
 
 from __future__ import annotations
 

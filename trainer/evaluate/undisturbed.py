@@ -1,4 +1,4 @@
-"""Evaluating a model that is being trained, without leaving a trace in it."""
+"""Context manager that evaluates a model in training without side effects on it."""
 
 from __future__ import annotations
 

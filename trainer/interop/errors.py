@@ -1,4 +1,4 @@
-"""What can be wrong with files that come from outside."""
+"""Errors about imported and exported files."""
 
 from __future__ import annotations
 

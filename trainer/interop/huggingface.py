@@ -1,4 +1,4 @@
-"""A Hugging Face style folder: config.json, model.safetensors, tokenizer.json, modeling_traind.py.
+"""Hugging Face export: config.json, model.safetensors, tokenizer.json, modeling_traind.py.
 
 `transformers` has no class for this architecture, so the folder brings its own small model file; it
 needs torch and safetensors only. `python modeling_traind.py "Once upon a time"` continues a text

@@ -1,4 +1,4 @@
-"""A GPT trained by traind, in one file: torch and safetensors are all it needs.
+"""A GPT trained by traind, in one file that needs only torch and safetensors.
 
     from modeling_traind import load
     model = load("folder")            # config.json and model.safetensors

@@ -1,4 +1,4 @@
-"""Reading a nanochat checkpoint of any generation from 14 March 2026 on (RECIPE 8, NANOCHAT).
+"""Reads nanochat checkpoints of every generation from 14 March 2026 on (docs/nanochat.md).
 
 Verified in every part before anything is handed on: `read` runs no code of the files, fetches
 nothing, and either returns a complete state under our names or raises InteropError with the file

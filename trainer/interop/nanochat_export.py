@@ -1,4 +1,4 @@
-"""Writing nanochat's own layouts, so that its scripts can continue a run of ours (RECIPE 8).
+"""Writes nanochat's own checkpoint layouts; its scripts can continue a run (docs/nanochat.md).
 
 v1 has `base_checkpoints/TAG/`, v2 `experiments/NAME/TAG/base/`: other keys, another order of them
 (v2 numbers the optimizer by it), other meta fields. What a generation has no place for is refused

@@ -1,4 +1,4 @@
-"""nanochat's meta file for a run of ours, in either generation."""
+"""Writes nanochat's meta file, in either generation."""
 
 from __future__ import annotations
 

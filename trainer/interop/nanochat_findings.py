@@ -1,4 +1,4 @@
-"""What an import of a nanochat checkpoint reports about itself: exact, inexact, unknown, notes."""
+"""Findings of a nanochat import: what is exact, inexact, unknown, and notes."""
 
 from __future__ import annotations
 

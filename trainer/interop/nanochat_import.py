@@ -1,4 +1,4 @@
-"""From the parameters of an import to everything that it will be made of, or a listing.
+"""nanochat import: resolves its parameters to a run, or lists the checkpoints found.
 
 `listing` names what lies below a path; `consider` reads one checkpoint with its tokenizer and says
 what run it would become. Neither writes anything.

@@ -1,4 +1,4 @@
-"""Where nanochat's checkpoints lie below a folder: layouts, tags, experiments, steps.
+"""Locates nanochat checkpoints below a folder: layouts, tags, experiments, steps.
 
 Three layouts are known: `base_checkpoints/TAG/` (and other `…_checkpoints/`), `experiments/NAME/`
 with `TAG/STAGE/` below it and `datasets/` beside it, and a single folder of files, as models are

@@ -1,4 +1,4 @@
-"""nanochat's meta file: what it may say in each generation."""
+"""Parses nanochat's meta file: the fields of each generation."""
 
 from __future__ import annotations
 

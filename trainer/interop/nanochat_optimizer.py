@@ -1,4 +1,4 @@
-"""nanochat's optimizer files: the shards of one or several GPUs, merged under our names.
+"""Reads nanochat's optimizer files: merges the shards of one or several GPUs.
 
 R processes write `optim_SSSSSS_rank{r}.pt` each. An AdamW state that is spread has its rows on the
 ranks in order; a small one is the same on all. Of a Muon group of K matrices each rank holds

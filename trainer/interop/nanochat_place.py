@@ -1,4 +1,4 @@
-"""Where the data of an imported run goes on, and whether that place is in the corpus that is here.
+"""Data position of an imported run, and whether the corpus at hand contains it.
 
 nanochat records only a position, never what it read. A position that the corpus does not have, or
 a shard missing between others, shows another or an incomplete corpus.

@@ -1,4 +1,4 @@
-"""The run spec that follows from a nanochat checkpoint.
+"""Derives the run spec from a nanochat checkpoint.
 
 Flags of the command line give the schedule and the unscaled rates; the optimizer file has the last
 word on base rates, betas and AdamW's decays, because nanochat's own resume takes them from there.

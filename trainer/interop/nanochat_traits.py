@@ -1,4 +1,4 @@
-"""Which of nanochat's generations a file is of: trait by trait, never by one label.
+"""Detects the generation of a nanochat checkpoint, trait by trait.
 
 What lay between two known generations may combine their traits. So each trait is a switch of its
 own; the generation's name is for people, and a file that fits none is still read where every one of

@@ -1,4 +1,4 @@
-"""Opening `.pt` files that somebody else wrote: sizes first, then weights-only loading, no code.
+"""Opens untrusted `.pt` files: size limits first, then weights-only loading.
 
 A `.pt` file is a zip archive with a pickle inside. `torch.load(weights_only=True)` refuses every
 global but tensors; what it does not bound is size, so `torch_archive` looks at the file first.

@@ -1,1 +1,1 @@
-"""What a job does, one module each: `run(order, process) -> result`."""
+"""Jobs, one module each: `run(order, process) -> result`."""

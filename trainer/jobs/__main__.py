@@ -1,4 +1,4 @@
-"""The entry of every job process: `python -P -m trainer.jobs JOB_DIR`.
+"""Entry point of every job process: `python -P -m trainer.jobs JOB_DIR`.
 
 A job has a directory with the same outbox, inbox, exit record and lock as an attempt.
 """

@@ -1,4 +1,4 @@
-"""Audit: run recorded steps again from a checkpoint and compare the losses bit for bit.
+"""Audit job: repeats recorded steps from a checkpoint and compares the losses bit for bit.
 
 A difference, on the machine and versions the run was made with, is silent data corruption of
 memory, disk or processor: nothing in the software may change these bits.

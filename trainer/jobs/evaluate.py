@@ -1,4 +1,4 @@
-"""val bpb and CORE of an old checkpoint, as a job beside the training."""
+"""Evaluation job: val bpb and CORE of a checkpoint."""
 
 from __future__ import annotations
 

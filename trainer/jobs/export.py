@@ -1,4 +1,4 @@
-"""Export a checkpoint: nanochat's own layout, or a Hugging Face style folder."""
+"""Export job: a checkpoint as nanochat's layout or as a Hugging Face folder."""
 
 from __future__ import annotations
 

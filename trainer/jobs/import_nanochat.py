@@ -1,4 +1,4 @@
-"""Import a nanochat checkpoint: verified in every part, then laid out as a run of ours.
+"""Import job: verifies a nanochat checkpoint and writes it as a run.
 
 Everything is built in the job's own directory under `import/`; the server moves it into place when
 it makes the rows, so that nothing half-imported is ever seen.

@@ -1,4 +1,4 @@
-"""Loading a run's model from one of its checkpoints, for jobs beside the training."""
+"""Loads a run's model from a checkpoint, for jobs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prepare a run's data: corpus, tokenizer, token cache; writes data.json into the run directory."""
+"""Prepare job: corpus, tokenizer, token cache; writes data.json into the run directory."""
 
 from __future__ import annotations
 

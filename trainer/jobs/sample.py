@@ -1,4 +1,4 @@
-"""Samples from a checkpoint, streamed over a Unix socket in the job's directory as they come."""
+"""Sampling job: generates text from a checkpoint, streamed over a Unix socket."""
 
 from __future__ import annotations
 

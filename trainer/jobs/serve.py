@@ -1,5 +1,5 @@
-"""Completions for whoever asks: a process that keeps models loaded, and ends when it is idle for
-long or its daemon is gone.
+"""Serving job: answers completion requests with loaded models, and ends after an idle timeout or
+when its daemon is gone.
 
 One thread does everything. Up to MAX_AT_ONCE orders take turns, a token each, so that a short one
 does not wait for a long one; a model being loaded holds up all of them.

@@ -1,4 +1,4 @@
-"""Causal attention with sliding windows: every way a device may have, and the race for the best.
+"""Causal attention with sliding windows: the backends of each device, and their autotuning.
 
 A backend maps q (B, T, H, C) and k, v (B, T, K, C), K dividing H, to (B, T, H, C): key j is visible
 to query i when 0 <= i - j <= window (None: the whole past); scale 1/sqrt(C).

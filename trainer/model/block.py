@@ -1,4 +1,4 @@
-"""The forward pass in pure functions: no state, tensors in and tensors out (RECIPE section 1).
+"""The forward pass in pure functions: no state, tensors in and tensors out (docs/recipe.md, Model).
 
 B rows, T tokens, D model width, H heads, K key/value heads, C head_dim. Being pure, one compiled
 block serves every layer of its kind, so compile time does not grow with depth.

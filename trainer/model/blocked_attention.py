@@ -1,12 +1,12 @@
-"""Attention for the CPU as plain matrix products over blocks of queries.
+"""CPU attention as matrix products over blocks of queries.
 
 torch's flash kernel for the CPU multiplies small tiles at about half the machine's speed. Blocks of
 128 queries against all the keys they see keep the matrix library busy: 1.2 times as fast forward
 and backward at T 512 (1.4 when the weights are kept, which costs memory with the square of T), and
 a window saves its share of the work. Only the sums are kept for the backward pass.
 
-q and k are normed and scaled to 1.2 sqrt(C) before (RECIPE 1.4), so a score cannot exceed
-1.44 sqrt(C), 33 at the widest head: exp needs no maximum taken out.
+q and k are normed and scaled to 1.2 sqrt(C) before (docs/recipe.md, Model), so a score cannot
+exceed 1.44 sqrt(C), 33 at the widest head: exp needs no maximum taken out.
 
 N = B x H, T tokens, C head_dim.
 """

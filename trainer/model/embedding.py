@@ -1,4 +1,4 @@
-"""Gradients of the embedding tables, for touched rows only.
+"""Sparse embedding gradients: only rows of the tables that were looked up.
 
 A step touches a small part of the vocabulary. Its tokens are numbered once per step ("slots"), and
 every table's gradient is a compact (slots, width) tensor: a dense one, zeroed, scattered and added

@@ -1,4 +1,4 @@
-"""The Triton kernel of `embedding.py`: gradients of a table's rows, added to the rows' sums.
+"""Triton kernel of `embedding.py`: accumulates the gradients of a table's rows.
 
 Imported where Triton is, which comes with torch for CUDA.
 """

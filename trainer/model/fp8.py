@@ -1,4 +1,4 @@
-"""The trunk's matrix products in 8-bit floats, for cards that do them at twice the rate of bf16.
+"""FP8 matrix products of the trunk, on GPUs with twice the rate of bf16.
 
 Activations and weights are rounded to e4m3 (3 bits of mantissa), gradients to e5m2 (2 bits, more
 range), each tensor with one scale that takes its largest magnitude to the format's largest number,

@@ -28,7 +28,7 @@ class GPT(nn.Module):
     """A GPT of `shape` on `device`. Weights are zero until `init_weights` or `load_state_dict`.
 
     compute_dtype: of activations and matrix products. Master weights are float32; embedding tables
-    are stored in the compute dtype, except under float16 or by the recipe (RECIPE section 1).
+    are stored in the compute dtype, except under float16 or by the recipe (docs/recipe.md, Model).
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """Initial values of RECIPE section 1, drawn on the CPU so that no device changes them."""
+        """Initial values (docs/recipe.md, Model), drawn on the CPU: the same on every device."""
         draw = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
             parameter.copy_(_initial(name, parameter.shape, self.shape, draw))
@@ -168,7 +168,7 @@ def _register(root: nn.Module, name: str, parameter: nn.Parameter) -> None:
 
 
 def _initial(name: str, size: torch.Size, shape: ModelShape, draw: torch.Generator) -> Tensor:
-    """RECIPE section 1, "Initial values"; float32 on the CPU."""
+    """Initial values (docs/recipe.md, Model); float32 on the CPU."""
     width = math.sqrt(3 / shape.n_embd)
     layer = torch.arange(shape.n_layer) / max(1, shape.n_layer - 1)
     kind = name.removesuffix(".weight").rsplit(".", 1)[-1]

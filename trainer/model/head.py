@@ -1,4 +1,4 @@
-"""Softcapped logits and cross entropy, chunk by chunk, with the gradient made in the same pass.
+"""Head: softcapped logits and cross entropy in chunks, with the gradient computed in the same pass.
 
 Whole logits (tokens x vocabulary, float32, several copies) are most of the memory of a small model
 and a large part of its traffic. Here only one chunk of tokens exists at a time: its logits become

@@ -1,4 +1,4 @@
-"""The Triton kernel of `head.py`: softcap, cross entropy and their gradient, in place.
+"""Triton kernel of `head.py`: softcap, cross entropy and their gradient, in place.
 
 The compiler makes two kernels of it where the gradient goes into the logits, which then leave the
 L2 cache in between. Imported where Triton is, which comes with torch for CUDA.

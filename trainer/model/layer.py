@@ -1,4 +1,4 @@
-"""A layer's forward and backward pass with the gradients written out, as pure functions.
+"""Forward and backward pass of a layer with explicit gradients, as pure functions.
 
 A layer is cut at its attention: `inward` leads from x to q, k and v, `outward` from the attention's
 result to the next x; what lies between two attentions can then be compiled as one. The arithmetic

@@ -1,4 +1,4 @@
-"""Parameter banks: all dense weights lie in one buffer, and their gradients in another.
+"""Parameter bank: all dense weights in one buffer, their gradients in another.
 
 Matrices of one shape lie side by side, so Muon's stack (K, rows, cols) is a view: nothing is
 stacked and copied back each step. One pass casts every weight to the compute dtype, one pass
@@ -113,7 +113,7 @@ class ParameterBank:
         return offset
 
     def _make_cast_leaves(self) -> None:
-        """Matrices are computed with in the compute dtype; the lambdas stay float32 (RECIPE 1)."""
+        """Matrices in the compute dtype; the lambdas stay float32 (docs/recipe.md, Model)."""
         self.cast_buffer = self.weights.to(self.compute_dtype)
         for name, place in self.places.items():
             if len(place.shape) == 2:

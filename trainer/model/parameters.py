@@ -1,4 +1,4 @@
-"""Every parameter's name, shape and optimizer group, in nanochat's order (RECIPE sections 3 and 8).
+"""Every parameter's name, shape and optimizer group, in nanochat's order (docs/recipe.md).
 
 The one place that knows the names: the model is built from it, the optimizer groups by it, and
 checkpoints that come from outside are held against it.

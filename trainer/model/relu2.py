@@ -1,4 +1,4 @@
-"""The MLP with relu² inside the matrix products beside it, by a kernel of our own (Triton).
+"""MLP with relu² fused into the matrix products (Triton).
 
 The compiler leaves products to the vendor's library. So the hidden layer, four widths and the
 largest tensor of a block, goes to memory as a product's result, comes back for relu², and in the

@@ -1,4 +1,4 @@
-"""The Triton kernel of `relu2.py`: a matrix product that does relu² before its result leaves.
+"""Triton kernel of `relu2.py`: a matrix product with relu² applied to its result.
 
 Imported where Triton is, which comes with torch for CUDA.
 """

@@ -1,4 +1,4 @@
-"""The trunk's training pass with explicit gradients: what a card runs.
+"""The trunk's training pass with explicit gradients, used on GPUs.
 
 Autograd over compiled blocks keeps what its partitioner finds cheapest, rounds each weight gradient
 to the compute dtype before adding it to the float32 sum, and ends every fused kernel at the end of

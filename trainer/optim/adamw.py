@@ -1,4 +1,4 @@
-"""AdamW for tables, head and scalars: decoupled decay first, bias-corrected (RECIPE section 3)."""
+"""AdamW for tables, head and scalars: decoupled decay first, bias-corrected (docs/recipe.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Muon on stacks of same-shaped matrices (RECIPE section 4; arXiv 2505.16932, 2510.05491).
+"""Muon on stacks of same-shaped matrices (docs/recipe.md, Muon; arXiv 2505.16932, 2510.05491).
 
 K matrices of `rows` x `cols`; every norm is per matrix. The parameter, gradient and momentum stacks
 are views of banks, so nothing is stacked or copied back.

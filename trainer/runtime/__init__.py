@@ -1,1 +1,1 @@
-"""What every trainer and job process needs: device, control, compiler, autotuning."""
+"""Runtime of trainer and job processes: device, control, compiler, autotuning."""

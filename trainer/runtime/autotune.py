@@ -1,4 +1,4 @@
-"""Races between ways of doing the same, on the device itself; who won is remembered in a file.
+"""Autotuning: measures alternative kernels on the device and remembers the fastest in a file.
 
 What wins depends on card, driver and torch, so no table can tell. A race is run once for its key;
 what it found is then frozen into the run that asked, since another way gives other bits.

@@ -1,4 +1,4 @@
-"""What the trainer is told: commands from the inbox and signals, asked once per step.
+"""Control: commands from the inbox and signals, polled once per step.
 
 Handlers of signals only set a flag. SIGTERM: checkpoint, then end (recovery policy decides what
 next). SIGUSR1 and SIGUSR2: checkpoint at the next step boundary and continue, as Slurm's and

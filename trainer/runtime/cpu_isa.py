@@ -1,4 +1,4 @@
-"""What the C++ compiler can do on this CPU, asked once per machine and not at every start.
+"""Caches torch's CPU instruction set check: once per machine instead of at every start.
 
 Before it takes compiled kernels from its cache, torch's compiler tries the CPU's vector units one
 by one: a library is built for each, and a process of its own must be able to load it. The library

@@ -1,4 +1,4 @@
-"""The device: which one, how it is set up, how fast it can be, what it draws, what it is called."""
+"""Devices: selection, setup, peak throughput, power readings, fingerprint."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def configure(device: torch.device, *, threads: int | None, deterministic: bool)
 
 
 def compute_dtype(device: torch.device, precision: str) -> torch.dtype:
-    """RECIPE section 1: bf16 on CUDA with SM >= 80, else float32; fp16 only on request.
+    """docs/recipe.md, Model: bf16 on CUDA with SM >= 80, else float32; fp16 only on request.
 
     fp8 is of single products (fp8.py): everything around them is bf16.
     """

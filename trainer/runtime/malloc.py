@@ -1,4 +1,4 @@
-"""glibc's allocator, told to keep what is freed.
+"""Configures glibc's malloc to keep freed memory.
 
 A training step frees and asks again for the same hundreds of megabytes. By default glibc hands
 large blocks back to the kernel at once, and each step pays for fresh zeroed pages: 71,000 page

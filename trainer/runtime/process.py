@@ -1,4 +1,4 @@
-"""What every process of ours does first and last: lock, journals, signals, exit record."""
+"""Begin and end of every trainer and job process: lock, journals, signals, exit record."""
 
 from __future__ import annotations
 

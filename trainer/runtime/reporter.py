@@ -1,4 +1,4 @@
-"""The trainer's voice: events into the outbox, durable where they must be.
+"""Reporter: writes the trainer's events to the outbox, fsynced where required.
 
 A full disk stops nothing but the trainer itself: the record waits, the trainer waits at the step
 boundary with it, and goes on when there is room again. No record is lost and none is doubled.

@@ -1,4 +1,4 @@
-"""How the threads of a parallel region wait for each other: asleep, unless the environment says so.
+"""OpenMP wait policy: idle threads sleep, unless the environment says otherwise.
 
 OpenMP's threads spin while they wait. Beside any other busy process the one that is waited for is
 off its core, and the others burn theirs: a compiled step took 7 to 20 s on two busy cores where one

@@ -1,4 +1,4 @@
-"""The fastest micro-batch that fits, found by running real steps."""
+"""Batch size probe: the fastest micro-batch that fits, found by running real steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When to save, what to say about it, and what may be removed afterwards."""
+"""Checkpointing during training: when to save, what to report, what to remove."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the check of a large corpus in the background reports while the run trains."""
+"""Reports the background verification of a large corpus during training."""
 
 from __future__ import annotations
 

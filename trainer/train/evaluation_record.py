@@ -1,4 +1,4 @@
-"""An evaluation inside a run: part of its state, and one record of its journal."""
+"""Records an evaluation in the run's state and journal."""
 
 from __future__ import annotations
 

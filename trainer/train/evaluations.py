@@ -1,4 +1,4 @@
-"""Evaluations inside a run: val bpb, CORE and samples when they are due.
+"""Evaluations during training: val bpb, CORE and samples when they are due.
 
 Each stops at its next boundary when a command comes; it is then measured again after the resume,
 since what was measured at which step is part of the state.

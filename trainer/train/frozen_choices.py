@@ -1,4 +1,4 @@
-"""Choices made once, at a run's first start, and frozen: they belong to its fingerprint.
+"""Frozen choices: made at a run's first start and part of its fingerprint.
 
 Micro-batch, compile, threads, precision, determinism and the peak that MFU refers to. Later
 attempts read them back; `overrides` of a resume replace single ones, and are said.

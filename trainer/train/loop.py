@@ -1,4 +1,4 @@
-"""The training loop. At each step boundary: commands, evaluations due, a save due, then one step.
+"""The training loop: at each step boundary commands, due evaluations, a due save, then one step.
 
 A loss is fetched one step late on a GPU, so the device never waits for the host. Every way out is
 an `Ended` event; only what went wrong on the way comes as an exception to `trainer.__main__`.

@@ -1,4 +1,4 @@
-"""A line in the trainer's log every minute of a healthy run: step, loss, throughput, time left."""
+"""Progress line in the trainer's log once a minute: step, loss, throughput, time left."""
 
 from __future__ import annotations
 

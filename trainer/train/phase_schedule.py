@@ -1,4 +1,4 @@
-"""Learning rate, momentum and weight decay of a step, by the schedule of the phase it is in."""
+"""Learning rate, momentum and weight decay of a step, from the schedule of its phase."""
 
 from __future__ import annotations
 

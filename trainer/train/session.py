@@ -1,4 +1,4 @@
-"""Everything one attempt works with, built in the order in which it is needed.
+"""Training session: builds everything that one attempt works with.
 
 `build` ends with the run standing exactly where its newest verified checkpoint left it.
 """

@@ -1,4 +1,4 @@
-"""Loss spikes: a loss far above what the last hundred steps would lead one to expect."""
+"""Loss spike detector: a loss far above what the last hundred steps predict."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What must survive besides weights and optimizer: one object with state_dict and load_state_dict.
+"""Training state besides weights and optimizer: one object with state_dict and load_state_dict.
 
 Every random number generator, the loader's cursor, the loop's counters and timers. A schedule is
 not here: it is a pure function of (plan, step).

@@ -1,4 +1,4 @@
-"""The training step: micro-batches in, one update out, and no word from the host in between.
+"""The training step: micro-batches in, one update out, no host synchronization in between.
 
 The forward pass is cut where that pays: table rows are looked up outside autograd (their gradient
 is a compact sum, `embedding.py`), the head makes its gradient in the forward pass (`head.py`). The

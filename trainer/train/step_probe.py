@@ -1,4 +1,4 @@
-"""A probe: real training steps of a shape on a device, to learn its speed and its memory.
+"""Step probe: real training steps of a shape on a device, to measure speed and memory.
 
 It answers what no arithmetic can: which rows per micro-batch run fastest, and which still fit.
 """

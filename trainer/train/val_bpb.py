@@ -1,4 +1,4 @@
-"""val bpb inside a run: measured when due, and compared with the recorded one at a joint."""
+"""val bpb during training: measured when due, and compared with the recorded value at a joint."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The plan: the arithmetic that follows from a spec. Pure, no torch, well under 50 ms.
 
 `make_plan(spec, context)` answers POST /v1/plan and is stored with the run that the trainer then
-follows, so the preview and the run cannot disagree. Sources: RECIPE sections 2, 3 and 5 (the
-scaling rules are nanochat's), DESIGN section 1 for the quantities shown.
+follows, so the preview and the run cannot disagree. Sources: docs/recipe.md (the
+scaling rules are nanochat's).
 """
 
 from trainer.contract.plan.answer import (

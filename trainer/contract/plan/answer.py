@@ -1,4 +1,4 @@
-"""What a plan says, in the order of the answer. All frozen: a plan is kept with its run."""
+"""The plan's fields, in the order of the answer. All frozen: a plan is stored with its run."""
 
 from __future__ import annotations
 

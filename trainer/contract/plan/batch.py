@@ -1,4 +1,4 @@
-"""Tokens per step and rows per forward pass."""
+"""Batch size: tokens per step and rows per forward pass."""
 
 from __future__ import annotations
 

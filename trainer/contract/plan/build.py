@@ -1,4 +1,4 @@
-"""The whole plan, put together."""
+"""Builds the whole plan of a spec."""
 
 from __future__ import annotations
 

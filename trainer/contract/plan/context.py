@@ -1,4 +1,4 @@
-"""What planning may know of the machine it plans for."""
+"""Plan context: what planning may know about the machine."""
 
 from __future__ import annotations
 

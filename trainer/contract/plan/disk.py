@@ -1,4 +1,4 @@
-"""Disk: what one checkpoint weighs, how many are kept, what is downloaded."""
+"""Disk space: checkpoint size, number kept, downloads, token cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long it takes, by part, and the most work a crash can lose."""
+"""ETA by part, throughput estimate, and the most work a crash can lose."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long the run is, in every unit it can be asked in."""
+"""Horizon: the run's length in steps, tokens, ratio and FLOPs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Peak device memory, estimated part by part."""
+"""Device memory estimate: peak, part by part."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How batch, rates and weight decay scale with the model (RECIPE section 3)."""
+"""Scaling rules: batch, learning rates and weight decay by model size (docs/recipe.md, Scaling)."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ RATE_OF_GROUP = {
 
 
 def auto_batch(model: ModelSpec) -> int:
-    """2^round(log2(B_ref (D/D_ref)^0.383)) tokens (RECIPE section 3; arXiv 2505.13738)."""
+    """2^round(log2(B_ref (D/D_ref)^0.383)) tokens (docs/recipe.md, Scaling; arXiv 2505.13738)."""
     ratio = _tokens_at_ratio(model) / _tokens_at_ratio(model, REFERENCE_DEPTH)
     return 2 ** round(math.log2(BATCH_REFERENCE * ratio**0.383))
 
 
 def scaled_hyperparameters(spec: RunSpec, shape: ModelShape, batch_tokens: int) -> Hyperparameters:
-    """Rates x sqrt(B/B_ref); weight decay x sqrt(B/B_ref) D_ref/D (RECIPE section 3).
+    """Rates x sqrt(B/B_ref); weight decay x sqrt(B/B_ref) D_ref/D (docs/recipe.md, Scaling).
 
     How the rates of head and tables scale with the width is a rule of the optimizer's recipe.
     """

@@ -1,4 +1,4 @@
-"""Warnings in words, with their numbers and what to do about them."""
+"""Warnings of a plan: sentences with numbers and advice."""
 
 from __future__ import annotations
 

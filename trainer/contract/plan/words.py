@@ -1,4 +1,4 @@
-"""Durations and sizes for people."""
+"""Formats durations, sizes and numbers for people."""
 
 from __future__ import annotations
 

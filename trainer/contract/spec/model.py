@@ -64,5 +64,5 @@ class ModelSpec(Strict):
 
 
 def padded_vocab(vocab_size: int, multiple: int = 64) -> int:
-    """Vocabulary rounded up for the embeddings and the head (RECIPE: multiple of 64)."""
+    """Vocabulary rounded up for the embeddings and the head (docs/recipe.md: a multiple of 64)."""
     return math.ceil(vocab_size / multiple) * multiple
