@@ -29,7 +29,7 @@ _HISTOGRAMS = {
 }
 _VRAM_KINDS = ("allocated", "reserved", "peak", "total")
 
-Sample = tuple[str, float | None]  # labels as they are written, value
+MetricSample = tuple[str, float | None]  # labels as they are written, value
 
 
 # --- what a run shows ----------------------------------------------------------------------------
@@ -52,31 +52,31 @@ class _Run:
         return self.facts.state in LIVE
 
 
-def _fact(name: str) -> Callable[[_Run], Iterator[Sample]]:
-    def samples(run: _Run) -> Iterator[Sample]:
+def _fact(name: str) -> Callable[[_Run], Iterator[MetricSample]]:
+    def samples(run: _Run) -> Iterator[MetricSample]:
         yield run.label, getattr(run.facts, name)
 
     return samples
 
 
-def _kept(key: str) -> Callable[[_Run], Iterator[Sample]]:
-    def samples(run: _Run) -> Iterator[Sample]:
+def _kept(key: str) -> Callable[[_Run], Iterator[MetricSample]]:
+    def samples(run: _Run) -> Iterator[MetricSample]:
         yield run.label, run.progress.get(key)
 
     return samples
 
 
-def _live(key: str) -> Callable[[_Run], Iterator[Sample]]:
+def _live(key: str) -> Callable[[_Run], Iterator[MetricSample]]:
     """Shown only while it is true: a run that has stopped has no speed."""
 
-    def samples(run: _Run) -> Iterator[Sample]:
+    def samples(run: _Run) -> Iterator[MetricSample]:
         if run.is_live:
             yield run.label, run.progress.get(key)
 
     return samples
 
 
-def _loss(run: _Run) -> Iterator[Sample]:
+def _loss(run: _Run) -> Iterator[MetricSample]:
     """A loss that is not finite ends its attempt, so it is shown while nothing steps again."""
     if run.facts.reason == Reason.non_finite_loss:
         yield run.label, math.nan
@@ -84,28 +84,28 @@ def _loss(run: _Run) -> Iterator[Sample]:
         yield run.label, run.progress.get("loss")
 
 
-def _vram(run: _Run) -> Iterator[Sample]:
+def _vram(run: _Run) -> Iterator[MetricSample]:
     if run.is_live:
         for kind in _VRAM_KINDS:
             yield f'{run.label},kind="{kind}"', run.progress.get(f"vram_{kind}_bytes")
 
 
-def _eta(run: _Run) -> Iterator[Sample]:
+def _eta(run: _Run) -> Iterator[MetricSample]:
     yield run.label, run.facts.finish_at
 
 
-def _state(run: _Run) -> Iterator[Sample]:
+def _state(run: _Run) -> Iterator[MetricSample]:
     for state in State:
         yield f'{run.label},state="{state}"', int(run.facts.state == state)
 
 
-def _info(run: _Run) -> Iterator[Sample]:
+def _info(run: _Run) -> Iterator[MetricSample]:
     phase, device = _escaped(run.facts.phase), _escaped(run.facts.device)
     yield f'{run.label},phase="{phase}",model="{run.facts.model}",device="{device}"', 1
 
 
 # name, help, samples of one run
-_FAMILIES: tuple[tuple[str, str, Callable[[_Run], Iterator[Sample]]], ...] = (
+_FAMILIES: tuple[tuple[str, str, Callable[[_Run], Iterator[MetricSample]]], ...] = (
     ("train_step", "Steps done", _fact("step")),
     ("train_end_step", "Step at which the plan ends", _fact("end_step")),
     ("tokens_seen", "Tokens of the present lineage", _fact("tokens_seen")),
@@ -186,7 +186,7 @@ def _head(name: str, help_text: str, kind: str = "gauge") -> str:
     return f"# HELP traind_{name} {help_text}\n# TYPE traind_{name} {kind}\n"
 
 
-def _lines(name: str, samples: Iterable[Sample]) -> str:
+def _lines(name: str, samples: Iterable[MetricSample]) -> str:
     """A value that is not known has no sample."""
     return "".join(
         f"traind_{name}{{{labels}}} {_number(value)}\n"

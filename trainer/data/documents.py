@@ -56,7 +56,7 @@ class Sources:
 
 
 @dataclass(frozen=True)
-class Document:
+class TextDocument:
     """is_validation: None where no name says so and every so many documents validate."""
 
     text: str
@@ -95,7 +95,7 @@ def find(spec: DataSpec) -> Sources:
 
 def read(
     sources: Sources, progress: Callable[[int], None] = lambda done: None
-) -> Iterator[Document]:
+) -> Iterator[TextDocument]:
     """Every document, in order. progress gets the bytes of the files read so far, often."""
     before = 0
     for path in sources.files:
@@ -103,7 +103,7 @@ def read(
         try:
             with opening.text(path) as (stream, position):
                 for text in _documents(stream, path, sources):
-                    yield Document(text, is_validation)
+                    yield TextDocument(text, is_validation)
                     progress(before + position())
         except OSError as error:
             raise DataError(

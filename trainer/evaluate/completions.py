@@ -47,7 +47,7 @@ def complete(
     prompts = [_ids(net, tokenizer, order, prompt) for prompt in order.prompts]
     drawn = 0
     for number, ids in enumerate(prompts):
-        read = _Read(Cache(net, len(ids) + order.max_tokens), ids)
+        read = _Forwarded(Cache(net, len(ids) + order.max_tokens), ids)
         yield from read.all(order)
         for k in range(order.n):
             cache = read.cache.copy() if k + 1 < order.n else read.cache
@@ -87,7 +87,7 @@ class _Score:
     top: dict[int, float]
 
 
-class _Read:
+class _Forwarded:
     """A prompt being read: its cache, the logits after it, and scores of its tokens if wanted."""
 
     def __init__(self, cache: Cache, ids: Sequence[int]) -> None:
@@ -133,7 +133,7 @@ class _Choice:
         self.randomness = torch.Generator().manual_seed(seed % 2**63)
         self.num_drawn = 0
 
-    def write(self, read: _Read, *, is_text: bool) -> Iterator[TextPiece | None]:
+    def write(self, read: _Forwarded, *, is_text: bool) -> Iterator[TextPiece | None]:
         """Pieces, the last with a finish_reason."""
         if self.order.echo:
             for at in range(int(is_text), len(read.ids)):

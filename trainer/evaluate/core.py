@@ -33,7 +33,7 @@ BATCH_TOKENS_CPU = 6144
 BATCH_TOKENS_DEVICE = 32_768
 NAMED = 20  # items that cannot be scored are counted all and named up to this many per task
 
-Progress = Callable[[int, int], None]
+ReportItems = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -75,11 +75,11 @@ def evaluate(
     *,
     max_per_task: int | None = None,
     should_stop: Callable[[], bool] | None = None,
-    progress: Progress | None = None,
+    progress: ReportItems | None = None,
     details: bool = False,
 ) -> CoreResult | None:
     """CORE of the model as it stands; None when told to stop. progress(items done, items)."""
-    evaluation = Evaluation(bundle, max_per_task, details=details)
+    evaluation = CoreEvaluation(bundle, max_per_task, details=details)
     return evaluation.run(model, tokenizer, should_stop=should_stop, progress=progress)
 
 
@@ -89,7 +89,7 @@ def identity(bundle: Bundle, tokenizer_sha256: str, max_per_task: int | None) ->
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-class Evaluation:
+class CoreEvaluation:
     """The evaluation of one set of weights, item by item in a fixed order.
 
     state_dict: JSON-ready, to go on in another process with the same weights, bundle and cut.
@@ -112,7 +112,7 @@ class Evaluation:
         tokenizer: Encoder,
         *,
         should_stop: Callable[[], bool] | None = None,
-        progress: Progress | None = None,
+        progress: ReportItems | None = None,
     ) -> CoreResult | None:
         """Go on until done, or None as soon as should_stop says so (asked before each batch)."""
         began = time.monotonic()

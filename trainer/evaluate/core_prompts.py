@@ -31,7 +31,7 @@ class Encoder(Protocol):
 
 
 @dataclass(frozen=True)
-class Prompt:
+class ScoredPrompt:
     """Token ids, <|bos|> first; the tokens [start, end) are scored, each from those before it."""
 
     ids: np.ndarray
@@ -51,7 +51,7 @@ class Item:
     gold: index of the right prompt; None where being right means predicting every scored token.
     """
 
-    prompts: tuple[Prompt, ...]
+    prompts: tuple[ScoredPrompt, ...]
     gold: int | None
 
 
@@ -181,11 +181,11 @@ def common_prefix(sequences: Sequence[np.ndarray]) -> int:
     return length
 
 
-def _cropped(ids: np.ndarray, start: int, end: int, max_tokens: int) -> Prompt:
+def _cropped(ids: np.ndarray, start: int, end: int, max_tokens: int) -> ScoredPrompt:
     """The last max_tokens tokens. Raises Unscorable when part of the span is not predicted."""
     if start >= end:
         raise Unscorable("nothing is left to score: its options do not differ")
     away = max(0, len(ids) - max_tokens)
     if start - away < 1:
         raise Unscorable("the scored tokens have none before them to be predicted from")
-    return Prompt(ids[away:], start - away, end - away)
+    return ScoredPrompt(ids[away:], start - away, end - away)

@@ -35,7 +35,7 @@ MAX_DIRECTORY_BYTES = 16 << 20  # of the archive's own list of files, which is r
 CHUNK_BYTES = 1 << 20
 TIMEOUT_SECONDS = 60.0
 
-Progress = Callable[[int, int | None], None]
+ReportBytes = Callable[[int, int | None], None]
 
 
 class FetchError(RuntimeError):
@@ -43,7 +43,7 @@ class FetchError(RuntimeError):
 
 
 def fetch(
-    into: Path, url: str = CORE_URL, sha256: str | None = None, progress: Progress | None = None
+    into: Path, url: str = CORE_URL, sha256: str | None = None, progress: ReportBytes | None = None
 ) -> str:
     """Install the bundle at `url` as directory `into`; the sha256 of the archive.
 
@@ -70,7 +70,7 @@ def fetch(
     return found
 
 
-def download(url: str, path: Path, progress: Progress | None = None) -> str:
+def download(url: str, path: Path, progress: ReportBytes | None = None) -> str:
     """Stream `url` into `path`; its sha256. Raises FetchError."""
     digest, done = hashlib.sha256(), 0
     try:

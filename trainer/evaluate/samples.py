@@ -19,7 +19,7 @@ REPLACEMENT = "�"  # what decodes to this at the end may be a character not ye
 MAX_HELD_TOKENS = 8
 
 
-class Tokenizer(Protocol):
+class SampleTokenizer(Protocol):
     """What is needed of trainer.data.tokenizer.Tokenizer."""
 
     @property
@@ -29,7 +29,7 @@ class Tokenizer(Protocol):
 
 
 @dataclass(frozen=True)
-class Sample:
+class Continuation:
     """text: the continuation alone. ended: 'document' when the model began another document.
 
     dropped_tokens: from the beginning of a prompt too long to be forwarded.
@@ -43,7 +43,7 @@ class Sample:
 
 def generate(
     model: GPT,
-    tokenizer: Tokenizer,
+    tokenizer: SampleTokenizer,
     prompt: str,
     *,
     max_tokens: int = 64,
@@ -52,7 +52,7 @@ def generate(
     seed: int = 0,
     on_token: Callable[[str], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
-) -> Sample | None:
+) -> Continuation | None:
     """Continue `prompt` by up to max_tokens tokens; None when told to stop, asked at each token.
 
     temperature 0 takes the likeliest token. on_token gets text as it becomes whole characters.
@@ -70,7 +70,7 @@ def generate(
         if should_stop is not None and should_stop():
             return None
     pieces.finish()
-    return Sample(tokenizer.decode(drawn), tuple(drawn), ended, dropped)
+    return Continuation(tokenizer.decode(drawn), tuple(drawn), ended, dropped)
 
 
 def stream(
@@ -95,7 +95,7 @@ def stream(
 
 
 def _prompt_ids(
-    model: GPT, tokenizer: Tokenizer, prompt: str, max_tokens: int
+    model: GPT, tokenizer: SampleTokenizer, prompt: str, max_tokens: int
 ) -> tuple[list[int], int]:
     """(<|bos|> and the prompt, tokens dropped): what may be forwarded, with room to go on."""
     ids = [tokenizer.bos_id, *tokenizer.encode_ordinary(prompt)]
@@ -106,7 +106,7 @@ def _prompt_ids(
 class _Pieces:
     """Text for the listener: a character of several tokens is held back until it is whole."""
 
-    def __init__(self, tokenizer: Tokenizer, listener: Callable[[str], None] | None) -> None:
+    def __init__(self, tokenizer: SampleTokenizer, listener: Callable[[str], None] | None) -> None:
         self.tokenizer, self.listener, self.held = tokenizer, listener, []
 
     def add(self, token: int) -> None:

@@ -15,7 +15,7 @@ from tests.trainer.evaluate import fixture
 from trainer.contract.shape import ModelShape
 from trainer.evaluate import core, core_forward, core_prompts
 from trainer.evaluate.core_bundle import Bundle, Task
-from trainer.evaluate.core_prompts import Item, Prompt
+from trainer.evaluate.core_prompts import Item, ScoredPrompt
 from trainer.evaluate.network import Network
 from trainer.model.gpt import GPT
 
@@ -56,7 +56,7 @@ def test_prompts_spans_losses_and_likeliest_tokens_equal_the_fixture():
                 assert outcome.scores.argmax == [expected["argmax"]]
 
 
-def described(prompt: Prompt) -> dict[str, Any]:
+def described(prompt: ScoredPrompt) -> dict[str, Any]:
     ids = prompt.ids.tolist()
     span = [prompt.start, prompt.end]
     return {"num_tokens": len(ids), "first8": ids[:8], "last8": ids[-8:], "span": span}
@@ -105,12 +105,12 @@ def random_item(shape: ModelShape, draw: random.Random) -> Item:
         tail = [choice, *(draw.randrange(shape.vocab_size) for _ in range(length))]
         ids = np.array(head + tail)
         start = max(1, len(ids) - draw.choice([1, 2, length]))
-        prompts.append(Prompt(ids, start, len(ids)))
+        prompts.append(ScoredPrompt(ids, start, len(ids)))
     return Item(tuple(prompts), None if len(prompts) == 1 else 0)
 
 
 def test_equal_losses_take_the_lowest_index():
-    item = Item((Prompt(np.array([1, 2]), 1, 2),) * 2, gold=1)
+    item = Item((ScoredPrompt(np.array([1, 2]), 1, 2),) * 2, gold=1)
     assert not core.is_right(item, core_forward.Scores([0.5, 0.5], [[], []]))
     assert core.is_right(replace(item, gold=0), core_forward.Scores([0.5, 0.5], [[], []]))
 
@@ -122,18 +122,18 @@ def test_a_stopped_evaluation_goes_on_where_it_was(monkeypatch):
     monkeypatch.setattr(core, "BATCH_TOKENS_CPU", 600)
     model, tokenizer, bundle = fixture.model(), fixture.tokenizer(), fixture.bundle()
     whole = core.evaluate(model, tokenizer, bundle, max_per_task=6)
-    evaluation, stops, state = core.Evaluation(bundle, 6), 0, None
+    evaluation, stops, state = core.CoreEvaluation(bundle, 6), 0, None
     while (result := evaluation.run(model, tokenizer, should_stop=after(2))) is None:
         stops += 1
         state = evaluation.state_dict()
-        evaluation = core.Evaluation(bundle, 6)
+        evaluation = core.CoreEvaluation(bundle, 6)
         evaluation.load_state_dict(state)
         assert stops < 100
     assert stops >= 2
     assert whole is not None
     assert result.as_result() == whole.as_result()
     with pytest.raises(ValueError, match="another bundle or max_per_task"):
-        core.Evaluation(bundle, 7).load_state_dict(state or {})
+        core.CoreEvaluation(bundle, 7).load_state_dict(state or {})
 
 
 def test_stopping_at_once_does_nothing():
