@@ -1,4 +1,4 @@
-"""One name, one meaning: a class or type alias is defined in one module of both programs."""
+"""One name, one meaning: a public class or type alias is defined in one module of both programs."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ SHARED = {
 
 
 def defined(source: str) -> set[str]:
-    """Names of the classes and type aliases at the top level of a module."""
+    """Public names of the classes and type aliases at the top level of a module."""
     names = set()
     for node in ast.parse(source).body:
         if isinstance(node, ast.ClassDef):
             names.add(node.name)
         elif isinstance(node, ast.Assign):
             names |= {t.id for t in node.targets if isinstance(t, ast.Name)}
-    return {name for name in names if name.lstrip("_")[:1].isupper() and not name.isupper()}
+    return {name for name in names if name[:1].isupper() and not name.isupper()}
 
 
 def test_a_class_name_has_one_meaning() -> None:
