@@ -1,4 +1,5 @@
-"""WAL and shared-memory files: detects when they are deleted or replaced under the open database.
+"""WAL and shared-memory files: detects when they are deleted, replaced or cut under the open
+database.
 
 SQLite continues to write into deleted files, and what it acknowledges then is lost at the next
 start. A connection of this module keeps both files in being for as long as the database is open;
@@ -7,6 +8,8 @@ without it SQLite itself would remove them whenever the last pooled connection c
 
 from __future__ import annotations
 
+import ctypes
+import os
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +19,10 @@ from server.database.sqlite import Library
 
 SUFFIXES = ("-wal", "-shm")
 RESCUE_SECONDS = 2.0
+
+WAL_HEADER_BYTES, FRAME_HEADER_BYTES = 32, 24
+_MAGIC = (b"\x37\x7f\x06\x82", b"\x37\x7f\x06\x83")  # https://sqlite.org/walformat.html
+_NOOP_SINCE = (3, 51, 0)  # before, wal_checkpoint(NOOP) was taken for a checkpoint
 
 _Identity = tuple[int, int]
 
@@ -28,6 +35,7 @@ class Companions:
         self._lock = threading.Lock()
         self._rescued = False
         self._connection = _open(library, database)
+        self._wal, self._page_bytes = self._look_into_wal(library)
         self._known = {
             suffix: found
             for suffix in SUFFIXES
@@ -39,6 +47,20 @@ class Companions:
         for suffix, known in self._known.items():
             if _identity(self._database, suffix) != known:
                 return Path(f"{self._database}{suffix}")
+        return None
+
+    def cut(self) -> Path | None:
+        """The WAL, when it is shorter than what was committed to it or no longer begins as one."""
+        if self._wal is None or self._connection is None:
+            return None
+        with self._lock, suppress(Exception):
+            _, frames, _ = self._connection.execute("PRAGMA wal_checkpoint(NOOP)").fetchone()
+            if frames <= 0:
+                return None
+            least = WAL_HEADER_BYTES + frames * (FRAME_HEADER_BYTES + self._page_bytes)
+            is_whole = os.fstat(self._wal).st_size >= least
+            if not is_whole or os.pread(self._wal, 4, 0) not in _MAGIC:
+                return Path(f"{self._database}-wal")
         return None
 
     def rescue(self) -> bool:
@@ -56,7 +78,26 @@ class Companions:
                 self._rescued = row is not None and row[0] == 0
             return self._rescued
 
+    def _look_into_wal(self, library: Library) -> tuple[int | None, int]:
+        """An open descriptor of the WAL (SQLite holds no locks on it) and the size of a page."""
+        version = tuple(int(part) for part in library.version.split(".") if part.isdigit())
+        if self._connection is None or version < _NOOP_SINCE:
+            return None, 0
+        with suppress(OSError, library.module.Error):
+            (size,) = self._connection.execute("PRAGMA page_size").fetchone()
+            wal = os.open(f"{self._database}-wal", os.O_RDONLY | os.O_CLOEXEC)
+            return wal, int(size)
+        return None, 0
+
     def close(self) -> None:
+        if self.cut() is not None:
+            # The last connection that closes would move the damaged WAL into the database; this
+            # one never closes, and the next start reads what the WAL still holds.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._connection))
+            return
+        if self._wal is not None:
+            os.close(self._wal)
+            self._wal = None
         with suppress(Exception):
             if self._connection is not None:
                 self._connection.close()

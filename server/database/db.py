@@ -39,6 +39,7 @@ class Database:
         self._info = {"paths": paths}
         self.backup_problem: str | None = None  # why the newest backup could not be made
         self._companions = Companions(library, paths.database)
+        self._cut: Path | None = None
         self._file = _look(paths.database)
         self._turn = threading.Lock()
         self._after_commit: list[Callable[[], None]] = []
@@ -148,8 +149,11 @@ class Database:
         return backups.problems(self.library, self.paths.database, thorough=True)
 
     def close(self) -> None:
+        if self._companions.cut() is not None:
+            self._companions.close()  # before the others: this one then stays
         self._reader.dispose()
         with suppress(Exception):
+            self._refuse_cut_wal()
             self.checkpoint()
         self._writer.dispose()
         self._companions.close()
@@ -172,6 +176,7 @@ class Database:
         return now
 
     def _refuse_without_companions(self) -> None:
+        self._refuse_cut_wal()
         missing = self._companions.missing()
         if missing is None:
             return
@@ -188,6 +193,18 @@ class Database:
             hint="Restart the daemon, and leave the files beside the database alone.",
             headers={"Retry-After": "30"},
         )
+
+    def _refuse_cut_wal(self) -> None:
+        """Nothing may be moved from it into the database either: those pages would be garbage."""
+        self._cut = self._cut or self._companions.cut()
+        if self._cut is not None:
+            raise errors.StorageBroken(
+                f"{self._cut} was cut or overwritten while the database was open; nothing is "
+                "written any more.",
+                hint="Restart the daemon; where it refuses, put a backup back with `traind "
+                "restore`, which reads what came after it from the runs' directories.",
+                headers={"Retry-After": "30"},
+            )
 
     def _checkpoint(self) -> bool:
         raw = self._writer.raw_connection()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -329,6 +331,56 @@ def test_f24_the_wal_or_its_index_gone_while_open_is_noticed_and_nothing_is_lost
     db.close()
     again = Database.open(settings)
     assert _names(again) == {"acknowledged"}
+    assert again.integrity_check() == []
+    again.close()
+
+
+_CUT_WHILE_OPEN = """
+import os, sys
+from pathlib import Path
+from server import errors
+from server.database.db import Database
+from server.settings import Settings
+from tests.server.test_db import _add
+
+settings = Settings(data_dir=Path(sys.argv[1]))
+db = Database.open(settings)
+_add(db, "first")
+db.checkpoint()
+_add(db, "second")
+wal = f"{settings.paths.database}-wal"
+size = os.path.getsize(wal)
+match sys.argv[2]:
+    case "emptied":
+        os.truncate(wal, 0)
+    case "halved":
+        os.truncate(wal, size // 2)
+    case "overwritten":
+        Path(wal).write_bytes(b"x" * (size + 50_000))
+for action in (lambda: _add(db, "third"), lambda: db.read().__enter__()):
+    try:
+        action()
+    except errors.StorageBroken as error:
+        print(error.detail)
+db.close()
+"""
+
+
+@pytest.mark.parametrize("how", ["emptied", "halved", "overwritten"])
+def test_f24_a_wal_cut_or_overwritten_in_place_is_noticed_and_ruins_no_database(
+    settings: Settings, how: str
+) -> None:
+    """Without that, what is committed next lands in a broken WAL, and closing copies its garbage
+    into the database. In a process of its own: SQLite shares the index within one."""
+    if sqlite.choose_library().journal_mode != "WAL":
+        pytest.skip("this SQLite runs without a WAL")
+    root = str(settings.paths.root)
+    ended = subprocess.run(
+        [sys.executable, "-c", _CUT_WHILE_OPEN, root, how], capture_output=True, text=True
+    )
+    assert ended.stdout.count("traind.db-wal was cut or overwritten") == 2, ended.stderr
+    again = Database.open(settings)
+    assert _names(again) == {"first"}
     assert again.integrity_check() == []
     again.close()
 
