@@ -6,6 +6,7 @@ dies between two actions needs no special path.
 
 from __future__ import annotations
 
+import math
 import signal
 from dataclasses import dataclass, field
 
@@ -207,7 +208,9 @@ def _ladder(process: Seen, kind: str, timeout: float, grace: float) -> Action:
         why = f"it was stopped by a signal; it is continued so that it can {kind}"
         return Signal((signal.SIGCONT,), 1, why)
     if process.step <= 1 and process.since_step >= timeout:
-        return Signal(_asking_to_end(process), 2, f"no {kind} after {timeout:.0f} s")
+        is_told = process.since_step < math.inf
+        why = f"no {kind} after {timeout:.0f} s" if is_told else f"no {kind} reaches its inbox"
+        return Signal(_asking_to_end(process), 2, why)
     if process.step == 2 and process.since_step >= min(grace, timeout):
         return Signal((signal.SIGKILL,), 3, f"no end after SIGTERM on the way to {kind}")
     return WAIT

@@ -171,7 +171,7 @@ class Reconciler:
             presence=presence,
             has_begun=attempt.start_step is not None,
             sent=watch.sent(),
-            has_commands=bool(entry.commands),
+            has_commands=bool(entry.commands) and not watch.inbox_failed,
             step=entry.run.escalation,
             since_step=watch.since_step,
             silence=watch.silence,
@@ -274,19 +274,27 @@ class Reconciler:
                 delivered.append(row.id)
         except (OSError, JournalError) as error:
             log.warning("the inbox of run %s: %s", entry.run.name, error)
+            self._report_lost_inbox(attempt, watch, error)
         if delivered:
             watch.since_step = 0.0
             trainers.mark_delivered(self._context, attempt, delivered)
 
+    def _report_lost_inbox(self, attempt: Attempt, watch: Watch, error: Exception) -> None:
+        """Once; what was to be delivered waits for the next attempt, signals still arrive."""
+        watch.inbox_failed = True
+        words = f"commands no longer reach the trainer ({error}); pause and resume the run"
+        with self._context.db.write() as session:
+            trainers.note(session, attempt.run_id, attempt.number, "trouble", words, "error")
+
     def _send_command(self, run: Run, watch: Watch, kind: str) -> None:
         """A pause or a cancel that follows from the run's state alone."""
         command_type = commands.Pause if kind == "pause" else commands.Cancel
+        watch.since_step = 0.0
         try:
             watch.send(command_type(id=f"{kind}-{run.version}"))
         except (OSError, JournalError) as error:
             log.warning("the inbox of run %s: %s", run.name, error)
             watch.note_sent(kind)  # then the signals of the ladder must do
-        watch.since_step = 0.0
 
     # --- jobs ------------------------------------------------------------------------------------
 
@@ -358,12 +366,12 @@ class Reconciler:
                 trainers.sweep(watch)
 
     def _tell_job(self, job: Job, watch: Watch) -> None:
+        watch.since_step = 0.0
         try:
             watch.send(commands.Cancel(id=f"cancel-{job.id}"))
         except (OSError, JournalError) as error:
             log.warning("the inbox of job %s: %s", job.id, error)
             watch.note_sent("cancel")
-        watch.since_step = 0.0
 
 
 def _lives(watch: Watch | None) -> bool:

@@ -8,6 +8,7 @@ counts as a short one: a daemon or machine that slept must not call its trainers
 from __future__ import annotations
 
 import json
+import math
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -52,6 +53,7 @@ class Watch:
     stall_step: int = 0
     stalled: str | None = None
     exhausted: bool = False
+    inbox_failed: bool = False
     oom_kills: int = field(default_factory=lambda: kernel_log.memory_group().oom_kills)
     _dead: bool = False
     _last_look: float | None = None
@@ -132,12 +134,18 @@ class Watch:
         return frozenset(self._sent)
 
     def note_sent(self, kind: str) -> None:
-        """Count a command as told that could not be written."""
+        """Count a command as told that could not be written; a signal is due at once then."""
         self._sent.add(kind)
+        self.since_step, self.inbox_failed = math.inf, True
 
     def send(self, command: commands.Command) -> None:
-        """Append the command durably, once: one that is already there is not written again."""
+        """Append the command durably, once: one that is already there is not written again.
+
+        Raises OSError, JournalError, also when the process would not find what is written.
+        """
         inbox = self._open_inbox()
+        if not inbox.is_at_path():
+            raise journal.JournalError(f"{inbox.path} was deleted or replaced")
         if command.id in self._sent_ids:
             return
         body = command.model_dump(mode="json", exclude_none=True)

@@ -120,6 +120,27 @@ def test_escalation_command_then_sigterm_then_sigkill(
     house.close()
 
 
+@pytest.mark.parametrize("first", [True, False], ids=["unused", "open"])
+def test_a_pause_that_cannot_reach_the_inbox_is_a_signal_at_once(house: House, first: bool) -> None:
+    """The deadline of a pause is ten minutes; without its inbox the trainer would train on."""
+    run_id = house.create(steps=100_000)
+    with house.daemon():
+        house.reaches(run_id, 15)
+        (row,) = house.attempts(run_id)
+        directory = house.settings.paths.run(run_id).attempt(row.number)
+        if not first:
+            house.ask(jobs.save, run_id, pin=False)
+            house.until(lambda: (directory / "inbox.jsonl").read_text().count("\n") > 1)
+        (directory / "inbox.jsonl").unlink()
+        house.ask(jobs.save, run_id, pin=False)
+        house.until(lambda: house.events(run_id, "trouble"))
+        house.ask(runs.request_pause, run_id)
+        house.becomes(run_id, "paused")
+    (said,) = [e.message for e in house.events(run_id, "signal")]
+    assert said == "sent SIGTERM to the trainer: no pause reaches its inbox"
+    assert house.attempts(run_id)[0].outcome == "terminated"
+
+
 @pytest.mark.parametrize(("verb", "state"), [("pause", "paused"), ("cancel", "cancelled")])
 def test_a_stopped_trainer_is_continued_first_and_ends_in_order(
     house: House, verb: str, state: str

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.contract import failpoint
-from trainer.contract.rundir import fsync_directory, write_all
+from trainer.contract.rundir import fsync_directory, is_at, write_all
 
 VERSION = 1
 READABLE_VERSIONS = (1,)
@@ -87,6 +87,10 @@ class Writer:
         os.ftruncate(fd, batch.offset)
         os.fsync(fd)
         return cls(path, fd, reader.header, batch.next_seq, batch.offset)
+
+    def is_at_path(self) -> bool:
+        """Whether readers find this file: false once it was deleted or replaced."""
+        return is_at(self._fd, self.path)
 
     def append(self, record: dict[str, Any], *, durable: bool = False) -> int:
         """Append one record and return its seq. Raises JournalFull with nothing written.
