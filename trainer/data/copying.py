@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from trainer.data import documents, durable
+from trainer.data import documents, durable, left_out
 from trainer.data.documents import Sources
 from trainer.data.errors import DataError
 from trainer.data.left_out import shown
@@ -102,6 +102,12 @@ def _write_shards(sources: Sources, work: Path, progress: ReportProgress) -> str
     return digest.hexdigest()
 
 
+def _left_out(sources: Sources) -> str:
+    """What may be the reason: archives, say, that are to be unpacked first."""
+    left = left_out.sentences(sources.left.entries())
+    return f". {'; '.join(left)}" if left else ""
+
+
 def _require_enough(sources: Sources, train: ShardWriter, val: TextWriter) -> None:
     chars, number = train.chars + val.chars, train.documents + val.documents
     if chars < MIN_CHARS or not train.documents or not val.documents:
@@ -109,7 +115,7 @@ def _require_enough(sources: Sources, train: ShardWriter, val: TextWriter) -> No
             "corpus_too_small" if chars else "no_text",
             f"{sources.root} holds {chars:,} characters of text in {number} documents "
             f"({train.documents} for training); at least {MIN_CHARS:,} characters, and one "
-            "document each for training and validation, are needed",
+            "document each for training and validation, are needed" + _left_out(sources),
             sources.root,
         )
 

@@ -7,16 +7,17 @@ out is counted.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from trainer.contract.spec import DataSpec
-from trainer.data import opening, splits, walk
+from trainer.data import json_array, opening, splits, walk
 from trainer.data.errors import DataError
 from trainer.data.left_out import Account, shown
 
@@ -27,6 +28,8 @@ MAX_LINE_BYTES = 256 << 20
 SHOWN_KEYS = 20
 _NOT_BUILTIN = {"test", "tests", "site-packages", "__pycache__", "idle_test", "lib2to3"}
 _JSONL = (".jsonl", ".ndjson")
+_JSON = (".json",)
+_NO_DATA = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"})
 
 
 @dataclass
@@ -82,9 +85,7 @@ def find(spec: DataSpec) -> Sources:
     Raises DataError for a path that is missing, unreadable or without such files, and for a data
     set whose names leave a choice.
     """
-    is_jsonl = spec.source == "jsonl"
-    kind = "JSONL files (*.jsonl)" if is_jsonl else "text files"
-    found = walk.find(spec.path or "", _is_jsonl if is_jsonl else lambda name: True, kind)
+    found = _files(spec)
     sources = Sources(
         spec.source, found.root, found.files, column=spec.column or "text", left=found.left
     )
@@ -129,8 +130,22 @@ def cut(text: str, max_chars: int) -> Iterator[str]:
         yield text[start:]
 
 
-def _is_jsonl(name: str) -> bool:
-    return opening.without_compression(name).lower().endswith(_JSONL)
+def _files(spec: DataSpec) -> walk.FoundFile:
+    """C4 and Dolma, say, call their JSONL `.json.gz`; beside *.jsonl a .json holds settings."""
+    if spec.source != "jsonl":
+        return walk.find(spec.path or "", lambda name: True, "text files")
+    kind = "JSONL files (*.jsonl, *.json)"
+    try:
+        return walk.find(spec.path or "", lambda name: _ends(name, _JSONL), kind)
+    except DataError as error:
+        if error.code != "no_text":
+            raise
+    return walk.find(spec.path or "", lambda name: _ends(name, _JSON), kind)
+
+
+def _ends(name: str, endings: tuple[str, ...]) -> bool:
+    plain = opening.without_compression(name).lower()
+    return plain.endswith(endings) and plain not in _NO_DATA
 
 
 def _split(sources: Sources, spec: DataSpec, found: walk.FoundFile) -> None:
@@ -157,7 +172,7 @@ def _documents(stream: BinaryIO | None, path: Path, sources: Sources) -> Iterato
             raise DataError(
                 "bad_jsonl", f"line 1 of {shown(path)} is not text in UTF-8 or UTF-16", path
             )
-        yield from _read_jsonl(stream, path, sources)
+        yield from _read_json(stream, path, sources)
     elif stream is None:
         sources.left.add("binary", path)
     else:
@@ -224,6 +239,25 @@ class _Decoder:
 # --- JSONL ---------------------------------------------------------------------------------------
 
 
+def _read_json(stream: BinaryIO, path: Path, sources: Sources) -> Iterator[str]:
+    """JSONL, or one array of such records: the first character says which."""
+    sample = cast(io.BufferedReader, stream).peek(READ_BYTES)
+    if sample.lstrip()[:1] == b"[":
+        yield from _read_array(stream, path, sources)
+    else:
+        yield from _read_jsonl(stream, path, sources)
+
+
+def _read_array(stream: BinaryIO, path: Path, sources: Sources) -> Iterator[str]:
+    """The records of a JSON array, one in memory at a time. Raises DataError."""
+    for number, record in enumerate(json_array.records(stream, MAX_LINE_BYTES), 1):
+        if isinstance(record, json_array.Bad):
+            raise _bad_record(path, f"record {number:,}", record.why)
+        text = _text_of(record, path, f"record {number:,}", sources)
+        if text is not None:
+            yield text
+
+
 def _read_jsonl(stream: BinaryIO, path: Path, sources: Sources) -> Iterator[str]:
     decode = _Decoder(path, sources)
     number = 0
@@ -238,35 +272,39 @@ def _read_jsonl(stream: BinaryIO, path: Path, sources: Sources) -> Iterator[str]
             record = json.loads(decode(line))
         except (ValueError, RecursionError):
             raise _bad_line(path, number, "is not JSON") from None
-        text = _text_of(record, path, number, sources)
+        text = _text_of(record, path, f"line {number:,}", sources)
         if text is not None:
             yield text
 
 
-def _text_of(record: Any, path: Path, number: int, sources: Sources) -> str | None:
+def _text_of(record: Any, path: Path, where: str, sources: Sources) -> str | None:
     """The record's text; None, and counted, where it is null or blank. Raises DataError."""
     if not isinstance(record, dict):
-        raise _bad_line(path, number, "is not a JSON object")
+        raise _bad_record(path, where, "is not a JSON object")
     if sources.column not in record:
         keys = ", ".join(map(str, list(record)[:SHOWN_KEYS])) or "none"
         advice = "name the one with the text as data.column"
-        raise _bad_line(path, number, f"has no key '{sources.column}' (it has: {keys}); {advice}")
+        raise _bad_record(path, where, f"has no key '{sources.column}' (it has: {keys}); {advice}")
     text = record[sources.column]
     if text is not None and not isinstance(text, str):
         kind = type(text).__name__
-        raise _bad_line(path, number, f"has a key '{sources.column}' that is {kind}, not text")
+        raise _bad_record(path, where, f"has a key '{sources.column}' that is {kind}, not text")
     if text is None or not text.strip():
         reason = "null_text" if text is None else "blank"
-        sources.left.add(reason, f"line {number:,} of {shown(path)}")
+        sources.left.add(reason, f"{where} of {shown(path)}")
         return None
     if text.isascii():
         return text
     # JSON can spell half a character (\ud800), which no encoding can hold
     whole = text.encode("utf-8", "replace").decode("utf-8")
     if whole != text:
-        sources.left.add("half_characters", f"line {number:,} of {shown(path)}")
+        sources.left.add("half_characters", f"{where} of {shown(path)}")
     return whole
 
 
 def _bad_line(path: Path, number: int, why: str) -> DataError:
-    return DataError("bad_jsonl", f"line {number:,} of {shown(path)} {why}", path)
+    return _bad_record(path, f"line {number:,}", why)
+
+
+def _bad_record(path: Path, where: str, why: str) -> DataError:
+    return DataError("bad_jsonl", f"{where} of {shown(path)} {why}", path)

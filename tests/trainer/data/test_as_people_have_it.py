@@ -21,7 +21,7 @@ import pytest
 
 from tests.trainer.data.conftest import FIXTURE, write_shard
 from trainer.contract.spec import DataSpec, TokenizerSpec
-from trainer.data import copying, parquet
+from trainer.data import copying, json_array, parquet
 from trainer.data import tokenizer as tokenizers
 from trainer.data.errors import DataError
 from trainer.data.parquet import TextFile, TextWriter
@@ -505,3 +505,80 @@ def test_a_home_that_is_not_there_is_a_data_error(tmp_path) -> None:
     ):
         with pytest.raises(DataError, match="nosuchuser"):
             prepare(spec, data_dir=tmp_path / "data", vocab_size=768, tokens_needed=0)
+
+
+# --- .json ---------------------------------------------------------------------------------------
+
+
+def test_json_lines_are_read_by_content_also_when_they_are_called_json(tmp_path: Path) -> None:
+    """C4 and Dolma call their JSONL `.json.gz`; a description of the data set lies beside it."""
+    root = tmp_path / "c4"
+    root.mkdir()
+    for name in ("c4-train.00000-of-00002", "c4-train.00001-of-00002", "c4-validation.00000"):
+        (root / f"{name}.json.gz").write_bytes(gzip.compress(lines(name).encode()))
+    (root / "dataset_info.json").write_text('{"description": "no text here"}')
+    data = prepared(tmp_path, source="jsonl", path=str(root))
+    assert words_of(data, "train") == {"c4-train.00000-of-00002", "c4-train.00001-of-00002"}
+    assert words_of(data, "val") == {"c4-validation.00000"}
+    assert counts(data) == {"other_kind": 1}
+
+
+def test_beside_jsonl_a_json_file_is_left_out_and_counted(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    root.mkdir()
+    (root / "a.jsonl").write_text(lines("a"))
+    (root / "b.jsonl").write_text(lines("b"))
+    (root / "settings.json").write_text("[1]")
+    data = prepared(tmp_path, source="jsonl", path=str(root))
+    assert counts(data) == {"other_kind": 1}
+
+
+@pytest.mark.parametrize("read_bytes", [1, 7, 4 << 20])
+def test_an_array_of_records_is_read(
+    tmp_path: Path, read_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(json_array, "READ_BYTES", read_bytes)
+    root = tmp_path / "set"
+    root.mkdir()
+    records = [{"text": f"wörter {n} " + "words " * 9, "n": [n, {"m": "]"}]} for n in range(40)]
+    (root / "a.json").write_text(json.dumps(records, indent=2, ensure_ascii=False))
+    (root / "b.json").write_text(" \n[ " + ",\n".join(map(json.dumps, records)) + "]\n")
+    (root / "c.json").write_text(json.dumps([*records[:3], {"text": None}]))
+    (root / "d.json").write_text("[]")
+    data = prepared(tmp_path, source="jsonl", path=str(root))
+    wanted = [record["text"] for record in records]
+    read = [*texts_of(data, "train"), *texts_of(data, "val")]
+    assert sorted(read) == sorted([*wanted, *wanted, *wanted[:3]])
+    assert counts(data) == {"null_text": 1}
+    (left,) = data.left_out
+    assert left.first == f"record 4 of {root / 'c.json'}"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('[{"text": "a"}, {"text": ', "record 2 of .* is not JSON, or the file ends within it"),
+        ('[{"text": "a"} {"text": "b"}]', "record 2 of .* a comma or ] is missing"),
+        ('[{"text": "a"}, 5]', "record 2 of .* is not a JSON object"),
+        ('[{"text": "a"}, {"body": "b"}]', "record 2 of .* has no key 'text'"),
+        ('[{"text": "a"}', "record 2 of .* a comma or ] is missing"),
+        ("[" * 100_000, "record 1 of .* is nested too deeply"),
+        ('{\n  "text": "pretty"\n}', "line 1 of .* is not JSON"),
+    ],
+)
+def test_a_damaged_array_names_file_and_record(tmp_path: Path, content: str, said: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(content)
+    with pytest.raises(DataError, match=said):
+        prepared(tmp_path, source="jsonl", path=str(path))
+
+
+def test_a_folder_of_archives_says_what_was_left_out(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    root.mkdir()
+    for name in ("a.zip", "b.zip"):
+        (root / name).write_bytes(b"PK\x03\x04" + bytes(range(256)) * 40)
+    with pytest.raises(
+        DataError, match=r"2 files left out \(not text in .*\); the first is .*a\.zip"
+    ):
+        prepared(tmp_path, source="text", path=str(root))

@@ -1,0 +1,93 @@
+"""Reads a JSON array record by record: a corpus of gigabytes never stands in memory as a whole."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+READ_BYTES = 4 << 20
+_SPACE = re.compile(r"[ \t\r\n]*")
+
+
+@dataclass(frozen=True)
+class Bad:
+    """The record at this place cannot be read; nothing behind it can either."""
+
+    why: str
+
+
+def records(stream: BinaryIO, max_chars: int) -> Iterator[Any]:
+    """The elements of the array in the stream, in order; the last one is Bad where it is damaged.
+
+    max_chars: of one record.
+    """
+    text = _Text(stream)
+    text.skip("[")
+    while not text.is_next("]"):
+        record = _next(text, max_chars)
+        yield record
+        if isinstance(record, Bad):
+            return
+        if not text.skip(",") and not text.is_next("]"):
+            yield Bad("is not JSON: a comma or ] is missing before it")
+            return
+
+
+def _next(text: _Text, max_chars: int) -> Any:
+    """The record that begins here. Twice as much is read each time it is not whole."""
+    decode = json.JSONDecoder().raw_decode
+    wanted = READ_BYTES
+    while True:
+        try:
+            record, end = decode(text.read, text.at)
+        except RecursionError:
+            return Bad("is nested too deeply")
+        except ValueError:
+            record, end = None, -1
+        if 0 <= end < len(text.read) or (end >= 0 and text.is_over):
+            text.at = end
+            return record
+        if text.is_over:
+            return Bad("is not JSON, or the file ends within it")
+        if len(text.read) - text.at > max_chars:
+            return Bad(f"is not JSON, or longer than {max_chars:,} characters")
+        text.more(wanted)
+        wanted *= 2
+
+
+class _Text:
+    """read: what is decoded. at: where the part begins that is not yet taken."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self.read, self.at, self.is_over = "", 0, False
+
+    def more(self, num_bytes: int) -> None:
+        chunk = self._stream.read(num_bytes)
+        self.is_over = not chunk
+        self.read = self.read[self.at :] + self._decoder.decode(chunk, final=not chunk)
+        self.at = 0
+
+    def is_next(self, mark: str) -> bool:
+        """Whether this is the next character that is no white space; also false at the end."""
+        self._skip_space()
+        while self.at == len(self.read) and not self.is_over:
+            self.more(READ_BYTES)
+            self._skip_space()
+        return self.read.startswith(mark, self.at)
+
+    def skip(self, mark: str) -> bool:
+        found = self.is_next(mark)
+        if found:
+            self.at += len(mark)
+            self.is_next(mark)
+        return found
+
+    def _skip_space(self) -> None:
+        found = _SPACE.match(self.read, self.at)
+        self.at = found.end() if found else self.at
