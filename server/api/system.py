@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import shutil
 import time
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -18,6 +17,7 @@ from server.database import tables
 from server.database.db import Database
 from server.errors import Busy
 from server.machine import devices
+from server.machine import disk as machine_disk
 from server.machine.devices import Device
 from server.machine.readings import Readings, process_name
 from server.proof import CHALLENGE_HEADER, PROOF_HEADER
@@ -53,7 +53,7 @@ def readyz(request: Request, db: Db, conf: Conf) -> dict[str, str]:
     supervisor = getattr(request.app.state, "supervisor", None)
     if supervisor is not None and not supervisor.is_alive:
         raise Busy("The supervisor is not running.", headers={"Retry-After": "1"})
-    free = shutil.disk_usage(conf.paths.root).free
+    free = machine_disk.space(conf.paths.root).free
     if free < FULL_DISK_BYTES:
         raise Busy(
             f"The disk is full: {num_bytes(free)} left in {conf.paths.root}. Runs wait for room.",
@@ -77,7 +77,7 @@ def metrics(request: Request, db: Db) -> Response:
 @router.get("/v1/system")
 def system(request: Request, db: Db, conf: Conf) -> SystemView:
     """Devices, VRAM by owner, disk, versions, peak FLOP/s and its source."""
-    disk = shutil.disk_usage(conf.paths.root)
+    disk = machine_disk.space(conf.paths.root)
     notices = getattr(request.app.state, "notices", None)
     undelivered = notices.problems(time.time()) if notices is not None else []
     return SystemView(

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from server.api import system
 from server.api.stream_source import source_of
 from server.database import tables
+from server.machine import disk
 from server.queries import store
 from tests.server.asgi import Asgi
 from trainer.contract.rundir import LOCK
@@ -123,7 +123,7 @@ def test_f19_a_daemon_on_a_full_disk_is_not_ready(
     asgi: Asgi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert asgi.get("/readyz").status_code == 200
-    monkeypatch.setattr(system.shutil, "disk_usage", lambda path: Usage(10**12, 10**12, 12_345))
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: Usage(10**12, 10**12, 12_345))
     answer = asgi.get("/readyz")
     assert answer.status_code == 503
     assert "The disk is full: 12 kB left" in answer.json()["detail"]
