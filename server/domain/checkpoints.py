@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from server.database import tables
 from server.domain import lineage
 from server.errors import Conflict, NotFound
 from trainer.contract import holds
-from trainer.contract.rundir import RunDir, parse_checkpoint_name
+from trainer.contract.rundir import RunDir, parse_checkpoint_name, remove_checkpoint
 
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 4 << 20
@@ -137,10 +137,10 @@ def delete(session: Session, run: tables.Run, checkpoint: tables.Checkpoint, now
 
 def remove(directory: RunDir, name: str) -> None:
     """Take the files away: renamed first, so that half a checkpoint is never seen."""
-    trash = directory.checkpoints / f"{_TRASH}{name}"
+    trash = directory.checkpoints / f"{_TRASH}{name}-{time.time_ns()}"
     with suppress(OSError):
         os.rename(directory.checkpoints / name, trash)
-        shutil.rmtree(trash, ignore_errors=True)
+        remove_checkpoint(trash)
 
 
 def part(directory: RunDir, checkpoint: tables.Checkpoint, name: str) -> Part:

@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session
 from server.database import tables
 from server.database.db import Database
 from trainer.contract.rundir import (
+    CHECKPOINT_FILES,
     DataDir,
     parse_attempt_name,
     parse_checkpoint_name,
@@ -116,7 +117,7 @@ def _is_ours(name: str) -> bool:
 _OF_A_RUN = frozenset({
     "spec.json", "plan.json", "data.json", "frozen.json", "run.json", "trainer.lock", MARK,
     "attempts", "checkpoints",  # of a run
-    "model.safetensors", "optimizer.safetensors", "state.json", "manifest.json",  # of a checkpoint
+    *CHECKPOINT_FILES,
     "order.json", "inbox.jsonl", "outbox.jsonl", "trainer.log", "exit.json", "lock",  # an attempt
 })  # fmt: skip
 

@@ -345,3 +345,24 @@ def test_f34_a_new_level_of_the_loss_stops_being_a_spike():
     said = [watch.observe(100 + step, 4.0) is not None for step in range(2 * WINDOW_STEPS)]
     assert said[0]
     assert not any(said[-20:])
+
+
+def test_a_checkpoint_that_is_a_link_to_another_disk_is_one_like_all_others(
+    lab: Callable[..., Lab], tmp_path: Path
+) -> None:
+    run = lab("linked", **SHORT)
+    finish(run)
+    directory, disk = run.run_dir.checkpoints, tmp_path / "disk"
+    disk.mkdir()
+    names = sorted(path.name for path in directory.iterdir())
+    for name in names:
+        shutil.move(directory / name, disk / name)
+        (directory / name).symlink_to(disk / name)
+    (disk / names[0] / "notes.txt").write_text("somebody else's")
+    found = store.newest(directory, Lineage(limits={1: STEPS}))
+    assert found is not None
+    assert (found.path.name, found.passed_over) == (names[-1], [])
+    for name in names:
+        store.remove(directory / name)
+    assert list(directory.iterdir()) == []
+    assert [path.name for path in disk.rglob("*")] == [names[0], "notes.txt"]

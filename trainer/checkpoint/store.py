@@ -26,19 +26,16 @@ from trainer.checkpoint import safetensors_writer
 from trainer.contract import causes, failpoint, holds
 from trainer.contract.orders import Lineage
 from trainer.contract.rundir import (
+    CHECKPOINT_FILES,
     checkpoint_name,
     fsync_directory,
     parse_attempt_name,
     parse_checkpoint_name,
+    remove_checkpoint,
     write_durably,
 )
 
-MODEL, OPTIMIZER, STATE, MANIFEST = (
-    "model.safetensors",
-    "optimizer.safetensors",
-    "state.json",
-    "manifest.json",
-)
+MODEL, OPTIMIZER, STATE, MANIFEST = CHECKPOINT_FILES
 _TEMP = ".writing-"
 _TRASH = ".removing-"
 _SEAL = b',\n "seal": "'
@@ -263,7 +260,7 @@ def candidates(directory: Path, lineage: Lineage, max_step: int | None = None) -
     found = []
     for path in directory.iterdir() if directory.is_dir() else ():
         named = parse_checkpoint_name(path.name)
-        if named is None or not path.is_dir() or path.is_symlink():
+        if named is None or not path.is_dir():  # a link is one that lies on another disk
             continue
         step, attempt = named
         if lineage.holds(attempt, step) and (max_step is None or step <= max_step):
@@ -365,7 +362,7 @@ def remove(path: Path) -> None:
         os.rename(trash, path)
         return
     fsync_directory(path.parent)
-    shutil.rmtree(trash, ignore_errors=True)
+    remove_checkpoint(trash)
 
 
 def sweep(directory: Path) -> list[str]:
@@ -376,5 +373,5 @@ def sweep(directory: Path) -> list[str]:
         if path.name.startswith((_TEMP, _TRASH))
     ]
     for path in leftovers:
-        shutil.rmtree(path, ignore_errors=True)
+        remove_checkpoint(path)
     return [path.name for path in leftovers]

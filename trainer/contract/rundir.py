@@ -115,6 +115,7 @@ def _names(directory: Path) -> list[str]:
 # Eighteen digits fit into a row; `[0-9]` since \d takes the digits of every script.
 CHECKPOINT_PATTERN = r"^step-([0-9]{9,18})-a([0-9]{4,18})$"
 _CHECKPOINT = re.compile(CHECKPOINT_PATTERN)
+CHECKPOINT_FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "manifest.json")
 _ATTEMPT = re.compile(r"[0-9]{4,18}")
 
 
@@ -240,6 +241,21 @@ def _discard(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Remove a checkpoint's directory; of one that is a link to another disk, what it leads to.
+    What cannot be removed stays.
+    """
+    if not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    target = path.resolve()
+    with suppress(OSError):
+        for name in CHECKPOINT_FILES:
+            (target / name).unlink(missing_ok=True)
+        path.unlink()
+        target.rmdir()  # stays where it holds anything else
 
 
 def write_all(fd: int, content: bytes | memoryview) -> None:
