@@ -1,6 +1,6 @@
 # traind: `make demo` to see it, `make test` to prove it, `make serve` to use it.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test check docs nullgpu soak soak-ci bench clean
+.PHONY: help setup demo serve test coverage check docs nullgpu soak soak-ci bench clean
 
 PYTHON := .venv/bin/python
 EXTRAS := trainer,png,notify,tensorboard,dev,docs
@@ -36,6 +36,10 @@ docs: setup ## Build the documentation into docs/_build
 test: check docs ## Everything: checks and all tests (under 15 minutes on 2 cores)
 	@$(PYTHON) -m pytest -n 2 --dist loadfile --ignore tests/nullgpu
 
+coverage: setup ## Line coverage of server and trainer by the tests that run in one process, as a figure
+	@$(PYTHON) -m pytest -n 2 --dist loadfile --cov --cov-report= tests/contract tests/server tests/trainer
+	@$(PYTHON) -m coverage report --format=total | sed 's/.*/coverage of server and trainer: &%/'
+
 nullgpu: setup ## Tests on a null GPU: torch's CUDA build (5 GB, once) over stubs of the driver
 	@[ -n "$$TRAIND_NULLGPU_PYTHON" ] || $(PYTHON) -m tests.nullgpu.install .venv-cuda
 	@TRAIND_TEST_REQUIRE=nullgpu $(PYTHON) -m pytest -n 2 --dist loadfile tests/nullgpu
@@ -50,4 +54,4 @@ bench: setup ## Benchmarks: ratios against the plain reference; PARTS="step pack
 	@$(PYTHON) -m tests.bench $(PARTS)
 
 clean: ## Remove what the targets made, never a data directory
-	@rm -rf .venv .venv-cuda .nullgpu .demo build dist *.egg-info
+	@rm -rf .venv .venv-cuda .nullgpu .demo .coverage* build dist *.egg-info

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
 
+from server.daemon import systemd
+from server.settings import Settings
 from trainer.contract.plan import make_plan
 from trainer.contract.spec import resolve
 
@@ -31,6 +34,31 @@ def test_the_12_gb_example_is_the_preset() -> None:
     assert resolve(body).model_dump(exclude={"preset"}) == preset.model_dump(exclude={"preset"})
 
 
+def test_the_systemd_example_is_what_the_installer_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/usr/local/bin:/usr/bin:/bin")
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    example = (ROOT / "examples" / "traind.service").read_text()
+    assert example == systemd.unit([], python="/opt/traind/.venv/bin/python")
+
+
+def test_the_compose_example_starts_the_image_as_the_dockerfile_makes_it() -> None:
+    service = yaml.safe_load((ROOT / "examples" / "compose.yaml").read_text())["services"]["traind"]
+    dockerfile = (ROOT / "docker" / "Dockerfile").read_text()
+    port = Settings.model_fields["port"].default
+    assert service["ports"] == [f"127.0.0.1:{port}:{port}"]
+    assert [volume.split(":")[1] for volume in service["volumes"]] == re.findall(
+        r"TRAIND_DATA_DIR=(\S+)", dockerfile
+    )
+    gpus = yaml.safe_load((ROOT / "docker" / "compose.gpu.yaml").read_text())["services"]["traind"]
+    assert service["deploy"] == gpus["deploy"]
+
+
+def test_every_example_is_in_the_table() -> None:
+    table = (ROOT / "examples" / "README.md").read_text()
+    files = {path.name for path in (ROOT / "examples").iterdir() if path.is_file()} - {"README.md"}
+    assert set(re.findall(r"^\| `([^`]+)`", table, re.MULTILINE)) == files
+
+
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_relative_links_lead_to_files(path: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)", path.read_text()):
@@ -42,7 +70,8 @@ def test_relative_links_lead_to_files(path: Path) -> None:
 @pytest.mark.parametrize(
     "name",
     ["LICENSE", "CONTRIBUTING.md", "SECURITY.md", "CODE_OF_CONDUCT.md", "CHANGELOG.md",
-     ".pre-commit-config.yaml", ".github/workflows/ci.yml", "server/py.typed", "trainer/py.typed"],
+     ".pre-commit-config.yaml", ".github/workflows/ci.yml", ".github/ISSUE_TEMPLATE/bug.yml",
+     ".github/ISSUE_TEMPLATE/feature.yml", "server/py.typed", "trainer/py.typed"],
 )  # fmt: skip
 def test_what_people_look_for_is_there(name: str) -> None:
     assert (ROOT / name).exists()
@@ -52,3 +81,24 @@ def test_paths_named_in_the_pages_exist() -> None:
     for page in (ROOT / "docs").glob("*.md"):
         for path in PATH.findall(page.read_text()):
             assert (ROOT / path).exists(), f"{page.name} names {path}"
+
+
+def test_the_workflow_and_the_hooks_call_targets_and_tools_that_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    called = re.findall(r"run: make ([a-z-]+)", workflow)
+    called += re.findall(r"^\s*make ([a-z-]+)$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+    assert {"test", "coverage", "docs"} <= set(called) <= targets
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    makefile = (ROOT / "Makefile").read_text()
+    for hook in hooks:
+        assert hook["entry"].split()[0] in makefile, f"make check does not run {hook['id']}"
+
+
+def test_classifiers_and_workflow_name_the_same_versions_of_python() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = [c.rsplit(" ", 1)[1] for c in project["classifiers"] if ":: Python :: 3." in c]
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    assert workflow["jobs"]["test"]["strategy"]["matrix"]["python"] == named
+    assert project["requires-python"] == f">={named[0]}"
+    assert {"Homepage", "Documentation", "Changelog", "Issues"} <= project["urls"].keys()
