@@ -102,8 +102,10 @@ def patch(run: RunRef, body: PatchRun, act: Doing) -> RunDetail:
 
 
 @router.delete("/{run}", status_code=204, response_class=Response, responses=problems(404, 409))
-def delete(run: RunRef, act: Doing, conf: Conf) -> Response:
+def delete(run: RunRef, act: Doing, conf: Conf, request: Request) -> Response:
     """Delete a run that has ended, with its checkpoints and history."""
+    if request.app.state.notices is not None:
+        request.app.state.notices.take_in(act.now)  # its events go with it; its notices do not
     with act.db.write() as session:
         directory = conf.paths.root / runs.delete(session, store.get_run(session, run), act.now)
         run_deletion.mark(directory)

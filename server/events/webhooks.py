@@ -70,8 +70,13 @@ class Delivery:
         self.due = now + WAITS_SECONDS[min(self.tries, len(WAITS_SECONDS) - 1)]
         self.tries, self.why = self.tries + 1, why
 
+    def is_due(self, now: float) -> bool:
+        """Also when the clock was set back since: no wait is longer than the last one."""
+        return not now < self.due <= now + WAITS_SECONDS[-1]
+
     def is_given_up(self, now: float) -> bool:
-        return now - self.since > GIVE_UP_SECONDS
+        """After so many tries only: a machine may have slept for a week, or its clock jumped."""
+        return now - self.since > GIVE_UP_SECONDS and self.tries >= len(WAITS_SECONDS)
 
 
 @dataclass
@@ -108,6 +113,7 @@ class WebhookThread:
         self._db, self._root, self._deliver = db, root, deliver
         self._woken, self._ended = threading.Event(), threading.Event()
         self._place: DeliveryState | None = None  # read at the first look
+        self._lock = threading.Lock()  # of the place; never held while something is sent
         self._thread = threading.Thread(target=self._run, name="notices", daemon=True)
 
     def start(self) -> None:
@@ -133,25 +139,44 @@ class WebhookThread:
 
     def look(self, now: float) -> float | None:
         """Take in what happened, send what is due; when the next one is due."""
-        self._place = place = self._place or self._kept()
-        after, found = self._happened(place.after, now)
-        place.after = after
-        if found:
-            place.waiting = [*place.waiting, *found]
-            self._drop_the_oldest(place, now)
-            self._keep(place)
+        place = self.take_in(now)
         refused: dict[str, str] = {}  # url -> why: it is asked once a look, however much waits
-        for one in [d for d in place.waiting if d.due <= now]:
+        for one in [d for d in place.waiting if d.is_due(now)]:
             if self._ended.is_set():
                 break
             self._try(place, one, refused, now)
-            self._keep(place)
         return min((d.due for d in place.waiting), default=None)
+
+    def take_in(self, now: float) -> DeliveryState:
+        """Make deliveries of what happened. Also called before a run is deleted with its events."""
+        with self._lock:
+            self._place = place = self._place or self._kept()
+            after, found = self._happened(place.after, now)
+            place.after = after
+            if found:
+                place.waiting = [*place.waiting, *found]
+                self._drop_the_oldest(place, now)
+                self._keep(place)
+            return place
 
     def _try(
         self, place: DeliveryState, one: Delivery, refused: dict[str, str], now: float
     ) -> None:
         why = refused.get(one.url) or self._send(one)
+        with self._lock:
+            self._note(place, one, refused, why, now)
+            self._keep(place)
+
+    def _note(
+        self,
+        place: DeliveryState,
+        one: Delivery,
+        refused: dict[str, str],
+        why: str | None,
+        now: float,
+    ) -> None:
+        if one not in place.waiting:
+            return  # given up meanwhile: too many wait
         if why is None:
             place.waiting.remove(one)
             self._report_taken(one)

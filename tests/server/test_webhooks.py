@@ -115,6 +115,45 @@ def test_a_receiver_that_never_answers_is_given_up(asgi: Asgi) -> None:
     assert tries < 100
 
 
+def test_a_machine_that_slept_for_a_week_still_tries(asgi: Asgi) -> None:
+    receiver = Receiver()
+    fresh(asgi, receiver).look(0.0)
+    asgi.create("demo", notify=[URL])
+    happen(asgi, "demo", State.failed, reason=Reason.crashed)
+    receiver.takes = False
+    fresh(asgi, receiver).look(1.0)
+    now = 7 * 86_400.0
+    due = fresh(asgi, receiver).look(now)  # the network is not up yet
+    assert due is not None
+    receiver.takes = True
+    fresh(asgi, receiver).look(due)
+    assert receiver.told == [("failed", "demo")]
+
+
+def test_a_clock_that_was_wrong_delays_no_notice(asgi: Asgi) -> None:
+    receiver = Receiver()
+    fresh(asgi, receiver).look(0.0)
+    asgi.create("demo", notify=[URL])
+    happen(asgi, "demo", State.failed, reason=Reason.crashed)
+    receiver.takes = False
+    fresh(asgi, receiver).look(10 * 365 * 86_400.0)  # before the time server set it right
+    receiver.takes = True
+    fresh(asgi, receiver).look(1000.0)
+    assert receiver.told == [("failed", "demo")]
+
+
+def test_a_run_deleted_at_once_still_tells(asgi: Asgi) -> None:
+    receiver = Receiver()
+    notices = fresh(asgi, receiver)
+    notices.look(0.0)
+    asgi.app.state.notices = notices
+    asgi.create("demo", notify=[URL])
+    happen(asgi, "demo", *LIFE, State.completed)
+    assert asgi.request("DELETE", "/v1/runs/demo").status_code == 204
+    fresh(asgi, receiver).look(1e12)
+    assert receiver.told == [("completed", "demo")]
+
+
 def test_the_past_is_not_told_when_it_first_looks_nor_after_a_broken_file(asgi: Asgi) -> None:
     receiver = Receiver()
     asgi.create("demo", notify=[URL])
