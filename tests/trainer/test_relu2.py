@@ -24,7 +24,7 @@ from tests.trainer.test_step import assert_equal_gradients, gradients, plain_twi
 from trainer.contract import orders
 from trainer.contract.orders import AttemptOrder
 from trainer.model import relu2
-from trainer.model.block import block, mlp
+from trainer.model.architecture import block, mlp
 from trainer.optim.optimizer import Optimizer
 from trainer.runtime import autotune
 from trainer.train import frozen_choices, session

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from trainer.evaluate import network
+from trainer.model.architecture import attention
 
 QUERY_BLOCK = 64
 QUERY_STEP, KEY_STEP = 16, 32  # sizes are rounded up to these, so that there are few of them
@@ -84,7 +85,7 @@ class RunAttention:
         parts = []
         for g in groups:
             keys, values = _rows(kv, g.keys, g.num_blocks).unbind(2)
-            y = network.attention(_rows(q, g.queries, g.num_blocks), keys, values, g.mask)
+            y = attention(_rows(q, g.queries, g.num_blocks), keys, values, g.mask)
             parts.append(y.reshape(len(g.queries), -1))
         return torch.cat(parts).index_select(0, order).view(-1, *q.shape[1:])
 

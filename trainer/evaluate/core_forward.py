@@ -19,6 +19,7 @@ from trainer.evaluate import network
 from trainer.evaluate.core_attention import Run, RunAttention
 from trainer.evaluate.core_prompts import Item, common_prefix
 from trainer.model import head
+from trainer.model.architecture import NO_TOKEN
 
 LIKELIEST_TOKENS = 512  # logits of so many tokens exist at a time
 
@@ -84,7 +85,7 @@ def tree(item: Item) -> Tree:
     parts = [sequences[0][:trunk], *(s[trunk:] for s in sequences)]
     ids = np.concatenate(parts, dtype=np.int64)
     *branches, _ = np.cumsum([len(part) for part in parts]).tolist()
-    previous = np.concatenate([[network.NO_TOKEN], ids])
+    previous = np.concatenate([[NO_TOKEN], ids])
     previous[branches] = previous[trunk]
     positions = np.concatenate(
         [np.arange(trunk), *(np.arange(trunk, len(sequence)) for sequence in sequences)]

@@ -1,15 +1,15 @@
-"""Inference forward pass over loose tokens, each with a position and a predecessor.
+"""Inference forward pass: `architecture.hidden` for loose tokens, faster without gradients.
 
 Training forwards whole rows. Decoding forwards one token after many, CORE a prompt with several
-endings: both say where each token stands and what it may look at. The arithmetic is that of
-`trainer/model/block.py` without gradients, which allows these savings: query, key and value in one
-product, a rotation as one complex product, work in place, some tokens at a time so that what a
-layer makes of them stays in the cache, and in the last layer only the tokens that are wanted.
+endings: each token has a position, a token before it and keys that it may see. The results are
+those of `trainer/model/architecture.py` (tests/trainer/evaluate/test_network.py). What is saved:
+query, key and value in one product, a rotation as one complex product, work in place, some tokens
+at a time so that what a layer makes of them stays in the processor's cache, and in the last layer
+only the tokens that are wanted.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -17,13 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.contract.shape import VE_GATE_CHANNELS
-from trainer.model import head, parameters
-from trainer.model.block import QK_SCALE, SMEAR_CHANNELS, VE_GATE_SCALE, norm
+from trainer.contract.shape import SMEAR_CHANNELS, VE_GATE_CHANNELS
+from trainer.model import parameters
+from trainer.model.architecture import NO_TOKEN, QK_SCALE, SOFTCAP, VE_GATE_SCALE, norm
 from trainer.model.gpt import GPT
 
 LONGEST_FACTOR = 10  # longest prompt forwarded whole, in sequence_len (docs/recipe.md)
-NO_TOKEN = -1
 CHUNK_TOKENS_CPU = 2048  # what a layer makes of so many stays in the cache (width 64)
 
 # (layer, q (M, H, C), k and v (N, 2, K, C)) -> (M, H, C); M <= N, fewer in the last layer
@@ -87,7 +86,7 @@ class Network:
     def logits(self, x_ND: Tensor) -> Tensor:
         """Softcapped float32 logits (N, vocab_size)."""
         z = F.linear(x_ND, self.head).float()
-        return z.div_(head.SOFTCAP).tanh_().mul_(head.SOFTCAP)
+        return z.div_(SOFTCAP).tanh_().mul_(SOFTCAP)
 
     def window(self, layer: int) -> int:
         """How many tokens back a layer looks."""
@@ -175,13 +174,3 @@ def _turn_and_norm(x_NHC: Tensor, turn_N: Tensor) -> None:
     weights = squares.new_full(squares.shape[-1:], 1 / squares.size(-1))
     scale = torch.mv(squares.flatten(0, 1), weights).add_(torch.finfo(torch.float32).eps).rsqrt_()
     torch.mul(turned, scale.mul_(QK_SCALE).view(*turned.shape[:-1], 1), out=x_NHC)
-
-
-def attention(q_RTHC: Tensor, k_RSKC: Tensor, v_RSKC: Tensor, mask: Tensor | None) -> Tensor:
-    """Rows of queries over rows of keys -> (R, T, H, C). mask (R or 1, 1, T, S), None: causal."""
-    q, k, v = (x.transpose(1, 2) for x in (q_RTHC, k_RSKC, v_RSKC))
-    if k.size(1) != q.size(1):
-        k, v = (x.repeat_interleave(q.size(1) // k.size(1), dim=1) for x in (k, v))
-    scale = 1 / math.sqrt(q.size(-1))
-    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale)
-    return y.transpose(1, 2)

@@ -1,14 +1,14 @@
 """Hugging Face export: config.json, model.safetensors, tokenizer.json, modeling_traind.py.
 
-`transformers` has no class for this architecture, so the folder brings its own small model file; it
-needs torch and safetensors only. `python modeling_traind.py "Once upon a time"` continues a text
-when `tokenizers` is installed; README.md in the folder says how to load it from code.
+`transformers` has no class for this architecture, so the folder brings its own small model file. It
+is assembled from the source of `trainer/model/architecture.py` and needs torch and safetensors
+only. `python modeling_traind.py "Once upon a time"` continues a text when `tokenizers` is
+installed; README.md in the folder says how to load it from code.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,11 @@ from torch import Tensor
 
 from trainer.contract.shape import ModelShape
 from trainer.data.tokenizer import Tokenizer
+from trainer.interop import single_file
 from trainer.model import parameters
+from trainer.model.architecture import ROTARY_BASE, SOFTCAP
 
-MODELING = Path(__file__).with_name("modeling_traind.py")
+MODELING = "modeling_traind.py"
 
 README = """\
 # {name}
@@ -57,6 +59,7 @@ def export_huggingface(
         "generation_config.json": json.dumps(_special_ids(tokenizer), indent=2),
         "tokenizer.json": json.dumps(tokenizer_json(tokenizer), ensure_ascii=False),
         "tokenizer_config.json": json.dumps(_tokenizer_config(tokenizer, shape), indent=2),
+        MODELING: single_file.assemble("trainer.interop.modeling_traind"),
         "README.md": README.format(
             name=name,
             layers=shape.n_layer,
@@ -69,14 +72,13 @@ def export_huggingface(
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     for file, content in written.items():
         (folder / file).write_text(content, encoding="utf-8")
-    shutil.copyfile(MODELING, folder / MODELING.name)
-    return [folder / file for file in ("model.safetensors", MODELING.name, *written)]
+    return [folder / file for file in ("model.safetensors", *written)]
 
 
 def config_for(
     shape: ModelShape, tokenizer: Tokenizer, weights: Mapping[str, Tensor]
 ) -> dict[str, Any]:
-    """config.json: everything that `modeling_traind.py` needs to know."""
+    """config.json: what `modeling_traind.py` needs to know, and what others expect."""
     dtype = str(weights[parameters.WTE].dtype).removeprefix("torch.")
     return {
         "architectures": ["TraindGPT"],
@@ -91,8 +93,8 @@ def config_for(
         "padded_vocab_size": shape.padded_vocab_size,
         "attention_windows": list(shape.windows),
         "value_embed_layers": list(shape.value_embed_layers),
-        "rope_theta": 100_000,
-        "final_logit_softcapping": 15.0,
+        "rope_theta": ROTARY_BASE,
+        "final_logit_softcapping": SOFTCAP,
         "tie_word_embeddings": False,
         "torch_dtype": dtype,
         **_special_ids(tokenizer),

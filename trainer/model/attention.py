@@ -23,11 +23,11 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend
 
 from trainer.contract.shape import ModelShape
+from trainer.model.architecture import Attend, causal, heads_first
 from trainer.model.blocked_attention import QUERY_BLOCK, blocked_attention
 from trainer.runtime import autotune
 
 Backend = Callable[..., Tensor]
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 DEFAULT = "sdpa"
 
 
@@ -150,24 +150,19 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
     """torch's fused kernel: flash where there is one, no mask in memory."""
     if window is not None and window < q.size(1) - 1:
         return masked(q, k, v, window)
-    y = F.scaled_dot_product_attention(*_heads_first(q, k, v), is_causal=True)
+    y = F.scaled_dot_product_attention(*heads_first(q, k, v), is_causal=True)
     return y.transpose(1, 2)
 
 
 def masked(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
     """The window as a T x T mask: always right, reads every key."""
-    position = torch.arange(q.size(1), device=q.device)
-    back = position[:, None] - position[None, :]
-    mask = (back >= 0) if window is None else (back >= 0) & (back <= window)
-    return F.scaled_dot_product_attention(*_heads_first(q, k, v), attn_mask=mask).transpose(1, 2)
+    return causal(q, k, v, window)
 
 
 def blocked(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
     """Matrix products over blocks of queries: the CPU's best, see `blocked_attention.py`."""
     rows, length, heads, channels = q.shape
-    q, k, v = (
-        t.reshape(rows * heads, length, channels).contiguous() for t in _heads_first(q, k, v)
-    )
+    q, k, v = (t.reshape(rows * heads, length, channels).contiguous() for t in heads_first(q, k, v))
     y, _ = blocked_attention(q, k, v, length if window is None else window)
     return y.view(rows, heads, length, channels).transpose(1, 2)
 
@@ -234,14 +229,6 @@ BACKENDS: dict[str, Backend] = {
 def _reach(window: int | None, length: int) -> int:
     """The window as flash kernels take it: -1 where it hides nothing, for their faster path."""
     return -1 if window is None or window >= length - 1 else window
-
-
-def _heads_first(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(B, H, T, C) each, key/value heads repeated for grouped queries."""
-    groups = q.size(2) // k.size(2)
-    if groups > 1:
-        k, v = k.repeat_interleave(groups, dim=2), v.repeat_interleave(groups, dim=2)
-    return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
 
 @lru_cache(maxsize=8)

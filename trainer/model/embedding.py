@@ -91,8 +91,3 @@ def _sent(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
-
-
-def lookup(tokens_BT: Tensor, table_VW: Tensor, compute_dtype: torch.dtype) -> Tensor:
-    """Rows of a table (B, T, W) in the compute dtype."""
-    return torch.nn.functional.embedding(tokens_BT, table_VW).to(compute_dtype)

@@ -16,13 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.model.block import block, mlp
+from trainer.model.architecture import block, mlp
 
 _WHOLE = F.ScalingType.TensorWise  # pyright: ignore[reportPrivateImportUsage]
 
 
 def block_fp8(*args: Any) -> Tensor:
-    """`block.block` with its six matrix products in 8 bits."""
+    """`architecture.block` with its six matrix products in 8 bits."""
     return block(*args, linear=linear, mlp=partial(mlp, linear=linear))
 
 

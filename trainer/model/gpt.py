@@ -1,8 +1,8 @@
 """The model: parameters under nanochat's names, their initial values, and the forward pass.
 
-The arithmetic of a layer is in `block.py`, attention in `attention.py`, the loss in `head.py`; the
-weights lie in a bank (`parameter_bank.py`). Training goes through `step.py`, which makes gradients
-its own way; `forward` and `loss` here are for evaluation and samples.
+The arithmetic is in `architecture.py`, attention kernels in `attention.py`, the loss in `head.py`;
+the weights lie in a bank (`parameter_bank.py`). Training goes through `step.py`, which makes
+gradients its own way; `forward` and `loss` here are for evaluation.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from trainer.contract.shape import ModelShape
-from trainer.model import attention, head, parameters
-from trainer.model.block import BlockWeights, block, finish, rotary, start
-from trainer.model.embedding import TouchedRows, lookup
+from trainer.model import architecture, attention, head, parameters
+from trainer.model.architecture import KVCache, lookup
+from trainer.model.embedding import TouchedRows
 from trainer.model.parameter_bank import ParameterBank
 
 Reduction = Literal["mean", "sum", "none"]
-BlockFunction = Callable[..., Tensor]
 
 
 class GPT(nn.Module):
@@ -69,10 +68,12 @@ class GPT(nn.Module):
             parameter.copy_(_initial(name, parameter.shape, self.shape, draw))
         self.bank.refresh()
 
-    def forward(self, tokens_BT: Tensor) -> Tensor:
-        """Softcapped float32 logits (B, T, vocab_size); T may exceed sequence_len."""
-        x_BTD = self.hidden(tokens_BT)
-        return head.softcap(x_BTD @ self.head_weight.T)
+    def forward(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Softcapped float32 logits (B, T, vocab_size); T may exceed sequence_len.
+
+        cache: what the tokens follow, and are appended to; without it they are whole rows.
+        """
+        return architecture.logits(self.hidden(tokens_BT, cache), self.head_weight)
 
     def loss(self, tokens_BT: Tensor, targets_BT: Tensor, reduction: Reduction = "mean") -> Tensor:
         """Cross entropy in nats, targets of -1 not counted: mean, sum, or one per token (B, T)."""
@@ -84,10 +85,24 @@ class GPT(nn.Module):
         total = losses_N.sum()
         return total if reduction == "sum" else total / (targets_N != head.IGNORED).sum()
 
-    def hidden(self, tokens_BT: Tensor) -> Tensor:
+    def hidden(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
         """What the head reads: (B, T, D) in the compute dtype."""
-        rows = {name: self.rows_of(name, tokens_BT) for name in self.tables}
-        return self.trunk(rows)
+        weights = architecture.trunk_weights(self.bank.leaves)
+        if cache is None:
+            turn = self.rotary(tokens_BT.size(1))
+            return architecture.hidden(tokens_BT, self.tables, weights, turn, self.attends)
+        end = cache.length + tokens_BT.size(1)
+        cos, sin = (table[cache.length :] for table in self.rotary(end))
+        x_BTD = architecture.hidden(
+            tokens_BT,
+            self.tables,
+            weights,
+            (cos, sin),
+            cache.attends(),
+            cache.previous(tokens_BT),
+        )
+        cache.advance(tokens_BT)
+        return x_BTD
 
     def rows_of(self, table: str, tokens_BT: Tensor) -> Tensor:
         return lookup(tokens_BT, self.tables[table], self.compute_dtype)
@@ -95,31 +110,31 @@ class GPT(nn.Module):
     def trunk(
         self,
         rows: Mapping[str, Tensor],
-        start_function: BlockFunction = start,
-        block_function: BlockFunction = block,
-        finish_function: BlockFunction = finish,
+        start_function: Callable[..., Tensor],
+        block_function: Callable[..., Tensor],
+        finish_function: Callable[..., Tensor],
     ) -> Tensor:
-        """Table rows of every token -> (B, T, D) before the head. The functions may be compiled."""
-        leaf = self.bank.leaves
-        smear = (leaf.get(parameters.SMEAR_GATE), leaf.get(parameters.SMEAR_LAMBDA))
-        x = start_function(rows[parameters.WTE], *smear)
-        x0 = kept = x.view_as(x)  # another name: a compiler would make a layer 0 of its own
-        cos, sin = self.rotary(x.size(1))
-        layers = zip(leaf["resid_lambdas"].unbind(), leaf["x0_lambdas"].unbind(), strict=True)
-        for layer, (resid, x0_lambda) in enumerate(layers):
-            x = block_function(
-                x,
-                x0,
-                rows.get(parameters.value_embed(layer)),
-                self._block_weights(layer, resid, x0_lambda),
-                cos,
-                sin,
-                self.shape.head_dim,
-                self.attend[self.windows[layer]],
-            )
-            if layer == self.shape.n_layer // 2:
-                kept = x
-        return finish_function(x, kept, leaf["backout_lambda"])
+        """`architecture.trunk` with pieces of its own, of the table rows (B, T, W) by name."""
+        rows_BTD = rows[parameters.WTE]
+        return architecture.trunk(
+            rows_BTD,
+            {
+                layer: rows[name]
+                for layer in range(self.shape.n_layer)
+                if (name := parameters.value_embed(layer)) in rows
+            },
+            architecture.trunk_weights(self.bank.leaves),
+            self.rotary(rows_BTD.size(1)),
+            self.attends,
+            start_function=start_function,
+            block_function=block_function,
+            finish_function=finish_function,
+        )
+
+    @property
+    def attends(self) -> list[attention.Attend]:
+        """The attention of each layer."""
+        return [self.attend[window] for window in self.windows]
 
     @property
     def head_weight(self) -> Tensor:
@@ -129,7 +144,9 @@ class GPT(nn.Module):
     def rotary(self, length: int) -> tuple[Tensor, Tensor]:
         if self._rotary is None or len(self._rotary[0]) < length:
             longest = max(length, self.shape.sequence_len)
-            self._rotary = rotary(longest, self.shape.head_dim, self.compute_dtype, self.device)
+            positions = torch.arange(longest, dtype=torch.float32, device=self.device)
+            head_dim, dtype = self.shape.head_dim, self.compute_dtype
+            self._rotary = architecture.rotary(positions, head_dim, dtype)
         cos, sin = self._rotary
         return cos[:length], sin[:length]
 
@@ -140,20 +157,6 @@ class GPT(nn.Module):
         if assign:
             raise ValueError("parameters live in a bank: load_state_dict cannot assign tensors")
         return super().load_state_dict(state_dict, strict=strict)
-
-    def _block_weights(self, layer: int, resid: Tensor, x0_lambda: Tensor) -> BlockWeights:
-        leaf, of = self.bank.leaves, parameters.attention
-        return BlockWeights(
-            c_q=leaf[of(layer, "c_q")],
-            c_k=leaf[of(layer, "c_k")],
-            c_v=leaf[of(layer, "c_v")],
-            attn_proj=leaf[of(layer, "c_proj")],
-            c_fc=leaf[parameters.mlp(layer, "c_fc")],
-            mlp_proj=leaf[parameters.mlp(layer, "c_proj")],
-            resid=resid,
-            x0=x0_lambda,
-            ve_gate=leaf.get(of(layer, "ve_gate")),
-        )
 
 
 def _register(root: nn.Module, name: str, parameter: nn.Parameter) -> None:

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from trainer.contract.plan.memory import CHUNK_TOKENS
+from trainer.model.architecture import SOFTCAP
 
-SOFTCAP = 15.0
 IGNORED = -1
 
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -96,11 +96,6 @@ def chunk_token_losses(z_NV: Tensor, targets_N: Tensor) -> Tensor:
     picked = torch.gather(s, 1, targets_N.clamp_min(0)[:, None])[:, 0].mul_(2 * SOFTCAP)
     nll = s.mul_(2 * SOFTCAP).exp_().sum(dim=-1).log_() - picked
     return torch.where(targets_N != IGNORED, nll, 0.0)
-
-
-def softcap(z: Tensor) -> Tensor:
-    """15 tanh(z / 15) in float32."""
-    return SOFTCAP * torch.tanh(z.float() / SOFTCAP)
 
 
 def chunk_tokens(device: torch.device) -> int:

@@ -2,7 +2,7 @@
 
 A layer is cut at its attention: `inward` leads from x to q, k and v, `outward` from the attention's
 result to the next x; what lies between two attentions can then be compiled as one. The arithmetic
-is that of `block.py`, which stays the reference: tests/trainer/test_trunk.py compares every
+is that of `architecture.py`, which stays the reference: tests/trainer/test_trunk.py compares every
 gradient with autograd's.
 
 B rows, T tokens, D model width, H heads, K key/value heads, C head_dim, W = K C. `d_` is the
@@ -19,8 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trainer.contract.shape import VE_GATE_CHANNELS
-from trainer.model.block import QK_SCALE, VE_GATE_SCALE
-from trainer.model.embedding import lookup
+from trainer.model.architecture import QK_SCALE, VE_GATE_SCALE, lookup
 
 EPS = torch.finfo(torch.float32).eps  # what F.rms_norm takes where none is given
 
@@ -160,7 +159,7 @@ def _inverse_rms(x: Tensor) -> Tensor:
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """`block.rotate` in float32, by a swap of both halves: an index to a compiler, where a
+    """`architecture._rotate` in float32, by a swap of both halves: an index to a compiler, where a
     concatenation may be a kernel."""
     swapped = x.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
     return x.float() * cos[:, None] + swapped.float() * sin[:, None]

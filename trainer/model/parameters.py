@@ -1,6 +1,6 @@
 """Every parameter's name, shape and optimizer group, in nanochat's order (docs/recipe.md).
 
-The one place that knows the names: the model is built from it, the optimizer groups by it, and
+The model is built from it, the optimizer groups by it, and
 checkpoints that come from outside are held against it.
 """
 
@@ -10,12 +10,19 @@ from dataclasses import dataclass
 
 from trainer.contract.plan import RATE_OF_GROUP, Hyperparameters
 from trainer.contract.shape import VE_GATE_CHANNELS, ModelShape
+from trainer.model.names import (
+    BACKOUT_LAMBDA,
+    LM_HEAD,
+    RESID_LAMBDAS,
+    SMEAR_GATE,
+    SMEAR_LAMBDA,
+    WTE,
+    X0_LAMBDAS,
+    value_embed,
+)
+from trainer.model.names import attention_weight as attention
+from trainer.model.names import mlp_weight as mlp
 
-WTE = "transformer.wte.weight"
-LM_HEAD = "lm_head.weight"
-SMEAR_GATE = "smear_gate.weight"
-SMEAR_LAMBDA = "smear_lambda"
-BACKOUT_LAMBDA = "backout_lambda"
 ATTENTION_MATRICES = ("c_q", "c_k", "c_v", "c_proj", "ve_gate")
 MLP_MATRICES = ("c_fc", "c_proj")
 
@@ -59,29 +66,17 @@ class MuonGroup:
         return (count, self.rows, 1) if self.rows >= self.cols else (count, 1, self.cols)
 
 
-def value_embed(layer: int) -> str:
-    return f"value_embeds.{layer}.weight"
-
-
-def attention(layer: int, matrix: str) -> str:
-    return f"transformer.h.{layer}.attn.{matrix}.weight"
-
-
 def attention_inputs(layer: int) -> tuple[str, str, str]:
     """The matrices of q, k and v."""
     return attention(layer, "c_q"), attention(layer, "c_k"), attention(layer, "c_v")
-
-
-def mlp(layer: int, matrix: str) -> str:
-    return f"transformer.h.{layer}.mlp.{matrix}.weight"
 
 
 def parameter_shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
     """name -> shape for the whole model."""
     vocab, width, kv = shape.padded_vocab_size, shape.n_embd, shape.kv_width
     shapes: dict[str, tuple[int, ...]] = {
-        "resid_lambdas": (shape.n_layer,),
-        "x0_lambdas": (shape.n_layer,),
+        RESID_LAMBDAS: (shape.n_layer,),
+        X0_LAMBDAS: (shape.n_layer,),
     }
     if shape.traits.smear:
         shapes[SMEAR_LAMBDA] = (1,)
@@ -116,7 +111,7 @@ def table_names(shape: ModelShape) -> tuple[str, ...]:
 
 def scalar_names(shape: ModelShape) -> tuple[str, ...]:
     """The few small parameters, in the order in which they are numbered."""
-    return ("resid_lambdas", "x0_lambdas", *_last_scalars(shape))
+    return (RESID_LAMBDAS, X0_LAMBDAS, *_last_scalars(shape))
 
 
 def _last_scalars(shape: ModelShape) -> tuple[str, ...]:
@@ -130,8 +125,8 @@ def adam_groups(shape: ModelShape) -> tuple[AdamGroup, ...]:
         AdamGroup("lm_head", (LM_HEAD,), (0.8, 0.96), 0.01),
         AdamGroup("wte", (WTE,), (0.8, 0.995), 0.001),
         AdamGroup("value_embeds", tables, (0.8, 0.995), 0.01),
-        AdamGroup("resid_lambdas", ("resid_lambdas",), (0.8, 0.95), 0.05),
-        AdamGroup("x0_lambdas", ("x0_lambdas",), (0.96, 0.95), 0.0),
+        AdamGroup("resid_lambdas", (RESID_LAMBDAS,), (0.8, 0.95), 0.05),
+        AdamGroup("x0_lambdas", (X0_LAMBDAS,), (0.96, 0.95), 0.0),
         AdamGroup("scalars", _last_scalars(shape), (0.8, 0.95), 0.0),
     )
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from trainer.contract.shape import ModelShape
 from trainer.model import layer
-from trainer.model.block import block, mlp
+from trainer.model.architecture import block, mlp
 from trainer.runtime import autotune
 
 COMPILED, RACE = "compiled", "race"
@@ -36,7 +36,7 @@ TILES = ("128x256x64x8x2", "128x256x64x8x3", "128x128x64x4x3", "128x128x32x4x4",
 
 
 def block_with(tile: str) -> Callable[..., Tensor]:
-    """`block.block` with the MLP of this tile; COMPILED is the block itself."""
+    """`architecture.block` with the MLP of this tile; COMPILED is the block itself."""
     if tile == COMPILED:
         return block
 
@@ -64,7 +64,7 @@ def pieces_with(tile: str) -> tuple[Callable[..., Tensor], Callable[..., Tensor]
 
 
 def fused_mlp(x_BTD: Tensor, c_fc: Tensor, mlp_proj: Tensor, *, tile: str) -> Tensor:
-    """`block.mlp`; weights (4 D, D) and (D, 4 D)."""
+    """`architecture.mlp`; weights (4 D, D) and (D, 4 D)."""
     return _Mlp.apply(x_BTD.flatten(0, -2), c_fc, mlp_proj, tile).view_as(x_BTD)
 
 

@@ -97,7 +97,7 @@ class Trunk:
 
     @torch.no_grad()
     def forward(self, x0: Tensor, tokens: Tensor, *, keep: bool = True) -> Kept:
-        """x0 (B, T, D): what `block.start` returns. Without `keep` no layer is kept."""
+        """x0 (B, T, D): what `architecture.start` returns. Without `keep` no layer is kept."""
         bank = self.model.bank
         for column, name in enumerate(("resid_lambdas", "x0_lambdas")):
             self._mix[:, column] = bank.parameters[name].detach()

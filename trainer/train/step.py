@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from trainer.model import attention, head, parameters, relu2
-from trainer.model.block import finish, start
-from trainer.model.embedding import Slots, TouchedRows, lookup
+from trainer.model.architecture import finish, lookup, start
+from trainer.model.embedding import Slots, TouchedRows
 from trainer.model.fp8 import block_fp8
 from trainer.model.gpt import GPT
 from trainer.model.trunk import Trunk
