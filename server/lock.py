@@ -25,6 +25,13 @@ _held: dict[str, tuple[int, int]] = {}
 class CannotServe(Exception):
     """The daemon does not start; the sentence says why and what to do."""
 
+    @classmethod
+    def from_error(cls, error: OSError | errors.TraindError) -> CannotServe:
+        where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+        why = f"{where}{error.strerror}" if isinstance(error, OSError) else str(error).rstrip(".")
+        hint = getattr(error, "hint", None)
+        return cls(f"The daemon cannot start: {why}. {hint or 'Repair that, then start again.'}")
+
 
 class Lost(errors.StorageBroken):
     """The lock file was deleted or replaced while this process held it."""

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
-from server import lock, notify, privacy, receivers
+from server import errors, lock, notify, privacy, receivers
 from server.api import app as api
 from server.database.db import Database
 from server.domain import run_deletion
@@ -49,7 +49,11 @@ def create_app(
             await run_in_threadpool(privacy.tighten, settings.paths.root)
             opened = db or await run_in_threadpool(Database.open, settings)
             await run_in_threadpool(_sweep, opened, settings)
-            await run_in_threadpool(arrive, opened, settings.paths)
+            try:
+                await run_in_threadpool(arrive, opened, settings.paths)
+            except (OSError, errors.TraindError) as error:  # a full disk, say: one sentence
+                on_failure(lock.CannotServe.from_error(error))
+                raise
             keeper = Keeper(opened, settings.paths, settings.keep_jobs_days)
             feed = Feed()
             opened.on_commit(feed.notify)

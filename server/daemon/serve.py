@@ -6,6 +6,7 @@ a second one ends at once.
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
 import logging
@@ -15,9 +16,10 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from server import privacy
+from server.errors import TraindError
 from server.lock import CannotServe, held
 
 if TYPE_CHECKING:
@@ -52,6 +54,8 @@ def serve(settings: Settings) -> int:
             _require_files(settings)
             return _serve_on(listener, settings)
     except Exception as error:
+        if _is_of_the_place(error, settings):
+            error = CannotServe.from_error(error)
         if not _is_for_a_person(error):
             raise
         print(f"traind: {error}", file=sys.stderr)
@@ -90,6 +94,8 @@ def _serve_with(worker: Worker, listener: socket.socket, settings: Settings) -> 
 
     def give_up(error: BaseException) -> None:
         failures.append(error)
+        if isinstance(error, CannotServe):  # the sentence comes below; uvicorn has a traceback
+            logging.getLogger("uvicorn.error").disabled = True
         server.should_exit = True
 
     db = Database.open(settings)
@@ -102,8 +108,11 @@ def _serve_with(worker: Worker, listener: socket.socket, settings: Settings) -> 
     gc.freeze()
     gc.enable()
     _end_on_signals(server, app)
-    with _told_where(listener, settings):
+    # SystemExit is uvicorn's own, when the app could not start
+    with _told_where(listener, settings), suppress(SystemExit):
         server.run(sockets=[listener])
+    if failures and isinstance(failures[0], CannotServe):
+        raise failures[0]
     if failures:
         log.critical("the daemon ends: its supervisor failed (%s)", failures[0])
         return 1
@@ -199,6 +208,14 @@ def _told_where(listener: socket.socket, settings: Settings) -> Iterator[None]:
     finally:
         with suppress(OSError):
             path.unlink()
+
+
+def _is_of_the_place(error: Exception, settings: Settings) -> TypeGuard[OSError | TraindError]:
+    """A full disk, a file system that is read-only: no fault of the program's."""
+    if isinstance(error, OSError):
+        is_inside = str(error.filename or "").startswith(str(settings.paths.root))
+        return is_inside or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+    return isinstance(error, TraindError)
 
 
 def _is_for_a_person(error: Exception) -> bool:

@@ -107,6 +107,19 @@ def test_a_directory_in_the_place_of_a_file_is_a_sentence(name: str, tmp_path: P
     assert str(tmp_path / name) in ended.stderr
 
 
+@pytest.mark.parametrize("point", ["durable.fsync=error(28)", "db.commit=error(28)"])
+def test_a_disk_that_is_full_at_the_start_is_a_sentence(point: str, tmp_path: Path) -> None:
+    ended = traind(
+        "serve", "--data-dir", str(tmp_path), "--port", str(free_port()),
+        environment={"TRAIND_FAIL": point},
+    )  # fmt: skip
+    assert ended.returncode == 1
+    assert "Traceback" not in ended.stderr
+    last = ended.stderr.strip().splitlines()[-1]
+    assert last.startswith("traind: The daemon cannot start: ")
+    assert "No space left on device" in last or "is full" in last
+
+
 def test_two_daemons_that_start_at_once_have_one_loser(tmp_path: Path) -> None:
     """Both may bind; who listens first has the port, and the other knows before it is ready."""
     with socket.socket() as other:

@@ -155,9 +155,11 @@ def write_durably(path: Path, content: bytes, mode: int = 0o600) -> None:
             os.close(fd)
         failpoint.hit("durable.rename")
         os.replace(temp, path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             temp.unlink()
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a write or an fsync knows no name, and a person needs one
         raise
     fsync_directory(path.parent)
 
