@@ -18,6 +18,7 @@ from tests.reference.optimizer import PlainOptimizer
 from tests.reference.step import train_step
 from tests.trainer.shapes import KINDS, RATES, Kind, batches, stepper, trained_model
 from trainer.model.gpt import GPT
+from trainer.optim.optimizer import Optimizer
 from trainer.runtime.compiler import Compiler
 from trainer.train.step import Stepper
 
@@ -78,6 +79,58 @@ def test_loss_and_gradients_equal_the_reference(kind: Kind) -> None:
     plain = plain_twin(model)
     data = batches(kind)
     assert_equal_gradients(gradients(stepper(model, kind.plan()[1]), data), plain, data)
+
+
+@pytest.mark.parametrize("explicit", [False, True], ids=["autograd", "explicit"])
+@pytest.mark.parametrize("length", [64, 300], ids=["one chunk", "several chunks"])
+def test_a_micro_batch_without_a_target_adds_nothing(explicit: bool, length: int) -> None:
+    """The loss is that of the others; gradients stay the mean over all."""
+    kind = Kind(sequence_len=length)
+    (tokens, targets), (other, _) = batches(kind)
+    targets[1] = -1  # a whole row beside one that counts
+    model, plain = trained_model(kind), plain_twin(trained_model(kind))
+    ours = Stepper(
+        model,
+        Optimizer(model, kind.plan()[1]),
+        compile=False,
+        deterministic=True,
+        rows=2,
+        explicit_gradients=explicit,
+    )
+    for data in (
+        [(other, torch.full_like(targets, -1)), (tokens, targets)],
+        [(tokens, targets), (other, torch.full_like(targets, -1))],
+    ):
+        found = gradients(ours, data)
+        plain.zero_grad()
+        loss = plain.loss(tokens, targets)
+        (loss / 2).backward()
+        for name, parameter in plain.named_parameters():
+            assert parameter.grad is not None
+            torch.testing.assert_close(found[name], parameter.grad, rtol=1e-4, atol=2e-6)
+        assert ours.loss_only(data).item() == pytest.approx(loss.item(), abs=1e-6)
+    result = ours.train_step(data, **RATES)
+    assert result.finite
+    assert result.loss.item() == pytest.approx(loss.item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("explicit", [False, True], ids=["autograd", "explicit"])
+def test_a_step_without_any_target_has_loss_0_and_gradient_0(explicit: bool) -> None:
+    model = trained_model(SMALL)
+    ours = Stepper(
+        model,
+        Optimizer(model, SMALL.plan()[1]),
+        compile=False,
+        deterministic=True,
+        rows=2,
+        explicit_gradients=explicit,
+    )
+    empty = [(tokens, torch.full_like(targets, -1)) for tokens, targets in batches(SMALL)]
+    assert model.loss(*empty[0]).item() == 0
+    result = ours.train_step(empty, **RATES)
+    assert (result.loss.item(), result.grad_norm.item(), bool(result.finite)) == (0, 0, True)
+    assert all(value.isfinite().all() for value in whole_state(ours).values())
+    assert ours.train_step(batches(SMALL), **RATES).finite
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())

@@ -40,7 +40,7 @@ def numbers() -> None:
 def step_numbers() -> None:
     """The kernels of the head and of the tables, against the plain formulas."""
     from trainer.model.embedding_kernel import add_rows
-    from trainer.model.head import chunk_loss_and_gradient
+    from trainer.model.head import chunk_loss_and_gradient, num_counted
     from trainer.model.head_kernel import loss_and_gradient_in_place
 
     draw = torch.Generator().manual_seed(0)
@@ -55,6 +55,11 @@ def step_numbers() -> None:
             raise SystemExit("not in place, or a target of -1 counts")
         _near(found, loss.double(), 1e-6)
         _near(written, gradient.double(), 1e-6)
+    none, z = torch.full((7,), -1), 20 * torch.randn(7, 1000, generator=draw)
+    counted = num_counted(none)
+    found, written = loss_and_gradient_in_place(z, none, factor / counted)
+    if found.any() or written.any():
+        raise SystemExit("a micro-batch without a target has a loss or a gradient")
     z = torch.zeros(2, 100)
     z[1, 3] = float("nan")
     if not loss_and_gradient_in_place(z, torch.tensor([1, 1]), factor)[0][1].isnan():

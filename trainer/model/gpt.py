@@ -76,14 +76,17 @@ class GPT(nn.Module):
         return architecture.logits(self.hidden(tokens_BT, cache), self.head_weight)
 
     def loss(self, tokens_BT: Tensor, targets_BT: Tensor, reduction: Reduction = "mean") -> Tensor:
-        """Cross entropy in nats, targets of -1 not counted: mean, sum, or one per token (B, T)."""
+        """Cross entropy in nats, targets of -1 not counted: mean, sum, or one per token (B, T).
+
+        The mean is 0 where no target counts.
+        """
         x_BTD = self.hidden(tokens_BT)
         targets_N = targets_BT.reshape(-1)
         losses_N = head.token_losses(x_BTD.flatten(0, 1), self.head_weight, targets_N)
         if reduction == "none":
             return losses_N.view(targets_BT.shape)
         total = losses_N.sum()
-        return total if reduction == "sum" else total / (targets_N != head.IGNORED).sum()
+        return total if reduction == "sum" else total / head.num_counted(targets_N)
 
     def hidden(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
         """What the head reads: (B, T, D) in the compute dtype."""

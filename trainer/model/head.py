@@ -40,10 +40,11 @@ def loss_and_gradient(
 
     `scale` x the gradient of the weight is added to gradient_VD (float32) in place; with `first`
     it replaces what is there.
-    Targets of -1 do not count. x_ND and weight_VD are in the compute dtype.
+    Targets of -1 do not count; where none does, the loss is 0 and so is its gradient.
+    x_ND and weight_VD are in the compute dtype.
     """
     compute = chunk_function or chunk_loss_and_gradient
-    counted = (targets_N != IGNORED).sum()
+    counted = num_counted(targets_N)
     factor = scale / counted
     gradient_ND = torch.empty_like(x_ND)
     losses = []
@@ -55,6 +56,11 @@ def loss_and_gradient(
         add_product(gradient_VD, gradient_NV, x, first=first and len(losses) == 1)
         del z_NV, gradient_NV  # or they are still there while the next chunk's are made
     return torch.stack(losses).sum() / counted, gradient_ND
+
+
+def num_counted(targets_N: Tensor) -> Tensor:
+    """The number of targets that a mean is taken over, 0-d: 1 where none counts, for a sum of 0."""
+    return (targets_N != IGNORED).sum().clamp_min(1)
 
 
 def chunk_loss_and_gradient(

@@ -34,8 +34,8 @@ MicroBatch = tuple[Tensor, Tensor]
 class StepResult:
     """0-d tensors on the device, to be read a step later.
 
-    loss: float32, mean over the micro-batches, nats per token. grad_norm: float32, of the whole
-    gradient. finite: bool; when false, the weights were left as they were.
+    loss: float32, nats per token, mean over the micro-batches that have a target. grad_norm:
+    float32, of the whole gradient. finite: bool; when false, the weights were left as they were.
     """
 
     loss: Tensor
@@ -154,11 +154,12 @@ class Stepper:
     ) -> StepResult:
         """Forward and backward over micro_batches of (tokens, targets), each (B, T); one update.
 
-        Gradients are the mean over the micro-batches and never clipped. A loss or gradient that is
+        Gradients are the mean over the micro-batches, one without a target adding nothing, and
+        never clipped. A loss or gradient that is
         not finite leaves weights and optimizer state as they were.
         """
         losses = self._losses(micro_batches, learn=True)
-        loss = torch.stack(losses).mean()
+        loss = mean_loss(losses)
         scale = self.optimizer.loss_scale
         if scale is not None:
             self._unscale(scale.scale)
@@ -181,7 +182,7 @@ class Stepper:
 
     def loss_only(self, micro_batches: Sequence[MicroBatch]) -> Tensor:
         """The loss that `train_step` would report, to the bit; weights and state stay put."""
-        return torch.stack(self._losses(micro_batches, learn=False)).mean()
+        return mean_loss(self._losses(micro_batches, learn=False))
 
     @torch.no_grad()
     def token_losses(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
@@ -324,6 +325,15 @@ class Stepper:
         assert self.model.bank.gradients is not None
         assert self.model.touched is not None
         return [self.model.bank.gradients, *self.model.touched.gradients.values()]
+
+
+def mean_loss(losses: Sequence[Tensor]) -> Tensor:
+    """The mean over the micro-batches that have a target, 0-d; 0 where none has.
+
+    The loss of a micro-batch without one is exactly 0: `head.loss_and_gradient`.
+    """
+    losses_A = torch.stack(list(losses))
+    return losses_A.sum() / (losses_A != 0).sum().clamp_min(1)
 
 
 def _collect(table: str, touched: TouchedRows, slots: Slots):
