@@ -180,7 +180,7 @@ def metrics_page() -> Iterator[str]:
     yield from _metrics((name, help_text) for name, help_text, _ in text._FAMILIES)
     yield "## Counters\n"
     yield from _metrics(text._COUNTERS.items())
-    yield "## Histograms\n"
+    yield "## Histograms per run\n"
     yield from _metrics(text._HISTOGRAMS.items())
     for name, bounds in counters.BUCKETS.items():
         yield f"Buckets of `traind_{name}`: {', '.join(str(bound) for bound in bounds)} seconds.\n"

@@ -19,6 +19,7 @@ from trainer.contract.spec import (
     AttentionBackend,
     MetadataKey,
     MetadataValue,
+    Name,
     RunSpec,
     Strict,
     Url,
@@ -453,8 +454,12 @@ class SystemView(BaseModel):
 
 
 class PatchRun(Strict):
-    """What may change about a run; null title removes it. Parts replace key by key."""
+    """What may change about a run; null title removes it. Parts replace key by key.
 
+    name: a free one; links by id keep working, and the counters in Prometheus continue under it.
+    """
+
+    name: Name | None = None
     title: Annotated[str, StringConstraints(max_length=300)] | None = None
     metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)] | None = None
     evaluate: dict[str, Any] | None = None

@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 from starlette.responses import Response
 
 from server.database.db import Database
+from server.domain.states import DOORS
 from server.errors import Invalid, NotAcceptable
 from server.guard import bodies, idempotency
 from server.guard.idempotency import StoredAnswer
@@ -25,6 +26,7 @@ from server.text import printable
 from trainer.contract.rundir import CHECKPOINT_PATTERN
 
 RAW_BODY = "traind.body"
+DOOR_HEADER = "traind-client"
 ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 MAX_ID = 2**63 - 1
 
@@ -89,6 +91,7 @@ class Act:
         self.db, self.request = db, request
         self.key = idempotency.key_of(request.scope, request.scope.get(RAW_BODY, b""))
         self.now = time.time()
+        self.door = _door(request)
 
     def kept(self) -> Response | None:
         """The answer kept for this key, for what takes too long for a transaction."""
@@ -113,6 +116,12 @@ class Act:
             if self.key:
                 idempotency.remember(session, self.key, answer, self.now)
         return answer.response()
+
+
+def _door(request: Request) -> str:
+    """Which of our programs asks; any other client is the API's."""
+    asked = request.headers.get(DOOR_HEADER, "")
+    return asked if asked in DOORS else "api"
 
 
 Doing = Annotated[Act, Depends(Act)]

@@ -92,7 +92,7 @@ def progress(run: RunRef, db: Db) -> Progress:
 
 @router.patch("/{run}", responses=problems(404, 409))
 def patch(run: RunRef, body: PatchRun, act: Doing) -> RunDetail:
-    """Change title, metadata, cadences, retention, recovery or notify; anything else is fixed."""
+    """Change name, title, metadata, cadences, retention, recovery or notify; the rest is fixed."""
     with act.db.write() as session:
         row = store.get_run(session, run)
         with explained(body.model_dump(exclude_unset=True), RunSpec):
@@ -128,7 +128,9 @@ def start(run: RunRef, act: Doing) -> Response:
 @router.post("/{run}/pause", **Verb)
 def pause(run: RunRef, act: Doing) -> Response:
     """Save a checkpoint at the next step, end the trainer and free the device."""
-    return _verb(act, run, lambda session, row: runs.request_pause(session, row, act.now))
+    return _verb(
+        act, run, lambda session, row: runs.request_pause(session, row, act.now, door=act.door)
+    )
 
 
 @router.post("/{run}/resume", **Verb)
@@ -141,7 +143,9 @@ def resume(run: RunRef, act: Doing, body: ResumeRequest | None = None) -> Respon
 @router.post("/{run}/cancel", **Verb)
 def cancel(run: RunRef, act: Doing) -> Response:
     """End it for good, without saving. A resume takes it up from the last checkpoint."""
-    return _verb(act, run, lambda session, row: runs.request_cancel(session, row, act.now))
+    return _verb(
+        act, run, lambda session, row: runs.request_cancel(session, row, act.now, door=act.door)
+    )
 
 
 @router.post(

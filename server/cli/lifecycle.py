@@ -1,4 +1,4 @@
-"""`traind run`, `start`, `pause`, `resume`, `cancel`, `delete`: the verbs of a run."""
+"""`traind run`, `start`, `pause`, `resume`, `cancel`, `rename`, `delete`: the verbs of a run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Wait = Annotated[bool, typer.Option("--wait", help="Return when it is so, not wh
 
 
 def register(app: typer.Typer) -> None:
-    for command in (run, start, pause, resume, cancel, delete):
+    for command in (run, start, pause, resume, cancel, rename, delete):
         app.command(rich_help_panel="Runs")(command)
 
 
@@ -104,6 +104,20 @@ def cancel(
     if not options.confirmed(f"Cancel {clean(run)}?", yes):
         raise typer.Exit(output.FAILED)
     _act(lambda traind: traind.cancel(run), json, wait_for={"cancelled"} if wait else None)
+
+
+def rename(
+    run: options.RunArgument,
+    name: Annotated[str, typer.Argument(help="The new name, which no other run has.")],
+    json: options.Json = False,
+) -> None:
+    """Give a run another name. Its id stays; its counters in Prometheus continue under the name."""
+    with output.connect() as traind:
+        after = traind.patch_run(run, {"name": name})
+    if json:
+        output.emit(after)
+    else:
+        output.say(f"{clean(run)} is now {after.name} ({after.id})")
 
 
 def delete(run: options.RunArgument, yes: options.Yes = False, json: options.Json = False) -> None:

@@ -64,7 +64,7 @@ def connect() -> Client:
     """A client of the daemon that --url or TRAIND_URL names."""
     from server.client import Client
 
-    return Client(url.get())
+    return Client(url.get(), door="cli")
 
 
 def stdout() -> Console:

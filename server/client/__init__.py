@@ -60,8 +60,9 @@ class Client:
         token_file: Path | None = None,
         timeout_seconds: float = 30.0,
         transport: httpx.BaseTransport | None = None,
+        door: str = "client",
     ) -> None:
-        self.wire = Wire(url, token_file, timeout_seconds, transport)
+        self.wire = Wire(url, token_file, timeout_seconds, transport, door)
         self.url = self.wire.url
 
     def __enter__(self) -> Client:

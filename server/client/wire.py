@@ -127,6 +127,7 @@ class Wire:
         token_file: Path | None,
         timeout_seconds: float,
         transport: httpx.BaseTransport | None,
+        door: str = "client",
     ) -> None:
         self.url = (url or default_url()).rstrip("/")
         host = _host(self.url)
@@ -136,6 +137,7 @@ class Wire:
             self.http = httpx.Client(
                 base_url=self.url,
                 auth=self.proving,
+                headers={"Traind-Client": door},
                 timeout=httpx.Timeout(timeout_seconds, connect=5.0),
                 transport=transport,
                 trust_env=host not in LOOPBACK,  # a proxy has no business on loopback

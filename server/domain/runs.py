@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from server import receivers
 from server.database import tables
-from server.domain import commands, lineage, preflight, states
+from server.domain import commands, lineage, preflight, renaming, states
 from server.domain.attempts import build_order, current_phase, next_attempt
 from server.domain.extend import ExtendOutcome, extend
 from server.domain.imports import import_run
@@ -67,6 +67,7 @@ def request_pause(
     now: float,
     *,
     deadline_seconds: float = PAUSE_DEADLINE_SECONDS,
+    door: str | None = None,
 ) -> bool:
     """Ask for a checkpoint and an end; `paused` is said when the process is gone."""
     state = states.require(run, "pause")
@@ -76,7 +77,7 @@ def request_pause(
     if state is State.pausing:
         run.version += 1
         return True
-    states.move(session, run, State.pausing, Reason.requested, now=now)
+    states.move(session, run, State.pausing, Reason.requested, now=now, door=door)
     _tell_to_end(session, run, state, Pause(id=commands.new_id()), now, deadline_seconds)
     return True
 
@@ -110,6 +111,7 @@ def request_cancel(
     now: float,
     *,
     deadline_seconds: float = PAUSE_DEADLINE_SECONDS,
+    door: str | None = None,
 ) -> bool:
     """Ask for an end without a checkpoint; at once where no process can be alive."""
     state = states.require(run, "cancel")
@@ -118,9 +120,9 @@ def request_cancel(
     run.desired_state = Desired.cancelled
     run.pending_extend = None
     if states.can_move(state, State.cancelled) and state is not State.queued:
-        states.move(session, run, State.cancelled, Reason.requested, now=now)
+        states.move(session, run, State.cancelled, Reason.requested, now=now, door=door)
         return True
-    states.move(session, run, State.cancelling, Reason.requested, now=now)
+    states.move(session, run, State.cancelling, Reason.requested, now=now, door=door)
     _tell_to_end(session, run, state, Cancel(id=commands.new_id()), now, deadline_seconds)
     return True
 
@@ -156,8 +158,13 @@ def delete(session: Session, run: tables.Run, now: float) -> Path:
 
 
 def patch(session: Session, run: tables.Run, change: PatchRun, now: float) -> bool:
-    """Change what may change; a running trainer is told. Raises ValidationError, Invalid."""
+    """Change what may change; a running trainer is told.
+
+    Raises ValidationError, Invalid, NameTaken.
+    """
     given = change.model_dump(exclude_unset=True)
+    if given.get("name") not in (None, run.name):
+        require_free(session, given["name"])
     if change.notify is not None:  # masked ones, as answers show them, stay what they are
         given["notify"] = receivers.unmasked(change.notify, run.spec.get("notify", []))
         preflight.require_receivers(given["notify"])
@@ -171,8 +178,11 @@ def patch(session: Session, run: tables.Run, change: PatchRun, now: float) -> bo
     if spec == run.spec:
         return False
     told = {k: spec[k] for k in _MERGED if spec[k] != run.spec.get(k)}
+    before = run.name
     run.spec, run.title, run.run_metadata = spec, valid.title, dict(valid.metadata)
     run.version += 1
+    if valid.name != before:
+        renaming.rename(session, run, valid.name, now)
     if told and State(run.state) in states.OCCUPYING:
         commands.send(session, run, Update(id=commands.new_id(), **told), now)
     return True

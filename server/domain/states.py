@@ -115,7 +115,8 @@ def move(
 ) -> None:
     """Move `run` to `after`, with one event row. Raises IllegalMove when the table forbids it.
 
-    A run that becomes queued goes to the end of the queue, or to its front.
+    A run that becomes queued goes to the end of the queue, or to its front. door: one of DOORS, of
+    a request.
     """
     before = State(run.state)
     if not can_move(before, after):
@@ -124,8 +125,11 @@ def move(
             state=before,
             legal=sorted(VERBS[before]),
         )
+    door = data.get("door") or _door(session, run, after)
+    if reason == Reason.requested and door in DOORS and after in _ASKED:
+        message, data["detail"] = None, message
     run.state, run.reason = after, reason
-    run.reason_message = message or sentence(after, reason)
+    run.reason_message = message or sentence(after, reason, door)
     run.state_since = time.time() if now is None else now
     run.version = (run.version or 0) + 1
     run.queue_position = _queue_place(session, front) if after is State.queued else None
@@ -137,16 +141,46 @@ def move(
             run_id=run.id,
             kind="state",
             level="error" if after is State.failed else "info",
-            message=message or f"{before} -> {after}: {sentence(after, reason)}",
+            message=message or f"{before} -> {after}: {run.reason_message}",
             data={"before": before, "after": after, "reason": reason, **data},
             unix_seconds=run.state_since,
         )
     )
 
 
-def sentence(state: State, reason: Reason) -> str:
+def sentence(state: State, reason: Reason, door: str | None = None) -> str:
     """Why a run is in this state; of what was requested, what it is doing about it."""
-    return _REQUESTED.get(state, reason.sentence) if reason == Reason.requested else reason.sentence
+    if reason != Reason.requested:
+        return reason.sentence
+    if door in DOORS and state in _ASKED:
+        return _ASKED[state].format(DOORS[door])
+    return _REQUESTED.get(state, reason.sentence)
+
+
+# Which way a request came in, as it is written.
+DOORS = {
+    "page": "on the page",
+    "cli": "on the command line",
+    "client": "with the Python client",
+    "api": "through the API",
+}
+_ASKED = {
+    State.pausing: "Pausing, asked {}: a checkpoint is saved first.",
+    State.paused: "Paused by you {}.",
+    State.cancelling: "Cancelling, asked {}.",
+    State.cancelled: "Cancelled by you {}.",
+}
+_ASKED_IN = {State.paused: State.pausing, State.cancelled: State.cancelling}
+
+
+def _door(session: Session, run: tables.Run, after: State) -> str | None:
+    """The door of the request that this move fulfils."""
+    if run.state != _ASKED_IN.get(after):
+        return None
+    event = tables.Event
+    query = select(event.data).where(event.run_id == run.id, event.kind == "state")
+    newest = session.scalar(query.order_by(event.id.desc()).limit(1))
+    return (newest or {}).get("door")
 
 
 _REQUESTED = {

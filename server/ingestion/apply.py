@@ -278,7 +278,7 @@ def _checkpoint_saved(applied: Applied, event: events.CheckpointSaved, seconds: 
         row = tables.Checkpoint(run_id=run.id, name=event.name)
         session.add(row)
         applied.tally.add(counters.CHECKPOINT_BYTES, run.name, event.bytes)
-        applied.tally.observe(counters.SAVE_SECONDS, event.seconds)
+        applied.tally.observe(counters.SAVE_SECONDS, applied.run.name, event.seconds)
     row.attempt_id, row.step, row.bytes = applied.attempt.id, event.step, event.bytes
     row.manifest_sha256, row.why = event.manifest_sha256, event.why
     row.pinned = bool(row.pinned) or event.pinned

@@ -88,7 +88,7 @@ def _count(run: tables.Run, attempt: tables.Attempt, new: Sequence[Reported], ta
     tally.add(counters.TOKENS, run.name, tokens)
     tally.add(counters.ENERGY, run.name, energy)
     for _, s in new:
-        tally.observe(counters.STEP_SECONDS, s.seconds)
+        tally.observe(counters.STEP_SECONDS, run.name, s.seconds)
     totals = dict(run.totals)
     for key, value in (("steps", len(new)), ("tokens", tokens), ("seconds", seconds)):
         totals[key] = totals.get(key, 0) + value

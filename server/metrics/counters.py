@@ -1,13 +1,15 @@
 """Monotonic counters for Prometheus, stored in rows: a replay or a restart never resets them.
 
 They change in the transaction that applies what they count, under the run's name, and stay when
-the run is deleted. Histograms are kept for the whole daemon (run ""), one row a bucket.
+the run is deleted. A histogram is one row a bucket.
 """
 
 from __future__ import annotations
 
+import json
 from bisect import bisect_left
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from sqlalchemy.orm import Session
@@ -37,14 +39,14 @@ class Tally:
         if value > 0:
             self._added[name, run, label] += value
 
-    def observe(self, name: str, value: float) -> None:
-        """One observation of a histogram: its own bucket, the sum and the count."""
+    def observe(self, name: str, run: str, value: float) -> None:
+        """One observation of a run's histogram: its own bucket, the sum and the count."""
         bounds = BUCKETS[name]
         place = bisect_left(bounds, value)
         bound = f"{bounds[place]:g}" if place < len(bounds) else "+Inf"
-        self._added[f"{name}_bucket", "", bound] += 1
-        self._added[f"{name}_sum", "", ""] += value
-        self._added[f"{name}_count", "", ""] += 1
+        self._added[f"{name}_bucket", run, bound] += 1
+        self._added[f"{name}_sum", run, ""] += value
+        self._added[f"{name}_count", run, ""] += 1
 
     def write(self, session: Session) -> None:
         if self._added:
@@ -54,6 +56,18 @@ class Tally:
                 [(*key, value) for key, value in self._added.items()],
             )
         self._added.clear()
+
+
+def rename(session: Session, before: str, after: str) -> None:
+    """What was counted under `before` continues under `after`; a deleted run that had this name
+    has left its totals there, which never go back, so the two are added."""
+    held = session.connection().exec_driver_sql(
+        "DELETE FROM counters WHERE run = ? RETURNING name, label, value", (before,)
+    )
+    tally = Tally()
+    for name, label, value in held.all():
+        tally.add(name, after, value, label)
+    tally.write(session)
 
 
 @dataclass
@@ -81,16 +95,30 @@ def read(session: Session) -> dict[str, list[tuple[str, str, float]]]:
     return dict(found)
 
 
-def histogram(session: Session, name: str) -> Histogram:
-    rows = session.connection().exec_driver_sql(
-        "SELECT name, label, value FROM counters WHERE run = '' AND name IN (?, ?, ?)",
-        (f"{name}_bucket", f"{name}_sum", f"{name}_count"),
+def histograms(session: Session, runs: Sequence[str]) -> dict[str, dict[str, Histogram]]:
+    """{name: {run: histogram}} of the runs that have been observed."""
+    known = dict.fromkeys(runs)
+    query = (
+        "SELECT name, run, label, value FROM counters "
+        "WHERE run IN (SELECT value FROM json_each(?)) AND name IN (SELECT value FROM json_each(?))"
     )
-    held = {(row[0], row[1]): row[2] for row in rows}
-    total, buckets = 0.0, []
-    for bound in [*(f"{b:g}" for b in BUCKETS[name]), "+Inf"]:
-        total += held.get((f"{name}_bucket", bound), 0.0)
+    given = json.dumps(list(known)), json.dumps(_HISTOGRAM_ROWS)
+    held: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
+    for name, run, label, value in session.connection().exec_driver_sql(query, given):
+        held[name, run][label] = value
+    return {
+        name: {run: _histogram(name, run, held) for run in known if (f"{name}_count", run) in held}
+        for name in BUCKETS
+    }
+
+
+def _histogram(name: str, run: str, held: dict[tuple[str, str], dict[str, float]]) -> Histogram:
+    own, total, buckets = held.get((f"{name}_bucket", run), {}), 0.0, []
+    for bound in _BOUNDS[name]:
+        total += own.get(bound, 0.0)
         buckets.append((bound, total))
-    return Histogram(
-        buckets, held.get((f"{name}_sum", ""), 0.0), held.get((f"{name}_count", ""), 0.0)
-    )
+    return Histogram(buckets, held[f"{name}_sum", run].get("", 0.0), held[f"{name}_count", run][""])
+
+
+_HISTOGRAM_ROWS = [f"{name}_{part}" for name in BUCKETS for part in ("bucket", "sum", "count")]
+_BOUNDS = {name: [*(f"{bound:g}" for bound in BUCKETS[name]), "+Inf"] for name in BUCKETS}

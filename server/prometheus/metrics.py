@@ -52,8 +52,9 @@ class Metrics:
         with db.read() as session:
             runs = rows.runs(session, now, self._known)
             left_out = rows.how_many(session, now) - len(runs)
-            counted = rows.counted(session, [run.name for run in runs])
-            histograms = {name: counters.histogram(session, name) for name in counters.BUCKETS}
+            names = [run.name for run in runs]
+            counted = rows.counted(session, names)
+            histograms = counters.histograms(session, names)
             unread = rows.unread(session)
         if left_out > 0:
             self._dropped.inc(left_out)

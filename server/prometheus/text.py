@@ -158,12 +158,15 @@ def of_counters(counted: dict[str, list[tuple[str, str, float]]]) -> Iterator[st
         )
 
 
-def of_histograms(histograms: dict[str, counters.Histogram]) -> Iterator[str]:
-    for name, histogram in histograms.items():
+def of_histograms(histograms: dict[str, dict[str, counters.Histogram]]) -> Iterator[str]:
+    """histograms: {name: {run: histogram}}."""
+    for name, by_run in histograms.items():
         yield _head(name, _HISTOGRAMS[name], "histogram")
-        yield _lines(f"{name}_bucket", ((f'le="{b}"', n) for b, n in histogram.buckets))
-        yield _lines(f"{name}_sum", [("", histogram.sum)])
-        yield _lines(f"{name}_count", [("", histogram.count)])
+        for run, held in by_run.items():
+            label = f'run="{run}"'
+            yield _lines(f"{name}_bucket", ((f'{label},le="{b}"', n) for b, n in held.buckets))
+            yield _lines(f"{name}_sum", [(label, held.sum)])
+            yield _lines(f"{name}_count", [(label, held.count)])
 
 
 def of_daemon(

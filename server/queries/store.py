@@ -37,10 +37,19 @@ def get_run(session: Session, run: str) -> tables.Run:
     """By id or by name. Raises NotFound."""
     found = session.scalar(_BY_ID if run.startswith("run_") else _BY_NAME, {"run": run})
     if found is None:
-        raise NotFound(
-            f"There is no run {run[:80]!r}.", hint="`traind ps` lists the runs there are."
-        )
+        raise NotFound(f"There is no run {run[:80]!r}.", hint=_renamed(session, run))
     return found
+
+
+def _renamed(session: Session, name: str) -> str:
+    """What became of a run that had this name."""
+    event = tables.Event
+    former = select(tables.Run.name).join(event, event.run_id == tables.Run.id)
+    query = former.where(event.kind == "renamed", event.data["before"].as_string() == name)
+    after = session.scalar(query.order_by(event.id.desc()).limit(1))
+    if after is None:
+        return "`traind ps` lists the runs there are."
+    return f"The run that had this name is now {after}."
 
 
 def list_runs(

@@ -76,7 +76,7 @@ export function url(base, query = {}) {
 
 /** accept: "text/…" answers a string, anything else but JSON a Blob. */
 async function call(method, base, { query, body, signal, key, accept } = {}, again = true) {
-  const headers = { Accept: accept ?? "application/json, application/problem+json" };
+  const headers = { Accept: accept ?? "application/json, application/problem+json", "Traind-Client": "page" };
   if (body !== undefined) headers["Content-Type"] = "application/json";
   if (method === "POST" && key !== null) headers["Idempotency-Key"] = key ?? newKey();
   const request = { method, headers, body: body === undefined ? undefined : JSON.stringify(body), cache: "no-store" };

@@ -34,6 +34,31 @@ def expect_state(page: Any, state: str) -> None:
 # --- with a real daemon --------------------------------------------------------------------------
 
 
+def test_a_run_is_renamed_while_two_pages_show_it(daemon: Daemon, open_page: OpenPage) -> None:
+    made = daemon.post("/runs", DEMO | {"start": False})
+    other = open_page(f"{daemon.url}/#/runs/{made['id']}/plan")
+    other.get_by_role("heading", name="demo").wait_for()
+    page = open_page(f"{daemon.url}/#/runs/demo/plan")
+    button(page, "More actions").click()
+    page.get_by_role("menuitem", name="Edit…").click()
+    page.get_by_role("textbox", name="Name", exact=True).fill("better")
+    button(page, "Save").click()
+    for shown in (page, other):
+        shown.get_by_role("heading", name="better").wait_for()
+        until(shown, "location.hash === '#/runs/better/plan'")
+    page.goto(f"{daemon.url}/#/runs/{made['id']}")
+    page.get_by_role("heading", name="better").wait_for()
+
+
+def test_a_pause_on_the_page_says_so_and_when(daemon: Daemon, open_page: OpenPage) -> None:
+    daemon.post("/runs", DEMO)
+    daemon.wait("demo", lambda run: run["step"] > 3)
+    page = open_page(f"{daemon.url}/#/runs/demo")
+    button(page, "Pause").click()
+    expect_state(page, "paused")
+    page.get_by_text(re.compile(r"^Paused by you on the page at \d\d:\d\d\.$")).wait_for()
+
+
 def test_a_run_is_created_from_the_form_with_its_plan_beside_it(
     daemon: Daemon, open_page: OpenPage
 ) -> None:

@@ -20,6 +20,7 @@ from tests.e2e.exported import Exported, Series, series
 from tests.e2e.prometheus_process import Ask, daemon, prometheus
 from tests.server.live_server import serving, until
 from trainer.contract.exits import Reason
+from trainer.contract.metrics import METRICS
 
 DOCKER = Path(__file__).parents[2] / "docker"
 DASHBOARD = DOCKER / "grafana" / "dashboards" / "traind.json"
@@ -31,13 +32,14 @@ PROMISED = {
     "train_loss": {"run"}, "val_bpb": {"run"}, "core_metric": {"run"},
     "learning_rate_multiplier": {"run"}, "tokens_per_second": {"run"}, "mfu_ratio": {"run"},
     "vram_bytes": {"run", "kind"}, "power_watts": {"run"}, "temperature_celsius": {"run"},
+    "grad_norm": {"run"},
     "last_step_timestamp_seconds": {"run"}, "eta_timestamp_seconds": {"run"},
     "checkpoint_last_success_timestamp_seconds": {"run"}, "run_state": {"run", "state"},
     "run_info": {"run", "phase", "model", "device"}, "tokens_processed_total": {"run"},
     "steps_processed_total": {"run"}, "lost_steps_total": {"run"},
     "restarts_total": {"run", "reason"}, "energy_joules_total": {"run"},
-    "checkpoint_bytes_total": {"run"}, "step_duration_seconds_bucket": {"le"},
-    "checkpoint_save_seconds_bucket": {"le"}, "disk_free_bytes": set(),
+    "checkpoint_bytes_total": {"run"}, "step_duration_seconds_bucket": {"run", "le"},
+    "checkpoint_save_seconds_bucket": {"run", "le"}, "disk_free_bytes": set(),
     "database_wal_bytes": set(),
     "ingest_lag_seconds": set(), "build_info": {"version"},
     "http_requests_total": {"method", "route", "status"},
@@ -169,6 +171,39 @@ def test_panels_do_not_overlap_and_speak_to_the_chosen_prometheus():
         taken |= cells
         for target in panel.get("targets", []):
             assert target["datasource"]["uid"] == "${datasource}"
+
+
+def test_every_gauge_of_the_registry_is_shown():
+    shown = {n for _, expr, _ in dashboard_expressions() for n, _ in promql.parse(expr).metrics}
+    assert {f"traind_{metric.gauge}" for metric in METRICS if metric.gauge} - shown == set()
+
+
+def test_panels_of_runs_lead_to_the_runs_page_and_legends_have_last_min_and_max():
+    board = json.loads(DASHBOARD.read_text())
+    assert "page" in {v["name"] for v in board["templating"]["list"] if v["type"] == "textbox"}
+    for panel in board["panels"]:
+        if panel["type"] != "timeseries":
+            continue
+        legend = panel["options"]["legend"]
+        assert (legend["displayMode"], legend["calcs"]) == ("table", ["lastNotNull", "min", "max"])
+        if any("run" in target["legendFormat"] for target in panel["targets"]):
+            (link,) = panel["fieldConfig"]["defaults"]["links"]
+            assert link["url"] == "${page}/#/runs/${__field.labels.run}", panel["title"]
+
+
+@pytest.mark.parametrize("title", ["Loss", "Gradient norm"])
+def test_what_spans_decades_has_a_log_scale(title: str):
+    (panel,) = (p for p in json.loads(DASHBOARD.read_text())["panels"] if p["title"] == title)
+    assert panel["fieldConfig"]["defaults"]["custom"]["scaleDistribution"]["type"] == "log"
+
+
+@pytest.mark.parametrize("title", ["Step time", "Time to save"])
+def test_quantiles_are_those_of_each_run(title: str):
+    (panel,) = (p for p in json.loads(DASHBOARD.read_text())["panels"] if p["title"] == title)
+    for target in panel["targets"]:
+        assert 'run=~"$run"' in target["expr"]
+        assert "sum by (run, le)" in target["expr"] or "quantile" not in target["expr"]
+        assert target["legendFormat"].startswith("{{run}}")
 
 
 def test_a_loss_that_is_not_finite_is_nan_and_others_are_numbers(exported: Exported):

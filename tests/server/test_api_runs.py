@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from server.domain import states
+from server.domain.states import State
+from server.metrics import counters
+from server.queries import store
 from tests.server.asgi import Asgi
+from trainer.contract.exits import Reason
 
 
 def test_create_needs_only_a_name(asgi: Asgi) -> None:
@@ -165,6 +170,62 @@ def test_patch_changes_cadences_and_nothing_else(asgi: Asgi) -> None:
     assert asgi.request("PATCH", "/v1/runs/demo", json={"model": {}}).status_code == 422
     bad = asgi.request("PATCH", "/v1/runs/demo", json={"checkpoint": {"keep_last": 1}})
     assert bad.json()["errors"][0]["pointer"] == "/checkpoint/keep_last"
+
+
+def test_a_rename_keeps_the_id_and_what_is_kept_under_the_name(asgi: Asgi) -> None:
+    run = asgi.create("first")
+    asgi.create("second")
+    with asgi.db.write() as session:
+        tally = counters.Tally()
+        tally.add(counters.STEPS, "first", 60)
+        tally.observe(counters.STEP_SECONDS, "first", 2.0)
+        tally.add(counters.STEPS, "gone", 7)  # of a deleted run that had the new name
+        tally.write(session)
+    taken = asgi.request("PATCH", "/v1/runs/first", json={"name": "second"})
+    assert (taken.status_code, taken.json()["errors"][0]["pointer"]) == (409, "/name")
+    bad = asgi.request("PATCH", "/v1/runs/first", json={"name": "run_x"})
+    assert (bad.status_code, bad.json()["errors"][0]["pointer"]) == (422, "/name")
+    follower = asgi.create("follower", data={"tokenizer": {"run": "first"}})
+    renamed = asgi.request("PATCH", "/v1/runs/first", json={"name": "gone"}).json()
+    assert (renamed["name"], renamed["spec"]["name"], renamed["id"]) == ("gone", "gone", run["id"])
+    assert asgi.get(f"/v1/runs/{run['id']}").json()["name"] == "gone"
+    old = asgi.get("/v1/runs/first")
+    assert (old.status_code, old.json()["hint"]) == (404, "The run that had this name is now gone.")
+    assert asgi.get("/v1/runs/gone/events").json()["data"][-1]["data"] == {
+        "before": "first", "after": "gone",
+    }  # fmt: skip
+    shown = asgi.get("/metrics").text
+    assert 'traind_steps_processed_total{run="gone"} 67' in shown, "a counter never goes back"
+    assert 'traind_step_duration_seconds_count{run="gone"} 1' in shown
+    assert 'run="first"' not in shown
+    spec = asgi.get(f"/v1/runs/{follower['id']}").json()["spec"]
+    assert spec["data"]["tokenizer"]["run"] == run["id"], "the old name may become another run's"
+    assert asgi.create("first")["id"] != run["id"]
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [("page", "on the page"), ("cli", "on the command line"), ("?", "through the API")],
+)
+def test_a_pause_and_a_cancel_say_which_way_they_were_asked(
+    asgi: Asgi, header: str, words: str
+) -> None:
+    asgi.create("demo")
+    headers = {"Traind-Client": header}
+    run = asgi.post("/v1/runs/demo/pause", headers=headers).json()
+    assert run["reason_message"] == f"Pausing, asked {words}: a checkpoint is saved first."
+    with asgi.db.write() as session:
+        states.move(session, store.get_run(session, "demo"), State.paused, Reason.requested)
+    run = asgi.get("/v1/runs/demo").json()
+    assert run["reason_message"] == f"Paused by you {words}."
+    run = asgi.post("/v1/runs/demo/cancel", headers=headers).json()
+    assert run["reason_message"] == f"Cancelled by you {words}."
+    asgi.post("/v1/runs/demo/resume", headers=headers)
+    with asgi.db.write() as session:
+        row = store.get_run(session, "demo")
+        states.move(session, row, State.pausing, Reason.host_restarted)
+        states.move(session, row, State.paused, Reason.requested)
+    assert asgi.get("/v1/runs/demo").json()["reason_message"] == "Paused on request."
 
 
 def test_delete_takes_the_directory_with_it(asgi: Asgi) -> None:

@@ -223,6 +223,14 @@ def test_resume_sends_only_the_overrides_given(stub: Stub, traind: Traind):
     assert stub.asked[1].body == {"overrides": {"device_batch_size": 4, "compile": False}}
 
 
+def test_rename_sends_the_name_and_says_which_program_asks(stub: Stub, traind: Traind):
+    stub.on("PATCH", "/v1/runs/demo", Reply(detail(name="better")))
+    done = traind("rename", "demo", "better")
+    assert (done.code, done.out.strip()) == (0, "demo is now better (run_1)")
+    assert stub.asked[0].body == {"name": "better"}
+    assert stub.asked[0].headers["traind-client"] == "cli"
+
+
 def test_delete_says_yes_for_scripts(stub: Stub, traind: Traind):
     stub.on("GET", "/v1/runs/demo", Reply(detail()))
     stub.on("GET", "/v1/runs/demo/checkpoints", page())

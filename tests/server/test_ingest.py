@@ -88,7 +88,7 @@ def test_a_whole_attempt_becomes_rows(db: Database, settings: Settings) -> None:
             "energy_joules_total": [("demo", "", 80.0)],
             "checkpoint_bytes_total": [("demo", "", 1000.0)],
         }
-        seen = counters.histogram(session, counters.STEP_SECONDS)
+        seen = counters.histograms(session, ["demo"])[counters.STEP_SECONDS]["demo"]
         assert (seen.count, seen.sum, seen.buckets[-1]) == (40, 20.0, ("+Inf", 40))
 
 

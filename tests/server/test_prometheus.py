@@ -30,7 +30,8 @@ PROMISED: dict[str, set[str]] = {
     "tokens_processed_total": {"run"}, "steps_processed_total": {"run"},
     "lost_steps_total": {"run"}, "restarts_total": {"run", "reason"},
     "energy_joules_total": {"run"}, "checkpoint_bytes_total": {"run"},
-    "step_duration_seconds_bucket": {"le"}, "checkpoint_save_seconds_bucket": {"le"},
+    "step_duration_seconds_bucket": {"run", "le"},
+    "checkpoint_save_seconds_bucket": {"run", "le"},
     "database_wal_bytes": set(),
     "disk_free_bytes": set(), "ingest_lag_seconds": set(), "build_info": {"version"},
     "http_requests_total": {"method", "route", "status"}, "metrics_dropped_total": set(),
@@ -57,8 +58,8 @@ def running(asgi: Asgi, name: str = "demo") -> None:
         tally = counters.Tally()
         tally.add(counters.STEPS, name, 60)
         tally.add(counters.RESTARTS, name, 1, "crashed")
-        tally.observe(counters.STEP_SECONDS, 2.0)
-        tally.observe(counters.SAVE_SECONDS, 700.0)
+        tally.observe(counters.STEP_SECONDS, name, 2.0)
+        tally.observe(counters.SAVE_SECONDS, name, 700.0)
         tally.write(session)
 
 

@@ -1,4 +1,4 @@
-/** What may change about a run later: title, tags, notes, metadata, cadences, notify. */
+/** What may change about a run later: name, title, tags, notes, metadata, cadences, notify. */
 
 import { patch, path } from "../api.js";
 import { fill, h } from "../dom.js";
@@ -10,6 +10,7 @@ export function editDialog(detail) {
   return openDialog(`Edit ${detail.name}`, (close) => {
     const { tags = "", notes = "", ...others } = detail.metadata;
     const { evaluate, checkpoint, notify } = detail.spec;
+    const name = h("input", { type: "text", maxlength: 64, value: detail.name, required: true, autocomplete: "off" });
     const title = h("input", { type: "text", maxlength: 300, value: detail.title ?? "" });
     const tagList = h("input", { type: "text", value: tags, placeholder: "sweep, baseline" });
     const note = h("textarea", { rows: 3, value: notes });
@@ -20,7 +21,7 @@ export function editDialog(detail) {
     const refused = h("div");
     const field = (label, input) => h("label.field", {}, h("span", {}, label), input);
     return h("form.dialog-body", { onsubmit: submit },
-      field("Title", title), field("Tags, with commas between", tagList), field("Notes", note), field("Other metadata, a line each", more),
+      field("Name", name), field("Title", title), field("Tags, with commas between", tagList), field("Notes", note), field("Other metadata, a line each", more),
       h("div.field-grid", {}, field("Validate every … steps", bpbEvery), field("Checkpoint every … seconds", seconds), field("Checkpoints kept", keepLast)),
       field("Notify", addresses), refused,
       h("div.dialog-foot", {}, h("button", { type: "button", onclick: () => close() }, "Cancel"), h("button.primary", { type: "submit" }, "Save")));
@@ -30,7 +31,7 @@ export function editDialog(detail) {
       const metadata = Object.fromEntries(more.value.split("\n").map((line) => line.split(/:(.*)/s)).filter(([key, value]) => key.trim() && value !== undefined).map(([key, value]) => [key.trim(), value.trim()]));
       if (tagList.value.trim()) metadata.tags = tagList.value.trim();
       if (note.value.trim()) metadata.notes = note.value.trim();
-      const body = { title: title.value.trim() || null, metadata };
+      const body = { ...(name.value.trim() !== detail.name && { name: name.value.trim() }), title: title.value.trim() || null, metadata };
       if (Number(bpbEvery.value || 0) !== (evaluate.bpb_every ?? 0)) body.evaluate = { bpb_every: bpbEvery.value ? Number(bpbEvery.value) : null };
       const changed = {};
       if (Number(seconds.value || 0) !== (checkpoint.every_seconds ?? 0)) changed.every_seconds = seconds.value ? Number(seconds.value) : null;

@@ -46,6 +46,7 @@ export async function mount(root, place, { setStatus }) {
   let settling = 0;
 
   Object.assign(run, await askAll());
+  const shownName = run.detail.name;
   const last = await lastEvent(run.detail.id);
   const head = createRunHead();
   const actions = createActions(run);
@@ -66,11 +67,13 @@ export async function mount(root, place, { setStatus }) {
   showTab(place);
 
   async function askAll() {
-    const [detail, progress] = await Promise.all([get(path("runs", name)), get(path("runs", name, "progress"))]);
+    const ref = run.detail?.id ?? name; // the name may change while the page is open
+    const [detail, progress] = await Promise.all([get(path("runs", ref)), get(path("runs", ref, "progress"))]);
     return { detail, progress };
   }
 
   function redraw() {
+    if (run.detail.name !== shownName) return go(["runs", run.detail.name, ...here().parts.slice(2)], here().query);
     head.update(run);
     actions.update(run.detail.state);
     failure.update();
