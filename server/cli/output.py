@@ -178,6 +178,10 @@ def explain(error: Exception) -> int | None:
             "set HOME, or name the directory with --data-dir or TRAIND_DATA_DIR",
         )
         return FAILED
+    if isinstance(error, UnicodeEncodeError) and error.encoding == "utf-8":
+        text = ascii(error.object)
+        _complain(f"text that is not UTF-8 cannot be sent to the daemon: {text[:200]}", None)
+        return USAGE
     from server.client.wire import ApiError, ClientError, NotProven, NotReachable
 
     if isinstance(error, NotReachable):

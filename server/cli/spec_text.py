@@ -121,9 +121,19 @@ def _require_json(value: Any) -> None:
             waiting += [(f"{field}.{key}" if field else str(key), v) for key, v in item.items()]
         elif isinstance(item, list):
             waiting += [(f"{field}.{index}", v) for index, v in enumerate(item)]
+        elif isinstance(item, str) and not _is_utf8(item):
+            raise Unreadable(f"{name}: text holds half a surrogate pair (\\ud800 to \\udfff)")
         elif isinstance(item, float) and not math.isfinite(item):
             word = "nan" if math.isnan(item) else f"{'-' if item < 0 else ''}.inf"
             raise Unreadable(f"{name}: {word} is no number that a spec can have")
         elif not isinstance(item, str | int | float | bool | None):
             kind = type(item).__name__
             raise Unreadable(f"{name}: a {kind} is nothing that a spec can have")
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

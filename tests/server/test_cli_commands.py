@@ -717,3 +717,12 @@ def test_a_json_file_says_what_json_says(tmp_path):
     spec = tmp_path / "spec.json"
     spec.write_text(json.dumps(body))
     assert read_spec(str(spec), []) == body
+
+
+@pytest.mark.parametrize(
+    "command", [["show"], ["sample", "demo", "--prompt"], ["import", "nanochat"], ["ps", "--state"]]
+)
+def test_an_argument_that_is_not_utf8_is_a_sentence(traind: Traind, command: list[str]) -> None:
+    ran = traind(*command, os.fsdecode(b"\xff\xfe"))
+    assert ran.code == 2
+    assert "text that is not UTF-8 cannot be sent" in ran.err

@@ -20,6 +20,7 @@ REFUSED = {
     "infinity": ("horizon:\n  flops: .inf\n", r"horizon\.flops: \.inf is no number"),
     "minus infinity": ("optimizer: {matrix_lr: -.inf}", r"optimizer\.matrix_lr: -\.inf"),
     "not a number": ("optimizer: {matrix_lr: .nan}", r"optimizer\.matrix_lr: nan"),
+    "half a character": ('title: "\\ud800"', r"title: text holds half a surrogate pair"),
     "infinity in JSON": ('{"horizon": {"flops": Infinity}}', r"horizon\.flops: \.inf"),
     "a number too large": ("horizon: {flops: 1e999}", r"horizon\.flops: \.inf"),
     "a number as key": ("metadata: {1: x}", "the key '1' is no text"),

@@ -187,6 +187,11 @@ SHARD_DAMAGE: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     ),
     "of another step": (of_rank(1, later), "rank1", "shards of two steps are mixed"),
     "of another run": (of_rank(1, another_run), "rank1", "another step or run"),
+    "a copy of another": (
+        lambda b: shutil.copyfile(files.shard(b, 0), files.shard(b, 1)),
+        "rank1",
+        "is a copy of it",
+    ),
     "of other groups": (
         of_rank(1, lambda c: c["param_groups"][0].update(lr=0.5)),
         "rank1",

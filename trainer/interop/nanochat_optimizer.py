@@ -325,7 +325,21 @@ def _merged_rows(
                 shard.path,
                 f"{what} is not that of {loaded[0].path.name}: it is of another step or run",
             )
-    return parts[0] if is_whole else torch.cat(parts)
+    if is_whole:
+        return parts[0]
+    _refuse_copies(loaded, parts, what)
+    return torch.cat(parts)
+
+
+def _refuse_copies(loaded: list[_Shard], parts: list[Tensor], what: str) -> None:
+    """Each rank has other rows; two alike mean that one file was copied over another."""
+    for later in range(1, len(parts)):
+        for earlier in range(later):
+            if torch.equal(parts[later], parts[earlier]) and parts[later].any():
+                raise InteropError(
+                    loaded[later].path,
+                    f"{what} is that of {loaded[earlier].path.name}: the file is a copy of it",
+                )
 
 
 def _muon_state(loaded: list[_Shard], numbering: Numbering) -> dict[str, Tensor]:
