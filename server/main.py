@@ -18,7 +18,6 @@ from server.events import webhooks
 from server.events.commit_notifier import Feed
 from server.ingestion.worker import Worker
 from server.machine import devices
-from server.machine.xid_events import XidListener
 from server.settings import Settings
 from server.supervision.arrival import arrive
 from server.supervision.keeper import Keeper
@@ -58,15 +57,13 @@ def create_app(
             keeper = Keeper(opened, settings.paths, settings.keep_jobs_days)
             feed = Feed()
             opened.on_commit(feed.notify)
-            xids = XidListener()
             supervisor = Supervisor(
-                SupervisorContext(opened, settings, devices.Present(), worker=worker, xids=xids)
+                SupervisorContext(opened, settings, devices.Present(), worker=worker)
             )
             told = webhooks.WebhookThread(opened, settings.paths.root, receivers.deliver)
             api.connect(app, opened, feed, supervisor, told)
             told.start()
             keeper.start()
-            xids.start()
             supervisor.start(on_failure)
             await run_in_threadpool(supervisor.wait_for_first_look, FIRST_LOOK_SECONDS)
             log.info("ready; data in %s", settings.paths.root)
@@ -80,7 +77,6 @@ def create_app(
                 api.end_streams(app)
                 stop_trainers = settings.stop_trainers
                 await run_in_threadpool(lambda: supervisor.stop(stop_trainers=stop_trainers))
-                await run_in_threadpool(xids.stop)
                 await run_in_threadpool(told.stop)
                 await run_in_threadpool(keeper.stop)
                 await run_in_threadpool(opened.close)

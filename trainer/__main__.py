@@ -4,13 +4,16 @@ directory; its events go to the outbox there. It does not depend on the daemon.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 from trainer.contract import events, failpoint, orders
+from trainer.contract.exits import Reason
 from trainer.contract.orders import AttemptOrder
 from trainer.contract.rundir import Held, locked
 from trainer.runtime import process, threads
+from trainer.runtime.rank_process import RankProcess, blame
 
 RUN_LOCK_SECONDS = 10.0
 
@@ -23,10 +26,20 @@ def main(argv: list[str]) -> int:
     threads.wait_asleep()
     directory = Path(argv[1]).absolute()
     order = orders.read(directory, AttemptOrder)
+    rank = int(os.environ.get("RANK", "0")) if order.num_ranks > 1 else 0
+    status = _lead(directory, order) if rank == 0 else _follow(directory, order, rank)
+    if order.num_ranks > 1:  # threads that wait for a lost rank would hold the interpreter up
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
+
+
+def _lead(directory: Path, order: AttemptOrder) -> int:
     own = process.begin(directory, order.run_id, order.attempt, order.token)
     try:
         with locked(Path(order.run_dir) / "trainer.lock", order.token):
-            ended = _train(order, own)
+            ended = _train(order, own, 0)
     except BaseException as error:  # whatever it was, it is written down before the process goes
         process.log_traceback(error)
         ended = _failure(error, own)
@@ -35,23 +48,43 @@ def main(argv: list[str]) -> int:
     return 1 if ended.outcome == "failed" else 0
 
 
-def _train(order: AttemptOrder, own: process.Process) -> events.Ended:
+def _follow(directory: Path, order: AttemptOrder, rank: int) -> int:
+    """A rank other than 0: the same training, without journals, checkpoints and locks."""
+    own = RankProcess(directory, rank)
+    try:
+        ended = _train(order, own, rank)
+    except BaseException as error:
+        process.log_traceback(error)
+        reason, message = process.explain(error)
+        ended = events.Ended(outcome="failed", reason=reason, message=message)
+    own.end(ended)
+    return 1 if ended.outcome == "failed" else 0
+
+
+def _train(order: AttemptOrder, own: process.Process | RankProcess, rank: int) -> events.Ended:
     own.reporter.emit(events.Stage(stage="loading", detail="torch"))
+    from trainer.runtime import world
     from trainer.train import checkpointing, loop, session
 
     failpoint.hit("trainer.load")
-    parts = session.build(order, own.reporter, own.control)
+    ranks = world.join(order.num_ranks, order.device_of(rank))
+    parts = session.build(order, own.reporter, own.control, world=ranks)
     try:
-        return loop.run(parts)
+        ended = loop.run(parts)
     finally:
         checkpointing.drain(parts)
         parts.close()
+    ranks.leave()
+    return ended
 
 
 def _failure(error: BaseException, own: process.Process) -> events.Ended:
     reason, message = process.explain(error)
     if isinstance(error, Held):
         message = "another trainer of this run is alive"
+    if reason is Reason.rank_lost:
+        members = [(m.rank, m.device, m.pid) for m in getattr(error, "members", [])]
+        reason, message = blame(own.directory, members, message)
     step = getattr(error, "step", None)
     return events.Ended(outcome="failed", reason=reason, step=step, message=message)
 

@@ -11,6 +11,7 @@ import contextlib
 import importlib
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -27,15 +28,17 @@ def serve() -> None:
 
     for line in sys.stdin:
         request = json.loads(line)
-        pid = os.fork()
-        if pid == 0:
-            _become_trainer(request)
-        print(json.dumps({"pid": pid}), flush=True)
-        _, status = os.waitpid(pid, 0)
-        print(json.dumps({"status": os.waitstatus_to_exitcode(status)}), flush=True)
+        pids = []
+        for env in request["ranks"]:
+            pids.append(os.fork())
+            if pids[-1] == 0:
+                _become_trainer(request, env)
+        print(json.dumps({"pids": pids}), flush=True)
+        statuses = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+        print(json.dumps({"statuses": statuses}), flush=True)
 
 
-def _become_trainer(request: dict[str, Any]) -> None:
+def _become_trainer(request: dict[str, Any], env: dict[str, str]) -> None:
     from trainer.contract import failpoint
 
     log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -43,12 +46,42 @@ def _become_trainer(request: dict[str, Any]) -> None:
     for source, target in ((null, 0), (log, 1), (log, 2)):
         os.dup2(source, target)
     os.setsid()
-    os.environ.update(request["env"])
+    os.environ.update(request["env"] | env)
     failpoint._points.cache_clear()
     code = 1
     with contextlib.suppress(BaseException):
         code = importlib.import_module(request["module"]).main(["trainer", *request["argv"]])
     os._exit(code)
+
+
+def _rank_environments(ranks: int) -> list[dict[str, str]]:
+    if ranks == 1:
+        return [{}]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {
+        "WORLD_SIZE": str(ranks),
+        "LOCAL_WORLD_SIZE": str(ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
+
+
+def torchrun(directory: Path, ranks: int) -> subprocess.CompletedProcess[str]:
+    """One attempt by torchrun itself."""
+    return subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc-per-node", str(ranks), "-m", "trainer", str(directory)),
+        ],
+        cwd=Path(__file__).parents[2],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=110,
+    )
 
 
 class ForkServer:
@@ -68,7 +101,14 @@ class ForkServer:
 
     def start(self, directory: Path, fail: str = "", module: str = "trainer.__main__") -> int:
         """Start a trainer in an attempt directory, or a job in its own; its pid."""
+        return self.start_ranks(directory, 1, fail, module)[0]
+
+    def start_ranks(
+        self, directory: Path, ranks: int, fail: str = "", module: str = "trainer.__main__"
+    ) -> list[int]:
+        """Start the ranks of one attempt as torchrun would; their pids."""
         request = {
+            "ranks": _rank_environments(ranks),
             "module": module,
             "argv": [str(directory)],
             "env": {"TRAIND_FAIL": fail} if fail else {},
@@ -77,11 +117,14 @@ class ForkServer:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
-        return self._read()["pid"]
+        return self._read()["pids"]
 
     def wait(self) -> int:
         """The exit status of the trainer started last; negative is a signal."""
-        return self._read()["status"]
+        return self.wait_ranks()[0]
+
+    def wait_ranks(self) -> list[int]:
+        return self._read()["statuses"]
 
     def close(self) -> None:
         assert self._process.stdin is not None

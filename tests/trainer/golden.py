@@ -7,18 +7,23 @@ not of a processor.
 from __future__ import annotations
 
 import hashlib
+import sys
 
 import torch
 
-from tests.trainer.shapes import KINDS, RATES, batches, stepper, trained_model
+from tests.trainer.shapes import KINDS, RATES, batches, trained_model
+from trainer.optim.optimizer import Optimizer
+from trainer.train.step import Stepper
 
 SHOWN = ("three heads, padded vocabulary", "windows", "one kv head for three")
 
 
-def fingerprint(name: str) -> str:
+def fingerprint(name: str, lanes: int) -> str:
     """sha256 over every tensor of model and optimizer, by name, after three steps."""
     kind = KINDS[name]
-    own = stepper(trained_model(kind), kind.plan()[1])
+    model = trained_model(kind)
+    optimizer = Optimizer(model, kind.plan()[1], lanes=lanes)
+    own = Stepper(model, optimizer, compile=False, deterministic=True, rows=2, lanes=lanes)
     for seed in range(3):
         own.train_step(batches(kind, seed=seed), **RATES)
     digest = hashlib.sha256()
@@ -32,4 +37,4 @@ def fingerprint(name: str) -> str:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     for shown in SHOWN:
-        print(fingerprint(shown))
+        print(fingerprint(shown, int((*sys.argv[1:], "1")[0])))

@@ -135,13 +135,30 @@ class Lab:
         self.close_attempt(directory)
         return status
 
-    def interrupt(self, how: str, step: int, mark: bytes = b"", fail: str = "") -> int:
+    def run_ranks(self, ranks: int, fail: str = "", **changes: Any) -> list[int]:
+        """One attempt on several ranks of the CPU to its end; their exit statuses."""
+        directory = self.order(devices=["cpu"] * ranks if ranks > 1 else [], **changes)
+        self.server.start_ranks(directory, ranks, fail)
+        statuses = self.server.wait_ranks()
+        self.close_attempt(directory)
+        return statuses
+
+    def interrupt(
+        self,
+        how: str,
+        step: int,
+        mark: bytes = b"",
+        fail: str = "",
+        ranks: int = 1,
+        victim: int = 0,
+    ) -> int:
         """One attempt that is paused, terminated or killed once it reported `step` or ended.
 
-        mark: what to wait for in the outbox instead of the step.
+        mark: what to wait for in the outbox instead of the step. victim: the rank that gets the
+        signal.
         """
-        directory = self.order()
-        pid = self.server.start(directory, fail)
+        directory = self.order(devices=["cpu"] * ranks if ranks > 1 else [])
+        pid = self.server.start_ranks(directory, ranks, fail)[victim]
         deadline = time.monotonic() + 60
         mark = mark or f'"kind":"step","step":{step},'.encode()
         while time.monotonic() < deadline and not (directory / "exit.json").exists():

@@ -109,6 +109,31 @@ class Step(TrainerEvent):
         return getattr(self, key) if key in Step.model_fields else self.more.get(key)
 
 
+class RankRow(BaseModel):
+    """One rank of an attempt. compute_seconds: its own forward and backward passes of a step;
+    waited_seconds: for other ranks, on average over the steps since the last row."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    rank: int
+    host: str
+    device: str
+    pid: int
+    compute_seconds: float | None = None
+    waited_seconds: float | None = None
+    vram_peak_bytes: int | None = None
+    power_watts: float | None = None
+    temperature_celsius: float | None = None
+
+
+class Ranks(TrainerEvent):
+    """All ranks of an attempt on several devices, every 30 s, in their order."""
+
+    kind: Literal["ranks"] = "ranks"
+    step: int
+    ranks: list[RankRow]
+
+
 class Evaluation(TrainerEvent):
     """A measured quality. identity: what the number depends on; never compare across identities."""
 
@@ -218,6 +243,7 @@ AnyEvent = Annotated[
     | Resumed
     | Frozen
     | Step
+    | Ranks
     | Evaluation
     | Sample
     | CheckpointSaved
@@ -232,8 +258,8 @@ AnyEvent = Annotated[
 ]
 ADAPTER: TypeAdapter[AnyEvent] = TypeAdapter(AnyEvent)
 
-# Everything but the chatter of steps and stages reaches the disk before the trainer goes on.
-NOT_DURABLE = frozenset({"step", "stage"})
+# Everything but the chatter of steps, ranks and stages reaches the disk before the trainer goes on.
+NOT_DURABLE = frozenset({"step", "stage", "ranks"})
 
 
 def is_durable(event: TrainerEvent) -> bool:

@@ -50,6 +50,8 @@ class Reason(StrEnum):
     network_failed = "network_failed"
     software_missing = "software_missing"
     compile_failed = "compile_failed"
+    rank_lost = "rank_lost"
+    ranks_differ = "ranks_differ"
 
     @property
     def sentence(self) -> str:
@@ -183,6 +185,16 @@ _SAID: dict[Reason, tuple[str, str]] = {
         "Resume with overrides.compile false (exactness becomes approximate), or repair the "
         "compiler: traind doctor looks at it.",
     ),
+    Reason.rank_lost: (
+        "One of the processes that train this run together ended or did not answer.",
+        "It restarts by itself from the newest checkpoint; the message names the rank, and its log "
+        "in the attempt's ranks/ directory the cause.",
+    ),
+    Reason.ranks_differ: (
+        "A device held other weights than the others: its memory or processor failed silently.",
+        "Nothing of these weights was saved. It restarts by itself from the newest checkpoint; "
+        "test the device that the message names.",
+    ),
 }
 
 # Where the advice above counts on the run going on.
@@ -211,6 +223,14 @@ _STOPPED: dict[Reason, str] = {
     ),
     Reason.file_missing: "Put the file back that the message names, then resume.",
     Reason.network_failed: "Check the network and its proxy, then resume.",
+    Reason.rank_lost: (
+        "The log of the rank that the message names, in the attempt's ranks/ directory, has the "
+        "cause; resume continues from the newest checkpoint."
+    ),
+    Reason.ranks_differ: (
+        "Test the device that the message names, or take it out; resume continues from the newest "
+        "checkpoint."
+    ),
 }
 
 

@@ -2,7 +2,8 @@
 
 `TRAIND_FAIL="name=2*off->1*kill;other=error(28)"`: pass twice, then kill once, then off. A term
 without a count holds for ever. Actions: off, kill, exit(code), error(errno), delay(seconds),
-corrupt (the caller asks `corrupts(name)` and damages what it was about to write).
+corrupt (the caller asks `corrupts(name)` and damages what it was about to write). `name@1` is of
+rank 1 alone, of an attempt with several; without a rank it is of every process.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ def parse(text: str) -> dict[str, _Point]:
     points = {}
     for item in filter(None, (part.strip() for part in text.split(";"))):
         name, _, chain = item.partition("=")
+        name, _, rank = name.partition("@")
         terms = []
         for term in chain.split("->"):
             match = _TERM.match(term.strip())
@@ -49,7 +51,8 @@ def parse(text: str) -> dict[str, _Point]:
                 raise ValueError(f"cannot read failpoint term {term!r} of {name!r}")
             count, action, argument = match.groups()
             terms.append((int(count) if count else None, action, float(argument or 0)))
-        points[name] = _Point(terms)
+        if rank in ("", os.environ.get("RANK", "0")):
+            points[name] = _Point(terms)
     return points
 
 

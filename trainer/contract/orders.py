@@ -41,6 +41,7 @@ class AttemptOrder(Order):
 
     earlier_schedules: those of the lineage's earlier phases, in order; needed when the newest
     checkpoint that verifies lies before this phase and its last steps are done again.
+    devices: one for each rank, where there are several; `device` is then the first.
     """
 
     run_id: str
@@ -66,6 +67,14 @@ class AttemptOrder(Order):
     skip_steps: list[tuple[int, int]] = []
     recheck_bpb: bool = False
     resume_expected: bool = False
+    devices: list[str] = []
+
+    @property
+    def num_ranks(self) -> int:
+        return max(1, len(self.devices))
+
+    def device_of(self, rank: int) -> str:
+        return self.devices[rank] if self.devices else self.device
 
 
 class JobOrder(Order):

@@ -104,6 +104,16 @@ class RunDir:
         return max([0, *found, *(attempt for _, attempt in filter(None, saved))])
 
 
+def rank_record(attempt: Path, rank: int) -> Path:
+    """The exit record of a rank other than 0, whose record is the attempt's own."""
+    return attempt / "ranks" / f"{rank:04d}.json"
+
+
+def rank_log(attempt: Path, rank: int) -> Path:
+    """What a rank prints; rank 0 prints to the attempt's own log."""
+    return attempt / "ranks" / f"{rank:04d}.log" if rank else attempt / LOG
+
+
 def _names(directory: Path) -> list[str]:
     try:
         return os.listdir(directory)

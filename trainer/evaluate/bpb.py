@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from trainer.evaluate.undisturbed import undisturbed
 from trainer.model.gpt import GPT
+from trainer.runtime.world import World
 
 TokenLosses = Callable[[Tensor, Tensor], Tensor]  # tokens, targets (B, T) -> nats (B, T)
 
@@ -47,25 +49,30 @@ def measure(
     should_stop: Callable[[], bool] | None = None,
     seen: Callable[[Tensor], None] | None = None,
     token_losses: TokenLosses | None = None,
+    world: World | None = None,
 ) -> BpbResult | None:
     """Bits per byte over batches of (inputs_BT, targets_BT); None when told to stop.
 
     token_bytes (vocab_size,): bytes of each token, 0 for special ones, which do not count; neither
     do targets of -1. seen: told the targets of each batch. token_losses: what computes the losses
-    instead of `model` uncompiled. Raises ValueError when nothing counts.
+    instead of `model` uncompiled. world: ranks that take turns with the batches; the value is the
+    same to the last bit. Raises ValueError when nothing counts.
     """
-    began, nats, num_bytes, tokens = time.monotonic(), 0.0, 0, 0
+    began, world, own = time.monotonic(), world or World(), []
     lengths = torch.as_tensor(token_bytes, device=model.device)
     losses = token_losses or partial(model.loss, reduction="none")
     with undisturbed(model):
-        for inputs_BT, targets_BT in batches:
-            if should_stop is not None and should_stop():
+        for index, (inputs_BT, targets_BT) in enumerate(batches):
+            turn = index % world.size
+            if turn == 0 and should_stop is not None and world.any(should_stop()):
                 return None
             if seen is not None:
                 seen(targets_BT)
+            if turn != world.rank:
+                continue
             inputs_BT, targets_BT = inputs_BT.to(model.device), targets_BT.to(model.device)
-            batch = _sums(losses(inputs_BT, targets_BT), targets_BT, lengths)
-            nats, num_bytes, tokens = nats + batch[0], num_bytes + batch[1], tokens + batch[2]
+            own.append(_sums(losses(inputs_BT, targets_BT), targets_BT, lengths))
+    nats, num_bytes, tokens = _added_in_order(world.gather(own))
     if not num_bytes:
         raise ValueError("no target token with bytes in the validation span")
     value = nats / (math.log(2) * num_bytes)
@@ -108,6 +115,15 @@ def identity(
     if token_bytes != "raw":
         parts["token_bytes"] = token_bytes
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _added_in_order(sums_of_ranks: list[list[Any]]) -> tuple[float, int, int]:
+    """The sums of all batches, added in the order of batches, which ranks took in turns."""
+    nats, num_bytes, tokens = 0.0, 0, 0
+    for turn in zip_longest(*sums_of_ranks):
+        for batch in filter(None, turn):
+            nats, num_bytes, tokens = nats + batch[0], num_bytes + batch[1], tokens + batch[2]
+    return nats, num_bytes, tokens
 
 
 def _sums(losses_BT: Tensor, targets_BT: Tensor, lengths_V: Tensor) -> tuple[float, int, int]:

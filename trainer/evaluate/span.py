@@ -20,6 +20,7 @@ from trainer.data.token_bytes import TokenBytes
 from trainer.data.tokenizer import Tokenizer
 from trainer.evaluate import bpb
 from trainer.model.gpt import GPT
+from trainer.runtime.world import World
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ def measure(
     *,
     should_stop: Callable[[], bool] | None = None,
     token_losses: bpb.TokenLosses | None = None,
+    world: World | None = None,
 ) -> Measured | None:
     """val bpb over `eval_tokens` of the validation split, from its beginning."""
     _, by_other = by_both_tables(settings)
@@ -77,6 +79,7 @@ def measure(
         should_stop=should_stop,
         seen=count.add,
         token_losses=token_losses,
+        world=world,
     )
     if result is None:
         return None

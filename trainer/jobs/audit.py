@@ -32,6 +32,7 @@ def run(order: JobOrder, own: Process) -> dict[str, Any]:
         update={
             "lineage": limits, "max_step": start,
             "run_dir": order.run_dir, "data_dir": order.data_dir,
+            "devices": [],  # one rank: lanes make its bits those of several
         }
     )  # fmt: skip
     with tempfile.TemporaryDirectory(dir=own.directory) as folder:
@@ -56,8 +57,8 @@ def _compare(parts: Any, steps: int, own: Process, loop: Any, session: Any) -> A
             break
         recorded = session.recorded_loss(run_dir, parts.order.attempt, step)
         loop.skip_batches(parts, step)
-        micro_batches, _ = parts.next_step_batches()
-        result = parts.stepper.train_step(micro_batches, **scheduled(parts.order, step))
+        batches = parts.next_step_batches()
+        result = parts.stepper.train_step(batches.own, **scheduled(parts.order, step))
         parts.state.step = step + 1
         own.reporter.emit(events.Stage(stage="verifying", fraction=(compared + 1) / steps))
         if recorded is None:

@@ -21,6 +21,8 @@ from trainer.model.parameter_bank import Place
 from trainer.optim.adamw import adamw_update, bias_correction
 from trainer.optim.loss_scale import LossScale
 from trainer.optim.muon import muon_update
+from trainer.optim.shards import Shards, cut
+from trainer.runtime.world import World
 
 ADAMW_STEP = "adamw.step"
 
@@ -29,10 +31,15 @@ class Optimizer:
     """Steps `model` with the gradients that lie in its bank and its touched rows.
 
     adamw, muon: the update functions, which a caller may replace by compiled ones.
+    lanes, world: Muon's stacks are updated in one piece a lane; with several ranks each keeps the
+    momentum of its own pieces alone, and sends the weights that it updated to the others.
     """
 
-    def __init__(self, model: GPT, hyper: Hyperparameters) -> None:
+    def __init__(
+        self, model: GPT, hyper: Hyperparameters, *, lanes: int = 1, world: World | None = None
+    ) -> None:
         self.model, self.hyper = model, hyper
+        self.world = world or World()
         self.adamw: Callable[..., None] = adamw_update
         self.muon: Callable[..., None] = muon_update
         self.variant = MUON[hyper.muon]
@@ -43,8 +50,12 @@ class Optimizer:
         self.head = _Moments(bank.parameters[parameters.LM_HEAD])
         self.scalars = _Moments(bank.scalars.view(bank.weights))
         self.groups = parameters.muon_groups(model.shape)
-        self.momentum = {g.key: bank.stacks[g.key].view(bank.weights) * 0 for g in self.groups}
-        self.second = {g.key: torch.zeros(g.second_shape, device=device) for g in self.groups}
+        self.shards = {
+            g.key: Shards(cut(len(g.names), lanes), self.world.rank, self.world.size)
+            for g in self.groups
+        }
+        self.momentum = {g.key: self._own_zeros(bank.stacks[g.key].shape, g) for g in self.groups}
+        self.second = {g.key: self._own_zeros(g.second_shape, g) for g in self.groups}
         self.loss_scale = LossScale(device) if model.compute_dtype == torch.float16 else None
         self._rates = _adam_rates(model, hyper)
 
@@ -73,7 +84,8 @@ class Optimizer:
         self.model.bank.refresh()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Flat, live views: clone before the next step. Names never change."""
+        """Flat, live views: clone before the next step. Names never change. With several ranks,
+        Muon's state is that of the own matrices: `collected_state` has all of it."""
         state = {ADAMW_STEP: self.count}
         for name, (m, v) in self._adam_moments().items():
             state[f"adamw.{name}.exp_avg"] = m
@@ -82,6 +94,45 @@ class Optimizer:
             state[f"muon.{key}.momentum"] = self.momentum[key]
             state[f"muon.{key}.second_momentum"] = self.second[key]
         return state | (self.loss_scale.state_dict() if self.loss_scale else {})
+
+    @torch.no_grad()
+    def collected_state(self) -> dict[str, Tensor]:
+        """The whole state on rank 0, where all ranks ask for it; of another rank its own part."""
+        state = self.state_dict()
+        if self.world.size == 1:
+            return state
+        for name, own, key in self._sharded():
+            matrix = own.shape[1:]
+            sizes = [count * matrix.numel() for count in self.shards[key].counts()]
+            whole = self.world.collect(own.reshape(-1), sizes)
+            if whole is not None:
+                state[name] = whole.view(-1, *matrix)
+        return state
+
+    @torch.no_grad()
+    def spread_state(self, state: Mapping[str, Tensor] | None) -> None:
+        """Rank 0's whole state to all, each of which keeps its part. Others pass None."""
+        sharded = {name for name, _, _ in self._sharded()}
+        for name, tensor in self.state_dict().items():
+            if name not in sharded:
+                if state is not None:
+                    tensor.copy_(state[name])
+                self.world.spread(tensor)
+        for name, own, key in self._sharded():
+            shard = self.shards[key]
+            whole = own.new_zeros(sum(shard.counts()), *own.shape[1:])
+            if state is not None:
+                whole.copy_(state[name])
+            self.world.spread(whole)
+            own.copy_(whole[shard.first : shard.first + len(own)])
+
+    def whole_layout(self) -> dict[str, Tensor]:
+        """Tensors of the names, shapes and dtypes of the whole state, without contents."""
+        state = {n: t.to("meta") for n, t in self.state_dict().items()}
+        for name, own, key in self._sharded():
+            count = sum(self.shards[key].counts())
+            state[name] = torch.empty(count, *own.shape[1:], dtype=own.dtype, device="meta")
+        return state
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -161,10 +212,44 @@ class Optimizer:
         rates = [torch.full((), v, device=self.model.device) for v in values]
         bf16 = self.variant.always_bf16 or self.model.compute_dtype == torch.bfloat16
         for group in self.groups:
-            place = bank.stacks[group.key]
-            stacks = (place.view(bank.weights), place.view(bank.gradients))
-            state = (self.momentum[group.key], self.second[group.key])
-            self.muon(*stacks, *state, *rates, finite, bf16, self.variant)
+            place, shard = bank.stacks[group.key], self.shards[group.key]
+            for begin, end in shard.own:
+                piece = _matrices(place, begin, end)
+                stacks = (piece.view(bank.weights), piece.view(bank.gradients))
+                state = self._own_state(group.key, begin, end)
+                self.muon(*stacks, *state, *rates, finite, bf16, self.variant)
+            if self.world.size > 1:
+                matrix = math.prod(place.shape[1:])
+                sizes = [count * matrix for count in shard.counts()]
+                self.world.join_parts(place.view(bank.weights).view(-1), sizes)
+
+    def _own_state(self, key: str, begin: int, end: int) -> tuple[Tensor, Tensor]:
+        """Both momenta of the matrices [begin, end) of a stack; whole tensors where that is all."""
+        momentum, second, first = self.momentum[key], self.second[key], self.shards[key].first
+        if end - begin == len(momentum):
+            return momentum, second
+        part = slice(begin - first, end - first)
+        return momentum[part].detach(), second[part].detach()
+
+    def _own_zeros(self, size: tuple[int, ...], group: parameters.MuonGroup) -> Tensor:
+        count = self.shards[group.key].counts()[self.world.rank]
+        return torch.zeros(count, *size[1:], device=self.model.device)
+
+    def _sharded(self) -> list[tuple[str, Tensor, str]]:
+        """(name in the state, own tensor, key of the stack) of Muon's state."""
+        return [
+            (f"muon.{key}.{kind}", own[key], key)
+            for key in self.momentum
+            for kind, own in (("momentum", self.momentum), ("second_momentum", self.second))
+        ]
+
+
+def _matrices(place: Place, begin: int, end: int) -> Place:
+    """The place of the matrices [begin, end) of a stack."""
+    count, *matrix = place.shape
+    if (begin, end) == (0, count):
+        return place
+    return Place(place.offset + begin * math.prod(matrix), (end - begin, *matrix))
 
 
 class _Moments:

@@ -21,10 +21,10 @@ from trainer.contract.rundir import DUMP_SIGNAL
 
 
 class Control:
-    """The inbox and the signals of one process."""
+    """The inbox and the signals of one process; without an inbox, its signals alone."""
 
-    def __init__(self, inbox: Path) -> None:
-        self._reader = journal.JournalReader(inbox)
+    def __init__(self, inbox: Path | None) -> None:
+        self._reader = journal.JournalReader(inbox) if inbox else None
         self._offset, self._next_seq = 0, 0
         self._pending: list[commands.AnyCommand] = []
         self.terminated = False
@@ -41,6 +41,8 @@ class Control:
 
     def poll(self) -> None:
         """Read what is new; a damaged inbox is treated as silence, signals still work."""
+        if self._reader is None:
+            return
         batch = self._reader.read(self._offset, self._next_seq)
         self._offset, self._next_seq = batch.offset, batch.next_seq
         for record in batch.records:

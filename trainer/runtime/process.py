@@ -156,6 +156,8 @@ _REASONS: list[tuple[Callable[[BaseException], bool], Reason]] = [
     (_named("DeviceMissing"), Reason.device_missing),
     (_named("Bad"), Reason.no_checkpoint),
     (_named("Fenced", "Held"), Reason.superseded),
+    (_named("RanksDiffer"), Reason.ranks_differ),
+    (_named("LostPeer", "NotDealt"), Reason.rank_lost),
     (_is_gpu_lost, Reason.gpu_lost),
     (
         _says("no kernel image is available", "driver version is insufficient",

@@ -105,6 +105,22 @@ class Reporter:
                 continue
 
 
+class Mute(Reporter):
+    """Reports nothing: the voice of a rank other than 0."""
+
+    def __init__(self) -> None:
+        pass
+
+    def emit(self, event: events.TrainerEvent) -> None:
+        pass
+
+    def sync_if_due(self) -> None:
+        pass
+
+    def sync(self) -> None:
+        pass
+
+
 def finite(value: Any) -> Any:
     """The same JSON value with NaN and infinities as None: they are not JSON."""
     if isinstance(value, float):

@@ -7,14 +7,20 @@ import sys
 import time
 from typing import Literal
 
+from torch import Tensor
+
 from trainer.checkpoint import store
 from trainer.checkpoint.background_writer import SavedCheckpoint
 from trainer.contract import commands, events, failpoint, holds
 from trainer.contract.orders import AttemptOrder
 from trainer.contract.spec import CheckpointSpec, EvaluateSpec, RecoverySpec
+from trainer.runtime.world import LostPeer
+from trainer.train import rank_drift
 from trainer.train.session import Session
 
+Tensors = tuple[dict[str, Tensor], dict[str, Tensor]]
 Why = Literal["cadence", "requested", "warmdown", "pause", "terminate", "end"]
+WHYS: tuple[Why | None, ...] = (None, "warmdown", "cadence")  # what may be due at a boundary
 RETRY_SECONDS = 2.0
 MAX_IO_RETRIES = 3
 FREE_MARGIN = 1.05
@@ -48,8 +54,12 @@ def drain(session: Session) -> None:
 def save_now(session: Session, why: Why, *, pinned: bool = False) -> None:
     """Begin a save of the present step; it ends in the background. Waits for one in flight."""
     drain(session)
-    if not session.is_saved and _room(session):
-        _begin(session, why, pinned, next_loss=None)
+    if session.world.say(_may_begin(session)):
+        _begin(session, why, pinned, None, _tensors(session))
+
+
+def _may_begin(session: Session) -> bool:
+    return session.world.leads and not session.is_saved and _room(session)
 
 
 def save_on_request(session: Session, command: commands.Save) -> None:
@@ -80,13 +90,20 @@ def save_last(session: Session, why: Why) -> str:
     raises CannotSave when the disk keeps failing or the trainer is told twice to end.
     """
     drain(session)
-    if session.is_saved and session.parent:
-        return session.parent
+    saved = session.world.say(session.parent if session.is_saved else None)
+    if saved:
+        return saved
     session.reporter.emit(events.Stage(stage="saving"))
     next_loss = _next_loss_if_possible(session)
+    tensors = _tensors(session)
+    name = _write_last(session, why, next_loss, tensors) if session.world.leads else ""
+    return session.world.say(name)  # the others wait here, however long the disk is full
+
+
+def _write_last(session: Session, why: Why, next_loss: float | None, tensors: Tensors) -> str:
     failures = 0
     while True:
-        _begin(session, why, why == "end", next_loss)
+        _begin(session, why, why == "end", next_loss, tensors)
         (saved,) = session.saver.wait()
         _say(session, saved)
         if saved.path is not None:
@@ -107,10 +124,20 @@ def _wait_a_little(session: Session) -> None:
         time.sleep(0.1)
 
 
-def _begin(session: Session, why: Why, pinned: bool, next_loss: float | None) -> None:
+def _tensors(session: Session) -> Tensors:
+    """What is saved: all ranks together, and only if their weights are the same."""
+    rank_drift.check(session.world, session.model)
+    return session.tensors()
+
+
+def _begin(
+    session: Session, why: Why, pinned: bool, next_loss: float | None, tensors: Tensors
+) -> None:
     session.save_began = time.monotonic()
+    if not session.world.leads:
+        return
     session.check_compiler()  # before the manifest: an evaluation may have compiled since
-    model, optimizer = session.tensors()
+    model, optimizer = tensors
     session.saver.begin(
         session.state.step,
         model,
@@ -138,12 +165,16 @@ def _pageable(session: Session) -> events.Notice:
 def _next_loss_if_possible(session: Session) -> float | None:
     """The next step's loss, or None with a notice: the proof of an exact resume is worth less than
     the checkpoint that would carry it."""
+    losses, why = None, "it failed on another rank"
     try:
-        return _next_loss(session)
-    except store.Fenced:
+        losses = _next_losses(session)
+    except (store.Fenced, LostPeer):
         raise
     except Exception as error:
         why = f"{type(error).__name__}: {error}"
+    failed = session.world.any(losses is None)
+    if losses is not None and not failed:
+        return float(session.stepper.mean_loss(losses))
     # outside the handler: the failed pass's frames, and the tensors they hold, are freed
     session.reporter.emit(
         events.Notice(
@@ -157,13 +188,14 @@ def _next_loss_if_possible(session: Session) -> float | None:
     return None
 
 
-def _next_loss(session: Session) -> float:
-    """The loss the next step will report: its micro-batches, gradients thrown away."""
+def _next_losses(session: Session) -> Tensor:
+    """The losses of which the next step will report the mean: of this rank's micro-batches,
+    gradients thrown away."""
     cursor = session.loader.state_dict()
     try:
         failpoint.hit("saving.next_loss")
-        micro_batches, _ = session.next_step_batches()
-        return float(session.stepper.loss_only(micro_batches))
+        batches = session.next_step_batches()
+        return session.stepper.own_losses(batches.own, batches.tokens)
     finally:
         session.loader.load_state_dict(cursor)
 

@@ -7,6 +7,7 @@ since what was measured at which step is part of the state.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,6 @@ from trainer.train.session import Session
 
 Kind = Literal["bpb", "core", "sample"]
 SAMPLE_TOKENS = 64
-NAMES: dict[Kind, str] = {"bpb": "val bpb", "core": "CORE", "sample": "samples"}
 
 
 def due(step: int, every: int | Literal["end"] | None, at_end: bool) -> bool:
@@ -76,32 +76,20 @@ def _give_memory_back(session: Session) -> None:
 
 
 def _measure(session: Session, kind: Kind, max_per_task: int | None = None) -> bool:
-    """Measure and report; False when a command came in the middle. Where the device has no room for
-    it, it is left out with a notice: training fits, and a number is worth less than the run."""
-    try:
-        return _measured(session, kind, max_per_task)
-    except torch.OutOfMemoryError as error:
-        why = str(error)
-    # outside the handler: the failed pass's frames, and the tensors they hold, are freed
-    session.reporter.emit(
-        events.Notice(
-            level="warning",
-            code="evaluation_out_of_memory",
-            message=f"{NAMES[kind]} at step {session.state.step:,} left out, training continues: "
-            f"the device has no room for it. {why}",
-            step=session.state.step,
-        )
-    )
-    return True
-
-
-def _measured(session: Session, kind: Kind, max_per_task: int | None) -> bool:
+    """Measure and report; False when a command came in the middle."""
     if kind == "sample":
-        return _sample(session)
+        return _on_rank_0(session, lambda: _sample(session))
     session.reporter.emit(events.Stage(stage="evaluating", detail=kind))
     if kind == "bpb":
         return val_bpb.measure(session)
-    return _core(session, max_per_task)
+    return _on_rank_0(session, lambda: _core(session, max_per_task))
+
+
+def _on_rank_0(session: Session, measure: Callable[[], bool]) -> bool:
+    """What one rank measures while the others wait for its answer; and, of CORE, its record."""
+    done = measure() if session.world.leads else True
+    session.state.evaluations = session.world.say(session.state.evaluations)
+    return session.world.say(done)
 
 
 def _core(session: Session, max_per_task: int | None) -> bool:

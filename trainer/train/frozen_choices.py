@@ -14,6 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from trainer.contract.events import Probed
+from trainer.contract.lanes import lanes_for
 from trainer.contract.orders import AttemptOrder
 from trainer.contract.plan import Hyperparameters
 from trainer.contract.rundir import RunDir, read_document, write_durably
@@ -28,7 +29,8 @@ class Choices(BaseModel):
     """What was chosen for this run on this machine.
 
     attention: {window: backend}, relu2: tile of our own kernel, if it was asked for; both are what
-    won the races of the first attempt, empty until then. probed: what each micro-batch that was
+    won the races of the first attempt, empty until then. lanes: groups of micro-batches that are
+    summed apart. probed: what each micro-batch that was
     tried cost, where `auto` asked for it; no choice itself.
     """
 
@@ -44,6 +46,7 @@ class Choices(BaseModel):
     peak_source: str
     attention: dict[str, str] = {}
     relu2: str | None = None
+    lanes: int = 1
     probed: list[Probed] = []
 
     @property
@@ -116,12 +119,13 @@ def _choose(order: AttemptOrder, device: torch.device, probe: Probe) -> Choices:
     deterministic = numerics.deterministic
     if deterministic is None:
         deterministic = device.type == "cpu"
-    threads = numerics.threads or _default_threads()
+    threads = numerics.threads or _default_threads(order.num_ranks)
     devices.configure(device, threads=threads, deterministic=deterministic)
     fp8 = numerics.precision == "fp8"
     dtype = devices.compute_dtype(device, numerics.precision)
     peak = devices.peak(device, dtype, measured=numerics.peak == "measured")
-    rows, probed = _rows(order, device, dtype, fp8, probe)
+    lanes = lanes_for(order.num_ranks, numerics.lanes)
+    rows, probed = _rows(order, device, dtype, fp8, probe, lanes)
     return Choices(
         device_batch_size=rows,
         compile=_compile(order, device),
@@ -131,25 +135,34 @@ def _choose(order: AttemptOrder, device: torch.device, probe: Probe) -> Choices:
         fp8=fp8,
         peak_flops=peak.value,
         peak_source=peak.source,
+        lanes=lanes,
         probed=probed,
     )
 
 
-def _default_threads() -> int:
-    """As many as torch would take, but never more than this process may run on."""
+def _default_threads(ranks: int) -> int:
+    """As many as torch would take, but never more than this process may run on, shared by the
+    ranks of this machine."""
+    if ranks > 1 and hasattr(os, "sched_getaffinity"):
+        return max(1, len(os.sched_getaffinity(0)) // ranks)
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     return min(torch.get_num_threads(), allowed or torch.get_num_threads())
 
 
 def _rows(
-    order: AttemptOrder, device: torch.device, dtype: torch.dtype, fp8: bool, probe: Probe
+    order: AttemptOrder,
+    device: torch.device,
+    dtype: torch.dtype,
+    fp8: bool,
+    probe: Probe,
+    lanes: int,
 ) -> tuple[int, list[Probed]]:
     asked = order.spec.batch.device_batch_size
     if isinstance(asked, int):
         return asked, []
     shape = shape_of(order.spec.model)
     total = order.plan.batch.tokens // shape.sequence_len
-    divisors = [r for r in range(1, min(total, 64) + 1) if total % r == 0]
+    divisors = [r for r in range(1, min(total, 64) + 1) if total % (r * lanes) == 0]
     return probe(shape, divisors, total, device, dtype, fp8, order.plan.hyperparameters)
 
 

@@ -14,9 +14,10 @@ import torch
 
 from trainer.contract import commands, events, failpoint
 from trainer.contract.exits import Reason
-from trainer.train import checkpointing, corpus_watch, evaluations, val_bpb
+from trainer.train import boundary, checkpointing, corpus_watch, evaluations, val_bpb
 from trainer.train.minute_log import MinuteLog
 from trainer.train.phase_schedule import scheduled
+from trainer.train.rank_rows import RankRows
 from trainer.train.session import Session
 from trainer.train.spike_detector import SpikeWatch
 from trainer.train.step import MicroBatch, Reading
@@ -88,6 +89,7 @@ class _Loop:
         self.spikes = SpikeWatch()
         self.log = MinuteLog(session.order.end_step)
         self.clock = StepClock()
+        self.rows = RankRows(session)
         self.first = True
 
     @property
@@ -98,17 +100,33 @@ class _Loop:
 
     def handle_commands(self) -> events.Ended | None:
         """Carry out what was asked since the last boundary; an ending if that is what it was."""
-        control = self.session.control
-        for command in control.take():
+        session = self.session
+        self.heard = boundary.hear(session.world, session.control, self._due_number, self.rows.due)
+        for command in self.heard.commands:
             ended = self._apply_command(command)
             if ended:
                 return ended
-        if control.terminated and not self._is_done():
+        if self.heard.terminated and not self._is_done():
             return self.finish("terminated", Reason.terminated, "terminate")
-        if control.take_save_request():
+        if self.heard.save_requested:
             self.flush_pending()
-            checkpointing.save_now(self.session, "requested")
+            checkpointing.save_now(session, "requested")
+        if self.heard.rows_due:
+            self.rows.gather()
         return None
+
+    def _due_number(self) -> int:
+        return checkpointing.WHYS.index(checkpointing.due(self.session))
+
+    def _due(self) -> checkpointing.Why | None:
+        """Why a save is due; with several ranks, as rank 0 sees it."""
+        world = self.session.world
+        if world.size == 1:
+            return checkpointing.due(self.session)
+        number = self.heard.due
+        if not self.heard.is_quiet:
+            (number,) = world.agree([self._due_number() if world.leads else 0])
+        return checkpointing.WHYS[number]
 
     def _apply_command(self, command: commands.AnyCommand) -> events.Ended | None:
         match command:
@@ -161,7 +179,7 @@ class _Loop:
         The step in flight is settled first: what is measured or saved must know its loss.
         """
         kinds = evaluations.due_kinds(self.session, self.at_end)
-        why = checkpointing.due(self.session)
+        why = self._due()
         if kinds or why or self.at_end:
             self.flush_pending()
         checkpointing.collect(self.session)
@@ -184,10 +202,11 @@ class _Loop:
         if failpoint.corrupts("loop.weights"):
             flip_a_bit(session)
         launched = time.perf_counter()
-        micro_batches, batch_sha256 = session.next_step_batches()
+        batches = session.next_step_batches()
         schedule = scheduled(self.order, step)
         result = session.stepper.train_step(
-            micro_batches,
+            batches.own,
+            batches.tokens,
             lr_multiplier=schedule["lr_multiplier"],
             momentum=schedule["momentum"],
             weight_decay=schedule["weight_decay"],
@@ -196,17 +215,20 @@ class _Loop:
         if before:
             self._report(before)
         self.pending = Pending(
-            step, micro_batches, Reading(result), launched, schedule, batch_sha256
+            step, batches.own, Reading(result), launched, schedule, batches.sha256
         )
         self.state.step = step + 1
         self.state.evaluations = {}
         self.state.tokens_seen += self.order.plan.batch.tokens
         if self.first or not reads_late(session.device):
             self.flush_pending()
+        if self.first:
+            session.agree_on_compiler()
         if compiling:
             session.check_compiler()
             session.reporter.emit(events.Stage(stage="training"))
         self.first = False
+        self.rows.count_step()
         session.reporter.sync_if_due()
 
     def flush_pending(self) -> None:
@@ -224,6 +246,8 @@ class _Loop:
         seconds = self.clock.seconds(done.launched, time.perf_counter())
         sensors = session.sensors.read()
         watts = sensors.get("power_watts")
+        if watts is not None and session.world.size > 1:
+            sensors["power_watts"] = watts = watts + self.rows.watts
         state.training_seconds += seconds
         joules = None if watts is None else watts * seconds
         state.energy_joules += joules or 0.0

@@ -25,7 +25,7 @@ from trainer.contract.orders import AttemptOrder, Lineage
 from trainer.contract.rundir import RunDir, identify
 from trainer.contract.shape import shape_of
 from trainer.contract.spec import MAX_STEPS
-from trainer.data import prepared, tokenizer
+from trainer.data import packed_rows, prepared, tokenizer
 from trainer.data.background_check import BackgroundCheck
 from trainer.data.loader import Loader, open_loader
 from trainer.data.prepared import PreparedData, verify
@@ -36,11 +36,13 @@ from trainer.optim.optimizer import Optimizer
 from trainer.runtime import device
 from trainer.runtime.control import Control
 from trainer.runtime.reporter import Reporter
-from trainer.train import batch_size_probe
+from trainer.runtime.world import World
+from trainer.train import batch_size_probe, dealing, lane_count
 from trainer.train import frozen_choices as choices
+from trainer.train.dealing import Deal, NoLoader, StepBatches
 from trainer.train.frozen_choices import Choices
 from trainer.train.state import TrainState, restore_rng, rng_state, seed_rng
-from trainer.train.step import MicroBatch, Stepper
+from trainer.train.step import Stepper
 
 
 @dataclass
@@ -49,6 +51,8 @@ class Session:
 
     recheck: val bpb as the checkpoint recorded it. since_joint: the same at the first step of a
     phase, until val bpb is measured in that phase.
+    world: the ranks that share the attempt. Each has a session; reporter, loader, checkpoints and
+    commands are those of rank 0.
     """
 
     order: AttemptOrder
@@ -63,10 +67,11 @@ class Session:
     model: GPT
     optimizer: Optimizer
     stepper: Stepper
-    loader: Loader
+    loader: Loader | NoLoader
     state: TrainState
     saver: Saver
     sensors: device.Sensors
+    world: World = field(default_factory=World)
     parent: str | None = None
     expected_loss: float | None = None
     inexact: list[str] = field(default_factory=list)
@@ -89,8 +94,7 @@ class Session:
     @property
     def checkpoint_bytes(self) -> int:
         """Size of a checkpoint, from the tensors themselves."""
-        model, optimizer = self.tensors()
-        tensors = [*model.values(), *optimizer.values()]
+        tensors = [*self.model.state_dict().values(), *self.optimizer.whole_layout().values()]
         return sum(t.numel() * t.element_size() for t in tensors)
 
     @property
@@ -106,19 +110,16 @@ class Session:
             return False
         return self.saved_evaluated in (None, self.state.evaluated)
 
-    def next_step_batches(self) -> tuple[list[MicroBatch], str]:
-        """The micro-batches of one step and one sha256 over their contents.
-
-        On the host, pinned for a GPU: the step moves them, and counts the table rows they touch
-        without asking the device.
-        """
-        digest, micro = hashlib.sha256(), []
-        for _ in range(self.accumulation):
-            batch = self.loader.next_batch()
-            digest.update(bytes.fromhex(batch.sha256))
-            tokens_2BT = torch.from_numpy(batch.tokens_2BT)
-            micro.append((tokens_2BT[0], tokens_2BT[1]))
-        return micro, digest.hexdigest()
+    def next_step_batches(self) -> StepBatches:
+        """The micro-batches of one step; with several ranks, all ask for them together."""
+        deal = Deal(
+            world=self.world,
+            rows=self.choices.device_batch_size,
+            sequence_len=self.order.plan.batch.sequence_len,
+            shifted=self.data.source != packed_rows.SOURCE,
+            pin=self.device.type == "cuda",
+        )
+        return dealing.next_step(self.loader, self.accumulation, deal)
 
     def state_dict(self) -> dict[str, Any]:
         """What goes into state.json."""
@@ -164,7 +165,8 @@ class Session:
         if reason and self.choices.compile and not self.told_of_compiler:
             self.told_of_compiler = True
             self.fingerprint |= {"compiled": False, "compile_reason": reason}
-            choices.freeze_uncompiled(self.run_dir)
+            if self.world.leads:
+                choices.freeze_uncompiled(self.run_dir)
             self.reporter.emit(
                 events.Notice(
                     level="warning",
@@ -175,8 +177,17 @@ class Session:
                 )
             )
 
+    def agree_on_compiler(self) -> None:
+        """A compiler that fails on one rank is used on none: all ranks run the same functions."""
+        compiler = self.stepper.compiler
+        if self.world.size > 1 and self.choices.compile:
+            failed = [reason for reason in self.world.gather(compiler.reason) if reason]
+            compiler.reason = failed[0] if failed else None
+
     def tensors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        return dict(self.model.state_dict()), self.optimizer.state_dict()
+        """Weights and optimizer state of a checkpoint. All ranks ask for them together; only rank 0
+        gets all."""
+        return dict(self.model.state_dict()), self.optimizer.collected_state()
 
     def close(self) -> None:
         if self.corpus_check is not None:
@@ -186,32 +197,52 @@ class Session:
 
 
 def build(
-    order: AttemptOrder, reporter: Reporter, control: Control, *, owns_run: bool = True
+    order: AttemptOrder,
+    reporter: Reporter,
+    control: Control,
+    *,
+    owns_run: bool = True,
+    world: World | None = None,
 ) -> Session:
     """Set everything up and load the newest verified checkpoint.
 
+    world: the ranks that build together; rank 0 chooses, verifies and loads, the others hear of it.
     owns_run: whether this process holds the run's lock, so that it may clear up after others.
     Raises device.DeviceMissing, DataChanged, DataError, checkpoint.Bad, torch.OutOfMemoryError.
     """
-    run_dir = RunDir(Path(order.run_dir))
-    where = device.resolve(order.device)
+    run_dir, world = RunDir(Path(order.run_dir)), world or World()
+    where = device.resolve(order.device_of(world.rank))
+    world.use(where)
     _say_if_gpu_is_idle(order, where, reporter)
     reporter.emit(events.Stage(stage="probing", detail="settling the run's choices"))
-    chosen = choices.choose(order, run_dir, where, batch_size_probe.fastest_rows)
+    chosen = _choose(order, run_dir, where, world)
     seed_rng(order.spec.numerics.seed)
     data = prepared.read(run_dir.data, Path(order.data_dir))
     reporter.emit(events.Stage(stage="verifying", detail="data files"))
-    verify(data)
-    session = _assemble(order, run_dir, control, reporter, where, chosen, data)
-    if where.type == "cuda":
-        session.saver.prepare(*session.tensors())
+    if world.leads:
+        verify(data)
+    session = _assemble(order, run_dir, control, reporter, where, chosen, data, world)
+    if where.type == "cuda" and world.leads:
+        session.saver.prepare(session.model.state_dict(), session.optimizer.whole_layout())
     _announce(session)
-    if owns_run:
+    if owns_run and world.leads:
         session.check_compiler()
         _clear_up(session)
         session.corpus_check = BackgroundCheck(data)
     _restore(session)
     return session
+
+
+def _choose(order: AttemptOrder, run_dir: RunDir, where: torch.device, world: World) -> Choices:
+    """Rank 0 chooses, or reads what was chosen; the others take it over."""
+    chosen = None
+    if world.leads:
+        chosen = choices.choose(order, run_dir, where, batch_size_probe.fastest_rows)
+    body = world.say(chosen.model_dump(mode="json") if chosen else None)
+    if chosen is None:
+        chosen = Choices.model_validate(body)
+        device.configure(where, threads=chosen.threads, deterministic=chosen.deterministic)
+    return chosen
 
 
 def _assemble(
@@ -222,10 +253,14 @@ def _assemble(
     where: torch.device,
     chosen: Choices,
     data: PreparedData,
+    world: World,
 ) -> Session:
     reporter.emit(events.Stage(stage="loading", detail="model and optimizer"))
     model = GPT(shape_of(order.spec.model), compute_dtype=chosen.dtype, device=where)
-    optimizer = Optimizer(model, order.plan.hyperparameters)
+    lanes = lane_count.of_attempt(order, chosen)
+    optimizer = Optimizer(model, order.plan.hyperparameters, lanes=lanes, world=world)
+    if not world.leads:  # races are run on rank 0: the others wait for the winners
+        chosen = Choices.model_validate(world.say(None))
     stepper = Stepper(
         model,
         optimizer,
@@ -236,16 +271,10 @@ def _assemble(
         attention_backends=chosen.attention,
         fp8=chosen.fp8,
         relu2_tile=_relu2_tile(order, chosen),
+        lanes=lanes,
+        world=world,
     )
-    loader = open_loader(
-        data,
-        split="train",
-        rows=chosen.device_batch_size,
-        sequence_len=order.plan.batch.sequence_len,
-        packing=order.spec.data.packing,
-        streams=order.spec.data.streams,
-        pin=where.type == "cuda",
-    )
+    loader = _open_loader(order, chosen, data, where) if world.leads else NoLoader()
     if where.type == "cuda":
         torch.cuda.empty_cache()  # what races held is the desktop's, or another program's
     picked = {**stepper.describe_choices(), "device_batch_size": chosen.device_batch_size}
@@ -255,7 +284,9 @@ def _assemble(
     tile = stepper.relu2_tile if order.spec.numerics.kernels == "triton" else None
     if tile != chosen.relu2:
         _say_who_won(reporter, stepper)
-    chosen = choices.freeze_winners(run_dir, chosen, picked["attention"], tile)
+    if world.leads:
+        chosen = choices.freeze_winners(run_dir, chosen, picked["attention"], tile)
+        world.say(chosen.model_dump(mode="json"))
     saver = Saver(run_dir.checkpoints, where)
     stepper.before_update = saver.fence_update
     return Session(
@@ -275,6 +306,21 @@ def _assemble(
         state=TrainState(),
         saver=saver,
         sensors=device.Sensors.open(where),
+        world=world,
+    )
+
+
+def _open_loader(
+    order: AttemptOrder, chosen: Choices, data: PreparedData, where: torch.device
+) -> Loader:
+    return open_loader(
+        data,
+        split="train",
+        rows=chosen.device_batch_size,
+        sequence_len=order.plan.batch.sequence_len,
+        packing=order.spec.data.packing,
+        streams=order.spec.data.streams,
+        pin=where.type == "cuda" and order.num_ranks == 1,  # dealt rows are pinned as they arrive
     )
 
 
@@ -337,7 +383,7 @@ def _announce(session: Session) -> None:
             device_name=device.name_of(session.device),
             versions=device.versions(),
             fingerprint=session.fingerprint,
-            peak_flops=session.choices.peak_flops,
+            peak_flops=session.choices.peak_flops * session.world.size,
             peak_source=session.choices.peak_source,
         )
     )
@@ -359,11 +405,14 @@ def _restore(session: Session) -> None:
     """Stand where the newest verified checkpoint of the lineage left the run, or at step 0."""
     order, reporter = session.order, session.reporter
     reporter.emit(events.Stage(stage="verifying", detail="checkpoints"))
-    found = _find(session)
-    if found is None:
+    found = _find(session) if session.world.leads else None
+    if not session.world.say(found is not None):
         session.model.init_weights(order.spec.numerics.seed)
         why = "; ".join(left_out(order, 0)) or None
         reporter.emit(events.Resumed(step=0, checkpoint=None, tokens_seen=0, approximate=why))
+        return
+    if found is None:
+        _hear_checkpoint(session)
         return
     for name, why in found.passed_over:
         reporter.emit(events.CheckpointBad(name=name, why=why))
@@ -382,7 +431,8 @@ def _load(session: Session, found: store.FoundCheckpoint) -> None:
     order, manifest = session.order, found.manifest
     model, optimizer, saved = store.load(found.path)
     session.model.load_state_dict(model)
-    session.optimizer.load_state_dict(optimizer)
+    if session.world.size == 1:
+        session.optimizer.load_state_dict(optimizer)
     session.state.load_state_dict(saved["train"])
     session.loader.load_state_dict(saved["loader"])
     restore_rng(saved["rng"])
@@ -394,6 +444,7 @@ def _load(session: Session, found: store.FoundCheckpoint) -> None:
         else recorded_loss(session.run_dir, manifest.attempt, manifest.step)
     )
     session.recheck = _recorded_bpb(manifest)
+    _spread_checkpoint(session, saved, optimizer)
     session.reporter.emit(
         events.Resumed(
             step=manifest.step,
@@ -403,6 +454,34 @@ def _load(session: Session, found: store.FoundCheckpoint) -> None:
             approximate="; ".join([*session.inexact, *left_out(order, manifest.step)]) or None,
         )
     )
+
+
+def _spread_checkpoint(
+    session: Session, saved: dict[str, Any], optimizer: dict[str, Tensor]
+) -> None:
+    """Rank 0's verified checkpoint to the other ranks, which read no file of it."""
+    if session.world.size == 1:
+        return
+    heard = {name: saved[name] for name in ("train", "rng")}
+    session.world.say({**heard, "parent": session.parent, "recheck": session.recheck})
+    _spread_weights(session, optimizer)
+
+
+def _hear_checkpoint(session: Session) -> None:
+    heard = session.world.say({})
+    _spread_weights(session, None)
+    session.state.load_state_dict(heard["train"])
+    restore_rng(heard["rng"])
+    session.parent, session.recheck = heard["parent"], heard["recheck"]
+    session.saved_step = session.state.step
+
+
+def _spread_weights(session: Session, optimizer: dict[str, Tensor] | None) -> None:
+    with torch.no_grad():
+        for tensor in session.model.state_dict().values():
+            session.world.spread(tensor.detach())
+        session.model.bank.refresh()
+    session.optimizer.spread_state(optimizer)
 
 
 def _recorded_bpb(manifest: store.Manifest) -> dict[str, Any] | None:

@@ -8,6 +8,9 @@ is autograd's.
 
 from __future__ import annotations
 
+import statistics
+import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,9 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.model import attention, attention_gradient, head, parameters, relu2
+from trainer.model import attention, head, parameters, relu2
 from trainer.model.architecture import finish, lookup, start
-from trainer.model.attention_gradient import AttendBack
 from trainer.model.embedding import Slots, TouchedRows
 from trainer.model.fp8 import block_fp8
 from trainer.model.gpt import GPT
@@ -27,6 +29,8 @@ from trainer.model.trunk import Trunk
 from trainer.optim.optimizer import Optimizer
 from trainer.runtime import malloc
 from trainer.runtime.compiler import Compiler
+from trainer.runtime.world import World
+from trainer.train.lanes import LaneSum
 
 MicroBatch = tuple[Tensor, Tensor]
 
@@ -80,6 +84,37 @@ class Reading:
         return loss, grad_norm, bool(finite)
 
 
+class OwnWork:
+    """Times a part of each step, on the device where that runs by itself."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_cuda = device.type == "cuda"
+        self._spans: deque[tuple[Any, Any]] = deque(maxlen=32)
+        self._began: Any = None
+
+    def __enter__(self) -> None:
+        self._began = self._now()
+
+    def __exit__(self, *_: object) -> None:
+        self._spans.append((self._began, self._now()))
+
+    def seconds(self) -> float | None:
+        """The median over those that are done; None before the first."""
+        if not self._on_cuda:
+            done = [end - began for began, end in self._spans]
+        else:
+            ended = [(began, end) for began, end in self._spans if end.query()]
+            done = [began.elapsed_time(end) / 1000 for began, end in ended]
+        return statistics.median(done) if done else None
+
+    def _now(self) -> Any:
+        if not self._on_cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
 class Stepper:
     """Owns how a step is done: compiled or not, and with which attention.
 
@@ -91,6 +126,8 @@ class Stepper:
     explicit_gradients: the trunk of trunk.py instead of autograd's; None: on CUDA, but for fp8.
     before_update: called in each step when all but its update is launched; up to there weights and
     optimizer state are only read.
+    lanes: how many groups of micro-batches are summed apart and then by a tree (lanes.py).
+    world: the ranks that share a step, each with consecutive lanes of it.
     """
 
     def __init__(
@@ -106,8 +143,13 @@ class Stepper:
         fp8: bool = False,
         relu2_tile: str = relu2.COMPILED,
         explicit_gradients: bool | None = None,
+        lanes: int = 1,
+        world: World | None = None,
     ) -> None:
         self.model, self.optimizer = model, optimizer
+        self.world, self.lanes = world or World(), lanes
+        self._lane_sum = LaneSum()
+        self._work = OwnWork(model.device)
         self.deterministic, self.fp8 = deterministic, fp8
         self.before_update: Callable[[], None] = lambda: None
         if model.device.type == "cpu":
@@ -137,7 +179,7 @@ class Stepper:
         layer = block_fp8 if fp8 else relu2.block_with(self.relu2_tile)
         self._start, self._block, self._finish = map(self.compiler, (start, layer, finish))
         pieces = relu2.pieces_with(self.relu2_tile)
-        self.trunk = Trunk(model, self.compiler.pure, self._attend(), *pieces) if explicit else None
+        self.trunk = Trunk(model, self.compiler, *pieces) if explicit else None
         self._trained_shape = (rows, model.shape.sequence_len)
         self._chunk_losses = self.compiler(head.chunk_token_losses)
         self._compiled_chunk = self.compiler(head.chunk_loss_and_gradient)
@@ -148,6 +190,8 @@ class Stepper:
     def train_step(
         self,
         micro_batches: Sequence[MicroBatch],
+        tokens: Sequence[Tensor] | None = None,
+        /,
         *,
         lr_multiplier: float,
         momentum: float,
@@ -156,11 +200,13 @@ class Stepper:
         """Forward and backward over micro_batches of (tokens, targets), each (B, T); one update.
 
         Gradients are the mean over the micro-batches, one without a target adding nothing, and
-        never clipped. A loss or gradient that is
-        not finite leaves weights and optimizer state as they were.
+        never clipped. A loss or gradient that is not finite leaves weights and optimizer state as
+        they were. With several ranks, micro_batches are the own ones and `tokens` those of all
+        micro-batches of the step.
         """
-        losses = self._losses(micro_batches, learn=True)
-        loss = mean_loss(losses)
+        with self._work:
+            losses = torch.stack(self._losses(micro_batches, True, tokens))
+        loss = mean_loss(self._sum_over_ranks(losses, learn=True))
         scale = self.optimizer.loss_scale
         if scale is not None:
             self._unscale(scale.scale)
@@ -181,9 +227,21 @@ class Stepper:
             finite = finite | accident
         return StepResult(loss=loss, grad_norm=grad_norm, finite=finite)
 
-    def loss_only(self, micro_batches: Sequence[MicroBatch]) -> Tensor:
+    def loss_only(
+        self, micro_batches: Sequence[MicroBatch], tokens: Sequence[Tensor] | None = None
+    ) -> Tensor:
         """The loss that `train_step` would report, to the bit; weights and state stay put."""
-        return mean_loss(self._losses(micro_batches, learn=False))
+        return self.mean_loss(self.own_losses(micro_batches, tokens))
+
+    def own_losses(
+        self, micro_batches: Sequence[MicroBatch], tokens: Sequence[Tensor] | None = None
+    ) -> Tensor:
+        """The losses of these micro-batches, by what `train_step` computes; asks no other rank."""
+        return torch.stack(self._losses(micro_batches, False, tokens))
+
+    def mean_loss(self, own_losses: Tensor) -> Tensor:
+        """The mean over the micro-batches of all ranks."""
+        return mean_loss(self._sum_over_ranks(own_losses, learn=False))
 
     @torch.no_grad()
     def token_losses(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
@@ -198,6 +256,10 @@ class Stepper:
         losses_N = head.token_losses(x_BTD.flatten(0, 1), weight_VD, targets_N, self._chunk_losses)
         return losses_N.view_as(targets_BT)
 
+    def own_seconds(self) -> float | None:
+        """What the forward and backward passes of a step took here, median of the last ones."""
+        return self._work.seconds()
+
     def describe_choices(self) -> dict[str, Any]:
         """What was chosen on this machine: part of the determinism fingerprint."""
         return {
@@ -211,35 +273,57 @@ class Stepper:
             **({"gradients": "explicit"} if self.trunk else {}),
             **({"products": "fp8"} if self.fp8 else {}),
             **({"relu2": self.relu2_tile} if self.relu2_tile != relu2.COMPILED else {}),
+            **({"lanes": self.lanes} if self.lanes > 1 else {}),
         }
-
-    def _attend(self) -> dict[int | None, AttendBack]:
-        model = self.model
-        how = (model.shape, model.compute_dtype, model.device)
-        return {w: attention_gradient.choose(name, w, *how) for w, name in self.attention.items()}
 
     # --- gradients -------------------------------------------------------------------------------
 
-    def _losses(self, micro_batches: Sequence[MicroBatch], learn: bool) -> list[Tensor]:
+    def _losses(
+        self,
+        micro_batches: Sequence[MicroBatch],
+        learn: bool,
+        all_tokens: Sequence[Tensor] | None = None,
+    ) -> list[Tensor]:
         """Mean loss of each micro-batch; with `learn`, gradients are left in bank and touched rows.
 
         Without it the same functions run and their gradients are thrown away: a forward pass under
         no_grad is compiled differently and may round differently.
         """
         self._clear_gradients()
-        tokens = [t for t, _ in micro_batches]
+        self._lane_sum.begin()
+        tokens = all_tokens or [t for t, _ in micro_batches]
         size = self.model.shape.padded_vocab_size
         touched = TouchedRows(tokens, size, self.model.device, self._uses_kernels)
         self.model.touched = touched if learn else None
-        scale = torch.full((), 1 / len(micro_batches), device=self.model.device)
+        scale = torch.full((), 1 / len(tokens), device=self.model.device)
+        in_lane = len(tokens) // self.lanes
         if self.optimizer.loss_scale is not None:
             scale = scale * self.optimizer.loss_scale.scale
         losses = []
         for tokens_BT, targets_BT in micro_batches:
-            first = self.trunk is not None and not losses
+            first = self.trunk is not None and len(losses) % in_lane == 0
             losses.append(self._one(tokens_BT, targets_BT, touched, scale, learn, first))
+            if self.lanes > 1 and learn and len(losses) % in_lane == 0:
+                self._close_lane(touched, last=len(losses) == len(micro_batches))
         self.compiler.let_vary(touched.gradients.values())
         return losses
+
+    def _close_lane(self, touched: TouchedRows, last: bool) -> None:
+        assert self.model.bank.gradients is not None
+        self._lane_sum.close(self.model.bank.gradients, touched, last=last)
+        if not last:
+            self._clear_gradients()
+
+    def _sum_over_ranks(self, losses_A: Tensor, learn: bool) -> Tensor:
+        """The losses of all micro-batches in their order; with `learn`, the own gradients become
+        those of all. Each rank adds zeros in the places of the others' losses."""
+        if self.world.size == 1:
+            return losses_A
+        places = losses_A.new_zeros(self.world.size, len(losses_A))
+        places[self.world.rank] = losses_A
+        with torch.no_grad():
+            self.world.sum_([*(self._gradients() if learn else ()), places])
+        return places.view(-1)
 
     def _clear_gradients(self) -> None:
         """All of them, or the scalars' where the first micro-batch writes the other ones anew."""
@@ -275,8 +359,7 @@ class Stepper:
         if learn:
             add_rows = partial(_add_rows, touched, slots)
             gradient_BTD = self.trunk.backward(kept, gradient_BTD, add_rows, first=first)
-            with torch.autograd.set_multithreading_enabled(False):  # no other thread to wait for
-                _Scored.apply(x0_BTD, gradient_BTD).backward()
+            _Scored.apply(x0_BTD, gradient_BTD).backward()
         return loss
 
     def _x0(self, rows_BTD: Tensor) -> Tensor:
@@ -334,12 +417,11 @@ class Stepper:
         return [self.model.bank.gradients, *self.model.touched.gradients.values()]
 
 
-def mean_loss(losses: Sequence[Tensor]) -> Tensor:
+def mean_loss(losses_A: Tensor) -> Tensor:
     """The mean over the micro-batches that have a target, 0-d; 0 where none has.
 
     The loss of a micro-batch without one is exactly 0: `head.loss_and_gradient`.
     """
-    losses_A = torch.stack(list(losses))
     return losses_A.sum() / (losses_A != 0).sum().clamp_min(1)
 
 

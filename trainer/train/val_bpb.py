@@ -33,6 +33,7 @@ def _span_measured(session: Session) -> span.Measured | None:
         _span(session),
         should_stop=session.control.wants_attention,
         token_losses=session.stepper.token_losses,
+        world=session.world,
     )
 
 

@@ -103,6 +103,20 @@ class RunSpec(Strict):
         return self
 
     @model_validator(mode="after")
+    def _lanes_share_a_step(self) -> RunSpec:
+        tokens, lanes = self.batch.tokens, self.numerics.lanes or 1
+        length, asked = self.model.sequence_len, self.batch.device_batch_size
+        rows = asked if isinstance(asked, int) else 1
+        if isinstance(tokens, int) and tokens // (rows * length) % lanes:
+            raise do_not_fit(
+                ("numerics", "lanes"),
+                f"a step of {tokens // (rows * length):,} micro-batches of {rows} rows "
+                f"(batch.tokens {tokens:,}) does not divide among {lanes} lanes: take fewer "
+                "lanes, a smaller batch.device_batch_size or more batch.tokens",
+            )
+        return self
+
+    @model_validator(mode="after")
     def _tiles_fit(self) -> RunSpec:
         """Products in 8 bits are made of tiles; with these two every size is a multiple."""
         for name in ("head_dim", "sequence_len"):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from trainer.contract.lanes import MAX_LANES, power_of_two
 from trainer.contract.spec.fields import MAX_STEPS, Frac, Steps, Strict, Tokens
 
 
@@ -59,6 +60,9 @@ class NumericsSpec(Strict):
 
     kernels: "triton" lets our own kernels race against the compiler's; the faster ones are used.
 
+    lanes: groups of micro-batches whose gradients are summed apart and then in a fixed tree, so
+    that 1, 2, 4 … devices compute the same bits, up to one device a lane.
+
     peak: what MFU refers to; "measured" asks for a matrix product even of a card in the table.
     """
 
@@ -74,5 +78,15 @@ class NumericsSpec(Strict):
     """Compile the model with torch.compile; auto decides by device and length of the run."""
     kernels: Literal["compiled", "triton"] = "compiled"
     """triton autotunes traind's own kernels against the compiler's at the first start."""
+    lanes: Annotated[int, Field(ge=1, le=MAX_LANES)] | None = None
+    """Groups of micro-batches summed in a fixed tree, a power of two; null is one a device."""
     peak: Literal["auto", "measured"] = "auto"
     """FLOP/s that MFU refers to: the table's value, or always measured on this machine."""
+
+    @field_validator("lanes")
+    @classmethod
+    def _lanes_make_a_tree(cls, lanes: int | None) -> int | None:
+        if lanes is not None and lanes != power_of_two(lanes):
+            near = power_of_two(lanes)
+            raise ValueError(f"must be a power of two, such as {near // 2} or {near}")
+        return lanes

@@ -1,0 +1,133 @@
+"""Ranks and lanes on the CPU: what two ranks gain, what they say to each other, what lanes cost.
+
+One thread a rank, gloo over loopback. Two ranks need two cores: on a busy machine they wait for the
+scheduler and for each other. No card was ever measured with several ranks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from tests.bench import bars
+from tests.bench.compare import Contender, interleave
+from trainer.contract.plan import make_plan
+from trainer.contract.shape import shape_of
+from trainer.contract.spec import RunSpec, resolve
+from trainer.model.gpt import GPT
+from trainer.optim.optimizer import Optimizer
+from trainer.runtime import world as worlds
+from trainer.runtime.world import World
+from trainer.train.step import MicroBatch, Stepper
+
+MICRO_BATCHES = 4
+DEALT_TOKENS = 65_536
+STEPS = 40
+WORDS = 400
+RATES = {"lr_multiplier": 0.5, "momentum": 0.95, "weight_decay": 0.1}
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    (one,), two = ranks(1), ranks(2)
+    wide = f"step of 2,048 tokens, depth 4, width {spec_of(32).model.depth * 32}"
+    print(f"{wide}: one rank {one['step'] * 1e3:.0f} ms, two {two[0]['step'] * 1e3:.0f} ms")
+    bars.at_least("2 ranks x 1 thread against 1 x 1", one["step"] / two[0]["step"], 1.6)
+    spoken = two[0]["words"] * 1e3
+    bars.at_most("words and dealing of 65,536 tokens", spoken, 0.5, "% of a 100 ms step")
+    plain, lanes = (step_of(spec_of(16), World(), count) for count in (1, MICRO_BATCHES))
+    found = interleave(Contender(lanes), Contender(plain), warm_up=3, pairs=40)
+    print(found.line("a step of the demo in 4 lanes against one without"))
+    bars.at_most("4 lanes at demo size", 100 * (1 / found.ratio - 1), 10, "% of a step")
+
+
+def spec_of(aspect_ratio: int) -> RunSpec:
+    """The demo's shape; 16 is its width of 64."""
+    return resolve(
+        {
+            "name": "bench",
+            "model": {"aspect_ratio": aspect_ratio, "head_dim": 16},
+            "batch": {"tokens": 2048, "device_batch_size": 4},
+        }
+    )
+
+
+def step_of(spec: RunSpec, world: World, lanes: int) -> Callable[[], Any]:
+    """One step of this rank's share of four micro-batches of 4 x 128 tokens."""
+    model = GPT(shape_of(spec.model), compute_dtype=torch.float32, device="cpu")
+    model.init_weights(0)
+    optimizer = Optimizer(model, make_plan(spec).hyperparameters, lanes=lanes, world=world)
+    stepper = Stepper(
+        model, optimizer, compile=False, deterministic=False, rows=4, lanes=lanes, world=world
+    )
+    everything = micro_batches(spec)
+    each = MICRO_BATCHES // world.size
+    own = everything[world.rank * each :][:each]
+    tokens = [inputs for inputs, _ in everything]
+    return lambda: stepper.train_step(own, tokens, **RATES)
+
+
+def micro_batches(spec: RunSpec) -> list[MicroBatch]:
+    draw = torch.Generator().manual_seed(0)
+    size = (MICRO_BATCHES, 4, spec.model.sequence_len + 1)
+    blocks = torch.randint(0, spec.model.vocab_size, size, generator=draw)
+    return [(b[:, :-1].contiguous(), b[:, 1:].contiguous()) for b in blocks]
+
+
+# --- in processes of their own -------------------------------------------------------------------
+
+
+def ranks(count: int) -> list[dict[str, float]]:
+    """What each of `count` ranks measured."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_PORT": port}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.bench.ranks", str(count)],
+            env={**os.environ, **shared, "MASTER_ADDR": "127.0.0.1", "RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(count)
+    ]
+    said = [process.communicate(timeout=300)[0] for process in started]
+    return [json.loads(text) for text in said]
+
+
+def measure(count: int) -> None:
+    torch.set_num_threads(1)
+    world = worlds.join(count, "cpu")
+    step = step_of(spec_of(32), world, lanes=count)
+    words = median(lambda: speak(world), WORDS) if count > 1 else 0.0
+    print(json.dumps({"step": median(step, STEPS), "words": words}))
+    world.leave()
+
+
+def speak(world: World) -> None:
+    """What passes between ranks at a step boundary where nothing happens, and the step's rows."""
+    world.agree([0, 0, 0, 0, 0])
+    world.deal(torch.zeros(1 + DEALT_TOKENS, dtype=torch.int32))
+
+
+def median(what: Callable[[], Any], count: int) -> float:
+    times = []
+    for _ in range(5 + count):
+        began = time.perf_counter()
+        what()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times[5:])
+
+
+if __name__ == "__main__":
+    measure(int(sys.argv[1])) if sys.argv[1:] else main()

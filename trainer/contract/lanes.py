@@ -1,0 +1,15 @@
+"""Lanes: the groups of micro-batches whose gradients are summed in a fixed binary tree."""
+
+from __future__ import annotations
+
+MAX_LANES = 1024
+
+
+def lanes_for(ranks: int, asked: int | None) -> int:
+    """The number of lanes of a run on `ranks` devices: what was asked for, else one a device."""
+    return asked or power_of_two(ranks)
+
+
+def power_of_two(number: int) -> int:
+    """The smallest power of two that is not below."""
+    return 1 << (number - 1).bit_length()

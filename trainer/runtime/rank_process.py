@@ -1,0 +1,78 @@
+"""What a rank other than 0 does first and last, and how rank 0 finds out which one failed.
+
+Rank 0 is the trainer that the daemon knows: lock, journals, exit record. The others are mute: they
+print to a log of their own, and write an exit record into `ranks/` before they go.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+from trainer.contract import events
+from trainer.contract.exits import ExitRecord, Reason
+from trainer.contract.rundir import identify, rank_log, rank_record, write_durably
+from trainer.runtime.control import Control
+from trainer.runtime.reporter import Mute
+
+WAIT_SECONDS = 3.0  # for the record of the rank that failed
+
+
+class RankProcess:
+    """The process of one rank other than 0, in the directory of its attempt."""
+
+    def __init__(self, attempt: Path, rank: int) -> None:
+        self._record = rank_record(attempt, rank)
+        self._record.parent.mkdir(exist_ok=True)
+        log = os.open(rank_log(attempt, rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        self.reporter, self.control = Mute(), Control(None)
+        self.control.install_signals()
+
+    def end(self, ended: events.Ended) -> None:
+        record = ExitRecord(
+            outcome=ended.outcome,
+            reason=ended.reason,
+            step=ended.step,
+            message=ended.message,
+            unix_seconds=time.time(),
+        )
+        write_durably(self._record, record.model_dump_json().encode())
+
+
+def blame(attempt: Path, members: list[tuple[int, str, int]], heard: str) -> tuple[Reason, str]:
+    """Why this attempt lost a rank: reason and sentence. Waits for its record.
+
+    members: (rank, device, pid). heard: what the lost connection said, for want of better.
+    """
+    deadline = time.monotonic() + WAIT_SECONDS
+    while time.monotonic() < deadline:
+        found = first_failure(attempt)
+        if found is not None:
+            rank, record = found
+            device = next((d for r, d, _ in members if r == rank), "its device")
+            return record.reason, f"rank {rank} ({device}): {record.message}"
+        time.sleep(0.05)
+    gone = [(r, d, pid) for r, d, pid in members if r and identify(pid) is None]
+    if gone:
+        named = ", ".join(f"rank {r} ({d}, process {pid})" for r, d, pid in gone)
+        return Reason.rank_lost, f"{named} ended without a word: killed, or it crashed"
+    return Reason.rank_lost, f"a rank does not answer: {heard}"
+
+
+def first_failure(attempt: Path) -> tuple[int, ExitRecord] | None:
+    """The earliest record of a rank that failed by itself, and not for having lost another."""
+    found = []
+    for path in (attempt / "ranks").glob("[0-9]*.json"):
+        try:
+            record = ExitRecord.model_validate_json(path.read_bytes())
+        except (OSError, ValueError):
+            continue
+        if record.outcome == "failed" and record.reason is not Reason.rank_lost:
+            found.append((record.unix_seconds, int(path.stem), record))
+    return min(found)[1:] if found else None

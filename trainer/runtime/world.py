@@ -1,0 +1,280 @@
+"""Ranks: the processes of one attempt, one for each device, and what passes between them.
+
+The only module that imports torch.distributed, and only where there is more than one rank: a
+`World` of one answers every question by itself. torchrun starts the ranks and names them in the
+environment. Two groups: words (gloo, on the host, waits for days: rank 0 may be writing a
+checkpoint) and tensors (NCCL between cards, else gloo; ten minutes of silence end the attempt).
+
+Sums are data movement plus a tree of our own (all-to-all, pairwise, all-gather): the order of an
+all-reduce depends on topology, sizes and library, this one on nothing, so that bits do not depend
+on the number of ranks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+BACKEND = "TRAIND_RANKS_BACKEND"  # "gloo": ranks may share a card, which NCCL refuses
+WORDS_TIMEOUT = timedelta(days=30)
+TENSORS_TIMEOUT = timedelta(minutes=10)
+CHUNK = 1 << 24  # elements summed in place and at once: 64 MB of float32
+
+
+class LostPeer(Exception):
+    """Another rank of this attempt is gone, or does not answer. members: all of them, if known."""
+
+    def __init__(self, message: str, members: Sequence[Member] = ()) -> None:
+        super().__init__(message)
+        self.members = list(members)
+
+
+class WorldMismatch(Exception):
+    """The ranks that were started are not those that the order asks for."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """Where a rank runs."""
+
+    rank: int
+    host: str
+    device: str
+    pid: int
+
+
+class World:
+    """A world of one: every call returns what it was given."""
+
+    rank, size = 0, 1
+
+    def __init__(self) -> None:
+        self.members: list[Member] = []
+        self.waited_seconds = 0.0
+
+    def use(self, device: torch.device) -> None:
+        """Exchange tensors of this device from now on; words pass without one."""
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is rank 0, which the daemon knows and which alone reads and writes."""
+        return self.rank == 0
+
+    def say(self, value: T) -> T:
+        """Rank 0's value (JSON) to all."""
+        return value
+
+    def agree(self, numbers: Sequence[int]) -> list[int]:
+        """The largest of each number over all ranks: the same list everywhere."""
+        return list(numbers)
+
+    def any(self, flag: bool) -> bool:
+        return bool(self.agree([int(flag)])[0])
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value (JSON) in the order of ranks, on all."""
+        return [value]
+
+    def deal(self, block: Tensor) -> Tensor:
+        """Rank 0's host tensor to all, in place; others pass one of its shape and dtype."""
+        return block
+
+    def spread(self, tensor: Tensor) -> None:
+        """Rank 0's tensor to all, in place, by the tensors' group."""
+
+    def sum_(self, tensors: Sequence[Tensor]) -> None:
+        """Each tensor becomes its sum over all ranks, in place, by a fixed tree."""
+
+    def join_parts(self, whole: Tensor, sizes: Sequence[int]) -> None:
+        """Fill the flat `whole`, of which each rank holds its own consecutive part of `sizes`."""
+
+    def collect(self, part: Tensor, sizes: Sequence[int]) -> Tensor | None:
+        """The flat parts of all ranks, one behind another, on rank 0; None on others."""
+        return part
+
+    def leave(self) -> None:
+        """End in order, after the last word."""
+
+
+def tree_sum(parts: list[Tensor]) -> Tensor:
+    """((p0 + p1) + (p2 + p3)) …, in place in p0; the number of parts is a power of two."""
+    while len(parts) > 1:
+        parts = [a.add_(b) for a, b in zip(parts[::2], parts[1::2], strict=True)]
+    return parts[0]
+
+
+def join(ranks: int, device: str) -> World:
+    """Meet the other ranks of this attempt. Raises WorldMismatch, LostPeer."""
+    if ranks == 1:
+        return World()
+    found = os.environ.get("WORLD_SIZE", "no torchrun")
+    if found != str(ranks):
+        raise WorldMismatch(f"the attempt is ordered for {ranks} ranks; started were: {found}")
+    return _Ranks(device)
+
+
+class _Ranks(World):
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        import torch.distributed as dist
+
+        self._dist: Any = dist
+        if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
+            # one machine: nothing listens beyond it
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        with self._waiting():
+            dist.init_process_group("gloo", timeout=TENSORS_TIMEOUT)
+            self._words = dist.new_group(backend="gloo", timeout=WORDS_TIMEOUT)
+        self._tensors: Any = dist.group.WORLD
+        self._on_host = True
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        found = self.gather({"host": socket.gethostname(), "device": device, "pid": os.getpid()})
+        self.members = [Member(rank=rank, **one) for rank, one in enumerate(found)]
+
+    def use(self, device: torch.device) -> None:
+        if device.type == "cuda" and os.environ.get(BACKEND, "nccl") == "nccl":
+            with self._waiting():
+                self._tensors = self._dist.new_group(backend="nccl", timeout=TENSORS_TIMEOUT)
+            self._on_host = False
+
+    # --- words -----------------------------------------------------------------------------------
+
+    def say(self, value: T) -> T:
+        content = json.dumps(value).encode() if self.leads else b""
+        size = torch.tensor([len(content)])
+        with self._waiting():
+            self._dist.broadcast(size, 0, group=self._words)
+            text = torch.zeros(int(size), dtype=torch.uint8)
+            if self.leads:
+                text.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
+            self._dist.broadcast(text, 0, group=self._words)
+        return value if self.leads else json.loads(text.numpy().tobytes())
+
+    def agree(self, numbers: Sequence[int]) -> list[int]:
+        agreed = torch.tensor(numbers, dtype=torch.int64)
+        with self._waiting():
+            self._dist.all_reduce(agreed, op=self._dist.ReduceOp.MAX, group=self._words)
+        return agreed.tolist()
+
+    def gather(self, value: T) -> list[T]:
+        content = json.dumps(value).encode()
+        longest = self.agree([len(content)])[0]
+        own = torch.frombuffer(bytearray(content.ljust(longest)), dtype=torch.uint8)
+        found = [torch.zeros_like(own) for _ in range(self.size)]
+        with self._waiting():
+            self._dist.all_gather(found, own, group=self._words)
+        return [json.loads(text.numpy().tobytes()) for text in found]
+
+    def deal(self, block: Tensor) -> Tensor:
+        with self._waiting():
+            self._dist.broadcast(block, 0, group=self._words)
+        return block
+
+    # --- tensors ---------------------------------------------------------------------------------
+
+    def spread(self, tensor: Tensor) -> None:
+        raw = tensor.view(-1).view(torch.uint8)  # gloo does not know every dtype
+        moved = self._moved(raw)
+        with self._waiting():
+            self._dist.broadcast(moved, 0, group=self._tensors)
+        if moved is not raw:
+            raw.copy_(moved)
+
+    def sum_(self, tensors: Sequence[Tensor]) -> None:
+        """Large tensors piece by piece where they are, what is left of each in one go."""
+        tails = []
+        for tensor in tensors:
+            flat = tensor.view(-1)
+            whole = flat.numel() // CHUNK * CHUNK
+            for piece in flat[:whole].split(CHUNK):
+                self._sum_piece(piece)
+            tails.append(flat[whole:])
+        together = _padded(tails, self.size)
+        for piece in together.split(CHUNK):
+            self._sum_piece(piece)
+        sizes = [len(tail) for tail in tails]
+        for tail, at in zip(tails, _starts(sizes), strict=True):
+            tail.copy_(together[at : at + len(tail)])
+
+    def _sum_piece(self, flat: Tensor) -> None:
+        own = self._moved(flat)
+        parts = torch.empty_like(own)
+        with self._waiting():
+            self._dist.all_to_all_single(parts, own, group=self._tensors)
+        summed = tree_sum(list(parts.view(self.size, -1)))
+        self._gather_into(own, summed)
+        if own is not flat:
+            flat.copy_(own)
+
+    def join_parts(self, whole: Tensor, sizes: Sequence[int]) -> None:
+        begin = sum(sizes[: self.rank])
+        own = whole[begin : begin + sizes[self.rank]]
+        found = self._padded_parts(own, sizes)
+        for part, size, at in zip(found, sizes, _starts(sizes), strict=True):
+            if at != begin:
+                whole[at : at + size].copy_(part[:size])
+
+    def collect(self, part: Tensor, sizes: Sequence[int]) -> Tensor | None:
+        found = self._padded_parts(part, sizes)
+        if not self.leads:
+            return None
+        return torch.cat([one[:size] for one, size in zip(found, sizes, strict=True)])
+
+    def _padded_parts(self, own: Tensor, sizes: Sequence[int]) -> Tensor:
+        """(ranks, longest): the part of each rank, padded to the longest."""
+        longest = max(sizes)
+        padded = self._moved(own.new_zeros(longest))
+        padded[: len(own)].copy_(own)
+        found = padded.new_empty(self.size * longest)
+        self._gather_into(found, padded)
+        return found.view(self.size, longest)
+
+    def _gather_into(self, whole: Tensor, own: Tensor) -> None:
+        # torch 2.13 has a new name for what 2.11 has alone, and deprecates that one
+        gather = getattr(self._dist, "all_gather_single", self._dist.all_gather_into_tensor)
+        with self._waiting():
+            gather(whole, own, group=self._tensors)
+
+    def _moved(self, tensor: Tensor) -> Tensor:
+        """The tensor where the backend reaches it: gloo sums and moves on the host."""
+        return tensor.cpu() if self._on_host else tensor
+
+    # --- ends ------------------------------------------------------------------------------------
+
+    def leave(self) -> None:
+        with suppress(LostPeer), self._waiting():  # the run has ended well, whoever is gone
+            self._dist.barrier(group=self._words)
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """Count the time, and name what an error in here is: a rank that is gone."""
+        began = time.perf_counter()
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise LostPeer(" ".join(str(error).split())[:500], self.members) from error
+        finally:
+            self.waited_seconds += time.perf_counter() - began
+
+
+def _padded(flats: Sequence[Tensor], multiple: int) -> Tensor:
+    """The tensors one behind another, with zeros up to a multiple."""
+    missing = -sum(map(len, flats)) % multiple
+    return torch.cat([*flats, flats[0].new_zeros(missing)])
+
+
+def _starts(sizes: Sequence[int]) -> list[int]:
+    return [sum(sizes[:i]) for i in range(len(sizes))]

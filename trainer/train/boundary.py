@@ -1,0 +1,52 @@
+"""What every rank knows at a step boundary: commands, signals and saves take effect at one step.
+
+An inbox, a signal and a clock are facts of one process. Rank 0 hears the inbox and the clock, any
+rank may be told to end; a few numbers, agreed on at each boundary, make them everyone's. Commands
+themselves are sent only when there are some.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from trainer.contract import commands
+from trainer.runtime.control import Control
+from trainer.runtime.world import World
+
+
+@dataclass(frozen=True)
+class Heard:
+    """commands: those that came since the last boundary, in order. due: number of what is due, as
+    rank 0 decided before the commands took effect."""
+
+    commands: list[commands.AnyCommand]
+    terminated: bool
+    save_requested: bool
+    due: int
+    rows_due: bool
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nothing came that could change what is due."""
+        return not (self.commands or self.save_requested)
+
+
+def hear(
+    world: World, control: Control, due: Callable[[], int], rows_due: Callable[[], bool]
+) -> Heard:
+    """Ask the own inbox, signals and clock, and agree with the others.
+
+    due, rows_due: asked of rank 0, and only where there are others.
+    """
+    taken = control.take()
+    terminated, save = control.terminated, control.take_save_request()
+    if world.size == 1:
+        return Heard(taken, terminated, save, 0, False)
+    own = [int(terminated), int(save), int(bool(taken))]
+    own += [due(), int(rows_due())] if world.leads else [0, 0]
+    terminated, save, some, due_number, rows = world.agree(own)
+    if some:
+        bodies = world.say([command.model_dump() for command in taken])
+        taken = [commands.ADAPTER.validate_python(body) for body in bodies]
+    return Heard(taken, bool(terminated), bool(save), due_number, bool(rows))

@@ -1,0 +1,39 @@
+"""Whether all ranks hold the same weights: each makes every update itself, from the same sums."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from trainer.model.gpt import GPT
+from trainer.runtime.world import World
+
+
+class RanksDiffer(Exception):
+    """The weights of a rank are not those of the others: memory or a device failed silently."""
+
+
+def check(world: World, model: GPT) -> None:
+    """Raises RanksDiffer, on all ranks alike, before anything of it is saved."""
+    if world.size == 1:
+        return
+    sums = world.gather(_sum(model))
+    usual = max(sums, key=sums.count)
+    others = [m for m, found in zip(world.members, sums, strict=True) if found != usual]
+    if others:
+        named = ", ".join(f"rank {m.rank} ({m.device} on {m.host})" for m in others)
+        raise RanksDiffer(
+            f"the weights of {named} are not those of the other ranks: its memory or device failed "
+            "silently. Nothing of them was saved"
+        )
+
+
+@torch.no_grad()
+def _sum(model: GPT) -> int:
+    """The sum of the weights' bits, as integers: any single change shows."""
+    return int(sum(_bits(tensor).sum().cpu() for tensor in model.state_dict().values()))
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    kinds = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return tensor.detach().view(kinds[tensor.element_size()])

@@ -1,0 +1,87 @@
+"""A row for each rank, every half a minute: its own compute time, what it waited, its device.
+
+A rank whose own work takes longer than the others' holds all of them up; the time of the others
+then goes into waiting, so only the own compute time shows who it is.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any
+
+from trainer.contract import events
+from trainer.train.session import Session
+
+EVERY_SECONDS = 30.0
+FIRST_AFTER_STEPS = 4  # the first step compiles
+STRAGGLES = 1.2  # times the median
+
+
+class RankRows:
+    """Gathers the rows; rank 0 reports them. watts: of the other ranks' devices together."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._gathered_at, self._steps, self._waited = 0.0, 0, 0.0
+        self._warned: set[int] = set()
+        self.watts = 0.0
+
+    def count_step(self) -> None:
+        self._steps += 1
+
+    def due(self) -> bool:
+        if self._gathered_at == 0.0:
+            return self._steps >= FIRST_AFTER_STEPS
+        return time.monotonic() - self._gathered_at >= EVERY_SECONDS and self._steps > 0
+
+    def gather(self) -> None:
+        """All ranks at one boundary."""
+        session = self._session
+        found = session.world.gather(self._own())
+        rows = [events.RankRow.model_validate(row) for row in found]
+        self._gathered_at = time.monotonic()
+        self.watts = sum(row.power_watts or 0.0 for row in rows[1:])
+        session.reporter.emit(events.Ranks(step=session.state.step, ranks=rows))
+        for row in stragglers(rows):
+            self._warn(row, rows)
+
+    def _own(self) -> dict[str, Any]:
+        session = self._session
+        world, sensors = session.world, session.sensors.read()
+        steps, self._steps = max(1, self._steps), 0
+        waited, self._waited = world.waited_seconds - self._waited, world.waited_seconds
+        return {
+            **vars(world.members[world.rank]),
+            "compute_seconds": session.stepper.own_seconds(),
+            "waited_seconds": waited / steps,
+            "vram_peak_bytes": sensors.get("vram_peak_bytes"),
+            "power_watts": sensors.get("power_watts"),
+            "temperature_celsius": sensors.get("temperature_celsius"),
+        }
+
+    def _warn(self, row: events.RankRow, rows: list[events.RankRow]) -> None:
+        if row.rank in self._warned:
+            return
+        self._warned.add(row.rank)
+        usual = statistics.median(r.compute_seconds or 0.0 for r in rows)
+        self._session.reporter.emit(
+            events.Notice(
+                level="warning",
+                code="straggler",
+                message=f"rank {row.rank} ({row.device} on {row.host}) computes "
+                f"{row.compute_seconds or 0:.3f} s a step where the median is {usual:.3f} s: every "
+                "step waits for it. Look at its temperature, its power limit and what else uses it",
+                step=self._session.state.step,
+                data={"rank": row.rank, "seconds": row.compute_seconds, "median": usual},
+            )
+        )
+
+
+def stragglers(rows: list[events.RankRow]) -> list[events.RankRow]:
+    """The ranks whose own compute time is far above the median."""
+    known = [row.compute_seconds for row in rows if row.compute_seconds is not None]
+    if len(known) < 2:
+        return []
+    limit = STRAGGLES * statistics.median(known)
+    return [row for row in rows if (row.compute_seconds or 0.0) > limit]
