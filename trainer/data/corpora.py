@@ -149,7 +149,8 @@ def _from_parquet(
     read_train = replace(read, sampled=contents.is_sampled(train))
     described = read_train.all_with_rows(train), read.all_with_rows(val)
     _require_both(*described, found.root)
-    return _corpus("parquet", *described, choice.notes, found.left, choice.rule)
+    notes = [*splits.notes_on(found.root), *choice.notes]
+    return _corpus("parquet", *described, notes, found.left, choice.rule)
 
 
 def _is_parquet(name: str) -> bool:

@@ -89,6 +89,7 @@ def find(spec: DataSpec) -> Sources:
     sources = Sources(
         spec.source, found.root, found.files, column=spec.column or "text", left=found.left
     )
+    sources.notes += splits.notes_on(walk.expanded(spec.path or ""))
     if not found.named_itself:
         _split(sources, spec, found)
     return sources

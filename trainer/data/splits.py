@@ -77,6 +77,14 @@ def choose(
     return SplitChoice(train, validation, left, notes, rule)
 
 
+def notes_on(path: Path) -> list[str]:
+    """A path that its user named is used as it is, also one that is called test; a note says so."""
+    kind = kind_of(path.name)
+    if kind not in ("validation", "test"):
+        return []
+    return [f"{path} is called {kind}, and is trained on because data.path names it"]
+
+
 def named_by(path: PurePosixPath) -> Named:
     """What the name of a file and of its folders say. An evaluation's name weighs more."""
     kinds = [kind_of(part) for part in path.parts]

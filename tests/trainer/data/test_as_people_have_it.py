@@ -582,3 +582,17 @@ def test_a_folder_of_archives_says_what_was_left_out(tmp_path: Path) -> None:
         DataError, match=r"2 files left out \(not text in .*\); the first is .*a\.zip"
     ):
         prepared(tmp_path, source="text", path=str(root))
+
+
+@pytest.mark.parametrize("name", ["test", "validation", "test.txt", "books"])
+def test_a_path_that_is_called_test_is_used_and_noted(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if name.endswith(".txt"):
+        path.write_text("words and words\n\n" * 2000)
+    else:
+        path.mkdir()
+        for file in ("a.txt", "b.txt"):
+            (path / file).write_text("words and words\n\n" * 2000)
+    data = prepared(tmp_path, source="text", path=str(path))
+    noted = any("trained on because data.path names it" in note for note in data.notes)
+    assert noted == (name != "books")
