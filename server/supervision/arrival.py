@@ -16,6 +16,7 @@ from server.database.db import Database
 from server.database.provenance import Provenance
 from server.database.tables import Event, Job, Run
 from server.domain.states import Desired, State, can_move, move
+from server.errors import StorageBroken
 from server.events import webhooks
 from server.ingestion import from_disk
 from server.ingestion.from_disk import Found
@@ -29,6 +30,7 @@ def arrive(db: Database, paths: DataDir) -> None:
     """Let the runs of a copy wait, and give rows to what a restored database does not know."""
     came = provenance.look(db, paths)
     if came.copied_from is not None:
+        _refuse_hard_links(paths, came.copied_from)
         _hold_back(db, came.copied_from)
     if came.moved_from is not None:
         log.info("the data directory was moved here from %s", came.moved_from)
@@ -41,6 +43,15 @@ def arrive(db: Database, paths: DataDir) -> None:
     if came.is_restored or found.attempts or found.runs:
         _begin_timeline(db, paths, came, found)
     provenance.record(db, paths)
+
+
+def _refuse_hard_links(paths: DataDir, original: str) -> None:
+    """Raises StorageBroken: `cp -al` copies names, and each write would change the original too."""
+    if paths.database.stat().st_nlink > 1:
+        raise StorageBroken(
+            f"{paths.root} is a copy of {original} made of hard links: both are the same files.",
+            hint="Copy it anew without links (cp -a, rsync -a), then start again.",
+        )
 
 
 def _hold_back(db: Database, original: str) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import func, select, text
 
+from server import errors
 from server.database import backups, migrate, provenance, tables
 from server.database.db import Database
 from server.domain import attempts, run_files, runs
@@ -381,6 +382,20 @@ def test_a_copy_beside_a_live_original_touches_none_of_its_processes(
         copy.close()
         house.ask(runs.request_cancel, run_id)
         house.becomes(run_id, "cancelled")
+
+
+def test_a_copy_of_hard_links_is_refused(settings: Settings, tmp_path: Path) -> None:
+    db = Database.open(settings)
+    create(db)
+    arrive(db, settings.paths)
+    db.close()
+    copy = Settings(data_dir=tmp_path / "snapshot", port=0)
+    assert settings.data_dir is not None
+    shutil.copytree(settings.data_dir, copy.paths.root, copy_function=os.link)
+    db = Database.open(copy)
+    with pytest.raises(errors.StorageBroken, match="made of hard links"):
+        arrive(db, copy.paths)
+    db.close()
 
 
 def test_a_moved_directory_is_no_copy(settings: Settings, tmp_path: Path) -> None:
