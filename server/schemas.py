@@ -474,8 +474,16 @@ class Overrides(Strict):
     attention: AttentionBackend | None = None
 
 
+class ResumeRecovery(Strict):
+    on_non_finite: Literal["stop", "rewind"]
+    """What to do after a loss that is not finite; rewind trains on past the batch."""
+
+
 class ResumeRequest(Strict):
+    """recovery: what a failure's advice may ask to change, as PATCH would, before the resume."""
+
     overrides: Overrides | None = None
+    recovery: ResumeRecovery | None = None
 
 
 class PatchCheckpoint(Strict):

@@ -31,14 +31,16 @@ class RangeNotSatisfiable(TraindError):
 
 
 def send_file(
-    request: Request, path: str, *, media_type: str, etag: str, headers: Mapping[str, str]
+    request: Request, path: str, *, media_type: str, etag: str | None, headers: Mapping[str, str]
 ) -> Response:
     """The file at `path`, which must be a regular file, as `request` wants it.
 
-    etag without quotes. Raises NotFound, RangeNotSatisfiable. Call it in a thread.
+    etag without quotes; None makes one of size and modification time.
+    Raises NotFound, RangeNotSatisfiable. Call it in a thread.
     """
     file = _open(path)
     status = os.fstat(file.fileno())
+    etag = etag or f"{status.st_size:x}-{status.st_mtime_ns:x}"
     common = {
         "ETag": f'"{etag}"',
         "Accept-Ranges": "bytes",
@@ -58,6 +60,11 @@ def send_file(
     start, end = part
     common["Content-Range"] = f"bytes {start}-{end - 1}/{status.st_size}"
     return _Sent(file, start, end, 206, common, media_type)
+
+
+def header_name(name: str) -> str:
+    """A file's name as it may stand between the quotes of a Content-Disposition."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", name)
 
 
 def _open(path: str) -> BinaryIO:

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
-from server.api.deps import ID_PATTERN, Act, Db, Doing, JobRef, Limit, RunRef, StrictRoute
+from server.api.deps import ID_PATTERN, Act, Conf, Db, Doing, JobRef, Limit, RunRef, StrictRoute
+from server.api.files import header_name, send_file
 from server.api.openapi import problems
 from server.api.token_stream import MAX_TOKEN_STREAMS, TokenStream
 from server.database import tables
 from server.database.db import Database
 from server.domain import jobs
-from server.errors import Busy
+from server.errors import Busy, NotFound
 from server.guard.idempotency import StoredAnswer
-from server.queries import store
+from server.queries import logs, store
 from server.schemas import JobView, Page
+from server.text import printable
 from trainer.contract.jobs import (
     AuditParams,
     EvaluateParams,
@@ -26,9 +29,11 @@ from trainer.contract.jobs import (
     ImportParams,
     SampleParams,
 )
+from trainer.contract.rundir import LOG
 
 router = APIRouter(prefix="/v1", tags=["jobs"], route_class=StrictRoute)
 SSE = "text/event-stream"
+FILES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 LOCATION = {202: {"headers": {"Location": {"schema": {"type": "string"}}}, "description": "Asked."}}
 
 
@@ -73,6 +78,53 @@ def stream(job: JobRef, db: Db, request: Request) -> Response:
         many = f"{MAX_TOKEN_STREAMS} token streams are open already."
         raise Busy(many, headers={"Retry-After": "5"})
     return TokenStream(state.stream, address, lambda: _ended(db, job), state.token_streams)
+
+
+@router.get(
+    "/jobs/{job}/logs",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}} | problems(404),
+)
+def show_log(
+    job: JobRef,
+    db: Db,
+    conf: Conf,
+    tail: Annotated[int, Query(ge=1, le=10_000, description="Number of last lines.")] = 200,
+) -> Response:
+    """The log of a job's process, control bytes escaped. Empty for one inside the trainer."""
+    with db.read() as session:
+        row = jobs.get(session, job)
+    text = logs.tail(conf.paths.job(row.id) / LOG, tail).text
+    return Response(text, media_type="text/plain")
+
+
+@router.get(
+    "/jobs/{job}/files/{name:path}",
+    response_class=Response,
+    responses={
+        200: {"content": FILES},
+        206: {"content": FILES, "description": "The part that Range asks for."},
+        304: {"description": "If-None-Match has it already."},
+    }
+    | problems(404, 416),
+)
+def download(request: Request, job: JobRef, name: str, db: Db) -> Response:
+    """A file of an export, as `result.files` lists it; Range resumes a download."""
+    with db.read() as session:
+        result = jobs.get(session, job).result or {}
+    if name not in result.get("files", ()) or not isinstance(result.get("path"), str):
+        raise NotFound(
+            f"Job {job} has no file {printable(name, 200)}.",
+            hint=f"GET /v1/jobs/{job} lists them as result.files.",
+        )
+    last = name.rpartition("/")[2]
+    return send_file(
+        request,
+        str(Path(result["path"]) / name),
+        media_type="application/octet-stream",
+        etag=None,
+        headers={"Content-Disposition": f'attachment; filename="{header_name(last)}"'},
+    )
 
 
 @router.delete(

@@ -167,10 +167,13 @@ def job(
     job: Annotated[str, typer.Argument(metavar="JOB", help="Id of a job.")],
     wait: Annotated[bool, typer.Option("--wait", help="Until it has ended.")] = False,
     cancel: Annotated[bool, typer.Option("--cancel", help="Stop it.")] = False,
+    log: Annotated[bool, typer.Option("--log", help="The last lines of its log.")] = False,
     json: options.Json = False,
 ) -> None:
     """One job; the exit status is 1 when it failed."""
     with output.connect() as traind:
+        if log:
+            return output.say(traind.job_log(job).rstrip())
         if cancel:
             traind.cancel_job(job)
         found = traind.job(job)
@@ -190,6 +193,7 @@ def job(
         )  # fmt: skip
     if found.state == "failed":
         raise typer.Exit(output.FAILED)
+    return None
 
 
 def fetch_core(context: typer.Context) -> None:

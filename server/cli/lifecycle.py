@@ -79,6 +79,9 @@ def resume(
         bool | None, typer.Option("--compile/--no-compile", help="Whether to compile the model.")
     ] = None,
     attention: Annotated[str | None, typer.Option(help="Attention backend.")] = None,
+    on_non_finite: Annotated[
+        str | None, typer.Option(metavar="stop|rewind", help="After a loss that is not finite.")
+    ] = None,
     wait: Wait = False,
     json: options.Json = False,
 ) -> None:
@@ -88,7 +91,11 @@ def resume(
     }  # fmt: skip
     overrides = {key: value for key, value in asked.items() if value is not None}
     _act(
-        lambda traind: traind.resume(run, overrides=overrides or None),
+        lambda traind: traind.resume(
+            run,
+            overrides=overrides or None,
+            recovery={"on_non_finite": on_non_finite} if on_non_finite else None,
+        ),
         json,
         wait_for={"running", "completed"} if wait else None,
     )

@@ -120,9 +120,15 @@ class Client:
         return self.wire.post(_run(run, "pause"), schemas.RunDetail, key=key)
 
     def resume(
-        self, run: str, *, overrides: Mapping[str, Any] | None = None, key: str | None = None
+        self,
+        run: str,
+        *,
+        overrides: Mapping[str, Any] | None = None,
+        recovery: Mapping[str, Any] | None = None,
+        key: str | None = None,
     ) -> schemas.RunDetail:
-        body = {"overrides": overrides} if overrides else None
+        given = {"overrides": overrides, "recovery": recovery}
+        body = {name: value for name, value in given.items() if value} or None
         return self.wire.post(_run(run, "resume"), schemas.RunDetail, body, key=key)
 
     def cancel(self, run: str, *, key: str | None = None) -> schemas.RunDetail:
@@ -295,6 +301,10 @@ class Client:
         """One page of jobs, the newest first."""
         query = {"run": run, "state": state, "after": after, "limit": limit}
         return self.wire.get("/jobs", schemas.Page[schemas.JobView], query)
+
+    def job_log(self, job: str, tail: int = 200) -> str:
+        """The last lines of the log of a job's process."""
+        return self.wire.raw(f"/jobs/{quoted(job)}/logs", "text/plain", {"tail": tail}).text
 
     def job(self, job: str) -> schemas.JobView:
         return self.wire.get(f"/jobs/{quoted(job)}", schemas.JobView)

@@ -96,6 +96,8 @@ def resume(
     preflight.require_rows(run, overrides.get("device_batch_size"))
     if overrides:
         run.overrides = {**run.overrides, **overrides}
+    if ask and ask.recovery:
+        patch(session, run, PatchRun(recovery=ask.recovery.model_dump()), now)
     run.desired_state = Desired.running
     run.failures_without_progress, run.best_failed_step, run.not_before = 0, -1, None
     if state is State.pausing:

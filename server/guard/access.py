@@ -25,7 +25,7 @@ from server.text import printable
 COOKIE = "traind_session"
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 # Reachable without a token: what a browser needs to show the login, and the health checks.
-OPEN_PATHS = frozenset({b"/", b"/healthz", b"/readyz", b"/favicon.ico"})
+OPEN_PATHS = frozenset({b"/", b"/healthz", b"/readyz", b"/favicon.ico", b"/docs"})
 OPEN_PREFIX = b"/static/"
 # A reverse proxy adds one of these; a client on the machine itself, and ssh -L, send none.
 FORWARDED = (

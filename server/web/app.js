@@ -10,6 +10,7 @@ import { fill, h } from "./dom.js";
 import { AGAIN_MILLISECONDS } from "./loader.js";
 import * as compare from "./pages/compare.js";
 import * as create from "./pages/create.js";
+import * as help from "./pages/help.js";
 import * as jobs from "./pages/jobs.js";
 import * as playground from "./pages/playground.js";
 import * as run from "./pages/run.js";
@@ -18,7 +19,7 @@ import * as router from "./router.js";
 
 // All at once, never on demand: a browser remembers a module that failed to arrive, so one asked
 // for while the daemon restarts would be missing until the page is loaded anew.
-const PAGES = { "": runs, runs: run, compare, playground, jobs, new: create };
+const PAGES = { "": runs, runs: run, compare, playground, jobs, help, new: create };
 
 onUnauthorized(askForToken);
 const topbar = createTopbar(document.getElementById("topbar"));

@@ -10,7 +10,7 @@
   document.documentElement.dataset.theme = chosen === "light" || chosen === "dark" ? chosen : system;
 })();
 // What the page offers, asked for while its script is on the way: catalog.js takes it.
-globalThis.traindCatalog = fetch("v1/catalog", { headers: { Accept: "application/json" } })
+if (document.currentScript.dataset.page) globalThis.traindCatalog = fetch("v1/catalog", { headers: { Accept: "application/json" } })
   .then((answer) => (answer.ok ? answer.json() : null), () => null);
 // Before anything else, and in no module: when a file of the page does not arrive, because the
 // daemon went away in the middle, nothing else is there to say so. A classic script on purpose.

@@ -441,6 +441,70 @@ def test_jobs_stay_where_they_can_be_found_and_cancelled(
     page.locator("tr", has_text="job_1").get_by_text('"text": " Paris"').wait_for()
 
 
+def test_a_job_shows_progress_result_files_and_log_and_is_cancelled(
+    stub_url: str, open_page: OpenPage
+) -> None:
+    page = open_page(f"{stub_url}/#/jobs")
+    button(page, "Open export job_2").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_role("progressbar").wait_for()
+    dialog.get_by_text("writing 40 %").wait_for()
+    dialog.get_by_text("reading step 9").wait_for()
+    with page.expect_request(lambda r: r.method == "DELETE" and r.url.endswith("job_2")):
+        button(page, "Cancel the job").click()
+    page.goto(f"{stub_url}/#/jobs/job_1")
+    link = dialog.get_by_role("link", name="tokenizer/tokenizer.pkl")
+    with page.expect_download() as loaded:
+        link.click()
+    assert Path(loaded.value.path()).read_bytes() == b"pickled"
+    assert serious(page) == []
+
+
+def test_data_that_failed_shows_the_log_of_its_job(stub_url: str, open_page: OpenPage) -> None:
+    """There was no trainer: its log is empty, and the reason stands in another one."""
+    page = open_page(stub_url)
+    failed = httpx.get(f"{stub_url}/v1/runs/nanochat-d20-oom").json()
+    failed |= {"reason": "data_unusable", "reason_message": "The corpus could not be prepared."}
+    page.route("**/v1/runs/nanochat-d20-oom", lambda route: route.fulfill(json=failed))
+    page.route(f"**/v1/runs/{failed['id']}", lambda route: route.fulfill(json=failed))
+    page.goto(f"{stub_url}/#/runs/nanochat-d20-oom")
+    card = page.get_by_role("region", name="Why this run failed")
+    card.get_by_text("parquet: no column named text").wait_for()
+    card.get_by_role("link", name="Open log").click()
+    page.get_by_role("dialog").get_by_text("parquet: no column named text").wait_for()
+
+
+@pytest.mark.parametrize(
+    ("reason", "text", "body"),
+    [
+        (
+            "non_finite_loss",
+            "Resume and rewind past the bad batch",
+            {"recovery": {"on_non_finite": "rewind"}},
+        ),
+        ("compile_failed", "Resume without compiling", {"overrides": {"compile": False}}),
+    ],
+)
+def test_the_button_does_what_the_advice_names(
+    stub_url: str, open_page: OpenPage, reason: str, text: str, body: dict[str, Any]
+) -> None:
+    page = open_page(stub_url)
+    failed = httpx.get(f"{stub_url}/v1/runs/nanochat-d20-oom").json() | {"reason": reason}
+    page.route("**/v1/runs/nanochat-d20-oom", lambda route: route.fulfill(json=failed))
+    page.route(f"**/v1/runs/{failed['id']}/resume", lambda route: route.fulfill(json=failed))
+    page.goto(f"{stub_url}/#/runs/nanochat-d20-oom")
+    with page.expect_request(lambda r: r.url.endswith("/resume")) as asked:
+        button(page, text).click()
+    assert asked.value.post_data_json == body
+
+
+def test_the_bar_leads_to_help_and_to_the_api(stub_url: str, open_page: OpenPage) -> None:
+    page = open_page(stub_url)
+    page.get_by_role("link", name="Help", exact=True).click()
+    page.get_by_role("heading", name="Where things are").wait_for()
+    assert page.locator(".topbar a[href=docs]").inner_text() == "API"
+
+
 def test_a_dialog_begins_in_its_first_field_and_goes_with_its_page(
     stub_url: str, open_page: OpenPage
 ) -> None:
@@ -644,7 +708,7 @@ def test_every_page_fits_a_phone_and_a_wall(
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize(
     "place",
-    ["", RUN, "#/new", "#/compare", "#/playground", "#/jobs"]
+    ["", RUN, "#/new", "#/compare", "#/playground", "#/jobs", "#/help"]
     + [f"{RUN}/{part}" for part in ("checkpoints", "evaluations", "samples", "events", "log")]
     + [f"{RUN}/attempts", f"{RUN}/plan", "#/runs/nanochat-d20-oom"],
 )

@@ -90,7 +90,10 @@ def create_stub(num_runs: int = 100, token: str | None = None) -> FastAPI:
             return _problem(422, "The request is not valid", str(error))
 
     @app.get("/v1/jobs")
-    def jobs() -> Response:
+    def jobs(run: str | None = None, state: str | None = None) -> Response:
+        if state == "failed":
+            failed = {"id": "job_p", "kind": "prepare", "state": "failed", "message": "no column"}
+            return _page([runs[0].job("prepare").model_copy(update=failed)])
         running = (
             runs[0]
             .job("export")
@@ -100,6 +103,31 @@ def create_stub(num_runs: int = 100, token: str | None = None) -> FastAPI:
         )
         done = runs[0].job("sample")
         return _page([running, done])
+
+    @app.get("/v1/jobs/{job}")
+    def show_job(job: str) -> Response:
+        done = runs[0].job("export")
+        result = {
+            "path": "/data/jobs/job_1/export",
+            "files": ["tokenizer/tokenizer.pkl"],
+            "step": 9,
+        }
+        if job == "job_2":
+            return _json(
+                done.model_copy(
+                    update={"id": job, "state": "running", "stage": "writing", "fraction": 0.4}
+                )
+            )
+        return _json(done.model_copy(update={"id": job, "result": result}))
+
+    @app.get("/v1/jobs/{job}/logs")
+    def job_log(job: str) -> Response:
+        said = "parquet: no column named text\n" if job == "job_p" else "reading step 9\n"
+        return Response(said, media_type="text/plain")
+
+    @app.get("/v1/jobs/{job}/files/{name:path}")
+    def job_file(job: str, name: str) -> Response:
+        return Response(b"pickled", headers={"Content-Disposition": "attachment"})
 
     @app.delete("/v1/jobs/{job}")
     def cancel_job(job: str) -> Response:

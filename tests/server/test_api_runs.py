@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from server.database import tables
 from server.domain import states
 from server.domain.states import State
 from server.metrics import counters
 from server.queries import store
 from tests.server.asgi import Asgi
 from trainer.contract.exits import Reason
+from trainer.contract.rundir import LOG
 
 
 def test_create_needs_only_a_name(asgi: Asgi) -> None:
@@ -226,6 +228,47 @@ def test_a_pause_and_a_cancel_say_which_way_they_were_asked(
         states.move(session, row, State.pausing, Reason.host_restarted)
         states.move(session, row, State.paused, Reason.requested)
     assert asgi.get("/v1/runs/demo").json()["reason_message"] == "Paused on request."
+
+
+def test_a_resume_takes_what_the_advice_of_its_failure_names(asgi: Asgi) -> None:
+    asgi.create("demo", recovery={"on_non_finite": "stop", "on_crash": "stop"})
+    asgi.move("demo", "failed")
+    body = {"recovery": {"on_non_finite": "rewind"}}
+    resumed = asgi.post("/v1/runs/demo/resume", body).json()
+    assert resumed["spec"]["recovery"]["on_non_finite"] == "rewind"
+    assert resumed["spec"]["recovery"]["on_crash"] == "stop"
+    asgi.move("demo", "failed")
+    bad = asgi.post(
+        "/v1/runs/demo/resume", {"recovery": {"on_non_finite": "stop", "on_crash": "stop"}}
+    )
+    assert (bad.status_code, bad.json()["errors"][0]["pointer"]) == (422, "/recovery/on_crash")
+
+
+def test_a_job_hands_out_its_log_and_the_files_of_its_result(asgi: Asgi) -> None:
+    asgi.create("demo")
+    directory = asgi.settings.paths.job("job_x")
+    (directory / "export" / "tokenizer").mkdir(parents=True)
+    (directory / "export" / "tokenizer" / "tok.pkl").write_bytes(b"pickled")
+    (directory / "secret").write_bytes(b"no")
+    (directory / LOG).write_bytes(b"one\ntwo\x1b[31m\n")
+    result = {"path": str(directory / "export"), "files": ["tokenizer/tok.pkl"], "step": 9}
+    with asgi.db.write() as session:
+        session.add(
+            tables.Job(
+                id="job_x", kind="export", where="cpu", state="completed", params={}, token="t",
+                result=result, created_at=1.0,
+            )
+        )  # fmt: skip
+    assert asgi.get("/v1/jobs/job_x/logs?tail=1").text == "two\\x1b[31m\n"
+    whole = asgi.get("/v1/jobs/job_x/files/tokenizer/tok.pkl")
+    assert whole.content == b"pickled"
+    assert 'filename="tok.pkl"' in whole.headers["content-disposition"]
+    part = asgi.get("/v1/jobs/job_x/files/tokenizer/tok.pkl", headers={"Range": "bytes=3-"})
+    assert (part.status_code, part.content) == (206, b"kled")
+    known = {"If-None-Match": whole.headers["etag"]}
+    assert asgi.get("/v1/jobs/job_x/files/tokenizer/tok.pkl", headers=known).status_code == 304
+    for other in ("secret", "../secret", "tokenizer", "%2e%2e/secret"):
+        assert asgi.get(f"/v1/jobs/job_x/files/{other}").status_code == 404, other
 
 
 def test_delete_takes_the_directory_with_it(asgi: Asgi) -> None:

@@ -221,6 +221,13 @@ def test_resume_sends_only_the_overrides_given(stub: Stub, traind: Traind):
     traind("resume", "demo", "--device-batch-size", "4", "--no-compile")
     assert stub.asked[0].body is None
     assert stub.asked[1].body == {"overrides": {"device_batch_size": 4, "compile": False}}
+    traind("resume", "demo", "--on-non-finite", "rewind")
+    assert stub.asked[2].body == {"recovery": {"on_non_finite": "rewind"}}
+
+
+def test_the_log_of_a_job_is_printed(stub: Stub, traind: Traind):
+    stub.on("GET", "/v1/jobs/job_1/logs", Reply("reading step 9\n", 200))
+    assert "reading step 9" in traind("job", "job_1", "--log").out
 
 
 def test_rename_sends_the_name_and_says_which_program_asks(stub: Stub, traind: Traind):

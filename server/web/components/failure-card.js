@@ -1,6 +1,6 @@
 /** A run that failed: what happened in a sentence, the last lines of its log, and what to do as a button. */
 
-import { list, patch, path, post } from "../api.js";
+import { get, list, path, post } from "../api.js";
 import { fill, h, userText } from "../dom.js";
 import { integer, words } from "../format.js";
 import { link } from "../router.js";
@@ -27,21 +27,31 @@ export function failureCard(run) {
     const { detail } = run;
     const refused = h("div");
     const log = h("pre.log.short", { tabindex: 0, "aria-label": "Last lines of the log" }, "…");
+    const openLog = h("a.button", { href: link(["runs", detail.name, "log"]) }, "Open log");
     const cure = cureOf(run);
     const button = h("button.primary", { type: "button", onclick: () => apply(cure, button, refused) }, cure.text);
     fill(element,
       h("h2", {}, `Failed: ${words(detail.reason)}`), userText(detail.reason_message, "p"),
       detail.advice && h("p.soft", {}, detail.advice), log, refused,
       h("div.row", {}, button,
-        h("a.button", { href: link(["runs", detail.name, "log"]) }, "Open log"),
+        openLog,
         h("a.button", { href: link(["new"], { from: detail.name }) }, "Clone and edit")));
-    lastLines().then((text) => {
+    lastLines(openLog).then((text) => {
       log.hidden = !text;
       fill(log, text);
     });
   }
 
-  async function lastLines() {
+  /** Of the trainer; where the data failed there was none, so of the job that prepared it. */
+  async function lastLines(openLog) {
+    if (run.detail.reason === "data_unusable") {
+      const { data } = await get("v1/jobs", { run: run.detail.id, state: "failed", limit: 20 }).catch(() => ({ data: [] }));
+      const job = data.find(({ kind }) => kind === "prepare");
+      if (job) {
+        openLog.href = link(["jobs", job.id]);
+        return get(path("jobs", job.id, "logs"), { tail: LINES }, { accept: "text/plain" }).then((text) => text.trimEnd(), () => job.message);
+      }
+    }
     const attempts = await list(path("runs", run.detail.id, "attempts")).catch(() => []);
     const text = attempts.findLast((attempt) => attempt.log_tail)?.log_tail ?? "";
     return text.trimEnd().split("\n").slice(-LINES).join("\n");
@@ -73,8 +83,9 @@ export function cureOf({ detail }) {
   if (detail.reason === "non_finite_loss") {
     return {
       text: "Resume and rewind past the bad batch",
-      act: () => patch(path("runs", detail.id), { recovery: { on_non_finite: "rewind" } }).then(() => resume()),
+      act: () => resume({ recovery: { on_non_finite: "rewind" } }),
     };
   }
+  if (detail.reason === "compile_failed") return { text: "Resume without compiling", act: () => resume({ overrides: { compile: false } }) };
   return { text: "Resume from the last checkpoint", act: () => resume() };
 }

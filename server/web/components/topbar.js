@@ -15,7 +15,7 @@ export function createTopbar(host) {
   fill(host,
     h("a.brand", { href: "#/", "aria-label": "traind: runs" }, logo(), h("span", {}, "traind")),
     h("nav", { "aria-label": "Pages" }, anchors),
-    h("span.spring"), live, h("a.bar-link", { href: "docs" }, "API"), signOut(), themeButton());
+    h("span.spring"), live, h("a.bar-link", { href: link(["help"]) }, "Help"), h("a.bar-link", { href: "docs" }, "API"), signOut(), themeButton());
 
   function setPlace({ parts: [name = ""] }) {
     for (const anchor of anchors) {

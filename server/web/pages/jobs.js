@@ -1,6 +1,7 @@
 /** Bounded work beside the training: what waits, runs and is done, with its result; cancelled here too. */
 
 import { get, path, remove } from "../api.js";
+import { openJob } from "../components/job-drawer.js";
 import { problemBox } from "../components/problem.js";
 import { table } from "../components/table.js";
 import { toast } from "../components/toast.js";
@@ -14,7 +15,7 @@ const MOST = 100;
 const OPEN = new Set(["queued", "running"]);
 const TONE = { queued: "calm", running: "good", completed: "done", failed: "bad", cancelled: "quiet" };
 
-export function mount(root) {
+export function mount(root, place) {
   const refused = h("div");
   const denied = h("div");
   const host = h("div");
@@ -23,6 +24,7 @@ export function mount(root) {
   const { load, close } = createLoader({ host, refused, ask: () => get("v1/jobs", { limit: MOST }), show });
   const timer = setInterval(() => !document.hidden && load(), EVERY_MILLISECONDS);
   load();
+  if (place.parts[1]) openJob(place.parts[1]);
 
   function show({ data, has_more: more }) {
     fill(host, table("Jobs", COLUMNS, data, { empty: "No job yet: samples, evaluations, exports and imports appear here." }),
@@ -41,7 +43,7 @@ export function mount(root) {
   }
 
   const COLUMNS = [
-    { label: "Job", cell: (job) => [h("b", {}, job.kind), h("small", {}, job.id)] },
+    { label: "Job", cell: (job) => [h("button.linklike", { type: "button", "aria-label": `Open ${job.kind} ${job.id}`, onclick: () => openJob(job.id) }, job.kind), h("small", {}, job.id)] },
     { label: "Run", cell: (job) => (job.run ? h("a", { href: link(["runs", job.run]) }, userText(job.run)) : "–") },
     { label: "State", cell: (job) => [h("span.state", { dataset: { tone: TONE[job.state], state: job.state } }, job.state), progressOf(job)] },
     { label: "Where", cell: (job) => job.where },
@@ -51,7 +53,7 @@ export function mount(root) {
     { label: "", cell: (job) => OPEN.has(job.state) && h("button.small", { type: "button", "aria-label": `Cancel ${job.kind} ${job.id}`, onclick: () => cancel(job) }, "Cancel") },
   ];
 
-  return { unmount: () => (clearInterval(timer), close()) };
+  return { unmount: () => (clearInterval(timer), close()), update: (now) => now.parts[1] && openJob(now.parts[1]) };
 }
 
 function progressOf({ state, stage, stage_detail: detail, fraction }) {
