@@ -7,9 +7,11 @@ a copy; a file that names another directory, still there, was copied with all th
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
+import socket
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +31,10 @@ IDS_PER_TIMELINE = 10**9
 
 
 class Marker(BaseModel):
-    """path, inode: of the directory that wrote it. timeline: how often events began anew."""
+    """path, inode: of the directory that wrote it. timeline: how often events began anew.
+
+    machine, host: where it was opened last; "" where a machine has no id (a container).
+    """
 
     model_config = ConfigDict(extra="ignore")
 
@@ -38,16 +43,20 @@ class Marker(BaseModel):
     inode: int
     opened: int = 0
     timeline: int = 0
+    machine: str = ""
+    host: str = ""
 
 
 @dataclass(frozen=True)
 class Provenance:
     """copied_from: the original that is still there. is_restored: the database is older than the
-    directory. moved_from: where the directory was before."""
+    directory. moved_from: where the directory was before. from_host: the other machine that opened
+    it last, where the original cannot be looked at."""
 
     copied_from: str | None = None
     moved_from: str | None = None
     is_restored: bool = False
+    from_host: str | None = None
 
 
 def look(db: Database, paths: DataDir) -> Provenance:
@@ -61,7 +70,9 @@ def look(db: Database, paths: DataDir) -> Provenance:
     elsewhere = marker.path != str(paths.root)
     original = _original(marker, paths) if elsewhere else None
     moved = marker.path if elsewhere and original is None else None
-    return Provenance(original, moved, is_restored)
+    here = machine_id()
+    is_elsewhere = bool(marker.machine and here) and marker.machine != here
+    return Provenance(original, moved, is_restored, marker.host if is_elsewhere else None)
 
 
 def record(db: Database, paths: DataDir) -> None:
@@ -74,7 +85,8 @@ def record(db: Database, paths: DataDir) -> None:
         _set(session, IDENTITY, identity)
     timeline = marker.timeline if marker else 0
     _write(paths, Marker(id=identity, path=str(paths.root), inode=_inode(paths.root),
-                         opened=opened, timeline=timeline))  # fmt: skip
+                         opened=opened, timeline=timeline, machine=machine_id(),
+                         host=socket.gethostname()))  # fmt: skip
 
 
 def count(connection: Any, paths: DataDir) -> None:
@@ -112,7 +124,8 @@ def new_timeline(db: Database, paths: DataDir) -> int:
         identity = marker.id if marker else _value(session, IDENTITY) or secrets.token_hex(8)
     opened = marker.opened if marker else 0
     _write(paths, Marker(id=identity, path=str(paths.root), inode=_inode(paths.root),
-                         opened=opened, timeline=timeline))  # fmt: skip
+                         opened=opened, timeline=timeline, machine=machine_id(),
+                         host=socket.gethostname()))  # fmt: skip
     return timeline * IDS_PER_TIMELINE
 
 
@@ -131,6 +144,15 @@ def _original(marker: Marker, paths: DataDir) -> str | None:
         return None
     same = os.path.samefile(marker.path, paths.root)
     return None if same or there.st_ino != marker.inode else marker.path
+
+
+def machine_id() -> str:
+    """A name of this machine that says nothing else of it; "" where there is none."""
+    with suppress(OSError):
+        found = Path("/etc/machine-id").read_text().strip()
+        if found and found != "uninitialized":
+            return hashlib.sha256(f"traind {found}".encode()).hexdigest()[:16]
+    return ""
 
 
 def _inode(root: Path) -> int:

@@ -32,6 +32,8 @@ def arrive(db: Database, paths: DataDir) -> None:
     if came.copied_from is not None:
         _refuse_hard_links(paths, came.copied_from)
         _hold_back(db, came.copied_from)
+    if came.from_host is not None:
+        _report_other_machine(db, came.from_host)
     if came.moved_from is not None:
         log.info("the data directory was moved here from %s", came.moved_from)
     before = came.copied_from or came.moved_from or _place_of_orders(paths)
@@ -43,6 +45,17 @@ def arrive(db: Database, paths: DataDir) -> None:
     if came.is_restored or found.attempts or found.runs:
         _begin_timeline(db, paths, came, found)
     provenance.record(db, paths)
+
+
+def _report_other_machine(db: Database, host: str) -> None:
+    """A replaced machine goes on with its disk, so nothing waits; of a copy its user must know."""
+    message = (
+        f"this data directory was last opened on another machine ({host}): if it is a copy and "
+        "the original is still served there, both train the same runs"
+    )
+    with db.write() as session:
+        session.add(Event(kind="moved", level="warning", message=message, unix_seconds=time.time()))
+    log.warning(message)
 
 
 def _refuse_hard_links(paths: DataDir, original: str) -> None:

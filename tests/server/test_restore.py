@@ -384,6 +384,35 @@ def test_a_copy_beside_a_live_original_touches_none_of_its_processes(
         house.becomes(run_id, "cancelled")
 
 
+def test_a_directory_from_another_machine_is_reported_once_and_continues(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reports() -> list[str]:
+        asked = select(tables.Event.message).where(tables.Event.kind == "moved")
+        with db.read() as session:
+            return list(session.scalars(asked))
+
+    db = Database.open(settings)
+    run_id = create(db)
+    monkeypatch.setattr(provenance, "machine_id", lambda: "one")
+    for _ in range(2):
+        arrive(db, settings.paths)
+    assert reports() == []
+    monkeypatch.setattr(provenance, "machine_id", lambda: "")  # a container: nothing is known
+    arrive(db, settings.paths)
+    monkeypatch.setattr(provenance, "machine_id", lambda: "two")
+    arrive(db, settings.paths)
+    assert reports() == []
+    monkeypatch.setattr(provenance, "machine_id", lambda: "three")
+    for _ in range(2):
+        arrive(db, settings.paths)
+    (said,) = reports()
+    assert "last opened on another machine" in said
+    with db.read() as session:
+        assert session.get_one(tables.Run, run_id).state == "queued"
+    db.close()
+
+
 def test_a_copy_of_hard_links_is_refused(settings: Settings, tmp_path: Path) -> None:
     db = Database.open(settings)
     create(db)
