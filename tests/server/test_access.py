@@ -261,7 +261,7 @@ def test_every_answer_carries_the_headers_of_a_careful_server(opened: Asgi) -> N
 
 # --- tokens --------------------------------------------------------------------------------------
 
-WITHOUT_TOKEN = {"/", "/healthz", "/readyz", "/favicon.ico", "/static/dom.js"}
+WITHOUT_TOKEN = {"/", "/docs", "/healthz", "/readyz", "/favicon.ico", "/static/dom.js"}
 
 
 @pytest.mark.parametrize(
@@ -283,6 +283,12 @@ def test_f50_without_the_token_nothing_is_answered(guarded: Asgi, headers: dict[
         else:
             assert answer.status_code == 401, (method, path)
             assert answer.headers["www-authenticate"].startswith("Bearer")
+
+
+def test_the_page_of_the_api_is_a_page_and_its_document_wants_the_token(guarded: Asgi) -> None:
+    page = guarded.get("/docs")
+    assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert guarded.get("/openapi.json").status_code == 401
 
 
 @pytest.mark.parametrize(
