@@ -101,9 +101,23 @@ def check_file(library: Library, paths: DataDir) -> None:
         )
 
 
-def _stamp(library: Library, path: Path) -> tuple[str | None, str | None]:
+def check_backup(library: Library, backup: Path) -> None:
+    """Raises Refused for a file that must not take the database's place: of another program, or of
+    a newer traind."""
+    revision, written_by = _stamp(library, backup.absolute(), "&immutable=1")
+    if revision is None:
+        raise Refused(f"{backup} is no database of traind. Choose another backup.")
+    if revision not in migrations.REVISIONS:
+        raise Refused(
+            f"The backup {backup} was made by traind {written_by or 'of a newer version'} (schema "
+            f"{revision}); this is traind {version()} (schema {migrations.HEAD}). Install it, "
+            "or choose another backup."
+        )
+
+
+def _stamp(library: Library, path: Path, how: str = "") -> tuple[str | None, str | None]:
     """(schema revision, traind that wrote it) of a database file, None where it does not say."""
-    with closing(library.module.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
+    with closing(library.module.connect(f"{path.as_uri()}?mode=ro{how}", uri=True)) as connection:
         connection.execute("PRAGMA busy_timeout=5000")
         names = {row[0] for row in connection.execute("SELECT name FROM sqlite_master")}
         revision = writer = None

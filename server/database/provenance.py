@@ -12,7 +12,7 @@ import json
 import os
 import secrets
 import socket
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from server.database.db import Database
+from server.database.migrate import Refused
+from server.database.sqlite import Library
 from server.database.tables import Meta
 from trainer.contract.rundir import DataDir, write_durably
 
@@ -134,6 +136,20 @@ def read(paths: DataDir) -> Marker | None:
     with suppress(OSError, ValueError):
         return Marker.model_validate(json.loads((paths.root / FILE).read_bytes()))
     return None
+
+
+def require_ours(library: Library, paths: DataDir, backup: Path) -> None:
+    """Raises Refused for the backup of another data directory."""
+    marker = read(paths)
+    uri = f"{backup.absolute().as_uri()}?mode=ro&immutable=1"
+    with closing(library.module.connect(uri, uri=True)) as connection:
+        query = "SELECT value FROM meta WHERE key = ?"
+        row = connection.execute(query, (IDENTITY,)).fetchone()
+    if marker is not None and row is not None and row[0] != marker.id:
+        raise Refused(
+            f"The backup {backup} is of another data directory (id {row[0]}, and {paths.root} has "
+            f"{marker.id}). Choose another backup."
+        )
 
 
 def _original(marker: Marker, paths: DataDir) -> str | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from server import lock
-from server.database import backups, sqlite
+from server.database import backups, migrate, provenance, sqlite
 from server.database.db import Database
 from server.database.migrate import Refused
 from server.ingestion import from_disk
@@ -69,6 +69,8 @@ def _chosen(library: sqlite.Library, settings: Settings, backup: Path | None) ->
     wrong = backups.problems(library, chosen, thorough=True, is_backup=True)
     if wrong:
         raise Refused(f"The backup {chosen} does not verify: {wrong[0]}. Choose another one.")
+    migrate.check_backup(library, chosen)
+    provenance.require_ours(library, settings.paths, chosen)
     return chosen
 
 

@@ -15,6 +15,7 @@ from sqlalchemy import func, select, text
 from server import errors
 from server.database import backups, migrate, provenance, tables
 from server.database.db import Database
+from server.database.migrate import Refused
 from server.domain import attempts, run_files, runs
 from server.domain.extend import next_number
 from server.events import webhooks
@@ -382,6 +383,50 @@ def test_a_copy_beside_a_live_original_touches_none_of_its_processes(
         copy.close()
         house.ask(runs.request_cancel, run_id)
         house.becomes(run_id, "cancelled")
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("empty", "is no database of traind"),
+        ("of another program", "is no database of traind"),
+        ("newer", "schema 9999"),
+        ("of another directory", "of another data directory"),
+        ("text", "does not verify"),
+    ],
+)
+def test_what_must_not_take_the_databases_place_leaves_it_alone(
+    settings: Settings, tmp_path: Path, kind: str, said: str
+) -> None:
+    db = Database.open(settings)
+    create(db, "kept")
+    provenance.record(db, settings.paths)
+    module = db.library.module
+    db.close()
+    file = tmp_path / "backup.db"
+    shutil.copy(backing.backup(settings).path, file)
+    changes = {
+        "newer": "UPDATE alembic_version SET version_num = '9999'",
+        "of another directory": "UPDATE meta SET value = 'other' WHERE key = 'data_dir_id'",
+    }
+    if kind in changes:
+        connection = module.connect(str(file))
+        connection.execute(changes[kind])
+        connection.commit()
+        connection.close()
+    else:
+        file.write_bytes(b"text" * 100 if kind == "text" else b"")
+    if kind == "of another program":
+        connection = module.connect(str(file))
+        connection.execute("CREATE TABLE runs (id TEXT)")
+        connection.close()
+    with pytest.raises(Refused, match=said):
+        restore(settings, file)
+    assert not list(settings.paths.root.glob("traind-before-*"))
+    db = Database.open(settings)
+    with db.read() as session:
+        assert list(session.scalars(select(tables.Run.name))) == ["kept"]
+    db.close()
 
 
 def test_a_directory_from_another_machine_is_reported_once_and_continues(
