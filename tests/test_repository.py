@@ -102,3 +102,26 @@ def test_classifiers_and_workflow_name_the_same_versions_of_python() -> None:
     assert workflow["jobs"]["test"]["strategy"]["matrix"]["python"] == named
     assert project["requires-python"] == f">={named[0]}"
     assert {"Homepage", "Documentation", "Changelog", "Issues"} <= project["urls"].keys()
+
+
+REPLACED = (
+    "It was asked for.", "Show what was set aside", "of disk are free", "the new curve stands at",
+    "weight decay steps from", "That is not possible now", '"Understood"', "is durable (",
+    "choices were fixed for the run", "At least so long without a step", "At most so many",
+    "Say which this is", "The request cannot be meant", "not JSON that can be meant",
+)  # fmt: skip
+
+
+def test_wordings_that_were_replaced_do_not_come_back() -> None:
+    sources = [
+        path
+        for folder in ("server", "trainer", "docs")
+        for suffix in ("py", "js", "md")
+        for path in (ROOT / folder).rglob(f"*.{suffix}")
+    ]
+    assert len(sources) > 300
+    texts = {path: path.read_text(encoding="utf-8") for path in sources}
+    found = [
+        (path.name, words) for path, text in texts.items() for words in REPLACED if words in text
+    ]
+    assert found == []

@@ -317,7 +317,7 @@ class StubRun:
     def job(self, verb: str) -> JobView:
         return JobView.model_validate(
             {
-                "id": "job_1", "kind": verb, "run": self.id, "where": "cpu", "state": "completed",
+                "id": "job_1", "kind": verb, "run": self.name, "where": "cpu", "state": "completed",
                 "reason": None, "message": "", "stage": "", "stage_detail": "", "fraction": 1.0,
                 "params": {}, "created_at": time.time(), "started_at": None, "ended_at": None,
                 "result": {"samples": [{"prompt": "The capital of France is", "text": " Paris"}]},

@@ -48,9 +48,9 @@ export async function openJob(id) {
     function show(job) {
       const took = job.started_at ? duration((job.ended_at ?? Date.now() / 1000) - job.started_at) : "–";
       fill(facing, h("div.row", {}, h("b", {}, job.kind), stateBadge(job.state), h("code", {}, job.id)), facts([
-        ["run", job.run ? h("a", { href: link(["runs", job.run]) }, userText(job.run)) : "–"],
-        ["doing", job.state === "running" ? [job.stage, job.fraction === null ? "" : percent(job.fraction), job.stage_detail].filter(Boolean).join(" ") : "–"],
-        ["message", userText(job.message || "–")], ["asked", exactly(job.created_at)], ["took", took],
+        job.run && ["run", h("a", { href: link(["runs", job.run]) }, userText(job.run))],
+        job.state === "running" && ["doing", [job.stage, job.fraction === null ? "" : percent(job.fraction), job.stage_detail].filter(Boolean).join(" ")],
+        job.message && ["message", userText(job.message)], ["asked", exactly(job.created_at)], job.started_at && ["took", took],
       ]));
       bar.hidden = job.state !== "running";
       if (job.fraction === null) bar.removeAttribute("value");

@@ -17,8 +17,7 @@ const KEYS = [
 ];
 
 export function mount(root) {
-  fill(root,
-    h("div.page-head", {}, h("h1", { tabindex: -1 }, "Help")),
+  fill(root, h("div.page-head", {}, h("h1", { tabindex: -1 }, "Help")), h("div.stack", {},
     h("section.card.pad", {}, h("h2", {}, "Where things are"),
       h("ul", {}, PLACES.map(([name, parts, what]) => h("li", {}, h("a", { href: link(parts) }, name), `: ${what}.`)),
         h("li", {}, h("a", { href: "docs" }, "API"), ": every endpoint and field of this daemon, with curl lines."),
@@ -28,6 +27,6 @@ export function mount(root) {
       h("p", {}, "Pause saves a checkpoint of the very last step and frees the device; a resume then repeats a recorded loss bit for bit. Cancel ends a run without saving. Extend appends a phase to a run, also to a completed one, and shows what the learning rate does at the joint before you agree."),
       h("p", {}, "On the daemon's machine ", h("code", {}, "traind --help"), " lists the commands, ", h("code", {}, "traind doctor"), " looks at the installation.")),
     h("section.card.pad", {}, h("h2", {}, "Read on"),
-      h("p", {}, h("a", { href: DOCUMENTATION, rel: "noreferrer" }, "Documentation"), ": the recipe, data, faults and promises, running as a service, backups, extending. ", h("code", {}, "make docs"), " builds the same pages on your machine.")));
+      h("p", {}, h("a", { href: DOCUMENTATION, rel: "noreferrer" }, "Documentation"), ": the recipe, data, faults and promises, running as a service, backups, extending. ", h("code", {}, "make docs"), " builds the same pages on your machine."))));
   return {};
 }

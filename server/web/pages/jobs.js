@@ -27,7 +27,7 @@ export function mount(root, place) {
   if (place.parts[1]) openJob(place.parts[1]);
 
   function show({ data, has_more: more }) {
-    fill(host, table("Jobs", COLUMNS, data, { empty: "No job yet: samples, evaluations, exports and imports appear here." }),
+    fill(host, h("div.jobs-table", {}, table("Jobs", COLUMNS, data, { empty: "No job yet: samples, evaluations, exports and imports appear here." })),
       more && h("p.soft.note-line", {}, `The newest ${MOST}; GET /v1/jobs has the others.`));
   }
 
