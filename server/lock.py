@@ -114,14 +114,14 @@ def _lock_directory(root: Path) -> int:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(fd)
-        raise Held(root, _last_words(root)) from None
+        raise Held(root, _holder_from_daemon_file(root)) from None
     except OSError:
         os.close(fd)
         return -1
     return fd
 
 
-def _last_words(root: Path) -> str:
+def _holder_from_daemon_file(root: Path) -> str:
     """Who holds the directory, when its lock file no longer says so: daemon.json names it."""
     with suppress(OSError):
         return f"{(root / 'daemon.json').read_text().strip()}; its {LOCK} was deleted"

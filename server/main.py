@@ -58,7 +58,7 @@ def create_app(
             feed = Feed()
             opened.on_commit(feed.notify)
             supervisor = Supervisor(
-                SupervisorContext(opened, settings, devices.Present(), worker=worker)
+                SupervisorContext(opened, settings, devices.PresentDevices(), worker=worker)
             )
             told = webhooks.WebhookThread(opened, settings.paths.root, receivers.deliver)
             api.connect(app, opened, feed, supervisor, told)
@@ -68,11 +68,11 @@ def create_app(
             await run_in_threadpool(supervisor.wait_for_first_look, FIRST_LOOK_SECONDS)
             log.info("ready; data in %s", settings.paths.root)
             watchdog = asyncio.create_task(notify.feed_watchdog(lambda: supervisor.is_alive))
-            notify.tell("READY=1")
+            notify.notify("READY=1")
             try:
                 yield
             finally:
-                notify.tell("STOPPING=1")
+                notify.notify("STOPPING=1")
                 watchdog.cancel()
                 api.end_streams(app)
                 stop_trainers = settings.stop_trainers

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 
-def tell(words: str) -> bool:
+def notify(words: str) -> bool:
     """Send `words` to the service manager; whether there is one."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if address[:1] not in ("/", "@"):
@@ -40,5 +40,5 @@ async def feed_watchdog(is_alive: Callable[[], bool]) -> None:
     seconds = watchdog_seconds()
     while seconds is not None:
         if is_alive():
-            tell("WATCHDOG=1")
+            notify("WATCHDOG=1")
         await asyncio.sleep(seconds)

@@ -52,7 +52,7 @@ def deliver(url: str, body: bytes, headers: dict[str, str]) -> str | None:
     try:
         return _post(url, body, headers) if url.startswith(WEB) else _by_apprise(url, body)
     except Exception as error:  # a client that cannot be made (a proxy's scheme, a certificate
-        return _words(error, url)  # file) loses no notice: it is tried again like any other
+        return _error_text(error, url)  # file) loses no notice: it is tried again like any other
 
 
 def _post(url: str, body: bytes, headers: dict[str, str]) -> str | None:
@@ -169,7 +169,7 @@ def _split(url: str) -> SplitResult:
         return SplitResult(url.partition(":")[0], "", "", "", "")
 
 
-def _words(error: Exception, url: str) -> str:
+def _error_text(error: Exception, url: str) -> str:
     """What went wrong, unless the words repeat a part of the address that may be secret."""
     said, parts = " ".join(str(error).split())[:300], _split(url)
     secrets = (url, parts.username, parts.password, parts.path.strip("/"), parts.query)

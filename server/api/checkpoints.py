@@ -20,7 +20,7 @@ from server.api.deps import (
 from server.api.files import send_file
 from server.api.jobs import accepted
 from server.api.openapi import problems
-from server.api.phases import whole
+from server.api.phases import complete_page
 from server.domain import checkpoints, jobs, runs
 from server.guard.idempotency import StoredAnswer
 from server.queries import history, store
@@ -41,7 +41,7 @@ FILES = {
 @router.get("", responses=problems(404))
 def index(run: RunRef, db: Db, superseded: Superseded = False) -> Page[CheckpointView]:
     with db.read() as session:
-        return whole(
+        return complete_page(
             history.checkpoints(session, store.get_run(session, run), superseded=superseded)
         )
 

@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from server.api.deps import Act
 from server.api.disconnect import send_until_gone
-from server.api.openai_dialect import Telling, in_their_words
+from server.api.openai_dialect import CompletionBuilder, openai_error
 from server.api.sse import HEADERS, HEARTBEAT_SECONDS, STOP_SECONDS, send_message, send_part
 from server.errors import Busy, IdempotencyMismatch, Invalid, TraindError, Unserved
 from server.events.hub import Hub
@@ -44,11 +44,11 @@ TRIES = 3  # a job may end, idle, in the moment it is asked
 STOPPING = "The daemon is stopping."
 NONSENSE = "The serving process said what is not understood."
 
-Said = TextPiece | Done
+Reply = TextPiece | Done
 
 
 @dataclass(frozen=True)
-class Server:
+class ServingJob:
     """The serving job as its row says: where its socket is, or will be, and how it failed."""
 
     job_id: str
@@ -56,9 +56,9 @@ class Server:
     failure: str | None = None
 
 
-async def said(
-    order: CompletionOrder, find: Callable[[str | None], Server], hub: Hub
-) -> AsyncGenerator[Said | None, None]:
+async def replies_to(
+    order: CompletionOrder, find: Callable[[str | None], ServingJob], hub: Hub
+) -> AsyncGenerator[Reply | None, None]:
     """What the job says to an order; None about every LOOK_SECONDS in which it says nothing.
 
     find(job): the state of that serving job; without a name of the one there is, made if need be.
@@ -69,17 +69,17 @@ async def said(
         server = await run_in_threadpool(find, server.job_id if server else None)
         connection = None if server.failure else await _connected(server.socket)
         if connection is None:
-            _go_on_unless(server, hub, is_late=time.monotonic() > until)
+            _require_hope(server, hub, is_late=time.monotonic() > until)
             yield None
             continue
-        has_spoken = False
+        has_replied = False
         async with aclosing(_replies(order, *connection, hub)) as replies:
             async for reply in replies:
-                has_spoken = has_spoken or reply is not None
+                has_replied = has_replied or reply is not None
                 yield reply
                 if isinstance(reply, Done):
                     return
-        if has_spoken:
+        if has_replied:
             raise Unserved("The serving process ended in the middle of the text.")
         silent += 1
     raise Unserved("The serving process ended before it said a word.")
@@ -95,7 +95,7 @@ async def _connected(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWr
     return None
 
 
-def _go_on_unless(server: Server, hub: Hub, *, is_late: bool) -> None:
+def _require_hope(server: ServingJob, hub: Hub, *, is_late: bool) -> None:
     """Raises Unserved when waiting for the job is in vain."""
     if hub.stopping:
         raise Unserved(STOPPING)
@@ -110,7 +110,7 @@ def _go_on_unless(server: Server, hub: Hub, *, is_late: bool) -> None:
 
 async def _replies(
     order: CompletionOrder, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, hub: Hub
-) -> AsyncGenerator[Said | None, None]:
+) -> AsyncGenerator[Reply | None, None]:
     """Until the job hangs up. Raises Invalid, Unserved."""
     try:
         writer.write(order.model_dump_json().encode() + b"\n")
@@ -131,7 +131,7 @@ async def _replies(
         writer.close()
 
 
-def _read(line: bytes) -> Said:
+def _read(line: bytes) -> Reply:
     """Raises Invalid, Unserved for a refusal."""
     try:
         reply = REPLY.validate_json(line)
@@ -154,8 +154,8 @@ class Answering(Response):
 
     def __init__(
         self,
-        telling: Telling,
-        replies: AsyncGenerator[Said | None, None],
+        telling: CompletionBuilder,
+        replies: AsyncGenerator[Reply | None, None],
         hub: Hub,
         among: set[Answering],
         act: Act | None,
@@ -173,7 +173,7 @@ class Answering(Response):
                     work = self._answer(scope, receive, send)
                     await send_until_gone(receive, work, self._until_stopped())
                 else:
-                    await self._refuse(self._twice(twin), scope, receive, send)
+                    await self._refuse(self._conflict(twin), scope, receive, send)
         finally:
             self.among.discard(self)
 
@@ -181,7 +181,7 @@ class Answering(Response):
         ours, theirs = (one.act.key if one.act is not None else None for one in (self, other))
         return ours is not None and theirs is not None and ours.key == theirs.key
 
-    def _twice(self, twin: Answering) -> TraindError:
+    def _conflict(self, twin: Answering) -> TraindError:
         assert self.act is not None
         assert twin.act is not None
         if self.act.key != twin.act.key:
@@ -202,26 +202,26 @@ class Answering(Response):
             elif self.telling.is_streamed:
                 await self._in_parts(send)
             else:
-                await (await self._whole()).response()(scope, receive, send)
+                await (await self._complete()).response()(scope, receive, send)
         except TraindError as error:
             await self._refuse(error, scope, receive, send)
 
     async def _refuse(self, error: TraindError, scope: Scope, receive: Receive, send: Send) -> None:
-        error.extra["error"] = in_their_words(error)
+        error.extra["error"] = openai_error(error)
         if not self.has_begun:
             await problem(error)(scope, receive, send)
             return
         await self._part(send, json.dumps({"error": error.extra["error"]}))
         await self._end(send)
 
-    async def _whole(self) -> StoredAnswer:
+    async def _complete(self) -> StoredAnswer:
         pieces: list[TextPiece] = []
         async for reply in self.replies:
             if isinstance(reply, TextPiece):
                 pieces.append(reply)
             elif isinstance(reply, Done):
                 answer = StoredAnswer(200, self.telling.whole(pieces, reply).model_dump_json())
-                await self._remember(answer)
+                await self._store(answer)
                 return answer
         raise AssertionError("replies end with Done or raise")
 
@@ -237,7 +237,7 @@ class Answering(Response):
                 if (last := self.telling.last_part(reply)) is not None:
                     await self._part(send, last.model_dump_json())
                 await self._part(send, "[DONE]")
-                await self._remember(StoredAnswer(200, self.streamed.decode(), HEADERS))
+                await self._store(StoredAnswer(200, self.streamed.decode(), HEADERS))
                 await self._end(send)
             elif time.monotonic() - spoke > HEARTBEAT_SECONDS:
                 await (send_part(send, b": heartbeat\n\n") if self.has_begun else self._begin(send))
@@ -261,6 +261,6 @@ class Answering(Response):
     async def _end(self, send: Send) -> None:
         await send_message(send, {"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _remember(self, answer: StoredAnswer) -> None:
+    async def _store(self, answer: StoredAnswer) -> None:
         if self.act is not None:
             await run_in_threadpool(self.act.keep, answer)

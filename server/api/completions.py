@@ -12,7 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.responses import Response
 
 from server.api import openai_dialect
-from server.api.completion_stream import MAX_OPEN, Answering, Server, said
+from server.api.completion_stream import MAX_OPEN, Answering, ServingJob, replies_to
 from server.api.deps import Conf, Db, Doing, StrictRoute
 from server.api.errors import from_validation
 from server.api.openai_dialect import Completion, CompletionRequest, ModelList, ModelView
@@ -41,7 +41,7 @@ class OpenAIErrorRoute(StrictRoute):
                 refusal = from_validation(request, error)
             except TraindError as error:
                 refusal = error
-            refusal.extra["error"] = openai_dialect.in_their_words(refusal)
+            refusal.extra["error"] = openai_dialect.openai_error(refusal)
             raise refusal
 
         return refusing
@@ -86,8 +86,8 @@ def complete(body: CompletionRequest, act: Doing, conf: Conf, request: Request) 
     if len(state.completions) >= MAX_OPEN:
         raise Busy(f"{MAX_OPEN} completions are open already.", headers={"Retry-After": "5"})
     order = openai_dialect.order_of(body, model, str(conf.paths.run(model.run_id).root))
-    telling = openai_dialect.Telling(body, model)
-    replies = said(order, lambda job: _server(act.db, conf.paths, job), state.stream)
+    telling = openai_dialect.CompletionBuilder(body, model)
+    replies = replies_to(order, lambda job: _server(act.db, conf.paths, job), state.stream)
     keeping = act if act.key is not None else None
     return Answering(telling, replies, state.stream, state.completions, keeping)
 
@@ -112,17 +112,17 @@ def embeddings() -> Response:
     )
 
 
-def _server(db: Database, paths: DataDir, job_id: str | None) -> Server:
+def _server(db: Database, paths: DataDir, job_id: str | None) -> ServingJob:
     """That serving job, or once it is over another one, unless it failed before it served."""
     with db.read() as session:
         row = session.get(tables.Job, job_id) if job_id else jobs.serving(session)
         if row is not None and row.state not in jobs.OVER:
-            return Server(row.id, _socket(paths, row))
+            return ServingJob(row.id, _socket(paths, row))
         if row is not None and row.state == "failed" and row.stage != "serving":
-            return Server(row.id, _socket(paths, row), row.message.partition("\n")[0])
+            return ServingJob(row.id, _socket(paths, row), row.message.partition("\n")[0])
     with db.write() as session:
         row = jobs.serve(session, time.time())
-        return Server(row.id, _socket(paths, row))
+        return ServingJob(row.id, _socket(paths, row))
 
 
 def _socket(paths: DataDir, job: tables.Job) -> FilePath:

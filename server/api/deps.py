@@ -98,23 +98,23 @@ class Act:
         if self.key is None:
             return None
         with self.db.read() as session:
-            kept = idempotency.recall(session, self.key, self.now)
+            kept = idempotency.stored(session, self.key, self.now)
         return kept.response(replayed=True) if kept else None
 
     def keep(self, answer: StoredAnswer) -> None:
         """Keep `answer` for this key."""
         assert self.key is not None
         with self.db.write() as session:
-            idempotency.remember(session, self.key, answer, self.now)
+            idempotency.store(session, self.key, answer, self.now)
 
     def once(self, effect: Callable[[Session], StoredAnswer]) -> Response:
         """The answer of `effect`, or the kept one when this key was seen before."""
         with self.db.write() as session:
-            if self.key and (kept := idempotency.recall(session, self.key, self.now)):
+            if self.key and (kept := idempotency.stored(session, self.key, self.now)):
                 return kept.response(replayed=True)
             answer = effect(session)
             if self.key:
-                idempotency.remember(session, self.key, answer, self.now)
+                idempotency.store(session, self.key, answer, self.now)
         return answer.response()
 
 

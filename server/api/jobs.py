@@ -141,37 +141,37 @@ def cancel(job: JobRef, act: Doing, response: Response) -> JobView:
         return store.job(session, row)
 
 
-Asked = {"status_code": 202, "response_model": JobView}
+ACCEPTED = {"status_code": 202, "response_model": JobView}
 
 
-@router.post("/runs/{run}/evaluations", responses=LOCATION | problems(404, 409), **Asked)
+@router.post("/runs/{run}/evaluations", responses=LOCATION | problems(404, 409), **ACCEPTED)
 def evaluate(run: RunRef, act: Doing, body: EvaluateParams | None = None) -> Response:
     """Measure val bpb or CORE: of the present weights, or of a checkpoint."""
     ask = body or EvaluateParams()
     return _of_run(act, run, lambda session, row: jobs.evaluate(session, row, ask, act.now))
 
 
-@router.post("/runs/{run}/samples", responses=LOCATION | problems(404, 409), **Asked)
+@router.post("/runs/{run}/samples", responses=LOCATION | problems(404, 409), **ACCEPTED)
 def sample(run: RunRef, body: SampleParams, act: Doing) -> Response:
     """Continue prompts with the weights of a checkpoint."""
     return _of_run(act, run, lambda session, row: jobs.sample(session, row, body, act.now))
 
 
-@router.post("/runs/{run}/exports", responses=LOCATION | problems(404, 409), **Asked)
+@router.post("/runs/{run}/exports", responses=LOCATION | problems(404, 409), **ACCEPTED)
 def export(run: RunRef, act: Doing, body: ExportParams | None = None) -> Response:
     """Write a checkpoint in another format."""
     ask = body or ExportParams()
     return _of_run(act, run, lambda session, row: jobs.export(session, row, ask, act.now))
 
 
-@router.post("/runs/{run}/audits", responses=LOCATION | problems(404, 409), **Asked)
+@router.post("/runs/{run}/audits", responses=LOCATION | problems(404, 409), **ACCEPTED)
 def audit(run: RunRef, act: Doing, body: AuditParams | None = None) -> Response:
     """Do recorded steps again from a checkpoint and compare their losses, bit for bit."""
     ask = body or AuditParams()
     return _of_run(act, run, lambda session, row: jobs.audit(session, row, ask, act.now))
 
 
-@router.post("/imports", responses=LOCATION | problems(409), **Asked)
+@router.post("/imports", responses=LOCATION | problems(409), **ACCEPTED)
 def import_run(body: ImportParams, act: Doing) -> Response:
     """Take a nanochat checkpoint over as a run with a finished phase."""
     return act.once(lambda session: accepted(session, jobs.import_run(session, body, act.now)))

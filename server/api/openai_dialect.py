@@ -149,7 +149,7 @@ def view(model: Model) -> ModelView:
     return ModelView(id=model.id, created=int(model.created_at))
 
 
-class Telling:
+class CompletionBuilder:
     """The answer to one request, in parts or whole."""
 
     def __init__(self, ask: CompletionRequest, model: Model) -> None:
@@ -206,7 +206,7 @@ def _usage(done: Done) -> Usage:
     )
 
 
-def in_their_words(error: TraindError) -> dict[str, Any]:
+def openai_error(error: TraindError) -> dict[str, Any]:
     """What OpenAI's clients look for in a refusal, beside what our own look for."""
     kind = "invalid_request_error" if error.status < 500 else "server_error"
     where = error.errors[0]["pointer"].lstrip("/?").replace("/", ".") if error.errors else None

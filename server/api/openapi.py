@@ -12,7 +12,7 @@ from server.guard.problems import MEDIA_TYPE
 from server.schemas import Problem
 from trainer.contract.spec import RunSpec
 
-SAID = {
+STATUS_DESCRIPTIONS = {
     401: "A token is needed, or this one is wrong.",
     403: "Host, origin or site is not allowed.",
     404: "There is nothing of that name.",
@@ -41,7 +41,7 @@ _TAGS = [
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """`responses` of a route for the refusals that only some routes have."""
-    return {status: {"description": SAID[status]} for status in statuses}
+    return {status: {"description": STATUS_DESCRIPTIONS[status]} for status in statuses}
 
 
 def install(app: FastAPI) -> None:
@@ -95,7 +95,7 @@ def _complete(method: str, operation: dict[str, Any]) -> None:
     if any(parameter["in"] == "path" for parameter in operation.get("parameters", [])):
         extra.append(404)
     for status in extra:
-        responses[str(status)] = {"description": SAID[status]}
+        responses[str(status)] = {"description": STATUS_DESCRIPTIONS[status]}
     for status, response in responses.items():
         if int(status) >= 400:
             response["content"] = {MEDIA_TYPE: {"schema": {"$ref": _REF.format(model="Problem")}}}

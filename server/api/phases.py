@@ -20,27 +20,29 @@ router = APIRouter(prefix="/v1/runs/{run}", tags=["history"], route_class=Strict
 @router.get("/phases", responses=problems(404))
 def phases(run: RunRef, db: Db) -> Page[PhaseView]:
     with db.read() as session:
-        return whole(history.phases(session, store.get_run(session, run)))
+        return complete_page(history.phases(session, store.get_run(session, run)))
 
 
 @router.get("/attempts", responses=problems(404))
 def attempts(run: RunRef, db: Db) -> Page[AttemptView]:
     """One trainer process each, with its end and the last lines of its log."""
     with db.read() as session:
-        return whole(history.attempts(session, store.get_run(session, run)))
+        return complete_page(history.attempts(session, store.get_run(session, run)))
 
 
 @router.get("/evaluations", responses=problems(404))
 def evaluations(run: RunRef, db: Db, superseded: Superseded = False) -> Page[EvaluationView]:
     with db.read() as session:
         row = store.get_run(session, run)
-        return whole(history.evaluations(session, row, superseded=superseded))
+        return complete_page(history.evaluations(session, row, superseded=superseded))
 
 
 @router.get("/samples", responses=problems(404))
 def samples(run: RunRef, db: Db, superseded: Superseded = False) -> Page[SampleView]:
     with db.read() as session:
-        return whole(history.samples(session, store.get_run(session, run), superseded=superseded))
+        return complete_page(
+            history.samples(session, store.get_run(session, run), superseded=superseded)
+        )
 
 
 @router.get(
@@ -76,6 +78,6 @@ def show_logs(
     return Response(part.text, headers=headers, media_type="text/plain")
 
 
-def whole(items: list) -> Page:
+def complete_page(items: list) -> Page:
     """A list that is always complete."""
     return Page(data=items, has_more=False, next=None)

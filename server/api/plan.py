@@ -40,20 +40,20 @@ def plan(
     With `{"run": …, "extend": {…}}` the preview of an extend, as a picture with
     `Accept: image/svg+xml` or `image/png`.
     """
-    picture = previews.wanted(request, is_offered="extend" in body)
+    picture = previews.picture_type(request, is_offered="extend" in body)
 
     def effect(session: Session) -> StoredAnswer:
         answer = _extend(session, act, body) if "extend" in body else _spec(session, conf, body)
         return StoredAnswer.of(answer, 200)
 
-    told = _told(act, effect)
+    told = _answer(act, effect)
     if picture is None:
         return told
     shown = PlanAnswer.model_validate_json(bytes(told.body)).extend
-    return previews.drawn(picture, told, body["run"], shown)
+    return previews.picture_response(picture, told, body["run"], shown)
 
 
-def _told(act: Act, effect: Callable[[Session], StoredAnswer]) -> Response:
+def _answer(act: Act, effect: Callable[[Session], StoredAnswer]) -> Response:
     """A question needs no write transaction, unless its answer is to be kept."""
     if act.key:
         return act.once(effect)

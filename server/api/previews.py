@@ -21,7 +21,7 @@ OFFERED: dict[str, Any] = {
 }
 
 
-def wanted(request: Request, *, is_offered: bool) -> str | None:
+def picture_type(request: Request, *, is_offered: bool) -> str | None:
     """The media type of the picture that is wanted; None: JSON. Raises NotAcceptable for a type
     that is not offered, as PNG is not without resvg.
     """
@@ -30,7 +30,9 @@ def wanted(request: Request, *, is_offered: bool) -> str | None:
     return None if liked == JSON else liked
 
 
-def drawn(media: str, told: Response, run_name: str, shown: ExtendPreview | None) -> Response:
+def picture_response(
+    media: str, told: Response, run_name: str, shown: ExtendPreview | None
+) -> Response:
     """The picture of what `told` says. An Idempotency-Key keeps the words, whatever was wanted."""
     replayed = {k: v for k, v in told.headers.items() if k == "idempotent-replayed"}
     headers = {"Vary": "Accept", "Content-Security-Policy": POLICY} | replayed

@@ -169,7 +169,7 @@ def extend(
 
     A dry run with `Accept: image/svg+xml` or `image/png` answers the picture of both curves.
     """
-    picture = previews.wanted(request, is_offered=dry_run)
+    picture = previews.picture_type(request, is_offered=dry_run)
 
     def effect(session: Session) -> StoredAnswer:
         row = store.get_run(session, run)
@@ -185,7 +185,7 @@ def extend(
     if picture is None:
         return told
     answer = ExtendAnswer.model_validate_json(bytes(told.body))
-    return previews.drawn(picture, told, answer.run.name, answer.plan)
+    return previews.picture_response(picture, told, answer.run.name, answer.plan)
 
 
 def extend_answer(run: RunDetail, preview: Any) -> ExtendAnswer:

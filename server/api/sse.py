@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from server.api.disconnect import Stalled, send_until_gone
-from server.events.hub import Hub, bye
+from server.events.hub import Hub, goodbye_frame
 
 HEARTBEAT_SECONDS = 15.0
 STALL_SECONDS = 20.0
@@ -65,10 +65,10 @@ class EventStream(Response):
             if events or live:
                 await send_part(send, b"".join(item.frame for item in (*events, *live)))
             if any(item.frame.startswith(b"event: gone") for item in live) and self.run_id:
-                return bye("the run was deleted")
+                return goodbye_frame("the run was deleted")
             if not waiting and not await self.hub.news(HEARTBEAT_SECONDS):
                 await send_part(send, b": heartbeat\n\n")
-        return bye("the daemon is stopping")
+        return goodbye_frame("the daemon is stopping")
 
 
 async def send_part(send: Send, part: bytes) -> None:

@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from server.api.disconnect import send_until_gone
 from server.api.sse import HEADERS, HEARTBEAT_SECONDS, STOP_SECONDS, send_message, send_part
-from server.events.hub import Hub, bye, frame_of
+from server.events.hub import Hub, frame_of, goodbye_frame
 from trainer.contract import sockets
 
 MAX_TOKEN_STREAMS = 64
@@ -82,7 +82,7 @@ class TokenStream(Response):
             if time.monotonic() - said > HEARTBEAT_SECONDS:
                 await send_part(send, b": heartbeat\n\n")
                 said = time.monotonic()
-        return bye("the daemon is stopping")
+        return goodbye_frame("the daemon is stopping")
 
     async def _next_line(self) -> bytes:
         """A line, or nothing for the moment."""

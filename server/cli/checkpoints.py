@@ -80,10 +80,10 @@ def save(
         asked = traind.save_checkpoint(run, pin=pin)
         ended = asked if no_wait else waiting.for_job(traind, asked)
 
-    def told(job: JobView) -> None:
+    def show(job: JobView) -> None:
         output.say(f"saved; see: traind checkpoints {run}")
 
-    waiting.finish(ended, told, json)
+    waiting.finish(ended, show, json)
 
 
 def pin(

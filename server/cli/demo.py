@@ -51,7 +51,7 @@ def demo(
         signal.signal(number, output.interrupt)
     try:
         with running_daemon(data_dir.absolute(), keep) as daemon:
-            tell_story(daemon, steps)
+            run_story(daemon, steps)
             output.say()
             output.say(f"done in {units.seconds(time.monotonic() - began)}", "bold green")
             where_things_are(daemon, keep)
@@ -76,7 +76,7 @@ class Daemon:
         return self.process is None or self.process.poll() is None
 
 
-def tell_story(daemon: Daemon, steps: int | None) -> None:
+def run_story(daemon: Daemon, steps: int | None) -> None:
     from server.client import Client
 
     with Client(daemon.url) as traind:
@@ -292,7 +292,7 @@ def _progress_printer() -> Iterator[Callable[[Progress], None]]:
 
     def show(now: Progress) -> None:
         text = bar_line(now).plain
-        settled = now.state in waiting.SETTLED
+        settled = now.state in waiting.SETTLED_STATES
         if text != last[1] and (settled or time.monotonic() - float(last[0]) >= LINE_SECONDS):
             last[:] = [time.monotonic(), text]
             print(text, flush=True)

@@ -71,11 +71,11 @@ def extend(
         "warmdown_ratio": warmdown_ratio, "shape": shape,
         "weight_decay": "keep" if keep_weight_decay else None,
     }  # fmt: skip
-    ask = _said(
+    ask = _without_none(
         {
             "to_step": to, "add_steps": add_steps, "add_tokens": add_tokens, "at": at,
             "from_checkpoint": from_checkpoint, "name": name, "start": start,
-            "schedule": _said(curve) or None,
+            "schedule": _without_none(curve) or None,
         }
     )  # fmt: skip
     if sum(value is not None for value in (to, add_steps, add_tokens)) != 1:
@@ -98,7 +98,7 @@ def extend(
         done = traind.extend(run, ask)
     if json:
         return output.emit(done)
-    return _tell(done, warned=asks)
+    return _print_result(done, warned=asks)
 
 
 def draw(preview: ExtendPreview, *, width: int = 72, height: int = 14) -> plot.Plot:
@@ -152,7 +152,9 @@ def _show(answer: ExtendAnswer) -> None:
     legend = output.styled("  ━ so far", "cyan").append("   ━ new phase", "bold green")
     console.print(legend.append("   ┊ joint", "yellow"))
     output.pairs("New phase", describe(answer.plan))
-    output.pairs("Other modes", [(a.mode, _rest(a.sentence)) for a in answer.plan.alternatives])
+    output.pairs(
+        "Other modes", [(a.mode, _after_colon(a.sentence)) for a in answer.plan.alternatives]
+    )
     output.warn(answer.warnings)
 
 
@@ -183,7 +185,7 @@ def _write_picture(answer: ExtendAnswer, file: Path) -> None:
     output.note(f"wrote {file}")
 
 
-def _tell(answer: ExtendAnswer, warned: bool) -> None:
+def _print_result(answer: ExtendAnswer, warned: bool) -> None:
     run = answer.run
     if answer.plan is None:
         output.say(f"{run.name} already ends at step {run.end_step:,}: no change")
@@ -193,7 +195,7 @@ def _tell(answer: ExtendAnswer, warned: bool) -> None:
         output.warn(answer.warnings)
 
 
-def _said(values: dict[str, Any]) -> dict[str, Any]:
+def _without_none(values: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 
@@ -207,5 +209,5 @@ def _pair(pair: tuple[float, float], unit: str) -> str:
     return f"{low:.4g} -> {high:.4g} {unit}".rstrip() + factor
 
 
-def _rest(sentence: str) -> str:
+def _after_colon(sentence: str) -> str:
     return sentence.partition(": ")[2] or sentence

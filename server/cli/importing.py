@@ -38,7 +38,7 @@ def nanochat(
 
     Without --name the checkpoints below DIR are listed; with --dry-run one is read and described.
     """
-    ask = _given(
+    ask = _without_none(
         path=_absolute(directory), tag=tag, step=step, name=name, experiment=experiment,
         stage=stage, corpus=_absolute(corpus), tokenizer=_absolute(tokenizer), muon=muon,
         precision=precision, weights_only=weights_only or None, dry_run=dry_run or None,
@@ -46,10 +46,10 @@ def nanochat(
     with output.connect() as traind:
         job = traind.import_run({"format": "nanochat", **ask})
         ended = job if no_wait else waiting.for_job(traind, job)
-    waiting.finish(ended, lambda job: _tell(job, name), json)
+    waiting.finish(ended, lambda job: _print_result(job, name), json)
 
 
-def _tell(job: JobView, name: str | None) -> None:
+def _print_result(job: JobView, name: str | None) -> None:
     from trainer.contract.jobs import ImportAnswer
 
     result = job.result or {}
@@ -115,5 +115,5 @@ def _absolute(path: Path | None) -> str | None:
     return str(path.expanduser().absolute()) if path is not None else None
 
 
-def _given(**options: Any) -> dict[str, Any]:
+def _without_none(**options: Any) -> dict[str, Any]:
     return {key: value for key, value in options.items() if value is not None}

@@ -50,7 +50,7 @@ def export(
     nanochat is the generation of the run's recipe; nanochat-v1 and nanochat-v2 name one.
     """
 
-    def told(job: JobView) -> None:
+    def show(job: JobView) -> None:
         result = job.result or {}
         output.say(str(result.get("path", "done")))
         for file in result.get("files", []):
@@ -58,8 +58,8 @@ def export(
         for note in result.get("notes", []):
             output.note(str(note), "yellow")
 
-    ask = _said(format=format_, step=step, checkpoint=checkpoint)
-    _do(lambda traind: traind.export(run, ask), told, no_wait, json)
+    ask = _without_none(format=format_, step=step, checkpoint=checkpoint)
+    _do(lambda traind: traind.export(run, ask), show, no_wait, json)
 
 
 def audit(
@@ -73,9 +73,9 @@ def audit(
     """Do recorded steps again and compare their losses bit for bit; exit 1 when they differ."""
     from trainer.contract.jobs import AuditResult
 
-    ask = _said(step=step, checkpoint=checkpoint, steps=steps)
+    ask = _without_none(step=step, checkpoint=checkpoint, steps=steps)
     with output.connect() as traind:
-        ended = _ended(traind, traind.audit(run, ask), no_wait)
+        ended = _wait_unless(traind, traind.audit(run, ask), no_wait)
     found = AuditResult.model_validate(ended.result) if ended.result else None
     waiting.finish(ended, lambda job: output.say(found.sentence if found else "done"), json)
     if found is not None and found.verdict == "mismatch":
@@ -97,7 +97,7 @@ def sample(
 ) -> None:
     """Let a checkpoint write on; its text is printed as it comes."""
 
-    ask = _said(
+    ask = _without_none(
         prompts=prompt, step=step, checkpoint=checkpoint, max_tokens=max_tokens,
         temperature=temperature, top_k=top_k, seed=seed, where=where,
     )  # fmt: skip
@@ -106,7 +106,7 @@ def sample(
         asked = traind.sample(run, ask)
         if not (json or no_wait):
             telling.listen(traind, asked)
-        ended = _ended(traind, asked, no_wait)
+        ended = _wait_unless(traind, asked, no_wait)
     waiting.finish(ended, lambda job: telling.rest((job.result or {}).get("samples", [])), json)
 
 
@@ -124,18 +124,18 @@ def eval_(
     json: options.Json = False,
 ) -> None:
     """Measure a checkpoint: --bpb (when nothing is said), --core, or both."""
-    ask = _said(
+    ask = _without_none(
         step=step, checkpoint=checkpoint, bpb=bpb or not core, core=core,
         core_max_per_task=max_per_task, eval_tokens=eval_tokens, where=where,
         core_bundle=str(bundle.expanduser().absolute()) if bundle else None,
     )  # fmt: skip
     with output.connect() as traind:
-        ended = _ended(traind, traind.evaluate(run, ask), no_wait)
+        ended = _wait_unless(traind, traind.evaluate(run, ask), no_wait)
         if json or ended.state != "completed":
             return waiting.finish(ended, lambda job: None, json)
         for found in (e for e in traind.evaluations(run) if e.job == ended.id):
             output.say(f"{found.kind} {units.number(found.value, 6)} at step {found.step:,}")
-            for line in _tasks(found.result):
+            for line in _core_lines(found.result):
                 output.say(f"  {line}")
     return None
 
@@ -208,18 +208,18 @@ def fetch_core(context: typer.Context) -> None:
 
 
 def _do(
-    ask: Callable[[Client], JobView], told: Callable[[JobView], None], no_wait: bool, json: bool
+    ask: Callable[[Client], JobView], show: Callable[[JobView], None], no_wait: bool, json: bool
 ) -> None:
     with output.connect() as traind:
-        ended = _ended(traind, ask(traind), no_wait)
-    waiting.finish(ended, told, json)
+        ended = _wait_unless(traind, ask(traind), no_wait)
+    waiting.finish(ended, show, json)
 
 
-def _ended(traind: Client, job: JobView, no_wait: bool) -> JobView:
+def _wait_unless(traind: Client, job: JobView, no_wait: bool) -> JobView:
     return job if no_wait else waiting.for_job(traind, job)
 
 
-def _tasks(result: dict[str, Any]) -> list[str]:
+def _core_lines(result: dict[str, Any]) -> list[str]:
     """CORE's tasks: 'piqa: accuracy 0.6110, centred 0.2220, 3 items not scored'."""
     lines = []
     for task, accuracy in (result.get("results") or {}).items():
@@ -230,5 +230,5 @@ def _tasks(result: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _said(**values: Any) -> dict[str, Any]:
+def _without_none(**values: Any) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}

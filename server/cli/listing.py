@@ -67,7 +67,7 @@ def show(run: options.RunArgument, json: options.Json = False) -> None:
         return output.emit(found)
     spec, plan = found.spec, found.plan
     shape, batch = plan.shape, plan.batch
-    output.pairs(found.name, _standing(found))
+    output.pairs(found.name, _details(found))
     output.pairs(
         "Model and batch",
         [
@@ -170,12 +170,14 @@ def logs(
     with output.connect() as traind:
         if not follow:
             return _print_log(traind.logs(run, attempt=attempt, tail=tail).text)
-        waiting.for_run(traind, run, lambda now: bool(now.attempt) or now.state in waiting.SETTLED)
+        waiting.for_run(
+            traind, run, lambda now: bool(now.attempt) or now.state in waiting.SETTLED_STATES
+        )
         part = traind.logs(run, attempt=attempt, tail=tail)
         while True:
             _print_log(part.text)
-            progress = waiting.patiently(lambda: traind.progress(run))
-            settled = progress.state in waiting.SETTLED
+            progress = waiting.retrying(lambda: traind.progress(run))
+            settled = progress.state in waiting.SETTLED_STATES
             part = _next_part(traind, run, part, attempt)
             if settled and not part.text:
                 return None
@@ -194,7 +196,7 @@ def event_line(event: EventView, with_run: bool = False) -> Text:
     )
 
 
-def _standing(run: RunDetail) -> list[tuple[str, object]]:
+def _details(run: RunDetail) -> list[tuple[str, object]]:
     wanted = f" (asked: {run.desired_state})" if run.desired_state != run.state else ""
     rows: list[tuple[str, object]] = [
         ("id", run.id),
@@ -244,16 +246,14 @@ def _print_event(event: EventView, with_run: bool, json: bool) -> None:
 
 def _next_part(traind: Client, run: str, part: LogPart, attempt: int | None) -> LogPart:
     """What came after `part`: more of its attempt, else the next attempt from its beginning."""
-    more = waiting.patiently(
-        lambda: traind.logs(run, attempt=part.attempt, offset=part.next_offset)
-    )
+    more = waiting.retrying(lambda: traind.logs(run, attempt=part.attempt, offset=part.next_offset))
     if more.text or attempt is not None:
         return more
-    newest = waiting.patiently(lambda: traind.logs(run, tail=1)).attempt
+    newest = waiting.retrying(lambda: traind.logs(run, tail=1)).attempt
     if newest == part.attempt:
         return more
     output.note(f"attempt {part.attempt + 1}")
-    return waiting.patiently(lambda: traind.logs(run, attempt=part.attempt + 1, offset=0))
+    return waiting.retrying(lambda: traind.logs(run, attempt=part.attempt + 1, offset=0))
 
 
 def _print_log(text: str) -> None:
@@ -265,9 +265,9 @@ def _connection_note() -> Callable[[bool], None]:
     """Says once that the daemon is away, and once that it is back."""
     was = [True]
 
-    def tell(connected: bool) -> None:
+    def report(connected: bool) -> None:
         if connected != was[0]:
             output.note("connected again" if connected else "the daemon is away; waiting for it")
             was[0] = connected
 
-    return tell
+    return report

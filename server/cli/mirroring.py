@@ -57,9 +57,9 @@ def mirror(
             ) from error
         copier = mirrors.Copier(traind, shown.id, found)
         while True:
-            state = waiting.patiently(lambda: traind.progress(shown.id)).state
-            waiting.patiently(copier.copy)
-            if not follow or state in waiting.SETTLED:
+            state = waiting.retrying(lambda: traind.progress(shown.id)).state
+            waiting.retrying(copier.copy)
+            if not follow or state in waiting.SETTLED_STATES:
                 break
             time.sleep(every)
     if json:

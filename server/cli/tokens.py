@@ -21,7 +21,7 @@ class TokenPrinter:
 
     def __init__(self, prompts: list[str]) -> None:
         self.prompts = prompts
-        self.heard: list[str] = []
+        self.printed: list[str] = []
 
     def listen(self, traind: Client, job: JobView) -> None:
         """Print what comes until the stream ends; without a stream, nothing."""
@@ -38,21 +38,21 @@ class TokenPrinter:
             raise
 
     def token(self, index: int, text: str) -> None:
-        if not max(0, len(self.heard) - 1) <= index < len(self.prompts):
+        if not max(0, len(self.printed) - 1) <= index < len(self.prompts):
             return
-        while len(self.heard) <= index:
-            self._write("\n" if self.heard else "")
-            self._write(self.prompts[len(self.heard)], "bold")
-            self.heard.append("")
-        self.heard[index] += text
+        while len(self.printed) <= index:
+            self._write("\n" if self.printed else "")
+            self._write(self.prompts[len(self.printed)], "bold")
+            self.printed.append("")
+        self.printed[index] += text
         self._write(text)
 
     def rest(self, samples: list[dict[str, Any]]) -> None:
         """What the job's result has beyond what was heard."""
         for index, made in enumerate(samples):
             text = str(made.get("text", ""))
-            heard = self.heard[index] if index < len(self.heard) else ""
-            self.token(index, text[len(heard) :] if text.startswith(heard) else "")
+            printed = self.printed[index] if index < len(self.printed) else ""
+            self.token(index, text[len(printed) :] if text.startswith(printed) else "")
         self._write("\n")
 
     def _write(self, text: str, style: str = "default") -> None:

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-SETTLED = frozenset({"completed", "failed", "cancelled", "paused", "created"})
+SETTLED_STATES = frozenset({"completed", "failed", "cancelled", "paused", "created"})
 JOB_ENDED = frozenset({"completed", "failed", "cancelled"})
 POLL_SECONDS = 0.3
-PATIENCE_SECONDS = 60.0  # how long a daemon may be away before we stop waiting
+AWAY_SECONDS = 60.0  # how long a daemon may be away before we stop waiting
 
 
 def outcome(state: str) -> int:
@@ -39,7 +39,7 @@ def for_run(
     """The first progress that `reached` accepts. Raises Refused when the time is over."""
     started = time.monotonic()
     while True:
-        now = patiently(lambda: traind.progress(run))
+        now = retrying(lambda: traind.progress(run))
         if each:
             each(now)
         if reached(now):
@@ -60,7 +60,7 @@ def for_job(traind: Client, job: JobView) -> JobView:
                 status.update(output.styled(describe(job)))
                 time.sleep(POLL_SECONDS)
                 name = job.id
-                job = patiently(lambda name=name: traind.job(name))
+                job = retrying(lambda name=name: traind.job(name))
     except KeyboardInterrupt:
         output.note(f"the job goes on: traind job {clean(job.id)}")
         raise
@@ -79,11 +79,11 @@ def finish(job: JobView, told: Callable[[JobView], None], json: bool) -> None:
         raise output.CommandRefused(f"the {job.kind} job {job.id} {job.state}: {job.message}")
 
 
-def patiently(ask: Callable[[], T]) -> T:
+def retrying(ask: Callable[[], T]) -> T:
     """`ask()`, over and over while the daemon is away for a moment."""
     from server.client import NotReachable
 
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + AWAY_SECONDS
     while True:
         try:
             return ask()

@@ -72,7 +72,7 @@ def _messages(
 
     fresh = time.monotonic()
     yield "progress", view.progress
-    while view.progress.state not in waiting.SETTLED:
+    while view.progress.state not in waiting.SETTLED_STATES:
         kind, data = _next(messages)
         if kind == "error":
             raise data
@@ -173,7 +173,7 @@ def _lines(view: View) -> Iterator[Any]:
             console.print(event_line(data), soft_wrap=True)
         elif kind == "progress":
             text, now = line(data), time.monotonic()
-            due = now - last[0] >= LINE_SECONDS or data.state in waiting.SETTLED
+            due = now - last[0] >= LINE_SECONDS or data.state in waiting.SETTLED_STATES
             if due and text != last[1]:
                 last[:] = [now, text]
                 console.print(text, soft_wrap=True)

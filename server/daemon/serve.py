@@ -52,7 +52,7 @@ def serve(settings: Settings) -> int:
     try:
         with held(settings), _listening(settings) as listener:
             _require_files(settings)
-            return _serve_on(listener, settings)
+            return _serve_listener(listener, settings)
     except Exception as error:
         if _is_of_the_place(error, settings):
             error = CannotServe.from_error(error)
@@ -75,7 +75,7 @@ def _require_files(settings: Settings) -> None:
             )
 
 
-def _serve_on(listener: socket.socket, settings: Settings) -> int:
+def _serve_listener(listener: socket.socket, settings: Settings) -> int:
     from server.ingestion.worker import Worker
 
     worker = Worker.fork()  # before what only the answers need is there to be shared
@@ -109,7 +109,7 @@ def _serve_with(worker: Worker, listener: socket.socket, settings: Settings) -> 
     gc.enable()
     _end_on_signals(server, app)
     # SystemExit is uvicorn's own, when the app could not start
-    with _told_where(listener, settings), suppress(SystemExit):
+    with _announced(listener, settings), suppress(SystemExit):
         server.run(sockets=[listener])
     if failures and isinstance(failures[0], CannotServe):
         raise failures[0]
@@ -189,7 +189,7 @@ def _listening(settings: Settings) -> Iterator[socket.socket]:
 
 
 @contextmanager
-def _told_where(listener: socket.socket, settings: Settings) -> Iterator[None]:
+def _announced(listener: socket.socket, settings: Settings) -> Iterator[None]:
     """`daemon.json` in the data directory names the address while the daemon lives."""
     from server.guard.access import BEHIND_A_PROXY
     from trainer.contract.rundir import write_durably

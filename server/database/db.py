@@ -68,7 +68,7 @@ class Database:
         """A session that sees one moment and cannot write. Never hold it across a stream."""
         self._refuse_another_file()
         with (
-            sqlite.speaking(),
+            sqlite.explained_errors(),
             Session(self._reader, expire_on_commit=False, info=self._info) as session,
         ):
             yield session
@@ -83,7 +83,7 @@ class Database:
             self._file = self._refuse_another_file()
             self._bound_wal()
             with (
-                sqlite.speaking(),
+                sqlite.explained_errors(),
                 Session(self._writer, expire_on_commit=False, info=self._info) as session,
             ):
                 session.connection()  # takes the write lock now, before anything is read
@@ -224,7 +224,7 @@ class Database:
         size = self.wal_bytes
         if size < WAL_CHECKPOINT_BYTES:
             return
-        with sqlite.speaking():
+        with sqlite.explained_errors():
             moved = self._checkpoint()
         if not moved and size > WAL_MAX_BYTES:
             raise sqlite.busy(

@@ -177,7 +177,7 @@ def _run_alembic(library: Library, path: Path) -> None:
     config = Config()
     config.set_main_option("script_location", _escaped(Path(migrations.__file__).parent))
     try:
-        with sqlite.speaking(), engine.begin() as connection:
+        with sqlite.explained_errors(), engine.begin() as connection:
             for (leftover,) in connection.exec_driver_sql(
                 "SELECT name FROM sqlite_master WHERE type = 'table' "
                 "AND name LIKE '\\_alembic\\_tmp\\_%' ESCAPE '\\'"

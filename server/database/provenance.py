@@ -61,7 +61,7 @@ class Provenance:
     from_host: str | None = None
 
 
-def look(db: Database, paths: DataDir) -> Provenance:
+def inspect(db: Database, paths: DataDir) -> Provenance:
     """What happened to the directory since it was opened the last time; `record` is to follow."""
     marker = read(paths)
     if marker is None:

@@ -130,7 +130,7 @@ def dump_json(value: Any) -> str:
 
 
 @contextmanager
-def speaking() -> Iterator[None]:
+def explained_errors() -> Iterator[None]:
     """Turn what SQLite says into an error that says what a user can do."""
     try:
         yield

@@ -209,6 +209,6 @@ def frame_of(event: str, data: str, event_id: int | None = None) -> bytes:
     return f"{head}event: {event}\ndata: {data}\n\n".encode()
 
 
-def bye(reason: str) -> bytes:
+def goodbye_frame(reason: str) -> bytes:
     """The last message of a stream that we end; the browser tries again after `retry`."""
     return b"retry: 1000\n" + frame_of("bye", json.dumps({"reason": reason}))

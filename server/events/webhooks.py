@@ -35,9 +35,9 @@ WAITS_SECONDS = (5, 30, 120, 600, 3600)  # then the last one again
 GIVE_UP_SECONDS = 3 * 86_400.0
 QUIET_SECONDS = 1.0  # at least between two looks, however much is committed
 IDLE_SECONDS = 60.0
-MOST = 1000  # to be delivered; the oldest go first
-REMEMBERED_SECONDS = 7 * 86_400.0  # how long what was given up is reported
-REMEMBERED = 20
+MAX_WAITING = 1000  # to be delivered; the oldest go first
+KEPT_FAILURES_SECONDS = 7 * 86_400.0  # how long what was given up is reported
+KEPT_FAILURES = 20
 KIND = "webhook"  # of the events
 
 log = logging.getLogger("traind.notices")
@@ -130,42 +130,42 @@ class WebhookThread:
         while not self._ended.is_set():
             self._woken.clear()
             try:
-                due = self.look(time.time())
+                due = self.run_once(time.time())
             except Exception as error:  # a busy database, a full disk: the next look does it
                 log.warning("notices wait: %s", error)
                 due = None
             self._ended.wait(QUIET_SECONDS)
             self._woken.wait(IDLE_SECONDS if due is None else max(0.0, due - time.time()))
 
-    def look(self, now: float) -> float | None:
+    def run_once(self, now: float) -> float | None:
         """Take in what happened, send what is due; when the next one is due."""
         place = self.take_in(now)
         refused: dict[str, str] = {}  # url -> why: it is asked once a look, however much waits
         for one in [d for d in place.waiting if d.is_due(now)]:
             if self._ended.is_set():
                 break
-            self._try(place, one, refused, now)
+            self._attempt(place, one, refused, now)
         return min((d.due for d in place.waiting), default=None)
 
     def take_in(self, now: float) -> DeliveryState:
         """Make deliveries of what happened. Also called before a run is deleted with its events."""
         with self._lock:
-            self._place = place = self._place or self._kept()
-            after, found = self._happened(place.after, now)
+            self._place = place = self._place or self._load()
+            after, found = self._new_deliveries(place.after, now)
             place.after = after
             if found:
                 place.waiting = [*place.waiting, *found]
                 self._drop_the_oldest(place, now)
-                self._keep(place)
+                self._save(place)
             return place
 
-    def _try(
+    def _attempt(
         self, place: DeliveryState, one: Delivery, refused: dict[str, str], now: float
     ) -> None:
         why = refused.get(one.url) or self._send(one)
         with self._lock:
             self._note(place, one, refused, why, now)
-            self._keep(place)
+            self._save(place)
 
     def _note(
         self,
@@ -190,13 +190,13 @@ class WebhookThread:
             self._report_failing(place, one)
 
     def _drop_the_oldest(self, place: DeliveryState, now: float) -> None:
-        for one in place.waiting[:-MOST]:
-            self._give_up(place, one, f"and more than {MOST:,} wait", now)
+        for one in place.waiting[:-MAX_WAITING]:
+            self._give_up(place, one, f"and more than {MAX_WAITING:,} wait", now)
 
     def _give_up(self, place: DeliveryState, one: Delivery, since: str, now: float) -> None:
         place.waiting.remove(one)
         given_up = GivenUp(masked(one.url), one.what, one.why, now)
-        place.given_up = [*place.given_up, given_up][-REMEMBERED:]
+        place.given_up = [*place.given_up, given_up][-KEPT_FAILURES:]
         why = f"it was not taken {since}" + (f" ({one.why})" if one.why else "")
         self._report(one, f"given up: {why}", "error")
 
@@ -211,7 +211,7 @@ class WebhookThread:
             f"({one.tries} tries; tried again for {GIVE_UP_SECONDS / 86_400:.0f} days)"
             for one in failing.values()
         ]
-        lost = [one for one in place.given_up if now - one.at < REMEMBERED_SECONDS]
+        lost = [one for one in place.given_up if now - one.at < KEPT_FAILURES_SECONDS]
         return said + [
             f"a notice ({one.what}) to {one.url} was given up: {one.why or 'too many waited'}"
             for one in lost
@@ -249,7 +249,7 @@ class WebhookThread:
 
     # --- what happened ---------------------------------------------------------------------------
 
-    def _happened(self, after: int, now: float) -> tuple[int, list[Delivery]]:
+    def _new_deliveries(self, after: int, now: float) -> tuple[int, list[Delivery]]:
         """The newest event, and the deliveries of every event after `after`."""
         event, run = tables.Event, tables.Run
         with self._db.read() as session:
@@ -270,7 +270,7 @@ class WebhookThread:
 
     # --- the file --------------------------------------------------------------------------------
 
-    def _kept(self) -> DeliveryState:
+    def _load(self) -> DeliveryState:
         """Where it was; a daemon that never looked begins with what is new."""
         try:
             kept = json.loads((self._root / PLACE).read_bytes())
@@ -285,10 +285,10 @@ class WebhookThread:
             log.warning("%s cannot be read (%s): notices begin anew", PLACE, error)
         with self._db.read() as session:
             place = DeliveryState(session.scalar(select(func.max(tables.Event.id))) or 0)
-        self._keep(place)
+        self._save(place)
         return place
 
-    def _keep(self, place: DeliveryState) -> None:
+    def _save(self, place: DeliveryState) -> None:
         write_durably(self._root / PLACE, json.dumps(asdict(place)).encode())
 
     # --- sending ---------------------------------------------------------------------------------

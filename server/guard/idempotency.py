@@ -66,7 +66,7 @@ def key_of(scope: Scope, body: bytes) -> Key | None:
     return Key(key, hashlib.sha256(b"\0".join(parts)).hexdigest())
 
 
-def recall(session: Session, key: Key, now: float) -> StoredAnswer | None:
+def stored(session: Session, key: Key, now: float) -> StoredAnswer | None:
     """The kept answer, None when the key is new. Raises IdempotencyMismatch."""
     row = session.get(tables.IdempotencyKey, key.key)
     if row is None or row.created_at < now - KEEP_SECONDS:
@@ -79,7 +79,7 @@ def recall(session: Session, key: Key, now: float) -> StoredAnswer | None:
     return StoredAnswer(row.status, row.body, dict(row.headers))
 
 
-def remember(session: Session, key: Key, answer: StoredAnswer, now: float) -> None:
+def store(session: Session, key: Key, answer: StoredAnswer, now: float) -> None:
     """Keep `answer` for a day, and forget what is older."""
     session.execute(
         delete(tables.IdempotencyKey).where(tables.IdempotencyKey.created_at < now - KEEP_SECONDS)

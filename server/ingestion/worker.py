@@ -99,7 +99,7 @@ class Worker:
 
         The caller holds the turn to write (`Database.lend`). Raises WorkerGone.
         """
-        return self._ask(what, key, max_records)
+        return self._request(what, key, max_records)
 
     def close(self) -> None:
         """Let it end, and wait for that."""
@@ -110,7 +110,7 @@ class Worker:
         with suppress(ChildProcessError):
             os.waitpid(self.pid, 0)
 
-    def _ask(self, *question: Any) -> Any:
+    def _request(self, *question: Any) -> Any:
         try:
             self._channel.send(question)
             if not self._answers():

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from server.errors import TraindError
 from trainer.contract.gpu_signs import sign_of_gpu
 
-ASK_AGAIN_SECONDS = 5.0
+RETRY_SECONDS = 5.0
 T = TypeVar("T")
 
 
@@ -58,7 +58,7 @@ def discover() -> tuple[Device, ...]:
     """
     global _found
     age = time.monotonic() - _found.at
-    if _found.devices and (age < ASK_AGAIN_SECONDS or not _found.unanswered):
+    if _found.devices and (age < RETRY_SECONDS or not _found.unanswered):
         return _found.devices
     gpus, why = _nvidia_gpus()
     sign = sign_of_gpu()
@@ -77,13 +77,13 @@ def unusable_gpu() -> str | None:
     return _found.unanswered
 
 
-def forget() -> None:
+def clear_cache() -> None:
     """Look again at the next question."""
     global _found
     _found = _Found()
 
 
-class Present(Sequence[Device]):
+class PresentDevices(Sequence[Device]):
     """The devices that are there whenever it is looked at."""
 
     def __getitem__(self, index: Any) -> Any:
@@ -117,7 +117,7 @@ def handles(nvml: Any) -> list[Any]:
     return found
 
 
-def ask(nvml: Any, question: Callable[[], T]) -> T | None:
+def query(nvml: Any, question: Callable[[], T]) -> T | None:
     """The answer, or None: cards and drivers differ in what they can say."""
     try:
         return question()
@@ -145,13 +145,13 @@ def _nvidia_gpus() -> tuple[tuple[Device, ...], str]:
 
 def _describe(nvml: Any, index: int, handle: Any) -> Device:
     """Each value on its own: unified memory has no size, a partition no name of its own."""
-    memory = ask(nvml, lambda: nvml.nvmlDeviceGetMemoryInfo(handle))
-    capability = ask(nvml, lambda: nvml.nvmlDeviceGetCudaComputeCapability(handle))
-    bus = ask(nvml, lambda: nvml.nvmlDeviceGetPciInfo(handle).busId)
+    memory = query(nvml, lambda: nvml.nvmlDeviceGetMemoryInfo(handle))
+    capability = query(nvml, lambda: nvml.nvmlDeviceGetCudaComputeCapability(handle))
+    bus = query(nvml, lambda: nvml.nvmlDeviceGetPciInfo(handle).busId)
     uuid = _uuid(nvml, handle)
     return Device(
         f"cuda:{index}",
-        _text(ask(nvml, lambda: nvml.nvmlDeviceGetName(handle)) or "NVIDIA GPU"),
+        _text(query(nvml, lambda: nvml.nvmlDeviceGetName(handle)) or "NVIDIA GPU"),
         int(memory.total) if memory is not None else None,
         uuid,
         (int(capability[0]), int(capability[1])) if capability is not None else None,
@@ -166,17 +166,17 @@ def pci_address(text: str) -> str:
 
 
 def _uuid(nvml: Any, handle: Any) -> str | None:
-    found = ask(nvml, lambda: nvml.nvmlDeviceGetUUID(handle))
+    found = query(nvml, lambda: nvml.nvmlDeviceGetUUID(handle))
     return _text(found) if found else None
 
 
 def _parts(nvml: Any, handle: Any) -> list[Any]:
     """The MIG devices of a partitioned GPU."""
-    mode = ask(nvml, lambda: nvml.nvmlDeviceGetMigMode(handle))
+    mode = query(nvml, lambda: nvml.nvmlDeviceGetMigMode(handle))
     if not mode or not mode[0]:
         return []
-    count = ask(nvml, lambda: nvml.nvmlDeviceGetMaxMigDeviceCount(handle)) or 0
-    parts = [ask(nvml, lambda i=i: nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, i))
+    count = query(nvml, lambda: nvml.nvmlDeviceGetMaxMigDeviceCount(handle)) or 0
+    parts = [query(nvml, lambda i=i: nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, i))
              for i in range(count)]  # fmt: skip
     return [part for part in parts if part is not None]
 

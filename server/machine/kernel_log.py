@@ -112,7 +112,7 @@ def oom_killed(kernel_lines: Iterable[str]) -> set[int]:
     return {int(m["pid"]) for line in kernel_lines if (m := _OOM_LINE.search(line))}
 
 
-def oom_words(kernel_lines: Iterable[str], pid: int) -> str:
+def oom_sentence(kernel_lines: Iterable[str], pid: int) -> str:
     """Limit and size as the kernel told them when it killed `pid`; empty when it did not say."""
     limit: int | None = None
     for line in kernel_lines:

@@ -105,13 +105,13 @@ def _corpus_tokens(session: Session, settings: Settings, spec: RunSpec) -> int |
     )
     for run_id, kept in session.execute(earlier):
         if (kept.get("data"), kept.get("model", {}).get("vocab_size")) == wanted:
-            found = _read_count(settings.paths.run(run_id).data)
+            found = _cached_count(settings.paths.run(run_id).data)
             if found is not None:
                 return found
     return None
 
 
-def _read_count(path: Path) -> int | None:
+def _cached_count(path: Path) -> int | None:
     try:
         count = json.loads(path.read_bytes())["corpus_tokens"]
     except (OSError, ValueError, KeyError, TypeError):

@@ -79,7 +79,7 @@ def _read(nvml: Any, handle: Any) -> DeviceReading:
     """Each value on its own: cards differ in what they can say."""
 
     def ask(question: Callable[[], T]) -> T | None:
-        return devices.ask(nvml, question)
+        return devices.query(nvml, question)
 
     memory = ask(lambda: nvml.nvmlDeviceGetMemoryInfo(handle))
     load = ask(lambda: nvml.nvmlDeviceGetUtilizationRates(handle))

@@ -18,7 +18,7 @@ class CannotBackUp(Exception):
     """The message says why and what to do."""
 
 
-class BackedUp(BaseModel):
+class BackupResult(BaseModel):
     """path: the verified file in the data directory. copy_path: the one that was asked for."""
 
     path: str
@@ -26,7 +26,7 @@ class BackedUp(BaseModel):
     copy_path: str | None = None
 
 
-def backup(settings: Settings, to: Path | None = None) -> BackedUp:
+def backup(settings: Settings, to: Path | None = None) -> BackupResult:
     """Back up, verify, and copy to `to` when given. Raises CannotBackUp, OSError."""
     paths, library = settings.paths, sqlite.choose_library()
     if not paths.database.is_file():
@@ -37,7 +37,7 @@ def backup(settings: Settings, to: Path | None = None) -> BackedUp:
         raise CannotBackUp(f"{paths.database}: {error}") from error
     _count(library, settings)
     copied = _copy(made, to) if to is not None else None
-    return BackedUp(
+    return BackupResult(
         path=str(made), bytes=made.stat().st_size, copy_path=str(copied) if copied else None
     )
 

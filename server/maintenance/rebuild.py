@@ -30,7 +30,7 @@ NOT_ON_DISK = (
 )
 
 
-class Rebuilt(BaseModel):
+class RebuildResult(BaseModel):
     """runs: names. problems: what could not be read, in words. set_aside: the old database.
 
     not_on_disk: what a rebuild never gives back.
@@ -43,7 +43,7 @@ class Rebuilt(BaseModel):
     set_aside: str | None = None
 
 
-def rebuild(settings: Settings) -> Rebuilt:
+def rebuild(settings: Settings) -> RebuildResult:
     """Read every run again into a new database and put it in place; the old one is kept beside it.
 
     Raises migrate.Refused while a daemon or a trainer runs on this data directory.
@@ -59,7 +59,7 @@ def rebuild(settings: Settings) -> Rebuilt:
             begin_anew(settings)
     except Held as error:
         raise Refused(f"Stop the daemon first: {error}.") from error
-    return Rebuilt(
+    return RebuildResult(
         runs=found.runs,
         records=found.records,
         problems=found.problems,

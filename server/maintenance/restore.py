@@ -20,7 +20,7 @@ from trainer.contract.rundir import Held, fsync_directory
 SCRATCH = ".restoring.db"
 
 
-class Restored(BaseModel):
+class RestoreResult(BaseModel):
     """backup: the file that was put back. runs, attempts: read again from the disk, beyond it."""
 
     backup: str
@@ -31,7 +31,7 @@ class Restored(BaseModel):
     set_aside: str | None = None
 
 
-def restore(settings: Settings, backup: Path | None = None) -> Restored:
+def restore(settings: Settings, backup: Path | None = None) -> RestoreResult:
     """Put `backup` (None: the newest that verifies) in place of the database and catch up.
 
     Raises migrate.Refused while a daemon runs, or when there is no backup that verifies.
@@ -47,7 +47,7 @@ def restore(settings: Settings, backup: Path | None = None) -> Restored:
             begin_anew(settings)
     except Held as error:
         raise Refused(f"Stop the daemon first: {error}.") from error
-    return Restored(
+    return RestoreResult(
         backup=str(chosen),
         runs=found.runs,
         attempts=found.attempts,

@@ -68,11 +68,11 @@ def _file(title: str, description: str, drawn: str, *, height: int) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
         f'width="{WIDTH}" height="{height}" role="img" '
         'aria-labelledby="preview-title preview-desc">\n'
-        f'<title id="preview-title">{_said(title)}</title>\n'
-        f'<desc id="preview-desc">{_said(description)}</desc>\n'
+        f'<title id="preview-title">{_escaped(title)}</title>\n'
+        f'<desc id="preview-desc">{_escaped(description)}</desc>\n'
         f"<style>\n{STYLE}\n</style>\n"
         f'<rect class="paper" width="{WIDTH}" height="{height}"/>'
-        f'<text class="name" x="16" y="24">{_said(title)}</text>{drawn}\n</svg>\n'
+        f'<text class="name" x="16" y="24">{_escaped(title)}</text>{drawn}\n</svg>\n'
     )
 
 
@@ -120,7 +120,7 @@ def _mark(frame: Frame, style: str, step: int, y: int, words: str) -> str:
     return (
         f'<line class="{style}" x1="{x}" x2="{x}" y1="{TOP - 4}" y2="{HEIGHT - frame.bottom}"/>'
         f'<text class="{style}" x="{x + side:.1f}" y="{y}" text-anchor="{anchor}">'
-        f"{_said(words)}</text>"
+        f"{_escaped(words)}</text>"
     )
 
 
@@ -129,9 +129,9 @@ def _has_warmdown(shown: ExtendPreview) -> bool:
 
 
 def _text(x: int, y: int, words: str) -> str:
-    return f'<text x="{x}" y="{y}">{_said(words)}</text>'
+    return f'<text x="{x}" y="{y}">{_escaped(words)}</text>'
 
 
-def _said(words: str) -> str:
+def _escaped(words: str) -> str:
     """As XML text. Control characters, which XML cannot say at all, become spaces."""
     return escape("".join(c if c.isprintable() else " " for c in words))

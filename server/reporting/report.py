@@ -55,7 +55,7 @@ def summary(
         name=run.name,
         title=run.title,
         generated_at=now,
-        standing=_standing(session, run, now),
+        standing=_progress(session, run, now),
         shape=plan.shape,
         parameters=plan.parameters,
         batch=plan.batch,
@@ -82,7 +82,7 @@ def summary(
     )
 
 
-def _standing(session: Session, run: tables.Run, now: float) -> answer.RunProgress:
+def _progress(session: Session, run: tables.Run, now: float) -> answer.RunProgress:
     view = estimate.progress(session, run, now)
     left = run.step < run.end_step and view.state not in (State.completed, State.cancelled)
     return answer.RunProgress(

@@ -28,7 +28,7 @@ log = logging.getLogger("traind")
 
 def arrive(db: Database, paths: DataDir) -> None:
     """Let the runs of a copy wait, and give rows to what a restored database does not know."""
-    came = provenance.look(db, paths)
+    came = provenance.inspect(db, paths)
     if came.copied_from is not None:
         _refuse_hard_links(paths, came.copied_from)
         _hold_back(db, came.copied_from)

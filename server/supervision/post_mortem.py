@@ -65,7 +65,7 @@ def _oom(watch: Watch, lines: list[str]) -> str | None:
     group = kernel_log.memory_group()
     found = watch.process
     if found is not None and found.pid in kernel_log.oom_killed(lines):
-        return kernel_log.oom_words(lines, found.pid) or str(group)
+        return kernel_log.oom_sentence(lines, found.pid) or str(group)
     if group.oom_kills > watch.oom_kills:
         return str(group)
     return None

@@ -87,10 +87,10 @@ class Nvml:
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    devices.forget()
+    devices.clear_cache()
     yield
     monkeypatch.undo()
-    devices.forget()
+    devices.clear_cache()
 
 
 @pytest.fixture
@@ -148,7 +148,7 @@ def test_a_partition_has_its_own_memory_and_uuid(machine, monkeypatch):
     machine(Card("GPU-1", "H200", 140 << 30, parts=parts))
     assert devices.discover()[0].memory_bytes == 16 << 30
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-2")
-    devices.forget()
+    devices.clear_cache()
     assert [(d.uuid, d.memory_bytes) for d in devices.discover()[:-1]] == [("MIG-2", 32 << 30)]
     assert readings.Readings().of("MIG-2").memory_used_bytes == 1 << 30
 
@@ -160,8 +160,8 @@ def test_a_driver_that_answers_later_is_asked_again(machine, monkeypatch):
     assert "Driver Not Loaded" in (devices.unusable_gpu() or "")
     nvml.working = True
     assert [d.device for d in devices.discover()] == ["cpu"], "not at every question"
-    monkeypatch.setattr(devices, "ASK_AGAIN_SECONDS", 0.0)
-    there = devices.Present()
+    monkeypatch.setattr(devices, "RETRY_SECONDS", 0.0)
+    there = devices.PresentDevices()
     assert [d.device for d in there] == ["cuda:0", "cpu"]
     assert devices.unusable_gpu() is None
 

@@ -109,7 +109,7 @@ def test_a_failed_effect_keeps_no_answer(asgi: Asgi) -> None:
 
     def fail() -> None:
         with asgi.db.write() as session:
-            idempotency.remember(session, Key("k", "f"), StoredAnswer(201, "{}"), 1.0)
+            idempotency.store(session, Key("k", "f"), StoredAnswer(201, "{}"), 1.0)
             session.flush()
             raise RuntimeError("the effect failed")
 
@@ -121,10 +121,10 @@ def test_a_failed_effect_keeps_no_answer(asgi: Asgi) -> None:
 
 def test_keys_go_after_a_day(asgi: Asgi) -> None:
     with asgi.db.write() as session:
-        idempotency.remember(session, Key("old", "f"), StoredAnswer(200, "{}"), 1_000.0)
+        idempotency.store(session, Key("old", "f"), StoredAnswer(200, "{}"), 1_000.0)
     later = 1_000.0 + idempotency.KEEP_SECONDS + 1
     with asgi.db.write() as session:
-        assert idempotency.recall(session, Key("old", "other"), later) is None
-        idempotency.remember(session, Key("new", "f"), StoredAnswer(200, "{}"), later)
+        assert idempotency.stored(session, Key("old", "other"), later) is None
+        idempotency.store(session, Key("new", "f"), StoredAnswer(200, "{}"), later)
     with asgi.db.read() as session:
         assert session.get(tables.IdempotencyKey, "old") is None

@@ -28,7 +28,7 @@ from schemathesis.specs.openapi.checks import (
     unsupported_method,
 )
 
-from server.api.openapi import SAID
+from server.api.openapi import STATUS_DESCRIPTIONS
 from server.api.vocabulary import FIELDS
 from server.settings import Settings
 from tests.server.asgi import BASE, Asgi
@@ -115,7 +115,7 @@ def test_every_operation_says_what_it_refuses(asgi: Asgi) -> None:
             for status, response in said.items():
                 if int(status) >= 400:
                     assert list(response["content"]) == ["application/problem+json"], (path, status)
-                    assert response["description"] == SAID[int(status)]
+                    assert response["description"] == STATUS_DESCRIPTIONS[int(status)]
 
 
 def test_every_route_but_pages_is_documented(asgi: Asgi) -> None:

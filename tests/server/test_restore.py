@@ -480,10 +480,10 @@ def test_a_moved_directory_is_no_copy(settings: Settings, tmp_path: Path) -> Non
     moved = Settings(data_dir=tmp_path / "elsewhere", port=0)
     os.rename(settings.data_dir, moved.data_dir)
     db = Database.open(moved)
-    came = provenance.look(db, moved.paths)
+    came = provenance.inspect(db, moved.paths)
     assert (came.copied_from, came.moved_from) == (None, str(settings.paths.root))
     arrive(db, moved.paths)
     with db.read() as session:
         assert session.get_one(tables.Run, run_id).state == "queued"
-    assert provenance.look(db, moved.paths) == provenance.Provenance()
+    assert provenance.inspect(db, moved.paths) == provenance.Provenance()
     db.close()

@@ -63,7 +63,7 @@ LIFE = (State.preparing, State.starting, State.running)
 
 def test_each_thing_is_told_once_to_each_url(asgi: Asgi) -> None:
     receiver = Receiver()
-    fresh(asgi, receiver).look(0.0)
+    fresh(asgi, receiver).run_once(0.0)
     asgi.create("demo", notify=[URL, URL + "2"])
     asgi.create("mute")
     happen(asgi, "mute", *LIFE, State.completed)
@@ -80,7 +80,7 @@ def test_each_thing_is_told_once_to_each_url(asgi: Asgi) -> None:
     assert answer.status_code == 202, answer.text
     happen(asgi, "demo", State.failed, reason=Reason.crashed)
     for now in (1.0, 2.0):
-        fresh(asgi, receiver).look(now)
+        fresh(asgi, receiver).run_once(now)
     whats = ["stalled", "spike", "completed", "extended", "failed"]
     assert receiver.told == [(what, "demo") for what in whats for _ in range(2)]
     assert {one["url"] for one in receiver.got} == {URL, URL + "2"}
@@ -89,27 +89,27 @@ def test_each_thing_is_told_once_to_each_url(asgi: Asgi) -> None:
 
 def test_what_was_not_taken_is_tried_again_later_also_after_a_restart(asgi: Asgi) -> None:
     receiver = Receiver()
-    fresh(asgi, receiver).look(0.0)
+    fresh(asgi, receiver).run_once(0.0)
     asgi.create("demo", notify=[URL])
     happen(asgi, "demo", State.failed, reason=Reason.crashed)
     receiver.takes = False
-    due = fresh(asgi, receiver).look(100.0)
+    due = fresh(asgi, receiver).run_once(100.0)
     assert due == 105.0
-    assert fresh(asgi, receiver).look(105.0) == 135.0
+    assert fresh(asgi, receiver).run_once(105.0) == 135.0
     receiver.takes = True
-    assert fresh(asgi, receiver).look(134.0) == 135.0
+    assert fresh(asgi, receiver).run_once(134.0) == 135.0
     assert receiver.got == []
-    assert fresh(asgi, receiver).look(135.0) is None
+    assert fresh(asgi, receiver).run_once(135.0) is None
     assert receiver.told == [("failed", "demo")]
 
 
 def test_a_receiver_that_never_answers_is_given_up(asgi: Asgi) -> None:
     receiver = Receiver()
-    fresh(asgi, receiver).look(0.0)
+    fresh(asgi, receiver).run_once(0.0)
     asgi.create("demo", notify=[URL])
     happen(asgi, "demo", State.failed, reason=Reason.crashed)
     receiver.takes, now, tries = False, 1.0, 0
-    while (due := fresh(asgi, receiver).look(now)) is not None:
+    while (due := fresh(asgi, receiver).run_once(now)) is not None:
         now, tries = due, tries + 1
     assert now > GIVE_UP_SECONDS
     assert tries < 100
@@ -117,40 +117,40 @@ def test_a_receiver_that_never_answers_is_given_up(asgi: Asgi) -> None:
 
 def test_a_machine_that_slept_for_a_week_still_tries(asgi: Asgi) -> None:
     receiver = Receiver()
-    fresh(asgi, receiver).look(0.0)
+    fresh(asgi, receiver).run_once(0.0)
     asgi.create("demo", notify=[URL])
     happen(asgi, "demo", State.failed, reason=Reason.crashed)
     receiver.takes = False
-    fresh(asgi, receiver).look(1.0)
+    fresh(asgi, receiver).run_once(1.0)
     now = 7 * 86_400.0
-    due = fresh(asgi, receiver).look(now)  # the network is not up yet
+    due = fresh(asgi, receiver).run_once(now)  # the network is not up yet
     assert due is not None
     receiver.takes = True
-    fresh(asgi, receiver).look(due)
+    fresh(asgi, receiver).run_once(due)
     assert receiver.told == [("failed", "demo")]
 
 
 def test_a_clock_that_was_wrong_delays_no_notice(asgi: Asgi) -> None:
     receiver = Receiver()
-    fresh(asgi, receiver).look(0.0)
+    fresh(asgi, receiver).run_once(0.0)
     asgi.create("demo", notify=[URL])
     happen(asgi, "demo", State.failed, reason=Reason.crashed)
     receiver.takes = False
-    fresh(asgi, receiver).look(10 * 365 * 86_400.0)  # before the time server set it right
+    fresh(asgi, receiver).run_once(10 * 365 * 86_400.0)  # before the time server set it right
     receiver.takes = True
-    fresh(asgi, receiver).look(1000.0)
+    fresh(asgi, receiver).run_once(1000.0)
     assert receiver.told == [("failed", "demo")]
 
 
 def test_a_run_deleted_at_once_still_tells(asgi: Asgi) -> None:
     receiver = Receiver()
     notices = fresh(asgi, receiver)
-    notices.look(0.0)
+    notices.run_once(0.0)
     asgi.app.state.notices = notices
     asgi.create("demo", notify=[URL])
     happen(asgi, "demo", *LIFE, State.completed)
     assert asgi.request("DELETE", "/v1/runs/demo").status_code == 204
-    fresh(asgi, receiver).look(1e12)
+    fresh(asgi, receiver).run_once(1e12)
     assert receiver.told == [("completed", "demo")]
 
 
@@ -158,9 +158,9 @@ def test_the_past_is_not_told_when_it_first_looks_nor_after_a_broken_file(asgi: 
     receiver = Receiver()
     asgi.create("demo", notify=[URL])
     happen(asgi, "demo", State.failed, reason=Reason.crashed)
-    fresh(asgi, receiver).look(0.0)
+    fresh(asgi, receiver).run_once(0.0)
     (asgi.settings.paths.root / webhooks.PLACE).write_bytes(b"{")
-    fresh(asgi, receiver).look(1.0)
+    fresh(asgi, receiver).run_once(1.0)
     assert receiver.got == []
 
 
@@ -190,7 +190,7 @@ def hook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 def test_over_http_it_is_signed_and_nothing_waits_for_it(asgi: Asgi, hook: Any) -> None:
     made = WebhookThread(asgi.db, asgi.settings.paths.root, receivers.deliver)
-    made.look(0.0)
+    made.run_once(0.0)
     made.start()
     asgi.create("demo", notify=[f"{hook.url}/hook"])
     happen(asgi, "demo", State.cancelled)  # which nobody has to be told
@@ -216,10 +216,10 @@ def test_only_a_2xx_counts(hook: Any) -> None:
 def test_apprise_tells_what_it_knows_how_to_reach(asgi: Asgi, hook: Any) -> None:
     """Its plainest service: a POST of title and message."""
     made = WebhookThread(asgi.db, asgi.settings.paths.root, receivers.deliver)
-    made.look(0.0)
+    made.run_once(0.0)
     asgi.create("demo", notify=[hook.url.replace("http://", "json://") + "/hook"])
     happen(asgi, "demo", State.failed, reason=Reason.crashed)
-    assert made.look(0.0) is None
+    assert made.run_once(0.0) is None
     ((body, _),) = hook.got
     told = json.loads(body)
     assert told["title"] == "demo: failed"
@@ -313,27 +313,27 @@ def test_a_client_that_cannot_be_made_loses_no_notice(
 ) -> None:  # fmt: skip
     monkeypatch.setenv(variable, value)
     made = WebhookThread(asgi.db, asgi.settings.paths.root, receivers.deliver)
-    made.look(0.0)
+    made.run_once(0.0)
     asgi.create("demo", notify=[url])
     happen(asgi, "demo", State.failed, reason=Reason.crashed)
-    assert made.look(100.0) == 105.0
+    assert made.run_once(100.0) == 105.0
     receiver = Receiver()
-    assert fresh(asgi, receiver).look(105.0) is None
+    assert fresh(asgi, receiver).run_once(105.0) is None
     assert receiver.told == [("failed", "demo")]
 
 
 def test_a_secret_that_cannot_be_read_loses_no_notice(asgi: Asgi) -> None:
     receiver = Receiver()
     made = fresh(asgi, receiver)
-    made.look(0.0)
+    made.run_once(0.0)
     asgi.create("demo", notify=[URL])
     happen(asgi, "demo", State.failed, reason=Reason.crashed)
     secret = asgi.settings.paths.root / webhooks.SECRET
     secret.write_text("0123456789abcdef")
     secret.chmod(0o644)
-    assert made.look(1.0) == 6.0
+    assert made.run_once(1.0) == 6.0
     secret.chmod(0o600)
-    assert made.look(6.0) is None
+    assert made.run_once(6.0) is None
     assert receiver.told == [("failed", "demo")]
 
 
@@ -379,30 +379,30 @@ def test_failures_are_events_of_the_run_and_a_warning_of_the_daemon(asgi: Asgi) 
     url = "https://hooks.example.org/T0/secret"
     receiver = Receiver()
     made = asgi.app.state.notices = fresh(asgi, receiver)
-    made.look(0.0)
+    made.run_once(0.0)
     asgi.create("demo", notify=[url])
     happen(asgi, "demo", State.failed, reason=Reason.crashed)
     receiver.takes = False
-    made.look(1.0)
-    made.look(6.0)
+    made.run_once(1.0)
+    made.run_once(6.0)
     shown = "notice (failed) to https://hooks.example.org/***"
     first = ("warning", f"{shown} not delivered: it answered 400; it is tried again for 3 days")
     assert said(asgi, "demo") == [first]  # once, however often it is tried
     [warning] = [w for w in asgi.get("/v1/system").json()["warnings"] if "notices" in w]
     assert warning.startswith("notices to https://hooks.example.org/*** are not taken: it answered")
     receiver.takes = True
-    made.look(36.0)
+    made.run_once(36.0)
     assert said(asgi, "demo") == [first, ("info", f"{shown} delivered after 3 tries")]
     assert not [w for w in asgi.get("/v1/system").json()["warnings"] if "notice" in w]
 
 
 def test_what_is_given_up_is_said_also_after_a_restart(asgi: Asgi) -> None:
     receiver = Receiver()
-    fresh(asgi, receiver).look(0.0)
+    fresh(asgi, receiver).run_once(0.0)
     asgi.create("demo", notify=[URL])
     happen(asgi, "demo", State.failed, reason=Reason.crashed)
     receiver.takes, now = False, 1.0
-    while (due := fresh(asgi, receiver).look(now)) is not None:
+    while (due := fresh(asgi, receiver).run_once(now)) is not None:
         now = due
     level, message = said(asgi, "demo")[-1]
     assert (level, message) == (
@@ -411,11 +411,11 @@ def test_what_is_given_up_is_said_also_after_a_restart(asgi: Asgi) -> None:
         "(it answered 400)",
     )
     made = fresh(asgi, receiver)
-    made.look(now)
+    made.run_once(now)
     assert made.problems(now) == [
         "a notice (failed) to http://127.0.0.1:9/*** was given up: it answered 400"
     ]
-    assert made.problems(now + webhooks.REMEMBERED_SECONDS) == []
+    assert made.problems(now + webhooks.KEPT_FAILURES_SECONDS) == []
 
 
 def test_a_dead_receiver_is_asked_once_a_look_and_holds_up_no_other(asgi: Asgi) -> None:
@@ -426,11 +426,11 @@ def test_a_dead_receiver_is_asked_once_a_look_and_holds_up_no_other(asgi: Asgi) 
         return "it answered 400" if url == URL else None
 
     made = WebhookThread(asgi.db, asgi.settings.paths.root, deliver)
-    made.look(0.0)
+    made.run_once(0.0)
     for name in ("a", "b", "c"):
         asgi.create(name, notify=[URL, URL + "2"])
         happen(asgi, name, State.failed, reason=Reason.crashed)
-    made.look(1.0)
+    made.run_once(1.0)
     assert asked.count(URL) == 1
     assert asked.count(URL + "2") == 3
 

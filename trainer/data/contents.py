@@ -51,6 +51,6 @@ def name_of(seen: FileStat, corpora_dir: Path, sampled: bool) -> str:
         return fingerprints.sample(seen.path)
     sha256 = fingerprints.recorded(corpora_dir, seen)
     if sha256 is None:
-        sha256 = fingerprints.whole(seen.path)
+        sha256 = fingerprints.full(seen.path)
         fingerprints.record(corpora_dir, seen, sha256)
     return sha256

@@ -38,7 +38,7 @@ def copied(
     before."""
     key = hashlib.sha256(json.dumps([LAYOUT, sources.source, sources.listing()]).encode())
     index = corpora_dir / "index" / f"{key.hexdigest()}.json"
-    remembered = _remembered(index)
+    remembered = _cached(index)
     if remembered is None:
         directory = _write_corpus(sources, corpora_dir, progress)
         left = [entry.model_dump() for entry in sources.left.entries()]
@@ -48,7 +48,7 @@ def copied(
     return paths, [LeftOut.model_validate(entry) for entry in remembered["left_out"]]
 
 
-def _remembered(index: Path) -> dict | None:
+def _cached(index: Path) -> dict | None:
     try:
         found = json.loads(index.read_bytes())
         whole = (index.parent.parent / found["directory"] / "val.parquet").exists()

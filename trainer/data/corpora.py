@@ -53,7 +53,7 @@ def collect(
     `revision` pins a data set by name; None takes what is the newest now.
     """
     corpora_dir.mkdir(parents=True, exist_ok=True)
-    progress = _now_and_then(progress)
+    progress = _throttled(progress)
     if spec.source == "hf":
         return _from_hub(spec, corpora_dir, shards, progress, revision)
     progress(None, f"looking at {spec.path}" if spec.path else "looking at the standard library")
@@ -96,7 +96,7 @@ def describe(
     return found
 
 
-def _now_and_then(progress: ReportProgress) -> ReportProgress:
+def _throttled(progress: ReportProgress) -> ReportProgress:
     """Twice a second at most: a report for each of a million documents would be work of its own."""
     due = 0.0
 
@@ -301,11 +301,11 @@ class _Arriving:
         path = Path(file.path)
         name = _remote_name(file)
 
-        def tell(num_bytes: int) -> None:
+        def report(num_bytes: int) -> None:
             self._progress(min(1.0, num_bytes / max(1, file.size)), f"downloading {name}")
 
         if not path.exists():
-            hub.fetch(file, tell)
+            hub.fetch(file, report)
         described = describe(path, self._corpora_dir, self._column)
         if file.sha256 and described.sha256 != file.sha256:
             raise DataError("download_damaged", f"{path} is not what the hub describes", path)

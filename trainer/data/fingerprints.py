@@ -51,7 +51,7 @@ def sample(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-def whole(path: str | Path, step: Callable[[int], None] = lambda num_bytes: None) -> str:
+def full(path: str | Path, step: Callable[[int], None] = lambda num_bytes: None) -> str:
     """sha256 of every byte, read past the page cache where the system allows it.
 
     `step(bytes)` after each chunk; what it raises ends the reading. Raises OSError.

@@ -34,7 +34,7 @@ def sentence(content: dict[str, Any]) -> str:
     return f"it is a Hugging Face tokenizer ({kind}{size}); {ADVICE}"
 
 
-def beside(directory: Path) -> str:
+def hint(directory: Path) -> str:
     """The end of a sentence on a folder without a tokenizer of ours; "" where nothing is known."""
     for name, kind in _FILES.items():
         if (directory / name).exists():

@@ -115,7 +115,7 @@ def _hash(file: DataFile, corpora_dir: Path, stop: Callable[[], bool]) -> bool:
     verify_file(file, deep=True, corpora_dir=corpora_dir)
     try:
         before = FileStat.of(file.path)
-        sha256 = fingerprints.whole(file.path, step)
+        sha256 = fingerprints.full(file.path, step)
         after = FileStat.of(file.path)
     except OSError as error:
         raise gone(error, file.path, "read") from None

@@ -47,7 +47,7 @@ def listed(name: str, corpora_dir: Path, revision: str | None = None) -> tuple[L
     try:
         listing = list_shards(name, corpora_dir, revision)
     except DataError as error:
-        remembered = _remembered(memo) if error.code == "download_failed" else None
+        remembered = _cached(memo) if error.code == "download_failed" else None
         if remembered is None:
             raise
         return remembered, [f"{error.message}; taken is what it listed before"]
@@ -74,7 +74,7 @@ def _placed(file: dict[str, Any], corpora_dir: Path) -> DataFile:
     return DataFile.model_validate({**file, "path": str(corpora_dir / path)})
 
 
-def _remembered(memo: Path) -> Listing | None:
+def _cached(memo: Path) -> Listing | None:
     try:
         content = json.loads(memo.read_bytes())
     except (OSError, ValueError):

@@ -212,7 +212,7 @@ def _is_the_same(file: DataFile, corpora_dir: Path | None) -> bool:
         if fingerprints.sample(file.path) != file.sha256:
             return False
         known = fingerprints.recorded(corpora_dir, file.seen) if corpora_dir else None
-        return known is None or fingerprints.whole(file.path) == known
+        return known is None or fingerprints.full(file.path) == known
     except OSError as error:
         raise gone(error, file.path, "read") from None
 

@@ -124,7 +124,7 @@ def _of_config(
     if folders_are_configs and not whole:
         whole = [name.folder for name in names.values() if name.kind is None]
     if len(set(whole)) > 1:
-        raise _ask(where, "config", sorted(set(whole)))
+        raise _choice_needed(where, "config", sorted(set(whole)))
     return names, []
 
 
@@ -155,7 +155,7 @@ def _of_card(
         marked = [name for name, entry in configs.items() if entry.get("default") is True]
         default = marked[0] if marked else ("default" if "default" in configs else None)
         if default is None and len(configs) > 1:
-            raise _ask(where, "config", list(configs))
+            raise _choice_needed(where, "config", list(configs))
         config = default or next(iter(configs))
         if len(configs) > 1:
             notes.append(f"{where} has {len(configs)} configs: taken is its default, '{config}'")
@@ -243,7 +243,7 @@ def _training(
     if "train" in names:
         return [i for i, name in rest.items() if name.split in ("train", "")]
     if len(names) > 1:
-        raise _ask(where, "split", names)
+        raise _choice_needed(where, "split", names)
     return list(rest)
 
 
@@ -258,7 +258,7 @@ def _validation(kinds: dict[int, Named], train: str) -> tuple[list[int], str]:
     return [], ""
 
 
-def _ask(where: str, what: Literal["config", "split"], names: list[str]) -> DataError:
+def _choice_needed(where: str, what: Literal["config", "split"], names: list[str]) -> DataError:
     plain = [name or "." for name in names]
     all_of_them = f", or {EVERY_CONFIG!r} for all of them" if what == "config" else ""
     return DataError(

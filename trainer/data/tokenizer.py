@@ -155,7 +155,7 @@ def load_any(directory: str | Path) -> Tokenizer:
     raise DataError(
         "tokenizer_not_found",
         f"no tokenizer in {directory}: neither {FILE_NAME} nor nanochat's tokenizer.pkl is there"
-        f"{foreign.beside(directory)}",
+        f"{foreign.hint(directory)}",
         directory,
     )
 

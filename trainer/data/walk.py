@@ -49,7 +49,7 @@ def find(path: str | Path, is_wanted: Callable[[str], bool], kind: str) -> Found
                 found.files.append(candidate)
     found.files.sort()
     if not found.files:
-        raise DataError("no_text", f"no {kind} in {root}{_beside(found)}", root)
+        raise DataError("no_text", f"no {kind} in {root}{_left_out_note(found)}", root)
     return found
 
 
@@ -99,7 +99,7 @@ def _why_not(path: Path, is_wanted: Callable[[str], bool]) -> str | None:
     return None if path.stat().st_size else "empty_file"
 
 
-def _beside(found: FoundFile) -> str:
+def _left_out_note(found: FoundFile) -> str:
     left = sum(entry.count for entry in found.left.entries())
     return f" ({left:,} other files and folders are there)" if left else ""
 

@@ -229,25 +229,25 @@ class _Text:
     def take(self) -> tuple[str, Logprobs | None]:
         """What may be told now and was not."""
         held = max((_overlap(self.whole, stop) for stop in self.stops), default=0)
-        return self._tell(max(self.start or 0, len(self.whole) - held))
+        return self._emit(max(self.start or 0, len(self.whole) - held))
 
     def finish(self) -> tuple[str, Logprobs | None]:
         """All the rest; what never became a character is U+FFFD."""
         if self.end is not None:
-            return self._tell(self.end)
+            return self._emit(self.end)
         self.whole += self.decoder.decode(b"", final=True)
-        return self._tell(len(self.whole), is_all=True)
+        return self._emit(len(self.whole), is_all=True)
 
-    def _tell(self, end: int, *, is_all: bool = False) -> tuple[str, Logprobs | None]:
+    def _emit(self, end: int, *, is_all: bool = False) -> tuple[str, Logprobs | None]:
         text, self.told = self.whole[self.told : end], max(self.told, end)
         if not self.with_scores:
             return text, None
         logprobs = Logprobs()
         while self.waiting and (is_all or self.waiting[0][0] < end):
-            self._tell_score(logprobs, *self.waiting.popleft())
+            self._emit_score(logprobs, *self.waiting.popleft())
         return text, logprobs
 
-    def _tell_score(self, to: Logprobs, offset: int, token: int, score: _Score | None) -> None:
+    def _emit_score(self, to: Logprobs, offset: int, token: int, score: _Score | None) -> None:
         to.tokens.append(self._name(token))
         to.text_offset.append(offset)
         to.token_logprobs.append(score.logprob if score else None)

@@ -217,22 +217,22 @@ def _on_host(tensor: Tensor) -> Tensor:
 
 
 def _save(path: Path, content: Any) -> None:
-    beside = _beside(path)
+    beside = _temporary(path)
     torch.save(content, beside)
-    _settle(beside, path)
+    _move_into_place(beside, path)
 
 
 def _replace(path: Path, content: bytes) -> None:
-    beside = _beside(path)
+    beside = _temporary(path)
     beside.write_bytes(content)
-    _settle(beside, path)
+    _move_into_place(beside, path)
 
 
-def _beside(path: Path) -> Path:
+def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}")
 
 
-def _settle(beside: Path, path: Path) -> None:
+def _move_into_place(beside: Path, path: Path) -> None:
     """Durable first, then under its name: a torn file never has it."""
     with beside.open("rb") as file:
         os.fsync(file.fileno())

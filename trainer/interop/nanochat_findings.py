@@ -45,7 +45,7 @@ def findings(run: NanochatRun, body: dict[str, Any], has_corpus: bool) -> Findin
         found.inexact.append(FRESH)
     else:
         found.exact.append(_optimizer_words(run))
-    _say_data(run, found, has_corpus)
+    _data_findings(run, found, has_corpus)
     if run.meta.user_config.fp8 and run.precision != "fp8":
         found.inexact.append(FP8)
     if run.generation == BETWEEN:
@@ -53,7 +53,7 @@ def findings(run: NanochatRun, body: dict[str, Any], has_corpus: bool) -> Findin
             "the files combine traits of several generations, each read as it is: "
             f"{traits_of.against_each(run.traits)}"
         )
-    _say_muon(run, found)
+    _muon_findings(run, found)
     if run.precision == "auto":
         found.unknown.append(run.precision_shown)
     if groups := body["optimizer"].get("groups"):
@@ -64,7 +64,7 @@ def findings(run: NanochatRun, body: dict[str, Any], has_corpus: bool) -> Findin
     return found
 
 
-def _say_data(run: NanochatRun, found: Findings, has_corpus: bool) -> None:
+def _data_findings(run: NanochatRun, found: Findings, has_corpus: bool) -> None:
     meta = run.meta
     if not has_corpus:
         found.notes.append(
@@ -89,7 +89,7 @@ def _optimizer_words(run: NanochatRun) -> str:
     return f"weights and optimizer state{gpus}, base rates, betas and decays"
 
 
-def _say_muon(run: NanochatRun, found: Findings) -> None:
+def _muon_findings(run: NanochatRun, found: Findings) -> None:
     shown = run.traits.muon
     if run.optimizer is not None and shown is None:
         found.unknown.append(

@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
     own = process.begin(directory, order.job_id, 0, order.token)
     try:
         result = _run(order, own)
-        stopped = told_to_stop(own)
+        stopped = stop_requested(own)
         ended = events.Ended(
             outcome="cancelled" if stopped and not result else "completed",
             reason=Reason.requested if stopped and not result else Reason.finished,
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
     return 1 if ended.outcome == "failed" else 0
 
 
-def told_to_stop(own: process.Process) -> bool:
+def stop_requested(own: process.Process) -> bool:
     """Whether the job was cancelled or its process told to end; asked between pieces of work."""
     return own.control.wants_attention()
 

@@ -58,7 +58,7 @@ def _nanochat(loaded: Loaded, order: JobOrder, folder: Path) -> list[str]:
     shape_there = nanochat.expressed(generation, shape, model)
     nanochat.require_specials(generation, loaded.tokenizer.special_tokens)
     cursor, notes = _cursor(loaded, generation)
-    at = _standing(loaded, order, cursor, int(optimizer["adamw.step"]))
+    at = _export_state(loaded, order, cursor, int(optimizer["adamw.step"]))
     nanochat.write_nanochat(
         folder,
         spec.name,
@@ -111,7 +111,7 @@ def _cursor(loaded: Loaded, generation: str) -> tuple[dict[str, Any], list[str]]
     ]
 
 
-def _standing(loaded: Loaded, order: JobOrder, cursor: dict[str, Any], updates: int):
+def _export_state(loaded: Loaded, order: JobOrder, cursor: dict[str, Any], updates: int):
     from trainer.interop.nanochat_export_meta import ExportState
 
     train = json.loads((loaded.path / store.STATE).read_bytes())["train"]

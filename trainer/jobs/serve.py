@@ -58,31 +58,31 @@ class _Server:
         path = self.own.directory / words.SERVE_SOCKET
         with sockets.address(path) as address:
             server = await asyncio.start_unix_server(
-                self._meet, address, limit=words.MAX_ORDER_BYTES
+                self._handle_connection, address, limit=words.MAX_ORDER_BYTES
             )
         try:
             self._report()
-            is_told = await self._until_over()
+            was_stopped = await self._run_until_idle()
         finally:
             path.unlink(missing_ok=True)
             server.close()
-        return {} if is_told else {"completions": self.num_done, "tokens": self.num_tokens}
+        return {} if was_stopped else {"completions": self.num_done, "tokens": self.num_tokens}
 
-    async def _until_over(self) -> bool:
+    async def _run_until_idle(self) -> bool:
         """Whether it is told to end, and not only idle."""
         while not self.own.control.wants_attention():
             now = time.monotonic()
             if now - self.reported > self.params.report_seconds:
                 self._report()
-            if not self.open and (self._is_forsaken() or now > self._end_of_patience()):
+            if not self.open and (self._is_orphaned() or now > self._idle_deadline()):
                 return False
             await asyncio.sleep(LOOK_SECONDS)
         return True
 
-    def _end_of_patience(self) -> float:
+    def _idle_deadline(self) -> float:
         return self.idle_since + self.params.idle_seconds
 
-    def _is_forsaken(self) -> bool:
+    def _is_orphaned(self) -> bool:
         """The daemon that started it is gone. Another one starts its own when it is asked."""
         return os.getppid() != self.daemon
 
@@ -91,7 +91,9 @@ class _Server:
         done = f"{self.num_done:,} completions, {self.num_tokens:,} tokens"
         self.own.reporter.emit(events.Stage(stage="serving", detail=done))
 
-    async def _meet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _handle_connection(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         """One connection from its order to its end."""
         task = asyncio.current_task()
         self.open.add(task)
@@ -99,7 +101,7 @@ class _Server:
             line = await reader.readline()
             async with self.turns:
                 if not reader.at_eof():
-                    await self._follow(line, reader, writer)
+                    await self._stream_replies(line, reader, writer)
         except (OSError, ValueError) as error:  # hung up; a line without end
             print(f"a connection broke: {error}")
         finally:
@@ -107,7 +109,7 @@ class _Server:
             self.idle_since = time.monotonic()
             writer.close()
 
-    async def _follow(
+    async def _stream_replies(
         self, line: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         for reply in self._replies(line):

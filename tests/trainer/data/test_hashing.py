@@ -67,8 +67,8 @@ def test_a_large_corpus_is_not_read_before_the_first_answer(
     small_corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
-    whole = fingerprints.whole
-    monkeypatch.setattr(fingerprints, "whole", lambda path: [read.append(path), whole(path)][1])
+    full = fingerprints.full
+    monkeypatch.setattr(fingerprints, "full", lambda path: [read.append(path), full(path)][1])
     files = [[["some text " * 50]] for _ in range(4)]
     small = small_corpus(files, name="small")
     assert [Path(path).name for path in sorted(read)] == [f"shard_00{i}.parquet" for i in range(4)]
@@ -169,7 +169,7 @@ def test_once_hashed_a_change_of_any_byte_is_noticed(sampled: PreparedData, tmp_
             "ctime_ns": seen.ctime_ns, "sha256": fingerprints.sample(seen.path),
         }
     )  # fmt: skip
-    fingerprints.record(tmp_path, seen, fingerprints.whole(seen.path))
+    fingerprints.record(tmp_path, seen, fingerprints.full(seen.path))
     write_at(seen.path, UNSAMPLED, b"X")
     verify_file(file)  # by its sample alone it is the same
     with pytest.raises(DataChanged, match="has other content"):
