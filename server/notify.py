@@ -36,7 +36,7 @@ def watchdog_seconds() -> float | None:
 
 
 async def feed_watchdog(is_alive: Callable[[], bool]) -> None:
-    """Say that we live, for ever, while it is so. Returns at once where nobody watches."""
+    """Say that we live, forever, while it is so. Returns at once where nobody watches."""
     seconds = watchdog_seconds()
     while seconds is not None:
         if is_alive():

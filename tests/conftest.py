@@ -1,4 +1,4 @@
-"""Fixtures and the `needs` marker for every test.
+"""Fixtures and the `needs` marker forevery test.
 
 A test that needs root, strace, a browser, a Prometheus or a GPU says so with `needs("…")`: without
 it the test skips with the reason, and under TRAIND_TEST_REQUIRE=all the skip is a failure. Never

@@ -52,7 +52,7 @@ def extend(
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the phase.")] = None,
     start: Annotated[
-        bool | None, typer.Option("--start/--no-start", help="Whether a paused run goes on.")
+        bool | None, typer.Option("--start/--no-start", help="Whether a paused run continues.")
     ] = None,
     preview: Annotated[
         bool, typer.Option("--preview", help="Show what it would do, and do nothing.")
@@ -102,7 +102,7 @@ def extend(
 
 
 def draw(preview: ExtendPreview, *, width: int = 72, height: int = 14) -> plot.Plot:
-    """The LR multiplier: as it was, as it would have gone on, and the new curve from the joint."""
+    """The LR multiplier: as planned before, continued, and the new curve from the joint."""
     joint = preview.start_step
     return plot.draw(
         [
@@ -190,7 +190,7 @@ def _print_result(answer: ExtendAnswer, warned: bool) -> None:
     if answer.plan is None:
         output.say(f"{run.name} already ends at step {run.end_step:,}: no change")
     else:
-        output.say(f"{run.name} goes on to step {answer.plan.end_step:,}; it is {run.state}")
+        output.say(f"{run.name} continues to step {answer.plan.end_step:,}; it is {run.state}")
     if not warned:
         output.warn(answer.warnings)
 

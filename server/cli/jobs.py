@@ -84,7 +84,7 @@ def audit(
 
 def sample(
     run: options.RunArgument,
-    prompt: Annotated[list[str], typer.Option(help="What to go on from; repeatable.")],
+    prompt: Annotated[list[str], typer.Option(help="What to continue from; repeatable.")],
     step: options.StepOption = None,
     checkpoint: CheckpointName = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, max=4096)] = None,

@@ -166,7 +166,7 @@ def logs(
     attempt: Annotated[int | None, typer.Option(min=0, help="Of this one; default last.")] = None,
     tail: Annotated[int, typer.Option(min=1, max=10_000, help="Only the last lines.")] = 200,
 ) -> None:
-    """The trainer's log; --follow goes on over attempts until the run settles."""
+    """The trainer's log; --follow continues over attempts until the run settles."""
     with output.connect() as traind:
         if not follow:
             return _print_log(traind.logs(run, attempt=attempt, tail=tail).text)

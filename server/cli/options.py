@@ -37,7 +37,7 @@ StepOption = Annotated[
 
 
 def confirmed(question: str, yes: bool) -> bool:
-    """Whether to go on: asked at a terminal; a script must say --yes."""
+    """Whether to continue: asked at a terminal; a script must say --yes."""
     import sys
 
     if yes:

@@ -34,7 +34,7 @@ class TokenPrinter:
                         status.stop()
                         self.token(message.data["prompt"], message.data["text"])
         except KeyboardInterrupt:
-            output.note(f"\nthe job goes on: traind job {clean(job.id)}")
+            output.note(f"\nthe job continues: traind job {clean(job.id)}")
             raise
 
     def token(self, index: int, text: str) -> None:

@@ -62,7 +62,7 @@ def for_job(traind: Client, job: JobView) -> JobView:
                 name = job.id
                 job = retrying(lambda name=name: traind.job(name))
     except KeyboardInterrupt:
-        output.note(f"the job goes on: traind job {clean(job.id)}")
+        output.note(f"the job continues: traind job {clean(job.id)}")
         raise
     return job
 

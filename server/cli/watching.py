@@ -53,7 +53,7 @@ def follow(traind: Client, run: str, *, json: bool = False) -> int:
             for kind, data in _messages(traind, view, messages):
                 show(kind, data)
     except KeyboardInterrupt:
-        output.note(f"the run goes on; watch it again with: traind watch {clean(run)}")
+        output.note(f"the run continues; watch it again with: traind watch {clean(run)}")
         return output.INTERRUPTED
     progress = view.progress
     if not json:

@@ -50,7 +50,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of the project with the same id, so that a second copy goes on in it.
+    """A run of the project with the same id, so that a second copy continues in it.
 
     Values belong to a step of ours, not to the order in which they arrive: after a rewind steps
     come again. Raises Missing.

@@ -122,7 +122,7 @@ def uninstall() -> UnitOutcome:
     done: list[str] = []
     if has_user_manager() and path.exists():
         _systemctl("disable", "--now", UNIT_NAME)
-        done.append("stopped and disabled it; a running trainer goes on")
+        done.append("stopped and disabled it; a running trainer continues")
     if path.exists():
         path.unlink()
         done.append(f"removed {path}")

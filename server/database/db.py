@@ -138,7 +138,7 @@ class Database:
             return self._checkpoint()
 
     def backup(self) -> Path:
-        """A verified copy under backups/, made while others go on. Raises OSError."""
+        """A verified copy under backups/, made while others continue. Raises OSError."""
         return backups.make(self.library, self.paths)
 
     def backups(self) -> list[Path]:

@@ -1,6 +1,6 @@
 """Connection limits: idle timeouts and the number of open connections.
 
-uvicorn waits for ever for the first request of a connection, for the rest of its headers, and for a
+uvicorn waits forever for the first request of a connection, for the rest of its headers, and for a
 client that does not read its answer; a page full of such sockets would take every descriptor of the
 process. Here each has its time, and a newcomer the place of the least useful one.
 """

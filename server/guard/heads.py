@@ -1,4 +1,4 @@
-"""HEAD for every GET route: the same status and headers without a body.
+"""HEAD forevery GET route: the same status and headers without a body.
 
 The handler of GET runs; what it sends after its headers is dropped, and it is told that the client
 left, so that a stream ends with its headers.

@@ -12,5 +12,5 @@ machine; `process` is what the operating system offers. To add a launcher:
    thread, and answer from what it saw last.
 4. Send a signal only to what is certainly the same process or job; in doubt return False.
 5. Enter it in `kinds.make`, and name it in the orders that need it.
-6. Run `tests/server/test_launchers.py` on it: the laws there hold for every kind.
+6. Run `tests/server/test_launchers.py` on it: the laws there hold forevery kind.
 """

@@ -151,7 +151,7 @@ def _records(fd: int) -> Iterable[tuple[float, str]]:
         try:
             record = os.read(fd, 8192)
         except BrokenPipeError:
-            continue  # overwritten while we read: the next read goes on after the gap
+            continue  # overwritten while we read: the next read continues after the gap
         except OSError:
             return
         if not record:

@@ -43,7 +43,7 @@ def backup(settings: Settings, to: Path | None = None) -> BackupResult:
 
 
 def _count(library: sqlite.Library, settings: Settings) -> None:
-    """The database goes on from here: a copy that is put back is known by its lower count."""
+    """The database continues from here: a copy that is put back is known by its lower count."""
     from server.database import provenance
 
     with closing(library.module.connect(str(settings.paths.database))) as connection:

@@ -13,7 +13,7 @@ MAX_BYTES = 4 << 20
 
 @dataclass(frozen=True)
 class Tail:
-    """text and the offset behind it, from which a follower goes on."""
+    """text and the offset behind it, from which a follower continues."""
 
     text: str
     next_offset: int

@@ -25,7 +25,7 @@ line.joint{stroke:#ffb366}text.joint,circle{fill:#ffb366}}
 
 
 def svg(run_name: str, shown: ExtendPreview | None) -> str:
-    """The LR multiplier over steps: as planned so far and as it would go on from the joint.
+    """The LR multiplier over steps: as planned so far and as it would continue from the joint.
 
     shown: None for an extend that changes nothing, which is said in words.
     """

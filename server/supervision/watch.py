@@ -167,7 +167,7 @@ class Watch:
     # --- the end ---------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Let go of the inbox; the process, if it lives, goes on."""
+        """Let go of the inbox; the process, if it lives, continues."""
         if self._inbox is not None:
             self._inbox.close()
             self._inbox = None

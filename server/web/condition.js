@@ -1,4 +1,4 @@
-/** What is in the way of a run, as one sentence whose times go on counting. */
+/** What is in the way of a run, as one sentence whose times keep counting. */
 
 import { duration } from "./format.js";
 

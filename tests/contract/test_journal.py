@@ -223,7 +223,7 @@ for i in range(100000):
 
 
 def test_a_record_too_long_for_its_reader_is_cut_and_read(tmp_path) -> None:
-    """Eighty thousand notes, or one of ten megabytes: the report goes on behind them."""
+    """Eighty thousand notes, or one of ten megabytes: the report continues behind them."""
     writer = Writer.create(tmp_path / "outbox.jsonl", JournalHeader("run_1", 1, "token"))
     notes = [f"/some/where/{n}.bin is left out: it is binary" for n in range(80_000)]
     writer.append({"kind": "ended", "result": {"notes": notes, "n": 80_000}})

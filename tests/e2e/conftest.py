@@ -173,7 +173,7 @@ def away(daemon: Daemon, *pages: Any) -> Iterator[None]:
 
 @contextmanager
 def unanswered(page: Any) -> Iterator[None]:
-    """Requests to the API fail as if nobody were there; streams that are open go on."""
+    """Requests to the API fail as if nobody were there; streams that are open continue."""
 
     with _lost_connections_excused(page), refused(page, "**/v1/**", "connectionrefused"):
         yield

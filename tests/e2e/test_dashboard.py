@@ -273,7 +273,7 @@ def test_a_hundred_runs_are_there_at_once_and_nothing_moves(
 
 
 def test_a_sample_is_shown_while_it_is_written(stub_url: str, open_page: OpenPage) -> None:
-    """The job goes on for as long as its stream has not said the end."""
+    """The job continues for as long as its stream has not said the end."""
     page = open_page(f"{stub_url}/{RUN}/samples")
     job = {"id": "job_1", "kind": "sample", "where": "cpu", "stage": "sampling", "message": ""}
     running = {**job, "state": "running"}

@@ -1,7 +1,7 @@
 """A run with windows, three heads and a vocabulary of 1,000 goes through the daemon and back.
 
 Made, trained and written by the plain reference in nanochat's layout; imported, extended and
-exported by the daemon; the plain reference goes on by itself and must arrive at the same place.
+exported by the daemon; the plain reference continues by itself and must arrive at the same place.
 """
 
 from __future__ import annotations

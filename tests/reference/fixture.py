@@ -39,7 +39,7 @@ def encode(texts: list[str]) -> list[list[int]]:
 def micro_batches(
     shards: list[Path], pq_idx: int, rg_idx: int
 ) -> Iterator[tuple[tuple[Tensor, Tensor], Cursor]]:
-    """((tokens, targets), cursor), each (4, 128), for ever."""
+    """((tokens, targets), cursor), each (4, 128), forever."""
     rows = packed_rows(document_batches(shards, pq_idx, rg_idx), encode, LENGTH + 1)
     while True:
         taken = [next(rows) for _ in range(ROWS)]

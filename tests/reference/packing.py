@@ -15,7 +15,7 @@ ENCODE_BATCH = 128
 def document_batches(
     shards: list[Path], pq_idx: int = 0, rg_idx: int = 0, epoch: int = 1
 ) -> Iterator[tuple[list[str], tuple[int, int, int]]]:
-    """(up to 128 texts of one row group, (shard, row group, epoch)) for ever."""
+    """(up to 128 texts of one row group, (shard, row group, epoch)) forever."""
     first_group = rg_idx
     while True:
         for shard in range(pq_idx, len(shards)):

@@ -272,7 +272,7 @@ def test_extend_sends_what_was_said(stub: Stub, traind: Traind):
         "schedule": {"mode": "rewarm", "rewarm_steps": 100, "weight_decay": "keep"},
     }  # fmt: skip
     assert "dry_run" not in stub.asked[0].query
-    assert "goes on to step 200,000" in ran.out
+    assert "continues to step 200,000" in ran.out
 
 
 def test_the_preview_draws_the_curve_and_changes_nothing(stub: Stub, traind: Traind):

@@ -163,7 +163,7 @@ def test_f24_a_database_that_is_not_the_same_file_any_more_takes_nothing(
             ask()
         assert caught.value.headers["Retry-After"] == "30"
         assert "restart the daemon" in (caught.value.hint or "").lower()
-    if how != "truncate":  # the very file put back: it goes on
+    if how != "truncate":  # the very file put back: it continues
         os.replace(kept, path)
         _add(db, "after")
         assert "after" in _names(db)

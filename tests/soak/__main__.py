@@ -73,7 +73,7 @@ def _run(
     began = time.monotonic()
     try:
         counts = campaign(seconds, seed)
-    except Exception as error:  # a harness that breaks is a failure too, and the others go on
+    except Exception as error:  # a harness that breaks is a failure too, and the others continue
         traceback.print_exc()
         counts = Counts(name, seed, failures=[f"the harness broke: {error!r}"])
     table.append(counts, results)

@@ -1,4 +1,4 @@
-"""Writes journal records, checkpoints and rows for ever and claims each when it is durable: DISK.
+"""Writes journal records, checkpoints and rows forever and claims each when it is durable: DISK.
 
 --forgetful: an fsync that does nothing, as a control.
 """

@@ -41,7 +41,7 @@ def test_what_is_saved_is_what_was_there_when_it_began(tmp_path: Path, threads: 
             wanted = {name: t.clone() for name, t in tensors.items()}
             describe = partial(manifest, step=step)
             saver.begin(step, tensors, {"m": tensors["half"]}, {}, describe, "cadence")
-            for tensor in tensors.values():  # training goes on
+            for tensor in tensors.values():  # training continues
                 tensor.copy_(tensor.flip(0) if tensor.dim() else tensor + 1)
             (saved,) = saver.wait()
             assert saved.error is None

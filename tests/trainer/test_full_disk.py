@@ -1,4 +1,4 @@
-"""Trainers on a disk that is really full: nothing is lost, and they go on when there is room."""
+"""Trainers on a disk that is really full: nothing is lost, and they continue when there is room."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def waits_for(directory: Path) -> str | None:
 def test_f17_f18_a_full_disk_is_waited_for_and_costs_nothing(
     disk: Path, corpus: Path, fork_server: ForkServer, leave: int
 ) -> None:
-    """With nothing left the journal waits; with a little the steps go on and only saves fail."""
+    """With nothing left the journal waits; with a little the steps continue and only saves fail."""
     lab = Lab(disk / "run", fork_server, dict(SPEC))
     lab.prepare(corpus)
     directory = lab.order()
@@ -61,7 +61,7 @@ def test_f17_f18_a_full_disk_is_waited_for_and_costs_nothing(
             stood = steps(directory)
         else:
             until(lambda: lab.events("checkpoint_failed"), "no save failed")
-            until(lambda: steps(directory) == STEPS, "the steps did not go on")
+            until(lambda: steps(directory) == STEPS, "the steps did not continue")
             stood = STEPS
         assert not (directory / "exit.json").exists()
         for name in good:

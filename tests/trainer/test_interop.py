@@ -127,7 +127,7 @@ def test_an_import_says_that_fp8_ends_here(copied: Path, fp8: bool) -> None:
 
 
 def test_what_is_written_is_what_nanochat_had(tmp_path: Path) -> None:
-    """Tensors, groups and meta equal the fixture's own, so nanochat can go on from ours."""
+    """Tensors, groups and meta equal the fixture's own, so nanochat can continue from ours."""
     run = read_nanochat(fixture.BASE, "d4", 60)
     spec = resolve(spec_from_run(run, name="d4", corpus="c", tokenizer="t"))
     groups = torch.load(files(fixture.BASE).optimizer, weights_only=True)["param_groups"]

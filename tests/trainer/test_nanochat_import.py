@@ -288,7 +288,7 @@ def test_what_old_float32_runs_do_not_tell_is_named(tmp_path: Path) -> None:
     assert any("2026-03-bf16" in line for line in consider(base).findings.unknown)
     files.edit(meta, lambda m: m["user_config"].update(target_param_data_ratio=10.5))
     (line,) = consider(base).findings.unknown
-    assert "10.5 speaks for March" in line
+    assert "10.5 suggests March" in line
 
 
 def test_base_rates_betas_and_decays_are_those_of_the_optimizer_file(tmp_path: Path) -> None:

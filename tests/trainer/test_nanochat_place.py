@@ -1,4 +1,4 @@
-"""Where an imported run's data goes on, and corpora that cannot be the ones it read."""
+"""Where an imported run's data continues, and corpora that cannot be the ones it read."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_the_whole_corpus(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("position", "words"),
     [
-        ({"pq_idx": 2, "rg_idx": 0}, "stood in file 2, row group 0, and there are 2 files"),
+        ({"pq_idx": 2, "rg_idx": 0}, "at file 2, row group 0, and there are 2 files"),
         ({"pq_idx": 1, "rg_idx": 15}, r"and shard_00001\.parquet has 15 row groups"),
     ],
 )

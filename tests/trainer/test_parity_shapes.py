@@ -1,6 +1,6 @@
 """What the real run does not show: windows, odd heads, grouped queries, padding.
 
-A plain reference trains, writes nanochat's files and goes on; the trainer imports them and must go
+A plain reference trains, writes nanochat's files, continues; the trainer imports them and must go
 on likewise, with its own loader, losses, updates, evaluation and samples.
 """
 

@@ -90,7 +90,7 @@ class FoundCheckpoint:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Host copies of everything that must survive; safe to write while training goes on."""
+    """Host copies of everything that must survive; safe to write while training continues."""
 
     step: int
     model: Mapping[str, Tensor]
@@ -181,7 +181,7 @@ def verify(path: Path, run_id: str | None = None) -> Manifest:
     """The manifest of a checkpoint whose every byte is as it was written.
 
     run_id: whose it must be; one that was copied from another run is never trained on.
-    Raises Bad; OSError where that says nothing about the files.
+    Raises Bad; OSError where the error is not about the files.
     """
     manifest = read_manifest(path)
     if run_id is not None and not belongs(manifest, run_id):
@@ -260,7 +260,7 @@ def candidates(directory: Path, lineage: Lineage, max_step: int | None = None) -
     found = []
     for path in directory.iterdir() if directory.is_dir() else ():
         named = parse_checkpoint_name(path.name)
-        if named is None or not path.is_dir():  # a link is one that lies on another disk
+        if named is None or not path.is_dir():  # a link leads to another disk
             continue
         step, attempt = named
         if lineage.holds(attempt, step) and (max_step is None or step <= max_step):
@@ -282,8 +282,8 @@ def newest(
         except Bad as error:
             passed_over.append((path.name, str(error)))
     if passed_over:
-        said = "; ".join(f"{name}: {why}" for name, why in passed_over)
-        raise Bad(f"none of {len(passed_over)} checkpoints in {directory} verifies ({said})")
+        causes = "; ".join(f"{name}: {why}" for name, why in passed_over)
+        raise Bad(f"none of {len(passed_over)} checkpoints in {directory} verifies ({causes})")
     return None
 
 

@@ -116,5 +116,5 @@ def _streams(settings: dict[str, Any]) -> str:
 
 
 def _differs(before: dict[str, Any], now: dict[str, Any], key: str) -> bool:
-    """Whether both know the field and say something else of it."""
+    """Whether both have the field, with different values."""
     return before.get(key) is not None and now.get(key) is not None and before[key] != now[key]

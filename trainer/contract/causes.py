@@ -21,7 +21,7 @@ NOT_THE_FILES = TOO_MANY_FILES | NO_MEMORY | DISK_FULL | NOT_PERMITTED | {
 
 
 def is_about_the_file(error: OSError) -> bool:
-    """Whether it says something about the file: missing, damaged, on a broken disk."""
+    """Whether the error is about the file: missing, damaged, on a broken disk."""
     return error.errno not in NOT_THE_FILES
 
 

@@ -33,14 +33,14 @@ class EndPhase(Command):
 
 
 class Save(Command):
-    """Write a checkpoint at the next step boundary and go on."""
+    """Write a checkpoint at the next step boundary and continue."""
 
     kind: Literal["save"] = "save"
     pin: bool = False
 
 
 class Evaluate(Command):
-    """Evaluate at the next step boundary and go on."""
+    """Evaluate at the next step boundary and continue."""
 
     kind: Literal["evaluate"] = "evaluate"
     bpb: bool = False

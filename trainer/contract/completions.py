@@ -35,8 +35,8 @@ class CompletionOrder(SocketMessage):
     """n choices for each prompt, with the weights of one checkpoint.
 
     A text begins a document: <|bos|> is put before it. Ids are taken as they are. Choice i of a
-    prompt draws with seed + i. logprobs: how many of the likeliest tokens are told at each place
-    beside the one taken; None tells none.
+    prompt draws with seed + i. logprobs: number of most likely tokens reported at each place
+    beside the one taken; None reports none.
     """
 
     run_dir: str

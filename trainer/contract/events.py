@@ -47,7 +47,7 @@ class Stage(TrainerEvent):
 
 
 class Resumed(TrainerEvent):
-    """Where this attempt begins. Ingest supersedes what earlier attempts said beyond `step`."""
+    """Where this attempt begins. Ingestion supersedes what earlier attempts reported beyond `step`."""
 
     kind: Literal["resumed"] = "resumed"
     step: int
@@ -160,7 +160,7 @@ class Sample(TrainerEvent):
 
 
 class CheckpointSaved(TrainerEvent):
-    """Said only when the checkpoint is durable under its final name."""
+    """Emitted only when the checkpoint is durable under its final name."""
 
     kind: Literal["checkpoint_saved"] = "checkpoint_saved"
     step: int
@@ -208,7 +208,7 @@ class ResumeChecked(TrainerEvent):
 
 
 class Notice(TrainerEvent):
-    """Something a person should know: loss spike, disk full, NaN, rewind, hardware."""
+    """A message for people: loss spike, disk full, NaN, rewind, hardware."""
 
     kind: Literal["notice"] = "notice"
     level: Literal["info", "warning", "error"]
@@ -258,7 +258,7 @@ AnyEvent = Annotated[
 ]
 ADAPTER: TypeAdapter[AnyEvent] = TypeAdapter(AnyEvent)
 
-# Everything but the chatter of steps, ranks and stages reaches the disk before the trainer goes on.
+# Everything except steps, ranks and stages reaches the disk before the trainer continues.
 NOT_DURABLE = frozenset({"step", "stage", "ranks"})
 
 

@@ -90,7 +90,7 @@ _SAID: dict[Reason, tuple[str, str]] = {
     ),
     Reason.stalled: (
         "No step was seen for far longer than steps take, so the trainer was stopped.",
-        "It restarts by itself; the stack dump in the log shows where it stood.",
+        "It restarts by itself; the stack dump in the log shows where it hung.",
     ),
     Reason.no_progress: (
         "Several attempts in a row ended without getting any further.",
@@ -205,7 +205,7 @@ _STOPPED: dict[Reason, str] = {
         "Look at the last lines of its log; resume continues from the newest checkpoint."
     ),
     Reason.stalled: (
-        "The stack dump in the log shows where it stood; resume continues from the newest "
+        "The stack dump in the log shows where it hung; resume continues from the newest "
         "checkpoint."
     ),
     Reason.host_out_of_memory: (
@@ -235,9 +235,9 @@ _STOPPED: dict[Reason, str] = {
 
 
 class ExitRecord(BaseModel):
-    """The last word of a trainer or job, written durably just before its process ends.
+    """Written durably by a trainer or job just before its process ends.
 
-    outcome: 'completed' (last step of the phase done), 'phase_ended' (told to end early),
+    outcome: 'completed' (last step of the phase done), 'phase_ended' (asked to end early),
     'paused', 'cancelled', 'terminated' (SIGTERM), 'failed'.
     """
 

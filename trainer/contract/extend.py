@@ -48,8 +48,8 @@ class ExtendRequest(BaseModel):
     def _exactly_one(self) -> ExtendRequest:
         given = [k for k in ("to_step", "add_steps", "add_tokens") if getattr(self, k) is not None]
         if len(given) != 1:
-            said = ", ".join(given) if given else "none"
-            raise ValueError(f"give exactly one of to_step, add_steps, add_tokens (given: {said})")
+            names = ", ".join(given) if given else "none"
+            raise ValueError(f"give exactly one of to_step, add_steps, add_tokens (given: {names})")
         if self.at == "now" and self.from_checkpoint:
             raise ValueError("at 'now' continues from the present step: leave from_checkpoint out")
         return self

@@ -39,9 +39,9 @@ class SampleParams(Params):
 
 
 class ServeParams(Params):
-    """Completions over a socket (contract/completions.py) until nobody asked for idle_seconds.
+    """Serves completions on a socket (contract/completions.py) until idle for idle_seconds.
 
-    report_seconds: how often it says that it lives. Result: {"completions": n, "tokens": n}.
+    report_seconds: interval of its heartbeat. Result: {"completions": n, "tokens": n}.
     """
 
     idle_seconds: Annotated[float, Field(gt=0, le=86_400)] = 600.0
@@ -85,7 +85,7 @@ class ImportParams(Params):
     result says what the run would be (ImportPreview).
     experiment, tag, stage, step: which checkpoint; step defaults to the newest, the others to the
     only one. corpus, tokenizer: folders, where they are not nanochat's own places.
-    weights_only: without the optimizer. muon, precision: what the files do not tell.
+    weights_only: without the optimizer. muon, precision: stated where the files have none.
     """
 
     format: Literal["nanochat"] = "nanochat"
@@ -93,7 +93,7 @@ class ImportParams(Params):
     path: FolderPath
     """Absolute path on the daemon's machine: nanochat's base directory, or any folder below it."""
     tag: FolderName | None = None
-    """Model tag, such as d12; null where only one lies below the path."""
+    """Model tag, such as d12; null where there is only one below the path."""
     experiment: FolderName | None = None
     """Experiment below experiments/; null where only one fits."""
     stage: FolderName | None = None
@@ -134,7 +134,7 @@ class FoundCheckpoints(Params):
 
 
 class ImportListing(Params):
-    """What lies below a path, when it was not said which of it to import."""
+    """The checkpoints below a path, when the parameters name none of them."""
 
     found: list[FoundCheckpoints]
 
@@ -142,8 +142,8 @@ class ImportListing(Params):
 class ImportPreview(Params):
     """What an import would make. generation: nanochat's, by its traits. gpus: it was trained on.
 
-    exact, inexact: what would continue as nanochat's own resume does, and what would not.
-    unknown: what the files do not tell, with the option that states it. spec: the body of the run.
+    exact, inexact: what would continue as nanochat's own resume does, and what would not. unknown:
+    what the files do not contain, with the option that states it. spec: the body of the run.
     """
 
     checkpoint: str
@@ -183,10 +183,10 @@ class ImportedCheckpoint(Params):
 
 
 class ImportResult(Params):
-    """What an import found: a complete spec body, and the model as it stood after `step` steps.
+    """What an import found: a complete spec body, and the model after `step` steps.
 
-    history: what the source said about itself (meta), shown with the run. bpb_identity: of val_bpb,
-    when the source's measure is one of ours (see events.Evaluation); bpb_settings are its settings.
+    history: the source's own metadata, shown with the run. bpb_identity: of val_bpb,
+    when the source measures as traind does (see events.Evaluation); bpb_settings are its settings.
     """
 
     spec: dict[str, Any]

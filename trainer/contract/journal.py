@@ -2,8 +2,9 @@
 
 The first line is the header (version, run, attempt, token). Each record is one line with a gap-free
 `seq` from 0, `ts` (unix seconds), `kind`, its fields, and a CRC-32 of everything before it. One
-writer per file; a new attempt opens a new file, so nobody appends after a torn tail. A reader waits
-for an unfinished last line; anything else that does not parse is damage, and reading stops there.
+writer per file; a new attempt opens a new file, so nothing is appended after a torn tail. A reader
+waits for an unfinished last line; anything else that does not parse is damage, and reading stops
+there.
 """
 
 from __future__ import annotations

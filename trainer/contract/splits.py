@@ -25,7 +25,8 @@ _FIRST_WORD = re.compile(r"[-._\d\s]+")
 
 
 def kind_of(name: str) -> SplitName | None:
-    """What a file's, folder's or split's name says: its words stand between `-._` and digits.
+    """The split that a file's, folder's or split's name means; words are separated by `-._` and
+    digits.
 
     A space ends only the first word: "test set.txt" is a split, "The Test.txt" a book.
     """

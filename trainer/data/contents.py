@@ -16,7 +16,7 @@ HASH_FIRST_BYTES = 4_000_000_000  # a larger corpus is hashed in the background:
 def is_sampled(paths: Iterable[Path]) -> bool:
     """Whether these files are too many bytes to be hashed before a first answer.
 
-    By their size alone, so that the same files have the same names whatever was hashed before.
+    By their size alone: the names do not depend on what was hashed before.
     """
     return sum(path.stat().st_size for path in paths) > HASH_FIRST_BYTES
 

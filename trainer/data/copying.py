@@ -103,7 +103,7 @@ def _write_shards(sources: Sources, work: Path, progress: ReportProgress) -> str
 
 
 def _left_out(sources: Sources) -> str:
-    """What may be the reason: archives, say, that are to be unpacked first."""
+    """A likely reason, such as archives that have to be unpacked first."""
     left = left_out.sentences(sources.left.entries())
     return f". {'; '.join(left)}" if left else ""
 

@@ -2,7 +2,7 @@
 
 builtin, text and jsonl are copied into shards of our own, so that nothing that happens to the
 sources changes a run. parquet shards are used where they lie; hf shards are downloaded. Splits by
-name are kept; where no name says which, the last shard is validation.
+name are kept; without such a name the last shard is validation.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def _throttled(progress: ReportProgress) -> ReportProgress:
     return paced
 
 
-# --- parquet where it lies -----------------------------------------------------------------------
+# --- parquet in place -----------------------------------------------------------------------
 
 
 def _from_parquet(
@@ -145,7 +145,7 @@ def _from_parquet(
         val = [read.last_with_rows(train, found.root)]
         train = train[: train.index(val[0])]
     train = train[:shards]
-    # val bpb is compared between runs: its file is named by every byte, whatever the corpus' size
+    # val bpb is compared between runs: its file is always hashed in full
     read_train = replace(read, sampled=contents.is_sampled(train))
     described = read_train.all_with_rows(train), read.all_with_rows(val)
     _require_both(*described, found.root)

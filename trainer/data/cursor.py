@@ -89,9 +89,9 @@ def skip_to_row_group(
 ) -> dict[str, Any]:
     """Our cursor for nanochat's `{pq_idx, rg_idx, epoch}`: the row group after it, empty buffer.
 
-    Stream r of R goes on at its first row group behind that of the first stream; where a file has
+    Stream r of R continues at its first row group behind that of the first stream; where a file has
     none left, at its first one of the next file. nanochat saves neither the buffers nor the
-    positions of its other processes, so this is how a resume of its own goes on, not what an
+    positions of its other processes, so this is how a resume of its own continues, not what an
     undisturbed run would have read.
     """
     if streams > 1:

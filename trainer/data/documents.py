@@ -34,7 +34,7 @@ _NO_DATA = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.j
 
 @dataclass
 class Sources:
-    """The files to read. validation: those of a validation split, None where no name says which."""
+    """The files to read. validation: those of a validation split, None if no name means validation."""
 
     source: str
     root: Path
@@ -60,7 +60,7 @@ class Sources:
 
 @dataclass(frozen=True)
 class TextDocument:
-    """is_validation: None where no name says so and every so many documents validate."""
+    """is_validation: None if no name decides; then every n-th document validates."""
 
     text: str
     is_validation: bool | None
@@ -132,7 +132,9 @@ def cut(text: str, max_chars: int) -> Iterator[str]:
 
 
 def _files(spec: DataSpec) -> walk.FoundFile:
-    """C4 and Dolma, say, call their JSONL `.json.gz`; beside *.jsonl a .json holds settings."""
+    """C4 and Dolma, for example, call their JSONL `.json.gz`; beside *.jsonl a .json holds
+    settings.
+    """
     if spec.source != "jsonl":
         return walk.find(spec.path or "", lambda name: True, "text files")
     kind = "JSONL files (*.jsonl, *.json)"
@@ -241,7 +243,7 @@ class _Decoder:
 
 
 def _read_json(stream: BinaryIO, path: Path, sources: Sources) -> Iterator[str]:
-    """JSONL, or one array of such records: the first character says which."""
+    """JSONL, or one array of such records: the first character decides."""
     sample = cast(io.BufferedReader, stream).peek(READ_BYTES)
     if sample.lstrip()[:1] == b"[":
         yield from _read_array(stream, path, sources)

@@ -32,11 +32,11 @@ class DataChanged(DataError):
 
 
 def reason(error: BaseException) -> str:
-    """Everything that another program's error says, on one line.
+    """Another program's error message on one line.
 
-    What it says last is often why, so a long one is cut in its middle.
+    The cause is often at the end, so a long one is cut in its middle.
     """
-    said = " ".join(_NOISE.sub("", str(error)).split())
-    if len(said) > REASON_CHARS:
-        said = f"{said[: REASON_CHARS // 2]} … {said[-REASON_CHARS // 2 :]}"
-    return said or type(error).__name__
+    message = " ".join(_NOISE.sub("", str(error)).split())
+    if len(message) > REASON_CHARS:
+        message = f"{message[: REASON_CHARS // 2]} … {message[-REASON_CHARS // 2 :]}"
+    return message or type(error).__name__

@@ -23,7 +23,7 @@ FOLDER = "known"
 
 @dataclass(frozen=True)
 class FileStat:
-    """What a stat says of a file. The same of all is the same content."""
+    """A file's stat. If all fields are equal, the content counts as the same."""
 
     path: str
     size: int

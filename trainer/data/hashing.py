@@ -1,8 +1,8 @@
 """Hashes a large corpus in a background process, file by file.
 
 `python -m trainer.data.hashing <data.json> <parent pid>` hashes what was named by a sample, and
-goes when its parent goes; the next one goes on at the first file that is not hashed yet. Its state
-lies beside what it remembers, for every run on the same corpus:
+goes when its parent goes; the next one continues at the first unhashed file. Its state
+is stored beside its results, forevery run on the same corpus:
 {"total_bytes", "done_bytes", "changed": [[path, why], ...], "touched": [path, ...], "finished",
 "pid"}.
 """
@@ -146,7 +146,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _be_modest() -> None:
-    """Processor and disk only when nobody else wants them."""
+    """Lowest priority for processor and disk."""
     os.nice(19)
     with contextlib.suppress(ImportError, AttributeError, OSError):
         import psutil

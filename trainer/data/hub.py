@@ -89,7 +89,7 @@ def _cached(memo: Path) -> Listing | None:
 def list_shards(name: str, corpora_dir: Path, revision: str | None = None) -> Listing:
     """Every parquet file of the data set in name order, none fetched.
 
-    The hub tells size and sha256 of each. Raises DataError.
+    The hub reports size and sha256 of each. Raises DataError.
     """
     try:
         import huggingface_hub
@@ -112,7 +112,7 @@ def list_shards(name: str, corpora_dir: Path, revision: str | None = None) -> Li
 
 
 def fetch(file: DataFile, progress: Callable[[int], None] = lambda num_bytes: None) -> None:
-    """Download one shard, going on where an earlier try stopped, and check its sha256.
+    """Download one shard, continuing where an earlier try stopped, and check its sha256.
 
     `progress` gets the number of bytes that came, again and again. Raises DataError.
     """
@@ -179,9 +179,10 @@ def _endpoint() -> str | None:
 
 
 def _unreachable(what: str, name: str, error: Exception) -> DataError:
-    """The hub's refusal with all that it said: a gated set's page, a token that expired."""
-    said = str(getattr(error, "server_message", None) or "").strip()
-    why = f"{said}; {reason(error)}" if said and said not in reason(error) else reason(error)
+    """The hub's full error message: a gated data set's page, an expired token."""
+    message = str(getattr(error, "server_message", None) or "").strip()
+    detail = reason(error)
+    why = f"{message}; {detail}" if message and message not in detail else detail
     for kind in type(error).__mro__:
         if kind.__name__ in _HARD:
             code, sentence = _HARD[kind.__name__]

@@ -30,7 +30,7 @@ _PLAIN_OPCODES = _STRUCTURE | _CONTAINERS | _TEXTS | _NUMBERS | _MEMO
 
 
 class InertEncoding:
-    """Stands in for tiktoken.Encoding: keeps what the pickle says and does nothing with it."""
+    """Replaces tiktoken.Encoding: stores the pickle's values and does nothing with them."""
 
     state: Any = None
 

@@ -104,7 +104,7 @@ def open_loader(
     """Batches of `rows` x `sequence_len` from the cursor on (default: the beginning).
 
     packing and streams are those of `streams.PackedDocuments`; rows that were packed before have
-    neither. Raises DataError, DataChanged, here or at the batch where the trouble lies. Close it.
+    neither. Raises DataError, DataChanged, here or at the affected batch. Close it.
     """
     source: RowSource
     if prepared.source == packed_rows.SOURCE:
@@ -213,8 +213,8 @@ class _Ahead:
     """A thread keeps up to `depth` batches ready.
 
     A thread and not a process: making a batch of 16,000 tokens takes the interpreter for a fraction
-    of a millisecond, pinned memory needs no copy, and a killed trainer leaves nobody behind. It is
-    woken once for half the depth, since waking it is all that taking a batch costs.
+    of a millisecond, pinned memory needs no copy, and a killed trainer leaves no process behind. It
+    is woken once for half the depth, since waking it is all that taking a batch costs.
     """
 
     def __init__(self, maker: _Maker, depth: int) -> None:
@@ -281,7 +281,7 @@ def nanochat_position(
     packing: Packing = "best_fit",
     streams: int = 1,
 ) -> dict[str, int]:
-    """nanochat's `{pq_idx, rg_idx, epoch}` for a cursor of ours: its first process' position.
+    """nanochat's `{pq_idx, rg_idx, epoch}` for a traind cursor: its first process' position.
 
     nanochat saves the position of the batch fetched one ahead, so that batch is made here.
     """

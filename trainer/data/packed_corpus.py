@@ -49,7 +49,7 @@ def prepare(
     if sequence_len is not None:
         packed_rows.check_row_len(train[0], header.row_len, sequence_len)
     _check_tokenizer(train[0], header, tokenizer, tokenizer_dir, [given_dir, root / "tokenizer"])
-    # val bpb is compared between runs: its files are named by every byte, whatever the others' size
+    # val bpb is compared between runs: its files are always hashed in full
     described = [
         *contents.describe(train, corpora_dir, contents.is_sampled(train), progress),
         *contents.describe(val, corpora_dir, False, progress),

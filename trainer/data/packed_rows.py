@@ -38,7 +38,7 @@ _NAME = re.compile(r"(train|val)_(\d{5,})\.bin")
 
 @dataclass(frozen=True)
 class ShardHeader:
-    """What a shard says about itself; its size was compared with it."""
+    """A shard's header, checked against the file's size."""
 
     row_len: int
     num_rows: int

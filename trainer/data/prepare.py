@@ -59,7 +59,7 @@ def prepare(
     `special_tokens`: of a tokenizer that is trained here.
     `previous` is what the run was prepared with before: an extend keeps its corpus, and takes more
     shards of the same revision where the data comes by the shard.
-    Raises DataError(code, message, path) with a plain sentence for every input that cannot be used.
+    Raises DataError(code, message, path) with a plain sentence forevery input that cannot be used.
     """
     if previous is not None and previous.source != "hf":
         verify(previous)
@@ -148,7 +148,7 @@ def _tokenizer(
     special_tokens: tuple[str, ...],
     progress: ReportStage,
 ) -> tuple[Tokenizer, Path]:
-    """The tokenizer and the folder of ours that it lies in, named by its sha256.
+    """The tokenizer and its folder in the data directory, named by its sha256.
 
     collected: the text to train one on, where none is given.
     """

@@ -116,7 +116,7 @@ class PreparedData(DataRecord):
 
 
 def store(path: Path, prepared: PreparedData, data_dir: Path) -> None:
-    """Write the document, with what lies in the data directory named from there: it may be moved.
+    """Write the document, with paths relative to the data directory, which may be moved.
 
     Raises OSError.
     """
@@ -130,7 +130,7 @@ def read(path: Path, data_dir: Path) -> PreparedData:
     One that was written with absolute paths, in a data directory that was moved or copied since,
     is read as if it had been written here.
     """
-    prepared = read_document(path, PreparedData, "Remove it and resume: the data is prepared anew")
+    prepared = read_document(path, PreparedData, "Remove it and resume: the data is prepared again")
     before = Path(prepared.cache_dir)
     old_root = before.parents[2] if before.is_absolute() and len(before.parents) > 3 else None
     here = _renamed(prepared, lambda name: _absolute(name, data_dir, old_root))
@@ -218,7 +218,7 @@ def _is_the_same(file: DataFile, corpora_dir: Path | None) -> bool:
 
 
 def gone(error: OSError, path: str | Path, verb: str) -> OSError | DataChanged:
-    """The file changed, unless the error says nothing about it (too many open files, no right)."""
+    """The file changed, unless the error is about something else (open files, permissions)."""
     if not causes.is_about_the_file(error):
         return error
     return DataChanged(path, f"cannot be {verb} any more ({error.strerror})")

@@ -1,8 +1,8 @@
 """Document reader in the recipe's order: files, this rank's row groups, 128 at a time, endless.
 
 A document's arrival number is `visit · 2^32 + its index in the file`, where visit counts the files
-read from the beginning of the first epoch: numbers grow in the order of reading and say where the
-document lies, so a cursor needs no text.
+read from the beginning of the first epoch: numbers grow in reading order and locate the
+document, so a cursor needs no text.
 """
 
 from __future__ import annotations

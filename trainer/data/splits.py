@@ -27,7 +27,7 @@ MAX_CARD_CHARS = 1 << 20
 
 @dataclass(frozen=True)
 class Named:
-    """What a file's path says. split: "" where it says nothing; folder: what is above it."""
+    """A file's path, taken apart. split: "" if it names none; folder: what is above it."""
 
     kind: Literal["train", "validation", "test"] | None
     split: str
@@ -36,7 +36,7 @@ class Named:
 
 @dataclass(frozen=True)
 class SplitChoice:
-    """Indices into the files. validation is empty where no name says which. rule: in words."""
+    """Indices into the files. validation is empty if no name means it. rule: in words."""
 
     train: list[int]
     validation: list[int]
@@ -66,12 +66,12 @@ def choose(
     if rest[train[0]].kind is None and len(train) > 1:
         # a test beside files without a split's name is left alone: it need not be of this set
         kinds = {index: name for index, name in kinds.items() if name.kind == "validation"}
-    validation, said = _validation(kinds, rest[train[0]].split)
+    validation, named = _validation(kinds, rest[train[0]].split)
     used = {*train, *validation}
     left = [index for index in range(len(paths)) if index not in used]
     rule = None
     if validation:
-        rule = BY_NAME.format(train=rest[train[0]].split or "the rest", validation=said)
+        rule = BY_NAME.format(train=rest[train[0]].split or "the rest", validation=named)
         if kinds[validation[0]].kind == "test":
             notes.append(f"{where} has no validation split: its test split is what is measured")
     return SplitChoice(train, validation, left, notes, rule)
@@ -86,7 +86,9 @@ def notes_on(path: Path) -> list[str]:
 
 
 def named_by(path: PurePosixPath) -> Named:
-    """What the name of a file and of its folders say. An evaluation's name weighs more."""
+    """The split that the names of a file and its folders mean; an evaluation's name takes
+    precedence.
+    """
     kinds = [kind_of(part) for part in path.parts]
     for wanted in ("test", "validation", "train"):
         if wanted in kinds:

@@ -127,7 +127,7 @@ class Tokenizer:
 
 
 def load(directory: str | Path) -> Tokenizer:
-    """The tokenizer in a directory of ours. Raises DataError."""
+    """The tokenizer in a traind directory. Raises DataError."""
     path = Path(directory) / FILE_NAME
     try:
         content = json.loads(_read_capped(path))
@@ -144,7 +144,7 @@ def load(directory: str | Path) -> Tokenizer:
 
 
 def load_any(directory: str | Path) -> Tokenizer:
-    """Ours or nanochat's, whichever lies in the directory."""
+    """traind's or nanochat's, whichever is in the directory."""
     directory = Path(directory)
     if directory.is_file():
         directory = directory.parent  # the file in the folder was named

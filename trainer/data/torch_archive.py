@@ -1,6 +1,6 @@
 """Checks a `.pt` file before torch reads it, and the tensors read from it.
 
-`torch.load(weights_only=True)` runs no code, but it makes whatever plain data a pickle describes: a
+`torch.load(weights_only=True)` runs no code, but it creates any plain data a pickle describes: a
 bytearray of any length from 350 bytes, storages larger than the file. Here the opcodes and the few
 names of a checkpoint are the only ones let through, and tensors must lie in the file's own bytes.
 """

@@ -263,7 +263,7 @@ class _Text:
 
 
 def _continues(spelled: bytes) -> bool:
-    """Whether the bytes go on with a character of UTF-8 that was begun."""
+    """Whether the bytes continue with a character of UTF-8 that was begun."""
     return spelled[0] & 0xC0 == 0x80
 
 

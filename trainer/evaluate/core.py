@@ -1,6 +1,6 @@
 """CORE: accuracy over the tasks of a bundle, centred on guessing (DCLM, arXiv 2406.11794).
 
-`Evaluation.run` goes on where it was stopped, so a pause in the middle costs nothing but the batch
+`CoreEvaluation.run` continues after a stop, so a pause in the middle costs nothing but the batch
 under way; `evaluate` is the same for callers that throw a stopped evaluation away.
 """
 
@@ -92,7 +92,7 @@ def identity(bundle: Bundle, tokenizer_sha256: str, max_per_task: int | None) ->
 class CoreEvaluation:
     """The evaluation of one set of weights, item by item in a fixed order.
 
-    state_dict: JSON-ready, to go on in another process with the same weights, bundle and cut.
+    state_dict: JSON-ready, to continue in another process with the same weights, bundle and cut.
     """
 
     def __init__(self, bundle: Bundle, max_per_task: int | None, *, details: bool = False) -> None:

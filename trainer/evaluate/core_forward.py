@@ -39,7 +39,7 @@ class Scores:
 class Tree:
     """One item's N tokens: ids, previous, positions (N,).
 
-    Tokens [0, trunk) belong to all prompts; those of prompt p go on at place branches[p].
+    Tokens [0, trunk) belong to all prompts; those of prompt p continue at place branches[p].
     """
 
     item: Item

@@ -97,7 +97,7 @@ def stream(
 def _prompt_ids(
     model: GPT, tokenizer: SampleTokenizer, prompt: str, max_tokens: int
 ) -> tuple[list[int], int]:
-    """(<|bos|> and the prompt, tokens dropped): what may be forwarded, with room to go on."""
+    """(<|bos|> and the prompt, tokens dropped): what may be forwarded, with room to continue."""
     ids = [tokenizer.bos_id, *tokenizer.encode_ordinary(prompt)]
     room = max(1, network.LONGEST_FACTOR * model.shape.sequence_len - max_tokens)
     return ids[-room:], max(0, len(ids) - room)

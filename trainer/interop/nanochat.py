@@ -39,7 +39,7 @@ Result = TypeVar("Result")
 Precision = Literal["auto", "bf16", "fp32", "fp16", "fp8"]
 COMPILED_PREFIX = "_orig_mod."
 BETWEEN = "between two generations"
-OUR_KEY = "traind"  # of a meta file that an export of ours wrote: what nanochat has no place for
+OUR_KEY = "traind"  # in an exported meta file: what nanochat has no field for
 MAX_LOG_BYTES = 4 << 20
 LOGGED_DTYPE = re.compile(r"^COMPUTE_DTYPE: torch\.(float32|bfloat16|float16)\b", re.MULTILINE)
 LOGGED: dict[str, Precision] = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
@@ -47,7 +47,7 @@ LOGGED: dict[str, Precision] = {"float32": "fp32", "bfloat16": "bf16", "float16"
 
 @dataclass(frozen=True)
 class Options:
-    """What the files do not tell, or what is to be read otherwise than they do.
+    """What the files do not contain, or what overrides them.
 
     weights_only: leave the optimizer out.
     """
@@ -306,7 +306,7 @@ def _muon(
 def _precision(found: NanochatFolder, traits: Traits, options: Options) -> tuple[Precision, str]:
     """(the precision to continue in, where it is known from).
 
-    v1 stores tables in the compute dtype. v2 stores them in float32 whatever it computes in: only
+    v1 stores tables in the compute dtype. v2 stores them in float32 in every case: only
     its training log states it.
     """
     if options.precision is not None:

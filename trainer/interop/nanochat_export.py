@@ -34,7 +34,7 @@ V2_SPECIALS = ("<|bos|>", "<|assistant_end|>")  # those that it asks for by name
 
 @dataclass(frozen=True)
 class Rates:
-    """What the schedule said at the last step done: nanochat keeps it in its groups."""
+    """The schedule's values at the last step: nanochat stores them in its groups."""
 
     lr_multiplier: float
     momentum: float

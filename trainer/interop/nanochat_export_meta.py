@@ -16,7 +16,7 @@ from trainer.interop.nanochat_export import ExportGeneration, short_seq_len
 @dataclass(frozen=True)
 class ExportState:
     """Where a run stands. cursor: the fields of nanochat's data cursor. updates: of the optimizer,
-    fewer than steps where it began anew at imported weights."""
+    fewer than steps where it restarted at imported weights."""
 
     step: int
     horizon_steps: int
@@ -128,5 +128,5 @@ def _user_config(
 
 
 def _or_unset(every: int | str | None) -> int:
-    """nanochat says "never" and "at the end" alike: -1."""
+    """nanochat writes -1 both for "never" and "at the end"."""
     return every if isinstance(every, int) else -1

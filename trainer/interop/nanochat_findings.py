@@ -24,7 +24,7 @@ class Findings:
     """What an import reports about itself, in sentences.
 
     exact, inexact: what continues as nanochat's own resume would, and what does not. unknown: what
-    the files do not tell, each with the option that states it. notes: the rest.
+    the files do not contain, each with the option that states it. notes: the rest.
     """
 
     exact: list[str] = field(default_factory=list)
@@ -39,7 +39,7 @@ class Findings:
 
 
 def findings(run: NanochatRun, body: dict[str, Any], has_corpus: bool) -> Findings:
-    """What is exact, what is not, and what the files do not tell."""
+    """What is exact, what is not, and what the files do not contain."""
     found = Findings()
     if run.optimizer is None:
         found.inexact.append(FRESH)
@@ -97,14 +97,14 @@ def _muon_findings(run: NanochatRun, found: Findings) -> None:
         )
     elif run.optimizer is None and run.traits.smear:
         found.unknown.append(
-            f"weights alone do not tell which Muon made them: an extension uses that of "
+            f"weights alone do not show which Muon made them: an extension uses that of "
             f"{run.muon}; --muon states another"
         )
     elif shown is not None and not run.muon.startswith(shown):
         found.notes.append(f"Muon of {run.muon} as asked for, although {run.muon_shown}")
     if shown == "2026-03" and run.muon == "2026-03" and run.precision == "fp32":
         early = run.meta.user_config.target_param_data_ratio == MARCH_HINT_RATIO
-        hint = " (its data:param ratio of 10.5 speaks for March)" if early else ""
+        hint = " (its data:param ratio of 10.5 suggests March)" if early else ""
         found.unknown.append(
             "whether it was trained before 26 March 2026, when float32 runs orthogonalized in "
             f"bfloat16{hint}: if so, give --muon 2026-03-bf16"

@@ -1,7 +1,7 @@
 """nanochat import: resolves its parameters to a run, or lists the checkpoints found.
 
-`listing` names what lies below a path; `consider` reads one checkpoint with its tokenizer and says
-what run it would become. Neither writes anything.
+`listing` names the checkpoints below a path; `consider` reads one checkpoint with its tokenizer and
+says what run it would become. Neither writes anything.
 """
 
 from __future__ import annotations

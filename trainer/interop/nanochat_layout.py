@@ -86,7 +86,7 @@ class NanochatFolder:
 
 
 def folder_of(base: Path, tag: str, experiment: str | None = None) -> Path:
-    """Where the pretraining stage of a model lies: v1's place, or v2's below its experiment."""
+    """The folder of a model's pretraining stage: v1's, or v2's below its experiment."""
     if experiment is None:
         return base / "base_checkpoints" / tag
     return base / "experiments" / experiment / tag / "base"
@@ -129,9 +129,10 @@ def choose(
         fitting = [f for f in fitting if f.layout != "folder"] or fitting
     if len(fitting) != 1:
         asked = {"tag": tag, "experiment": experiment, "stage": stage, "step": step}
-        said = ", ".join(f"{k} {v!r}" for k, v in asked.items() if v is not None) or "nothing named"
+        given = [f"{k} {v!r}" for k, v in asked.items() if v is not None]
+        names = ", ".join(given) or "nothing named"
         what = "holds no checkpoint such as" if not fitting else "holds several checkpoints for"
-        raise InteropError(root, f"{what} {said}: there is {listing(fitting or found)}")
+        raise InteropError(root, f"{what} {names}: there is {listing(fitting or found)}")
     (chosen,) = fitting
     saved = chosen.newest if step is None else next(s for s in chosen.saved if s.step == step)
     return chosen, saved

@@ -60,7 +60,7 @@ class ModelConfig(Loose):
 class UserConfig(Loose):
     """nanochat's command line; -1 is unset. Defaults are nanochat's own.
 
-    Its keys tell generations apart (`model_fields_set` has only those that are modelled here).
+    Its keys distinguish the generations (`model_fields_set` has only those that are modelled here).
     """
 
     aspect_ratio: Annotated[int, Field(ge=1, le=1024)] | None = None

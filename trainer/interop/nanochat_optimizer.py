@@ -42,7 +42,7 @@ class GroupSettings:
 
 @dataclass(frozen=True)
 class NanochatOptimizer:
-    """A merged optimizer: our flat state and what the files say about themselves.
+    """A merged optimizer: flat state and the files' own metadata.
 
     updates: optimizer steps done. world: how many GPUs it was spread over. stamped: whether the
     files state that number themselves. groups: by our names of them. matrix_lr: Muon's base rate.
@@ -297,7 +297,7 @@ def _adam_state(loaded: list[_Shard], numbering: Numbering, shape: ModelShape) -
 
 
 def _step(shard: _Shard, numbering: Numbering, numbers: dict[str, int]) -> int:
-    """Updates done, the same for every parameter of a shard."""
+    """Updates done, the same forevery parameter of a shard."""
     names = [n for group in numbering.adam_names for n in group]
     steps = {_whole_number(shard.path, n, shard.state[numbers[n]]["step"]) for n in names}
     if len(steps) != 1:

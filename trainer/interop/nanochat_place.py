@@ -22,7 +22,7 @@ _NUMBERED = re.compile(r"shard_(\d{5,})\.parquet")
 
 @dataclass(frozen=True)
 class DataPosition:
-    """The loader's cursor. doubts: why it may not be where nanochat would go on, in sentences."""
+    """The loader's cursor. doubts: why nanochat might continue elsewhere, in sentences."""
 
     cursor: dict[str, Any]
     doubts: tuple[str, ...] = ()
@@ -31,7 +31,7 @@ class DataPosition:
 def find(
     meta: NanochatMeta, data: PreparedData, *, packing: str, streams: int, was_named: bool
 ) -> DataPosition:
-    """Where the data goes on: at the row, behind the row group, or from the beginning.
+    """Where the data continues: at the row, behind the row group, or from the beginning.
 
     was_named: the user named this corpus. Raises InteropError where it was found beside the run and
     cannot be the whole of what that read; a corpus that was named is then read from its beginning.
@@ -57,15 +57,15 @@ def find(
 
 
 def _not_in(position: Cursor, data: PreparedData) -> str | None:
-    """Why nanochat cannot have stood at this position of this corpus."""
+    """Why this position cannot be one of this corpus."""
     files = data.train_files
-    stood = f"it stood in file {position.pq_idx}, row group {position.rg_idx}"
+    at = f"its cursor is at file {position.pq_idx}, row group {position.rg_idx}"
     if position.pq_idx >= len(files):
-        return f"{stood}, and there are {len(files):,} files to train on, counted from 0"
+        return f"{at}, and there are {len(files):,} files to train on, counted from 0"
     groups = files[position.pq_idx].num_row_groups
     if groups is not None and position.rg_idx >= groups:
         name = Path(files[position.pq_idx].path).name
-        return f"{stood}, and {name} has {groups:,} row groups, counted from 0"
+        return f"{at}, and {name} has {groups:,} row groups, counted from 0"
     return None
 
 

@@ -188,7 +188,7 @@ def _resolved(run: NanochatRun, body: dict[str, Any]) -> RunSpec:
 
 
 def _no_run(run: NanochatRun, error: ValidationError) -> InteropError:
-    """A meta file whose numbers make no run of ours."""
+    """A meta file whose numbers make no valid run."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"]) or "spec"
     return InteropError(run.found.meta(run.step), f"gives no run: {where}: {first['msg']}")

@@ -28,7 +28,7 @@ V2_KEYS = ("num_shards", "short_seq_len")
 
 @dataclass(frozen=True)
 class Traits:
-    """What the files show; None where they do not tell.
+    """What the files show; None where they show nothing.
 
     smear, backout: weights of that name. absolute_window: short_seq_len is stated. row_cursor: the
     data cursor is a row of packed shards, not a row group. stamped: the optimizer states its number
@@ -55,7 +55,7 @@ class Generation:
     traits: Mapping[str, Any]
 
     def against(self, found: Traits) -> list[str]:
-        """The traits that speak against this generation, in words."""
+        """The traits that contradict this generation, in words."""
         return [
             _WORDS[field.name][bool(value)] if field.name != "muon" else f"Muon of {value}"
             for field in fields(found)
@@ -106,15 +106,15 @@ _WORDS = {
 
 
 def generation_of(found: Traits) -> str | None:
-    """The generations that nothing speaks against, by name; None where each has something.
+    """The generations that no trait contradicts, by name; None if every one is contradicted.
 
-    Several only where the files do not tell, as with weights alone: Muon leaves no mark in them.
+    Several only where the files cannot show it, as with weights alone: Muon leaves no trace.
     """
     return " or ".join(g.name for g in GENERATIONS if not g.against(found)) or None
 
 
 def against_each(found: Traits) -> str:
-    """Which traits speak against each generation, in one sentence."""
+    """Which traits contradict each generation, in one sentence."""
     parts = [f"{g.name}: {', '.join(g.against(found))}" for g in GENERATIONS]
     return f"against {'; against '.join(parts)}"
 

@@ -32,7 +32,7 @@ def load(path: Path, root: Path, max_bytes: int) -> Any:
         torch_archive.check_tensors(loaded, num_bytes)
     except torch_archive.ArchiveRefused as error:
         raise InteropError(path, str(error)) from None
-    except Exception as error:  # a damaged pickle raises whatever it likes
+    except Exception as error:  # a damaged pickle may raise anything
         raise InteropError(path, f"is not a plain tensor file ({reason(error)})") from None
     return loaded
 

@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
             reason=Reason.requested if stopped and not result else Reason.finished,
             result=result,
         )
-    except BaseException as error:  # whatever it was, it is written down before the process goes
+    except BaseException as error:  # recorded in exit.json before the process ends
         process.log_traceback(error)
         ended = _failure(error)
     own.end(ended)
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
 
 
 def stop_requested(own: process.Process) -> bool:
-    """Whether the job was cancelled or its process told to end; asked between pieces of work."""
+    """Whether the job was cancelled or its process signalled to end; polled between pieces of work."""
     return own.control.wants_attention()
 
 

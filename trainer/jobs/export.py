@@ -82,7 +82,9 @@ def _nanochat(loaded: Loaded, order: JobOrder, folder: Path) -> list[str]:
 
 
 def _cursor(loaded: Loaded, generation: str) -> tuple[dict[str, Any], list[str]]:
-    """nanochat's data cursor, and what is lost of ours. Raises InteropError where there is none."""
+    """nanochat's data cursor, and what of traind's it cannot hold. Raises InteropError where there
+    is none.
+    """
     state = json.loads((loaded.path / store.STATE).read_bytes())["loader"]
     batch, data = loaded.plan.batch, loaded.spec.data
     is_packed = data.source == "nanochat_packed"

@@ -42,7 +42,7 @@ def load(order: JobOrder) -> Loaded:
     """
     assert order.run_dir is not None
     run_dir = RunDir(Path(order.run_dir))
-    remedy = "Put a copy of it back; the next resume or extend of the run writes it anew"
+    remedy = "Put a copy of it back; the next resume or extend of the run writes it again"
     spec = read_document(run_dir.spec, RunSpec, remedy)
     plan = read_document(run_dir.plan, Plan, remedy)
     data = prepared.read(run_dir.data, Path(order.data_dir))

@@ -25,7 +25,7 @@ DATA_NOTE = "data_note"
 
 def run(order: JobOrder, own: Process) -> dict[str, Any]:
     """params: {"spec": RunSpec, "tokens_needed": n, "tokenizer_run_id": id of the run whose
-    tokenizer is taken, if any}. Raises DataError for every corpus that cannot be used."""
+    tokenizer is taken, if any}. Raises DataError forevery corpus that cannot be used."""
     assert order.run_dir is not None
     spec = RunSpec.model_validate(order.params["spec"])
     run_dir = RunDir(Path(order.run_dir))
@@ -75,9 +75,9 @@ def _show(prepared: PreparedData, own: Process) -> None:
                 data=entry.model_dump(),
             )
         )
-    said = left_out.sentences(prepared.left_out)
+    notes = left_out.sentences(prepared.left_out)
     for note in prepared.notes:
-        if note not in said:
+        if note not in notes:
             own.reporter.emit(events.Notice(level="warning", code=DATA_NOTE, message=note))
     if prepared.split_rule != LAST_VALIDATES:
         own.reporter.emit(events.Notice(level="info", code=DATA_NOTE, message=prepared.split_rule))

@@ -17,7 +17,7 @@ from trainer.runtime.process import Process
 
 
 def run(order: JobOrder, own: Process) -> dict[str, Any]:
-    """params: jobs.SampleParams with `checkpoint` resolved. Result: as SampleParams says."""
+    """params: jobs.SampleParams with `checkpoint` resolved. Result: see SampleParams."""
     own.reporter.emit(events.Stage(stage="loading", detail="model"))
     from trainer.evaluate import samples
     from trainer.jobs.load_model import load
@@ -75,7 +75,7 @@ def _stream(path: Path) -> Iterator[Any]:
     history: list[bytes] = []
 
     def welcome() -> None:
-        """Whoever comes late hears what was said before."""
+        """A client that connects late receives the text so far."""
         with contextlib.suppress(OSError):
             while True:
                 connection, _ = listener.accept()

@@ -54,7 +54,7 @@ class _Server:
         self.num_done = self.num_tokens = 0
 
     async def serve(self) -> dict[str, Any]:
-        """Until nobody asks any more, or the job is to end."""
+        """Serve until idle for too long, or until the job is to end."""
         path = self.own.directory / words.SERVE_SOCKET
         with sockets.address(path) as address:
             server = await asyncio.start_unix_server(
@@ -69,7 +69,7 @@ class _Server:
         return {} if was_stopped else {"completions": self.num_done, "tokens": self.num_tokens}
 
     async def _run_until_idle(self) -> bool:
-        """Whether it is told to end, and not only idle."""
+        """Whether it was asked to end, rather than idle."""
         while not self.own.control.wants_attention():
             now = time.monotonic()
             if now - self.reported > self.params.report_seconds:
@@ -123,7 +123,7 @@ class _Server:
     def _replies(
         self, line: bytes
     ) -> Iterator[words.TextPiece | words.Done | words.OrderRefused | None]:
-        """What is said to an order; whatever goes wrong with it is its own misfortune."""
+        """The replies to one order; an error ends that order alone."""
         from trainer.evaluate.completions import Unusable, complete
 
         try:

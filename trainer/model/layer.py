@@ -47,7 +47,7 @@ class Outward(NamedTuple):
 
 
 class Fixed(NamedTuple):
-    """The same for every layer of a pass: tokens (B, T), x0 (B, T, D), and the rotation: cos (T, C)
+    """The same forevery layer of a pass: tokens (B, T), x0 (B, T, D), and the rotation: cos (T, C)
     and sin (T, C), whose second half has the other sign."""
 
     tokens: Tensor

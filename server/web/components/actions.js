@@ -24,7 +24,7 @@ const IN_MENU = ["edit", "checkpoint", "evaluate", "resumeWith", "cancel", "dele
 
 /** A cancel does not save: what came after the last checkpoint is lost. */
 function lossOf({ progress, isActive }) {
-  const kept = "Its checkpoints stay, and a resume goes on from the last one.";
+  const kept = "Its checkpoints stay, and a resume continues from the last one.";
   const since = progress.step - (progress.last_checkpoint?.step ?? 0);
   if (!isActive() || since <= 0) return kept;
   return `It ends without saving: ${integer(since)} steps since the last checkpoint are lost. ${kept} Pause saves first.`;

@@ -12,7 +12,7 @@ BUFFER_DOCUMENTS = 1000
 def document_batches(
     files: Sequence[Sequence[Sequence[Document]]], rank: int = 0, world: int = 1
 ) -> Iterator[tuple[list[Document], Origin]]:
-    """Up to 128 documents of one row group, for ever; rank r reads row groups r, r+R, ..."""
+    """Up to 128 documents of one row group, forever; rank r reads row groups r, r+R, ..."""
     epoch = 1
     while True:
         for file, groups in enumerate(files):

@@ -116,7 +116,7 @@ def long_corpus(small_corpus) -> PreparedData:
 
 
 def test_killed_and_begun_again(long_corpus, tmp_path) -> None:
-    """A kill leaves whole files and perhaps a temporary one; the next goes on from there."""
+    """A kill leaves whole files and perhaps a temporary one; the next continues from there."""
     bare, description = _bare(long_corpus, tmp_path)
     builder = _builder(description)
     _wait(lambda: len(cached(bare)) >= 2 and list(Path(bare.cache_dir).glob("*.tmp-*")))

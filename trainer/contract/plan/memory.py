@@ -15,7 +15,7 @@ from trainer.contract.spec import RunSpec
 # Tokens whose logits exist at a time. On the CPU the best of 128, 256, 512 and 1024 on two threads:
 # the chunk stays in cache.
 CHUNK_TOKENS = {"cpu": 256, "mps": 256, "cuda": 4096}
-# How far an estimate may be below the truth. On CUDA the trunk keeps what trunk.py says, counted
+# How far an estimate may be below the truth. On CUDA the trunk keeps what trunk.py lists, counted
 # against the allocator's peak (tests/nullgpu/test_step_memory.py: within 5 %); elsewhere, and in
 # fp8, what a compiled block keeps for its backward pass is known for some shapes only.
 COUNTED_ERROR, ESTIMATE_ERROR = 1.05, 1.25
@@ -86,7 +86,7 @@ def _counted_activations(shape: ModelShape, tokens: int, act: int, logits: int) 
 
 @lru_cache(maxsize=64)
 def _touched_share(vocab_size: int, tokens: int) -> float:
-    """The share of a vocabulary that so many tokens of text touch, by Zipf's law."""
+    """The share of a vocabulary that `tokens` tokens of text touch, by Zipf's law."""
     drawn = tokens / (math.log(vocab_size) + 0.5772)
     return sum(1 - math.exp(-drawn / rank) for rank in range(1, vocab_size + 1)) / vocab_size
 
