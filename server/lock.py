@@ -23,7 +23,7 @@ _held: dict[str, tuple[int, int]] = {}
 
 
 class CannotServe(Exception):
-    """The daemon does not start; the sentence says why and what to do."""
+    """The daemon cannot start; the message says why and what to do."""
 
     @classmethod
     def from_error(cls, error: OSError | errors.TraindError) -> CannotServe:
@@ -122,7 +122,7 @@ def _lock_directory(root: Path) -> int:
 
 
 def _holder_from_daemon_file(root: Path) -> str:
-    """Who holds the directory, when its lock file no longer says so: daemon.json names it."""
+    """The holder of the directory by daemon.json, when its lock file was deleted."""
     with suppress(OSError):
         return f"{(root / 'daemon.json').read_text().strip()}; its {LOCK} was deleted"
     return f"a process whose {LOCK} was deleted"

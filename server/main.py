@@ -60,9 +60,9 @@ def create_app(
             supervisor = Supervisor(
                 SupervisorContext(opened, settings, devices.PresentDevices(), worker=worker)
             )
-            told = webhooks.WebhookThread(opened, settings.paths.root, receivers.deliver)
-            api.connect(app, opened, feed, supervisor, told)
-            told.start()
+            webhook_thread = webhooks.WebhookThread(opened, settings.paths.root, receivers.deliver)
+            api.connect(app, opened, feed, supervisor, webhook_thread)
+            webhook_thread.start()
             keeper.start()
             supervisor.start(on_failure)
             await run_in_threadpool(supervisor.wait_for_first_look, FIRST_LOOK_SECONDS)
@@ -77,7 +77,7 @@ def create_app(
                 api.end_streams(app)
                 stop_trainers = settings.stop_trainers
                 await run_in_threadpool(lambda: supervisor.stop(stop_trainers=stop_trainers))
-                await run_in_threadpool(told.stop)
+                await run_in_threadpool(webhook_thread.stop)
                 await run_in_threadpool(keeper.stop)
                 await run_in_threadpool(opened.close)
 

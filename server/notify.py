@@ -28,7 +28,7 @@ def notify(words: str) -> bool:
 
 
 def watchdog_seconds() -> float | None:
-    """How often the manager wants to hear of us: half of its patience. None: it does not watch."""
+    """Interval of watchdog messages: half of the manager's timeout. None: no watchdog."""
     usec, pid = os.environ.get("WATCHDOG_USEC", ""), os.environ.get("WATCHDOG_PID", "")
     if not usec.isdigit() or int(usec) == 0 or (pid and pid != str(os.getpid())):
         return None
@@ -36,7 +36,7 @@ def watchdog_seconds() -> float | None:
 
 
 async def feed_watchdog(is_alive: Callable[[], bool]) -> None:
-    """Say that we live, forever, while it is so. Returns at once where nobody watches."""
+    """Send watchdog messages while `is_alive()`. Returns at once without a watchdog."""
     seconds = watchdog_seconds()
     while seconds is not None:
         if is_alive():

@@ -23,7 +23,7 @@ WEB = ("http://", "https://")
 ANSWER_SECONDS = 10.0
 MASK = "***"
 ONLY_WEB = (
-    "only http and https addresses can be told; with pip install 'traind[notify]' also those that "
+    "only http and https addresses are possible; with pip install 'traind[notify]' also those that "
     "the apprise library knows"
 )
 UNKNOWN = "apprise knows no such address; its documentation lists the services"
@@ -34,7 +34,7 @@ log = logging.getLogger("traind.notices")
 
 
 def why_not(url: str) -> str | None:
-    """Why nothing can be delivered there, as far as the address tells; None when it can."""
+    """Why the address cannot be a receiver; None when it can."""
     if is_masked(url):
         return "this is an address as answers show it, with its secret part masked: write it whole"
     if url.startswith(WEB):
@@ -71,10 +71,10 @@ def _post(url: str, body: bytes, headers: dict[str, str]) -> str | None:
 
 
 def _by_apprise(url: str, body: bytes) -> str | None:
-    told = json.loads(body)
-    run = told["run"]
-    title = f"{run['name']}: {told['what']}"
-    words = f"{told['message']} (step {told['step']:,} of {run['end_step']:,})"
+    notice = json.loads(body)
+    run = notice["run"]
+    title = f"{run['name']}: {notice['what']}"
+    words = f"{notice['message']} (step {notice['step']:,} of {run['end_step']:,})"
     service = _of_apprise(url) if find_spec("apprise") else None
     if service is None:
         return "apprise does not know its address any more"
@@ -91,7 +91,7 @@ def _of_apprise(url: str) -> Any:
 def _apprise() -> ModuleType:
     import apprise
 
-    logging.getLogger("apprise").setLevel(logging.CRITICAL)  # we say what there is to say
+    logging.getLogger("apprise").setLevel(logging.CRITICAL)  # errors are reported by this module
     spare_loopback(os.environ)
     return apprise
 
@@ -171,8 +171,8 @@ def _split(url: str) -> SplitResult:
 
 def _error_text(error: Exception, url: str) -> str:
     """What went wrong, unless the words repeat a part of the address that may be secret."""
-    said, parts = " ".join(str(error).split())[:300], _split(url)
+    message, parts = " ".join(str(error).split())[:300], _split(url)
     secrets = (url, parts.username, parts.password, parts.path.strip("/"), parts.query)
-    if not said or any(secret and secret in said for secret in secrets):
+    if not message or any(secret and secret in message for secret in secrets):
         return type(error).__name__
-    return f"{type(error).__name__}: {said}"
+    return f"{type(error).__name__}: {message}"

@@ -1,7 +1,7 @@
 """Escapes untrusted strings for terminals and error messages.
 
 Names, titles, log lines and model samples may hold anything. What would move the cursor, set a
-title, turn the reading direction or hide text is shown as an escape instead of obeyed.
+title, turn the reading direction or hide text is shown as an escape.
 """
 
 from __future__ import annotations

@@ -121,7 +121,7 @@ def _add_layers(app: FastAPI, settings: Settings, policy: Policy, counted: Metri
 class Compressed:
     """Answers of some size as gzip, for who takes it; live streams are left as they are.
 
-    Files of checkpoints and exports are sent as they lie: they are large, do not get smaller, and
+    Files of checkpoints and exports are sent uncompressed: they are large, do not get smaller, and
     are asked for in ranges.
     """
 

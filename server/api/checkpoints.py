@@ -61,7 +61,7 @@ def save(run: RunRef, act: Doing, body: SaveRequest | None = None) -> Response:
 def pin(
     run: RunRef, checkpoint: CheckpointRef, body: PatchCheckpoint, act: Doing
 ) -> CheckpointView:
-    """Keep it whatever retention says, or not."""
+    """Pin a checkpoint against retention, or unpin it."""
     with act.db.write() as session:
         row = store.get_run(session, run)
         runs.pin(session, checkpoints.get(session, row, checkpoint), body.pinned, act.now)

@@ -42,14 +42,14 @@ START_SECONDS = 300.0  # for a job to start, behind what else the machine does
 TRIES = 3  # a job may end, idle, in the moment it is asked
 
 STOPPING = "The daemon is stopping."
-NONSENSE = "The serving process said what is not understood."
+NONSENSE = "The serving process sent a reply that is not understood."
 
 Reply = TextPiece | Done
 
 
 @dataclass(frozen=True)
 class ServingJob:
-    """The serving job as its row says: where its socket is, or will be, and how it failed."""
+    """The serving job by its row: where its socket is, or will be, and how it failed."""
 
     job_id: str
     socket: Path
@@ -59,9 +59,9 @@ class ServingJob:
 async def replies_to(
     order: CompletionOrder, find: Callable[[str | None], ServingJob], hub: Hub
 ) -> AsyncGenerator[Reply | None, None]:
-    """What the job says to an order; None about every LOOK_SECONDS in which it says nothing.
+    """The job's replies to an order; None about every LOOK_SECONDS without a reply.
 
-    find(job): the state of that serving job; without a name of the one there is, made if need be.
+    find(job): the state of that serving job; without a name, of the present one, created if absent.
     Raises Invalid for an order that the model cannot follow, Unserved.
     """
     until, silent, server = time.monotonic() + START_SECONDS, 0, None
@@ -69,7 +69,7 @@ async def replies_to(
         server = await run_in_threadpool(find, server.job_id if server else None)
         connection = None if server.failure else await _connected(server.socket)
         if connection is None:
-            _require_hope(server, hub, is_late=time.monotonic() > until)
+            _require_startable(server, hub, is_late=time.monotonic() > until)
             yield None
             continue
         has_replied = False
@@ -82,7 +82,7 @@ async def replies_to(
         if has_replied:
             raise Unserved("The serving process ended in the middle of the text.")
         silent += 1
-    raise Unserved("The serving process ended before it said a word.")
+    raise Unserved("The serving process ended before its first reply.")
 
 
 async def _connected(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
@@ -95,8 +95,8 @@ async def _connected(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWr
     return None
 
 
-def _require_hope(server: ServingJob, hub: Hub, *, is_late: bool) -> None:
-    """Raises Unserved when waiting for the job is in vain."""
+def _require_startable(server: ServingJob, hub: Hub, *, is_late: bool) -> None:
+    """Raises Unserved when the job will not start."""
     if hub.stopping:
         raise Unserved(STOPPING)
     if server.failure is not None:
@@ -104,7 +104,7 @@ def _require_hope(server: ServingJob, hub: Hub, *, is_late: bool) -> None:
     if is_late:
         raise Unserved(
             f"The serving process did not start within {START_SECONDS:.0f} s.",
-            hint=f"GET /v1/jobs/{server.job_id} says where it stands.",
+            hint=f"GET /v1/jobs/{server.job_id} shows its state.",
         )
 
 
@@ -146,7 +146,7 @@ def _read(line: bytes) -> Reply:
 
 
 class Answering(Response):
-    """The HTTP answer made of what is said.
+    """The HTTP response built from the replies.
 
     among: those that are open, this one too while it is. act: of a request with an Idempotency-Key,
     whose answer is kept, and is the kept one when it was asked before.
@@ -168,7 +168,7 @@ class Answering(Response):
         twin = next((other for other in self.among if self._has_the_key_of(other)), None)
         self.among.add(self)
         try:
-            async with aclosing(self.replies):  # whoever leaves hangs up on the job at once
+            async with aclosing(self.replies):  # cancels the job's work when the client leaves
                 if twin is None:
                     work = self._answer(scope, receive, send)
                     await send_until_gone(receive, work, self._until_stopped())
@@ -226,7 +226,9 @@ class Answering(Response):
         raise AssertionError("replies end with Done or raise")
 
     async def _in_parts(self, send: Send) -> None:
-        """Begun with the first word, so that a refusal has its status; or after a while without."""
+        """Begun with the first token, so that an error has its status; or after a while without
+        one.
+        """
         spoke = time.monotonic()
         async for reply in self.replies:
             if reply is not None and not self.has_begun:

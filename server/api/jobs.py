@@ -68,7 +68,7 @@ def stream(job: JobRef, db: Db, request: Request) -> Response:
     """The text of a sampling job as it is written.
 
     `event: token` with {prompt, text} for each piece, `event: end` with the job's state. What was
-    written before is said again at the start; the job's result has the whole text.
+    written before is repeated at the start; the job's result has the whole text.
     """
     state = request.app.state
     with db.read() as session:

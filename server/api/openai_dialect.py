@@ -85,7 +85,7 @@ class CompletionRequest(Strict):
 
 
 def order_of(ask: CompletionRequest, model: Model, run_dir: str) -> words.CompletionOrder:
-    """What the serving job is told. Without a seed every request draws another one."""
+    """The order for the serving job. Without a seed each request draws a random one."""
     given = ask.model_dump(
         exclude_none=True,
         include={"max_tokens", "temperature", "top_k", "logprobs", "echo", "logit_bias", "n"}
@@ -120,7 +120,7 @@ class Usage(BaseModel):
 class Completion(BaseModel):
     """An answer, or a part of one that is streamed.
 
-    model: RUN@STEP, whatever name was asked for. system_fingerprint: the checkpoint, whose files
+    model: always RUN@STEP. system_fingerprint: the checkpoint, whose files
     never change.
     """
 

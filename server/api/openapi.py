@@ -18,7 +18,7 @@ STATUS_DESCRIPTIONS = {
     404: "There is nothing of that name.",
     406: "That representation is not offered.",
     408: "The body did not arrive in time.",
-    409: "Not possible now; `state` and `legal` say what is.",
+    409: "Not possible in this state; `legal` lists the verbs that are.",
     413: "The body is too large.",
     415: "The body is not JSON; `hint` has a curl line that works.",
     416: "That part of the file does not exist.",
@@ -129,7 +129,7 @@ def _set_body(operation: dict[str, Any], path: str) -> None:
 
 
 def _run_request() -> dict[str, Any]:
-    """A spec as it is sent: the preset fills in what is not said, the horizon included."""
+    """A spec in a request: the preset fills in missing fields, the horizon included."""
     schema = RunSpec.model_json_schema(ref_template=_REF)
     schema["required"] = ["name"]
     schema["title"] = "RunRequest"

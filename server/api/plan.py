@@ -46,11 +46,11 @@ def plan(
         answer = _extend(session, act, body) if "extend" in body else _spec(session, conf, body)
         return StoredAnswer.of(answer, 200)
 
-    told = _answer(act, effect)
+    response = _answer(act, effect)
     if picture is None:
-        return told
-    shown = PlanAnswer.model_validate_json(bytes(told.body)).extend
-    return previews.picture_response(picture, told, body["run"], shown)
+        return response
+    shown = PlanAnswer.model_validate_json(bytes(response.body)).extend
+    return previews.picture_response(picture, response, body["run"], shown)
 
 
 def _answer(act: Act, effect: Callable[[Session], StoredAnswer]) -> Response:

@@ -31,10 +31,10 @@ def picture_type(request: Request, *, is_offered: bool) -> str | None:
 
 
 def picture_response(
-    media: str, told: Response, run_name: str, shown: ExtendPreview | None
+    media: str, response: Response, run_name: str, shown: ExtendPreview | None
 ) -> Response:
-    """The picture of what `told` says. An Idempotency-Key keeps the words, whatever was wanted."""
-    replayed = {k: v for k, v in told.headers.items() if k == "idempotent-replayed"}
+    """`response` as a picture. An Idempotency-Key stores the JSON, also for a picture."""
+    replayed = {k: v for k, v in response.headers.items() if k == "idempotent-replayed"}
     headers = {"Vary": "Accept", "Content-Security-Policy": POLICY} | replayed
     svg = preview.svg(run_name, shown)
     content = picture.png(svg) if media == PNG else svg

@@ -30,7 +30,7 @@ def show_report(run: RunRef, db: Db, conf: Conf, request: Request) -> Response:
     }[kind]
     price = conf.energy_price_per_kwh
     with db.read() as session:
-        told = report.summary(session, store.get_run(session, run), energy_price=price)
-    content = write(told)
+        summary = report.summary(session, store.get_run(session, run), energy_price=price)
+    content = write(summary)
     headers = {"Vary": "Accept", "Content-Security-Policy": REPORT_POLICY}
     return Response(content, headers=headers, media_type=kind)

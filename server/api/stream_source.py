@@ -38,7 +38,7 @@ def source_of(db: Database) -> EventSource:
             return store.newest_event_id(session)
 
     def progress(run_ids: set[str] | None) -> dict[str, str | None]:
-        """Rendered anew only for runs that changed since the last time."""
+        """Rendered only for runs that changed since the last time."""
         with db.read() as session:
             rows = _rows(session, run_ids)
             answer: dict[str, str | None] = dict.fromkeys(run_ids or ())

@@ -24,7 +24,7 @@ from trainer.contract import sockets
 
 MAX_TOKEN_STREAMS = 64
 MAX_LINE_BYTES = 1 << 20
-CONNECT_SECONDS = 0.05  # between two tries: a small model has said everything in a blink
+CONNECT_SECONDS = 0.05  # between two tries: a small model is done in a blink
 LOOK_SECONDS = 0.5  # between two looks at whether the job is over
 
 
@@ -68,20 +68,20 @@ class TokenStream(Response):
 
     async def _follow(self, send: Send) -> bytes:
         """Pass on until the job is over and nothing is left; returns the last words."""
-        said = looked = time.monotonic()
+        sent = looked = time.monotonic()
         while not self.hub.stopping:
             line = await self._next_line()
             if line and (frame := _frame(line)):
                 await send_part(send, frame)
-                said = time.monotonic()
+                sent = time.monotonic()
                 continue
             if time.monotonic() - looked > LOOK_SECONDS:
                 looked = time.monotonic()
                 if state := await run_in_threadpool(self.ended):
                     return frame_of("end", json.dumps({"state": state}))
-            if time.monotonic() - said > HEARTBEAT_SECONDS:
+            if time.monotonic() - sent > HEARTBEAT_SECONDS:
                 await send_part(send, b": heartbeat\n\n")
-                said = time.monotonic()
+                sent = time.monotonic()
         return goodbye_frame("the daemon is stopping")
 
     async def _next_line(self) -> bytes:
@@ -107,6 +107,8 @@ class TokenStream(Response):
 def _frame(line: bytes) -> bytes:
     """The message that a line becomes; nothing for a line that is not as the job writes them."""
     with suppress(ValueError, KeyError, TypeError, RecursionError):
-        said = json.loads(line)
-        return frame_of("token", json.dumps({"prompt": int(said["prompt"]), "text": said["text"]}))
+        token = json.loads(line)
+        return frame_of(
+            "token", json.dumps({"prompt": int(token["prompt"]), "text": token["text"]})
+        )
     return b""

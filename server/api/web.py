@@ -47,7 +47,7 @@ router = APIRouter(include_in_schema=False)
 
 @dataclass(frozen=True)
 class _File:
-    """stamp: what the content was made from; another one makes it anew."""
+    """stamp: what the content was made from; another stamp rebuilds it."""
 
     stamp: object
     content: bytes

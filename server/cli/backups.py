@@ -63,7 +63,7 @@ def restore(
         raise output.CommandRefused(str(error)) from error
     if json:
         return output.emit(made)
-    output.say(f"{made.backup} was put back")
+    output.say(f"restored {made.backup}")
     output.say(
         f"read again from the disk: {len(made.runs)} runs, {made.attempts} attempts, "
         f"{made.records:,} records"

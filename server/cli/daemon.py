@@ -19,7 +19,8 @@ Host = Annotated[str | None, typer.Option(help="Address to listen on [127.0.0.1]
 Port = Annotated[int | None, typer.Option(min=0, max=65535, help="0 takes a free one [8321].")]
 Auth = Annotated[str | None, typer.Option(help="auto (a token beyond loopback) or always.")]
 AllowHost = Annotated[
-    list[str] | None, typer.Option("--allow-host", help="A further name of ours; repeatable.")
+    list[str] | None,
+    typer.Option("--allow-host", help="A further host name of this daemon; repeatable."),
 ]
 AllowRemote = Annotated[
     bool | None, typer.Option("--allow-remote/--no-allow-remote", help="Listen beyond loopback.")
@@ -120,7 +121,7 @@ def show(data_dir: DataDirOption = None, stop_trainers: StopTrainers = None) -> 
 def rebuild(
     data_dir: DataDirOption = None, yes: options.Yes = False, json: options.Json = False
 ) -> None:
-    """Make the database anew from the run directories' journals; the daemon must not run."""
+    """Rebuild the database from the run directories' journals; the daemon must not run."""
     settings = read_settings(data_dir=data_dir)
     from server.database.migrate import Refused
     from server.maintenance import rebuild as rebuilding
@@ -138,14 +139,14 @@ def rebuild(
     if made.set_aside:
         output.say(f"the old database is kept as {made.set_aside}")
     output.warn(made.problems)
-    output.say("not given back, since no file has it:")
+    output.say("not recovered, since no file holds it:")
     for one in made.not_on_disk:
         output.say(f"  {one}")
     return None
 
 
 def token_path(data_dir: DataDirOption = None, json: options.Json = False) -> None:
-    """Where the token lies; the token itself is never printed."""
+    """Print the path of the token file; the token itself is never printed."""
     settings = read_settings(data_dir=data_dir)
     path = settings.token_file or settings.paths.root / "token"
     if json:

@@ -217,8 +217,8 @@ def _left_running(data_dir: Path) -> Daemon | None:
 def _where(data_dir: Path) -> tuple[str | None, int | None]:
     """(URL, pid) that the daemon of this directory has written down."""
     try:
-        told = json_module.loads((data_dir / "daemon.json").read_bytes())
-        return str(told["url"]), int(told["pid"])
+        listening = json_module.loads((data_dir / "daemon.json").read_bytes())
+        return str(listening["url"]), int(listening["pid"])
     except (OSError, ValueError, KeyError, TypeError):
         return None, None
 
@@ -247,7 +247,7 @@ def _is_ready(daemon: Daemon) -> bool:
 
 
 def _stop(daemon: Daemon) -> None:
-    """Stop what we started: the daemon by SIGTERM, then whatever of it is left, by pid."""
+    """Stop the daemon by SIGTERM, then its remaining processes by pid."""
     if daemon.process is None:
         return
     with _no_interrupts():

@@ -118,7 +118,7 @@ def examine(settings: Settings, torch_seconds: float = TORCH_SECONDS) -> Iterabl
 
 
 def ask_trainer(python: str, seconds: float) -> dict[str, Any] | Finding:
-    """What the trainer's interpreter says of itself, or the finding that it cannot."""
+    """The trainer interpreter's report, or the finding that it fails."""
     try:
         answer = subprocess.run(
             [python, "-P", "-c", QUESTION],
@@ -138,19 +138,19 @@ def ask_trainer(python: str, seconds: float) -> dict[str, Any] | Finding:
     try:
         return json_module.loads(answer.stdout.strip().splitlines()[-1])
     except (ValueError, IndexError):
-        said = (answer.stderr.strip().splitlines() or [f"exit status {answer.returncode}"])[-1]
-        return Finding("trainer", "problem", f"{python}: {said}", "reinstall torch there")
+        summary = (answer.stderr.strip().splitlines() or [f"exit status {answer.returncode}"])[-1]
+        return Finding("trainer", "problem", f"{python}: {summary}", "reinstall torch there")
 
 
 def trainer_findings(answer: dict[str, Any]) -> Iterable[Finding]:
     """What the answer means."""
     packages: dict[str, str | None] = answer["packages"]
     missing = [name for name, found in packages.items() if found is None]
-    said = ", ".join(f"{name} {found}" for name, found in packages.items() if found)
+    summary = ", ".join(f"{name} {found}" for name, found in packages.items() if found)
     yield Finding(
         "trainer",
         "problem" if missing else "ok",
-        f"Python {answer['python']} ({answer['executable']}), {said or 'no packages'}",
+        f"Python {answer['python']} ({answer['executable']}), {summary or 'no packages'}",
         f"missing: {', '.join(missing)}; pip install 'traind[trainer]' there" if missing else "",
     )
     if answer.get("trainer") is not True:
@@ -182,20 +182,22 @@ def _packages() -> Finding:
         except PackageNotFoundError:
             found[name] = ""
     missing = [name for name, known in found.items() if not known]
-    said = ", ".join(f"{name} {known}" for name, known in found.items() if known)
+    summary = ", ".join(f"{name} {known}" for name, known in found.items() if known)
     if missing:
-        return Finding("packages", "problem", said, f"missing: {', '.join(missing)}; pip install")
-    return Finding("packages", "ok", said)
+        return Finding(
+            "packages", "problem", summary, f"missing: {', '.join(missing)}; pip install"
+        )
+    return Finding("packages", "ok", summary)
 
 
 def _sqlite() -> Finding:
     from server.database.sqlite import choose_library
 
     library = choose_library()
-    said = f"{library.name} {library.version}, journal mode {library.journal_mode}"
+    summary = f"{library.name} {library.version}, journal mode {library.journal_mode}"
     if library.warning:
-        return Finding("sqlite", "warning", said, library.warning)
-    return Finding("sqlite", "ok", said)
+        return Finding("sqlite", "warning", summary, library.warning)
+    return Finding("sqlite", "ok", summary)
 
 
 def _data_dir(settings: Settings) -> Finding:
@@ -216,17 +218,17 @@ def _disk(settings: Settings) -> Finding:
     while not nearest.exists():
         nearest = nearest.parent
     usage = shutil.disk_usage(nearest)
-    said = f"{units.num_bytes(usage.free)} free of {units.num_bytes(usage.total)}"
+    summary = f"{units.num_bytes(usage.free)} free of {units.num_bytes(usage.total)}"
     if usage.free < LEAST_FREE_BYTES:
-        return Finding("disk", "problem", said, "free some: checkpoints will not fit")
+        return Finding("disk", "problem", summary, "free some: checkpoints will not fit")
     if usage.free < FEW_FREE_BYTES:
         advice = "enough for small runs; a d12 keeps about 2 GB a checkpoint (see traind plan)"
-        return Finding("disk", "warning", said, advice)
-    return Finding("disk", "ok", said)
+        return Finding("disk", "warning", summary, advice)
+    return Finding("disk", "ok", summary)
 
 
 def _driver(answer: dict[str, Any] | Finding) -> Iterable[Finding]:
-    """NVIDIA's driver beside what torch sees: a GPU that torch cannot use is worth a word."""
+    """NVIDIA's driver beside what torch sees: reports a GPU that torch cannot use."""
     try:
         import pynvml
 
@@ -276,10 +278,10 @@ def _daemon() -> Finding:
             took = time.perf_counter() - began
     except ClientError as error:
         return Finding("daemon", "warning", str(error), "start it with: traind serve")
-    said = f"{traind.url}, version {system.version}, answers in {1000 * took:.0f} ms"
+    summary = f"{traind.url}, version {system.version}, answers in {1000 * took:.0f} ms"
     if system.warnings:
-        return Finding("daemon", "warning", said, "; ".join(system.warnings))
-    return Finding("daemon", "ok", said)
+        return Finding("daemon", "warning", summary, "; ".join(system.warnings))
+    return Finding("daemon", "ok", summary)
 
 
 def _service() -> Iterable[Finding]:

@@ -123,7 +123,7 @@ def eval_(
     no_wait: options.NoWait = False,
     json: options.Json = False,
 ) -> None:
-    """Measure a checkpoint: --bpb (when nothing is said), --core, or both."""
+    """Measure a checkpoint: --bpb (the default), --core, or both."""
     ask = _without_none(
         step=step, checkpoint=checkpoint, bpb=bpb or not core, core=core,
         core_max_per_task=max_per_task, eval_tokens=eval_tokens, where=where,

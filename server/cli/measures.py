@@ -122,7 +122,7 @@ def report(
 
 
 def _write(text: str, file: Path | None) -> None:
-    """Into `file` as it is; to stdout with nothing in it that a terminal would obey."""
+    """To `file` unchanged; to stdout with control characters escaped."""
     if file is not None:
         return _write_bytes(text.encode(), file)
     sys.stdout.write(clean_lines(text).rstrip("\n") + "\n")

@@ -38,7 +38,7 @@ def mirror(
     from server.client import mirrors
 
     if tensorboard is None and wandb is None:
-        output.usage("say where to: --tensorboard DIR, --wandb PROJECT")
+        output.usage("give a target: --tensorboard DIR or --wandb PROJECT")
     with output.connect() as traind, ExitStack() as open_mirrors:
         shown = traind.run(run)
         found: list[mirrors.Mirror] = []

@@ -37,12 +37,12 @@ StepOption = Annotated[
 
 
 def confirmed(question: str, yes: bool) -> bool:
-    """Whether to continue: asked at a terminal; a script must say --yes."""
+    """Whether to continue: asks at a terminal; a script needs --yes."""
     import sys
 
     if yes:
         return True
     if not sys.stdin.isatty():
-        output.usage(f"{question} Not at a terminal: say --yes.")
+        output.usage(f"{question} Not at a terminal: pass --yes.")
     answer = input(f"{question} [y/N] ")
     return answer.strip().lower() in ("y", "yes")

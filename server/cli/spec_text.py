@@ -22,7 +22,7 @@ _NULL = re.compile(r"(?:~|null|Null|NULL|)\Z")
 
 
 class Unreadable(Exception):
-    """The text is no spec; the message says where and why."""
+    """The text is not a spec; the message gives place and cause."""
 
 
 def read(text: str) -> Any:
@@ -112,7 +112,7 @@ def _place(mark: Any) -> str:
 
 
 def _require_json(value: Any) -> None:
-    """Raises Unreadable with the field for what JSON has no word for: infinities, sets, bytes."""
+    """Raises Unreadable with the field for what JSON cannot express: infinities, sets, bytes."""
     waiting: list[tuple[str, Any]] = [("", value)]
     while waiting:
         field, item = waiting.pop()
@@ -125,7 +125,7 @@ def _require_json(value: Any) -> None:
             raise Unreadable(f"{name}: text holds half a surrogate pair (\\ud800 to \\udfff)")
         elif isinstance(item, float) and not math.isfinite(item):
             word = "nan" if math.isnan(item) else f"{'-' if item < 0 else ''}.inf"
-            raise Unreadable(f"{name}: {word} is no number that a spec can have")
+            raise Unreadable(f"{name}: {word} is not a number that a spec may contain")
         elif not isinstance(item, str | int | float | bool | None):
             kind = type(item).__name__
             raise Unreadable(f"{name}: a {kind} is nothing that a spec can have")

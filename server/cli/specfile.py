@@ -9,7 +9,7 @@ from typing import Any
 
 from server.cli import output, spec_text
 
-# Paths in a spec; a file's relative ones are meant from where the file lies, not from wherever
+# Paths in a spec; a file's relative ones are relative to the file's folder, not to wherever
 # the daemon was started.
 _PATHS = (("data", "path"), ("data", "tokenizer", "path"), ("evaluate", "core_bundle"))
 
@@ -29,11 +29,11 @@ def read_spec(
     )
     body = _parsed(source) if source else {}
     _make_absolute(body, base)
-    said: dict[str, Any] = {}
+    overrides: dict[str, Any] = {}
     for setting in settings:
-        _set(said, setting)
-    _make_absolute(said, Path.cwd())
-    _merge(body, said)
+        _set(overrides, setting)
+    _make_absolute(overrides, Path.cwd())
+    _merge(body, overrides)
     if preset:
         body["preset"] = preset
     if name:

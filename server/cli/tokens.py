@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class TokenPrinter:
     """Prompts in bold, each followed by what the model wrote.
 
-    heard: of each prompt that was begun, the text printed so far.
+    printed: for each prompt begun, the text printed so far.
     """
 
     def __init__(self, prompts: list[str]) -> None:
@@ -48,7 +48,7 @@ class TokenPrinter:
         self._write(text)
 
     def rest(self, samples: list[dict[str, Any]]) -> None:
-        """What the job's result has beyond what was heard."""
+        """Print what the job's result has beyond the text printed so far."""
         for index, made in enumerate(samples):
             text = str(made.get("text", ""))
             printed = self.printed[index] if index < len(self.printed) else ""

@@ -22,7 +22,7 @@ AWAY_SECONDS = 60.0  # how long a daemon may be away before we stop waiting
 
 
 def outcome(state: str) -> int:
-    """The exit status that tells how a run settled."""
+    """The exit status for the state in which a run settled."""
     codes = {"completed": output.OK, "failed": output.FAILED, "cancelled": output.CANCELLED}
     return codes.get(state, output.WAITING)
 
@@ -67,20 +67,20 @@ def for_job(traind: Client, job: JobView) -> JobView:
     return job
 
 
-def finish(job: JobView, told: Callable[[JobView], None], json: bool) -> None:
+def finish(job: JobView, show: Callable[[JobView], None], json: bool) -> None:
     """Print a job's outcome; exit 1 when it did not complete."""
     if json:
         output.emit(job)
     elif job.state == "completed":
-        told(job)
+        show(job)
     elif job.state not in JOB_ENDED:
-        output.say(f"{job.id} is {job.state}; look with: traind job {job.id}")
+        output.say(f"{job.id} is {job.state}; see: traind job {job.id}")
     if job.state in ("failed", "cancelled"):
         raise output.CommandRefused(f"the {job.kind} job {job.id} {job.state}: {job.message}")
 
 
 def retrying(ask: Callable[[], T]) -> T:
-    """`ask()`, over and over while the daemon is away for a moment."""
+    """`ask()`, retried while the daemon does not answer, for AWAY_SECONDS."""
     from server.client import NotReachable
 
     deadline = time.monotonic() + AWAY_SECONDS

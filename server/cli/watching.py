@@ -37,7 +37,7 @@ def watch(run: options.RunArgument, json: options.Json = False) -> None:
 
 
 def follow(traind: Client, run: str, *, json: bool = False) -> int:
-    """Show `run` until it settles; returns the exit status that tells how."""
+    """Show `run` until it settles; returns the exit status for its final state."""
     from server.cli.view import View
 
     view = View(traind.progress(run))

@@ -1,6 +1,6 @@
 """Mirrors: copies of a run's curves in TensorBoard and Weights & Biases.
 
-The daemon's database stays what they are read from: a copy may be thrown away and made anew.
+The daemon's database remains the source: a copy may be deleted and made again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ EVALUATED = ("val_bpb", "core")
 
 
 class Missing(Exception):
-    """The library that a mirror needs is not installed; the sentence says how to get it."""
+    """A mirror's library is not installed; the message names the package to install."""
 
 
 class Mirror(Protocol):
@@ -52,7 +52,7 @@ class TensorBoard:
 class WeightsAndBiases:
     """A run of the project with the same id, so that a second copy continues in it.
 
-    Values belong to a step of ours, not to the order in which they arrive: after a rewind steps
+    Values belong to a training step, not to the order in which they arrive: after a rewind steps
     come again. Raises Missing.
     """
 

@@ -63,8 +63,8 @@ def follow(
     refuse: Callable[[httpx.Response], Exception],
     unreachable: Callable[[str], Exception],
 ) -> Iterator[Message]:
-    """Messages of the stream at `path`, connected anew whenever it ends. See Client.stream."""
-    last, waiting, tell = (
+    """Messages of the stream at `path`, reconnected whenever it ends. See Client.stream."""
+    last, waiting, notify = (
         after,
         _Waiting(FIRST_WAIT_SECONDS),
         on_connection or (lambda connected: None),
@@ -77,7 +77,7 @@ def follow(
                     if response.is_error:
                         response.read()
                         raise refuse(response)
-                    tell(True)
+                    notify(True)
                     waiting.since = None
                     for message in parse(lines(response.iter_text())):
                         waiting.seconds = FIRST_WAIT_SECONDS
@@ -89,7 +89,7 @@ def follow(
                 cause = f"HTTP {response.status_code}"
         except httpx.TransportError as error:
             cause = str(error) or type(error).__name__
-        tell(False)
+        notify(False)
         without = waiting.wait()
         if give_up_seconds is not None and without > give_up_seconds:
             raise unreachable(cause)

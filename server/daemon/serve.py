@@ -45,7 +45,7 @@ log = logging.getLogger("traind")
 
 
 def serve(settings: Settings) -> int:
-    """Run the daemon until it is told to end. Exit status: 0, or 1 with a sentence on stderr."""
+    """Run the daemon until a signal ends it. Exit status: 0, or 1 with a sentence on stderr."""
     gc.disable()  # until all is loaded: a tenth of the start was spent on looking for garbage
     _log_as(settings)
     privacy.begin()
@@ -65,7 +65,7 @@ def serve(settings: Settings) -> int:
 
 
 def _require_files(settings: Settings) -> None:
-    """Raises CannotServe naming what lies where a file of the daemon's own belongs."""
+    """Raises CannotServe naming whatever is in the place of one of the daemon's files."""
     for name in _OWN_FILES:
         path = settings.paths.root / name
         if path.exists() and not path.is_file():
@@ -149,16 +149,16 @@ def _uvicorn(app: FastAPI) -> uvicorn.Server:
 
 
 def _end_on_signals(server: uvicorn.Server, app: FastAPI) -> None:
-    """SIGTERM and SIGINT set a flag and let the streams say goodbye; a second one ends at once."""
+    """SIGTERM and SIGINT set a flag and close the streams; a second one ends at once."""
     from server.api.app import end_streams
 
-    told = False
+    signalled = False
 
     def end(signum: int, frame: object) -> None:
-        nonlocal told
-        if told:
+        nonlocal signalled
+        if signalled:
             os._exit(128 + signum)
-        told = server.should_exit = True
+        signalled = server.should_exit = True
         end_streams(app)
 
     signal.signal(signal.SIGTERM, end)
@@ -167,7 +167,7 @@ def _end_on_signals(server: uvicorn.Server, app: FastAPI) -> None:
 
 @contextmanager
 def _listening(settings: Settings) -> Iterator[socket.socket]:
-    """The socket, bound before anything slow: an address in use is said within the second."""
+    """The socket, bound before anything slow: an address in use is reported within a second."""
     from server.guard.access import policy_for
 
     policy_for(settings)  # refuses an address that must not be bound, before it is
@@ -232,7 +232,7 @@ def _is_for_a_person(error: Exception) -> bool:
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line, whatever is in the message."""
+    """One JSON object a line, whatever the message contains."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -248,7 +248,7 @@ class JsonLines(logging.Formatter):
 
 class PlainLines(logging.Formatter):
     """For a person: time, level, message, with control bytes escaped. One line for each record,
-    and what an exception says set in, so that nothing written by others looks like a record."""
+    and exception text indented, so that foreign text never looks like a record."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         return _visible(super().formatMessage(record))

@@ -21,7 +21,7 @@ TIMEOUT_SECONDS = 30.0
 WATCHDOG_SECONDS = 120
 START_SECONDS = 600  # the first start after an upgrade backs up and migrates
 # What training bears, and a user's manager can do without privileges. Not: a read-only or private
-# file system (corpora, exports and compiler caches lie anywhere), private devices (the GPU),
+# file system (corpora, exports and compiler caches may be anywhere), private devices (the GPU),
 # MemoryDenyWriteExecute (torch's compiler makes code), system call filters (CUDA, perf).
 SANDBOX = (
     "NoNewPrivileges=yes",
@@ -35,7 +35,7 @@ SANDBOX = (
 
 
 class ServiceError(Exception):
-    """systemd refused, or is not there; the sentence says what to do."""
+    """systemd refused or is missing; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -148,8 +148,8 @@ def _systemctl(*arguments: str) -> None:
     if answer is None:
         raise ServiceError(f"systemctl --user {' '.join(arguments)} did not answer")
     if answer.returncode:
-        said = (answer.stderr or answer.stdout).strip()
-        raise ServiceError(f"systemctl --user {' '.join(arguments)}: {said}")
+        message = (answer.stderr or answer.stdout).strip()
+        raise ServiceError(f"systemctl --user {' '.join(arguments)}: {message}")
 
 
 def _run(*arguments: str) -> subprocess.CompletedProcess[str] | None:

@@ -3,7 +3,7 @@
 The hub reads new event rows once however many clients there are, keeps the newest few ready in
 memory, and wakes the clients. A client is nothing but a position in that sequence: one that lags
 behind what is kept reads the database again, in short sessions, so a slow one costs no more memory
-than a fast one. Nothing is read while nobody listens.
+than a fast one. Nothing is read without listeners.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class Hub:
         return False
 
     async def until_stopped(self) -> None:
-        """Wait for `stop`, also where nobody listens to events."""
+        """Wait for `stop`, also without listeners to events."""
         self._loop = asyncio.get_running_loop()
         while not self.stopping:
             await self.news(LONGEST_WAIT_SECONDS)
@@ -161,7 +161,7 @@ class Hub:
                     self._wake()
             except asyncio.CancelledError:
                 raise
-            except Exception as error:  # a busy database, say: the next round reads it
+            except Exception as error:  # a busy database, for example: the next round reads it
                 log.warning("the live stream could not be read: %s", error)
                 await asyncio.sleep(PROGRESS_SECONDS)
             await asyncio.sleep(PAUSE_SECONDS)

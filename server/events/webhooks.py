@@ -1,9 +1,9 @@
 """Webhooks: delivers a run's events to the URLs of its `notify`.
 
-Each is delivered at least once. How far the events were looked through and what is still to be
-delivered are one small file, written before anything is sent: a restart forgets nothing, and may
-repeat only what was under way; `id` tells a repeat. Nothing waits for this thread. What fails is an
-event of its run, once when it begins to fail and once more when it is delivered or given up.
+Each is delivered at least once. The last event examined and the pending deliveries are one small
+file, written before anything is sent: a restart loses nothing and repeats at most the delivery in
+progress; `id` identifies a repeat. Nothing waits for this thread. What fails is an event of its
+run, once when it begins to fail and once more when it is delivered or given up.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ SendWebhook = Callable[[str, bytes, dict[str, str]], str | None]
 class Delivery:
     """One notice for one URL. body: the JSON as it is sent, each time the same bytes.
 
-    why: what the last try failed of. reported: whether an event of the run says so.
+    why: error of the last try. reported: whether an event of the run reports it.
     """
 
     url: str
@@ -75,13 +75,13 @@ class Delivery:
         return not now < self.due <= now + WAITS_SECONDS[-1]
 
     def is_given_up(self, now: float) -> bool:
-        """After so many tries only: a machine may have slept for a week, or its clock jumped."""
+        """Only after MIN_TRIES tries: a machine may have slept for a week, or its clock jumped."""
         return now - self.since > GIVE_UP_SECONDS and self.tries >= len(WAITS_SECONDS)
 
 
 @dataclass
 class GivenUp:
-    """A notice that was never taken. url: masked."""
+    """A notice that was never delivered. url: masked."""
 
     url: str
     what: str
@@ -91,7 +91,7 @@ class GivenUp:
 
 @dataclass
 class DeliveryState:
-    """after: the last event that was looked at."""
+    """after: id of the last event examined."""
 
     after: int
     waiting: list[Delivery] = field(default_factory=list)
@@ -99,7 +99,7 @@ class DeliveryState:
 
 
 def begin_after(root: Path, event_id: int) -> None:
-    """Look at no event up to this one: they were told before the database was put back."""
+    """Skip events up to this one: they were delivered before the database was restored."""
     kept: dict[str, Any] = {"waiting": [], "given_up": []}
     with suppress(OSError, ValueError, TypeError):
         kept |= json.loads((root / PLACE).read_bytes())
@@ -107,7 +107,9 @@ def begin_after(root: Path, event_id: int) -> None:
 
 
 class WebhookThread:
-    """The thread. `deliver(url, body, headers)` is None when the receiver took it, else why not."""
+    """The delivery thread. `deliver(url, body, headers)` returns None when accepted, else the
+    error.
+    """
 
     def __init__(self, db: Database, root: Path, deliver: SendWebhook) -> None:
         self._db, self._root, self._deliver = db, root, deliver
@@ -138,9 +140,9 @@ class WebhookThread:
             self._woken.wait(IDLE_SECONDS if due is None else max(0.0, due - time.time()))
 
     def run_once(self, now: float) -> float | None:
-        """Take in what happened, send what is due; when the next one is due."""
+        """Queue new events and send what is due. Returns when the next delivery is due."""
         place = self.take_in(now)
-        refused: dict[str, str] = {}  # url -> why: it is asked once a look, however much waits
+        refused: dict[str, str] = {}  # url -> error: one try per pass for each receiver
         for one in [d for d in place.waiting if d.is_due(now)]:
             if self._ended.is_set():
                 break
@@ -206,13 +208,13 @@ class WebhookThread:
         """What is not delivered, a sentence for each receiver; for the daemon's own state."""
         place = self._place or DeliveryState(0)
         failing = {d.url: d for d in reversed(place.waiting) if d.tries}
-        said = [
+        sentences = [
             f"notices to {masked(one.url)} are not taken: {one.why} "
             f"({one.tries} tries; tried again for {GIVE_UP_SECONDS / 86_400:.0f} days)"
             for one in failing.values()
         ]
         lost = [one for one in place.given_up if now - one.at < KEPT_FAILURES_SECONDS]
-        return said + [
+        return sentences + [
             f"a notice ({one.what}) to {one.url} was given up: {one.why or 'too many waited'}"
             for one in lost
         ]
@@ -230,7 +232,7 @@ class WebhookThread:
             self._report(one, f"delivered after {one.tries + 1} tries", "info")
 
     def _report(self, one: Delivery, words: str, level: str) -> bool:
-        """Whether an event of its run says so now; the database may be busy, the run gone."""
+        """Record an event of the run; False if the database is busy."""
         message = f"notice ({one.what}) to {masked(one.url)} {words}"
         data = {"url": masked(one.url), "what": one.what, "why": one.why, "tries": one.tries}
         try:
@@ -243,7 +245,7 @@ class WebhookThread:
                         )
                     )  # fmt: skip
         except Exception as error:
-            log.warning("%s (and no event says so: %s)", message, error)
+            log.warning("%s (and it could not be recorded as an event: %s)", message, error)
             return False
         return True
 
@@ -271,7 +273,7 @@ class WebhookThread:
     # --- the file --------------------------------------------------------------------------------
 
     def _load(self) -> DeliveryState:
-        """Where it was; a daemon that never looked begins with what is new."""
+        """The stored state; a new daemon starts with new events."""
         try:
             kept = json.loads((self._root / PLACE).read_bytes())
             return DeliveryState(
@@ -282,7 +284,7 @@ class WebhookThread:
         except FileNotFoundError:
             pass
         except (ValueError, KeyError, TypeError) as error:
-            log.warning("%s cannot be read (%s): notices begin anew", PLACE, error)
+            log.warning("%s cannot be read (%s): notices start from now", PLACE, error)
         with self._db.read() as session:
             place = DeliveryState(session.scalar(select(func.max(tables.Event.id))) or 0)
         self._save(place)
@@ -294,7 +296,7 @@ class WebhookThread:
     # --- sending ---------------------------------------------------------------------------------
 
     def _send(self, one: Delivery) -> str | None:
-        """Why it was not taken; None when it was. Whatever goes wrong, the notice is kept."""
+        """The error, None when it was delivered. After any error the notice is kept."""
         try:
             body = one.body.encode()
             secret = read_or_make(self._root / SECRET, ours=True).encode()
@@ -302,12 +304,12 @@ class WebhookThread:
             headers = {"Content-Type": "application/json"}
             headers["Traind-Signature"] = f"sha256={signature}"
             return self._deliver(one.url, body, headers)
-        except Exception as error:  # the secret cannot be read, say
+        except Exception as error:  # an unreadable secret, for example
             return f"{type(error).__name__}: {error}"
 
 
 def _what(event: tables.Event) -> str | None:
-    """The word for it, when it is one that is told."""
+    """The notice's kind, None for an event that is not delivered."""
     if event.kind == "loss_spike":
         return "spike"
     if event.kind == "extend":
@@ -319,9 +321,9 @@ def _what(event: tables.Event) -> str | None:
 
 
 def _body(what: str, event: tables.Event, run: tables.Run) -> str:
-    told: dict[str, Any] = {
+    notice: dict[str, Any] = {
         "id": event.id, "what": what, "message": event.message, "step": event.step or run.step,
         "unix_seconds": event.unix_seconds, "data": event.data,
         "run": {"id": run.id, "name": run.name, "state": run.state, "end_step": run.end_step},
     }  # fmt: skip
-    return json.dumps(told, ensure_ascii=False)
+    return json.dumps(notice, ensure_ascii=False)

@@ -47,7 +47,7 @@ _HOST = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9_.-]{1,253})(?::(\d{1,5}
 
 
 class BindRefused(Exception):
-    """The daemon must not listen there as it is configured; the sentence says what is missing."""
+    """The daemon must not listen there as it is configured; the message names what is missing."""
 
 
 @dataclass(frozen=True)

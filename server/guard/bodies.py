@@ -101,24 +101,24 @@ def refuse_type(scope: Scope, headers: dict[bytes, bytes]) -> None:
     media, _, parameters = given.lower().partition(";")
     media, charset = media.strip(), parameters.partition("charset=")[2].strip().strip('"')
     if headers.get(b"content-encoding", b"identity").lower() not in (b"identity", b""):
-        said = printable(headers[b"content-encoding"].decode("latin-1"))
+        received = printable(headers[b"content-encoding"].decode("latin-1"))
         raise UnsupportedMediaType(
-            f"The body must not be compressed (Content-Encoding: {said}).", hint=_curl(scope)
+            f"The body must not be compressed (Content-Encoding: {received}).", hint=_curl(scope)
         )
     is_json = media == "application/json" or (
         media.startswith("application/") and media.endswith("+json")
     )
     if not is_json or charset not in ("", "utf-8", "utf8"):
-        said = f"it came as {printable(given)}" if given else "it came without a Content-Type"
+        received = f"it came as {printable(given)}" if given else "it came without a Content-Type"
         raise UnsupportedMediaType(
-            f"A body must be application/json in UTF-8; {said}.", hint=_curl(scope)
+            f"A body must be application/json in UTF-8; {received}.", hint=_curl(scope)
         )
 
 
 def parse(raw: bytes) -> Any:
     """Strict JSON: no NaN, no doubled keys, whole numbers below 2^63, at most 32 levels.
 
-    Raises Invalid, whose detail says where.
+    Raises Invalid, whose detail gives the place.
     """
     try:
         value = json.loads(
@@ -164,7 +164,7 @@ def _check(value: Any) -> None:
 
 
 def _check_scalar(item: Any, pointer: str, key: str | int | None = None) -> None:
-    """key: under which it lies in the object or list at `pointer`."""
+    """key: its key or index in the object or list at `pointer`."""
     if isinstance(item, str):
         if item.isascii():
             return
@@ -220,7 +220,7 @@ class _Objects:
 
 
 class _Replay:
-    """A receive with the body in one message, then whatever the connection says (a disconnect).
+    """A receive with the body in one message, then the connection's own messages (a disconnect).
 
     Whoever looks for the connection behind a receive (leaving.py) finds it here too.
     """

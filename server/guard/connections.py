@@ -38,7 +38,7 @@ class Connection(H11Protocol):
     def _least_useful(self) -> Connection:
         """Who does not read for longest, or has waited longest for its next request, or asks
         without waiting for its answers, or gets the oldest of the long answers; this one when all
-        others are answering anew."""
+        others are answering again."""
         others = [c for c in self.connections if isinstance(c, Connection) and c is not self]
         for timer in ("_unread", "_deadline"):
             waiting = [(t.when(), c) for c in others if (t := getattr(c, timer)) is not None]

@@ -1,7 +1,7 @@
 """HEAD forevery GET route: the same status and headers without a body.
 
-The handler of GET runs; what it sends after its headers is dropped, and it is told that the client
-left, so that a stream ends with its headers.
+The handler of GET runs; what it sends after its headers is dropped, and it receives a
+disconnect, so that a stream ends with its headers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class HeadRequests:
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
                 answered.set()
             else:
-                await asyncio.sleep(0)  # whoever watches for the client's end may stop the rest
+                await asyncio.sleep(0)  # a handler that watches for a disconnect may stop
 
         async def receiving() -> Message:
             if answered.is_set():
@@ -41,11 +41,11 @@ class HeadRequests:
 
 async def _first(answered: asyncio.Event, receive: Receive) -> Message:
     """What the client sends next, or that it left as soon as the headers are out."""
-    told = asyncio.ensure_future(receive())
+    disconnected = asyncio.ensure_future(receive())
     done = asyncio.ensure_future(answered.wait())
     try:
-        await asyncio.wait({told, done}, return_when=asyncio.FIRST_COMPLETED)
-        return told.result() if told.done() else {"type": "http.disconnect"}
+        await asyncio.wait({disconnected, done}, return_when=asyncio.FIRST_COMPLETED)
+        return disconnected.result() if disconnected.done() else {"type": "http.disconnect"}
     finally:
-        told.cancel()
+        disconnected.cancel()
         done.cancel()

@@ -60,9 +60,9 @@ def key_of(scope: Scope, body: bytes) -> Key | None:
             "An Idempotency-Key is one header of 1 to 255 printable ASCII characters.",
             hint="A UUID for each thing you want to happen once.",
         )
-    # A body is compared by what it says: spaces and the order of keys do not make it another one.
-    said = json.dumps(json.loads(body), sort_keys=True).encode() if body else b""
-    parts = [scope["method"].encode(), scope["path"].encode(), scope["query_string"], said]
+    # Bodies are compared as JSON: whitespace and key order do not matter.
+    canonical = json.dumps(json.loads(body), sort_keys=True).encode() if body else b""
+    parts = [scope["method"].encode(), scope["path"].encode(), scope["query_string"], canonical]
     return Key(key, hashlib.sha256(b"\0".join(parts)).hexdigest())
 
 
@@ -80,7 +80,7 @@ def stored(session: Session, key: Key, now: float) -> StoredAnswer | None:
 
 
 def store(session: Session, key: Key, answer: StoredAnswer, now: float) -> None:
-    """Keep `answer` for a day, and forget what is older."""
+    """Store `answer` for a day, and delete older ones."""
     session.execute(
         delete(tables.IdempotencyKey).where(tables.IdempotencyKey.created_at < now - KEEP_SECONDS)
     )

@@ -14,7 +14,7 @@ MEDIA_TYPE = "application/problem+json"
 
 
 def problem(error: errors.TraindError) -> Response:
-    """The answer for an error. Never fails: what JSON cannot say is written as text."""
+    """The answer for an error. Never fails: what JSON cannot express is written as text."""
     document: dict[str, Any] = {
         "type": TYPE_PREFIX + error.code,
         "title": error.title,

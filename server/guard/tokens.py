@@ -25,13 +25,13 @@ MAX_SESSIONS = 64
 
 
 class TokenUnusable(Exception):
-    """The token file cannot be trusted; the sentence says what to do."""
+    """The token file cannot be trusted; the message says what to do."""
 
 
 def read_or_make(path: Path, *, ours: bool) -> str:
     """The token in `path`. ours: the file in the data directory, made when it is not there.
 
-    A file somebody named (a container's secret, say) may have any mode; ours must be private.
+    A file given by the user (a container's secret) may have any mode; our own must be private.
     Raises TokenUnusable.
     """
     try:
@@ -89,7 +89,7 @@ class AccessTokens:
         return proof.of_daemon(self._token.decode(), challenge)
 
     def is_session(self, given: bytes) -> bool:
-        """The lookup is by hash, so its time says nothing about a session's secret."""
+        """The lookup is by hash, so its time reveals nothing about a session's secret."""
         expires = self._sessions.get(_hash(given))
         return expires is not None and expires > time.time()
 
@@ -110,7 +110,7 @@ class AccessTokens:
                 self._store(kept)
 
     def _store(self, sessions: dict[str, float]) -> None:
-        """A new dict each time: readers need no lock. A new token forgets every session."""
+        """A new dict each time: readers need no lock. A new token ends every session."""
         self._sessions = sessions
         document = {"token_sha256": _hash(self._token), "sessions": sessions}
         write_durably(self._file, json.dumps(document).encode())

@@ -35,16 +35,16 @@ def explain(
     model: the class of `body`, so that an unknown key can be answered with the known ones.
     """
     raw = findings.errors() if isinstance(findings, ValidationError) else findings
-    said: dict[str, list[str]] = {}
+    by_pointer: dict[str, list[str]] = {}
     for finding in raw[:MAX_FINDINGS]:
         pointer, place = _pointer(finding, body)
-        said.setdefault(pointer, []).append(_sentence(finding, place, model))
+        by_pointer.setdefault(pointer, []).append(_sentence(finding, place, model))
     errors = [
         {"pointer": pointer, "detail": "; or ".join(dict.fromkeys(sentences))}
-        for pointer, sentences in list(said.items())[:MAX_ERRORS]
+        for pointer, sentences in list(by_pointer.items())[:MAX_ERRORS]
     ]
     first = f"{_dotted(errors[0]['pointer'])}{errors[0]['detail']}"
-    more = len(said) - 1 + max(0, len(raw) - MAX_FINDINGS)
+    more = len(by_pointer) - 1 + max(0, len(raw) - MAX_FINDINGS)
     detail = first if not more else f"{first} (and {more} more, see errors)"
     return Invalid(detail + ".", errors=errors)
 
@@ -62,7 +62,7 @@ def explained(body: Any, model: type[BaseModel]) -> Iterator[None]:
 
 def _pointer(finding: Any, body: Any) -> tuple[str, list[str]]:
     """(pointer, path of keys). pydantic mixes names of union members into its locations: only
-    what really lies in the body, and a key that is missing or unknown at the end, is a key."""
+    what is really in the body, and a key that is missing or unknown at the end, is a key."""
     where, *rest = finding["loc"] or ("body",)
     if where in ("query", "path", "header", "cookie"):
         return f"?{printable(rest[0]) if rest else ''}", []

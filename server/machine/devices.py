@@ -72,19 +72,19 @@ def discover() -> tuple[Device, ...]:
 
 
 def unusable_gpu() -> str | None:
-    """Why a GPU that this machine seems to have cannot be used, or None."""
+    """Why a GPU of this machine cannot be used, or None."""
     discover()
     return _found.unanswered
 
 
 def clear_cache() -> None:
-    """Look again at the next question."""
+    """Discover again at the next call."""
     global _found
     _found = _Found()
 
 
 class PresentDevices(Sequence[Device]):
-    """The devices that are there whenever it is looked at."""
+    """The devices present at each access."""
 
     def __getitem__(self, index: Any) -> Any:
         return discover()[index]
@@ -103,7 +103,7 @@ def resolve(wanted: str, devices: Sequence[Device] | None = None) -> str:
     if name not in present:
         raise DeviceMissing(
             f"device {wanted!r} is not on this machine; there is {', '.join(present)}",
-            hint="Leave device at 'auto', or see what traind doctor says about the driver.",
+            hint="Leave device at 'auto', or run traind doctor to check the driver.",
         )
     return name
 
@@ -118,7 +118,7 @@ def handles(nvml: Any) -> list[Any]:
 
 
 def query(nvml: Any, question: Callable[[], T]) -> T | None:
-    """The answer, or None: cards and drivers differ in what they can say."""
+    """The value, or None: cards and drivers differ in what they report."""
     try:
         return question()
     except (nvml.NVMLError, AttributeError):

@@ -90,10 +90,10 @@ def worst_xid(
     """The gravest Xid among kernel log lines, None without one.
 
     pci: of this card alone (0000:01:00). pid: an error that ends a program alone counts where it
-    names this one or none; what the card itself suffers counts whoever used it.
+    names this one or none; a fault of the card itself always counts.
     """
-    said = [m for line in kernel_lines if (m := _XID_LINE.search(line))]
-    here = [m for m in said if pci is None or m["where"].lower().partition(".")[0] == pci]
+    reported = [m for line in kernel_lines if (m := _XID_LINE.search(line))]
+    here = [m for m in reported if pci is None or m["where"].lower().partition(".")[0] == pci]
     found = [(_xid(int(m["number"])), m["pid"]) for m in here]
     ours = [x for x, of in found if x.action != XidAction.restart or _may_be(of, pid)]
     return max(ours, key=lambda xid: _SEVERITY.index(xid.action), default=None)
@@ -113,7 +113,7 @@ def oom_killed(kernel_lines: Iterable[str]) -> set[int]:
 
 
 def oom_sentence(kernel_lines: Iterable[str], pid: int) -> str:
-    """Limit and size as the kernel told them when it killed `pid`; empty when it did not say."""
+    """Limit and size from the kernel's report of killing `pid`; empty without one."""
     limit: int | None = None
     for line in kernel_lines:
         if found := _OOM_LIMIT_LINE.search(line):
@@ -125,8 +125,8 @@ def oom_sentence(kernel_lines: Iterable[str], pid: int) -> str:
     return ""
 
 
-def _sizes(*told: tuple[str, int | None]) -> str:
-    return ", ".join(f"{word} {_size(size)}" for word, size in told if size is not None)
+def _sizes(*named: tuple[str, int | None]) -> str:
+    return ", ".join(f"{word} {_size(size)}" for word, size in named if size is not None)
 
 
 def _size(size: int) -> str:
@@ -178,7 +178,7 @@ class MemoryGroup:
 
 
 def memory_group(root: Path = Path("/sys/fs/cgroup"), pid: int | str = "self") -> MemoryGroup:
-    """What the control group (v2) of a process says; zeros where there is none."""
+    """The memory control group (v2) of a process; zeros where there is none."""
     try:
         line = Path(f"/proc/{pid}/cgroup").read_text().strip().splitlines()[-1]
     except (OSError, IndexError):

@@ -75,7 +75,7 @@ def context(
 
 
 def disk_free(path: Path) -> int | None:
-    """Free bytes where `path` lies or will lie."""
+    """Free bytes on the file system of `path`, which may not exist yet."""
     for place in (path, *path.parents):
         with suppress(OSError):
             return shutil.disk_usage(place).free

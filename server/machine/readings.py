@@ -76,7 +76,7 @@ def _read_all() -> dict[str, DeviceReading]:
 
 
 def _read(nvml: Any, handle: Any) -> DeviceReading:
-    """Each value on its own: cards differ in what they can say."""
+    """Each value on its own: cards differ in what they report."""
 
     def ask(question: Callable[[], T]) -> T | None:
         return devices.query(nvml, question)

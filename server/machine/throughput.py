@@ -45,7 +45,7 @@ def rows_of(run: tables.Run) -> int:
 
 
 def record(session: Session, run: tables.Run, attempt: tables.Attempt) -> None:
-    """Remember how fast this attempt went, once it has gone far enough to say."""
+    """Record the attempt's throughput, once it has run long enough to measure it."""
     progress: dict[str, Any] = run.progress
     rate = progress.get("tokens_per_second")
     if progress.get("attempt") != attempt.number or not rate:
@@ -64,7 +64,7 @@ def record(session: Session, run: tables.Run, attempt: tables.Attempt) -> None:
 def record_probe(
     session: Session, run: tables.Run, attempt: tables.Attempt, probed: Probed, seconds: float
 ) -> None:
-    """Remember what a probe saw, unless a whole run has said it better."""
+    """Record what a probe measured, unless a whole run has measured it."""
     place = (_device(attempt), shape_key(RunSpec.model_validate(run.spec)), probed.rows)
     known = session.get(tables.Throughput, place)
     if known is None or known.steps <= probed.steps:

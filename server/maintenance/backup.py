@@ -15,7 +15,7 @@ from trainer.contract.rundir import fsync_directory
 
 
 class CannotBackUp(Exception):
-    """The message says why and what to do."""
+    """No backup can be made; the message says why and what to do."""
 
 
 class BackupResult(BaseModel):

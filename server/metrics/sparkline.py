@@ -32,7 +32,7 @@ def add(line: dict[str, Any], points: Iterable[tuple[int, float | None]]) -> dic
 def cut(line: dict[str, Any], step: int) -> tuple[dict[str, Any], tuple[int, int] | None]:
     """The line without steps from `step` on, and the steps [low, high) to be counted again.
 
-    The bin that `step` falls into is emptied, since it cannot be told apart any more.
+    The bin that `step` falls into is emptied, since it cannot be split any more.
     """
     if not line or step <= line["base"]:
         return {}, None

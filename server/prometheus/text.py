@@ -172,13 +172,13 @@ def of_histograms(histograms: dict[str, dict[str, counters.Histogram]]) -> Itera
 def of_daemon(
     *, disk_free: float, wal_bytes: float, lag_seconds: float, version: str
 ) -> Iterator[str]:
-    told = (
-        ("disk_free_bytes", "Free bytes where the data lies", "", disk_free),
+    gauges = (
+        ("disk_free_bytes", "Free bytes on the disk of the data directory", "", disk_free),
         ("database_wal_bytes", "Size of the database's write-ahead log", "", wal_bytes),
         ("ingest_lag_seconds", "Age of the oldest unread report", "", lag_seconds),
         ("build_info", "The version that runs", f'version="{_escaped(version)}"', 1),
     )
-    for name, help_text, labels, value in told:
+    for name, help_text, labels, value in gauges:
         yield _head(name, help_text) + _lines(name, [(labels, value)])
 
 

@@ -1,7 +1,7 @@
 """Curves as columns: steps and times once for all keys, six significant digits.
 
 A dashboard asks for a dozen keys of the same steps every few seconds, perhaps through a tunnel; as
-points each of them repeats the step and the time, with seventeen digits nobody can see.
+points each of them repeats the step and the time, with seventeen digits that no chart shows.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from trainer.contract.plan import Eta, Plan, PlanContext, estimate_eta, evaluati
 from trainer.contract.shape import shape_of
 from trainer.contract.spec import RunSpec
 
-# Steps of this attempt before its own rate is believed.
+# Steps of this attempt before its own rate is used.
 MIN_STEPS = 3
 
 

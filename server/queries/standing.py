@@ -1,6 +1,6 @@
 """Newest attempt, checkpoint, phase and evaluation times of a run, in one statement.
 
-It is asked many times a second, and a statement has its price whatever little it reads: 0.4 ms of
+It is read many times a second, and each statement costs: 0.4 ms of
 an answer of three.
 """
 

@@ -17,7 +17,7 @@ KINDS = {"bpb": "val bpb", "core": "CORE"}
 
 @dataclass(frozen=True)
 class Table:
-    """The first column is text, the others are numbers unless text_columns says otherwise."""
+    """The first column is text, the others are numbers except text_columns."""
 
     head: list[str]
     rows: list[list[str]]
@@ -45,7 +45,7 @@ class Section:
 
 
 def document(report: Report) -> list[Section]:
-    """The sections in reading order; those with nothing to say are left out."""
+    """The sections in reading order; empty ones are left out."""
     sections = [
         Section("Summary", list(_summary(report))),
         Section("Model", list(_model(report))),
@@ -108,7 +108,7 @@ CHARTS = {
 
 
 def _data(r: Report) -> Iterator[str]:
-    """Only where there is more to say than the spec: splits by name, what is left out."""
+    """Only if there is more than the spec: splits by name, skipped documents."""
     notes = r.data.get("notes") or []
     if notes:
         yield f"Source: {r.data['source']} {r.data.get('path') or r.data.get('name') or ''}".strip()
@@ -157,7 +157,9 @@ def _hyperparameters(r: Report) -> Iterator[str | Table]:
 
 def _phases(r: Report) -> Iterator[str | Table]:
     names = ["phase", *(p.name for p in r.phases)]
-    yield Table(names, [[title, *(tell(p) for p in r.phases)] for title, tell in _PHASE_ROWS])
+    yield Table(
+        names, [[title, *(value_of(p) for p in r.phases)] for title, value_of in _PHASE_ROWS]
+    )
     for p in r.phases:
         if p.joint:
             low, high = p.joint.lr_multiplier

@@ -32,7 +32,7 @@ class Frame:
         return f"{self.left + share * (self.width - self.left - self.right):.1f}"
 
     def y(self, value: float) -> str:
-        """A value outside of the frame lies on its edge."""
+        """A value outside of the frame is drawn on its edge."""
         share = min(1.0, max(0.0, (value - self.low) / (self.high - self.low)))
         return f"{self.height - self.bottom - share * (self.height - self.top - self.bottom):.1f}"
 

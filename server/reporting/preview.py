@@ -27,7 +27,7 @@ line.joint{stroke:#ffb366}text.joint,circle{fill:#ffb366}}
 def svg(run_name: str, shown: ExtendPreview | None) -> str:
     """The LR multiplier over steps: as planned so far and as it would continue from the joint.
 
-    shown: None for an extend that changes nothing, which is said in words.
+    shown: None for an extend that changes nothing.
     """
     title = f"{run_name}: learning rate"
     if shown is None:
@@ -50,7 +50,7 @@ def svg(run_name: str, shown: ExtendPreview | None) -> str:
 def describe(shown: ExtendPreview) -> str:
     """What the picture shows, in sentences for those who do not see it."""
     before, after = shown.joint.lr_multiplier
-    said = [
+    sentences = [
         f"A new phase ({shown.schedule.mode}, {shown.schedule.shape}) from step "
         f"{shown.start_step:,} to {shown.end_step:,}.",
         f"At the joint the learning rate goes from {before:.4g} to {after:.4g} of its peak.",
@@ -60,7 +60,7 @@ def describe(shown: ExtendPreview) -> str:
         else "There is no warmdown.",
         *(f"Warning: {warning}." for warning in shown.warnings),
     ]
-    return " ".join(said)
+    return " ".join(sentences)
 
 
 def _file(title: str, description: str, drawn: str, *, height: int) -> str:
@@ -100,7 +100,7 @@ def _line(style: str, frame: Frame, points: list[CurvePoint]) -> str:
 
 
 def _marks(frame: Frame, shown: ExtendPreview) -> list[str]:
-    """The joint with both its values; the warmdown's start, also where it lies before the joint."""
+    """The joint with both its values; the warmdown's start, also if it is before the joint."""
     step, (before, after) = shown.joint.step, shown.joint.lr_multiplier
     words = f"joint at step {step:,}: {before:.4g} to {after:.4g}"
     marks = [_mark(frame, "joint", step, TOP - 22, words)]
@@ -133,5 +133,5 @@ def _text(x: int, y: int, words: str) -> str:
 
 
 def _escaped(words: str) -> str:
-    """As XML text. Control characters, which XML cannot say at all, become spaces."""
+    """As XML text. Control characters, which XML cannot contain, become spaces."""
     return escape("".join(c if c.isprintable() else " " for c in words))

@@ -34,14 +34,14 @@ def summary(
     now: float | None = None,
     energy_price: float | None = None,
 ) -> Report:
-    """Everything there is to say about a run. energy_price: per kWh, in any currency."""
+    """The report of a run. energy_price: per kWh, in any currency."""
     now = time.time() if now is None else now
     spec, plan = RunSpec.model_validate(run.spec), Plan.model_validate(run.plan)
     views = history.phases(session, run, superseded=False)
     evaluated = history.evaluations(session, run)
     kept = history.checkpoints(session, run)
     peak = _peak(session, run)
-    told = phases.reports(
+    phase_reports = phases.reports(
         session, run, plan, evaluated, kept, views, peak.value if peak else None, now
     )
     tried, down = story.attempts(session, run, {view.index: view.name for view in views})
@@ -66,7 +66,7 @@ def summary(
             "notes": story.data_notes(session, run),
         },
         hardware=_hardware(run, spec, plan, tried, session, everything, totals, peak),
-        phases=told,
+        phases=phase_reports,
         attempts=tried,
         totals=totals,
         energy=_energy(run, everything, energy_price),
@@ -76,7 +76,7 @@ def summary(
         differences=story.differences(values),
         samples=_samples(history.samples(session, run)),
         incidents=incidents,
-        timeline=story.timeline(run, told, tried, views),
+        timeline=story.timeline(run, phase_reports, tried, views),
         curves=drawn.series,
         curve_bin_steps=drawn.bin_steps,
     )

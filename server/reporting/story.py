@@ -68,8 +68,8 @@ def data_notes(session: Session, run: tables.Run) -> list[str]:
     """How the corpus is split and what it leaves out, as the preparation reported it."""
     table = tables.Event
     mine = select(table.message).where(table.run_id == run.id)
-    said = mine.where(table.kind.in_(("data_note", "data_left_out"))).order_by(table.id)
-    return list(session.scalars(said.limit(MAX_INCIDENTS)))
+    query = mine.where(table.kind.in_(("data_note", "data_left_out"))).order_by(table.id)
+    return list(session.scalars(query.limit(MAX_INCIDENTS)))
 
 
 def incidents(session: Session, run: tables.Run) -> tuple[list[Incident], list[ResumeVerdict]]:

@@ -399,7 +399,7 @@ def test_a_job_that_ends_in_the_middle_is_said_in_the_stream(house: House) -> No
 def test_a_job_that_never_says_a_word_is_asked_three_times(house: House) -> None:
     with job_saying(house) as job:
         answer = house.post(ASK)
-    assert "before it said a word" in answer.json()["detail"]
+    assert "before its first reply" in answer.json()["detail"]
     assert len(job.orders) == 3
 
 

@@ -192,7 +192,7 @@ def test_weights_and_biases_is_told_by_step(
 @pytest.mark.parametrize(
     ("ask", "code", "said"),
     [
-        ([], 2, "say where to"),
+        ([], 2, "give a target"),
         (["--wandb", "mine"], 1, "wandb is not installed: pip install wandb"),
         (["--tensorboard", "DIR"], 1, "pip install 'traind[tensorboard]'"),
     ],

@@ -47,7 +47,7 @@ class Stage(TrainerEvent):
 
 
 class Resumed(TrainerEvent):
-    """Where this attempt begins. Ingestion supersedes what earlier attempts reported beyond `step`."""
+    """Where this attempt begins. Supersedes what earlier attempts reported beyond `step`."""
 
     kind: Literal["resumed"] = "resumed"
     step: int

@@ -34,7 +34,7 @@ _NO_DATA = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.j
 
 @dataclass
 class Sources:
-    """The files to read. validation: those of a validation split, None if no name means validation."""
+    """The files to read. validation: those of a validation split, None without one."""
 
     source: str
     root: Path
@@ -254,7 +254,7 @@ def _read_json(stream: BinaryIO, path: Path, sources: Sources) -> Iterator[str]:
 def _read_array(stream: BinaryIO, path: Path, sources: Sources) -> Iterator[str]:
     """The records of a JSON array, one in memory at a time. Raises DataError."""
     for number, record in enumerate(json_array.records(stream, MAX_LINE_BYTES), 1):
-        if isinstance(record, json_array.Bad):
+        if isinstance(record, json_array.BadArray):
             raise _bad_record(path, f"record {number:,}", record.why)
         text = _text_of(record, path, f"record {number:,}", sources)
         if text is not None:

@@ -35,7 +35,7 @@ def sentence(content: dict[str, Any]) -> str:
 
 
 def hint(directory: Path) -> str:
-    """The end of an error about a folder without a traind tokenizer; "" if nothing is recognized."""
+    """The end of an error about a folder without a tokenizer; "" if nothing is recognized."""
     for name, kind in _FILES.items():
         if (directory / name).exists():
             return f". {name} there is {kind}; {ADVICE}"

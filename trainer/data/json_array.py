@@ -14,7 +14,7 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 
 
 @dataclass(frozen=True)
-class Bad:
+class BadArray:
     """The record at this place cannot be read; nothing behind it can either."""
 
     why: str
@@ -30,10 +30,10 @@ def records(stream: BinaryIO, max_chars: int) -> Iterator[Any]:
     while not text.is_next("]"):
         record = _next(text, max_chars)
         yield record
-        if isinstance(record, Bad):
+        if isinstance(record, BadArray):
             return
         if not text.skip(",") and not text.is_next("]"):
-            yield Bad("is not JSON: a comma or ] is missing before it")
+            yield BadArray("is not JSON: a comma or ] is missing before it")
             return
 
 
@@ -45,16 +45,16 @@ def _next(text: _Text, max_chars: int) -> Any:
         try:
             record, end = decode(text.read, text.at)
         except RecursionError:
-            return Bad("is nested too deeply")
+            return BadArray("is nested too deeply")
         except ValueError:
             record, end = None, -1
         if 0 <= end < len(text.read) or (end >= 0 and text.is_over):
             text.at = end
             return record
         if text.is_over:
-            return Bad("is not JSON, or the file ends within it")
+            return BadArray("is not JSON, or the file ends within it")
         if len(text.read) - text.at > max_chars:
-            return Bad(f"is not JSON, or longer than {max_chars:,} characters")
+            return BadArray(f"is not JSON, or longer than {max_chars:,} characters")
         text.more(wanted)
         wanted *= 2
 

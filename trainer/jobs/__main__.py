@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
 
 
 def stop_requested(own: process.Process) -> bool:
-    """Whether the job was cancelled or its process signalled to end; polled between pieces of work."""
+    """Whether the job was cancelled or signalled to end; polled between pieces of work."""
     return own.control.wants_attention()
 
 
