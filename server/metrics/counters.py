@@ -95,6 +95,18 @@ def read(session: Session) -> dict[str, list[tuple[str, str, float]]]:
     return dict(found)
 
 
+def observed(session: Session, runs: Sequence[str]) -> dict[tuple[str, str], float]:
+    """{(histogram, run): number of observations}: what has changed when it has."""
+    query = (
+        "SELECT name, run, value FROM counters WHERE name IN (SELECT value FROM json_each(?)) "
+        "AND run IN (SELECT value FROM json_each(?))"
+    )
+    counts = {f"{name}_count": name for name in BUCKETS}
+    given = json.dumps(list(counts)), json.dumps(list(runs))
+    rows = session.connection().exec_driver_sql(query, given)
+    return {(counts[name], run): value for name, run, value in rows}
+
+
 def histograms(session: Session, runs: Sequence[str]) -> dict[str, dict[str, Histogram]]:
     """{name: {run: histogram}} of the runs that have been observed."""
     known = dict.fromkeys(runs)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 from prometheus_client.exposition import generate_latest
+from sqlalchemy.orm import Session
 
 from server.database.db import Database
 from server.database.migrate import version
@@ -27,6 +28,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._data_dir = data_dir
         self._known = rows.Known({}, {})
+        self._histograms: dict[tuple[str, str], tuple[float, str]] = {}  # with its observations
         ProcessCollector(registry=self.registry)
         self._requests = Counter(
             "traind_http_requests", "HTTP requests", ["method", "route", "status"],
@@ -47,6 +49,17 @@ class Metrics:
         self._requests.labels(method, route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
+    def _keep_histograms(self, session: Session, names: list[str]) -> None:
+        """The lines of each run's histograms, read anew where something was observed since."""
+        counts = counters.observed(session, names)
+        known = {key: kept for key, kept in self._histograms.items() if key in counts}
+        changed = {key for key, n in counts.items() if key not in known or known[key][0] != n}
+        fresh = counters.histograms(session, sorted({run for _, run in changed}))
+        for name, run in changed:
+            lines = text.of_histogram(name, run, fresh[name][run])
+            known[name, run] = counts[name, run], lines
+        self._histograms = known
+
     def scrape(self, db: Database, now: float) -> bytes:
         """Everything, in Prometheus' text format."""
         with db.read() as session:
@@ -54,14 +67,14 @@ class Metrics:
             left_out = rows.how_many(session, now) - len(runs)
             names = [run.name for run in runs]
             counted = rows.counted(session, names)
-            histograms = counters.histograms(session, names)
+            self._keep_histograms(session, names)
             unread = rows.unread(session)
         if left_out > 0:
             self._dropped.inc(left_out)
         lines = [
             *text.of_runs(runs),
             *text.of_counters(counted),
-            *text.of_histograms(histograms),
+            *text.of_histograms({key: lines for key, (_, lines) in self._histograms.items()}),
             *text.of_daemon(
                 disk_free=shutil.disk_usage(self._data_dir).free,
                 wal_bytes=db.wal_bytes,

@@ -158,15 +158,20 @@ def of_counters(counted: dict[str, list[tuple[str, str, float]]]) -> Iterator[st
         )
 
 
-def of_histograms(histograms: dict[str, dict[str, counters.Histogram]]) -> Iterator[str]:
-    """histograms: {name: {run: histogram}}."""
-    for name, by_run in histograms.items():
-        yield _head(name, _HISTOGRAMS[name], "histogram")
-        for run, held in by_run.items():
-            label = f'run="{run}"'
-            yield _lines(f"{name}_bucket", ((f'{label},le="{b}"', n) for b, n in held.buckets))
-            yield _lines(f"{name}_sum", [(label, held.sum)])
-            yield _lines(f"{name}_count", [(label, held.count)])
+def of_histogram(name: str, run: str, held: counters.Histogram) -> str:
+    label = f'run="{run}"'
+    return (
+        _lines(f"{name}_bucket", ((f'{label},le="{bound}"', n) for bound, n in held.buckets))
+        + _lines(f"{name}_sum", [(label, held.sum)])
+        + _lines(f"{name}_count", [(label, held.count)])
+    )
+
+
+def of_histograms(lines: dict[tuple[str, str], str]) -> Iterator[str]:
+    """lines: {(name, run): its lines}."""
+    for name, help_text in _HISTOGRAMS.items():
+        yield _head(name, help_text, "histogram")
+        yield from (text for (of, _), text in lines.items() if of == name)
 
 
 def of_daemon(

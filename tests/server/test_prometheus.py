@@ -91,6 +91,22 @@ def test_every_promised_name_is_there_with_its_labels_and_no_other(asgi: Asgi) -
         assert ours, f"{name} is not documented"
 
 
+def test_a_histogram_is_read_anew_when_something_was_observed(asgi: Asgi) -> None:
+    running(asgi, "a")
+    running(asgi, "b")
+    count = "traind_step_duration_seconds_count"
+    assert (value(asgi, count, run="a"), value(asgi, count, run="b")) == (1, 1)
+    with asgi.db.write() as session:
+        tally = counters.Tally()
+        tally.observe(counters.STEP_SECONDS, "a", 0.02)
+        tally.write(session)
+    assert (value(asgi, count, run="a"), value(asgi, count, run="b")) == (2, 1)
+    assert value(asgi, "traind_step_duration_seconds_bucket", run="a", le="0.025") == 1
+    assert value(asgi, "traind_step_duration_seconds_sum", run="a") == pytest.approx(2.02)
+    asgi.request("PATCH", "/v1/runs/a", json={"name": "c"})
+    assert (value(asgi, count, run="a"), value(asgi, count, run="c")) == (None, 2)
+
+
 def test_the_values_are_those_of_the_rows(asgi: Asgi) -> None:
     running(asgi)
     assert value(asgi, "traind_train_step", run="demo") == 50
