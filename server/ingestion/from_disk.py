@@ -11,8 +11,8 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from sqlalchemy.orm import Session
 
 from server.database import tables
 from server.database.db import Database
+from server.database.migrate import Refused
 from server.domain import attempts, checkpoints, lineage, run_deletion, run_files, run_rows
 from server.domain.run_files import RunFile
 from server.domain.states import ENDED, Desired, State
@@ -56,16 +57,25 @@ def catch_up(db: Database, paths: DataDir) -> Found:
     """Give rows to runs and attempts that lie on the disk and that no row knows."""
     found = Found()
     for directory, numbers in _unknown(db, paths):
-        try:
+        with _noting(directory, found):
             if numbers is None:
                 add_run(db, paths, directory, found)
             else:
                 _add_attempts(db, paths, directory, numbers, found)
-        except (Busy, DiskFull, StorageBroken):
-            raise  # of the database, not of this run
-        except Exception as error:  # whatever a directory holds: the others are read, and it starts
-            found.problems.append(f"{directory}: {type(error).__name__}: {error}")
     return found
+
+
+@contextmanager
+def _noting(directory: Path, found: Found) -> Iterator[None]:
+    """Whatever a directory holds, the others are read; not so for an error of the database, or
+    what was raised to stop."""
+    try:
+        yield
+    except (Busy, DiskFull, StorageBroken, Refused):
+        raise
+    except Exception as error:
+        why = " ".join(str(error).split())[:600]
+        found.problems.append(f"{directory}: {type(error).__name__}: {why}")
 
 
 def _unknown(db: Database, paths: DataDir) -> list[tuple[Path, set[int] | None]]:
@@ -210,6 +220,18 @@ def _become(run: tables.Run, state: State, desired: Desired, reason: Reason) -> 
 
 
 # --- a run that no row knows ---------------------------------------------------------------------
+
+
+def try_to_add_run(
+    db: Database,
+    paths: DataDir,
+    directory: Path,
+    found: Found,
+    refuse_alive: Callable[[str], None] | None = None,
+) -> None:
+    """`add_run`; what cannot be read is one of the problems. Raises what refuse_alive raises."""
+    with _noting(directory, found):
+        add_run(db, paths, directory, found, refuse_alive)
 
 
 def add_run(
@@ -469,4 +491,4 @@ def _say(session: Session, run: tables.Run, kind: str, message: str) -> None:
     session.add(tables.Event(run_id=run.id, kind=kind, message=message, unix_seconds=time.time()))
 
 
-__all__ = ["Found", "add_run", "catch_up", "orders_of"]
+__all__ = ["Found", "add_run", "catch_up", "orders_of", "try_to_add_run"]

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -49,16 +51,14 @@ def rebuild(settings: Settings) -> RebuildResult:
     Raises migrate.Refused while a daemon or a trainer runs on this data directory.
     """
     paths, found = settings.paths, from_disk.Found()
-    try:
-        with lock.holding(paths.root, f"pid {os.getpid()} (traind rebuild)"):
-            scratch = settings.model_copy(update={"data_dir": paths.root / SCRATCH})
-            _remove(scratch.paths)
-            _read_all(scratch, paths, found)
-            aside = put_in_place(paths, scratch.paths.database, "rebuild")
-            _remove(scratch.paths)
-            begin_anew(settings)
-    except Held as error:
-        raise Refused(f"Stop the daemon first: {error}.") from error
+    with holding(paths, "rebuild"):
+        _require_runs(paths)
+        scratch = settings.model_copy(update={"data_dir": paths.root / SCRATCH})
+        _remove(scratch.paths)
+        _read_all(scratch, paths, found)
+        aside = put_in_place(paths, scratch.paths.database, "rebuild")
+        _remove(scratch.paths)
+        begin_anew(settings)
     return RebuildResult(
         runs=found.runs,
         records=found.records,
@@ -68,12 +68,38 @@ def rebuild(settings: Settings) -> RebuildResult:
     )
 
 
+@contextmanager
+def holding(paths: DataDir, verb: str) -> Iterator[None]:
+    """Hold the data directory for a tool that works without the daemon. Raises Refused while a
+    daemon serves it, and where it cannot be used."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(lock.holding(paths.root, f"pid {os.getpid()} (traind {verb})"))
+        except Held as error:
+            raise Refused(f"Stop the daemon first: {error}.") from error
+        except OSError as error:
+            raise Refused(
+                f"The data directory {paths.root} cannot be used: {error.filename}: "
+                f"{error.strerror}. Name another one with --data-dir or TRAIND_DATA_DIR."
+            ) from error
+        yield
+
+
+def _require_runs(paths: DataDir) -> None:
+    """An empty database in place of one with runs helps nobody: a disk may not be mounted."""
+    if paths.database.exists() and not any((paths.root / "runs").glob("run_*")):
+        raise Refused(
+            f"There is no run in {paths.root / 'runs'} to read again. Is a disk not mounted, or is "
+            "it another --data-dir?"
+        )
+
+
 def _read_all(scratch: Settings, paths: DataDir, found: from_disk.Found) -> None:
     db = Database.open(scratch)
     db.lend_paths(paths)
     try:
         for directory in sorted((paths.root / "runs").glob("run_*")):
-            from_disk.add_run(db, paths, directory, found, _refuse_alive)
+            from_disk.try_to_add_run(db, paths, directory, found, _refuse_alive)
     finally:
         db.close()
 

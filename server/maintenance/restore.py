@@ -8,14 +8,13 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from server import lock
 from server.database import backups, migrate, provenance, sqlite
 from server.database.db import Database
 from server.database.migrate import Refused
 from server.ingestion import from_disk
-from server.maintenance.rebuild import begin_anew, put_in_place
+from server.maintenance.rebuild import begin_anew, holding, put_in_place
 from server.settings import Settings
-from trainer.contract.rundir import Held, fsync_directory
+from trainer.contract.rundir import fsync_directory
 
 SCRATCH = ".restoring.db"
 
@@ -37,16 +36,13 @@ def restore(settings: Settings, backup: Path | None = None) -> RestoreResult:
     Raises migrate.Refused while a daemon runs, or when there is no backup that verifies.
     """
     paths, library = settings.paths, sqlite.choose_library()
-    try:
-        with lock.holding(paths.root, f"pid {os.getpid()} (traind restore)"):
-            chosen = _chosen(library, settings, backup)
-            scratch = paths.root / SCRATCH
-            _copy(chosen, scratch)
-            aside = put_in_place(paths, scratch, "restore")
-            found = _catch_up(settings)
-            begin_anew(settings)
-    except Held as error:
-        raise Refused(f"Stop the daemon first: {error}.") from error
+    with holding(paths, "restore"):
+        chosen = _chosen(library, settings, backup)
+        scratch = paths.root / SCRATCH
+        _copy(chosen, scratch)
+        aside = put_in_place(paths, scratch, "restore")
+        found = _catch_up(settings)
+        begin_anew(settings)
     return RestoreResult(
         backup=str(chosen),
         runs=found.runs,

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import func, select, text
@@ -427,6 +428,42 @@ def test_what_must_not_take_the_databases_place_leaves_it_alone(
     with db.read() as session:
         assert list(session.scalars(select(tables.Run.name))) == ["kept"]
     db.close()
+
+
+def test_a_rebuild_reads_the_others_where_one_run_is_strange(settings: Settings) -> None:
+    db = Database.open(settings)
+    first, second = create(db, "first"), create(db, "second")
+    Keeper(db, settings.paths).write_run_files()
+    db.close()
+    file = settings.paths.run(first).root / "run.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, "spec": {"name": 5}}))
+    found = rebuild(settings)
+    assert found.runs == ["second"]
+    assert any(first in problem for problem in found.problems)
+    db = Database.open(settings)
+    with db.read() as session:
+        assert list(session.scalars(select(tables.Run.id))) == [second]
+    db.close()
+
+
+@pytest.mark.parametrize("tool", [rebuild, restore])
+def test_a_tool_refuses_a_directory_that_cannot_be_used(tool: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for place in ("missing", "file"):
+        with pytest.raises(Refused, match=f"{place} cannot be used"):
+            tool(Settings(data_dir=tmp_path / place))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_rebuild_without_any_run_replaces_nothing(settings: Settings) -> None:
+    db = Database.open(settings)
+    create(db, "elsewhere")
+    db.close()
+    shutil.rmtree(settings.paths.root / "runs", ignore_errors=True)
+    with pytest.raises(Refused, match="no run in"):
+        rebuild(settings)
+    assert not list(settings.paths.root.glob("traind-before-*"))
 
 
 def test_a_directory_from_another_machine_is_reported_once_and_continues(
