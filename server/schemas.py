@@ -261,6 +261,24 @@ class AttemptView(BaseModel):
     report_gap: str | None
 
 
+class RankView(BaseModel):
+    """GET /v1/runs/{id}/ranks: one process of a run on several devices, as reported last.
+
+    compute_seconds: its own forward and backward passes of a step; waited_seconds: for the others.
+    """
+
+    rank: int
+    host: str
+    device: str
+    pid: int
+    compute_seconds: float | None = None
+    waited_seconds: float | None = None
+    vram_peak_bytes: int | None = None
+    power_watts: float | None = None
+    temperature_celsius: float | None = None
+    seen_at: float
+
+
 class CheckpointView(BaseModel):
     id: str
     name: str

@@ -11,8 +11,9 @@ from server.api.deps import MAX_ID, Conf, Db, RunRef, StrictRoute, Superseded
 from server.api.openapi import problems
 from server.errors import NotFound
 from server.queries import history, logs, store
-from server.schemas import AttemptView, EvaluationView, Page, PhaseView, SampleView
-from trainer.contract.rundir import LOG
+from server.schemas import AttemptView, EvaluationView, Page, PhaseView, RankView, SampleView
+from trainer.contract.rundir import rank_log
+from trainer.contract.spec import MAX_RANKS
 
 router = APIRouter(prefix="/v1/runs/{run}", tags=["history"], route_class=StrictRoute)
 
@@ -28,6 +29,13 @@ def attempts(run: RunRef, db: Db) -> Page[AttemptView]:
     """One trainer process each, with its end and the last lines of its log."""
     with db.read() as session:
         return complete_page(history.attempts(session, store.get_run(session, run)))
+
+
+@router.get("/ranks", responses=problems(404))
+def ranks(run: RunRef, db: Db) -> Page[RankView]:
+    """The processes of a run on several devices, reported every 30 s; none of a run on one."""
+    with db.read() as session:
+        return complete_page(history.ranks(store.get_run(session, run)))
 
 
 @router.get("/evaluations", responses=problems(404))
@@ -56,6 +64,9 @@ def show_logs(
     conf: Conf,
     attempt: Annotated[int | None, Query(ge=0, le=1_000_000, description="Default: newest")] = None,
     tail: Annotated[int, Query(ge=1, le=10_000, description="This many last lines.")] = 200,
+    rank: Annotated[
+        int, Query(ge=0, lt=MAX_RANKS, description="Process of a run on several devices.")
+    ] = 0,
     offset: Annotated[
         int | None,
         Query(ge=0, le=MAX_ID, description="What came after Traind-Next-Offset of an answer."),
@@ -72,7 +83,9 @@ def show_logs(
         raise NotFound(
             f"Run {row.name} has no attempt {number}; it has {numbers[0]} to {max(numbers)}."
         )
-    path = conf.paths.run(row.id).attempt(number) / LOG
+    path = rank_log(conf.paths.run(row.id).attempt(number), rank)
+    if rank and not path.exists():
+        raise NotFound(f"Attempt {number} of run {row.name} has no log of a rank {rank}.")
     part = logs.tail(path, tail) if offset is None else logs.after(path, offset)
     headers = {"Traind-Attempt": str(number), "Traind-Next-Offset": str(part.next_offset)}
     return Response(part.text, headers=headers, media_type="text/plain")

@@ -158,6 +158,10 @@ class Client:
     def attempts(self, run: str) -> list[schemas.AttemptView]:
         return self._whole(_run(run, "attempts"), schemas.AttemptView)
 
+    def ranks(self, run: str) -> list[schemas.RankView]:
+        """The processes of a run on several devices."""
+        return self._whole(_run(run, "ranks"), schemas.RankView)
+
     def checkpoints(self, run: str, *, superseded: bool = False) -> list[schemas.CheckpointView]:
         """Of the present lineage; superseded: also those that a later attempt replaced."""
         return self._whole(_run(run, "checkpoints"), schemas.CheckpointView, superseded)

@@ -86,6 +86,7 @@ def build_order(
         run_dir=str(settings.paths.run(run.id).root),
         data_dir=str(settings.paths.root),
         device=attempt.device,
+        devices=spec.rank_devices,
         phase_index=phase.index,
         phase_name=phase.name,
         schedule=PhaseSchedule.model_validate(phase.schedule),

@@ -16,6 +16,7 @@ from server import receivers
 from server.database import tables
 from server.domain import places
 from server.errors import Invalid
+from server.launch import torchrun
 from server.machine import devices
 from server.machine.devices import Device, DeviceMissing
 from trainer.contract.peaks import fp8_missing
@@ -72,6 +73,9 @@ def _receivers(urls: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def _device(spec: RunSpec, found: tuple[Device, ...]) -> Iterator[tuple[str, str]]:
+    if spec.rank_devices:
+        yield from _gang(spec, found)
+        return
     try:
         name = devices.resolve(spec.device, found)
         device = next(device for device in found if device.device == name)
@@ -81,6 +85,30 @@ def _device(spec: RunSpec, found: tuple[Device, ...]) -> Iterator[tuple[str, str
     except DeviceMissing:
         there = ", ".join(device.device for device in found) or "none"
         yield "/device", f"There is no device {spec.device} on this machine; there is: {there}."
+
+
+def _gang(spec: RunSpec, found: tuple[Device, ...]) -> Iterator[tuple[str, str]]:
+    """Each device of a run on several; all of one kind, or their bits would differ."""
+    field = "/gpus" if spec.devices is None else "/devices"
+    present = {device.device: device for device in found}
+    there = ", ".join(present) or "none"
+    missing = [name for name in dict.fromkeys(spec.rank_devices) if name not in present]
+    if missing:
+        yield field, f"There is no {' and no '.join(missing)} on this machine; there is: {there}."
+        return
+    if not torchrun.is_supported():
+        yield field, "Several devices train together on Linux only."
+    names = {present[name].name for name in spec.rank_devices}
+    if len(names) > 1:
+        yield (
+            field,
+            f"Devices of different kinds cannot train together: {', '.join(sorted(names))}.",
+        )
+    if spec.numerics.precision == "fp8":
+        for name in spec.rank_devices:
+            if not _may_have_fp8(present[name]):
+                why = fp8_missing(present[name].name, present[name].capability)
+                yield "/numerics/precision", f"{why}."
 
 
 def _may_have_fp8(device: Device) -> bool:

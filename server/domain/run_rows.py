@@ -49,7 +49,7 @@ def new_run(
         reason_message=Reason.requested.sentence,
         state_since=now,
         created_at=now,
-        device=spec.device,
+        device=(spec.rank_devices or [spec.device])[0],
         spec=spec.model_dump(mode="json"),
         plan=plan.model_dump(mode="json"),
         step=0,

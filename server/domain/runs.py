@@ -253,13 +253,13 @@ def _require_work(session: Session, run: tables.Run) -> None:
 def _require_divisible(run: tables.Run, rows: int | None) -> None:
     """A step must stay as many tokens as it was, whatever the rows of a pass. Raises Invalid."""
     sequence_len = run.plan["shape"]["sequence_len"]
-    rows_total = run.batch_tokens // sequence_len
-    if rows is not None and rows_total % rows:
-        divisors = (r for r in range(1, min(rows_total, 256) + 1) if rows_total % r == 0)
+    rows_total, lanes = run.batch_tokens // sequence_len, RunSpec.model_validate(run.spec).lanes
+    if rows is not None and rows_total % (rows * lanes):
+        divisors = (r for r in range(1, min(rows_total, 256) + 1) if rows_total % (r * lanes) == 0)
         fitting = ", ".join(map(str, divisors))
         raise Invalid(
             f"a step of run {run.name} is {rows_total} rows of {sequence_len:,} tokens, which "
-            f"{rows} does not divide",
+            f"{rows} does not divide{f' into {lanes} lanes' if lanes > 1 else ''}",
             hint=f"Divisors: {fitting}.",
             errors=[{"pointer": "/overrides/device_batch_size", "detail": "does not divide"}],
         )

@@ -118,6 +118,13 @@ def _started(applied: Applied, event: events.Started, seconds: float) -> None:
     applied.say("started", f"attempt {number} started on {event.device} ({name})", seconds)
 
 
+def _ranks(applied: Applied, event: events.Ranks, seconds: float) -> None:
+    """The rows of the newest attempt's ranks, as they were last reported."""
+    if applied.is_newest:
+        rows = [row.model_dump(mode="json") for row in event.ranks]
+        applied.run.progress = {**applied.run.progress, "ranks": rows, "ranks_at": seconds}
+
+
 def _stage(applied: Applied, event: events.Stage, seconds: float) -> None:
     attempt = applied.attempt
     attempt.stage, attempt.stage_since = event.stage, seconds
@@ -385,6 +392,7 @@ def _end_phase(applied: Applied, event: events.Ended, seconds: float) -> None:
 _HANDLERS: dict[type[events.TrainerEvent], Any] = {
     events.Started: _started,
     events.Stage: _stage,
+    events.Ranks: _ranks,
     events.Resumed: _resumed,
     events.Frozen: _frozen,
     events.Evaluation: _evaluation,

@@ -139,6 +139,7 @@ def _progress(run: tables.Run, attempt: tables.Attempt, new: Sequence[Reported])
     peak = attempt.peak_flops
     return {
         **{k: before[k] for k in ("val_bpb", "core") if k in before},
+        **{k: before[k] for k in ("ranks", "ranks_at") if same and k in before},
         "attempt": attempt.number,
         "unix_seconds": seconds,
         "rate_steps": count,

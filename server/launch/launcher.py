@@ -36,11 +36,13 @@ class Spot:
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be started: `python -P -m module directory`. niceness: 0 to 19, as of nice(1)."""
+    """What is to be started: `python -P -m module directory`. niceness: 0 to 19, as of nice(1).
+    ranks: how many processes of it work together."""
 
     spot: Spot
     module: str
     niceness: int = 0
+    ranks: int = 1
 
 
 class Launcher(Protocol):

@@ -6,8 +6,10 @@ handle: {"boot_id", "pid", "start_ticks"}; before the start only the boot is kno
 from __future__ import annotations
 
 import signal
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 
 from server.launch import process
 from server.launch.launcher import Handle, Liveness, Spot, Work
@@ -22,6 +24,7 @@ class Local:
     """python: the interpreter of trainers and jobs. cache_bytes, compiled: `process.spawn`."""
 
     name = NAME
+    variables: Mapping[str, str] = MappingProxyType({})
 
     def __init__(
         self, python: str, cache_bytes: int | None = None, compiled: Path | None = None
@@ -38,17 +41,21 @@ class Local:
     def spawn(self, work: Work) -> Handle | None:
         failpoint.hit("supervisor.spawn")
         child, identity = process.spawn(
-            self._python,
-            work.module,
+            [self._python, *self.command(work), str(work.spot.directory)],
             work.spot.directory,
             work.spot.token,
             niceness=work.niceness,
             cache_bytes=self._cache_bytes,
             compiled=self._compiled,
+            variables=self.variables,
         )
         self._children[work.spot.token] = child
         failpoint.hit("supervisor.record")
         return asdict(identity) if identity is not None else None
+
+    def command(self, work: Work) -> Sequence[str]:
+        """What the interpreter is given, up to the directory."""
+        return ("-P", "-m", work.module)
 
     def find(self, spot: Spot) -> Handle | None:
         found = process.leader(spot.token)
@@ -96,10 +103,10 @@ class Local:
     # --- what is left ----------------------------------------------------------------------------
 
     def has_leftovers(self, spot: Spot) -> bool:
-        return bool(_helpers(spot)) or rundir.is_held(spot.directory / LOCK)
+        return bool(helpers(spot)) or rundir.is_held(spot.directory / LOCK)
 
     def sweep(self, spot: Spot) -> None:
-        for one in _helpers(spot):
+        for one in helpers(spot):
             process.send(one, spot.token, signal.SIGKILL)
 
     def release(self, spot: Spot) -> None:
@@ -115,7 +122,7 @@ class Local:
             child.leave()
 
 
-def _helpers(spot: Spot) -> list[ProcessIdentity]:
+def helpers(spot: Spot) -> list[ProcessIdentity]:
     """Every live process of this directory that carries the token."""
     found = process.carriers(spot.token)
     return [one for one in found if process.works_in(one.pid, spot.directory)]

@@ -11,7 +11,7 @@ import errno
 import os
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -49,27 +49,29 @@ class Child:
 
 
 def spawn(
-    python: str,
-    module: str,
+    command: Sequence[str],
     directory: Path,
     token: str,
     *,
     niceness: int = 0,
     cache_bytes: int | None = None,
     compiled: Path | None = None,
+    variables: Mapping[str, str] | None = None,
 ) -> tuple[Child, ProcessIdentity | None]:
-    """Start `python -P -m module directory` in a session of its own, its output in the log.
+    """Start the command in a session of its own, its output in the log of the directory.
+
+    variables: of its environment, where the daemon's own does not have them.
 
     Raises OSError when it cannot be executed. The identity is None when it died at once.
     """
     with open(directory / rundir.LOG, "ab") as log:
         popen = subprocess.Popen(
-            [python, "-P", "-m", module, str(directory)],
+            command,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             cwd=directory,
-            env=environment(token, cache_bytes, compiled),
+            env={**(variables or {}), **environment(token, cache_bytes, compiled)},
             close_fds=True,
             start_new_session=True,
         )
@@ -150,6 +152,26 @@ def carries(pid: int, token: str) -> bool:
     return f"{TOKEN_VARIABLE}={token}".encode() in environ.split(b"\0")
 
 
+def variable(pid: int, name: str) -> str | None:
+    """A variable of the environment that a process was started with, where /proc shows it."""
+    try:
+        environ = (_PROC / str(pid) / "environ").read_bytes()
+    except OSError as error:
+        if error.errno in OUT_OF_FILES:
+            raise
+        return None
+    start = f"{name}=".encode()
+    found = next((item for item in environ.split(b"\0") if item.startswith(start)), None)
+    return None if found is None else found[len(start) :].decode("utf-8", "replace")
+
+
+def leads_session(pid: int) -> bool:
+    try:
+        return os.getsid(pid) == pid
+    except ProcessLookupError:
+        return False
+
+
 def _carries_portably(pid: int, token: str) -> bool:
     import psutil  # only where there is no /proc
 
@@ -196,11 +218,7 @@ def leader(token: str) -> ProcessIdentity | None:
 
     Helpers of a trainer live in its session; only what the daemon spawned leads one.
     """
-    for identity in carriers(token):
-        with suppress(ProcessLookupError):
-            if os.getsid(identity.pid) == identity.pid:
-                return identity
-    return None
+    return next((one for one in carriers(token) if leads_session(one.pid)), None)
 
 
 # --- signalling ----------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from server.database import tables
 from server.machine import devices, throughput
 from server.machine.devices import Device, DeviceMissing
 from server.settings import Settings
+from trainer.contract.lanes import named_together
 from trainer.contract.peaks import known_peak
 from trainer.contract.plan import PlanContext
 from trainer.contract.spec import RunSpec, resolve
@@ -52,13 +53,15 @@ def context(
     found: tuple[Device, ...] | None = None,
 ) -> PlanContext:
     """Everything known here about the device that `spec` asks for."""
-    device = _device(spec.device, devices.discover() if found is None else found)
+    wanted = (spec.rank_devices or [spec.device])[0]
+    device = _device(wanted, devices.discover() if found is None else found)
+    name = named_together(device.name, spec.num_ranks) if device else None
     peak = known_peak(device.name) if device else None
     asked = spec.batch.device_batch_size
     rows = asked if isinstance(asked, int) else None
-    seen = throughput.measured(session, device.name, spec, rows) if device else None
+    seen = throughput.measured(session, name, spec, rows)
     return PlanContext(
-        device_type=_type(device.device if device else spec.device),
+        device_type=_type(device.device if device else wanted),
         device_name=device.name if device else None,
         device_memory_bytes=device.memory_bytes if device else None,
         peak_flops=peak.value if peak else None,

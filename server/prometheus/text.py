@@ -90,6 +90,17 @@ def _vram(run: _Run) -> Iterator[MetricSample]:
             yield f'{run.label},kind="{kind}"', run.progress.get(f"vram_{kind}_bytes")
 
 
+def _of_rank(key: str) -> Callable[[_Run], Iterator[MetricSample]]:
+    """Of each process of a run on several devices."""
+
+    def samples(run: _Run) -> Iterator[MetricSample]:
+        for row in run.progress.get("ranks", ()) if run.is_live else ():
+            device = _escaped(row["device"])
+            yield f'{run.label},rank="{row["rank"]}",device="{device}"', row.get(key)
+
+    return samples
+
+
 def _eta(run: _Run) -> Iterator[MetricSample]:
     yield run.label, run.facts.finish_at
 
@@ -116,6 +127,10 @@ _FAMILIES: tuple[tuple[str, str, Callable[[_Run], Iterator[MetricSample]]], ...]
         if m.gauge
     ),
     ("vram_bytes", "Device memory of the trainer", _vram),
+    ("rank_compute_seconds", "Own passes of a step of each rank", _of_rank("compute_seconds")),
+    ("rank_waited_seconds", "What each rank waited for others", _of_rank("waited_seconds")),
+    ("rank_vram_peak_bytes", "Peak device memory of each rank", _of_rank("vram_peak_bytes")),
+    ("rank_power_watts", "Power of each rank's device", _of_rank("power_watts")),
     ("last_step_timestamp_seconds", "When the last step was done", _fact("last_step_at")),
     ("eta_timestamp_seconds", "When the plan should be done", _eta),
     (

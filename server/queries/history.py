@@ -59,6 +59,12 @@ def checkpoint(session: Session, run: tables.Run, name: str) -> schemas.Checkpoi
     return found[0].model_copy(update={"files": _files(session, run, name)})
 
 
+def ranks(run: tables.Run) -> list[schemas.RankView]:
+    """The rows of the newest attempt's ranks, as they were last reported."""
+    rows, seen_at = run.progress.get("ranks", ()), run.progress.get("ranks_at", 0.0)
+    return [schemas.RankView(**row, seen_at=seen_at) for row in rows]
+
+
 def evaluations(
     session: Session, run: tables.Run, *, superseded: bool = False
 ) -> list[schemas.EvaluationView]:

@@ -152,7 +152,7 @@ class Reconciler:
             has_data=entry.has_data,
             preparation=_state_of(preparation, entry.preparations),
             preparation_message=preparation.message if preparation else "",
-            may_use_device=seen.turn.get(entry.device) == run.id,
+            may_use_device=worklist.may_use(seen.turn, entry),
             is_backing_off=run.state == State.recovering and self._is_backing_off(run),
             is_shutting_down=self.is_shutting_down,
             stops_trainers=self.stops_trainers,

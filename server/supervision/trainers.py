@@ -20,7 +20,7 @@ from server.database.tables import Attempt, CommandRow, Event, Job, Phase, Run
 from server.domain import attempts, checkpoints
 from server.domain.states import Desired, State, can_move, move
 from server.ingestion.worker import Worker
-from server.launch import kinds, local
+from server.launch import kinds
 from server.launch.launcher import Handle, Launcher, Spot, Work
 from server.machine.devices import Device
 from server.settings import Settings
@@ -62,8 +62,10 @@ class SupervisorContext:
         if not self.launchers:
             object.__setattr__(self, "launchers", kinds.make(self.settings))
 
-    def watch(self, directory: Path, token: str) -> Watch:
-        return Watch(Spot(directory, token), self.launchers[local.NAME])
+    def watch(self, directory: Path, token: str, ranks: int | None = None) -> Watch:
+        """ranks: of what is about to be ordered there; None reads the order."""
+        ranks = kinds.ranks_ordered(directory) if ranks is None else ranks
+        return Watch(Spot(directory, token), self.launchers[kinds.name_for(ranks)])
 
 
 # --- launch --------------------------------------------------------------------------------------
@@ -82,10 +84,11 @@ def launch(context: SupervisorContext, run_id: str, device: str) -> tuple[int, W
         if run.state != State.starting:
             move(session, run, State.starting, Reason.requested, attempt=attempt.number)
         attempt_id = attempt.id
-    watch = context.watch(context.settings.paths.run(run_id).attempt(order.attempt), order.token)
+    directory = context.settings.paths.run(run_id).attempt(order.attempt)
+    watch = context.watch(directory, order.token, order.num_ranks)
     try:
         _write_directory(context, order, watch)
-        _spawn(context, watch, attempt_id)
+        _spawn(context, watch, attempt_id, order.num_ranks)
     except OSError as error:
         _cannot_start(context, attempt_id, error)
     return attempt_id, watch
@@ -101,8 +104,8 @@ def _write_directory(context: SupervisorContext, order: orders.AttemptOrder, wat
     journal.Writer.create(watch.directory / INBOX, header).close()
 
 
-def _spawn(context: SupervisorContext, watch: Watch, attempt_id: int) -> None:
-    handle = watch.launcher.spawn(Work(watch.spot, MODULE))
+def _spawn(context: SupervisorContext, watch: Watch, attempt_id: int, ranks: int) -> None:
+    handle = watch.launcher.spawn(Work(watch.spot, MODULE, ranks=ranks))
     if handle is not None:
         record(context, attempt_id, watch, handle)
 

@@ -18,6 +18,7 @@ from server.domain.states import OCCUPYING, State
 from server.launch.process import OUT_OF_FILES
 from server.machine.devices import Device, DeviceMissing, resolve
 from trainer.contract.rundir import DataDir
+from trainer.contract.spec import rank_devices
 
 log = logging.getLogger("traind.supervisor")
 T = TypeVar("T")
@@ -30,22 +31,33 @@ _IN_FLIGHT = (*OCCUPYING, State.preparing)
 class Entry:
     """One run with its open attempt (None: no process) and what waits to be told to it.
 
-    device: where it runs or would run. missing: why there is no such device. preparations: how
-    many jobs were made to prepare its data since it began to wait for it.
+    devices: where it runs or would run; several for a run on several, all or none. missing: why
+    there is no such device. preparations: how many jobs were made to prepare its data since it
+    began to wait for it.
     """
 
     run: Run
     attempt: Attempt | None
     commands: list[CommandRow]
     preparation: Job | None
-    device: str
+    devices: tuple[str, ...]
     missing: str | None
     has_data: bool
     preparations: int
 
     @property
+    def device(self) -> str:
+        """The first one."""
+        return self.devices[0]
+
+    @property
     def holds_device(self) -> bool:
         return self.attempt is not None or self.run.state in OCCUPYING
+
+
+def may_use(turn: dict[str, str], entry: Entry) -> bool:
+    """Whether it is the entry's turn everywhere it needs."""
+    return all(turn.get(device) == entry.run.id for device in entry.devices)
 
 
 @dataclass
@@ -156,9 +168,27 @@ def _entry(
         )
         .order_by(CommandRow.created_at, CommandRow.id)
     ).all()
-    device, missing = _device(session, run, attempt, devices)
+    places, missing = _places(session, run, attempt, devices)
     has_data = attempt is not None or _has_data(run, preparation, paths)
-    return Entry(run, attempt, list(commands), preparation, device, missing, has_data, made)
+    return Entry(run, attempt, list(commands), preparation, places, missing, has_data, made)
+
+
+def _places(
+    session: Session, run: Run, attempt: Attempt | None, devices: Sequence[Device]
+) -> tuple[tuple[str, ...], str | None]:
+    """The devices of a run on several, by its spec; else the one."""
+    gang = tuple(dict.fromkeys(rank_devices(run.spec)))
+    if not gang:
+        device, missing = _device(session, run, attempt, devices)
+        return (device,), missing
+    if attempt is not None:
+        return gang, None
+    for device in gang:
+        try:
+            resolve(device, devices)
+        except DeviceMissing as error:
+            return gang, error.detail
+    return gang, None
 
 
 def _device(
@@ -201,13 +231,19 @@ def _turns(board: Worklist, devices: Sequence[Device]) -> dict[str, str]:
     turn: dict[str, str] = {}
     for entry in board.entries:
         if entry.holds_device:
-            turn.setdefault(entry.device, entry.run.id)
+            _claim(turn, entry)
     for job in sorted(board.jobs, key=lambda job: job.state != "running"):
         turn.setdefault(job_place(job, devices), job.id)
     for entry in sorted(board.entries, key=_queue_order):
         if entry.run.state in (State.queued, State.preparing) and entry.has_data:
-            turn.setdefault(entry.device, entry.run.id)
+            _claim(turn, entry)
     return turn
+
+
+def _claim(turn: dict[str, str], entry: Entry) -> None:
+    """Every place that is not taken: what waits for several keeps those that are free."""
+    for device in entry.devices:
+        turn.setdefault(device, entry.run.id)
 
 
 def _queue_order(entry: Entry) -> tuple[bool, int, float, str]:

@@ -20,7 +20,7 @@ from server.launch.local import Local
 from server.settings import Settings
 from tests.server.house import House
 
-KINDS = ("local",)
+KINDS = ("local", "torchrun")
 
 
 @pytest.fixture(params=KINDS)
@@ -44,8 +44,7 @@ def spot(tmp_path: Path, launcher: Launcher) -> Iterator[Spot]:
     directory.mkdir()
     made = Spot(directory, secrets.token_hex(8))
     yield made
-    process.kill_carriers(made.token)
-    _until(lambda: not process.carriers(made.token))
+    _until(lambda: not process.kill_carriers(made.token))  # one may have started another meanwhile
     _until(lambda: launcher.exit_code(made) is not None or made.token not in _children(launcher))
     launcher.release(made)
 

@@ -13,3 +13,8 @@ def lanes_for(ranks: int, asked: int | None) -> int:
 def power_of_two(number: int) -> int:
     """The smallest power of two that is not below."""
     return 1 << (number - 1).bit_length()
+
+
+def named_together(device_name: str, ranks: int) -> str:
+    """What several devices are called: under this name their speed is remembered."""
+    return device_name if ranks == 1 else f"{device_name} x {ranks}"

@@ -7,9 +7,21 @@ from trainer.contract.orders import AttemptOrder
 from trainer.train.frozen_choices import Choices
 
 
+class LanesDoNotFit(Exception):
+    """The micro-batches of a step cannot be shared by the lanes."""
+
+
 def of_attempt(order: AttemptOrder, chosen: Choices) -> int:
     """The frozen number, or the smallest that the attempt's ranks can share where they cannot share
-    that one: the resume is then approximate, by the fingerprint."""
-    if chosen.lanes % order.num_ranks == 0:
-        return chosen.lanes
-    return lanes_for(order.num_ranks, None)
+    that one: the resume is then approximate, by the fingerprint. Raises LanesDoNotFit."""
+    lanes = (
+        chosen.lanes if chosen.lanes % order.num_ranks == 0 else lanes_for(order.num_ranks, None)
+    )
+    batch = order.plan.batch
+    micro_batches = batch.tokens // (chosen.device_batch_size * batch.sequence_len)
+    if micro_batches % lanes:
+        raise LanesDoNotFit(
+            f"{micro_batches:,} micro-batches of {chosen.device_batch_size} rows a step do not "
+            f"divide among {lanes} lanes: resume with a smaller overrides.device_batch_size"
+        )
+    return lanes

@@ -21,6 +21,7 @@ from trainer.checkpoint import store
 from trainer.checkpoint.background_writer import Saver
 from trainer.contract import events
 from trainer.contract.gpu_signs import sign_of_gpu
+from trainer.contract.lanes import named_together
 from trainer.contract.orders import AttemptOrder, Lineage
 from trainer.contract.rundir import RunDir, identify
 from trainer.contract.shape import shape_of
@@ -380,7 +381,7 @@ def _announce(session: Session) -> None:
             boot_id=own.boot_id if own else "",
             start_ticks=own.start_ticks if own else 0,
             device=str(session.device),
-            device_name=device.name_of(session.device),
+            device_name=named_together(device.name_of(session.device), session.world.size),
             versions=device.versions(),
             fingerprint=session.fingerprint,
             peak_flops=session.choices.peak_flops * session.world.size,

@@ -97,7 +97,8 @@ class MemoryEstimate(PlanPart):
     """Estimated peak device memory in bytes, by part.
 
     measured: what an earlier run of this shape, with these rows on this device, took at its peak.
-    error: the factor by which the estimate may be below the truth.
+    error: the factor by which the estimate may be below the truth. exchange: of lanes and of what
+    passes between devices; the estimate is that of each device.
     """
 
     weights: int
@@ -110,6 +111,7 @@ class MemoryEstimate(PlanPart):
     available: int | None
     measured: int | None = None
     error: float = 1.25
+    exchange: int = 0
 
     @property
     def expected(self) -> int:
@@ -140,6 +142,21 @@ class Eta(PlanPart):
     source: str
 
 
+class ExchangePlan(PlanPart):
+    """What several devices send each other in a step, each of them, at an assumed bandwidth.
+
+    enough_tokens: tokens a step for which it takes a fifth of the time at most.
+    """
+
+    devices: int
+    lanes: int
+    bytes_per_step: int
+    bytes_per_second: float
+    seconds_per_step: float
+    share_of_step: float
+    enough_tokens: int
+
+
 class RecipeChoice(PlanPart):
     """Which recipe the run is trained by, and what differs from the default one, in words."""
 
@@ -163,3 +180,4 @@ class Plan(PlanPart):
     max_shards: int | None
     warnings: list[str]
     recipe: RecipeChoice = RecipeChoice()
+    exchange: ExchangePlan | None = None

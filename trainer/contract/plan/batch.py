@@ -33,6 +33,12 @@ def plan_batch(spec: RunSpec, shape: ModelShape, context: PlanContext) -> BatchP
             f"batch of {tokens:,} tokens = {rows_total} rows of {shape.sequence_len:,} "
             f"is not divisible by device_batch_size {rows}",
         )
+    if rows_total // rows % spec.lanes:
+        raise CannotPlan(
+            "batch.device_batch_size",
+            f"{rows_total // rows:,} micro-batches of {rows} rows a step do not divide among "
+            f"{spec.lanes} lanes: fewer rows, or more batch.tokens",
+        )
     return BatchPlan(
         tokens=tokens,
         device_batch_size=rows,
@@ -44,7 +50,7 @@ def plan_batch(spec: RunSpec, shape: ModelShape, context: PlanContext) -> BatchP
 
 def _assumed_rows(spec: RunSpec, shape: ModelShape, rows_total: int, context: PlanContext) -> int:
     """The rows of the fastest earlier run of this shape here, else the most that should fit."""
-    if context.measured_rows and rows_total % context.measured_rows == 0:
+    if context.measured_rows and rows_total % (context.measured_rows * spec.lanes) == 0:
         return context.measured_rows
     return fitting_rows(spec, shape, rows_total, context) or 1
 
@@ -54,7 +60,8 @@ def fitting_rows(
 ) -> int | None:
     """The largest divisor of the batch's rows, at most 64, whose estimate fits the device."""
     limit = 8 if context.device_type == "cpu" or context.device_memory_bytes is None else 64
-    divisors = [r for r in range(1, min(rows_total, limit) + 1) if rows_total % r == 0]
+    lanes = spec.lanes
+    divisors = [r for r in range(1, min(rows_total, limit) + 1) if rows_total % (r * lanes) == 0]
     memory = context.device_memory_bytes
     for rows in reversed(divisors):
         trial = BatchPlan(

@@ -7,7 +7,8 @@ from trainer.contract.plan.answer import Parameters, Plan, PlannedShape, RecipeC
 from trainer.contract.plan.batch import plan_batch
 from trainer.contract.plan.context import PlanContext
 from trainer.contract.plan.disk import estimate_disk, shards_for
-from trainer.contract.plan.eta import crash_loss, estimate_eta
+from trainer.contract.plan.eta import crash_loss, estimate_eta, throughput
+from trainer.contract.plan.exchange import plan_exchange
 from trainer.contract.plan.horizon import plan_horizon
 from trainer.contract.plan.memory import estimate_memory
 from trainer.contract.plan.scaling import scaled_hyperparameters
@@ -54,6 +55,7 @@ def make_plan(spec: RunSpec, context: PlanContext | None = None) -> Plan:
             optimizer=spec.optimizer.recipe or spec.model.recipe,
             changes=recipe.changes(spec.model, spec.optimizer),
         ),
+        exchange=plan_exchange(spec, shape, batch, throughput(shape, context)[0], context),
     )
     return plan.model_copy(update={"warnings": warnings_about(spec, plan, context)})
 

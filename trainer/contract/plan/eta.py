@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 from trainer.contract.plan.answer import BatchPlan, Eta
 from trainer.contract.plan.context import PlanContext
 from trainer.contract.plan.disk import checkpoint_bytes
+from trainer.contract.plan.exchange import plan_exchange
 from trainer.contract.shape import ModelShape, flops_per_token_causal
 from trainer.contract.spec import RunSpec
 
@@ -50,6 +51,22 @@ def throughput(shape: ModelShape, context: PlanContext) -> tuple[float, str]:
     return flops / per_token, f"assumed: {flops / 1e9:.0f} GFLOP/s, no measurement on this device"
 
 
+def throughput_of_all(
+    spec: RunSpec, shape: ModelShape, batch: BatchPlan, context: PlanContext
+) -> tuple[float, str]:
+    """The rate of all devices of the run together, with what they exchange."""
+    rate, source = throughput(shape, context)
+    exchange = plan_exchange(spec, shape, batch, rate, context)
+    if exchange is None or context.tokens_per_second:  # measured: on as many devices
+        return rate, source
+    seconds = batch.tokens / (rate * exchange.devices) + exchange.seconds_per_step
+    return batch.tokens / seconds, (
+        f"{source}; {exchange.devices} devices, of which each sends "
+        f"{exchange.bytes_per_step / 1e6:,.0f} MB a step at "
+        f"{exchange.bytes_per_second / 1e9:.1f} GB/s (assumed)"
+    )
+
+
 def estimate_eta(
     spec: RunSpec,
     shape: ModelShape,
@@ -59,7 +76,7 @@ def estimate_eta(
     context: PlanContext,
 ) -> Eta:
     """Seconds from start_step to end_step: training, evaluation, saving, start-up."""
-    rate, source = throughput(shape, context)
+    rate, source = throughput_of_all(spec, shape, batch, context)
     training = (end_step - start_step) * batch.tokens / rate
     evaluation = evaluation_time(spec, batch, start_step, end_step, rate).total
     model, optimizer = checkpoint_bytes(spec, shape, context)

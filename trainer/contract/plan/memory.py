@@ -20,6 +20,7 @@ CHUNK_TOKENS = {"cpu": 256, "mps": 256, "cuda": 4096}
 # fp8, what a compiled block keeps for its backward pass is known for some shapes only.
 COUNTED_ERROR, ESTIMATE_ERROR = 1.05, 1.25
 NEAR_THE_LIMIT = 0.9
+EXCHANGED_AT_ONCE = 64 << 20  # bytes: runtime/world.py
 CUBLAS_WORKSPACES = 60_000_000  # of two threads; 8 MB each on Ada, 32 MB on Hopper
 
 
@@ -33,11 +34,13 @@ def estimate_memory(
     dense = counts.total - tables
     tokens = batch.device_batch_size * shape.sequence_len
     weights = tables * table + dense * 4 + (dense * 2 if act == 2 else 0)
-    optimizer = 2 * tables * table + 2 * counts.lm_head * 4 + counts.transformer * 4
+    # of Muon's momentum each of several devices keeps its own share
+    momentum = counts.transformer * 4 // spec.num_ranks
+    optimizer = 2 * tables * table + 2 * counts.lm_head * 4 + momentum
     chunk = min(tokens, CHUNK_TOKENS[context.device_type])
     counted = is_counted(spec, context)
     if counted:
-        gradients = dense * 4 + int(tables * _touched_share(shape.vocab_size, batch.tokens)) * 4
+        gradients = dense * 4 + int(tables * touched_share(shape.vocab_size, batch.tokens)) * 4
         logits = chunk * shape.vocab_size * act
         activations = _counted_activations(shape, tokens, act, logits)
     else:
@@ -47,6 +50,7 @@ def estimate_memory(
         logits = chunk * shape.padded_vocab_size * (act + 4)
     # of CUDA: its context, and what the allocator holds beyond the peak
     overhead = 600_000_000 if context.device_type == "cuda" else 300_000_000
+    exchange = _exchange(spec, counts.transformer, gradients)
     return MemoryEstimate(
         weights=weights,
         gradients=gradients,
@@ -54,11 +58,21 @@ def estimate_memory(
         activations=activations,
         logits=logits,
         overhead=overhead,
-        total=weights + gradients + optimizer + activations + logits + overhead,
+        exchange=exchange,
+        total=weights + gradients + optimizer + activations + logits + overhead + exchange,
         available=context.device_memory_bytes,
         measured=_measured(batch, context),
         error=COUNTED_ERROR if counted else ESTIMATE_ERROR,
     )
+
+
+def _exchange(spec: RunSpec, transformer: int, gradients: int) -> int:
+    """Gradients of lanes that wait for their pair, and buffers of what passes between devices: sums
+    piece by piece, and the largest stack of updated matrices, which is a third of them."""
+    ranks, lanes = spec.num_ranks, spec.lanes
+    waiting = (lanes // ranks).bit_length() - 1
+    moved = 3 * EXCHANGED_AT_ONCE + transformer * 4 // 3 if ranks > 1 else 0
+    return waiting * gradients + moved
 
 
 def is_counted(spec: RunSpec, context: PlanContext) -> bool:
@@ -85,7 +99,7 @@ def _counted_activations(shape: ModelShape, tokens: int, act: int, logits: int) 
 
 
 @lru_cache(maxsize=64)
-def _touched_share(vocab_size: int, tokens: int) -> float:
+def touched_share(vocab_size: int, tokens: int) -> float:
     """The share of a vocabulary that `tokens` tokens of text touch, by Zipf's law."""
     drawn = tokens / (math.log(vocab_size) + 0.5772)
     return sum(1 - math.exp(-drawn / rank) for rank in range(1, vocab_size + 1)) / vocab_size

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from trainer.contract.plan.answer import Plan
+from trainer.contract.plan.answer import ExchangePlan, Plan
 from trainer.contract.plan.context import PlanContext
 from trainer.contract.plan.disk import shards_for
+from trainer.contract.plan.exchange import WORTH_A_WARNING
 from trainer.contract.plan.memory import is_near_the_limit
 from trainer.contract.plan.words import gigabytes, hours, number
 from trainer.contract.spec import RunSpec
@@ -32,6 +33,8 @@ def warnings_about(spec: RunSpec, plan: Plan, context: PlanContext) -> list[str]
             f"the run would train on the CPU: the GPU of this machine cannot be used "
             f"({context.gpu_unusable}); see traind doctor"
         )
+    if plan.exchange and plan.exchange.share_of_step > WORTH_A_WARNING:
+        found.append(_exchange_words(plan.exchange))
     days = plan.eta.total / DAY_SECONDS
     if days > LONG_DAYS[context.device_type]:
         where = "on the CPU" if context.device_type == "cpu" else "on this device"
@@ -97,3 +100,12 @@ def warnings_about(spec: RunSpec, plan: Plan, context: PlanContext) -> list[str]
             f"at step {plan.warmdown_start:,}: the learning rate jumps where the warm-up ends"
         )
     return found
+
+
+def _exchange_words(exchange: ExchangePlan) -> str:
+    return (
+        f"{exchange.share_of_step:.0%} of each step passes with the exchange between "
+        f"{exchange.devices} devices ({exchange.bytes_per_step / 1e6:,.0f} MB from each, at "
+        f"{exchange.bytes_per_second / 1e9:.1f} GB/s as assumed): from batch.tokens "
+        f"{exchange.enough_tokens:,} on it is a fifth at most"
+    )

@@ -10,11 +10,20 @@ from trainer.contract.spec.fields import MAX_STEPS, NAME_PATTERN, Name, Strict, 
 from trainer.contract.spec.model import AttentionBackend, ModelSpec, padded_vocab
 from trainer.contract.spec.optimizer import AdamGroupSpec, GroupsSpec, OptimizerSpec
 from trainer.contract.spec.presets import PRESETS
-from trainer.contract.spec.run import MetadataKey, MetadataValue, RunSpec, Url, resolve
+from trainer.contract.spec.run import (
+    MAX_RANKS,
+    MetadataKey,
+    MetadataValue,
+    RunSpec,
+    Url,
+    rank_devices,
+    resolve,
+)
 from trainer.contract.spec.safety import CheckpointSpec, RecoverySpec
 from trainer.contract.spec.training import BatchSpec, HorizonSpec, NumericsSpec, ScheduleSpec
 
 __all__ = [
+    "MAX_RANKS",
     "MAX_STEPS",
     "NAME_PATTERN",
     "PRESETS",
@@ -40,5 +49,6 @@ __all__ = [
     "Url",
     "do_not_fit",
     "padded_vocab",
+    "rank_devices",
     "resolve",
 ]

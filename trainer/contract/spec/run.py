@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
+from trainer.contract.lanes import lanes_for, power_of_two
 from trainer.contract.spec.data import DataSpec
 from trainer.contract.spec.evaluation import EvaluateSpec
 from trainer.contract.spec.fields import Name, Strict, do_not_fit
@@ -17,6 +19,8 @@ from trainer.contract.spec.safety import CheckpointSpec, RecoverySpec
 from trainer.contract.spec.training import BatchSpec, HorizonSpec, NumericsSpec, ScheduleSpec
 
 FP8_TILE = 16
+MAX_RANKS = 64
+RankDevice = Annotated[str, StringConstraints(pattern=r"^(cpu|cuda:\d{1,3})$")]
 Url = Annotated[str, StringConstraints(max_length=2048, pattern=r"^[a-z][a-z0-9+.-]*://\S+$")]
 MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 MetadataValue = Annotated[str, StringConstraints(max_length=512)]
@@ -40,6 +44,10 @@ class RunSpec(Strict):
     """Whether the run is queued at once; false leaves it in state created."""
     device: Annotated[str, StringConstraints(pattern=r"^(auto|cpu|mps|cuda(:\d{1,3})?)$")] = "auto"
     """Device to train on; auto is the first free GPU, or the CPU of a machine without one."""
+    gpus: Annotated[int, Field(ge=1, le=MAX_RANKS)] = 1
+    """Number of this machine's GPUs that train together, from cuda:0 on; a power of two."""
+    devices: Annotated[list[RankDevice], Field(min_length=2, max_length=MAX_RANKS)] | None = None
+    """Devices that train together, one process on each, instead of `gpus`; null is by `gpus`."""
     model: ModelSpec = ModelSpec()
     """Architecture."""
     data: DataSpec = DataSpec()
@@ -102,18 +110,54 @@ class RunSpec(Strict):
             )
         return self
 
+    @property
+    def rank_devices(self) -> list[str]:
+        """The device of each process of a run on several; empty for a run on one."""
+        return rank_devices({"devices": self.devices, "gpus": self.gpus})
+
+    @property
+    def num_ranks(self) -> int:
+        return max(1, len(self.rank_devices))
+
+    @property
+    def lanes(self) -> int:
+        """Lanes of a step: as asked for, else one a device."""
+        return lanes_for(self.num_ranks, self.numerics.lanes)
+
+    @model_validator(mode="after")
+    def _devices_are_a_gang(self) -> RunSpec:
+        count = self.num_ranks
+        if self.devices is not None and self.gpus != 1:
+            raise do_not_fit(("gpus",), "give gpus or devices, not both")
+        if count > 1 and self.device != "auto":
+            field = "devices" if self.devices is not None else "gpus"
+            raise do_not_fit(("device",), f"device is of a run on one device: {field} names them")
+        if count != power_of_two(count):
+            near = power_of_two(count)
+            raise do_not_fit(
+                ("gpus",) if self.devices is None else ("devices",),
+                f"{count} devices cannot train together: their gradients are summed in a binary "
+                f"tree, so that the number must be a power of two, such as {near // 2} or {near}",
+            )
+        cards = [name for name in self.devices or () if name != "cpu"]
+        if cards and (len(set(cards)) < count):
+            raise do_not_fit(("devices",), "devices must be different GPUs, or each of them cpu")
+        return self
+
     @model_validator(mode="after")
     def _lanes_share_a_step(self) -> RunSpec:
-        tokens, lanes = self.batch.tokens, self.numerics.lanes or 1
+        tokens, lanes, count = self.batch.tokens, self.lanes, self.num_ranks
         length, asked = self.model.sequence_len, self.batch.device_batch_size
         rows = asked if isinstance(asked, int) else 1
-        if isinstance(tokens, int) and tokens // (rows * length) % lanes:
+        if lanes % count:
             raise do_not_fit(
                 ("numerics", "lanes"),
-                f"a step of {tokens // (rows * length):,} micro-batches of {rows} rows "
-                f"(batch.tokens {tokens:,}) does not divide among {lanes} lanes: take fewer "
-                "lanes, a smaller batch.device_batch_size or more batch.tokens",
+                f"{lanes} lanes cannot be shared by {count} devices: give at least {count}",
             )
+        micro_batches = tokens // (rows * length) if isinstance(tokens, int) else lanes
+        if micro_batches % lanes:
+            field = ("batch", "device_batch_size") if count > 1 else ("numerics", "lanes")
+            raise do_not_fit(field, _shared_badly(micro_batches, rows, lanes, count))
         return self
 
     @model_validator(mode="after")
@@ -137,6 +181,26 @@ class RunSpec(Strict):
                 "are none to race",
             )
         return self
+
+
+def rank_devices(spec: Mapping[str, Any]) -> list[str]:
+    """The same of a spec as it is stored, which may be older than these fields."""
+    if spec.get("devices"):
+        return list(spec["devices"])
+    gpus = int(spec.get("gpus") or 1)
+    return [f"cuda:{index}" for index in range(gpus)] if gpus > 1 else []
+
+
+def _shared_badly(micro_batches: int, rows: int, lanes: int, count: int) -> str:
+    """Micro-batches that do not divide among lanes, and what would."""
+    among = f"{lanes} lanes" if lanes != count else f"{count} devices"
+    fitting = [n for n in (1, 2, 4, 8, 16, 32, 64) if micro_batches % n == 0]
+    words = ", ".join(map(str, fitting))
+    do = "do" if len(fitting) > 1 else "does"
+    return (
+        f"{micro_batches:,} micro-batches of {rows} rows a step do not divide among {among}; "
+        f"{words} {do}: lower batch.device_batch_size or raise batch.tokens"
+    )
 
 
 def resolve(body: dict[str, Any]) -> RunSpec:

@@ -1,0 +1,60 @@
+"""Attempts on several devices of this machine: torchrun starts one process, a rank, on each.
+
+torchrun's agent leads a session and so does every rank. Rank 0 is the trainer: it reports its own
+pid, which takes the agent's place in the row, and is what is watched and signalled; SIGTERM to the
+agent would be followed by SIGKILL half a minute later, checkpoint or not.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from types import MappingProxyType
+
+from server.launch import process
+from server.launch.launcher import Handle, Spot, Work
+from server.launch.local import Local, helpers
+from trainer.contract.rundir import DUMP_SIGNAL
+
+NAME = "torchrun"
+
+
+def is_supported() -> bool:
+    """Whether ranks can be told apart here: by what /proc shows of their environment."""
+    return sys.platform == "linux"
+
+
+class Torchrun(Local):
+    """The same processes as `Local`'s, started by torchrun."""
+
+    name = NAME
+    # what -P is to the agent, and the threads that it would warn about: the trainer sets its own
+    variables = MappingProxyType({"PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"})
+
+    def command(self, work: Work) -> Sequence[str]:
+        return (
+            *("-P", "-m", "torch.distributed.run", "--standalone", "--max-restarts", "0"),
+            *("--nproc-per-node", str(work.ranks), "-m", work.module),
+        )
+
+    def find(self, spot: Spot) -> Handle | None:
+        """Rank 0, or the agent while there is none."""
+        agent = None
+        for one in helpers(spot):
+            rank = process.variable(one.pid, "RANK")
+            if rank == "0":
+                return asdict(one)
+            if rank is None and process.leads_session(one.pid):
+                agent = one
+        return asdict(agent) if agent is not None else None
+
+    def signal(self, spot: Spot, handle: Handle, *signals: signal.Signals) -> bool:
+        """To rank 0; stacks are asked of every rank, since any of them may be what hangs."""
+        sent = super().signal(spot, handle, *signals)
+        if sent and DUMP_SIGNAL in signals:
+            for one in helpers(spot):
+                if asdict(one) != dict(handle):
+                    process.send(one, spot.token, DUMP_SIGNAL)
+        return sent

@@ -1,0 +1,101 @@
+"""A run on two devices through the real daemon and torchrun: two processes of the CPU."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from tests.e2e.real_daemon import TINY, RealDaemon
+
+STEPS = 20_000  # more than the test waits for
+ASKED = {
+    **TINY,
+    "batch": {"tokens": 512, "device_batch_size": 4},  # two micro-batches: one a rank
+    "horizon": {"steps": STEPS},
+    "checkpoint": {"every_steps": 20},
+    "evaluate": {"bpb_every": 40, "eval_tokens": 2048, "sample_every": None},
+}
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealDaemon]:
+    daemon = RealDaemon(tmp_path_factory.mktemp("ranks"), TRAIND_FAIL="loop.step=delay(0.02)")
+    yield daemon
+    daemon.end()
+
+
+def test_f57_f59_killed_at_every_level_it_goes_on_exactly(daemon: RealDaemon) -> None:
+    """kill -9 of the daemon, of rank 1, of torchrun's agent; a pause and a resume."""
+    daemon.client.create_run({"name": "gang", **ASKED, "devices": ["cpu", "cpu"]})
+    daemon.until("gang", lambda now: now.step >= 22)
+    first = daemon.trainer_pid("gang")
+    daemon.kill()
+    daemon.start()
+    before = daemon.client.progress("gang").step
+    daemon.until("gang", lambda now: now.step >= before + 4)
+    assert daemon.trainer_pid("gang") == first  # adopted: rank 0, and not another
+
+    rows = daemon.client.ranks("gang")
+    assert [(row.rank, row.device) for row in rows] == [(0, "cpu"), (1, "cpu")]
+    assert rows[0].pid == first
+    os.kill(rows[1].pid, signal.SIGKILL)
+    daemon.until("gang", lambda now: now.attempt == 2 and now.stage == "training")
+    ended = daemon.client.attempts("gang")[0]
+    assert ended.reason == "rank_lost"
+    assert f"rank 1 (cpu, process {rows[1].pid})" in (ended.message or "")
+    daemon.until("gang", lambda now: now.exact_resume == "verified")
+
+    daemon.client.pause("gang")
+    daemon.until_state("gang", "paused")
+    until_gone(daemon)
+    daemon.client.resume("gang")
+    resumed = daemon.until("gang", lambda now: now.attempt == 3 and now.stage == "training")
+    agent = psutil.Process(daemon.trainer_pid("gang")).ppid()
+    assert "torch.distributed.run" in " ".join(psutil.Process(agent).cmdline())
+    os.kill(agent, signal.SIGKILL)
+    onward = daemon.until("gang", lambda now: now.step >= resumed.step + 20)
+    assert (onward.attempt, onward.exact_resume) == (3, "verified")  # the ranks need no agent
+    daemon.client.cancel("gang")
+    daemon.until_state("gang", "cancelled")
+    until_gone(daemon)
+    log = httpx.get(f"{daemon.url}/v1/runs/gang/logs", params={"rank": 1, "attempt": 1})
+    assert log.status_code == 200
+
+
+def test_a_run_whose_steps_cannot_be_shared_is_refused_with_what_can(daemon: RealDaemon) -> None:
+    body = {**ASKED, "name": "x", "devices": ["cpu"] * 4}
+    answer = httpx.post(f"{daemon.url}/v1/runs", json=body)
+    assert answer.status_code == 422
+    (error,) = answer.json()["errors"]
+    assert error["pointer"] == "/batch/device_batch_size"
+    assert "2 micro-batches of 4 rows a step do not divide among 4 devices" in error["detail"]
+    missing = httpx.post(f"{daemon.url}/v1/runs", json={**ASKED, "name": "x", "gpus": 2})
+    assert missing.status_code == 422
+    assert "/gpus" in missing.text
+
+
+def processes(daemon: RealDaemon) -> list[int]:
+    """Processes that work in an attempt's directory of this daemon."""
+    runs = str(Path(daemon.data_dir) / "runs")
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.cwd().startswith(runs):
+                found.append(process.pid)
+        except psutil.Error:
+            continue
+    return found
+
+
+def until_gone(daemon: RealDaemon) -> None:
+    deadline = time.monotonic() + 60
+    while processes(daemon):
+        assert time.monotonic() < deadline, processes(daemon)
+        time.sleep(0.05)
