@@ -20,7 +20,7 @@ from server.ingestion.worker import Worker
 from server.machine import devices
 from server.settings import Settings
 from server.supervision.arrival import arrive
-from server.supervision.keeper import Keeper
+from server.supervision.housekeeping import Keeper
 from server.supervision.supervisor import Supervisor
 from server.supervision.trainers import SupervisorContext
 

@@ -8,7 +8,7 @@ from fastapi import Request
 from starlette.responses import Response
 
 from server.api.deps import negotiate
-from server.reporting import picture, preview
+from server.reporting import png, preview
 from trainer.contract.extend import ExtendPreview
 
 JSON, SVG, PNG = "application/json", "image/svg+xml", "image/png"
@@ -25,7 +25,7 @@ def picture_type(request: Request, *, is_offered: bool) -> str | None:
     """The media type of the picture that is wanted; None: JSON. Raises NotAcceptable for a type
     that is not offered, as PNG is not without resvg.
     """
-    pictures = (SVG, *((PNG,) if picture.is_possible() else ())) if is_offered else ()
+    pictures = (SVG, *((PNG,) if png.is_possible() else ())) if is_offered else ()
     liked = negotiate(request, JSON, *pictures)
     return None if liked == JSON else liked
 
@@ -37,5 +37,5 @@ def picture_response(
     replayed = {k: v for k, v in response.headers.items() if k == "idempotent-replayed"}
     headers = {"Vary": "Accept", "Content-Security-Policy": POLICY} | replayed
     svg = preview.svg(run_name, shown)
-    content = picture.png(svg) if media == PNG else svg
+    content = png.render(svg) if media == PNG else svg
     return Response(content, headers=headers, media_type=media)

@@ -159,22 +159,22 @@ def _show(answer: ExtendAnswer) -> None:
 
 
 def _check_picture(file: Path, preview: bool) -> None:
-    from server.reporting import picture
+    from server.reporting import png
 
     if not preview:
         output.usage("--picture goes with --preview")
     if file.suffix.lower() not in (".svg", ".png"):
         output.usage("--picture writes files whose name ends in .svg or .png")
-    if file.suffix.lower() == ".png" and not picture.is_possible():
+    if file.suffix.lower() == ".png" and not png.is_possible():
         raise output.CommandRefused("a PNG needs resvg: pip install 'traind[png]', or take an .svg")
 
 
 def _write_picture(answer: ExtendAnswer, file: Path) -> None:
-    from server.reporting import picture, preview
+    from server.reporting import png, preview
     from trainer.contract.rundir import write_durably
 
     svg = preview.svg(answer.run.name, answer.plan)
-    content = picture.png(svg) if file.suffix.lower() == ".png" else svg.encode()
+    content = png.render(svg) if file.suffix.lower() == ".png" else svg.encode()
     file = file.resolve()
     if file.exists() and not file.is_file():  # a rename would put a file in place of a device
         raise output.CommandRefused(f"{file} cannot be written: it is not a regular file")

@@ -11,7 +11,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from server.database import tables
-from server.domain import attempts, lineage, places, runs, states
+from server.domain import attempts, lineage, request_paths, runs, states
 from server.domain.run_rows import require_free
 from server.domain.states import State
 from server.errors import Conflict, Invalid, NotFound
@@ -120,7 +120,7 @@ def import_run(session: Session, params: ImportParams, now: float) -> tables.Job
 
 
 def _require_folder(field: str, path: str) -> None:
-    place, why = places.found(path)
+    place, why = request_paths.found(path)
     if place is None:
         raise Invalid(why, errors=_at(f"/{field}"))
     if not place.is_dir():

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from server import receivers
 from server.database import tables
-from server.domain import places
+from server.domain import request_paths
 from server.errors import Invalid
 from server.launch import torchrun
 from server.machine import devices
@@ -141,7 +141,7 @@ def _corpus(spec: RunSpec) -> Iterator[tuple[str, str]]:
     data = spec.data
     if data.path is None:
         return
-    place, why = places.found(data.path)
+    place, why = request_paths.found(data.path)
     if place is None:
         yield "/data/path", why
     elif not place.is_dir() and not place.is_file():
@@ -193,7 +193,7 @@ def _has_packed(place: Path) -> bool:
 def _tokenizer(session: Session, spec: RunSpec) -> Iterator[tuple[str, str]]:
     asked = spec.data.tokenizer
     if asked.path is not None:
-        place, why = places.found(asked.path)
+        place, why = request_paths.found(asked.path)
         if place is None:
             yield "/data/tokenizer/path", why
     if asked.run is not None:
@@ -207,8 +207,8 @@ def _bundle(spec: RunSpec) -> Iterator[tuple[str, str]]:
     bundle = spec.evaluate.core_bundle
     if bundle is None:
         return
-    place, why = places.found(bundle)
+    place, why = request_paths.found(bundle)
     if place is None:
         yield "/evaluate/core_bundle", why
-    elif places.found(str(place / "core.yaml"))[0] is None:
+    elif request_paths.found(str(place / "core.yaml"))[0] is None:
         yield "/evaluate/core_bundle", f"{bundle} holds no core.yaml: `traind fetch core` gets one."

@@ -30,7 +30,7 @@ from server.supervision.failure_guard import in_words
 from server.supervision.post_mortem import PostMortem
 from server.supervision.recovery import Ending, Verdict
 from server.supervision.watch import Watch
-from trainer.contract import causes, exits, journal, orders
+from trainer.contract import exits, journal, orders, os_errors
 from trainer.contract.exits import Reason
 from trainer.contract.rundir import INBOX, boot_id, write_durably
 from trainer.contract.spec import RecoverySpec
@@ -131,15 +131,15 @@ def _cannot_start(context: SupervisorContext, attempt_id: int, error: OSError) -
 
 
 def _why_not_started(error: OSError, trainer_python: str) -> Reason:
-    if error.errno in causes.TOO_MANY_FILES:
+    if error.errno in os_errors.TOO_MANY_FILES:
         return Reason.too_many_open_files
-    if error.errno in causes.NO_MEMORY:
+    if error.errno in os_errors.NO_MEMORY:
         return Reason.host_out_of_memory
-    if error.errno in causes.DISK_FULL:
+    if error.errno in os_errors.DISK_FULL:
         return Reason.disk_full
     if error.filename not in (None, trainer_python):  # a file or directory of the run
-        return Reason.not_permitted if error.errno in causes.NOT_PERMITTED else Reason.io_error
-    is_program = error.errno in causes.MISSING | causes.NOT_PERMITTED
+        return Reason.not_permitted if error.errno in os_errors.NOT_PERMITTED else Reason.io_error
+    is_program = error.errno in os_errors.MISSING | os_errors.NOT_PERMITTED
     return Reason.software_missing if is_program else Reason.crashed
 
 

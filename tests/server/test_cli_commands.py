@@ -17,7 +17,7 @@ from typer.main import get_command
 
 from server.cli.app import app, main
 from server.cli.specfile import read_spec
-from server.reporting import picture, preview
+from server.reporting import png, preview
 from tests.server import stub_daemon
 from tests.server.stub_daemon import (
     Reply,
@@ -302,7 +302,7 @@ def test_the_preview_is_written_as_a_picture(stub: Stub, traind: Traind, tmp_pat
     assert traind(*ask, "--json").json["plan"]["warmdown_start"] == 70_000
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["curve.svg"]
     assert traind(*ask[:-1], str(tmp_path / "curve.PNG")).code == 0
-    assert (tmp_path / "curve.PNG").read_bytes() == picture.png(file.read_text())
+    assert (tmp_path / "curve.PNG").read_bytes() == png.render(file.read_text())
 
 
 def test_a_picture_that_cannot_be_written_is_refused(stub: Stub, traind: Traind, tmp_path: Path):
@@ -324,7 +324,7 @@ def test_a_picture_that_cannot_be_written_is_refused(stub: Stub, traind: Traind,
 def test_a_png_without_its_library_is_refused(
     traind: Traind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(picture, "is_possible", lambda: False)
+    monkeypatch.setattr(png, "is_possible", lambda: False)
     file = tmp_path / "curve.png"
     ran = traind("extend", "demo", "--to", "200000", "--preview", "--picture", str(file))
     assert ran.code == 1

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from server.reporting import picture, preview
+from server.reporting import png, preview
 from tests.server.asgi import Asgi
 from tests.server.test_cli_text import HOSTILE, reference
 
@@ -208,13 +208,13 @@ def test_the_picture_as_a_png_has_its_words_though_no_font_is_installed(asgi: As
     assert answer.content[:8] == b"\x89PNG\r\n\x1a\n"
     assert struct.unpack(">II", answer.content[16:24]) == (1440, 680)
     svg = asgi.post(*ask, headers=SVG).text
-    assert answer.content == picture.png(svg)
-    wordless = picture.png(re.sub("<text.*?</text>", "", svg))
+    assert answer.content == png.render(svg)
+    wordless = png.render(re.sub("<text.*?</text>", "", svg))
     assert len(wordless) < 0.8 * len(answer.content)
 
 
 def test_a_png_is_not_offered_without_its_library(asgi: Asgi, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(picture, "is_possible", lambda: False)
+    monkeypatch.setattr(png, "is_possible", lambda: False)
     asgi.create(start=False)
     ask = (f"{EXTEND}?dry_run=true", {"to_step": 300})
     answer = asgi.post(*ask, headers={"Accept": "image/png"})

@@ -26,7 +26,7 @@ from server.maintenance.rebuild import rebuild
 from server.maintenance.restore import restore
 from server.settings import Settings
 from server.supervision.arrival import arrive
-from server.supervision.keeper import Keeper
+from server.supervision.housekeeping import Keeper
 from tests.server.house import House
 from tests.server.reporting import Reporter, attempt, create
 from trainer.contract import journal, orders

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from trainer.checkpoint import safetensors_writer
-from trainer.contract import causes, failpoint, holds
+from trainer.contract import failpoint, holds, os_errors
 from trainer.contract.orders import Lineage
 from trainer.contract.rundir import (
     CHECKPOINT_FILES,
@@ -230,7 +230,7 @@ def read_manifest(path: Path) -> Manifest:
 
 def _require_about_the_file(error: OSError) -> None:
     """Too many open files, no right to read: no checkpoint is bad for that. Raises OSError."""
-    if not causes.is_about_the_file(error):
+    if not os_errors.is_about_the_file(error):
         raise error
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from trainer.contract.spec import DataSpec
-from trainer.data import json_array, opening, splits, walk
+from trainer.data import json_array, splits, text_files, walk
 from trainer.data.errors import DataError
 from trainer.data.left_out import Account, shown
 
@@ -103,7 +103,7 @@ def read(
     for path in sources.files:
         is_validation = None if sources.validation is None else path in sources.validation
         try:
-            with opening.text(path) as (stream, position):
+            with text_files.text(path) as (stream, position):
                 for text in _documents(stream, path, sources):
                     yield TextDocument(text, is_validation)
                     progress(before + position())
@@ -147,7 +147,7 @@ def _files(spec: DataSpec) -> walk.FoundFile:
 
 
 def _ends(name: str, endings: tuple[str, ...]) -> bool:
-    plain = opening.without_compression(name).lower()
+    plain = text_files.without_compression(name).lower()
     return plain.endswith(endings) and plain not in _NO_DATA
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from trainer.contract import causes
+from trainer.contract import os_errors
 from trainer.contract.rundir import read_document, write_durably
 from trainer.data import durable, fingerprints
 from trainer.data.errors import DataChanged
@@ -219,6 +219,6 @@ def _is_the_same(file: DataFile, corpora_dir: Path | None) -> bool:
 
 def gone(error: OSError, path: str | Path, verb: str) -> OSError | DataChanged:
     """The file changed, unless the error is about something else (open files, permissions)."""
-    if not causes.is_about_the_file(error):
+    if not os_errors.is_about_the_file(error):
         return error
     return DataChanged(path, f"cannot be {verb} any more ({error.strerror})")

@@ -19,9 +19,9 @@ from torch import Tensor
 from trainer.contract.completions import CompletionOrder, Done, Logprobs, Prompt, TextPiece
 from trainer.data.tokenizer import Tokenizer
 from trainer.evaluate import network
-from trainer.evaluate.drawing import Rules, choose
 from trainer.evaluate.kvcache import Cache
 from trainer.evaluate.network import Network
+from trainer.evaluate.token_sampling import Rules, choose
 
 PROMPT_TOKENS = 512  # forwarded at once, before others get a turn
 ECHOED_TOKENS = 128  # told at once

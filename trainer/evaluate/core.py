@@ -24,7 +24,7 @@ from trainer.evaluate.core_bundle import Bundle, Task
 from trainer.evaluate.core_forward import Scores, Tree
 from trainer.evaluate.core_prompts import Encoder, Item, Unscorable
 from trainer.evaluate.network import Network
-from trainer.evaluate.side_by_side import side_by_side
+from trainer.evaluate.parallel import side_by_side
 from trainer.evaluate.undisturbed import undisturbed
 from trainer.model.gpt import GPT
 

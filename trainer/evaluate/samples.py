@@ -9,9 +9,9 @@ from typing import Literal, Protocol
 import torch
 
 from trainer.evaluate import network
-from trainer.evaluate.drawing import Rules, choose
 from trainer.evaluate.kvcache import Cache
 from trainer.evaluate.network import Network
+from trainer.evaluate.token_sampling import Rules, choose
 from trainer.evaluate.undisturbed import undisturbed
 from trainer.model.gpt import GPT
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.contract import causes, events, journal
+from trainer.contract import events, journal, os_errors
 from trainer.contract.exits import ExitRecord, Reason, write_exit
 from trainer.contract.rundir import INBOX, LOCK, OUTBOX, acquire, identify
 from trainer.runtime.control import Control
@@ -79,7 +79,7 @@ def explain(error: BaseException) -> tuple[Reason, str]:
     What led to the error counts too: a data set that cannot be read because too many files are
     open is not unusable.
     """
-    led = list(causes.chain(error))
+    led = list(os_errors.chain(error))
     for matches, reason in _REASONS:
         if any(matches(one) for one in led):
             return reason, _one_line(error)
@@ -144,12 +144,12 @@ _REASONS: list[tuple[Callable[[BaseException], bool], Reason]] = [
     (_is_out_of_memory, Reason.out_of_memory),
     (_named("MemoryError"), Reason.host_out_of_memory),
     (
-        _errno(causes.NO_MEMORY, "Cannot allocate memory", "can't allocate memory"),
+        _errno(os_errors.NO_MEMORY, "Cannot allocate memory", "can't allocate memory"),
         Reason.host_out_of_memory,
     ),
-    (_errno(causes.TOO_MANY_FILES, "Too many open files"), Reason.too_many_open_files),
+    (_errno(os_errors.TOO_MANY_FILES, "Too many open files"), Reason.too_many_open_files),
     (_named("JournalFull"), Reason.disk_full),
-    (_errno(causes.DISK_FULL, "No space left on device"), Reason.disk_full),
+    (_errno(os_errors.DISK_FULL, "No space left on device"), Reason.disk_full),
     (_named("DataChanged"), Reason.data_changed),
     (_named("DataError", "InteropError"), Reason.data_unusable),
     (_named("NonFinite"), Reason.non_finite_loss),
@@ -170,8 +170,8 @@ _REASONS: list[tuple[Callable[[BaseException], bool], Reason]] = [
         Reason.compile_failed,
     ),
     (_named("ImportError"), Reason.software_missing),
-    (_errno(causes.NOT_PERMITTED), Reason.not_permitted),
-    (_errno(causes.MISSING), Reason.file_missing),
+    (_errno(os_errors.NOT_PERMITTED), Reason.not_permitted),
+    (_errno(os_errors.MISSING), Reason.file_missing),
     (_named("ConnectionError", "gaierror", "ConnectError", "TimeoutError"), Reason.network_failed),
     (_named("OSError", "CannotSave", "JournalError", "Damaged"), Reason.io_error),
 ]  # fmt: skip

@@ -10,7 +10,7 @@ from itertools import takewhile
 import pytest
 import torch
 
-from trainer.evaluate.side_by_side import side_by_side
+from trainer.evaluate.parallel import side_by_side
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from trainer.checkpoint import store
-from trainer.contract import causes
+from trainer.contract import os_errors
 from trainer.contract.exits import Reason as R
 from trainer.contract.journal import JournalError
 from trainer.contract.rundir import Damaged
@@ -101,7 +101,7 @@ def test_what_cannot_be_opened_just_now_is_neither_damaged_nor_changed(
 
 @pytest.mark.parametrize("number", [errno.ENOENT, errno.EIO, errno.EISDIR])
 def test_what_the_disk_says_of_a_file_is(number: int) -> None:
-    assert causes.is_about_the_file(os_error(number))
+    assert os_errors.is_about_the_file(os_error(number))
 
 
 def test_a_missing_checkpoint_names_its_directory(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.evaluate.drawing import Rules, choose
+from trainer.evaluate.token_sampling import Rules, choose
 
 LOGITS = torch.tensor([0.1, 2.0, -1.0, 1.5, 1.9])
 

@@ -14,7 +14,7 @@ def is_possible() -> bool:
     return find_spec("resvg_py") is not None
 
 
-def png(svg: str) -> bytes:
+def render(svg: str) -> bytes:
     """In the colours of a light page. Only when `is_possible`."""
     import resvg_py
 
