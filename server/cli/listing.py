@@ -196,13 +196,20 @@ def event_line(event: EventView, with_run: bool = False) -> Text:
     )
 
 
+def _standing(run: RunDetail) -> str:
+    """ "Paused by you on the command line at 16:39:08."; of a run at work, what it does."""
+    if run.state not in ("paused", "cancelled") or run.state_since is None:
+        return run.reason_message
+    return f"{run.reason_message.rstrip('.')} at {units.moment(run.state_since)}."
+
+
 def _details(run: RunDetail) -> list[tuple[str, object]]:
     wanted = f" (asked: {run.desired_state})" if run.desired_state != run.state else ""
     rows: list[tuple[str, object]] = [
         ("id", run.id),
         ("title", clean(run.title or units.DASH)),
         ("state", output.state(run.state).append(wanted, style="dim")),
-        ("why", run.reason_message),
+        ("why", _standing(run)),
     ]
     if run.condition:
         rows.append(("now", run.condition.message))

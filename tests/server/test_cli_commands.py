@@ -230,6 +230,15 @@ def test_the_log_of_a_job_is_printed(stub: Stub, traind: Traind):
     assert "reading step 9" in traind("job", "job_1", "--log").out
 
 
+def test_show_says_when_a_run_was_paused(stub: Stub, traind: Traind):
+    why = "Paused by you on the page."
+    stub.on(
+        "GET", "/v1/runs/demo", Reply(detail(state="paused", reason_message=why, state_since=0.0))
+    )
+    shown = re.sub(r"\s+", " ", traind("show", "demo").out)
+    assert re.search(r"why Paused by you on the page at [\d: -]+\.", shown), shown
+
+
 def test_rename_sends_the_name_and_says_which_program_asks(stub: Stub, traind: Traind):
     stub.on("PATCH", "/v1/runs/demo", Reply(detail(name="better")))
     done = traind("rename", "demo", "better")

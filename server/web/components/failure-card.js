@@ -39,6 +39,7 @@ export function failureCard(run) {
     lastLines(openLog).then((text) => {
       log.hidden = !text;
       fill(log, text);
+      log.scrollTop = log.scrollHeight; // the cause is said last
     });
   }
 
@@ -73,7 +74,7 @@ export function failureCard(run) {
 }
 
 /** What the advice of the reason names, done: see trainer/contract/exits.py. */
-export function cureOf({ detail }) {
+export function cureOf({ detail, progress }) {
   const resume = (body) => post(path("runs", detail.id, "resume"), body);
   if (detail.reason === "out_of_memory") {
     const rows = detail.overrides.device_batch_size ?? detail.frozen.device_batch_size ?? detail.plan.batch.device_batch_size;
@@ -87,5 +88,5 @@ export function cureOf({ detail }) {
     };
   }
   if (detail.reason === "compile_failed") return { text: "Resume without compiling", act: () => resume({ overrides: { compile: false } }) };
-  return { text: "Resume from the last checkpoint", act: () => resume() };
+  return { text: progress?.last_checkpoint ? "Resume from the last checkpoint" : "Start again", act: () => resume() };
 }

@@ -77,7 +77,7 @@ export function createRunHead() {
 
 /** "Paused on request at 09:11." */
 function standingOf({ state, reason_message: message, state_since: since }) {
-  return state === "paused" && since ? `${message.replace(/\.$/, "")} at ${when(since)}.` : message;
+  return ["paused", "cancelled"].includes(state) && since ? `${message.replace(/\.$/, "")} at ${when(since)}.` : message;
 }
 
 function runningLine(progress) {
