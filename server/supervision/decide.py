@@ -145,6 +145,7 @@ class RunSeen:
     has_data: bool = True
     preparation: str | None = None
     preparation_message: str = ""
+    preparation_reason: Reason | None = None
     may_use_device: bool = False
     is_backing_off: bool = False
     is_shutting_down: bool = False
@@ -294,11 +295,20 @@ def _on_the_way(seen: RunSeen) -> Action:
     return WAIT
 
 
+# Why a preparation failed that says nothing about the data: the advice is another one then.
+_OF_THE_MACHINE = frozenset({
+    Reason.disk_full, Reason.host_out_of_memory, Reason.too_many_open_files, Reason.io_error,
+    Reason.not_permitted, Reason.network_failed, Reason.software_missing,
+})  # fmt: skip
+
+
 def _prepare(seen: RunSeen) -> Action:
     if seen.preparation in ("queued", "running"):
         return WAIT
     if seen.preparation == "failed" and seen.state is State.preparing:
-        return Move(State.failed, Reason.data_unusable, seen.preparation_message)
+        of_machine = seen.preparation_reason in _OF_THE_MACHINE
+        reason = seen.preparation_reason if of_machine else None
+        return Move(State.failed, reason or Reason.data_unusable, seen.preparation_message)
     return Prepare()
 
 

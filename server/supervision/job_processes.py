@@ -20,7 +20,7 @@ from server.domain.states import SETTLED, State, can_move, move
 from server.errors import TraindError
 from server.launch.launcher import Handle, Work
 from server.launch.process import CPU_JOB_NICENESS
-from server.supervision import failure_guard, job_params, post_mortem, worklist
+from server.supervision import failure_guard, job_params, post_mortem, trainers, worklist
 from server.supervision.decide import Signal
 from server.supervision.trainers import SupervisorContext, note
 from server.supervision.watch import Watch
@@ -97,7 +97,9 @@ def launch(context: SupervisorContext, job_id: str) -> Watch | None:
     except OSError as error:
         with context.db.write() as session:
             words = f"it could not be started: {failure_guard.in_words(error)}"
-            session.get_one(Job, job_id).message = words
+            row = session.get_one(Job, job_id)
+            row.message = words
+            row.reason = trainers.why_not_started(error, context.settings.trainer_python)
     return watch
 
 
@@ -228,7 +230,8 @@ def _unspoken(
     if findings is not None and findings.oom is not None:
         return Reason.host_out_of_memory, f"the kernel killed it for lack of memory {findings.oom}"
     tail = findings.log_tail if findings is not None else ""
-    return Reason.crashed, "\n".join(filter(None, (job.message or "it ended without a word", tail)))
+    known = Reason(job.reason) if job.reason else Reason.crashed  # it could not be started
+    return known, "\n".join(filter(None, (job.message or "it ended without a word", tail)))
 
 
 def _end(session: Session, job: Job, state: str, reason: Reason, message: str) -> None:

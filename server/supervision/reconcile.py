@@ -152,6 +152,9 @@ class Reconciler:
             has_data=entry.has_data,
             preparation=_state_of(preparation, entry.preparations),
             preparation_message=preparation.message if preparation else "",
+            preparation_reason=Reason(preparation.reason)
+            if preparation and preparation.reason
+            else None,
             may_use_device=worklist.may_use(seen.turn, entry),
             is_backing_off=run.state == State.recovering and self._is_backing_off(run),
             is_shutting_down=self.is_shutting_down,

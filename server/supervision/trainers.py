@@ -125,12 +125,12 @@ def _cannot_start(context: SupervisorContext, attempt_id: int, error: OSError) -
         attempt = session.get_one(Attempt, attempt_id)
         attempt.outcome, attempt.reason = (
             "failed",
-            _why_not_started(error, context.settings.trainer_python),
+            why_not_started(error, context.settings.trainer_python),
         )
         attempt.message = f"the trainer could not be started: {in_words(error)}"
 
 
-def _why_not_started(error: OSError, trainer_python: str) -> Reason:
+def why_not_started(error: OSError, trainer_python: str) -> Reason:
     if error.errno in os_errors.TOO_MANY_FILES:
         return Reason.too_many_open_files
     if error.errno in os_errors.NO_MEMORY:

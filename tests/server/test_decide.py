@@ -79,6 +79,26 @@ def alive(**seen: Any) -> Seen:
             {"has_data": False, "preparation": "failed", "preparation_message": "no text"},
             Move(State.failed, Reason.data_unusable, "no text"),
         ),
+        (
+            "preparing",
+            {
+                "has_data": False,
+                "preparation": "failed",
+                "preparation_message": "no room",
+                "preparation_reason": Reason.disk_full,
+            },
+            Move(State.failed, Reason.disk_full, "no room"),
+        ),
+        (
+            "preparing",
+            {
+                "has_data": False,
+                "preparation": "failed",
+                "preparation_message": "it crashed",
+                "preparation_reason": Reason.crashed,
+            },
+            Move(State.failed, Reason.data_unusable, "it crashed"),
+        ),
         ("preparing", {}, Move(State.queued, Reason.waiting_for_device)),
         ("preparing", {"may_use_device": True}, Launch()),
         ("recovering", {"may_use_device": True, "is_backing_off": True}, WAIT),

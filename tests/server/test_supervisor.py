@@ -120,6 +120,19 @@ def test_escalation_command_then_sigterm_then_sigkill(
     house.close()
 
 
+def test_a_preparation_that_cannot_start_fails_the_run_for_that_reason(house: House) -> None:
+    """The text is not to blame for a jobs/ that is no directory, nor for a full disk."""
+    run_id = house.create(prepared=False)
+    jobs_dir = house.settings.paths.root / "jobs"
+    if jobs_dir.is_dir():
+        jobs_dir.rmdir()
+    jobs_dir.write_text("")
+    with house.daemon():
+        run = house.becomes(run_id, "failed")
+    assert run.reason == "io_error"
+    assert str(jobs_dir) in run.reason_message
+
+
 @pytest.mark.parametrize("first", [True, False], ids=["unused", "open"])
 def test_a_pause_that_cannot_reach_the_inbox_is_a_signal_at_once(house: House, first: bool) -> None:
     """The deadline of a pause is ten minutes; without its inbox the trainer would train on."""
