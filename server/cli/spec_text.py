@@ -25,6 +25,10 @@ class Unreadable(Exception):
     """The text is not a spec; the message gives place and cause."""
 
 
+class NotFinite(Unreadable):
+    """A number that JSON cannot express: NaN or an infinity."""
+
+
 def read(text: str) -> Any:
     """The value of a document. Raises Unreadable."""
     if len(text) > MAX_CHARS:
@@ -125,7 +129,7 @@ def _require_json(value: Any) -> None:
             raise Unreadable(f"{name}: text holds half a surrogate pair (\\ud800 to \\udfff)")
         elif isinstance(item, float) and not math.isfinite(item):
             word = "nan" if math.isnan(item) else f"{'-' if item < 0 else ''}.inf"
-            raise Unreadable(f"{name}: {word} is not a number that a spec may contain")
+            raise NotFinite(f"{name}: {word} is not a number that a spec may contain")
         elif not isinstance(item, str | int | float | bool | None):
             kind = type(item).__name__
             raise Unreadable(f"{name}: a {kind} is nothing that a spec can have")

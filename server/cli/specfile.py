@@ -76,7 +76,7 @@ def _set(body: dict[str, Any], setting: str) -> None:
     try:
         value = spec_text.read(text)
     except spec_text.Unreadable as error:
-        if not text.startswith(("{", "[")) and "no number" not in str(error):
+        if not text.startswith(("{", "[")) and not isinstance(error, spec_text.NotFinite):
             value = text  # a word with a colon or a star in it
         else:
             output.usage(f"--set {path}: {error}")

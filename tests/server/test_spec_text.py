@@ -17,7 +17,7 @@ REFUSED = {
     "a key twice": ("horizon: {steps: 10}\nname: a\nhorizon: {steps: 20}\n", "'horizon' is there"),
     "a key twice below": ("horizon:\n  steps: 10\n  steps: 20\n", "line 3 column 3.*'steps'"),
     "a key twice in JSON": ('{"horizon": {"steps": 10, "steps": 20}}', "'steps' is there twice"),
-    "infinity": ("horizon:\n  flops: .inf\n", r"horizon\.flops: \.inf is no number"),
+    "infinity": ("horizon:\n  flops: .inf\n", r"horizon\.flops: \.inf is not a number"),
     "minus infinity": ("optimizer: {matrix_lr: -.inf}", r"optimizer\.matrix_lr: -\.inf"),
     "not a number": ("optimizer: {matrix_lr: .nan}", r"optimizer\.matrix_lr: nan"),
     "half a character": ('title: "\\ud800"', r"title: text holds half a surrogate pair"),
@@ -102,7 +102,7 @@ def test_json_with_tabs_is_json() -> None:
 def test_a_setting_given_twice_is_refused() -> None:
     with pytest.raises(CommandRefused, match=r"--set horizon\.steps: it is given twice"):
         read_spec(None, ["horizon.steps=10", "horizon.steps=20"])
-    with pytest.raises(CommandRefused, match=r"--set horizon\.flops: .*\.inf is no number"):
+    with pytest.raises(CommandRefused, match=r"--set horizon\.flops: .*\.inf is not a number"):
         read_spec(None, ["horizon.flops=.inf"])
     assert read_spec(None, ["title=a: b: c"])["title"] == "a: b: c"
 
