@@ -167,7 +167,7 @@ class World:
         return [t for t in self.trainers if t.alive and run_id in (None, t.order["run_id"])]
 
     def spawn(
-        self, python: str, module: str, directory: Path, token: str, **_: Any
+        self, command: list[str], directory: Path, token: str, **_: Any
     ) -> tuple[Any, ProcessIdentity]:
         made = Trainer(directory, FIRST_PID + len(self.trainers))
         assert not self.living(made.order["run_id"]), "a second trainer of a run"
