@@ -18,6 +18,7 @@ from server.events import webhooks
 from server.events.commit_notifier import Feed
 from server.ingestion.worker import Worker
 from server.machine import devices
+from server.machine.xid_events import XidListener
 from server.settings import Settings
 from server.supervision.arrival import arrive
 from server.supervision.housekeeping import Keeper
@@ -57,13 +58,17 @@ def create_app(
             keeper = Keeper(opened, settings.paths, settings.keep_jobs_days)
             feed = Feed()
             opened.on_commit(feed.notify)
+            xids = XidListener()
             supervisor = Supervisor(
-                SupervisorContext(opened, settings, devices.PresentDevices(), worker=worker)
+                SupervisorContext(
+                    opened, settings, devices.PresentDevices(), worker=worker, xids=xids
+                )
             )
             webhook_thread = webhooks.WebhookThread(opened, settings.paths.root, receivers.deliver)
             api.connect(app, opened, feed, supervisor, webhook_thread)
             webhook_thread.start()
             keeper.start()
+            xids.start()
             supervisor.start(on_failure)
             await run_in_threadpool(supervisor.wait_for_first_look, FIRST_LOOK_SECONDS)
             log.info("ready; data in %s", settings.paths.root)
@@ -77,6 +82,7 @@ def create_app(
                 api.end_streams(app)
                 stop_trainers = settings.stop_trainers
                 await run_in_threadpool(lambda: supervisor.stop(stop_trainers=stop_trainers))
+                await run_in_threadpool(xids.stop)
                 await run_in_threadpool(webhook_thread.stop)
                 await run_in_threadpool(keeper.stop)
                 await run_in_threadpool(opened.close)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
@@ -19,7 +20,7 @@ from server.errors import Busy
 from server.machine import devices
 from server.machine import disk as machine_disk
 from server.machine.devices import Device
-from server.machine.readings import Readings, process_name
+from server.machine.readings import DeviceReading, Readings, process_name
 from server.proof import CHALLENGE_HEADER, PROOF_HEADER
 from server.schemas import DeviceView, PeakFlops, SystemView
 from trainer.contract.peaks import known_peak
@@ -28,6 +29,7 @@ from trainer.contract.plan import num_bytes
 router = APIRouter(tags=["system"], route_class=StrictRoute)
 PACKAGES = ("torch", "numpy", "fastapi", "uvicorn", "sqlalchemy", "pydantic", "prometheus-client")
 LOW_DISK_BYTES = 5_000_000_000
+OTHERS = "others"
 FULL_DISK_BYTES = 8_000_000  # less than the database and its log need to take a request
 
 
@@ -115,43 +117,65 @@ def _gpu_warning() -> list[str]:
 
 
 def _devices(db: Database, readings: Readings) -> list[DeviceView]:
-    owners, holders = _runs_by_pid(db)
-    return [_view(device, readings, owners, holders) for device in devices.discover()]
+    running = _running(db)
+    return [_view(device, readings, running) for device in devices.discover()]
 
 
-def _view(
-    device: Device, readings: Readings, owners: dict[int, str], holders: dict[str, str]
-) -> DeviceView:
+def _view(device: Device, readings: Readings, running: list[_Running]) -> DeviceView:
     now, peak = readings.of(device.uuid), known_peak(device.name)
-    by_owner: dict[str, int] = {}
-    for pid, size in now.holders.items():
-        owner = owners.get(pid) or process_name(pid)
-        by_owner[owner] = by_owner.get(owner, 0) + size
+    here = next((one for one in running if one.device == device.device), None)
     return DeviceView(
         device=device.device,
         name=device.name,
         memory_bytes=device.memory_bytes,
         memory_used_bytes=now.memory_used_bytes,
-        memory_by_owner=by_owner,
+        memory_by_owner=_memory_by_owner(now, running, here),
         utilisation=now.utilisation,
         power_watts=now.power_watts,
         temperature_celsius=now.temperature_celsius,
         peak_flops=PeakFlops(value=peak.value, source=peak.source) if peak else None,
-        run=holders.get(device.device),
+        run=here.run if here else None,
     )
 
 
-def _runs_by_pid(db: Database) -> tuple[dict[int, str], dict[str, str]]:
-    """({pid: run name}, {device: run name}) of the attempts that have not ended."""
+def _memory_by_owner(
+    now: DeviceReading, running: list[_Running], here: _Running | None
+) -> dict[str, int]:
+    """Bytes by run or process. In a container NVIDIA's library names processes by the host's
+    numbers, or none: then the run on this device has what it reports, and others the rest."""
+    if here and here.reserved_bytes and here.pid not in now.holders:
+        rest = (now.memory_used_bytes or 0) - here.reserved_bytes
+        return {here.run: here.reserved_bytes, **({OTHERS: rest} if rest > 0 else {})}
+    names = {one.pid: one.run for one in running}
+    by_owner: dict[str, int] = {}
+    for pid, size in now.holders.items():
+        owner = names.get(pid) or process_name(pid)
+        by_owner[owner] = by_owner.get(owner, 0) + size
+    return by_owner
+
+
+@dataclass(frozen=True)
+class _Running:
+    """An attempt that has not ended. reserved_bytes: device memory, as its last step reported."""
+
+    pid: int | None
+    device: str
+    run: str
+    reserved_bytes: int | None
+
+
+def _running(db: Database) -> list[_Running]:
     attempt, run = tables.Attempt, tables.Run
     query = (
-        select(attempt.pid, attempt.device, run.name)
+        select(attempt.pid, attempt.device, run.name, run.progress)
         .join(run, run.id == attempt.run_id)
         .where(attempt.ended_at.is_(None), attempt.number > 0)
     )
     with db.read() as session:
-        rows = list(session.execute(query))
-    return {p: name for p, _, name in rows if p}, {device: name for _, device, name in rows}
+        return [
+            _Running(pid, device, name, (progress or {}).get("vram_reserved_bytes"))
+            for pid, device, name, progress in session.execute(query)
+        ]
 
 
 def _disk_warning(free: int) -> list[str]:

@@ -20,6 +20,7 @@ from trainer.contract import rundir
 from trainer.contract.rundir import ProcessIdentity
 
 TOKEN_VARIABLE = "TRAIND_ATTEMPT_TOKEN"
+WSL_GPU = Path("/dev/dxg")
 KEPT_VARIABLES = frozenset({"TRAIND_FAIL"})
 CPU_JOB_NICENESS = 10
 LOG_TAIL_LINES = 30
@@ -117,7 +118,7 @@ def _allocator(kept: Mapping[str, str]) -> dict[str, str]:
     """Device memory in segments that grow, so that evaluations leave no holes between the steps'
     blocks. WSL's driver has no such memory."""
     own = {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & kept.keys()
-    if own or Path("/dev/dxg").exists():
+    if own or WSL_GPU.exists():
         return {}
     return {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 

@@ -151,11 +151,11 @@ def _describe(nvml: Any, index: int, handle: Any) -> Device:
     uuid = _uuid(nvml, handle)
     return Device(
         f"cuda:{index}",
-        _text(query(nvml, lambda: nvml.nvmlDeviceGetName(handle)) or "NVIDIA GPU"),
+        text_of(query(nvml, lambda: nvml.nvmlDeviceGetName(handle)) or "NVIDIA GPU"),
         int(memory.total) if memory is not None else None,
         uuid,
         (int(capability[0]), int(capability[1])) if capability is not None else None,
-        pci_address(_text(bus)) if bus else None,
+        pci_address(text_of(bus)) if bus else None,
     )
 
 
@@ -167,7 +167,7 @@ def pci_address(text: str) -> str:
 
 def _uuid(nvml: Any, handle: Any) -> str | None:
     found = query(nvml, lambda: nvml.nvmlDeviceGetUUID(handle))
-    return _text(found) if found else None
+    return text_of(found) if found else None
 
 
 def _parts(nvml: Any, handle: Any) -> list[Any]:
@@ -199,7 +199,7 @@ def _visible(nvml: Any, found: list[Any]) -> list[Any]:
     return shown
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 

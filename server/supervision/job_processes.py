@@ -181,7 +181,7 @@ def send(context: SupervisorContext, job: Job, watch: Watch, action: Signal) -> 
 def close(context: SupervisorContext, job_id: str, watch: Watch | None) -> None:
     """Write how the job ended. Without a watch it never began."""
     said = exits.read_exit(watch.directory) if watch is not None else None
-    findings = post_mortem.examine(watch) if watch is not None else None
+    findings = post_mortem.examine(watch, xids=context.xids) if watch is not None else None
     with context.db.write() as session:
         job = session.get_one(Job, job_id)
         if _completed(job, said):

@@ -14,6 +14,7 @@ from server.database.tables import Checkpoint, Run
 from server.launch import process
 from server.machine import kernel_log
 from server.machine.kernel_log import Xid
+from server.machine.xid_events import XidListener
 from server.supervision.watch import Watch
 from trainer.contract.rundir import LOG
 
@@ -38,9 +39,12 @@ class PostMortem:
         return said[-1][:LAST_WORDS_CHARACTERS] if said else ""
 
 
-def examine(watch: Watch, pci: str | None = None) -> PostMortem:
-    """Look at what is left of the process of this directory. pci: of the card it used, if known."""
-    lines = kernel_log.kernel_lines(_kernel_log_start(watch))
+def examine(watch: Watch, pci: str | None = None, xids: XidListener | None = None) -> PostMortem:
+    """Look at what is left of the process of this directory. pci: of the card it used, if known.
+    xids: heard from NVIDIA's library; the kernel's log, where it can be read, names processes too.
+    """
+    start = _kernel_log_start(watch)
+    lines = kernel_log.kernel_lines(start) or (xids.lines(start) if xids is not None else [])
     tail_lines = STACK_DUMP_LINES if watch.stall_step else process.LOG_TAIL_LINES
     return PostMortem(
         exit_code=watch.exit_code,

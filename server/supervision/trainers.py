@@ -23,6 +23,7 @@ from server.ingestion.worker import Worker
 from server.launch import kinds
 from server.launch.launcher import Handle, Launcher, Spot, Work
 from server.machine.devices import Device
+from server.machine.xid_events import XidListener
 from server.settings import Settings
 from server.supervision import post_mortem, recovery
 from server.supervision.decide import Signal
@@ -47,8 +48,8 @@ _WAITING = frozenset(
 class SupervisorContext:
     """What every action needs. backoff: seconds before the first, second, … attempt anew.
 
-    worker: the process that ingests; None where the supervisor's own thread does. launchers: by
-    name; left out, those of this traind.
+    worker: the process that ingests; None where the supervisor's own thread does. xids: errors of
+    GPUs as NVIDIA's library reports them. launchers: by name; left out, those of this traind.
     """
 
     db: Database
@@ -56,6 +57,7 @@ class SupervisorContext:
     devices: Sequence[Device]
     backoff: tuple[float, ...] = field(default=recovery.BACKOFF_SECONDS)
     worker: Worker | None = None
+    xids: XidListener | None = None
     launchers: Mapping[str, Launcher] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -200,7 +202,7 @@ def close(context: SupervisorContext, attempt_id: int, watch: Watch) -> Verdict 
     with context.db.read() as session:
         device = session.get_one(Attempt, attempt_id).device
     pci = next((d.pci for d in context.devices if d.device == device), None)
-    findings = post_mortem.examine(watch, pci)
+    findings = post_mortem.examine(watch, pci, context.xids)
     with context.db.write() as session:
         attempt = session.get_one(Attempt, attempt_id)
         run = session.get_one(Run, attempt.run_id)

@@ -64,6 +64,29 @@ def test_cuda_packages_are_refused_where_no_gpu_is(bare: Path, indexes: dict[str
     assert not installed(bare) & {"torch", "nvidia_cublas", "traind"}
 
 
+SIGNS = ("/proc/driver/nvidia/version", "/dev/nvidia0", "/dev/dxg")  # the last is WSL's
+
+
+@pytest.mark.parametrize("there", [*SIGNS, "nvidia-smi", None])
+def test_the_script_knows_a_gpu_by_the_files_of_its_driver(
+    tmp_path: Path, there: str | None
+) -> None:
+    script = (ROOT / "docker/install.sh").read_text()
+    function = script[script.index("has_gpu() {") :].partition("\n}")[0] + "\n}"
+    for sign in SIGNS:
+        assert sign in function
+        own = tmp_path / sign.strip("/").replace("/", "-")
+        function = function.replace(f"-e {sign} ", f"-e {own} ")
+        if sign == there:
+            own.touch()
+    if there == "nvidia-smi":
+        (tmp_path / there).write_text("#!/bin/sh\n")
+        (tmp_path / there).chmod(0o755)
+    asked = ["/bin/sh", "-c", f"{function}\nhas_gpu"]
+    ran = subprocess.run(asked, env={"PATH": str(tmp_path)}, check=False)
+    assert (ran.returncode == 0) == (there is not None)
+
+
 def test_the_index_that_is_named_gives_torch_alone(bare: Path, indexes: dict[str, str]) -> None:
     ran = install(bare, PIP_INDEX_URL=indexes["pypi"], TORCH_INDEX_URL=indexes["cpu"])
     assert ran.returncode == 0, ran.stdout + ran.stderr

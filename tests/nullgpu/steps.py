@@ -19,8 +19,8 @@ RATES = {"lr_multiplier": 0.5, "momentum": 0.9, "weight_decay": 0.1}
 class Bench:
     """Model, optimizer and stepper of a preset as the session builds them, and one step's batches.
 
-    race: let attention's backends race, as at a first start. Tokens are drawn by Zipf's law, as
-    text has them, from the preset's vocabulary.
+    race: let attention's backends race, as at a first start; else it is `attention`. Tokens are
+    drawn by Zipf's law, as text has them, from the preset's vocabulary.
     """
 
     def __init__(
@@ -31,6 +31,7 @@ class Bench:
         compile: bool = True,
         deterministic: bool = False,
         race: bool = False,
+        attention: str = "sdpa",
         **changes: Any,
     ) -> None:
         body = {"name": "bench", "preset": preset, **changes}
@@ -46,7 +47,7 @@ class Bench:
             compile=compile,
             deterministic=deterministic,
             rows=rows,
-            attention_backends=None if race else {str(w): "sdpa" for w in self.shape.windows},
+            attention_backends=None if race else {str(w): attention for w in self.shape.windows},
         )
         self.batches = batches(self.plan.batch.accumulation, rows, self.shape)
 

@@ -60,6 +60,7 @@ def test_trained_paused_resumed_killed_ended_and_extended(daemon):
     """Every way to leave the card takes a checkpoint along, within 12 GB."""
     traind = daemon.client
     traind.create_run({"name": "d12", **SHORT})
+    daemon.until("d12", lambda now: now.stage == "compiling")
     daemon.until("d12", lambda now: now.step >= 2)
     assert daemon.held_by("d12") > 5 << 30
     traind.pause("d12")

@@ -53,6 +53,35 @@ def test_a_card_that_is_named_by_its_uuid(on_card):
     assert (found["device"], found["memory"]) == ("cuda:0", 143_771 << 20)
 
 
+def hear(holders: str) -> dict[str, Any]:
+    """What the daemon's listener hears of an error of the card."""
+    import time
+    from pathlib import Path
+
+    from server.machine import kernel_log
+    from server.machine.xid_events import XidListener
+
+    listener = XidListener()
+    listener.start()
+    (Path(holders) / "xid.new").write_text("79")
+    (Path(holders) / "xid.new").rename(Path(holders) / "xid")
+    deadline = time.monotonic() + 60
+    while not listener.lines() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    lines = listener.lines()
+    listener.stop()
+    xid, other = (kernel_log.worst_xid(lines, pci) for pci in ("0000:01:00", "0000:82:00"))
+    return {"xid": str(xid), "of another card": other, "later": listener.lines(float("inf"))}
+
+
+def test_an_error_of_the_card_is_heard_without_the_kernels_log(on_card, tmp_path):
+    found = on_card("rtx4070", hear, variables={"NULLGPU_HOLDERS": str(tmp_path)},
+                    holders=str(tmp_path))  # fmt: skip
+    assert found["xid"] == "Xid 79 (GPU has fallen off the bus)"
+    assert found["of another card"] is None
+    assert found["later"] == []
+
+
 SMALL: dict[str, Any] = {
     "model": {
         "depth": 2,
@@ -116,3 +145,23 @@ def test_a_deterministic_step_uses_kernels_that_repeat(on_card, card, kernel):
     found = on_card(card, step_small, deterministic=True)
     assert found["nondeterministic"] == []
     assert found["kernel"] == kernel
+
+
+def step_with_windows() -> dict[str, int]:
+    """How many block masks of flex attention a first step builds, and a later one."""
+    from tests.nullgpu.steps import Bench
+    from trainer.model import attention
+
+    model = {**SMALL["model"], "window_pattern": "SL", "depth": 4}
+    bench = Bench("rtx4070-d12", 8, attention="flex", **{**SMALL, "model": model})
+    bench.train()
+    first = attention._block_mask.cache_info().misses
+    bench.train()
+    later = attention._block_mask.cache_info().misses - first
+    return {"first": first, "later": later, "windows": len(set(bench.shape.windows))}
+
+
+def test_a_block_mask_is_built_once_for_each_window(on_card):
+    """Within a compiled block it was part of the graph, and built in every layer of every pass."""
+    found = on_card("rtx4070", step_with_windows)
+    assert found == {"first": found["windows"], "later": 0, "windows": 2}

@@ -36,6 +36,9 @@ class Traffic:
     def total(self) -> float:
         return self.compiled + self.products + self.own_kernels + self.operators
 
+    def to_json(self) -> dict[str, float]:
+        return {**vars(self), "total": self.total}
+
 
 def count_compiled() -> None:
     """To be called before anything is compiled: lets inductor note what each kernel moves."""

@@ -7,7 +7,7 @@ import torch
 
 from tests.trainer.shapes import KINDS, RATES, Kind, batches, trained_model
 from tests.trainer.test_step import assert_equal_gradients, gradients, plain_twin
-from trainer.model import relu2
+from trainer.model import attention, attention_gradient, relu2
 from trainer.optim.optimizer import Optimizer
 from trainer.train.step import Stepper
 
@@ -58,3 +58,17 @@ def test_an_evaluation_by_the_trunk_is_the_models_own() -> None:
         part = ours.token_losses(tokens[:1], targets[:1])
         assert torch.equal(part, ours.model.loss(tokens[:1], targets[:1], reduction="none"))
         assert len(passes) == number
+
+
+def test_attention_by_autograd_has_a_backward_pass_in_hand() -> None:
+    draw = torch.Generator().manual_seed(0)
+    q, k, v, d_y = (torch.randn(2, 8, 2, 4, generator=draw) for _ in range(4))
+    shape = Kind(depth=2).plan()[0]
+    attend = attention_gradient.choose("sdpa", None, shape, torch.float32, torch.device("cpu"))
+    y, back = attend(q, k, v)
+    assert not y.requires_grad
+    inputs = [t.clone().requires_grad_() for t in (q, k, v)]
+    expected = attention.bind("sdpa", None)(*inputs)
+    assert torch.equal(y, expected.detach())
+    for found, wanted in zip(back(d_y), torch.autograd.grad(expected, inputs, d_y), strict=True):
+        assert torch.equal(found, wanted)

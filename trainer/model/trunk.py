@@ -9,7 +9,7 @@ attentions is compiled as one. On the CPU training stays with autograd, whose bi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from trainer.contract.shape import VE_GATE_CHANNELS
 from trainer.model import layer, parameters
+from trainer.model.attention_gradient import AttendBack, Back
 from trainer.model.gpt import GPT
 from trainer.model.head import add_product
 from trainer.model.layer import DInward, DOutward, Fixed, Heads, Hidden, Inward, Outward
@@ -29,12 +30,13 @@ MIX_STRIDE = 16  # numbers from one layer's lambdas to the next: what is not ali
 
 @dataclass
 class Layer:
-    """What a layer keeps for its backward pass. x: its input; y: its attention's result, with the
-    attention's own graph."""
+    """What a layer keeps for its backward pass. x: its input; y: its attention's result (B, T, D);
+    attend_back: the attention's backward pass, with what it keeps."""
 
     x: Tensor
     heads: Heads
     y: Tensor
+    attend_back: Back
     hidden: Hidden
 
 
@@ -52,17 +54,20 @@ class Kept:
 class Trunk:
     """The trunk of `model`, each piece of it compiled once for all layers of its kind.
 
-    relu2, d_relu2: the MLP's first product with relu², and its gradient.
+    attend: the attention of each window, with its backward pass. relu2, d_relu2: the MLP's first
+    product with relu², and its gradient.
     """
 
     def __init__(
         self,
         model: GPT,
         compiler: Compile,
+        attend: Mapping[int | None, AttendBack],
         relu2: layer.Relu2 = layer.relu2,
         d_relu2: layer.Relu2Gradient = layer.d_relu2,
     ) -> None:
         self.model, head_dim = model, model.shape.head_dim
+        self.attend = attend
 
         def enter(x: Tensor, fixed: Fixed, into: Inward) -> Heads:
             return layer.inward(x, fixed, into, head_dim)
@@ -106,15 +111,16 @@ class Trunk:
         heads: Any = self._enter(x, fixed, self._weights[0].into)
         layers: list[Layer] = []
         for index, weights in enumerate(self._weights):
-            y = self._attend(index, heads)
-            joined = y.detach().flatten(-2)
+            attend = self.attend[self.model.windows[index]]
+            y_BTHC, attend_back = attend(*heads[:3])
+            y = y_BTHC.flatten(-2)
             if index < self._last:
                 into = self._weights[index + 1].into
-                hidden, following = self._between(x, joined, fixed, weights.out, into)
+                hidden, following = self._between(x, y, fixed, weights.out, into)
             else:
-                hidden, following = self._leave(x, joined, fixed, weights.out), None
+                hidden, following = self._leave(x, y, fixed, weights.out), None
             if keep:
-                layers.append(Layer(x, heads, y, hidden))
+                layers.append(Layer(x, heads, y, attend_back, hidden))
             x, heads = hidden.x, following
             if index == self._middle:
                 middle = x
@@ -137,7 +143,7 @@ class Trunk:
         for index in range(self._last, -1, -1):
             above = layers.pop()
             self._gradients[index].add_outward(d_x, d_out, above, first)
-            d_heads = _d_attend(above, d_out.y)
+            d_heads = above.attend_back(d_out.y.view_as(above.heads.q))
             # what is not needed any more goes before the next pass: here the step's peak is
             x, heads, d_u = above.x, above.heads, d_out.u
             above = d_out = d_x = None
@@ -169,22 +175,11 @@ class Trunk:
     def _backout(self) -> Tensor:
         return self.model.bank.parameters["backout_lambda"].detach()
 
-    def _attend(self, index: int, heads: Heads) -> Tensor:
-        """With its graph even where none is needed: kernels may be chosen by that."""
-        with torch.enable_grad():
-            q, k, v = (t.requires_grad_() for t in heads[:3])
-            return self.model.attend[self.model.windows[index]](q, k, v)
-
     def _add_lambdas(self, d_mix_L2: Tensor, d_backout: Tensor) -> None:
         gradient = self.model.bank.gradient
         gradient("resid_lambdas").add_(d_mix_L2[:, 0])
         gradient("x0_lambdas").add_(d_mix_L2[:, 1])
         gradient("backout_lambda").add_(d_backout)
-
-
-def _d_attend(kept: Layer, d_y: Tensor) -> tuple[Tensor, ...]:
-    inputs = kept.heads[:3]
-    return torch.autograd.grad(kept.y, inputs, d_y.view_as(kept.y))
 
 
 @dataclass(frozen=True)
@@ -235,7 +230,7 @@ class _Gradients:
     def add_outward(self, d_x: Tensor, d: DOutward, kept: Layer, first: bool) -> None:
         _add(self.mlp_proj, d_x, kept.hidden.relu2, first)
         _add(self.c_fc, d.fc, kept.hidden.h, first)
-        _add(self.attn_proj, d.u, kept.y.detach().flatten(-2), first)
+        _add(self.attn_proj, d.u, kept.y, first)
 
     def add_inward(self, d: DInward, heads: Heads, first: bool) -> None:
         pieces = d.qkv.split([len(g) for g in self.qkv], dim=-1)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from trainer.runtime import cpu_isa
+from trainer.runtime.by_shape import ByShape
 
 RECOMPILE_LIMIT = 64  # kinds of layer x training and evaluation; torch's 8 is for one model
 
@@ -55,8 +56,29 @@ class Compiler:
             try:
                 return compiled(*args)
             except _compile_errors() as error:
-                self.reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                self.reason = _described(error)
                 return function(*args)
+
+        return call
+
+    def pure(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Like a call, for functions of tensors, None and tuples of them that write into no
+        argument and return none: with less work of the host at each call."""
+        if not self.active:
+            return function
+        by_shape = ByShape(function)
+
+        def call(*args: Any) -> Any:
+            if not self.active:
+                return function(*args)
+            try:
+                run = by_shape.prepared(args)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # tracing has errors of every kind; so would the function
+                self.reason = _described(error)
+                return function(*args)
+            return run()
 
         return call
 
@@ -103,6 +125,10 @@ def launcher_fault(device: torch.device) -> str | None:
     except Exception as error:  # of gcc, of the linker, of the import
         return f"Triton cannot build its launcher: {' '.join(str(error).split())[:200]}"
     return None
+
+
+def _described(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def _compile_errors() -> tuple[type[BaseException], ...]:

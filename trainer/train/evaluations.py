@@ -21,6 +21,7 @@ from trainer.train.session import Session
 
 Kind = Literal["bpb", "core", "sample"]
 SAMPLE_TOKENS = 64
+NAMES: dict[Kind, str] = {"bpb": "val bpb", "core": "CORE", "sample": "samples"}
 
 
 def due(step: int, every: int | Literal["end"] | None, at_end: bool) -> bool:
@@ -76,7 +77,26 @@ def _give_memory_back(session: Session) -> None:
 
 
 def _measure(session: Session, kind: Kind, max_per_task: int | None = None) -> bool:
-    """Measure and report; False when a command came in the middle."""
+    """Measure and report; False when a command came in the middle. Where the device has no room for
+    it, it is left out with a notice: training fits, and a number is worth less than the run."""
+    try:
+        return _measured(session, kind, max_per_task)
+    except torch.OutOfMemoryError as error:
+        why = str(error)
+    # outside the handler: the failed pass's frames, and the tensors they hold, are freed
+    session.reporter.emit(
+        events.Notice(
+            level="warning",
+            code="evaluation_out_of_memory",
+            message=f"{NAMES[kind]} at step {session.state.step:,} left out, training continues: "
+            f"the device has no room for it. {why}",
+            step=session.state.step,
+        )
+    )
+    return True
+
+
+def _measured(session: Session, kind: Kind, max_per_task: int | None) -> bool:
     if kind == "sample":
         return _on_rank_0(session, lambda: _sample(session))
     session.reporter.emit(events.Stage(stage="evaluating", detail=kind))

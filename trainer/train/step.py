@@ -20,8 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.model import attention, head, parameters, relu2
+from trainer.model import attention, attention_gradient, head, parameters, relu2
 from trainer.model.architecture import finish, lookup, start
+from trainer.model.attention_gradient import AttendBack
 from trainer.model.embedding import Slots, TouchedRows
 from trainer.model.fp8 import block_fp8
 from trainer.model.gpt import GPT
@@ -179,7 +180,7 @@ class Stepper:
         layer = block_fp8 if fp8 else relu2.block_with(self.relu2_tile)
         self._start, self._block, self._finish = map(self.compiler, (start, layer, finish))
         pieces = relu2.pieces_with(self.relu2_tile)
-        self.trunk = Trunk(model, self.compiler, *pieces) if explicit else None
+        self.trunk = Trunk(model, self.compiler.pure, self._attend(), *pieces) if explicit else None
         self._trained_shape = (rows, model.shape.sequence_len)
         self._chunk_losses = self.compiler(head.chunk_token_losses)
         self._compiled_chunk = self.compiler(head.chunk_loss_and_gradient)
@@ -276,6 +277,11 @@ class Stepper:
             **({"lanes": self.lanes} if self.lanes > 1 else {}),
         }
 
+    def _attend(self) -> dict[int | None, AttendBack]:
+        model = self.model
+        how = (model.shape, model.compute_dtype, model.device)
+        return {w: attention_gradient.choose(name, w, *how) for w, name in self.attention.items()}
+
     # --- gradients -------------------------------------------------------------------------------
 
     def _losses(
@@ -359,7 +365,8 @@ class Stepper:
         if learn:
             add_rows = partial(_add_rows, touched, slots)
             gradient_BTD = self.trunk.backward(kept, gradient_BTD, add_rows, first=first)
-            _Scored.apply(x0_BTD, gradient_BTD).backward()
+            with torch.autograd.set_multithreading_enabled(False):  # no other thread to wait for
+                _Scored.apply(x0_BTD, gradient_BTD).backward()
         return loss
 
     def _x0(self, rows_BTD: Tensor) -> Tensor:

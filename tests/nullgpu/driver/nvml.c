@@ -1,15 +1,17 @@
 /* libnvidia-ml: what the daemon and the trainer ask of it. NULLGPU_NVML holds words for what this
-   card cannot tell: "off", "power", "memory", "processes". */
+   card cannot tell: "off", "power", "memory", "processes". A number in the file "xid" below
+   NULLGPU_HOLDERS is an error that happens once. */
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "nullgpu.h"
 
-enum { SUCCESS = 0, NOT_SUPPORTED = 3, NOT_FOUND = 6, TOO_SMALL = 7, NOT_LOADED = 9 };
+enum { SUCCESS = 0, NOT_SUPPORTED = 3, NOT_FOUND = 6, TOO_SMALL = 7, NOT_LOADED = 9, TIMEOUT = 10 };
 #define UUID "GPU-01020304-0506-0708-090a-0b0c0d0e0f10"
 #define OK return SUCCESS
 typedef void *Device;
@@ -96,3 +98,27 @@ int nvmlDeviceGetUtilizationRates(Device device, Utilization *load) { *load = (U
 int nvmlDeviceGetPowerUsage(Device device, unsigned *milliwatts) { *milliwatts = 198000; return lacks("power") ? NOT_SUPPORTED : SUCCESS; }
 int nvmlDeviceGetTemperature(Device device, int sensor, unsigned *celsius) { *celsius = 66; OK; }
 int nvmlDeviceGetTemperatureV(Device device, void *answer) { return NOT_SUPPORTED; }
+
+/* --- events: Xid errors alone --- */
+
+enum { XID = 8 };
+typedef struct { Device device; unsigned long long kind, data; unsigned gpu_instance, compute_instance; } Event;
+int nvmlEventSetCreate(void **set) { *set = (void *)1; OK; }
+int nvmlEventSetFree(void *set) { OK; }
+int nvmlDeviceGetSupportedEventTypes(Device device, unsigned long long *kinds) { *kinds = XID; OK; }
+int nvmlDeviceRegisterEvents(Device device, unsigned long long kinds, void *set) { return kinds == XID ? SUCCESS : NOT_SUPPORTED; }
+int nvmlEventSetWait_v2(void *set, Event *event, unsigned milliseconds) {
+    char path[4400];
+    snprintf(path, sizeof path, "%s/xid", getenv("NULLGPU_HOLDERS") ? getenv("NULLGPU_HOLDERS") : "/nonexistent");
+    for (unsigned waited = 0; waited <= milliseconds; waited += 10) {
+        FILE *file = fopen(path, "r");
+        if (file) {
+            *event = (Event){(Device)1, XID, 0, ~0u, ~0u};
+            int read = fscanf(file, "%llu", &event->data);
+            fclose(file);
+            if (read == 1) { remove(path); OK; }
+        }
+        usleep(10000);
+    }
+    return TIMEOUT;
+}

@@ -52,9 +52,10 @@ def warnings_about(spec: RunSpec, plan: Plan, context: PlanContext) -> list[str]
         )
     if spec.numerics.precision == "fp8":
         found.append(
-            "fp8 has been run on no card yet: counted without one, a step launches about four "
-            "times the compiler's kernels of bf16, which its faster products may not win back at "
-            f"width {plan.shape.n_embd:,}; compare some hundred steps with bf16 first"
+            "fp8 has been run on no card yet. Counted without one at width 768, a step in fp8 "
+            "launches 4,890 kernels where bf16 launches 2,098, moves 303 GB where bf16 moves 193 "
+            "GB, and peaks at 7.5 GB where bf16 peaks at 6.8 GB; its faster products may not win "
+            f"that back at width {plan.shape.n_embd:,}. Compare some hundred steps with bf16 first"
         )
     if context.corpus_tokens:
         epochs = plan.horizon.tokens / max(1, context.corpus_tokens)
