@@ -30,10 +30,10 @@ class Card:
 
 CARDS = {
     # autograd over compiled blocks: 3,326 launches, 9.8 GB (12.4 for the loss alone), 241 GB moved
-    "rtx4070": Card(rows=8, depth=12, launches=2_098, peak_gigabytes=6.8, moved_gigabytes=193.5),
+    "rtx4070": Card(rows=8, depth=12, launches=2_107, peak_gigabytes=6.8, moved_gigabytes=192.4),
     "rtx3090": Card(rows=16, depth=12, launches=1_222, peak_gigabytes=10.6, moved_gigabytes=193),
     # 2,828 launches, 43.2 GB (72.8), 672 GB moved
-    "h200": Card(rows=16, depth=20, launches=1_782, peak_gigabytes=29.9, moved_gigabytes=506),
+    "h200": Card(rows=16, depth=20, launches=1_789, peak_gigabytes=29.9, moved_gigabytes=502.7),
 }
 
 
