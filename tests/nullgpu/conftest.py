@@ -49,10 +49,13 @@ def on_card(tmp_path_factory: pytest.TempPathFactory, holders: Path) -> Callable
                 start_new_session=True,
             )
         try:
-            status = child.wait(seconds)
+            status: Any = child.wait(seconds)
         except subprocess.TimeoutExpired:
-            os.killpg(child.pid, signal.SIGKILL)
-            status = child.wait()
+            status = f"nothing within {seconds} s"
+        finally:  # whatever ended the wait: its time, or the test's own
+            if child.poll() is None:
+                os.killpg(child.pid, signal.SIGKILL)
+                child.wait()
         assert status == 0, f"{place} on {card} ends with {status}:\n{log.read_text()[-6000:]}"
         return json.loads(out.read_text())
 
