@@ -13,7 +13,7 @@ import pytest
 from tests.bench import gpu
 from tests.nullgpu import environment
 
-pytestmark = [pytest.mark.needs("nullgpu"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.needs("nullgpu"), pytest.mark.timeout(1800)]
 
 STAGES = ["card", *gpu.TOGETHER, *gpu.ALONE]
 VALUES = {"cards"}  # numbers of a card, which a null one has not
@@ -23,9 +23,9 @@ def test_the_day_runs_through(tmp_path: Path, holders: Path) -> None:
     wanted = [name for name in STAGES if name not in VALUES]
     day = subprocess.run(
         [str(environment.python()), "-m", "tests.bench.gpu", "--small", "--slow", "20",
-         "--seconds", "880", "--only", ",".join(wanted)],
+         "--seconds", "1780", "--only", ",".join(wanted)],
         env=environment.variables("h200", holders, TMPDIR=str(tmp_path)),
-        cwd=environment.ROOT, capture_output=True, text=True, timeout=890, check=False,
+        cwd=environment.ROOT, capture_output=True, text=True, timeout=1790, check=False,
     )  # fmt: skip
     assert day.returncode == 0, day.stdout + day.stderr
     for name in wanted:
