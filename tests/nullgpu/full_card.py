@@ -20,7 +20,7 @@ from typing import Any
 PLACES: dict[str, tuple[str, str | None, str, int]] = {
     "start": ("trainer.model.gpt", "GPT", "__init__", 0),
     "step": ("trainer.train.step", "Stepper", "train_step", 2),
-    "next_loss": ("trainer.train.step", "Stepper", "loss_only", 0),
+    "next_loss": ("trainer.train.step", "Stepper", "own_losses", 0),
     "evaluation": ("trainer.train.val_bpb", None, "measure", 0),
     "sample": ("trainer.evaluate.samples", None, "generate", 0),
     "save": ("trainer.checkpoint.background_writer", "Saver", "begin", 0),

@@ -28,11 +28,11 @@ SPEC: dict[str, Any] = {
               "vocab_size": 512},
     "data": {"source": "builtin"},
     "batch": {"tokens": 16_384, "device_batch_size": 16},
-    "horizon": {"steps": 30},
-    "schedule": {"warmup_steps": 2},
+    "horizon": {"steps": 60},
+    "schedule": {"warmup_steps": 2, "warmdown_ratio": 0.05},
     "evaluate": {"bpb_every": 4, "eval_tokens": 16_384, "sample_every": 4, "prompts": ["def "],
                  "core_every": None},
-    "checkpoint": {"every_steps": 4, "keep_every": None, "every_seconds": None},
+    "checkpoint": {"every_steps": 1000, "keep_every": None, "every_seconds": None},
     "numerics": {"compile": False},
 }  # fmt: skip
 
@@ -46,7 +46,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory, holders: Path) -> Iterator[
         "TRAIND_TRAINER_PYTHON": str(full_card.interpreter(folder, python)),
         "NULLGPU_FULL_AT": json.dumps(FULL_AT),
         "NULLGPU_PINNED_MB": "8",  # less than a checkpoint: copied all the same, with a notice
-        "TRAIND_FAIL": "loop.step=delay(0.2)",  # a pause shall come before the end
+        "TRAIND_FAIL": "loop.step=delay(0.1)",  # a pause shall come before the end
     }
     daemon = NullDaemon(folder, holders, "rtx4070", **more)
     yield daemon
@@ -58,7 +58,10 @@ def test_a_full_card_costs_what_has_no_room_and_never_a_checkpoint(daemon: NullD
     traind.create_run(SPEC)
 
     # evaluations, samples and saves: the run continues
-    daemon.until("full", lambda now: now.step > 5 and now.last_checkpoint is not None)
+    daemon.until("full", lambda now: now.step > 5)
+    traind.save_checkpoint("full")
+    # a checkpoint of the very step of the pause would need no next loss
+    daemon.until("full", lambda now: (saved_at(now) or now.step) < now.step)
     traind.pause("full")
     paused = daemon.until_state("full", "paused")
     assert saved_at(paused) == paused.step
@@ -84,7 +87,7 @@ def test_a_full_card_costs_what_has_no_room_and_never_a_checkpoint(daemon: NullD
     # and with room again, to the end
     traind.resume("full")
     ended = settled(daemon, attempt=4)
-    assert (ended.state, saved_at(ended)) == ("completed", 30)
+    assert (ended.state, saved_at(ended)) == ("completed", 60)
     outcomes = [a.outcome for a in traind.attempts("full")]
     assert outcomes == ["paused", "failed", "failed", "completed"]
 

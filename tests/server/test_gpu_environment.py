@@ -55,7 +55,7 @@ def test_device_memory_grows_in_segments_unless_the_user_or_wsl_says_otherwise(
 def card(asgi: Asgi, monkeypatch: pytest.MonkeyPatch) -> Iterator[Asgi]:
     """A run whose trainer reports 600 MiB, on a card of which 1 GiB is used."""
     monkeypatch.setitem(sys.modules, "pynvml", Nvml(Card("GPU-1")))
-    devices.forget()
+    devices.clear_cache()
     run_id = asgi.create()["id"]
     with asgi.db.write() as session:
         session.add(
@@ -65,7 +65,7 @@ def card(asgi: Asgi, monkeypatch: pytest.MonkeyPatch) -> Iterator[Asgi]:
         store.get_run(session, "demo").progress = {"vram_reserved_bytes": 600 << 20}
     yield asgi
     monkeypatch.undo()
-    devices.forget()
+    devices.clear_cache()
 
 
 def owners(asgi: Asgi) -> dict[str, int]:
@@ -98,10 +98,10 @@ def test_the_system_warns_of_a_gpu_that_runs_cannot_use(
     nvml.working = False
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
     monkeypatch.setattr(devices, "sign_of_gpu", lambda: "/dev/nvidia0")
-    devices.forget()
+    devices.clear_cache()
     try:
         said = asgi.get("/v1/system").json()["warnings"]
     finally:
         monkeypatch.undo()
-        devices.forget()
+        devices.clear_cache()
     assert any("trained on the CPU" in line and "Driver Not Loaded" in line for line in said)

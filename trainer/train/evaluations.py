@@ -82,6 +82,8 @@ def _measure(session: Session, kind: Kind, max_per_task: int | None = None) -> b
     try:
         return _measured(session, kind, max_per_task)
     except torch.OutOfMemoryError as error:
+        if session.world.size > 1:  # the other ranks wait for what this one would have said
+            raise
         why = str(error)
     # outside the handler: the failed pass's frames, and the tensors they hold, are freed
     session.reporter.emit(
