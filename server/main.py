@@ -21,9 +21,9 @@ from server.machine import devices
 from server.machine.xid_events import XidListener
 from server.settings import Settings
 from server.supervision.arrival import arrive
+from server.supervision.context import SupervisorContext
 from server.supervision.housekeeping import Keeper
 from server.supervision.supervisor import Supervisor
-from server.supervision.trainers import SupervisorContext
 
 FIRST_LOOK_SECONDS = 5.0  # what runs already is taken back before the first request is served
 

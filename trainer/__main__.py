@@ -15,8 +15,6 @@ from trainer.contract.rundir import Held, locked
 from trainer.runtime import process, threads
 from trainer.runtime.rank_process import RankProcess, blame
 
-RUN_LOCK_SECONDS = 10.0
-
 
 def main(argv: list[str]) -> int:
     """Exit status: 0 ended in order, 1 failed with an exit record, 2 not started."""

@@ -165,11 +165,12 @@ class _Running:
 
 
 def _running(db: Database) -> list[_Running]:
-    attempt, run = tables.Attempt, tables.Run
+    attempt, run, execution = tables.Attempt, tables.Run, tables.Execution
     query = (
-        select(attempt.pid, attempt.device, run.name, run.progress)
+        select(execution.handle["pid"].as_integer(), attempt.device, run.name, run.progress)
+        .join(attempt, attempt.execution_id == execution.id)
         .join(run, run.id == attempt.run_id)
-        .where(attempt.ended_at.is_(None), attempt.number > 0)
+        .where(execution.ended_at.is_(None), attempt.number > 0)
     )
     with db.read() as session:
         return [

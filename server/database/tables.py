@@ -19,7 +19,8 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
 )
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+from sqlalchemy.ext.associationproxy import AssociationProxy, association_proxy
+from sqlalchemy.orm import DeclarativeBase, Mapped, declared_attr, mapped_column, relationship
 
 
 class Base(DeclarativeBase):
@@ -74,8 +75,6 @@ class Run(Base):
     best_failed_step: Mapped[int] = mapped_column(Integer, default=-1)
     rewinds: Mapped[int] = mapped_column(Integer, default=0)
     not_before: Mapped[float | None] = mapped_column(Float)
-    deadline: Mapped[float | None] = mapped_column(Float)
-    escalation: Mapped[int] = mapped_column(Integer, default=0)
     version: Mapped[int] = mapped_column(Integer, default=1)
     batch_tokens: Mapped[int] = mapped_column(Integer)
     totals: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
@@ -121,12 +120,97 @@ class Phase(Base):
     imported: Mapped[bool] = mapped_column(default=False)
 
 
-class Attempt(Base):
-    """One trainer process. `number` is its fencing token within the run.
+class Execution(Base):
+    """One supervised process, or gang of them, from its order to its ending.
 
-    outbox_*: the ingest cursor, committed with the rows it produced. lineage_limit, in steps done:
-    points below it and checkpoints up to it still count (None: all). settled: its end is written
-    and the run has moved on. Number 0 is an import.
+    kind: `attempt` or `job`, which refer to it. directory: relative to the data directory.
+    launcher: who started it; place: the device it was ordered for. handle: what the launcher knows
+    it by. token: carried by its processes and journals. state: queued, running, ended (written by
+    `domain.executions` alone); outcome, reason, message: its last word, final once it has ended.
+    outbox_*: the ingest cursor, committed with the rows it produced. escalation: the rung reached.
+    """
+
+    __tablename__ = "executions"
+    __table_args__ = (Index("ix_executions_state", "state"),)
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    kind: Mapped[str] = mapped_column(String(8))
+    directory: Mapped[str] = mapped_column(String(128), unique=True)
+    launcher: Mapped[str] = mapped_column(String(16), default="local")
+    place: Mapped[str] = mapped_column(String(32))
+    token: Mapped[str] = mapped_column(String(64))
+    handle: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    state: Mapped[str] = mapped_column(String(8), default="queued")
+    outcome: Mapped[str | None] = mapped_column(String(16))
+    reason: Mapped[str | None] = mapped_column(String(32))
+    message: Mapped[str] = mapped_column(Text, default="")
+    exit_code: Mapped[int | None] = mapped_column(Integer)
+    log_tail: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[float] = mapped_column(Float)
+    started_at: Mapped[float | None] = mapped_column(Float)
+    ended_at: Mapped[float | None] = mapped_column(Float)
+    stage: Mapped[str] = mapped_column(String(16), default="starting")
+    stage_since: Mapped[float | None] = mapped_column(Float)
+    stage_detail: Mapped[str] = mapped_column(Text, default="")
+    stage_fraction: Mapped[float | None] = mapped_column(Float)
+    escalation: Mapped[int] = mapped_column(Integer, default=0)
+    outbox_seq: Mapped[int] = mapped_column(Integer, default=0)
+    outbox_offset: Mapped[int] = mapped_column(Integer, default=0)
+    outbox_inode: Mapped[int | None] = mapped_column(Integer)
+    outbox_problem: Mapped[str | None] = mapped_column(Text)
+
+    @property
+    def is_over(self) -> bool:
+        return self.state == "ended"
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process on this machine; None where there is none, or none yet."""
+        return self.handle.get("pid")
+
+
+class OfExecution:
+    """What an attempt and a job are as executions, under their own names."""
+
+    execution_id: Mapped[int] = mapped_column(
+        ForeignKey("executions.id", ondelete="CASCADE"), index=True, unique=True
+    )
+
+    @declared_attr
+    def execution(cls) -> Mapped[Execution]:
+        return relationship(Execution, lazy="joined")
+
+    directory: AssociationProxy[str] = association_proxy("execution", "directory")
+    token: AssociationProxy[str] = association_proxy("execution", "token")
+    handle: AssociationProxy[dict[str, Any]] = association_proxy("execution", "handle")
+    reason: AssociationProxy[str | None] = association_proxy("execution", "reason")
+    message: AssociationProxy[str] = association_proxy("execution", "message")
+    log_tail: AssociationProxy[str | None] = association_proxy("execution", "log_tail")
+    created_at: AssociationProxy[float] = association_proxy("execution", "created_at")
+    started_at: AssociationProxy[float | None] = association_proxy("execution", "started_at")
+    ended_at: AssociationProxy[float | None] = association_proxy("execution", "ended_at")
+    stage: AssociationProxy[str] = association_proxy("execution", "stage")
+    stage_since: AssociationProxy[float | None] = association_proxy("execution", "stage_since")
+    stage_detail: AssociationProxy[str] = association_proxy("execution", "stage_detail")
+    stage_fraction: AssociationProxy[float | None] = association_proxy(
+        "execution", "stage_fraction"
+    )
+    outbox_problem: AssociationProxy[str | None] = association_proxy("execution", "outbox_problem")
+
+    @property
+    def pid(self) -> int | None:
+        return self.execution.pid
+
+    @property
+    def is_over(self) -> bool:
+        return self.execution.is_over
+
+
+class Attempt(OfExecution, Base):
+    """The execution of a phase by one trainer. `number` is its fencing token within the run.
+
+    device: where it runs, as it reported; until then as ordered. lineage_limit, in steps done:
+    points below it and checkpoints up to it still count (None: all). Number 0 is an import.
     """
 
     __tablename__ = "attempts"
@@ -136,39 +220,20 @@ class Attempt(Base):
     run_id: Mapped[str] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), index=True)
     number: Mapped[int] = mapped_column(Integer)
     phase_index: Mapped[int] = mapped_column(Integer)
-    token: Mapped[str] = mapped_column(String(64))
-    created_at: Mapped[float] = mapped_column(Float)
-    started_at: Mapped[float | None] = mapped_column(Float)
-    ended_at: Mapped[float | None] = mapped_column(Float)
-    pid: Mapped[int | None] = mapped_column(Integer)
-    boot_id: Mapped[str | None] = mapped_column(String(64))
-    start_ticks: Mapped[int | None] = mapped_column(Integer)
     device: Mapped[str] = mapped_column(String(32))
     device_name: Mapped[str | None] = mapped_column(String(128))
     peak_flops: Mapped[float | None] = mapped_column(Float)
     peak_source: Mapped[str | None] = mapped_column(Text)
     versions: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
     fingerprint: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
-    stage: Mapped[str] = mapped_column(String(16), default="starting")
-    stage_since: Mapped[float | None] = mapped_column(Float)
-    stage_detail: Mapped[str] = mapped_column(Text, default="")
-    stage_fraction: Mapped[float | None] = mapped_column(Float)
     start_step: Mapped[int | None] = mapped_column(Integer)
     last_step: Mapped[int | None] = mapped_column(Integer)
     lineage_limit: Mapped[int | None] = mapped_column(Integer)
     steps_done: Mapped[int] = mapped_column(Integer, default=0)
     steps_lost: Mapped[int] = mapped_column(Integer, default=0)
-    outcome: Mapped[str | None] = mapped_column(String(16))
-    reason: Mapped[str | None] = mapped_column(String(32))
-    message: Mapped[str] = mapped_column(Text, default="")
-    log_tail: Mapped[str | None] = mapped_column(Text)
     exact_resume: Mapped[str | None] = mapped_column(String(16))
-    outbox_seq: Mapped[int] = mapped_column(Integer, default=0)
-    outbox_offset: Mapped[int] = mapped_column(Integer, default=0)
-    outbox_inode: Mapped[int | None] = mapped_column(Integer)
-    outbox_problem: Mapped[str | None] = mapped_column(Text)
-    drained: Mapped[bool] = mapped_column(default=False)
-    settled: Mapped[bool] = mapped_column(default=False)
+
+    outcome: AssociationProxy[str | None] = association_proxy("execution", "outcome")
 
 
 class Point(Base):
@@ -309,8 +374,12 @@ class Event(Base):
     unix_seconds: Mapped[float] = mapped_column(Float)
 
 
-class Job(Base):
-    """Bounded work that is not training."""
+class Job(OfExecution, Base):
+    """The execution of bounded work that is not training.
+
+    where: `cpu`, `device`, or `inline`: done by the trainer of its run, so that its execution has
+    neither process nor journal.
+    """
 
     __tablename__ = "jobs"
 
@@ -320,28 +389,14 @@ class Job(Base):
     )
     kind: Mapped[str] = mapped_column(String(16))
     where: Mapped[str] = mapped_column(String(8), default="cpu")
-    state: Mapped[str] = mapped_column(String(16), index=True)
-    reason: Mapped[str | None] = mapped_column(String(32))
-    message: Mapped[str] = mapped_column(Text, default="")
     params: Mapped[dict[str, Any]] = mapped_column(JSON)
     result: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
-    token: Mapped[str] = mapped_column(String(64))
-    created_at: Mapped[float] = mapped_column(Float)
-    started_at: Mapped[float | None] = mapped_column(Float)
-    ended_at: Mapped[float | None] = mapped_column(Float)
-    pid: Mapped[int | None] = mapped_column(Integer)
-    boot_id: Mapped[str | None] = mapped_column(String(64))
-    start_ticks: Mapped[int | None] = mapped_column(Integer)
-    stage: Mapped[str] = mapped_column(String(16), default="queued")
-    stage_detail: Mapped[str] = mapped_column(Text, default="")
-    fraction: Mapped[float | None] = mapped_column(Float)
-    outbox_seq: Mapped[int] = mapped_column(Integer, default=0)
-    outbox_offset: Mapped[int] = mapped_column(Integer, default=0)
-    outbox_inode: Mapped[int | None] = mapped_column(Integer)
-    outbox_problem: Mapped[str | None] = mapped_column(Text)
     cancel_requested: Mapped[bool] = mapped_column(default=False)
-    deadline: Mapped[float | None] = mapped_column(Float)
-    escalation: Mapped[int] = mapped_column(Integer, default=0)
+
+    @property
+    def state(self) -> str:
+        """queued, running, completed, failed or cancelled."""
+        return self.execution.outcome or "failed" if self.is_over else self.execution.state
 
 
 class CommandRow(Base):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import secrets
-
 from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
 from server.database import tables
-from server.domain import commands, lineage
+from server.domain import commands, executions, lineage, saved
 from server.domain.extend import next_number
 from server.errors import Conflict
 from server.metrics import counters
@@ -36,14 +34,13 @@ def next_attempt(session: Session, run: tables.Run, *, device: str, now: float) 
     if phase is None:
         raise Conflict(f"run {run.name} has no phase left to train", state=run.state)
     last = last_attempt(session, run.id)
+    number = next_number(session, run.id)
     attempt = tables.Attempt(
+        execution=executions.of_attempt(run.id, number, place=device, now=now),
         run_id=run.id,
-        number=next_number(session, run.id),
+        number=number,
         phase_index=phase.index,
-        token=secrets.token_hex(16),
-        created_at=now,
         device=device,
-        stage_since=now,
     )
     session.add(attempt)
     if phase.started_at is None:
@@ -68,6 +65,15 @@ def last_attempt(session: Session, run_id: str) -> tables.Attempt | None:
     return session.scalar(LAST_ATTEMPT, {"run": run_id})
 
 
+def open_ones(session: Session, run_id: str | None = None) -> list[tables.Attempt]:
+    """Attempts whose execution has not ended, the oldest first; of one run, or of all."""
+    attempt, row = tables.Attempt, tables.Execution
+    query = select(attempt).join(row, row.id == attempt.execution_id).where(executions.IS_OPEN)
+    if run_id is not None:
+        query = query.where(attempt.run_id == run_id)
+    return list(session.scalars(query.order_by(attempt.id)))
+
+
 def build_order(
     session: Session, run: tables.Run, attempt: tables.Attempt, settings: Settings
 ) -> AttemptOrder:
@@ -77,7 +83,7 @@ def build_order(
     earlier = [p for p in phases if p.index < phase.index]
     spec = RunSpec.model_validate(run.spec)
     is_first = not _has_begun(session, run.id, phase, attempt)
-    usable = lineage.checkpoints(session, run.id)
+    usable = saved.usable(session, run.id)
     return AttemptOrder(
         run_id=run.id,
         run_name=run.name,
@@ -101,15 +107,8 @@ def build_order(
         overrides=run.overrides,
         skip_steps=[(low, high) for low, high in run.skip_steps],
         recheck_bpb=_rechecks(spec, bool(earlier) and is_first),
-        resume_expected=_had_checkpoint(session, run.id),
+        resume_expected=saved.any_in_lineage(session, run.id),
     )
-
-
-def _had_checkpoint(session: Session, run_id: str) -> bool:
-    """Whether the lineage ever had one, good or not: then step 0 is no place to begin unasked."""
-    table = tables.Checkpoint
-    query = select(table.id).where(table.run_id == run_id, table.superseded.is_(False))
-    return session.scalar(query.limit(1)) is not None
 
 
 def _rechecks(spec: RunSpec, begins_phase: bool) -> bool:

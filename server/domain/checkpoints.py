@@ -14,7 +14,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from server.database import tables
-from server.domain import lineage
+from server.domain import events, lineage, saved
 from server.errors import Conflict, NotFound
 from trainer.contract import holds
 from trainer.contract.rundir import RunDir, parse_checkpoint_name, remove_checkpoint
@@ -34,11 +34,8 @@ class Part:
 
 def get(session: Session, run: tables.Run, name: str) -> tables.Checkpoint:
     """The row of a checkpoint that is there. Raises NotFound."""
-    table = tables.Checkpoint
-    found = session.scalar(
-        select(table).where(table.run_id == run.id, table.name == name, table.deleted_at.is_(None))
-    )
-    if found is None:
+    found = saved.by_name(session, run.id, name)
+    if found is None or found.deleted_at is not None:
         raise NotFound(f"Run {run.name} has no checkpoint {name}.")
     return found
 
@@ -104,17 +101,11 @@ def _from_manifest(
 
 
 def _say_found(session: Session, run: tables.Run, row: tables.Checkpoint) -> None:
-    session.add(
-        tables.Event(
-            run_id=run.id,
-            kind="checkpoint",
-            step=row.step,
-            message=f"{row.name} was found on the disk: written in full, and not reported before "
-            "its trainer ended",
-            data={"name": row.name},
-            unix_seconds=row.created_at,
-        )
-    )
+    words = f"{row.name} was found on the disk: written in full, and not reported before its "
+    events.record(
+        session, "checkpoint", f"{words}trainer ended", run_id=run.id, step=row.step,
+        data={"name": row.name}, now=row.created_at,
+    )  # fmt: skip
 
 
 def delete(session: Session, run: tables.Run, checkpoint: tables.Checkpoint, now: float) -> None:
@@ -123,16 +114,10 @@ def delete(session: Session, run: tables.Run, checkpoint: tables.Checkpoint, now
     if why:
         raise Conflict(f"checkpoint {checkpoint.name} must stay: {why}", state=run.state)
     checkpoint.deleted_at = now
-    session.add(
-        tables.Event(
-            run_id=run.id,
-            kind="checkpoint_removed",
-            step=checkpoint.step,
-            message=f"checkpoint {checkpoint.name} was deleted on request",
-            data={"name": checkpoint.name},
-            unix_seconds=now,
-        )
-    )
+    events.record(
+        session, "checkpoint_removed", f"checkpoint {checkpoint.name} was deleted on request",
+        run_id=run.id, step=checkpoint.step, data={"name": checkpoint.name}, now=now,
+    )  # fmt: skip
 
 
 def remove(directory: RunDir, name: str) -> None:
@@ -184,8 +169,8 @@ def _needed(session: Session, run: tables.Run, checkpoint: tables.Checkpoint) ->
         return "it is pinned (PATCH it with pinned: false first)"
     if holds.is_held(session.info["paths"].run(run.id).checkpoints, checkpoint.name):
         return "a job is reading it"
-    usable = lineage.checkpoints(session, run.id)
-    if usable and usable[0].id == checkpoint.id:
+    newest = saved.newest(session, run.id)
+    if newest is not None and newest.id == checkpoint.id:
         return "it is the newest one, from which a resume or an extend goes on"
     waiting = session.scalar(
         select(tables.Phase.name).where(

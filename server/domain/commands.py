@@ -11,7 +11,7 @@ from server.database import tables
 from trainer.contract.commands import Command
 
 # What the next attempt must still be told when this one ended before it could answer. A pause or
-# a cancel is not among them: they are decided by the run's state, anew for each attempt.
+# a cancel never is a row: the run's state is the order, anew for each attempt.
 CARRIED = frozenset({"end_phase", "save", "evaluate"})
 
 

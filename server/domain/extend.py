@@ -9,7 +9,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from server.database import tables
-from server.domain import commands, lineage, states
+from server.domain import commands, events, lineage, saved, states
 from server.domain.states import Desired, State
 from server.errors import Conflict, IllegalMove, Invalid
 from trainer.contract.commands import EndPhase
@@ -132,12 +132,12 @@ def _joint(session: Session, run: tables.Run, ask: ExtendRequest, state: State) 
         return _Joint(run.end_step, run.end_step)
     if state in _STEPPING:
         return _Joint(run.step, run.step)
-    newest = next(iter(lineage.checkpoints(session, run.id)), None)
+    newest = saved.newest(session, run.id)
     return _Joint(newest.step if newest else 0, run.step, newest)
 
 
 def _checkpoint(session: Session, run: tables.Run, asked: str) -> tables.Checkpoint:
-    usable = lineage.checkpoints(session, run.id)
+    usable = saved.usable(session, run.id)
     for checkpoint in usable:
         if asked in (checkpoint.name, str(checkpoint.step)):
             return checkpoint
@@ -298,6 +298,4 @@ def _start_if_asked(
 
 
 def _say(session: Session, run: tables.Run, now: float, message: str) -> None:
-    session.add(
-        tables.Event(run_id=run.id, kind="extend", step=run.step, message=message, unix_seconds=now)
-    )
+    events.record(session, "extend", message, run_id=run.id, step=run.step, now=now)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import secrets
 import shutil
 import time
 
 from sqlalchemy.orm import Session
 
 from server.database import tables
+from server.domain import events, executions, states
 from server.domain.run_rows import first_phase, new_run, plan_for, require_free
 from server.domain.states import Desired, State
 from trainer.contract.exits import Reason
@@ -79,24 +79,18 @@ def import_run(
     session.add(attempt)
     session.flush()
     _checkpoint_and_evaluation(session, run, attempt, result, job_id, now)
-    # Born completed: there was no move, so the table of moves is not asked.
-    run.state, run.desired_state = State.completed, Desired.running
-    run.reason, run.reason_message = Reason.finished, "It was imported."
+    run.desired_state, run.started_at = Desired.running, now
+    states.move(
+        session, run, State.completed, Reason.finished, "It was imported.", now=now, is_found=True
+    )
     run.step = run.end_step = result.step
-    run.tokens_seen, run.started_at, run.ended_at = result.tokens, now, now
+    run.tokens_seen = result.tokens
     run.progress = {"val_bpb": result.val_bpb} if result.val_bpb is not None else {}
     run.totals = {"imported": result.history}
-    session.add(
-        tables.Event(
-            run_id=run.id,
-            job_id=job_id,
-            kind="imported",
-            step=result.step,
-            message=_message(params, result),
-            data=result.history,
-            unix_seconds=now,
-        )
-    )
+    events.record(
+        session, "imported", _message(params, result), run_id=run.id, job_id=job_id,
+        step=result.step, data=result.history, now=now,
+    )  # fmt: skip
     session.flush()
     return run
 
@@ -112,21 +106,14 @@ def _message(params: ImportParams, result: ImportResult) -> str:
 
 def _attempt(run: tables.Run, result: ImportResult, now: float) -> tables.Attempt:
     return tables.Attempt(
+        execution=executions.of_import(
+            run.id, now=now, started_at=now, ended_at=now, message="Imported."
+        ),
         run_id=run.id,
         number=0,
         phase_index=0,
-        token=secrets.token_hex(16),
-        created_at=now,
-        started_at=now,
-        ended_at=now,
         device="import",
-        stage="imported",
         start_step=result.step,
-        outcome="completed",
-        reason=Reason.finished,
-        message="Imported.",
-        drained=True,
-        settled=True,
     )
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import secrets
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel
-from sqlalchemy import select
+from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
 from server.database import tables
-from server.domain import attempts, lineage, request_paths, runs, states
+from server.domain import attempts, executions, lineage, request_paths, runs, saved, states
+from server.domain.executions import IS_OPEN, ExecutionState
 from server.domain.run_rows import require_free
 from server.domain.states import State
 from server.errors import Conflict, Invalid, NotFound
@@ -69,8 +70,8 @@ def sample(session: Session, run: tables.Run, params: SampleParams, now: float) 
 def serving(session: Session) -> tables.Job | None:
     """The job that answers completions, or will when it has started."""
     table = tables.Job
-    query = select(table).where(table.state.in_(("queued", "running")), table.kind == "serve")
-    return session.scalars(query.where(table.cancel_requested.is_(False))).first()
+    query = open_jobs().where(table.kind == "serve", table.cancel_requested.is_(False))
+    return session.scalars(query).first()
 
 
 def serve(session: Session, now: float) -> tables.Job:
@@ -94,9 +95,9 @@ def audit(session: Session, run: tables.Run, params: AuditParams, now: float) ->
 def _device_of_steps(session: Session, run: tables.Run, params: AuditParams) -> str | None:
     """Where the steps were made that an audit would repeat now."""
     if params.checkpoint is None and params.step is None:
-        usable = lineage.checkpoints(session, run.id)
+        usable = saved.usable(session, run.id)
     else:
-        named = lineage.named_checkpoint(session, run.id, params.checkpoint, params.step)
+        named = saved.named(session, run.id, params.checkpoint, params.step)
         usable = [named] if named is not None else []
     found = lineage.recorded_steps(session, run.id, usable, params.steps)
     return found[2].device if found is not None else None
@@ -129,10 +130,16 @@ def _require_folder(field: str, path: str) -> None:
 
 def cancel(job: tables.Job) -> bool:
     """Ask for the end of a job; False when it has ended or was asked before."""
-    if job.state not in ("queued", "running") or job.cancel_requested:
+    if job.is_over or job.cancel_requested:
         return False
     job.cancel_requested = True
     return True
+
+
+def open_jobs() -> Select[Any]:
+    """Jobs that wait or run."""
+    row = tables.Execution
+    return select(tables.Job).join(row, row.id == tables.Job.execution_id).where(IS_OPEN)
 
 
 def get(session: Session, job_id: str) -> tables.Job:
@@ -167,14 +174,7 @@ def _require_checkpoint(
     """Raises Invalid when both are given or it is not there, Conflict when there is none yet."""
     if name is not None and step is not None:
         raise Invalid("Give step or checkpoint, not both.", errors=_at("/checkpoint"))
-    table = tables.Checkpoint
-    usable = list(
-        session.scalars(
-            select(table)
-            .where(table.run_id == run.id, table.deleted_at.is_(None), table.bad.is_(None))
-            .order_by(table.step.desc())
-        )
-    )
+    usable = saved.of_any_lineage(session, run.id)
     if not usable:
         raise Conflict(
             f"run {run.name} has no checkpoint yet",
@@ -199,22 +199,36 @@ def _add(
     params: dict[str, object],
     now: float,
 ) -> tables.Job:
-    waiting = select(tables.Job.id).where(tables.Job.state == "queued").limit(MAX_WAITING)
+    row = tables.Execution
+    waiting = select(row.id).where(row.state == ExecutionState.queued).limit(MAX_WAITING)
     if len(session.scalars(waiting).all()) >= MAX_WAITING:
         raise Conflict(f"{MAX_WAITING} jobs are waiting already", hint="Cancel some of them.")
     if where == "device" and run is not None and "device" not in params:
         trained_on = _device_of(session, run)
         params |= {"device": trained_on} if trained_on not in (None, "cpu") else {}
+    message = _wait(session, params.get("device")) if where == "device" else ""
+    return new_job(session, kind, run, where, params, now, message)
+
+
+def new_job(
+    session: Session,
+    kind: str,
+    run: tables.Run | None,
+    where: JobPlace,
+    params: dict[str, Any],
+    now: float,
+    message: str = "",
+) -> tables.Job:
+    """The rows of a job that waits."""
+    job_id = f"job_{secrets.token_hex(8)}"
+    place = str(params.get("device") or where) if where == "device" else where
     job = tables.Job(
-        id=f"job_{secrets.token_hex(8)}",
+        id=job_id,
+        execution=executions.of_job(job_id, place=place, now=now, message=message),
         run_id=run.id if run else None,
         kind=kind,
         where=where,
-        state="queued",
         params=params,
-        message=_wait(session, params.get("device")) if where == "device" else "",
-        token=secrets.token_hex(16),
-        created_at=now,
     )
     session.add(job)
     session.flush()

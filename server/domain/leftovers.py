@@ -23,10 +23,10 @@ from sqlalchemy.orm import Session
 
 from server.database import tables
 from server.database.db import Database
+from server.domain.executions import IS_OPEN
 from trainer.contract.orders import ORDER
 from trainer.contract.rundir import DataDir
 
-OVER = ("completed", "failed", "cancelled")
 STAY_WITH_THE_RUN = ("prepare", "import")
 NOT_CORPORA = frozenset({"known", "hub", "tokens", "tokenizers"})
 AT_A_TIME = 500  # rows in one transaction: others write meanwhile
@@ -40,9 +40,10 @@ def sweep(db: Database, paths: DataDir, days: float, now: float) -> int:
     while True:
         with db.write() as session:
             gone = _old_jobs(session, before)
-            session.execute(delete(tables.CommandRow).where(tables.CommandRow.job_id.in_(gone)))
-            session.execute(delete(tables.Job).where(tables.Job.id.in_(gone)))
-        for job_id in gone:
+            command, row = tables.CommandRow, tables.Execution
+            session.execute(delete(command).where(command.job_id.in_(gone.values())))
+            session.execute(delete(row).where(row.id.in_(gone)))  # and the jobs with them
+        for job_id in gone.values():
             _remove(paths.job(job_id))
         removed += len(gone)
         if len(gone) < AT_A_TIME:
@@ -56,11 +57,13 @@ def sweep(db: Database, paths: DataDir, days: float, now: float) -> int:
     return removed
 
 
-def _old_jobs(session: Session, before: float) -> list[str]:
-    job = tables.Job
+def _old_jobs(session: Session, before: float) -> dict[int, str]:
+    """{id of the execution: id of the job}."""
+    job, row = tables.Job, tables.Execution
     stays = job.kind.in_(STAY_WITH_THE_RUN) & job.run_id.is_not(None)
-    query = select(job.id).where(job.state.in_(OVER), job.ended_at < before, ~stays)
-    return list(session.scalars(query.limit(AT_A_TIME)))
+    query = select(row.id, job.id).join(job, job.execution_id == row.id)
+    query = query.where(~IS_OPEN, row.ended_at < before, ~stays).limit(AT_A_TIME)
+    return {row[0]: row[1] for row in session.execute(query)}
 
 
 def _remove_unknown(db: Database, paths: DataDir, before: float) -> None:
@@ -99,8 +102,9 @@ def sweep_corpora(db: Database, paths: DataDir, days: float, now: float) -> list
     run is not there. Token caches have their cap.
     """
     with db.read() as session:
-        job = tables.Job
-        busy = select(job.id).where(job.kind.in_(STAY_WITH_THE_RUN), job.state.not_in(OVER))
+        job, row = tables.Job, tables.Execution
+        working = select(job.id).join(row, row.id == job.execution_id).where(IS_OPEN)
+        busy = working.where(job.kind.in_(STAY_WITH_THE_RUN))
         if session.scalar(busy.limit(1)) is not None:
             return []
         begun = list(session.scalars(select(tables.Attempt.run_id).distinct()))

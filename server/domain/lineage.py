@@ -25,14 +25,6 @@ _PHASES = (
 IS_CURRENT = or_(  # what `is_current` says, as a condition
     tables.Phase.lineage_limit.is_(None), tables.Phase.lineage_limit > tables.Phase.start_step
 )
-_saved = tables.Checkpoint
-_GOOD_CHECKPOINTS = (
-    select(_saved)
-    .where(_saved.run_id == bindparam("run"), _saved.superseded.is_(False))
-    .where(_saved.deleted_at.is_(None), _saved.bad.is_(None))
-    .order_by(_saved.step.desc(), _saved.id.desc())
-)
-NEWEST_CHECKPOINT = _GOOD_CHECKPOINTS.limit(1)
 _WORSE = {"verified": 0, "approximate": 1, "mismatch": 2}
 
 
@@ -111,25 +103,6 @@ def phase_end(phase: tables.Phase) -> int:
     """Where the phase ends in the present lineage, done or still planned."""
     ends = (phase.ended_at_step, phase.lineage_limit)
     return min([phase.end_step, *(end for end in ends if end is not None)])
-
-
-def checkpoints(session: Session, run_id: str) -> list[tables.Checkpoint]:
-    """Checkpoints of the lineage that are there and good, the newest first."""
-    return list(session.scalars(_GOOD_CHECKPOINTS, {"run": run_id}))
-
-
-def named_checkpoint(
-    session: Session, run_id: str, name: str | None, step: int | None
-) -> tables.Checkpoint | None:
-    """The good one of that name or at that step, of the present lineage if there is one."""
-    table = tables.Checkpoint
-    query = (
-        select(table)
-        .where(table.run_id == run_id, table.deleted_at.is_(None), table.bad.is_(None))
-        .where(table.name == name if name is not None else table.step == step)
-        .order_by(table.superseded, table.id.desc())
-    )
-    return session.scalars(query).first()
 
 
 def recorded_steps(

@@ -6,6 +6,7 @@ from sqlalchemy import update
 from sqlalchemy.orm import Session
 
 from server.database import tables
+from server.domain import events
 from server.metrics import counters
 
 
@@ -26,15 +27,8 @@ def rename(session: Session, run: tables.Run, name: str, now: float) -> None:
     ):
         other.spec = _with_tokenizer_of(other.spec, run.id)
         other.version += 1
-    session.add(
-        tables.Event(
-            run_id=run.id,
-            kind="renamed",
-            message=f"run {before} was renamed to {name}",
-            data={"before": before, "after": name},
-            unix_seconds=now,
-        )
-    )
+    words, names = f"run {before} was renamed to {name}", {"before": before, "after": name}
+    events.record(session, "renamed", words, run_id=run.id, data=names, now=now)
 
 
 def _with_tokenizer_of(spec: dict, run_id: str) -> dict:

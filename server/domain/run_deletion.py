@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 
 from server.database import tables
 from server.database.db import Database
+from server.domain import events
 from trainer.contract.rundir import (
     CHECKPOINT_FILES,
     DataDir,
@@ -62,15 +63,8 @@ def report(session: Session, run_id: str, problems: list[str], now: float) -> No
     """An event: the run is gone from the rows, and some of its files are not."""
     message = f"files of the deleted run {run_id} could not be removed: {'; '.join(problems[:3])}"
     log.error(message)
-    session.add(
-        tables.Event(
-            kind="deleted",
-            level="error",
-            message=message,
-            data={"run": run_id, "problems": problems[:20]},
-            unix_seconds=now,
-        )
-    )
+    data = {"run": run_id, "problems": problems[:20]}
+    events.record(session, "deleted", message, level="error", data=data, now=now)
 
 
 def _remove(path: Path, others: list[Path], problems: list[str]) -> None:

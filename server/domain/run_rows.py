@@ -8,6 +8,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from server.database import tables
+from server.domain import events
 from server.domain.states import Desired, State
 from server.errors import Invalid, NameTaken
 from trainer.contract.exits import Reason
@@ -58,14 +59,8 @@ def new_run(
     )
     session.add(run)
     session.flush()
-    session.add(
-        tables.Event(
-            run_id=run.id,
-            kind="created",
-            message=f"run {run.name} was created: {run.end_step:,} steps",
-            unix_seconds=now,
-        )
-    )
+    words = f"run {run.name} was created: {run.end_step:,} steps"
+    events.record(session, "created", words, run_id=run.id, now=now)
     session.flush()
     return run
 

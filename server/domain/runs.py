@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from server import receivers
 from server.database import tables
-from server.domain import commands, lineage, preflight, renaming, states
+from server.domain import commands, events, executions, preflight, renaming, saved, states
 from server.domain.attempts import build_order, current_phase, next_attempt
 from server.domain.extend import ExtendOutcome, extend
 from server.domain.imports import import_run
@@ -22,13 +22,11 @@ from server.domain.run_rows import first_phase, new_run, plan_for, require_free
 from server.domain.states import Desired, State
 from server.errors import Conflict, IllegalMove, Invalid
 from server.schemas import PatchRun, ResumeRequest
-from trainer.contract.commands import Cancel, Evaluate, Pause, Pin, Save, Update
+from trainer.contract.commands import Evaluate, Pin, Save, Update
 from trainer.contract.exits import Reason
 from trainer.contract.jobs import EvaluateParams
 from trainer.contract.plan import PlanContext
 from trainer.contract.spec import RunSpec, resolve
-
-PAUSE_DEADLINE_SECONDS = 600.0
 
 
 def create(
@@ -62,14 +60,13 @@ def start(session: Session, run: tables.Run, now: float) -> bool:
 
 
 def request_pause(
-    session: Session,
-    run: tables.Run,
-    now: float,
-    *,
-    deadline_seconds: float = PAUSE_DEADLINE_SECONDS,
-    door: str | None = None,
+    session: Session, run: tables.Run, now: float, *, door: str | None = None
 ) -> bool:
-    """Ask for a checkpoint and an end; `paused` is said when the process is gone."""
+    """Ask for a checkpoint and an end; the run is `paused` when the process is gone.
+
+    The state itself is the order: while it is `pausing`, the supervisor sees to it that the trainer
+    has the command.
+    """
     state = states.require(run, "pause")
     if state is State.paused or (state is State.pausing and run.desired_state == Desired.paused):
         return False
@@ -78,7 +75,6 @@ def request_pause(
         run.version += 1
         return True
     states.move(session, run, State.pausing, Reason.requested, now=now, door=door)
-    _tell_to_end(session, run, state, Pause(id=commands.new_id()), now, deadline_seconds)
     return True
 
 
@@ -108,12 +104,7 @@ def resume(
 
 
 def request_cancel(
-    session: Session,
-    run: tables.Run,
-    now: float,
-    *,
-    deadline_seconds: float = PAUSE_DEADLINE_SECONDS,
-    door: str | None = None,
+    session: Session, run: tables.Run, now: float, *, door: str | None = None
 ) -> bool:
     """Ask for an end without a checkpoint; at once where no process can be alive."""
     state = states.require(run, "cancel")
@@ -125,7 +116,6 @@ def request_cancel(
         states.move(session, run, State.cancelled, Reason.requested, now=now, door=door)
         return True
     states.move(session, run, State.cancelling, Reason.requested, now=now, door=door)
-    _tell_to_end(session, run, state, Cancel(id=commands.new_id()), now, deadline_seconds)
     return True
 
 
@@ -134,26 +124,19 @@ def delete(session: Session, run: tables.Run, now: float) -> Path:
     removing it, after the commit, is the caller's.
     """
     states.require(run, "delete")
-    busy = session.scalar(
-        select(tables.Job.id).where(
-            tables.Job.run_id == run.id, tables.Job.state.in_(("queued", "running"))
-        )
-    )
+    row, job = tables.Execution, tables.Job
+    working = select(job.id).join(row, row.id == job.execution_id)
+    busy = session.scalar(working.where(job.run_id == run.id, executions.IS_OPEN))
     if busy:
         raise Conflict(
             f"job {busy} still works with run {run.name}",
             hint="Wait for the job, or cancel it.",
             state=run.state,
         )
-    session.add(
-        tables.Event(
-            kind="deleted",
-            message=f"run {run.name} was deleted",
-            data={"run": run.id, "name": run.name},
-            unix_seconds=now,
-        )
-    )
+    named = {"run": run.id, "name": run.name}
+    events.record(session, "deleted", f"run {run.name} was deleted", data=named, now=now)
     session.flush()
+    executions.delete_of_run(session, run.id)
     session.expunge(run)
     session.execute(sql_delete(tables.Run).where(tables.Run.id == run.id))
     return Path("runs") / run.id
@@ -231,7 +214,7 @@ def pin(session: Session, checkpoint: tables.Checkpoint, pinned: bool, now: floa
     run.version += 1
     session.flush()
     if State(run.state) in states.OCCUPYING:
-        names = [c.name for c in lineage.checkpoints(session, run.id) if c.pinned]
+        names = [c.name for c in saved.usable(session, run.id) if c.pinned]
         commands.send(session, run, Pin(id=commands.new_id(), names=names), now)
     return True
 
@@ -263,19 +246,6 @@ def _require_divisible(run: tables.Run, rows: int | None) -> None:
             hint=f"Divisors: {fitting}.",
             errors=[{"pointer": "/overrides/device_batch_size", "detail": "does not divide"}],
         )
-
-
-def _tell_to_end(
-    session: Session,
-    run: tables.Run,
-    before: State,
-    command: Pause | Cancel,
-    now: float,
-    deadline_seconds: float,
-) -> None:
-    run.deadline, run.escalation = now + deadline_seconds, 0
-    if before in states.OCCUPYING:
-        commands.send(session, run, command, now)
 
 
 def _require_trainer(run: tables.Run, what: str) -> None:

@@ -13,6 +13,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from server.database import tables
+from server.domain import events
 from server.errors import IllegalMove
 from server.schemas import Desired as Desired
 from server.schemas import State as State
@@ -111,15 +112,17 @@ def move(
     *,
     now: float | None = None,
     front: bool = False,
+    is_found: bool = False,
     **data: Any,
 ) -> None:
     """Move `run` to `after`, with one event row. Raises IllegalMove when the table forbids it.
 
     A run that becomes queued goes to the end of the queue, or to its front. door: one of DOORS, of
-    a request.
+    a request. is_found: the state was not reached here but read from an import or from the disk:
+    any is legal, and it is no news.
     """
     before = State(run.state)
-    if not can_move(before, after):
+    if not is_found and not can_move(before, after):
         raise IllegalMove(
             f"run {run.name} is {before}: it cannot become {after}",
             state=before,
@@ -134,18 +137,15 @@ def move(
     run.version = (run.version or 0) + 1
     run.queue_position = _queue_place(session, front) if after is State.queued else None
     run.ended_at = max(run.state_since, run.started_at or 0.0) if after in ENDED else None
-    if after is State.running and run.started_at is None:
+    if after is State.running and run.started_at is None and not is_found:
         run.started_at = run.state_since
-    session.add(
-        tables.Event(
-            run_id=run.id,
-            kind="state",
-            level="error" if after is State.failed else "info",
-            message=message or f"{before} -> {after}: {run.reason_message}",
-            data={"before": before, "after": after, "reason": reason, **data},
-            unix_seconds=run.state_since,
-        )
-    )
+    if is_found:
+        return
+    events.record(
+        session, "state", message or f"{before} -> {after}: {run.reason_message}",
+        run_id=run.id, level="error" if after is State.failed else "info", now=run.state_since,
+        data={"before": before, "after": after, "reason": reason, **data},
+    )  # fmt: skip
 
 
 def sentence(state: State, reason: Reason, door: str | None = None) -> str:

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from sqlalchemy import exc
+from sqlalchemy import exc, select
 from sqlalchemy.orm import Session
 
 from server.database import tables
 from server.database.db import Database
 from server.errors import TraindError
-from server.ingestion import apply, apply_job
+from server.ingestion import apply_attempt, apply_job
+from server.ingestion.applied import Applied
 from trainer.contract import events, failpoint
 from trainer.contract.journal import JournalBatch, JournalReader, verify_prefix
 from trainer.contract.rundir import OUTBOX, DataDir
@@ -52,79 +52,57 @@ class Record:
     event: events.AnyEvent
 
 
-def ingest_attempt(
-    db: Database, attempt_id: int, paths: DataDir, max_records: int = MAX_RECORDS
+def ingest(
+    db: Database, execution_id: int, paths: DataDir, max_records: int = MAX_RECORDS
 ) -> IngestResult:
-    """Apply what an attempt has reported since the last time.
+    """Apply what an execution has reported since the last time.
 
-    Damage, a replaced or a shortened file stops this attempt's ingestion for good, loudly: an event
-    and `outbox_problem`; the file is left as it is. Raises errors.Busy, errors.DiskFull.
+    Damage, a replaced or a shortened file stops the ingestion of this journal for good, loudly: an
+    event and `outbox_problem`; the file is left as it is. Raises errors.Busy, errors.DiskFull.
     """
     with db.read() as session:
-        attempt = session.get(tables.Attempt, attempt_id)
-    if attempt is None:
+        execution = session.get(tables.Execution, execution_id)
+        owner = _owner(session, execution) if execution is not None else None
+    if execution is None or owner is None:
         return IngestResult(0, False)
-    path = paths.run(attempt.run_id).attempt(attempt.number) / OUTBOX
-    read = _read(path, attempt, (attempt.run_id, attempt.number), max_records)
+    read = _read(paths.root / execution.directory / OUTBOX, execution, owner, max_records)
     if not read.is_news:
-        return IngestResult(0, False, attempt.outbox_problem)
-
-    def act(session: Session, row: Any) -> None:
-        run = session.get_one(tables.Run, row.run_id)
-        applied = apply.Applied(session, run, row)
-        for record in _records(read.batch, lambda why, r: apply.gap(applied, why, r)):
-            applied.take(record.event, record.unix_seconds)
-        applied.finish()
-        if read.problem:
-            apply.stop(applied, read.problem)
-
-    def pass_over(session: Session, row: Any, why: str) -> None:
-        run = session.get_one(tables.Run, row.run_id)
-        apply.gap(apply.Applied(session, run, row), why, _named(read.batch))
-
+        return IngestResult(0, False, execution.outbox_problem)
     try:
-        return _commit(db, tables.Attempt, attempt, read, act)
+        return _commit(db, execution, read, _apply)
     except Exception as error:
         if not _is_of_a_record(error, read):
             raise
         if len(read.batch.records) > 1:
-            return ingest_attempt(db, attempt_id, paths, _fewer(read))
-        return _commit(db, tables.Attempt, attempt, read, partial(pass_over, why=_short(error)))
+            return ingest(db, execution_id, paths, _fewer(read))
+        why = _short(error)
+        named = _named(read.batch)
+        return _commit(db, execution, read, lambda target, _: target.gap(why, named))
 
 
-def ingest_job(
-    db: Database, job_id: str, paths: DataDir, max_records: int = MAX_RECORDS
-) -> IngestResult:
-    """The same for a job's journal, whose header names the job as its run and 0 as its attempt."""
-    with db.read() as session:
-        job = session.get(tables.Job, job_id)
-    if job is None:
-        return IngestResult(0, False)
-    read = _read(paths.job(job_id) / OUTBOX, job, (job_id, 0), max_records)
-    if not read.is_news:
-        return IngestResult(0, False, job.outbox_problem)
-
-    def act(session: Session, row: Any) -> None:
-        for record in _records(read.batch, lambda why, r: apply_job.gap(session, row, why, r)):
-            apply_job.take(session, row, record.event, record.unix_seconds)
-        if read.problem:
-            apply_job.stop(session, row, read.problem)
-
-    def pass_over(session: Session, row: Any, why: str) -> None:
-        apply_job.gap(session, row, why, _named(read.batch))
-
-    try:
-        return _commit(db, tables.Job, job, read, act)
-    except Exception as error:
-        if not _is_of_a_record(error, read):
-            raise
-        if len(read.batch.records) > 1:
-            return ingest_job(db, job_id, paths, _fewer(read))
-        return _commit(db, tables.Job, job, read, partial(pass_over, why=_short(error)))
+def _apply(target: Applied, read: _Read) -> None:
+    for record in _records(read.batch, target.gap):
+        target.take(record.event, record.unix_seconds)
+    target.finish()
+    if read.problem:
+        target.stop(read.problem)
 
 
-# By what a journal belongs to.
-READERS: dict[str, Callable[..., IngestResult]] = {"attempt": ingest_attempt, "job": ingest_job}
+_KINDS: dict[str, Callable[[Session, int], Applied]] = {
+    "attempt": apply_attempt.of,
+    "job": apply_job.of,
+}
+
+
+def _owner(session: Session, execution: tables.Execution) -> tuple[str, int] | None:
+    """Run and attempt that the journal's header names; of a job its id, and 0."""
+    attempt, job = tables.Attempt, tables.Job
+    if execution.kind == "job":
+        job_id = session.scalar(select(job.id).where(job.execution_id == execution.id))
+        return (job_id, 0) if job_id is not None else None
+    named = select(attempt.run_id, attempt.number).where(attempt.execution_id == execution.id)
+    row = session.execute(named).first()
+    return (row[0], row[1]) if row is not None else None
 
 
 # --- reading -------------------------------------------------------------------------------------
@@ -139,7 +117,7 @@ class _Read:
     is_news: bool
 
 
-def _read(path: Path, row: Any, owner: tuple[str, int], max_records: int) -> _Read:
+def _read(path: Path, row: tables.Execution, owner: tuple[str, int], max_records: int) -> _Read:
     """What lies after the row's cursor, at most `max_records` records of it."""
     if row.outbox_problem is not None:
         nothing = JournalBatch([], row.outbox_offset, row.outbox_seq)
@@ -163,7 +141,7 @@ def _read(path: Path, row: Any, owner: tuple[str, int], max_records: int) -> _Re
     return _Read(batch, reader.inode, problem, more, is_news)
 
 
-def _inode(path: Path, row: Any, owner: tuple[str, int, str]) -> int | None:
+def _inode(path: Path, row: tables.Execution, owner: tuple[str, int, str]) -> int | None:
     """What the journal's inode must be: any, when the file was copied and is the same journal."""
     try:
         now = path.stat().st_ino
@@ -239,15 +217,18 @@ def _clean(value: Any) -> Any:
 
 
 def _commit(
-    db: Database, table: type[Any], seen: Any, read: _Read, act: Callable[[Session, Any], None]
+    db: Database,
+    seen: tables.Execution,
+    read: _Read,
+    act: Callable[[Applied, _Read], None],
 ) -> IngestResult:
     with db.write() as session:
-        row = session.get(table, seen.id)
+        row = session.get(tables.Execution, seen.id)
         if row is None:
             return IngestResult(0, False)
         if (row.outbox_seq, row.outbox_offset) != (seen.outbox_seq, seen.outbox_offset):
             return IngestResult(0, True)
-        act(session, row)
+        act(_KINDS[row.kind](session, row.id), read)
         session.flush()
         failpoint.hit("ingest.rows")
         row.outbox_seq, row.outbox_offset = read.batch.next_seq, read.batch.offset

@@ -94,12 +94,12 @@ class Worker:
         with suppress(OSError):  # the first question finds that it is gone
             self._channel.send(root)
 
-    def read(self, what: str, key: int | str, max_records: int) -> IngestResult:
-        """`ingest.ingest_attempt` or `ingest_job` over there; raises what that raises.
+    def read(self, execution_id: int, max_records: int) -> IngestResult:
+        """`ingest.ingest` over there; raises what that raises.
 
         The caller holds the turn to write (`Database.lend`). Raises WorkerGone.
         """
-        return self._request(what, key, max_records)
+        return self._request(execution_id, max_records)
 
     def close(self) -> None:
         """Let it end, and wait for that."""
@@ -175,13 +175,13 @@ def _answer(channel: Connection, *, tell_ready: bool = False) -> NoReturn:
     if tell_ready:
         channel.send(READY)
     while True:
-        what, key, max_records = channel.recv()
+        execution_id, max_records = channel.recv()
         try:
-            answer: object = ingest.READERS[what](db, key, paths, max_records)
+            answer: object = ingest.ingest(db, execution_id, paths, max_records)
         except (TraindError, OSError) as error:
             answer = error
         except Exception as error:
-            log.exception("the report of %s %s could not be read", what, key)
+            log.exception("the report of execution %s could not be read", execution_id)
             answer = RuntimeError(f"{type(error).__name__}: {error}")
         channel.send(answer)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 from server.launch import local, torchrun
 from server.launch.launcher import Launcher
 from server.settings import Settings
-from trainer.contract.orders import ORDER
+
+# Kinds whose processes run on this machine, so that the pid of a report names one of them.
+ON_THIS_MACHINE = frozenset({local.NAME, torchrun.NAME})
 
 
 def make(settings: Settings) -> dict[str, Launcher]:
@@ -20,12 +19,3 @@ def make(settings: Settings) -> dict[str, Launcher]:
 
 def name_for(ranks: int) -> str:
     return torchrun.NAME if ranks > 1 else local.NAME
-
-
-def ranks_ordered(directory: Path) -> int:
-    """Ranks of what was ordered in a directory; one where nothing that can be read says so."""
-    try:
-        devices = json.loads((directory / ORDER).read_bytes()).get("devices") or ()
-        return max(1, len(devices))
-    except (OSError, ValueError, AttributeError, TypeError):
-        return 1

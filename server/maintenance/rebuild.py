@@ -20,7 +20,8 @@ from server.database import provenance
 from server.database.db import Database
 from server.database.migrate import Refused
 from server.events import webhooks
-from server.ingestion import from_disk
+from server.ingestion import rebuilt_run
+from server.ingestion.disk import Found
 from server.settings import Settings
 from trainer.contract.rundir import DataDir, Held, fsync_directory
 
@@ -50,7 +51,7 @@ def rebuild(settings: Settings) -> RebuildResult:
 
     Raises migrate.Refused while a daemon or a trainer runs on this data directory.
     """
-    paths, found = settings.paths, from_disk.Found()
+    paths, found = settings.paths, Found()
     with holding(paths, "rebuild"):
         _require_runs(paths)
         scratch = settings.model_copy(update={"data_dir": paths.root / SCRATCH})
@@ -94,12 +95,12 @@ def _require_runs(paths: DataDir) -> None:
         )
 
 
-def _read_all(scratch: Settings, paths: DataDir, found: from_disk.Found) -> None:
+def _read_all(scratch: Settings, paths: DataDir, found: Found) -> None:
     db = Database.open(scratch)
     db.lend_paths(paths)
     try:
         for directory in sorted((paths.root / "runs").glob("run_*")):
-            from_disk.try_to_add_run(db, paths, directory, found, _refuse_alive)
+            rebuilt_run.try_to_add(db, paths, directory, found, _refuse_alive)
     finally:
         db.close()
 

@@ -11,7 +11,8 @@ from pydantic import BaseModel
 from server.database import backups, migrate, provenance, sqlite
 from server.database.db import Database
 from server.database.migrate import Refused
-from server.ingestion import from_disk
+from server.ingestion.catch_up import catch_up
+from server.ingestion.disk import Found
 from server.maintenance.rebuild import begin_anew, holding, put_in_place
 from server.settings import Settings
 from trainer.contract.rundir import fsync_directory
@@ -80,9 +81,9 @@ def _copy(source: Path, target: Path) -> None:
     fsync_directory(target.parent)
 
 
-def _catch_up(settings: Settings) -> from_disk.Found:
+def _catch_up(settings: Settings) -> Found:
     db = Database.open(settings)
     try:
-        return from_disk.catch_up(db, settings.paths)
+        return catch_up(db, settings.paths)
     finally:
         db.close()

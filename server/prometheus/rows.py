@@ -11,6 +11,7 @@ from sqlalchemy import Integer, Text, bindparam, case, func, or_, select, type_c
 from sqlalchemy.orm import Session
 
 from server.database import tables
+from server.domain import executions
 from server.domain.states import ENDED, OCCUPYING, State
 from server.metrics import counters
 from server.queries import estimate
@@ -50,6 +51,7 @@ _phase: Any = tables.Phase.__table__.c
 _kept: Any = tables.Checkpoint.__table__.c
 _counter: Any = tables.Counter.__table__.c
 _attempt: Any = tables.Attempt.__table__.c
+_execution: Any = tables.Execution.__table__.c
 _GIVEN = select(func.json_each(bindparam("ids")).table_valued("value").c.value)
 _MOST = bindparam("most", type_=Integer)
 _SHOWN = or_(
@@ -84,8 +86,9 @@ _COUNTED = select(_counter.name, _counter.run, _counter.label, _counter.value).w
     _counter.run.in_(_GIVEN), _counter.name.in_(PER_RUN)
 )
 _UNREAD = (
-    select(_attempt.run_id, _attempt.number, _attempt.outbox_offset)
-    .where(_attempt.drained.is_(False), _attempt.outbox_problem.is_(None), _attempt.number > 0)
+    select(_attempt.run_id, _attempt.number, _execution.outbox_offset)
+    .join_from(tables.Execution.__table__, tables.Attempt.__table__)
+    .where(executions.IS_OPEN, _execution.outbox_problem.is_(None), _attempt.number > 0)
     .limit(_MOST)
 )
 

@@ -67,7 +67,7 @@ def progress(
         advice=advice(run),
         phase=stands.phase,
         attempt=attempt.number if attempt else None,
-        stage=attempt.stage if attempt and not attempt.settled else None,
+        stage=attempt.stage if attempt and not attempt.is_over else None,
         stage_detail=attempt.stage_detail if attempt else "",
         stage_fraction=attempt.stage_fraction if attempt else None,
         step=run.step,

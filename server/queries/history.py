@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from server import schemas
 from server.database import tables
-from server.domain import lineage
+from server.domain import lineage, saved
 from server.errors import NotFound
 from trainer.contract.exits import Reason
 from trainer.contract.extend import Joint
@@ -45,9 +45,9 @@ def checkpoints(
     if not superseded:
         query = query.where(table.superseded.is_(False))
     rows = session.execute(query.order_by(table.step.desc(), table.id.desc())).all()
-    usable = lineage.checkpoints(session, run.id)
+    usable = saved.usable(session, run.id)
     newest = usable[0].id if usable else None
-    best = _best_checkpoint(usable)
+    best = found.id if (found := saved.best(usable)) else None
     return [_checkpoint(row, number, newest, best, []) for row, number in rows]
 
 
@@ -201,11 +201,6 @@ def _checkpoint(
         created_at=row.created_at,
         files=files,
     )
-
-
-def _best_checkpoint(usable: list[tables.Checkpoint]) -> int | None:
-    measured = [(c.val_bpb, c.id) for c in usable if c.val_bpb is not None]
-    return min(measured)[1] if measured else None
 
 
 def _files(session: Session, run: tables.Run, name: str) -> list[str]:

@@ -13,7 +13,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from server.database import tables
-from server.domain import lineage
+from server.domain import saved
 from server.errors import NotFound
 from server.queries import store
 
@@ -41,11 +41,11 @@ def find(session: Session, name: str) -> Model:
     """The model of that name. Raises NotFound with the names there are."""
     run_name, _, at = name.partition("@")
     run = store.get_run(session, run_name)
-    usable = _usable(session, run)
+    usable = saved.of_any_lineage(session, run.id)
     if _STEP.match(at):
         found = [c for c in usable if c.step == int(at)]
     elif at == "best":
-        found = sorted((c for c in usable if c.val_bpb is not None), key=lambda c: c.val_bpb or 0.0)
+        found = [best] if (best := saved.best(usable)) else []
     else:
         found = [c for c in usable if at in ("", c.name)]
     if not found:
@@ -59,28 +59,16 @@ def index(session: Session) -> list[Model]:
     rows = session.execute(
         select(table, tables.Run)
         .join(tables.Run, tables.Run.id == table.run_id)
-        .where(table.superseded.is_(False), table.deleted_at.is_(None), table.bad.is_(None))
+        .where(saved.IS_USABLE)
         .order_by(table.id.desc())
         .limit(MAX_LISTED)
     )
-    found = [_model(run, saved) for saved, run in rows]
+    found = [_model(run, one) for one, run in rows]
     return list({model.id: model for model in reversed(found)}.values())[::-1]
 
 
-def _usable(session: Session, run: tables.Run) -> list[tables.Checkpoint]:
-    """The lineage's own first, each time the newest first."""
-    table = tables.Checkpoint
-    set_aside = session.scalars(
-        select(table)
-        .where(table.run_id == run.id, table.superseded.is_(True))
-        .where(table.deleted_at.is_(None), table.bad.is_(None))
-        .order_by(table.step.desc(), table.id.desc())
-    )
-    return [*lineage.checkpoints(session, run.id), *set_aside]
-
-
-def _model(run: tables.Run, saved: tables.Checkpoint) -> Model:
-    return Model(run.id, run.name, saved.name, saved.step, saved.created_at)
+def _model(run: tables.Run, one: tables.Checkpoint) -> Model:
+    return Model(run.id, run.name, one.name, one.step, one.created_at)
 
 
 def _absent(run: tables.Run, at: str) -> str:
@@ -93,5 +81,5 @@ def _absent(run: tables.Run, at: str) -> str:
 def _hint(run: tables.Run, usable: list[tables.Checkpoint]) -> str:
     if not usable:
         return "POST …/checkpoints saves one while the run is training."
-    names = ", ".join(f"{run.name}@{saved.step}" for saved in usable[:5])
+    names = ", ".join(f"{run.name}@{one.step}" for one in usable[:5])
     return f"The newest are {names}; GET /v1/models lists all."

@@ -12,7 +12,7 @@ from sqlalchemy import ScalarSelect, bindparam, case, select
 from sqlalchemy.orm import Session, aliased
 
 from server.database import tables
-from server.domain import attempts, lineage
+from server.domain import attempts, lineage, saved
 
 
 class Standing(NamedTuple):
@@ -58,7 +58,7 @@ def _last_seconds(kind: str) -> ScalarSelect[float]:
 # joined by id: SQLite would first copy a whole subquery
 _attempt, _checkpoint = aliased(tables.Attempt), aliased(tables.Checkpoint)
 _last = attempts.LAST_ATTEMPT.with_only_columns(tables.Attempt.id).scalar_subquery()
-_newest = lineage.NEWEST_CHECKPOINT.with_only_columns(tables.Checkpoint.id).scalar_subquery()
+_newest = saved.NEWEST.with_only_columns(tables.Checkpoint.id).scalar_subquery()
 _STANDING = (
     select(_attempt, _checkpoint, _phase_name(), _last_seconds("bpb"), _last_seconds("core"))
     .select_from(tables.Run)

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session, defer
 
 from server import receivers, schemas
 from server.database import tables
+from server.domain import executions
 from server.domain.states import Desired, State, advice
 from server.errors import Invalid, NotFound
 from server.metrics import sparkline
@@ -165,13 +166,13 @@ def jobs(
     limit: int = 50,
 ) -> schemas.Page[schemas.JobView]:
     """A page of jobs, the newest first."""
-    table = tables.Job
-    query = select(table)
+    table, row = tables.Job, tables.Execution
+    query = select(table).join(row, row.id == table.execution_id)
     if run is not None:
         query = query.where(table.run_id == run.id)
     if state is not None:
-        query = query.where(table.state == state)
-    query = _paged(query, table.created_at, table.id, after, newest=True)
+        query = query.where(or_(executions.IS_OPEN & (row.state == state), row.outcome == state))
+    query = _paged(query, row.created_at, table.id, after, newest=True)
     rows = list(session.scalars(query.limit(min(limit, MAX_PAGE) + 1)))
     shown = rows[: min(limit, MAX_PAGE)]
     more = len(rows) > len(shown)
@@ -195,7 +196,7 @@ def job(session: Session, row: tables.Job) -> schemas.JobView:
         message=row.message,
         stage=row.stage,
         stage_detail=row.stage_detail,
-        fraction=row.fraction,
+        fraction=row.stage_fraction,
         params=_shown_params(row.params),
         result=row.result,
         created_at=row.created_at,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,13 @@ from sqlalchemy import select
 from server.database import provenance
 from server.database.db import Database
 from server.database.provenance import Provenance
-from server.database.tables import Event, Job, Run
+from server.database.tables import Job, Run
+from server.domain import events
 from server.domain.states import Desired, State, can_move, move
 from server.errors import StorageBroken
 from server.events import webhooks
-from server.ingestion import from_disk
-from server.ingestion.from_disk import Found
+from server.ingestion.catch_up import catch_up
+from server.ingestion.disk import Found
 from trainer.contract.exits import Reason
 from trainer.contract.rundir import DataDir, write_durably
 
@@ -39,7 +39,7 @@ def arrive(db: Database, paths: DataDir) -> None:
     before = came.copied_from or came.moved_from or _place_of_orders(paths)
     if before is not None and before != str(paths.root):
         _rename_root(db, paths, before)
-    found = from_disk.catch_up(db, paths)
+    found = catch_up(db, paths)
     for problem in found.problems:
         log.warning("not read again from the disk: %s", problem)
     if came.is_restored or found.attempts or found.runs:
@@ -54,7 +54,7 @@ def _report_other_machine(db: Database, host: str) -> None:
         "the original is still served there, both train the same runs"
     )
     with db.write() as session:
-        session.add(Event(kind="moved", level="warning", message=message, unix_seconds=time.time()))
+        events.record(session, "moved", message, level="warning")
     log.warning(message)
 
 
@@ -75,11 +75,9 @@ def _hold_back(db: Database, original: str) -> None:
             if can_move(State(run.state), State.pausing):
                 move(session, run, State.pausing, Reason.copied, words)
             run.reason, run.reason_message = Reason.copied, words
-            run.desired_state, run.deadline = Desired.paused, None
+            run.desired_state = Desired.paused
         message = f"this data directory is a copy of {original}: its runs wait to be resumed"
-        session.add(
-            Event(kind="copied", level="warning", message=message, unix_seconds=time.time())
-        )
+        events.record(session, "copied", message, level="warning")
     log.warning(message)
 
 
@@ -141,7 +139,5 @@ def _begin_timeline(db: Database, paths: DataDir, came: Provenance, found: Found
     if found.attempts or found.runs:
         words += f": {found.attempts} attempts and {len(found.runs)} runs were read from the disk"
     with db.write() as session:
-        session.add(
-            Event(kind="restored", level="warning", message=words, unix_seconds=time.time())
-        )
+        events.record(session, "restored", words, level="warning")
     log.warning(words)

@@ -9,14 +9,13 @@ as the trainer lives.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from server.database.db import Database
-from server.database.tables import Attempt, Event, Job, Run
+from server.database.tables import Job, Run
+from server.domain import attempts, events, executions
 from server.domain.states import ENDED, State, can_move, move
 from server.errors import Busy, DiskFull, StorageBroken, TraindError
 from server.launch import process
@@ -136,22 +135,14 @@ def end_run(db: Database, run_id: str, error: Exception, is_alive: bool) -> bool
             return True
         if is_alive:
             message = f"the daemon cannot look after this run, its trainer continues: {words}"
-            _note(session, run_id, None, "trouble", message)
+            events.record(session, "trouble", message, run_id=run_id, level="error")
             return False
-        for attempt in session.scalars(
-            select(Attempt).where(Attempt.run_id == run_id, Attempt.drained.is_(False))
-        ):
-            _close(attempt, error, words)
+        for attempt in attempts.open_ones(session, run_id):
+            outcome, reason = attempt.outcome or "failed", attempt.reason or reason_of(error)
+            message = attempt.message or words
+            executions.end_attempt(session, attempt, outcome, Reason(reason), message)
         _fail(session, run, error, words)
     return True
-
-
-def _close(attempt: Attempt, error: Exception, words: str) -> None:
-    attempt.drained = attempt.settled = True
-    attempt.ended_at = attempt.ended_at or max(time.time(), attempt.created_at)
-    attempt.outcome = attempt.outcome or "failed"
-    attempt.reason = attempt.reason or reason_of(error)
-    attempt.message = attempt.message or words
 
 
 def _fail(session: Session, run: Run, error: Exception, words: str) -> None:
@@ -159,7 +150,6 @@ def _fail(session: Session, run: Run, error: Exception, words: str) -> None:
     after = State.cancelled if state is State.cancelling else State.failed
     if state not in ENDED and can_move(state, after):
         move(session, run, after, reason_of(error), words)
-    run.deadline, run.escalation = None, 0
 
 
 def end_job(db: Database, job_id: str, error: Exception, is_alive: bool) -> bool:
@@ -167,29 +157,11 @@ def end_job(db: Database, job_id: str, error: Exception, is_alive: bool) -> bool
     words = in_words(error)
     with db.write() as session:
         job = session.get(Job, job_id)
-        if job is None or job.state not in ("queued", "running"):
+        if job is None or job.is_over:
             return True
         if is_alive:
             message = f"the daemon cannot look after job {job_id}, its process continues: {words}"
-            _note(session, job.run_id, job_id, "trouble", message)
+            events.record(session, "trouble", message, **events.about(job), level="error")
             return False
-        job.state, job.reason, job.message = "failed", reason_of(error), words
-        job.ended_at = max(time.time(), job.started_at or job.created_at)
-        _note(session, job.run_id, job_id, "job", f"{job.kind} job failed: {words}")
+        executions.end_job(session, job, "failed", reason_of(error), words)
     return True
-
-
-def _note(
-    session: Session, run_id: str | None, job_id: str | None, kind: str, message: str
-) -> None:
-    session.add(
-        Event(
-            run_id=run_id,
-            job_id=job_id,
-            kind=kind,
-            level="error",
-            message=message,
-            data={},
-            unix_seconds=time.time(),
-        )
-    )

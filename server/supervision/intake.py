@@ -10,7 +10,7 @@ from server.ingestion import ingest
 from server.ingestion.ingest import MAX_RECORDS, IngestResult
 from server.ingestion.worker import Worker, WorkerGone
 from server.supervision import failure_guard
-from server.supervision.trainers import SupervisorContext
+from server.supervision.context import SupervisorContext
 from server.supervision.watch import Watch
 
 log = logging.getLogger("traind.intake")
@@ -27,29 +27,30 @@ class Intake:
         self._has_worker = context.worker is not None
         self._deaths, self._again_at = 0, 0.0
 
-    def read(self, attempts: dict[int, Watch], jobs: dict[str, Watch]) -> None:
-        """Read every journal that has moved since it was last read to its end."""
+    def read(self, watches: dict[int, Watch]) -> None:
+        """Read every journal that has moved since it was last read to its end.
+
+        watches: by the id of the execution.
+        """
         self._keep_worker()
-        for attempt_id, watch in attempts.items():
-            _drain(watch, lambda key=attempt_id: self._ingest("attempt", key))
-        for job_id, watch in jobs.items():
-            _drain(watch, lambda key=job_id: self._ingest("job", key))
+        for execution_id, watch in watches.items():
+            _drain(watch, lambda key=execution_id: self._ingest(key))
 
     def close(self) -> None:
         """Let a process that was started here end."""
         if self._worker is not None and self._worker is not self._context.worker:
             self._worker.close()
 
-    def _ingest(self, what: str, key: int | str) -> IngestResult:
+    def _ingest(self, execution_id: int) -> IngestResult:
         """By the process that ingests while there is one; here while it is being started again."""
         db, paths = self._context.db, self._context.settings.paths
         try:
             if self._worker is not None and self._worker.is_ready:
                 with db.lend():
-                    return self._worker.read(what, key, MAX_RECORDS)
+                    return self._worker.read(execution_id, MAX_RECORDS)
         except WorkerGone as error:
             self._mourn(self._worker, error)
-        return ingest.READERS[what](db, key, paths)
+        return ingest.ingest(db, execution_id, paths)
 
     def _mourn(self, worker: Worker | None, error: WorkerGone) -> None:
         wait = RESTART_SECONDS[min(self._deaths, len(RESTART_SECONDS) - 1)]

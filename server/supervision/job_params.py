@@ -11,7 +11,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from server.database import tables
-from server.domain import lineage
+from server.domain import lineage, saved
 from server.domain.attempts import build_order
 from server.settings import Settings
 from trainer.contract import holds
@@ -50,9 +50,7 @@ def _for_audit(
     newest that has as many recorded steps behind it as are asked for, or else any."""
     is_named = params.get("checkpoint") is not None or params.get("step") is not None
     usable = (
-        [_checkpoint(session, run, params, job_id)]
-        if is_named
-        else lineage.checkpoints(session, run.id)
+        [_checkpoint(session, run, params, job_id)] if is_named else saved.usable(session, run.id)
     )
     device = params.get("device")
     found = lineage.recorded_steps(session, run.id, usable, params["steps"], device)
@@ -72,11 +70,11 @@ def _checkpoint(
     """The named one, the one at the step, or the newest good one of the lineage."""
     name, step = params.get("checkpoint"), params.get("step")
     if name is None and step is None:
-        usable = lineage.checkpoints(session, run.id)
+        usable = saved.usable(session, run.id)
         if usable:
             return next((one for one in usable if _hold(session, one, job_id)), usable[0])
         raise Unresolvable(f"run {run.name} has no checkpoint")
-    found = lineage.named_checkpoint(session, run.id, name, step)
+    found = saved.named(session, run.id, name, step)
     if found is None:
         raise Unresolvable(f"run {run.name} no longer has {name or f'a checkpoint at {step}'}")
     _hold(session, found, job_id)

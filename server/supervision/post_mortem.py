@@ -7,10 +7,7 @@ import signal
 import time
 from dataclasses import dataclass
 
-from sqlalchemy import func, select
-from sqlalchemy.orm import Session
-
-from server.database.tables import Checkpoint, Run
+from server.database.tables import Run
 from server.launch import process
 from server.machine import kernel_log
 from server.machine.kernel_log import Xid
@@ -73,19 +70,6 @@ def _oom(watch: Watch, lines: list[str]) -> str | None:
     if group.oom_kills > watch.oom_kills:
         return str(group)
     return None
-
-
-def durable_step(session: Session, run: Run) -> int:
-    """The step of the newest checkpoint that counts, 0 without one."""
-    newest = session.scalar(
-        select(func.max(Checkpoint.step)).where(
-            Checkpoint.run_id == run.id,
-            Checkpoint.deleted_at.is_(None),
-            Checkpoint.bad.is_(None),
-            Checkpoint.superseded.is_(False),
-        )
-    )
-    return newest or 0
 
 
 def memory_advice(run: Run) -> str:

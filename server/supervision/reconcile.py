@@ -6,19 +6,22 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 
-from server.database.tables import Attempt, CommandRow, Job, Run
+from server.database.tables import Attempt, CommandRow, Execution, Job, Run
+from server.domain import events
+from server.domain.executions import ExecutionState
 from server.domain.states import Desired, State, move
 from server.errors import Conflict
 from server.supervision import (
     decide,
     failure_guard,
     job_processes,
+    lifecycle,
     stall_timeout,
     trainers,
     worklist,
 )
+from server.supervision.context import SupervisorContext
 from server.supervision.failure_guard import FailureGuard
-from server.supervision.trainers import SupervisorContext, recorded
 from server.supervision.watch import Presence, Watch
 from server.supervision.worklist import Entry, Worklist
 from trainer.contract import commands
@@ -30,14 +33,16 @@ log = logging.getLogger("traind.supervisor")
 
 
 class Reconciler:
-    """What this daemon knows beyond the rows: the directories it watches and who waits how long."""
+    """What this daemon knows beyond the rows: the directories it watches and who waits how long.
+
+    watches: by the id of the execution.
+    """
 
     def __init__(
         self, context: SupervisorContext, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._context, self._clock = context, clock
-        self.attempts: dict[int, Watch] = {}
-        self.jobs: dict[str, Watch] = {}
+        self.watches: dict[int, Watch] = {}
         self._backoff: dict[str, float] = {}
         self._failures = FailureGuard(clock)
         self.is_shutting_down = self.stops_trainers = False
@@ -46,21 +51,20 @@ class Reconciler:
     def look(self) -> None:
         """Count the time since the last tick for every watched directory."""
         now = self._clock()
-        for watch in (*self.attempts.values(), *self.jobs.values()):
+        for watch in self.watches.values():
             watch.look(now)
 
     def living(self) -> Iterator[ProcessIdentity]:
         """Processes whose end should be noticed at once."""
-        for watch in (*self.attempts.values(), *self.jobs.values()):
+        for watch in self.watches.values():
             if watch.lives and (found := watch.process) is not None:
                 yield found
 
     def leave(self) -> None:
         """Let go of everything; what runs goes on."""
-        for watch in (*self.attempts.values(), *self.jobs.values()):
+        for watch in self.watches.values():
             self._let_go(watch)
-        self.attempts.clear()
-        self.jobs.clear()
+        self.watches.clear()
         for launcher in self._context.launchers.values():
             launcher.leave()
 
@@ -76,17 +80,15 @@ class Reconciler:
         acted += [self._guarded_job(seen, job) for job in seen.jobs]
         for job, command, state in seen.inline:
             self._guarded_inline(job, command, state)
-        self.has_nothing_left = not (self.attempts or self.jobs)
-        return bool(self.attempts or self.jobs or self._backoff or any(acted))
+        self.has_nothing_left = not self.watches
+        return bool(self.watches or self._backoff or any(acted))
 
     def _forget(self, seen: Worklist) -> None:
         """Let go of directories that are settled, and of waits that are over."""
-        open_attempts = {e.attempt.id for e in seen.entries if e.attempt is not None}
-        for attempt_id in self.attempts.keys() - open_attempts:
-            self._let_go(self.attempts.pop(attempt_id))
-        running = {job.id for job in seen.jobs if job.state == "running"}
-        for job_id in self.jobs.keys() - running:
-            self._let_go(self.jobs.pop(job_id))
+        running = {e.attempt.execution_id for e in seen.entries if e.attempt is not None}
+        running |= {job.execution_id for job in seen.jobs if job.state == ExecutionState.running}
+        for execution_id in self.watches.keys() - running:
+            self._let_go(self.watches.pop(execution_id))
         recovering = {e.run.id for e in seen.entries if e.run.state == State.recovering}
         for run_id in self._backoff.keys() - recovering:
             del self._backoff[run_id]
@@ -100,20 +102,17 @@ class Reconciler:
 
     def _guarded_run(self, seen: Worklist, entry: Entry) -> bool:
         run_id, db = entry.run.id, self._context.db
-        watch = self.attempts.get(entry.attempt.id) if entry.attempt is not None else None
         return self._failures.guard(
             f"run {entry.run.name}",
             lambda: self._reconcile_run(seen, entry),
-            lambda error: failure_guard.end_run(db, run_id, error, _lives(watch)),
+            lambda error: failure_guard.end_run(db, run_id, error, self._lives(entry.attempt)),
         )
 
     def _guarded_job(self, seen: Worklist, job: Job) -> bool:
         return self._failures.guard(
             f"job {job.id}",
             lambda: self._reconcile_job(seen, job),
-            lambda error: failure_guard.end_job(
-                self._context.db, job.id, error, _lives(self.jobs.get(job.id))
-            ),
+            lambda error: failure_guard.end_job(self._context.db, job.id, error, self._lives(job)),
         )
 
     def _guarded_inline(self, job: Job, command: CommandRow | None, state: str) -> None:
@@ -127,6 +126,73 @@ class Reconciler:
             act,
             lambda error: failure_guard.end_job(self._context.db, job.id, error, is_alive=False),
         )
+
+    def _lives(self, row: Attempt | Job | None) -> bool:
+        watch = self.watches.get(row.execution_id) if row is not None else None
+        return watch is not None and watch.lives
+
+    # --- executions, of either kind --------------------------------------------------------------
+
+    def _see(self, row: Attempt | Job, *, has_begun: bool, has_commands: bool) -> decide.Seen:
+        watch = self._watch(row.execution)
+        presence = watch.presence(row.execution.handle)
+        if presence is not Presence.alive:
+            return decide.Seen(presence=presence, drained=watch.exhausted)
+        return decide.Seen(
+            presence=presence,
+            has_begun=has_begun,
+            sent=watch.sent(),
+            has_commands=has_commands and not watch.inbox_failed,
+            step=row.execution.escalation,
+            since_step=watch.since_step,
+            silence=watch.silence,
+            timeout=self._stall_timeout(row, watch),
+            stall_step=watch.stall_step,
+            is_stopped=watch.is_stopped,
+            waits_for_space=watch.silence >= decide.DISK_SILENCE_SECONDS and watch.waits_for_space,
+        )
+
+    def _watch(self, execution: Execution) -> Watch:
+        watch = self.watches.get(execution.id)
+        return watch or self._keep(execution, self._context.watch(execution))
+
+    def _keep(self, execution: Execution, watch: Watch) -> Watch:
+        watch.look(self._clock())
+        self.watches[execution.id] = watch
+        return watch
+
+    def _stall_timeout(self, row: Attempt | Job, watch: Watch) -> float:
+        least = self._context.settings.stall_seconds
+        if watch.silence < least:
+            return least
+        with self._context.db.read() as session:
+            return stall_timeout.of(session, row, least)
+
+    def _do(self, row: Attempt | Job, action: decide.Action) -> None:
+        """What an action does to the execution itself."""
+        watch = self.watches[row.execution_id]
+        match action:
+            case decide.Adopt():
+                lifecycle.adopt(self._context, row, watch)
+            case decide.SendCommand():
+                self._send_command(row, watch, action.kind)
+            case decide.Signal():
+                lifecycle.send(self._context, row, watch, action)
+            case decide.ClearStall():
+                lifecycle.clear_stall(self._context, row, watch)
+            case decide.Sweep():
+                lifecycle.sweep(watch)
+
+    def _send_command(self, row: Attempt | Job, watch: Watch, kind: str) -> None:
+        """A pause or a cancel, which follows from the state of the run or job alone."""
+        command_type = commands.Pause if kind == "pause" else commands.Cancel
+        watch.since_step = 0.0
+        try:
+            watch.send(command_type(id=f"{kind}-{row.execution_id}"))
+        except (OSError, JournalError) as error:
+            log.warning("the inbox in %s: %s", watch.directory, error)
+            watch.note_sent(kind)  # then the signals of the ladder must do
+        lifecycle.restart_ladder(self._context, row)
 
     # --- runs ------------------------------------------------------------------------------------
 
@@ -166,38 +232,8 @@ class Reconciler:
         attempt = entry.attempt
         if attempt is None:
             return decide.Seen()
-        watch = self._watch_attempt(attempt)
-        presence = watch.presence(recorded(attempt))
-        if presence is not Presence.alive:
-            return decide.Seen(presence=presence, drained=watch.exhausted)
-        return decide.Seen(
-            presence=presence,
-            has_begun=attempt.start_step is not None,
-            sent=watch.sent(),
-            has_commands=bool(entry.commands) and not watch.inbox_failed,
-            step=entry.run.escalation,
-            since_step=watch.since_step,
-            silence=watch.silence,
-            timeout=self._stall_timeout(attempt, watch),
-            stall_step=watch.stall_step,
-            is_stopped=watch.is_stopped,
-            waits_for_space=watch.silence >= decide.DISK_SILENCE_SECONDS and watch.waits_for_space,
-        )
-
-    def _watch_attempt(self, attempt: Attempt) -> Watch:
-        watch = self.attempts.get(attempt.id)
-        if watch is None:
-            directory = self._context.settings.paths.run(attempt.run_id).attempt(attempt.number)
-            watch = self.attempts[attempt.id] = self._context.watch(directory, attempt.token)
-            watch.look(self._clock())
-        return watch
-
-    def _stall_timeout(self, attempt: Attempt, watch: Watch) -> float:
-        least = self._context.settings.stall_seconds
-        if watch.silence < least:
-            return least
-        with self._context.db.read() as session:
-            return stall_timeout.of_attempt(session, attempt, least)
+        has_begun, has_commands = attempt.start_step is not None, bool(entry.commands)
+        return self._see(attempt, has_begun=has_begun, has_commands=has_commands)
 
     def _is_backing_off(self, run: Run) -> bool:
         """Counted on the monotonic clock: the wall clock may be set back by an hour meanwhile."""
@@ -220,27 +256,12 @@ class Reconciler:
                 job_processes.drop(context, entry.preparation.id)
             case decide.Launch():
                 self._launch(entry)
-        if attempt is not None:
-            self._do_for_attempt(entry, attempt, self.attempts[attempt.id], action)
-
-    def _do_for_attempt(
-        self, entry: Entry, attempt: Attempt, watch: Watch, action: decide.Action
-    ) -> None:
-        match action:
-            case decide.Adopt():
-                trainers.adopt(self._context, attempt, watch)
-            case decide.Deliver():
-                self._deliver(entry, attempt, watch)
-            case decide.SendCommand():
-                self._send_command(entry.run, watch, action.kind)
-            case decide.Signal():
-                trainers.send(self._context, attempt, watch, action)
-            case decide.ClearStall():
-                trainers.clear_stall(self._context, attempt, watch)
-            case decide.Sweep():
-                trainers.sweep(watch)
-            case decide.Close():
-                trainers.close(self._context, attempt.id, watch)
+            case decide.Deliver() if attempt is not None:
+                self._deliver(entry, attempt, self.watches[attempt.execution_id])
+            case decide.Close() if attempt is not None:
+                trainers.close(context, attempt.id, self.watches[attempt.execution_id])
+            case _ if attempt is not None:
+                self._do(attempt, action)
 
     def _launch(self, entry: Entry) -> None:
         try:
@@ -249,9 +270,7 @@ class Reconciler:
             self._move(entry.run, decide.Move(State.failed, Reason.finished, error.detail))
             return
         if launched is not None:
-            attempt_id, watch = launched
-            watch.look(self._clock())
-            self.attempts[attempt_id] = watch
+            self._keep(*launched)
 
     def _move(self, run: Run, action: decide.Move) -> None:
         with self._context.db.write() as session:
@@ -264,9 +283,7 @@ class Reconciler:
             row = session.get_one(Run, run.id)
             row.reason, row.reason_message = reason, reason.sentence
             level = "warning" if reason is Reason.disk_full else "info"
-            trainers.note(session, run.id, None, "reason", reason.sentence, level)
-
-    # --- commands --------------------------------------------------------------------------------
+            events.record(session, "reason", reason.sentence, run_id=run.id, level=level)
 
     def _deliver(self, entry: Entry, attempt: Attempt, watch: Watch) -> None:
         """Into the inbox first, then into the row; a second time changes nothing."""
@@ -286,99 +303,44 @@ class Reconciler:
         """Once; what was to be delivered waits for the next attempt, signals still arrive."""
         watch.inbox_failed = True
         words = f"commands no longer reach the trainer ({error}); pause and resume the run"
+        about = events.about(attempt)
         with self._context.db.write() as session:
-            trainers.note(session, attempt.run_id, attempt.number, "trouble", words, "error")
-
-    def _send_command(self, run: Run, watch: Watch, kind: str) -> None:
-        """A pause or a cancel that follows from the run's state alone."""
-        command_type = commands.Pause if kind == "pause" else commands.Cancel
-        watch.since_step = 0.0
-        try:
-            watch.send(command_type(id=f"{kind}-{run.version}"))
-        except (OSError, JournalError) as error:
-            log.warning("the inbox of run %s: %s", run.name, error)
-            watch.note_sent(kind)  # then the signals of the ladder must do
+            events.record(session, "trouble", words, **about, level="error")
 
     # --- jobs ------------------------------------------------------------------------------------
 
     def _reconcile_job(self, seen: Worklist, job: Job) -> bool:
         """Decide about one job and do it. Whether there was anything to do."""
-        watch = self._watch_job(job) if job.state == "running" else None
-        action = decide.for_job(self._see_job(seen, job, watch))
+        action = decide.for_job(self._see_job(seen, job))
         if action == decide.WAIT:
             return False
         log.debug("job %s: %s", job.id, action)
-        self._do_for_job(job, watch, action)
+        self._do_for_job(job, action)
         return True
 
-    def _watch_job(self, job: Job) -> Watch:
-        watch = self.jobs.get(job.id)
-        if watch is None:
-            directory = self._context.settings.paths.job(job.id)
-            watch = self.jobs[job.id] = self._context.watch(directory, job.token)
-            watch.look(self._clock())
-        return watch
-
-    def _see_job(self, seen: Worklist, job: Job, watch: Watch | None) -> decide.JobSeen:
+    def _see_job(self, seen: Worklist, job: Job) -> decide.JobSeen:
         place = worklist.job_place(job, self._context.devices)
-        process = decide.Seen()
-        if watch is not None:
-            presence = watch.presence(recorded(job))
-            process = decide.Seen(
-                presence=presence,
-                drained=watch.exhausted,
-                sent=watch.sent() if presence is Presence.alive else frozenset(),
-                step=job.escalation,
-                since_step=watch.since_step,
-                silence=watch.silence,
-                timeout=stall_timeout.of_job(self._context.settings.stall_seconds),
-                stall_step=watch.stall_step,
-                is_stopped=watch.is_stopped,
-            )
+        runs = job.state == ExecutionState.running
         return decide.JobSeen(
             state=job.state,
-            process=process,
+            process=self._see(job, has_begun=True, has_commands=False) if runs else decide.Seen(),
             is_cancelled=job.cancel_requested,
             may_start=seen.turn.get(place) == job.id,
             is_shutting_down=self.is_shutting_down,
             stops_trainers=self.stops_trainers,
         )
 
-    def _do_for_job(self, job: Job, watch: Watch | None, action: decide.Action) -> None:
-        context = self._context
+    def _do_for_job(self, job: Job, action: decide.Action) -> None:
         match action:
             case decide.Launch():
-                launched = job_processes.launch(context, job.id)
+                launched = job_processes.launch(self._context, job.id)
                 if launched is not None:
-                    launched.look(self._clock())
-                    self.jobs[job.id] = launched
+                    self._keep(*launched)
             case decide.Close():
-                job_processes.close(context, job.id, watch)
-        if watch is None:
-            return
-        match action:
-            case decide.Adopt():
-                job_processes.adopt(context, job, watch)
-            case decide.SendCommand():
-                self._tell_job(job, watch)
-            case decide.Signal():
-                job_processes.send(context, job, watch, action)
-            case decide.ClearStall():
-                watch.stall_step, watch.since_step, watch.stalled = 0, 0.0, None
-            case decide.Sweep():
-                trainers.sweep(watch)
-
-    def _tell_job(self, job: Job, watch: Watch) -> None:
-        watch.since_step = 0.0
-        try:
-            watch.send(commands.Cancel(id=f"cancel-{job.id}"))
-        except (OSError, JournalError) as error:
-            log.warning("the inbox of job %s: %s", job.id, error)
-            watch.note_sent("cancel")
-
-
-def _lives(watch: Watch | None) -> bool:
-    return watch is not None and watch.lives
+                watch = self.watches.get(job.execution_id)
+                job_processes.close(self._context, job.id, watch)
+            case _:
+                self._do(job, action)
 
 
 _NEED_A_DEVICE = frozenset({State.queued, State.preparing, State.starting, State.recovering})

@@ -7,7 +7,7 @@ import statistics
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from server.database.tables import Attempt, Point
+from server.database.tables import Attempt, Job, Point
 
 STEPS_OF_SILENCE = 20
 RECENT_STEPS = 50
@@ -15,19 +15,15 @@ RECENT_STEPS = 50
 OTHER_STAGES = 3.0
 
 
-def of_attempt(session: Session, attempt: Attempt, at_least: float) -> float:
+def of(session: Session, row: Attempt | Job, at_least: float) -> float:
     """Seconds of silence allowed: twenty of its own steps, and no less than `at_least`."""
-    if attempt.stage != "training":
+    if isinstance(row, Job) or row.stage != "training":
         return OTHER_STAGES * at_least
     recent = session.scalars(
         select(Point.step_seconds)
-        .where(Point.attempt_id == attempt.id, Point.step_seconds.is_not(None))
+        .where(Point.attempt_id == row.id, Point.step_seconds.is_not(None))
         .order_by(Point.step.desc())
         .limit(RECENT_STEPS)
     ).all()
     seconds = [value for value in recent if value is not None]
     return max(at_least, STEPS_OF_SILENCE * statistics.median(seconds)) if seconds else at_least
-
-
-def of_job(at_least: float) -> float:
-    return OTHER_STAGES * at_least

@@ -15,9 +15,9 @@ from collections.abc import Callable
 from server import lock
 from server.errors import Busy, DiskFull, StorageBroken
 from server.supervision import failure_guard, worklist
+from server.supervision.context import SupervisorContext
 from server.supervision.intake import Intake
 from server.supervision.reconcile import Reconciler
-from server.supervision.trainers import SupervisorContext
 from server.supervision.wakeup import Wakeup
 from server.supervision.worklist import Worklist
 
@@ -125,7 +125,7 @@ class Supervisor:
         """
         lock.require(self._context.settings.paths.root)
         self._reconciler.look()
-        self._intake.read(self._reconciler.attempts, self._reconciler.jobs)
+        self._intake.read(self._reconciler.watches)
         busy = self._reconciler.reconcile(self._load())
         self._wakeup.watch(self._reconciler.living())
         if self.ticks or not busy:  # the first tick finds what lives, the second reads its reports

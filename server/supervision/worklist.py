@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from sqlalchemy import Select, select
+from sqlalchemy import Select, bindparam, select
 from sqlalchemy.orm import Session
 
-from server.database.tables import Attempt, CommandRow, Job, Run
+from server.database.tables import Attempt, CommandRow, Execution, Job, Run
+from server.domain.executions import IS_OPEN, ExecutionState
 from server.domain.states import OCCUPYING, State
 from server.launch.process import OUT_OF_FILES
 from server.machine.devices import Device, DeviceMissing, resolve
@@ -25,6 +26,25 @@ T = TypeVar("T")
 
 HEADS = 4  # of each queue: the next one, and a few whose data may already be made ready
 _IN_FLIGHT = (*OCCUPYING, State.preparing)
+_OPEN_ATTEMPTS = (
+    select(Attempt.id)
+    .join(Execution, Execution.id == Attempt.execution_id)
+    .where(IS_OPEN)
+    .order_by(Attempt.id)
+)
+_OPEN_JOBS = (
+    select(Job.id)
+    .join(Execution, Execution.id == Job.execution_id)
+    .where(IS_OPEN)
+    .order_by(Execution.created_at, Job.id)
+)
+_PREPARED = (
+    select(Job)
+    .join(Execution, Execution.id == Job.execution_id)
+    .where(Job.run_id == bindparam("run"), Job.kind == "prepare")
+    .order_by(Execution.created_at.desc(), Job.id.desc())
+    .limit(5)
+)
 
 
 @dataclass
@@ -84,8 +104,7 @@ def load(session: Session, paths: DataDir, devices: Sequence[Device]) -> Worklis
         for run in runs
         if (entry := _readable(_entry, session, run, attempts.get(run.id), paths, devices))
     ]
-    jobs = select(Job.id).where(Job.state.in_(("queued", "running")), Job.where != "inline")
-    board = Worklist(entries, _rows(session, Job, jobs.order_by(Job.created_at, Job.id)))
+    board = Worklist(entries, _rows(session, Job, _OPEN_JOBS.where(Job.where != "inline")))
     board.inline = _inline(session)
     board.turn = _turns(board, devices)
     return board
@@ -122,8 +141,7 @@ def _readable(look: Callable[..., T | None], *arguments: Any) -> T | None:
 
 def _open_attempts(session: Session) -> list[Attempt]:
     """Attempts that were not closed, the oldest of each run first."""
-    asked = select(Attempt.id).where(Attempt.drained.is_(False)).order_by(Attempt.id)
-    return _rows(session, Attempt, asked)
+    return _rows(session, Attempt, _OPEN_ATTEMPTS)
 
 
 def _runs(session: Session, with_attempt: set[str]) -> list[Run]:
@@ -151,12 +169,7 @@ def _entry(
     paths: DataDir,
     devices: Sequence[Device],
 ) -> Entry:
-    prepared = session.scalars(
-        select(Job)
-        .where(Job.run_id == run.id, Job.kind == "prepare")
-        .order_by(Job.created_at.desc(), Job.id.desc())
-        .limit(5)
-    ).all()
+    prepared = session.scalars(_PREPARED, {"run": run.id}).all()
     preparation = prepared[0] if prepared else None
     made = sum(job.created_at >= run.state_since for job in prepared)
     commands = session.scalars(
@@ -232,7 +245,7 @@ def _turns(board: Worklist, devices: Sequence[Device]) -> dict[str, str]:
     for entry in board.entries:
         if entry.holds_device:
             _claim(turn, entry)
-    for job in sorted(board.jobs, key=lambda job: job.state != "running"):
+    for job in sorted(board.jobs, key=lambda job: job.state != ExecutionState.running):
         turn.setdefault(job_place(job, devices), job.id)
     for entry in sorted(board.entries, key=_queue_order):
         if entry.run.state in (State.queued, State.preparing) and entry.has_data:
@@ -263,8 +276,7 @@ def job_place(job: Job, devices: Sequence[Device]) -> str:
 
 
 def _inline(session: Session) -> list[tuple[Job, CommandRow | None, str]]:
-    asked = select(Job.id).where(Job.state.in_(("queued", "running")), Job.where == "inline")
-    jobs = _rows(session, Job, asked)
+    jobs = _rows(session, Job, _OPEN_JOBS.where(Job.where == "inline"))
     found = []
     for job in jobs:
         command = session.scalars(select(CommandRow).where(CommandRow.job_id == job.id)).first()

@@ -54,7 +54,8 @@ def _run(db: Database, settings: Settings, name: str, steps: int) -> int:
         run = runs.create(session, body, context=PlanContext(), now=time.time())
         attempt = runs.next_attempt(session, run, device="cpu", now=time.time())
         session.flush()
-        number, attempt_id, run_id, token = attempt.number, attempt.id, run.id, attempt.token
+        number, run_id, token = attempt.number, run.id, attempt.token
+        execution_id = attempt.execution_id
     folder = settings.paths.run(run_id).attempt(number)
     folder.mkdir(parents=True)
     writer = journal.Writer.create(
@@ -69,14 +70,14 @@ def _run(db: Database, settings: Settings, name: str, steps: int) -> int:
             ).model_dump(mode="json")
         )  # fmt: skip
     writer.close()
-    return attempt_id
+    return execution_id
 
 
 def _ingest(db: Database, settings: Settings, attempts: list[int]) -> int:
     """Everything, a batch of each run in turn, as the supervisor takes them."""
     total, left = 0, list(attempts)
     while left:
-        results = [(a, ingest.ingest_attempt(db, a, settings.paths)) for a in left]
+        results = [(a, ingest.ingest(db, a, settings.paths)) for a in left]
         total += sum(result.applied for _, result in results)
         left = [attempt for attempt, result in results if result.more]
     return total

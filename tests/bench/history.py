@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 
 from server.database import tables
 from server.database.db import Database
-from server.domain import attempts, runs, states
+from server.domain import attempts, executions, runs, states
 from server.domain.states import Desired, State
 from server.ingestion import steps
 from server.metrics.counters import Tally
@@ -109,8 +109,7 @@ def _copy(session: Session, source_id: int, target_id: int) -> None:
 def _settle(session: Session, attempt_id: int, now: float) -> str:
     """The attempt ended by a pause, so that no daemon looks for its process; the run's id."""
     attempt = session.get_one(tables.Attempt, attempt_id)
-    attempt.ended_at, attempt.outcome, attempt.reason = now, "paused", Reason.requested
-    attempt.drained = attempt.settled = True
+    executions.end_as_found(attempt.execution, "paused", Reason.requested, "", now)
     run = session.get_one(tables.Run, attempt.run_id)
     for state in (State.preparing, State.starting, State.running, State.pausing, State.paused):
         states.move(session, run, state, Reason.requested, now=now)

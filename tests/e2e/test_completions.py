@@ -16,10 +16,10 @@ import openai
 import pytest
 
 from server.database.db import Database
-from server.database.tables import Job
 from server.schemas import JobView
 from server.settings import Settings
 from tests.e2e.real_daemon import TINY, RealDaemon
+from tests.server import rows
 
 FOREVER: dict[str, Any] = {"max_tokens": 600, "temperature": 1.0, "top_p": 0.9}  # of 640 at most
 NO_END = {"logit_bias": {str(token): -100 for token in range(503, 512)}}  # no special token
@@ -203,7 +203,7 @@ def test_it_ends_when_nobody_asks(daemon):
     db = Database.open(Settings(data_dir=daemon.data_dir))
     with db.write() as session:
         session.add(
-            Job(
+            rows.job(
                 id="job_idle", kind="serve", where="cpu", state="queued", token="t" * 32,
                 params={"idle_seconds": 0.5}, created_at=time.time(),
             )

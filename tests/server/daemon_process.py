@@ -14,8 +14,8 @@ from server.database.db import Database
 from server.machine.devices import Device
 from server.settings import Settings
 from server.supervision.arrival import arrive
+from server.supervision.context import SupervisorContext
 from server.supervision.supervisor import Supervisor
-from server.supervision.trainers import SupervisorContext
 
 
 def main() -> None:

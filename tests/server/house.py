@@ -17,13 +17,13 @@ from typing import Any, TypeVar
 from sqlalchemy import select
 
 from server.database.db import Database
-from server.database.tables import Attempt, Event, Job, Run
+from server.database.tables import Attempt, Event, Execution, Job, Run
 from server.domain import runs
 from server.launch import process
 from server.machine.devices import Device
 from server.settings import Settings
+from server.supervision.context import SupervisorContext
 from server.supervision.supervisor import Supervisor
-from server.supervision.trainers import SupervisorContext
 
 FAKE = Path(__file__).with_name("fake_trainer.py")
 ROOT = FAKE.parents[2]
@@ -103,7 +103,7 @@ class House:
 
     def jobs(self) -> list[Job]:
         with self.db.read() as session:
-            return list(session.scalars(select(Job).order_by(Job.created_at)))
+            return list(session.scalars(select(Job).join(Execution).order_by(Execution.created_at)))
 
     def events(self, run_id: str, kind: str | None = None) -> list[Event]:
         asked = select(Event).where(Event.run_id == run_id).order_by(Event.id)
@@ -154,12 +154,12 @@ class House:
     def living(self) -> list[int]:
         """Pids of everything that was started here and lives."""
         with self.db.read() as session:
-            tokens = [*session.scalars(select(Attempt.token)), *session.scalars(select(Job.token))]
+            tokens = list(session.scalars(select(Execution.token)))
         return [i.pid for token in tokens for i in process.carriers(token)]
 
     def close(self) -> None:
         with self.db.read() as session:
-            tokens = [*session.scalars(select(Attempt.token)), *session.scalars(select(Job.token))]
+            tokens = list(session.scalars(select(Execution.token)))
         for token in tokens:
             process.kill_carriers(token)
         self._reap()

@@ -13,6 +13,7 @@ from server.database import tables
 from server.database.db import Database
 from server.domain import runs
 from server.metrics import rollups
+from tests.server import rows
 from trainer.contract import extend
 from trainer.contract.plan import Plan
 from trainer.contract.schedule import PhaseSchedule, lr_multiplier
@@ -93,7 +94,7 @@ def rewind(session: Session, run_id: str, reached: int) -> float:
     now = (attempt.started_at or 0) + (reached - END_ONE) * STEP_SECONDS
     phase.ended_at = phase.ended_at_step = None
     attempt.ended_at = attempt.outcome = attempt.reason = None
-    attempt.last_step, attempt.settled = reached - 1, False
+    attempt.last_step, attempt.execution.state = reached - 1, "running"
     run.state, run.step, run.tokens_seen = "running", reached, reached * BATCH
     run.ended_at, run.last_step_at = None, now
     session.flush()
@@ -141,7 +142,7 @@ def _attempt(
     reason: str,
     limit: int | None,
 ) -> tables.Attempt:
-    return tables.Attempt(
+    return rows.attempt(
         run_id=run.id,
         number=number,
         phase_index=phase,
@@ -159,7 +160,6 @@ def _attempt(
         steps_lost=0 if limit is None else end - limit,
         outcome=outcome,
         reason=reason,
-        settled=True,
     )
 
 

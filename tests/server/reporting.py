@@ -54,10 +54,15 @@ class Reporter:
         """Everything that is there, in as many transactions as it takes."""
         applied = 0
         while True:
-            result = ingest.ingest_attempt(self.db, self.attempt_id, self.settings.paths)
+            result = ingest.ingest(self.db, self.execution_id, self.settings.paths)
             applied += result.applied
             if not result.more:
                 return ingest.IngestResult(applied, False, result.problem)
+
+    @property
+    def execution_id(self) -> int:
+        with self.db.read() as session:
+            return session.get_one(tables.Attempt, self.attempt_id).execution_id
 
     @property
     def outbox(self) -> Path:

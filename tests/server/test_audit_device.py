@@ -12,7 +12,8 @@ from server.domain import jobs
 from server.machine.devices import Device
 from server.queries import store
 from server.supervision import job_processes, worklist
-from server.supervision.trainers import SupervisorContext
+from server.supervision.context import SupervisorContext
+from tests.server import rows
 from tests.server.asgi import Asgi
 from trainer.contract.jobs import AuditParams, EvaluateParams
 
@@ -26,9 +27,9 @@ def trained(asgi: Asgi) -> Asgi:
     with asgi.db.write() as session:
         for number, device, low, high in ((1, "cuda:1", 0, 9), (2, "cpu", 10, 19)):
             session.add(
-                tables.Attempt(
+                rows.attempt(
                     run_id=run_id, number=number, phase_index=0, token=f"t{number}", created_at=1.0,
-                    device=device, start_step=low, last_step=high, drained=True, settled=True,
+                    device=device, start_step=low, last_step=high, outcome="paused",
                 )
             )  # fmt: skip
             step = (low + high + 1) // 2
@@ -70,8 +71,9 @@ def test_it_takes_the_device_of_the_steps_it_repeats(
 def started(asgi: Asgi, job: tables.Job, devices: tuple[Device, ...]) -> tables.Job:
     """As the supervisor starts it, with an interpreter that ends at once."""
     settings = asgi.settings.model_copy(update={"trainer_python": "/bin/false"})
-    watch = job_processes.launch(SupervisorContext(asgi.db, settings, devices), job.id)
-    if watch is not None:
+    launched = job_processes.launch(SupervisorContext(asgi.db, settings, devices), job.id)
+    if launched is not None:
+        _, watch = launched
         deadline = time.monotonic() + 10
         while watch.launcher.exit_code(watch.spot) is None and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -110,7 +112,7 @@ def test_what_it_waits_for_is_the_run_on_that_device(trained: Asgi) -> None:
         run_id = trained.create(name)["id"]
         with trained.db.write() as session:
             session.add(
-                tables.Attempt(
+                rows.attempt(
                     run_id=run_id, number=1, phase_index=0, token=name, created_at=1.0,
                     device=device,
                 )

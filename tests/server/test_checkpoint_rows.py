@@ -10,11 +10,12 @@ import pytest
 
 from server.database import tables
 from server.database.db import Database
-from server.domain import checkpoints, lineage
+from server.domain import checkpoints, saved
 from server.errors import Conflict
-from server.ingestion import apply
+from server.ingestion import apply_attempt
 from server.settings import Settings
 from server.supervision import job_params
+from tests.server import rows
 from tests.server.reporting import Reporter, attempt, create
 from trainer.contract import events, holds, rundir
 
@@ -46,7 +47,7 @@ def test_f02_a_checkpoint_committed_and_not_reported_is_listed(
         with db.write() as session:
             checkpoints.record_found(session, session.get_one(tables.Run, reporter.run_id))
     with db.read() as session:
-        (row,) = lineage.checkpoints(session, reporter.run_id)
+        (row,) = saved.usable(session, reporter.run_id)
         assert (row.name, row.step, row.bytes, row.pinned) == (path.name, 40, 70, True)
         assert (row.val_bpb, row.next_loss, row.attempt_id) == (1.5, 2.5, reporter.attempt_id)
         said = [e for e in session.query(tables.Event) if "was found on the disk" in e.message]
@@ -65,7 +66,7 @@ def test_what_a_job_reads_is_held_until_it_is_done(db: Database, settings: Setti
     saved = settings.paths.run(reporter.run_id).checkpoints
     with db.write() as session:
         run = session.get_one(tables.Run, reporter.run_id)
-        job = tables.Job(
+        job = rows.job(
             id="job_reads", run_id=run.id, kind="sample", where="cpu", state="running",
             params={"prompts": ["x"]}, token="t", created_at=1.0,
         )  # fmt: skip
@@ -131,8 +132,8 @@ def test_what_is_measured_again_after_a_kill_is_counted_once(
         texts = session.query(tables.Sample).filter_by(superseded=False).all()
         assert [row.attempt_id for row in values] == [second.attempt_id]
         assert [row.text for row in texts] == ["once", "another prompt"]
-        (saved,) = lineage.checkpoints(session, first.run_id)
-        assert saved.val_bpb == 1.5  # also where another attempt measured it
+        (kept,) = saved.usable(session, first.run_id)
+        assert kept.val_bpb == 1.5  # also where another attempt measured it
 
 
 def test_an_evaluation_at_the_joint_of_two_phases_keeps_both(
@@ -160,9 +161,8 @@ def test_f40_a_clock_set_back_ends_nothing_before_it_began(
     reporter = attempt(db, settings, create(db, steps=40))
     with db.write() as session:
         session.query(tables.Phase).one().started_at = 5000.0
-        run = session.get_one(tables.Run, reporter.run_id)
         row = session.get_one(tables.Attempt, reporter.attempt_id)
-        applied = apply.Applied(session, run, row)
+        applied = apply_attempt.AppliedAttempt(session, row)
         applied.take(events.Ended(outcome="completed", reason="finished", step=40), 900.0)  # type: ignore[arg-type]
         phase = session.query(tables.Phase).one()
         assert (phase.ended_at, phase.ended_at_step) == (5000.0, 40)

@@ -18,6 +18,7 @@ from server.database import tables
 from server.domain import jobs
 from server.queries import store
 from server.supervision import job_params, stall_timeout
+from tests.server import rows as server_rows
 from tests.server.asgi import Asgi
 from tests.server.live_server import Serving, read_until, serving, until
 from trainer.contract import sockets
@@ -114,7 +115,8 @@ class Job:
         self.thread.join(timeout=20)
         with self.house.db.write() as session:
             row = session.get_one(tables.Job, self.id)
-            row.state, row.message = state, message
+            server_rows.put(row, state)
+            row.message = message
 
 
 @contextmanager
@@ -433,7 +435,8 @@ def test_a_job_that_cannot_start_is_said_with_its_reason(
     until(lambda: len(rows(house)) == 1)
     with house.db.write() as session:
         row = session.query(tables.Job).one()
-        row.state, row.stage, row.message = "failed", "loading", "no torch here\nTraceback: …"
+        server_rows.put(row, "failed")
+        row.stage, row.message = "loading", "no torch here\nTraceback: …"
     said = answer()
     assert said.status_code == 503
     assert said.json()["detail"].endswith("could not be started: no torch here")
@@ -451,7 +454,8 @@ def test_after_one_that_served_and_ended_another_one_is_made(
     time.sleep(0.2)
     with house.db.write() as session:
         row = session.get_one(tables.Job, gone.id)
-        row.state, row.stage = state, "serving"
+        server_rows.put(row, state)
+        row.stage = "serving"
     until(lambda: len(rows(house)) == 2)
     with job_saying(house, DONE) as job:
         assert job.id != gone.id
@@ -535,7 +539,7 @@ def test_it_says_that_it_lives_before_it_is_taken_for_hung(
     assert (
         ServeParams.model_validate(told).report_seconds
         == often
-        < stall_timeout.of_job(stall_seconds)
+        < stall_timeout.OTHER_STAGES * stall_seconds
     )
 
 

@@ -14,6 +14,7 @@ from server.api.stream_source import source_of
 from server.database import tables
 from server.machine import disk
 from server.queries import store
+from tests.server import rows
 from tests.server.asgi import Asgi
 from trainer.contract.rundir import LOCK
 
@@ -33,7 +34,7 @@ def trains(asgi: Asgi, stage: str = "training", last_step_at: float | None = Non
         }  # fmt: skip
         run.totals = {"seconds": 100.0}
         session.add(
-            tables.Attempt(
+            rows.attempt(
                 run_id=run.id, number=1, phase_index=0, token="t", created_at=1.0, device="cpu",
                 stage=stage,
             )

@@ -20,6 +20,7 @@ from server.ingestion import ingest
 from server.metrics import counters, rollups
 from server.queries import store
 from server.settings import Settings
+from tests.server import rows
 from tests.server.reporting import BATCH_TOKENS, Reporter, attempt, create, step
 from trainer.contract import events
 from trainer.contract.exits import Reason
@@ -39,7 +40,7 @@ def _state(db: Database, reporter: Reporter) -> dict[str, Any]:
                 "SELECT * FROM rollups WHERE attempt_id=? ORDER BY size, bin", key
             ).fetchall(),
             "counters": sorted(ask("SELECT * FROM counters").fetchall()),
-            "cursor": (row.outbox_seq, row.outbox_offset),
+            "cursor": (row.execution.outbox_seq, row.execution.outbox_offset),
             "events": ask("SELECT kind, message FROM events ORDER BY id").fetchall(),
             "run": (run.step, run.tokens_seen, run.progress, run.totals, run.sparkline),
         }
@@ -287,7 +288,7 @@ def test_reading_twice_is_reading_once(db: Database, settings: Settings) -> None
 def test_any_batch_size_gives_the_same_rows(db: Database, settings: Settings, size: int) -> None:
     reporter = attempt(db, settings, create(db, steps=40))
     _write(reporter)
-    while ingest.ingest_attempt(db, reporter.attempt_id, settings.paths, size).applied:
+    while ingest.ingest(db, reporter.execution_id, settings.paths, size).applied:
         pass
     state = _state(db, reporter)
     with db.read() as session:
@@ -310,7 +311,7 @@ def test_two_readers_of_one_journal_apply_it_once(db: Database, settings: Settin
 
     def read() -> None:
         for _ in range(200):
-            if not ingest.ingest_attempt(db, reporter.attempt_id, settings.paths, 7).more:
+            if not ingest.ingest(db, reporter.execution_id, settings.paths, 7).more:
                 return
 
     threads = [threading.Thread(target=read) for _ in range(4)]
@@ -331,7 +332,7 @@ from server.database.db import Database
 from server.settings import Settings
 settings = Settings(data_dir=sys.argv[1])
 db = Database.open(settings)
-while ingest.ingest_attempt(db, int(sys.argv[2]), settings.paths, 9).applied:
+while ingest.ingest(db, int(sys.argv[2]), settings.paths, 9).applied:
     pass
 """
 
@@ -379,8 +380,9 @@ def _forget(db: Database, reporter: Reporter) -> None:
         for table in ("points", "rollups", "events", "checkpoints", "evaluations", "samples"):
             ask(f"DELETE FROM {table}")
         row = session.get_one(tables.Attempt, reporter.attempt_id)
-        row.outbox_seq = row.outbox_offset = 0
-        row.outbox_inode = row.outbox_problem = row.last_step = row.outcome = row.reason = None
+        row.execution.outbox_seq = row.execution.outbox_offset = 0
+        row.execution.outbox_inode = row.outbox_problem = row.last_step = None
+        row.outcome = row.reason = None
         phase = session.scalars(select(tables.Phase)).one()
         phase.ended_at_step = None
 
@@ -531,7 +533,7 @@ def test_a_job_reports_through_the_same_kind_of_journal(db: Database, settings: 
     run_id = create(db)
     with db.write() as session:
         session.add(
-            tables.Job(
+            rows.job(
                 id="job_1", run_id=run_id, kind="sample", state="running", params={}, token="t",
                 created_at=1.0,
             )
@@ -544,17 +546,19 @@ def test_a_job_reports_through_the_same_kind_of_journal(db: Database, settings: 
         writer.append(event.model_dump(mode="json"))
 
     say(events.Stage(stage="sampling", fraction=0.5, detail="2 of 4"))
-    ingest.ingest_job(db, "job_1", settings.paths)
+    with db.read() as session:
+        execution_id = session.get_one(tables.Job, "job_1").execution_id
+    ingest.ingest(db, execution_id, settings.paths)
     with db.read() as session:
         job = session.get_one(tables.Job, "job_1")
-        assert (job.stage, job.fraction, job.stage_detail) == ("sampling", 0.5, "2 of 4")
+        assert (job.stage, job.stage_fraction, job.stage_detail) == ("sampling", 0.5, "2 of 4")
     say(events.Sample(step=3, prompt="p", text="t"))
     say(events.Ended(outcome="completed", reason=Reason.finished, result={"samples": 1}))
     for _ in range(2):
-        ingest.ingest_job(db, "job_1", settings.paths)
+        ingest.ingest(db, execution_id, settings.paths)
     with db.read() as session:
         job = session.get_one(tables.Job, "job_1")
-        assert (job.result, job.fraction) == ({"samples": 1}, 1.0)
+        assert (job.result, job.stage_fraction) == ({"samples": 1}, 1.0)
         assert len(store.samples(session, store.get_run(session, "demo"))) == 1
         view = store.job(session, job)
         assert view.run == "demo"

@@ -14,6 +14,7 @@ from server import notify
 from server.database import tables
 from server.domain import leftovers
 from server.queries import store
+from tests.server import rows
 from tests.server.asgi import Asgi
 from tests.server.reporting import attempt, create
 
@@ -38,7 +39,7 @@ def add_job(
     if row:
         with asgi.db.write() as session:
             session.add(
-                tables.Job(
+                rows.job(
                     id=name, run_id=run or None, kind=kind, where="cpu", state="completed",
                     params={}, token=name, created_at=at, ended_at=at,
                 )
@@ -67,7 +68,7 @@ def test_ended_jobs_go_after_the_days_and_what_a_run_rests_on_stays(asgi: Asgi) 
     add_job(asgi, "job_restored", "prepare", OLD, row=False, run=run)
     add_job(asgi, "job_young", "sample", RECENT, row=False)
     with asgi.db.write() as session:
-        session.get_one(tables.Job, "job_recent").state = "running"
+        rows.put(session.get_one(tables.Job, "job_recent"), "running")
         for name, at in (("old", OLD), ("new", RECENT), ("open", None)):
             session.add(tables.CommandRow(id=name, run_id=run, body={}, created_at=OLD, done_at=at))
     assert leftovers.sweep(asgi.db, asgi.settings.paths, 30, NOW) == 1
@@ -114,10 +115,10 @@ def test_nothing_goes_while_data_is_prepared_or_a_run_cannot_be_read(
     before = corpora(stocked)
     add_job(stocked, "job_1", "prepare", OLD)
     with stocked.db.write() as session:
-        session.get_one(tables.Job, "job_1").state = "running"
+        rows.put(session.get_one(tables.Job, "job_1"), "running")
     assert leftovers.sweep_corpora(stocked.db, stocked.settings.paths, 30, NOW) == []
     with stocked.db.write() as session:
-        session.get_one(tables.Job, "job_1").state = "completed"
+        rows.put(session.get_one(tables.Job, "job_1"), "completed")
     unreadable = stocked.settings.paths.run("run_broken").data
     unreadable.mkdir(parents=True)
     with pytest.raises(OSError, match="directory"):

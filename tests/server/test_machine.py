@@ -29,15 +29,15 @@ from hypothesis.stateful import (
 from sqlalchemy import select
 
 from server.database.db import Database
-from server.database.tables import Attempt, Run
-from server.domain import lineage, runs
+from server.database.tables import Execution, Run
+from server.domain import lineage, runs, saved
 from server.domain.states import SETTLED, State
 from server.errors import TraindError
 from server.machine.devices import Device
 from server.settings import Settings
 from server.supervision import watch
+from server.supervision.context import SupervisorContext
 from server.supervision.supervisor import Supervisor
-from server.supervision.trainers import SupervisorContext
 from tests.server.machine_world import Killed, World
 from tests.soak import books
 from trainer.contract.extend import ExtendRequest
@@ -165,7 +165,7 @@ class Machine(RuleBasedStateMachine):
         if run is None:
             return
         with self.db.read() as session:
-            names = [c.name for c in lineage.checkpoints(session, run.id)]
+            names = [c.name for c in saved.usable(session, run.id)]
         if names:
             chosen = names[which % len(names)]
             asked = {"to_step": int(chosen[5:14]) + steps, "from_checkpoint": chosen}
@@ -263,7 +263,7 @@ class Machine(RuleBasedStateMachine):
             assert high == low, joined
         if joined:
             assert joined[0][0] == 0
-        listed = lineage.checkpoints(session, run.id)
+        listed = saved.usable(session, run.id)
         if listed:
             newest = max(listed, key=lambda c: (c.step, c.name))
             directory = self.settings.paths.run(run.id).checkpoints / newest.name
@@ -297,7 +297,7 @@ class Machine(RuleBasedStateMachine):
 
     def everything_is_drained(self) -> None:
         with self.db.read() as session:
-            assert all(session.scalars(select(Attempt.drained)))
+            assert set(session.scalars(select(Execution.state))) <= {"ended"}
             for run in session.scalars(select(Run)):
                 if run.state == State.completed:
                     assert run.step == run.end_step

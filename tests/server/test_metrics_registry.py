@@ -13,6 +13,7 @@ from server.metrics import rollups
 from server.metrics.counters import Tally
 from server.prometheus import text
 from server.queries import curves
+from tests.server import rows
 from tests.server.asgi import Asgi
 from trainer.contract import metrics
 from trainer.contract.events import Step
@@ -87,7 +88,7 @@ def test_a_record_with_fields_of_a_newer_trainer_is_read() -> None:
 
 
 def _attempt(session: Session, run: tables.Run) -> tables.Attempt:
-    attempt = tables.Attempt(
+    attempt = rows.attempt(
         run_id=run.id, phase_index=0, number=1, token="t", device="cpu", created_at=1.0
     )
     session.add(attempt)

@@ -17,6 +17,7 @@ from server.metrics import counters
 from server.prometheus import rows
 from server.queries import store
 from tests.server.asgi import Asgi
+from tests.server.rows import attempt as attempt_row
 
 # name: labels beside those of a histogram. The contract with dashboards and alert rules.
 PROMISED: dict[str, set[str]] = {
@@ -180,7 +181,7 @@ def test_lag_is_the_age_of_the_oldest_unread_report(asgi: Asgi) -> None:
     with asgi.db.write() as session:
         run = store.get_run(session, "demo")
         session.add(
-            tables.Attempt(
+            attempt_row(
                 run_id=run.id, number=1, phase_index=0, token="t", created_at=1.0, device="cpu",
                 outbox_offset=3,
             )

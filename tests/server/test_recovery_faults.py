@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ def test_f01_random_kills_lose_nothing(house: House) -> None:
     with house.daemon(backoff=(0.01,)):
         while kills < 5 and house.run(run_id).state != "completed":
             time.sleep(chance.uniform(0.1, 0.6))
-            last = house.last(run_id, lambda a: a.pid and not a.drained)
+            last = house.last(run_id, lambda a: a.pid and not a.is_over)
             if last is not None and process.carries(last.pid or 0, last.token):
                 kill(last.pid or 0)
                 kills += 1
@@ -333,7 +334,7 @@ def test_f10_a_reboot_is_told_by_the_boot_id(
     stranger = subprocess.Popen(["sleep", "60"])  # somebody has the old pid after the reboot
     with house.db.write() as session:
         attempt = session.query(Attempt).one()
-        attempt.boot_id, attempt.pid = "another-boot", stranger.pid
+        attempt.handle = {**attempt.handle, "boot_id": "another-boot", "pid": stranger.pid}
     with house.daemon():
         run = house.becomes(run_id, state)
     first = house.attempts(run_id)[0]
@@ -355,7 +356,7 @@ def test_f11_no_signal_reaches_a_stranger_with_the_same_pid(house: House) -> Non
     assert found is not None
     with house.db.write() as session:  # the same pid and start time: only the token differs
         attempt = session.query(Attempt).one()
-        attempt.pid, attempt.start_ticks = stranger.pid, found.start_ticks
+        attempt.handle = asdict(found)
     assert not process.send(found, house.attempts(run_id)[0].token, signal.SIGKILL)
     assert stranger.poll() is None
     stranger.kill()
@@ -409,7 +410,7 @@ def test_f16_a_stale_attempt_changes_nothing(house: House) -> None:
         assert "FileExistsError" in again.stderr
         step = house.run(run_id).step
         house.until(lambda: house.run(run_id).step > step)
-        assert house.attempts(run_id)[0].outbox_seq == first.outbox_seq
+        assert house.attempts(run_id)[0].execution.outbox_seq == first.execution.outbox_seq
         assert len(house.attempts(run_id)) == 2
     house.check(run_id)
 
@@ -495,4 +496,4 @@ def test_the_boot_id_is_written_with_the_attempt(house: House) -> None:
     run_id = house.create(steps=FOREVER)
     with house.daemon():
         house.pid(run_id)
-    assert house.attempts(run_id)[0].boot_id == boot_id()
+    assert house.attempts(run_id)[0].handle["boot_id"] == boot_id()

@@ -14,8 +14,8 @@ from server.metrics import rollups
 from server.queries import store
 from server.settings import Settings
 from server.supervision import worklist
+from server.supervision.context import SupervisorContext
 from server.supervision.supervisor import Supervisor
-from server.supervision.trainers import SupervisorContext
 from tests.bench import history
 from tests.server.machine_world import World
 from tests.server.reporting import attempt, create

@@ -16,6 +16,7 @@ from server.database import tables
 from server.database.tables import Job
 from server.domain import imports, jobs
 from server.supervision import job_processes, trainers
+from tests.server import rows
 from tests.server.house import House
 from tests.server.reporting import attempt as report_attempt
 from tests.server.reporting import create
@@ -32,7 +33,7 @@ def house(tmp_path: Path) -> Iterator[House]:
 
 def _job(house: House, run_id: str | None, kind: str, **params: Any) -> str:
     with house.db.write() as session:
-        job = Job(
+        job = rows.job(
             id=f"job_{kind}", run_id=run_id, kind=kind, where="cpu", state="queued",
             params=params, token="a" * 32, created_at=time.time(),
         )  # fmt: skip
@@ -194,16 +195,16 @@ def test_an_import_reaches_runs_on_another_disk(house: House, other_disk: Path) 
 def test_a_record_that_cannot_be_applied_is_passed_over_alone(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from server.ingestion import apply
+    from server.ingestion import apply_attempt
 
-    take = apply.Applied.take
+    take = apply_attempt.AppliedAttempt.take
 
     def broken(self: Any, event: Any, seconds: float) -> None:
         if getattr(event, "step", None) == 7:
             raise ValueError("a record nobody can apply")
         take(self, event, seconds)
 
-    monkeypatch.setattr(apply.Applied, "take", broken)
+    monkeypatch.setattr(apply_attempt.AppliedAttempt, "take", broken)
     reporter = report_attempt(house.db, house.settings, create(house.db, steps=30))
     reporter.begin()
     reporter.steps(0, 30)

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from server.database.tables import Job
-from server.domain import extend, jobs, lineage, runs
+from server.domain import extend, jobs, runs, saved
 from server.launch import process
+from server.supervision.context import SupervisorContext
 from server.supervision.supervisor import Supervisor
-from server.supervision.trainers import SupervisorContext
 from tests.server.house import CPU, House
 from trainer.contract.extend import ExtendRequest
 
@@ -35,7 +35,7 @@ def test_a_run_goes_from_queued_to_completed(house: House) -> None:
     assert (run.step, run.reason) == (30, "finished")
     assert house.living() == []
     attempt = house.attempts(run_id)[0]
-    assert (attempt.outcome, attempt.drained, attempt.ended_at is not None) == (
+    assert (attempt.outcome, attempt.is_over, attempt.ended_at is not None) == (
         "completed", True, True,
     )  # fmt: skip
     house.check(run_id)
@@ -174,7 +174,7 @@ def test_a_stopped_trainer_is_continued_first_and_ends_in_order(
     if verb == "pause":
         assert (attempt.last_step or 0) + 1 == house.run(run_id).step
         with house.db.read() as session:
-            (newest, *_) = lineage.checkpoints(session, run_id)
+            (newest, *_) = saved.usable(session, run_id)
         assert newest.step == house.run(run_id).step
 
 

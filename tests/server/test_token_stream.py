@@ -13,6 +13,7 @@ import pytest
 
 from server.api import token_stream
 from server.database import tables
+from tests.server import rows
 from tests.server.asgi import Asgi
 from tests.server.live_server import open_stream, read_until, serving, until
 from trainer.contract import sockets
@@ -25,7 +26,7 @@ def add_job(asgi: Asgi, state: str = "running", kind: str = "sample") -> Path:
     """A job's row, and its directory."""
     with asgi.db.write() as session:
         session.add(
-            tables.Job(
+            rows.job(
                 id="job_1", kind=kind, where="cpu", state=state, params={}, message="",
                 token="t", created_at=time.time(),
             )
@@ -37,7 +38,7 @@ def add_job(asgi: Asgi, state: str = "running", kind: str = "sample") -> Path:
 
 def end_job(asgi: Asgi, state: str) -> None:
     with asgi.db.write() as session:
-        session.get_one(tables.Job, "job_1").state = state
+        rows.put(session.get_one(tables.Job, "job_1"), state)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from server.events.webhooks import GIVE_UP_SECONDS, WebhookThread
 from server.main import create_app
 from server.queries import store
 from server.settings import Settings
+from tests.server import rows
 from tests.server.asgi import Asgi
 from tests.server.live_server import until
 from trainer.contract.exits import Reason
@@ -500,7 +501,7 @@ def test_no_answer_shows_a_secret_and_a_masked_one_stays_what_it_is(asgi: Asgi) 
     with asgi.db.write() as session:  # a preparation of an earlier version
         run = store.get_run(session, "demo")
         session.add(
-            tables.Job(
+            rows.job(
                 id="job_1", run_id=run.id, kind="prepare", where="cpu", state="failed", token="t",
                 params={"spec": run.spec}, created_at=1.0,
             )

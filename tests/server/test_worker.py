@@ -24,7 +24,7 @@ from server.ingestion.ingest import IngestResult
 from server.ingestion.worker import Worker, WorkerGone
 from server.settings import Settings
 from server.supervision import intake
-from server.supervision.trainers import SupervisorContext
+from server.supervision.context import SupervisorContext
 from tests.server import reporting
 
 
@@ -52,9 +52,9 @@ def test_it_applies_what_was_reported(settings: Settings, db: Database, colleagu
     reporter.begin()
     reporter.steps(0, 50)
     with db.lend():
-        first = colleague.read("attempt", reporter.attempt_id, 40)
+        first = colleague.read(reporter.execution_id, 40)
     with db.lend():
-        second = colleague.read("attempt", reporter.attempt_id, 40)
+        second = colleague.read(reporter.execution_id, 40)
     assert (first.applied, first.more) == (40, True)
     assert (second.applied, second.more) == (12, False)
 
@@ -68,9 +68,9 @@ def test_its_errors_arrive_as_what_they_are(
     def refuse(*_: Any) -> IngestResult:
         raise error
 
-    monkeypatch.setitem(ingest.READERS, "attempt", refuse)
+    monkeypatch.setattr(ingest, "ingest", refuse)
     with pytest.raises(type(error)) as found:
-        colleague.read("attempt", 1, 10)
+        colleague.read(1, 10)
     assert found.value.args == error.args
     assert vars(found.value) == vars(error)
 
@@ -78,9 +78,9 @@ def test_its_errors_arrive_as_what_they_are(
 def test_what_nobody_expects_arrives_with_its_name(
     colleague: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(ingest.READERS, "job", lambda *_: [][0])
+    monkeypatch.setattr(ingest, "ingest", lambda *_: [][0])
     with pytest.raises(RuntimeError, match="IndexError: list index"):
-        colleague.read("job", "job_1", 10)
+        colleague.read(1, 10)
 
 
 def test_one_that_says_nothing_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +92,7 @@ def test_one_that_says_nothing_is_ended(monkeypatch: pytest.MonkeyPatch) -> None
         theirs.close()
         found = Worker(silent.pid, worker.Connection(ours.detach()))
         with pytest.raises(WorkerGone, match=str(silent.pid)):
-            found.read("attempt", 1, 10)
+            found.read(1, 10)
         assert silent.wait(10) == -signal.SIGKILL
 
 
@@ -105,16 +105,18 @@ def test_it_comes_back_after_its_end_and_nothing_is_read_twice(
     reporter.steps(0, 20)
     first = Worker.spawn(settings.paths.root)
     reads = intake.Intake(SupervisorContext(db, settings, (), worker=first))
-    watch = reads._context.watch(reporter.outbox.parent, "token")
+    execution_id = reporter.execution_id
+    with db.read() as session:
+        watch = reads._context.watch(session.get_one(tables.Execution, execution_id))
     _until(lambda: first.is_ready)
-    reads.read({reporter.attempt_id: watch}, {})
+    reads.read({execution_id: watch})
     os.kill(first.pid, signal.SIGKILL)
     reporter.steps(20, 40)
     watch.exhausted = False
-    reads.read({reporter.attempt_id: watch}, {})  # by the daemon itself
+    reads.read({execution_id: watch})  # by the daemon itself
 
     def is_back() -> bool:
-        reads.read({}, {})
+        reads.read({})
         return reads._worker is not None and reads._worker.is_ready
 
     _until(is_back)
@@ -122,7 +124,7 @@ def test_it_comes_back_after_its_end_and_nothing_is_read_twice(
     assert reads._worker.pid != first.pid
     reporter.steps(40, 60)
     watch.exhausted = False
-    reads.read({reporter.attempt_id: watch}, {})
+    reads.read({execution_id: watch})
     reads.close()
     with db.read() as session:
         assert sorted(p.step for p in session.query(tables.Point)) == list(range(60))
@@ -137,7 +139,7 @@ def test_one_that_is_stopped_gives_the_turn_back_soon(
     os.kill(found.pid, signal.SIGSTOP)
     began = time.monotonic()
     with pytest.raises(WorkerGone), db.lend():
-        found.read("attempt", 1, 10)
+        found.read(1, 10)
     assert time.monotonic() - began < 5
     found.close()
     reporting.create(db)  # the turn to write is free again

@@ -51,9 +51,9 @@ def _of_attempts(session: Session, run: Run, paths: DataDir) -> Iterator[str]:
 
 
 def _of_one(session: Session, attempt: Attempt, said: list[dict[str, Any]]) -> Iterator[str]:
-    if attempt.drained and attempt.outbox_seq != len(said):
-        yield f"cursor at {attempt.outbox_seq}, {len(said)} records"
-    read = said[: attempt.outbox_seq]
+    if attempt.is_over and attempt.execution.outbox_seq != len(said):
+        yield f"cursor at {attempt.execution.outbox_seq}, {len(said)} records"
+    read = said[: attempt.execution.outbox_seq]
     want = {r["step"]: r["loss"] for r in read if r["kind"] == "step"}
     rows = select(Point.step, Point.loss).where(Point.attempt_id == attempt.id)
     have = {row.step: row.loss for row in session.execute(rows)}

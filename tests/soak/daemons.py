@@ -95,7 +95,7 @@ def _inside(counts: Counts, draw: random.Random, left: Budget) -> None:
         if not town.completes(run_id, 120):
             counts.fail(f"the run was lost: {town.house.picture()[-600:]}")
         counts.add("runs")
-        counts.add("records", sum(a.outbox_seq for a in town.house.attempts(run_id)))
+        counts.add("records", sum(a.execution.outbox_seq for a in town.house.attempts(run_id)))
         counts.expect(len(town.house.attempts(run_id)) == 1, "a trainer was started anew")
         town.kill()
         town.audit(counts)
@@ -173,10 +173,10 @@ def control(seed: int, how: str = "advanced") -> Counts:
 def _cursor(db: Database, attempt_id: int) -> tuple[int, int]:
     with db.read() as session:
         row = session.get_one(Attempt, attempt_id)
-        return row.outbox_seq, row.outbox_offset
+        return row.execution.outbox_seq, row.execution.outbox_offset
 
 
 def _set_cursor(db: Database, attempt_id: int, cursor: tuple[int, int]) -> None:
     with db.write() as session:
         row = session.get_one(Attempt, attempt_id)
-        row.outbox_seq, row.outbox_offset = cursor
+        row.execution.outbox_seq, row.execution.outbox_offset = cursor

@@ -16,7 +16,8 @@ from typing import Any
 
 from sqlalchemy import select, update
 
-from server.database.tables import Job, Run
+from server.database.tables import Execution, Run
+from server.domain import executions
 from server.domain.states import State
 from server.queries import store
 from tests.server import reporting
@@ -77,8 +78,9 @@ def _keep(asgi: Asgi, ended: threading.Event) -> None:
     come to their end, as they would, so that nobody follows one for ever."""
     while not ended.wait(CHECK_SECONDS):
         with asgi.db.write() as session:
-            waiting = update(Job).where(Job.state.in_(("queued", "running")))
-            session.execute(waiting.values(state="completed", ended_at=time.time()))
+            over = {"state": "ended", "outcome": "completed", "ended_at": time.time()}
+            working = (Execution.kind == "job") & executions.IS_OPEN
+            session.execute(update(Execution).where(working).values(**over))
             found = session.scalars(select(Run).where(Run.name.in_(STATES))).all()
             for run in found:
                 run.state = run.name

@@ -12,13 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 from unittest.mock import patch
 
 from sqlalchemy import delete, func, select
 
 from server.database.db import Database
-from server.database.tables import Attempt, Event, Point
+from server.database.tables import Attempt, Event, Execution, Point
 from server.ingestion import ingest
 from server.settings import Settings
 from tests.server import reporting
@@ -130,10 +129,7 @@ def _read_flipped(
 
 
 def _ingestion_reads(path: Path, attempt: Attempt, offset: int, seq: int) -> ingest._Read:
-    row = SimpleNamespace(
-        outbox_problem=None, outbox_inode=None, outbox_offset=offset, outbox_seq=seq,
-        token=attempt.token,
-    )  # fmt: skip
+    row = Execution(outbox_offset=offset, outbox_seq=seq, token=attempt.token)
     return ingest._read(path, row, (attempt.run_id, attempt.number), ingest.MAX_RECORDS)
 
 

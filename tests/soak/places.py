@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 import time
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 
 from server.database.db import Database
@@ -136,7 +137,7 @@ def _write_identity(house: House, attempt_id: int, pid: int) -> None:
     assert found is not None
     with house.db.write() as session:
         row = session.get_one(Attempt, attempt_id)
-        row.pid, row.boot_id, row.start_ticks = found.pid, found.boot_id, found.start_ticks
+        row.handle = asdict(found)
 
 
 # --- moves ---------------------------------------------------------------------------------------

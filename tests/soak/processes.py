@@ -74,7 +74,7 @@ class Settlement:
 
     def trainer(self, run_id: str) -> tuple[int, Attempt] | None:
         """Pid and row of the live trainer of a run, also of one that was never recorded."""
-        last = self.house.last(run_id, lambda a: not a.drained)
+        last = self.house.last(run_id, lambda a: not a.is_over)
         found = process.leader(last.token) if last is not None else None
         return (found.pid, last) if found is not None and last is not None else None
 

@@ -92,7 +92,7 @@ def _expect_noticed(town: Settlement, counts: Counts, attempt: Attempt, killed: 
 
     def closed() -> Attempt | None:
         rows = town.house.attempts(attempt.run_id)
-        return next((a for a in rows if a.id == attempt.id and a.settled), None)
+        return next((a for a in rows if a.id == attempt.id and a.is_over), None)
 
     town.sees(closed, 10)
     seconds, row = time.monotonic() - killed, closed()
@@ -108,7 +108,7 @@ def _has_begun(town: Settlement, run_id: str) -> bool:
     """Whether the newest attempt is past its start, or the run has ended."""
     if town.house.run(run_id).state == "completed":
         return True
-    return town.house.last(run_id, lambda a: a.start_step is not None and not a.drained) is not None
+    return town.house.last(run_id, lambda a: a.start_step is not None and not a.is_over) is not None
 
 
 def _end(town: Settlement, counts: Counts) -> None:

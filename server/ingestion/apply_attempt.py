@@ -1,4 +1,4 @@
-"""Applies each record of an attempt to the rows, within the transaction of ingest."""
+"""Applies the records of an attempt to the rows, beyond those of every execution."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.orm import Session
 
 from server.database import tables
-from server.domain import extend, lineage, states
+from server.domain import executions, extend, lineage, saved, states
 from server.domain.states import State
-from server.ingestion import steps
+from server.ingestion import applied, steps
 from server.machine import throughput
 from server.metrics import counters
 from server.metrics.counters import Tally
@@ -18,11 +18,15 @@ from trainer.contract import events, peaks
 from trainer.contract.exits import Reason
 
 
-class Applied:
+class AppliedAttempt(applied.Applied):
     """One attempt's batch on its way into the rows; steps are gathered and stored together."""
 
-    def __init__(self, session: Session, run: tables.Run, attempt: tables.Attempt) -> None:
-        self.session, self.run, self.attempt = session, run, attempt
+    row: tables.Attempt
+
+    def __init__(self, session: Session, attempt: tables.Attempt) -> None:
+        super().__init__(session, attempt)
+        self.attempt, self.handlers = attempt, _HANDLERS
+        self.run = run = session.get_one(tables.Run, attempt.run_id)
         self.tally = Tally()
         self.is_newest = attempt.number == session.scalar(
             select(func.max(tables.Attempt.number)).where(tables.Attempt.run_id == run.id)
@@ -30,40 +34,23 @@ class Applied:
         self._steps: list[steps.Reported] = []
 
     def take(self, event: events.AnyEvent, seconds: float) -> None:
-        """Apply one record, in the order of the journal."""
         if isinstance(event, events.Step):
             self._steps.append((seconds, event))
             return
         self._store_steps()
-        _HANDLERS[type(event)](self, event, seconds)
-        self.session.flush()
+        super().take(event, seconds)
 
     def finish(self) -> None:
         self._store_steps()
         self.tally.write(self.session)
 
-    def say(
-        self,
-        kind: str,
-        message: str,
-        seconds: float,
-        *,
-        level: str = "info",
-        step: int | None = None,
-        data: dict[str, Any] | None = None,
-    ) -> None:
-        self.session.add(
-            tables.Event(
-                run_id=self.run.id,
-                attempt_number=self.attempt.number,
-                kind=kind,
-                level=level,
-                step=step,
-                message=message,
-                data=data or {},
-                unix_seconds=seconds,
-            )
-        )
+    @property
+    def name(self) -> str:
+        return f"attempt {self.attempt.number}"
+
+    @property
+    def last_known(self) -> float:
+        return self.run.last_step_at or self.execution.created_at
 
     def is_beyond(self, step: int) -> bool:
         """Whether a checkpoint or evaluation at `step` was set aside before it was reported."""
@@ -80,31 +67,20 @@ class Applied:
             self.session, self.run, self.attempt, gathered, self.tally, is_newest=self.is_newest
         )
         if repeated:
-            gap(self, f"{repeated} steps were reported twice and ignored", {})
+            self.gap(f"{repeated} steps were reported twice and ignored", {})
 
 
-def gap(applied: Applied, why: str, record: dict[str, Any]) -> None:
-    """A record that is whole but means nothing to us: passed over, said."""
-    at = applied.run.last_step_at or applied.attempt.created_at
-    message = f"a record of the report could not be used: {why}"
-    applied.say("report_gap", message, at, level="warning", data=record)
-
-
-def stop(applied: Applied, problem: str) -> None:
-    """The journal cannot be read further: said once, kept on the attempt."""
-    at = applied.run.last_step_at or applied.attempt.created_at
-    message = f"the report of attempt {applied.attempt.number} ends here: {problem}"
-    applied.say("report_gap", message, at, level="error", data={"problem": problem})
+def of(session: Session, execution_id: int) -> AppliedAttempt:
+    found = session.query(tables.Attempt).filter_by(execution_id=execution_id).one()
+    return AppliedAttempt(session, found)
 
 
 # --- one function a kind -------------------------------------------------------------------------
 
 
-def _started(applied: Applied, event: events.Started, seconds: float) -> None:
-    run, attempt = applied.run, applied.attempt
-    attempt.pid, attempt.boot_id = event.pid, event.boot_id
-    attempt.start_ticks = event.start_ticks
-    attempt.started_at = max(seconds, attempt.created_at)
+def _started(target: AppliedAttempt, event: events.Started, seconds: float) -> None:
+    run, attempt = target.run, target.attempt
+    applied.started(target, event, seconds)
     attempt.device, attempt.device_name = event.device, event.device_name
     attempt.versions, attempt.fingerprint = dict(event.versions), event.fingerprint
     known = peaks.known_peak(event.device_name)
@@ -112,26 +88,20 @@ def _started(applied: Applied, event: events.Started, seconds: float) -> None:
     attempt.peak_source = event.peak_source or (known.source if known else None)
     if run.fingerprint is None:
         run.fingerprint = event.fingerprint
-    if applied.is_newest:
+    if target.is_newest:
         run.device = event.device
     name, number = event.device_name, attempt.number
-    applied.say("started", f"attempt {number} started on {event.device} ({name})", seconds)
+    target.say("started", f"attempt {number} started on {event.device} ({name})", seconds)
 
 
-def _ranks(applied: Applied, event: events.Ranks, seconds: float) -> None:
+def _ranks(applied: AppliedAttempt, event: events.Ranks, seconds: float) -> None:
     """The rows of the newest attempt's ranks, as they were last reported."""
     if applied.is_newest:
         rows = [row.model_dump(mode="json") for row in event.ranks]
         applied.run.progress = {**applied.run.progress, "ranks": rows, "ranks_at": seconds}
 
 
-def _stage(applied: Applied, event: events.Stage, seconds: float) -> None:
-    attempt = applied.attempt
-    attempt.stage, attempt.stage_since = event.stage, seconds
-    attempt.stage_detail, attempt.stage_fraction = event.detail, event.fraction
-
-
-def _reached_before(applied: Applied) -> int | None:
+def _reached_before(applied: AppliedAttempt) -> int | None:
     """How far the attempt before this one had come, when it ended without being asked to."""
     table = tables.Attempt
     last = applied.session.scalar(
@@ -145,7 +115,7 @@ def _reached_before(applied: Applied) -> int | None:
     return last.last_step + 1
 
 
-def _resumed(applied: Applied, event: events.Resumed, seconds: float) -> None:
+def _resumed(applied: AppliedAttempt, event: events.Resumed, seconds: float) -> None:
     run, attempt = applied.run, applied.attempt
     attempt.start_step = event.step
     if event.approximate:
@@ -171,7 +141,7 @@ def _resumed(applied: Applied, event: events.Resumed, seconds: float) -> None:
     )  # fmt: skip
 
 
-def _frozen(applied: Applied, event: events.Frozen, seconds: float) -> None:
+def _frozen(applied: AppliedAttempt, event: events.Frozen, seconds: float) -> None:
     run = applied.run
     for tried in event.probed:
         throughput.record_probe(applied.session, run, applied.attempt, tried, seconds)
@@ -185,25 +155,11 @@ def _frozen(applied: Applied, event: events.Frozen, seconds: float) -> None:
         applied.say("frozen", words, seconds, data=event.choices)
 
 
-def _evaluation(applied: Applied, event: events.Evaluation, seconds: float) -> None:
+def _evaluation(applied: AppliedAttempt, event: events.Evaluation, seconds: float) -> None:
     run, beyond = applied.run, applied.is_beyond(event.step)
     table = tables.Evaluation
     _set_aside_repeated(applied, table, event.step, table.kind == event.evaluation)
-    applied.session.add(
-        tables.Evaluation(
-            run_id=run.id,
-            attempt_id=applied.attempt.id,
-            kind=event.evaluation,
-            step=event.step,
-            value=event.value,
-            identity=event.identity,
-            settings=event.settings,
-            result=event.result,
-            seconds=event.seconds,
-            unix_seconds=seconds,
-            superseded=beyond,
-        )
-    )
+    applied.evaluation(event, seconds, attempt_id=applied.attempt.id, superseded=beyond)
     key = "val_bpb" if event.evaluation == "bpb" else "core"
     if applied.is_newest and not beyond:
         run.progress = {**run.progress, key: event.value}
@@ -217,29 +173,23 @@ def _evaluation(applied: Applied, event: events.Evaluation, seconds: float) -> N
     applied.say("evaluation", shown, seconds, step=event.step, data={key: event.value})
 
 
-def _checkpoint(applied: Applied, name: str | None, step: int) -> tables.Checkpoint | None:
-    table = tables.Checkpoint
-    query = select(table).where(table.run_id == applied.run.id)
+def _checkpoint(applied: AppliedAttempt, name: str | None, step: int) -> tables.Checkpoint | None:
+    """The one of that name or, without one, the one that this attempt saved at the step."""
+    session, run_id = applied.session, applied.run.id
     if name is not None:
-        return applied.session.scalar(query.where(table.name == name))
-    return applied.session.scalar(
-        query.where(table.step == step, table.attempt_id == applied.attempt.id)
-    )
+        return saved.by_name(session, run_id, name)
+    return saved.at_step(session, run_id, step, attempt_id=applied.attempt.id)
 
 
-def _resumed_from(applied: Applied, step: int) -> tables.Checkpoint | None:
+def _resumed_from(applied: AppliedAttempt, step: int) -> tables.Checkpoint | None:
     """The checkpoint that the attempt began from, when it stands at this very step."""
     if applied.attempt.start_step != step:
         return None
-    table = tables.Checkpoint
-    query = select(table).where(table.run_id == applied.run.id, table.step == step)
-    return applied.session.scalars(
-        query.where(table.superseded.is_(False)).order_by(table.id.desc())
-    ).first()
+    return saved.at_step(applied.session, applied.run.id, step)
 
 
 def _set_aside_repeated(
-    applied: Applied, table: Any, step: int, condition: ColumnElement[bool] | None = None
+    applied: AppliedAttempt, table: Any, step: int, condition: ColumnElement[bool] | None = None
 ) -> None:
     """What an earlier attempt of this phase measured at this step, after the checkpoint that this
     one began from, is measured again: the earlier result is set aside, as steps are."""
@@ -260,25 +210,16 @@ def _set_aside_repeated(
     )
 
 
-def _sample(applied: Applied, event: events.Sample, seconds: float) -> None:
+def _sample(applied: AppliedAttempt, event: events.Sample, seconds: float) -> None:
     _set_aside_repeated(applied, tables.Sample, event.step)
-    applied.session.add(
-        tables.Sample(
-            run_id=applied.run.id,
-            attempt_id=applied.attempt.id,
-            step=event.step,
-            prompt=event.prompt,
-            text=event.text,
-            settings={
-                "temperature": event.temperature, "top_k": event.top_k, "seed": event.seed,
-            },
-            unix_seconds=seconds,
-            superseded=applied.is_beyond(event.step),
-        )
-    )  # fmt: skip
+    applied.sample(
+        event, seconds, attempt_id=applied.attempt.id, superseded=applied.is_beyond(event.step)
+    )
 
 
-def _checkpoint_saved(applied: Applied, event: events.CheckpointSaved, seconds: float) -> None:
+def _checkpoint_saved(
+    applied: AppliedAttempt, event: events.CheckpointSaved, seconds: float
+) -> None:
     run, session = applied.run, applied.session
     row = _checkpoint(applied, event.name, event.step)
     if row is None:
@@ -301,7 +242,9 @@ def _checkpoint_saved(applied: Applied, event: events.CheckpointSaved, seconds: 
     )  # fmt: skip
 
 
-def _checkpoint_failed(applied: Applied, event: events.CheckpointFailed, seconds: float) -> None:
+def _checkpoint_failed(
+    applied: AppliedAttempt, event: events.CheckpointFailed, seconds: float
+) -> None:
     message = f"the checkpoint at step {event.step:,} could not be written: {event.message}"
     applied.say(
         "checkpoint_failed", message, seconds, level="error", step=event.step,
@@ -309,13 +252,15 @@ def _checkpoint_failed(applied: Applied, event: events.CheckpointFailed, seconds
     )  # fmt: skip
 
 
-def _checkpoint_removed(applied: Applied, event: events.CheckpointRemoved, seconds: float) -> None:
+def _checkpoint_removed(
+    applied: AppliedAttempt, event: events.CheckpointRemoved, seconds: float
+) -> None:
     row = _checkpoint(applied, event.name, -1)
     if row is not None:
         row.deleted_at = seconds
 
 
-def _checkpoint_bad(applied: Applied, event: events.CheckpointBad, seconds: float) -> None:
+def _checkpoint_bad(applied: AppliedAttempt, event: events.CheckpointBad, seconds: float) -> None:
     row = _checkpoint(applied, event.name, -1)
     if row is not None:
         row.bad = event.why
@@ -323,7 +268,7 @@ def _checkpoint_bad(applied: Applied, event: events.CheckpointBad, seconds: floa
     applied.say("checkpoint_bad", message, seconds, level="warning")
 
 
-def _resume_checked(applied: Applied, event: events.ResumeChecked, seconds: float) -> None:
+def _resume_checked(applied: AppliedAttempt, event: events.ResumeChecked, seconds: float) -> None:
     attempt = applied.attempt
     attempt.exact_resume = lineage.worse(attempt.exact_resume, event.verdict)
     applied.session.flush()
@@ -337,44 +282,40 @@ def _resume_checked(applied: Applied, event: events.ResumeChecked, seconds: floa
     )  # fmt: skip
 
 
-def _notice(applied: Applied, event: events.Notice, seconds: float) -> None:
-    run = applied.run
-    applied.say(
-        event.code[:32], event.message, seconds, level=event.level, step=event.step, data=event.data
-    )
-    if event.code == Reason.disk_full and applied.is_newest and run.state == State.running:
+def _notice(target: AppliedAttempt, event: events.Notice, seconds: float) -> None:
+    applied.notice(target, event, seconds)
+    run = target.run
+    if event.code == Reason.disk_full and target.is_newest and run.state == State.running:
         run.reason, run.reason_message = Reason.disk_full, event.message
 
 
-def _command_done(applied: Applied, event: events.CommandDone, seconds: float) -> None:
+def _command_done(applied: AppliedAttempt, event: events.CommandDone, seconds: float) -> None:
     command = applied.session.get(tables.CommandRow, event.command_id)
     if command is None or command.done_at is not None:
         return
     command.done_at, command.outcome = seconds, event.outcome
     job = applied.session.get(tables.Job, command.job_id) if command.job_id else None
-    if job is not None and job.ended_at is None:
-        job.state = "completed" if event.outcome == "done" else "failed"
-        job.reason = None if event.outcome == "done" else Reason.job_failed
-        job.message, job.ended_at = event.message, seconds
+    if job is not None and not job.is_over:
+        done = event.outcome == "done"
+        outcome, reason = ("completed", Reason.finished) if done else ("failed", Reason.job_failed)
+        executions.end_job(applied.session, job, outcome, reason, event.message, now=seconds)
 
 
-def _ended(applied: Applied, event: events.Ended, seconds: float) -> None:
+def _ended(target: AppliedAttempt, event: events.Ended, seconds: float) -> None:
     """The attempt's last word; the supervisor moves the run when the process is gone."""
-    session, run, attempt = applied.session, applied.run, applied.attempt
-    attempt.outcome = attempt.outcome or event.outcome
-    if attempt.reason is None:  # why the supervisor stopped it counts more than how it took that
-        attempt.reason, attempt.message = event.reason, event.message
-    throughput.record(session, run, attempt)
+    applied.ended(target, event, seconds)
+    attempt = target.attempt
+    throughput.record(target.session, target.run, attempt)
     message = f"attempt {attempt.number} ended: {event.outcome}"
     level = "error" if event.outcome == "failed" else "info"
     if event.message:
         message += f" ({event.message})"
-    applied.say("ended", message, seconds, level=level, step=event.step)
-    if applied.is_newest and attempt.lineage_limit is None:
-        _end_phase(applied, event, seconds)
+    target.say("ended", message, seconds, level=level, step=event.step)
+    if target.is_newest and attempt.lineage_limit is None:
+        _end_phase(target, event, seconds)
 
 
-def _end_phase(applied: Applied, event: events.Ended, seconds: float) -> None:
+def _end_phase(applied: AppliedAttempt, event: events.Ended, seconds: float) -> None:
     phase = applied.session.scalar(
         select(tables.Phase).where(
             tables.Phase.run_id == applied.run.id,
@@ -391,7 +332,6 @@ def _end_phase(applied: Applied, event: events.Ended, seconds: float) -> None:
 
 _HANDLERS: dict[type[events.TrainerEvent], Any] = {
     events.Started: _started,
-    events.Stage: _stage,
     events.Ranks: _ranks,
     events.Resumed: _resumed,
     events.Frozen: _frozen,

@@ -1,0 +1,183 @@
+"""Executions: made with an order, moved by `move` alone, ended in one place with their event.
+
+queued -> running -> ended. An attempt is made running, when it is launched; a job waits first. How
+an execution ended is its outcome; for a job that is the state that the API shows.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import delete as sql_delete
+from sqlalchemy import or_, select
+from sqlalchemy.orm import Session
+
+from server.database import tables
+from server.domain import events
+from server.errors import IllegalMove
+from server.launch import kinds
+from trainer.contract import holds, rundir
+from trainer.contract.exits import Reason
+
+
+class ExecutionState(StrEnum):
+    """Of an execution; `ended` is final."""
+
+    queued = "queued"
+    running = "running"
+    ended = "ended"
+
+
+MOVES: dict[ExecutionState, frozenset[ExecutionState]] = {
+    ExecutionState.queued: frozenset({ExecutionState.running, ExecutionState.ended}),
+    ExecutionState.running: frozenset({ExecutionState.ended}),
+    ExecutionState.ended: frozenset(),
+}
+OPEN = (ExecutionState.queued, ExecutionState.running)
+IS_OPEN = tables.Execution.state.in_(OPEN)
+
+
+def move(execution: tables.Execution, after: ExecutionState) -> None:
+    """Move the execution. Raises IllegalMove when the table forbids it."""
+    before = ExecutionState(execution.state)
+    if after not in MOVES[before]:
+        raise IllegalMove(
+            f"the execution in {execution.directory} is {before}: it cannot become {after}",
+            state=before,
+            legal=sorted(MOVES[before]),
+        )
+    execution.state = after
+
+
+# --- made ----------------------------------------------------------------------------------------
+
+
+def of_attempt(
+    run_id: str, number: int, *, place: str, now: float, token: str | None = None, **found: Any
+) -> tables.Execution:
+    """The execution of an attempt, running. found: columns that are known from elsewhere."""
+    return tables.Execution(
+        kind="attempt",
+        directory=f"runs/{run_id}/attempts/{number:04d}",
+        place=place,
+        token=secrets.token_hex(16) if token is None else token,
+        created_at=now,
+        **{"state": ExecutionState.running, "stage_since": now, **found},
+    )
+
+
+def of_import(run_id: str, *, now: float, **found: Any) -> tables.Execution:
+    """Of attempt 0, which stands for what was trained elsewhere: it has ended before it is made."""
+    return of_attempt(
+        run_id, 0, place="import", now=now, state=ExecutionState.ended, stage="imported",
+        stage_since=None, outcome="completed", reason=Reason.finished, **found,
+    )  # fmt: skip
+
+
+def of_job(job_id: str, *, place: str, now: float, message: str = "") -> tables.Execution:
+    """The execution of a job, queued."""
+    return tables.Execution(
+        kind="job",
+        directory=f"jobs/{job_id}",
+        place=place,
+        token=secrets.token_hex(16),
+        created_at=now,
+        state=ExecutionState.queued,
+        stage="queued",
+        message=message,
+    )
+
+
+def reports_process(execution: tables.Execution, identity: rundir.ProcessIdentity) -> None:
+    """The process says who it is; that is its handle where it runs on this machine."""
+    if execution.launcher in kinds.ON_THIS_MACHINE:
+        named = {"boot_id": identity.boot_id, "pid": identity.pid}
+        execution.handle = {**execution.handle, **named, "start_ticks": identity.start_ticks}
+
+
+# --- ended ---------------------------------------------------------------------------------------
+
+
+def end_attempt(
+    session: Session,
+    attempt: tables.Attempt,
+    outcome: str,
+    reason: Reason,
+    message: str,
+    *,
+    log_tail: str | None = None,
+    exit_code: int | None = None,
+) -> None:
+    """Write how an attempt ended; with an event where that was not as it should be."""
+    _end(attempt.execution, outcome, reason, message, log_tail, exit_code)
+    if outcome in ("crashed", "failed"):
+        where = f" after step {attempt.last_step:,}" if attempt.last_step is not None else ""
+        words = f"attempt {attempt.number} {outcome}{where}: {message}"
+        data = {"reason": reason, "log_tail": log_tail}
+        events.record(session, "attempt", words, **events.about(attempt), level="error", data=data)
+
+
+def end_job(
+    session: Session,
+    job: tables.Job,
+    outcome: str,
+    reason: Reason,
+    message: str,
+    *,
+    log_tail: str | None = None,
+    exit_code: int | None = None,
+    now: float | None = None,
+) -> None:
+    """Write how a job ended, with its event, and release the checkpoints it held."""
+    _end(job.execution, outcome, reason, message, log_tail, exit_code, now)
+    if job.run_id is not None:
+        holds.release(session.info["paths"].run(job.run_id).checkpoints, job.id)
+    level = "error" if outcome == "failed" else "info"
+    words = f"{job.kind} job {outcome}" + (f": {message}" if message else "")
+    events.record(session, "job", words, **events.about(job), level=level, now=now)
+
+
+def _end(
+    execution: tables.Execution,
+    outcome: str | None,
+    reason: Reason | None,
+    message: str,
+    log_tail: str | None = None,
+    exit_code: int | None = None,
+    now: float | None = None,
+) -> None:
+    move(execution, ExecutionState.ended)
+    began = execution.started_at or execution.created_at  # a clock may be set back meanwhile
+    at = (execution.ended_at or time.time()) if now is None else now
+    execution.ended_at = max(at, began)
+    execution.outcome, execution.reason, execution.message = outcome, reason, message
+    execution.log_tail = log_tail if log_tail is not None else execution.log_tail
+    execution.exit_code = exit_code
+
+
+def end_as_found(
+    execution: tables.Execution,
+    outcome: str | None,
+    reason: Reason | None,
+    message: str,
+    at: float | None,
+) -> None:
+    """The end of an execution that was read from the disk: no event, it is no news."""
+    move(execution, ExecutionState.ended)
+    execution.outcome, execution.reason, execution.message = outcome, reason, message
+    execution.ended_at = at
+
+
+def delete_of_run(session: Session, run_id: str) -> None:
+    """Delete the executions of a run, its attempts and its jobs with them."""
+    attempt, job = tables.Attempt, tables.Job
+    ids = or_(
+        tables.Execution.id.in_(select(attempt.execution_id).where(attempt.run_id == run_id)),
+        tables.Execution.id.in_(select(job.execution_id).where(job.run_id == run_id)),
+    )
+    session.execute(
+        sql_delete(tables.Execution).where(ids).execution_options(synchronize_session=False)
+    )

@@ -1,0 +1,132 @@
+"""Applies the records of any execution to the rows; attempts and jobs add their own.
+
+One object takes one batch, within the transaction that also moves the cursor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from server.database import tables
+from server.domain import events as happenings
+from server.domain import executions
+from trainer.contract import events
+from trainer.contract.rundir import ProcessIdentity
+
+Handler = Callable[[Any, Any, float], None]
+
+
+class Applied:
+    """One batch of an execution on its way into the rows. row: the attempt or the job."""
+
+    handlers: Mapping[type[events.TrainerEvent], Handler] = {}
+
+    def __init__(self, session: Session, row: tables.Attempt | tables.Job) -> None:
+        self.session, self.row, self.execution = session, row, row.execution
+
+    def take(self, event: events.AnyEvent, seconds: float) -> None:
+        """Apply one record, in the order of the journal; kinds that mean nothing here pass."""
+        handler = self.handlers.get(type(event)) or COMMON.get(type(event))
+        if handler is not None:
+            handler(self, event, seconds)
+            self.session.flush()
+
+    def finish(self) -> None:
+        """The batch is over."""
+
+    def say(
+        self,
+        kind: str,
+        message: str,
+        seconds: float,
+        *,
+        level: str = "info",
+        step: int | None = None,
+        data: dict[str, Any] | None = None,
+    ) -> None:
+        about = happenings.about(self.row)
+        happenings.record(
+            self.session, kind, message, **about, level=level, step=step, data=data, now=seconds
+        )
+
+    def gap(self, why: str, record: dict[str, Any]) -> None:
+        """A record that is whole but means nothing to us: passed over, with an event."""
+        message = f"a record of the report could not be used: {why}"
+        self.say("report_gap", message, self.last_known, level="warning", data=record)
+
+    def stop(self, problem: str) -> None:
+        """The journal cannot be read further: one event, and kept on the execution."""
+        message = f"the report of {self.name} ends here: {problem}"
+        data = {"problem": problem}
+        self.say("report_gap", message, self.last_known, level="error", data=data)
+
+    @property
+    def name(self) -> str:
+        """Of what the journal belongs to, in a sentence."""
+        return f"job {self.row.id}"
+
+    @property
+    def last_known(self) -> float:
+        """The time of what was reported last, for events about the journal itself."""
+        return self.execution.created_at
+
+    def sample(self, event: events.Sample, seconds: float, **of_kind: Any) -> None:
+        """The row of a sample."""
+        settings = {"temperature": event.temperature, "top_k": event.top_k, "seed": event.seed}
+        self.session.add(
+            tables.Sample(
+                run_id=self.row.run_id, step=event.step, prompt=event.prompt, text=event.text,
+                settings=settings, unix_seconds=seconds, **of_kind,
+            )
+        )  # fmt: skip
+
+    def evaluation(self, event: events.Evaluation, seconds: float, **of_kind: Any) -> None:
+        """The row of an evaluation."""
+        self.session.add(
+            tables.Evaluation(
+                run_id=self.row.run_id, kind=event.evaluation, step=event.step, value=event.value,
+                identity=event.identity, settings=event.settings, result=event.result,
+                seconds=event.seconds, unix_seconds=seconds, **of_kind,
+            )
+        )  # fmt: skip
+
+
+# --- one function a kind -------------------------------------------------------------------------
+
+
+def started(applied: Applied, event: events.Started, seconds: float) -> None:
+    execution = applied.execution
+    identity = ProcessIdentity(event.boot_id, event.pid, event.start_ticks)
+    executions.reports_process(execution, identity)
+    execution.started_at = execution.started_at or max(seconds, execution.created_at)
+
+
+def stage(applied: Applied, event: events.Stage, seconds: float) -> None:
+    execution = applied.execution
+    execution.stage, execution.stage_since = event.stage, seconds
+    execution.stage_detail, execution.stage_fraction = event.detail, event.fraction
+
+
+def notice(applied: Applied, event: events.Notice, seconds: float) -> None:
+    applied.say(
+        event.code[:32], event.message, seconds, level=event.level, step=event.step, data=event.data
+    )
+
+
+def ended(applied: Applied, event: events.Ended, seconds: float) -> None:
+    """The last word; the execution is over when its process is gone, which the supervisor sees."""
+    execution = applied.execution
+    execution.outcome = execution.outcome or event.outcome
+    if execution.reason is None:  # why the supervisor stopped it counts more than how it took that
+        execution.reason, execution.message = event.reason, event.message
+
+
+COMMON: Mapping[type[events.TrainerEvent], Handler] = {
+    events.Started: started,
+    events.Stage: stage,
+    events.Notice: notice,
+    events.Ended: ended,
+}

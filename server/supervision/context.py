@@ -1,0 +1,45 @@
+"""What every action of the supervisor needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from server.database import tables
+from server.database.db import Database
+from server.ingestion.worker import Worker
+from server.launch import kinds
+from server.launch.launcher import Launcher, Spot
+from server.machine.devices import Device
+from server.machine.xid_events import XidListener
+from server.settings import Settings
+from server.supervision import recovery
+from server.supervision.watch import Watch
+
+
+@dataclass(frozen=True)
+class SupervisorContext:
+    """backoff: seconds before the first, second, … attempt anew. worker: the process that ingests;
+    None where the supervisor's own thread does. xids: errors of GPUs as NVIDIA's library reports
+    them. launchers: by name; left out, those of this traind.
+    """
+
+    db: Database
+    settings: Settings
+    devices: Sequence[Device]
+    backoff: tuple[float, ...] = field(default=recovery.BACKOFF_SECONDS)
+    worker: Worker | None = None
+    xids: XidListener | None = None
+    launchers: Mapping[str, Launcher] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.launchers:
+            object.__setattr__(self, "launchers", kinds.make(self.settings))
+
+    def launcher(self, execution: tables.Execution) -> Launcher:
+        return self.launchers[execution.launcher]
+
+    def watch(self, execution: tables.Execution) -> Watch:
+        """The directory of an execution, to be observed from now on."""
+        directory = self.settings.paths.root / execution.directory
+        return Watch(Spot(directory, execution.token), self.launcher(execution))

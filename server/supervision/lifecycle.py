@@ -1,0 +1,190 @@
+"""The lifecycle of an execution, of an attempt or a job: start, adopt, signal, close.
+
+Each function is one action of `decide`, applied. The row is committed before anything is started
+and the handle after it, so that a daemon killed anywhere between finds it by its token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from server.database.tables import Attempt, Execution, Job
+from server.domain import events
+from server.launch.launcher import Handle, Work
+from server.supervision import post_mortem, recovery
+from server.supervision.context import SupervisorContext
+from server.supervision.decide import Signal
+from server.supervision.failure_guard import in_words
+from server.supervision.post_mortem import PostMortem
+from server.supervision.watch import Watch
+from trainer.contract import exits, journal, orders, os_errors
+from trainer.contract.exits import Reason
+from trainer.contract.orders import AttemptOrder, JobOrder
+from trainer.contract.rundir import INBOX
+
+Row = Attempt | Job
+
+
+# --- start ---------------------------------------------------------------------------------------
+
+
+def start(
+    context: SupervisorContext,
+    execution: Execution,
+    module: str,
+    order: AttemptOrder | JobOrder,
+    *,
+    niceness: int = 0,
+    ranks: int = 1,
+    prepare: Callable[[], None] = lambda: None,
+) -> Watch:
+    """Write the directory of a committed order and start `python -m module` in it.
+
+    prepare: what else must be on the disk before. When nothing could be started the row says why,
+    and the next look closes it.
+    """
+    watch = context.watch(execution)
+    try:
+        prepare()
+        _write_directory(watch.directory, order)
+        handle = watch.launcher.spawn(Work(watch.spot, module, niceness, ranks))
+        if handle is not None:
+            record(context, execution.id, watch, handle)
+    except OSError as error:
+        _cannot_start(context, execution.id, error)
+    return watch
+
+
+def _write_directory(directory: Path, order: AttemptOrder | JobOrder) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    orders.write(directory, order)
+    owner = (order.run_id, order.attempt) if isinstance(order, AttemptOrder) else (order.job_id, 0)
+    journal.Writer.create(directory / INBOX, journal.JournalHeader(*owner, order.token)).close()
+
+
+def record(context: SupervisorContext, execution_id: int, watch: Watch, handle: Handle) -> None:
+    """Write down what was started."""
+    watch.handle = handle
+    with context.db.write() as session:
+        session.get_one(Execution, execution_id).handle = dict(handle)
+
+
+def _cannot_start(context: SupervisorContext, execution_id: int, error: OSError) -> None:
+    with context.db.write() as session:
+        row = session.get_one(Execution, execution_id)
+        python = context.settings.trainer_python
+        row.outcome, row.reason = "failed", _why_not_started(error, python)
+        what = "trainer" if row.kind == "attempt" else "job"
+        row.message = f"the {what} could not be started: {in_words(error)}"
+
+
+def _why_not_started(error: OSError, trainer_python: str) -> Reason:
+    if error.errno in os_errors.TOO_MANY_FILES:
+        return Reason.too_many_open_files
+    if error.errno in os_errors.NO_MEMORY:
+        return Reason.host_out_of_memory
+    if error.errno in os_errors.DISK_FULL:
+        return Reason.disk_full
+    if error.filename not in (None, trainer_python):  # a file or directory of the run
+        return Reason.not_permitted if error.errno in os_errors.NOT_PERMITTED else Reason.io_error
+    is_program = error.errno in os_errors.MISSING | os_errors.NOT_PERMITTED
+    return Reason.software_missing if is_program else Reason.crashed
+
+
+def adopt(context: SupervisorContext, row: Row, watch: Watch) -> None:
+    """Look for what was started and never recorded; found by the token it carries."""
+    handle = watch.launcher.find(watch.spot)
+    if handle is not None:
+        record(context, row.execution_id, watch, handle)
+
+
+# --- signal --------------------------------------------------------------------------------------
+
+
+def send(context: SupervisorContext, row: Row, watch: Watch, action: Signal) -> None:
+    """Signal it and remember the rung; a stall is written down before the signal goes."""
+    with context.db.write() as session:
+        execution = session.get_one(Execution, row.execution_id)
+        if not action.stall:
+            execution.escalation = action.step
+        elif execution.reason != Reason.stalled:
+            execution.reason, execution.message = Reason.stalled, action.why
+    sent = watch.launcher.signal(watch.spot, watch.handle, *action.signals)
+    watch.since_step = 0.0
+    if action.stall:
+        watch.stall_step, watch.stalled = action.step, watch.stalled or action.why
+    names = " and ".join(s.name for s in action.signals)
+    words = f"sent {names} to the {_what(row)}: {action.why}"
+    if not sent:
+        words = f"did not send {names}: it is not certain whose process that is"
+    with context.db.write() as session:
+        events.record(session, "signal", words, **events.about(row), level="warning")
+
+
+def clear_stall(context: SupervisorContext, row: Row, watch: Watch) -> None:
+    """One that moved again after its stack dump is left alone."""
+    watch.stall_step, watch.since_step, watch.stalled = 0, 0.0, None
+    with context.db.write() as session:
+        execution = session.get_one(Execution, row.execution_id)
+        execution.reason, execution.message = None, ""
+        words = "it goes on by itself; the stack dump is in its log"
+        events.record(session, "signal", words, **events.about(row))
+
+
+def restart_ladder(context: SupervisorContext, row: Row) -> None:
+    """It is asked for another thing now: the signals begin at the first rung again."""
+    if row.execution.escalation:
+        with context.db.write() as session:
+            session.get_one(Execution, row.execution_id).escalation = 0
+
+
+def sweep(watch: Watch) -> None:
+    """End what a dead execution left behind."""
+    watch.launcher.sweep(watch.spot)
+
+
+def _what(row: Row) -> str:
+    return "trainer" if isinstance(row, Attempt) else "job"
+
+
+# --- close ---------------------------------------------------------------------------------------
+
+
+def examine(context: SupervisorContext, row: Row, watch: Watch) -> PostMortem:
+    """What is left of the process to be seen."""
+    place = row.device if isinstance(row, Attempt) else row.execution.place
+    pci = next((d.pci for d in context.devices if d.device == place), None)
+    return post_mortem.examine(watch, pci, context.xids)
+
+
+def ending(row: Row, watch: Watch, findings: PostMortem) -> recovery.Ending:
+    """How it ended: by its own last word, or by what is known from outside."""
+    return recovery.classify(_reported(row, watch), _circumstances(row, watch, findings))
+
+
+def _reported(row: Row, watch: Watch) -> recovery.ExitReport | None:
+    """The process's own last word: its exit record, or what its outbox said in the end."""
+    record = exits.read_exit(watch.directory)
+    if record is not None:
+        return recovery.ExitReport(record.outcome, record.reason, record.message, record.step)
+    execution = row.execution
+    if execution.outcome is None or execution.reason is None:
+        return None
+    step = row.last_step if isinstance(row, Attempt) else None
+    reason = Reason(execution.reason)
+    return recovery.ExitReport(execution.outcome, reason, execution.message, step)
+
+
+def _circumstances(row: Row, watch: Watch, findings: PostMortem) -> recovery.Circumstances:
+    execution = row.execution
+    place = row.device if isinstance(row, Attempt) else execution.place
+    stalled = execution.message if execution.reason == Reason.stalled else watch.stalled
+    return recovery.Circumstances(
+        exit_code=findings.exit_code,
+        last_words=findings.last_words,
+        other_boot=watch.launcher.is_of_another_boot(execution.handle),
+        stalled=stalled or None,
+        oom=findings.oom,
+        xid=findings.xid if place.startswith("cuda") else None,
+    )
