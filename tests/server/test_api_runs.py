@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from server.database import tables
 from server.domain import states
 from server.domain.states import State
 from server.metrics import counters
 from server.queries import store
+from tests.server import rows
 from tests.server.asgi import Asgi
 from trainer.contract.exits import Reason
 from trainer.contract.rundir import LOG
@@ -254,7 +254,7 @@ def test_a_job_hands_out_its_log_and_the_files_of_its_result(asgi: Asgi) -> None
     result = {"path": str(directory / "export"), "files": ["tokenizer/tok.pkl"], "step": 9}
     with asgi.db.write() as session:
         session.add(
-            tables.Job(
+            rows.job(
                 id="job_x", kind="export", where="cpu", state="completed", params={}, token="t",
                 result=result, created_at=1.0,
             )
