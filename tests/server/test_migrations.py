@@ -81,6 +81,7 @@ def _open_killed_at(data_dir: Path, point: str, passes: int) -> int:
     return subprocess.run(arguments, env=environment, check=False, cwd=ROOT).returncode
 
 
+@pytest.mark.timeout(600)  # a process for each of about ninety statements
 def test_f29_a_kill_at_any_statement_leaves_the_old_or_the_new_schema(tmp_path: Path) -> None:
     """In one process a fork per statement, so that each is reached: none leaves a part."""
     passes, kills = 0, 0
