@@ -46,8 +46,12 @@ def launch(context: SupervisorContext, run_id: str, device: str) -> tuple[Execut
         if run.state != State.starting:
             move(session, run, State.starting, Reason.requested, attempt=attempt.number)
     watch = lifecycle.start(
-        context, execution, MODULE, order,
-        ranks=order.num_ranks, prepare=lambda: _write_run(context, order),
+        context,
+        execution,
+        MODULE,
+        order,
+        ranks=order.num_ranks,
+        prepare=lambda: _write_run(context, order),
     )
     return execution, watch
 
