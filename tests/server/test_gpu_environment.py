@@ -9,10 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from server.database import tables
 from server.launch import process
 from server.machine import devices
 from server.queries import store
+from tests.server import rows
 from tests.server.asgi import Asgi
 from tests.server.test_devices import Card, Nvml
 
@@ -59,8 +59,8 @@ def card(asgi: Asgi, monkeypatch: pytest.MonkeyPatch) -> Iterator[Asgi]:
     run_id = asgi.create()["id"]
     with asgi.db.write() as session:
         session.add(
-            tables.Attempt(run_id=run_id, number=1, phase_index=0, token="t", created_at=1.0,
-                           device="cuda:0", pid=4711)
+            rows.attempt(run_id=run_id, number=1, phase_index=0, token="t", created_at=1.0,
+                           device="cuda:0", handle={"pid": 4711})
         )  # fmt: skip
         store.get_run(session, "demo").progress = {"vram_reserved_bytes": 600 << 20}
     yield asgi
