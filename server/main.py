@@ -19,6 +19,7 @@ from server.events.commit_notifier import Feed
 from server.ingestion.worker import Worker
 from server.machine import devices
 from server.machine.xid_events import XidListener
+from server.scheduling.surroundings import SurroundingsThread
 from server.settings import Settings
 from server.supervision.arrival import arrive
 from server.supervision.context import SupervisorContext
@@ -59,14 +60,21 @@ def create_app(
             feed = Feed()
             opened.on_commit(feed.notify)
             xids = XidListener()
+            around = SurroundingsThread(opened, devices.PresentDevices(), settings.tariff)
             supervisor = Supervisor(
                 SupervisorContext(
-                    opened, settings, devices.PresentDevices(), worker=worker, xids=xids
+                    opened,
+                    settings,
+                    devices.PresentDevices(),
+                    worker=worker,
+                    xids=xids,
+                    surroundings=around.seen,
                 )
             )
             webhook_thread = webhooks.WebhookThread(opened, settings.paths.root, receivers.deliver)
-            api.connect(app, opened, feed, supervisor, webhook_thread)
+            api.connect(app, opened, feed, supervisor, webhook_thread, around)
             webhook_thread.start()
+            await run_in_threadpool(around.start)
             keeper.start()
             xids.start()
             supervisor.start(on_failure)
@@ -83,6 +91,7 @@ def create_app(
                 stop_trainers = settings.stop_trainers
                 await run_in_threadpool(lambda: supervisor.stop(stop_trainers=stop_trainers))
                 await run_in_threadpool(xids.stop)
+                await run_in_threadpool(around.stop)
                 await run_in_threadpool(webhook_thread.stop)
                 await run_in_threadpool(keeper.stop)
                 await run_in_threadpool(opened.close)

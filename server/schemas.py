@@ -17,10 +17,13 @@ from trainer.contract.plan import Plan
 from trainer.contract.schedule import PhaseSchedule
 from trainer.contract.spec import (
     AttentionBackend,
+    Hours,
     MetadataKey,
     MetadataValue,
     Name,
+    Priority,
     RunSpec,
+    ShortText,
     Strict,
     Url,
 )
@@ -450,6 +453,56 @@ class DeviceView(BaseModel):
     run: str | None = None
 
 
+class NeighbourRule(Strict):
+    """Which other programs on a device a run makes way for."""
+
+    least_bytes: Annotated[int, Field(ge=0, le=10**15)] = 512_000_000
+    yield_to: Annotated[list[ShortText], Field(max_length=64)] = []  # noqa: RUF012
+    ignore: Annotated[list[ShortText], Field(max_length=64)] = []  # noqa: RUF012
+
+
+class PlacePolicyView(Strict):
+    """What the owner of the machine says about a device: its hours, and other programs on it."""
+
+    hours: Hours | None = None
+    neighbours: NeighbourRule | None = None
+
+
+class QueuePlace(BaseModel):
+    """A device, who holds it, and when it is open."""
+
+    device: str
+    name: str
+    run: str | None
+    job: str | None
+    is_open: bool
+    closes_at: float | None
+    opens_at: float | None
+    neighbour: str | None
+
+
+class QueueEntry(BaseModel):
+    """A run that waits for a device."""
+
+    position: int
+    run: str
+    name: str
+    priority: int
+    devices: list[str]
+    reason: Reason
+    reason_message: str
+    until: float | None
+
+
+class QueueView(BaseModel):
+    """Who runs where, who waits, for what and until when."""
+
+    places: list[QueuePlace]
+    waiting: list[QueueEntry]
+    num_waiting: int
+    next_change_at: float | None
+
+
 class SystemView(BaseModel):
     """GET /v1/system."""
 
@@ -472,7 +525,7 @@ class SystemView(BaseModel):
 
 
 class PatchRun(Strict):
-    """What may change about a run; null title removes it. Parts replace key by key.
+    """What may change about a run; null title or hours remove them. Parts replace key by key.
 
     name: a free one; links by id keep working, and the counters in Prometheus continue under it.
     """
@@ -484,6 +537,9 @@ class PatchRun(Strict):
     checkpoint: dict[str, Any] | None = None
     recovery: dict[str, Any] | None = None
     notify: Annotated[list[Url], Field(max_length=16)] | None = None
+    priority: Priority | None = None
+    preemptible: bool | None = None
+    hours: Hours | None = None
 
 
 class Overrides(Strict):

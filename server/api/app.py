@@ -27,6 +27,7 @@ from server.api import (
     openapi,
     phases,
     plan,
+    queue,
     reports,
     runs,
     session,
@@ -58,6 +59,7 @@ ROUTERS = (
     session.router,
     system.router,
     catalog.router,
+    queue.router,
     docs.router,
     web.router,
 )
@@ -94,11 +96,16 @@ def make(settings: Settings, lifespan: Callable[[FastAPI], Any] | None = None) -
 
 
 def connect(
-    app: FastAPI, db: Database, feed: Feed, supervisor: Any = None, notices: Any = None
+    app: FastAPI,
+    db: Database,
+    feed: Feed,
+    supervisor: Any = None,
+    notices: Any = None,
+    surroundings: Any = None,
 ) -> None:
     """Give the app what it serves from. Call before the first request."""
     app.state.db, app.state.feed, app.state.supervisor = db, feed, supervisor
-    app.state.notices = notices
+    app.state.notices, app.state.surroundings = notices, surroundings
     app.state.stream = Hub(source_of(db), feed)
     app.state.token_streams, app.state.completions = set(), set()
 

@@ -58,6 +58,7 @@ def create(body: Annotated[dict[str, Any], Body()], act: Doing, conf: Conf) -> R
             run = runs.create(session, asked, context=context, now=act.now)
         spec, plan = RunSpec.model_validate(run.spec), Plan.model_validate(run.plan)
         preflight.require(session, spec, plan, devices.discover())
+        preflight.require_tariff(spec.hours, conf.tariff)
         detail = store.detail(session, run)
         return StoredAnswer.of(detail, 201, Location=f"/v1/runs/{run.id}")
 
@@ -91,8 +92,10 @@ def progress(run: RunRef, db: Db) -> Progress:
 
 
 @router.patch("/{run}", responses=problems(404, 409))
-def patch(run: RunRef, body: PatchRun, act: Doing) -> RunDetail:
-    """Change name, title, metadata, cadences, retention, recovery or notify; the rest is fixed."""
+def patch(run: RunRef, body: PatchRun, act: Doing, conf: Conf) -> RunDetail:
+    """Change name, title, metadata, cadences, retention, recovery, notify, priority, preemptible or
+    hours; anything else is fixed."""
+    preflight.require_tariff(body.hours, conf.tariff)
     with act.db.write() as session:
         row = store.get_run(session, run)
         with explained(body.model_dump(exclude_unset=True), RunSpec):

@@ -81,5 +81,5 @@ def _rows(session: Session, run_ids: set[str] | None) -> list[tables.Run]:
         query = select(run).where(run.id.in_(run_ids))
     else:  # those with a process first: they have no place in the queue
         active = select(run).where(run.state.not_in(SETTLED))
-        query = active.order_by(run.queue_position).limit(MAX_LIVE_RUNS)
+        query = active.order_by(run.queue_rank, run.queue_position).limit(MAX_LIVE_RUNS)
     return list(session.scalars(query))

@@ -82,6 +82,7 @@ def system(request: Request, db: Db, conf: Conf) -> SystemView:
     disk = machine_disk.space(conf.paths.root)
     notices = getattr(request.app.state, "notices", None)
     undelivered = notices.problems(time.time()) if notices is not None else []
+    around = getattr(request.app.state, "surroundings", None)
     return SystemView(
         version=_version("traind") or "?",
         python=platform.python_version(),
@@ -99,6 +100,7 @@ def system(request: Request, db: Db, conf: Conf) -> SystemView:
             *_disk_warning(disk.free),
             *_gpu_warning(),
             *undelivered,
+            *(around.problems() if around is not None else ()),
         ],
         uptime_seconds=time.monotonic() - request.app.state.started_monotonic,
         auth="token" if request.app.state.policy.tokens is not None else "none",

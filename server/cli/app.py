@@ -28,6 +28,7 @@ from server.cli import (
     mirroring,
     output,
     planning,
+    scheduling,
     watching,
 )
 
@@ -40,7 +41,7 @@ app = typer.Typer(
 )
 for _part in (
     lifecycle, watching, listing, extending, planning, checkpoints, measures, mirroring, jobs,
-    daemon, backups, doctor, demo,
+    daemon, backups, doctor, demo, scheduling,
 ):  # fmt: skip
     _part.register(app)
 

@@ -46,6 +46,10 @@ KeepJobs = Annotated[
 ]
 LogFormat = Annotated[str | None, typer.Option(help="text or json.")]
 LogLevel = Annotated[str | None, typer.Option(help="debug, info, warning or error.")]
+TariffSource = Annotated[
+    str | None,
+    typer.Option(help="Prices over time, for hours with price_below.", metavar="FILE|URL"),
+]
 EnergyPrice = Annotated[
     float | None, typer.Option(help="For the report's energy cost.", metavar="PRICE")
 ]
@@ -83,6 +87,7 @@ def serve(
     log_format: LogFormat = None,
     log_level: LogLevel = None,
     energy_price_per_kwh: EnergyPrice = None,
+    tariff: TariffSource = None,
 ) -> None:
     """Run the daemon in the foreground. Every option is also TRAIND_… in the environment."""
     settings = read_settings(**locals())
@@ -103,6 +108,7 @@ def install(
     trainer_python: TrainerPython = None,
     stop_trainers: StopTrainers = None,
     energy_price_per_kwh: EnergyPrice = None,
+    tariff: TariffSource = None,
 ) -> None:
     """Write the unit, enable it and start it; these settings (and TRAIND_…) become its flags."""
     _serviced("install", _unit(read_settings(**locals())))

@@ -107,6 +107,17 @@ class Client:
     def run(self, run: str) -> schemas.RunDetail:
         return self.wire.get(_run(run), schemas.RunDetail)
 
+    def queue(self) -> schemas.QueueView:
+        """Who runs where, who waits, for what and until when."""
+        return self.wire.get("/queue", schemas.QueueView)
+
+    def policy(self, device: str) -> schemas.PlacePolicyView:
+        """When runs may use a device, and for which other programs they make way."""
+        return self.wire.get(f"/devices/{device}/policy", schemas.PlacePolicyView)
+
+    def put_policy(self, device: str, policy: Mapping[str, Any]) -> schemas.PlacePolicyView:
+        return self.wire.put(f"/devices/{device}/policy", schemas.PlacePolicyView, policy)
+
     def patch_run(self, run: str, changes: Mapping[str, Any]) -> schemas.RunDetail:
         return self.wire.patch(_run(run), schemas.RunDetail, changes)
 

@@ -168,6 +168,9 @@ class Wire:
     def patch(self, path: str, shape: Any, body: Body) -> Any:
         return parse(self.request("PATCH", path, body), shape)
 
+    def put(self, path: str, shape: Any, body: Body) -> Any:
+        return parse(self.request("PUT", path, body), shape)
+
     def delete(self, path: str) -> httpx.Response:
         return self.request("DELETE", path)
 

@@ -40,8 +40,9 @@ class Run(Base):
     """One model's life. `step` counts the steps done in the present lineage.
 
     progress: the last step record's view and sparkline: {"size": steps per bin, "bins": [[count,
-    sum], ...]} of the loss; both are written by ingest. The wide columns come last, so that a list
-    of runs need not read them.
+    sum], ...]} of the loss; both are written by ingest. queue_rank (minus the
+    priority) and hours (as JSON, '' for always) are the spec's, where the queue is walked by them.
+    The wide columns come last, so that a list of runs need not read them.
     """
 
     __tablename__ = "runs"
@@ -49,6 +50,7 @@ class Run(Base):
         Index("ix_runs_created_at", "created_at", "id"),
         Index("ix_runs_state_created_at", "state", "created_at", "id"),
         Index("ix_runs_queue_position", "queue_position"),
+        Index("ix_runs_queue", "device", "hours", "queue_rank", "queue_position"),
     )
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
@@ -64,6 +66,8 @@ class Run(Base):
     started_at: Mapped[float | None] = mapped_column(Float)
     ended_at: Mapped[float | None] = mapped_column(Float)
     queue_position: Mapped[int | None] = mapped_column(Integer)
+    queue_rank: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
+    hours: Mapped[str] = mapped_column(Text, default="", server_default="")
     device: Mapped[str] = mapped_column(String(32), default="auto")
     step: Mapped[int] = mapped_column(Integer, default=0)
     end_step: Mapped[int] = mapped_column(Integer)
@@ -452,3 +456,16 @@ class Counter(Base):
     run: Mapped[str] = mapped_column(String(64), primary_key=True)
     label: Mapped[str] = mapped_column(String(64), primary_key=True, default="")
     value: Mapped[float] = mapped_column(Float, default=0.0)
+
+
+class PlacePolicy(Base):
+    """What the owner of the machine says about a device. hours: JSON, '' for always; neighbours:
+    which other programs a run makes way for, null for none.
+    """
+
+    __tablename__ = "place_policies"
+
+    place: Mapped[str] = mapped_column(String(32), primary_key=True)
+    hours: Mapped[str] = mapped_column(Text, default="")
+    neighbours: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    updated_at: Mapped[float] = mapped_column(Float)

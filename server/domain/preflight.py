@@ -6,7 +6,7 @@ Only what can be known at once, without reading the corpus: the prepare job look
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sqlalchemy import select
@@ -23,7 +23,7 @@ from trainer.contract.peaks import fp8_missing
 from trainer.contract.plan import Plan, PlanContext, gigabytes, memory
 from trainer.contract.plan.batch import fitting_rows
 from trainer.contract.shape import shape_of
-from trainer.contract.spec import RunSpec
+from trainer.contract.spec import HoursRule, RunSpec
 
 _PARQUET_FILES = 2  # one of them for validation
 
@@ -50,6 +50,17 @@ def require_receivers(urls: list[str]) -> None:
     problems = [{"pointer": pointer, "detail": said} for pointer, said in _receivers(urls)]
     if problems:
         raise Invalid(problems[0]["detail"], errors=problems)
+
+
+def require_tariff(hours: Sequence[HoursRule] | None, tariff: str | None) -> None:
+    """Hours that depend on a price need prices. Raises Invalid."""
+    if tariff is not None:
+        return
+    for index, rule in enumerate(hours or ()):
+        if rule.price_below is not None:
+            detail = "no tariff is set, so no price is known: start the daemon with --tariff"
+            pointer = f"/hours/{index}/price_below"
+            raise Invalid(detail, errors=[{"pointer": pointer, "detail": detail}])
 
 
 def require_rows(run: tables.Run, rows: int | None) -> None:

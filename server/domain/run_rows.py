@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import secrets
+from collections.abc import Sequence
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -13,7 +15,7 @@ from server.domain.states import Desired, State
 from server.errors import Invalid, NameTaken
 from trainer.contract.exits import Reason
 from trainer.contract.plan import CannotPlan, Plan, PlanContext, make_plan
-from trainer.contract.spec import RunSpec
+from trainer.contract.spec import HoursRule, RunSpec
 
 
 def plan_for(spec: RunSpec, context: PlanContext | None) -> Plan:
@@ -57,12 +59,25 @@ def new_run(
         end_step=plan.horizon.steps,
         batch_tokens=plan.batch.tokens,
     )
+    set_scheduling(run, spec)
     session.add(run)
     session.flush()
     words = f"run {run.name} was created: {run.end_step:,} steps"
     events.record(session, "created", words, run_id=run.id, now=now)
     session.flush()
     return run
+
+
+def set_scheduling(run: tables.Run, spec: RunSpec) -> None:
+    """Copy what the queue is walked by from the spec into its columns."""
+    run.queue_rank, run.hours = -spec.priority, hours_column(spec.hours)
+
+
+def hours_column(rules: Sequence[HoursRule] | None) -> str:
+    """Hours as a column holds them: JSON, '' for always."""
+    if rules is None:
+        return ""
+    return json.dumps([rule.model_dump(mode="json") for rule in rules], sort_keys=True)
 
 
 def first_phase(session: Session, run: tables.Run, plan: Plan, now: float) -> tables.Phase:

@@ -18,7 +18,7 @@ from server.domain.attempts import build_order, current_phase, next_attempt
 from server.domain.extend import ExtendOutcome, extend
 from server.domain.imports import import_run
 from server.domain.lineage import supersede
-from server.domain.run_rows import first_phase, new_run, plan_for, require_free
+from server.domain.run_rows import first_phase, new_run, plan_for, require_free, set_scheduling
 from server.domain.states import Desired, State
 from server.errors import Conflict, IllegalMove, Invalid
 from server.schemas import PatchRun, ResumeRequest
@@ -156,7 +156,7 @@ def patch(session: Session, run: tables.Run, change: PatchRun, now: float) -> bo
     spec = dict(run.spec)
     for key, value in given.items():
         spec[key] = {**spec[key], **value} if key in _MERGED and value else value
-        if key != "title" and value is None:
+        if key not in _MAY_BE_NULL and value is None:
             spec[key] = run.spec[key]
     valid = RunSpec.model_validate(spec)
     spec = valid.model_dump(mode="json")
@@ -165,6 +165,7 @@ def patch(session: Session, run: tables.Run, change: PatchRun, now: float) -> bo
     told = {k: spec[k] for k in _MERGED if spec[k] != run.spec.get(k)}
     before = run.name
     run.spec, run.title, run.run_metadata = spec, valid.title, dict(valid.metadata)
+    set_scheduling(run, valid)
     run.version += 1
     if valid.name != before:
         renaming.rename(session, run, valid.name, now)
@@ -174,6 +175,7 @@ def patch(session: Session, run: tables.Run, change: PatchRun, now: float) -> bo
 
 
 _MERGED = ("evaluate", "checkpoint", "recovery")
+_MAY_BE_NULL = ("title", "hours")
 
 
 def save_checkpoint(

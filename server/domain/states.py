@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from server.database import tables
 from server.domain import events
 from server.errors import IllegalMove
+from server.metrics import counters
 from server.schemas import Desired as Desired
 from server.schemas import State as State
 from trainer.contract.exits import Reason
@@ -46,6 +47,8 @@ MOVES[State.pausing] |= {State.cancelling}
 OCCUPYING = frozenset(
     {State.starting, State.running, State.recovering, State.pausing, State.cancelling}
 )
+# Reasons for which a run makes way and comes back by itself.
+YIELDS = frozenset({Reason.preempted, Reason.outside_hours, Reason.device_wanted})
 ENDED = frozenset({State.completed, State.failed, State.cancelled})
 SETTLED = ENDED | {State.created, State.paused}
 
@@ -141,6 +144,8 @@ def move(
         run.started_at = run.state_since
     if is_found:
         return
+    if after is State.pausing and reason in YIELDS:
+        counters.add(session, counters.YIELDS, run.name, 1, reason)
     events.record(
         session, "state", message or f"{before} -> {after}: {run.reason_message}",
         run_id=run.id, level="error" if after is State.failed else "info", now=run.state_since,

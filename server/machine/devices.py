@@ -108,6 +108,20 @@ def resolve(wanted: str, devices: Sequence[Device] | None = None) -> str:
     return name
 
 
+def resolve_all(wanted: str, devices: Sequence[Device] | None = None) -> tuple[str, ...]:
+    """Every device that would do: 'auto' is the best one and all that are like it.
+
+    Raises DeviceMissing.
+    """
+    present = discover() if devices is None else devices
+    name = resolve(wanted, present)
+    best = next(one for one in present if one.device == name)
+    alike = [
+        d.device for d in present if (d.name, d.memory_bytes) == (best.name, best.memory_bytes)
+    ]
+    return tuple(alike) if wanted == "auto" else (name,)
+
+
 def handles(nvml: Any) -> list[Any]:
     """NVML's handles of all GPUs; of one that is partitioned (MIG), those of its parts."""
     found: list[Any] = []

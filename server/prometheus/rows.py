@@ -22,7 +22,8 @@ MAX_RUNS = 200
 LIVE = (State.running, State.pausing)
 ENDED_SECONDS = 3600.0
 PER_RUN = (
-    counters.TOKENS, counters.STEPS, counters.LOST_STEPS, counters.RESTARTS, counters.ENERGY,
+    counters.TOKENS, counters.STEPS, counters.LOST_STEPS, counters.RESTARTS, counters.YIELDS,
+    counters.ENERGY,
     counters.CHECKPOINT_BYTES,
 )  # fmt: skip
 
@@ -163,7 +164,7 @@ def counted(session: Session, names: list[str]) -> dict[str, list[tuple[str, str
     rows = session.connection().execute(_COUNTED, {"ids": json.dumps(names)})
     held: dict[str, dict[tuple[str, str], float]] = {
         # from 0, so that the first increase is seen; restarts have no reason before the first
-        name: {} if name == counters.RESTARTS else {(run, ""): 0.0 for run in names}
+        name: {} if name in counters.WITH_REASON else {(run, ""): 0.0 for run in names}
         for name in PER_RUN
     }
     for name, run, label, value in rows:

@@ -20,6 +20,7 @@ _COUNTERS = {
     counters.STEPS: "Optimizer steps done, repeats included",
     counters.LOST_STEPS: "Steps that a crash or a rewind threw away",
     counters.RESTARTS: "Attempts begun because the one before had failed",
+    counters.YIELDS: "Times a run made way for a higher priority, its hours or another program",
     counters.ENERGY: "Energy used by the device while training",
     counters.CHECKPOINT_BYTES: "Bytes of checkpoints written",
 }
@@ -163,7 +164,7 @@ def of_counters(counted: dict[str, list[tuple[str, str, float]]]) -> Iterator[st
     """counted: {name: [(run, label, value)]}."""
     for name, help_text in _COUNTERS.items():
         yield _head(name, help_text, "counter")
-        with_reason = name == counters.RESTARTS
+        with_reason = name in counters.WITH_REASON
         yield _lines(
             name,
             (

@@ -277,10 +277,12 @@ def _queue(session: Session, rows: list[tables.Run]) -> dict[str, int]:
     waiting = [row for row in rows if row.queue_position is not None]
     if not waiting:
         return {}
-    position = tables.Run.queue_position
-    rows_taken = session.scalars(select(position).where(position.is_not(None)).order_by(position))
-    taken = [place for place in rows_taken if place is not None]
-    return {row.id: bisect_left(taken, row.queue_position or 0) + 1 for row in waiting}
+    rank, position = tables.Run.queue_rank, tables.Run.queue_position
+    query = select(rank, position).where(position.is_not(None))
+    taken = sorted((row[0], row[1]) for row in session.execute(query))
+    return {
+        row.id: bisect_left(taken, (row.queue_rank, row.queue_position or 0)) + 1 for row in waiting
+    }
 
 
 def _phase_counts(session: Session, rows: list[tables.Run]) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from server.database import tables
@@ -12,6 +12,7 @@ from server.launch import kinds
 from server.launch.launcher import Launcher, Spot
 from server.machine.devices import Device
 from server.machine.xid_events import XidListener
+from server.scheduling.surroundings import Surroundings
 from server.settings import Settings
 from server.supervision import recovery
 from server.supervision.watch import Watch
@@ -21,7 +22,8 @@ from server.supervision.watch import Watch
 class SupervisorContext:
     """backoff: seconds before the first, second, … attempt anew. worker: the process that ingests;
     None where the supervisor's own thread does. xids: errors of GPUs as NVIDIA's library reports
-    them. launchers: by name; left out, those of this traind.
+    them. launchers: by name; left out, those of this traind. surroundings: prices and
+    other programs; None where there are none.
     """
 
     db: Database
@@ -31,6 +33,7 @@ class SupervisorContext:
     worker: Worker | None = None
     xids: XidListener | None = None
     launchers: Mapping[str, Launcher] = field(default_factory=dict)
+    surroundings: Callable[[], Surroundings] | None = None
 
     def __post_init__(self) -> None:
         if not self.launchers:

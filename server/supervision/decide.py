@@ -10,7 +10,7 @@ import math
 import signal
 from dataclasses import dataclass, field
 
-from server.domain.states import SETTLED, State
+from server.domain.states import SETTLED, YIELDS, State
 from server.supervision.watch import Presence
 from trainer.contract.exits import Reason
 from trainer.contract.rundir import DUMP_SIGNAL
@@ -41,9 +41,10 @@ class Move(Action):
 
 @dataclass(frozen=True)
 class Explain(Action):
-    """The state stays, its reason changes."""
+    """The state stays, its reason changes. message: None is the reason's own sentence."""
 
     reason: Reason
+    message: str | None = None
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,7 @@ class RunSeen:
     """A run at this tick. preparation: state of its newest prepare job that still matters.
 
     wants_to_run: what was asked last; a resume while it is pausing takes effect after the pause.
+    yields, waits: why it is to make way or has to wait, in words for its row.
     """
 
     state: State
@@ -147,6 +149,9 @@ class RunSeen:
     preparation_message: str = ""
     preparation_reason: Reason | None = None
     may_use_device: bool = False
+    yields: tuple[Reason, str] | None = None
+    waits: tuple[Reason, str] | None = None
+    message: str = ""
     is_backing_off: bool = False
     is_shutting_down: bool = False
     stops_trainers: bool = False
@@ -194,6 +199,8 @@ def _while_alive(seen: RunSeen) -> Action:
         return _end_in_order(process, seen.pause_seconds)
     if (stall := _stall(process)) is not None:
         return stall
+    if seen.yields is not None:
+        return Move(State.pausing, *seen.yields)
     if seen.state is State.starting and process.has_begun:
         return Move(State.running, Reason.requested)
     if process.has_commands:
@@ -268,8 +275,7 @@ def _without_process(seen: RunSeen) -> Action:
         case State.pausing | State.cancelling:
             if seen.preparation in ("queued", "running"):
                 return DropPreparation()
-            is_copy = seen.reason is Reason.copied
-            return Move(_stopped(seen), Reason.copied if is_copy else Reason.requested)
+            return _stop(seen)
         case State.running:
             return Move(State.recovering, Reason.crashed, "no process belongs to it any more")
         case State.queued | State.preparing | State.starting | State.recovering:
@@ -277,13 +283,19 @@ def _without_process(seen: RunSeen) -> Action:
     return WAIT
 
 
-def _stopped(seen: RunSeen) -> State:
+def _stop(seen: RunSeen) -> Move:
+    """No process is left of a run that was to pause or to be cancelled."""
     if seen.state is State.cancelling:
-        return State.cancelled
-    return State.queued if seen.wants_to_run else State.paused
+        return Move(State.cancelled, Reason.requested)
+    if seen.reason in YIELDS and seen.wants_to_run:
+        return Move(State.queued, seen.reason, seen.message)
+    after = State.queued if seen.wants_to_run else State.paused
+    return Move(after, Reason.copied if seen.reason is Reason.copied else Reason.requested)
 
 
 def _on_the_way(seen: RunSeen) -> Action:
+    if seen.yields is not None:
+        return Move(State.pausing, *seen.yields)
     if seen.is_backing_off:
         return WAIT
     if not seen.has_data:
@@ -291,8 +303,18 @@ def _on_the_way(seen: RunSeen) -> Action:
     if seen.may_use_device:
         return Launch()
     if seen.state is State.preparing:
-        return Move(State.queued, Reason.waiting_for_device)
-    return WAIT
+        return Move(State.queued, *(seen.waits or (Reason.waiting_for_device, None)))
+    return _explain_the_wait(seen)
+
+
+def _explain_the_wait(seen: RunSeen) -> Action:
+    """Hours, a neighbour and whoever displaced it are named for as long as they are the cause."""
+    if seen.waits is None or seen.waits == (seen.reason, seen.message):
+        return WAIT
+    is_queue = seen.waits[0] is Reason.waiting_for_device
+    if is_queue and seen.reason not in (Reason.outside_hours, Reason.device_wanted):
+        return WAIT
+    return Explain(*seen.waits)
 
 
 # Why a preparation failed that says nothing about the data: the advice is another one then.

@@ -19,6 +19,7 @@ from server.domain.executions import ExecutionState
 from server.domain.states import SETTLED, State, can_move, move
 from server.errors import TraindError
 from server.launch.process import CPU_JOB_NICENESS
+from server.scheduling import rows as scheduling_rows
 from server.supervision import failure_guard, job_params, lifecycle, worklist
 from server.supervision.context import SupervisorContext
 from server.supervision.post_mortem import PostMortem
@@ -104,7 +105,7 @@ def _require_device(context: SupervisorContext, job: Job) -> None:
 
 def _order(context: SupervisorContext, job: Job, params: dict[str, Any]) -> orders.JobOrder:
     paths = context.settings.paths
-    place = worklist.job_place(job, context.devices)
+    place = scheduling_rows.job_place(job, context.devices)
     return orders.JobOrder.model_validate(
         {
             "job_id": job.id,

@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterator
 from server.database.tables import Attempt, CommandRow, Execution, Job, Run
 from server.domain import events
 from server.domain.executions import ExecutionState
-from server.domain.states import Desired, State, move
+from server.domain.states import YIELDS, Desired, State, move
 from server.errors import Conflict
+from server.scheduling import rows as scheduling_rows
+from server.scheduling.decide import Verdict
 from server.supervision import (
     decide,
     failure_guard,
@@ -18,7 +20,6 @@ from server.supervision import (
     lifecycle,
     stall_timeout,
     trainers,
-    worklist,
 )
 from server.supervision.context import SupervisorContext
 from server.supervision.failure_guard import FailureGuard
@@ -222,11 +223,21 @@ class Reconciler:
             if preparation and preparation.reason
             else None,
             may_use_device=worklist.may_use(seen.turn, entry),
+            yields=self._verdict(seen, entry, seen.yields(entry)),
+            waits=self._verdict(seen, entry, seen.waits(entry)),
+            message=run.reason_message,
             is_backing_off=run.state == State.recovering and self._is_backing_off(run),
             is_shutting_down=self.is_shutting_down,
             stops_trainers=self.stops_trainers,
             pause_seconds=self._context.settings.pause_deadline_seconds,
         )
+
+    def _verdict(
+        self, seen: Worklist, entry: Entry, verdict: Verdict | None
+    ) -> tuple[Reason, str] | None:
+        if verdict is None:
+            return None
+        return scheduling_rows.in_words(verdict, seen.names, entry.device)
 
     def _see_attempt(self, entry: Entry) -> decide.Seen:
         attempt = entry.attempt
@@ -248,7 +259,7 @@ class Reconciler:
             case decide.Move():
                 self._move(run, action)
             case decide.Explain():
-                self._explain(run, action.reason)
+                self._explain(run, action.reason, action.message or action.reason.sentence)
             case decide.Prepare():
                 job_processes.prepare(context, run.id)
             case decide.DropPreparation():
@@ -276,14 +287,16 @@ class Reconciler:
         with self._context.db.write() as session:
             row = session.get_one(Run, run.id)
             if row.state == run.state:  # otherwise somebody moved it since: look again next tick
-                move(session, row, action.state, action.reason, action.message)
+                comes_back = action.state is State.queued and action.reason in YIELDS
+                move(session, row, action.state, action.reason, action.message, front=comes_back)
 
-    def _explain(self, run: Run, reason: Reason) -> None:
+    def _explain(self, run: Run, reason: Reason, message: str) -> None:
         with self._context.db.write() as session:
             row = session.get_one(Run, run.id)
-            row.reason, row.reason_message = reason, reason.sentence
-            level = "warning" if reason is Reason.disk_full else "info"
-            events.record(session, "reason", reason.sentence, run_id=run.id, level=level)
+            if row.state == run.state:
+                row.reason, row.reason_message = reason, message
+                level = "warning" if reason is Reason.disk_full else "info"
+                events.record(session, "reason", message, run_id=run.id, level=level)
 
     def _deliver(self, entry: Entry, attempt: Attempt, watch: Watch) -> None:
         """Into the inbox first, then into the row; a second time changes nothing."""
@@ -319,7 +332,7 @@ class Reconciler:
         return True
 
     def _see_job(self, seen: Worklist, job: Job) -> decide.JobSeen:
-        place = worklist.job_place(job, self._context.devices)
+        place = scheduling_rows.job_place(job, self._context.devices)
         runs = job.state == ExecutionState.running
         return decide.JobSeen(
             state=job.state,

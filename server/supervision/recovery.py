@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from server.domain.states import State
+from server.domain.states import YIELDS, State
 from server.machine.kernel_log import Xid, XidAction, advice
 from trainer.contract.exits import Reason
 from trainer.contract.spec import RecoverySpec
@@ -135,6 +135,7 @@ class History:
     other_boot: bool = False
     advice: str = ""
     reason: Reason = Reason.requested
+    reason_message: str = ""
 
 
 @dataclass(frozen=True)
@@ -183,6 +184,9 @@ def _while_pausing(ending: Ending, history: History, kept: dict[str, Any]) -> Ve
     """It was to stop, and it has stopped: however it ended, nothing is started again."""
     if history.reason is Reason.copied:
         return Verdict(State.paused, Reason.copied, Reason.copied.sentence, **kept)
+    if history.wants_to_run and history.reason in YIELDS:
+        message = history.reason_message or history.reason.sentence
+        return Verdict(State.queued, history.reason, message, keeps_device=True, **kept)
     if history.wants_to_run:
         return Verdict(State.queued, Reason.requested, ending.message, **kept)
     if ending.outcome in ("crashed", "failed"):

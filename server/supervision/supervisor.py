@@ -135,4 +135,6 @@ class Supervisor:
 
     def _load(self) -> Worklist:
         with self._context.db.read() as session:
-            return worklist.load(session, self._context.settings.paths, self._context.devices)
+            context = self._context
+            around = context.surroundings() if context.surroundings is not None else None
+            return worklist.load(session, context.settings.paths, context.devices, around)

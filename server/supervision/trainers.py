@@ -114,6 +114,7 @@ def _history(session: Session, run: Run, attempt: Attempt, watch: Watch) -> reco
         other_boot=watch.launcher.is_of_another_boot(attempt.handle),
         advice=post_mortem.memory_advice(run),
         reason=Reason(run.reason),
+        reason_message=run.reason_message,
     )
 
 

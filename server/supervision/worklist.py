@@ -6,6 +6,7 @@ Ten thousand queued runs cost no more than ten: of each queue only its first few
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -14,12 +15,14 @@ from sqlalchemy import Select, bindparam, select
 from sqlalchemy.orm import Session
 
 from server.database.tables import Attempt, CommandRow, Execution, Job, Run
-from server.domain.executions import IS_OPEN, ExecutionState
+from server.domain.executions import IS_OPEN
 from server.domain.states import OCCUPYING, State
 from server.launch.process import OUT_OF_FILES
-from server.machine.devices import Device, DeviceMissing, resolve
+from server.machine.devices import Device
+from server.scheduling import rows as scheduling_rows
+from server.scheduling.decide import Decision, Verdict, Want, decide
+from server.scheduling.surroundings import Surroundings
 from trainer.contract.rundir import DataDir
-from trainer.contract.spec import rank_devices
 
 log = logging.getLogger("traind.supervisor")
 T = TypeVar("T")
@@ -51,9 +54,9 @@ _PREPARED = (
 class Entry:
     """One run with its open attempt (None: no process) and what waits to be told to it.
 
-    devices: where it runs or would run; several for a run on several, all or none. missing: why
-    there is no such device. preparations: how many jobs were made to prepare its data since it
-    began to wait for it.
+    devices: where it runs or may run, the preferred one first; for a run on several, all of them.
+    missing: why there is no such device. preparations: how many jobs were made to prepare its data
+    since it began to wait for it.
     """
 
     run: Run
@@ -85,16 +88,31 @@ class Worklist:
     """What is to be decided about. turn: {device or place of a job: id of who may use it}.
 
     inline: jobs that a running trainer does, each with its command and the state of its run.
+    decision: who is to start, to make way, and to wait. names: of runs by id.
     """
 
     entries: list[Entry]
     jobs: list[Job]
     inline: list[tuple[Job, CommandRow | None, str]] = field(default_factory=list)
     turn: dict[str, str] = field(default_factory=dict)
+    decision: Decision = field(default_factory=Decision)
+    names: dict[str, str] = field(default_factory=dict)
+
+    def yields(self, entry: Entry) -> Verdict | None:
+        return self.decision.yields.get(entry.run.id)
+
+    def waits(self, entry: Entry) -> Verdict | None:
+        return self.decision.waits.get(entry.run.id)
 
 
-def load(session: Session, paths: DataDir, devices: Sequence[Device]) -> Worklist:
+def load(
+    session: Session,
+    paths: DataDir,
+    devices: Sequence[Device],
+    around: Surroundings | None = None,
+) -> Worklist:
     """Everything unsettled. Reads rows and the presence of data files, writes nothing."""
+    around = around or Surroundings(time.time())
     attempts: dict[str, Attempt] = {}
     for attempt in _open_attempts(session):
         attempts.setdefault(attempt.run_id, attempt)
@@ -106,7 +124,7 @@ def load(session: Session, paths: DataDir, devices: Sequence[Device]) -> Worklis
     ]
     board = Worklist(entries, _rows(session, Job, _OPEN_JOBS.where(Job.where != "inline")))
     board.inline = _inline(session)
-    board.turn = _turns(board, devices)
+    _decide(session, board, devices, around)
     return board
 
 
@@ -151,14 +169,24 @@ def _runs(session: Session, with_attempt: set[str]) -> list[Run]:
 
 
 def _heads(session: Session) -> list[str]:
-    """The first few of each queue. Only queued runs have a place, so its index is walked."""
+    """The first few of each queue: of each device, and there of the runs with the same hours.
+
+    Runs whose hours are over must not hide those behind them. Only queued runs have a place, so
+    its index is walked from one pair of device and hours to the next.
+    """
     found: list[str] = []
-    devices: list[str] = []
-    queue = select(Run.device).where(Run.queue_position.is_not(None)).order_by(Run.queue_position)
-    while device := session.scalar(queue.where(Run.device.not_in(devices)).limit(1)):
-        devices.append(device)
-        of_device = queue.with_only_columns(Run.id).where(Run.device == device)
-        found += session.scalars(of_device.limit(HEADS))
+    queued = Run.queue_position.is_not(None)
+    pairs = select(Run.device, Run.hours).where(queued).order_by(Run.device, Run.hours).limit(1)
+    pair = session.execute(pairs).first()
+    while pair is not None:
+        device, hours = pair
+        alike = select(Run.id).where(queued, Run.device == device, Run.hours == hours)
+        found += session.scalars(alike.order_by(Run.queue_rank, Run.queue_position).limit(HEADS))
+        next_hours = pairs.where(Run.device == device, Run.hours > hours)
+        pair = (
+            session.execute(next_hours).first()
+            or session.execute(pairs.where(Run.device > device)).first()
+        )
     return found
 
 
@@ -181,48 +209,9 @@ def _entry(
         )
         .order_by(CommandRow.created_at, CommandRow.id)
     ).all()
-    places, missing = _places(session, run, attempt, devices)
+    may_run_on, missing = scheduling_rows.devices_of(session, run, attempt, devices)
     has_data = attempt is not None or _has_data(run, preparation, paths)
-    return Entry(run, attempt, list(commands), preparation, places, missing, has_data, made)
-
-
-def _places(
-    session: Session, run: Run, attempt: Attempt | None, devices: Sequence[Device]
-) -> tuple[tuple[str, ...], str | None]:
-    """The devices of a run on several, by its spec; else the one."""
-    gang = tuple(dict.fromkeys(rank_devices(run.spec)))
-    if not gang:
-        device, missing = _device(session, run, attempt, devices)
-        return (device,), missing
-    if attempt is not None:
-        return gang, None
-    for device in gang:
-        try:
-            resolve(device, devices)
-        except DeviceMissing as error:
-            return gang, error.detail
-    return gang, None
-
-
-def _device(
-    session: Session, run: Run, attempt: Attempt | None, devices: Sequence[Device]
-) -> tuple[str, str | None]:
-    """Where the run belongs: 'auto' stays where it began, it never falls back to the CPU."""
-    if attempt is not None:
-        return attempt.device, None
-    wanted = run.device
-    if wanted == "auto":
-        before = session.scalars(
-            select(Attempt.device)
-            .where(Attempt.run_id == run.id, Attempt.number > 0)
-            .order_by(Attempt.number.desc())
-            .limit(1)
-        ).first()
-        wanted = before or wanted
-    try:
-        return resolve(wanted, devices), None
-    except DeviceMissing as error:
-        return wanted, error.detail
+    return Entry(run, attempt, list(commands), preparation, may_run_on, missing, has_data, made)
 
 
 def tokens_needed(run: Run) -> int:
@@ -239,40 +228,31 @@ def _has_data(run: Run, preparation: Job | None, paths: DataDir) -> bool:
     return tokens_needed(run) <= int(preparation.params.get("tokens_needed", 0))
 
 
-def _turns(board: Worklist, devices: Sequence[Device]) -> dict[str, str]:
-    """Who may use each place: its holder; else the oldest job that waits; else the next run."""
-    turn: dict[str, str] = {}
+def _decide(
+    session: Session, board: Worklist, devices: Sequence[Device], around: Surroundings
+) -> None:
+    """Who may use each place, as `scheduling.decide` says; a run granted one belongs there."""
+    wants = [want for entry in board.entries if (want := _want(entry, around)) is not None]
+    wants += [scheduling_rows.of_job(job, devices) for job in board.jobs]
+    places = scheduling_rows.places(session, devices, around.now, around.prices, around.neighbours)
+    board.names = {entry.run.id: entry.run.name for entry in board.entries}
+    board.decision = decide(places, wants, around.now)
+    used = {want.id: want.holds or board.decision.grants.get(want.id, ()) for want in wants}
+    for want_id, held in used.items():
+        for place in held:
+            board.turn.setdefault(place, want_id)
     for entry in board.entries:
-        if entry.holds_device:
-            _claim(turn, entry)
-    for job in sorted(board.jobs, key=lambda job: job.state != ExecutionState.running):
-        turn.setdefault(job_place(job, devices), job.id)
-    for entry in sorted(board.entries, key=_queue_order):
-        if entry.run.state in (State.queued, State.preparing) and entry.has_data:
-            _claim(turn, entry)
-    return turn
+        entry.devices = used.get(entry.run.id) or entry.devices
 
 
-def _claim(turn: dict[str, str], entry: Entry) -> None:
-    """Every place that is not taken: what waits for several keeps those that are free."""
-    for device in entry.devices:
-        turn.setdefault(device, entry.run.id)
-
-
-def _queue_order(entry: Entry) -> tuple[bool, int, float, str]:
-    position = entry.run.queue_position
-    return position is None, position or 0, entry.run.created_at, entry.run.id
-
-
-def job_place(job: Job, devices: Sequence[Device]) -> str:
-    """What a job occupies: the device it names or else the best one, the one place for work on
-    the CPU, or the one for completions, which may be held for hours and must not keep that work
-    waiting."""
-    if job.kind == "serve":
-        return "completions"
-    if job.where != "device":
-        return "cpu job"
-    return str(job.params.get("device") or devices[0].device)
+def _want(entry: Entry, around: Surroundings) -> Want | None:
+    """None for a run that could not start whatever is free."""
+    waits = entry.run.state in (State.queued, State.preparing) and entry.has_data
+    if entry.holds_device or (waits and entry.missing is None):
+        return scheduling_rows.of_run(
+            entry.run, entry.attempt, entry.devices, around.now, around.prices
+        )
+    return None
 
 
 def _inline(session: Session) -> list[tuple[Job, CommandRow | None, str]]:

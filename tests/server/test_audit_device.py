@@ -11,7 +11,8 @@ from server.database import tables
 from server.domain import jobs
 from server.machine.devices import Device
 from server.queries import store
-from server.supervision import job_processes, worklist
+from server.scheduling import rows as scheduling_rows
+from server.supervision import job_processes
 from server.supervision.context import SupervisorContext
 from tests.server import rows
 from tests.server.asgi import Asgi
@@ -62,7 +63,7 @@ def test_it_takes_the_device_of_the_steps_it_repeats(
 ) -> None:
     job = audit(trained, **params)
     assert job.params["device"] == device
-    assert worklist.job_place(job, GPUS) == (device if device != "cpu" else "cpu job")
+    assert scheduling_rows.job_place(job, GPUS) == (device if device != "cpu" else "cpu job")
     context = SupervisorContext(trained.db, trained.settings, GPUS)
     order = job_processes._order(context, job, job.params)
     assert order.device == device
@@ -103,7 +104,7 @@ def test_another_job_for_the_device_takes_the_one_of_its_run(trained: Asgi) -> N
         last.device = "cuda:1"
         run = store.get_run(session, "demo")
         job = jobs.evaluate(session, run, EvaluateParams(where="device", step=15), 1.0)
-        assert worklist.job_place(job, GPUS) == "cuda:1"
+        assert scheduling_rows.job_place(job, GPUS) == "cuda:1"
         assert job.message == ""
 
 

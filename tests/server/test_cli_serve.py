@@ -24,7 +24,7 @@ OTHER: dict[str, Any] = {
     "trainer_python": "/opt/py 3/bin/python", "stop_trainers": True, "max_body_bytes": 4096,
     "tick_seconds": 0.5, "pause_deadline_seconds": 60.0, "stall_seconds": 30.0,
     "token_cache_bytes": 10, "keep_jobs_days": 7.0, "log_format": "json", "log_level": "debug",
-    "energy_price_per_kwh": 0.3,
+    "energy_price_per_kwh": 0.3, "tariff": "/etc/tariff.json",
 }  # fmt: skip
 
 

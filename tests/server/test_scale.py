@@ -130,6 +130,10 @@ def test_f46_lists_and_cursors_use_an_index(db: Database) -> None:
             "ix_runs_state_created_at",
         "SELECT queue_position FROM runs WHERE queue_position IS NOT NULL ORDER BY queue_position":
             "ix_runs_queue_position",
+        "SELECT id FROM runs WHERE queue_position IS NOT NULL AND device='auto' AND hours='' "
+        "ORDER BY queue_rank, queue_position LIMIT 4": "ix_runs_queue",
+        "SELECT device, hours FROM runs WHERE queue_position IS NOT NULL AND device > 'auto' "
+        "ORDER BY device, hours LIMIT 1": "ix_runs_queue",
         "SELECT * FROM events WHERE run_id='a' AND id > 5 ORDER BY id LIMIT 9": "ix_events_run_id",
         "SELECT * FROM checkpoints WHERE run_id='a' ORDER BY step DESC": "ix_checkpoints_run_step",
     }  # fmt: skip

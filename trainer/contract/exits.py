@@ -22,6 +22,9 @@ class Reason(StrEnum):
     finished = "finished"
     waiting_for_device = "waiting_for_device"
     waiting_for_data = "waiting_for_data"
+    preempted = "preempted"
+    outside_hours = "outside_hours"
+    device_wanted = "device_wanted"
     backing_off = "backing_off"
     terminated = "terminated"
     crashed = "crashed"
@@ -74,6 +77,18 @@ _SAID: dict[Reason, tuple[str, str]] = {
     Reason.waiting_for_device: (
         "Another run is using the device.",
         "It starts by itself when the device is free.",
+    ),
+    Reason.preempted: (
+        "A run of higher priority needed the device.",
+        "It comes back by itself when the device is free; raise its priority to keep the device.",
+    ),
+    Reason.outside_hours: (
+        "It is outside the hours of the run or of its device.",
+        "It comes back by itself when they begin; change the hours to train now.",
+    ),
+    Reason.device_wanted: (
+        "Another program uses the device.",
+        "It comes back by itself when that program has ended.",
     ),
     Reason.waiting_for_data: ("Its data is being prepared.", "It starts by itself when ready."),
     Reason.backing_off: (

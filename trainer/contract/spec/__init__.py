@@ -6,7 +6,14 @@ Unknown keys are errors everywhere; `None` means off.
 
 from trainer.contract.spec.data import DataSpec, TokenizerSpec
 from trainer.contract.spec.evaluation import EvaluateSpec
-from trainer.contract.spec.fields import MAX_STEPS, NAME_PATTERN, Name, Strict, do_not_fit
+from trainer.contract.spec.fields import (
+    MAX_STEPS,
+    NAME_PATTERN,
+    Name,
+    ShortText,
+    Strict,
+    do_not_fit,
+)
 from trainer.contract.spec.model import AttentionBackend, ModelSpec, padded_vocab
 from trainer.contract.spec.optimizer import AdamGroupSpec, GroupsSpec, OptimizerSpec
 from trainer.contract.spec.presets import PRESETS
@@ -20,6 +27,7 @@ from trainer.contract.spec.run import (
     resolve,
 )
 from trainer.contract.spec.safety import CheckpointSpec, RecoverySpec
+from trainer.contract.spec.scheduling import Hours, HoursRule, Priority
 from trainer.contract.spec.training import BatchSpec, HorizonSpec, NumericsSpec, ScheduleSpec
 
 __all__ = [
@@ -35,15 +43,19 @@ __all__ = [
     "EvaluateSpec",
     "GroupsSpec",
     "HorizonSpec",
+    "Hours",
+    "HoursRule",
     "MetadataKey",
     "MetadataValue",
     "ModelSpec",
     "Name",
     "NumericsSpec",
     "OptimizerSpec",
+    "Priority",
     "RecoverySpec",
     "RunSpec",
     "ScheduleSpec",
+    "ShortText",
     "Strict",
     "TokenizerSpec",
     "Url",

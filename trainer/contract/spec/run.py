@@ -16,6 +16,7 @@ from trainer.contract.spec.model import ModelSpec
 from trainer.contract.spec.optimizer import OptimizerSpec
 from trainer.contract.spec.presets import PRESETS
 from trainer.contract.spec.safety import CheckpointSpec, RecoverySpec
+from trainer.contract.spec.scheduling import Hours, Priority
 from trainer.contract.spec.training import BatchSpec, HorizonSpec, NumericsSpec, ScheduleSpec
 
 FP8_TILE = 16
@@ -68,6 +69,14 @@ class RunSpec(Strict):
     """Checkpoint cadence and retention."""
     recovery: RecoverySpec = RecoverySpec()
     """What happens after crashes, reboots and non-finite losses."""
+    priority: Priority = 0
+    """Who comes first: a run makes way for one of strictly higher priority, and comes back by
+    itself."""
+    preemptible: bool = True
+    """Whether the run makes way for higher priorities and for other programs on its device."""
+    hours: Hours | None = None
+    """When the run may train: it saves and leaves before they end, and comes back by itself;
+    null is always."""
     notify: Annotated[list[Url], Field(max_length=16)] = []  # noqa: RUF012
     """Webhook or apprise URLs that receive the run's notices."""
 

@@ -1,0 +1,49 @@
+"""Routes of the queue and of the devices' policies."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Request
+
+from server.api.deps import Conf, Db, Doing, StrictRoute
+from server.api.openapi import problems
+from server.domain import policies, preflight
+from server.machine import devices
+from server.queries import queue
+from server.scheduling.surroundings import Surroundings
+from server.schemas import PlacePolicyView, QueueView
+
+router = APIRouter(prefix="/v1", tags=["system"], route_class=StrictRoute)
+DeviceRef = Annotated[
+    str, Path(pattern=r"^(cpu|mps|cuda:\d{1,3})$", description="cpu, cuda:N or mps.")
+]
+
+
+@router.get("/queue")
+def show(request: Request, db: Db) -> QueueView:
+    """Who runs where, who waits, for what and until when."""
+    source = request.app.state.surroundings
+    around = source.seen() if source is not None else Surroundings(time.time())
+    with db.read() as session:
+        return queue.view(session, devices.discover(), around)
+
+
+@router.get("/devices/{device}/policy", responses=problems(422))
+def policy(device: DeviceRef, db: Db) -> PlacePolicyView:
+    """When runs may use a device, and for which other programs they make way."""
+    devices.resolve(device)
+    with db.read() as session:
+        return policies.get(session, device)
+
+
+@router.put("/devices/{device}/policy", responses=problems(422))
+def put_policy(device: DeviceRef, body: PlacePolicyView, act: Doing, conf: Conf) -> PlacePolicyView:
+    """Replace the policy of a device; runs follow it within seconds."""
+    devices.resolve(device)
+    preflight.require_tariff(body.hours, conf.tariff)
+    with act.db.write() as session:
+        policies.put(session, device, body, act.now)
+        session.flush()
+        return policies.get(session, device)

@@ -1,0 +1,139 @@
+"""`traind queue`, `priority`, `hours`: who runs where, who comes first, and when."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from server.cli import options, output, units
+from server.text import clean
+
+if TYPE_CHECKING:
+    from server.schemas import QueuePlace, RunDetail
+
+Target = Annotated[
+    str, typer.Argument(metavar="RUN|DEVICE", help="A run, or a device: cpu, cuda:0.")
+]
+DEVICES = ("cpu", "mps", "cuda:")
+
+
+def register(app: typer.Typer) -> None:
+    for command in (queue, priority, hours):
+        app.command(rich_help_panel="Queue")(command)
+
+
+def queue(json: options.Json = False) -> None:
+    """Who runs where, who waits, for what and until when."""
+    with output.connect() as traind:
+        found = traind.queue()
+    if json:
+        return output.emit(found)
+    output.table(
+        ("DEVICE", "NAME", "USED BY", "OPEN"),
+        [(p.device, clean(p.name), _user(p), _opening(p)) for p in found.places],
+        "no devices",
+    )
+    rows = [
+        (
+            entry.position, entry.name, entry.priority, ", ".join(entry.devices),
+            units.moment(entry.until), clean(entry.reason_message),
+        )
+        for entry in found.waiting
+    ]  # fmt: skip
+    columns = (">#", "RUN", ">PRIORITY", "FOR", "UNTIL", "WHY")
+    output.table(columns, rows, "no run waits")
+    if found.num_waiting > len(found.waiting):
+        output.note(f"{found.num_waiting - len(found.waiting):,} more runs wait behind these")
+    return None
+
+
+def priority(
+    run: options.RunArgument,
+    value: Annotated[
+        int, typer.Argument(min=-100, max=100, help="Higher comes first; 0 is usual.")
+    ],
+    json: options.Json = False,
+) -> None:
+    """Set the priority of a run: runs of lower priority make way for it and come back."""
+    _patched(run, {"priority": value}, json)
+
+
+def hours(
+    target: Target,
+    begin: Annotated[str | None, typer.Option("--from", metavar="HH:MM", help="Start.")] = None,
+    end: Annotated[str | None, typer.Option("--to", metavar="HH:MM", help="End.")] = None,
+    days: Annotated[
+        str | None, typer.Option(help="Days on which it starts, like mon,tue; all when left out.")
+    ] = None,
+    zone: Annotated[
+        str | None, typer.Option(help="Time zone like Europe/Berlin; the machine's when left out.")
+    ] = None,
+    price_below: Annotated[
+        float | None, typer.Option(help="Only while a kWh costs less than this.")
+    ] = None,
+    add: Annotated[bool, typer.Option("--add", help="Keep the hours there are beside it.")] = False,
+    always: Annotated[bool, typer.Option("--always", help="Remove all hours.")] = False,
+    json: options.Json = False,
+) -> None:
+    """Say when a run, or whatever uses a device, may train. Without options: show it."""
+    rule = {
+        "from": begin, "to": end, "zone": zone, "price_below": price_below,
+        "days": days.split(",") if days else None,
+    }  # fmt: skip
+    rule = {key: value for key, value in rule.items() if value is not None}
+    if always and rule:
+        output.usage("--always goes with no other option", "traind hours RUN --always")
+    is_device = target.startswith(DEVICES)
+    with output.connect() as traind:
+        policy = traind.policy(target) if is_device else None
+        run = None if is_device else traind.run(target)
+        before = policy.hours if policy else run.spec.hours if run else None
+        shown: Any = policy or run
+        if always or rule:
+            kept = [one.model_dump(mode="json") for one in before or []] if add else []
+            change = {"hours": None if always else [*kept, rule]}
+            if policy is not None:
+                shown = traind.put_policy(target, {**policy.model_dump(mode="json"), **change})
+            else:
+                shown = traind.patch_run(target, change)
+    if json:
+        return output.emit(shown)
+    rules = shown.hours if is_device else shown.spec.hours
+    output.note(f"{clean(target)}: {_in_words(rules)}")
+    return None
+
+
+def _patched(name: str, change: dict[str, Any], json: bool) -> None:
+    with output.connect() as traind:
+        run: RunDetail = traind.patch_run(name, change)
+    if json:
+        return output.emit(run)
+    output.note(f"{run.name}: priority {run.spec.priority}; {run.state}, {run.reason_message}")
+    return None
+
+
+def _user(place: QueuePlace) -> str:
+    return clean(place.run or place.job or place.neighbour or units.DASH)
+
+
+def _opening(place: QueuePlace) -> str:
+    if not place.is_open:
+        return f"from {units.moment(place.opens_at)}" if place.opens_at else "never"
+    return f"until {units.moment(place.closes_at)}" if place.closes_at else "always"
+
+
+def _in_words(rules: Any) -> str:
+    if rules is None:
+        return "always"
+    if not rules:
+        return "never"
+    return "; ".join(_rule_in_words(rule) for rule in rules)
+
+
+def _rule_in_words(rule: Any) -> str:
+    days = "every day" if len(rule.days) == 7 else ", ".join(rule.days)
+    when = "all day" if rule.begin == rule.end == "00:00" else f"{rule.begin} to {rule.end}"
+    zone = f" ({rule.zone})" if rule.zone else ""
+    price = f" below {rule.price_below:g} per kWh" if rule.price_below is not None else ""
+    return f"{days} {when}{zone}{price}"

@@ -1,0 +1,111 @@
+"""GET /v1/queue: who runs where, who waits, for what and until when."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from server.database.tables import Attempt, Execution, Job, Run
+from server.domain import executions
+from server.domain.states import OCCUPYING, State
+from server.machine.devices import Device
+from server.scheduling import rows
+from server.scheduling.decide import Decision, Place, Want, decide
+from server.scheduling.surroundings import Surroundings
+from server.schemas import QueueEntry, QueuePlace, QueueView
+from trainer.contract.exits import Reason
+
+MAX_WAITING = 100
+
+
+def view(session: Session, devices: Sequence[Device], around: Surroundings) -> QueueView:
+    """The queue as the next look of the supervisor would find it; the first MAX_WAITING runs."""
+    holding, waiting = _holding(session), _waiting(session)
+    places = rows.places(session, devices, around.now, around.prices, around.neighbours)
+    wants = {
+        run.id: rows.of_run(
+            run,
+            attempt,
+            rows.devices_of(session, run, attempt, devices)[0],
+            around.now,
+            around.prices,
+        )
+        for run, attempt in [*holding, *((run, None) for run in waiting)]
+    }
+    jobs = {job.id: rows.of_job(job, devices) for job in _jobs(session)}
+    found = decide(places, [*wants.values(), *jobs.values()], around.now)
+    names = {run.id: run.name for run, _ in holding} | {run.id: run.name for run in waiting}
+    queued = Run.queue_position.is_not(None)
+    return QueueView(
+        places=[_place(place, devices, wants, jobs, names) for place in places[2:]],
+        waiting=[
+            _entry(number, run, wants[run.id], found, names)
+            for number, run in enumerate(waiting, 1)
+        ],
+        num_waiting=session.scalar(select(func.count()).where(queued)) or 0,
+        next_change_at=found.wake_at,
+    )
+
+
+def _holding(session: Session) -> list[tuple[Run, Attempt | None]]:
+    found: dict[str, tuple[Run, Attempt | None]] = {}
+    occupying = select(Run).where(Run.state.in_(OCCUPYING))
+    for run in session.scalars(occupying):
+        found[run.id] = (run, None)
+    living = select(Run, Attempt).join(Attempt).join(Execution).where(executions.IS_OPEN)
+    for run, attempt in session.execute(living):
+        found[run.id] = (run, attempt)
+    return list(found.values())
+
+
+def _waiting(session: Session) -> list[Run]:
+    queued = select(Run).where(Run.queue_position.is_not(None))
+    return list(
+        session.scalars(queued.order_by(Run.queue_rank, Run.queue_position).limit(MAX_WAITING))
+    )
+
+
+def _jobs(session: Session) -> Sequence[Job]:
+    open_ones = select(Job).join(Execution).where(executions.IS_OPEN, Job.where == "device")
+    return session.scalars(open_ones).all()
+
+
+def _place(
+    place: Place,
+    devices: Sequence[Device],
+    runs: dict[str, Want],
+    jobs: dict[str, Want],
+    names: dict[str, str],
+) -> QueuePlace:
+    run = next((names[want.id] for want in runs.values() if place.name in want.holds), None)
+    return QueuePlace(
+        device=place.name,
+        name=next(device.name for device in devices if device.device == place.name),
+        run=run,
+        job=next((want.id for want in jobs.values() if place.name in want.holds), None),
+        is_open=place.opening.is_open,
+        closes_at=place.opening.closes_at,
+        opens_at=place.opening.opens_at,
+        neighbour=place.neighbour,
+    )
+
+
+def _entry(
+    position: int, run: Run, want: Want, found: Decision, names: dict[str, str]
+) -> QueueEntry:
+    verdict = found.waits.get(run.id)
+    reason, message = Reason(run.reason), run.reason_message
+    if verdict is not None and State(run.state) is State.queued:
+        reason, message = rows.in_words(verdict, names, ", ".join(want.places))
+    return QueueEntry(
+        position=position,
+        run=run.id,
+        name=run.name,
+        priority=want.priority,
+        devices=list(want.places),
+        reason=reason,
+        reason_message=message,
+        until=verdict.until if verdict is not None else None,
+    )

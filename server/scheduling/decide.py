@@ -1,0 +1,272 @@
+"""Who starts, who makes way and who waits: places, wants and a clock in, one decision out. Pure.
+
+A place is a device, or a seat such as the one for work on the CPU; it holds one want at a time. A
+want is a run or a job that holds places or waits for them. Nothing is remembered between two
+calls: a run asked to make way does so by the ladder of any pause, goes back to the queue, and is
+decided about again from what is then seen.
+
+The laws, each held by a test:
+- no place is given twice, nor while it is held;
+- a want gets all the places it needs, or none;
+- nothing starts on a place that is shut, nor less than START_LEAD_SECONDS before it shuts;
+- a want makes way only for one of strictly higher priority that can then start;
+- a want of higher priority never waits for one of lower priority that it may displace;
+- whoever waits in the queue gets its turn, in order of priority, then of the queue;
+- the same input gives the same answer, whatever the order of its parts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+START_LEAD_SECONDS = 600.0  # nothing starts that would have to leave sooner
+MINIMUM_RUN_SECONDS = 600.0  # before a run may be displaced: a start costs a minute or two
+
+
+class Cause(StrEnum):
+    """Why a want makes way or waits."""
+
+    displaced = "displaced"  # one of higher priority needs the place
+    hours = "hours"  # its own hours, or those of the place
+    neighbour = "neighbour"  # another program uses the device
+    queue = "queue"  # others come first
+    unavailable = "unavailable"  # this machine has no such place
+
+
+@dataclass(frozen=True)
+class Opening:
+    """Whether something is open; until when and from when again, in seconds since the epoch.
+
+    Always open: is_open and no closes_at.
+    """
+
+    is_open: bool = True
+    closes_at: float | None = None
+    opens_at: float | None = None
+
+
+ALWAYS = Opening()
+
+
+@dataclass(frozen=True)
+class Place:
+    """A device or a seat. neighbour: the other program that uses it, by name."""
+
+    name: str
+    opening: Opening = ALWAYS
+    neighbour: str | None = None
+
+
+@dataclass(frozen=True)
+class Want:
+    """A run or a job that holds places or waits for them.
+
+    places: those that would do, the preferred one first. count: how many of them it needs at once.
+    holds: those it has now. order: its place in the queue. held_since: when it began to run.
+    save_seconds: how long it takes from being asked until its places are free.
+    may_displace: whether its priority counts against those that already run.
+    """
+
+    id: str
+    places: tuple[str, ...]
+    order: tuple[float, ...]
+    count: int = 1
+    holds: tuple[str, ...] = ()
+    priority: int = 0
+    is_preemptible: bool = True
+    may_displace: bool = True
+    is_leaving: bool = False
+    held_since: float = -math.inf
+    save_seconds: float = 60.0
+    opening: Opening = ALWAYS
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Why a want makes way or waits. by: ids of wants, or the neighbour's name. until: seconds
+    since the epoch, where known."""
+
+    cause: Cause
+    by: tuple[str, ...] = ()
+    until: float | None = None
+
+
+@dataclass
+class Decision:
+    """grants: {want: places it may start on now}. yields, waits: {want: why}. wake_at: when the
+    clock alone changes the answer, in seconds since the epoch."""
+
+    grants: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    yields: dict[str, Verdict] = field(default_factory=dict)
+    waits: dict[str, Verdict] = field(default_factory=dict)
+    wake_at: float | None = None
+
+
+def decide(places: Iterable[Place], wants: Iterable[Want], now: float) -> Decision:
+    """The decision at `now` (seconds since the epoch)."""
+    return _Table(places, wants, now).decide()
+
+
+class _Table:
+    """One decision in the making: what is free, and for whom the rest is kept."""
+
+    def __init__(self, places: Iterable[Place], wants: Iterable[Want], now: float) -> None:
+        self.now = now
+        self.places = {place.name: place for place in places}
+        self.wants = sorted(wants, key=lambda w: (-w.priority, not w.holds, w.order, w.id))
+        self.holders = {name: want for want in self.wants for name in want.holds}
+        self.kept: dict[str, str] = {}  # {place: the waiting want that it is kept for}
+        self.decision = Decision()
+
+    def decide(self) -> Decision:
+        holding = [want for want in self.wants if want.holds]
+        for want in holding:
+            self._look_at_the_clock(want)
+        for want in self.wants:
+            if not want.holds:
+                self._place(want)
+        return self.decision
+
+    def _look_at_the_clock(self, want: Want) -> None:
+        """Has a want that holds places leave where they, or its own hours, are about to close."""
+        verdict = self._closing(want)
+        if verdict is not None and not want.is_leaving:
+            self.decision.yields[want.id] = verdict
+
+    def _closing(self, want: Want) -> Verdict | None:
+        for name in want.holds:
+            place = self.places.get(name)
+            if place is not None and place.neighbour is not None and want.is_preemptible:
+                return Verdict(Cause.neighbour, (place.neighbour,))
+        for opening in self._openings(want, want.holds):
+            if not opening.is_open:
+                return Verdict(Cause.hours, until=opening.opens_at)
+            if opening.closes_at is not None:
+                leave_at = opening.closes_at - want.save_seconds
+                if self.now >= leave_at:
+                    return Verdict(Cause.hours, until=opening.opens_at)
+                self._wake(leave_at)
+        return None
+
+    def _openings(self, want: Want, names: Sequence[str]) -> list[Opening]:
+        return [want.opening, *(self.places[n].opening for n in names if n in self.places)]
+
+    def _place(self, want: Want) -> None:
+        """Grant, or keep what is free for it and ask others to make way, or let it wait."""
+        if refusal := self._refusal(want, want.opening):
+            self.decision.waits[want.id] = refusal
+            return
+        usable = [name for name in want.places if self._is_usable(want, name)]
+        free = [name for name in usable if name not in self.holders and name not in self.kept]
+        if len(free) >= want.count:
+            self._grant(want, free[: want.count])
+        elif len(usable) >= want.count:
+            self._wait_for_holders(want, usable, free)
+        else:
+            self.decision.waits[want.id] = self._shut(want)
+
+    def _grant(self, want: Want, names: Sequence[str]) -> None:
+        self.decision.grants[want.id] = tuple(names)
+        self.kept |= dict.fromkeys(names, want.id)
+
+    def _wait_for_holders(self, want: Want, usable: Sequence[str], free: Sequence[str]) -> None:
+        missing = want.count - len(free)
+        leaving = [n for n in usable if self._is_leaving(n) and n not in self.kept]
+        victims = self._victims(want, usable, missing - len(leaving))
+        if victims is None:  # wait in order; what is free is kept, so that the rest can join it
+            others = [n for n in usable if n in self.holders and n not in self.kept]
+            self._keep(want, [*free, *leaving, *others][: want.count])
+        else:
+            taken = [name for victim in victims for name in victim.holds if name in usable]
+            self._keep(want, [*free, *leaving, *taken][: want.count])
+            for victim in victims:
+                self.decision.yields[victim.id] = Verdict(Cause.displaced, (want.id,))
+        holders = dict.fromkeys(self.holders[n].id for n in usable if n in self.holders)
+        first = dict.fromkeys(self.kept[n] for n in usable if n in self.kept)
+        ahead = tuple(i for i in [*holders, *first] if i != want.id)
+        self.decision.waits[want.id] = Verdict(Cause.queue, tuple(dict.fromkeys(ahead)))
+
+    def _victims(self, want: Want, usable: Sequence[str], missing: int) -> list[Want] | None:
+        """The fewest and least important wants whose leaving is enough; None if none is."""
+        if missing <= 0:
+            return []
+        if not want.may_displace:
+            return None
+        held = dict.fromkeys(self.holders[n] for n in usable if n in self.holders)
+        candidates = [holder for holder in held if self._may_displace(want, holder)]
+        gain = {c.id: sum(n in usable and n not in self.kept for n in c.holds) for c in candidates}
+        cost = {c.id: (c.priority, c.save_seconds, -c.held_since, c.id) for c in candidates}
+        single = [c for c in candidates if gain[c.id] >= missing]
+        if single:
+            return [min(single, key=lambda c: cost[c.id])]
+        chosen: list[Want] = []
+        for candidate in sorted(candidates, key=lambda c: (c.priority, -gain[c.id], cost[c.id])):
+            chosen.append(candidate)
+            missing -= gain[candidate.id]
+            if missing <= 0:
+                return chosen
+        return None
+
+    def _may_displace(self, want: Want, holder: Want) -> bool:
+        if holder.priority >= want.priority or not holder.is_preemptible or holder.is_leaving:
+            return False
+        if holder.id in self.decision.yields:
+            return False
+        start = self.now + holder.save_seconds
+        if any(self._is_too_late(want, o, start) for o in self._openings(want, holder.holds)):
+            return False
+        ripe_at = holder.held_since + MINIMUM_RUN_SECONDS
+        if self.now < ripe_at:
+            self._wake(ripe_at)
+            return False
+        return True
+
+    def _is_leaving(self, name: str) -> bool:
+        holder = self.holders.get(name)
+        return holder is not None and (holder.is_leaving or holder.id in self.decision.yields)
+
+    def _keep(self, want: Want, names: Sequence[str]) -> None:
+        for name in names:
+            self.kept.setdefault(name, want.id)
+
+    def _is_usable(self, want: Want, name: str) -> bool:
+        place = self.places.get(name)
+        return place is not None and not place.neighbour and not self._refusal(want, place.opening)
+
+    def _refusal(self, want: Want, opening: Opening) -> Verdict | None:
+        """Why it cannot start under these hours now; None if it can."""
+        if opening.is_open and not self._is_too_late(want, opening, self.now):
+            return None
+        self._wake(opening.opens_at)
+        return Verdict(Cause.hours, until=opening.opens_at)
+
+    def _is_too_late(self, want: Want, opening: Opening, start: float) -> bool:
+        """Whether it would have to leave again right after a start at that time."""
+        lead = max(START_LEAD_SECONDS, 2 * want.save_seconds)
+        return opening.closes_at is not None and opening.closes_at - start < lead
+
+    def _shut(self, want: Want) -> Verdict:
+        """Why too few of its places can be used."""
+        found = [self.places[name] for name in want.places if name in self.places]
+        if len(found) < want.count:
+            return Verdict(Cause.unavailable)
+        neighbours = tuple(place.neighbour for place in found if place.neighbour)
+        if neighbours:
+            return Verdict(Cause.neighbour, neighbours)
+        opens = [p.opening.opens_at for p in found if p.opening.opens_at is not None]
+        return Verdict(Cause.hours, until=min(opens, default=None))
+
+    def _wake(self, at: float | None) -> None:
+        if at is not None and at > self.now:
+            earlier = self.decision.wake_at
+            self.decision.wake_at = at if earlier is None else min(earlier, at)
+
+
+def positions(decision: Decision, wants: Iterable[Want]) -> Mapping[str, int]:
+    """{want: its place among those that wait, from 1}, in the order in which they are decided."""
+    waiting = [w for w in wants if w.id in decision.waits]
+    ordered = sorted(waiting, key=lambda w: (-w.priority, w.order, w.id))
+    return {want.id: number for number, want in enumerate(ordered, 1)}

@@ -1,0 +1,182 @@
+"""The rows as the decision sees them: runs and jobs as wants, devices and seats as places."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+
+from pydantic import TypeAdapter
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from server.database.tables import Attempt, Job, PlacePolicy, Run
+from server.domain.executions import ExecutionState
+from server.domain.states import OCCUPYING, Desired, State
+from server.machine.devices import Device, DeviceMissing, resolve, resolve_all
+from server.scheduling import hours
+from server.scheduling.decide import ALWAYS, Cause, Opening, Place, Verdict, Want
+from server.scheduling.hours import Price
+from trainer.contract.exits import Reason
+from trainer.contract.spec import HoursRule, rank_devices
+
+JOB_PRIORITY = 1_000  # a short job goes before any run that waits, and displaces none
+LEAST_SAVE_SECONDS = 60.0
+COMPLETIONS = "completions"
+CPU_JOB = "cpu job"
+_HOURS = TypeAdapter(list[HoursRule])
+_LEAVING = frozenset({State.pausing, State.cancelling})
+
+REASON_OF = {
+    Cause.displaced: Reason.preempted,
+    Cause.hours: Reason.outside_hours,
+    Cause.neighbour: Reason.device_wanted,
+    Cause.queue: Reason.waiting_for_device,
+    Cause.unavailable: Reason.device_missing,
+}
+
+
+def opening_of(text: str, now: float, prices: Sequence[Price]) -> Opening:
+    """Whether hours in a column are open at `now`."""
+    return hours.opening(hours.rules(_HOURS.validate_json(text)), now, prices) if text else ALWAYS
+
+
+def places(
+    session: Session,
+    devices: Sequence[Device],
+    now: float,
+    prices: Sequence[Price] = (),
+    neighbours: Mapping[str, str] | None = None,
+) -> list[Place]:
+    """Every device with its policy, and the seats for work on the CPU and for completions."""
+    policies = {row.place: row for row in session.scalars(select(PlacePolicy))}
+    found = [Place(CPU_JOB), Place(COMPLETIONS)]
+    for device in devices:
+        policy = policies.get(device.device)
+        opening = opening_of(policy.hours, now, prices) if policy is not None else ALWAYS
+        found.append(Place(device.device, opening, (neighbours or {}).get(device.device)))
+    return found
+
+
+def devices_of(
+    session: Session, run: Run, attempt: Attempt | None, devices: Sequence[Device]
+) -> tuple[tuple[str, ...], str | None]:
+    """Where the run may go: all its devices for a run on several; 'auto' stays where it began, and
+    never falls back to the CPU."""
+    if gang := gang_of(run):
+        return gang, _missing(gang, devices) if attempt is None else None
+    if attempt is not None:
+        return (attempt.device,), None
+    wanted = run.device
+    if wanted == "auto":
+        before = session.scalars(
+            select(Attempt.device)
+            .where(Attempt.run_id == run.id, Attempt.number > 0)
+            .order_by(Attempt.number.desc())
+            .limit(1)
+        ).first()
+        wanted = before or wanted
+    try:
+        return resolve_all(wanted, devices), None
+    except DeviceMissing as error:
+        return (wanted,), error.detail
+
+
+def gang_of(run: Run) -> tuple[str, ...]:
+    """The devices that a run on several needs at once; empty for a run on one."""
+    return tuple(dict.fromkeys(rank_devices(run.spec)))
+
+
+def _missing(gang: Sequence[str], devices: Sequence[Device]) -> str | None:
+    for device in gang:
+        try:
+            resolve(device, devices)
+        except DeviceMissing as error:
+            return error.detail
+    return None
+
+
+def of_run(
+    run: Run,
+    attempt: Attempt | None,
+    devices: Sequence[str],
+    now: float,
+    prices: Sequence[Price] = (),
+) -> Want:
+    """A run that holds a device or waits for one. devices: those that would do."""
+    state = State(run.state)
+    count = len(gang_of(run)) or 1
+    holds = devices[:count] if attempt is not None or state in OCCUPYING else ()
+    wants_to_run = run.desired_state == Desired.running
+    return Want(
+        run.id,
+        tuple(devices),
+        (0.0 if run.queue_position is not None else 1.0, run.queue_position or 0, run.created_at),
+        count=count,
+        holds=tuple(holds),
+        priority=-run.queue_rank,
+        is_preemptible=bool(run.spec.get("preemptible", True)),
+        is_leaving=bool(holds) and (state in _LEAVING or state not in OCCUPYING),
+        held_since=attempt.created_at if attempt is not None else run.state_since,
+        save_seconds=save_seconds(run),
+        opening=opening_of(run.hours, now, prices) if wants_to_run else ALWAYS,
+    )
+
+
+def save_seconds(run: Run) -> float:
+    """How long a run takes from a pause being asked until its device is free: the step under way,
+    a checkpoint, the proof of the next loss, and the end of the process."""
+    tokens_per_second = run.progress.get("tokens_per_second")
+    step = run.batch_tokens / tokens_per_second if tokens_per_second else 0.0
+    return LEAST_SAVE_SECONDS + 3 * step
+
+
+def of_job(job: Job, devices: Sequence[Device]) -> Want:
+    """A job: it goes before runs that wait for the same place, and displaces none."""
+    place = job_place(job, devices)
+    return Want(
+        job.id,
+        (place,),
+        (0.0, job.created_at),
+        holds=(place,) if job.state == ExecutionState.running else (),
+        priority=JOB_PRIORITY,
+        is_preemptible=False,
+        may_displace=False,
+    )
+
+
+def job_place(job: Job, devices: Sequence[Device]) -> str:
+    """What a job occupies: the device it names or else the best one, the one place for work on
+    the CPU, or the one for completions, which may be held for hours and must not keep that work
+    waiting."""
+    if job.kind == "serve":
+        return COMPLETIONS
+    if job.where != "device":
+        return CPU_JOB
+    return str(job.params.get("device") or devices[0].device)
+
+
+def in_words(verdict: Verdict, names: Mapping[str, str], place: str) -> tuple[Reason, str]:
+    """A verdict as the reason and the message of a run. names: of runs and jobs by id."""
+    reason = REASON_OF[verdict.cause]
+    others = ", ".join(names.get(other, other) for other in verdict.by)
+    match verdict.cause:
+        case Cause.displaced:
+            return reason, f"{others} has a higher priority and needs {place}."
+        case Cause.hours:
+            until = f" It may train again from {_clock(verdict.until)}." if verdict.until else ""
+            return reason, f"Outside its hours or those of {place}.{until}"
+        case Cause.neighbour:
+            return reason, f"{others} uses {place}. It trains again when that has ended."
+        case Cause.queue:
+            return reason, f"{others} comes first on {place}." if others else reason.sentence
+    return reason, reason.sentence
+
+
+def _clock(seconds: float) -> str:
+    """A time on the machine's clock, with its offset."""
+    return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M (UTC%z)")
+
+
+def ordered(runs: Iterable[Run]) -> list[Run]:
+    """Runs that wait, in the order in which they are decided about."""
+    return sorted(runs, key=lambda r: (r.queue_rank, r.queue_position or 0, r.created_at, r.id))

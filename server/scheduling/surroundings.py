@@ -1,0 +1,139 @@
+"""What the decision needs beside the rows, kept up by a thread: prices, and programs on the GPUs.
+
+Neither may hold up the supervisor: a tariff comes over a network, and a driver that lost a GPU may
+not answer for a minute.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import psutil
+from sqlalchemy import select
+
+from server.database.db import Database
+from server.database.tables import PlacePolicy
+from server.errors import TraindError
+from server.launch.process import TOKEN_VARIABLE
+from server.machine import foreign
+from server.machine.devices import Device
+from server.machine.foreign import GpuProgram
+from server.scheduling.hours import Price
+from server.scheduling.neighbours import Neighbours, Watched
+from server.scheduling.tariff import Tariff
+
+LOOK_SECONDS = 2.5
+
+log = logging.getLogger("traind.scheduling")
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """neighbours: {device: name of the program that uses it}. now: seconds since the epoch."""
+
+    now: float
+    prices: Sequence[Price] = ()
+    neighbours: Mapping[str, str] = field(default_factory=dict)
+
+
+class SurroundingsThread:
+    """Keeps the surroundings up to date. One instance, one thread."""
+
+    def __init__(
+        self,
+        db: Database,
+        devices: Sequence[Device],
+        tariff: str | None = None,
+        programs: Callable[[], dict[str, list[GpuProgram]] | None] | None = None,
+    ) -> None:
+        self._db, self._devices = db, devices
+        self.tariff = Tariff(tariff) if tariff else None
+        self._programs = programs or (lambda: foreign.programs(_is_ours))
+        self._neighbours = Neighbours()
+        self._used: dict[str, str] = {}
+        self._ends = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.problem: str | None = None
+
+    def seen(self) -> Surroundings:
+        """As they are now; never waits."""
+        prices = self.tariff.prices if self.tariff else ()
+        return Surroundings(time.time(), prices, dict(self._used))
+
+    def problems(self) -> list[str]:
+        """What keeps prices or neighbours from being known, in sentences."""
+        return [p for p in (self.problem, self.tariff.problem if self.tariff else None) if p]
+
+    def start(self) -> None:
+        self.look(time.monotonic())
+        self._thread = threading.Thread(target=self._run, name="surroundings", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread; one that waits for a driver is left behind."""
+        self._ends.set()
+        if self._thread is not None:
+            self._thread.join(timeout=1.0)
+
+    def _run(self) -> None:
+        while not self._ends.wait(LOOK_SECONDS):
+            self.look(time.monotonic())
+
+    def look(self, now: float) -> None:
+        """Look at the tariff and the devices once. `now`: on a clock that never jumps."""
+        if self.tariff is not None:
+            self.tariff.refresh(now)
+        try:
+            with self._db.read() as session:
+                rows = session.scalars(select(PlacePolicy)).all()
+        except TraindError as error:
+            log.warning("the policies of the devices: %s", error)
+            return
+        watched = {row.place: watched_of(row.neighbours) for row in rows}
+        asked = any(rule is not None for rule in watched.values())
+        self._note(self._programs() if asked else {}, watched, now)
+
+    def _note(
+        self,
+        programs: dict[str, list[GpuProgram]] | None,
+        watched: Mapping[str, Watched | None],
+        now: float,
+    ) -> None:
+        self.problem = None
+        if programs is None:
+            self.problem = (
+                "runs cannot make way for other programs: the driver does not name the processes "
+                "on its GPUs"
+            )
+        for device in self._devices:
+            found = (programs or {}).get(device.uuid or "", [])
+            name = self._neighbours.look(device.device, found, watched.get(device.device), now)
+            if name is None:
+                self._used.pop(device.device, None)
+            else:
+                self._used[device.device] = name
+
+
+def watched_of(neighbours: dict[str, Any] | None) -> Watched | None:
+    """The rule in a policy's column; None is off."""
+    if neighbours is None:
+        return None
+    return Watched(
+        int(neighbours.get("least_bytes", Watched.least_bytes)),
+        frozenset(neighbours.get("yield_to", ())),
+        frozenset(neighbours.get("ignore", ())),
+    )
+
+
+def _is_ours(process: psutil.Process) -> bool:
+    """Whether it carries a token of a daemon. Another user's process cannot be asked, and is none
+    of ours."""
+    try:
+        return TOKEN_VARIABLE in process.environ()
+    except (psutil.AccessDenied, psutil.ZombieProcess):
+        return False

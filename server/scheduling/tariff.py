@@ -1,0 +1,96 @@
+"""Prices of electricity from a file or a URL, for hours that depend on them.
+
+The source is a JSON list of {"start": time, "end": time, "price": per kWh}, times in ISO 8601 and
+UTC where they have no offset. What was read last stays in force while the source cannot be read; a
+time without a price is shut for every rule that asks for one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import httpx
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from server.scheduling.hours import Price, Stretch
+
+REFRESH_SECONDS = 900.0
+TIMEOUT_SECONDS = 10.0
+MAX_BYTES = 4 << 20
+
+log = logging.getLogger("traind.scheduling")
+
+
+class TariffEntry(BaseModel):
+    """One price of the source, which may say more about it."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+
+    start: datetime
+    end: datetime
+    price: float
+
+
+_ENTRIES = TypeAdapter(list[TariffEntry])
+
+
+class Tariff:
+    """The prices of one source, read again every REFRESH_SECONDS."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.prices: Sequence[Price] = ()
+        self.problem: str | None = None
+        self._read_at = float("-inf")
+
+    def refresh(self, now: float) -> None:
+        """Read the source if it is time to. `now`: on a clock that never jumps. Never raises."""
+        if now - self._read_at < REFRESH_SECONDS:
+            return
+        self._read_at = now
+        try:
+            self.prices, self.problem = parse(_fetch(self.source)), None
+        except (OSError, httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+            self.problem = f"the tariff {self.source} cannot be read: {_first_line(error)}"
+            log.warning("%s", self.problem)
+
+
+def parse(text: bytes) -> list[Price]:
+    """The prices in order of time. Raises ValueError where it is no such list."""
+    entries = _ENTRIES.validate_json(text)
+    found = [Price(Stretch(_epoch(e.start), _epoch(e.end)), e.price) for e in entries]
+    if wrong := [price for price in found if price.stretch.end <= price.stretch.begin]:
+        begin = datetime.fromtimestamp(wrong[0].stretch.begin, UTC)
+        raise ValueError(f"the price from {begin.isoformat()} ends before it begins")
+    return sorted(found, key=lambda price: price.stretch)
+
+
+def _epoch(at: datetime) -> float:
+    return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
+
+
+def _fetch(source: str) -> bytes:
+    if not source.startswith(("http://", "https://")):
+        path = Path(source).expanduser()
+        if path.stat().st_size > MAX_BYTES:
+            raise ValueError(f"it is larger than {MAX_BYTES:,} bytes")
+        return path.read_bytes()
+    with httpx.stream("GET", source, timeout=TIMEOUT_SECONDS, follow_redirects=True) as answer:
+        answer.raise_for_status()
+        body = bytearray()
+        for part in answer.iter_bytes():
+            body += part
+            if len(body) > MAX_BYTES:
+                raise ValueError(f"it is larger than {MAX_BYTES:,} bytes")
+        return bytes(body)
+
+
+def _first_line(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        return f"{place}: {first['msg']}" if place else str(first["msg"])
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
