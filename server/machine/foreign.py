@@ -51,7 +51,7 @@ def _running(nvml: Any, handle: Any) -> dict[int, int | None] | None:
         nvml.nvmlDeviceGetComputeRunningProcesses,
         nvml.nvmlDeviceGetGraphicsRunningProcesses,
     )
-    answers = [devices.ask(nvml, lambda ask=ask: ask(handle)) for ask in questions]
+    answers = [devices.query(nvml, lambda ask=ask: ask(handle)) for ask in questions]
     if all(answer is None for answer in answers):
         return None
     held: dict[int, int | None] = {}

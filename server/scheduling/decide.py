@@ -26,7 +26,7 @@ START_LEAD_SECONDS = 600.0  # nothing starts that would have to leave sooner
 MINIMUM_RUN_SECONDS = 600.0  # before a run may be displaced: a start costs a minute or two
 
 
-class Cause(StrEnum):
+class WaitCause(StrEnum):
     """Why a want makes way or waits."""
 
     displaced = "displaced"  # one of higher priority needs the place
@@ -85,11 +85,11 @@ class Want:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class SchedulingVerdict:
     """Why a want makes way or waits. by: ids of wants, or the neighbour's name. until: seconds
     since the epoch, where known."""
 
-    cause: Cause
+    cause: WaitCause
     by: tuple[str, ...] = ()
     until: float | None = None
 
@@ -100,8 +100,8 @@ class Decision:
     clock alone changes the answer, in seconds since the epoch."""
 
     grants: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    yields: dict[str, Verdict] = field(default_factory=dict)
-    waits: dict[str, Verdict] = field(default_factory=dict)
+    yields: dict[str, SchedulingVerdict] = field(default_factory=dict)
+    waits: dict[str, SchedulingVerdict] = field(default_factory=dict)
     wake_at: float | None = None
 
 
@@ -136,18 +136,18 @@ class _Table:
         if verdict is not None and not want.is_leaving:
             self.decision.yields[want.id] = verdict
 
-    def _closing(self, want: Want) -> Verdict | None:
+    def _closing(self, want: Want) -> SchedulingVerdict | None:
         for name in want.holds:
             place = self.places.get(name)
             if place is not None and place.neighbour is not None and want.is_preemptible:
-                return Verdict(Cause.neighbour, (place.neighbour,))
+                return SchedulingVerdict(WaitCause.neighbour, (place.neighbour,))
         for opening in self._openings(want, want.holds):
             if not opening.is_open:
-                return Verdict(Cause.hours, until=opening.opens_at)
+                return SchedulingVerdict(WaitCause.hours, until=opening.opens_at)
             if opening.closes_at is not None:
                 leave_at = opening.closes_at - want.save_seconds
                 if self.now >= leave_at:
-                    return Verdict(Cause.hours, until=opening.opens_at)
+                    return SchedulingVerdict(WaitCause.hours, until=opening.opens_at)
                 self._wake(leave_at)
         return None
 
@@ -183,11 +183,13 @@ class _Table:
             taken = [name for victim in victims for name in victim.holds if name in usable]
             self._keep(want, [*free, *leaving, *taken][: want.count])
             for victim in victims:
-                self.decision.yields[victim.id] = Verdict(Cause.displaced, (want.id,))
+                self.decision.yields[victim.id] = SchedulingVerdict(WaitCause.displaced, (want.id,))
         holders = dict.fromkeys(self.holders[n].id for n in usable if n in self.holders)
         first = dict.fromkeys(self.kept[n] for n in usable if n in self.kept)
         ahead = tuple(i for i in [*holders, *first] if i != want.id)
-        self.decision.waits[want.id] = Verdict(Cause.queue, tuple(dict.fromkeys(ahead)))
+        self.decision.waits[want.id] = SchedulingVerdict(
+            WaitCause.queue, tuple(dict.fromkeys(ahead))
+        )
 
     def _victims(self, want: Want, usable: Sequence[str], missing: int) -> list[Want] | None:
         """The fewest and least important wants whose leaving is enough; None if none is."""
@@ -236,28 +238,28 @@ class _Table:
         place = self.places.get(name)
         return place is not None and not place.neighbour and not self._refusal(want, place.opening)
 
-    def _refusal(self, want: Want, opening: Opening) -> Verdict | None:
+    def _refusal(self, want: Want, opening: Opening) -> SchedulingVerdict | None:
         """Why it cannot start under these hours now; None if it can."""
         if opening.is_open and not self._is_too_late(want, opening, self.now):
             return None
         self._wake(opening.opens_at)
-        return Verdict(Cause.hours, until=opening.opens_at)
+        return SchedulingVerdict(WaitCause.hours, until=opening.opens_at)
 
     def _is_too_late(self, want: Want, opening: Opening, start: float) -> bool:
         """Whether it would have to leave again right after a start at that time."""
         lead = max(START_LEAD_SECONDS, 2 * want.save_seconds)
         return opening.closes_at is not None and opening.closes_at - start < lead
 
-    def _shut(self, want: Want) -> Verdict:
+    def _shut(self, want: Want) -> SchedulingVerdict:
         """Why too few of its places can be used."""
         found = [self.places[name] for name in want.places if name in self.places]
         if len(found) < want.count:
-            return Verdict(Cause.unavailable)
+            return SchedulingVerdict(WaitCause.unavailable)
         neighbours = tuple(place.neighbour for place in found if place.neighbour)
         if neighbours:
-            return Verdict(Cause.neighbour, neighbours)
+            return SchedulingVerdict(WaitCause.neighbour, neighbours)
         opens = [p.opening.opens_at for p in found if p.opening.opens_at is not None]
-        return Verdict(Cause.hours, until=min(opens, default=None))
+        return SchedulingVerdict(WaitCause.hours, until=min(opens, default=None))
 
     def _wake(self, at: float | None) -> None:
         if at is not None and at > self.now:

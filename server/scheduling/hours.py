@@ -21,7 +21,7 @@ HORIZON_DAYS = 8  # every weekly window begins once within it
 
 
 @dataclass(frozen=True, order=True)
-class Stretch:
+class OpenStretch:
     """A stretch of real time, [begin, end) in seconds since the epoch."""
 
     begin: float
@@ -32,7 +32,7 @@ class Stretch:
 class Price:
     """What a kWh costs during a stretch, in the tariff's own currency."""
 
-    stretch: Stretch
+    stretch: OpenStretch
     per_kwh: float
 
 
@@ -51,7 +51,7 @@ class Rule:
     zone: str | None = None
     price_below: float | None = None
 
-    def stretches(self, at: float, prices: Sequence[Price] = ()) -> Iterable[Stretch]:
+    def stretches(self, at: float, prices: Sequence[Price] = ()) -> Iterable[OpenStretch]:
         """From the day before `at` until HORIZON_DAYS after it, in order. An unknown price is
         shut."""
         weekly = list(self._weekly(at))
@@ -60,14 +60,14 @@ class Rule:
         cheap = [price.stretch for price in prices if price.per_kwh < self.price_below]
         return sorted(_overlaps(weekly, cheap))
 
-    def _weekly(self, at: float) -> Iterable[Stretch]:
+    def _weekly(self, at: float) -> Iterable[OpenStretch]:
         zone = ZoneInfo(self.zone) if self.zone else None
         today = datetime.fromtimestamp(at, zone).date()
         for offset in range(-1, HORIZON_DAYS + 1):
             day = today + timedelta(days=offset)
             if DAYS[day.weekday()] in self.days:
                 last = day if self.end > self.begin else day + timedelta(days=1)
-                yield Stretch(_epoch(day, self.begin, zone), _epoch(last, self.end, zone))
+                yield OpenStretch(_epoch(day, self.begin, zone), _epoch(last, self.end, zone))
 
 
 def rules(asked: Sequence[HoursRule] | None) -> list[Rule] | None:
@@ -93,26 +93,28 @@ def opening(rules: Sequence[Rule] | None, at: float, prices: Sequence[Price] = (
     return Opening(True, None if is_endless else here.end, following)
 
 
-def open_stretches(rules: Sequence[Rule], at: float, prices: Sequence[Price] = ()) -> list[Stretch]:
+def open_stretches(
+    rules: Sequence[Rule], at: float, prices: Sequence[Price] = ()
+) -> list[OpenStretch]:
     """The union of all rules around `at`, in order; stretches that touch are one.
 
     The last one is cut off at the horizon, a week later.
     """
-    merged: list[Stretch] = []
+    merged: list[OpenStretch] = []
     for stretch in sorted(s for rule in rules for s in rule.stretches(at, prices)):
         if merged and stretch.begin <= merged[-1].end:
-            merged[-1] = Stretch(merged[-1].begin, max(merged[-1].end, stretch.end))
+            merged[-1] = OpenStretch(merged[-1].begin, max(merged[-1].end, stretch.end))
         elif stretch.end > stretch.begin:
             merged.append(stretch)
     return merged
 
 
-def _overlaps(some: Iterable[Stretch], others: Sequence[Stretch]) -> Iterable[Stretch]:
+def _overlaps(some: Iterable[OpenStretch], others: Sequence[OpenStretch]) -> Iterable[OpenStretch]:
     for one in some:
         for other in others:
             begin, end = max(one.begin, other.begin), min(one.end, other.end)
             if begin < end:
-                yield Stretch(begin, end)
+                yield OpenStretch(begin, end)
 
 
 def _epoch(day: date, clock: time, zone: ZoneInfo | None) -> float:

@@ -14,7 +14,7 @@ from server.domain.executions import ExecutionState
 from server.domain.states import OCCUPYING, Desired, State
 from server.machine.devices import Device, DeviceMissing, resolve, resolve_all
 from server.scheduling import hours
-from server.scheduling.decide import ALWAYS, Cause, Opening, Place, Verdict, Want
+from server.scheduling.decide import ALWAYS, Opening, Place, SchedulingVerdict, WaitCause, Want
 from server.scheduling.hours import Price
 from trainer.contract.exits import Reason
 from trainer.contract.spec import HoursRule, rank_devices
@@ -27,11 +27,11 @@ _HOURS = TypeAdapter(list[HoursRule])
 _LEAVING = frozenset({State.pausing, State.cancelling})
 
 REASON_OF = {
-    Cause.displaced: Reason.preempted,
-    Cause.hours: Reason.outside_hours,
-    Cause.neighbour: Reason.device_wanted,
-    Cause.queue: Reason.waiting_for_device,
-    Cause.unavailable: Reason.device_missing,
+    WaitCause.displaced: Reason.preempted,
+    WaitCause.hours: Reason.outside_hours,
+    WaitCause.neighbour: Reason.device_wanted,
+    WaitCause.queue: Reason.waiting_for_device,
+    WaitCause.unavailable: Reason.device_missing,
 }
 
 
@@ -155,19 +155,21 @@ def job_place(job: Job, devices: Sequence[Device]) -> str:
     return str(job.params.get("device") or devices[0].device)
 
 
-def in_words(verdict: Verdict, names: Mapping[str, str], place: str) -> tuple[Reason, str]:
+def in_words(
+    verdict: SchedulingVerdict, names: Mapping[str, str], place: str
+) -> tuple[Reason, str]:
     """A verdict as the reason and the message of a run. names: of runs and jobs by id."""
     reason = REASON_OF[verdict.cause]
     others = ", ".join(names.get(other, other) for other in verdict.by)
     match verdict.cause:
-        case Cause.displaced:
+        case WaitCause.displaced:
             return reason, f"{others} has a higher priority and needs {place}."
-        case Cause.hours:
+        case WaitCause.hours:
             until = f" It may train again from {_clock(verdict.until)}." if verdict.until else ""
             return reason, f"Outside its hours or those of {place}.{until}"
-        case Cause.neighbour:
+        case WaitCause.neighbour:
             return reason, f"{others} uses {place}. It trains again when that has ended."
-        case Cause.queue:
+        case WaitCause.queue:
             return reason, f"{others} comes first on {place}." if others else reason.sentence
     return reason, reason.sentence
 

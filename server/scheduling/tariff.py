@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from server.scheduling.hours import Price, Stretch
+from server.scheduling.hours import OpenStretch, Price
 
 REFRESH_SECONDS = 900.0
 TIMEOUT_SECONDS = 10.0
@@ -61,7 +61,7 @@ class Tariff:
 def parse(text: bytes) -> list[Price]:
     """The prices in order of time. Raises ValueError where it is no such list."""
     entries = _ENTRIES.validate_json(text)
-    found = [Price(Stretch(_epoch(e.start), _epoch(e.end)), e.price) for e in entries]
+    found = [Price(OpenStretch(_epoch(e.start), _epoch(e.end)), e.price) for e in entries]
     if wrong := [price for price in found if price.stretch.end <= price.stretch.begin]:
         begin = datetime.fromtimestamp(wrong[0].stretch.begin, UTC)
         raise ValueError(f"the price from {begin.isoformat()} ends before it begins")

@@ -23,7 +23,7 @@ from trainer.contract.exits import Reason
 from trainer.contract.orders import AttemptOrder, JobOrder
 from trainer.contract.rundir import INBOX
 
-Row = Attempt | Job
+ExecutionRow = Attempt | Job
 
 
 # --- start ---------------------------------------------------------------------------------------
@@ -92,7 +92,7 @@ def _why_not_started(error: OSError, trainer_python: str) -> Reason:
     return Reason.software_missing if is_program else Reason.crashed
 
 
-def adopt(context: SupervisorContext, row: Row, watch: Watch) -> None:
+def adopt(context: SupervisorContext, row: ExecutionRow, watch: Watch) -> None:
     """Look for what was started and never recorded; found by the token it carries."""
     handle = watch.launcher.find(watch.spot)
     if handle is not None:
@@ -102,7 +102,7 @@ def adopt(context: SupervisorContext, row: Row, watch: Watch) -> None:
 # --- signal --------------------------------------------------------------------------------------
 
 
-def send(context: SupervisorContext, row: Row, watch: Watch, action: Signal) -> None:
+def send(context: SupervisorContext, row: ExecutionRow, watch: Watch, action: Signal) -> None:
     """Signal it and remember the rung; a stall is written down before the signal goes."""
     with context.db.write() as session:
         execution = session.get_one(Execution, row.execution_id)
@@ -122,7 +122,7 @@ def send(context: SupervisorContext, row: Row, watch: Watch, action: Signal) -> 
         events.record(session, "signal", words, **events.about(row), level="warning")
 
 
-def clear_stall(context: SupervisorContext, row: Row, watch: Watch) -> None:
+def clear_stall(context: SupervisorContext, row: ExecutionRow, watch: Watch) -> None:
     """One that moved again after its stack dump is left alone."""
     watch.stall_step, watch.since_step, watch.stalled = 0, 0.0, None
     with context.db.write() as session:
@@ -132,7 +132,7 @@ def clear_stall(context: SupervisorContext, row: Row, watch: Watch) -> None:
         events.record(session, "signal", words, **events.about(row))
 
 
-def restart_ladder(context: SupervisorContext, row: Row) -> None:
+def restart_ladder(context: SupervisorContext, row: ExecutionRow) -> None:
     """It is asked for another thing now: the signals begin at the first rung again."""
     if row.execution.escalation:
         with context.db.write() as session:
@@ -144,26 +144,26 @@ def sweep(watch: Watch) -> None:
     watch.launcher.sweep(watch.spot)
 
 
-def _what(row: Row) -> str:
+def _what(row: ExecutionRow) -> str:
     return "trainer" if isinstance(row, Attempt) else "job"
 
 
 # --- close ---------------------------------------------------------------------------------------
 
 
-def examine(context: SupervisorContext, row: Row, watch: Watch) -> PostMortem:
+def examine(context: SupervisorContext, row: ExecutionRow, watch: Watch) -> PostMortem:
     """What is left of the process to be seen."""
     place = row.device if isinstance(row, Attempt) else row.execution.place
     pci = next((d.pci for d in context.devices if d.device == place), None)
     return post_mortem.examine(watch, pci, context.xids)
 
 
-def ending(row: Row, watch: Watch, findings: PostMortem) -> recovery.Ending:
+def ending(row: ExecutionRow, watch: Watch, findings: PostMortem) -> recovery.Ending:
     """How it ended: by its own last word, or by what is known from outside."""
     return recovery.classify(_reported(row, watch), _circumstances(row, watch, findings))
 
 
-def _reported(row: Row, watch: Watch) -> recovery.ExitReport | None:
+def _reported(row: ExecutionRow, watch: Watch) -> recovery.ExitReport | None:
     """The process's own last word: its exit record, or what its outbox said in the end."""
     record = exits.read_exit(watch.directory)
     if record is not None:
@@ -176,7 +176,7 @@ def _reported(row: Row, watch: Watch) -> recovery.ExitReport | None:
     return recovery.ExitReport(execution.outcome, reason, execution.message, step)
 
 
-def _circumstances(row: Row, watch: Watch, findings: PostMortem) -> recovery.Circumstances:
+def _circumstances(row: ExecutionRow, watch: Watch, findings: PostMortem) -> recovery.Circumstances:
     execution = row.execution
     place = row.device if isinstance(row, Attempt) else execution.place
     stalled = execution.message if execution.reason == Reason.stalled else watch.stalled

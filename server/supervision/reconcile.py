@@ -12,7 +12,7 @@ from server.domain.executions import ExecutionState
 from server.domain.states import YIELDS, Desired, State, move
 from server.errors import Conflict
 from server.scheduling import rows as scheduling_rows
-from server.scheduling.decide import Verdict
+from server.scheduling.decide import SchedulingVerdict
 from server.supervision import (
     decide,
     failure_guard,
@@ -24,7 +24,7 @@ from server.supervision import (
 from server.supervision.context import SupervisorContext
 from server.supervision.failure_guard import FailureGuard
 from server.supervision.watch import Presence, Watch
-from server.supervision.worklist import Entry, Worklist
+from server.supervision.worklist import Entry, Worklist, may_use
 from trainer.contract import commands
 from trainer.contract.exits import Reason
 from trainer.contract.journal import JournalError
@@ -222,7 +222,7 @@ class Reconciler:
             preparation_reason=Reason(preparation.reason)
             if preparation and preparation.reason
             else None,
-            may_use_device=worklist.may_use(seen.turn, entry),
+            may_use_device=may_use(seen.turn, entry),
             yields=self._verdict(seen, entry, seen.yields(entry)),
             waits=self._verdict(seen, entry, seen.waits(entry)),
             message=run.reason_message,
@@ -233,7 +233,7 @@ class Reconciler:
         )
 
     def _verdict(
-        self, seen: Worklist, entry: Entry, verdict: Verdict | None
+        self, seen: Worklist, entry: Entry, verdict: SchedulingVerdict | None
     ) -> tuple[Reason, str] | None:
         if verdict is None:
             return None

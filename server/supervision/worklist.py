@@ -20,7 +20,7 @@ from server.domain.states import OCCUPYING, State
 from server.launch.process import OUT_OF_FILES
 from server.machine.devices import Device
 from server.scheduling import rows as scheduling_rows
-from server.scheduling.decide import Decision, Verdict, Want, decide
+from server.scheduling.decide import Decision, SchedulingVerdict, Want, decide
 from server.scheduling.surroundings import Surroundings
 from trainer.contract.rundir import DataDir
 
@@ -98,10 +98,10 @@ class Worklist:
     decision: Decision = field(default_factory=Decision)
     names: dict[str, str] = field(default_factory=dict)
 
-    def yields(self, entry: Entry) -> Verdict | None:
+    def yields(self, entry: Entry) -> SchedulingVerdict | None:
         return self.decision.yields.get(entry.run.id)
 
-    def waits(self, entry: Entry) -> Verdict | None:
+    def waits(self, entry: Entry) -> SchedulingVerdict | None:
         return self.decision.waits.get(entry.run.id)
 
 

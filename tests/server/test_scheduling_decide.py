@@ -11,11 +11,11 @@ import pytest
 from server.scheduling.decide import (
     MINIMUM_RUN_SECONDS,
     START_LEAD_SECONDS,
-    Cause,
     Decision,
     Opening,
     Place,
-    Verdict,
+    SchedulingVerdict,
+    WaitCause,
     Want,
     decide,
     positions,
@@ -38,7 +38,7 @@ class TestQueue:
     def test_a_free_place_goes_to_the_first_in_the_queue(self) -> None:
         found = decide([CARD], [want("b", order=2), want("a", order=1)], NOW)
         assert found.grants == {"a": ("cuda:0",)}
-        assert found.waits == {"b": Verdict(Cause.queue, ("a",))}
+        assert found.waits == {"b": SchedulingVerdict(WaitCause.queue, ("a",))}
 
     def test_priority_comes_before_the_queue(self) -> None:
         found = decide([CARD], [want("a", order=1), want("b", order=2, priority=1)], NOW)
@@ -47,7 +47,7 @@ class TestQueue:
     def test_a_held_place_is_given_to_nobody(self) -> None:
         found = decide([CARD], [running("a", "cuda:0"), want("b")], NOW)
         assert (found.grants, found.yields) == ({}, {})
-        assert found.waits["b"] == Verdict(Cause.queue, ("a",))
+        assert found.waits["b"] == SchedulingVerdict(WaitCause.queue, ("a",))
 
     def test_a_want_takes_the_place_it_prefers(self) -> None:
         either = want("a", places=("cuda:1", "cuda:0"))
@@ -55,7 +55,7 @@ class TestQueue:
 
     def test_a_place_that_this_machine_lacks_is_waited_for(self) -> None:
         found = decide([CARD], [want("a", places=("cuda:7",))], NOW)
-        assert found.waits["a"].cause is Cause.unavailable
+        assert found.waits["a"].cause is WaitCause.unavailable
 
     def test_positions_number_those_that_wait(self) -> None:
         wants = [want("c", order=3, priority=5), want("a", order=1), want("b", order=2)]
@@ -97,7 +97,7 @@ class TestGangs:
 class TestDisplacement:
     def test_strictly_higher_priority_displaces(self) -> None:
         found = decide([CARD], [running("a", "cuda:0"), want("b", priority=1)], NOW)
-        assert found.yields == {"a": Verdict(Cause.displaced, ("b",))}
+        assert found.yields == {"a": SchedulingVerdict(WaitCause.displaced, ("b",))}
         assert found.grants == {}  # only when the place is really free
 
     def test_equal_priority_does_not(self) -> None:
@@ -138,7 +138,9 @@ class TestDisplacement:
             want("x", places=both, priority=2),
             want("y", places=both, priority=1),
         ]
-        assert decide([CARD, OTHER], wants, NOW).yields == {"c": Verdict(Cause.displaced, ("y",))}
+        assert decide([CARD, OTHER], wants, NOW).yields == {
+            "c": SchedulingVerdict(WaitCause.displaced, ("y",))
+        }
 
     def test_the_least_important_makes_way(self) -> None:
         wants = [
@@ -153,12 +155,12 @@ class TestHours:
     def test_nothing_starts_where_it_is_shut(self) -> None:
         shut = Place("cuda:0", Opening(False, opens_at=NOW + 60))
         found = decide([shut], [want("a")], NOW)
-        assert found.waits == {"a": Verdict(Cause.hours, until=NOW + 60)}
+        assert found.waits == {"a": SchedulingVerdict(WaitCause.hours, until=NOW + 60)}
         assert found.wake_at == NOW + 60
 
     def test_nor_outside_its_own_hours(self) -> None:
         found = decide([CARD], [want("a", opening=Opening(False, opens_at=NOW + 60))], NOW)
-        assert found.waits["a"].cause is Cause.hours
+        assert found.waits["a"].cause is WaitCause.hours
 
     def test_nor_shortly_before_it_shuts(self) -> None:
         def ending(seconds: float) -> Opening:
@@ -176,7 +178,7 @@ class TestHours:
         early = decide([CARD], [running("a", "cuda:0", opening=closing, save_seconds=30)], NOW)
         assert (early.yields, early.wake_at) == ({}, NOW + 60)
         due = decide([CARD], [running("a", "cuda:0", opening=closing, save_seconds=30)], NOW + 60)
-        assert due.yields == {"a": Verdict(Cause.hours, until=NOW + 9_000)}
+        assert due.yields == {"a": SchedulingVerdict(WaitCause.hours, until=NOW + 9_000)}
 
     def test_nobody_is_displaced_for_one_that_could_not_stay(self) -> None:
         closing = Opening(True, closes_at=NOW + START_LEAD_SECONDS + 10)
@@ -187,11 +189,11 @@ class TestHours:
 class TestNeighbours:
     def test_a_neighbour_makes_a_run_leave(self) -> None:
         found = decide([replace(CARD, neighbour="steam")], [running("a", "cuda:0")], NOW)
-        assert found.yields == {"a": Verdict(Cause.neighbour, ("steam",))}
+        assert found.yields == {"a": SchedulingVerdict(WaitCause.neighbour, ("steam",))}
 
     def test_and_is_waited_for(self) -> None:
         found = decide([replace(CARD, neighbour="steam")], [want("a")], NOW)
-        assert found.waits == {"a": Verdict(Cause.neighbour, ("steam",))}
+        assert found.waits == {"a": SchedulingVerdict(WaitCause.neighbour, ("steam",))}
 
     def test_one_that_is_not_preemptible_stays(self) -> None:
         holder = running("a", "cuda:0", is_preemptible=False)
@@ -255,7 +257,7 @@ class World:
         if want.id in found.grants:
             member.want = replace(want, holds=found.grants[want.id], held_since=self.now)
         elif want.id in found.yields:
-            self.displaced += found.yields[want.id].cause is Cause.displaced
+            self.displaced += found.yields[want.id].cause is WaitCause.displaced
             member.want = replace(want, is_leaving=True)
             member.leaves_at = self.now + self.random.choice([TICK, want.save_seconds])
         elif member.leaves_at is not None and self.now >= member.leaves_at:
@@ -304,7 +306,7 @@ def check_laws(found: Decision, places: list[Place], wants: list[Want], now: flo
     for name, verdict in found.yields.items():
         assert by_id[name].holds
         assert not by_id[name].is_leaving
-        if verdict.cause is Cause.displaced:
+        if verdict.cause is WaitCause.displaced:
             winner = by_id[verdict.by[0]]
             assert winner.priority > by_id[name].priority
             assert set(by_id[name].holds) & set(winner.places), "a useless displacement"
@@ -318,7 +320,7 @@ def check_nothing_holds_up_the_first(
 ) -> None:
     """Whoever comes first of those that wait for others gets all that lower priorities can give."""
     waiting = [w for w in wants if w.id in found.waits]
-    waiting = [w for w in waiting if found.waits[w.id].cause is Cause.queue]
+    waiting = [w for w in waiting if found.waits[w.id].cause is WaitCause.queue]
     if not waiting:
         return
     first = min(waiting, key=lambda w: (-w.priority, w.order))

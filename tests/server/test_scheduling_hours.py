@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from server.scheduling.decide import ALWAYS, Opening
-from server.scheduling.hours import DAYS, Price, Rule, Stretch, open_stretches, opening, rules
+from server.scheduling.hours import DAYS, OpenStretch, Price, Rule, open_stretches, opening, rules
 from trainer.contract.spec import HoursRule
 
 BERLIN = "Europe/Berlin"
@@ -108,7 +108,9 @@ class TestPrices:
         """One for each hour from noon on."""
         noon = epoch("2026-11-28T12:00", "UTC")
         hours = range(len(per_kwh))
-        return [Price(Stretch(noon + i * 3_600, noon + (i + 1) * 3_600), per_kwh[i]) for i in hours]
+        return [
+            Price(OpenStretch(noon + i * 3_600, noon + (i + 1) * 3_600), per_kwh[i]) for i in hours
+        ]
 
     def test_cheap_hours_that_touch_are_one_stretch(self) -> None:
         at = epoch("2026-11-28T12:30", "UTC")

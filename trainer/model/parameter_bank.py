@@ -19,7 +19,7 @@ from trainer.model import parameters
 
 
 @dataclass(frozen=True)
-class Place:
+class BankPlace:
     """Where a parameter lies in the buffer."""
 
     offset: int
@@ -43,17 +43,17 @@ class ParameterBank:
 
     def __init__(self, shape: ModelShape, compute_dtype: torch.dtype, device: torch.device) -> None:
         shapes = parameters.parameter_shapes(shape)
-        self.places: dict[str, Place] = {}
-        self.stacks: dict[str, Place] = {}
+        self.places: dict[str, BankPlace] = {}
+        self.stacks: dict[str, BankPlace] = {}
         offset = 0
         for group in parameters.muon_groups(shape):
             stack = (len(group.names), group.rows, group.cols)
-            self.stacks[group.key] = Place(offset, stack)
+            self.stacks[group.key] = BankPlace(offset, stack)
             offset = _aligned(self._place(group.names, shapes, offset))
         offset = _aligned(self._place((parameters.LM_HEAD,), shapes, offset))
         start = offset
         end = self._place(parameters.scalar_names(shape), shapes, offset)
-        self.scalars = Place(start, (end - start,))
+        self.scalars = BankPlace(start, (end - start,))
         self.weights = torch.zeros(end, dtype=torch.float32, device=device)
         self.compute_dtype = compute_dtype
         self.casts = compute_dtype != torch.float32
@@ -95,20 +95,20 @@ class ParameterBank:
         """A matrix in the compute dtype, which autograd does not follow."""
         return self.places[name].view(self.compute_buffer)
 
-    def joined(self, names: Sequence[str]) -> list[Place]:
+    def joined(self, names: Sequence[str]) -> list[BankPlace]:
         """The places of these matrices, those that lie side by side as one: each (rows, cols)."""
-        found: list[Place] = []
+        found: list[BankPlace] = []
         for place in (self.places[name] for name in names):
             last = found[-1] if found else None
             if last and last.offset + last.size == place.offset and last.shape[1] == place.shape[1]:
-                found[-1] = Place(last.offset, (last.shape[0] + place.shape[0], place.shape[1]))
+                found[-1] = BankPlace(last.offset, (last.shape[0] + place.shape[0], place.shape[1]))
             else:
                 found.append(place)
         return found
 
     def _place(self, names: Sequence[str], shapes: dict[str, tuple[int, ...]], offset: int) -> int:
         for name in names:
-            self.places[name] = Place(offset, shapes[name])
+            self.places[name] = BankPlace(offset, shapes[name])
             offset += self.places[name].size
         return offset
 

@@ -17,7 +17,7 @@ from trainer.contract.plan import Hyperparameters
 from trainer.contract.recipe import MUON
 from trainer.model import parameters
 from trainer.model.gpt import GPT
-from trainer.model.parameter_bank import Place
+from trainer.model.parameter_bank import BankPlace
 from trainer.optim.adamw import adamw_update, bias_correction
 from trainer.optim.loss_scale import LossScale
 from trainer.optim.muon import muon_update
@@ -196,7 +196,7 @@ class Optimizer:
         start = self.model.bank.scalars.offset
         for name in parameters.scalar_names(self.model.shape):
             place = self.model.bank.places[name]
-            inside = Place(place.offset - start, place.shape)
+            inside = BankPlace(place.offset - start, place.shape)
             moments[name] = (inside.view(self.scalars.m), inside.view(self.scalars.v))
         return moments
 
@@ -244,12 +244,12 @@ class Optimizer:
         ]
 
 
-def _matrices(place: Place, begin: int, end: int) -> Place:
+def _matrices(place: BankPlace, begin: int, end: int) -> BankPlace:
     """The place of the matrices [begin, end) of a stack."""
     count, *matrix = place.shape
     if (begin, end) == (0, count):
         return place
-    return Place(place.offset + begin * math.prod(matrix), (end - begin, *matrix))
+    return BankPlace(place.offset + begin * math.prod(matrix), (end - begin, *matrix))
 
 
 class _Moments:
