@@ -171,7 +171,7 @@ def _check_picture(file: Path, preview: bool) -> None:
 
 def _write_picture(answer: ExtendAnswer, file: Path) -> None:
     from server.reporting import png, preview
-    from trainer.contract.rundir import write_durably
+    from trainer.contract.durable import write_durably
 
     svg = preview.svg(answer.run.name, answer.plan)
     content = png.render(svg) if file.suffix.lower() == ".png" else svg.encode()

@@ -192,7 +192,7 @@ def _listening(settings: Settings) -> Iterator[socket.socket]:
 def _announced(listener: socket.socket, settings: Settings) -> Iterator[None]:
     """`daemon.json` in the data directory names the address while the daemon lives."""
     from server.guard.access import BEHIND_A_PROXY
-    from trainer.contract.rundir import write_durably
+    from trainer.contract.durable import write_durably
 
     port = listener.getsockname()[1]
     host = f"[{settings.host}]" if ":" in settings.host else settings.host

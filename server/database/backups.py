@@ -8,7 +8,8 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from server.database.sqlite import Library
-from trainer.contract.rundir import DataDir, fsync_directory
+from trainer.contract.durable import fsync_directory
+from trainer.contract.rundir import DataDir
 
 KEPT = 7
 LEFT_SECONDS = 3_600.0  # a temporary file as old as this has no writer any more

@@ -25,7 +25,8 @@ from server.database.db import Database
 from server.database.migrate import Refused
 from server.database.sqlite import Library
 from server.database.tables import Meta
-from trainer.contract.rundir import DataDir, write_durably
+from trainer.contract.durable import write_durably
+from trainer.contract.rundir import DataDir
 
 FILE = "data-directory.json"
 OPENED, IDENTITY = "opened", "data_dir_id"  # keys of the table `meta`

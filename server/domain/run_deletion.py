@@ -20,12 +20,12 @@ from sqlalchemy.orm import Session
 from server.database import tables
 from server.database.db import Database
 from server.domain import events
+from trainer.contract.durable import write_durably
 from trainer.contract.rundir import (
     CHECKPOINT_FILES,
     DataDir,
     parse_attempt_name,
     parse_checkpoint_name,
-    write_durably,
 )
 
 MARK = "deleted"

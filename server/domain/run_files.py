@@ -14,7 +14,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from server.database import tables
-from trainer.contract.rundir import DataDir, RunDir, write_durably
+from trainer.contract.durable import write_durably
+from trainer.contract.rundir import DataDir, RunDir
 
 FILE = "run.json"
 _PHASE = (

@@ -27,8 +27,8 @@ from server.database.db import Database
 from server.domain.states import State
 from server.guard.tokens import read_or_make
 from server.receivers import masked
+from trainer.contract.durable import write_durably
 from trainer.contract.exits import Reason
-from trainer.contract.rundir import write_durably
 
 SECRET, PLACE = "notify-secret", "notices.json"  # in the data directory
 WAITS_SECONDS = (5, 30, 120, 600, 3600)  # then the last one again

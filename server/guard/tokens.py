@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from server import proof
-from trainer.contract.rundir import fsync_directory, write_all, write_durably
+from trainer.contract.durable import fsync_directory, write_all, write_durably
 
 MIN_TOKEN_CHARS = 16
 SESSION_SECONDS = 30 * 86_400

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from server.database import backups, sqlite
 from server.settings import Settings
-from trainer.contract.rundir import fsync_directory
+from trainer.contract.durable import fsync_directory
 
 
 class CannotBackUp(Exception):

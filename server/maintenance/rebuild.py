@@ -23,7 +23,8 @@ from server.events import webhooks
 from server.ingestion import rebuilt_run
 from server.ingestion.disk import Found
 from server.settings import Settings
-from trainer.contract.rundir import DataDir, Held, fsync_directory
+from trainer.contract.durable import fsync_directory
+from trainer.contract.rundir import DataDir, Held
 
 SCRATCH = ".rebuilding"
 NOT_ON_DISK = (

@@ -15,7 +15,7 @@ from server.ingestion.catch_up import catch_up
 from server.ingestion.disk import Found
 from server.maintenance.rebuild import begin_anew, holding, put_in_place
 from server.settings import Settings
-from trainer.contract.rundir import fsync_directory
+from trainer.contract.durable import fsync_directory
 
 SCRATCH = ".restoring.db"
 

@@ -16,8 +16,8 @@ from server.supervision.context import SupervisorContext
 from server.supervision.recovery import Ending, Verdict
 from server.supervision.watch import Watch
 from trainer.contract import orders
+from trainer.contract.durable import write_durably
 from trainer.contract.exits import Reason
-from trainer.contract.rundir import write_durably
 from trainer.contract.spec import RecoverySpec
 
 MODULE = "trainer"

@@ -13,8 +13,9 @@ import pytest
 from pydantic import BaseModel
 
 from trainer.contract import failpoint, rundir
+from trainer.contract.durable import replacing, sweep, write_durably, write_shared
 from trainer.contract.exits import ExitRecord, Reason, read_exit, write_exit
-from trainer.contract.rundir import Held, acquire, identify, is_held, write_durably
+from trainer.contract.rundir import Held, acquire, identify, is_held
 
 
 def test_a_failed_durable_write_leaves_the_old_file_and_no_temp(tmp_path, monkeypatch):
@@ -29,6 +30,59 @@ def test_a_failed_durable_write_leaves_the_old_file_and_no_temp(tmp_path, monkey
         write_durably(path, b"new")
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_a_replaced_file_appears_whole_and_a_failure_leaves_the_old_one(tmp_path):
+    path = tmp_path / "x.bin"
+    with replacing(path) as file:
+        file.write(b"first")
+        assert not path.exists()
+    assert path.read_bytes() == b"first"
+
+    def interrupted():
+        with replacing(path) as file:
+            file.write(b"second")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert path.read_bytes() == b"first"
+    assert [p.name for p in tmp_path.iterdir()] == ["x.bin"]
+
+
+def test_who_may_read_a_file(tmp_path):
+    before = os.umask(0o022)
+    try:
+        write_durably(tmp_path / "order.json", b"{}")
+        write_shared(tmp_path / "new" / "folder" / "corpus.json", b"{}")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "order.json").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "new" / "folder" / "corpus.json").stat().st_mode & 0o777 == 0o644
+
+
+def test_sweep_takes_what_dead_writers_left_and_nothing_else(tmp_path):
+    child = subprocess.Popen([sys.executable, "-c", "pass"])
+    child.wait()
+    gone, ours = (tmp_path / f".a.bin.{pid}.tmp" for pid in (child.pid, os.getppid()))
+    for path in (gone, ours, tmp_path / ".other.tmp", tmp_path / "a.bin"):
+        path.write_bytes(b"")
+    sweep(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {ours.name, ".other.tmp", "a.bin"}
+
+
+def test_a_file_system_that_cannot_sync_a_directory_is_no_error(tmp_path, monkeypatch):
+    failed = []
+
+    def failing(fd):
+        if os.path.isdir(f"/proc/self/fd/{fd}"):
+            failed.append(fd)
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", failing)
+    write_durably(tmp_path / "x.json", b"new")
+    assert failed
+    assert (tmp_path / "x.json").read_bytes() == b"new"
 
 
 def test_a_lock_is_held_for_the_life_of_its_process(tmp_path):

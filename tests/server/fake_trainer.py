@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from trainer.contract import journal, rundir
+from trainer.contract import durable, journal, rundir
 
 MODULE, DIRECTORY = sys.argv[1], Path(sys.argv[2])
 ORDER = json.loads((DIRECTORY / "order.json").read_text())
@@ -80,7 +80,7 @@ class Trainer:
         if not self.manners.get("no_ended"):  # only the exit record says how it ended
             self.say("ended", **record)
         exit_record = json.dumps({**record, "unix_seconds": time.time()}).encode()
-        rundir.write_durably(DIRECTORY / "exit.json", exit_record)
+        durable.write_durably(DIRECTORY / "exit.json", exit_record)
         time.sleep(self.manners.get("linger", 0))  # seconds between the last word and the end
         sys.exit(0)
 
@@ -185,7 +185,7 @@ class Trainer:
         temp = path.with_name(f".{name}.tmp")
         shutil.rmtree(temp, ignore_errors=True)
         temp.mkdir(parents=True)
-        rundir.write_durably(temp / "manifest.json", b"{}")
+        durable.write_durably(temp / "manifest.json", b"{}")
         if path.exists():
             shutil.rmtree(temp)
             return None
@@ -210,7 +210,7 @@ class Trainer:
                 self.end("cancelled", "requested", None)
             time.sleep(0.02)
         if ORDER["job"] == "prepare":
-            rundir.write_durably(Path(ORDER["run_dir"]) / "data.json", b"{}")
+            durable.write_durably(Path(ORDER["run_dir"]) / "data.json", b"{}")
         self.end("completed", "finished", None)
 
 

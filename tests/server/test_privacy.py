@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from server import privacy
-from trainer.contract.rundir import write_durably
+from trainer.contract.durable import write_durably
 
 
 def modes(root: Path) -> dict[str, int]:

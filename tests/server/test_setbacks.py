@@ -20,7 +20,7 @@ from tests.server import rows
 from tests.server.house import House
 from tests.server.reporting import attempt as report_attempt
 from tests.server.reporting import create
-from trainer.contract import rundir
+from trainer.contract import durable, rundir
 from trainer.contract.jobs import ExportParams
 
 
@@ -69,7 +69,7 @@ def test_a_move_to_another_file_system_is_a_durable_copy(tmp_path: Path, other_d
     (source / "checkpoints").mkdir(parents=True)
     (source / "checkpoints" / "model").write_bytes(b"weights" * 1000)
     (source / "link").symlink_to("checkpoints/model")
-    rundir.move_durably(source, target)
+    durable.move_durably(source, target)
     assert (target / "checkpoints" / "model").read_bytes() == b"weights" * 1000
     assert (target / "link").is_symlink()
     assert not source.exists()
@@ -86,9 +86,9 @@ def test_a_move_that_fails_on_the_way_leaves_the_source(
     source, target = tmp_path / "laid out", other_disk / "run_1"
     source.mkdir()
     (source / "file").write_text("kept")
-    monkeypatch.setattr(rundir.failpoint, "hit", full)
+    monkeypatch.setattr(durable.failpoint, "hit", full)
     with pytest.raises(OSError, match="No space"):
-        rundir.move_durably(source, target)
+        durable.move_durably(source, target)
     assert (source / "file").read_text() == "kept"
     assert list(other_disk.iterdir()) == []
 
@@ -97,7 +97,7 @@ def test_a_move_never_replaces_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     with pytest.raises(FileExistsError):
-        rundir.move_durably(tmp_path / "a", tmp_path / "b")
+        durable.move_durably(tmp_path / "a", tmp_path / "b")
 
 
 def test_an_export_through_a_link_that_leads_nowhere_fails_alone(house: House) -> None:

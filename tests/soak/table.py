@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tests.soak.counts import Counts
-from trainer.contract.rundir import write_durably
+from trainer.contract.durable import write_durably
 
 PATH = Path(__file__).with_name("RESULTS.md")
 HEAD = """# Fault counts

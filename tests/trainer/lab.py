@@ -18,9 +18,10 @@ import pyarrow.parquet as pq
 
 from tests.trainer.forkserver import ForkServer
 from trainer.contract import commands, journal, orders
+from trainer.contract.durable import write_durably
 from trainer.contract.orders import AttemptOrder, Lineage
 from trainer.contract.plan import PlanContext, make_plan
-from trainer.contract.rundir import DataDir, RunDir, write_durably
+from trainer.contract.rundir import DataDir, RunDir
 from trainer.contract.schedule import PhaseSchedule
 from trainer.contract.spec import resolve
 from trainer.data.prepare import prepare

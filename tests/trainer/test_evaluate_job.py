@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from tests.trainer.lab import TINY, Lab
+from trainer.contract.durable import write_durably
 from trainer.contract.orders import JobOrder
 from trainer.contract.plan import PlanContext, make_plan
-from trainer.contract.rundir import write_durably
 from trainer.contract.spec import resolve
 from trainer.jobs import evaluate
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from trainer.contract import failpoint
-from trainer.contract.rundir import write_all
+from trainer.contract.durable import write_all
 
 _NAMES = {
     torch.float64: "F64",

@@ -24,15 +24,14 @@ from torch import Tensor
 
 from trainer.checkpoint import safetensors_writer
 from trainer.contract import failpoint, holds, os_errors
+from trainer.contract.durable import fsync_directory, write_durably
 from trainer.contract.orders import Lineage
 from trainer.contract.rundir import (
     CHECKPOINT_FILES,
     checkpoint_name,
-    fsync_directory,
     parse_attempt_name,
     parse_checkpoint_name,
     remove_checkpoint,
-    write_durably,
 )
 
 MODEL, OPTIMIZER, STATE, MANIFEST = CHECKPOINT_FILES

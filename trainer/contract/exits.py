@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from trainer.contract.rundir import write_durably
+from trainer.contract.durable import write_durably
 
 
 class Reason(StrEnum):

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from trainer.contract import failpoint
-from trainer.contract.rundir import fsync_directory, is_at, write_all
+from trainer.contract.durable import fsync_directory, write_all
+from trainer.contract.rundir import is_at
 
 VERSION = 1
 READABLE_VERSIONS = (1,)

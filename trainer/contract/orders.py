@@ -11,8 +11,8 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
+from trainer.contract.durable import write_once
 from trainer.contract.plan import Plan
-from trainer.contract.rundir import write_once
 from trainer.contract.schedule import PhaseSchedule
 from trainer.contract.spec import RunSpec
 

@@ -1,4 +1,4 @@
-"""Paths of a data directory, durable file writes, locks and process identity.
+"""Paths of a data directory, its documents, locks and process identity.
 
 Layout: runs/<run_id>/{spec.json, plan.json, data.json, checkpoints/, attempts/NNNN/} and
 jobs/<job_id>/.
@@ -6,7 +6,6 @@ jobs/<job_id>/.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import re
@@ -20,8 +19,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from pydantic import BaseModel
-
-from trainer.contract import failpoint
 
 # ignored by a process that has no handler for it yet, unlike SIGQUIT
 DUMP_SIGNAL = getattr(signal, "SIGURG", signal.SIGTERM)
@@ -144,117 +141,6 @@ def parse_attempt_name(name: str) -> int | None:
     return int(name) if _ATTEMPT.fullmatch(name) else None
 
 
-# --- durable writes ------------------------------------------------------------------------------
-
-
-def write_durably(path: Path, content: bytes, mode: int = 0o600) -> None:
-    """Replace `path` by `content` so that a power cut leaves the old file or the new one.
-
-    temp in the same directory -> write -> fsync -> rename -> fsync directory. Raises OSError; the
-    temporary file is gone then and the old file is as it was. The file is its owner's alone: specs
-    and orders hold addresses that may carry credentials.
-    """
-    temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
-        try:
-            write_all(fd, content)
-            failpoint.hit("durable.fsync")
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        failpoint.hit("durable.rename")
-        os.replace(temp, path)
-    except BaseException as error:
-        with suppress(OSError):
-            temp.unlink()
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)  # a write or an fsync knows no name, and a person needs one
-        raise
-    fsync_directory(path.parent)
-
-
-def write_once(path: Path, content: bytes) -> None:
-    """Write a file that is never replaced. Raises FileExistsError when there is one, OSError."""
-    temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    write_durably(temp, content)
-    try:
-        os.link(temp, path)
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK) or path.exists():
-            raise
-        os.rename(temp, path)  # a file system without hard links
-    finally:
-        temp.unlink(missing_ok=True)
-    fsync_directory(path.parent)
-
-
-def move_durably(source: Path, target: Path) -> None:
-    """Give a file or directory another name, on another file system too; durable at the return.
-
-    Across file systems it is copied beside `target`, fsynced, renamed, and then removed at
-    `source`: after a kill there is the whole source or the whole target. Raises OSError, also when
-    `target` exists.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if os.path.lexists(target):
-        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
-    try:
-        failpoint.hit("durable.move")
-        os.rename(source, target)
-    except OSError as error:
-        if error.errno != errno.EXDEV:
-            raise
-        _copy_across(source, target)
-        fsync_directory(target.parent)
-        _discard(source)
-    else:
-        fsync_directory(target.parent)
-    fsync_directory(source.parent)
-
-
-def _copy_across(source: Path, target: Path) -> None:
-    temp = target.with_name(f".{target.name}.moving")
-    _discard(temp)
-    try:
-        if source.is_dir():
-            shutil.copytree(source, temp, symlinks=True)
-        else:
-            shutil.copy2(source, temp)
-        _fsync_tree(temp)
-        failpoint.hit("durable.moved")
-        os.rename(temp, target)
-    except BaseException:
-        with suppress(OSError):
-            _discard(temp)
-        raise
-
-
-def _fsync_tree(root: Path) -> None:
-    for folder, _, names in os.walk(root):
-        for name in names:
-            if not os.path.islink(os.path.join(folder, name)):
-                _fsync_file(Path(folder, name))
-        fsync_directory(Path(folder))
-    if root.is_file():
-        _fsync_file(root)
-
-
-def _fsync_file(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _discard(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
 def remove_checkpoint(path: Path) -> None:
     """Remove a checkpoint's directory; of one that is a link to another disk, what it leads to.
     What cannot be removed stays.
@@ -268,21 +154,6 @@ def remove_checkpoint(path: Path) -> None:
             (target / name).unlink(missing_ok=True)
         path.unlink()
         target.rmdir()  # stays where it holds anything else
-
-
-def write_all(fd: int, content: bytes | memoryview) -> None:
-    """os.write until everything is written: a short write is not an error."""
-    view = memoryview(content)
-    while view:
-        view = view[os.write(fd, view) :]
-
-
-def fsync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 # --- documents that were written durably ----------------------------------------------------------

@@ -19,7 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.data import durable, hub, shards
+from trainer.contract import durable
+from trainer.data import hub, shards
 from trainer.data import prepared as prepared_data
 from trainer.data import tokenizer as tokenizers
 from trainer.data.errors import DataError
@@ -193,7 +194,7 @@ def build_ahead(prepared: PreparedData, stop: Callable[[], bool], threads: int) 
             try:
                 hub.fetch(file)
             except DataError as error:
-                durable.write_bytes(complaint, error.message.encode())
+                durable.write_shared(complaint, error.message.encode())
                 if stop():
                     return
                 time.sleep(5.0)
@@ -236,7 +237,7 @@ def main(arguments: list[str]) -> int:
         except BuildStopped:
             pass
         except DataError as error:
-            durable.write_bytes(Path(prepared.cache_dir) / ERROR_FILE, error.message.encode())
+            durable.write_shared(Path(prepared.cache_dir) / ERROR_FILE, error.message.encode())
             return 1
     return 0
 

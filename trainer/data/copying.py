@@ -14,7 +14,8 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from trainer.data import documents, durable, left_out
+from trainer.contract import durable
+from trainer.data import documents, left_out
 from trainer.data.documents import Sources
 from trainer.data.errors import DataError
 from trainer.data.left_out import shown
@@ -43,7 +44,7 @@ def copied(
         directory = _write_corpus(sources, corpora_dir, progress)
         left = [entry.model_dump() for entry in sources.left.entries()]
         remembered = {"directory": directory.name, "left_out": left}
-        durable.write_bytes(index, json.dumps(remembered).encode())
+        durable.write_shared(index, json.dumps(remembered).encode())
     paths = sorted((corpora_dir / remembered["directory"]).glob("*.parquet"))
     return paths, [LeftOut.model_validate(entry) for entry in remembered["left_out"]]
 
@@ -70,7 +71,7 @@ def _write_corpus(sources: Sources, corpora_dir: Path, progress: ReportProgress)
         except OSError:
             if not (target / "val.parquet").exists():  # else: the same text, copied before
                 raise
-        durable.sync_directory(corpora_dir)
+        durable.fsync_directory(corpora_dir)
         return target
     finally:
         shutil.rmtree(work, ignore_errors=True)

@@ -14,8 +14,9 @@ import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
+from trainer.contract import durable
 from trainer.contract.spec import DataSpec
-from trainer.data import contents, copying, documents, durable, hub, splits, walk
+from trainer.data import contents, copying, documents, hub, splits, walk
 from trainer.data.documents import Sources
 from trainer.data.errors import DataError
 from trainer.data.fingerprints import FileStat
@@ -92,7 +93,7 @@ def describe(
         num_nulls=text.num_nulls,
         column=column,
     )
-    durable.write_bytes(memo, found.model_dump_json(exclude={"path"}).encode())
+    durable.write_shared(memo, found.model_dump_json(exclude={"path"}).encode())
     return found
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.data import durable
+from trainer.contract import durable
 
 SAMPLE_BYTES = 65_536
 CHUNK_BYTES = 8 << 20
@@ -75,7 +75,7 @@ def recorded(corpora_dir: Path, seen: FileStat) -> str | None:
 
 def record(corpora_dir: Path, seen: FileStat, sha256: str) -> None:
     content = json.dumps({"name": Path(seen.path).name, "sha256": sha256})
-    durable.write_bytes(_memo(corpora_dir, seen), content.encode())
+    durable.write_shared(_memo(corpora_dir, seen), content.encode())
 
 
 def _memo(corpora_dir: Path, seen: FileStat) -> Path:

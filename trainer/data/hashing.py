@@ -18,7 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from trainer.data import durable, fingerprints
+from trainer.contract import durable
+from trainer.data import fingerprints
 from trainer.data import prepared as prepared_data
 from trainer.data.errors import DataChanged
 from trainer.data.fingerprints import FileStat
@@ -87,7 +88,7 @@ def hash_all(prepared: PreparedData, stop: Callable[[], bool]) -> dict[str, Any]
             "finished": finished,
             "pid": os.getpid(),
         }
-        durable.write_bytes(state_path(prepared), json.dumps(state).encode())
+        durable.write_shared(state_path(prepared), json.dumps(state).encode())
         return state
 
     report(finished=False)

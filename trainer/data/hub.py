@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.data import durable, splits
+from trainer.contract import durable
+from trainer.data import fingerprints, splits
 from trainer.data.errors import DataError, reason
 from trainer.data.prepared import DataFile, Remote
 
@@ -56,7 +57,7 @@ def listed(name: str, corpora_dir: Path, revision: str | None = None) -> tuple[L
         "card": listing.card,
         "others": listing.others,
     }
-    durable.write_bytes(memo, json.dumps(content, default=str).encode())
+    durable.write_shared(memo, json.dumps(content, default=str).encode())
     return listing, []
 
 
@@ -133,14 +134,14 @@ def fetch(file: DataFile, progress: Callable[[int], None] = lambda num_bytes: No
         )
     except Exception as error:  # the downloader raises its own, httpx's and the system's errors
         raise _unreachable(file.remote.name, file.remote.repo, error) from error
-    if file.sha256 and durable.sha256_of(Path(got)) != file.sha256:
+    if file.sha256 and fingerprints.full(Path(got)) != file.sha256:
         Path(got).unlink(missing_ok=True)
         raise DataError(
             "download_damaged", f"{file.remote.name} did not arrive as the hub describes it", got
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     os.replace(got, target)
-    durable.sync_directory(target.parent)
+    durable.fsync_directory(target.parent)
 
 
 def _shard(name: str, revision: str, sibling: Any, directory: Path) -> DataFile:

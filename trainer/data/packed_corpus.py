@@ -7,8 +7,9 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from trainer.contract import durable
 from trainer.contract.spec import DataSpec
-from trainer.data import contents, durable, packed_rows, walk
+from trainer.data import contents, packed_rows, walk
 from trainer.data import tokenizer as tokenizers
 from trainer.data.errors import DataError
 from trainer.data.packed_rows import ShardHeader
@@ -133,7 +134,7 @@ def _check_tokenizer(
         found = tokenizers.nanochat_id(folder)
         same = tokenizers.from_nanochat(folder).sha256 == tokenizer.sha256
         if found == header.tokenizer_id and same:
-            durable.write_bytes(kept, (folder / tokenizers.PICKLE_NAME).read_bytes())
+            durable.write_shared(kept, (folder / tokenizers.PICKLE_NAME).read_bytes())
             return
         other = "" if same else " and of other tokens"
         seen.append(f"{folder / tokenizers.PICKLE_NAME} is {found}{other}")

@@ -13,12 +13,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
+from trainer.contract import durable
 from trainer.contract.plan import shards_for
 from trainer.contract.spec import DataSpec, RunSpec
 from trainer.data import (
     cache,
     corpora,
-    durable,
     left_out,
     packed_corpus,
     packed_rows,
@@ -201,7 +201,7 @@ def _trained(
     progress("tokenizer", None, f"training a tokenizer with {vocab_size:,} tokens")
     tokenizer = tokenizers.train(_texts(files, progress), vocab_size, special_tokens)
     tokenizer.save(root / tokenizer.sha256[:32])
-    durable.write_bytes(memo, json.dumps({"directory": tokenizer.sha256[:32]}).encode())
+    durable.write_shared(memo, json.dumps({"directory": tokenizer.sha256[:32]}).encode())
     return tokenizer
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from trainer.contract import os_errors
-from trainer.contract.rundir import read_document, write_durably
-from trainer.data import durable, fingerprints
+from trainer.contract.durable import write_durably
+from trainer.contract.rundir import read_document
+from trainer.data import fingerprints
 from trainer.data.errors import DataChanged
 from trainer.data.fingerprints import FileStat
 
@@ -198,7 +199,7 @@ def verify_file(file: DataFile, deep: bool = False, corpora_dir: Path | None = N
 def _verify_tokenizer(prepared: PreparedData) -> None:
     path = Path(prepared.tokenizer_dir) / "tokenizer.json"
     try:
-        found = durable.sha256_of(path)
+        found = fingerprints.full(path)
     except OSError as error:
         raise gone(error, path, "read") from None
     if found != prepared.tokenizer_sha256:
@@ -208,7 +209,7 @@ def _verify_tokenizer(prepared: PreparedData) -> None:
 def _is_the_same(file: DataFile, corpora_dir: Path | None) -> bool:
     try:
         if not file.sampled:
-            return durable.sha256_of(Path(file.path)) == file.sha256
+            return fingerprints.full(Path(file.path)) == file.sha256
         if fingerprints.sample(file.path) != file.sha256:
             return False
         known = fingerprints.recorded(corpora_dir, file.seen) if corpora_dir else None

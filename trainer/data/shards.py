@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
-from trainer.data import durable
+from trainer.contract import durable
 from trainer.data.parquet import TEXT_COLUMN, TextFile
 from trainer.data.tokenizer import Tokenizer
 
@@ -148,7 +148,7 @@ def write_shard(
     """
     lengths, groups = [0], [0]
     digest = hashlib.sha256()
-    with durable.replacing(path) as file:
+    with durable.replacing(path, durable.BY_UMASK) as file:
         file.write(bytes(HEADER_BYTES))
         for group in range(source.num_row_groups):
             for texts in source.batches(group):

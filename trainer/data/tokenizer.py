@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 import tiktoken
 
+from trainer.contract import durable
 from trainer.contract.recipe import DEFAULT, RECIPES
-from trainer.data import durable, foreign, inert_pickle, token_bytes
+from trainer.data import foreign, inert_pickle, token_bytes
 from trainer.data.errors import DataError
 
 FILE_NAME = "tokenizer.json"
@@ -122,7 +123,7 @@ class Tokenizer:
 
     def save(self, directory: Path) -> Path:
         path = Path(directory) / FILE_NAME
-        durable.write_bytes(path, self.to_json())
+        durable.write_shared(path, self.to_json())
         return path
 
 
@@ -238,8 +239,8 @@ def to_nanochat(
     import torch
 
     directory = Path(directory)
-    durable.write_bytes(directory / PICKLE_NAME, pickle.dumps(tokenizer.encoding))
-    with durable.replacing(directory / token_bytes.FILE_NAME) as file:
+    durable.write_shared(directory / PICKLE_NAME, pickle.dumps(tokenizer.encoding))
+    with durable.replacing(directory / token_bytes.FILE_NAME, durable.BY_UMASK) as file:
         torch.save(torch.from_numpy(token_bytes.table(tokenizer, kind).copy()), file)
 
 

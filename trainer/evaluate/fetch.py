@@ -23,7 +23,8 @@ from pathlib import Path, PurePosixPath
 import httpx
 import platformdirs
 
-from trainer.contract.rundir import DataDir, fsync_directory, write_durably
+from trainer.contract.durable import fsync_directory, write_durably
+from trainer.contract.rundir import DataDir
 from trainer.evaluate.core_bundle import RECORD, BundleError, load_bundle
 
 # nanochat's public bundle: the constant EVAL_BUNDLE_URL of its scripts/base_eval.py

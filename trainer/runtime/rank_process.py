@@ -12,8 +12,9 @@ import time
 from pathlib import Path
 
 from trainer.contract import events
+from trainer.contract.durable import write_durably
 from trainer.contract.exits import ExitRecord, Reason
-from trainer.contract.rundir import identify, rank_log, rank_record, write_durably
+from trainer.contract.rundir import identify, rank_log, rank_record
 from trainer.runtime.control import Control
 from trainer.runtime.reporter import Mute
 

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from trainer.contract.durable import write_durably
 from trainer.contract.events import Probed
 from trainer.contract.lanes import lanes_for
 from trainer.contract.orders import AttemptOrder
 from trainer.contract.plan import Hyperparameters
-from trainer.contract.rundir import RunDir, read_document, write_durably
+from trainer.contract.rundir import RunDir, read_document
 from trainer.contract.shape import ModelShape, shape_of
 from trainer.runtime import compiler
 from trainer.runtime import device as devices

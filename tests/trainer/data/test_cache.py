@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from tests.trainer.data.conftest import random_texts
-from trainer.data import cache, durable, shards
+from trainer.contract import durable
+from trainer.data import cache, shards
 from trainer.data import tokenizer as tokenizers
 from trainer.data.parquet import TextFile
 from trainer.data.prepared import PreparedData
@@ -119,7 +120,7 @@ def test_killed_and_begun_again(long_corpus, tmp_path) -> None:
     """A kill leaves whole files and perhaps a temporary one; the next continues from there."""
     bare, description = _bare(long_corpus, tmp_path)
     builder = _builder(description)
-    _wait(lambda: len(cached(bare)) >= 2 and list(Path(bare.cache_dir).glob("*.tmp-*")))
+    _wait(lambda: len(cached(bare)) >= 2 and list(Path(bare.cache_dir).glob(".*.tmp")))
     builder.send_signal(signal.SIGKILL)
     builder.wait()
     kept = {path.name: path.stat().st_ino for path in cached(bare)}
@@ -130,7 +131,7 @@ def test_killed_and_begun_again(long_corpus, tmp_path) -> None:
     whole = {path.name: path.stat().st_ino for path in cached(bare)}
     assert len(whole) == len(bare.train_files)
     assert {name: whole[name] for name in kept} == kept
-    assert not list(Path(bare.cache_dir).glob("*.tmp-*"))
+    assert not list(Path(bare.cache_dir).glob(".*.tmp"))
     for path in cached(bare):
         assert path.read_bytes() == (Path(long_corpus.cache_dir) / path.name).read_bytes()
 
@@ -139,7 +140,7 @@ def test_the_builder_goes_when_its_parent_goes(long_corpus, tmp_path) -> None:
     bare, description = _bare(long_corpus, tmp_path)
     assert _builder(description, parent=2**22 - 1).wait(60) == 0
     assert len(cached(bare)) < len(bare.train_files)
-    assert not list(Path(bare.cache_dir).glob("*.tmp-*"))
+    assert not list(Path(bare.cache_dir).glob(".*.tmp"))
 
 
 def test_a_second_builder_has_nothing_to_do(long_corpus, tmp_path) -> None:
@@ -198,7 +199,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path) -> None:
     path.write_bytes(b"before")
 
     def failing() -> None:
-        with durable.replacing(path) as file:
+        with durable.replacing(path, durable.BY_UMASK) as file:
             file.write(b"half")
             raise RuntimeError("power")
 

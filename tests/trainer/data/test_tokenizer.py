@@ -68,9 +68,9 @@ def test_our_file_gives_the_same_tokenizer(tokenizer, tmp_path) -> None:
     assert again.special_tokens == tokenizers.SPECIAL_TOKENS
     assert all(again.encode_ordinary(t) == tokenizer.encode_ordinary(t) for t in TEXTS)
     # the name is the sha256 of the file itself
-    from trainer.data.durable import sha256_of
+    from trainer.data.fingerprints import full
 
-    assert sha256_of(tmp_path / tokenizers.FILE_NAME) == tokenizer.sha256
+    assert full(tmp_path / tokenizers.FILE_NAME) == tokenizer.sha256
 
 
 def test_batches_equal_singles_on_any_number_of_threads(tokenizer) -> None:

@@ -1,0 +1,184 @@
+"""Durable file writes: a power cut or a kill leaves the old file or the new one, whole."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from trainer.contract import failpoint
+
+OWNER_ONLY = 0o600
+BY_UMASK = 0o666
+
+
+@contextmanager
+def replacing(path: Path, mode: int = OWNER_ONLY) -> Iterator[BinaryIO]:
+    """Open a temporary file beside `path`, to write and read; at a clean end it takes the name.
+
+    temp in the same directory -> write -> fsync -> rename -> fsync directory. Raises OSError; the
+    temporary file is gone then and the old file is as it was. A kill leaves one, which `sweep`
+    removes.
+    """
+    temp = _temporary(path)
+    try:
+        with os.fdopen(_create(temp, mode), "w+b") as file:
+            yield file
+            file.flush()
+            failpoint.hit("durable.fsync")
+            os.fsync(file.fileno())
+        failpoint.hit("durable.rename")
+        os.replace(temp, path)
+    except BaseException as error:
+        with suppress(OSError):
+            temp.unlink()
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a write or an fsync knows no name, and a person needs one
+        raise
+    fsync_directory(path.parent)
+
+
+def write_durably(path: Path, content: bytes, mode: int = OWNER_ONLY) -> None:
+    """Replace `path` by `content`; see `replacing`. Raises OSError.
+
+    The file is its owner's alone: specs and orders hold addresses that may carry credentials.
+    """
+    with replacing(path, mode) as file:
+        file.write(content)
+
+
+def write_shared(path: Path, content: bytes) -> None:
+    """`write_durably` of what others may read, into a folder that may not exist yet."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_durably(path, content, BY_UMASK)
+
+
+def write_once(path: Path, content: bytes) -> None:
+    """Write a file that is never replaced. Raises FileExistsError when there is one, OSError."""
+    temp = _temporary(path)
+    write_durably(temp, content)
+    try:
+        os.link(temp, path)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK) or path.exists():
+            raise
+        os.rename(temp, path)  # a file system without hard links
+    finally:
+        temp.unlink(missing_ok=True)
+    fsync_directory(path.parent)
+
+
+def move_durably(source: Path, target: Path) -> None:
+    """Give a file or directory another name, on another file system too; durable at the return.
+
+    Across file systems it is copied beside `target`, fsynced, renamed, and then removed at
+    `source`: after a kill there is the whole source or the whole target. Raises OSError, also when
+    `target` exists.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if os.path.lexists(target):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+    try:
+        failpoint.hit("durable.move")
+        os.rename(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        _copy_across(source, target)
+        fsync_directory(target.parent)
+        _discard(source)
+    else:
+        fsync_directory(target.parent)
+    fsync_directory(source.parent)
+
+
+def _copy_across(source: Path, target: Path) -> None:
+    temp = target.with_name(f".{target.name}.moving")
+    _discard(temp)
+    try:
+        if source.is_dir():
+            shutil.copytree(source, temp, symlinks=True)
+        else:
+            shutil.copy2(source, temp)
+        _fsync_tree(temp)
+        failpoint.hit("durable.moved")
+        os.rename(temp, target)
+    except BaseException:
+        with suppress(OSError):
+            _discard(temp)
+        raise
+
+
+def _fsync_tree(root: Path) -> None:
+    for folder, _, names in os.walk(root):
+        for name in names:
+            if not os.path.islink(os.path.join(folder, name)):
+                _fsync_file(Path(folder, name))
+        fsync_directory(Path(folder))
+    if root.is_file():
+        _fsync_file(root)
+
+
+def _fsync_file(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _discard(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def sweep(directory: Path) -> None:
+    """Remove temporary files of `replacing` whose writer is gone."""
+    for left in directory.glob(".*.*.tmp"):
+        writer = left.name.split(".")[-2]
+        if writer.isdigit() and not alive(int(writer)):
+            left.unlink(missing_ok=True)
+
+
+def alive(pid: int) -> bool:
+    """Whether another process of this id lives; one's own leftovers count as left."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return pid != os.getpid()
+
+
+def write_all(fd: int, content: bytes | memoryview) -> None:
+    """os.write until everything is written: a short write is not an error."""
+    view = memoryview(content)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def fsync_directory(path: Path) -> None:
+    """Make names durable, except on a file system that cannot sync a directory."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    finally:
+        os.close(fd)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _create(path: Path, mode: int) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
