@@ -19,11 +19,11 @@ from server.events.commit_notifier import Feed
 from server.ingestion.worker import Worker
 from server.machine import devices
 from server.machine.xid_events import XidListener
+from server.maintenance.housekeeping import HousekeepingThread
 from server.scheduling.surroundings import SurroundingsThread
 from server.settings import Settings
 from server.supervision.arrival import arrive
 from server.supervision.context import SupervisorContext
-from server.supervision.housekeeping import Keeper
 from server.supervision.supervisor import Supervisor
 
 FIRST_LOOK_SECONDS = 5.0  # what runs already is taken back before the first request is served
@@ -56,7 +56,9 @@ def create_app(
             except (OSError, errors.TraindError) as error:  # a full disk, say: one sentence
                 on_failure(lock.CannotServe.from_error(error))
                 raise
-            keeper = Keeper(opened, settings.paths, settings.keep_jobs_days)
+            housekeeping_thread = HousekeepingThread(
+                opened, settings.paths, settings.keep_jobs_days
+            )
             feed = Feed()
             opened.on_commit(feed.notify)
             xids = XidListener()
@@ -75,7 +77,7 @@ def create_app(
             api.connect(app, opened, feed, supervisor, webhook_thread, around)
             webhook_thread.start()
             await run_in_threadpool(around.start)
-            keeper.start()
+            housekeeping_thread.start()
             xids.start()
             supervisor.start(on_failure)
             await run_in_threadpool(supervisor.wait_for_first_look, FIRST_LOOK_SECONDS)
@@ -93,7 +95,7 @@ def create_app(
                 await run_in_threadpool(xids.stop)
                 await run_in_threadpool(around.stop)
                 await run_in_threadpool(webhook_thread.stop)
-                await run_in_threadpool(keeper.stop)
+                await run_in_threadpool(housekeeping_thread.stop)
                 await run_in_threadpool(opened.close)
 
     return api.make(settings, lifespan=life)

@@ -31,7 +31,7 @@ STAY_WITH_THE_RUN = ("prepare", "import")
 NOT_CORPORA = frozenset({"known", "hub", "tokens", "tokenizers"})
 AT_A_TIME = 500  # rows in one transaction: others write meanwhile
 
-log = logging.getLogger("traind.keeper")
+log = logging.getLogger("traind.housekeeping")
 
 
 def sweep(db: Database, paths: DataDir, days: float, now: float) -> int:

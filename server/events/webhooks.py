@@ -25,6 +25,7 @@ from sqlalchemy import func, select
 from server.database import tables
 from server.database.db import Database
 from server.domain.states import State
+from server.events.commit_thread import CommitThread
 from server.guard.tokens import read_or_make
 from server.receivers import masked
 from trainer.contract.durable import write_durably
@@ -33,7 +34,6 @@ from trainer.contract.exits import Reason
 SECRET, PLACE = "notify-secret", "notices.json"  # in the data directory
 WAITS_SECONDS = (5, 30, 120, 600, 3600)  # then the last one again
 GIVE_UP_SECONDS = 3 * 86_400.0
-QUIET_SECONDS = 1.0  # at least between two looks, however much is committed
 IDLE_SECONDS = 60.0
 MAX_WAITING = 1000  # to be delivered; the oldest go first
 KEPT_FAILURES_SECONDS = 7 * 86_400.0  # how long what was given up is reported
@@ -106,38 +106,25 @@ def begin_after(root: Path, event_id: int) -> None:
     write_durably(root / PLACE, json.dumps({**kept, "after": event_id}).encode())
 
 
-class WebhookThread:
+class WebhookThread(CommitThread):
     """The delivery thread. `deliver(url, body, headers)` returns None when accepted, else the
     error.
     """
 
     def __init__(self, db: Database, root: Path, deliver: SendWebhook) -> None:
-        self._db, self._root, self._deliver = db, root, deliver
-        self._woken, self._ended = threading.Event(), threading.Event()
+        super().__init__(db, "webhooks")
+        self._root, self._deliver = root, deliver
         self._place: DeliveryState | None = None  # read at the first look
         self._lock = threading.Lock()  # of the place; never held while something is sent
-        self._thread = threading.Thread(target=self._run, name="notices", daemon=True)
 
-    def start(self) -> None:
-        self._db.on_commit(self._woken.set)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """A delivery under way is repeated after the next start."""
-        self._ended.set()
-        self._woken.set()
-        self._thread.join(timeout=1.0)
-
-    def _run(self) -> None:
-        while not self._ended.is_set():
-            self._woken.clear()
-            try:
-                due = self.run_once(time.time())
-            except Exception as error:  # a busy database, a full disk: the next look does it
-                log.warning("notices wait: %s", error)
-                due = None
-            self._ended.wait(QUIET_SECONDS)
-            self._woken.wait(IDLE_SECONDS if due is None else max(0.0, due - time.time()))
+    def one_pass(self) -> float:
+        """A delivery that a stop interrupts is repeated after the next start."""
+        try:
+            due = self.run_once(time.time())
+        except Exception as error:  # a busy database, a full disk: the next pass does it
+            log.warning("notices wait: %s", error)
+            due = None
+        return IDLE_SECONDS if due is None else max(0.0, due - time.time())
 
     def run_once(self, now: float) -> float | None:
         """Queue new events and send what is due. Returns when the next delivery is due."""

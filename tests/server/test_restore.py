@@ -22,11 +22,11 @@ from server.domain.extend import next_number
 from server.events import webhooks
 from server.launch import process
 from server.maintenance import backup as backing
+from server.maintenance.housekeeping import HousekeepingThread
 from server.maintenance.rebuild import rebuild
 from server.maintenance.restore import restore
 from server.settings import Settings
 from server.supervision.arrival import arrive
-from server.supervision.housekeeping import Keeper
 from tests.server.house import House
 from tests.server.reporting import Reporter, attempt, create
 from trainer.contract import journal, orders
@@ -165,7 +165,7 @@ def test_a_restore_reads_again_what_came_after_the_backup(settings: Settings) ->
     for saved in (name, last):
         (settings.paths.run(run_id).checkpoints / saved).mkdir(parents=True)
     other = create(db, "later")
-    Keeper(db, settings.paths).write_run_files()
+    HousekeepingThread(db, settings.paths).write_run_files()
     db.close()
     found = restore(settings)
     assert (found.runs, found.attempts, found.problems) == (["later"], 1, [])
@@ -202,9 +202,9 @@ def test_one_runs_file_that_cannot_be_written_holds_up_no_other(
 ) -> None:
     first, second = create(db, "first"), create(db, "second")
     (settings.paths.run(first).root / "run.json").mkdir(parents=True)
-    keeper = Keeper(db, settings.paths)
+    housekeeping = HousekeepingThread(db, settings.paths)
     for _ in range(3):
-        keeper.write_run_files()
+        housekeeping.write_run_files()
     assert (settings.paths.run(second).root / "run.json").is_file()
     assert caplog.text.count("cannot be written") == 1
 
@@ -282,27 +282,27 @@ def test_f06_a_restored_database_never_reads_old_exit_records(
 
 
 def test_a_backup_is_made_each_day_and_old_ones_go(db: Database, settings: Settings) -> None:
-    keeper, now = Keeper(db, settings.paths), time.time()
-    assert keeper.back_up_if_due(now) > 0
-    keeper.back_up_if_due(now + 60)
+    housekeeping, now = HousekeepingThread(db, settings.paths), time.time()
+    assert housekeeping.back_up_if_due(now) > 0
+    housekeeping.back_up_if_due(now + 60)
     assert len(db.backups()) == 1
     assert list(settings.paths.backups.iterdir()) == db.backups()  # no WAL, no temporary file
     for day in range(1, 12):
         for path in db.backups():  # each a day older than the time that is looked at
             os.utime(path, (now + (day - 1) * 86_400, now + (day - 1) * 86_400))
-        keeper.back_up_if_due(now + day * 86_400)
+        housekeeping.back_up_if_due(now + day * 86_400)
     assert len(db.backups()) == backups.KEPT
 
 
 def test_a_backup_that_fails_is_shown_until_one_succeeds(
     db: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keeper = Keeper(db, settings.paths)
+    housekeeping = HousekeepingThread(db, settings.paths)
     settings.paths.backups.write_text("in the way")
-    keeper.back_up_if_due(time.time())
+    housekeeping.back_up_if_due(time.time())
     assert "daily backup" in (db.backup_problem or "")
     settings.paths.backups.unlink()
-    keeper.back_up_if_due(time.time())
+    housekeeping.back_up_if_due(time.time())
     assert db.backup_problem is None
 
 
@@ -317,7 +317,7 @@ def test_f28_rebuild_gives_back_runs_that_were_only_made_or_queued(settings: Set
     with db.write() as session:
         run = session.get_one(tables.Run, renamed)
         run.title, run.version = "given later", run.version + 1
-    Keeper(db, settings.paths).write_run_files()
+    HousekeepingThread(db, settings.paths).write_run_files()
     db.close()
     settings.paths.database.write_bytes(b"garbage" * 1000)
     made = rebuild(settings)
@@ -337,14 +337,14 @@ def test_f28_rebuild_gives_back_runs_that_were_only_made_or_queued(settings: Set
 
 def test_a_deleted_run_leaves_no_file_behind(db: Database, settings: Settings) -> None:
     run_id = create(db, "short-lived", start=False)
-    keeper = Keeper(db, settings.paths)
-    keeper.write_run_files()
+    housekeeping = HousekeepingThread(db, settings.paths)
+    housekeeping.write_run_files()
     assert run_files.read(settings.paths.run(run_id)) is not None
     with db.write() as session:
         runs.delete(session, session.get_one(tables.Run, run_id), 1.0)
     shutil.rmtree(settings.paths.run(run_id).root)
-    keeper._write(run_id)
-    keeper.write_run_files()
+    housekeeping._write(run_id)
+    housekeeping.write_run_files()
     assert not settings.paths.run(run_id).root.exists()
 
 
@@ -433,7 +433,7 @@ def test_what_must_not_take_the_databases_place_leaves_it_alone(
 def test_a_rebuild_reads_the_others_where_one_run_is_strange(settings: Settings) -> None:
     db = Database.open(settings)
     first, second = create(db, "first"), create(db, "second")
-    Keeper(db, settings.paths).write_run_files()
+    HousekeepingThread(db, settings.paths).write_run_files()
     db.close()
     file = settings.paths.run(first).root / "run.json"
     content = json.loads(file.read_text())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.checkpoint import store
+from trainer.checkpoint import retention, store
 from trainer.contract.orders import Lineage
 from trainer.data import prepared
 from trainer.data.errors import DataChanged
@@ -45,7 +45,7 @@ def test_a_checkpoint_of_another_run_is_never_used(lab) -> None:
     limits = Lineage(limits={1: 10})
     with pytest.raises(store.Bad, match="not of run_b"):
         store.newest(run.run_dir.checkpoints, limits, run_id="run_b")
-    assert store.held(run.run_dir.checkpoints, limits, "run_b") == []
+    assert retention.held(run.run_dir.checkpoints, limits, "run_b") == []
 
 
 def test_an_import_is_of_the_run_that_its_job_became(lab) -> None:

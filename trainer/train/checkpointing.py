@@ -9,7 +9,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from trainer.checkpoint import store
+from trainer.checkpoint import retention, store
 from trainer.checkpoint.background_writer import SavedCheckpoint
 from trainer.contract import commands, events, failpoint, holds
 from trainer.contract.orders import AttemptOrder
@@ -283,8 +283,8 @@ def _retain(session: Session) -> None:
     """Remove what nothing needs any more. Said before it is done: a kill between leaves a
     directory that the next pass removes, never a row without its files."""
     spec = session.order.spec.checkpoint
-    held = store.held(session.run_dir.checkpoints, session.own_lineage, session.order.run_id)
-    surplus = store.surplus(
+    held = retention.held(session.run_dir.checkpoints, session.own_lineage, session.order.run_id)
+    surplus = retention.surplus(
         held,
         keep_last=spec.keep_last,
         keep_every=spec.keep_every,

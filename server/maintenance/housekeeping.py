@@ -6,7 +6,6 @@ A thread of its own, so that nothing ever waits for it.
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from pathlib import Path
 
@@ -16,60 +15,47 @@ from server.database import provenance
 from server.database.db import Database
 from server.database.tables import Run
 from server.domain import leftovers, run_files
+from server.events.commit_thread import CommitThread
 from trainer.contract.rundir import DataDir
 
 BACKUP_EVERY_SECONDS = 86_400.0
 SWEEP_EVERY_SECONDS = 86_400.0
 RETRY_SECONDS = 3_600.0  # after a backup failed
-QUIET_SECONDS = 1.0  # at least between two looks, however much is committed
 IDLE_SECONDS = 300.0
 
 _VERSIONS = select(Run.id, Run.version)
 
-log = logging.getLogger("traind.keeper")
+log = logging.getLogger("traind.housekeeping")
 
 
-class Keeper:
-    """The thread."""
+class HousekeepingThread(CommitThread):
+    """Writes what is still to be written when it is stopped."""
+
+    rest = 20.0
+    stop_seconds = 30.0
 
     def __init__(self, db: Database, paths: DataDir, keep_jobs_days: float = 30.0) -> None:
-        self._db, self._paths, self._keep_jobs_days = db, paths, keep_jobs_days
-        self._woken, self._ended = threading.Event(), threading.Event()
+        super().__init__(db, "housekeeping")
+        self._paths, self._keep_jobs_days = paths, keep_jobs_days
         self._written: dict[str, int] = {}
         self._unwritten: dict[str, str] = {}  # why not
         self._next_backup = self._next_sweep = 0.0  # on the monotonic clock
-        self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
 
-    def start(self) -> None:
-        self._db.on_commit(self._woken.set)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Write what is still to be written, and end."""
-        self._ended.set()
-        self._woken.set()
-        self._thread.join(timeout=30.0)
-
-    def _run(self) -> None:
-        while True:
-            is_last = self._ended.is_set()
-            self._woken.clear()
-            began = time.monotonic()
-            self._try()
-            if is_last:
-                return
-            quiet = max(QUIET_SECONDS, 20 * (time.monotonic() - began))
-            self._ended.wait(min(quiet, 60.0))
-            self._woken.wait(IDLE_SECONDS)
-
-    def _try(self) -> None:
-        try:
-            self.write_run_files()
-        except Exception as error:  # a busy database, a full disk: the next look does it
-            log.warning("run.json of some runs is not up to date: %s", error)
+    def one_pass(self) -> float:
+        self._try_run_files()
         if time.monotonic() >= self._next_backup and not self._ended.is_set():
             self._next_backup = time.monotonic() + self.back_up_if_due(time.time())
             self._sweep_if_due()
+        return IDLE_SECONDS
+
+    def last_pass(self) -> None:
+        self._try_run_files()
+
+    def _try_run_files(self) -> None:
+        try:
+            self.write_run_files()
+        except Exception as error:  # a busy database, a full disk: the next pass does it
+            log.warning("run.json of some runs is not up to date: %s", error)
 
     def _sweep_if_due(self) -> None:
         """Once a day."""
