@@ -21,8 +21,8 @@ from server.metrics import counters
 from server.prometheus import text
 from server.settings import Settings
 from trainer.contract import commands, events, spec
-from trainer.contract.exits import Reason
 from trainer.contract.metrics import METRICS
+from trainer.contract.reasons import Reason
 
 
 def write(folder: Path) -> None:

@@ -22,8 +22,8 @@ from server.machine.xid_events import XidListener
 from server.maintenance.housekeeping import HousekeepingThread
 from server.scheduling.surroundings import SurroundingsThread
 from server.settings import Settings
-from server.supervision.arrival import arrive
 from server.supervision.context import SupervisorContext
+from server.supervision.startup import arrive
 from server.supervision.supervisor import Supervisor
 
 FIRST_LOOK_SECONDS = 5.0  # what runs already is taken back before the first request is served

@@ -11,9 +11,9 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from trainer.contract.exits import Reason
 from trainer.contract.extend import ExtendPreview, Joint
 from trainer.contract.plan import Plan
+from trainer.contract.reasons import Reason
 from trainer.contract.schedule import PhaseSchedule
 from trainer.contract.spec import (
     AttentionBackend,

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 from trainer.contract import events, failpoint, orders
-from trainer.contract.exits import Reason
 from trainer.contract.orders import AttemptOrder
+from trainer.contract.reasons import Reason
 from trainer.contract.rundir import Held, locked
 from trainer.runtime import process, threads
 from trainer.runtime.rank_process import RankProcess, blame

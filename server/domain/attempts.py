@@ -11,9 +11,9 @@ from server.domain.extend import next_number
 from server.errors import Conflict
 from server.metrics import counters
 from server.settings import Settings
-from trainer.contract.exits import Reason
 from trainer.contract.orders import AttemptOrder
 from trainer.contract.plan import Plan
+from trainer.contract.reasons import Reason
 from trainer.contract.schedule import PhaseSchedule
 from trainer.contract.spec import RunSpec
 

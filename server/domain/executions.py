@@ -20,7 +20,7 @@ from server.domain import events
 from server.errors import IllegalMove
 from server.launch import kinds
 from trainer.contract import holds, rundir
-from trainer.contract.exits import Reason
+from trainer.contract.reasons import Reason
 
 
 class ExecutionState(StrEnum):

@@ -13,9 +13,9 @@ from server.domain import commands, events, lineage, saved, states
 from server.domain.states import Desired, State
 from server.errors import Conflict, IllegalMove, Invalid
 from trainer.contract.commands import EndPhase
-from trainer.contract.exits import Reason
 from trainer.contract.extend import ExtendPreview, ExtendRequest, preview
 from trainer.contract.plan import Plan
+from trainer.contract.reasons import Reason
 from trainer.contract.rundir import DataDir
 from trainer.contract.schedule import PhaseSchedule
 from trainer.contract.spec import MAX_STEPS, RunSpec

@@ -13,9 +13,9 @@ from server.domain import events, executions, states
 from server.domain.run_rows import first_phase, new_run, plan_for, require_free
 from server.domain.states import Desired, State
 from trainer.contract.durable import move_durably, write_durably
-from trainer.contract.exits import Reason
 from trainer.contract.jobs import ImportParams, ImportResult
 from trainer.contract.plan import PlanContext
+from trainer.contract.reasons import Reason
 from trainer.contract.rundir import DataDir
 from trainer.contract.spec import resolve
 

@@ -13,8 +13,8 @@ from server.database import tables
 from server.domain import events
 from server.domain.states import Desired, State
 from server.errors import Invalid, NameTaken
-from trainer.contract.exits import Reason
 from trainer.contract.plan import CannotPlan, Plan, PlanContext, make_plan
+from trainer.contract.reasons import Reason
 from trainer.contract.spec import HoursRule, RunSpec
 
 

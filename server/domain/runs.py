@@ -23,9 +23,9 @@ from server.domain.states import Desired, State
 from server.errors import Conflict, IllegalMove, Invalid
 from server.schemas import PatchRun, ResumeRequest
 from trainer.contract.commands import Evaluate, Pin, Save, Update
-from trainer.contract.exits import Reason
 from trainer.contract.jobs import EvaluateParams
 from trainer.contract.plan import PlanContext
+from trainer.contract.reasons import Reason
 from trainer.contract.spec import RunSpec, resolve
 
 

@@ -18,7 +18,7 @@ from server.errors import IllegalMove
 from server.metrics import counters
 from server.schemas import Desired as Desired
 from server.schemas import State as State
-from trainer.contract.exits import Reason
+from trainer.contract.reasons import Reason
 
 _ACTIVE = (State.queued, State.preparing, State.starting, State.running, State.recovering)
 

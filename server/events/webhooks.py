@@ -29,7 +29,7 @@ from server.events.commit_thread import CommitThread
 from server.guard.tokens import read_or_make
 from server.receivers import masked
 from trainer.contract.durable import write_durably
-from trainer.contract.exits import Reason
+from trainer.contract.reasons import Reason
 
 SECRET, PLACE = "notify-secret", "notices.json"  # in the data directory
 WAITS_SECONDS = (5, 30, 120, 600, 3600)  # then the last one again

@@ -15,7 +15,7 @@ from server.machine import throughput
 from server.metrics import counters
 from server.metrics.counters import Tally
 from trainer.contract import events, peaks
-from trainer.contract.exits import Reason
+from trainer.contract.reasons import Reason
 
 
 class AppliedAttempt(applied.Applied):

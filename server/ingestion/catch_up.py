@@ -19,8 +19,8 @@ from server.domain.run_files import RunFile
 from server.domain.states import Desired, State
 from server.ingestion import disk, rebuilt_run
 from server.ingestion.disk import Found
-from trainer.contract.exits import Reason
 from trainer.contract.orders import ORDER, AttemptOrder
+from trainer.contract.reasons import Reason
 from trainer.contract.rundir import DataDir, RunDir, parse_attempt_name
 
 

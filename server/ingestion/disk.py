@@ -22,8 +22,9 @@ from server.domain import checkpoints, executions, states
 from server.domain.states import Desired, State
 from server.errors import Busy, DiskFull, StorageBroken
 from server.ingestion import ingest
-from trainer.contract.exits import Reason, read_exit
+from trainer.contract.exits import read_exit
 from trainer.contract.orders import ORDER, AttemptOrder, read
+from trainer.contract.reasons import Reason
 from trainer.contract.rundir import LOCK, DataDir, RunDir, is_held, parse_attempt_name
 from trainer.contract.schedule import PhaseSchedule
 

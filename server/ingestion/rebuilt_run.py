@@ -22,9 +22,9 @@ from server.domain.run_files import RunFile
 from server.domain.states import Desired, State
 from server.ingestion import disk
 from server.ingestion.disk import Found
-from trainer.contract.exits import Reason
 from trainer.contract.orders import AttemptOrder
 from trainer.contract.plan import Plan
+from trainer.contract.reasons import Reason
 from trainer.contract.rundir import DataDir, RunDir
 from trainer.contract.schedule import PhaseSchedule
 from trainer.contract.spec import RunSpec

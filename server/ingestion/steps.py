@@ -14,8 +14,8 @@ from server.domain.states import State
 from server.metrics import counters, rollups, sparkline
 from server.metrics.counters import Tally
 from trainer.contract.events import Step
-from trainer.contract.exits import Reason
 from trainer.contract.metrics import STEP_KEYS
+from trainer.contract.reasons import Reason
 
 # Weight of a new step in the smoothed rate: about the last twenty steps.
 SMOOTHING = 0.05

@@ -12,8 +12,8 @@ from typing import Any
 from server.domain.states import State
 from server.metrics import counters
 from server.prometheus.rows import LIVE, MAX_RUNS, Facts
-from trainer.contract.exits import Reason
 from trainer.contract.metrics import METRICS
+from trainer.contract.reasons import Reason
 
 _COUNTERS = {
     counters.TOKENS: "Tokens trained on, repeats included",

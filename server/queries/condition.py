@@ -13,8 +13,8 @@ from pathlib import Path
 from server.database import tables
 from server.domain.states import State
 from server.schemas import Condition
-from trainer.contract.exits import Reason
 from trainer.contract.plan import hours, num_bytes
+from trainer.contract.reasons import Reason
 from trainer.contract.rundir import LOCK, RunDir
 
 SILENT_STEPS = 10  # as many times its usual step without one is worth a line; twenty is a stall

@@ -13,10 +13,10 @@ from server.machine import throughput
 from server.queries.condition import condition
 from server.queries.standing import Standing, standing
 from server.schemas import CheckpointBrief, EtaParts, PeakFlops, Progress, Vram
-from trainer.contract.exits import Reason
 from trainer.contract.extend import ExtendPreview
 from trainer.contract.metrics import STEP_KEYS
 from trainer.contract.plan import Eta, Plan, PlanContext, estimate_eta, evaluation_time
+from trainer.contract.reasons import Reason
 from trainer.contract.shape import shape_of
 from trainer.contract.spec import RunSpec
 

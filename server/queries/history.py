@@ -13,8 +13,8 @@ from server import schemas
 from server.database import tables
 from server.domain import lineage, saved
 from server.errors import NotFound
-from trainer.contract.exits import Reason
 from trainer.contract.extend import Joint
+from trainer.contract.reasons import Reason
 from trainer.contract.schedule import PhaseSchedule, weight_decay_multiplier
 
 

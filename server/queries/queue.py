@@ -15,7 +15,7 @@ from server.scheduling import rows
 from server.scheduling.decide import Decision, Place, Want, decide
 from server.scheduling.surroundings import Surroundings
 from server.schemas import QueueEntry, QueuePlace, QueueView
-from trainer.contract.exits import Reason
+from trainer.contract.reasons import Reason
 
 MAX_WAITING = 100
 

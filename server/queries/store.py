@@ -24,8 +24,8 @@ from server.queries.curves import METRIC_KEYS, metrics
 from server.queries.estimate import progress
 from server.queries.history import attempts, checkpoint, checkpoints, evaluations, phases, samples
 from server.queries.standing import standing
-from trainer.contract.exits import Reason
 from trainer.contract.plan import Plan
+from trainer.contract.reasons import Reason
 from trainer.contract.spec import RunSpec
 
 MAX_PAGE = 1_000

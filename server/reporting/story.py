@@ -19,8 +19,8 @@ from server.reporting.answer import (
     ResumeVerdict,
 )
 from trainer.contract import bpb_causes
-from trainer.contract.exits import Reason
 from trainer.contract.plan import hours
+from trainer.contract.reasons import Reason
 
 MAX_INCIDENTS = 100
 EQUAL = 1e-6  # relative: the same weights on the same span give the same value

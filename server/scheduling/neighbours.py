@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from server.machine.foreign import GpuProgram
+from server.machine.gpu_programs import GpuProgram
 
 ARRIVES_SECONDS = 5.0
 LEAVES_SECONDS = 120.0

@@ -16,7 +16,7 @@ from server.machine.devices import Device, DeviceMissing, resolve, resolve_all
 from server.scheduling import hours
 from server.scheduling.decide import ALWAYS, Opening, Place, SchedulingVerdict, WaitCause, Want
 from server.scheduling.hours import Price
-from trainer.contract.exits import Reason
+from trainer.contract.reasons import Reason
 from trainer.contract.spec import HoursRule, rank_devices
 
 JOB_PRIORITY = 1_000  # a short job goes before any run that waits, and displaces none

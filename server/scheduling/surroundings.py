@@ -20,9 +20,9 @@ from server.database.db import Database
 from server.database.tables import PlacePolicy
 from server.errors import TraindError
 from server.launch.process import TOKEN_VARIABLE
-from server.machine import foreign
+from server.machine import gpu_programs
 from server.machine.devices import Device
-from server.machine.foreign import GpuProgram
+from server.machine.gpu_programs import GpuProgram
 from server.scheduling.hours import Price
 from server.scheduling.neighbours import Neighbours, Watched
 from server.scheduling.tariff import Tariff
@@ -53,7 +53,7 @@ class SurroundingsThread:
     ) -> None:
         self._db, self._devices = db, devices
         self.tariff = Tariff(tariff) if tariff else None
-        self._programs = programs or (lambda: foreign.programs(_is_ours))
+        self._programs = programs or (lambda: gpu_programs.programs(_is_ours))
         self._neighbours = Neighbours()
         self._used: dict[str, str] = {}
         self._ends = threading.Event()

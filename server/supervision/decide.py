@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from server.domain.states import SETTLED, YIELDS, State
 from server.supervision.watch import Presence
-from trainer.contract.exits import Reason
+from trainer.contract.reasons import Reason
 from trainer.contract.rundir import DUMP_SIGNAL
 
 DUMP_SECONDS = 2.0  # for the stack dump to reach the log

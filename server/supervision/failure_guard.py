@@ -19,7 +19,7 @@ from server.domain import attempts, events, executions
 from server.domain.states import ENDED, State, can_move, move
 from server.errors import Busy, DiskFull, StorageBroken, TraindError
 from server.launch import process
-from trainer.contract.exits import Reason
+from trainer.contract.reasons import Reason
 
 TRIES = 3
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 60.0

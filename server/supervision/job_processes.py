@@ -27,8 +27,8 @@ from server.supervision.recovery import Ending
 from server.supervision.watch import Watch
 from trainer.contract import orders
 from trainer.contract.commands import Evaluate
-from trainer.contract.exits import Reason
 from trainer.contract.jobs import AuditResult
+from trainer.contract.reasons import Reason
 
 MODULE = "trainer.jobs"
 _INLINE_KINDS = ("evaluate",)

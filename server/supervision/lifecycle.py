@@ -19,8 +19,8 @@ from server.supervision.failure_guard import in_words
 from server.supervision.post_mortem import PostMortem
 from server.supervision.watch import Watch
 from trainer.contract import exits, journal, orders, os_errors
-from trainer.contract.exits import Reason
 from trainer.contract.orders import AttemptOrder, JobOrder
+from trainer.contract.reasons import Reason
 from trainer.contract.rundir import INBOX
 
 ExecutionRow = Attempt | Job

@@ -26,8 +26,8 @@ from server.supervision.failure_guard import FailureGuard
 from server.supervision.watch import Presence, Watch
 from server.supervision.worklist import Entry, Worklist, may_use
 from trainer.contract import commands
-from trainer.contract.exits import Reason
 from trainer.contract.journal import JournalError
+from trainer.contract.reasons import Reason
 from trainer.contract.rundir import ProcessIdentity
 
 log = logging.getLogger("traind.supervisor")

@@ -11,7 +11,7 @@ from typing import Any
 
 from server.domain.states import YIELDS, State
 from server.machine.kernel_log import Xid, XidAction, advice
-from trainer.contract.exits import Reason
+from trainer.contract.reasons import Reason
 from trainer.contract.spec import RecoverySpec
 
 BACKOFF_SECONDS = (1.0, 5.0, 15.0, 60.0)

@@ -17,7 +17,7 @@ from server.supervision.recovery import Ending, Verdict
 from server.supervision.watch import Watch
 from trainer.contract import orders
 from trainer.contract.durable import write_durably
-from trainer.contract.exits import Reason
+from trainer.contract.reasons import Reason
 from trainer.contract.spec import RecoverySpec
 
 MODULE = "trainer"

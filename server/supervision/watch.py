@@ -17,7 +17,7 @@ from pathlib import Path
 from server.launch.launcher import Handle, Launcher, Liveness, Spot
 from server.machine import kernel_log
 from trainer.contract import commands, journal
-from trainer.contract.exits import Reason
+from trainer.contract.reasons import Reason
 from trainer.contract.rundir import INBOX, LOCK, OUTBOX, ProcessIdentity
 
 LONGEST_TICK_SECONDS = 5.0

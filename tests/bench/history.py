@@ -28,8 +28,8 @@ from server.ingestion import steps
 from server.metrics.counters import Tally
 from server.settings import Settings
 from trainer.contract import events
-from trainer.contract.exits import Reason
 from trainer.contract.plan import PlanContext
+from trainer.contract.reasons import Reason
 
 RUNS, STEPS = 100, 200_000
 BATCH = 2_000  # steps a transaction, as ingest takes them

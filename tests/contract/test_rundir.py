@@ -14,7 +14,8 @@ from pydantic import BaseModel
 
 from trainer.contract import failpoint, rundir
 from trainer.contract.durable import replacing, sweep, write_durably, write_shared
-from trainer.contract.exits import ExitRecord, Reason, read_exit, write_exit
+from trainer.contract.exits import ExitRecord, read_exit, write_exit
+from trainer.contract.reasons import Reason
 from trainer.contract.rundir import Held, acquire, identify, is_held
 
 

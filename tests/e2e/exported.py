@@ -15,7 +15,7 @@ from server.domain.states import State
 from tests.server.asgi import Asgi
 from tests.server.reporting import Reporter, attempt, create
 from trainer.contract import events
-from trainer.contract.exits import Reason
+from trainer.contract.reasons import Reason
 
 DEVICE: dict[str, Any] = {
     "vram_allocated_bytes": 8_000_000_000,

@@ -23,9 +23,9 @@ from server.schemas import (
     Segment,
     Series,
 )
-from trainer.contract.exits import Reason
 from trainer.contract.extend import ExtendPreview, ExtendRequest, preview
 from trainer.contract.plan import Plan, PlanContext, make_plan
+from trainer.contract.reasons import Reason
 from trainer.contract.schedule import (
     ExtendSchedule,
     PhaseSchedule,

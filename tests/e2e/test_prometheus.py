@@ -19,8 +19,8 @@ from tests.e2e import promql
 from tests.e2e.exported import Exported, Series, series
 from tests.e2e.prometheus_process import Ask, daemon, prometheus
 from tests.server.live_server import serving, until
-from trainer.contract.exits import Reason
 from trainer.contract.metrics import METRICS
+from trainer.contract.reasons import Reason
 
 DOCKER = Path(__file__).parents[2] / "docker"
 DASHBOARD = DOCKER / "grafana" / "dashboards" / "traind.json"

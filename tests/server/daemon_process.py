@@ -13,8 +13,8 @@ from pathlib import Path
 from server.database.db import Database
 from server.machine.devices import Device
 from server.settings import Settings
-from server.supervision.arrival import arrive
 from server.supervision.context import SupervisorContext
+from server.supervision.startup import arrive
 from server.supervision.supervisor import Supervisor
 
 

@@ -12,8 +12,8 @@ from server.domain import attempts, runs
 from server.ingestion import ingest
 from server.settings import Settings
 from trainer.contract import events
-from trainer.contract.exits import Reason
 from trainer.contract.journal import JournalHeader, Writer
+from trainer.contract.reasons import Reason
 from trainer.contract.rundir import OUTBOX, checkpoint_name
 
 BATCH_TOKENS = 4096

@@ -10,7 +10,7 @@ from server.metrics import counters
 from server.queries import store
 from tests.server import rows
 from tests.server.asgi import Asgi
-from trainer.contract.exits import Reason
+from trainer.contract.reasons import Reason
 from trainer.contract.rundir import LOG
 
 

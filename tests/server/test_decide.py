@@ -27,7 +27,7 @@ from server.supervision.decide import (
     Sweep,
 )
 from server.supervision.watch import Presence
-from trainer.contract.exits import Reason
+from trainer.contract.reasons import Reason
 
 LIVE: dict[str, Any] = {"presence": Presence.alive, "has_begun": True}
 

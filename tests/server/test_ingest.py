@@ -23,8 +23,8 @@ from server.settings import Settings
 from tests.server import rows
 from tests.server.reporting import BATCH_TOKENS, Reporter, attempt, create, step
 from trainer.contract import events
-from trainer.contract.exits import Reason
 from trainer.contract.journal import JournalHeader, JournalReader, Writer
+from trainer.contract.reasons import Reason
 
 
 def _state(db: Database, reporter: Reporter) -> dict[str, Any]:

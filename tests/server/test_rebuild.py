@@ -14,7 +14,7 @@ from server.queries import store
 from server.settings import Settings
 from tests.server.reporting import Reporter, attempt, create
 from trainer.contract import orders
-from trainer.contract.exits import Reason
+from trainer.contract.reasons import Reason
 from trainer.contract.rundir import locked
 
 

@@ -12,7 +12,7 @@ from server.domain.states import State
 from server.machine import kernel_log
 from server.supervision import post_mortem, recovery
 from server.supervision.recovery import Circumstances, Ending, ExitReport, History, classify, follow
-from trainer.contract.exits import Reason
+from trainer.contract.reasons import Reason
 from trainer.contract.spec import RecoverySpec
 
 R = Reason

@@ -26,11 +26,11 @@ from server.maintenance.housekeeping import HousekeepingThread
 from server.maintenance.rebuild import rebuild
 from server.maintenance.restore import restore
 from server.settings import Settings
-from server.supervision.arrival import arrive
+from server.supervision.startup import arrive
 from tests.server.house import House
 from tests.server.reporting import Reporter, attempt, create
 from trainer.contract import journal, orders
-from trainer.contract.exits import Reason
+from trainer.contract.reasons import Reason
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ from server.queries.standing import standing
 from server.schemas import Overrides, PatchRun, ResumeRequest
 from server.settings import Settings
 from tests.server.reporting import BATCH_TOKENS, Reporter, attempt, create
-from trainer.contract.exits import Reason
 from trainer.contract.extend import ExtendRequest
 from trainer.contract.jobs import ImportParams, ImportResult
+from trainer.contract.reasons import Reason
 
 
 def _set(db: Database, run_id: str, **values: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from server.machine.foreign import GpuProgram
+from server.machine.gpu_programs import GpuProgram
 from server.scheduling.neighbours import (
     ARRIVES_SECONDS,
     LEAVES_SECONDS,

@@ -12,9 +12,9 @@ import pytest
 
 from server.database.db import Database
 from server.domain import policies
-from server.machine import foreign
+from server.machine import gpu_programs
 from server.machine.devices import Device
-from server.machine.foreign import GpuProgram
+from server.machine.gpu_programs import GpuProgram
 from server.scheduling import surroundings, tariff
 from server.scheduling.surroundings import SurroundingsThread
 from server.scheduling.tariff import Tariff
@@ -95,15 +95,15 @@ class TestPrograms:
             nvmlDeviceGetGraphicsRunningProcesses=lambda handle: [uses(me, 7), uses(2**22, 1)],
         )
         monkeypatch.setitem(__import__("sys").modules, "pynvml", driver)
-        monkeypatch.setattr(foreign.devices, "handles", lambda nvml: ["gpu"])
+        monkeypatch.setattr(gpu_programs.devices, "handles", lambda nvml: ["gpu"])
         return driver
 
     def test_compute_and_graphics_are_counted_once_a_process(self, nvml: Any) -> None:
-        found = foreign.programs(lambda process: False)
+        found = gpu_programs.programs(lambda process: False)
         assert found == {"GPU-1": [GpuProgram(psutil.Process().pid, psutil.Process().name(), 7)]}
 
     def test_our_own_are_left_out(self, nvml: Any) -> None:
-        assert foreign.programs(lambda process: True) == {"GPU-1": []}
+        assert gpu_programs.programs(lambda process: True) == {"GPU-1": []}
 
     def test_a_driver_that_names_no_processes_says_so(self, nvml: Any) -> None:
         def unsupported(handle: object) -> None:
@@ -111,7 +111,7 @@ class TestPrograms:
 
         nvml.nvmlDeviceGetComputeRunningProcesses = unsupported
         nvml.nvmlDeviceGetGraphicsRunningProcesses = unsupported
-        assert foreign.programs(lambda process: False) is None
+        assert gpu_programs.programs(lambda process: False) is None
 
 
 class TestThread:

@@ -12,7 +12,7 @@ from server.domain import runs, states
 from server.domain.states import MOVES, State
 from server.errors import IllegalMove
 from tests.server.reporting import create
-from trainer.contract.exits import Reason
+from trainer.contract.reasons import Reason
 
 PAIRS = list(itertools.product(State, State))
 

@@ -26,7 +26,7 @@ from server.settings import Settings
 from tests.server import rows
 from tests.server.asgi import Asgi
 from tests.server.live_server import until
-from trainer.contract.exits import Reason
+from trainer.contract.reasons import Reason
 
 URL = "http://127.0.0.1:9/hook"
 

@@ -28,7 +28,7 @@ from tests.e2e.real_daemon import RealDaemon
 from tests.server.house import House, launcher
 from tests.soak import books
 from tests.soak.counts import Budget, Counts
-from trainer.contract.exits import Reason
+from trainer.contract.reasons import Reason
 
 THREADS = 8
 NAMES = ("a", "b", "c")

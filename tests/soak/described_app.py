@@ -23,7 +23,7 @@ from server.queries import store
 from tests.server import reporting
 from tests.server.asgi import Asgi
 from tests.server.live_server import serving
-from trainer.contract.exits import Reason
+from trainer.contract.reasons import Reason
 
 CHECK_SECONDS = 0.5
 STEP = 20

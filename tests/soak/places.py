@@ -218,7 +218,7 @@ def _copied(counts: Counts, draw: random.Random, *, guarded: bool) -> None:
         trainer = town.trainer(run_id)
         copy = _copy_of(town)
         if guarded:
-            from server.supervision.arrival import arrive
+            from server.supervision.startup import arrive
 
             arrive(copy.db, copy.settings.paths)
         elif trainer is not None:  # what a copy did: take the process for its own, and end it

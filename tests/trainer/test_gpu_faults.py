@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from trainer.contract.exits import Reason
 from trainer.contract.gpu_signs import sign_of_gpu
+from trainer.contract.reasons import Reason
 from trainer.runtime import autotune, compiler, device
 from trainer.runtime.device import DeviceMissing
 from trainer.runtime.process import explain

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from trainer.contract.exits import Reason
+from trainer.contract.reasons import Reason
 
 
 class TrainerEvent(BaseModel):

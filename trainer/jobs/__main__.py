@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from trainer.contract import events, orders
-from trainer.contract.exits import Reason
 from trainer.contract.orders import JobOrder
+from trainer.contract.reasons import Reason
 from trainer.runtime import process, threads
 
 MODULES = {

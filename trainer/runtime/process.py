@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.contract import events, journal, os_errors
-from trainer.contract.exits import ExitRecord, Reason, write_exit
+from trainer.contract.exits import ExitRecord, write_exit
+from trainer.contract.reasons import Reason
 from trainer.contract.rundir import INBOX, LOCK, OUTBOX, acquire, identify
 from trainer.runtime.control import Control
 from trainer.runtime.reporter import Reporter

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from trainer.contract import events
 from trainer.contract.durable import write_durably
-from trainer.contract.exits import ExitRecord, Reason
+from trainer.contract.exits import ExitRecord
+from trainer.contract.reasons import Reason
 from trainer.contract.rundir import identify, rank_log, rank_record
 from trainer.runtime.control import Control
 from trainer.runtime.reporter import Mute

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from trainer.contract import commands, events, failpoint
-from trainer.contract.exits import Reason
+from trainer.contract.reasons import Reason
 from trainer.train import boundary, checkpointing, corpus_watch, evaluations, val_bpb
 from trainer.train.minute_log import MinuteLog
 from trainer.train.phase_schedule import scheduled

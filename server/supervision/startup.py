@@ -21,7 +21,7 @@ from server.events import webhooks
 from server.ingestion.catch_up import catch_up
 from server.ingestion.disk import Found
 from trainer.contract.durable import write_durably
-from trainer.contract.exits import Reason
+from trainer.contract.reasons import Reason
 from trainer.contract.rundir import DataDir
 
 log = logging.getLogger("traind")
