@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from server.database.db import Database
+from server.database.tables import Execution
 from server.ingestion import ingest
 from trainer.contract import failpoint
 
@@ -15,18 +16,18 @@ def cursor_apart() -> None:
 
     def commit(
         db: Database,
-        table: type[Any],
-        seen: Any,
+        seen: Execution,
         read: ingest._Read,
-        act: Callable[[Any, Any], None],
+        act: Callable[[Any, ingest._Read], None],
     ) -> ingest.IngestResult:
         with db.write() as session:
-            row = session.get_one(table, seen.id)
+            row = session.get_one(Execution, seen.id)
             row.outbox_seq, row.outbox_offset = read.batch.next_seq, read.batch.offset
             row.outbox_inode = read.inode
         failpoint.hit("ingest.apart")
         with db.write() as session:
-            act(session, session.get_one(table, seen.id))
+            row = session.get_one(Execution, seen.id)
+            act(ingest._KINDS[row.kind](session, row.id), read)
         return ingest.IngestResult(len(read.batch.records), read.more)
 
     ingest._commit = commit
