@@ -81,7 +81,7 @@ FIELDS: dict[str, str] = {
     "neighbour": "Other program that uses the device.",
     "position": "Place among the runs that wait, from 1.",
     "QueueEntry.devices": "Devices that would do, the preferred one first.",
-    "until": "Time at which the hours begin again, in unix seconds, where it is known.",
+    "until": "Time at which its hours begin or another run makes way, in unix seconds, if known.",
     "pending_extend": "Extend that is applied when the present phase ends.",
     "stage": "What the process is doing: preparing, compiling, training, evaluating, saving, …",
     "stage_detail": "Details of the stage, for people.",

@@ -229,9 +229,14 @@ def _details(run: RunDetail) -> list[tuple[str, object]]:
     return rows
 
 
+_NAMED_WAITS = ("outside_hours", "device_wanted", "preempted")
+
+
 def _waiting(run: RunSummary) -> str:
     if run.condition:
         return run.condition.message
+    if run.state == "queued" and run.reason in _NAMED_WAITS:
+        return run.reason_message
     if run.state == "queued" and run.queue_position is not None:
         return f"number {run.queue_position} in the queue"
     if run.state == "completed":

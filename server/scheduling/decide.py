@@ -175,8 +175,9 @@ class _Table:
     def _wait_for_holders(self, want: Want, usable: Sequence[str], free: Sequence[str]) -> None:
         missing = want.count - len(free)
         leaving = [n for n in usable if self._is_leaving(n) and n not in self.kept]
-        victims = self._victims(want, usable, missing - len(leaving))
+        victims, until = self._victims(want, usable, missing - len(leaving)), None
         if victims is None:  # wait in order; what is free is kept, so that the rest can join it
+            until = self._makes_way_at(want, usable) if missing == 1 else None
             others = [n for n in usable if n in self.holders and n not in self.kept]
             self._keep(want, [*free, *leaving, *others][: want.count])
         else:
@@ -188,8 +189,21 @@ class _Table:
         first = dict.fromkeys(self.kept[n] for n in usable if n in self.kept)
         ahead = tuple(i for i in [*holders, *first] if i != want.id)
         self.decision.waits[want.id] = SchedulingVerdict(
-            WaitCause.queue, tuple(dict.fromkeys(ahead))
+            WaitCause.queue, tuple(dict.fromkeys(ahead)), until
         )
+
+    def _makes_way_at(self, want: Want, usable: Sequence[str]) -> float | None:
+        """When the first of those that have only just begun may be displaced."""
+        held = [self.holders[n] for n in usable if n in self.holders and n not in self.kept]
+        times = [
+            holder.held_since + MINIMUM_RUN_SECONDS
+            for holder in held
+            if want.may_displace
+            and holder.priority < want.priority
+            and holder.is_preemptible
+            and not holder.is_leaving
+        ]
+        return min((at for at in times if at > self.now), default=None)
 
     def _victims(self, want: Want, usable: Sequence[str], missing: int) -> list[Want] | None:
         """The fewest and least important wants whose leaving is enough; None if none is."""

@@ -169,6 +169,8 @@ def in_words(
             return reason, f"Outside its hours or those of {place}.{until}"
         case WaitCause.neighbour:
             return reason, f"{others} uses {place}. It trains again when that has ended."
+        case WaitCause.queue if verdict.until is not None:
+            return reason, f"{others} makes way for it on {place} at {_clock(verdict.until)}."
         case WaitCause.queue:
             return reason, f"{others} comes first on {place}." if others else reason.sentence
     return reason, reason.sentence

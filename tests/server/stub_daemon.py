@@ -96,7 +96,7 @@ class Stub:
                 )  # fmt: skip
                 self._send(stub._reply(asked))
 
-            do_GET = do_POST = do_PATCH = do_DELETE = _serve
+            do_GET = do_POST = do_PATCH = do_PUT = do_DELETE = _serve
 
             def _send(self, reply: Reply) -> None:
                 self.close_connection = True

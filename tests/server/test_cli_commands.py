@@ -742,3 +742,60 @@ def test_an_argument_that_is_not_utf8_is_a_sentence(traind: Traind, command: lis
     ran = traind(*command, os.fsdecode(b"\xff\xfe"))
     assert ran.code == 2
     assert "text that is not UTF-8 cannot be sent" in ran.err
+
+
+def test_ps_says_what_a_run_waits_for_beside_the_queue(stub: Stub, traind: Traind):
+    waits = {"reason": "outside_hours", "reason_message": "Outside its hours."}
+    shut = summary("a", "queued", queue_position=1, **waits)
+    stub.on("GET", "/v1/runs", page(shut, summary("b", "queued", queue_position=2)))
+    shown = traind("ps").out
+    assert "Outside its hours." in shown
+    assert "number 2 in the queue" in shown
+
+
+def test_queue_says_who_holds_a_device_and_who_waits(stub: Stub, traind: Traind):
+    place = {
+        "device": "cuda:0", "name": "a card", "run": "long", "job": None, "is_open": False,
+        "closes_at": None, "opens_at": 2e9, "neighbour": None,
+    }  # fmt: skip
+    waits = {
+        "position": 1, "run": "run_1", "name": "short", "priority": 5, "devices": ["cuda:0"],
+        "reason": "waiting_for_device", "reason_message": "long comes first.", "until": None,
+    }  # fmt: skip
+    answer = {"places": [place], "waiting": [waits], "num_waiting": 3, "next_change_at": None}
+    stub.on("GET", "/v1/queue", Reply(answer))
+    ran = traind("queue")
+    for words in ("long", "from 2033-05-18", "short", "long comes first."):
+        assert words in ran.out
+    assert "2 more runs" in ran.err
+
+
+def test_hours_of_a_run_are_patched(stub: Stub, traind: Traind):
+    stub.on("GET", "/v1/runs/demo", Reply(detail("demo")))
+    stub.on("PATCH", "/v1/runs/demo", Reply(detail("demo")))
+    assert traind("hours", "demo", "--from", "22:00", "--to", "07:00", "--days", "fri").code == 0
+    rule = {"from": "22:00", "to": "07:00", "days": ["fri"]}
+    assert [one.body for one in stub.requests("PATCH", "/v1/runs/demo")] == [{"hours": [rule]}]
+    assert traind("hours", "demo", "--always").code == 0
+    assert stub.requests("PATCH", "/v1/runs/demo")[1].body == {"hours": None}
+    assert traind("hours", "demo", "--always", "--from", "22:00").code == 2
+
+
+def test_hours_of_a_device_keep_its_neighbours(stub: Stub, traind: Traind):
+    rule = {"least_bytes": 1, "yield_to": ["game"], "ignore": []}
+    before = {"hours": None, "neighbours": rule}
+    stub.on("GET", "/v1/devices/cuda:0/policy", Reply(before))
+    stub.on("PUT", "/v1/devices/cuda:0/policy", Reply({**before, "hours": [{"from": "22:00"}]}))
+    ran = traind("hours", "cuda:0", "--from", "22:00")
+    assert ran.code == 0, ran.err
+    assert [one.body for one in stub.requests("PUT", "/v1/devices/cuda:0/policy")] == [
+        {"hours": [{"from": "22:00"}], "neighbours": rule}
+    ]
+    assert "22:00" in ran.err
+
+
+def test_priority_is_patched(stub: Stub, traind: Traind):
+    stub.on("PATCH", "/v1/runs/demo", Reply(detail("demo")))
+    assert traind("priority", "demo", "--", "-5").code == 0
+    assert [one.body for one in stub.requests("PATCH", "/v1/runs/demo")] == [{"priority": -5}]
+    assert traind("priority", "demo", "101").code == 2

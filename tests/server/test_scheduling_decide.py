@@ -115,7 +115,9 @@ class TestDisplacement:
         begun = replace(running("a", "cuda:0"), held_since=NOW - 10)
         found = decide([CARD], [begun, want("b", priority=1)], NOW)
         assert found.yields == {}
-        assert found.wake_at == NOW - 10 + MINIMUM_RUN_SECONDS
+        until = NOW - 10 + MINIMUM_RUN_SECONDS
+        assert found.waits["b"] == SchedulingVerdict(WaitCause.queue, ("a",), until)
+        assert found.wake_at == until
         assert found.wake_at is not None
         assert decide([CARD], [begun, want("b", priority=1)], found.wake_at).yields
 
