@@ -56,7 +56,7 @@ def record_found(session: Session, run: tables.Run) -> list[str]:
         if row is not None:
             session.add(row)
             found.append(name)
-            _say_found(session, run, row)
+            _record_found(session, run, row)
     session.flush()
     return found
 
@@ -100,7 +100,7 @@ def _from_manifest(
     return None
 
 
-def _say_found(session: Session, run: tables.Run, row: tables.Checkpoint) -> None:
+def _record_found(session: Session, run: tables.Run, row: tables.Checkpoint) -> None:
     words = f"{row.name} was found on the disk: written in full, and not reported before its "
     events.record(
         session, "checkpoint", f"{words}trainer ended", run_id=run.id, step=row.step,

@@ -65,7 +65,7 @@ def extend(
         said = ask.model_dump(mode="json", exclude_unset=True, exclude={"add_steps", "add_tokens"})
         run.pending_extend = {**said, "to_step": end}
         commands.send(session, run, EndPhase(id=commands.new_id()), now)
-        _say(session, run, now, f"the present phase ends at the next step: extend to {end:,}")
+        _record(session, run, now, f"the present phase ends at the next step: extend to {end:,}")
         return ExtendOutcome(shown, True)
     _append(session, run, ask, joint, shown, now)
     _start_after(session, run, ask, state, now)
@@ -80,7 +80,7 @@ def apply_pending(session: Session, run: tables.Run, step: int, now: float) -> b
     run.pending_extend = None
     end = _end_step(run, ask)
     if end <= step:
-        _say(session, run, now, f"the extend to {end:,} was overtaken: step {step:,} is done")
+        _record(session, run, now, f"the extend to {end:,} was overtaken: step {step:,} is done")
         return False
     joint = _Joint(step, step)
     _append(session, run, ask, joint, _preview(session, run, ask, joint, end), now)
@@ -253,7 +253,7 @@ def _append(
     run.version += 1
     session.flush()
     mode, start, end = shown.schedule.mode, shown.start_step, shown.end_step
-    _say(session, run, now, f"extended from step {start:,} to {end:,} ({mode})")
+    _record(session, run, now, f"extended from step {start:,} to {end:,} ({mode})")
 
 
 def _kept(shown: ExtendPreview) -> dict[str, Any]:
@@ -297,5 +297,5 @@ def _start_if_asked(
     return True
 
 
-def _say(session: Session, run: tables.Run, now: float, message: str) -> None:
+def _record(session: Session, run: tables.Run, now: float, message: str) -> None:
     events.record(session, "extend", message, run_id=run.id, step=run.step, now=now)

@@ -96,7 +96,7 @@ def _add_attempts(
         found.attempts += 1
     with db.write() as session:
         run = session.get_one(tables.Run, directory.name)
-        _settle(session, run, RunDir(directory))
+        _apply_last_ending(session, run, RunDir(directory))
         numbered = ", ".join(str(order.attempt) for order in orders)
         words = f"attempts {numbered} were read again from the disk"
         events.record(session, "restored", words, run_id=run.id)
@@ -147,23 +147,23 @@ def _cut_phases(session: Session, run: tables.Run, start: int) -> None:
                 earlier.ended_at_step = start
 
 
-def _settle(session: Session, run: tables.Run, directory: RunDir) -> None:
+def _apply_last_ending(session: Session, run: tables.Run, directory: RunDir) -> None:
     """The state that follows from how the last attempt ended; a live one goes on as it is."""
     disk.checkpoints_on_disk(session, run, directory)
     last = attempts.last_attempt(session, run.id)
     if last is not None and not last.is_over:
-        _become(session, run, State.running, Desired.running, Reason.requested)
+        _set_state(session, run, State.running, Desired.running, Reason.requested)
     elif attempts.current_phase(session, run) is None:
-        _become(session, run, State.completed, Desired.running, Reason.finished)
+        _set_state(session, run, State.completed, Desired.running, Reason.finished)
     elif last is not None and last.outcome in ("paused", "cancelled", "failed"):
         state = {"paused": State.paused, "cancelled": State.cancelled}.get(last.outcome)
         desired = Desired.cancelled if state is State.cancelled else Desired.paused
         reason = Reason(last.reason or Reason.crashed)
-        _become(session, run, state or State.failed, desired, reason)
+        _set_state(session, run, state or State.failed, desired, reason)
 
 
-def _become(
+def _set_state(
     session: Session, run: tables.Run, state: State, desired: Desired, reason: Reason
 ) -> None:
     if run.state != state:
-        disk.become(session, run, state, desired, reason, reason.sentence)
+        disk.set_found_state(session, run, state, desired, reason, reason.sentence)

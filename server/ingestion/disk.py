@@ -149,7 +149,7 @@ def close(execution: tables.Execution, paths: DataDir, without_record: str | Non
     executions.end_as_found(execution, outcome, known, message, at)
 
 
-def become(
+def set_found_state(
     session: Session,
     run: tables.Run,
     state: State,

@@ -156,27 +156,27 @@ def _state(
 ) -> None:
     known = State(document.state) if document and document.state in set(State) else None
     if last is not None and not last.is_over:
-        _become(session, run, State.running, Desired.running)
+        _set_state(session, run, State.running, Desired.running)
     elif attempts.current_phase(session, run) is None:
-        _become(session, run, State.completed, Desired.running, Reason.finished)
+        _set_state(session, run, State.completed, Desired.running, Reason.finished)
     elif known is not None and known in _KEPT_STATES and document is not None:
         reason = Reason(document.reason) if document.reason in set(Reason) else Reason.requested
-        _become(session, run, known, Desired(document.desired_state), reason)
+        _set_state(session, run, known, Desired(document.desired_state), reason)
         run.queue_position = document.queue_position if known is State.queued else None
     elif last is not None and last.outcome == "cancelled":
-        _become(session, run, State.cancelled, Desired.cancelled)
+        _set_state(session, run, State.cancelled, Desired.cancelled)
     else:
-        _become(session, run, State.paused, Desired.paused)
+        _set_state(session, run, State.paused, Desired.paused)
 
 
-def _become(
+def _set_state(
     session: Session,
     run: tables.Run,
     state: State,
     desired: Desired,
     reason: Reason = Reason.requested,
 ) -> None:
-    disk.become(session, run, state, desired, reason, REBUILT)
+    disk.set_found_state(session, run, state, desired, reason, REBUILT)
 
 
 def _pin(session: Session, run: tables.Run, document: RunFile | None) -> None:

@@ -64,19 +64,19 @@ class Reconciler:
     def leave(self) -> None:
         """Let go of everything; what runs goes on."""
         for watch in self.watches.values():
-            self._let_go(watch)
+            self._release(watch)
         self.watches.clear()
         for launcher in self._context.launchers.values():
             launcher.leave()
 
-    def _let_go(self, watch: Watch) -> None:
+    def _release(self, watch: Watch) -> None:
         """Its story is told; a child of ours that is still on its way out is reaped later."""
         watch.close()
         watch.launcher.release(watch.spot)
 
     def reconcile(self, seen: Worklist) -> bool:
         """At most one action for each run and each job. Whether there is anything to watch."""
-        self._forget(seen)
+        self._drop_finished(seen)
         acted = [self._guarded_run(seen, entry) for entry in seen.entries]
         acted += [self._guarded_job(seen, job) for job in seen.jobs]
         for job, command, state in seen.inline:
@@ -84,12 +84,12 @@ class Reconciler:
         self.has_nothing_left = not self.watches
         return bool(self.watches or self._backoff or any(acted))
 
-    def _forget(self, seen: Worklist) -> None:
+    def _drop_finished(self, seen: Worklist) -> None:
         """Let go of directories that are settled, and of waits that are over."""
         running = {e.attempt.execution_id for e in seen.entries if e.attempt is not None}
         running |= {job.execution_id for job in seen.jobs if job.state == ExecutionState.running}
         for execution_id in self.watches.keys() - running:
-            self._let_go(self.watches.pop(execution_id))
+            self._release(self.watches.pop(execution_id))
         recovering = {e.run.id for e in seen.entries if e.run.state == State.recovering}
         for run_id in self._backoff.keys() - recovering:
             del self._backoff[run_id]

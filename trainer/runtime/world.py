@@ -71,7 +71,7 @@ class World:
         """Whether this is rank 0, which the daemon knows and which alone reads and writes."""
         return self.rank == 0
 
-    def say(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """Rank 0's value (JSON) to all."""
         return value
 
@@ -150,7 +150,7 @@ class _Ranks(World):
 
     # --- words -----------------------------------------------------------------------------------
 
-    def say(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         content = json.dumps(value).encode() if self.leads else b""
         size = torch.tensor([len(content)])
         with self._waiting():

@@ -47,6 +47,6 @@ def hear(
     own += [due(), int(rows_due())] if world.leads else [0, 0]
     terminated, save, some, due_number, rows = world.agree(own)
     if some:
-        bodies = world.say([command.model_dump() for command in taken])
+        bodies = world.broadcast([command.model_dump() for command in taken])
         taken = [commands.ADAPTER.validate_python(body) for body in bodies]
     return Heard(taken, bool(terminated), bool(save), due_number, bool(rows))

@@ -42,19 +42,19 @@ def due(session: Session) -> Why | None:
 def collect(session: Session) -> None:
     """Report the saves that ended in the background."""
     for saved in session.saver.collect():
-        _say(session, saved)
+        _finish(session, saved)
 
 
 def drain(session: Session) -> None:
     """Wait for the save in flight and report it: what is durable is said, however it ends."""
     for saved in session.saver.wait():
-        _say(session, saved)
+        _finish(session, saved)
 
 
 def save_now(session: Session, why: Why, *, pinned: bool = False) -> None:
     """Begin a save of the present step; it ends in the background. Waits for one in flight."""
     drain(session)
-    if session.world.say(_may_begin(session)):
+    if session.world.broadcast(_may_begin(session)):
         _begin(session, why, pinned, None, _tensors(session))
 
 
@@ -90,14 +90,14 @@ def save_last(session: Session, why: Why) -> str:
     raises CannotSave when the disk keeps failing or the trainer is told twice to end.
     """
     drain(session)
-    saved = session.world.say(session.parent if session.is_saved else None)
+    saved = session.world.broadcast(session.parent if session.is_saved else None)
     if saved:
         return saved
     session.reporter.emit(events.Stage(stage="saving"))
     next_loss = _next_loss_if_possible(session)
     tensors = _tensors(session)
     name = _write_last(session, why, next_loss, tensors) if session.world.leads else ""
-    return session.world.say(name)  # the others wait here, however long the disk is full
+    return session.world.broadcast(name)  # the others wait here, however long the disk is full
 
 
 def _write_last(session: Session, why: Why, next_loss: float | None, tensors: Tensors) -> str:
@@ -105,7 +105,7 @@ def _write_last(session: Session, why: Why, next_loss: float | None, tensors: Te
     while True:
         _begin(session, why, why == "end", next_loss, tensors)
         (saved,) = session.saver.wait()
-        _say(session, saved)
+        _finish(session, saved)
         if saved.path is not None:
             return saved.path.name
         if isinstance(saved.error, store.Fenced):
@@ -240,7 +240,7 @@ def _room(session: Session) -> bool:
 # --- afterwards ----------------------------------------------------------------------------------
 
 
-def _say(session: Session, saved: SavedCheckpoint) -> None:
+def _finish(session: Session, saved: SavedCheckpoint) -> None:
     _report(session, saved)
     waiting, session.unanswered = session.unanswered, None
     if waiting:

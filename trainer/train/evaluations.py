@@ -110,8 +110,8 @@ def _measured(session: Session, kind: Kind, max_per_task: int | None) -> bool:
 def _on_rank_0(session: Session, measure: Callable[[], bool]) -> bool:
     """What one rank measures while the others wait for its answer; and, of CORE, its record."""
     done = measure() if session.world.leads else True
-    session.state.evaluations = session.world.say(session.state.evaluations)
-    return session.world.say(done)
+    session.state.evaluations = session.world.broadcast(session.state.evaluations)
+    return session.world.broadcast(done)
 
 
 def _core(session: Session, max_per_task: int | None) -> bool:

@@ -214,7 +214,7 @@ def build(
     run_dir, world = RunDir(Path(order.run_dir)), world or World()
     where = device.resolve(order.device_of(world.rank))
     world.use(where)
-    _say_if_gpu_is_idle(order, where, reporter)
+    _warn_if_gpu_is_idle(order, where, reporter)
     reporter.emit(events.Stage(stage="probing", detail="settling the run's choices"))
     chosen = _choose(order, run_dir, where, world)
     seed_rng(order.spec.numerics.seed)
@@ -239,7 +239,7 @@ def _choose(order: AttemptOrder, run_dir: RunDir, where: torch.device, world: Wo
     chosen = None
     if world.leads:
         chosen = choices.choose(order, run_dir, where, batch_size_probe.fastest_rows)
-    body = world.say(chosen.model_dump(mode="json") if chosen else None)
+    body = world.broadcast(chosen.model_dump(mode="json") if chosen else None)
     if chosen is None:
         chosen = Choices.model_validate(body)
         device.configure(where, threads=chosen.threads, deterministic=chosen.deterministic)
@@ -261,7 +261,7 @@ def _assemble(
     lanes = lane_count.of_attempt(order, chosen)
     optimizer = Optimizer(model, order.plan.hyperparameters, lanes=lanes, world=world)
     if not world.leads:  # races are run on rank 0: the others wait for the winners
-        chosen = Choices.model_validate(world.say(None))
+        chosen = Choices.model_validate(world.broadcast(None))
     stepper = Stepper(
         model,
         optimizer,
@@ -281,13 +281,13 @@ def _assemble(
     picked = {**stepper.describe_choices(), "device_batch_size": chosen.device_batch_size}
     if where.type == "cuda" and attention.DEFAULT in picked["attention"].values():
         picked["sdpa_kernel"] = attention.sdpa_kernel(model.shape, chosen.dtype, where)
-    _say_if_not_there(reporter, chosen.attention, picked["attention"])
+    _warn_if_missing(reporter, chosen.attention, picked["attention"])
     tile = stepper.relu2_tile if order.spec.numerics.kernels == "triton" else None
     if tile != chosen.relu2:
-        _say_who_won(reporter, stepper)
+        _report_race_winners(reporter, stepper)
     if world.leads:
         chosen = choices.freeze_winners(run_dir, chosen, picked["attention"], tile)
-        world.say(chosen.model_dump(mode="json"))
+        world.broadcast(chosen.model_dump(mode="json"))
     saver = Saver(run_dir.checkpoints, where)
     stepper.before_update = saver.fence_update
     return Session(
@@ -325,7 +325,7 @@ def _open_loader(
     )
 
 
-def _say_if_gpu_is_idle(order: AttemptOrder, where: torch.device, reporter: Reporter) -> None:
+def _warn_if_gpu_is_idle(order: AttemptOrder, where: torch.device, reporter: Reporter) -> None:
     """A run that did not ask for the CPU and has it, on a machine with a GPU."""
     sign = sign_of_gpu()
     if order.spec.device != "auto" or where.type != "cpu" or sign is None:
@@ -344,7 +344,7 @@ def _say_if_gpu_is_idle(order: AttemptOrder, where: torch.device, reporter: Repo
     )
 
 
-def _say_if_not_there(reporter: Reporter, wanted: dict[str, str], found: dict[str, str]) -> None:
+def _warn_if_missing(reporter: Reporter, wanted: dict[str, str], found: dict[str, str]) -> None:
     """An attention backend that was settled or asked for and cannot run here was replaced."""
     for window, name in wanted.items():
         if found.get(window, name) != name:
@@ -364,7 +364,7 @@ def _relu2_tile(order: AttemptOrder, chosen: Choices) -> str:
     return chosen.relu2 or relu2.RACE
 
 
-def _say_who_won(reporter: Reporter, stepper: Stepper) -> None:
+def _report_race_winners(reporter: Reporter, stepper: Stepper) -> None:
     """Kernels that were asked for: whether they are used, and why."""
     used, level = f"tile {stepper.relu2_tile} of relu2 is used", "info"
     if stepper.relu2_tile == relu2.COMPILED:
@@ -407,7 +407,7 @@ def _restore(session: Session) -> None:
     order, reporter = session.order, session.reporter
     reporter.emit(events.Stage(stage="verifying", detail="checkpoints"))
     found = _find(session) if session.world.leads else None
-    if not session.world.say(found is not None):
+    if not session.world.broadcast(found is not None):
         session.model.init_weights(order.spec.numerics.seed)
         why = "; ".join(left_out(order, 0)) or None
         reporter.emit(events.Resumed(step=0, checkpoint=None, tokens_seen=0, approximate=why))
@@ -464,12 +464,12 @@ def _spread_checkpoint(
     if session.world.size == 1:
         return
     heard = {name: saved[name] for name in ("train", "rng")}
-    session.world.say({**heard, "parent": session.parent, "recheck": session.recheck})
+    session.world.broadcast({**heard, "parent": session.parent, "recheck": session.recheck})
     _spread_weights(session, optimizer)
 
 
 def _hear_checkpoint(session: Session) -> None:
-    heard = session.world.say({})
+    heard = session.world.broadcast({})
     _spread_weights(session, None)
     session.state.load_state_dict(heard["train"])
     restore_rng(heard["rng"])
