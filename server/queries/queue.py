@@ -39,7 +39,11 @@ def view(session: Session, devices: Sequence[Device], around: Surroundings) -> Q
     names = {run.id: run.name for run, _ in holding} | {run.id: run.name for run in waiting}
     queued = Run.queue_position.is_not(None)
     return QueueView(
-        places=[_place(place, devices, wants, jobs, names) for place in places[2:]],
+        places=[
+            _place(place, devices, wants, jobs, names)
+            for place in places
+            if place.name not in rows.SEATS
+        ],
         waiting=[
             _entry(number, run, wants[run.id], found, names)
             for number, run in enumerate(waiting, 1)

@@ -18,7 +18,7 @@ The laws, each held by a test:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -279,10 +279,3 @@ class _Table:
         if at is not None and at > self.now:
             earlier = self.decision.wake_at
             self.decision.wake_at = at if earlier is None else min(earlier, at)
-
-
-def positions(decision: Decision, wants: Iterable[Want]) -> Mapping[str, int]:
-    """{want: its place among those that wait, from 1}, in the order in which they are decided."""
-    waiting = [w for w in wants if w.id in decision.waits]
-    ordered = sorted(waiting, key=lambda w: (-w.priority, w.order, w.id))
-    return {want.id: number for number, want in enumerate(ordered, 1)}

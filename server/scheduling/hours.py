@@ -11,12 +11,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
+from typing import get_args
 from zoneinfo import ZoneInfo
 
 from server.scheduling.decide import ALWAYS, Opening
 from trainer.contract.spec import HoursRule
+from trainer.contract.spec.scheduling import Day
 
-DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+DAYS: tuple[str, ...] = get_args(Day)  # in the order of datetime's weekday()
 HORIZON_DAYS = 8  # every weekly window begins once within it
 
 

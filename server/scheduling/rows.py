@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from pydantic import TypeAdapter
@@ -23,6 +23,7 @@ JOB_PRIORITY = 1_000  # a short job goes before any run that waits, and displace
 LEAST_SAVE_SECONDS = 60.0
 COMPLETIONS = "completions"
 CPU_JOB = "cpu job"
+SEATS = (CPU_JOB, COMPLETIONS)  # places that are no devices
 _HOURS = TypeAdapter(list[HoursRule])
 _LEAVING = frozenset({State.pausing, State.cancelling})
 
@@ -49,7 +50,7 @@ def places(
 ) -> list[Place]:
     """Every device with its policy, and the seats for work on the CPU and for completions."""
     policies = {row.place: row for row in session.scalars(select(PlacePolicy))}
-    found = [Place(CPU_JOB), Place(COMPLETIONS)]
+    found = [Place(seat) for seat in SEATS]
     for device in devices:
         policy = policies.get(device.device)
         opening = opening_of(policy.hours, now, prices) if policy is not None else ALWAYS
@@ -179,8 +180,3 @@ def in_words(
 def _clock(seconds: float) -> str:
     """A time on the machine's clock, with its offset."""
     return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M (UTC%z)")
-
-
-def ordered(runs: Iterable[Run]) -> list[Run]:
-    """Runs that wait, in the order in which they are decided about."""
-    return sorted(runs, key=lambda r: (r.queue_rank, r.queue_position or 0, r.created_at, r.id))

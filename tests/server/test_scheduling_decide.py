@@ -18,7 +18,6 @@ from server.scheduling.decide import (
     WaitCause,
     Want,
     decide,
-    positions,
 )
 
 CARD, OTHER = Place("cuda:0"), Place("cuda:1")
@@ -56,11 +55,6 @@ class TestQueue:
     def test_a_place_that_this_machine_lacks_is_waited_for(self) -> None:
         found = decide([CARD], [want("a", places=("cuda:7",))], NOW)
         assert found.waits["a"].cause is WaitCause.unavailable
-
-    def test_positions_number_those_that_wait(self) -> None:
-        wants = [want("c", order=3, priority=5), want("a", order=1), want("b", order=2)]
-        wants.append(running("x", "cuda:0", priority=9))
-        assert positions(decide([CARD], wants, NOW), wants) == {"c": 1, "a": 2, "b": 3}
 
 
 class TestGangs:
