@@ -6,7 +6,12 @@ A short share of the cheap campaigns runs here as well; `make soak-ci` runs more
 from __future__ import annotations
 
 import errno
+import os
 import random
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -24,7 +29,17 @@ from tests.soak import (
     trainers,
     weights,
 )
-from tests.soak.counts import Budget, Counts
+from tests.soak.counts import Budget, Counts, Stopwatch
+
+TIMED = """
+import sys, time
+from tests.soak.counts import Stopwatch
+began = time.monotonic()
+with Stopwatch() as watch:
+    print("begun", flush=True)
+    sys.stdin.readline()
+print(time.monotonic() - began, watch.seconds)
+"""
 
 
 @pytest.mark.parametrize("piece", ["cursor", "buffer", "optimizer", "rng"])
@@ -157,6 +172,26 @@ def test_f20_strikes_meet_every_kind_of_system_call_of_a_writer() -> None:
     last = max(s.when for s in strikes if s.call == "rename")
     found = errors._struck(1, errors.Strike("rename", last, "signal=KILL"))
     assert (found.failures, found.done) == ([], {"kills at system calls": 1})
+
+
+def test_the_stopwatch_leaves_out_what_the_machine_did_not_run() -> None:
+    """A process that is stopped for a second does not count it; one that sleeps counts it all."""
+    pipe = subprocess.PIPE
+    child = subprocess.Popen([sys.executable, "-c", TIMED], stdin=pipe, stdout=pipe, text=True)
+    assert child.stdout is not None
+    try:
+        assert child.stdout.readline() == "begun\n"
+        os.kill(child.pid, signal.SIGSTOP)
+        time.sleep(1)
+        os.kill(child.pid, signal.SIGCONT)
+        rest, _ = child.communicate("\n", timeout=60)
+    finally:
+        child.kill()
+    whole, counted = map(float, rest.split())
+    assert whole - counted > 0.8
+    with Stopwatch() as watch:
+        time.sleep(0.3)
+    assert watch.seconds > 0.1
 
 
 def test_the_table_adds_up(tmp_path: Path) -> None:

@@ -52,13 +52,15 @@ def main(argv: list[str]) -> int:
     asked = _parse(argv)
     chosen = asked.campaign or list(CAMPAIGNS)
     whole = sum(CAMPAIGNS[name][1] for name in chosen)
-    failures = 0
+    failures: list[str] = []
     for name in chosen:
         campaign, share, ci_seconds = CAMPAIGNS[name]
         seconds = ci_seconds if asked.ci else asked.seconds * share / whole
         seed = CI_SEED if asked.ci else asked.seed
         failures += _run(name, campaign, seconds, seed, asked.results)
-    print(f"{failures} failures; the counts are in {asked.results}")
+    for words in failures:  # once more at the end, where the reader of a long log looks
+        print(f"FAILED: {words}")
+    print(f"{len(failures)} failures; the counts are in {asked.results}")
     return 1 if failures else 0
 
 
@@ -68,7 +70,8 @@ def _run(
     seconds: float,
     seed: int,
     results: Path,
-) -> int:
+) -> list[str]:
+    """What did not hold, each with the campaign's name."""
     print(f"--- {name}: {seconds:.0f} s, seed {seed} ---", flush=True)
     began = time.monotonic()
     try:
@@ -80,7 +83,7 @@ def _run(
     done = ", ".join(f"{number:,} {what}" for what, number in counts.done.items())
     took = time.monotonic() - began
     print(f"{name}: {done}; {len(counts.failures)} failures in {took:.0f} s", flush=True)
-    return len(counts.failures)
+    return [f"{name}: {words}" for words in counts.failures]
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:

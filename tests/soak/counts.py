@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -67,3 +68,36 @@ class Budget:
     @property
     def is_over(self) -> bool:
         return time.monotonic() >= self._end
+
+
+class Stopwatch:
+    """Seconds since it was made, less those in which this machine did not run what was ready.
+
+    A thread that sleeps `NAP_SECONDS` at a time adds up how late it wakes: a promise in seconds is
+    one about the program, and a processor lent to somebody else is not the program's time.
+    """
+
+    NAP_SECONDS = 0.005
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._late = 0.0
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Stopwatch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over.set()
+        self._thread.join()
+        self.seconds = time.monotonic() - self._began - self._late
+
+    def _watch(self) -> None:
+        asleep_since, is_over = time.monotonic(), False
+        while not is_over:
+            is_over = self._is_over.wait(self.NAP_SECONDS)
+            awake = time.monotonic()
+            self._late += max(0.0, awake - asleep_since - 2 * self.NAP_SECONDS)
+            asleep_since = awake

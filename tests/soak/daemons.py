@@ -14,7 +14,7 @@ from tests.e2e.real_daemon import RealDaemon
 from tests.server import reporting
 from tests.server.house import launcher
 from tests.soak import books
-from tests.soak.counts import Budget, Counts
+from tests.soak.counts import Budget, Counts, Stopwatch
 from tests.soak.processes import Settlement
 
 PLACES = ("ingest.rows", "ingest.cursor", "db.commit", "ingest.committed")
@@ -65,9 +65,9 @@ def _whole(counts: Counts, draw: random.Random, kills: int, left: Budget) -> Non
 
 def _adopted(daemon: RealDaemon, reached: int) -> float:
     """Seconds after ready until steps beyond `reached` are in the rows."""
-    began = time.monotonic()
-    daemon.until("whole", lambda now: now.state == "running" and now.step > reached, 20)
-    return time.monotonic() - began
+    with Stopwatch() as watch:
+        daemon.until("whole", lambda now: now.state == "running" and now.step > reached, 20)
+    return watch.seconds
 
 
 def _audit(data_dir: Path, counts: Counts) -> None:

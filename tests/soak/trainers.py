@@ -6,12 +6,11 @@ import os
 import random
 import signal
 import time
-from contextlib import suppress
 
 from sqlalchemy import select
 
 from server.database.tables import Attempt, Point
-from tests.soak.counts import Budget, Counts
+from tests.soak.counts import Budget, Counts, Stopwatch
 from tests.soak.processes import Settlement
 
 KILLS_PER_RUN = 12
@@ -76,26 +75,34 @@ def _kill(town: Settlement, counts: Counts, run_id: str) -> None:
     if found is None:
         return
     pid, attempt = found
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
-        killed = time.monotonic()
+    with Stopwatch() as watch:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return
         counts.add("kills")
         place = town.place(attempt)
         counts.add("of them past a first step", town.has_stepped(attempt))
         counts.say(f"killed {pid} at {place}")
-        if "ended" not in place:
-            _expect_noticed(town, counts, attempt, killed)
+        if "ended" in place:
+            return
+        row = _closed(town, attempt)
+    _expect_noticed(counts, attempt, row, watch.seconds)
 
 
-def _expect_noticed(town: Settlement, counts: Counts, attempt: Attempt, killed: float) -> None:
-    """The daemon closes the attempt as crashed by SIGKILL, and soon."""
+def _closed(town: Settlement, attempt: Attempt) -> Attempt | None:
+    """The row of an attempt once the daemon has closed it; None where it does not in 10 s."""
 
     def closed() -> Attempt | None:
         rows = town.house.attempts(attempt.run_id)
         return next((a for a in rows if a.id == attempt.id and a.is_over), None)
 
     town.sees(closed, 10)
-    seconds, row = time.monotonic() - killed, closed()
+    return closed()
+
+
+def _expect_noticed(counts: Counts, attempt: Attempt, row: Attempt | None, seconds: float) -> None:
+    """The daemon closed the attempt as crashed by SIGKILL, and soon."""
     counts.longest("until a kill was noticed", seconds)
     counts.expect(seconds <= NOTICED_SECONDS, f"a kill was noticed after {seconds:.2f} s")
     said = (row.outcome, row.message) if row else ("nothing", "")
