@@ -55,6 +55,14 @@ def test_another_dtype_or_layout_is_another_kind() -> None:
         torch.testing.assert_close(function.prepared((x,))(), x + 1)
 
 
+def test_a_tensor_that_is_passed_twice_at_first_stays_two_arguments() -> None:
+    """As a trunk's first layer passes x as x0, and no later one does."""
+    function = ByShape(lambda x, x0: x + 2 * x0)
+    a, b = torch.ones(3), torch.full((3,), 5.0)
+    assert function.prepared((a, a))().tolist() == [3.0] * 3
+    assert function.prepared((a, b))().tolist() == [11.0] * 3
+
+
 def test_what_cannot_be_traced_runs_uncompiled_and_says_why() -> None:
     compiler = Compiler(True, torch.device("cpu"))
     by_value = compiler.pure(lambda x: x + 1 if x.sum() > 0 else x - 1)

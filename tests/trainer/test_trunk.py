@@ -9,6 +9,7 @@ from tests.trainer.shapes import KINDS, RATES, Kind, batches, trained_model
 from tests.trainer.test_step import assert_equal_gradients, gradients, plain_twin
 from trainer.model import attention, attention_gradient, relu2
 from trainer.optim.optimizer import Optimizer
+from trainer.runtime.compiler import Compiler
 from trainer.train.step import Stepper
 
 
@@ -35,6 +36,20 @@ def test_a_step_is_autograds(tile: str, monkeypatch: pytest.MonkeyPatch) -> None
         a, b = ours.train_step(data, **RATES), other.train_step(data, **RATES)
         assert a.loss.item() == pytest.approx(b.loss.item(), abs=2e-6)
         assert a.grad_norm.item() == pytest.approx(b.grad_norm.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_the_pieces_as_they_are_traced_compute_every_layer(
+    kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each piece is traced at its first layer and serves the others. What is traced is run as it
+    is: the compiler behind it would take a minute."""
+    monkeypatch.setattr("torch._inductor.standalone_compile", lambda graph, *_, **__: graph)
+    monkeypatch.setattr(Compiler, "__call__", lambda _, function: function)
+    monkeypatch.setattr("trainer.runtime.compiler.missing", lambda _: None)
+    ours, data = explicit(kind, compile=True), batches(kind, 2)
+    assert_equal_gradients(gradients(ours, data), plain_twin(ours.model), data)
+    assert ours.compiler.reason is None
 
 
 def test_loss_only_is_the_steps_loss_to_the_bit_and_keeps_nothing() -> None:

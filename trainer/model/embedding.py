@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,16 +46,8 @@ class TouchedRows:
         device: torch.device,
         uses_kernel: bool = False,
     ) -> None:
-        everything = torch.cat([t.reshape(-1) for t in tokens])
-        if everything.device.type == "cpu":
-            is_touched_V = torch.zeros(vocab_size, dtype=torch.bool)
-            is_touched_V[everything] = True
-            rows_U = is_touched_V.nonzero()[:, 0]
-        else:  # counting them would make the host wait for the device: take all rows
-            rows_U = torch.arange(vocab_size, device=everything.device)
-        self.num_rows, self.uses_kernel = len(rows_U), uses_kernel
-        slot_V = torch.full((vocab_size,), self.num_rows, device=everything.device)
-        slot_V[rows_U] = torch.arange(self.num_rows, device=everything.device)
+        self.num_rows, slot_V = _numbered(tokens, vocab_size)
+        self.uses_kernel = uses_kernel
         self.slot_V = _sent(slot_V, device)
         self.gradients: dict[str, Tensor] = {}
 
@@ -84,6 +77,20 @@ class TouchedRows:
             size = (self.num_rows + 1, gradient_NW.size(1))
             self.gradients[table] = torch.zeros(size, device=gradient_NW.device)
         add_rows(self.gradients[table], gradient_NW, sorted_N, order_N)
+
+
+def _numbered(tokens: Sequence[Tensor], vocab_size: int) -> tuple[int, Tensor]:
+    """(U, slot_V) of `TouchedRows`. By numpy: beside other work torch's threads take a hundred
+    times as long for these few indices (7.9 ms of a step against 0.08)."""
+    if tokens[0].device.type != "cpu":  # counting would make the host wait for the device: all rows
+        return vocab_size, torch.arange(vocab_size, device=tokens[0].device)
+    is_touched_V = np.zeros(vocab_size, dtype=bool)
+    for some in tokens:
+        is_touched_V[some.numpy().reshape(-1)] = True
+    slot_V = np.cumsum(is_touched_V) - 1
+    num_rows = int(slot_V[-1]) + 1
+    slot_V[~is_touched_V] = num_rows
+    return num_rows, torch.from_numpy(slot_V)
 
 
 def _sent(tensor: Tensor, device: torch.device) -> Tensor:

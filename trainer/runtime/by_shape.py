@@ -50,7 +50,10 @@ class ByShape:
             outlines.append(_outline((result,), found))
             return found
 
-        graph = make_fx(flat, tracing_mode="fake")(*leaves)
+        # a tensor that is passed twice, as the first layer's x and x0, would be one argument to the
+        # tracer, and every later call would be computed as if both were the same
+        apart = [leaf.detach() for leaf in leaves]
+        graph = make_fx(flat, tracing_mode="fake")(*apart)
         run = standalone_compile(graph, list(leaves), dynamic_shapes="from_example_inputs")
         ((_, (outline,)),) = outlines
         return run, outline

@@ -1,0 +1,127 @@
+"""The host's work for a step of the preset on CUDA, ours against the plain reference's, in turns.
+
+    python -m tests.bench.host [--rows 8] [--pairs 60] [--profile]
+
+Processor seconds of this process, all its threads: what the host does while the card computes. On a
+null GPU (`tests/nullgpu`) nothing else is in them; on a card, waiting for it may be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from tests.bench import training
+from trainer.contract.plan import make_plan
+from trainer.contract.shape import shape_of
+from trainer.contract.spec import RunSpec, resolve
+from trainer.model.gpt import GPT
+from trainer.optim.optimizer import Optimizer
+from trainer.train.step import Reading, Stepper
+
+WARM_UP = 4
+
+
+def spec(rows: int) -> RunSpec:
+    body = {"tokens": 65_536, "device_batch_size": rows}
+    return resolve({"name": "host", "preset": "rtx4070-d12", "batch": body})
+
+
+def ours(rows: int) -> Callable[[], object]:
+    """A step as the training loop makes it, its numbers read."""
+    wanted = spec(rows)
+    plan, shape = make_plan(wanted), shape_of(wanted.model)
+    model = GPT(shape, compute_dtype=torch.bfloat16, device="cuda")
+    optimizer = Optimizer(model, plan.hyperparameters)
+    settled = {str(w): "sdpa" for w in shape.windows}
+    stepper = Stepper(
+        model, optimizer, compile=True, deterministic=False, rows=rows, attention_backends=settled
+    )
+    data = pinned(wanted)
+    return lambda: Reading(stepper.train_step(data, **training.RATES)).values()
+
+
+def plain(rows: int) -> Callable[[], object]:
+    return training.opponent(spec(rows), "cuda")
+
+
+def pinned(wanted: RunSpec) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return [(t.pin_memory(), y.pin_memory()) for t, y in training.batches(wanted)]
+
+
+def processor_seconds(call: Callable[[], object]) -> float:
+    began = time.process_time()
+    call()
+    return time.process_time() - began
+
+
+def in_turns(
+    first: Callable[[], object], second: Callable[[], object], pairs: int
+) -> tuple[list[float], list[float]]:
+    """Processor seconds of both, A B B A; garbage is collected between them, not within."""
+    for _ in range(WARM_UP):
+        first()
+        second()
+    times: tuple[list[float], list[float]] = ([], [])
+    gc.collect()
+    gc.disable()
+    try:
+        for turn in range(pairs):
+            order = [(first, times[0]), (second, times[1])]
+            for call, taken in order if turn % 2 == 0 else reversed(order):
+                taken.append(processor_seconds(call))
+    finally:
+        gc.enable()
+    return times
+
+
+def measure(rows: int = 8, pairs: int = 60) -> dict[str, Any]:
+    """Least and median milliseconds of both; ratio: ours to plain's, median of the pairs."""
+    a, b = in_turns(ours(rows), plain(rows), pairs)
+    return {
+        "ours_least": min(a) * 1e3,
+        "ours_median": statistics.median(a) * 1e3,
+        "plain_least": min(b) * 1e3,
+        "plain_median": statistics.median(b) * 1e3,
+        "ratio": statistics.median(x / y for x, y in zip(a, b, strict=True)),
+    }
+
+
+def profile(rows: int, steps: int = 20) -> None:
+    import cProfile
+    import pstats
+
+    step = ours(rows)
+    for _ in range(WARM_UP):
+        step()
+    least = min(processor_seconds(step) for _ in range(steps))
+    seen = cProfile.Profile()
+    seen.enable()
+    for _ in range(steps):
+        step()
+    seen.disable()
+    print(f"{least * 1e3:.1f} ms of processor at least; below, seconds of {steps} steps")
+    pstats.Stats(seen).sort_stats("tottime").print_stats(45)
+
+
+def main() -> None:
+    ask = argparse.ArgumentParser()
+    ask.add_argument("--rows", type=int, default=8)
+    ask.add_argument("--pairs", type=int, default=60)
+    ask.add_argument("--profile", action="store_true")
+    asked = ask.parse_args()
+    if asked.profile:
+        profile(asked.rows)
+        return
+    for name, value in measure(asked.rows, asked.pairs).items():
+        print(f"{name}: {value:.2f}")
+
+
+if __name__ == "__main__":
+    main()
