@@ -16,12 +16,15 @@ from trainer.contract.plan import Plan
 from trainer.contract.reasons import Reason
 from trainer.contract.schedule import PhaseSchedule
 from trainer.contract.spec import (
+    MAX_RANKS,
     AttentionBackend,
+    Gpus,
     Hours,
     MetadataKey,
     MetadataValue,
     Name,
     Priority,
+    RankDevice,
     RunSpec,
     ShortText,
     Strict,
@@ -168,10 +171,32 @@ class CheckpointBrief(BaseModel):
     created_at: float
 
 
+class RankView(BaseModel):
+    """GET /v1/runs/{id}/ranks: one process of a run on several devices, as reported last.
+
+    compute_seconds: its own forward and backward passes of a step; waited_seconds: for the others.
+    """
+
+    rank: int
+    host: str
+    device: str
+    pid: int
+    compute_seconds: float | None = None
+    waited_seconds: float | None = None
+    vram_allocated_bytes: int | None = None
+    vram_reserved_bytes: int | None = None
+    vram_peak_bytes: int | None = None
+    vram_total_bytes: int | None = None
+    power_watts: float | None = None
+    temperature_celsius: float | None = None
+    seen_at: float
+
+
 class Progress(BaseModel):
     """GET /v1/runs/{id}/progress.
 
     eta_source: which rate the ETA is taken from; the ETA is null for a run that has ended.
+    devices: of the newest attempt. vram_bytes, power_watts: of all of them; ranks: of each.
     """
 
     id: str
@@ -219,6 +244,8 @@ class Progress(BaseModel):
     core: float | None
     more: dict[str, float | None] = {}
     exact_resume: Literal["verified", "approximate", "mismatch"] | None
+    devices: list[str] = []
+    ranks: list[RankView] = []
 
 
 class PhaseView(BaseModel):
@@ -249,6 +276,7 @@ class AttemptView(BaseModel):
     ended_at: float | None
     pid: int | None
     device: str
+    devices: list[str] = []
     stage: str
     start_step: int | None
     last_step: int | None
@@ -262,24 +290,6 @@ class AttemptView(BaseModel):
     versions: dict[str, Any]
     exact_resume: str | None
     report_gap: str | None
-
-
-class RankView(BaseModel):
-    """GET /v1/runs/{id}/ranks: one process of a run on several devices, as reported last.
-
-    compute_seconds: its own forward and backward passes of a step; waited_seconds: for the others.
-    """
-
-    rank: int
-    host: str
-    device: str
-    pid: int
-    compute_seconds: float | None = None
-    waited_seconds: float | None = None
-    vram_peak_bytes: int | None = None
-    power_watts: float | None = None
-    temperature_celsius: float | None = None
-    seen_at: float
 
 
 class CheckpointView(BaseModel):
@@ -546,6 +556,10 @@ class Overrides(Strict):
     device_batch_size: Annotated[int, Field(ge=1, le=65_536)] | None = None
     compile: bool | None = None
     attention: AttentionBackend | None = None
+    gpus: Gpus | None = None
+    """Another number of GPUs from now on, or all; instead of the spec's gpus and devices."""
+    devices: Annotated[list[RankDevice], Field(min_length=1, max_length=MAX_RANKS)] | None = None
+    """Other devices from now on; instead of the spec's gpus and devices."""
 
 
 class ResumeRecovery(Strict):

@@ -11,6 +11,7 @@ from server.api.deps import MAX_ID, Conf, Db, RunRef, StrictRoute, Superseded
 from server.api.openapi import problems
 from server.errors import NotFound
 from server.queries import history, logs, store
+from server.queries import ranks as rank_rows
 from server.schemas import AttemptView, EvaluationView, Page, PhaseView, RankView, SampleView
 from trainer.contract.rundir import rank_log
 from trainer.contract.spec import MAX_RANKS
@@ -35,7 +36,7 @@ def attempts(run: RunRef, db: Db) -> Page[AttemptView]:
 def ranks(run: RunRef, db: Db) -> Page[RankView]:
     """The processes of a run on several devices, reported every 30 s; none of a run on one."""
     with db.read() as session:
-        return complete_page(history.ranks(store.get_run(session, run)))
+        return complete_page(rank_rows.rows(store.get_run(session, run)))
 
 
 @router.get("/evaluations", responses=problems(404))

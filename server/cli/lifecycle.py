@@ -79,15 +79,24 @@ def resume(
         bool | None, typer.Option("--compile/--no-compile", help="Whether to compile the model.")
     ] = None,
     attention: Annotated[str | None, typer.Option(help="Attention backend.")] = None,
+    gpus: Annotated[
+        str | None, typer.Option(metavar="N|all", help="Number of GPUs from now on.")
+    ] = None,
+    devices: Annotated[
+        str | None, typer.Option(metavar="cuda:0,cuda:1", help="Devices from now on.")
+    ] = None,
     on_non_finite: Annotated[
         str | None, typer.Option(metavar="stop|rewind", help="After a loss that is not finite.")
     ] = None,
     wait: Wait = False,
     json: options.Json = False,
 ) -> None:
-    """Go on with a paused, failed or cancelled run. Overrides make exactness 'approximate'."""
+    """Go on with a paused, failed or cancelled run. Overrides make exactness 'approximate', but for
+    a number of devices that share the run's lanes."""
     asked = {
         "device_batch_size": device_batch_size, "compile": compile_, "attention": attention,
+        "gpus": int(gpus) if gpus and gpus.isdigit() else gpus,
+        "devices": devices.split(",") if devices else None,
     }  # fmt: skip
     overrides = {key: value for key, value in asked.items() if value is not None}
     _act(

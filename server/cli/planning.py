@@ -122,6 +122,7 @@ def _model(plan: Plan) -> Pairs:
     return [
         ("shape", f"{shape.n_layer} layers, width {shape.n_embd}, {shape.n_head} heads of "
                   f"{shape.head_dim} ({shape.n_kv_head} for keys and values)"),
+        *([("devices", f"{plan.num_devices}, together")] if plan.num_devices > 1 else []),
         *_recipe(plan),
         ("context", f"{shape.sequence_len:,} tokens, windows {windows}"),
         ("vocabulary", f"{shape.vocab_size:,} (stored as {shape.padded_vocab_size:,})"),

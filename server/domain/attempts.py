@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
 from server.database import tables
-from server.domain import commands, executions, lineage, saved
+from server.domain import commands, executions, gang, lineage, saved
 from server.domain.extend import next_number
 from server.errors import Conflict
 from server.metrics import counters
@@ -25,18 +27,21 @@ LAST_ATTEMPT = (
 )
 
 
-def next_attempt(session: Session, run: tables.Run, *, device: str, now: float) -> tables.Attempt:
+def next_attempt(
+    session: Session, run: tables.Run, *, device: str, now: float, devices: Sequence[str] = ()
+) -> tables.Attempt:
     """The row of a new attempt at the first phase that is not done. Raises Conflict without one.
 
+    devices: one for each rank, where there are several; `device` is then the first.
     Commands that the last attempt did not answer are told again or lapse.
     """
     phase = current_phase(session, run)
     if phase is None:
         raise Conflict(f"run {run.name} has no phase left to train", state=run.state)
     last = last_attempt(session, run.id)
-    number = next_number(session, run.id)
+    number, place = next_number(session, run.id), gang.as_place(device, devices)
     attempt = tables.Attempt(
-        execution=executions.of_attempt(run.id, number, place=device, now=now),
+        execution=executions.of_attempt(run.id, number, place=place, now=now),
         run_id=run.id,
         number=number,
         phase_index=phase.index,
@@ -75,9 +80,13 @@ def open_ones(session: Session, run_id: str | None = None) -> list[tables.Attemp
 
 
 def build_order(
-    session: Session, run: tables.Run, attempt: tables.Attempt, settings: Settings
+    session: Session,
+    run: tables.Run,
+    attempt: tables.Attempt,
+    settings: Settings,
+    devices: Sequence[str] = (),
 ) -> AttemptOrder:
-    """Everything the trainer of `attempt` needs to know."""
+    """Everything the trainer of `attempt` needs to know. devices: one for each of several ranks."""
     phases = lineage.phases(session, run.id)
     phase = next(p for p in phases if p.index == attempt.phase_index)
     earlier = [p for p in phases if p.index < phase.index]
@@ -92,7 +101,7 @@ def build_order(
         run_dir=str(settings.paths.run(run.id).root),
         data_dir=str(settings.paths.root),
         device=attempt.device,
-        devices=spec.rank_devices,
+        devices=list(devices),
         phase_index=phase.index,
         phase_name=phase.name,
         schedule=PhaseSchedule.model_validate(phase.schedule),

@@ -6,18 +6,20 @@ Only what can be known at once, without reading the corpus: the prepare job look
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from pydantic import ValidationError
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from server import receivers
 from server.database import tables
-from server.domain import request_paths
+from server.domain import gang, request_paths
 from server.errors import Invalid
 from server.launch import torchrun
-from server.machine import devices
+from server.machine import devices, plan_context
 from server.machine.devices import Device, DeviceMissing
 from trainer.contract.peaks import fp8_missing
 from trainer.contract.plan import Plan, PlanContext, gigabytes, memory
@@ -63,6 +65,24 @@ def require_tariff(hours: Sequence[HoursRule] | None, tariff: str | None) -> Non
             raise Invalid(detail, errors=[{"pointer": pointer, "detail": detail}])
 
 
+def require_gang(run: tables.Run, overrides: Mapping[str, Any], found: tuple[Device, ...]) -> None:
+    """The same for the devices that a resume asks for. Raises Invalid."""
+    chosen = [key for key in ("gpus", "devices") if overrides.get(key) is not None]
+    if not chosen:
+        return
+    problems = ["give gpus or devices, not both"] if len(chosen) > 1 else []
+    if not problems:
+        try:
+            spec = RunSpec.model_validate(gang.effective_spec(run, overrides))
+            problems = [detail for _, detail in _device(spec, found)]
+        except ValidationError as error:
+            problems = [one["msg"] for one in error.errors()]
+    if problems:
+        pointer = f"/overrides/{chosen[0]}"
+        errors = [{"pointer": pointer, "detail": detail} for detail in problems]
+        raise Invalid(problems[0], errors=errors)
+
+
 def require_rows(run: tables.Run, rows: int | None) -> None:
     """The same for rows that a resume asks for. Raises Invalid."""
     plan, spec = Plan.model_validate(run.plan), RunSpec.model_validate(run.spec)
@@ -84,11 +104,15 @@ def _receivers(urls: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def _device(spec: RunSpec, found: tuple[Device, ...]) -> Iterator[tuple[str, str]]:
-    if spec.rank_devices:
-        yield from _gang(spec, found)
+    gpus = plan_context.num_gpus(spec, found)
+    if spec.on_gpus(gpus).rank_devices:
+        yield from _gang(spec.on_gpus(gpus), found)
+        return
+    if spec.gpus == "all" and gpus is None:
+        yield "/gpus", "There is no GPU on this machine."
         return
     try:
-        name = devices.resolve(spec.device, found)
+        name = devices.resolve("cuda" if spec.gpus == "all" else spec.device, found)
         device = next(device for device in found if device.device == name)
         if spec.numerics.precision == "fp8" and not _may_have_fp8(device):
             why = fp8_missing(device.name, device.capability)

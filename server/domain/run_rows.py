@@ -10,7 +10,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from server.database import tables
-from server.domain import events
+from server.domain import events, gang
 from server.domain.states import Desired, State
 from server.errors import Invalid, NameTaken
 from trainer.contract.plan import CannotPlan, Plan, PlanContext, make_plan
@@ -52,8 +52,8 @@ def new_run(
         reason_message=Reason.requested.sentence,
         state_since=now,
         created_at=now,
-        device=(spec.rank_devices or [spec.device])[0],
-        spec=spec.model_dump(mode="json"),
+        device=gang.device_column(asked := spec.model_dump(mode="json")),
+        spec=asked,
         plan=plan.model_dump(mode="json"),
         step=0,
         end_step=plan.horizon.steps,

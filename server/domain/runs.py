@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from server import receivers
 from server.database import tables
-from server.domain import commands, events, executions, preflight, renaming, saved, states
+from server.domain import commands, events, executions, gang, preflight, renaming, saved, states
 from server.domain.attempts import build_order, current_phase, next_attempt
 from server.domain.extend import ExtendOutcome, extend
 from server.domain.imports import import_run
@@ -21,6 +21,7 @@ from server.domain.lineage import supersede
 from server.domain.run_rows import first_phase, new_run, plan_for, require_free, set_scheduling
 from server.domain.states import Desired, State
 from server.errors import Conflict, IllegalMove, Invalid
+from server.machine import devices
 from server.schemas import PatchRun, ResumeRequest
 from trainer.contract.commands import Evaluate, Pin, Save, Update
 from trainer.contract.jobs import EvaluateParams
@@ -90,8 +91,9 @@ def resume(
     overrides = ask.overrides.model_dump(exclude_none=True) if ask and ask.overrides else {}
     _require_divisible(run, overrides.get("device_batch_size"))
     preflight.require_rows(run, overrides.get("device_batch_size"))
+    preflight.require_gang(run, overrides, devices.discover())
     if overrides:
-        run.overrides = {**run.overrides, **overrides}
+        gang.override(run, overrides)
     if ask and ask.recovery:
         patch(session, run, PatchRun(recovery=ask.recovery.model_dump()), now)
     run.desired_state = Desired.running
@@ -238,7 +240,8 @@ def _require_work(session: Session, run: tables.Run) -> None:
 def _require_divisible(run: tables.Run, rows: int | None) -> None:
     """A step must stay as many tokens as it was, whatever the rows of a pass. Raises Invalid."""
     sequence_len = run.plan["shape"]["sequence_len"]
-    rows_total, lanes = run.batch_tokens // sequence_len, RunSpec.model_validate(run.spec).lanes
+    rows_total = run.batch_tokens // sequence_len
+    lanes = run.frozen.get("lanes") or RunSpec.model_validate(run.spec).lanes
     if rows is not None and rows_total % (rows * lanes):
         divisors = (r for r in range(1, min(rows_total, 256) + 1) if rows_total % (r * lanes) == 0)
         fitting = ", ".join(map(str, divisors))

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from server.database import tables
 from server.database.db import Database
 from server.database.migrate import Refused
-from server.domain import checkpoints, executions, states
+from server.domain import checkpoints, executions, gang, states
 from server.domain.states import Desired, State
 from server.errors import Busy, DiskFull, StorageBroken
 from server.ingestion import ingest
@@ -104,8 +104,8 @@ def add_attempt(
     with db.write() as session:
         row = tables.Attempt(
             execution=executions.of_attempt(
-                directory.name, order.attempt, place=order.device, now=created,
-                token=order.token, stage_since=None,
+                directory.name, order.attempt, now=created, token=order.token, stage_since=None,
+                place=gang.as_place(order.device, order.devices),
             ),
             run_id=directory.name,
             number=order.attempt,

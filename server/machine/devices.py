@@ -122,6 +122,13 @@ def resolve_all(wanted: str, devices: Sequence[Device] | None = None) -> tuple[s
     return tuple(alike) if wanted == "auto" else (name,)
 
 
+def all_gpus(found: Sequence[Device]) -> list[str]:
+    """The GPUs that are like the first one, by name and memory."""
+    cards = [one for one in found if one.device.startswith("cuda")]
+    alike = [c for c in cards if (c.name, c.memory_bytes) == (cards[0].name, cards[0].memory_bytes)]
+    return [card.device for card in alike]
+
+
 def handles(nvml: Any) -> list[Any]:
     """NVML's handles of all GPUs; of one that is partitioned (MIG), those of its parts."""
     found: list[Any] = []

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -25,12 +25,16 @@ class XidAction(StrEnum):
 
 @dataclass(frozen=True)
 class Xid:
+    """device: the card, where a run uses several."""
+
     number: int
     meaning: str
     action: XidAction
+    device: str | None = None
 
     def __str__(self) -> str:
-        return f"Xid {self.number} ({self.meaning})"
+        where = f" on {self.device}" if self.device else ""
+        return f"Xid {self.number} ({self.meaning}){where}"
 
 
 _ADVICE = {
@@ -97,6 +101,23 @@ def worst_xid(
     found = [(_xid(int(m["number"])), m["pid"]) for m in here]
     ours = [x for x, of in found if x.action != XidAction.restart or _may_be(of, pid)]
     return max(ours, key=lambda xid: _SEVERITY.index(xid.action), default=None)
+
+
+def worst_xid_of(
+    kernel_lines: Sequence[str], cards: Mapping[str, str], pid: int | None = None
+) -> Xid | None:
+    """The gravest Xid of the cards that a program uses, with the name of the card where there are
+    several. cards: {pci: device}; none is known: of any card. pid: as for `worst_xid`; another
+    process of the program may use the other cards, so that there any pid counts.
+    """
+    if len(cards) < 2:
+        return worst_xid(kernel_lines, next(iter(cards), None), pid)
+    found = [
+        replace(xid, device=device)
+        for pci, device in cards.items()
+        if (xid := worst_xid(kernel_lines, pci)) is not None
+    ]
+    return max(found, key=lambda xid: _SEVERITY.index(xid.action), default=None)
 
 
 def _xid(number: int) -> Xid:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -16,10 +17,10 @@ from server.database import tables
 from server.machine import devices, throughput
 from server.machine.devices import Device, DeviceMissing
 from server.settings import Settings
-from trainer.contract.lanes import named_together
+from trainer.contract.lanes import most_that_share, named_together
 from trainer.contract.peaks import known_peak
 from trainer.contract.plan import PlanContext
-from trainer.contract.spec import RunSpec, resolve
+from trainer.contract.spec import MAX_RANKS, RunSpec, resolve
 
 
 def with_bundle(settings: Settings, body: dict[str, Any]) -> dict[str, Any]:
@@ -53,8 +54,11 @@ def context(
     found: tuple[Device, ...] | None = None,
 ) -> PlanContext:
     """Everything known here about the device that `spec` asks for."""
-    wanted = (spec.rank_devices or [spec.device])[0]
-    device = _device(wanted, devices.discover() if found is None else found)
+    present = devices.discover() if found is None else found
+    gpus = num_gpus(spec, present)
+    spec = spec.on_gpus(gpus)
+    wanted = (spec.rank_devices or ["cuda" if gpus else spec.device])[0]
+    device = _device(wanted, present)
     name = named_together(device.name, spec.num_ranks) if device else None
     peak = known_peak(device.name) if device else None
     asked = spec.batch.device_batch_size
@@ -74,7 +78,21 @@ def context(
         corpus_tokens=_corpus_tokens(session, settings, spec),
         gpu_unusable=devices.unusable_gpu() if found is None else None,
         capability=device.capability if device else None,
+        gpus=gpus,
     )
+
+
+def num_gpus(spec: RunSpec, found: Sequence[Device]) -> int | None:
+    """How many GPUs `all` stands for here; None where the spec names a number, or there is none."""
+    cards = devices.all_gpus(found)
+    if spec.gpus != "all" or not cards:
+        return None
+    rows = spec.batch.device_batch_size
+    tokens = spec.batch.tokens
+    whole = spec.numerics.lanes or MAX_RANKS
+    if spec.numerics.lanes is None and isinstance(tokens, int):
+        whole = tokens // spec.model.sequence_len // (rows if isinstance(rows, int) else 1)
+    return most_that_share(min(len(cards), MAX_RANKS), whole)
 
 
 def disk_free(path: Path) -> int | None:

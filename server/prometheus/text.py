@@ -12,6 +12,7 @@ from typing import Any
 from server.domain.states import State
 from server.metrics import counters
 from server.prometheus.rows import LIVE, MAX_RUNS, Facts
+from server.queries import ranks
 from trainer.contract.metrics import METRICS
 from trainer.contract.reasons import Reason
 
@@ -28,7 +29,6 @@ _HISTOGRAMS = {
     counters.STEP_SECONDS: "Time of an optimizer step",
     counters.SAVE_SECONDS: "Time to write a checkpoint",
 }
-_VRAM_KINDS = ("allocated", "reserved", "peak", "total")
 
 MetricSample = tuple[str, float | None]  # labels as they are written, value
 
@@ -87,8 +87,8 @@ def _loss(run: _Run) -> Iterator[MetricSample]:
 
 def _vram(run: _Run) -> Iterator[MetricSample]:
     if run.is_live:
-        for kind in _VRAM_KINDS:
-            yield f'{run.label},kind="{kind}"', run.progress.get(f"vram_{kind}_bytes")
+        for kind, value in ranks.vram(run.progress).items():
+            yield f'{run.label},kind="{kind}"', value
 
 
 def _of_rank(key: str) -> Callable[[_Run], Iterator[MetricSample]]:
@@ -127,11 +127,16 @@ _FAMILIES: tuple[tuple[str, str, Callable[[_Run], Iterator[MetricSample]]], ...]
         for m in METRICS
         if m.gauge
     ),
-    ("vram_bytes", "Device memory of the trainer", _vram),
+    ("vram_bytes", "Device memory of the trainer, of all its devices together", _vram),
     ("rank_compute_seconds", "Own passes of a step of each rank", _of_rank("compute_seconds")),
     ("rank_waited_seconds", "What each rank waited for others", _of_rank("waited_seconds")),
     ("rank_vram_peak_bytes", "Peak device memory of each rank", _of_rank("vram_peak_bytes")),
+    ("rank_vram_reserved_bytes", "Device memory of each rank", _of_rank("vram_reserved_bytes")),
     ("rank_power_watts", "Power of each rank's device", _of_rank("power_watts")),
+    (
+        "rank_temperature_celsius", "Temperature of each rank's device",
+        _of_rank("temperature_celsius"),
+    ),
     ("last_step_timestamp_seconds", "When the last step was done", _fact("last_step_at")),
     ("eta_timestamp_seconds", "When the plan should be done", _eta),
     (

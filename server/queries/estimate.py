@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 from sqlalchemy.orm import Session
 
 from server.database import tables
+from server.domain import gang
 from server.domain.states import Desired, State, advice
 from server.machine import throughput
+from server.queries import ranks
 from server.queries.condition import condition
 from server.queries.standing import Standing, standing
 from server.schemas import CheckpointBrief, EtaParts, PeakFlops, Progress, Vram
@@ -85,7 +87,7 @@ def progress(
         mfu=view.get("mfu") if live else None,
         mfu_causal=view.get("mfu_causal") if live else None,
         peak_flops=_peak(view, attempt),
-        vram_bytes=_vram(view) if live else Vram(),
+        vram_bytes=Vram(**ranks.vram(view)) if live else Vram(),
         power_watts=view.get("power_watts") if live else None,
         temperature_celsius=view.get("temperature_celsius") if live else None,
         energy_joules=run.totals.get("energy_joules"),
@@ -103,6 +105,8 @@ def progress(
         core=view.get("core"),
         more={key: view.get(key) if live else None for key in _OTHERS},
         exact_resume=run.exact_resume,  # type: ignore[arg-type]
+        devices=gang.used_by(attempt) if attempt else [],
+        ranks=ranks.rows(run) if live else [],
     )
 
 
@@ -187,15 +191,6 @@ def _peak(view: dict[str, Any], attempt: tables.Attempt | None) -> PeakFlops | N
     if attempt is not None and attempt.peak_flops:
         return PeakFlops(value=attempt.peak_flops, source=attempt.peak_source or "reported")
     return None
-
-
-def _vram(view: dict[str, Any]) -> Vram:
-    return Vram(
-        allocated=view.get("vram_allocated_bytes"),
-        reserved=view.get("vram_reserved_bytes"),
-        peak=view.get("vram_peak_bytes"),
-        total=view.get("vram_total_bytes"),
-    )
 
 
 def _brief(found: tables.Checkpoint | None) -> CheckpointBrief | None:

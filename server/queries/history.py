@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from server import schemas
 from server.database import tables
-from server.domain import lineage, saved
+from server.domain import gang, lineage, saved
 from server.errors import NotFound
 from trainer.contract.extend import Joint
 from trainer.contract.reasons import Reason
@@ -57,12 +57,6 @@ def checkpoint(session: Session, run: tables.Run, name: str) -> schemas.Checkpoi
     if not found:
         raise NotFound(f"Run {run.name} has no checkpoint {name[:80]!r}.")
     return found[0].model_copy(update={"files": _files(session, run, name)})
-
-
-def ranks(run: tables.Run) -> list[schemas.RankView]:
-    """The rows of the newest attempt's ranks, as they were last reported."""
-    rows, seen_at = run.progress.get("ranks", ()), run.progress.get("ranks_at", 0.0)
-    return [schemas.RankView(**row, seen_at=seen_at) for row in rows]
 
 
 def evaluations(
@@ -158,6 +152,7 @@ def _attempt(row: tables.Attempt) -> schemas.AttemptView:
         ended_at=row.ended_at,
         pid=row.pid,
         device=row.device,
+        devices=gang.used_by(row),
         stage=row.stage,
         start_step=row.start_step,
         last_step=row.last_step,

@@ -10,6 +10,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from server.database.tables import Attempt, Job, PlacePolicy, Run
+from server.domain import gang
 from server.domain.executions import ExecutionState
 from server.domain.states import OCCUPYING, Desired, State
 from server.machine.devices import Device, DeviceMissing, resolve, resolve_all
@@ -17,7 +18,7 @@ from server.scheduling import hours
 from server.scheduling.decide import ALWAYS, Opening, Place, SchedulingVerdict, WaitCause, Want
 from server.scheduling.hours import Price
 from trainer.contract.reasons import Reason
-from trainer.contract.spec import HoursRule, rank_devices
+from trainer.contract.spec import HoursRule
 
 JOB_PRIORITY = 1_000  # a short job goes before any run that waits, and displaces none
 LEAST_SAVE_SECONDS = 60.0
@@ -62,11 +63,11 @@ def devices_of(
     session: Session, run: Run, attempt: Attempt | None, devices: Sequence[Device]
 ) -> tuple[tuple[str, ...], str | None]:
     """Where the run may go: all its devices for a run on several; 'auto' stays where it began, and
-    never falls back to the CPU."""
-    if gang := gang_of(run):
-        return gang, _missing(gang, devices) if attempt is None else None
+    never falls back to the CPU. With an open attempt, what that holds."""
     if attempt is not None:
-        return (attempt.device,), None
+        return gang.held_by(attempt, run), None
+    if together := gang.of_run(run, devices):
+        return tuple(dict.fromkeys(together)), _missing(together, devices)
     wanted = run.device
     if wanted == "auto":
         before = session.scalars(
@@ -82,13 +83,8 @@ def devices_of(
         return (wanted,), error.detail
 
 
-def gang_of(run: Run) -> tuple[str, ...]:
-    """The devices that a run on several needs at once; empty for a run on one."""
-    return tuple(dict.fromkeys(rank_devices(run.spec)))
-
-
-def _missing(gang: Sequence[str], devices: Sequence[Device]) -> str | None:
-    for device in gang:
+def _missing(together: Sequence[str], devices: Sequence[Device]) -> str | None:
+    for device in together:
         try:
             resolve(device, devices)
         except DeviceMissing as error:
@@ -103,9 +99,10 @@ def of_run(
     now: float,
     prices: Sequence[Price] = (),
 ) -> Want:
-    """A run that holds a device or waits for one. devices: those that would do."""
+    """A run that holds a device or waits for one. devices: those that would do; all of them are
+    needed by a run on several, and held by one with an open attempt."""
     state = State(run.state)
-    count = len(gang_of(run)) or 1
+    count = len(devices) if attempt is not None or gang.is_asked_for(run) else 1
     holds = devices[:count] if attempt is not None or state in OCCUPYING else ()
     wants_to_run = run.desired_state == Desired.running
     return Want(

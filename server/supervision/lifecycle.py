@@ -153,9 +153,9 @@ def _what(row: ExecutionRow) -> str:
 
 def examine(context: SupervisorContext, row: ExecutionRow, watch: Watch) -> PostMortem:
     """What is left of the process to be seen."""
-    place = row.device if isinstance(row, Attempt) else row.execution.place
-    pci = next((d.pci for d in context.devices if d.device == place), None)
-    return post_mortem.examine(watch, pci, context.xids)
+    used = row.execution.place.split(",")
+    cards = {d.pci: d.device for d in context.devices if d.device in used and d.pci}
+    return post_mortem.examine(watch, cards, context.xids)
 
 
 def ending(row: ExecutionRow, watch: Watch, findings: PostMortem) -> recovery.Ending:
@@ -170,15 +170,26 @@ def _reported(row: ExecutionRow, watch: Watch) -> recovery.ExitReport | None:
         return recovery.ExitReport(record.outcome, record.reason, record.message, record.step)
     execution = row.execution
     if execution.outcome is None or execution.reason is None:
-        return None
+        return _reported_by_rank(execution, watch)
     step = row.last_step if isinstance(row, Attempt) else None
     reason = Reason(execution.reason)
     return recovery.ExitReport(execution.outcome, reason, execution.message, step)
 
 
+def _reported_by_rank(execution: Execution, watch: Watch) -> recovery.ExitReport | None:
+    """Where rank 0 left no word: that of the rank that failed first."""
+    failed = exits.first_failure(watch.directory)
+    if failed is None:
+        return None
+    rank, record = failed
+    devices = execution.place.split(",")
+    device = devices[rank] if rank < len(devices) else "its device"
+    message = f"rank {rank} ({device}): {record.message}"
+    return recovery.ExitReport(record.outcome, record.reason, message, record.step)
+
+
 def _circumstances(row: ExecutionRow, watch: Watch, findings: PostMortem) -> recovery.Circumstances:
     execution = row.execution
-    place = row.device if isinstance(row, Attempt) else execution.place
     stalled = execution.message if execution.reason == Reason.stalled else watch.stalled
     return recovery.Circumstances(
         exit_code=findings.exit_code,
@@ -186,5 +197,5 @@ def _circumstances(row: ExecutionRow, watch: Watch, findings: PostMortem) -> rec
         other_boot=watch.launcher.is_of_another_boot(execution.handle),
         stalled=stalled or None,
         oom=findings.oom,
-        xid=findings.xid if place.startswith("cuda") else None,
+        xid=findings.xid if execution.place.startswith("cuda") else None,
     )

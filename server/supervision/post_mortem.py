@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from server.database.tables import Run
 from server.launch import process
@@ -13,7 +15,8 @@ from server.machine import kernel_log
 from server.machine.kernel_log import Xid
 from server.machine.xid_events import XidListener
 from server.supervision.watch import Watch
-from trainer.contract.rundir import LOG
+from trainer.contract.exits import first_failure
+from trainer.contract.rundir import LOG, rank_log
 
 KERNEL_LOG_SECONDS = 600.0  # how long before a death a line of the kernel may have to do with it
 STACK_DUMP_LINES = 120
@@ -36,9 +39,12 @@ class PostMortem:
         return said[-1][:LAST_WORDS_CHARACTERS] if said else ""
 
 
-def examine(watch: Watch, pci: str | None = None, xids: XidListener | None = None) -> PostMortem:
-    """Look at what is left of the process of this directory. pci: of the card it used, if known.
-    xids: heard from NVIDIA's library; the kernel's log, where it can be read, names processes too.
+def examine(
+    watch: Watch, cards: Mapping[str, str] | None = None, xids: XidListener | None = None
+) -> PostMortem:
+    """Look at what is left of the process of this directory. cards: {pci: device} of those that it
+    used, if known. xids: heard from NVIDIA's library; the kernel's log, where it can be read, names
+    processes too.
     """
     start = _kernel_log_start(watch)
     lines = kernel_log.kernel_lines(start) or (xids.lines(start) if xids is not None else [])
@@ -46,9 +52,22 @@ def examine(watch: Watch, pci: str | None = None, xids: XidListener | None = Non
     return PostMortem(
         exit_code=watch.exit_code,
         oom=_oom(watch, lines),
-        xid=kernel_log.worst_xid(lines, pci, found.pid if (found := watch.process) else None),
-        log_tail=process.log_tail(watch.directory / LOG, tail_lines),
+        xid=kernel_log.worst_xid_of(
+            lines, cards or {}, found.pid if (found := watch.process) else None
+        ),
+        log_tail=_log_tail(watch.directory, tail_lines),
     )
+
+
+def _log_tail(directory: Path, lines: int) -> str:
+    """The end of the log; behind that of the rank that failed first, where it was another one."""
+    tail = process.log_tail(directory / LOG, lines)
+    failed = first_failure(directory)
+    if failed is None:
+        return tail
+    rank, _ = failed
+    of_rank = process.log_tail(rank_log(directory, rank), lines)
+    return f"--- rank {rank} ---\n{of_rank}\n--- rank 0 ---\n{tail}" if of_rank else tail
 
 
 def _kernel_log_start(watch: Watch) -> float:

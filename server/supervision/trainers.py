@@ -8,7 +8,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from server.database.tables import Attempt, CommandRow, Execution, Phase, Run
-from server.domain import attempts, checkpoints, executions, saved
+from server.domain import attempts, checkpoints, executions, gang, saved
 from server.domain.states import Desired, State, can_move, move
 from server.launch import kinds
 from server.supervision import lifecycle, post_mortem, recovery
@@ -37,9 +37,12 @@ def launch(context: SupervisorContext, run_id: str, device: str) -> tuple[Execut
         run = session.get_one(Run, run_id)
         if run.state != State.starting and not can_move(State(run.state), State.starting):
             return None
-        attempt = attempts.next_attempt(session, run, device=device, now=time.time())
+        devices = gang.of_run(run, context.devices)
+        attempt = attempts.next_attempt(
+            session, run, device=device, devices=devices, now=time.time()
+        )
         execution = attempt.execution
-        order = attempts.build_order(session, run, attempt, context.settings)
+        order = attempts.build_order(session, run, attempt, context.settings, devices)
         execution.launcher = kinds.name_for(order.num_ranks)
         execution.handle = dict(context.launcher(execution).reserve())
         run.not_before = None

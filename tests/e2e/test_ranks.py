@@ -32,7 +32,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealDaemon]:
 
 
 def test_f57_f59_killed_at_every_level_it_goes_on_exactly(daemon: RealDaemon) -> None:
-    """kill -9 of the daemon, of rank 1, of torchrun's agent; a pause and a resume."""
+    """kill -9 of the daemon, of rank 1, of torchrun's agent; pauses, and resumes on one and two."""
     daemon.client.create_run({"name": "gang", **ASKED, "devices": ["cpu", "cpu"]})
     daemon.until("gang", lambda now: now.step >= 22)
     first = daemon.trainer_pid("gang")
@@ -55,13 +55,19 @@ def test_f57_f59_killed_at_every_level_it_goes_on_exactly(daemon: RealDaemon) ->
     daemon.client.pause("gang")
     daemon.until_state("gang", "paused")
     until_gone(daemon)
-    daemon.client.resume("gang")
-    resumed = daemon.until("gang", lambda now: now.attempt == 3 and now.stage == "training")
+    daemon.client.resume("gang", overrides={"devices": ["cpu"]})  # another number on the way
+    daemon.until("gang", lambda now: now.attempt == 3 and now.exact_resume == "verified")
+    assert daemon.client.progress("gang").devices == ["cpu"]
+    daemon.client.pause("gang")
+    daemon.until_state("gang", "paused")
+    daemon.client.resume("gang", overrides={"devices": ["cpu", "cpu"]})
+    resumed = daemon.until("gang", lambda now: now.attempt == 4 and now.stage == "training")
+    assert resumed.devices == ["cpu", "cpu"]
     agent = psutil.Process(daemon.trainer_pid("gang")).ppid()
     assert "torch.distributed.run" in " ".join(psutil.Process(agent).cmdline())
     os.kill(agent, signal.SIGKILL)
     onward = daemon.until("gang", lambda now: now.step >= resumed.step + 20)
-    assert (onward.attempt, onward.exact_resume) == (3, "verified")  # the ranks need no agent
+    assert (onward.attempt, onward.exact_resume) == (4, "verified")  # the ranks need no agent
     daemon.client.cancel("gang")
     daemon.until_state("gang", "cancelled")
     until_gone(daemon)

@@ -121,7 +121,10 @@ class RankRow(BaseModel):
     pid: int
     compute_seconds: float | None = None
     waited_seconds: float | None = None
+    vram_allocated_bytes: int | None = None
+    vram_reserved_bytes: int | None = None
     vram_peak_bytes: int | None = None
+    vram_total_bytes: int | None = None
     power_watts: float | None = None
     temperature_celsius: float | None = None
 

@@ -42,3 +42,17 @@ def read_exit(directory: Path) -> ExitRecord | None:
         return ExitRecord.model_validate(json.loads((directory / "exit.json").read_bytes()))
     except (OSError, ValueError):
         return None
+
+
+def first_failure(attempt: Path) -> tuple[int, ExitRecord] | None:
+    """(rank, record) of the rank of an attempt that failed first, by itself and not for having lost
+    another; None where there is none. Rank 0's record is the attempt's own."""
+    found = []
+    for path in (attempt / "ranks").glob("[0-9]*.json"):
+        try:
+            record = ExitRecord.model_validate_json(path.read_bytes())
+        except (OSError, ValueError):
+            continue
+        if record.outcome == "failed" and record.reason is not Reason.rank_lost:
+            found.append((record.unix_seconds, int(path.stem), record))
+    return min(found)[1:] if found else None

@@ -15,6 +15,15 @@ def power_of_two(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
+def most_that_share(number: int, units: int) -> int:
+    """The largest power of two of devices, at most `number`, among which `units` divide equally:
+    lanes, micro-batches or rows of a step."""
+    count = 1
+    while count * 2 <= number and units % (count * 2) == 0:
+        count *= 2
+    return count
+
+
 def named_together(device_name: str, ranks: int) -> str:
     """What several devices are called: under this name their speed is remembered."""
     return device_name if ranks == 1 else f"{device_name} x {ranks}"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from trainer.contract import events
 from trainer.contract.durable import write_durably
-from trainer.contract.exits import ExitRecord
+from trainer.contract.exits import ExitRecord, first_failure
 from trainer.contract.reasons import Reason
 from trainer.contract.rundir import identify, rank_log, rank_record
 from trainer.runtime.control import Control
@@ -65,16 +65,3 @@ def blame(attempt: Path, members: list[tuple[int, str, int]], heard: str) -> tup
         named = ", ".join(f"rank {r} ({d}, process {pid})" for r, d, pid in gone)
         return Reason.rank_lost, f"{named} ended without a word: killed, or it crashed"
     return Reason.rank_lost, f"a rank does not answer: {heard}"
-
-
-def first_failure(attempt: Path) -> tuple[int, ExitRecord] | None:
-    """The earliest record of a rank that failed by itself, and not for having lost another."""
-    found = []
-    for path in (attempt / "ranks").glob("[0-9]*.json"):
-        try:
-            record = ExitRecord.model_validate_json(path.read_bytes())
-        except (OSError, ValueError):
-            continue
-        if record.outcome == "failed" and record.reason is not Reason.rank_lost:
-            found.append((record.unix_seconds, int(path.stem), record))
-    return min(found)[1:] if found else None

@@ -16,6 +16,10 @@ from trainer.train.session import Session
 EVERY_SECONDS = 30.0
 FIRST_AFTER_STEPS = 4  # the first step compiles
 STRAGGLES = 1.2  # times the median
+SENSED = (
+    *("vram_allocated_bytes", "vram_reserved_bytes", "vram_peak_bytes", "vram_total_bytes"),
+    *("power_watts", "temperature_celsius"),
+)
 
 
 class RankRows:
@@ -55,9 +59,7 @@ class RankRows:
             **vars(world.members[world.rank]),
             "compute_seconds": session.stepper.own_seconds(),
             "waited_seconds": waited / steps,
-            "vram_peak_bytes": sensors.get("vram_peak_bytes"),
-            "power_watts": sensors.get("power_watts"),
-            "temperature_celsius": sensors.get("temperature_celsius"),
+            **{key: sensors.get(key) for key in SENSED},
         }
 
     def _warn(self, row: events.RankRow, rows: list[events.RankRow]) -> None:

@@ -181,3 +181,4 @@ class Plan(PlanPart):
     warnings: list[str]
     recipe: RecipeChoice = RecipeChoice()
     exchange: ExchangePlan | None = None
+    num_devices: int = 1

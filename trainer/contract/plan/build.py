@@ -21,6 +21,7 @@ from trainer.contract.spec import RunSpec
 def make_plan(spec: RunSpec, context: PlanContext | None = None) -> Plan:
     """Everything that follows from `spec`. Raises CannotPlan where the numbers cannot be met."""
     context = context or PlanContext()
+    spec = spec.on_gpus(context.gpus)
     shape = shape_of(spec.model)
     counts = count_parameters(shape)
     batch = plan_batch(spec, shape, context)
@@ -55,6 +56,7 @@ def make_plan(spec: RunSpec, context: PlanContext | None = None) -> Plan:
             optimizer=spec.optimizer.recipe or spec.model.recipe,
             changes=recipe.changes(spec.model, spec.optimizer),
         ),
+        num_devices=spec.num_ranks,
         exchange=plan_exchange(spec, shape, batch, throughput(shape, context)[0], context),
     )
     return plan.model_copy(update={"warnings": warnings_about(spec, plan, context)})

@@ -10,8 +10,9 @@ from typing import Literal
 class PlanContext:
     """What is known of the machine. Everything may be unknown: planning needs no device.
 
-    gpu_unusable: why a GPU that seems to be there cannot be used. capability: CUDA's.
-    measured_*: of an earlier run of this shape on this device, the one that the speed is from.
+    gpu_unusable: why a GPU that seems to be there cannot be used. capability: CUDA's. gpus: how
+    many `gpus: all` stands for here. measured_*: of an earlier run of this shape on this device,
+    the one that the speed is from.
     """
 
     device_type: Literal["cpu", "cuda", "mps"] = "cuda"
@@ -27,3 +28,4 @@ class PlanContext:
     corpus_tokens: int | None = None
     gpu_unusable: str | None = None
     capability: tuple[int, int] | None = None
+    gpus: int | None = None

@@ -19,8 +19,10 @@ from trainer.contract.spec.optimizer import AdamGroupSpec, GroupsSpec, Optimizer
 from trainer.contract.spec.presets import PRESETS
 from trainer.contract.spec.run import (
     MAX_RANKS,
+    Gpus,
     MetadataKey,
     MetadataValue,
+    RankDevice,
     RunSpec,
     Url,
     rank_devices,
@@ -41,6 +43,7 @@ __all__ = [
     "CheckpointSpec",
     "DataSpec",
     "EvaluateSpec",
+    "Gpus",
     "GroupsSpec",
     "HorizonSpec",
     "Hours",
@@ -52,6 +55,7 @@ __all__ = [
     "NumericsSpec",
     "OptimizerSpec",
     "Priority",
+    "RankDevice",
     "RecoverySpec",
     "RunSpec",
     "ScheduleSpec",

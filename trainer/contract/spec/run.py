@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from typing import Annotated, Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
@@ -21,6 +21,7 @@ from trainer.contract.spec.training import BatchSpec, HorizonSpec, NumericsSpec,
 
 FP8_TILE = 16
 MAX_RANKS = 64
+Gpus = Annotated[int, Field(ge=1, le=MAX_RANKS)] | Literal["all"]
 RankDevice = Annotated[str, StringConstraints(pattern=r"^(cpu|cuda:\d{1,3})$")]
 Url = Annotated[str, StringConstraints(max_length=2048, pattern=r"^[a-z][a-z0-9+.-]*://\S+$")]
 MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
@@ -45,8 +46,9 @@ class RunSpec(Strict):
     """Whether the run is queued at once; false leaves it in state created."""
     device: Annotated[str, StringConstraints(pattern=r"^(auto|cpu|mps|cuda(:\d{1,3})?)$")] = "auto"
     """Device to train on; auto is the first free GPU, or the CPU of a machine without one."""
-    gpus: Annotated[int, Field(ge=1, le=MAX_RANKS)] = 1
-    """Number of this machine's GPUs that train together, from cuda:0 on; a power of two."""
+    gpus: Gpus = 1
+    """Number of this machine's GPUs that train together, from cuda:0 on; a power of two. `all` is
+    as many as there are when an attempt starts, rounded down to one that shares the lanes."""
     devices: Annotated[list[RankDevice], Field(min_length=2, max_length=MAX_RANKS)] | None = None
     """Devices that train together, one process on each, instead of `gpus`; null is by `gpus`."""
     model: ModelSpec = ModelSpec()
@@ -121,12 +123,19 @@ class RunSpec(Strict):
 
     @property
     def rank_devices(self) -> list[str]:
-        """The device of each process of a run on several; empty for a run on one."""
+        """The device of each process of a run on several; empty for a run on one, and for one on
+        all GPUs, which are known when it starts."""
         return rank_devices({"devices": self.devices, "gpus": self.gpus})
 
     @property
     def num_ranks(self) -> int:
         return max(1, len(self.rank_devices))
+
+    def on_gpus(self, count: int | None) -> RunSpec:
+        """The spec with the number of GPUs that `all` stands for; itself where it names one."""
+        if self.gpus != "all" or count is None:
+            return self
+        return self.model_copy(update={"gpus": count})
 
     @property
     def lanes(self) -> int:
@@ -138,7 +147,7 @@ class RunSpec(Strict):
         count = self.num_ranks
         if self.devices is not None and self.gpus != 1:
             raise do_not_fit(("gpus",), "give gpus or devices, not both")
-        if count > 1 and self.device != "auto":
+        if (count > 1 or self.gpus == "all") and self.device != "auto":
             field = "devices" if self.devices is not None else "gpus"
             raise do_not_fit(("device",), f"device is of a run on one device: {field} names them")
         if count != power_of_two(count):
@@ -192,12 +201,19 @@ class RunSpec(Strict):
         return self
 
 
-def rank_devices(spec: Mapping[str, Any]) -> list[str]:
-    """The same of a spec as it is stored, which may be older than these fields."""
+def rank_devices(spec: Mapping[str, Any], all_gpus: Sequence[str] = ()) -> list[str]:
+    """The same of a spec as it is stored, which may be older than these fields.
+
+    all_gpus: those that `gpus: all` stands for.
+    """
+    gpus = spec.get("gpus") or 1
     if spec.get("devices"):
-        return list(spec["devices"])
-    gpus = int(spec.get("gpus") or 1)
-    return [f"cuda:{index}" for index in range(gpus)] if gpus > 1 else []
+        named = list(spec["devices"])
+    elif gpus == "all":
+        named = list(all_gpus)
+    else:
+        named = [f"cuda:{index}" for index in range(int(gpus))]
+    return named if len(named) > 1 else []
 
 
 def _shared_badly(micro_batches: int, rows: int, lanes: int, count: int) -> str:

@@ -1,0 +1,31 @@
+"""The ranks of a run on several devices: a row for each, and what their devices take together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from server import schemas
+from server.database import tables
+
+
+def rows(run: tables.Run) -> list[schemas.RankView]:
+    """The rows of the newest attempt's ranks, as they were last reported."""
+    rows, seen_at = run.progress.get("ranks", ()), run.progress.get("ranks_at", 0.0)
+    return [schemas.RankView(**row, seen_at=seen_at) for row in rows]
+
+
+def vram(view: Mapping[str, Any]) -> dict[str, int | None]:
+    """Device memory by kind: of all ranks together, or of the one process."""
+    ranks = view.get("ranks", ())
+    return {
+        kind: _sum(rank.get(key) for rank in ranks) if ranks else view.get(key)
+        for kind in schemas.Vram.model_fields
+        for key in (f"vram_{kind}_bytes",)
+    }
+
+
+def _sum(values: Iterable[int | None]) -> int | None:
+    """None where one of them is not known."""
+    known = list(values)
+    return None if None in known else sum(value for value in known if value is not None)
