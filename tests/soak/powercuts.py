@@ -83,7 +83,7 @@ def _wait_for(claims: list[str], number: int) -> None:
 @contextmanager
 def _writing(disk: Path, *manners: str) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
     """The writer, and the claims it has made so far."""
-    command = [sys.executable, "-m", "tests.soak.endless_writer", str(disk), *manners]
+    command = [sys.executable, "-m", "tests.soak.disk_writer", str(disk), *manners]
     writer = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     claims: list[str] = []
     assert writer.stdout is not None

@@ -1,12 +1,16 @@
-"""Writes journal records, checkpoints and rows forever and claims each when it is durable: DISK.
+"""Writes journal records, checkpoints and rows until the disk is half full: DISK.
+
+Claims each when it is durable. A copy of the disk must leave room to open the database in it.
 
 --forgetful: an fsync that does nothing, as a control.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
+import shutil
 import sys
 from pathlib import Path
 
@@ -15,8 +19,6 @@ from server.database.db import Database
 from server.settings import Settings
 from tests.soak.checkpoints import make_one
 from trainer.contract import journal
-
-KEPT = 3
 
 
 def main(disk: Path, *manners: str) -> None:
@@ -29,7 +31,7 @@ def main(disk: Path, *manners: str) -> None:
     if "--forgetful" in manners:
         os.fsync = os.fdatasync = lambda fd: None
     print("ready", flush=True)
-    for number in range(10**9):
+    for number in itertools.takewhile(lambda _: _has_room(disk), itertools.count()):
         writer.append({"kind": "step", "step": number}, durable=True)
         print(f"record {number}", flush=True)
         if number % 3 == 0:
@@ -39,6 +41,11 @@ def main(disk: Path, *manners: str) -> None:
         if number % 10 == 0:
             path = make_one(directory, number, random.Random(number))
             print(f"checkpoint {path.name}", flush=True)
+
+
+def _has_room(disk: Path) -> bool:
+    usage = shutil.disk_usage(disk)
+    return 2 * usage.free > usage.total
 
 
 if __name__ == "__main__":
