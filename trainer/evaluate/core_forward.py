@@ -18,7 +18,7 @@ from torch import Tensor
 from trainer.evaluate import network
 from trainer.evaluate.core_attention import Run, RunAttention
 from trainer.evaluate.core_prompts import Item, common_prefix
-from trainer.model import head
+from trainer.model import head, onednn
 from trainer.model.architecture import NO_TOKEN
 
 LIKELIEST_TOKENS = 512  # logits of so many tokens exist at a time
@@ -113,8 +113,8 @@ def score(net: network.Network, trees: list[Tree]) -> list[Scores]:
         on_device([run.places for run in scored]),
     )
     targets = [p.ids[p.start : p.end].astype(np.int64) for t in trees for p in t.item.prompts]
-    losses_S = head.token_losses(x_SD, net.head, on_device(targets)).cpu().numpy()
-    return list(_scores(trees, losses_S, _likeliest(net, x_SD, trees)))
+    losses_S = head.token_losses(x_SD, net.head, on_device(targets), product=onednn.linear)
+    return list(_scores(trees, losses_S.cpu().numpy(), _likeliest(net, x_SD, trees)))
 
 
 def _scores(trees: list[Tree], losses_S: np.ndarray, likeliest: list[int]) -> Iterator[Scores]:

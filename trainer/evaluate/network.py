@@ -4,8 +4,8 @@ Training forwards whole rows. Decoding forwards one token after many, CORE a pro
 endings: each token has a position, a token before it and keys that it may see. The results are
 those of `trainer/model/architecture.py` (tests/trainer/evaluate/test_network.py). What is saved:
 query, key and value in one product, a rotation as one complex product, work in place, some tokens
-at a time so that what a layer makes of them stays in the processor's cache, and in the last layer
-only the tokens that are wanted.
+at a time so that what a layer makes of them stays in the processor's cache, products by oneDNN
+where there are enough rows, and in the last layer only the tokens that are wanted.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trainer.contract.shape import SMEAR_CHANNELS, VE_GATE_CHANNELS
-from trainer.model import parameters
+from trainer.model import onednn, parameters
 from trainer.model.architecture import NO_TOKEN, QK_SCALE, SOFTCAP, VE_GATE_SCALE, norm
 from trainer.model.gpt import GPT
 
 LONGEST_FACTOR = 10  # longest prompt forwarded whole, in sequence_len (docs/recipe.md)
 CHUNK_TOKENS_CPU = 2048  # what a layer makes of so many stays in the cache (width 64)
+FEWEST_ROWS_ONEDNN = 64  # below, oneDNN's 11 us a call cost more than they save (width 64)
 
 # (layer, q (M, H, C), k and v (N, 2, K, C)) -> (M, H, C); M <= N, fewer in the last layer
 Attend = Callable[[int, Tensor, Tensor], Tensor]
@@ -85,7 +86,7 @@ class Network:
     @torch.no_grad()
     def logits(self, x_ND: Tensor) -> Tensor:
         """Softcapped float32 logits (N, vocab_size)."""
-        z = F.linear(x_ND, self.head).float()
+        z = _linear(x_ND, self.head).float()
         return z.div_(SOFTCAP).tanh_().mul_(SOFTCAP)
 
     def window(self, layer: int) -> int:
@@ -127,30 +128,43 @@ class Network:
         """q (N, H, C), k and v (N, 2, K, C): parts of one tensor. x becomes what is added to."""
         heads, kv_heads, channels = self.shape.n_head, self.shape.n_kv_head, self.shape.head_dim
         qkv_N = x_ND.new_empty(len(x_ND), heads + 2 * kv_heads, channels)
-        weight, x0_lambda = layer.qkv.T, layer.x0.to(x_ND.dtype)
-        for x, x0, tokens, turn, qkv in self._chunks(x_ND, x0_ND, tokens_N, turn_N, qkv_N):
+        x0_lambda = layer.x0.to(x_ND.dtype)
+        for x, x0, tokens, turn, out in self._chunks(x_ND, x0_ND, tokens_N, turn_N, qkv_N):
             h = norm(x.mul_(layer.resid).addcmul_(x0, x0_lambda))
-            torch.mm(h, weight, out=qkv.flatten(1))
+            qkv = _linear(h, layer.qkv).view_as(out)
             qk, v = qkv.split([heads + kv_heads, kv_heads], dim=1)
-            _turn_and_norm(qk, turn)
-            if layer.ve_gate is not None:
+            qk_out, v_out = out.split([heads + kv_heads, kv_heads], dim=1)
+            _turn_and_norm(qk, turn, qk_out)
+            if layer.ve_gate is None:
+                v_out.copy_(v)
+            else:
                 gate = torch.sigmoid(F.linear(h[:, :VE_GATE_CHANNELS], layer.ve_gate))
                 rows = self.model.rows_of(layer.values, tokens).view_as(v)
-                v.addcmul_(gate.mul_(VE_GATE_SCALE).unsqueeze(-1), rows)
+                torch.addcmul(v, gate.mul_(VE_GATE_SCALE).unsqueeze(-1), rows, out=v_out)
         return qkv_N[:, :heads], qkv_N[:, heads:].unflatten(1, (2, kv_heads))
 
     def _add_outputs(self, layer: _Layer, x_MD: Tensor, y_MD: Tensor) -> None:
         """Add what attention found, and what the MLP makes of it, to x in place."""
-        attn_proj, mlp_proj = layer.attn_proj.T, layer.mlp_proj.T
         for x, y in self._chunks(x_MD, y_MD):
-            wide = F.linear(norm(x.addmm_(y, attn_proj)), layer.c_fc).relu_()
-            x.addmm_(wide.mul_(wide), mlp_proj)
+            wide = _linear_relu(norm(x.add_(_linear(y, layer.attn_proj))), layer.c_fc)
+            x.add_(_linear(wide.mul_(wide), layer.mlp_proj))
 
     def _chunks(self, *tensors_N: Tensor) -> Iterator[tuple[Tensor, ...]]:
         """The tensors in step, some tokens at a time."""
         whole = max(1, len(tensors_N[0]))
         size = CHUNK_TOKENS_CPU if self.model.device.type == "cpu" else whole
         return zip(*(t.split(size) for t in tensors_N), strict=True)
+
+
+def _linear(x_ND: Tensor, weight_OD: Tensor) -> Tensor:
+    """x_ND weight_ODᵀ."""
+    few = len(x_ND) < FEWEST_ROWS_ONEDNN
+    return F.linear(x_ND, weight_OD) if few else onednn.linear(x_ND, weight_OD)
+
+
+def _linear_relu(x_ND: Tensor, weight_OD: Tensor) -> Tensor:
+    few = len(x_ND) < FEWEST_ROWS_ONEDNN
+    return F.linear(x_ND, weight_OD).relu_() if few else onednn.linear_relu(x_ND, weight_OD)
 
 
 def _paired(weight: Tensor, channels: int) -> Tensor:
@@ -162,8 +176,8 @@ def _paired(weight: Tensor, channels: int) -> Tensor:
     return halves.transpose(1, 2).reshape_as(weight)
 
 
-def _turn_and_norm(x_NHC: Tensor, turn_N: Tensor) -> None:
-    """In place: pairs of channels as complex numbers times `turn`, then `norm` times QK_SCALE.
+def _turn_and_norm(x_NHC: Tensor, turn_N: Tensor, out_NHC: Tensor) -> None:
+    """Into `out`: pairs of channels as complex numbers times `turn`, then `norm` times QK_SCALE.
 
     The mean over a few channels is a product with equal weights, three times as fast as `mean`.
     """
@@ -173,4 +187,4 @@ def _turn_and_norm(x_NHC: Tensor, turn_N: Tensor) -> None:
     squares = turned.square()
     weights = squares.new_full(squares.shape[-1:], 1 / squares.size(-1))
     scale = torch.mv(squares.flatten(0, 1), weights).add_(torch.finfo(torch.float32).eps).rsqrt_()
-    torch.mul(turned, scale.mul_(QK_SCALE).view(*turned.shape[:-1], 1), out=x_NHC)
+    torch.mul(turned, scale.mul_(QK_SCALE).view(*turned.shape[:-1], 1), out=out_NHC)
