@@ -18,6 +18,7 @@ from trainer.contract.schedule import PhaseSchedule
 from trainer.contract.spec import (
     MAX_RANKS,
     AttentionBackend,
+    BudgetSpec,
     Gpus,
     Hours,
     MetadataKey,
@@ -535,7 +536,8 @@ class SystemView(BaseModel):
 
 
 class PatchRun(Strict):
-    """What may change about a run; null title or hours remove them. Parts replace key by key.
+    """What may change about a run; null title, hours or budget remove them. Parts replace key by
+    key, but a budget as a whole.
 
     name: a free one; links by id keep working, and the counters in Prometheus continue under it.
     """
@@ -550,6 +552,7 @@ class PatchRun(Strict):
     priority: Priority | None = None
     preemptible: bool | None = None
     hours: Hours | None = None
+    budget: BudgetSpec | None = None
 
 
 class Overrides(Strict):

@@ -22,6 +22,7 @@ from server.api import (
     docs,
     errors,
     events,
+    groups,
     jobs,
     metrics,
     openapi,
@@ -60,6 +61,7 @@ ROUTERS = (
     system.router,
     catalog.router,
     queue.router,
+    groups.router,
     docs.router,
     web.router,
 )

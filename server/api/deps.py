@@ -31,6 +31,7 @@ ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 MAX_ID = 2**63 - 1
 
 RunRef = Annotated[str, Path(pattern=ID_PATTERN, description="A run's id or name.")]
+GroupRef = Annotated[str, Path(pattern=ID_PATTERN, description="A group's id or name.")]
 JobRef = Annotated[str, Path(pattern=ID_PATTERN, description="A job's id.")]
 CheckpointRef = Annotated[
     str, Path(pattern=CHECKPOINT_PATTERN, description="step-NNNNNNNNN-aAAAA: step and attempt.")

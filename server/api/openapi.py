@@ -31,6 +31,7 @@ WITH_BODY = (408, 415)
 CHANGING = (507,)
 _TAGS = [
     {"name": "runs", "description": "A run is one model's life: create it, steer it, extend it."},
+    {"name": "groups", "description": "Runs made of one spec and its variations, compared."},
     {"name": "history", "description": "What a run did: phases, attempts, metrics, events."},
     {"name": "checkpoints", "description": "Immutable, verified snapshots."},
     {"name": "jobs", "description": "Bounded work that is not training."},

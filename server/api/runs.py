@@ -93,8 +93,8 @@ def progress(run: RunRef, db: Db) -> Progress:
 
 @router.patch("/{run}", responses=problems(404, 409))
 def patch(run: RunRef, body: PatchRun, act: Doing, conf: Conf) -> RunDetail:
-    """Change name, title, metadata, cadences, retention, recovery, notify, priority, preemptible or
-    hours; anything else is fixed."""
+    """Change name, title, metadata, cadences, retention, recovery, notify, priority, preemptible,
+    hours or budget; anything else is fixed."""
     preflight.require_tariff(body.hours, conf.tariff)
     with act.db.write() as session:
         row = store.get_run(session, run)

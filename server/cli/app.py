@@ -21,6 +21,7 @@ from server.cli import (
     demo,
     doctor,
     extending,
+    groups,
     jobs,
     lifecycle,
     listing,
@@ -41,7 +42,7 @@ app = typer.Typer(
 )
 for _part in (
     lifecycle, watching, listing, extending, planning, checkpoints, measures, mirroring, jobs,
-    daemon, backups, doctor, demo, scheduling,
+    daemon, backups, doctor, demo, scheduling, groups,
 ):  # fmt: skip
     _part.register(app)
 

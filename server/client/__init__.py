@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import httpx
 
-from server import schemas
+from server import group_schemas, schemas
 from server.client import stream as client_stream
 from server.client.wire import (
     ApiError,
@@ -117,6 +117,34 @@ class Client:
 
     def put_policy(self, device: str, policy: Mapping[str, Any]) -> schemas.PlacePolicyView:
         return self.wire.put(f"/devices/{device}/policy", schemas.PlacePolicyView, policy)
+
+    def create_group(
+        self, ask: Mapping[str, Any], *, key: str | None = None
+    ) -> group_schemas.GroupDetail:
+        """Runs made of one spec and its variations; all of them or none."""
+        return self.wire.post("/groups", group_schemas.GroupDetail, ask, key=key)
+
+    def list_groups(
+        self, *, after: str | None = None, limit: int | None = None
+    ) -> schemas.Page[group_schemas.GroupSummary]:
+        query = {"after": after, "limit": limit}
+        return self.wire.get("/groups", schemas.Page[group_schemas.GroupSummary], query)
+
+    def group(
+        self, group: str, *, baseline: str | None = None, next_depth: int | None = None
+    ) -> group_schemas.GroupDetail:
+        """Its members, noise, gains, multipliers and fits; baseline: another group."""
+        query = {"baseline": baseline, "next_depth": next_depth}
+        return self.wire.get(f"/groups/{quoted(group)}", group_schemas.GroupDetail, query)
+
+    def cancel_group(self, group: str, *, key: str | None = None) -> group_schemas.GroupDetail:
+        path = f"/groups/{quoted(group)}/cancel"
+        return self.wire.post(path, group_schemas.GroupDetail, key=key)
+
+    def delete_group(self, group: str, *, runs: bool = False) -> None:
+        """The group; with `runs` its runs too."""
+        query = {"runs": "true"} if runs else None
+        self.wire.request("DELETE", f"/groups/{quoted(group)}", query=query)
 
     def patch_run(self, run: str, changes: Mapping[str, Any]) -> schemas.RunDetail:
         return self.wire.patch(_run(run), schemas.RunDetail, changes)

@@ -460,7 +460,8 @@ class Counter(Base):
 
 class PlacePolicy(Base):
     """What the owner of the machine says about a device. hours: JSON, '' for always; neighbours:
-    which other programs a run makes way for, null for none.
+    which other programs a run makes way for, null for none; power: rules of power and heat, the
+    first open one holds.
     """
 
     __tablename__ = "place_policies"
@@ -468,4 +469,43 @@ class PlacePolicy(Base):
     place: Mapped[str] = mapped_column(String(32), primary_key=True)
     hours: Mapped[str] = mapped_column(Text, default="")
     neighbours: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    power: Mapped[list[Any] | None] = mapped_column(JSON(none_as_null=True))
     updated_at: Mapped[float] = mapped_column(Float)
+
+
+class PowerLimit(Base):
+    """A power limit that this daemon set, kept until the one before is put back."""
+
+    __tablename__ = "power_limits"
+
+    place: Mapped[str] = mapped_column(String(32), primary_key=True)
+    uuid: Mapped[str] = mapped_column(String(64))
+    watts_before: Mapped[float] = mapped_column(Float)
+    watts: Mapped[float] = mapped_column(Float)
+    set_at: Mapped[float] = mapped_column(Float)
+
+
+class Group(Base):
+    """Runs made of one base spec and its variations. request: the body that asked for it."""
+
+    __tablename__ = "groups"
+    __table_args__ = (Index("ix_groups_created_at", "created_at", "id"),)
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    name: Mapped[str] = mapped_column(String(64), unique=True)
+    title: Mapped[str | None] = mapped_column(Text)
+    request: Mapped[dict[str, Any]] = mapped_column(JSON)
+    created_at: Mapped[float] = mapped_column(Float)
+
+
+class GroupMember(Base):
+    """A run of a group, and what it varies. variant: values of the grid by dotted field."""
+
+    __tablename__ = "group_members"
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True)
+    group_id: Mapped[str] = mapped_column(ForeignKey("groups.id", ondelete="CASCADE"), index=True)
+    index: Mapped[int] = mapped_column(Integer)
+    depth: Mapped[int | None] = mapped_column(Integer)
+    variant: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    seed: Mapped[int] = mapped_column(Integer)

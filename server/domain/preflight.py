@@ -37,6 +37,7 @@ def require(session: Session, spec: RunSpec, plan: Plan, found: tuple[Device, ..
         for pointer, detail in (
             *_device(spec, found),
             *_memory(spec, plan),
+            *_energy(spec, found),
             *_corpus(spec),
             *_tokenizer(session, spec),
             *_bundle(spec),
@@ -120,6 +121,22 @@ def _device(spec: RunSpec, found: tuple[Device, ...]) -> Iterator[tuple[str, str
     except DeviceMissing:
         there = ", ".join(device.device for device in found) or "none"
         yield "/device", f"There is no device {spec.device} on this machine; there is: {there}."
+
+
+def _energy(spec: RunSpec, found: tuple[Device, ...]) -> Iterator[tuple[str, str]]:
+    """A budget in kWh needs a device that reports its power."""
+    if spec.budget is None or spec.budget.kwh is None:
+        return
+    try:
+        names = spec.rank_devices or [devices.resolve(spec.device, found)]
+    except DeviceMissing:
+        return  # reported already
+    if not all(name.startswith("cuda") for name in names):
+        yield (
+            "/budget/kwh",
+            f"{names[0]} does not report its power, so its energy is not counted: give minutes or "
+            "tokens.",
+        )
 
 
 def _gang(spec: RunSpec, found: tuple[Device, ...]) -> Iterator[tuple[str, str]]:

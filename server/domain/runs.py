@@ -13,7 +13,17 @@ from sqlalchemy.orm import Session
 
 from server import receivers
 from server.database import tables
-from server.domain import commands, events, executions, gang, preflight, renaming, saved, states
+from server.domain import (
+    budget,
+    commands,
+    events,
+    executions,
+    gang,
+    preflight,
+    renaming,
+    saved,
+    states,
+)  # fmt: skip
 from server.domain.attempts import build_order, current_phase, next_attempt
 from server.domain.extend import ExtendOutcome, extend
 from server.domain.imports import import_run
@@ -88,6 +98,7 @@ def resume(
         return False
     if state is not State.pausing:
         _require_work(session, run)
+    budget.require_left(run)
     overrides = ask.overrides.model_dump(exclude_none=True) if ask and ask.overrides else {}
     _require_divisible(run, overrides.get("device_batch_size"))
     preflight.require_rows(run, overrides.get("device_batch_size"))
@@ -177,7 +188,7 @@ def patch(session: Session, run: tables.Run, change: PatchRun, now: float) -> bo
 
 
 _MERGED = ("evaluate", "checkpoint", "recovery")
-_MAY_BE_NULL = ("title", "hours")
+_MAY_BE_NULL = ("title", "hours", "budget")
 
 
 def save_checkpoint(

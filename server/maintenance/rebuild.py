@@ -30,6 +30,7 @@ SCRATCH = ".rebuilding"
 NOT_ON_DISK = (
     "jobs: what samples, evaluations, exports and audits were asked for, and the results of those "
     "done by jobs beside the training (exports/ is untouched)",
+    "groups (their runs come back as runs of their own) and the policies of devices",
     "requests kept under an Idempotency-Key, and counters of Prometheus before this rebuild",
 )
 

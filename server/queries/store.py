@@ -65,7 +65,7 @@ def list_runs(
     query = select(run).options(*(defer(getattr(run, name)) for name in _WIDE))
     if states:
         query = query.where(run.state.in_([str(s) for s in states]))
-    query = _paged(query, run.created_at, run.id, after, newest)
+    query = paged(query, run.created_at, run.id, after, newest)
     rows = list(session.scalars(query.limit(min(limit, MAX_PAGE) + 1)))
     shown = rows[: min(limit, MAX_PAGE)]
     places, counts = _queue(session, shown), _phase_counts(session, shown)
@@ -81,7 +81,7 @@ def list_runs(
             for row in shown
         ],
         has_more=more,
-        next=_cursor(shown[-1].created_at, shown[-1].id) if more else None,
+        next=cursor(shown[-1].created_at, shown[-1].id) if more else None,
     )
 
 
@@ -172,14 +172,14 @@ def jobs(
         query = query.where(table.run_id == run.id)
     if state is not None:
         query = query.where(or_(executions.IS_OPEN & (row.state == state), row.outcome == state))
-    query = _paged(query, row.created_at, table.id, after, newest=True)
+    query = paged(query, row.created_at, table.id, after, newest=True)
     rows = list(session.scalars(query.limit(min(limit, MAX_PAGE) + 1)))
     shown = rows[: min(limit, MAX_PAGE)]
     more = len(rows) > len(shown)
     return schemas.Page(
         data=[job(session, row) for row in shown],
         has_more=more,
-        next=_cursor(shown[-1].created_at, shown[-1].id) if more else None,
+        next=cursor(shown[-1].created_at, shown[-1].id) if more else None,
     )
 
 
@@ -304,7 +304,8 @@ def _parameter_counts(session: Session, rows: list[tables.Run]) -> dict[str, int
     return {row[0]: row[1] for row in found}
 
 
-def _paged(query: Select[Any], at: Any, key: Any, after: str | None, newest: bool) -> Select[Any]:
+def paged(query: Select[Any], at: Any, key: Any, after: str | None, newest: bool) -> Select[Any]:
+    """The query from `after`, the `next` of a page, on, in order of time. Raises Invalid."""
     if after is not None:
         seconds, last = _read_cursor(after)
         if newest:
@@ -314,7 +315,7 @@ def _paged(query: Select[Any], at: Any, key: Any, after: str | None, newest: boo
     return query.order_by(at.desc(), key.desc()) if newest else query.order_by(at, key)
 
 
-def _cursor(seconds: float, key: str) -> str:
+def cursor(seconds: float, key: str) -> str:
     return base64.urlsafe_b64encode(json.dumps([seconds, key]).encode()).decode().rstrip("=")
 
 
@@ -331,7 +332,7 @@ def _read_cursor(text: str) -> tuple[float, str]:
 
 
 __all__ = [
-    "METRIC_KEYS", "attempts", "checkpoint", "checkpoints", "detail", "evaluations", "events",
-    "events_after", "get_run", "job", "jobs", "list_runs", "metrics", "newest_event_id", "phases",
-    "progress", "samples", "shown_spec",
+    "METRIC_KEYS", "attempts", "checkpoint", "checkpoints", "cursor", "detail", "evaluations",
+    "events", "events_after", "get_run", "job", "jobs", "list_runs", "metrics", "newest_event_id",
+    "paged", "phases", "progress", "samples", "shown_spec",
 ]  # fmt: skip

@@ -137,7 +137,8 @@ class RunSeen:
     """A run at this tick. preparation: state of its newest prepare job that still matters.
 
     wants_to_run: what was asked last; a resume while it is pausing takes effect after the pause.
-    yields, waits: why it is to make way or has to wait, in words for its row.
+    yields, waits: why it is to make way or has to wait, in words for its row. budget_spent: which
+    part of its budget is, None while some is left.
     """
 
     state: State
@@ -151,6 +152,7 @@ class RunSeen:
     may_use_device: bool = False
     yields: tuple[Reason, str] | None = None
     waits: tuple[Reason, str] | None = None
+    budget_spent: str | None = None
     message: str = ""
     is_backing_off: bool = False
     is_shutting_down: bool = False
@@ -199,6 +201,8 @@ def _while_alive(seen: RunSeen) -> Action:
         return _end_in_order(process, seen.pause_seconds)
     if (stall := _stall(process)) is not None:
         return stall
+    if seen.budget_spent is not None:
+        return Move(State.pausing, Reason.budget_spent, seen.budget_spent)
     if seen.yields is not None:
         return Move(State.pausing, *seen.yields)
     if seen.state is State.starting and process.has_begun:
@@ -287,6 +291,8 @@ def _stop(seen: RunSeen) -> Move:
     """No process is left of a run that was to pause or to be cancelled."""
     if seen.state is State.cancelling:
         return Move(State.cancelled, Reason.requested)
+    if seen.reason is Reason.budget_spent and not seen.wants_to_run:
+        return Move(State.paused, seen.reason, seen.message)
     if seen.reason in YIELDS and seen.wants_to_run:
         return Move(State.queued, seen.reason, seen.message)
     after = State.queued if seen.wants_to_run else State.paused
@@ -294,6 +300,8 @@ def _stop(seen: RunSeen) -> Move:
 
 
 def _on_the_way(seen: RunSeen) -> Action:
+    if seen.budget_spent is not None:
+        return Move(State.pausing, Reason.budget_spent, seen.budget_spent)
     if seen.yields is not None:
         return Move(State.pausing, *seen.yields)
     if seen.is_backing_off:

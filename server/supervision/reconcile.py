@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from server.database.tables import Attempt, CommandRow, Execution, Job, Run
-from server.domain import events
+from server.domain import budget, events
 from server.domain.executions import ExecutionState
 from server.domain.states import YIELDS, Desired, State, move
 from server.errors import Conflict
@@ -225,6 +225,7 @@ class Reconciler:
             may_use_device=may_use(seen.turn, entry),
             yields=self._verdict(seen, entry, seen.yields(entry)),
             waits=self._verdict(seen, entry, seen.waits(entry)),
+            budget_spent=budget.spent(run),
             message=run.reason_message,
             is_backing_off=run.state == State.recovering and self._is_backing_off(run),
             is_shutting_down=self.is_shutting_down,
@@ -287,6 +288,8 @@ class Reconciler:
         with self._context.db.write() as session:
             row = session.get_one(Run, run.id)
             if row.state == run.state:  # otherwise somebody moved it since: look again next tick
+                if action.reason is Reason.budget_spent:
+                    row.desired_state = Desired.paused  # it does not come back by itself
                 comes_back = action.state is State.queued and action.reason in YIELDS
                 move(session, row, action.state, action.reason, action.message, front=comes_back)
 

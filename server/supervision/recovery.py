@@ -192,6 +192,8 @@ def _while_pausing(ending: Ending, history: History, kept: dict[str, Any]) -> Ve
     if ending.outcome in ("crashed", "failed"):
         message = f"it ended on the way to the pause: {ending.message}"
         return Verdict(State.paused, ending.reason, message, **kept)
+    if history.reason is Reason.budget_spent:
+        return Verdict(State.paused, history.reason, history.reason_message, **kept)
     return Verdict(State.paused, Reason.requested, ending.message, **kept)
 
 

@@ -15,6 +15,8 @@ class Reason(StrEnum):
     preempted = "preempted"
     outside_hours = "outside_hours"
     device_wanted = "device_wanted"
+    device_hot = "device_hot"
+    budget_spent = "budget_spent"
     backing_off = "backing_off"
     terminated = "terminated"
     crashed = "crashed"
@@ -79,6 +81,14 @@ _SENTENCES: dict[Reason, tuple[str, str]] = {
     Reason.device_wanted: (
         "Another program uses the device.",
         "It comes back by itself when that program has ended.",
+    ),
+    Reason.device_hot: (
+        "The device is hotter than its policy allows.",
+        "It comes back by itself when the device has cooled; raise the ceiling to train now.",
+    ),
+    Reason.budget_spent: (
+        "Its budget is spent: a checkpoint was saved.",
+        "Raise or remove its budget, then resume.",
     ),
     Reason.waiting_for_data: ("Its data is being prepared.", "It starts by itself when ready."),
     Reason.backing_off: (

@@ -29,7 +29,7 @@ from trainer.contract.spec.run import (
     resolve,
 )
 from trainer.contract.spec.safety import CheckpointSpec, RecoverySpec
-from trainer.contract.spec.scheduling import Hours, HoursRule, Priority
+from trainer.contract.spec.scheduling import BudgetSpec, Hours, HoursRule, Priority
 from trainer.contract.spec.training import BatchSpec, HorizonSpec, NumericsSpec, ScheduleSpec
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "AdamGroupSpec",
     "AttentionBackend",
     "BatchSpec",
+    "BudgetSpec",
     "CheckpointSpec",
     "DataSpec",
     "EvaluateSpec",

@@ -16,7 +16,7 @@ from trainer.contract.spec.model import ModelSpec
 from trainer.contract.spec.optimizer import OptimizerSpec
 from trainer.contract.spec.presets import PRESETS
 from trainer.contract.spec.safety import CheckpointSpec, RecoverySpec
-from trainer.contract.spec.scheduling import Hours, Priority
+from trainer.contract.spec.scheduling import BudgetSpec, Hours, Priority
 from trainer.contract.spec.training import BatchSpec, HorizonSpec, NumericsSpec, ScheduleSpec
 
 FP8_TILE = 16
@@ -79,6 +79,9 @@ class RunSpec(Strict):
     hours: Hours | None = None
     """When the run may train: it saves and leaves before they end, and comes back by itself;
     null is always."""
+    budget: BudgetSpec | None = None
+    """What the run may use in all: when it is spent, the run is saved and paused; null is no
+    limit."""
     notify: Annotated[list[Url], Field(max_length=16)] = []  # noqa: RUF012
     """Webhook or apprise URLs that receive the run's notices."""
 

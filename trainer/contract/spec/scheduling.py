@@ -1,13 +1,13 @@
-"""When a run may train: opening hours of the week, and a price of electricity."""
+"""When and how much a run may train: hours of the week, a price of electricity, a budget."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 from zoneinfo import ZoneInfo
 
-from pydantic import AfterValidator, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, model_validator
 
-from trainer.contract.spec.fields import Strict
+from trainer.contract.spec.fields import Strict, Tokens
 
 Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 Clock = Annotated[str, StringConstraints(pattern=r"^([01]\d|2[0-3]):[0-5]\d$")]
@@ -51,6 +51,23 @@ class HoursRule(Strict):
     """Time zone of both, like Europe/Berlin; null is the machine's."""
     price_below: Annotated[float, Field(ge=-1e6, le=1e6)] | None = None
     """Open only while a kWh costs less than this, in the tariff's currency; null is any price."""
+
+
+class BudgetSpec(Strict):
+    """What a run may use before it is saved and paused; repeats after a failure count too."""
+
+    minutes: Annotated[float, Field(gt=0, le=1e7)] | None = None
+    """Minutes in training steps; null is no limit."""
+    tokens: Tokens | None = None
+    """Tokens trained on; null is no limit."""
+    kwh: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    """Energy of its devices in kilowatt-hours, where they report their power; null is no limit."""
+
+    @model_validator(mode="after")
+    def _limits_something(self) -> BudgetSpec:
+        if self.minutes is None and self.tokens is None and self.kwh is None:
+            raise ValueError("a budget limits minutes, tokens or kwh")
+        return self
 
 
 Hours = Annotated[list[HoursRule], Field(max_length=32)]

@@ -1,0 +1,252 @@
+"""`traind group`: many runs of one spec and its variations, and what comparing them says."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from server.cli import options, output, specfile, units
+from server.text import clean
+
+if TYPE_CHECKING:
+    from server.group_schemas import GroupCell, GroupDetail, GroupMemberView, LadderFit
+
+GroupArgument = Annotated[str, typer.Argument(metavar="GROUP", help="Name or id of a group.")]
+BUDGET_KEYS = ("minutes", "tokens", "kwh")
+
+
+def register(app: typer.Typer) -> None:
+    group = typer.Typer(
+        help="Many runs of one spec and its variations, compared.", no_args_is_help=True
+    )
+    group.command("list")(list_)
+    for command in (create, show, cancel, delete):
+        group.command()(command)
+    app.add_typer(group, name="group", rich_help_panel="Queue")
+
+
+def create(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the group.")],
+    spec: Annotated[
+        str | None, typer.Option("--spec", metavar="SPEC", help="A YAML or JSON file, or -.")
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="demo, rtx4070-d12, nanochat-d12, …")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY.PATH=VALUE", help="One key of the spec; repeatable."),
+    ] = None,
+    depths: Annotated[
+        str | None, typer.Option(metavar="4,6,8", help="Ladder of depths, ascending.")
+    ] = None,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY.PATH=A,B", help="Values of one key; repeatable: a product."),
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, max=64, help="Seeds of each.")] = 1,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(metavar="minutes=30", help="minutes, tokens or kwh of each; repeatable."),
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """Create a run for each depth, point of the grid and seed, queued below what runs."""
+    body: dict[str, Any] = {
+        "name": name,
+        "base": specfile.read_spec(spec, settings or [], preset=preset),
+        "repeats": repeats,
+        "grid": dict(_values(one) for one in grid or ()),
+    }
+    if depths is not None:
+        body["depths"] = [_whole(part) for part in depths.split(",")]
+    if budget:
+        body["budget"] = dict(_limit(one) for one in budget)
+    with output.connect() as traind:
+        made = traind.create_group(body)
+    if json:
+        return output.emit(made)
+    output.say(f"{made.name} ({made.id}) has {made.num_members} runs, queued below what runs")
+    output.note(f"compare them with: traind group show {made.name}")
+    return None
+
+
+def list_(json: options.Json = False) -> None:
+    """List the groups, the newest first."""
+    with output.connect() as traind:
+        page = traind.list_groups(limit=100)
+    if json:
+        return output.emit(page)
+    rows = [
+        (
+            one.name, one.num_members, _counts(one.counts), units.number(one.best_val_bpb, 4),
+            units.seconds(one.training_seconds),
+        )
+        for one in page.data
+    ]  # fmt: skip
+    return output.table(("GROUP", ">RUNS", "STATES", ">BEST BPB", ">TRAINED"), rows, "no groups")
+
+
+def show(
+    group: GroupArgument,
+    baseline: Annotated[
+        str | None, typer.Option(metavar="GROUP", help="Compare with another group.")
+    ] = None,
+    next_depth: Annotated[
+        int | None, typer.Option(min=1, max=128, help="Depth that the fit predicts.")
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """Members, noise between seeds, gains, compute multipliers, and the fit of a ladder."""
+    with output.connect() as traind:
+        found = traind.group(group, baseline=baseline, next_depth=next_depth)
+    if json:
+        return output.emit(found)
+    _show_members(found)
+    if any(cell.num_members > 1 or cell.gain is not None for cell in found.cells):
+        _show_cells(found)
+    output.say(f"noise between seeds: {found.noise.note}")
+    for fit in found.fits:
+        _show_fit(fit)
+    for note in found.notes:
+        output.note(note)
+    return None
+
+
+def cancel(group: GroupArgument, yes: options.Yes = False, json: options.Json = False) -> None:
+    """Cancel every run of a group that has not ended."""
+    if not options.confirmed(f"Cancel the runs of {clean(group)}?", yes):
+        raise typer.Exit(output.FAILED)
+    with output.connect() as traind:
+        after = traind.cancel_group(group)
+    if json:
+        return output.emit(after)
+    return output.say(f"{after.name}: {_counts(after.counts)}")
+
+
+def delete(
+    group: GroupArgument,
+    runs: Annotated[
+        bool, typer.Option("--runs", help="Its runs too, with their checkpoints and history.")
+    ] = False,
+    yes: options.Yes = False,
+    json: options.Json = False,
+) -> None:
+    """Delete a group; its runs stay unless --runs is given."""
+    with output.connect() as traind:
+        found = traind.group(group)
+        what = f" and its {found.num_members} runs with their checkpoints" if runs else ""
+        if not options.confirmed(f"Delete group {clean(found.name)}{what} for good?", yes):
+            raise typer.Exit(output.FAILED)
+        traind.delete_group(found.id, runs=runs)
+    output.deleted(found.name, json)
+
+
+# --- options -------------------------------------------------------------------------------------
+
+
+def _values(text: str) -> tuple[str, list[Any]]:
+    """'optimizer.matrix_lr=0.01,0.02' as a field and its values."""
+    from server.cli import spec_text
+
+    path, equals, values = text.partition("=")
+    if not equals or not path or not values:
+        output.usage(f"--grid {text}: expected key.path=value,value")
+    try:
+        found = spec_text.read(f"[{values}]")
+    except spec_text.Unreadable as error:
+        output.usage(f"--grid {path}: {error}")
+    return path, found
+
+
+def _limit(text: str) -> tuple[str, float]:
+    key, _, value = text.partition("=")
+    try:
+        number = float(value.replace("_", ""))
+    except ValueError:
+        number = -1.0
+    if key not in BUDGET_KEYS or number <= 0:
+        output.usage(f"--budget {text}: expected minutes=30, tokens=1e9 or kwh=0.5")
+    return key, int(number) if key == "tokens" else number
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        output.usage(f"--depths: {text!r} is no whole number", "--depths 4,6,8")
+
+
+# --- tables --------------------------------------------------------------------------------------
+
+
+def _show_members(found: GroupDetail) -> None:
+    rows = [
+        (
+            clean(one.name), str(one.state), f"{one.fraction:.0%}",
+            units.number(one.loss_smooth, 4), units.number(one.val_bpb, 4), f"{one.flops:.3g}",
+            units.seconds(one.training_seconds), _kwh(one), _multiplier(one.compute_multiplier),
+        )
+        for one in found.members
+    ]  # fmt: skip
+    columns = (
+        "RUN", "STATE", ">DONE", ">LOSS", ">VAL BPB", ">FLOPS", ">TRAINED", ">KWH", ">COMPUTE",
+    )  # fmt: skip
+    output.table(columns, rows, "no runs")
+
+
+def _show_cells(found: GroupDetail) -> None:
+    rows = [
+        (
+            units.DASH if cell.depth is None else cell.depth, _variant(cell.variant),
+            f"{cell.num_finished}/{cell.num_members}", units.number(cell.val_bpb_mean, 4),
+            units.number(cell.val_bpb_spread, 4), _gain(cell),
+            _multiplier(cell.compute_multiplier),
+        )
+        for cell in found.cells
+    ]  # fmt: skip
+    columns = (">DEPTH", "VARIANT", ">SEEDS", ">MEAN BPB", ">SPREAD", "GAIN", ">COMPUTE")
+    output.table(columns, rows, "no cells")
+
+
+def _show_fit(fit: LadderFit) -> None:
+    name = f" of {_variant(fit.variant)}" if fit.variant else ""
+    output.say(
+        f"fit{name}: L = {fit.e:.4f} + {fit.a:.4f} (C / {fit.reference_flops:.3g})^-{fit.alpha:.3f}"
+        f"; alpha {fit.alpha_interval[0]:.3f} to {fit.alpha_interval[1]:.3f} at "
+        f"{fit.confidence:.0%}, residual {fit.residual_spread:.4f} bits per byte"
+    )
+    if fit.prediction is not None:
+        seen = fit.prediction
+        low, high = seen.val_bpb_interval
+        time = f"{seen.hours:.2g} h" if seen.hours is not None else "time unknown"
+        energy = f", {seen.kwh:.2g} kWh" if seen.kwh is not None else ""
+        output.say(
+            f"  depth {seen.depth}: val bpb {seen.val_bpb:.4f} ({low:.4f} to {high:.4f}), "
+            f"{seen.flops:.3g} FLOPs, {time}{energy} ({seen.time_source})"
+        )
+    for sentence in fit.not_told:
+        output.say(f"  - {sentence}")
+
+
+def _gain(cell: GroupCell) -> str:
+    if cell.gain is None:
+        return units.DASH
+    width = f" ± {cell.gain_uncertainty:.4f}" if cell.gain_uncertainty is not None else ""
+    verdict = {True: "real", False: "within noise", None: "noise unknown"}[cell.is_real]
+    return f"{cell.gain:+.4f}{width} ({verdict})"
+
+
+def _kwh(one: GroupMemberView) -> str:
+    return units.DASH if one.energy_joules is None else f"{one.energy_joules / 3.6e6:.3g}"
+
+
+def _multiplier(value: float | None) -> str:
+    return units.DASH if value is None else f"{value:.2f}x"
+
+
+def _variant(variant: dict[str, Any]) -> str:
+    return clean(", ".join(f"{path}={value}" for path, value in variant.items())) or units.DASH
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {state}" for state, count in counts.items()) or units.DASH
