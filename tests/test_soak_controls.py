@@ -25,6 +25,7 @@ from tests.soak import (
     limits,
     places,
     powercuts,
+    ranks,
     table,
     trainers,
     weights,
@@ -45,6 +46,10 @@ print(time.monotonic() - began, watch.seconds)
 @pytest.mark.parametrize("piece", ["cursor", "buffer", "optimizer", "rng"])
 def test_a_piece_of_state_left_out_is_noticed_by_the_weights(piece: str) -> None:
     assert any("is not its twin" in words for words in weights.control(1, piece).failures)
+
+
+def test_a_piece_of_state_left_out_is_noticed_by_the_ranks() -> None:
+    assert any("is not its twin" in words for words in ranks.control(1).failures)
 
 
 def test_a_deleted_point_is_noticed() -> None:

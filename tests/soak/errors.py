@@ -185,7 +185,7 @@ def _one_trainer(context: weights.Workshop, counts: Counts, draw: random.Random)
     counts.add("trainers with errors")
     left = list(lab.run_dir.checkpoints.glob(".*"))
     counts.expect(not left, f"{terms}: left {left}")
-    counts.expect(weights._picture(lab) == context.twin(packing), f"{terms}: not its twin")
+    counts.expect(weights.picture(lab) == context.twin(packing), f"{terms}: not its twin")
 
 
 def _reason(lab: Lab) -> str | None:

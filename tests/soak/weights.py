@@ -59,9 +59,11 @@ def control(seed: int, piece: str = "cursor") -> Counts:
 
 
 class Workshop:
-    """A fork server, a corpus and the twins, made once for a campaign."""
+    """A fork server, a corpus and the twins, made once for a campaign. changes: to the spec of
+    every run."""
 
-    def __init__(self) -> None:
+    def __init__(self, **changes: Any) -> None:
+        self.spec = {**TINY, "horizon": {"steps": STEPS}, **changes}
         self._folder = tempfile.TemporaryDirectory(prefix="soak-weights-")
         self.root = Path(self._folder.name)
         write_corpus(self.root / "corpus")
@@ -78,7 +80,7 @@ class Workshop:
 
     def lab(self, packing: str) -> Lab:
         self._made += 1
-        spec = {**TINY, "horizon": {"steps": STEPS}, "data": {"packing": packing}}
+        spec = {**self.spec, "data": {"packing": packing}}
         made = Lab(self.root / f"run-{self._made}", self.server, spec)
         made.prepare(self.root / "corpus")
         return made
@@ -89,15 +91,16 @@ class Workshop:
             calm = self.lab(packing)
             if calm.run() != 0:
                 raise RuntimeError(calm.log(1))
-            self._twins[packing] = _picture(calm)
+            self._twins[packing] = picture(calm)
         return self._twins[packing]
 
 
-def _picture(lab: Lab) -> Any:
+def picture(lab: Lab) -> Any:
     """Curve with batch sha256, sha256 of weights and optimizer, random numbers and cursor."""
-    newest = max(lab.run_dir.checkpoints.glob(f"step-{STEPS:09d}-a*"))
+    steps = lab.spec_body["horizon"]["steps"]
+    newest = max(lab.run_dir.checkpoints.glob(f"step-{steps:09d}-a*"))
     state = json.loads((newest / store.STATE).read_text())
-    return lab.curve(), lab.weights_sha256(STEPS), state["rng"], state["loader"]
+    return lab.curve(), lab.weights_sha256(steps), state["rng"], state["loader"]
 
 
 def _one_run(context: Workshop, counts: Counts, seed: int, spoil: Spoil | None = None) -> None:
@@ -115,7 +118,7 @@ def _one_run(context: Workshop, counts: Counts, seed: int, spoil: Spoil | None =
     counts.add("runs")
     verdicts = {e["verdict"] for e in lab.events("resume_checked")}
     counts.expect(verdicts <= {"verified"}, f"run {seed}: resumes were {sorted(verdicts)}")
-    counts.expect(_picture(lab) == context.twin(packing), f"run {seed} ({packing}) is not its twin")
+    counts.expect(picture(lab) == context.twin(packing), f"run {seed} ({packing}) is not its twin")
 
 
 def _finish(lab: Lab, counts: Counts) -> None:

@@ -72,16 +72,33 @@ def _rank_environments(ranks: int) -> list[dict[str, str]]:
 def torchrun(directory: Path, ranks: int) -> subprocess.CompletedProcess[str]:
     """One attempt by torchrun itself."""
     return subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc-per-node", str(ranks), "-m", "trainer", str(directory)),
-        ],
+        _torchrun_command(directory, ranks),
         cwd=Path(__file__).parents[2],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         timeout=110,
     )
+
+
+def start_torchrun(directory: Path, ranks: int) -> subprocess.Popen[bytes]:
+    """The agent of one attempt by torchrun; what it and its ranks print goes to the log."""
+    with (directory / "trainer.log").open("ab") as log:
+        return subprocess.Popen(
+            _torchrun_command(directory, ranks),
+            cwd=Path(__file__).parents[2],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
+
+
+def _torchrun_command(directory: Path, ranks: int) -> list[str]:
+    return [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts", "0"),
+        *("--nproc-per-node", str(ranks), "-m", "trainer", str(directory)),
+    ]
 
 
 class ForkServer:
