@@ -27,22 +27,28 @@ from trainer.model.gpt import GPT
 from trainer.optim.optimizer import Optimizer
 from trainer.runtime import world as worlds
 from trainer.runtime.world import World
+from trainer.train.dealing import Deal
 from trainer.train.step import MicroBatch, Stepper
 
 MICRO_BATCHES = 4
 DEALT_TOKENS = 65_536
-STEPS = 40
+STEPS = 4  # of a turn
+TURNS = 12
 WORDS = 400
+WARM_UP = 2
 RATES = {"lr_multiplier": 0.5, "momentum": 0.95, "weight_decay": 0.1}
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    (one,), two = ranks(1), ranks(2)
+    with Gang(1) as one, Gang(2) as two:
+        turns = [(one.ask("step"), two.ask("step")) for _ in range(TURNS)]
+        spoken = two.ask("words") * 1e3
     wide = f"step of 2,048 tokens, depth 4, width {spec_of(32).model.depth * 32}"
-    print(f"{wide}: one rank {one['step'] * 1e3:.0f} ms, two {two[0]['step'] * 1e3:.0f} ms")
-    bars.at_least("2 ranks x 1 thread against 1 x 1", one["step"] / two[0]["step"], 1.6)
-    spoken = two[0]["words"] * 1e3
+    alone, together = (statistics.median(times) * 1e3 for times in zip(*turns, strict=True))
+    print(f"{wide}: one rank {alone:.0f} ms, two {together:.0f} ms, in {TURNS} turns of each")
+    gain = statistics.median(a / b for a, b in turns)
+    bars.at_least("2 ranks x 1 thread against 1 x 1", gain, 1.6)
     bars.at_most("words and dealing of 65,536 tokens", spoken, 0.5, "% of a 100 ms step")
     plain, lanes = (step_of(spec_of(16), World(), count) for count in (1, MICRO_BATCHES))
     found = interleave(Contender(lanes), Contender(plain), warm_up=3, pairs=40)
@@ -86,47 +92,69 @@ def micro_batches(spec: RunSpec) -> list[MicroBatch]:
 # --- in processes of their own -------------------------------------------------------------------
 
 
-def ranks(count: int) -> list[dict[str, float]]:
-    """What each of `count` ranks measured."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_PORT": port}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.bench.ranks", str(count)],
-            env={**os.environ, **shared, "MASTER_ADDR": "127.0.0.1", "RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(count)
-    ]
-    said = [process.communicate(timeout=300)[0] for process in started]
-    return [json.loads(text) for text in said]
+class Gang:
+    """`count` ranks that work when they are asked to, so that two gangs can take turns."""
+
+    def __init__(self, count: int) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        shared = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_PORT": port}
+        self._ranks = [
+            subprocess.Popen(
+                [sys.executable, "-m", "tests.bench.ranks", str(count)],
+                env={**os.environ, **shared, "MASTER_ADDR": "127.0.0.1", "RANK": str(rank)},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(count)
+        ]
+
+    def __enter__(self) -> Gang:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for rank in self._ranks:
+            rank.communicate(timeout=60)
+
+    def ask(self, what: str) -> float:
+        """Seconds, as rank 0 measured them."""
+        for rank in self._ranks:
+            assert rank.stdin is not None
+            rank.stdin.write(what + "\n")
+            rank.stdin.flush()
+        found = [json.loads(rank.stdout.readline()) for rank in self._ranks if rank.stdout]
+        return found[0]
 
 
 def measure(count: int) -> None:
+    """Answer each line of the input with the median of what it asks for."""
     torch.set_num_threads(1)
     world = worlds.join(count, "cpu")
     step = step_of(spec_of(32), world, lanes=count)
-    words = median(lambda: speak(world), WORDS) if count > 1 else 0.0
-    print(json.dumps({"step": median(step, STEPS), "words": words}))
+    for line in sys.stdin:
+        found = (
+            median(step, STEPS) if line.strip() == "step" else median(lambda: speak(world), WORDS)
+        )
+        print(json.dumps(found), flush=True)
     world.leave()
 
 
 def speak(world: World) -> None:
     """What passes between ranks at a step boundary where nothing happens, and the step's rows."""
+    deal = Deal(world, 8, 2048, shifted=True, pin=False, vocab_size=32_768)
     world.agree([0, 0, 0, 0, 0])
-    world.deal(torch.zeros(1 + DEALT_TOKENS, dtype=torch.int32))
+    world.deal(deal.block(DEALT_TOKENS // (8 * 2048)))
 
 
 def median(what: Callable[[], Any], count: int) -> float:
     times = []
-    for _ in range(5 + count):
+    for _ in range(WARM_UP + count):
         began = time.perf_counter()
         what()
         times.append(time.perf_counter() - began)
-    return statistics.median(times[5:])
+    return statistics.median(times[WARM_UP:])
 
 
 if __name__ == "__main__":

@@ -78,8 +78,10 @@ class Optimizer:
                 return
             finite = None
         count = self.count + 1
-        self._step_adamw(count, lr_multiplier, finite)
-        self._step_muon(lr_multiplier, momentum, weight_decay, finite)
+        joins = self._step_muon(lr_multiplier, momentum, weight_decay, finite)
+        self._step_adamw(count, lr_multiplier, finite)  # while updated matrices pass between ranks
+        for finish in joins:
+            finish()
         self.count.copy_(count if finite is None else torch.where(finite, count, self.count))
         self.model.bank.refresh()
 
@@ -204,8 +206,9 @@ class Optimizer:
 
     def _step_muon(
         self, lr_multiplier: float, momentum: float, weight_decay: float, finite: Tensor | None
-    ) -> None:
-        bank = self.model.bank
+    ) -> list[Callable[[], None]]:
+        """Update the own matrices; what this returns fills in those of other ranks."""
+        bank, joins = self.model.bank, []
         assert bank.gradients is not None
         values = (self.hyper.matrix_lr * lr_multiplier, momentum, weight_decay)
         # filled on the device: a copy from the host would wait for it
@@ -221,7 +224,8 @@ class Optimizer:
             if self.world.size > 1:
                 matrix = math.prod(place.shape[1:])
                 sizes = [count * matrix for count in shard.counts()]
-                self.world.join_parts(place.view(bank.weights).view(-1), sizes)
+                joins.append(self.world.join_parts(place.view(bank.weights).view(-1), sizes))
+        return joins
 
     def _own_state(self, key: str, begin: int, end: int) -> tuple[Tensor, Tensor]:
         """Both momenta of the matrices [begin, end) of a stack; whole tensors where that is all."""

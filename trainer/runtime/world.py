@@ -16,7 +16,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -26,10 +26,12 @@ import torch
 from torch import Tensor
 
 T = TypeVar("T")
+_Passing = tuple[Tensor, Tensor, Tensor, Any]  # piece, its copy where it passes, parts, work
 BACKEND = "TRAIND_RANKS_BACKEND"  # "gloo": ranks may share a card, which NCCL refuses
 WORDS_TIMEOUT = timedelta(days=30)
 TENSORS_TIMEOUT = timedelta(minutes=10)
-CHUNK = 1 << 24  # elements summed in place and at once: 64 MB of float32
+CHUNK = 1 << 24  # elements summed at once: 64 MB of float32
+LARGE = 1 << 19  # elements from which copying costs more than a message of its own
 
 
 class LostPeer(Exception):
@@ -96,8 +98,10 @@ class World:
     def sum_(self, tensors: Sequence[Tensor]) -> None:
         """Each tensor becomes its sum over all ranks, in place, by a fixed tree."""
 
-    def join_parts(self, whole: Tensor, sizes: Sequence[int]) -> None:
-        """Fill the flat `whole`, of which each rank holds its own consecutive part of `sizes`."""
+    def join_parts(self, whole: Tensor, sizes: Sequence[int]) -> Callable[[], None]:
+        """Fill the flat `whole`, of which each rank holds its own consecutive part of `sizes`: it
+        is filled when what this returns was called, and not touched before."""
+        return lambda: None
 
     def collect(self, part: Tensor, sizes: Sequence[int]) -> Tensor | None:
         """The flat parts of all ranks, one behind another, on rank 0; None on others."""
@@ -177,8 +181,8 @@ class _Ranks(World):
         return [json.loads(text.numpy().tobytes()) for text in found]
 
     def deal(self, block: Tensor) -> Tensor:
-        with self._waiting():
-            self._dist.broadcast(block, 0, group=self._words)
+        with self._waiting():  # as bytes: gloo does not know every dtype
+            self._dist.broadcast(block.view(torch.uint8), 0, group=self._words)
         return block
 
     # --- tensors ---------------------------------------------------------------------------------
@@ -192,59 +196,78 @@ class _Ranks(World):
             raw.copy_(moved)
 
     def sum_(self, tensors: Sequence[Tensor]) -> None:
-        """Large tensors piece by piece where they are, what is left of each in one go."""
-        tails = []
+        """Large tensors where they are, small ones and what is left of each together. One piece
+        passes while the one before it is added up."""
+        tails, before = [], None
         for tensor in tensors:
             flat = tensor.view(-1)
-            whole = flat.numel() // CHUNK * CHUNK
-            for piece in flat[:whole].split(CHUNK):
-                self._sum_piece(piece)
+            whole = flat.numel() // self.size * self.size if flat.numel() >= LARGE else 0
+            for piece in flat[:whole].split(CHUNK) if whole else ():
+                before = self._sum_next(piece, before)
             tails.append(flat[whole:])
         together = _padded(tails, self.size)
-        for piece in together.split(CHUNK):
-            self._sum_piece(piece)
+        for piece in together.split(CHUNK) if len(together) else ():
+            before = self._sum_next(piece, before)
+        if before is not None:
+            self._finish_sum(*before)
         sizes = [len(tail) for tail in tails]
         for tail, at in zip(tails, _starts(sizes), strict=True):
             tail.copy_(together[at : at + len(tail)])
 
-    def _sum_piece(self, flat: Tensor) -> None:
+    def _sum_next(self, flat: Tensor, before: _Passing | None) -> _Passing:
+        """Send this piece on its way, and finish the one before."""
         own = self._moved(flat)
         parts = torch.empty_like(own)
         with self._waiting():
-            self._dist.all_to_all_single(parts, own, group=self._tensors)
+            work = self._dist.all_to_all_single(parts, own, group=self._tensors, async_op=True)
+        if before is not None:
+            self._finish_sum(*before)
+        return flat, own, parts, work
+
+    def _finish_sum(self, flat: Tensor, own: Tensor, parts: Tensor, work: Any) -> None:
+        with self._waiting():
+            work.wait()
         summed = tree_sum(list(parts.view(self.size, -1)))
         self._gather_into(own, summed)
         if own is not flat:
             flat.copy_(own)
 
-    def join_parts(self, whole: Tensor, sizes: Sequence[int]) -> None:
+    def join_parts(self, whole: Tensor, sizes: Sequence[int]) -> Callable[[], None]:
         begin = sum(sizes[: self.rank])
         own = whole[begin : begin + sizes[self.rank]]
-        found = self._padded_parts(own, sizes)
-        for part, size, at in zip(found, sizes, _starts(sizes), strict=True):
-            if at != begin:
-                whole[at : at + size].copy_(part[:size])
+        found, work = self._send_padded(own, sizes)
+
+        def finish() -> None:
+            with self._waiting():
+                work.wait()
+            for part, size, at in zip(found, sizes, _starts(sizes), strict=True):
+                if at != begin:
+                    whole[at : at + size].copy_(part[:size])
+
+        return finish
 
     def collect(self, part: Tensor, sizes: Sequence[int]) -> Tensor | None:
-        found = self._padded_parts(part, sizes)
+        found, work = self._send_padded(part, sizes)
+        with self._waiting():
+            work.wait()
         if not self.leads:
             return None
         return torch.cat([one[:size] for one, size in zip(found, sizes, strict=True)])
 
-    def _padded_parts(self, own: Tensor, sizes: Sequence[int]) -> Tensor:
-        """(ranks, longest): the part of each rank, padded to the longest."""
+    def _send_padded(self, own: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Any]:
+        """(ranks, longest): the part of each rank, padded to the longest; and what to wait for."""
         longest = max(sizes)
-        padded = self._moved(own.new_zeros(longest))
-        padded[: len(own)].copy_(own)
+        padded = self._moved(own)
+        if len(own) < longest:
+            padded = torch.cat([padded, padded.new_zeros(longest - len(own))])
         found = padded.new_empty(self.size * longest)
-        self._gather_into(found, padded)
-        return found.view(self.size, longest)
+        return found.view(self.size, longest), self._gather_into(found, padded, async_op=True)
 
-    def _gather_into(self, whole: Tensor, own: Tensor) -> None:
+    def _gather_into(self, whole: Tensor, own: Tensor, async_op: bool = False) -> Any:
         # torch 2.13 has a new name for what 2.11 has alone, and deprecates that one
         gather = getattr(self._dist, "all_gather_single", self._dist.all_gather_into_tensor)
         with self._waiting():
-            gather(whole, own, group=self._tensors)
+            return gather(whole, own, group=self._tensors, async_op=async_op)
 
     def _moved(self, tensor: Tensor) -> Tensor:
         """The tensor where the backend reaches it: gloo sums and moves on the host."""

@@ -73,7 +73,8 @@ class Deal:
     """How a step's rows pass between ranks.
 
     shifted: targets are the inputs one position later, as packed documents have them, so that rows
-    of T + 1 tokens say it all.
+    of T + 1 tokens say it all. vocab_size: token ids are below it; they pass in 16 bits where they
+    fit and no target is masked.
     """
 
     world: World
@@ -81,10 +82,16 @@ class Deal:
     sequence_len: int
     shifted: bool
     pin: bool
+    vocab_size: int
+
+    def block(self, accumulation: int) -> Tensor:
+        """What passes: whether rank 0 has the rest, and `accumulation` micro-batches."""
+        fits = self.shifted and self.vocab_size <= 1 << 15
+        dtype = torch.int16 if fits else torch.int32
+        return torch.zeros(1 + accumulation * self._tokens, dtype=dtype)
 
     def step(self, loader: Loader | NoLoader, accumulation: int) -> StepBatches:
-        # the first number says whether rank 0 has the rest
-        block = torch.zeros(1 + accumulation * self._tokens, dtype=torch.int32)
+        block = self.block(accumulation)
         digest, failure = "", None
         if isinstance(loader, Loader):
             try:

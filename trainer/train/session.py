@@ -119,6 +119,7 @@ class Session:
             sequence_len=self.order.plan.batch.sequence_len,
             shifted=self.data.source != packed_rows.SOURCE,
             pin=self.device.type == "cuda",
+            vocab_size=self.model.shape.vocab_size,
         )
         return dealing.next_step(self.loader, self.accumulation, deal)
 
