@@ -7,10 +7,7 @@ whole characters are named by their bytes.
 
 from __future__ import annotations
 
-import codecs
-from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -18,13 +15,14 @@ from torch import Tensor
 
 from trainer.contract.completions import CompletionOrder, Done, Logprobs, Prompt, TextPiece
 from trainer.data.tokenizer import Tokenizer
-from trainer.evaluate import network
+from trainer.evaluate import decoding, network
 from trainer.evaluate.kvcache import Cache
 from trainer.evaluate.network import Network
-from trainer.evaluate.token_sampling import Rules, choose
+from trainer.evaluate.text_stream import Score, TextStream, token_score
+from trainer.evaluate.token_sampling import Rules
 
 PROMPT_TOKENS = 512  # forwarded at once, before others get a turn
-ECHOED_TOKENS = 128  # told at once
+ECHOED_TOKENS = 128  # released at once
 
 
 class Unusable(Exception):
@@ -38,9 +36,9 @@ class Unusable(Exception):
 def complete(
     net: Network, tokenizer: Tokenizer, order: CompletionOrder
 ) -> Iterator[TextPiece | Done | None]:
-    """Everything that is said about an order; None where a while passes without a word.
+    """Pieces of the answer to an order; None where nothing can be released yet.
 
-    Raises Unusable before the first word.
+    Raises Unusable before the first piece.
     """
     if max(order.logit_bias, default=0) >= tokenizer.vocab_size:
         raise Unusable(_beyond(max(order.logit_bias), tokenizer), "logit_bias")
@@ -79,21 +77,13 @@ def _beyond(token: int, tokenizer: Tokenizer) -> str:
     return f"there is no token {token}: the vocabulary has {tokenizer.vocab_size:,}"
 
 
-@dataclass(frozen=True)
-class _Score:
-    """Of a token where it stands: its log-probability; the likeliest's, with its own again."""
-
-    logprob: float
-    top: dict[int, float]
-
-
 class _Forwarded:
     """A prompt being read: its cache, the logits after it, and scores of its tokens if wanted."""
 
     def __init__(self, cache: Cache, ids: Sequence[int]) -> None:
         self.cache, self.ids = cache, list(ids)
         self.logits_V: Tensor
-        self.scores: list[_Score | None] = [None] * len(ids)
+        self.scores: list[Score | None] = [None] * len(ids)
 
     def all(self, order: CompletionOrder) -> Iterator[None]:
         """Read to the end, some tokens for each value."""
@@ -110,16 +100,8 @@ class _Forwarded:
         """The logits after a token say how likely the next one was."""
         for at, logits_V in enumerate(self.cache.score(some), start + 1):
             if at < len(self.ids):
-                self.scores[at] = _score(logits_V, self.ids[at], top)
+                self.scores[at] = token_score(logits_V, self.ids[at], top)
             self.logits_V = logits_V
-
-
-def _score(logits_V: Tensor, token: int, top: int) -> _Score:
-    logprobs_V = logits_V.float().log_softmax(dim=-1)
-    best = logprobs_V.topk(min(top, len(logprobs_V)))
-    likeliest = dict(zip(best.indices.tolist(), best.values.tolist(), strict=True))
-    logprob = float(logprobs_V[token])
-    return _Score(logprob, likeliest | {token: logprob})
 
 
 class _Choice:
@@ -129,7 +111,7 @@ class _Choice:
         self, index: int, tokenizer: Tokenizer, order: CompletionOrder, cache: Cache, seed: int
     ) -> None:
         self.index, self.tokenizer, self.order, self.cache = index, tokenizer, order, cache
-        self.text = _Text(tokenizer, order.stop, with_scores=order.logprobs is not None)
+        self.text = TextStream(tokenizer, order.stop, with_scores=order.logprobs is not None)
         self.randomness = torch.Generator().manual_seed(seed % 2**63)
         self.num_drawn = 0
 
@@ -153,21 +135,20 @@ class _Choice:
     def _draw(self, logits_V: Tensor) -> Iterator[int | None]:
         """Tokens as they are added to the text, one by one; None where another document begins.
 
-        That it would begin has a probability too, which is told, and no text.
+        That it would begin has a probability too, which is reported, and no text.
         """
-        rules, drawn, token = _rules(self.order), Counter[int](), None
-        for _ in range(self.order.max_tokens):
-            if token is not None:
-                logits_V = self.cache.extend([token])
-            token = choose(logits_V, rules, drawn, self.randomness)
-            top = self.order.logprobs
-            score = None if top is None else _score(logits_V, token, top)
+        order = self.order
+        drawn = decoding.draw(
+            self.cache, logits_V, _rules(order), order.max_tokens, self.randomness
+        )
+        for token, logits_V in drawn:
+            top = order.logprobs
+            score = None if top is None else token_score(logits_V, token, top)
             self.num_drawn += 1
             if token == self.tokenizer.bos_id:
                 self.text.close(token, score)
                 yield None
                 return
-            drawn[token] += 1
             self.text.add(token, score)
             yield token
 
@@ -184,89 +165,3 @@ def _rules(order: CompletionOrder) -> Rules:
         order.frequency_penalty,
         order.logit_bias,
     )
-
-
-class _Text:
-    """The text of a choice, told once it is whole characters and cannot belong to a stop sequence.
-
-    A character may be several tokens; a stop sequence may begin anywhere after `begin`, and cuts
-    the text before it.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str], *, with_scores: bool) -> None:
-        self.tokenizer, self.stops, self.with_scores = tokenizer, stops, with_scores
-        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self.whole, self.told = "", 0
-        self.start: int | None = None  # where stop sequences are looked for
-        self.end: int | None = None  # where a stop sequence begins
-        self.waiting: deque[tuple[int, int, _Score | None]] = deque()  # (offset, token, score)
-
-    @property
-    def is_stopped(self) -> bool:
-        return self.end is not None
-
-    def begin(self) -> None:
-        """What was added so far is the prompt: it is told as it is, whatever it says."""
-        self.start = len(self.whole)
-
-    def add(self, token: int, score: _Score | None) -> None:
-        spelled = self.tokenizer.bytes_of(token)
-        if self.decoder.getstate()[0] and not _continues(spelled):
-            self.whole += self.decoder.decode(b"", final=True)  # so that it is not this token's
-        if self.with_scores:
-            self.waiting.append((len(self.whole), token, score))
-        self.whole += self.decoder.decode(spelled)
-        if self.start is not None:
-            found = [self.whole.find(stop, max(self.told, self.start)) for stop in self.stops]
-            self.end = min((at for at in found if at >= 0), default=None)
-
-    def close(self, token: int, score: _Score | None) -> None:
-        """The token that ends the document: at the end of the text, and none of it."""
-        self.whole += self.decoder.decode(b"", final=True)
-        if self.with_scores:
-            self.waiting.append((len(self.whole), token, score))
-
-    def take(self) -> tuple[str, Logprobs | None]:
-        """What may be told now and was not."""
-        held = max((_overlap(self.whole, stop) for stop in self.stops), default=0)
-        return self._emit(max(self.start or 0, len(self.whole) - held))
-
-    def finish(self) -> tuple[str, Logprobs | None]:
-        """All the rest; what never became a character is U+FFFD."""
-        if self.end is not None:
-            return self._emit(self.end)
-        self.whole += self.decoder.decode(b"", final=True)
-        return self._emit(len(self.whole), is_all=True)
-
-    def _emit(self, end: int, *, is_all: bool = False) -> tuple[str, Logprobs | None]:
-        text, self.told = self.whole[self.told : end], max(self.told, end)
-        if not self.with_scores:
-            return text, None
-        logprobs = Logprobs()
-        while self.waiting and (is_all or self.waiting[0][0] < end):
-            self._emit_score(logprobs, *self.waiting.popleft())
-        return text, logprobs
-
-    def _emit_score(self, to: Logprobs, offset: int, token: int, score: _Score | None) -> None:
-        to.tokens.append(self._name(token))
-        to.text_offset.append(offset)
-        to.token_logprobs.append(score.logprob if score else None)
-        top = {self._name(t): logprob for t, logprob in score.top.items()} if score else None
-        to.top_logprobs.append(top)
-
-    def _name(self, token: int) -> str:
-        spelled = self.tokenizer.bytes_of(token)
-        try:
-            return spelled.decode()
-        except UnicodeDecodeError:
-            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in spelled)
-
-
-def _continues(spelled: bytes) -> bool:
-    """Whether the bytes continue with a character of UTF-8 that was begun."""
-    return spelled[0] & 0xC0 == 0x80
-
-
-def _overlap(text: str, stop: str) -> int:
-    """The length of the longest end of `text` that `stop` begins with, and is not all of it."""
-    return next((n for n in range(len(stop) - 1, 0, -1) if text.endswith(stop[:n])), 0)

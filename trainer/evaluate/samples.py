@@ -8,15 +8,13 @@ from typing import Literal, Protocol
 
 import torch
 
-from trainer.evaluate import network
+from trainer.evaluate import decoding, network
 from trainer.evaluate.kvcache import Cache
 from trainer.evaluate.network import Network
-from trainer.evaluate.token_sampling import Rules, choose
+from trainer.evaluate.text_stream import TextStream
+from trainer.evaluate.token_sampling import Rules
 from trainer.evaluate.undisturbed import undisturbed
 from trainer.model.gpt import GPT
-
-REPLACEMENT = "�"  # what decodes to this at the end may be a character not yet complete
-MAX_HELD_TOKENS = 8
 
 
 class SampleTokenizer(Protocol):
@@ -26,6 +24,7 @@ class SampleTokenizer(Protocol):
     def bos_id(self) -> int: ...
     def encode_ordinary(self, text: str) -> list[int]: ...
     def decode(self, ids: Iterable[int]) -> str: ...
+    def bytes_of(self, token: int) -> bytes: ...
 
 
 @dataclass(frozen=True)
@@ -60,16 +59,22 @@ def generate(
     ids, dropped = _prompt_ids(model, tokenizer, prompt, max_tokens)
     drawn: list[int] = []
     ended: Literal["length", "document"] = "length"
-    pieces = _Pieces(tokenizer, on_token)
+    text = TextStream(tokenizer, stops=(), with_scores=False)
+
+    def send(piece: str) -> None:
+        if piece and on_token is not None:
+            on_token(piece)
+
     for token in stream(model, ids, max_tokens, temperature=temperature, top_k=top_k, seed=seed):
         if token == tokenizer.bos_id:
             ended = "document"
             break
         drawn.append(token)
-        pieces.add(token)
+        text.add(token)
+        send(text.take()[0])
         if should_stop is not None and should_stop():
             return None
-    pieces.finish()
+    send(text.finish()[0])
     return Continuation(tokenizer.decode(drawn), tuple(drawn), ended, dropped)
 
 
@@ -83,15 +88,17 @@ def stream(
     seed: int = 0,
 ) -> Iterator[int]:
     """Tokens after `ids`, one by one. Its own generator: nobody else's random numbers are used."""
-    rules, randomness = Rules(temperature, top_k), torch.Generator().manual_seed(seed)
     with undisturbed(model):
         cache = Cache(Network(model), len(ids) + max_tokens)
-    following = list(ids)
-    for _ in range(max_tokens):
-        with undisturbed(model):
-            token = choose(cache.extend(following), rules, {}, randomness)
-        yield token
-        following = [token]
+        logits_V = cache.extend(list(ids))
+    randomness = torch.Generator().manual_seed(seed)
+    drawn = decoding.draw(cache, logits_V, Rules(temperature, top_k), max_tokens, randomness)
+    while True:
+        with undisturbed(model):  # left while the caller works with a token
+            following = next(drawn, None)
+        if following is None:
+            return
+        yield following.token
 
 
 def _prompt_ids(
@@ -101,27 +108,3 @@ def _prompt_ids(
     ids = [tokenizer.bos_id, *tokenizer.encode_ordinary(prompt)]
     room = max(1, network.LONGEST_FACTOR * model.shape.sequence_len - max_tokens)
     return ids[-room:], max(0, len(ids) - room)
-
-
-class _Pieces:
-    """Text for the listener: a character of several tokens is held back until it is whole."""
-
-    def __init__(self, tokenizer: SampleTokenizer, listener: Callable[[str], None] | None) -> None:
-        self.tokenizer, self.listener, self.held = tokenizer, listener, []
-
-    def add(self, token: int) -> None:
-        self.held.append(token)
-        if self.listener is None:
-            return
-        text = self.tokenizer.decode(self.held)
-        if not text.endswith(REPLACEMENT) or len(self.held) >= MAX_HELD_TOKENS:
-            self._send(text)
-
-    def finish(self) -> None:
-        if self.listener is not None and self.held:
-            self._send(self.tokenizer.decode(self.held))
-
-    def _send(self, text: str) -> None:
-        self.held = []
-        if self.listener is not None:
-            self.listener(text)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.trainer.evaluate import fixture
 from trainer.contract.completions import CompletionOrder, Done, Logprobs, TextPiece
-from trainer.evaluate import completions, samples
+from trainer.evaluate import completions, samples, text_stream
 from trainer.evaluate.completions import Unusable
 from trainer.evaluate.network import Network
 
@@ -134,11 +134,11 @@ def test_pieces_are_whole_characters():
     assert told[0].logprobs is not None
     assert told[0].logprobs.tokens == ["bytes:\\xc3"]
 
-    text_ = completions._Text(tokenizer, [], with_scores=True)
+    text_ = text_stream.TextStream(tokenizer, [], with_scores=True)
     text_.begin()
     taken = []
     for byte in wanted:
-        text_.add(tokenizer.tokens.index(bytes([byte])), completions._Score(-1.0, {}))
+        text_.add(tokenizer.tokens.index(bytes([byte])), text_stream.Score(-1.0, {}))
         taken.append(text_.take()[0])
     assert taken == ["", "é", "", "", "你"]
 
@@ -207,11 +207,11 @@ def test_offsets_are_where_the_text_of_a_token_begins(spelled):
     """Of tokens of one byte each, whole characters and broken ones: what lies between two offsets
     is what the bytes between them say."""
     tokenizer = fixture.tokenizer()
-    text_ = completions._Text(tokenizer, [], with_scores=True)
+    text_ = text_stream.TextStream(tokenizer, [], with_scores=True)
     text_.begin()
     told, offsets = "", []
     for byte in spelled:
-        text_.add(tokenizer.tokens.index(bytes([byte])), completions._Score(-1.0, {}))
+        text_.add(tokenizer.tokens.index(bytes([byte])), text_stream.Score(-1.0, {}))
         piece, scores = text_.take()
         assert scores is not None
         told, offsets = told + piece, offsets + scores.text_offset
