@@ -32,3 +32,33 @@ def test_f08_a_pause_in_the_middle_of_core_ends_it_and_the_resume_measures_it(la
     measured = [(e["evaluation"], e["step"]) for e in run.events("evaluation")]
     assert measured == [("core", AT), ("core", AT + 1)]
     assert {e["verdict"] for e in run.events("resume_checked")} == {"verified"}
+
+
+def of_core(lab, bundle, name: str):
+    """A run of two micro-batches a step in two lanes, with CORE at its end."""
+    return lab(
+        name,
+        horizon={"steps": 4},
+        numerics={"threads": 1, "compile": False, "lanes": 2},
+        evaluate={"core_every": "end", "core_bundle": str(bundle), "bpb_every": None},
+    )
+
+
+def test_core_shared_out_among_ranks_is_that_of_one(lab, bundle):
+    found = []
+    for ranks in (1, 2):
+        run = of_core(lab, bundle, f"of {ranks}")
+        assert run.run_ranks(ranks) == [0] * ranks, run.log(1)
+        (measured,) = run.events("evaluation")
+        found.append((measured["value"], measured["result"], run.weights_sha256(4)))
+    assert found[0] == found[1]
+
+
+def test_a_pause_in_the_middle_of_core_takes_effect_on_all_ranks(lab, bundle):
+    run = of_core(lab, bundle, "paused")
+    run.interrupt("pause", 3, mark=b'"stage":"evaluating"', ranks=2)
+    outcome = run.exit()["outcome"]
+    assert outcome == "paused"
+    assert run.run_ranks(2) == [0, 0]
+    assert [e["evaluation"] for e in run.events("evaluation")] == ["core"]
+    assert {e["verdict"] for e in run.events("resume_checked")} <= {"verified"}

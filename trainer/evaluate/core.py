@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import takewhile
+from itertools import chain, takewhile, zip_longest
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from trainer.evaluate.network import Network
 from trainer.evaluate.parallel import side_by_side
 from trainer.evaluate.undisturbed import undisturbed
 from trainer.model.gpt import GPT
+from trainer.runtime.world import World
 
 BATCH_FLOPS_CPU = 2e11  # a stop is answered between batches: within seconds at any depth
 BATCH_TOKENS_CPU = 6144
@@ -77,9 +78,15 @@ def evaluate(
     should_stop: Callable[[], bool] | None = None,
     progress: ReportItems | None = None,
     details: bool = False,
+    world: World | None = None,
 ) -> CoreResult | None:
-    """CORE of the model as it stands; None when told to stop. progress(items done, items)."""
+    """CORE of the model as it stands; None when told to stop. progress(items done, items).
+
+    world: ranks that take turns with the batches; each returns the same result, without details.
+    """
     evaluation = CoreEvaluation(bundle, max_per_task, details=details)
+    if world is not None and world.size > 1:
+        return evaluation.run_shared(model, tokenizer, world, should_stop or (lambda: False))
     return evaluation.run(model, tokenizer, should_stop=should_stop, progress=progress)
 
 
@@ -127,6 +134,35 @@ class CoreEvaluation:
                     progress(len(self.outcomes), self.num_items)
         self.seconds += time.monotonic() - began
         return self.result() if len(self.outcomes) == self.num_items else None
+
+    def run_shared(
+        self, model: GPT, tokenizer: Encoder, world: World, should_stop: Callable[[], bool]
+    ) -> CoreResult | None:
+        """The same on several ranks, batch i on rank i modulo their number: the batches are those
+        of one rank, and so are the scores. None where a rank was told to stop, asked before each
+        round of batches; what was scored until then is lost."""
+        began, stopped, own = time.monotonic(), False, []
+
+        def turns() -> Iterator[list[Tree | Unscorable]]:
+            nonlocal stopped
+            for index, batch in enumerate(self._batches(model, tokenizer)):
+                turn = index % world.size
+                stopped = stopped or (turn == 0 and world.any(should_stop()))
+                if stopped:
+                    return
+                if turn == world.rank:
+                    yield batch
+
+        with undisturbed(model):
+            work = partial(self._scored, Network(model))
+            for outcomes in side_by_side(work, turns(), _workers(model)):
+                own.append([[outcome.right, outcome.why] for outcome in outcomes])
+        if stopped:
+            return None
+        rounds = zip_longest(*world.gather(own), fillvalue=[])
+        self.outcomes += [Outcome(*one) for batch in chain(*rounds) for one in batch]
+        self.seconds += time.monotonic() - began
+        return self.result()
 
     def result(self) -> CoreResult:
         """The scores of a finished evaluation."""

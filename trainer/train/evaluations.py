@@ -104,14 +104,12 @@ def _measured(session: Session, kind: Kind, max_per_task: int | None) -> bool:
     session.reporter.emit(events.Stage(stage="evaluating", detail=kind))
     if kind == "bpb":
         return val_bpb.measure(session)
-    return _on_rank_0(session, lambda: _core(session, max_per_task))
+    return _core(session, max_per_task)
 
 
 def _on_rank_0(session: Session, measure: Callable[[], bool]) -> bool:
-    """What one rank measures while the others wait for its answer; and, of CORE, its record."""
-    done = measure() if session.world.leads else True
-    session.state.evaluations = session.world.broadcast(session.state.evaluations)
-    return session.world.broadcast(done)
+    """What one rank does while the others wait for its answer, for as long as it takes."""
+    return session.world.broadcast(measure() if session.world.leads else True)
 
 
 def _core(session: Session, max_per_task: int | None) -> bool:
@@ -127,6 +125,7 @@ def _core(session: Session, max_per_task: int | None) -> bool:
         bundle,
         max_per_task=limit,
         should_stop=session.control.wants_attention,
+        world=session.world,
     )
     if result is None:
         return False
