@@ -51,10 +51,18 @@ class Torchrun(Local):
         return asdict(agent) if agent is not None else None
 
     def signal(self, spot: Spot, handle: Handle, *signals: signal.Signals) -> bool:
-        """To rank 0; stacks are asked of every rank, since any of them may be what hangs."""
+        """To rank 0; stacks are asked of every rank, since any of them may be what hangs, and one
+        that a signal stopped goes on: the others wait for it."""
         sent = super().signal(spot, handle, *signals)
         if sent and DUMP_SIGNAL in signals:
             for one in helpers(spot):
                 if asdict(one) != dict(handle):
-                    process.send(one, spot.token, DUMP_SIGNAL)
+                    more = (signal.SIGCONT,) if process.is_stopped(one.pid) else ()
+                    process.send(one, spot.token, DUMP_SIGNAL, *more)
         return sent
+
+
+def stopped_ranks(spot: Spot) -> list[int]:
+    """The ranks of an execution that a signal or a debugger stopped."""
+    stopped = [one.pid for one in helpers(spot) if process.is_stopped(one.pid)]
+    return sorted(int(rank) for pid in stopped if (rank := process.variable(pid, "RANK")))

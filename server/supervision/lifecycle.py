@@ -11,6 +11,7 @@ from pathlib import Path
 
 from server.database.tables import Attempt, Execution, Job
 from server.domain import events
+from server.launch import torchrun
 from server.launch.launcher import Handle, Work
 from server.supervision import post_mortem, recovery
 from server.supervision.context import SupervisorContext
@@ -104,22 +105,32 @@ def adopt(context: SupervisorContext, row: ExecutionRow, watch: Watch) -> None:
 
 def send(context: SupervisorContext, row: ExecutionRow, watch: Watch, action: Signal) -> None:
     """Signal it and remember the rung; a stall is written down before the signal goes."""
+    why = _with_stopped_ranks(watch, action)
     with context.db.write() as session:
         execution = session.get_one(Execution, row.execution_id)
         if not action.stall:
             execution.escalation = action.step
         elif execution.reason != Reason.stalled:
-            execution.reason, execution.message = Reason.stalled, action.why
+            execution.reason, execution.message = Reason.stalled, why
     sent = watch.launcher.signal(watch.spot, watch.handle, *action.signals)
     watch.since_step = 0.0
     if action.stall:
-        watch.stall_step, watch.stalled = action.step, watch.stalled or action.why
+        watch.stall_step, watch.stalled = action.step, watch.stalled or why
     names = " and ".join(s.name for s in action.signals)
-    words = f"sent {names} to the {_what(row)}: {action.why}"
+    words = f"sent {names} to the {_what(row)}: {why}"
     if not sent:
         words = f"did not send {names}: it is not certain whose process that is"
     with context.db.write() as session:
         events.record(session, "signal", words, **events.about(row), level="warning")
+
+
+def _with_stopped_ranks(watch: Watch, action: Signal) -> str:
+    """Why it is signalled; of a stall of several ranks, which of them a signal stopped."""
+    if not action.stall or watch.launcher.name != torchrun.NAME:
+        return action.why
+    stopped = torchrun.stopped_ranks(watch.spot)
+    named = ", ".join(f"rank {rank}" for rank in stopped)
+    return f"{action.why}; {named} was stopped by a signal" if stopped else action.why
 
 
 def clear_stall(context: SupervisorContext, row: ExecutionRow, watch: Watch) -> None:

@@ -75,6 +75,24 @@ def test_f57_f59_killed_at_every_level_it_goes_on_exactly(daemon: RealDaemon) ->
     assert log.status_code == 200
 
 
+def test_f60_killed_between_spawn_and_record_the_daemon_adopts_rank_0(tmp_path: Path) -> None:
+    daemon = RealDaemon(tmp_path, TRAIND_FAIL="supervisor.record=1*kill;loop.step=delay(0.02)")
+    try:
+        daemon.client.create_run({"name": "gang", **ASKED, "devices": ["cpu", "cpu"]})
+        daemon.process.wait(timeout=60)
+        del daemon.environment["TRAIND_FAIL"]
+        daemon.start()
+        daemon.until("gang", lambda now: len(now.ranks) == 2)
+        (attempt,) = daemon.client.attempts("gang")  # what was started is what runs
+        ranks = daemon.client.ranks("gang")
+        assert daemon.trainer_pid("gang") == attempt.pid == ranks[0].pid
+        daemon.client.cancel("gang")
+        daemon.until_state("gang", "cancelled")
+        until_gone(daemon)
+    finally:
+        daemon.end()
+
+
 def test_a_run_whose_steps_cannot_be_shared_is_refused_with_what_can(daemon: RealDaemon) -> None:
     body = {**ASKED, "name": "x", "devices": ["cpu"] * 4}
     answer = httpx.post(f"{daemon.url}/v1/runs", json=body)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,11 +15,12 @@ from typing import Any
 import pytest
 
 from server.domain import runs
-from server.launch import kinds, process
+from server.launch import kinds, process, torchrun
 from server.launch.launcher import Handle, Launcher, Liveness, Spot, Work
 from server.launch.local import Local
 from server.settings import Settings
 from tests.server.house import House
+from trainer.contract import rundir
 
 KINDS = ("local", "torchrun")
 
@@ -169,3 +171,40 @@ def test_silence_of_an_engine_is_no_death(tmp_path: Path) -> None:
             house.becomes(run_id, "cancelled")
     finally:
         house.close()
+
+
+def test_f58_a_stopped_rank_is_named_and_goes_on_when_stacks_are_asked_for(tmp_path: Path) -> None:
+    """Rank 0 waits for it: by its own state it only hangs."""
+    spot = Spot(tmp_path, secrets.token_hex(8))
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", _RANK],
+            cwd=tmp_path,
+            env={**os.environ, process.TOKEN_VARIABLE: spot.token, "RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]
+    try:
+        _until(lambda: len(list(tmp_path.glob("ready-*"))) == 2)
+        ranks[1].send_signal(signal.SIGSTOP)
+        assert _until(lambda: torchrun.stopped_ranks(spot)) == [1]
+        launcher = torchrun.Torchrun(sys.executable)
+        handle = launcher.find(spot)
+        assert handle is not None
+        assert handle["pid"] == ranks[0].pid
+        assert launcher.signal(spot, handle, rundir.DUMP_SIGNAL)
+        _until(lambda: not torchrun.stopped_ranks(spot))
+        _until(lambda: len(list(tmp_path.glob("dumped-*"))) == 2)
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+
+
+_RANK = (
+    "import os, pathlib, signal, time; from trainer.contract.rundir import DUMP_SIGNAL; "
+    "mine = os.environ['RANK']; "
+    "signal.signal(DUMP_SIGNAL, lambda *_: pathlib.Path('dumped-' + mine).touch()); "
+    "pathlib.Path('ready-' + mine).touch(); "
+    "[time.sleep(1) for _ in range(60)]"
+)

@@ -121,14 +121,19 @@ class ForkServer:
         return self.start_ranks(directory, 1, fail, module)[0]
 
     def start_ranks(
-        self, directory: Path, ranks: int, fail: str = "", module: str = "trainer.__main__"
+        self,
+        directory: Path,
+        ranks: int,
+        fail: str = "",
+        module: str = "trainer.__main__",
+        **environment: str,
     ) -> list[int]:
         """Start the ranks of one attempt as torchrun would; their pids."""
         request = {
             "ranks": _rank_environments(ranks),
             "module": module,
             "argv": [str(directory)],
-            "env": {"TRAIND_FAIL": fail} if fail else {},
+            "env": {**({"TRAIND_FAIL": fail} if fail else {}), **environment},
             "log": str(directory / "trainer.log"),
         }
         assert self._process.stdin is not None

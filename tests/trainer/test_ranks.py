@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +116,59 @@ def test_f57_a_killed_rank_is_named_and_nothing_saved_is_lost(lab, twins):
     assert run.run_ranks(4) == [0] * 4
     sha256, curve, _ = twin(lab, twins)
     assert (run.weights_sha256(STEPS), run.curve()) == (sha256, curve)
+
+
+def test_f58_a_stopped_rank_holds_the_others_up_and_costs_nothing(lab, twins):
+    run = ranked(lab, "stopped")
+    directory = run.order(devices=["cpu", "cpu"])
+    pids = run.server.start_ranks(directory, 2, "loop.step=delay(0.02)")
+    outbox = directory / "outbox.jsonl"
+    until(lambda: outbox.exists() and b'"kind":"step","step":3,' in outbox.read_bytes())
+    os.kill(pids[1], signal.SIGSTOP)
+    until(lambda: (Path("/proc") / str(pids[1]) / "stat").read_text().split()[2] == "T")
+    size = settled_size(outbox)
+    time.sleep(0.5)
+    assert outbox.stat().st_size == size  # rank 0 goes nowhere without it
+    os.kill(pids[1], signal.SIGCONT)
+    assert run.server.wait_ranks() == [0, 0]
+    run.close_attempt(directory)
+    assert result(run) == twin(lab, twins)
+
+
+def until(holds):
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def settled_size(path: Path) -> int:
+    """Of a file that is written no more: the step under way has ended."""
+    before = -1
+    while before != (size := path.stat().st_size):
+        before = size
+        time.sleep(0.5)
+    return size
+
+
+def test_f62_a_full_disk_is_waited_for_by_all_ranks_beyond_the_timeout_of_tensors(lab):
+    """Rank 0 waits for room, the others for its word: no collective of tensors has begun."""
+    run = lab(
+        "full",
+        batch={"tokens": 256, "device_batch_size": 2},
+        numerics=NUMERICS,
+        horizon={"steps": 2},
+        checkpoint={"every_steps": None, "every_seconds": None},
+    )
+    directory = run.order(devices=["cpu", "cpu"])
+    full = f"checkpoint.write@0=3*error({errno.ENOSPC})"
+    run.server.start_ranks(directory, 2, full, TRAIND_RANKS_TIMEOUT_SECONDS="3")
+    assert run.server.wait_ranks() == [0, 0], run.log(1)
+    run.close_attempt(directory)
+    assert [e["errno"] for e in run.events("checkpoint_failed")] == [errno.ENOSPC] * 3
+    assert run.exit()["outcome"] == "completed"
+    failed, saved = run.events("checkpoint_failed")[0], run.events("checkpoint_saved")[-1]
+    assert saved["ts"] - failed["ts"] > 3
 
 
 def test_f61_a_rank_out_of_memory_is_named(lab):

@@ -53,15 +53,20 @@ def blame(attempt: Path, members: list[tuple[int, str, int]], heard: str) -> tup
     members: (rank, device, pid). heard: what the lost connection said, for want of better.
     """
     deadline = time.monotonic() + WAIT_SECONDS
-    while time.monotonic() < deadline:
-        found = first_failure(attempt)
+    while True:
+        gone = [(r, d, pid) for r, d, pid in members if r and identify(pid) is None]
+        found = first_failure(
+            attempt
+        )  # looked for after the processes: it is written before the end
         if found is not None:
             rank, record = found
             device = next((d for r, d, _ in members if r == rank), "its device")
             return record.reason, f"rank {rank} ({device}): {record.message}"
+        silent = [one for one in gone if not rank_record(attempt, one[0]).exists()]
+        if silent:
+            named = ", ".join(f"rank {r} ({d}, process {pid})" for r, d, pid in silent)
+            return Reason.rank_lost, f"{named} ended without a word: killed, or it crashed"
+        if time.monotonic() >= deadline:
+            break
         time.sleep(0.05)
-    gone = [(r, d, pid) for r, d, pid in members if r and identify(pid) is None]
-    if gone:
-        named = ", ".join(f"rank {r} ({d}, process {pid})" for r, d, pid in gone)
-        return Reason.rank_lost, f"{named} ended without a word: killed, or it crashed"
     return Reason.rank_lost, f"a rank does not answer: {heard}"

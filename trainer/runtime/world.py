@@ -29,7 +29,8 @@ T = TypeVar("T")
 _Passing = tuple[Tensor, Tensor, Tensor, Any]  # piece, its copy where it passes, parts, work
 BACKEND = "TRAIND_RANKS_BACKEND"  # "gloo": ranks may share a card, which NCCL refuses
 WORDS_TIMEOUT = timedelta(days=30)
-TENSORS_TIMEOUT = timedelta(minutes=10)
+TENSORS_TIMEOUT_SECONDS = 600.0
+TIMEOUT = "TRAIND_RANKS_TIMEOUT_SECONDS"  # another one, for tests
 CHUNK = 1 << 24  # elements summed at once: 64 MB of float32
 LARGE = 1 << 19  # elements from which copying costs more than a message of its own
 
@@ -134,11 +135,13 @@ class _Ranks(World):
         import torch.distributed as dist
 
         self._dist: Any = dist
+        seconds = float(os.environ.get(TIMEOUT, TENSORS_TIMEOUT_SECONDS))
+        self._timeout = timedelta(seconds=seconds)
         if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
             # one machine: nothing listens beyond it
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         with self._waiting():
-            dist.init_process_group("gloo", timeout=TENSORS_TIMEOUT)
+            dist.init_process_group("gloo", timeout=self._timeout)
             self._words = dist.new_group(backend="gloo", timeout=WORDS_TIMEOUT)
         self._tensors: Any = dist.group.WORLD
         self._on_host = True
@@ -149,7 +152,7 @@ class _Ranks(World):
     def use(self, device: torch.device) -> None:
         if device.type == "cuda" and os.environ.get(BACKEND, "nccl") == "nccl":
             with self._waiting():
-                self._tensors = self._dist.new_group(backend="nccl", timeout=TENSORS_TIMEOUT)
+                self._tensors = self._dist.new_group(backend="nccl", timeout=self._timeout)
             self._on_host = False
 
     # --- words -----------------------------------------------------------------------------------
