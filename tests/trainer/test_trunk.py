@@ -38,6 +38,7 @@ def test_a_step_is_autograds(tile: str, monkeypatch: pytest.MonkeyPatch) -> None
         assert a.grad_norm.item() == pytest.approx(b.grad_norm.item(), rel=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore")  # torch's compiler warns about itself
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_the_pieces_as_they_are_traced_compute_every_layer(
     kind: Kind, monkeypatch: pytest.MonkeyPatch

@@ -46,8 +46,17 @@ class Outward(NamedTuple):
     mlp_proj: Tensor
 
 
+class Start(NamedTuple):
+    """What leads from tokens to x0. table: wte (V, D). smear_gate (1, channels) in the compute
+    dtype, smear_lambda (1,): where the model smears."""
+
+    table: Tensor
+    smear_gate: Tensor | None
+    smear_lambda: Tensor | None
+
+
 class Fixed(NamedTuple):
-    """The same forevery layer of a pass: tokens (B, T), x0 (B, T, D), and the rotation: cos (T, C)
+    """The same for every layer of a pass: tokens (B, T), x0 (B, T, D), and the rotation: cos (T, C)
     and sin (T, C), whose second half has the other sign."""
 
     tokens: Tensor
@@ -79,6 +88,15 @@ class Hidden(NamedTuple):
     x: Tensor
 
 
+class DStart(NamedTuple):
+    """Gradients: of the table's rows (B, T, D), of the smear's gate (1, channels) and lambda (1,),
+    in float32."""
+
+    rows: Tensor
+    smear_gate: Tensor | None
+    smear_lambda: Tensor | None
+
+
 class DInward(NamedTuple):
     """Gradients: of q, k and v side by side (B, T, D + 2 W), of x, of x0 summed so far, of both
     lambdas (2,), of the value rows (B, T, W), of the gate before its sigmoid (B, T, K)."""
@@ -107,6 +125,15 @@ Relu2Gradient = Callable[[Tensor, Tensor, Tensor], Tensor]  # d_x, mlp_proj, rel
 # --- forward -------------------------------------------------------------------------------------
 
 
+def start(tokens: Tensor, weights: Start, dtype: torch.dtype) -> Tensor:
+    """x0 (B, T, D) in the compute dtype."""
+    n, _ = _norm(lookup(tokens, weights.table, dtype))
+    if weights.smear_gate is None or weights.smear_lambda is None:
+        return n
+    share = weights.smear_lambda * _smear_gate(n, weights.smear_gate)
+    return torch.cat([n[:, :1], (n[:, 1:] + share * n[:, :-1]).to(dtype)], dim=1)
+
+
 def inward(x: Tensor, fixed: Fixed, weights: Inward, head_dim: int) -> Heads:
     h, h_inv = _norm(_mixed(x, fixed.x0, weights.mix))
     q, k, v = (t.unflatten(-1, (-1, head_dim)) for t in _qkv(h, weights.qkv))
@@ -131,6 +158,11 @@ def outward(x: Tensor, y: Tensor, fixed: Fixed, weights: Outward, relu2: Relu2) 
 def finish(x: Tensor, middle: Tensor, backout_lambda: Tensor) -> tuple[Tensor, Tensor]:
     """The trunk's result and its norm's 1 / rms. middle: the middle layer's x."""
     return _norm(x - backout_lambda.to(x.dtype) * middle)
+
+
+def _smear_gate(n: Tensor, gate: Tensor) -> Tensor:
+    """How much of the position to its left each one but the first takes: (B, T - 1, 1), float32."""
+    return torch.sigmoid((n[:, 1:, : gate.size(-1)].float() * gate).sum(-1, keepdim=True))
 
 
 def relu2(h: Tensor, c_fc: Tensor) -> Tensor:
@@ -188,6 +220,22 @@ def d_finish(
     d_u = _d_norm(d_out, out, inv)
     d_lambda = -_dot(d_u, middle).view(1)
     return d_u.to(out.dtype), (-backout_lambda * d_u).to(out.dtype), d_lambda
+
+
+def d_start(d_x0: Tensor, tokens: Tensor, weights: Start) -> DStart:
+    """The rows are read and normed once more: cheaper than to keep them through the pass."""
+    n, inv = _norm(lookup(tokens, weights.table, d_x0.dtype))
+    if weights.smear_gate is None or weights.smear_lambda is None:
+        return DStart(_d_norm(d_x0, n, inv).to(d_x0.dtype), None, None)
+    gate, channels = _smear_gate(n, weights.smear_gate), weights.smear_gate.size(-1)
+    d_x = d_x0[:, 1:].float()
+    d_share = (d_x * n[:, :-1]).sum(-1, keepdim=True)
+    d_z = weights.smear_lambda * d_share * gate * (1 - gate)
+    d_gate = (d_z * n[:, 1:, :channels]).sum((0, 1)).view(1, -1)
+    right = F.pad(d_z * weights.smear_gate, (0, n.size(-1) - channels, 1, 0))
+    left = F.pad(weights.smear_lambda * gate * d_x, (0, 0, 0, 1))
+    d_rows = _d_norm(d_x0.float() + right + left, n, inv)
+    return DStart(d_rows.to(d_x0.dtype), d_gate, (d_share * gate).sum().view(1))
 
 
 def d_outward(d_x: Tensor, hidden: Hidden, weights: Outward, d_relu2: Relu2Gradient) -> DOutward:

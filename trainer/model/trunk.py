@@ -9,7 +9,7 @@ attentions is compiled as one. On the CPU training stays with autograd, whose bi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +21,19 @@ from trainer.model import layer, parameters
 from trainer.model.attention_gradient import AttendBack, Back
 from trainer.model.gpt import GPT
 from trainer.model.head import add_product
-from trainer.model.layer import DInward, DOutward, Fixed, Heads, Hidden, Inward, Outward
+from trainer.model.layer import (
+    DInward,
+    DOutward,
+    DStart,
+    Fixed,
+    Heads,
+    Hidden,
+    Inward,
+    Outward,
+    Start,
+)
 
+# a function of tensors -> the same, with the kind of the call before its arguments
 Compile = Callable[[Callable[..., Any]], Callable[..., Any]]
 AddRows = Callable[[str, Tensor], None]  # a table's name, gradient of its rows (B, T, W)
 MIX_STRIDE = 16  # numbers from one layer's lambdas to the next: what is not aligned gets copied
@@ -42,13 +53,15 @@ class Layer:
 
 @dataclass
 class Kept:
-    """What a pass keeps. inv: 1 / rms of the norm that made `out`."""
+    """What a pass keeps. inv: 1 / rms of the norm that made `out`; at: what tells its shapes from
+    another pass's."""
 
     out: Tensor
     inv: Tensor
     middle: Tensor
     fixed: Fixed
     layers: list[Layer]
+    at: Hashable
 
 
 class Trunk:
@@ -68,6 +81,9 @@ class Trunk:
     ) -> None:
         self.model, head_dim = model, model.shape.head_dim
         self.attend = attend
+
+        def begin(tokens: Tensor, weights: Start) -> Tensor:
+            return layer.start(tokens, weights, model.compute_dtype)
 
         def enter(x: Tensor, fixed: Fixed, into: Inward) -> Heads:
             return layer.inward(x, fixed, into, head_dim)
@@ -90,6 +106,7 @@ class Trunk:
                 into = into._replace(x=into.x + d_middle)
             return into, layer.d_outward(into.x, hidden, out, d_relu2)
 
+        self._begin, self._d_begin = compiler(begin), compiler(layer.d_start)
         self._enter, self._between, self._leave = map(compiler, (enter, between, leave))
         self._d_leave, self._d_between = compiler(d_leave), compiler(d_between)
         self._finish, self._d_finish = compiler(layer.finish), compiler(layer.d_finish)
@@ -97,49 +114,54 @@ class Trunk:
         self._last, self._middle = model.shape.n_layer - 1, model.shape.n_layer // 2
         self._turn: tuple[Tensor, Tensor] | None = None
         self._mix = torch.zeros(model.shape.n_layer, MIX_STRIDE, device=model.device)
+        self._start = _start(model)
         self._weights = [_weights(model, i, mix[:2]) for i, mix in enumerate(self._mix)]
+        self._kinds = [w.kind for w in self._weights]
         self._gradients = [_Gradients(model, i) for i in range(model.shape.n_layer)]
 
     @torch.no_grad()
-    def forward(self, x0: Tensor, tokens: Tensor, *, keep: bool = True) -> Kept:
-        """x0 (B, T, D): what `architecture.start` returns. Without `keep` no layer is kept."""
+    def forward(self, tokens: Tensor, *, keep: bool = True) -> Kept:
+        """Of tokens (B, T). Without `keep` no layer is kept."""
         bank = self.model.bank
         for column, name in enumerate(("resid_lambdas", "x0_lambdas")):
             self._mix[:, column] = bank.parameters[name].detach()
+        at, kinds = (tokens.shape, tokens.stride()), self._kinds
+        x = middle = x0 = self._begin(at, tokens, self._start)
         fixed = Fixed(tokens, x0, *self._rotation(x0.size(1)))
-        x = middle = x0
-        heads: Any = self._enter(x, fixed, self._weights[0].into)
+        heads: Any = self._enter((at, kinds[0]), x, fixed, self._weights[0].into)
         layers: list[Layer] = []
         for index, weights in enumerate(self._weights):
             attend = self.attend[self.model.windows[index]]
             y_BTHC, attend_back = attend(*heads[:3])
             y = y_BTHC.flatten(-2)
             if index < self._last:
-                into = self._weights[index + 1].into
-                hidden, following = self._between(x, y, fixed, weights.out, into)
+                kind, into = (at, kinds[index + 1]), self._weights[index + 1].into
+                hidden, following = self._between(kind, x, y, fixed, weights.out, into)
             else:
-                hidden, following = self._leave(x, y, fixed, weights.out), None
+                hidden, following = self._leave(at, x, y, fixed, weights.out), None
             if keep:
                 layers.append(Layer(x, heads, y, attend_back, hidden))
             x, heads = hidden.x, following
             if index == self._middle:
                 middle = x
-        out, inv = self._finish(x, middle, self._backout)
-        return Kept(out, inv, middle, fixed, layers)
+        out, inv = self._finish(at, x, middle, self._backout)
+        return Kept(out, inv, middle, fixed, layers, at)
 
     @torch.no_grad()
-    def backward(self, kept: Kept, d_result: Tensor, add_rows: AddRows, *, first: bool) -> Tensor:
-        """The gradient for x0; those of weights and lambdas are added to the bank's, or written
-        there by the first micro-batch of a step. Empties `kept`."""
+    def backward(self, kept: Kept, d_result: Tensor, add_rows: AddRows, *, first: bool) -> None:
+        """The gradients of weights and lambdas are added to the bank's, or written there by the
+        first micro-batch of a step; those of table rows are handed to `add_rows`. Empties `kept`.
+        """
         d_x: Any
+        at, kinds = kept.at, self._kinds
         d_x, d_middle, d_backout = self._d_finish(
-            d_result, kept.out, kept.inv, kept.middle, self._backout
+            at, d_result, kept.out, kept.inv, kept.middle, self._backout
         )
         fixed, layers = kept.fixed, kept.layers
         if self._middle == self._last:
             d_x = d_x + d_middle
         d_x0, d_mix = torch.zeros_like(d_x), []
-        d_out: Any = self._d_leave(d_x, layers[-1].hidden, self._weights[-1].out)
+        d_out: Any = self._d_leave(at, d_x, layers[-1].hidden, self._weights[-1].out)
         for index in range(self._last, -1, -1):
             above = layers.pop()
             self._gradients[index].add_outward(d_x, d_out, above, first)
@@ -151,18 +173,20 @@ class Trunk:
             if index:
                 d_kept = d_middle if index - 1 == self._middle else None
                 hidden, out = layers[-1].hidden, self._weights[index - 1].out
-                d_in, d_out = self._d_between(arguments, d_kept, hidden, out)
+                kind = (at, kinds[index], d_kept is None)
+                d_in, d_out = self._d_between(kind, arguments, d_kept, hidden, out)
             else:
-                d_in = self._d_enter(*arguments)
+                d_in = self._d_enter((at, kinds[0]), *arguments)
             del arguments, d_heads, d_u, x
             self._gradients[index].add_inward(d_in, heads, first)
             if d_in.rows is not None:
                 add_rows(parameters.value_embed(index), d_in.rows)
             d_x, d_x0 = d_in.x, d_in.x0
-            d_mix.insert(0, d_in.mix)
+            d_mix.append(d_in.mix)
             del d_in, heads
-        self._add_lambdas(torch.stack(d_mix), d_backout)
-        return d_x + d_x0
+        d_start = self._d_begin(at, d_x + d_x0, fixed.tokens, self._start)
+        add_rows(parameters.WTE, d_start.rows)
+        self._add_scalars(torch.stack(d_mix[::-1]), d_backout, d_start)
 
     def _rotation(self, length: int) -> tuple[Tensor, Tensor]:
         """cos and sin (T, C) as `layer.Fixed` has them."""
@@ -175,21 +199,32 @@ class Trunk:
     def _backout(self) -> Tensor:
         return self.model.bank.parameters["backout_lambda"].detach()
 
-    def _add_lambdas(self, d_mix_L2: Tensor, d_backout: Tensor) -> None:
+    def _add_scalars(self, d_mix_L2: Tensor, d_backout: Tensor, d_start: DStart) -> None:
         gradient = self.model.bank.gradient
-        gradient("resid_lambdas").add_(d_mix_L2[:, 0])
-        gradient("x0_lambdas").add_(d_mix_L2[:, 1])
-        gradient("backout_lambda").add_(d_backout)
+        gradient(parameters.RESID_LAMBDAS).add_(d_mix_L2[:, 0])
+        gradient(parameters.X0_LAMBDAS).add_(d_mix_L2[:, 1])
+        gradient(parameters.BACKOUT_LAMBDA).add_(d_backout)
+        if d_start.smear_gate is not None and d_start.smear_lambda is not None:
+            gradient(parameters.SMEAR_GATE).add_(d_start.smear_gate)
+            gradient(parameters.SMEAR_LAMBDA).add_(d_start.smear_lambda)
 
 
 @dataclass(frozen=True)
 class _Weights:
-    """into: with v's product aside where v is kept as it is, or q and k would be kept with it;
+    """kind: what tells a layer's pieces from another's; into: with v's product aside where v is kept as it is, or q and k would be kept with it;
     backward: with as few products as the bank allows."""
 
+    kind: Hashable
     into: Inward
     backward: Inward
     out: Outward
+
+
+def _start(model: GPT) -> Start:
+    leaves = model.bank.leaves
+    gate, factor = leaves.get(parameters.SMEAR_GATE), leaves.get(parameters.SMEAR_LAMBDA)
+    smear = (None, None) if gate is None or factor is None else (gate.detach(), factor.detach())
+    return Start(model.tables[parameters.WTE].detach(), *smear)
 
 
 def _weights(model: GPT, index: int, mix: Tensor) -> _Weights:
@@ -202,6 +237,7 @@ def _weights(model: GPT, index: int, mix: Tensor) -> _Weights:
     apart = (*bank.joined(names[:-1]), *bank.joined(names[-1:]))
     forward = joined if table is not None else tuple(p.view(bank.compute_buffer) for p in apart)
     return _Weights(
+        (len(forward), len(joined), table is not None),
         Inward(mix, forward, ve_gate, table),
         Inward(mix, joined, ve_gate, table),
         Outward(

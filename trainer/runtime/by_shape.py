@@ -1,47 +1,44 @@
-"""Pure functions of tensors, compiled for each shape of their arguments and called without Dynamo.
+"""Pure functions of tensors, compiled once for each kind of call and called without Dynamo.
 
-torch.compile evaluates guards and puts the interpreter's state aside around each call. A step at
-depth 12 makes 112 calls of this kind, and that was a fifth of the host's time for it. What these
-functions do depends on shapes and strides alone, so one look-up by them replaces guards; what the
-compiler made asserts both once more.
+torch.compile evaluates guards and puts the interpreter's state aside around each call, and what it
+returns passes several wrappers before the compiler's own code. A step at depth 12 makes 112 calls
+of this kind, and that was a third of the host's time for it. Here the caller names the kind of a
+call: one look-up replaces guards, and arguments reach the compiler's code by one unpacking. That
+code asserts shapes and strides by itself, so a kind that is named wrongly raises and computes
+nothing wrong.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 from torch import Tensor
 
 Nested = Any  # a tensor, None, or a (named) tuple of these
-Run = Callable[..., tuple[Tensor, ...]]
+Run = Callable[[tuple[Nested, ...]], Nested]
+Boxed = Callable[[list[Tensor]], "tuple[Tensor, ...]"]  # empties the list, as the compiler's own
 
 
 class ByShape:
     """`function` of nested tensors, compiled by inductor at the first call of each kind.
 
     The function returns new tensors: it writes into none of its arguments and returns none of them.
-    Its arguments keep their dtypes from call to call, unless the first one's changes.
+    A kind: what the caller knows to determine which arguments are None, and all shapes, strides and
+    dtypes.
     """
 
     def __init__(self, function: Callable[..., Nested]) -> None:
         self._function = function
-        self._made: dict[Any, tuple[Run, Any]] = {}
+        self._made: dict[Hashable, Run] = {}
 
-    def prepared(self, args: tuple[Nested, ...]) -> Callable[[], Nested]:
-        """The call, compiled. Raises what the compiler raises; the call itself does not compile."""
+    def prepared(self, kind: Hashable, args: tuple[Nested, ...]) -> Run:
+        """What calls of this kind run. Raises what the compiler raises; the run does not compile."""
+        return self._made.get(kind) or self._made.setdefault(kind, self._make(args))
+
+    def _make(self, args: tuple[Nested, ...]) -> Run:
         leaves: list[Tensor] = []
-        kind = (_flatten(args, leaves), leaves[0].dtype)
-        made = self._made.get(kind)
-        if made is None:
-            made = self._made[kind] = self._make(args, leaves)
-        run, outline = made
-        return lambda: _filled(outline, run(*leaves))
-
-    def _make(self, args: tuple[Nested, ...], leaves: list[Tensor]) -> tuple[Run, Any]:
-        from torch._inductor import standalone_compile
-        from torch.fx.experimental.proxy_tensor import make_fx
-
+        _outline(args, leaves)
         outlines: list[Any] = []
 
         def flat(*tensors: Tensor) -> list[Tensor]:
@@ -50,32 +47,64 @@ class ByShape:
             outlines.append(_outline((result,), found))
             return found
 
-        # a tensor that is passed twice, as the first layer's x and x0, would be one argument to the
-        # tracer, and every later call would be computed as if both were the same
-        apart = [leaf.detach() for leaf in leaves]
-        graph = make_fx(flat, tracing_mode="fake")(*apart)
-        run = standalone_compile(graph, list(leaves), dynamic_shapes="from_example_inputs")
-        ((_, (outline,)),) = outlines
-        return run, outline
+        boxed = _compiled(flat, leaves)
+        flatten, filled = _flattener(_outline(args, [])), _filler(outlines[0])
+        return lambda args: filled(boxed(flatten(args)))
 
 
-def _flatten(values: tuple[Nested, ...], leaves: list[Tensor]) -> tuple[Any, ...]:
-    """Append the tensors of `values`; what distinguishes a call from one that needs other code."""
-    kind: list[Any] = []
-    for value in values:
-        if isinstance(value, Tensor):
-            leaves.append(value)
-            kind.append(value.shape if value.is_contiguous() else (value.shape, value.stride()))
-        else:
-            kind.append(None if value is None else _flatten(value, leaves))
-    return tuple(kind)
+def _compiled(function: Callable[..., list[Tensor]], leaves: list[Tensor]) -> Boxed:
+    """By inductor. The first call passes torch's wrappers, which end the compilation with it; later
+    ones go to the compiler's code at once, where it takes and returns what the wrappers do."""
+    from torch._functorch import config
+    from torch._inductor import standalone_compile
+    from torch._inductor.compile_fx import compile_fx_inner
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    inner: list[Any] = []
+
+    def compile_inner(graph: Any, inputs: Any, **options: Any) -> Any:
+        inner.append((compile_fx_inner(graph, inputs, **options), len(inputs)))
+        return inner[-1][0]
+
+    # a tensor that is passed twice, as the first layer's x and x0, would be one argument to the
+    # tracer, and every later call would be computed as if both were the same
+    apart = [leaf.detach() for leaf in leaves]
+    graph = make_fx(function, tracing_mode="fake")(*apart)
+    with config.patch(enable_autograd_cache=False):  # or nothing inside it is compiled
+        whole = standalone_compile(
+            graph,
+            list(leaves),
+            dynamic_shapes="from_example_inputs",
+            options={"inner_compile": compile_inner},
+        )
+    return _Boxed(whole, [made for made, count in inner if count == len(leaves)])
+
+
+class _Boxed:
+    def __init__(self, whole: Callable[..., Any], inner: list[Any]) -> None:
+        self._whole, self._inner = whole, inner
+        self._direct: Boxed | None = None
+
+    def __call__(self, tensors: list[Tensor]) -> tuple[Tensor, ...]:
+        if self._direct is not None:
+            return self._direct(tensors)
+        found = tuple(self._whole(*tensors))
+        if len(self._inner) == 1:
+            self._direct = getattr(self._inner[0], "current_callable", None)
+        return found
+
+
+# --- nested tuples -------------------------------------------------------------------------------
 
 
 def _replaced(value: Nested, tensors: Iterator[Tensor]) -> Nested:
     """`value` with these tensors in place of its own."""
     if isinstance(value, Tensor):
         return next(tensors)
-    return None if value is None else _rebuilt(type(value), [_replaced(v, tensors) for v in value])
+    if value is None:
+        return None
+    parts = [_replaced(v, tensors) for v in value]
+    return tuple(parts) if type(value) is tuple else type(value)(*parts)
 
 
 def _outline(values: tuple[Nested, ...], leaves: list[Tensor]) -> tuple[type, list[Any]]:
@@ -90,14 +119,47 @@ def _outline(values: tuple[Nested, ...], leaves: list[Tensor]) -> tuple[type, li
     return type(values), parts
 
 
-def _filled(outline: Any, tensors: tuple[Tensor, ...]) -> Nested:
-    """The reverse of `_outline`."""
-    if type(outline) is int:
-        return tensors[outline]
-    kind, outlines = outline
-    parts = [None if o is None else _filled(o, tensors) for o in outlines]
-    return _rebuilt(kind, parts)
+def _flattener(outline: tuple[type, list[Any]]) -> Callable[[tuple[Nested, ...]], list[Tensor]]:
+    """Nested tensors of this outline -> a list of them, written out as one unpacking."""
+
+    def pattern(part: Any) -> str:
+        if part is None:
+            return "_"
+        return (
+            f"t{part}" if type(part) is int else f"({''.join(f'{pattern(p)},' for p in part[1])})"
+        )
+
+    names = ",".join(f"t{number}" for number in range(_count(outline)))
+    return _defined(f"{pattern(outline)} = given\n    return [{names}]", {})
 
 
-def _rebuilt(kind: type, parts: list[Any]) -> Any:
-    return kind(parts) if kind is tuple else kind(*parts)
+def _filler(outline: tuple[type, list[Any]]) -> Callable[[tuple[Tensor, ...]], Nested]:
+    """The reverse of the flattener; the outline is of a tuple of one, the result."""
+    kinds: dict[str, Any] = {}
+
+    def expression(part: Any) -> str:
+        if part is None:
+            return "None"
+        if type(part) is int:
+            return f"t{part}"
+        inside = ",".join(map(expression, part[1]))
+        if part[0] is tuple:
+            return f"({inside},)" if part[1] else "()"
+        name = f"kind{len(kinds)}"
+        kinds[name] = part[0]
+        return f"{name}({inside})"
+
+    names = "".join(f"t{number}," for number in range(_count(outline)))
+    return _defined(f"({names}) = given\n    return {expression(outline[1][0])}", kinds)
+
+
+def _count(part: Any) -> int:
+    if part is None or type(part) is int:
+        return int(part is not None)
+    return sum(map(_count, part[1]))
+
+
+def _defined(body: str, names: dict[str, Any]) -> Callable[[Any], Any]:
+    """A function of `given`, as namedtuple defines its own: from source, run once."""
+    exec(f"def function(given):\n    {body}", names)  # noqa: S102
+    return names["function"]

@@ -10,7 +10,7 @@ import importlib.util
 import os
 import shutil
 import sysconfig
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -63,22 +63,23 @@ class Compiler:
 
     def pure(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Like a call, for functions of tensors, None and tuples of them that write into no
-        argument and return none: with less work of the host at each call."""
+        argument and return none: with less work of the host at each call. What is returned takes
+        the kind of the call (`by_shape.py`) before the function's arguments."""
         if not self.active:
-            return function
+            return lambda _, *args: function(*args)
         by_shape = ByShape(function)
 
-        def call(*args: Any) -> Any:
-            if not self.active:
+        def call(kind: Hashable, *args: Any) -> Any:
+            if self.reason is not None:
                 return function(*args)
             try:
-                run = by_shape.prepared(args)
+                run = by_shape.prepared(kind, args)
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # tracing has errors of every kind; so would the function
                 self.reason = _described(error)
                 return function(*args)
-            return run()
+            return run(args)
 
         return call
 

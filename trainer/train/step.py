@@ -251,8 +251,7 @@ class Stepper:
         are not worth a compilation of their own."""
         if self.trunk is None or tuple(tokens_BT.shape) != self._trained_shape:
             return self.model.loss(tokens_BT, targets_BT, reduction="none")
-        rows_BTD = self.model.rows_of(parameters.WTE, tokens_BT).requires_grad_()
-        x_BTD = self.trunk.forward(self._x0(rows_BTD).detach(), tokens_BT, keep=False).out
+        x_BTD = self.trunk.forward(tokens_BT, keep=False).out
         weight_VD, targets_N = self.model.head_weight.detach(), targets_BT.reshape(-1)
         losses_N = head.token_losses(x_BTD.flatten(0, 1), weight_VD, targets_N, self._chunk_losses)
         return losses_N.view_as(targets_BT)
@@ -359,21 +358,12 @@ class Stepper:
             if learn:
                 _Scored.apply(x_BTD, gradient_BTD).backward()
             return loss
-        x0_BTD = self._x0(self._leaf(parameters.WTE, tokens_BT, touched, slots))
-        kept = self.trunk.forward(x0_BTD.detach(), tokens_BT, keep=learn)
+        kept = self.trunk.forward(tokens_BT, keep=learn)
         loss, gradient_BTD = self._head(kept.out, targets_N, scale, first)
         if learn:
             add_rows = partial(_add_rows, touched, slots)
-            gradient_BTD = self.trunk.backward(kept, gradient_BTD, add_rows, first=first)
-            with torch.autograd.set_multithreading_enabled(False):  # no other thread to wait for
-                _Scored.apply(x0_BTD, gradient_BTD).backward()
+            self.trunk.backward(kept, gradient_BTD, add_rows, first=first)
         return loss
-
-    def _x0(self, rows_BTD: Tensor) -> Tensor:
-        leaf = self.model.bank.leaves
-        smear = (leaf.get(parameters.SMEAR_GATE), leaf.get(parameters.SMEAR_LAMBDA))
-        with torch.enable_grad():
-            return self._start(rows_BTD, *smear)
 
     @torch.no_grad()
     def _head(
