@@ -1,6 +1,6 @@
 """The host's work for a step of the preset on CUDA, ours against the plain reference's, in turns.
 
-    python -m tests.bench.host [--rows 8] [--pairs 60] [--profile]
+    python -m tests.bench.host [--rows 8] [--depth 12] [--pairs 60] [--profile]
 
 Processor seconds of this process, all its threads: what the host does while the card computes. On a
 null GPU (`tests/nullgpu`) nothing else is in them; on a card, waiting for it may be.
@@ -28,27 +28,28 @@ from trainer.train.step import Reading, Stepper
 WARM_UP = 4
 
 
-def spec(rows: int) -> RunSpec:
+def spec(rows: int, depth: int) -> RunSpec:
     body = {"tokens": 65_536, "device_batch_size": rows}
-    return resolve({"name": "host", "preset": "rtx4070-d12", "batch": body})
+    model = {"depth": depth}
+    return resolve({"name": "host", "preset": "rtx4070-d12", "model": model, "batch": body})
 
 
-def ours(rows: int) -> Callable[[], object]:
+def ours(wanted: RunSpec) -> Callable[[], object]:
     """A step as the training loop makes it, its numbers read."""
-    wanted = spec(rows)
     plan, shape = make_plan(wanted), shape_of(wanted.model)
     model = GPT(shape, compute_dtype=torch.bfloat16, device="cuda")
     optimizer = Optimizer(model, plan.hyperparameters)
     settled = {str(w): "sdpa" for w in shape.windows}
     stepper = Stepper(
-        model, optimizer, compile=True, deterministic=False, rows=rows, attention_backends=settled
+        model,
+        optimizer,
+        compile=True,
+        deterministic=False,
+        rows=plan.batch.device_batch_size,
+        attention_backends=settled,
     )
     data = pinned(wanted)
     return lambda: Reading(stepper.train_step(data, **training.RATES)).values()
-
-
-def plain(rows: int) -> Callable[[], object]:
-    return training.opponent(spec(rows), "cuda")
 
 
 def pinned(wanted: RunSpec) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -81,9 +82,10 @@ def in_turns(
     return times
 
 
-def measure(rows: int = 8, pairs: int = 60) -> dict[str, Any]:
+def measure(rows: int = 8, depth: int = 12, pairs: int = 60) -> dict[str, Any]:
     """Least and median milliseconds of both; ratio: ours to plain's, median of the pairs."""
-    a, b = in_turns(ours(rows), plain(rows), pairs)
+    wanted = spec(rows, depth)
+    a, b = in_turns(ours(wanted), training.opponent(wanted, "cuda"), pairs)
     return {
         "ours_least": min(a) * 1e3,
         "ours_median": statistics.median(a) * 1e3,
@@ -93,11 +95,11 @@ def measure(rows: int = 8, pairs: int = 60) -> dict[str, Any]:
     }
 
 
-def profile(rows: int, steps: int = 20) -> None:
+def profile(wanted: RunSpec, steps: int = 20) -> None:
     import cProfile
     import pstats
 
-    step = ours(rows)
+    step = ours(wanted)
     for _ in range(WARM_UP):
         step()
     least = min(processor_seconds(step) for _ in range(steps))
@@ -113,13 +115,14 @@ def profile(rows: int, steps: int = 20) -> None:
 def main() -> None:
     ask = argparse.ArgumentParser()
     ask.add_argument("--rows", type=int, default=8)
+    ask.add_argument("--depth", type=int, default=12)
     ask.add_argument("--pairs", type=int, default=60)
     ask.add_argument("--profile", action="store_true")
     asked = ask.parse_args()
     if asked.profile:
-        profile(asked.rows)
+        profile(spec(asked.rows, asked.depth))
         return
-    for name, value in measure(asked.rows, asked.pairs).items():
+    for name, value in measure(asked.rows, asked.depth, asked.pairs).items():
         print(f"{name}: {value:.2f}")
 
 

@@ -10,9 +10,11 @@ import torch
 from tests.reference.optimizer import POLAR_EXPRESS, frobenius
 from tests.reference.optimizer import muon as plain_muon
 from tests.trainer.shapes import RATES, Kind, batches, stepper, trained_model
-from trainer.optim.adamw import bias_correction
+from trainer.optim.adamw import adamw_from_count, bias_correction
 from trainer.optim.loss_scale import FIRST_SCALE, GROW_AFTER_STEPS, LossScale
 from trainer.optim.muon import muon_update, orthogonalize
+from trainer.optim.optimizer import Optimizer
+from trainer.train.step import Stepper
 
 SHAPES = [(2, 4, 12), (3, 64, 64), (2, 32, 128), (2, 128, 32), (1, 1, 12), (2, 48, 64)]
 
@@ -90,6 +92,21 @@ def test_bias_correction_keeps_its_digits_at_the_first_steps() -> None:
         for count in (1, 2, 100, 130_000):
             found = bias_correction(torch.tensor(math.log(beta)), torch.tensor(count)).item()
             assert found == pytest.approx(1 - beta**count, rel=3e-7)
+
+
+def test_rates_computed_with_the_update_are_those_computed_before_it() -> None:
+    """On CUDA AdamW's rates are part of its kernel."""
+    kind, states = Kind(depth=2), []
+    for function in (None, adamw_from_count):
+        model = trained_model(kind)
+        optimizer = Optimizer(model, kind.plan()[1])
+        optimizer.adamw_from_count = function
+        stepper = Stepper(model, optimizer, compile=False, deterministic=True, rows=2)
+        for seed in range(2):
+            stepper.train_step(batches(kind, seed=seed), **RATES)
+        states.append({**model.state_dict(), **optimizer.state_dict()})
+    for name, tensor in states[0].items():
+        assert torch.equal(tensor, states[1][name]), name
 
 
 def test_state_is_flat_named_and_strict() -> None:

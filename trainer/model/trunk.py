@@ -53,8 +53,8 @@ class Layer:
 
 @dataclass
 class Kept:
-    """What a pass keeps. inv: 1 / rms of the norm that made `out`; at: what tells its shapes from
-    another pass's."""
+    """What a pass keeps. inv: 1 / rms of the norm that made `out`; at: what distinguishes
+    passes by their shapes."""
 
     out: Tensor
     inv: Tensor
@@ -211,8 +211,11 @@ class Trunk:
 
 @dataclass(frozen=True)
 class _Weights:
-    """kind: what tells a layer's pieces from another's; into: with v's product aside where v is kept as it is, or q and k would be kept with it;
-    backward: with as few products as the bank allows."""
+    """kind: what distinguishes the pieces of one layer from those of another.
+
+    into: with v's product aside where v is kept as it is, or q and k would be kept with it;
+    backward: with as few products as the bank allows.
+    """
 
     kind: Hashable
     into: Inward

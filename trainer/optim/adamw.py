@@ -38,6 +38,29 @@ def adamw_update(
         target.copy_(stored if finite is None else torch.where(finite, stored, target))
 
 
+def adamw_from_count(
+    p: Tensor,
+    g: Tensor,
+    slots: Tensor | None,
+    m: Tensor,
+    v: Tensor,
+    lr: Tensor,
+    beta1: Tensor,
+    beta2: Tensor,
+    log_beta1: Tensor,
+    log_beta2: Tensor,
+    weight_decay: Tensor,
+    lr_multiplier: Tensor,
+    count: Tensor,
+    finite: Tensor | None,
+) -> None:
+    """`adamw_update` with the rates of a step computed in it: compiled, they are part of its kernel
+    where each would be eleven launches aside. lr_multiplier, count: 0-d."""
+    bias = (bias_correction(log_beta1, count), bias_correction(log_beta2, count))
+    rates = (lr * lr_multiplier, beta1, beta2, *bias, weight_decay)
+    adamw_update(p, g, slots, m, v, *rates, finite)
+
+
 def bias_correction(log_beta: Tensor, count: Tensor) -> Tensor:
     """1 - beta^count, by expm1: the plain formula loses digits of float32 at the first steps."""
     return -torch.expm1(count.float() * log_beta)

@@ -30,7 +30,8 @@ ADAMW_STEP = "adamw.step"
 class Optimizer:
     """Steps `model` with the gradients that lie in its bank and its touched rows.
 
-    adamw, muon: the update functions, which a caller may replace by compiled ones.
+    adamw, muon: the update functions, which a caller may replace by compiled ones;
+    adamw_from_count: the same, where the caller wants the rates computed with it, as on CUDA.
     lanes, world: Muon's stacks are updated in one piece a lane; with several ranks each keeps the
     momentum of its own pieces alone, and sends the weights that it updated to the others.
     """
@@ -41,6 +42,7 @@ class Optimizer:
         self.model, self.hyper = model, hyper
         self.world = world or World()
         self.adamw: Callable[..., None] = adamw_update
+        self.adamw_from_count: Callable[..., None] | None = None
         self.muon: Callable[..., None] = muon_update
         self.variant = MUON[hyper.muon]
         bank, device = model.bank, model.device
@@ -157,17 +159,21 @@ class Optimizer:
     def _step_adamw(self, count: Tensor, lr_multiplier: float, finite: Tensor | None) -> None:
         bank = self.model.bank
         assert bank.gradients is not None
+        at = (count, self._adam_multiplier(lr_multiplier), finite)
         for name, table in self.model.tables.items():
             gradient, slots = self._table_gradient(name)
-            self._update(
-                name, table, gradient, slots, self.tables[name], (count, lr_multiplier, finite)
-            )
+            self._update(name, table, gradient, slots, self.tables[name], at)
         lm_head = bank.parameters[parameters.LM_HEAD]
         gradient = bank.gradient(parameters.LM_HEAD)
-        at = (count, lr_multiplier, finite)
         self._update(parameters.LM_HEAD, lm_head, gradient, None, self.head, at)
         scalars, gradient = bank.scalars.view(bank.weights), bank.scalars.view(bank.gradients)
         self._update("scalars", scalars, gradient, None, self.scalars, at)
+
+    def _adam_multiplier(self, value: float) -> float | Tensor:
+        """As a tensor for a compiled function, to which a number would be a constant."""
+        if self.adamw_from_count is None:
+            return value
+        return torch.full((), value, device=self.model.device)
 
     def _table_gradient(self, name: str) -> tuple[Tensor, Tensor | None]:
         touched = self.model.touched
@@ -183,9 +189,13 @@ class Optimizer:
         gradient: Tensor,
         slots: Tensor | None,
         moments: _Moments,
-        at: tuple[Tensor, float, Tensor | None],
+        at: tuple[Tensor, float | Tensor, Tensor | None],
     ) -> None:
         count, lr_multiplier, finite = at
+        if self.adamw_from_count is not None:
+            own = (p.detach(), gradient, slots, moments.m, moments.v, *self._rates[name])
+            self.adamw_from_count(*own, lr_multiplier, count, finite)
+            return
         lr, beta1, beta2, log_beta1, log_beta2, decay = self._rates[name]
         bias = (bias_correction(log_beta1, count), bias_correction(log_beta2, count))
         rates = (lr * lr_multiplier, beta1, beta2, *bias, decay)

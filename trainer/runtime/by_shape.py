@@ -33,7 +33,7 @@ class ByShape:
         self._made: dict[Hashable, Run] = {}
 
     def prepared(self, kind: Hashable, args: tuple[Nested, ...]) -> Run:
-        """What calls of this kind run. Raises what the compiler raises; the run does not compile."""
+        """What calls of this kind run. Raises what the compiler raises; a run does not compile."""
         return self._made.get(kind) or self._made.setdefault(kind, self._make(args))
 
     def _make(self, args: tuple[Nested, ...]) -> Run:
@@ -161,5 +161,5 @@ def _count(part: Any) -> int:
 
 def _defined(body: str, names: dict[str, Any]) -> Callable[[Any], Any]:
     """A function of `given`, as namedtuple defines its own: from source, run once."""
-    exec(f"def function(given):\n    {body}", names)  # noqa: S102
+    exec(f"def function(given):\n    {body}", names)
     return names["function"]

@@ -27,6 +27,7 @@ from trainer.model.embedding import Slots, TouchedRows
 from trainer.model.fp8 import block_fp8
 from trainer.model.gpt import GPT
 from trainer.model.trunk import Trunk
+from trainer.optim.adamw import adamw_from_count
 from trainer.optim.optimizer import Optimizer
 from trainer.runtime import malloc
 from trainer.runtime.compiler import Compiler
@@ -185,8 +186,9 @@ class Stepper:
         self._chunk_losses = self.compiler(head.chunk_token_losses)
         self._compiled_chunk = self.compiler(head.chunk_loss_and_gradient)
         optimizer.adamw = self.compiler(optimizer.adamw)
-        if is_cuda:  # on the CPU its products are nearly all of it
+        if is_cuda:  # on the CPU Muon's products are nearly all of it, and launches cost nothing
             optimizer.muon = self.compiler(optimizer.muon)
+            optimizer.adamw_from_count = self.compiler(adamw_from_count)
 
     def train_step(
         self,
