@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -59,6 +60,23 @@ def cost(call: Callable[[], object]) -> Cost:
     counted.pinned_peak_bytes = driver().nullgpu_pinned_peak()
     _take_counts(counted)
     return counted
+
+
+def host_calls(call: Callable[[], object]) -> int:
+    """How many functions the host calls in it, Python's and C's: its work, as a number that no busy
+    machine changes. Calls in other threads are not counted."""
+    count = 0
+
+    def seen(_: Any, event: str, __: Any) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(seen)
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+    return count
 
 
 def limit_memory(byte_count: int | None) -> None:

@@ -31,7 +31,7 @@ def _lived(rows: int, depth: int) -> tuple[dict[str, Any], Any, Any]:
     import torch
 
     from tests.nullgpu import traffic
-    from tests.nullgpu.counting import cost, limit_memory
+    from tests.nullgpu.counting import cost, host_calls, limit_memory
     from tests.nullgpu.steps import Bench
 
     bench = Bench(rows=rows, model={"depth": depth})
@@ -42,6 +42,7 @@ def _lived(rows: int, depth: int) -> tuple[dict[str, Any], Any, Any]:
         "first": first.to_json(),
         "launch": cost(lambda: reading.append(bench.launch())).to_json(),
         "read": cost(lambda: reading[0].values()).to_json(),
+        "host_calls": host_calls(bench.train),
         "moved": traffic.traffic(bench.train).to_json(),
         "planned": bench.plan.memory.total - bench.plan.memory.overhead,
         "breaks": dict(torch._dynamo.utils.counters["graph_break"]),

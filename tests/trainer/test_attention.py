@@ -119,6 +119,29 @@ def test_a_wrong_backend_loses_however_fast(monkeypatch: pytest.MonkeyPatch) -> 
     assert attention.race(shape, 1, torch.float32, CPU, window) == "masked"
 
 
+def test_varlen_of_a_torch_without_grouped_queries_runs_where_none_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """torch 2.11's has no `enable_gqa`; one without `window_size` takes no part."""
+    seen: list[tuple[int, int]] = []
+
+    def of_2_11(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, window_size=(-1, -1)):
+        seen.append(window_size)
+        return query
+
+    def older(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False):
+        """Its text speaks of window_size all the same."""
+
+    module = "torch.nn.attention.varlen.varlen_attn"
+    q = torch.randn(2, 8, 2, 4)
+    monkeypatch.setattr(module, of_2_11)
+    assert torch.equal(attention.varlen(q, q, q, 3), q)
+    assert seen == [(3, 0)]
+    assert attention._has_varlen()
+    monkeypatch.setattr(module, older)
+    assert not attention._has_varlen()
+
+
 def test_where_no_backend_runs_the_plain_one_is_taken_and_not_remembered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
