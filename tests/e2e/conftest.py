@@ -16,6 +16,7 @@ import httpx
 import pytest
 import uvicorn
 
+from tests.e2e.stub_runs import StubRun
 from tests.e2e.web_stub import create_stub
 from tests.server.house import launcher
 from tests.serving import Serving
@@ -87,6 +88,17 @@ def stub_url() -> Iterator[str]:
     yield from _served(create_stub(100))
 
 
+@pytest.fixture(scope="module")
+def uneven_url() -> Iterator[str]:
+    """A stub with runs of 5,878, 900 and 229 steps: the shorter, the higher its loss."""
+    lengths = {"long": 5878, "middle": 900, "short": 229}
+    runs = [
+        StubRun.of(i, name, "completed", "finished", steps)
+        for i, (name, steps) in enumerate(lengths.items())
+    ]
+    yield from _served(create_stub(runs=runs))
+
+
 @pytest.fixture
 def guarded_url() -> Iterator[str]:
     """A stub that wants the token "sesame"."""
@@ -105,10 +117,16 @@ def _served(app: Any) -> Iterator[str]:
 
 
 class Daemon(Serving):
-    """`traind serve` as a process, with a trainer that takes `step_seconds` for each step."""
+    """`traind serve` as a process, with a trainer that takes `step_seconds` for each step and has
+    `manners` (tests/server/fake_trainer.py)."""
 
     def __init__(
-        self, directory: Path, step_seconds: float, auth: str = "auto", **environment: str
+        self,
+        directory: Path,
+        step_seconds: float,
+        auth: str = "auto",
+        manners: dict[str, Any] | None = None,
+        **environment: str,
     ) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]  # kept over a restart, for the page that is open
@@ -119,7 +137,7 @@ class Daemon(Serving):
             TRAIND_TICK_SECONDS="0.05",
             TRAIND_STOP_TRAINERS="false",
             TRAIND_AUTH=auth,
-            FAKE=json.dumps({"*": {"step_seconds": step_seconds}}),
+            FAKE=json.dumps({"*": {"step_seconds": step_seconds, **(manners or {})}}),
             **environment,
         )
         self.token_file = self.data_dir / "token"
@@ -196,6 +214,20 @@ def _lost_connections_excused(page: Any) -> Iterator[None]:
     yield
     page.evaluate("fetch('healthz').then((answer) => answer.text())")
     page.said[before:] = [t for t in page.said[before:] if not CONNECTION_LOST.fullmatch(t)]
+
+
+@pytest.fixture
+def make_daemon(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
+    """make_daemon(hold_at=7, …): the daemon of a test, with a trainer of these manners."""
+    made: list[Daemon] = []
+
+    def make(**manners: Any) -> Daemon:
+        made.append(Daemon(tmp_path, step_seconds=0.05, manners=manners))
+        return made[-1]
+
+    yield make
+    for daemon in made:
+        daemon.end()
 
 
 @pytest.fixture

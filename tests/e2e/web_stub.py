@@ -32,13 +32,17 @@ from trainer.contract.spec import resolve
 GB = 10**9
 
 
-def create_stub(num_runs: int = 100, token: str | None = None) -> FastAPI:
-    """The stub with `num_runs` runs. token: what it wants before it answers (None: nothing)."""
+def create_stub(
+    num_runs: int = 100, token: str | None = None, runs: list[StubRun] | None = None
+) -> FastAPI:
+    """The stub with `num_runs` runs, or those given. token: what it wants before it answers
+    (None: nothing).
+    """
     app = FastAPI()
     app.include_router(web.router)
     app.include_router(catalog.router)
     app.add_middleware(Compressed)
-    runs: list[StubRun] = make_runs(num_runs)
+    runs = make_runs(num_runs) if runs is None else runs
 
     def find(ref: str) -> StubRun | None:
         return next((r for r in runs if ref in (r.id, r.name)), None)

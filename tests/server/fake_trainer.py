@@ -129,6 +129,8 @@ class Trainer:
             if command["kind"] == "end_phase":
                 self.save(step, "end")
                 self.end("phase_ended", "requested", step)
+            if command["kind"] == "save" and self.manners.get("saves_when_asked"):
+                self.save(step, "requested")
             self.say("command_done", command_id=command["id"], outcome="done", message="")
         if self.terminated:
             self.save(step, "terminate")

@@ -27,6 +27,7 @@
  * @property {import("./axis.js").Axis} axis
  * @property {import("./marks.js").Band[]} [bands]
  * @property {import("./marks.js").Edge[]} [edges]
+ * @property {{colour: string, side: "left"|"right"}[]} [beside] curves that end before the range or begin after it
  */
 
 import uPlot from "../vendor/uplot/uPlot.esm.js";

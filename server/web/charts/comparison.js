@@ -54,7 +54,19 @@ export function comparePicture(runs, { key, mode, zoom, look = "focus" }) {
   return {
     x, lines, range, axis: labelsOf(mode), log: look === "log" && Boolean(focused),
     yRange: focused && look === "focus" ? unionOfFocus(drawn, range) : null,
+    beside: runs.map((run) => ({ colour: run.colour, side: sideOfRun(run, { evaluation, mode }, range) })).filter(({ side }) => side),
   };
+}
+
+/** Where a run lies that has nothing in the range. @returns {"left"|"right"|null} */
+function sideOfRun(run, { evaluation, mode }, [from, to]) {
+  const toX = place(run, mode);
+  const own = evaluation ? (run.evaluations ?? []).filter((e) => e.kind === evaluation && !e.superseded).map((e) => toX(e.step, e.unix_seconds)) : [];
+  const { steps = [], seconds = [] } = run.history ?? {};
+  const last = mode === "time" || mode === "training" ? toX(steps.at(-1), seconds.at(-1)) : toX(run.detail.step);
+  const [begin, end] = evaluation ? [Math.min(...own), Math.max(...own)] : [0, last];
+  if (end < from && end > -Infinity) return "left";
+  return begin > to && begin < Infinity ? "right" : null;
 }
 
 /** Each run in its own best range, and all of those in view: none is cut away by the others. */

@@ -84,8 +84,8 @@ export function drawEdges(u, edges, withLabels) {
   ctx.restore();
 }
 
-/** A curve that lies wholly above or below the picture: a mark in its colour at that edge. */
-export function drawOutside(u, { x, lines }) {
+/** A curve that lies wholly outside the picture: a mark in its colour at that edge. */
+export function drawOutside(u, { x, lines, beside = [] }) {
   const { min, max } = u.scales.y;
   const { left, top, width, height } = u.bbox;
   const half = 5 * devicePixelRatio;
@@ -96,14 +96,24 @@ export function drawOutside(u, { x, lines }) {
     const side = sideOf(line, x, u.scales.x, min, max);
     if (!side) continue;
     const at = left + width - (2 + 3 * taken[side]++) * half;
-    const edge = side === "above" ? top + 2 : top + height - 2;
-    const tip = side === "above" ? edge : edge;
-    const foot = side === "above" ? edge + 2 * half : edge - 2 * half;
+    const tip = side === "above" ? top + 2 : top + height - 2;
+    const foot = side === "above" ? tip + 2 * half : tip - 2 * half;
     ctx.fillStyle = colour(line.colour);
     ctx.beginPath();
     ctx.moveTo(at - half, foot);
     ctx.lineTo(at + half, foot);
     ctx.lineTo(at, tip);
+    ctx.fill();
+  }
+  const besides = { left: 0, right: 0 };
+  for (const { colour: own, side } of beside) {
+    const at = top + height - (3 + 3 * besides[side]++) * half;
+    const [tip, foot] = side === "left" ? [left + 2, left + 2 + 2 * half] : [left + width - 2, left + width - 2 - 2 * half];
+    ctx.fillStyle = colour(own);
+    ctx.beginPath();
+    ctx.moveTo(foot, at - half);
+    ctx.lineTo(foot, at + half);
+    ctx.lineTo(tip, at);
     ctx.fill();
   }
   ctx.restore();

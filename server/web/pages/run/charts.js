@@ -150,7 +150,9 @@ export function mount(root, run) {
     };
     const edges = edgesOf(known.segments, other.attempts, other.phases);
     const bands = bandsOf(known.segments).map((b) => ({ from: axis.toX(b.from), to: axis.toX(b.to) }));
-    const marks = edges.map((e) => ({ ...e, x: axis.toX(e.step) }));
+    // what begins after a pause begins where its first step was taken, not somewhere in the pause
+    const firstAt = (step) => clock.find(([known]) => known >= step)?.[1];
+    const marks = edges.map((e) => ({ ...e, x: axis.toX(e.step, firstAt(e.step)) }));
     for (const { panel, chart } of charts.values()) {
       if (!order.state.hidden.has(panel.id)) chart.show({ ...pictureOf(panel, source), bands, edges: marks });
     }
