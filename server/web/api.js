@@ -50,6 +50,7 @@ export const get = (path, query, options) => call("GET", path, { query, ...optio
 export const post = (path, body, options) => call("POST", path, { body, ...options });
 /** A POST that only asks (a plan, a dry run): it may repeat, so it carries no key. */
 export const ask = (path, body, options) => post(path, body, { key: null, ...options });
+export const put = (path, body, options) => call("PUT", path, { body, ...options });
 export const patch = (path, body, options) => call("PATCH", path, { body, ...options });
 export const remove = (path, options) => call("DELETE", path, options);
 

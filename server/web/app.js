@@ -10,16 +10,18 @@ import { fill, h } from "./dom.js";
 import { AGAIN_MILLISECONDS } from "./loader.js";
 import * as compare from "./pages/compare.js";
 import * as create from "./pages/create.js";
+import * as groups from "./pages/groups.js";
 import * as help from "./pages/help.js";
 import * as jobs from "./pages/jobs.js";
 import * as playground from "./pages/playground.js";
+import * as queue from "./pages/queue.js";
 import * as run from "./pages/run.js";
 import * as runs from "./pages/runs.js";
 import * as router from "./router.js";
 
 // All at once, never on demand: a browser remembers a module that failed to arrive, so one asked
 // for while the daemon restarts would be missing until the page is loaded anew.
-const PAGES = { "": runs, runs: run, compare, playground, jobs, help, new: create };
+const PAGES = { "": runs, runs: run, compare, playground, jobs, queue, groups, help, new: create };
 
 onUnauthorized(askForToken);
 const topbar = createTopbar(document.getElementById("topbar"));
@@ -37,7 +39,7 @@ document.querySelector(".skip").addEventListener("click", (event) => {
 async function show(place) {
   const mine = ++turn;
   const [name = "", id = ""] = place.parts;
-  const key = name === "runs" && id ? `runs/${id}` : name;
+  const key = (name === "runs" || name === "groups") && id ? `${name}/${id}` : name;
   topbar.setPlace(place);
   if (current?.key === key && current.page?.update) return current.page.update(place);
   const isFirst = current === null;

@@ -20,6 +20,7 @@ from tests.e2e.tunnel import tunnel
 pytestmark = [pytest.mark.needs("browser"), pytest.mark.timeout(180)]
 AXE = Path(__file__).parent / "vendor" / "axe-core" / "axe.min.js"
 RUN = "#/runs/rtx4070-d12-200k"
+SCHEDULED = ["#/queue", "#/groups", "#/groups/ladder"]
 DEMO = {"name": "demo", "horizon": {"steps": 2000}}
 
 
@@ -228,6 +229,9 @@ VIEWS = {
     "#/new": ".plan-summary dd",
     "#/playground": "select:has(option[value='rtx4070-d12-200k@140000'])",
     "#/compare": ".compare-charts dt",
+    "#/queue": ".waiting .card",
+    "#/groups": ".table .run-name",
+    "#/groups/ladder": ".group-charts dt",
     RUN: ".chart-status:has-text('steps')",
     f"{RUN}/checkpoints": ".tab-checkpoints tbody tr",
     f"{RUN}/evaluations": ".tab-evaluations tbody tr",
@@ -694,7 +698,8 @@ def test_what_people_type_stays_text(stub_url: str, open_page: OpenPage) -> None
 
 
 @pytest.mark.parametrize(
-    "place", ["", RUN, "#/new", "#/compare", "#/playground", f"{RUN}/checkpoints"]
+    "place",
+    ["", RUN, "#/new", "#/compare", "#/playground", f"{RUN}/checkpoints", "#/jobs", *SCHEDULED],
 )
 @pytest.mark.parametrize("width", [390, 3840])
 def test_every_page_fits_a_phone_and_a_wall(
@@ -709,6 +714,7 @@ def test_every_page_fits_a_phone_and_a_wall(
 @pytest.mark.parametrize(
     "place",
     ["", RUN, "#/new", "#/compare", "#/playground", "#/jobs", "#/help"]
+    + SCHEDULED
     + [f"{RUN}/{part}" for part in ("checkpoints", "evaluations", "samples", "events", "log")]
     + [f"{RUN}/attempts", f"{RUN}/plan", "#/runs/nanochat-d20-oom"],
 )

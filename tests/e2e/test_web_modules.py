@@ -15,6 +15,7 @@ import pytest
 from server.api import catalog as catalog_api
 from server.api import web, web_bundle
 from server.domain.states import REQUESTS, SETTLED, VERBS, State
+from server.group_schemas import GroupRequest
 from trainer.contract.schedule import (
     ExtendSchedule,
     PhaseSchedule,
@@ -487,3 +488,103 @@ def test_a_lone_spike_does_not_flatten_the_loss_and_is_still_in_the_picture() ->
     told = in_node(script, None)
     low, high = told["range"]
     assert low < 2.9 < 3.2 < high < 4 < told["peak"]
+
+
+def test_hours_are_said_in_a_line() -> None:
+    script = """
+        import { hoursLine } from "./hours.js";
+        console.log(JSON.stringify(given.map(hoursLine)));
+    """
+    work = {"days": ["mon", "tue", "wed", "thu", "fri"], "from": "22:00", "to": "07:00"}
+    weekend = {"days": ["sat", "sun"], "zone": "Europe/Berlin"}
+    lines = in_node(script, [None, [], [work, weekend], [{"price_below": 0.2}]])
+    assert lines == [
+        "always",
+        "never",
+        "mon–fri 22:00–07:00; sat, sun all day (Europe/Berlin)",
+        "all day below 0.2 per kWh",
+    ]
+
+
+def test_a_queue_in_another_order_has_priorities_that_make_that_order() -> None:
+    """Runs of equal priority keep their turn; nothing is raised above what it is moved to."""
+    rng = random.Random(3)
+    queues = []
+    for _ in range(300):
+        priorities = sorted(rng.choices(range(-3, 4), k=rng.randint(2, 7)), reverse=True)
+        waiting = [
+            {"run": f"r{i}", "priority": p, "position": i + 1} for i, p in enumerate(priorities)
+        ]
+        moves = rng.sample(range(len(waiting)), 2)
+        queues.append([waiting, *moves])
+    script = """
+        import { reordered } from "./hours.js";
+        console.log(JSON.stringify(given.map((one) => reordered(...one))));
+    """
+    for (waiting, start, to), changes in zip(queues, in_node(script, queues), strict=True):
+        wanted = [entry["run"] for entry in waiting]
+        wanted.insert(to, wanted.pop(start))
+        new = {entry["run"]: entry["priority"] for entry in waiting} | dict(changes)
+        places = {entry["run"]: entry["position"] for entry in waiting}
+        assert sorted(places, key=lambda run: (-new[run], places[run])) == wanted
+        highest = max(entry["priority"] for entry in waiting)
+        assert max(new.values()) <= highest, "a change of order displaces nothing that trains"
+    lowest = [{"run": run, "priority": -100, "position": i} for i, run in enumerate("ab")]
+    assert in_node(script, [[lowest, 1, 0]]) == [None]
+
+
+def test_yields_name_who_and_until_when() -> None:
+    def moved(number: int, before: str, after: str, reason: str, at: float, message: str) -> Any:
+        data = {"before": before, "after": after, "reason": reason}
+        return {
+            "id": number, "kind": "state", "unix_seconds": at, "data": data,
+            "message": f"{before} -> {after}: {message}",
+        }  # fmt: skip
+
+    steam = "steam uses cuda:0. It trains again when that has ended."
+    probe = "a-probe has a higher priority and needs cuda:0."
+    events = [
+        moved(2, "running", "pausing", "device_wanted", 100.0, steam),
+        moved(3, "pausing", "queued", "device_wanted", 101.0, steam),
+        moved(5, "starting", "running", "requested", 200.0, "x"),
+        moved(6, "running", "pausing", "requested", 250.0, "a pause that was asked for"),
+        moved(7, "running", "pausing", "preempted", 300.0, probe),
+        moved(4, "queued", "starting", "requested", 190.0, "x"),
+        moved(8, "queued", "starting", "requested", 390.0, "x"),
+        moved(9, "starting", "running", "requested", 400.0, "x"),
+        moved(10, "running", "pausing", "outside_hours", 500.0, "Outside its hours."),
+    ]
+    script = """
+        import { when } from "./format.js";
+        import { yieldLine, yieldsOf } from "./yields.js";
+        const found = yieldsOf(given);
+        console.log(JSON.stringify({ found, line: yieldLine(found[0], 150),
+          wanted: `yielded to steam at ${when(100, 150)}, back at ${when(200, 150)}` }));
+    """
+    told = in_node(script, events)
+    assert told["line"] == told["wanted"]
+    assert [(y["by"], y["at"], y["until"]) for y in told["found"]] == [
+        ("yielded to steam", 100, 200),
+        ("yielded to a-probe", 300, 400),
+        ("paused by its hours", 500, None),
+    ]
+
+
+def test_what_is_typed_of_a_group_is_a_body_the_daemon_takes() -> None:
+    script = """
+        import { bodyOf, numMembers } from "./group-text.js";
+        const body = bodyOf(given);
+        console.log(JSON.stringify({ body, runs: numMembers(body) }));
+    """
+    typed = {
+        "name": " ladder ", "preset": "demo", "base": '{"horizon": {"steps": 9}}',
+        "depths": "4, 6 8", "grid": "optimizer.matrix_lr: 0.01 0.02\n",
+        "repeats": "2", "budget": {"minutes": "30", "tokens": "", "kwh": ""},
+    }  # fmt: skip
+    told = in_node(script, typed)
+    assert told["body"] == {
+        "name": "ladder", "base": {"preset": "demo", "horizon": {"steps": 9}},
+        "depths": [4, 6, 8], "grid": {"optimizer.matrix_lr": [0.01, 0.02]},
+        "repeats": 2, "budget": {"minutes": 30},
+    }  # fmt: skip
+    assert GroupRequest.model_validate(told["body"]).num_members == told["runs"] == 12

@@ -22,9 +22,11 @@ from pydantic import ValidationError
 
 from server.api import catalog, web
 from server.api.app import Compressed
+from server.group_schemas import GroupRequest
 from server.queries.columns import columns as columns_of
-from server.schemas import ExtendAnswer, PlanAnswer, SystemView
-from tests.e2e.stub_runs import StubRun, make_runs, metrics_of
+from server.schemas import ExtendAnswer, PlacePolicyView, PlanAnswer, SystemView
+from tests.e2e import stub_groups
+from tests.e2e.stub_runs import HOSTILE_TITLE, StubRun, make_runs, metrics_of
 from trainer.contract.extend import ExtendRequest
 from trainer.contract.plan import make_plan
 from trainer.contract.spec import resolve
@@ -43,6 +45,8 @@ def create_stub(
     app.include_router(catalog.router)
     app.add_middleware(Compressed)
     runs = make_runs(num_runs) if runs is None else runs
+    priorities: dict[str, int] = {}
+    policies: dict[str, Any] = {}
 
     def find(ref: str) -> StubRun | None:
         return next((r for r in runs if ref in (r.id, r.name)), None)
@@ -137,6 +141,37 @@ def create_stub(
     def cancel_job(job: str) -> Response:
         return Response(status_code=204)
 
+    @app.get("/v1/queue")
+    def queue() -> Response:
+        return _json(stub_groups.queue(runs[0], runs[-3:], priorities))
+
+    @app.get("/v1/devices/{device}/policy")
+    def policy(device: str) -> Response:
+        return JSONResponse(policies.get(device, {"hours": None, "neighbours": None}))
+
+    @app.put("/v1/devices/{device}/policy")
+    async def put_policy(device: str, request: Request) -> Response:
+        body = await request.body()
+        policies[device] = PlacePolicyView.model_validate_json(body).model_dump(mode="json")
+        return JSONResponse(policies[device])
+
+    @app.get("/v1/groups")
+    def groups() -> Response:
+        found = [stub_groups.group("ladder", runs[-6:], HOSTILE_TITLE)] if len(runs) > 9 else []
+        return _page(found)
+
+    @app.post("/v1/groups")
+    async def create_group(request: Request) -> Response:
+        try:
+            asked = GroupRequest.model_validate(await request.json())
+        except ValidationError as error:
+            return _invalid(error)
+        return _json(stub_groups.group(asked.name, runs[-6:]), 201)
+
+    @app.get("/v1/groups/{name}")
+    def show_group(name: str) -> Response:
+        return _json(stub_groups.group(name, runs[-6:]))
+
     @app.get("/v1/models")
     def models() -> Response:
         made = [
@@ -158,6 +193,7 @@ def create_stub(
             return _gone(ref)
         asked = await request.json()
         run.title, run.metadata = asked.get("title", run.title), asked.get("metadata", {})
+        priorities[run.id] = asked.get("priority", priorities.get(run.id, 0))
         return _json(run.detail())
 
     @app.get("/v1/runs/{ref}")

@@ -1,6 +1,7 @@
 /** From the API's answers to what a chart shows. Pure: no DOM, no network. */
 
 import { words } from "../format.js";
+import { yieldLine } from "../yields.js";
 import { chain } from "../schedule.js";
 import { join } from "./join.js";
 import { LINES } from "./palette.js";
@@ -160,7 +161,7 @@ const OUTCOME_TONE = { crashed: "bad", failed: "bad", terminated: "warn", paused
  * Where attempts and phases began, with how the attempt before ended.
  * @returns {{step: number, tone: string, label?: string, text: string}[]}
  */
-export function edgesOf(segments, attempts, phases) {
+export function edgesOf(segments, attempts, phases, yields = []) {
   const byNumber = new Map(attempts.map((a) => [a.number, a]));
   const edges = [];
   segments.forEach((segment, i) => {
@@ -174,7 +175,9 @@ export function edgesOf(segments, attempts, phases) {
       const reason = before?.reason ?? before?.outcome ?? "ended";
       const tone = OUTCOME_TONE[before?.outcome] ?? (before?.outcome ? "warn" : "bad");
       const lost = before?.steps_lost ? `, ${before.steps_lost.toLocaleString("en-US")} steps repeated` : "";
-      edges.push({ step: segment.from_step, tone, text: `attempt ${segment.attempt} after ${SAID[reason] ?? words(reason)}${lost}` });
+      const made = yields.find((one) => before?.ended_at >= one.at && before.ended_at <= (one.until ?? Infinity));
+      const text = made ? `attempt ${segment.attempt}: ${yieldLine(made)}` : `attempt ${segment.attempt} after ${SAID[reason] ?? words(reason)}${lost}`;
+      edges.push({ step: segment.from_step, tone: made ? "calm" : tone, text });
     }
   });
   return edges;

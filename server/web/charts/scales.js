@@ -3,6 +3,8 @@
 import { timeLabels } from "./axis.js";
 import { colour, font } from "./palette.js";
 
+const LABEL_PIXELS = 66; // of the widest label along the horizontal axis
+
 /** uPlot wants columns: x, then each line, a band as two invisible ones. */
 export function dataOf({ x, lines }) {
   return [x, ...lines.flatMap((line) => (line.band ? [line.values, line.band.high, line.band.low] : [line.values]))];
@@ -79,7 +81,7 @@ function axesOf(picture, options) {
   };
   const y = { ...base, gap: 6, space: roomy, ...(picture.log ? { splits: logSplits, filter: (u, ticks) => ticks } : {}) };
   const axes = [
-    { ...base, values: xLabels(picture.axis), size: Math.round(1.7 * em), gap: 4, space: { step: 5, time: 7.5 }[picture.axis.mode] * em || 6 * em, grid: { show: false } },
+    { ...base, ...(picture.logX ? { splits: logSteps, filter: (u, ticks) => ticks } : {}), values: xLabels(picture.axis), size: Math.round(1.7 * em), gap: 4, space: { step: 5, time: 7.5 }[picture.axis.mode] * em || 6 * em, grid: { show: false } },
     { ...y, scale: "y", size: Math.round(3.6 * em), values: labelsOf(options.tick) },
   ];
   if (picture.lines.some((l) => l.scale === "y2")) {
@@ -91,6 +93,19 @@ function axesOf(picture, options) {
 function xLabels(axis) {
   if (axis.mode === "time") return (u, ticks, _, space, increment) => timeLabels(ticks, increment);
   return (u, ticks) => ticks.map((v) => (v === null ? "" : axis.format(v)));
+}
+
+/** 1, 2 and 5 of each decade along a horizontal log scale; 1 and 3, or fewer, where labels would touch. */
+export function logSteps(u, axis, low, high) {
+  if (!(low > 0) || !(high > low)) return [];
+  const decade = (0.8 * u.width) / Math.log10(high / low); // pixels
+  const parts = [[1, 2, 5], [1, 3], [1]].find((some) => decade * Math.log10(some[1] ?? 10) >= LABEL_PIXELS) ?? [1];
+  const every = Math.max(1, Math.ceil(LABEL_PIXELS / decade));
+  const found = [];
+  for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power += 1) {
+    if (power % every === 0) found.push(...parts.map((part) => Number(`${part}e${power}`)));
+  }
+  return found.filter((value) => value >= low && value <= high);
 }
 
 /** Within two decades a log scale is labelled at round values, not at powers of ten alone. */

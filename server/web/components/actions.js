@@ -11,6 +11,7 @@ import { evaluateDialog } from "./evaluate-dialog.js";
 import { openExtend } from "./extend-dialog.js";
 import { problemBox } from "./problem.js";
 import { resumeDialog } from "./resume-dialog.js";
+import { runScheduling } from "./scheduling-dialog.js";
 import { toast } from "./toast.js";
 
 const DONE = {
@@ -20,7 +21,10 @@ const DONE = {
   checkpoint: "Asked for a checkpoint at the next step.",
 };
 const SHOWN_FIRST = ["start", "resume", "pause", "extend"];
-const IN_MENU = ["edit", "checkpoint", "evaluate", "resumeWith", "cancel", "delete"];
+const IN_MENU = ["edit", "schedule", "checkpoint", "evaluate", "resumeWith", "cancel", "delete"];
+
+const MENU_LABELS = { schedule: "Priority and hours…", resumeWith: "Resume with overrides…", cancel: "Cancel…", delete: "Delete…" };
+const LIKE = { schedule: "edit", resumeWith: "resume" }; // legal when that is
 
 /** A cancel does not save: what came after the last checkpoint is lost. */
 function lossOf({ progress, isActive }) {
@@ -41,6 +45,7 @@ export function createActions(run) {
     extend: () => openExtend(run).then((done) => done && finish("Extended.")),
     evaluate: () => evaluateDialog(run.detail).then((job) => job && finish("Evaluation asked for.")),
     edit: () => editDialog(run.detail).then((done) => done && finish("Saved.")),
+    schedule: () => runScheduling(run.detail.id).then((done) => done && finish("Saved.")),
     resumeWith: () => resumeDialog(run.detail).then((done) => done && finish(DONE.resume)),
     cancel,
     delete: removeRun,
@@ -49,7 +54,7 @@ export function createActions(run) {
   const items = new Map(IN_MENU.map((verb) => [verb, h("button", {
     type: "button", role: "menuitem", class: verb === "delete" || verb === "cancel" ? "danger-text" : null,
     onclick: () => (closeMenu(), handlers[verb]()),
-  }, verb === "resumeWith" ? "Resume with overrides…" : verb === "cancel" || verb === "delete" ? `${LABELS[verb]}…` : LABELS[verb])]));
+  }, MENU_LABELS[verb] ?? LABELS[verb])]));
   const menu = h("div.menu", { role: "menu", hidden: true, onkeydown: onMenuKey }, ...items.values());
   const more = h("button.icon", { type: "button", "aria-haspopup": "menu", "aria-expanded": "false", "aria-label": "More actions", onclick: toggleMenu }, "⋯");
   const element = h("div.actions", { role: "group", "aria-label": "Actions" }, ...buttons.values(), h("div.menu-host", {}, more, menu));
@@ -61,7 +66,7 @@ export function createActions(run) {
       button.hidden = !isLegal(verb, state);
       button.className = verb === first && !isLegal("pause", state) ? "primary" : "";
     }
-    for (const [verb, item] of items) item.disabled = !isLegal(verb === "resumeWith" ? "resume" : verb, state);
+    for (const [verb, item] of items) item.disabled = !isLegal(LIKE[verb] ?? verb, state);
   }
 
   async function ask(verb, act) {

@@ -3,6 +3,7 @@
 import { conditionLine } from "../condition.js";
 import { fill, h, setText, userText } from "../dom.js";
 import { ago, bpb, bytes, count, duration, exactly, exponent, fixed, integer, loss, percent, when } from "../format.js";
+import { yieldLine } from "../yields.js";
 import { progressBar, setState, stateBadge } from "./state.js";
 
 const ENDED = ["completed", "failed", "cancelled"];
@@ -36,6 +37,7 @@ export function createRunHead() {
   const badge = stateBadge("created");
   const reason = h("span.reason");
   const advice = h("p.advice");
+  const yielded = h("p.yielded");
   const stage = h("span.stage");
   const bar = progressBar("Progress of this run");
   const cells = STATS.map(([key, label]) => {
@@ -47,11 +49,11 @@ export function createRunHead() {
   function element(actions) {
     return h("header.run-head", {},
       h("div.page-head", {}, name, badge, title, h("span.spring"), actions),
-      h("div.standing", {}, reason, advice),
+      h("div.standing", {}, reason, advice, yielded),
       h("div.row.run-progress", {}, bar.element, stage));
   }
 
-  function update({ detail, progress }) {
+  function update({ detail, progress, yields }) {
     if (name.textContent !== detail.name) fill(name, userText(detail.name));
     setText(title, detail.title ?? "");
     setState(badge, { state: detail.state, condition: progress.condition });
@@ -60,6 +62,8 @@ export function createRunHead() {
     setText(reason, inTheWay || (detail.state === "running" && detail.reason === "requested" ? runningLine(progress) : standingOf(detail)));
     reason.hidden = advice.hidden = detail.state === "failed"; // the card below has them
     setText(advice, detail.state === "running" && detail.reason === "requested" ? "" : progress.advice ?? detail.advice);
+    const last = yields.at(-1);
+    setText(yielded, last && !ENDED.includes(detail.state) ? `${capital(yieldLine(last))}.` : "");
     bar.update({ ...progress, state: detail.state });
     setText(stage, stageOf(progress));
     STATS.forEach(([, label, of], i) => {
@@ -74,6 +78,8 @@ export function createRunHead() {
 
   return { element, stats, update };
 }
+
+const capital = (text) => text[0].toUpperCase() + text.slice(1);
 
 /** "Paused on request at 09:11." */
 function standingOf({ state, reason_message: message, state_since: since }) {

@@ -8,7 +8,7 @@ const SAID = { live: "live", waiting: "reconnecting", "": "" };
 const THEMES = ["system", "light", "dark"];
 
 export function createTopbar(host) {
-  const places = [["", "Runs"], ["compare", "Compare"], ["playground", "Playground"], ["jobs", "Jobs"], ["new", "New run"]];
+  const places = [["", "Runs"], ["queue", "Queue"], ["groups", "Groups"], ["compare", "Compare"], ["playground", "Playground"], ["jobs", "Jobs"], ["new", "New run"]];
   const anchors = places.map(([name, text]) => h("a", { href: link(name ? [name] : []), dataset: { place: name } }, text));
   const said = h("span");
   const live = h("div.live", { role: "status" }, said);

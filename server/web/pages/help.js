@@ -7,6 +7,8 @@ const DOCUMENTATION = "https://github.com/traind/traind/tree/main/docs";
 const PLACES = [
   ["Runs", [], "every run, searched with “/”, sorted by a column's head, several at once by their boxes"],
   ["New run", ["new"], "a form or JSON, with its plan beside it; copied as curl or YAML"],
+  ["Queue", ["queue"], "who runs where, who waits for what and until when; order, priorities and hours"],
+  ["Groups", ["groups"], "a spec and its variations: noise floor, gains, compute multipliers and a ladder's fit"],
   ["Compare", ["compare"], "several runs under one cursor, the settings that differ, the compute each saves"],
   ["Playground", ["playground"], "a prompt to two checkpoints side by side with one seed"],
   ["Jobs", ["jobs"], "samples, evaluations, exports, imports and audits, with log, result and download"],

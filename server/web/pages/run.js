@@ -10,6 +10,7 @@ import { createLoader } from "../loader.js";
 import { go, here, link } from "../router.js";
 import { follow } from "../sse.js";
 import { isActive } from "../verbs.js";
+import { yieldsOf } from "../yields.js";
 import * as attempts from "./run/attempts.js";
 import * as charts from "./run/charts.js";
 import * as checkpoints from "./run/checkpoints.js";
@@ -32,16 +33,17 @@ const TABS = [
 const RESCUE_MILLISECONDS = 60_000; // the stream tells all that changes; this is for what it missed
 const TICK_MILLISECONDS = 1_000; // "12 s ago" goes on counting, whoever answers
 const SETTLE_MILLISECONDS = 120;
+const RECENT_EVENTS = 100;
 
 /**
  * What the parts of the page share. detail: RunDetail; progress: Progress.
- * @typedef {{detail: any, progress: any, isActive: () => boolean, reload: () => Promise<void>}} RunContext
+ * @typedef {{detail: any, progress: any, yields: any[], isActive: () => boolean, reload: () => Promise<void>}} RunContext
  */
 
 export async function mount(root, place, { setStatus }) {
   const name = place.parts[1] ?? "";
   /** @type {RunContext} */
-  const run = { detail: null, progress: null, isActive: () => isActive(run.detail.state), reload: () => again.load() };
+  const run = { detail: null, progress: null, yields: [], isActive: () => isActive(run.detail.state), reload: () => again.load() };
   let tab = null; // {key, part}
   let settling = 0;
 
@@ -65,6 +67,8 @@ export async function mount(root, place, { setStatus }) {
   const ticking = setInterval(() => !document.hidden && head.update(run), TICK_MILLISECONDS);
   const rescue = setInterval(() => !document.hidden && run.reload(), RESCUE_MILLISECONDS);
   showTab(place);
+  const moves = [];
+  if (run.progress.attempt > 1) get(path("runs", run.detail.id, "events"), { newest: true, limit: RECENT_EVENTS }).then(({ data }) => takeMoves(data), () => null);
 
   async function askAll() {
     const ref = run.detail?.id ?? name; // the name may change while the page is open
@@ -89,9 +93,18 @@ export async function mount(root, place, { setStatus }) {
       tab?.part.onProgress?.(data);
       return;
     }
+    if (data?.kind === "state") takeMoves([data]);
     tab?.part.onEvent?.(data);
     clearTimeout(settling);
     settling = setTimeout(run.reload, SETTLE_MILLISECONDS);
+  }
+
+  /** When it made way: from the events that are known and the ones that come. */
+  function takeMoves(events) {
+    moves.push(...events.filter(({ kind, id }) => kind === "state" && !moves.some((known) => known.id === id)));
+    run.yields = yieldsOf(moves);
+    redraw();
+    tab?.part.onYields?.();
   }
 
   function showTab({ parts }) {

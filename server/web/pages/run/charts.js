@@ -148,7 +148,7 @@ export function mount(root, run) {
       frame: frameOf(known, drawnLength(known, run.isActive() && !view.zoom), axis, breaks),
       smoothing: view.smoothing, peakDecay: run.detail.plan.hyperparameters.weight_decay,
     };
-    const edges = edgesOf(known.segments, other.attempts, other.phases);
+    const edges = edgesOf(known.segments, other.attempts, other.phases, run.yields);
     const bands = bandsOf(known.segments).map((b) => ({ from: axis.toX(b.from), to: axis.toX(b.to) }));
     // what begins after a pause begins where its first step was taken, not somewhere in the pause
     const firstAt = (step) => clock.find(([known]) => known >= step)?.[1];
@@ -300,7 +300,7 @@ export function mount(root, run) {
     for (const { chart } of charts.values()) chart.destroy();
   }
 
-  return { unmount, onProgress, onEvent: (event) => LIFE.has(event.kind) && (frame.load(), metrics.load()) };
+  return { unmount, onProgress, onYields: () => history.known.steps.length && draw(), onEvent: (event) => LIFE.has(event.kind) && (frame.load(), metrics.load()) };
 }
 
 const DOWNLOADS = {
