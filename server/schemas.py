@@ -472,11 +472,27 @@ class NeighbourRule(Strict):
     ignore: Annotated[list[ShortText], Field(max_length=64)] = []  # noqa: RUF012
 
 
+class PowerRule(Strict):
+    """Power limit and temperature ceiling of a device; the first rule with open hours holds."""
+
+    power_limit_watts: Annotated[float, Field(ge=1, le=10_000)] | None = None
+    ceiling_celsius: Annotated[float, Field(ge=30, le=120)] | None = None
+    hours: Hours | None = None
+
+
 class PlacePolicyView(Strict):
-    """What the owner of the machine says about a device: its hours, and other programs on it."""
+    """What the owner of the machine says about a device: its hours, other programs on it, and its
+    power and heat."""
 
     hours: Hours | None = None
     neighbours: NeighbourRule | None = None
+    power: Annotated[list[PowerRule], Field(max_length=16)] | None = None
+
+
+class PlacePolicyAnswer(PlacePolicyView):
+    """A device's policy, and what keeps it from being followed."""
+
+    problems: list[str] = []  # noqa: RUF012 - pydantic copies it
 
 
 class QueuePlace(BaseModel):
@@ -490,6 +506,9 @@ class QueuePlace(BaseModel):
     closes_at: float | None
     opens_at: float | None
     neighbour: str | None
+    too_hot: str | None = None
+    power_limit_watts: float | None = None
+    problems: list[str] = []
 
 
 class QueueEntry(BaseModel):

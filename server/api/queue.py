@@ -11,9 +11,10 @@ from server.api.deps import Conf, Db, Doing, StrictRoute
 from server.api.openapi import problems
 from server.domain import policies, preflight
 from server.machine import devices
+from server.machine.devices import Device
 from server.queries import queue
 from server.scheduling.surroundings import Surroundings
-from server.schemas import PlacePolicyView, QueueView
+from server.schemas import PlacePolicyAnswer, PlacePolicyView, QueueView
 
 router = APIRouter(prefix="/v1", tags=["system"], route_class=StrictRoute)
 DeviceRef = Annotated[
@@ -31,19 +32,42 @@ def show(request: Request, db: Db) -> QueueView:
 
 
 @router.get("/devices/{device}/policy", responses=problems(422))
-def policy(device: DeviceRef, db: Db) -> PlacePolicyView:
-    """When runs may use a device, and for which other programs they make way."""
-    devices.resolve(device)
+def policy(device: DeviceRef, db: Db) -> PlacePolicyAnswer:
+    """When runs may use a device, for which other programs they make way, its power and heat."""
+    found = _device(device)
     with db.read() as session:
-        return policies.get(session, device)
+        return _answer(found, policies.get(session, device))
 
 
 @router.put("/devices/{device}/policy", responses=problems(422))
-def put_policy(device: DeviceRef, body: PlacePolicyView, act: Doing, conf: Conf) -> PlacePolicyView:
-    """Replace the policy of a device; runs follow it within seconds."""
-    devices.resolve(device)
+def put_policy(
+    device: DeviceRef, body: PlacePolicyView, act: Doing, conf: Conf
+) -> PlacePolicyAnswer:
+    """Replace the policy of a device; runs follow it within seconds.
+
+    `problems` names what keeps a power limit from being set, with the line to type.
+    """
+    found = _device(device)
     preflight.require_tariff(body.hours, conf.tariff)
+    for rule in body.power or ():
+        preflight.require_tariff(rule.hours, conf.tariff)
+    policies.require_power(found, body)
     with act.db.write() as session:
         policies.put(session, device, body, act.now)
         session.flush()
-        return policies.get(session, device)
+        kept = policies.get(session, device)
+    return _answer(found, kept)
+
+
+def _device(name: str) -> Device:
+    devices.resolve(name)
+    return next(one for one in devices.discover() if one.device == name)
+
+
+def _answer(device: Device, policy: PlacePolicyView) -> PlacePolicyAnswer:
+    return PlacePolicyAnswer(
+        hours=policy.hours,
+        neighbours=policy.neighbours,
+        power=policy.power,
+        problems=policies.problems(device, policy),
+    )

@@ -29,6 +29,7 @@ from server.cli import (
     mirroring,
     output,
     planning,
+    power,
     scheduling,
     watching,
 )
@@ -42,7 +43,7 @@ app = typer.Typer(
 )
 for _part in (
     lifecycle, watching, listing, extending, planning, checkpoints, measures, mirroring, jobs,
-    daemon, backups, doctor, demo, scheduling, groups,
+    daemon, backups, doctor, demo, scheduling, groups, power,
 ):  # fmt: skip
     _part.register(app)
 

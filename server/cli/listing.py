@@ -229,7 +229,7 @@ def _details(run: RunDetail) -> list[tuple[str, object]]:
     return rows
 
 
-_NAMED_WAITS = ("outside_hours", "device_wanted", "preempted")
+_NAMED_WAITS = ("outside_hours", "device_wanted", "device_hot", "preempted")
 
 
 def _waiting(run: RunSummary) -> str:

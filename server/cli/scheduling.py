@@ -10,7 +10,7 @@ from server.cli import options, output, units
 from server.text import clean
 
 if TYPE_CHECKING:
-    from server.schemas import QueuePlace, RunDetail
+    from server.schemas import PlacePolicyAnswer, QueuePlace, RunDetail
 
 Target = Annotated[
     str, typer.Argument(metavar="RUN|DEVICE", help="A run, or a device: cpu, cuda:0.")
@@ -41,6 +41,7 @@ def queue(json: options.Json = False) -> None:
         )
         for entry in found.waiting
     ]  # fmt: skip
+    output.warn(why for place in found.places for why in place.problems)
     columns = (">#", "RUN", ">PRIORITY", "FOR", "UNTIL", "WHY")
     output.table(columns, rows, "no run waits")
     if found.num_waiting > len(found.waiting):
@@ -94,7 +95,7 @@ def hours(
             kept = [one.model_dump(mode="json") for one in before or []] if add else []
             change = {"hours": None if always else [*kept, rule]}
             if policy is not None:
-                shown = traind.put_policy(target, {**policy.model_dump(mode="json"), **change})
+                shown = traind.put_policy(target, {**kept_policy(policy), **change})
             else:
                 shown = traind.patch_run(target, change)
     if json:
@@ -111,6 +112,11 @@ def _patched(name: str, change: dict[str, Any], json: bool) -> None:
         return output.emit(run)
     output.note(f"{run.name}: priority {run.spec.priority}; {run.state}, {run.reason_message}")
     return None
+
+
+def kept_policy(policy: PlacePolicyAnswer) -> dict[str, Any]:
+    """A policy as it is put back."""
+    return policy.model_dump(mode="json", exclude={"problems"})
 
 
 def _user(place: QueuePlace) -> str:

@@ -111,12 +111,12 @@ class Client:
         """Who runs where, who waits, for what and until when."""
         return self.wire.get("/queue", schemas.QueueView)
 
-    def policy(self, device: str) -> schemas.PlacePolicyView:
+    def policy(self, device: str) -> schemas.PlacePolicyAnswer:
         """When runs may use a device, and for which other programs they make way."""
-        return self.wire.get(f"/devices/{device}/policy", schemas.PlacePolicyView)
+        return self.wire.get(f"/devices/{device}/policy", schemas.PlacePolicyAnswer)
 
-    def put_policy(self, device: str, policy: Mapping[str, Any]) -> schemas.PlacePolicyView:
-        return self.wire.put(f"/devices/{device}/policy", schemas.PlacePolicyView, policy)
+    def put_policy(self, device: str, policy: Mapping[str, Any]) -> schemas.PlacePolicyAnswer:
+        return self.wire.put(f"/devices/{device}/policy", schemas.PlacePolicyAnswer, policy)
 
     def create_group(
         self, ask: Mapping[str, Any], *, key: str | None = None

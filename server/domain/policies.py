@@ -1,4 +1,4 @@
-"""Policies of devices: hours, and the other programs that runs make way for."""
+"""Policies of devices: hours, the other programs that runs make way for, power and heat."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from sqlalchemy.orm import Session
 
 from server.database.tables import PlacePolicy
 from server.domain.run_rows import hours_column
+from server.errors import Invalid
+from server.machine import power
+from server.machine.devices import Device
 from server.schemas import PlacePolicyView
 
 
@@ -15,7 +18,9 @@ def get(session: Session, place: str) -> PlacePolicyView:
     if row is None:
         return PlacePolicyView()
     hours = PlacePolicyView.model_validate_json(f'{{"hours": {row.hours or "null"}}}').hours
-    return PlacePolicyView.model_validate({"hours": hours, "neighbours": row.neighbours})
+    return PlacePolicyView.model_validate(
+        {"hours": hours, "neighbours": row.neighbours, "power": row.power}
+    )
 
 
 def put(session: Session, place: str, policy: PlacePolicyView, now: float) -> None:
@@ -23,4 +28,22 @@ def put(session: Session, place: str, policy: PlacePolicyView, now: float) -> No
     neighbours = policy.neighbours.model_dump(mode="json") if policy.neighbours else None
     row = session.get(PlacePolicy, place) or PlacePolicy(place=place)
     row.hours, row.neighbours, row.updated_at = hours_column(policy.hours), neighbours, now
+    row.power = [rule.model_dump(mode="json") for rule in policy.power] if policy.power else None
     session.add(row)
+
+
+def problems(device: Device, policy: PlacePolicyView) -> list[str]:
+    """Why its power limits could not be set now, each with what to do."""
+    found: list[str] = []
+    for rule in policy.power or ():
+        if rule.power_limit_watts is not None and device.uuid is not None:
+            why = power.why_not(device.device, device.uuid, rule.power_limit_watts)
+            found += [why] if why else []
+    return list(dict.fromkeys(found))
+
+
+def require_power(device: Device, policy: PlacePolicyView) -> None:
+    """Rules of power need a device that reports it. Raises Invalid."""
+    if policy.power and device.uuid is None:
+        detail = f"{device.device} reports neither power nor temperature, so neither can be held"
+        raise Invalid(f"{detail}.", errors=[{"pointer": "/power", "detail": detail}])

@@ -48,7 +48,9 @@ OCCUPYING = frozenset(
     {State.starting, State.running, State.recovering, State.pausing, State.cancelling}
 )
 # Reasons for which a run makes way and comes back by itself.
-YIELDS = frozenset({Reason.preempted, Reason.outside_hours, Reason.device_wanted})
+YIELDS = frozenset(
+    {Reason.preempted, Reason.outside_hours, Reason.device_wanted, Reason.device_hot}
+)
 ENDED = frozenset({State.completed, State.failed, State.cancelled})
 SETTLED = ENDED | {State.created, State.paused}
 

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from server.database.tables import Attempt, Execution, Job, Run
 from server.domain import executions
 from server.domain.states import OCCUPYING, State
+from server.machine import power
 from server.machine.devices import Device
 from server.scheduling import rows
 from server.scheduling.decide import Decision, Place, Want, decide
@@ -23,7 +24,7 @@ MAX_WAITING = 100
 def view(session: Session, devices: Sequence[Device], around: Surroundings) -> QueueView:
     """The queue as the next look of the supervisor would find it; the first MAX_WAITING runs."""
     holding, waiting = _holding(session), _waiting(session)
-    places = rows.places(session, devices, around.now, around.prices, around.neighbours)
+    places = rows.places(session, devices, around)
     wants = {
         run.id: rows.of_run(
             run,
@@ -40,7 +41,7 @@ def view(session: Session, devices: Sequence[Device], around: Surroundings) -> Q
     queued = Run.queue_position.is_not(None)
     return QueueView(
         places=[
-            _place(place, devices, wants, jobs, names)
+            _place(place, devices, wants, jobs, names, around)
             for place in places
             if place.name not in rows.SEATS
         ],
@@ -82,17 +83,22 @@ def _place(
     runs: dict[str, Want],
     jobs: dict[str, Want],
     names: dict[str, str],
+    around: Surroundings,
 ) -> QueuePlace:
     run = next((names[want.id] for want in runs.values() if place.name in want.holds), None)
+    found = next(device for device in devices if device.device == place.name)
     return QueuePlace(
         device=place.name,
-        name=next(device.name for device in devices if device.device == place.name),
+        name=found.name,
         run=run,
         job=next((want.id for want in jobs.values() if place.name in want.holds), None),
         is_open=place.opening.is_open,
         closes_at=place.opening.closes_at,
         opens_at=place.opening.opens_at,
         neighbour=place.neighbour,
+        too_hot=place.too_hot,
+        power_limit_watts=power.read(uuid).limit_watts if (uuid := found.uuid) else None,
+        problems=[why for name, why in around.power_problems.items() if name == place.name],
     )
 
 

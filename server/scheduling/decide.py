@@ -32,6 +32,7 @@ class WaitCause(StrEnum):
     displaced = "displaced"  # one of higher priority needs the place
     hours = "hours"  # its own hours, or those of the place
     neighbour = "neighbour"  # another program uses the device
+    heat = "heat"  # the device is hotter than its ceiling
     queue = "queue"  # others come first
     unavailable = "unavailable"  # this machine has no such place
 
@@ -53,11 +54,13 @@ ALWAYS = Opening()
 
 @dataclass(frozen=True)
 class Place:
-    """A device or a seat. neighbour: the other program that uses it, by name."""
+    """A device or a seat. neighbour: the other program that uses it, by name. too_hot: its
+    temperature in words, None while it is cool enough."""
 
     name: str
     opening: Opening = ALWAYS
     neighbour: str | None = None
+    too_hot: str | None = None
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,8 @@ class _Table:
             place = self.places.get(name)
             if place is not None and place.neighbour is not None and want.is_preemptible:
                 return SchedulingVerdict(WaitCause.neighbour, (place.neighbour,))
+            if place is not None and place.too_hot is not None:
+                return SchedulingVerdict(WaitCause.heat, (place.too_hot,))
         for opening in self._openings(want, want.holds):
             if not opening.is_open:
                 return SchedulingVerdict(WaitCause.hours, until=opening.opens_at)
@@ -250,7 +255,9 @@ class _Table:
 
     def _is_usable(self, want: Want, name: str) -> bool:
         place = self.places.get(name)
-        return place is not None and not place.neighbour and not self._refusal(want, place.opening)
+        if place is None or place.neighbour or place.too_hot:
+            return False
+        return not self._refusal(want, place.opening)
 
     def _refusal(self, want: Want, opening: Opening) -> SchedulingVerdict | None:
         """Why it cannot start under these hours now; None if it can."""
@@ -272,6 +279,9 @@ class _Table:
         neighbours = tuple(place.neighbour for place in found if place.neighbour)
         if neighbours:
             return SchedulingVerdict(WaitCause.neighbour, neighbours)
+        hot = tuple(place.too_hot for place in found if place.too_hot)
+        if hot:
+            return SchedulingVerdict(WaitCause.heat, hot)
         opens = [p.opening.opens_at for p in found if p.opening.opens_at is not None]
         return SchedulingVerdict(WaitCause.hours, until=min(opens, default=None))
 

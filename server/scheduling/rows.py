@@ -17,6 +17,7 @@ from server.machine.devices import Device, DeviceMissing, resolve, resolve_all
 from server.scheduling import hours
 from server.scheduling.decide import ALWAYS, Opening, Place, SchedulingVerdict, WaitCause, Want
 from server.scheduling.hours import Price
+from server.scheduling.surroundings import Surroundings
 from trainer.contract.reasons import Reason
 from trainer.contract.spec import HoursRule
 
@@ -32,6 +33,7 @@ REASON_OF = {
     WaitCause.displaced: Reason.preempted,
     WaitCause.hours: Reason.outside_hours,
     WaitCause.neighbour: Reason.device_wanted,
+    WaitCause.heat: Reason.device_hot,
     WaitCause.queue: Reason.waiting_for_device,
     WaitCause.unavailable: Reason.device_missing,
 }
@@ -42,20 +44,16 @@ def opening_of(text: str, now: float, prices: Sequence[Price]) -> Opening:
     return hours.opening(hours.rules(_HOURS.validate_json(text)), now, prices) if text else ALWAYS
 
 
-def places(
-    session: Session,
-    devices: Sequence[Device],
-    now: float,
-    prices: Sequence[Price] = (),
-    neighbours: Mapping[str, str] | None = None,
-) -> list[Place]:
+def places(session: Session, devices: Sequence[Device], around: Surroundings) -> list[Place]:
     """Every device with its policy, and the seats for work on the CPU and for completions."""
     policies = {row.place: row for row in session.scalars(select(PlacePolicy))}
     found = [Place(seat) for seat in SEATS]
     for device in devices:
-        policy = policies.get(device.device)
-        opening = opening_of(policy.hours, now, prices) if policy is not None else ALWAYS
-        found.append(Place(device.device, opening, (neighbours or {}).get(device.device)))
+        name = device.device
+        policy = policies.get(name)
+        hours = policy.hours if policy is not None else ""
+        opening = opening_of(hours, around.now, around.prices)
+        found.append(Place(name, opening, around.neighbours.get(name), around.hot.get(name)))
     return found
 
 
@@ -167,6 +165,8 @@ def in_words(
             return reason, f"Outside its hours or those of {place}.{until}"
         case WaitCause.neighbour:
             return reason, f"{others} uses {place}. It trains again when that has ended."
+        case WaitCause.heat:
+            return reason, f"{place} is too hot ({others}). It trains again when it has cooled."
         case WaitCause.queue if verdict.until is not None:
             return reason, f"{others} makes way for it on {place} at {_clock(verdict.until)}."
         case WaitCause.queue:

@@ -15,16 +15,21 @@ from typing import Any
 
 import psutil
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from server.database.db import Database
-from server.database.tables import PlacePolicy
+from server.database.tables import Attempt, Execution, Job, PlacePolicy
+from server.domain import executions, gang
 from server.errors import TraindError
 from server.launch.process import TOKEN_VARIABLE
-from server.machine import gpu_programs
+from server.machine import gpu_programs, power
 from server.machine.devices import Device
 from server.machine.gpu_programs import GpuProgram
+from server.scheduling import heat
+from server.scheduling.heat import Heat
 from server.scheduling.hours import Price
 from server.scheduling.neighbours import Neighbours, Watched
+from server.scheduling.power_limits import PowerControl, PowerLimits
 from server.scheduling.tariff import Tariff
 
 LOOK_SECONDS = 2.5
@@ -34,11 +39,14 @@ log = logging.getLogger("traind.scheduling")
 
 @dataclass(frozen=True)
 class Surroundings:
-    """neighbours: {device: name of the program that uses it}. now: seconds since the epoch."""
+    """neighbours: {device: name of the program that uses it}. now: seconds since the epoch.
+    hot: {device: its temperature in words}. power_problems: {device: why its limit is not set}."""
 
     now: float
     prices: Sequence[Price] = ()
     neighbours: Mapping[str, str] = field(default_factory=dict)
+    hot: Mapping[str, str] = field(default_factory=dict)
+    power_problems: Mapping[str, str] = field(default_factory=dict)
 
 
 class SurroundingsThread:
@@ -50,12 +58,15 @@ class SurroundingsThread:
         devices: Sequence[Device],
         tariff: str | None = None,
         programs: Callable[[], dict[str, list[GpuProgram]] | None] | None = None,
+        control: PowerControl = power,
     ) -> None:
         self._db, self._devices = db, devices
         self.tariff = Tariff(tariff) if tariff else None
         self._programs = programs or (lambda: gpu_programs.programs(_is_ours))
         self._neighbours = Neighbours()
         self._used: dict[str, str] = {}
+        self._control, self._limits = control, PowerLimits(db, control)
+        self._heat, self._hot = Heat(), dict[str, str]()
         self._ends = threading.Event()
         self._thread: threading.Thread | None = None
         self.problem: str | None = None
@@ -63,11 +74,13 @@ class SurroundingsThread:
     def seen(self) -> Surroundings:
         """As they are now; never waits."""
         prices = self.tariff.prices if self.tariff else ()
-        return Surroundings(time.time(), prices, dict(self._used))
+        problems = dict(self._limits.problems)
+        return Surroundings(time.time(), prices, dict(self._used), dict(self._hot), problems)
 
     def problems(self) -> list[str]:
         """What keeps prices or neighbours from being known, in sentences."""
-        return [p for p in (self.problem, self.tariff.problem if self.tariff else None) if p]
+        around = [self.problem, self.tariff.problem if self.tariff else None]
+        return [p for p in (*around, *self._limits.problems.values()) if p]
 
     def start(self) -> None:
         self.look(time.monotonic())
@@ -75,10 +88,16 @@ class SurroundingsThread:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread; one that waits for a driver is left behind."""
+        """End the thread and put power limits back; one that waits for a driver is left behind."""
         self._ends.set()
         if self._thread is not None:
             self._thread.join(timeout=1.0)
+            if self._thread.is_alive():
+                return
+        try:
+            self._limits.put_back_all()
+        except TraindError as error:
+            log.warning("power limits are put back at the next start: %s", error)
 
     def _run(self) -> None:
         while not self._ends.wait(LOOK_SECONDS):
@@ -91,12 +110,37 @@ class SurroundingsThread:
         try:
             with self._db.read() as session:
                 rows = session.scalars(select(PlacePolicy)).all()
+                in_use = _in_use(session, self._devices)
+            self._look_at_power(rows, in_use, now)
         except TraindError as error:
             log.warning("the policies of the devices: %s", error)
             return
         watched = {row.place: watched_of(row.neighbours) for row in rows}
         asked = any(rule is not None for rule in watched.values())
         self._note(self._programs() if asked else {}, watched, now)
+
+    def _look_at_power(self, rows: Sequence[PlacePolicy], in_use: set[str], now: float) -> None:
+        """Hold the limits of devices in use, and note which ones are too hot."""
+        prices, clock = self.tariff.prices if self.tariff else (), time.time()
+        found = {row.place: heat.rule_at(row.power, clock, prices) for row in rows if row.power}
+        rules = {place: rule for place, rule in found.items() if rule is not None}
+        wanted = {
+            place: rule.power_limit_watts
+            for place, rule in rules.items()
+            if rule.power_limit_watts is not None and place in in_use
+        }
+        self._limits.hold(self._devices, wanted, clock)
+        for device in self._devices:
+            rule = rules.get(device.device)
+            ceiling = rule.ceiling_celsius if rule is not None else None
+            celsius = None
+            if ceiling is not None and device.uuid is not None:
+                celsius = self._control.read(device.uuid).temperature_celsius
+            if self._heat.look(device.device, celsius, ceiling, now):
+                degrees = "temperature unknown" if celsius is None else f"{celsius:.0f} °C"
+                self._hot[device.device] = f"{degrees}, ceiling {ceiling:.0f} °C"
+            else:
+                self._hot.pop(device.device, None)
 
     def _note(
         self,
@@ -117,6 +161,19 @@ class SurroundingsThread:
                 self._used.pop(device.device, None)
             else:
                 self._used[device.device] = name
+
+
+def _in_use(session: Session, devices: Sequence[Device]) -> set[str]:
+    """Devices that a process of ours holds."""
+    attempts = session.scalars(select(Attempt).join(Execution).where(executions.IS_OPEN))
+    found = {name for attempt in attempts for name in gang.used_by(attempt)}
+    jobs = session.scalars(
+        select(Job)
+        .join(Execution)
+        .where(Execution.state == executions.ExecutionState.running, Job.where == "device")
+    )
+    first = devices[0].device if devices else ""
+    return found | {str(job.params.get("device") or first) for job in jobs}
 
 
 def watched_of(neighbours: dict[str, Any] | None) -> Watched | None:

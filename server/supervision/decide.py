@@ -320,7 +320,11 @@ def _explain_the_wait(seen: RunSeen) -> Action:
     if seen.waits is None or seen.waits == (seen.reason, seen.message):
         return WAIT
     is_queue = seen.waits[0] is Reason.waiting_for_device
-    if is_queue and seen.reason not in (Reason.outside_hours, Reason.device_wanted):
+    if is_queue and seen.reason not in (
+        Reason.outside_hours,
+        Reason.device_wanted,
+        Reason.device_hot,
+    ):
         return WAIT
     return Explain(*seen.waits)
 

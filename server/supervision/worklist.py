@@ -234,7 +234,7 @@ def _decide(
     """Who may use each place, as `scheduling.decide` says; a run granted one belongs there."""
     wants = [want for entry in board.entries if (want := _want(entry, around)) is not None]
     wants += [scheduling_rows.of_job(job, devices) for job in board.jobs]
-    places = scheduling_rows.places(session, devices, around.now, around.prices, around.neighbours)
+    places = scheduling_rows.places(session, devices, around)
     board.names = {entry.run.id: entry.run.name for entry in board.entries}
     board.decision = decide(places, wants, around.now)
     used = {want.id: want.holds or board.decision.grants.get(want.id, ()) for want in wants}

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
+from server.cli import power as cli_power
 from server.cli.app import app, main
 from server.cli.specfile import read_spec
 from server.reporting import png, preview
@@ -789,7 +790,7 @@ def test_hours_of_a_device_keep_its_neighbours(stub: Stub, traind: Traind):
     ran = traind("hours", "cuda:0", "--from", "22:00")
     assert ran.code == 0, ran.err
     assert [one.body for one in stub.requests("PUT", "/v1/devices/cuda:0/policy")] == [
-        {"hours": [{"from": "22:00"}], "neighbours": rule}
+        {"hours": [{"from": "22:00"}], "neighbours": rule, "power": None}
     ]
     assert "22:00" in ran.err
 
@@ -799,3 +800,173 @@ def test_priority_is_patched(stub: Stub, traind: Traind):
     assert traind("priority", "demo", "--", "-5").code == 0
     assert [one.body for one in stub.requests("PATCH", "/v1/runs/demo")] == [{"priority": -5}]
     assert traind("priority", "demo", "101").code == 2
+
+
+# --- power and groups ----------------------------------------------------------------------------
+
+
+def power_policy(**change: Any) -> dict[str, Any]:
+    return {"hours": None, "neighbours": None, "power": None, "problems": [], **change}
+
+
+def test_a_power_rule_of_some_hours_comes_before_those_of_all(stub: Stub, traind: Traind):
+    always = {"power_limit_watts": 200.0, "ceiling_celsius": 80.0, "hours": None}
+    path = "/v1/devices/cuda:0/policy"
+    stub.on("GET", path, Reply(power_policy(power=[always])))
+    stub.on("PUT", path, Reply(power_policy(power=[always], problems=["type  sudo nvidia-smi"])))
+    ran = traind("power", "cuda:0", "--limit", "120", "--from", "22:00", "--to", "07:00")
+    assert "200 W, runs leave at 80 °C" in ran.out
+    assert "type  sudo nvidia-smi" in ran.err
+    night = {"power_limit_watts": 120.0, "ceiling_celsius": None}
+    [sent] = [one.body["power"] for one in stub.requests("PUT", path)]
+    assert sent[0] == {**night, "hours": [{"from": "22:00", "to": "07:00"}]}
+    assert sent[1]["power_limit_watts"] == 200.0
+    assert traind("power", "cuda:0", "--off").code == 0
+    assert stub.requests("PUT", path)[1].body["power"] is None
+    assert traind("power", "cuda:0", "--from", "22:00").code == 2
+
+
+def tuned(stub: Stub, *, problems: list[str]) -> None:
+    """A run whose speed and draw follow the limit that was put last: 215 W is 10 % quicker than
+    150 W, and 100 W half as quick."""
+    path, state = "/v1/devices/cuda:0/policy", {"watts": 215.0, "step": 0, "s": 0.0, "j": 0.0}
+    rates = {215.0: (1.0, 200.0), 150.0: (0.92, 145.0), 100.0: (0.5, 98.0)}
+
+    def put(asked: stub_daemon.Asked) -> Reply:
+        rules = asked.body["power"] or [{"power_limit_watts": 215.0}]
+        state["watts"] = rules[0]["power_limit_watts"]
+        return Reply(power_policy(power=asked.body["power"], problems=problems))
+
+    def step(asked: stub_daemon.Asked) -> Reply:
+        speed, watts = rates[state["watts"]]
+        state["step"] += 5
+        state["s"] += 5 / speed
+        state["j"] += 5 / speed * watts
+        made = progress(step=int(state["step"]), energy_joules=state["j"])
+        return Reply({**made, "training_seconds": state["s"], "end_step": 10**9})
+
+    place = {
+        "device": "cuda:0", "name": "a card", "run": "demo", "job": None, "is_open": True,
+        "closes_at": None, "opens_at": None, "neighbour": None, "power_limit_watts": 215.0,
+    }  # fmt: skip
+    queue = {"places": [place], "waiting": [], "num_waiting": 0, "next_change_at": None}
+    stub.on("GET", "/v1/queue", Reply(queue))
+    stub.on("GET", path, Reply(power_policy()))
+    stub.on("PUT", path, put)
+    stub.on("GET", "/v1/runs/demo/progress", step)
+
+
+def test_tune_power_recommends_the_cheapest_of_the_quick_limits(
+    stub: Stub, traind: Traind, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(cli_power, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(cli_power, "POLL_SECONDS", 0.0)
+    tuned(stub, problems=[])
+    ran = traind("tune-power", "demo", "--caps", "100,150,215", "--minutes", "0.05", "--json")
+    found = ran.json
+    assert found["recommended_watts"] == 150.0
+    at = {one["limit_watts"]: one for one in found["measured"]}
+    assert at[150.0]["tokens_per_second"] == pytest.approx(4096 * 0.92)
+    assert at[150.0]["watts"] == pytest.approx(145.0)
+    assert at[150.0]["tokens_per_joule"] == pytest.approx(4096 * 0.92 / 145.0)
+    assert at[100.0]["hours"] > 0
+    puts = [one.body for one in stub.requests("PUT", "/v1/devices/cuda:0/policy")]
+    assert [p["power"] and p["power"][0]["power_limit_watts"] for p in puts] == [
+        100,
+        150,
+        215,
+        None,
+    ]
+
+
+def test_tune_power_without_permission_prints_the_line_and_puts_the_policy_back(
+    stub: Stub, traind: Traind
+):
+    tuned(stub, problems=["type  sudo nvidia-smi -i GPU-1 -pl 108"])
+    ran = traind("tune-power", "demo")
+    assert ran.code == 1
+    assert "sudo nvidia-smi -i GPU-1 -pl 108" in ran.err
+    puts = [one.body for one in stub.requests("PUT", "/v1/devices/cuda:0/policy")]
+    assert [p["power"] and p["power"][0]["power_limit_watts"] for p in puts] == [108, None]
+
+
+def group(**fields: Any) -> dict[str, Any]:
+    member = {
+        "run": "run_1", "name": "g-d2", "depth": 2, "variant": {"optimizer.matrix_lr": 0.02},
+        "seed": 42, "state": "completed", "reason": "finished", "reason_message": "", "step": 9,
+        "device": "cpu", "end_step": 9, "fraction": 1.0, "is_finished": True, "loss_smooth": 3.2,
+        "val_bpb": 1.2345, "parameters": 1000, "tokens_seen": 9, "flops": 1e12,
+        "flops_per_step": 1e11, "planned_flops": 1e12, "training_seconds": 60.0,
+        "energy_joules": 7.2e6, "compute_multiplier": 1.25,
+    }  # fmt: skip
+    cell = {
+        "depth": 2, "variant": member["variant"], "num_members": 1, "num_finished": 1,
+        "flops": 1e12, "val_bpb_mean": 1.2345, "val_bpb_spread": None, "gain": 0.05,
+        "gain_uncertainty": 0.01, "is_real": True, "compute_multiplier": 1.25,
+        "multiplier_note": "",
+    }  # fmt: skip
+    ahead = {
+        "depth": 6, "flops": 5e12, "tokens": 10, "parameters": 10, "val_bpb": 1.1,
+        "val_bpb_interval": [1.0, 1.2], "hours": 2.5, "kwh": 0.4, "time_source": "depth 5",
+    }  # fmt: skip
+    fit = {
+        "variant": {}, "form": "", "source": "", "num_points": 4, "points": [], "e": 0.9,
+        "a": 0.4, "alpha": 0.3, "reference_flops": 1e12, "e_interval": [0.8, 1.0],
+        "alpha_interval": [0.2, 0.4], "confidence": 0.95, "residual_spread": 0.001,
+        "prediction": ahead, "not_told": ["One seed a depth."],
+    }  # fmt: skip
+    return {
+        "id": "grp_1", "name": "g", "title": None, "created_at": 1.0, "num_members": 1,
+        "counts": {"completed": 1}, "is_over": True, "best_val_bpb": 1.2345,
+        "training_seconds": 60.0, "energy_joules": None, "base": {}, "depths": [2], "grid": {},
+        "repeats": 1, "budget": None, "baseline": "optimizer.matrix_lr=0.01", "members": [member],
+        "cells": [cell], "fits": [fit], "notes": ["a note"],
+        "noise": {"spread": 0.002, "degrees_of_freedom": 2, "note": "Pooled."}, **fields,
+    }  # fmt: skip
+
+
+def test_group_create_sends_the_variations(stub: Stub, traind: Traind):
+    stub.on("POST", "/v1/groups", Reply(group(), 201))
+    ran = traind(
+        "group", "create", "g", "--preset", "demo", "--depths", "2,4", "--repeats", "3",
+        "--grid", "optimizer.matrix_lr=0.01,2e-2", "--grid", "model.window_pattern=L,SL",
+        "--budget", "minutes=30", "--budget", "tokens=1e6",
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    assert stub.requests("POST", "/v1/groups")[0].body == {
+        "name": "g", "base": {"preset": "demo"}, "depths": [2, 4], "repeats": 3,
+        "grid": {"optimizer.matrix_lr": [0.01, 0.02], "model.window_pattern": ["L", "SL"]},
+        "budget": {"minutes": 30.0, "tokens": 1_000_000},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "wrong", [("--grid", "x"), ("--depths", "a"), ("--budget", "days=1"), ("--budget", "kwh=-1")]
+)
+def test_group_create_refuses_what_is_no_variation(traind: Traind, wrong: tuple[str, str]):
+    assert traind("group", "create", "g", *wrong).code == 2
+
+
+def test_group_show_compares_and_predicts(stub: Stub, traind: Traind):
+    stub.on("GET", "/v1/groups/g", Reply(group()))
+    ran = traind("group", "show", "g", "--baseline", "old", "--next-depth", "6")
+    for words in (
+        "1.2345", "1.25x", "+0.0500 ± 0.0100 (real)", "Pooled.", "depth 6: val bpb 1.1000",
+        "2.5 h, 0.4 kWh", "One seed a depth.",
+    ):  # fmt: skip
+        assert words in ran.out, words
+    assert "a note" in ran.err
+    asked = stub.requests("GET", "/v1/groups/g")[0].query
+    assert asked == {"baseline": ["old"], "next_depth": ["6"]}
+
+
+def test_groups_are_listed_cancelled_and_deleted(stub: Stub, traind: Traind):
+    stub.on("GET", "/v1/groups", Reply({"data": [group()], "has_more": False, "next": None}))
+    stub.on("GET", "/v1/groups/g", Reply(group()))
+    stub.on("POST", "/v1/groups/g/cancel", Reply(group(), 202))
+    stub.on("DELETE", "/v1/groups/grp_1", Reply(None, 204))
+    assert "1 completed" in traind("group", "list").out
+    assert "1 completed" in traind("group", "cancel", "g", "--yes").out
+    assert traind("group", "delete", "g", "--runs", "--yes").code == 0
+    assert stub.requests("DELETE", "/v1/groups/grp_1")[0].query == {"runs": ["true"]}
+    assert traind("group", "delete", "g").code == 2  # not at a terminal: --yes is needed

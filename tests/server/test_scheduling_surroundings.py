@@ -176,6 +176,8 @@ class TestHttp:
         assert asgi.request("PUT", "/v1/devices/cpu/policy", json={}).json() == {
             "hours": None,
             "neighbours": None,
+            "power": None,
+            "problems": [],
         }
 
     def test_a_device_that_is_not_there_has_no_policy(self, asgi: Asgi) -> None:
