@@ -33,11 +33,11 @@ CARDS = {
     # autograd over compiled blocks: 3,326 launches, 9.8 GB (12.4 for the loss alone), 241 GB moved
     "rtx4070": Card(8, 12, launches=2_023, peak_gigabytes=6.8, moved_gigabytes=193.6,
                     host_calls=21_300),
-    "rtx3090": Card(16, 12, launches=1_140, peak_gigabytes=10.6, moved_gigabytes=194.2,
-                    host_calls=12_000),
+    "rtx3090": Card(16, 12, launches=1_147, peak_gigabytes=10.5, moved_gigabytes=191.5,
+                    host_calls=12_850),
     # 2,828 launches, 43.2 GB (72.8), 672 GB moved
     "h200": Card(16, 20, launches=1_671, peak_gigabytes=29.8, moved_gigabytes=506.4,
-                 host_calls=18_500),
+                 host_calls=19_100),
 }  # fmt: skip
 
 
