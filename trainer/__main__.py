@@ -53,19 +53,19 @@ def _follow(directory: Path, order: AttemptOrder, rank: int) -> int:
         ended = _train(order, own, rank)
     except BaseException as error:
         process.log_traceback(error)
-        reason, message = process.explain(error)
-        ended = events.Ended(outcome="failed", reason=reason, message=message)
+        ended = _failure(error, own)
     own.end(ended)
     return 1 if ended.outcome == "failed" else 0
 
 
 def _train(order: AttemptOrder, own: process.Process | RankProcess, rank: int) -> events.Ended:
     own.reporter.emit(events.Stage(stage="loading", detail="torch"))
-    from trainer.runtime import world
+    from trainer.runtime import peer_watch, world
     from trainer.train import checkpointing, loop, session
 
     failpoint.hit("trainer.load")
     ranks = world.join(order.num_ranks, order.device_of(rank))
+    peer_watch.start(ranks, lambda lost: own.end(_failure(lost, own)))
     parts = session.build(order, own.reporter, own.control, world=ranks)
     try:
         ended = loop.run(parts)
@@ -76,11 +76,11 @@ def _train(order: AttemptOrder, own: process.Process | RankProcess, rank: int) -
     return ended
 
 
-def _failure(error: BaseException, own: process.Process) -> events.Ended:
+def _failure(error: BaseException, own: process.Process | RankProcess) -> events.Ended:
     reason, message = process.explain(error)
     if isinstance(error, Held):
         message = "another trainer of this run is alive"
-    if reason is Reason.rank_lost:
+    if reason is Reason.rank_lost and isinstance(own, process.Process):
         members = [(m.rank, m.device, m.pid) for m in getattr(error, "members", [])]
         reason, message = blame(own.directory, members, message)
     step = getattr(error, "step", None)

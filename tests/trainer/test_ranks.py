@@ -276,3 +276,23 @@ GOLDEN_OF_TWO_LANES = [
     "81f46d2b59324105f57ccfa7f033bf44b1cabbb4b51373b3a3753daaffcd4020",
     "bf7fcdd8f360049b8fa2308dd85b5921326aa8b8df7ba5c4a0acac43052322a5",
 ]
+
+
+def test_a_rank_ends_when_the_exchange_does_not_notice_that_its_peer_is_gone() -> None:
+    """gloo misses it now and then; here nothing is exchanged at all."""
+    program = (
+        "import os, subprocess, sys, time; from trainer.runtime import peer_watch, world;"
+        "peer = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']);"
+        "w = world.World(); w.size = 2; w.waiting_since = time.monotonic();"
+        "here = __import__('socket').gethostname();"
+        "w.members = [world.Member(0, here, 'cpu', os.getpid()),"
+        " world.Member(1, here, 'cpu', peer.pid)];"
+        "end = lambda lost: print(lost, lost.members[1].pid == peer.pid, flush=True);"
+        "peer_watch.start(w, end);"
+        "time.sleep(1); peer.kill(); time.sleep(50)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, timeout=90
+    )
+    assert (done.returncode, done.stdout.split()[-1]) == (1, "True")
+    assert "is gone" in done.stdout

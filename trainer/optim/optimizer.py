@@ -80,10 +80,9 @@ class Optimizer:
                 return
             finite = None
         count = self.count + 1
-        joins = self._step_muon(lr_multiplier, momentum, weight_decay, finite)
+        finish = self._step_muon(lr_multiplier, momentum, weight_decay, finite)
         self._step_adamw(count, lr_multiplier, finite)  # while updated matrices pass between ranks
-        for finish in joins:
-            finish()
+        finish()
         self.count.copy_(count if finite is None else torch.where(finite, count, self.count))
         self.model.bank.refresh()
 
@@ -216,9 +215,10 @@ class Optimizer:
 
     def _step_muon(
         self, lr_multiplier: float, momentum: float, weight_decay: float, finite: Tensor | None
-    ) -> list[Callable[[], None]]:
-        """Update the own matrices; what this returns fills in those of other ranks."""
-        bank, joins = self.model.bank, []
+    ) -> Callable[[], None]:
+        """Update the own matrices. Those of other ranks come while the next stack is updated, and
+        of the last stack when what this returns is called."""
+        bank, finish = self.model.bank, _nothing
         assert bank.gradients is not None
         values = (self.hyper.matrix_lr * lr_multiplier, momentum, weight_decay)
         # filled on the device: a copy from the host would wait for it
@@ -234,8 +234,9 @@ class Optimizer:
             if self.world.size > 1:
                 matrix = math.prod(place.shape[1:])
                 sizes = [count * matrix for count in shard.counts()]
-                joins.append(self.world.join_parts(place.view(bank.weights).view(-1), sizes))
-        return joins
+                finish()
+                finish = self.world.join_parts(place.view(bank.weights).view(-1), sizes)
+        return finish
 
     def _own_state(self, key: str, begin: int, end: int) -> tuple[Tensor, Tensor]:
         """Both momenta of the matrices [begin, end) of a stack; whole tensors where that is all."""
@@ -256,6 +257,10 @@ class Optimizer:
             for key in self.momentum
             for kind, own in (("momentum", self.momentum), ("second_momentum", self.second))
         ]
+
+
+def _nothing() -> None:
+    """Where no matrices are under way."""
 
 
 def _matrices(place: BankPlace, begin: int, end: int) -> BankPlace:

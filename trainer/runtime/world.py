@@ -26,11 +26,11 @@ import torch
 from torch import Tensor
 
 T = TypeVar("T")
-_Passing = tuple[Tensor, Tensor, Tensor, Any]  # piece, its copy where it passes, parts, work
 BACKEND = "TRAIND_RANKS_BACKEND"  # "gloo": ranks may share a card, which NCCL refuses
 WORDS_TIMEOUT = timedelta(days=30)
 TENSORS_TIMEOUT_SECONDS = 600.0
 TIMEOUT = "TRAIND_RANKS_TIMEOUT_SECONDS"  # another one, for tests
+LEAVE_SECONDS = 10.0  # at the end of an attempt, for ranks that are gone already
 CHUNK = 1 << 24  # elements summed at once: 64 MB of float32
 LARGE = 1 << 19  # elements from which copying costs more than a message of its own
 
@@ -65,6 +65,7 @@ class World:
     def __init__(self) -> None:
         self.members: list[Member] = []
         self.waited_seconds = 0.0
+        self.waiting_since: float | None = None
 
     def use(self, device: torch.device) -> None:
         """Exchange tensors of this device from now on; words pass without one."""
@@ -101,7 +102,8 @@ class World:
 
     def join_parts(self, whole: Tensor, sizes: Sequence[int]) -> Callable[[], None]:
         """Fill the flat `whole`, of which each rank holds its own consecutive part of `sizes`: it
-        is filled when what this returns was called, and not touched before."""
+        is filled when what this returns was called, and not touched before. Nothing else may pass
+        meanwhile."""
         return lambda: None
 
     def collect(self, part: Tensor, sizes: Sequence[int]) -> Tensor | None:
@@ -199,37 +201,26 @@ class _Ranks(World):
             raw.copy_(moved)
 
     def sum_(self, tensors: Sequence[Tensor]) -> None:
-        """Large tensors where they are, small ones and what is left of each together. One piece
-        passes while the one before it is added up."""
-        tails, before = [], None
+        """Large tensors where they are, small ones and what is left of each together."""
+        tails = []
         for tensor in tensors:
             flat = tensor.view(-1)
             whole = flat.numel() // self.size * self.size if flat.numel() >= LARGE else 0
             for piece in flat[:whole].split(CHUNK) if whole else ():
-                before = self._sum_next(piece, before)
+                self._sum_piece(piece)
             tails.append(flat[whole:])
         together = _padded(tails, self.size)
         for piece in together.split(CHUNK) if len(together) else ():
-            before = self._sum_next(piece, before)
-        if before is not None:
-            self._finish_sum(*before)
+            self._sum_piece(piece)
         sizes = [len(tail) for tail in tails]
         for tail, at in zip(tails, _starts(sizes), strict=True):
             tail.copy_(together[at : at + len(tail)])
 
-    def _sum_next(self, flat: Tensor, before: _Passing | None) -> _Passing:
-        """Send this piece on its way, and finish the one before."""
+    def _sum_piece(self, flat: Tensor) -> None:
         own = self._moved(flat)
         parts = torch.empty_like(own)
         with self._waiting():
-            work = self._dist.all_to_all_single(parts, own, group=self._tensors, async_op=True)
-        if before is not None:
-            self._finish_sum(*before)
-        return flat, own, parts, work
-
-    def _finish_sum(self, flat: Tensor, own: Tensor, parts: Tensor, work: Any) -> None:
-        with self._waiting():
-            work.wait()
+            self._dist.all_to_all_single(parts, own, group=self._tensors)
         summed = tree_sum(list(parts.view(self.size, -1)))
         self._gather_into(own, summed)
         if own is not flat:
@@ -279,13 +270,16 @@ class _Ranks(World):
     # --- ends ------------------------------------------------------------------------------------
 
     def leave(self) -> None:
-        with suppress(LostPeer), self._waiting():  # the run has ended well, whoever is gone
-            self._dist.barrier(group=self._words)
+        deadline = time.monotonic() + LEAVE_SECONDS
+        with suppress(RuntimeError):  # the run has ended well, whoever is gone
+            work = self._dist.barrier(group=self._words, async_op=True)
+            while not work.is_completed() and time.monotonic() < deadline:
+                time.sleep(0.005)
 
     @contextmanager
     def _waiting(self) -> Iterator[None]:
         """Count the time, and name what an error in here is: a rank that is gone."""
-        began = time.perf_counter()
+        began, self.waiting_since = time.perf_counter(), time.monotonic()
         try:
             yield
         except torch.OutOfMemoryError:
@@ -293,6 +287,7 @@ class _Ranks(World):
         except RuntimeError as error:
             raise LostPeer(" ".join(str(error).split())[:500], self.members) from error
         finally:
+            self.waiting_since = None
             self.waited_seconds += time.perf_counter() - began
 
 
