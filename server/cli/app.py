@@ -6,10 +6,7 @@ Exit status: 0 done, 1 refused or failed, 2 wrong usage, 3 no daemon answers, 13
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
-from contextlib import suppress
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -18,10 +15,10 @@ from server.cli import (
     backups,
     checkpoints,
     daemon,
-    demo,
     doctor,
     extending,
     groups,
+    interpreter,
     jobs,
     lifecycle,
     listing,
@@ -30,6 +27,7 @@ from server.cli import (
     output,
     planning,
     power,
+    running,
     scheduling,
     watching,
 )
@@ -43,7 +41,7 @@ app = typer.Typer(
 )
 for _part in (
     lifecycle, watching, listing, extending, planning, checkpoints, measures, mirroring, jobs,
-    daemon, backups, doctor, demo, scheduling, groups, power,
+    daemon, backups, doctor, scheduling, groups, power,
 ):  # fmt: skip
     _part.register(app)
 
@@ -72,32 +70,19 @@ def root(
     output.url.set(url)
 
 
+@app.command(
+    rich_help_panel="Daemon",
+    add_help_option=False,  # the demo's own
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def demo(context: typer.Context) -> None:
+    """Train a small GPT with a daemon of its own: pause, resume, extend, report."""
+    interpreter.replace_by("server.demo", context.args)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run one command and exit with its status."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else: it is ignored
-        signal.signal(signal.SIGINT, output.interrupt)
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(AttributeError, ValueError):
-            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
-    try:
-        try:
-            app(args=arguments, prog_name="traind")
-        finally:
-            sys.stdout.flush()  # here, where a full disk behind it can still be a sentence
-    except Exception as error:
-        status = output.explain(error)
-        if status is None:
-            raise
-        _drop_output()
-        sys.exit(status)
-
-
-def _drop_output() -> None:
-    """What stdout could not take is not tried again when the interpreter ends."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    running.run(partial(app, args=arguments, prog_name="traind"))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import server
 
@@ -26,3 +29,9 @@ def environment() -> dict[str, str]:
         return dict(os.environ)
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     return os.environ | {"PYTHONPATH": path}
+
+
+def replace_by(module: str, arguments: Sequence[str]) -> NoReturn:
+    """Execute `python -m module` in the place of this process."""
+    command = [sys.executable, "-P", "-m", module, *arguments]
+    os.execve(sys.executable, command, environment())

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from server.cli import demo
+from server.demo import own_daemon
 
 
 def _demo(data_dir: Path, log: Path) -> subprocess.Popen[bytes]:
@@ -100,9 +100,9 @@ def test_f11_only_the_process_with_that_start_time_is_ended():
     sleeper = subprocess.Popen(["sleep", "60"])
     try:
         started = psutil.Process(sleeper.pid).create_time()
-        demo._end(sleeper.pid, started - 5.0)  # an older process had this pid
+        own_daemon._end(sleeper.pid, started - 5.0)  # an older process had this pid
         assert sleeper.poll() is None
-        demo._end(sleeper.pid, started)
+        own_daemon._end(sleeper.pid, started)
         assert not psutil.pid_exists(sleeper.pid)  # reaped as well: it is a child of ours
     finally:
         if sleeper.poll() is None:

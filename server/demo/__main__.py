@@ -1,0 +1,68 @@
+"""Entry point of the demo: `python -m server.demo`, which `traind demo` executes.
+
+Whatever ends it, the daemon and the trainers it started are gone afterwards (--keep leaves the
+daemon).
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from server.cli import output, running, units
+from server.demo.own_daemon import Daemon, running_daemon
+from server.demo.story import run_story
+from server.text import clean
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.command()
+def demo(
+    data_dir: Annotated[Path, typer.Option(help="Where the demo keeps its things.")] = Path(
+        ".demo"
+    ),
+    steps: Annotated[int | None, typer.Option(min=10, help="Steps; without it, the preset's.")] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the daemon running.")] = False,
+) -> None:
+    """Start a daemon of its own, train, pause, resume, extend, and show what came of it."""
+    began = time.monotonic()
+    # a service manager's or a terminal's goodbye unwinds like Ctrl-C, so that nothing stays behind
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, output.interrupt)
+    try:
+        with running_daemon(data_dir.absolute(), keep) as daemon:
+            run_story(daemon, steps)
+            output.say()
+            output.say(f"done in {units.seconds(time.monotonic() - began)}", "bold green")
+            where_things_are(daemon, keep)
+    except KeyboardInterrupt:
+        output.note(
+            "\ninterrupted; the demo's daemon and trainer are stopped, run it again any time"
+        )
+        raise typer.Exit(output.INTERRUPTED) from None
+
+
+def where_things_are(daemon: Daemon, keep: bool) -> None:
+    if daemon.process is None or keep:
+        output.say(f"dashboard  {daemon.url}/")
+        output.say(f"API docs   {daemon.url}/docs")
+    else:
+        again = f"traind serve --data-dir {clean(daemon.data_dir)}"
+        output.say(f"dashboard  http://127.0.0.1:8321/      after: {again}")
+        output.say("API docs   http://127.0.0.1:8321/docs")
+    output.say(f"data       {daemon.data_dir}")
+    output.say(f"log        {daemon.log}")
+
+
+if __name__ == "__main__":
+    running.run(partial(app, prog_name="traind demo"))
