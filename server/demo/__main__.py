@@ -31,7 +31,9 @@ def demo(
     data_dir: Annotated[Path, typer.Option(help="Where the demo keeps its things.")] = Path(
         ".demo"
     ),
-    steps: Annotated[int | None, typer.Option(min=10, help="Steps; without it, the preset's.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=10, help="Steps; without it, the preset's.")
+    ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the daemon running.")] = False,
 ) -> None:
     """Start a daemon of its own, train, pause, resume, extend, and show what came of it."""

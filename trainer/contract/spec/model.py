@@ -25,7 +25,7 @@ class ModelSpec(Strict):
     depth: Annotated[int, Field(ge=1, le=128)] = 12
     """Number of transformer layers; the width follows as depth × aspect_ratio."""
     aspect_ratio: Annotated[int, Field(ge=1, le=1024)] = 64
-    """Width per layer: model width = depth × aspect_ratio, rounded up to head_dim."""
+    """Channels of width per layer: model width = depth × aspect_ratio, rounded up to head_dim."""
     head_dim: Annotated[int, Field(ge=8, le=512, multiple_of=2)] = 128
     """Channels per attention head."""
     n_kv_head: Annotated[int, Field(ge=1, le=512)] | None = None
