@@ -54,6 +54,7 @@ class Exported:
         """So many steps, an evaluation and a checkpoint, from the trainer's journal into rows."""
         first, self._step = self._step, self._step + steps
         self._reporter.steps(first, self._step, **DEVICE)
+        self._reporter.say(_ranks(self._step))
         self._reporter.say(_evaluation("bpb", self._step, 0.81))
         self._reporter.say(_evaluation("core", self._step, 0.19))
         self._reporter.save(self._step)
@@ -76,6 +77,13 @@ class Exported:
 
     def close(self) -> None:
         self.asgi.close()
+
+
+def _ranks(step: int) -> events.Ranks:
+    """As a run on two devices reports them."""
+    each = {"host": "here", "pid": 1, "compute_seconds": 0.4, "waited_seconds": 0.1}
+    rows = [{**each, **DEVICE, "rank": rank, "device": f"cuda:{rank}"} for rank in range(2)]
+    return events.Ranks(step=step, ranks=[events.RankRow.model_validate(row) for row in rows])
 
 
 def _evaluation(kind: Literal["bpb", "core"], step: int, value: float) -> events.Evaluation:

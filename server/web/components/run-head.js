@@ -18,8 +18,8 @@ const STATS = [
   ["eta", "Time left", timeOf],
   ["tokens", "Tokens seen", (p, d) => [count(p.tokens_seen), `${fixed(p.tokens_seen / d.plan.parameters.total, 1)} per parameter`]],
   ["lr", "Learning rate", (p) => [percent(p.lr_multiplier, 1), "of its peak"]],
-  ["vram", "VRAM", (p) => [bytes(p.vram_bytes.reserved), p.vram_bytes.total ? `of ${bytes(p.vram_bytes.total)}, peak ${bytes(p.vram_bytes.peak)}` : ""]],
-  ["power", "Power", (p) => [p.power_watts === null ? "–" : `${fixed(p.power_watts, 0)} W`, [p.temperature_celsius === null ? "" : `${fixed(p.temperature_celsius, 0)} °C`, p.energy_joules === null ? "" : `${fixed(p.energy_joules / 3.6e6, 2)} kWh`].filter(Boolean).join(", ")]],
+  ["vram", "VRAM", (p) => [bytes(p.vram_bytes.reserved), [p.vram_bytes.total ? `of ${bytes(p.vram_bytes.total)}, peak ${bytes(p.vram_bytes.peak)}` : "", byDevice(p, (rank) => rank.vram_reserved_bytes ?? null, bytes)].filter(Boolean).join("; ")]],
+  ["power", "Power", (p) => [p.power_watts === null ? "–" : `${fixed(p.power_watts, 0)} W`, [p.temperature_celsius === null ? "" : `${fixed(p.temperature_celsius, 0)} °C`, p.energy_joules === null ? "" : `${fixed(p.energy_joules / 3.6e6, 2)} kWh`, byDevice(p, (rank) => rank.power_watts ?? null, (watts) => `${fixed(watts, 0)} W`)].filter(Boolean).join(", ")]],
   ["checkpoint", "Last checkpoint", (p) => [p.last_checkpoint ? integer(p.last_checkpoint.step) : "–", p.last_checkpoint ? `${ago(p.last_checkpoint.created_at)}, ${bytes(p.last_checkpoint.bytes)}` : "none yet"]],
   ["exact", "Resume", (p) => [p.exact_resume ?? "–", p.exact_resume === "verified" ? "bit for bit" : p.exact_resume === null ? "not resumed yet" : ""]],
 ];
@@ -29,6 +29,12 @@ function timeOf(p) {
   if (!ENDED.includes(p.state)) return [duration(p.eta_seconds), p.finish_at ? `done ${when(p.finish_at)}` : p.eta_source ?? ""];
   const whole = p.started_at && p.ended_at ? `training; ${duration(p.ended_at - p.started_at)} from start to end` : "training";
   return [duration(p.training_seconds), whole, "Took"];
+}
+
+/** The parts of a sum over the devices of a run: "cuda:0 9.4 GB, cuda:1 9.3 GB"; empty for a run on one. */
+function byDevice(p, read, format) {
+  const known = (p.ranks ?? []).filter((rank) => read(rank) !== null);
+  return known.length < 2 ? "" : known.map((rank) => `${rank.device} ${format(read(rank))}`).join(", ");
 }
 
 export function createRunHead() {
