@@ -418,10 +418,20 @@ class Column(BaseModel):
     max: list[float | None] | None
 
 
+class PlannedCurve(BaseModel):
+    """The schedule at some steps, in the units of the history, six significant digits."""
+
+    steps: list[int]
+    lr_multiplier: list[float | None]
+    momentum: list[float | None]
+    weight_decay: list[float | None]
+
+
 class MetricColumns(BaseModel):
     """GET …/metrics?columns=true: steps and times once, six significant digits.
 
-    evaluations: what was measured at steps of its own, as series of points.
+    evaluations: what was measured at steps of its own, as series of points. planned: the schedule
+    ahead of the present step, where it was asked for.
     """
 
     steps: list[int]
@@ -431,6 +441,7 @@ class MetricColumns(BaseModel):
     bin_steps: int
     raw_points: int
     segments: list[Segment]
+    planned: PlannedCurve | None = None
 
 
 class JobView(BaseModel):
@@ -615,6 +626,7 @@ class PlanAnswer(BaseModel):
 
     spec: RunSpec | None = None
     plan: Plan | None = None
+    planned: PlannedCurve | None = None
     extend: ExtendPreview | None = None
 
 

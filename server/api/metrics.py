@@ -15,6 +15,7 @@ from server.api.openapi import problems
 from server.errors import Invalid
 from server.metrics import parquet
 from server.queries import curves, store
+from server.queries import planned as planned_of
 from server.queries.columns import columns as columns_of
 from server.schemas import MetricColumns, MetricsAnswer, Series
 from trainer.contract.spec import MAX_STEPS
@@ -58,6 +59,12 @@ def metrics(
         str | None,
         Query(max_length=400, description="Of columns: keys that carry min and max; default all."),
     ] = None,
+    planned: Annotated[
+        int,
+        Query(
+            ge=0, le=2000, description="Of columns: points of the schedule ahead, for each phase."
+        ),
+    ] = 0,
     wide: Annotated[
         bool, Query(description="CSV with a line a step and a column a key (means).")
     ] = False,
@@ -82,9 +89,13 @@ def metrics(
             superseded=superseded,
             bin_steps=_power_of_two(bin_steps),
         )
+        ahead = (
+            planned_of.of_run(session, row, from_step or 0, to_step, planned) if planned else None
+        )
     headers = {"Vary": "Accept"}
     if kind == JSON and columns:
         as_columns = columns_of(answer, None if bands is None else set(bands.split(",")))
+        as_columns.planned = ahead
         return Response(as_columns.model_dump_json(), headers=headers, media_type=kind)
     if kind == JSON:
         return Response(answer.model_dump_json(), headers=headers, media_type=kind)

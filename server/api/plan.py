@@ -19,7 +19,7 @@ from server.errors import Invalid
 from server.guard.idempotency import StoredAnswer
 from server.guard.validation import explained
 from server.machine import plan_context
-from server.queries import estimate, store
+from server.queries import estimate, planned, store
 from server.schemas import PlanAnswer
 from trainer.contract.extend import ExtendRequest
 from trainer.contract.spec import RunSpec, resolve
@@ -65,7 +65,8 @@ def _spec(session: Session, conf: Conf, body: dict[str, Any]) -> PlanAnswer:
     with explained(body, RunSpec):
         spec = resolve({"name": "plan", **plan_context.with_bundle(conf, body)})
     made = plan_for(spec, plan_context.context(session, conf, spec))
-    return PlanAnswer(spec=store.shown_spec(spec.model_dump(mode="json")), plan=made)
+    shown = store.shown_spec(spec.model_dump(mode="json"))
+    return PlanAnswer(spec=shown, plan=made, planned=planned.of_plan(made))
 
 
 def _extend(session: Session, act: Act, body: dict[str, Any]) -> PlanAnswer:

@@ -394,6 +394,7 @@ FIELDS: dict[str, str] = {
     "Eta.total": "Time in all, in seconds.",
     "Eta.source": "What the rate was taken from.",
     "curve": "The new schedule, at about 200 points.",
+    "planned": "Schedule ahead, at some steps.",
     "present_curve": "The schedule followed so far.",
     "discarded_steps": "Steps of the lineage that the extend sets aside.",
     "alternatives": "What the other modes would do at the same joint.",

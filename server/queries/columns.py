@@ -36,11 +36,11 @@ def columns(answer: MetricsAnswer, banded: set[str] | None = None) -> MetricColu
 def _column(series: Series, with_band: bool) -> Column:
     return Column(
         key=series.key,
-        mean=_rounded(p[2] for p in series.points),
-        min=_rounded(p[3] for p in series.points) if with_band else None,
-        max=_rounded(p[4] for p in series.points) if with_band else None,
+        mean=rounded(p[2] for p in series.points),
+        min=rounded(p[3] for p in series.points) if with_band else None,
+        max=rounded(p[4] for p in series.points) if with_band else None,
     )
 
 
-def _rounded(values: Iterable[float | None]) -> list[float | None]:
+def rounded(values: Iterable[float | None]) -> list[float | None]:
     return [v if v is None or not math.isfinite(v) else float(f"{v:.6g}") for v in values]

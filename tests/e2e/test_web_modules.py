@@ -16,14 +16,8 @@ from server.api import catalog as catalog_api
 from server.api import web, web_bundle
 from server.domain.states import REQUESTS, SETTLED, VERBS, State
 from server.group_schemas import GroupRequest
-from trainer.contract.schedule import (
-    ExtendSchedule,
-    PhaseSchedule,
-    curve,
-    extend_schedule,
-    initial_schedule,
-    weight_decay_multiplier,
-)
+from server.queries import planned
+from trainer.contract.schedule import initial_schedule, weight_decay_multiplier
 
 WEB = Path(__file__).parents[2] / "server" / "web"
 pytestmark = pytest.mark.needs("node")
@@ -46,45 +40,6 @@ def in_node(script: str, given: Any) -> Any:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
-
-
-def random_schedule(rng: random.Random) -> PhaseSchedule:
-    """An initial curve, extended up to three times in any mode."""
-    end = rng.randint(5, 300_000)
-    schedule = initial_schedule(
-        end, rng.randint(0, 60), rng.choice([0.0, 0.3, 0.65, 1.0]),
-        rng.choice(["linear", "cosine"]), rng.choice([0.0, 0.05]),
-    )  # fmt: skip
-    for _ in range(rng.randint(0, 3)):
-        joint = rng.randint(schedule.start_step + 1, schedule.end_step)
-        ask = ExtendSchedule(
-            mode=rng.choice(["replan", "hold", "rewarm", "decay"]),
-            rewarm_steps=rng.choice([None, 0, 7, 500]),
-            peak_frac=rng.choice([None, 0.5]),
-            weight_decay=rng.choice(["curve", "keep"]),
-            shape=rng.choice([None, "linear", "cosine"]),
-        )
-        schedule = extend_schedule(
-            schedule, joint, schedule.end_step + rng.randint(1, 90_000), ask,
-            warmup_steps=schedule.warmup_steps, warmdown_ratio=0.65,
-        )  # fmt: skip
-    return schedule
-
-
-def test_the_planned_curve_is_the_trainers_curve() -> None:
-    rng = random.Random(5)
-    schedules = [random_schedule(rng) for _ in range(200)]
-    told = in_node(
-        'import { curve } from "./schedule.js";'
-        "console.log(JSON.stringify(given.map((s) => curve(s, s.start_step, s.end_step, 60)"
-        ".map((p) => [p.step, p.lr_multiplier, p.momentum, p.weight_decay]))));",
-        [s.model_dump() for s in schedules],
-    )
-    for schedule, points in zip(schedules, told, strict=True):
-        expected = curve(schedule, schedule.start_step, schedule.end_step, 60)
-        assert [p[0] for p in points] == [p[0] for p in expected]
-        for got, wanted in zip(points, expected, strict=True):
-            assert got == pytest.approx(list(wanted), rel=1e-12, abs=1e-12), schedule
 
 
 def catalog() -> Any:
@@ -303,8 +258,8 @@ def test_colours_stay_with_their_runs_and_twenty_can_be_told_apart() -> None:
     assert in_node(script, None) == {"different": 20, "kept": True}
 
 
-def test_the_planned_weight_decay_goes_on_where_the_followed_one_ends() -> None:
-    """Both are the value that Muon applies: 0.30 and then 0.99 was two units in one line."""
+def test_the_planned_line_begins_at_the_present_step() -> None:
+    """What the daemon planned when it was asked, less what has been trained since."""
     script = """
         import { pictureOf } from "./charts/pictures.js";
         import { panels } from "./charts/panels.js";
@@ -320,15 +275,17 @@ def test_the_planned_weight_decay_goes_on_where_the_followed_one_ends() -> None:
     schedule = initial_schedule(1000, 40, 0.65, "cosine", 0.05)
     peak = 0.099
     decay = [peak * weight_decay_multiplier(schedule, s) for s in (599, 600)]
+    ahead = planned.along([schedule], peak, 500, None, 501).model_dump()
     phases = [{"schedule": schedule.model_dump(), "end_step": 1000}]
-    given = {"followed": decay, "phases": phases, "step": 600, "peakDecay": peak}
+    given = {"followed": decay, "phases": phases, "step": 600, "planned": ahead}
     told = in_node(script, given)
-    followed, planned = [
+    followed, line = [
         next(line for line in told["lines"] if line["label"] == label and line.get("scale") == "y2")
         for label in ("weight decay", "planned")
     ]
     at = told["x"].index(600)
-    assert planned["values"][at] == pytest.approx(followed["values"][at], rel=1e-3)
+    assert line["values"][at] == pytest.approx(followed["values"][at], rel=1e-5)
+    assert line["values"][at - 1] is None
 
 
 HISTORY = """

@@ -23,6 +23,7 @@ from pydantic import ValidationError
 from server.api import catalog, web
 from server.api.app import Compressed
 from server.group_schemas import GroupRequest
+from server.queries import planned as planned_of
 from server.queries.columns import columns as columns_of
 from server.schemas import ExtendAnswer, PlacePolicyView, PlanAnswer, SystemView
 from tests.e2e import stub_groups
@@ -91,7 +92,8 @@ def create_stub(
     async def plan(request: Request) -> Response:
         try:
             spec = resolve(await request.json())
-            return _json(PlanAnswer(spec=spec, plan=make_plan(spec, runs[0].context)))
+            made = make_plan(spec, runs[0].context)
+            return _json(PlanAnswer(spec=spec, plan=made, planned=planned_of.of_plan(made)))
         except ValidationError as error:
             return _invalid(error)
         except ValueError as error:
@@ -218,13 +220,20 @@ def create_stub(
         bin_steps: int = 1,
         columns: bool = False,
         bands: str = "",
+        planned: int = 0,
     ) -> Response:
         run = find(ref)
         if run is None:
             return _gone(ref)
         asked = keys.split(",")
         answer = metrics_of(run, asked, from_step, to_step, max_points, bin_steps)
-        return _json(columns_of(answer, set(bands.split(","))) if columns else answer)
+        if not columns:
+            return _json(answer)
+        shown = columns_of(answer, set(bands.split(",")))
+        if planned:
+            peak, begin = run.plan.hyperparameters.weight_decay, max(from_step, run.step)
+            shown.planned = planned_of.along(run.schedules, peak, begin, to_step, planned)
+        return _json(shown)
 
     @app.post("/v1/runs/{ref}/extend")
     async def extend(request: Request, ref: str, dry_run: bool = False) -> Response:

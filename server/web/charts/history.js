@@ -9,15 +9,15 @@ const MORE_POINTS = 1.5; // than were asked for: then the bins are made anew
 
 export function createHistory() {
   /** @type {{steps: number[], seconds: number[], columns: Map<string, Column>, segments: any[],
-   *   binSteps: number, rawPoints: number, most: number}} */
-  const known = { steps: [], seconds: [], columns: new Map(), segments: [], binSteps: 1, rawPoints: 0, most: 0 };
+   *   binSteps: number, rawPoints: number, most: number, planned: any}} */
+  const known = { steps: [], seconds: [], columns: new Map(), segments: [], binSteps: 1, rawPoints: 0, most: 0, planned: null };
 
   /** A whole range. @param {any} answer MetricColumns @param {number} most points that were asked for */
   function take(answer, most) {
     known.steps = answer.steps;
     known.seconds = answer.unix_seconds;
     known.columns = new Map(answer.series.map(({ key, mean, min, max }) => [key, { mean, min, max }]));
-    Object.assign(known, { segments: answer.segments, binSteps: answer.bin_steps, rawPoints: answer.raw_points, most });
+    Object.assign(known, { segments: answer.segments, binSteps: answer.bin_steps, rawPoints: answer.raw_points, planned: answer.planned ?? null, most });
   }
 
   /** What came since: `answer` begins at the step that `tailQuery` named. False: ask for all of it anew. */

@@ -2,7 +2,6 @@
 
 import { words } from "../format.js";
 import { yieldLine } from "../yields.js";
-import { chain } from "../schedule.js";
 import { join } from "./join.js";
 import { LINES } from "./palette.js";
 import { smooth } from "./smooth.js";
@@ -18,7 +17,7 @@ import { smooth } from "./smooth.js";
  * @property {{from: number, to: number}|null} zoom steps
  * @property {"focus"|"full"|"log"} look
  * @property {number} smoothing weight of the past
- * @property {number} peakDecay weight decay at its peak
+ * @property {any|null} planned PlannedCurve: the schedule ahead
  * @property {boolean} [logX]
  *
  * @typedef {{x: number[], at: number[]}} Frame at: index of the point, -1 where a line breaks
@@ -104,14 +103,13 @@ function evaluationParts(panel, { evaluations, axis }) {
 }
 
 /** The plan ahead of the present step. Time has no future on its axis: nothing is drawn there. */
-function plannedPart(key, like, { phases, step, axis, zoom, peakDecay }) {
-  if (axis.isTime || !phases.length) return { x: [], values: [[]], line: {} };
-  const from = Math.max(step, zoom?.from ?? 0);
-  const points = chain(phases.map((p) => p.schedule), from, zoom?.to ?? Infinity, 400);
-  const unique = points.filter((p, i) => i === 0 || p.step > points[i - 1].step);
+function plannedPart(key, like, { planned, step, axis }) {
+  if (axis.isTime || !planned) return { x: [], values: [[]], line: {} };
+  const first = planned.steps.findIndex((at) => at >= step); // what was ahead when it was asked for
+  const ahead = (values) => (first < 0 ? [] : values.slice(first));
   return {
-    x: unique.map((p) => axis.toX(p.step)),
-    values: [unique.map((p) => p[key] * (key === "weight_decay" ? peakDecay : 1))],
+    x: ahead(planned.steps).map((at) => axis.toX(at)),
+    values: [ahead(planned[key])],
     line: { label: "planned", colour: like.colour, dash: true, joined: true, width: 1.5, scale: like.scale, format: like.format, quiet: like.key !== "lr_multiplier" },
   };
 }

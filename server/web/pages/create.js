@@ -14,7 +14,6 @@ import { createLoader } from "../loader.js";
 import { toast } from "../components/toast.js";
 import { go } from "../router.js";
 import { asCurl, asYaml } from "../spec-text.js";
-import { curve } from "../schedule.js";
 
 const DEBOUNCE_MILLISECONDS = 250;
 
@@ -91,7 +90,7 @@ export async function mount(root, place) {
   function showPlan(answer) {
     form.showErrors([]);
     if (!isJson) form.assume(answer.spec, answer.plan);
-    plan.show(answer.plan);
+    plan.show(answer.plan, answer.planned);
   }
 
   /** Errors go to their fields; what has no field stays below the plan. */
@@ -136,16 +135,15 @@ function createPlanPane() {
     h("details", {}, h("summary", {}, "The whole plan"), all));
   const axis = makeAxis("step", { tokensPerStep: 1, flopsPerToken: 1 });
 
-  function show(plan) {
+  function show(plan, planned) {
     element.classList.remove("stale");
     fill(summary, planSummary(plan));
     fill(warnings, plan.warnings.map((text) => h("li", {}, text)));
     fill(memory, memoryBar(plan.memory));
     fill(all, planTables(plan));
-    const points = curve(plan.schedule, 0, plan.horizon.steps, 300);
     chart.show({
-      x: points.map((p) => p.step), range: [0, plan.horizon.steps], axis, yRange: [0, 1.08],
-      lines: [{ label: "multiplier", colour: "line-1", values: points.map((p) => p.lr_multiplier), width: 2 }],
+      x: planned.steps, range: [0, plan.horizon.steps], axis, yRange: [0, 1.08],
+      lines: [{ label: "multiplier", colour: "line-1", values: planned.lr_multiplier, width: 2 }],
       edges: [{ x: plan.warmdown_start, tone: "ink-3", label: "warmdown" }],
     });
   }

@@ -17,6 +17,7 @@ import { createLoader } from "../../loader.js";
 import * as prefs from "../../prefs.js";
 import { here, replaceQuery } from "../../router.js";
 
+const PLANNED_POINTS = 400; // of the schedule ahead, for each phase
 const TAIL_MILLISECONDS = 3_000;
 const FRAME_MILLISECONDS = 60_000; // phases, attempts and evaluations come by events too
 
@@ -31,6 +32,7 @@ export function mount(root, run) {
   };
   const shownPanels = panels();
   const wanted = { keys: keysOf(shownPanels).join(","), bands: bandedOf(shownPanels).join(","), columns: true };
+  const ahead = { ...wanted, planned: PLANNED_POINTS };
   const history = createHistory();
   const other = { phases: [], attempts: [], evaluations: [] };
   const control = new AbortController();
@@ -84,7 +86,7 @@ export function mount(root, run) {
   async function askMetrics() {
     const width = Math.max(300, Math.min(2000, charts.get("loss").chart.width() || 800));
     const { zoom } = view;
-    const answer = await get(path("runs", run.detail.id, "metrics"), { ...wanted, max_points: width, ...stepsOf(zoom) }, { signal: control.signal });
+    const answer = await get(path("runs", run.detail.id, "metrics"), { ...ahead, max_points: width, ...stepsOf(zoom) }, { signal: control.signal });
     return { answer, zoom, width };
   }
 
@@ -146,7 +148,7 @@ export function mount(root, run) {
     const source = {
       ...other, columns: known.columns, axis, zoom: view.zoom, look: view.look, step: reached(), log: order.state.log, logX: view.logX,
       frame: frameOf(known, drawnLength(known, run.isActive() && !view.zoom), axis, breaks),
-      smoothing: view.smoothing, peakDecay: run.detail.plan.hyperparameters.weight_decay,
+      smoothing: view.smoothing, planned: known.planned,
     };
     const edges = edgesOf(known.segments, other.attempts, other.phases, run.yields);
     const bands = bandsOf(known.segments).map((b) => ({ from: axis.toX(b.from), to: axis.toX(b.to) }));
