@@ -49,7 +49,8 @@ export async function mount(root, place, { setStatus }) {
 
   Object.assign(run, await askAll());
   const shownName = run.detail.name;
-  const last = await lastEvent(run.detail.id);
+  const moves = []; // state events
+  const recent = await recentEvents(run);
   const head = createRunHead();
   const actions = createActions(run);
   const refused = h("div");
@@ -62,13 +63,12 @@ export async function mount(root, place, { setStatus }) {
   redraw();
 
   const stop = follow(path("runs", run.detail.id, "events"), {
-    after: last, onMessage, onReconnect: run.reload, onStatus: setStatus,
+    after: recent.at(-1)?.id ?? null, onMessage, onReconnect: run.reload, onStatus: setStatus,
   });
   const ticking = setInterval(() => !document.hidden && head.update(run), TICK_MILLISECONDS);
   const rescue = setInterval(() => !document.hidden && run.reload(), RESCUE_MILLISECONDS);
   showTab(place);
-  const moves = [];
-  if (run.progress.attempt > 1) get(path("runs", run.detail.id, "events"), { newest: true, limit: RECENT_EVENTS }).then(({ data }) => takeMoves(data), () => null);
+  takeMoves(recent);
 
   async function askAll() {
     const ref = run.detail?.id ?? name; // the name may change while the page is open
@@ -134,10 +134,10 @@ export async function mount(root, place, { setStatus }) {
   return { unmount, update: () => showTab(here()) };
 }
 
-/** Where the stream begins: what came before is asked for by each part itself. */
-async function lastEvent(id) {
-  const { data } = await get(path("runs", id, "events"), { newest: true, limit: 1 });
-  return data[0]?.id ?? null;
+/** The last of them is where the stream begins; a run of several attempts has perhaps made way. */
+async function recentEvents({ detail, progress }) {
+  const limit = progress.attempt > 1 ? RECENT_EVENTS : 1;
+  return (await get(path("runs", detail.id, "events"), { newest: true, limit })).data;
 }
 
 /** The tab of the browser tells the story too: "43.2 % demo". */
