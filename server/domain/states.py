@@ -7,6 +7,7 @@ the same transaction.
 from __future__ import annotations
 
 import time
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import func, select
@@ -148,11 +149,41 @@ def move(
         return
     if after is State.pausing and reason in YIELDS:
         counters.add(session, counters.YIELDS, run.name, 1, reason)
+    if after is State.running and (left := _made_way(session, run)) is not None:
+        waited = max(0.0, run.state_since - left.unix_seconds)
+        counters.add(session, counters.WAITING_SECONDS, run.name, waited, left.data["reason"])
+        message = (
+            f"It made way at {_clock(left.unix_seconds)} ({left.message.rstrip('.')}) and trains "
+            f"again since {_clock(run.state_since)}"
+        )
+        data |= {"made_way_at": left.unix_seconds, "made_way_for": left.data["reason"]}
     events.record(
         session, "state", message or f"{before} -> {after}: {run.reason_message}",
         run_id=run.id, level="error" if after is State.failed else "info", now=run.state_since,
         data={"before": before, "after": after, "reason": reason, **data},
     )  # fmt: skip
+
+
+def _made_way(session: Session, run: tables.Run) -> tables.Event | None:
+    """The event of making way that this return ends; None where it comes from elsewhere."""
+    event = tables.Event
+    found = session.scalar(
+        select(event)
+        .where(
+            event.run_id == run.id,
+            event.kind == "state",
+            event.data["after"].as_string().in_([State.pausing, State.running]),
+        )
+        .order_by(event.id.desc())
+        .limit(1)
+    )
+    if found is None or found.data["after"] != State.pausing:
+        return None
+    return found if found.data.get("reason") in YIELDS else None
+
+
+def _clock(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M")
 
 
 def sentence(state: State, reason: Reason, door: str | None = None) -> str:

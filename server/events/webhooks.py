@@ -24,7 +24,7 @@ from sqlalchemy import func, select
 
 from server.database import tables
 from server.database.db import Database
-from server.domain.states import State
+from server.domain.states import YIELDS, State
 from server.events.commit_thread import CommitThread
 from server.guard.tokens import read_or_make
 from server.receivers import masked
@@ -304,6 +304,12 @@ def _what(event: tables.Event) -> str | None:
     after, reason = event.data.get("after"), event.data.get("reason")
     if after in (State.completed, State.failed):
         return str(after)
+    if after == State.pausing and reason in YIELDS:
+        return "made_way"
+    if after == State.running and "made_way_at" in event.data:
+        return "back"
+    if after == State.paused and reason == Reason.budget_spent:
+        return "budget_spent"
     return "stalled" if after == State.recovering and reason == Reason.stalled else None
 
 

@@ -233,6 +233,8 @@ def _checkpoint_saved(
     row.val_bpb = row.val_bpb if event.val_bpb is None else event.val_bpb
     row.next_loss = event.next_loss
     row.save_seconds, row.stall_seconds = event.seconds, event.stall_seconds
+    slowest = max(event.seconds, run.progress.get("slowest_save_seconds", 0.0))
+    run.progress = {**run.progress, "slowest_save_seconds": slowest}
     row.created_at, row.bad, row.deleted_at = seconds, None, None
     row.superseded = applied.is_beyond(event.step)
     throughput.record(session, run, applied.attempt)

@@ -138,7 +138,7 @@ def _progress(run: tables.Run, attempt: tables.Attempt, new: Sequence[Reported])
     horizon = run.plan["horizon"]
     peak = attempt.peak_flops
     return {
-        **{k: before[k] for k in ("val_bpb", "core") if k in before},
+        **{k: before[k] for k in ("val_bpb", "core", "slowest_save_seconds") if k in before},
         **{k: before[k] for k in ("ranks", "ranks_at") if same and k in before},
         "attempt": attempt.number,
         "unix_seconds": seconds,

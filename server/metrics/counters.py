@@ -19,7 +19,12 @@ STEPS = "steps_processed_total"
 LOST_STEPS = "lost_steps_total"
 RESTARTS = "restarts_total"
 YIELDS = "yields_total"
-WITH_REASON = (RESTARTS, YIELDS)  # their label is a reason; they have a line for each that occurred
+WAITING_SECONDS = "yield_waiting_seconds_total"
+WITH_REASON = (
+    RESTARTS,
+    YIELDS,
+    WAITING_SECONDS,
+)  # their label is a reason; they have a line for each that occurred
 ENERGY = "energy_joules_total"
 CHECKPOINT_BYTES = "checkpoint_bytes_total"
 STEP_SECONDS = "step_duration_seconds"

@@ -23,7 +23,7 @@ LIVE = (State.running, State.pausing)
 ENDED_SECONDS = 3600.0
 PER_RUN = (
     counters.TOKENS, counters.STEPS, counters.LOST_STEPS, counters.RESTARTS, counters.YIELDS,
-    counters.ENERGY,
+    counters.WAITING_SECONDS, counters.ENERGY,
     counters.CHECKPOINT_BYTES,
 )  # fmt: skip
 

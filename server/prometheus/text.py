@@ -22,6 +22,7 @@ _COUNTERS = {
     counters.LOST_STEPS: "Steps that a crash or a rewind threw away",
     counters.RESTARTS: "Attempts begun because the one before had failed",
     counters.YIELDS: "Times a run made way for a higher priority, its hours or another program",
+    counters.WAITING_SECONDS: "Seconds from making way until training again",
     counters.ENERGY: "Energy used by the device while training",
     counters.CHECKPOINT_BYTES: "Bytes of checkpoints written",
 }

@@ -23,6 +23,8 @@ from trainer.contract.spec import HoursRule
 
 JOB_PRIORITY = 1_000  # a short job goes before any run that waits, and displaces none
 LEAST_SAVE_SECONDS = 60.0
+END_SECONDS = 15.0  # for the process to end, and the supervisor to see it
+SAVE_MARGIN = 2.0  # of the slowest save so far: a disk may be busier next time
 COMPLETIONS = "completions"
 CPU_JOB = "cpu job"
 SEATS = (CPU_JOB, COMPLETIONS)  # places that are no devices
@@ -120,10 +122,15 @@ def of_run(
 
 def save_seconds(run: Run) -> float:
     """How long a run takes from a pause being asked until its device is free: the step under way,
-    a checkpoint, the proof of the next loss, and the end of the process."""
+    a checkpoint, the proof of the next loss, and the end of the process.
+
+    By its own steps and slowest save so far; LEAST_SAVE_SECONDS for a save while none was seen.
+    """
     tokens_per_second = run.progress.get("tokens_per_second")
     step = run.batch_tokens / tokens_per_second if tokens_per_second else 0.0
-    return LEAST_SAVE_SECONDS + 3 * step
+    slowest = run.progress.get("slowest_save_seconds")
+    save = LEAST_SAVE_SECONDS if slowest is None else END_SECONDS + SAVE_MARGIN * slowest
+    return save + 3 * step
 
 
 def of_job(job: Job, devices: Sequence[Device]) -> Want:

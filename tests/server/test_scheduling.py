@@ -14,7 +14,8 @@ from sqlalchemy import text
 
 from server.database.tables import PlacePolicy, Run
 from server.domain import runs
-from server.scheduling import decide
+from server.events import webhooks
+from server.scheduling import decide, rows
 from server.schemas import PatchRun
 from tests.server.house import House
 
@@ -77,6 +78,18 @@ def test_an_experiment_of_higher_priority_gets_the_device_and_gives_it_back(
             text("SELECT label, value FROM counters WHERE name = 'yields_total'")
         )
         assert [tuple(row) for row in counted] == [("preempted", 1.0)]
+        waited = session.execute(
+            text("SELECT label, value FROM counters WHERE name = 'yield_waiting_seconds_total'")
+        )
+        [(reason, seconds)] = [tuple(row) for row in waited]
+    assert (reason, seconds > 0) == ("preempted", True)
+    [back] = [e for e in house.events(long, "state") if "made_way_at" in e.data]
+    assert back.data["made_way_for"] == "preempted"
+    assert back.message.startswith("It made way at 20")
+    assert "short has a higher priority" in back.message
+    assert [what for e in house.events(long, "state") if (what := webhooks._what(e))] == [
+        "made_way", "back", "completed",
+    ]  # fmt: skip
 
 
 def test_a_run_that_made_way_comes_before_those_that_came_later(
@@ -164,3 +177,21 @@ def test_priority_can_be_changed_while_it_waits(
         house.ask(runs.request_pause, first)
         house.reaches(third, 5)
         assert house.run(second).state == "queued"
+
+
+def test_a_run_leaves_as_early_as_its_own_saves_ask_for() -> None:
+    run = Run(batch_tokens=2048, progress={})
+    assert rows.save_seconds(run) == rows.LEAST_SAVE_SECONDS
+    run.progress = {"tokens_per_second": 1024.0}
+    assert rows.save_seconds(run) == rows.LEAST_SAVE_SECONDS + 6.0
+    run.progress = {"tokens_per_second": 1024.0, "slowest_save_seconds": 90.0}
+    assert rows.save_seconds(run) == rows.END_SECONDS + 180.0 + 6.0
+    run.progress = {"slowest_save_seconds": 0.5}
+    assert rows.save_seconds(run) == rows.END_SECONDS + 1.0
+
+
+def test_the_slowest_save_of_a_run_is_remembered(house: House) -> None:
+    run_id = house.create(steps=40)
+    with house.daemon():
+        house.becomes(run_id, "completed")
+    assert house.run(run_id).progress["slowest_save_seconds"] > 0
