@@ -352,3 +352,22 @@ def test_curves_are_drawn_between_pixels_and_a_log_scale_can_be_read(
     seen = probe.chart(page, "Loss")
     ticks = [t["text"] for t in seen["texts"] if t["y"] < seen["height"] - 30 and t["text"]]
     assert len([t for t in ticks if re.fullmatch(r"\d+(\.\d+)?", t)]) >= 3, ticks
+
+
+@pytest.mark.parametrize("width", [390, 3840])
+def test_no_label_of_a_chart_is_cut_on_a_phone_or_a_wall(
+    stub_url: str, open_page: OpenPage, width: int
+) -> None:
+    page = probed(open_page, width=width, height=900)
+    page.goto(f"{stub_url}/{RUN}")
+    page.locator(".chart-status", has_text="in a point").wait_for()
+    for title in ("Loss", "Learning rate", "Momentum and weight decay"):
+        until(page, f"probedChart({title!r}).texts.length > 4")
+        seen = probe.chart(page, title)
+        cut = [t for t in seen["texts"] if t["left"] < 0 or t["right"] > seen["width"]]
+        assert cut == [], title
+    readouts = (
+        "[...document.querySelectorAll('.readout')].filter((r) => r.scrollWidth > r.clientWidth)"
+        ".map((r) => r.closest('.chart').ariaLabel)"
+    )
+    assert page.evaluate(readouts) == []

@@ -33,7 +33,7 @@ export function uplotOptions(picture, { width, height }, options, hooks, bind, y
   return {
     width, height, series, bands, hooks, pxAlign: 0,
     legend: { show: false },
-    padding: [8, 26, 0, 0],
+    padding: [8, Math.round(2 * parseFloat(getComputedStyle(document.documentElement).fontSize)), 0, 0], // half of the last label
     scales: scalesOf(picture, yRange),
     axes: axesOf(picture, options),
     cursor: {
