@@ -24,6 +24,7 @@ from trainer.contract.spec import (
     MetadataKey,
     MetadataValue,
     Name,
+    PlaceSpec,
     Priority,
     RankDevice,
     RunSpec,
@@ -284,6 +285,7 @@ class AttemptView(BaseModel):
     lineage_limit: int | None
     steps_done: int
     steps_lost: int
+    slurm_job: str | None = None
     outcome: str | None
     reason: Reason | None
     message: str
@@ -601,10 +603,12 @@ class ResumeRecovery(Strict):
 
 
 class ResumeRequest(Strict):
-    """recovery: what a failure's advice may ask to change, as PATCH would, before the resume."""
+    """recovery: what a failure's advice may ask to change, as PATCH would, before the resume.
+    place: where the run trains from now on; null is the daemon's own machine."""
 
     overrides: Overrides | None = None
     recovery: ResumeRecovery | None = None
+    place: PlaceSpec | None = None
 
 
 class PatchCheckpoint(Strict):

@@ -58,6 +58,8 @@ class Settings(BaseSettings):
     """Lowest level of log lines that are written."""
     energy_price_per_kwh: float | None = Field(default=None, ge=0)
     """Price of a kilowatt-hour, in your currency; used for costs in reports."""
+    slurm_prologue: Path | None = None
+    """Shell file that every Slurm job sources before the trainer starts."""
     tariff: str | None = None
     """File or URL with prices over time, a JSON list of {start, end, price}."""
 

@@ -1,8 +1,8 @@
 """Fixtures and the `needs` marker forevery test.
 
-A test that needs root, strace, a browser, a Prometheus or a GPU says so with `needs("…")`: without
-it the test skips with the reason, and under TRAIND_TEST_REQUIRE=all the skip is a failure. Never
-required are a GPU, a null GPU (which needs a CUDA build of torch; `make nullgpu` requires it),
+A test that needs root, strace, a browser, a Prometheus, Slurm or a GPU says so with `needs("…")`:
+without it the test skips with the reason, and under TRAIND_TEST_REQUIRE=all the skip is a failure.
+Never required are a GPU, a null GPU (which needs a CUDA build of torch: `make nullgpu` wants it),
 Triton (which comes with torch for a GPU) and what a kernel may refuse even to root.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import kernel
+from tests import kernel, slurm_cluster
 from tests.nullgpu import environment as nullgpu
 from trainer.contract.gpu_signs import sign_of_gpu
 
@@ -40,6 +40,7 @@ CONDITIONS = {
     "strace": lambda: shutil.which("strace") is not None,
     "browser": lambda: shutil.which("chromium") is not None,
     "prometheus": lambda: shutil.which("promtool") is not None,
+    "slurm": slurm_cluster.is_there,
     "node": lambda: shutil.which("node") is not None,
     "gpu": _has_gpu,
     "nullgpu": lambda: nullgpu.missing() is None,

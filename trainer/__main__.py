@@ -5,6 +5,7 @@ directory; its events go to the outbox there. It does not depend on the daemon.
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from trainer.contract import events, failpoint, orders
 from trainer.contract.orders import AttemptOrder
 from trainer.contract.reasons import Reason
 from trainer.contract.rundir import Held, locked
-from trainer.runtime import process, threads
+from trainer.runtime import process, slurm_ranks, threads
 from trainer.runtime.rank_process import RankProcess, blame
 
 
@@ -24,6 +25,8 @@ def main(argv: list[str]) -> int:
     threads.wait_asleep()
     directory = Path(argv[1]).absolute()
     order = orders.read(directory, AttemptOrder)
+    if order.num_ranks > 1 and slurm_ranks.is_task():
+        slurm_ranks.join_tasks(directory)
     rank = int(os.environ.get("RANK", "0")) if order.num_ranks > 1 else 0
     status = _lead(directory, order) if rank == 0 else _follow(directory, order, rank)
     if order.num_ranks > 1:  # threads that wait for a lost rank would hold the interpreter up
@@ -81,7 +84,11 @@ def _failure(error: BaseException, own: process.Process | RankProcess) -> events
     if isinstance(error, Held):
         message = "another trainer of this run is alive"
     if reason is Reason.rank_lost and isinstance(own, process.Process):
-        members = [(m.rank, m.device, m.pid) for m in getattr(error, "members", [])]
+        host = socket.gethostname()
+        members = [
+            (m.rank, m.device, m.pid if m.host == host else 0)
+            for m in getattr(error, "members", [])
+        ]
         reason, message = blame(own.directory, members, message)
     step = getattr(error, "step", None)
     return events.Ended(outcome="failed", reason=reason, step=step, message=message)

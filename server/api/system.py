@@ -172,7 +172,11 @@ def _running(db: Database) -> list[_Running]:
         select(execution.handle["pid"].as_integer(), attempt.device, run.name, run.progress)
         .join(attempt, attempt.execution_id == execution.id)
         .join(run, run.id == attempt.run_id)
-        .where(execution.ended_at.is_(None), attempt.number > 0)
+        .where(
+            execution.ended_at.is_(None),
+            attempt.number > 0,
+            execution.handle["engine"].as_string().is_(None),  # not on a cluster,
+        )
     )
     with db.read() as session:
         return [

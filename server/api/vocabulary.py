@@ -157,6 +157,8 @@ FIELDS: dict[str, str] = {
     "fraction": "Progress as a fraction of the whole, from 0 to 1.",
     "level": "Severity.",
     "pid": "Process id on the daemon's machine.",
+    "slurm_job": "Number of the Slurm job, for an attempt on a cluster.",
+    "ResumeRequest.place": "Cluster to train on from now on; null is the daemon's own machine.",
     "frozen": "Choices fixed at the run's first start (micro-batch, kernels, precision, threads).",
     "overrides": "Choices that a resume replaced.",
     "fingerprint": "What the bits of the weights depend on: versions, device, threads, choices.",

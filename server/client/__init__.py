@@ -164,9 +164,10 @@ class Client:
         *,
         overrides: Mapping[str, Any] | None = None,
         recovery: Mapping[str, Any] | None = None,
+        place: Mapping[str, Any] | None = None,
         key: str | None = None,
     ) -> schemas.RunDetail:
-        given = {"overrides": overrides, "recovery": recovery}
+        given = {"overrides": overrides, "recovery": recovery, "place": place}
         body = {name: value for name, value in given.items() if value} or None
         return self.wire.post(_run(run, "resume"), schemas.RunDetail, body, key=key)
 

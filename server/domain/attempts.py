@@ -100,7 +100,7 @@ def build_order(
         token=attempt.token,
         run_dir=str(settings.paths.run(run.id).root),
         data_dir=str(settings.paths.root),
-        device=attempt.device,
+        device=attempt.device if spec.place is None else spec.first_device,
         devices=list(devices),
         phase_index=phase.index,
         phase_name=phase.name,

@@ -21,7 +21,13 @@ ANY_GPU = "cuda"  # as Run.device has it where all GPUs are asked for
 def wanted(run: Run) -> Mapping[str, Any]:
     """`gpus` and `devices` of the next attempt: a resume's overrides replace the spec's."""
     over = {key: run.overrides[key] for key in ("gpus", "devices") if run.overrides.get(key)}
-    return over or {key: run.spec.get(key) for key in ("gpus", "devices")}
+    asked = over or {key: run.spec.get(key) for key in ("gpus", "devices")}
+    return {**asked, "place": run.spec.get("place")}
+
+
+def is_elsewhere(run: Run) -> bool:
+    """Whether a cluster's scheduler decides when it starts, so that nothing is decided here."""
+    return bool(run.spec.get("place"))
 
 
 def is_asked_for(run: Run) -> bool:
@@ -67,7 +73,10 @@ def effective_spec(run: Run, changes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def device_column(spec: Mapping[str, Any]) -> str:
-    """What the queue knows a run by: its device, or the first of several."""
+    """What the queue knows a run by: its device, or the first of several; of a run on a cluster,
+    the engine, which has a queue of its own."""
+    if spec.get("place"):
+        return spec["place"]["engine"]
     if spec.get("gpus") == "all":
         return ANY_GPU
     return (rank_devices(spec) or spec.get("devices") or [spec.get("device") or "auto"])[0]

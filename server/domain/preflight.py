@@ -19,6 +19,7 @@ from server.database import tables
 from server.domain import gang, request_paths
 from server.errors import Invalid
 from server.launch import torchrun
+from server.launch.slurm import client as slurm
 from server.machine import devices, plan_context
 from server.machine.devices import Device, DeviceMissing
 from trainer.contract.peaks import fp8_missing
@@ -46,6 +47,12 @@ def require(session: Session, spec: RunSpec, plan: Plan, found: tuple[Device, ..
     ]
     if problems:
         raise Invalid(problems[0]["detail"], errors=problems)
+
+
+def require_place(spec: RunSpec) -> None:
+    """The same for a place that a resume names. Raises Invalid."""
+    for pointer, detail in _place(spec):
+        raise Invalid(detail, errors=[{"pointer": pointer, "detail": detail}])
 
 
 def require_receivers(urls: list[str]) -> None:
@@ -105,6 +112,9 @@ def _receivers(urls: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def _device(spec: RunSpec, found: tuple[Device, ...]) -> Iterator[tuple[str, str]]:
+    if spec.place is not None:
+        yield from _place(spec)
+        return
     gpus = plan_context.num_gpus(spec, found)
     if spec.on_gpus(gpus).rank_devices:
         yield from _gang(spec.on_gpus(gpus), found)
@@ -136,6 +146,16 @@ def _energy(spec: RunSpec, found: tuple[Device, ...]) -> Iterator[tuple[str, str
             "/budget/kwh",
             f"{names[0]} does not report its power, so its energy is not counted: give minutes or "
             "tokens.",
+        )
+
+
+def _place(spec: RunSpec) -> Iterator[tuple[str, str]]:
+    missing = slurm.missing_programs() if spec.place is not None else []
+    if missing:
+        yield (
+            "/place",
+            f"{' and '.join(missing)} not found on the daemon's machine: it must be one from which "
+            "jobs are submitted, such as a login node.",
         )
 
 

@@ -28,7 +28,13 @@ from server.domain.attempts import build_order, current_phase, next_attempt
 from server.domain.extend import ExtendOutcome, extend
 from server.domain.imports import import_run
 from server.domain.lineage import supersede
-from server.domain.run_rows import first_phase, new_run, plan_for, require_free, set_scheduling
+from server.domain.run_rows import (
+    first_phase,
+    new_run,
+    plan_for,
+    require_free,
+    set_scheduling,
+)
 from server.domain.states import Desired, State
 from server.errors import Conflict, IllegalMove, Invalid
 from server.machine import devices
@@ -37,7 +43,7 @@ from trainer.contract.commands import Evaluate, Pin, Save, Update
 from trainer.contract.jobs import EvaluateParams
 from trainer.contract.plan import PlanContext
 from trainer.contract.reasons import Reason
-from trainer.contract.spec import RunSpec, resolve
+from trainer.contract.spec import PlaceSpec, RunSpec, resolve
 
 
 def create(
@@ -102,6 +108,8 @@ def resume(
     overrides = ask.overrides.model_dump(exclude_none=True) if ask and ask.overrides else {}
     _require_divisible(run, overrides.get("device_batch_size"))
     preflight.require_rows(run, overrides.get("device_batch_size"))
+    if ask and "place" in ask.model_fields_set:
+        _move_to(run, ask.place)
     preflight.require_gang(run, overrides, devices.discover())
     if overrides:
         gang.override(run, overrides)
@@ -114,6 +122,17 @@ def resume(
         return True
     states.move(session, run, State.queued, Reason.requested, now=now)
     return True
+
+
+def _move_to(run: tables.Run, place: PlaceSpec | None) -> None:
+    """Have the next attempt start there. Raises Invalid, ValidationError."""
+    spec = RunSpec.model_validate(
+        {**run.spec, "place": place.model_dump(mode="json") if place else None}
+    )
+    preflight.require_place(spec)
+    run.spec = spec.model_dump(mode="json")
+    run.device = gang.device_column({"device": run.spec["device"], **gang.wanted(run)})
+    run.version += 1
 
 
 def request_cancel(

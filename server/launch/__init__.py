@@ -1,7 +1,8 @@
 """Launchers: how a process is started in a place, found again, signalled and cleared up.
 
 `launcher` has the protocol, `kinds` the table of them, `local` the one for a process of this
-machine; `process` is what the operating system offers. To add a launcher:
+machine, `torchrun` for several, `slurm` for jobs of a cluster; `process` is what the operating
+system offers. To add a launcher:
 
 1. Write a class in a module of its own that keeps the protocol `launcher.Launcher`. Its handle is
    any JSON object; nobody else reads it, and a daemon that starts anew gets it back from the row.
@@ -12,5 +13,5 @@ machine; `process` is what the operating system offers. To add a launcher:
    thread, and answer from what it saw last.
 4. Send a signal only to what is certainly the same process or job; in doubt return False.
 5. Enter it in `kinds.make`, and name it in the orders that need it.
-6. Run `tests/server/test_launchers.py` on it: the laws there hold forevery kind.
+6. Run `tests/server/test_launchers.py` on it: the laws there hold for every kind.
 """

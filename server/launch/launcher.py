@@ -9,16 +9,20 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
+from trainer.contract.reasons import Reason
 from trainer.contract.rundir import ProcessIdentity
+from trainer.contract.spec import PlaceSpec
 
 # What a launcher knows an execution by: JSON, kept in its row, read by its own launcher alone.
 Handle = Mapping[str, Any]
 
 
 class Liveness(StrEnum):
-    """unreachable: whoever knows does not answer now; that is never taken for a death."""
+    """unreachable: whoever knows does not answer now; that is never taken for a death. waiting: the
+    engine has not started it, or has suspended it."""
 
     alive = "alive"
+    waiting = "waiting"
     gone = "gone"
     unreachable = "unreachable"
 
@@ -37,12 +41,31 @@ class Spot:
 @dataclass(frozen=True)
 class Work:
     """What is to be started: `python -P -m module directory`. niceness: 0 to 19, as of nice(1).
-    ranks: how many processes of it work together."""
+    ranks: how many processes of it work together. place: where, beyond this machine. uses_gpus:
+    whether each of them needs one."""
 
     spot: Spot
     module: str
     niceness: int = 0
     ranks: int = 1
+    place: PlaceSpec | None = None
+    uses_gpus: bool = False
+
+
+@dataclass(frozen=True)
+class EngineWait:
+    """Why an engine has not started an execution, or cannot say how it is: for its run's row."""
+
+    reason: Reason
+    message: str
+
+
+@dataclass(frozen=True)
+class EngineEnding:
+    """Why an engine ended an execution; it counts where the process itself named no cause."""
+
+    reason: Reason
+    message: str
 
 
 class Launcher(Protocol):
@@ -63,6 +86,11 @@ class Launcher(Protocol):
 
     def find(self, spot: Spot) -> Handle | None:
         """What was started there and whose handle was never recorded."""
+        ...
+
+    def starting(self, spot: Spot) -> Liveness | None:
+        """Of one whose handle is not known: waiting while it is not settled whether it was started,
+        alive once `find` has it, None when it was not started."""
         ...
 
     def is_known(self, handle: Handle) -> bool:
@@ -92,6 +120,15 @@ class Launcher(Protocol):
 
     def exit_code(self, spot: Spot) -> int | None:
         """Once it is dead and known; negative: the number of the signal."""
+        ...
+
+    def waits(self, spot: Spot, handle: Handle) -> EngineWait | None:
+        """Why it is `waiting` or `unreachable`."""
+        ...
+
+    def ending(self, spot: Spot, save_seconds: float) -> EngineEnding | None:
+        """Why the engine ended it, where there is one that knows. save_seconds: how long before a
+        time limit it was told to save."""
         ...
 
     def is_of_another_boot(self, handle: Handle) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from server.launch import process
-from server.launch.launcher import Handle, Liveness, Spot, Work
+from server.launch.launcher import EngineEnding, EngineWait, Handle, Liveness, Spot, Work
 from server.launch.process import Child
 from trainer.contract import failpoint, rundir
 from trainer.contract.rundir import LOCK, ProcessIdentity
@@ -62,6 +62,9 @@ class Local:
         is_here = found is not None and process.works_in(found.pid, spot.directory)
         return asdict(found) if found is not None and is_here else None
 
+    def starting(self, spot: Spot) -> Liveness | None:
+        return None
+
     # --- knowing ---------------------------------------------------------------------------------
 
     def is_known(self, handle: Handle) -> bool:
@@ -90,6 +93,12 @@ class Local:
     def exit_code(self, spot: Spot) -> int | None:
         child = self._children.get(spot.token)
         return child.poll() if child is not None else None
+
+    def waits(self, spot: Spot, handle: Handle) -> EngineWait | None:
+        return None
+
+    def ending(self, spot: Spot, save_seconds: float) -> EngineEnding | None:
+        return None
 
     # --- signalling ------------------------------------------------------------------------------
 

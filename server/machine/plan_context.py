@@ -58,14 +58,14 @@ def context(
     gpus = num_gpus(spec, present)
     spec = spec.on_gpus(gpus)
     wanted = (spec.rank_devices or ["cuda" if gpus else spec.device])[0]
-    device = _device(wanted, present)
+    device = _device(wanted, present) if spec.place is None else None
     name = named_together(device.name, spec.num_ranks) if device else None
     peak = known_peak(device.name) if device else None
     asked = spec.batch.device_batch_size
     rows = asked if isinstance(asked, int) else None
     seen = throughput.measured(session, name, spec, rows)
     return PlanContext(
-        device_type=_type(device.device if device else wanted),
+        device_type=_type(device.device if device else spec.first_device if spec.place else wanted),
         device_name=device.name if device else None,
         device_memory_bytes=device.memory_bytes if device else None,
         peak_flops=peak.value if peak else None,

@@ -159,6 +159,7 @@ def _attempt(row: tables.Attempt) -> schemas.AttemptView:
         lineage_limit=row.lineage_limit,
         steps_done=row.steps_done,
         steps_lost=row.steps_lost,
+        slurm_job=row.handle.get("job"),
         outcome=row.outcome,
         reason=Reason(row.reason) if row.reason else None,
         message=row.message,

@@ -8,7 +8,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from server.database.tables import Attempt, Execution, Job, Run
-from server.domain import executions
+from server.domain import executions, gang
 from server.domain.states import OCCUPYING, State
 from server.machine import power
 from server.machine.devices import Device
@@ -36,12 +36,15 @@ def view(session: Session, devices: Sequence[Device], around: Surroundings) -> Q
         for run, attempt in [*holding, *((run, None) for run in waiting)]
     }
     jobs = {job.id: rows.of_job(job, devices) for job in _jobs(session)}
-    found = decide(places, [*wants.values(), *jobs.values()], around.now)
+    elsewhere = {run.id for run in waiting if gang.is_elsewhere(run)}
+    elsewhere |= {run.id for run, _ in holding if gang.is_elsewhere(run)}
+    decided = [want for want in wants.values() if want.id not in elsewhere]
+    found = decide(places, [*decided, *jobs.values()], around.now)
     names = {run.id: run.name for run, _ in holding} | {run.id: run.name for run in waiting}
     queued = Run.queue_position.is_not(None)
     return QueueView(
         places=[
-            _place(place, devices, wants, jobs, names, around)
+            _place(place, devices, {want.id: want for want in decided}, jobs, names, around)
             for place in places
             if place.name not in rows.SEATS
         ],

@@ -64,6 +64,8 @@ def devices_of(
 ) -> tuple[tuple[str, ...], str | None]:
     """Where the run may go: all its devices for a run on several; 'auto' stays where it began, and
     never falls back to the CPU. With an open attempt, what that holds."""
+    if gang.is_elsewhere(run):
+        return (run.spec["place"]["engine"],), None
     if attempt is not None:
         return gang.held_by(attempt, run), None
     if together := gang.of_run(run, devices):

@@ -20,6 +20,7 @@ TERM_SECONDS = 10.0  # for a stalled or unwilling process to end by itself
 SAVE_SECONDS = 60.0  # for a checkpoint after SIGTERM, past the deadline of a pause
 CANCEL_SECONDS = 30.0
 DISK_SILENCE_SECONDS = 5.0
+ENGINE_SECONDS = 30.0  # before a cluster is asked again to give a waiting job up
 
 
 # --- actions -------------------------------------------------------------------------------------
@@ -115,7 +116,8 @@ class Seen:
     """One process directory as it looks at this tick. Times in watched seconds.
 
     sent: kinds of commands in its inbox. step: the rung of the ladder reached (0 none, 1 sent,
-    2 SIGTERM, 3 SIGKILL). timeout: how long it may say nothing.
+    2 SIGTERM, 3 SIGKILL). timeout: how long it may say nothing. engine_waits: why its engine has
+    not started it or cannot be asked.
     """
 
     presence: Presence = Presence.none
@@ -130,6 +132,7 @@ class Seen:
     stall_step: int = 0
     is_stopped: bool = False
     waits_for_space: bool = False
+    engine_waits: tuple[Reason, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -181,7 +184,9 @@ def for_run(seen: RunSeen) -> Action:
         case Presence.unknown:
             return Adopt()
         case Presence.unreachable:
-            return WAIT  # silence of a controller is no death
+            return _explain_the_engine(seen)  # silence of a controller is no death
+        case Presence.waiting:
+            return _while_waiting(seen)
         case Presence.lingering:
             return Sweep()
         case Presence.gone:
@@ -210,6 +215,24 @@ def _while_alive(seen: RunSeen) -> Action:
     if process.has_commands:
         return Deliver()
     return _disk_words(seen)
+
+
+def _while_waiting(seen: RunSeen) -> Action:
+    """Its engine has not started it: one that is to stop is taken out of the engine's queue."""
+    leaves = seen.state in (State.pausing, State.cancelling) or seen.state in SETTLED
+    if leaves or (seen.is_shutting_down and seen.stops_trainers):
+        if seen.process.step and seen.process.since_step < ENGINE_SECONDS:
+            return WAIT
+        return Signal((signal.SIGTERM,), 1, "it is taken out of the cluster's queue")
+    return _explain_the_engine(seen)
+
+
+def _explain_the_engine(seen: RunSeen) -> Action:
+    words = seen.process.engine_waits
+    shown = seen.state in (State.starting, State.running)
+    if words is None or not shown or words == (seen.reason, seen.message):
+        return WAIT
+    return Explain(*words)
 
 
 def _ladder(process: Seen, kind: str, timeout: float, grace: float) -> Action:
@@ -263,7 +286,12 @@ def _stall(process: Seen) -> Action | None:
     return WAIT
 
 
+_OF_AN_ENGINE = frozenset({Reason.waiting_for_engine, Reason.engine_unreachable})
+
+
 def _disk_words(seen: RunSeen) -> Action:
+    if seen.reason in _OF_AN_ENGINE and seen.state in (State.starting, State.running):
+        return Explain(Reason.requested)
     if seen.state is not State.running:
         return WAIT
     waits = seen.process.waits_for_space and seen.process.silence >= DISK_SILENCE_SECONDS
@@ -358,7 +386,7 @@ def for_job(seen: JobSeen) -> Action:
     match seen.process.presence:
         case Presence.unknown:
             return Adopt()
-        case Presence.unreachable:
+        case Presence.unreachable | Presence.waiting:
             return WAIT  # silence of a controller is no death
         case Presence.lingering:
             return Sweep()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from server.database.tables import Attempt, Execution, Job
 from server.domain import events
-from server.launch import torchrun
+from server.launch import kinds, torchrun
 from server.launch.launcher import Handle, Work
 from server.supervision import post_mortem, recovery
 from server.supervision.context import SupervisorContext
@@ -23,6 +23,7 @@ from trainer.contract import exits, journal, orders, os_errors
 from trainer.contract.orders import AttemptOrder, JobOrder
 from trainer.contract.reasons import Reason
 from trainer.contract.rundir import INBOX
+from trainer.contract.spec import PlaceSpec
 
 ExecutionRow = Attempt | Job
 
@@ -38,6 +39,8 @@ def start(
     *,
     niceness: int = 0,
     ranks: int = 1,
+    place: PlaceSpec | None = None,
+    uses_gpus: bool = False,
     prepare: Callable[[], None] = lambda: None,
 ) -> Watch:
     """Write the directory of a committed order and start `python -m module` in it.
@@ -49,7 +52,8 @@ def start(
     try:
         prepare()
         _write_directory(watch.directory, order)
-        handle = watch.launcher.spawn(Work(watch.spot, module, niceness, ranks))
+        work = Work(watch.spot, module, niceness, ranks, place, uses_gpus)
+        handle = watch.launcher.spawn(work)
         if handle is not None:
             record(context, execution.id, watch, handle)
     except OSError as error:
@@ -202,11 +206,22 @@ def _reported_by_rank(execution: Execution, watch: Watch) -> recovery.ExitReport
 def _circumstances(row: ExecutionRow, watch: Watch, findings: PostMortem) -> recovery.Circumstances:
     execution = row.execution
     stalled = execution.message if execution.reason == Reason.stalled else watch.stalled
+    is_here = execution.launcher in kinds.ON_THIS_MACHINE
     return recovery.Circumstances(
         exit_code=findings.exit_code,
         last_words=findings.last_words,
         other_boot=watch.launcher.is_of_another_boot(execution.handle),
         stalled=stalled or None,
         oom=findings.oom,
-        xid=findings.xid if execution.place.startswith("cuda") else None,
+        xid=findings.xid if execution.place.startswith("cuda") and is_here else None,
+        engine=watch.launcher.ending(watch.spot, _save_seconds(watch)),
     )
+
+
+def _save_seconds(watch: Watch) -> float:
+    """How long before the time limit of its place it is told to save, as it was ordered."""
+    try:
+        place = orders.read(watch.directory, AttemptOrder).spec.place
+    except (OSError, ValueError):
+        return 0.0
+    return place.save_seconds if place is not None else 0.0

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from server.database.tables import Run
-from server.launch import process
+from server.launch import kinds, process
 from server.machine import kernel_log
 from server.machine.kernel_log import Xid
 from server.machine.xid_events import XidListener
@@ -46,6 +46,9 @@ def examine(
     used, if known. xids: heard from NVIDIA's library; the kernel's log, where it can be read, names
     processes too.
     """
+    if watch.launcher.name not in kinds.ON_THIS_MACHINE:
+        tail = process.log_tail(watch.directory / LOG)
+        return PostMortem(watch.exit_code, None, None, tail)
     start = _kernel_log_start(watch)
     lines = kernel_log.kernel_lines(start) or (xids.lines(start) if xids is not None else [])
     tail_lines = STACK_DUMP_LINES if watch.stall_step else process.LOG_TAIL_LINES

@@ -11,6 +11,7 @@ from server.domain import budget, events
 from server.domain.executions import ExecutionState
 from server.domain.states import YIELDS, Desired, State, move
 from server.errors import Conflict
+from server.launch import kinds
 from server.scheduling import rows as scheduling_rows
 from server.scheduling.decide import SchedulingVerdict
 from server.supervision import (
@@ -31,6 +32,8 @@ from trainer.contract.reasons import Reason
 from trainer.contract.rundir import ProcessIdentity
 
 log = logging.getLogger("traind.supervisor")
+
+SHARED_DISK_SECONDS = 90.0  # what is written on a node may be seen here so much later
 
 
 class Reconciler:
@@ -138,7 +141,14 @@ class Reconciler:
         watch = self._watch(row.execution)
         presence = watch.presence(row.execution.handle)
         if presence is not Presence.alive:
-            return decide.Seen(presence=presence, drained=watch.exhausted)
+            wait = watch.engine_wait if presence in _ENGINE_HAS_IT else None
+            return decide.Seen(
+                presence=presence,
+                drained=watch.exhausted,
+                step=row.execution.escalation,
+                since_step=watch.since_step,
+                engine_waits=(wait.reason, wait.message) if wait is not None else None,
+            )
         return decide.Seen(
             presence=presence,
             has_begun=has_begun,
@@ -164,6 +174,8 @@ class Reconciler:
 
     def _stall_timeout(self, row: Attempt | Job, watch: Watch) -> float:
         least = self._context.settings.stall_seconds
+        if row.execution.launcher not in kinds.ON_THIS_MACHINE:
+            least += SHARED_DISK_SECONDS
         if watch.silence < least:
             return least
         with self._context.db.read() as session:
@@ -359,6 +371,7 @@ class Reconciler:
                 self._do(job, action)
 
 
+_ENGINE_HAS_IT = frozenset({Presence.waiting, Presence.unreachable})
 _NEED_A_DEVICE = frozenset({State.queued, State.preparing, State.starting, State.recovering})
 
 # A job that ended so may do better the next time; once, for what may be its own fault.

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.domain.states import YIELDS, State
+from server.launch.launcher import EngineEnding
 from server.machine.kernel_log import Xid, XidAction, advice
 from trainer.contract.reasons import Reason
 from trainer.contract.spec import RecoverySpec
@@ -27,8 +28,12 @@ _HOPELESS = frozenset(
         Reason.not_permitted,
         Reason.software_missing,
         Reason.compile_failed,
+        Reason.engine_refused,
     }
 )
+
+# The cluster took the job away.
+_NO_FAULT_OF_THE_RUN = frozenset({Reason.preempted, Reason.node_failed, Reason.engine_cancelled})
 
 # A trainer whose GPU goes away sees an exception like any other; the kernel knows better.
 _MAYBE_THE_GPU = frozenset({Reason.crashed, Reason.gpu_lost})
@@ -60,6 +65,7 @@ class Circumstances:
     stalled: str | None = None
     oom: str | None = None
     xid: Xid | None = None
+    engine: EngineEnding | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,10 @@ class Ending:
 
 def classify(said: ExitReport | None, seen: Circumstances) -> Ending:
     """How an attempt ended. Its own word counts, except about a GPU that the kernel gave up."""
+    if said is not None and said.outcome == "terminated" and seen.engine is not None:
+        told = seen.engine
+        saved = said.message.rstrip(".") or "it saved a checkpoint first"
+        return Ending("terminated", told.reason, f"{told.message}; {saved}", said.step)
     if said is not None and said.outcome != "failed":
         reason = Reason.stalled if seen.stalled and said.outcome == "terminated" else said.reason
         return Ending(said.outcome, reason, said.message or reason.sentence, said.step)
@@ -82,6 +92,8 @@ def classify(said: ExitReport | None, seen: Circumstances) -> Ending:
         return Ending("failed", said.reason, said.message or said.reason.sentence, said.step)
     step = said.step if said is not None else None
     reason, message = _cause(seen)
+    if said is None and reason in _NO_FAULT_OF_THE_RUN:
+        return Ending("terminated", reason, message, step)
     return Ending("failed" if said else "crashed", reason, message, step, seen.xid)
 
 
@@ -90,6 +102,8 @@ def _cause(seen: Circumstances) -> tuple[Reason, str]:
         return Reason.host_restarted, "the machine was restarted under it"
     if seen.stalled:
         return Reason.stalled, seen.stalled
+    if seen.engine is not None:
+        return seen.engine.reason, seen.engine.message
     if seen.oom is not None:
         limits = f" ({seen.oom})" if seen.oom else ""
         return Reason.host_out_of_memory, f"the kernel killed it for lack of memory{limits}"
@@ -206,6 +220,10 @@ def _recover(
         return _stop_orderly(history, Reason.host_restarted, ending.message, kept)
     if ending.reason is Reason.data_changed:
         return _stop_orderly(history, ending.reason, ending.message, kept)
+    if ending.reason is Reason.engine_cancelled:  # somebody meant it: no new job against them
+        return _stop_orderly(history, ending.reason, ending.message, kept)
+    if ending.reason is Reason.time_limit:
+        return _after_time_limit(ending, history, kept, backoff)
     if ending.outcome == "terminated" or ending.reason is Reason.host_restarted:
         return _after_orders(ending, history, kept, backoff)
     if ending.reason is Reason.non_finite_loss:
@@ -231,6 +249,19 @@ def _after_orders(
     if history.recovery.on_crash == "stop":
         return _stop_orderly(history, reason, ending.message, kept)
     return Verdict(State.recovering, reason, ending.message, backoff[0], **kept)
+
+
+def _after_time_limit(
+    ending: Ending, history: History, kept: dict[str, Any], backoff: tuple[float, ...]
+) -> Verdict:
+    """A job that saved something beyond the last one is followed by the next; a limit too short for
+    any progress is counted as a failure."""
+    if ending.outcome != "terminated" or history.durable_step <= history.best_failed_step:
+        return _after_failure(ending, history, backoff)
+    if history.recovery.on_crash == "stop":
+        return _stop_orderly(history, ending.reason, ending.message, kept)
+    best = {**kept, "failures": 0, "best_failed_step": history.durable_step}
+    return Verdict(State.recovering, ending.reason, ending.message, backoff[0], **best)
 
 
 def _after_non_finite(ending: Ending, history: History, kept: dict[str, Any]) -> Verdict:

@@ -39,11 +39,15 @@ def launch(context: SupervisorContext, run_id: str, device: str) -> tuple[Execut
             return None
         devices = gang.of_run(run, context.devices)
         attempt = attempts.next_attempt(
-            session, run, device=device, devices=devices, now=time.time()
+            session,
+            run,
+            device=device,
+            devices=() if gang.is_elsewhere(run) else devices,
+            now=time.time(),
         )
         execution = attempt.execution
         order = attempts.build_order(session, run, attempt, context.settings, devices)
-        execution.launcher = kinds.name_for(order.num_ranks)
+        execution.launcher = kinds.name_for(order.num_ranks, order.spec.place)
         execution.handle = dict(context.launcher(execution).reserve())
         run.not_before = None
         if run.state != State.starting:
@@ -54,6 +58,8 @@ def launch(context: SupervisorContext, run_id: str, device: str) -> tuple[Execut
         MODULE,
         order,
         ranks=order.num_ranks,
+        place=order.spec.place,
+        uses_gpus=order.device.startswith("cuda"),
         prepare=lambda: _write_run(context, order),
     )
     return execution, watch

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from server.launch.launcher import Handle, Launcher, Liveness, Spot
+from server.launch.launcher import EngineWait, Handle, Launcher, Liveness, Spot
 from server.machine import kernel_log
 from trainer.contract import commands, journal
 from trainer.contract.reasons import Reason
@@ -26,11 +26,13 @@ ORPHAN_GRACE_SECONDS = 2.0
 
 class Presence(StrEnum):
     """unknown: its process was never recorded. lingering: it is dead, its helpers are not.
-    unreachable: its launcher cannot say now whether it lives."""
+    unreachable: its launcher cannot say now whether it lives. waiting: its engine has not started
+    it."""
 
     none = "none"
     unknown = "unknown"
     alive = "alive"
+    waiting = "waiting"
     unreachable = "unreachable"
     lingering = "lingering"
     gone = "gone"
@@ -92,8 +94,12 @@ class Watch:
                 return Presence(liveness)
             if not self._dead:
                 self._dead, self.exhausted = True, False  # it may have written since the last read
-        elif self.watched < ORPHAN_GRACE_SECONDS:
-            return Presence.unknown
+        else:
+            starting = self.launcher.starting(self.spot)
+            if starting is Liveness.waiting:
+                return Presence.waiting
+            if starting is Liveness.alive or self.watched < ORPHAN_GRACE_SECONDS:
+                return Presence.unknown
         leftovers = self.launcher.has_leftovers(self.spot)
         return Presence.lingering if leftovers else Presence.gone
 
@@ -111,6 +117,11 @@ class Watch:
     def process(self) -> ProcessIdentity | None:
         """The process on this machine whose end is the end of this execution."""
         return self.launcher.process(self.handle)
+
+    @property
+    def engine_wait(self) -> EngineWait | None:
+        """Why its engine has not started it, or cannot say whether it lives."""
+        return self.launcher.waits(self.spot, self.handle)
 
     @property
     def is_stopped(self) -> bool:

@@ -15,6 +15,7 @@ from sqlalchemy import Select, bindparam, select
 from sqlalchemy.orm import Session
 
 from server.database.tables import Attempt, CommandRow, Execution, Job, Run
+from server.domain import gang
 from server.domain.executions import IS_OPEN
 from server.domain.states import OCCUPYING, State
 from server.launch.process import OUT_OF_FILES
@@ -79,7 +80,9 @@ class Entry:
 
 
 def may_use(turn: dict[str, str], entry: Entry) -> bool:
-    """Whether it is the entry's turn everywhere it needs."""
+    """Whether it is the entry's turn everywhere it needs; a cluster queues by itself."""
+    if gang.is_elsewhere(entry.run):
+        return True
     return all(turn.get(device) == entry.run.id for device in entry.devices)
 
 
@@ -247,6 +250,8 @@ def _decide(
 
 def _want(entry: Entry, around: Surroundings) -> Want | None:
     """None for a run that could not start whatever is free."""
+    if gang.is_elsewhere(entry.run):
+        return None
     waits = entry.run.state in (State.queued, State.preparing) and entry.has_data
     if entry.holds_device or (waits and entry.missing is None):
         return scheduling_rows.of_run(

@@ -22,7 +22,8 @@ from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file
 from torch import Tensor
 
-from trainer.checkpoint import safetensors_writer
+from trainer.checkpoint import fence, safetensors_writer
+from trainer.checkpoint.fence import Fenced
 from trainer.contract import failpoint, holds, os_errors
 from trainer.contract.durable import fsync_directory, write_durably
 from trainer.contract.orders import Lineage
@@ -73,10 +74,6 @@ class Bad(Exception):
     """A checkpoint that must not be loaded; the message says which file and why."""
 
 
-class Fenced(Exception):
-    """A newer attempt of this run exists: this one may not commit anything any more."""
-
-
 @dataclass(frozen=True)
 class FoundCheckpoint:
     path: Path
@@ -110,11 +107,11 @@ def write(
     describe(files) makes the manifest. Raises Fenced when a newer attempt exists.
     """
     name = checkpoint_name(snapshot.step, describe({}).attempt)
-    temp = directory / f"{_TEMP}{name}-{os.getpid()}"
-    shutil.rmtree(temp, ignore_errors=True)
+    directory.mkdir(parents=True, exist_ok=True)
+    own = fence.staging(directory, describe({}).attempt)
+    temp = own or directory / f"{_TEMP}{name}-{os.getpid()}"
+    fence.make(temp)
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        temp.mkdir()
         files = _write_files(temp, snapshot)
         manifest = describe(files)
         failpoint.hit("checkpoint.before_manifest")
@@ -122,7 +119,7 @@ def write(
         fsync_directory(temp)
         _refuse_if_fenced(directory.parent, manifest.attempt)
         failpoint.hit("checkpoint.before_rename")
-        os.rename(temp, directory / name)
+        fence.commit(temp, directory / name)
         _make_name_durable(directory / name, temp)
     except BaseException:
         shutil.rmtree(temp, ignore_errors=True)

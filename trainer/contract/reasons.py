@@ -47,6 +47,12 @@ class Reason(StrEnum):
     compile_failed = "compile_failed"
     rank_lost = "rank_lost"
     ranks_differ = "ranks_differ"
+    waiting_for_engine = "waiting_for_engine"
+    engine_unreachable = "engine_unreachable"
+    engine_refused = "engine_refused"
+    engine_cancelled = "engine_cancelled"
+    node_failed = "node_failed"
+    time_limit = "time_limit"
 
     @property
     def sentence(self) -> str:
@@ -210,6 +216,30 @@ _SENTENCES: dict[Reason, tuple[str, str]] = {
         "Nothing of these weights was saved. It restarts by itself from the newest checkpoint; "
         "test the device that the message names.",
     ),
+    Reason.waiting_for_engine: (
+        "Its job waits in the cluster's queue.",
+        "It starts by itself when the cluster starts the job.",
+    ),
+    Reason.engine_unreachable: (
+        "The cluster's scheduler does not answer.",
+        "Nothing is taken for dead meanwhile: it continues by itself when the scheduler answers.",
+    ),
+    Reason.engine_refused: (
+        "The cluster did not accept the job.",
+        "Correct what the message names by resuming with another place.",
+    ),
+    Reason.engine_cancelled: (
+        "Its job was cancelled on the cluster, by scancel or an administrator.",
+        "Resume submits a new job, which continues from the newest checkpoint.",
+    ),
+    Reason.node_failed: (
+        "A node of the cluster failed under it.",
+        "It is submitted again by itself and continues from the newest checkpoint.",
+    ),
+    Reason.time_limit: (
+        "Its job reached the time limit.",
+        "It is submitted again by itself and continues from the newest checkpoint.",
+    ),
 }
 
 # Where the advice above counts on the run going on.
@@ -241,6 +271,10 @@ _ADVICE_ONCE_STOPPED: dict[Reason, str] = {
     Reason.rank_lost: (
         "The log of the rank that the message names, in the attempt's ranks/ directory, has the "
         "cause; resume continues from the newest checkpoint."
+    ),
+    Reason.node_failed: "Resume submits a new job, which continues from the newest checkpoint.",
+    Reason.time_limit: (
+        "Resume with another place: a longer time_limit, or more save_seconds for the checkpoint."
     ),
     Reason.ranks_differ: (
         "Test the device that the message names, or take it out; resume continues from the newest "

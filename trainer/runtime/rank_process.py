@@ -50,11 +50,12 @@ class RankProcess:
 def blame(attempt: Path, members: list[tuple[int, str, int]], heard: str) -> tuple[Reason, str]:
     """Why this attempt lost a rank: reason and sentence. Waits for its record.
 
-    members: (rank, device, pid). heard: what the lost connection said, for want of better.
+    members: (rank, device, pid), where 0 is a process of another machine. heard: what the lost
+    connection said, for want of better.
     """
     deadline = time.monotonic() + WAIT_SECONDS
     while True:
-        gone = [(r, d, pid) for r, d, pid in members if r and identify(pid) is None]
+        gone = [(r, d, pid) for r, d, pid in members if r and pid and identify(pid) is None]
         found = first_failure(
             attempt
         )  # looked for after the processes: it is written before the end

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.checkpoint import store
+from trainer.checkpoint import fence, store
 from trainer.checkpoint.background_writer import Saver
 from trainer.contract import events
 from trainer.contract.gpu_signs import sign_of_gpu
@@ -398,7 +398,8 @@ def _announce(session: Session) -> None:
 
 
 def _clear_up(session: Session) -> None:
-    swept = store.sweep(session.run_dir.checkpoints)
+    shut_out = fence.shut_out(session.run_dir.root, session.order.attempt)
+    swept = [*shut_out, *store.sweep(session.run_dir.checkpoints)]
     if swept:
         print(f"removed {len(swept)} unfinished checkpoint directories: {', '.join(swept)}")
 

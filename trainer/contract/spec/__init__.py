@@ -16,6 +16,7 @@ from trainer.contract.spec.fields import (
 )
 from trainer.contract.spec.model import AttentionBackend, ModelSpec, padded_vocab
 from trainer.contract.spec.optimizer import AdamGroupSpec, GroupsSpec, OptimizerSpec
+from trainer.contract.spec.place import PlaceSpec
 from trainer.contract.spec.presets import PRESETS
 from trainer.contract.spec.run import (
     MAX_RANKS,
@@ -55,6 +56,7 @@ __all__ = [
     "Name",
     "NumericsSpec",
     "OptimizerSpec",
+    "PlaceSpec",
     "Priority",
     "RankDevice",
     "RecoverySpec",

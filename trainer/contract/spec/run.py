@@ -14,6 +14,7 @@ from trainer.contract.spec.evaluation import EvaluateSpec
 from trainer.contract.spec.fields import Name, Strict, do_not_fit
 from trainer.contract.spec.model import ModelSpec
 from trainer.contract.spec.optimizer import OptimizerSpec
+from trainer.contract.spec.place import PlaceSpec, limit_seconds
 from trainer.contract.spec.presets import PRESETS
 from trainer.contract.spec.safety import CheckpointSpec, RecoverySpec
 from trainer.contract.spec.scheduling import BudgetSpec, Hours, Priority
@@ -22,6 +23,7 @@ from trainer.contract.spec.training import BatchSpec, HorizonSpec, NumericsSpec,
 FP8_TILE = 16
 MAX_RANKS = 64
 Gpus = Annotated[int, Field(ge=1, le=MAX_RANKS)] | Literal["all"]
+_HOURS_OF_A_PLACE = "hours are of this machine's devices: a cluster's scheduler has its own"
 RankDevice = Annotated[str, StringConstraints(pattern=r"^(cpu|cuda:\d{1,3})$")]
 Url = Annotated[str, StringConstraints(max_length=2048, pattern=r"^[a-z][a-z0-9+.-]*://\S+$")]
 MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
@@ -48,9 +50,12 @@ class RunSpec(Strict):
     """Device to train on; auto is the first free GPU, or the CPU of a machine without one."""
     gpus: Gpus = 1
     """Number of this machine's GPUs that train together, from cuda:0 on; a power of two. `all` is
-    as many as there are when an attempt starts, rounded down to one that shares the lanes."""
+    as many as there are when an attempt starts, rounded down to one that shares the lanes. With a
+    place: the GPUs of all its nodes together."""
     devices: Annotated[list[RankDevice], Field(min_length=2, max_length=MAX_RANKS)] | None = None
     """Devices that train together, one process on each, instead of `gpus`; null is by `gpus`."""
+    place: PlaceSpec | None = None
+    """Cluster that the run trains on; null is the daemon's own machine."""
     model: ModelSpec = ModelSpec()
     """Architecture."""
     data: DataSpec = DataSpec()
@@ -128,11 +133,18 @@ class RunSpec(Strict):
     def rank_devices(self) -> list[str]:
         """The device of each process of a run on several; empty for a run on one, and for one on
         all GPUs, which are known when it starts."""
-        return rank_devices({"devices": self.devices, "gpus": self.gpus})
+        nodes = self.place.nodes if self.place else 1
+        return rank_devices({"devices": self.devices, "gpus": self.gpus, "place": {"nodes": nodes}})
 
     @property
     def num_ranks(self) -> int:
         return max(1, len(self.rank_devices))
+
+    @property
+    def first_device(self) -> str:
+        """The device of rank 0 on a cluster's node, whose devices this machine does not know."""
+        alone = "cpu" if self.device == "cpu" else "cuda:0"
+        return self.rank_devices[0] if self.rank_devices else alone
 
     def on_gpus(self, count: int | None) -> RunSpec:
         """The spec with the number of GPUs that `all` stands for; itself where it names one."""
@@ -163,6 +175,37 @@ class RunSpec(Strict):
         cards = [name for name in self.devices or () if name != "cpu"]
         if cards and (len(set(cards)) < count):
             raise do_not_fit(("devices",), "devices must be different GPUs, or each of them cpu")
+        return self
+
+    @model_validator(mode="after")
+    def _place_fits(self) -> RunSpec:
+        place = self.place
+        if place is None:
+            return self
+        if self.gpus == "all":
+            raise do_not_fit(("gpus",), "a cluster has no `all`: give the number of GPUs")
+        if self.num_ranks % place.nodes:
+            raise do_not_fit(
+                ("place", "nodes"),
+                f"{self.num_ranks} devices cannot be shared equally by {place.nodes} nodes: "
+                f"give gpus, the number on all nodes together, as a multiple of {place.nodes}",
+            )
+        if self.devices is not None and set(self.devices) != {"cpu"}:
+            raise do_not_fit(
+                ("devices",), "Slurm chooses the devices of its nodes: give gpus, their number"
+            )
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise do_not_fit(
+                ("device",), "Slurm chooses the device of its node: leave device out, or give cpu"
+            )
+        if self.hours:
+            raise do_not_fit(("hours",), _HOURS_OF_A_PLACE)
+        if place.time_limit and limit_seconds(place.time_limit) < 2 * place.save_seconds:
+            raise do_not_fit(
+                ("place", "time_limit"),
+                f"time_limit {place.time_limit} leaves too little beside save_seconds "
+                f"{place.save_seconds}: give at least twice as much",
+            )
         return self
 
     @model_validator(mode="after")
@@ -215,7 +258,8 @@ def rank_devices(spec: Mapping[str, Any], all_gpus: Sequence[str] = ()) -> list[
     elif gpus == "all":
         named = list(all_gpus)
     else:
-        named = [f"cuda:{index}" for index in range(int(gpus))]
+        on_each = max(1, int(gpus) // int((spec.get("place") or {}).get("nodes", 1)))
+        named = [f"cuda:{index % on_each}" for index in range(int(gpus))]
     return named if len(named) > 1 else []
 
 

@@ -1,0 +1,249 @@
+"""Slurm as a launcher: answers from what the poller saw last, and from the attempt's directory.
+
+handle: {"job": its number}; before sbatch has answered only the engine is known. What the trainer
+writes is fresher than any poll: an outbox that moves is alive whatever the controller says, so that
+a pause is heard while the controller is down.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from server.launch import process
+from server.launch.launcher import EngineEnding, EngineWait, Handle, Liveness, Spot, Work
+from server.launch.slurm import script
+from server.launch.slurm.answers import JobRow, ending, pending_words
+from server.launch.slurm.poller import (
+    COMPLETING_SECONDS,
+    MISSING_SECONDS,
+    SETTLE_SECONDS,
+    SlurmPoller,
+    Submission,
+    SubmissionState,
+    TrackedJob,
+)
+from trainer.contract import exits, failpoint
+from trainer.contract.durable import write_durably
+from trainer.contract.reasons import Reason
+from trainer.contract.rundir import OUTBOX, ProcessIdentity
+from trainer.contract.spec import PlaceSpec
+
+NAME = "slurm"
+FRESH_SECONDS = 30.0  # an outbox that moved within this time is alive
+
+# What a signal to the tasks is called; SIGKILL ends the job.
+_TO_TASKS = {signal.SIGTERM: "TERM", signal.SIGCONT: "CONT", signal.SIGSTOP: "STOP"}
+
+
+@dataclass
+class _OutboxAge:
+    """When the outbox was last seen to change, by our own clock: a node's may differ."""
+
+    seen: tuple[int, int] | None = None
+    changed_at: float | None = None
+
+
+class SlurmLauncher:
+    """prologue: a shell file of the site that every job sources. cache_bytes, compiled:
+    `process.environment`."""
+
+    name = NAME
+
+    def __init__(
+        self,
+        python: str,
+        cache_bytes: int | None = None,
+        compiled: Path | None = None,
+        prologue: Path | None = None,
+        poller: SlurmPoller | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._python, self._cache_bytes, self._compiled = python, cache_bytes, compiled
+        self._prologue, self._clock = prologue, clock
+        self._poller = poller or SlurmPoller(clock=clock)
+        self._outboxes: dict[str, _OutboxAge] = {}
+
+    # --- starting --------------------------------------------------------------------------------
+
+    def reserve(self) -> Handle:
+        return {"engine": NAME}
+
+    def spawn(self, work: Work) -> Handle | None:
+        """Have it submitted; the number of the job is found when sbatch has answered."""
+        place = work.place or PlaceSpec(engine="slurm")
+        directory = work.spot.directory
+        text = script.render(work, place, self._python, self._prologue)
+        write_durably(directory / script.SCRIPT, text.encode())
+        failpoint.hit("supervisor.spawn")
+        environment = process.environment(work.spot.token, self._cache_bytes, self._compiled)
+        submission = Submission(script.arguments(work, place), environment, directory)
+        self._poller.submit(script.job_name(work.spot.token), submission)
+        return None
+
+    def find(self, spot: Spot) -> Handle | None:
+        tracked = self._track(spot)
+        if tracked.job is None:
+            return None
+        failpoint.hit("supervisor.record")
+        return {"engine": NAME, "job": tracked.job}
+
+    def starting(self, spot: Spot) -> Liveness | None:
+        tracked = self._track(spot)
+        if tracked.job is not None:
+            return Liveness.alive
+        if tracked.submission is not None:
+            state = tracked.submission.state
+            is_over = state in (SubmissionState.refused, SubmissionState.withdrawn)
+            return None if is_over else Liveness.waiting
+        if not self._poller.has_answered_since(tracked.since + SETTLE_SECONDS):
+            return Liveness.waiting
+        script.withdraw(spot)  # should an earlier daemon's sbatch arrive after all
+        return None
+
+    # --- knowing ---------------------------------------------------------------------------------
+
+    def is_known(self, handle: Handle) -> bool:
+        return handle.get("job") is not None
+
+    def is_alive(self, spot: Spot, handle: Handle) -> Liveness:
+        tracked = self._track(spot, handle)
+        row = tracked.row
+        if row is not None and row.has_ended:
+            return Liveness.gone
+        has_ended = exits.read_exit(spot.directory) is not None
+        if has_ended:
+            self._poller.poke()
+            since = tracked.completing_since
+            if since is not None and self._clock() - since >= COMPLETING_SECONDS:
+                return Liveness.gone
+        is_silent = self._poller.silence is not None
+        is_missing = tracked.missing_since is not None and not is_silent
+        if is_missing and has_ended:
+            return Liveness.gone
+        if self._moves(spot):
+            return Liveness.alive
+        if is_missing:
+            is_gone = self._clock() - (tracked.missing_since or 0.0) >= MISSING_SECONDS
+            return Liveness.gone if is_gone else Liveness.unreachable
+        if is_silent:
+            return Liveness.unreachable
+        if row is None or row.is_waiting or row.is_suspended:
+            return Liveness.waiting
+        return Liveness.alive
+
+    def _moves(self, spot: Spot) -> bool:
+        """Whether the trainer was seen to write lately."""
+        age = self._outboxes.setdefault(spot.token, _OutboxAge())
+        try:
+            found = (spot.directory / OUTBOX).stat()
+        except OSError:
+            return False
+        seen = (found.st_size, found.st_mtime_ns)
+        if seen != age.seen:
+            age.seen, age.changed_at = seen, self._clock()
+        return age.changed_at is not None and self._clock() - age.changed_at < FRESH_SECONDS
+
+    def is_stopped(self, handle: Handle) -> bool:
+        return False
+
+    def is_of_another_boot(self, handle: Handle) -> bool:
+        return False
+
+    def process(self, handle: Handle) -> ProcessIdentity | None:
+        return None
+
+    def exit_code(self, spot: Spot) -> int | None:
+        row = self._track(spot).row
+        return row.exit_code if row is not None else None
+
+    def waits(self, spot: Spot, handle: Handle) -> EngineWait | None:
+        tracked = self._track(spot, handle)
+        submission, row, silence = tracked.submission, tracked.row, self._poller.silence
+        if silence is not None:
+            return EngineWait(Reason.engine_unreachable, f"Slurm does not answer: {silence}.")
+        if tracked.job is None:
+            if submission is not None and submission.state is SubmissionState.retrying:
+                words = f"Slurm takes no job now and is asked again: {submission.error}."
+                return EngineWait(Reason.waiting_for_engine, words)
+            return EngineWait(Reason.waiting_for_engine, "The job is being submitted to Slurm.")
+        if tracked.missing_since is not None:
+            words = f"Slurm no longer lists job {tracked.job}."
+            return EngineWait(Reason.engine_unreachable, words)
+        if row is None:
+            words = f"Slurm job {tracked.job} was submitted."
+            return EngineWait(Reason.waiting_for_engine, words)
+        is_waiting = row.is_waiting or row.is_suspended
+        return EngineWait(Reason.waiting_for_engine, pending_words(row)) if is_waiting else None
+
+    def ending(self, spot: Spot, save_seconds: float) -> EngineEnding | None:
+        tracked = self._track(spot)
+        submission = tracked.submission
+        if submission is not None and tracked.job is None:
+            if submission.state is SubmissionState.refused:
+                return EngineEnding(Reason.engine_refused, f"sbatch: {submission.error}")
+            return EngineEnding(Reason.engine_cancelled, "its job was withdrawn before it existed")
+        has_begun = (spot.directory / OUTBOX).exists()
+        row: JobRow | None = tracked.row
+        if row is not None and row.has_ended:
+            return ending(row, save_seconds, has_begun=has_begun)
+        return None
+
+    # --- signalling ------------------------------------------------------------------------------
+
+    def signal(self, spot: Spot, handle: Handle, *signals: signal.Signals) -> bool:
+        """To every task of the job; SIGKILL ends the job, and so does any other while it waits."""
+        tracked = self._track(spot, handle)
+        if tracked.job is None:
+            return self._withdraw(spot, tracked)
+        job, name = tracked.job, f"--name={tracked.name}"
+        row = tracked.row
+        if row is None or row.state == "PENDING":
+            self._poller.scancel(name, "--state=PENDING", job)
+            return True
+        if row.is_waiting:
+            self._poller.scancel(name, job)
+            return True
+        if signal.SIGKILL in signals or row.is_suspended:
+            self._poller.scancel(name, "--full", "--signal=KILL", job)
+            self._poller.scancel(name, job)
+            return True
+        for number in signals:
+            self._poller.scancel(name, f"--signal={_TO_TASKS.get(number, int(number))}", job)
+        return True
+
+    def _withdraw(self, spot: Spot, tracked: TrackedJob) -> bool:
+        """Take back what sbatch has not answered for; a job that exists after all ends at once."""
+        if tracked.submission is None:
+            return False
+        with suppress(OSError):
+            script.withdraw(spot)
+        self._poller.scancel(f"--name={tracked.name}", "--state=PENDING")
+        tracked.submission.state = SubmissionState.withdrawn
+        return True
+
+    # --- what is left ----------------------------------------------------------------------------
+
+    def has_leftovers(self, spot: Spot) -> bool:
+        return False  # a node out of reach may hold some: they are fenced, not waited for
+
+    def sweep(self, spot: Spot) -> None:
+        pass
+
+    def release(self, spot: Spot) -> None:
+        self._poller.forget(script.job_name(spot.token))
+        self._outboxes.pop(spot.token, None)
+
+    def reap(self) -> None:
+        pass
+
+    def leave(self) -> None:
+        self._poller.close()
+
+    def _track(self, spot: Spot, handle: Handle | None = None) -> TrackedJob:
+        job = handle.get("job") if handle else None
+        return self._poller.track(script.job_name(spot.token), str(job) if job else None)

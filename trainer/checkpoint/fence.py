@@ -1,0 +1,106 @@
+"""Fence: an attempt that was superseded cannot commit a checkpoint, even while it lives on.
+
+A checkpoint is written into attempts/NNNN/staging, and the rename of that directory commits it. A
+newer attempt renames the staging of older ones away and puts a file in its place. Both are single
+operations by name in one directory, decided where the disk is: on a network file system the listing
+of `attempts/` may be a minute old, so that a trainer on a node that was given up for dead would not
+see that it has a successor.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from trainer.contract.rundir import parse_attempt_name
+
+STAGING = "staging"
+_AWAY = ".superseded"
+
+
+class Fenced(Exception):
+    """A newer attempt of this run exists: this one may not commit anything any more."""
+
+
+def staging(checkpoints: Path, attempt: int) -> Path | None:
+    """Where this attempt writes a checkpoint; None where its directory is on another disk than the
+    checkpoints, or is not there (an import has none)."""
+    place = checkpoints.parent / "attempts" / f"{attempt:04d}"
+    try:
+        same = place.stat().st_dev == checkpoints.stat().st_dev
+    except OSError:
+        return None
+    return place / STAGING if same else None
+
+
+def make(temp: Path) -> None:
+    """An empty directory to write into. Raises Fenced, OSError."""
+    shutil.rmtree(temp, ignore_errors=True)
+    try:
+        temp.mkdir()
+    except FileExistsError:
+        _refuse_if_shut(temp)
+        raise
+
+
+def commit(temp: Path, path: Path) -> None:
+    """Give the directory its name. Raises Fenced, OSError."""
+    try:
+        os.rename(f"{temp}{os.sep}", path)  # the separator: a file is never committed
+    except OSError:
+        _refuse_if_shut(temp)
+        raise
+    if not path.is_dir():  # what a cache still took for a directory was the file
+        path.unlink(missing_ok=True)
+        raise Fenced(f"a newer attempt has taken over: {temp} was shut")
+
+
+def shut_out(run_dir: Path, attempt: int) -> list[str]:
+    """Keep every older attempt from committing; what they had begun to write is removed.
+
+    The names of what was removed. An attempt whose directory cannot be changed is reported.
+    """
+    swept: list[str] = []
+    for name in _names(run_dir / "attempts"):
+        number = parse_attempt_name(name)
+        if number is None or number >= attempt:
+            continue
+        place = run_dir / "attempts" / name
+        try:
+            _shut(place, attempt)
+        except OSError as error:
+            print(f"attempt {number} could not be shut out: {error}", file=sys.stderr)
+        for left in place.glob(f"{STAGING}{_AWAY}*"):
+            shutil.rmtree(left, ignore_errors=True)
+            swept.append(f"{name}/{left.name}")
+    return swept
+
+
+def _shut(place: Path, attempt: int) -> None:
+    """Until the file is there: the older trainer may make its directory anew in between."""
+    while not (place / STAGING).is_file():
+        with suppress(FileNotFoundError):
+            os.rename(f"{place / STAGING}{os.sep}", place / f"{STAGING}{_AWAY}-{attempt:04d}")
+        try:
+            fd = os.open(place / STAGING, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        except FileExistsError:
+            shutil.rmtree(place / f"{STAGING}{_AWAY}-{attempt:04d}", ignore_errors=True)
+            continue
+        os.write(fd, f"attempt {attempt} has taken over\n".encode())
+        os.close(fd)
+
+
+def _refuse_if_shut(temp: Path) -> None:
+    with suppress(OSError):
+        if temp.is_file():
+            raise Fenced(f"{temp.read_text().strip() or 'a newer attempt has taken over'}")
+
+
+def _names(directory: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(directory))
+    except OSError:
+        return []
