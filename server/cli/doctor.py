@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from server.cli import interpreter, options, output, units
+from server.cli import interpreter, options, output, slurm_probe, units
 
 if TYPE_CHECKING:
     from server.settings import Settings
@@ -79,6 +79,10 @@ def register(app: typer.Typer) -> None:
 
 def doctor(
     timeout: Annotated[float, typer.Option(help="For the trainer to answer.")] = TORCH_SECONDS,
+    slurm: Annotated[
+        bool, typer.Option(help="Submit a short job that probes the shared disk.")
+    ] = False,
+    partition: Annotated[str | None, typer.Option(help="Partition of that job.")] = None,
     json: options.Json = False,
 ) -> None:
     """Look at device, versions, disk and daemon; exit 1 when something keeps runs from working."""
@@ -86,6 +90,8 @@ def doctor(
 
     settings = read_settings()
     findings = list(examine(settings, timeout))
+    if slurm:
+        findings += slurm_findings(settings, partition, timeout)
     problems = [finding for finding in findings if finding.level == "problem"]
     if json:
         output.emit({"ok": not problems, "findings": [asdict(finding) for finding in findings]})
@@ -115,6 +121,37 @@ def examine(settings: Settings, torch_seconds: float = TORCH_SECONDS) -> Iterabl
     yield compiler_finding(answer)
     yield _daemon()
     yield from _service()
+
+
+def slurm_findings(settings: Settings, partition: str | None, seconds: float) -> Iterable[Finding]:
+    """What a job on a node of the cluster finds in the data directory."""
+    try:
+        found = slurm_probe.probe(settings.paths.root, settings.trainer_python, partition, seconds)
+    except (slurm_probe.ProbeFailed, OSError) as error:
+        advice = "the data directory must be on a disk that the nodes share; or give more --timeout"
+        yield Finding("slurm", "problem", str(error), advice)
+        return
+    took = f"a job on {found.host} was seen after {found.seconds:.1f} s"
+    yield Finding("slurm", "ok", f"{took}; rename and fsync work")
+    if not found.has_trainer:
+        yield Finding(
+            "slurm trainer", "problem", f"{settings.trainer_python} has no trainer on {found.host}",
+            "install traind on the shared disk, or set TRAIND_TRAINER_PYTHON to one that is there",
+        )  # fmt: skip
+    if found.skew_seconds > slurm_probe.MOST_SKEW_SECONDS:
+        yield Finding(
+            "slurm clocks", "warning", f"up to {found.skew_seconds:.0f} s apart",
+            "set both by NTP: times in the reports of nodes are theirs",
+        )  # fmt: skip
+    else:
+        yield Finding("slurm clocks", "ok", f"at most {found.skew_seconds:.1f} s apart")
+    if found.flock == "seen":
+        yield Finding("slurm locks", "ok", "a lock held here is seen on the node")
+    else:
+        yield Finding(
+            "slurm locks", "warning", f"a lock held here keeps nobody out there ({found.flock})",
+            "nothing depends on it: a superseded trainer is fenced by rename",
+        )  # fmt: skip
 
 
 def ask_trainer(python: str, seconds: float) -> dict[str, Any] | Finding:

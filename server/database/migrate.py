@@ -56,11 +56,12 @@ def check_place(paths: DataDir) -> None:
             f"The data directory {paths.root} cannot be written: {error.strerror}. Choose another "
             "one with TRAIND_DATA_DIR or --data-dir."
         ) from error
-    kind = file_system(paths.root)
+    kind = file_system(paths.database_directory)
     if kind in NETWORK_FILE_SYSTEMS:
         raise Refused(
             f"The data directory {paths.root} lies on a network file system ({kind}), where locks "
-            "cannot be trusted. Choose a local disk with TRAIND_DATA_DIR or --data-dir."
+            "cannot be trusted. Choose a local disk with TRAIND_DATA_DIR or --data-dir; for a "
+            f"cluster, make {paths.root}/database a link to a directory on a local disk."
         )
 
 

@@ -56,7 +56,7 @@ def rebuild(settings: Settings) -> RebuildResult:
     paths, found = settings.paths, Found()
     with holding(paths, "rebuild"):
         _require_runs(paths)
-        scratch = settings.model_copy(update={"data_dir": paths.root / SCRATCH})
+        scratch = settings.model_copy(update={"data_dir": paths.database_directory / SCRATCH})
         _remove(scratch.paths)
         _read_all(scratch, paths, found)
         aside = put_in_place(paths, scratch.paths.database, "rebuild")
@@ -134,10 +134,10 @@ def put_in_place(paths: DataDir, made: Path, why: str) -> str | None:
     for suffix in ("-wal", "-shm", ""):
         old = Path(f"{paths.database}{suffix}")
         if old.exists():
-            aside = paths.root / f"traind-before-{why}-{stamp}.db{suffix}"
+            aside = paths.database_directory / f"traind-before-{why}-{stamp}.db{suffix}"
             os.replace(old, aside)
     os.replace(made, paths.database)
-    fsync_directory(paths.root)
+    fsync_directory(paths.database_directory)
     return str(aside) if aside else None
 
 

@@ -39,7 +39,7 @@ def restore(settings: Settings, backup: Path | None = None) -> RestoreResult:
     paths, library = settings.paths, sqlite.choose_library()
     with holding(paths, "restore"):
         chosen = _chosen(library, settings, backup)
-        scratch = paths.root / SCRATCH
+        scratch = paths.database_directory / SCRATCH
         _copy(chosen, scratch)
         aside = put_in_place(paths, scratch, "restore")
         found = _catch_up(settings)

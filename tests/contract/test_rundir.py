@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
@@ -198,3 +200,16 @@ def test_a_damaged_document_is_named_with_what_to_do(tmp_path) -> None:
         (tmp_path / "data.json").write_text(content)
         with pytest.raises(rundir.Damaged, match=r"data\.json is damaged \(.+\)\. Remove it$"):
             rundir.read_document(tmp_path / "data.json", Document, "Remove it")
+
+
+def test_a_disk_without_locks_is_used_unlocked_and_it_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(fd: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    fd = acquire(tmp_path / "lock", "me")
+    os.close(fd)
+    assert "cannot be locked (No locks available)" in capsys.readouterr().err
+    assert not is_held(tmp_path / "lock")

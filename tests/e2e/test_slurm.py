@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -249,3 +252,21 @@ def test_preempted_it_saves_and_comes_back(daemon: RealDaemon, cluster: SlurmClu
     cluster.command("scancel", holder)
     daemon.until("preempted", lambda now: now.attempt == 2 and now.exact_resume == "verified")
     end(daemon, "preempted")
+
+
+def test_doctor_probes_the_shared_disk_from_a_job(cluster: SlurmCluster, tmp_path: Path) -> None:
+    environment = {**os.environ, **cluster.environment, "TRAIND_DATA_DIR": str(tmp_path)}
+    command = [sys.executable, "-P", "-m", "server.cli.app", "doctor", "--slurm", "--json"]
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    findings = {one["name"]: one for one in json.loads(said.stdout)["findings"]}
+    assert findings["slurm"]["level"] == "ok", findings["slurm"]
+    assert "rename and fsync work" in findings["slurm"]["detail"]
+    assert findings["slurm clocks"]["level"] == "ok"
+    assert findings["slurm locks"]["detail"] == "a lock held here is seen on the node"
+    assert "slurm trainer" not in findings
+    assert not list(tmp_path.glob(".probe-*"))
+    wrong = [*command, "--partition", "nope"]
+    said = subprocess.run(wrong, env=environment, capture_output=True, text=True, check=False)
+    findings = {one["name"]: one for one in json.loads(said.stdout)["findings"]}
+    assert findings["slurm"]["level"] == "problem"
+    assert "Invalid partition name" in findings["slurm"]["detail"]

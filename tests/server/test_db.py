@@ -266,6 +266,21 @@ def test_f32_a_network_file_system_is_refused(
         Database.open(settings)
 
 
+def test_f32_on_a_shared_disk_the_database_lies_where_its_link_leads(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local = tmp_path / "local"
+    local.mkdir()
+    root = settings.paths.root
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "database").symlink_to(local)
+    kinds = {root / "database": "ext4"}
+    monkeypatch.setattr(migrate, "file_system", lambda path: kinds.get(path, "nfs4"))
+    Database.open(settings).close()
+    assert (local / "traind.db").is_file()
+    assert not (root / "traind.db").exists()
+
+
 def test_f32_the_innermost_mount_decides() -> None:
     mounts = [("/", "ext4"), ("/mnt", "nfs4"), ("/mnt/local", "xfs")]
     assert migrate.file_system(Path("/home/data"), mounts) == "ext4"

@@ -6,11 +6,13 @@ jobs/<job_id>/.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +24,7 @@ from pydantic import BaseModel
 
 # ignored by a process that has no handler for it yet, unlike SIGQUIT
 DUMP_SIGNAL = getattr(signal, "SIGURG", signal.SIGTERM)
+NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS})
 OUTBOX, INBOX, LOG, LOCK = "outbox.jsonl", "inbox.jsonl", "trainer.log", "lock"
 
 
@@ -32,8 +35,14 @@ class DataDir:
     root: Path
 
     @property
+    def database_directory(self) -> Path:
+        """Where `database` leads, a link to a local disk, when the rest is on a shared one."""
+        linked = self.root / "database"
+        return linked if linked.is_dir() else self.root
+
+    @property
     def database(self) -> Path:
-        return self.root / "traind.db"
+        return self.database_directory / "traind.db"
 
     @property
     def corpora(self) -> Path:
@@ -196,6 +205,12 @@ def acquire(path: Path, holder: str) -> int:
             words = os.pread(fd, 4096, 0).decode("utf-8", "replace").strip()
             os.close(fd)
             raise Held(path, words) from None
+        except OSError as error:  # Lustre without -o flock, NFS without a lock service
+            if error.errno not in NO_LOCKS:
+                os.close(fd)
+                raise
+            words = f"{path} cannot be locked ({error.strerror}): it is used unlocked"
+            print(words, file=sys.stderr)
         if is_at(fd, path):  # not one that was deleted between the two lines above
             break
         os.close(fd)
@@ -224,6 +239,9 @@ def is_held(path: Path) -> bool:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
     finally:
         os.close(fd)
     return False
