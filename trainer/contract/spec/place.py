@@ -48,7 +48,7 @@ class PlaceSpec(Strict):
     gres: SlurmRule | None = None
     """Generic resources of a node; null asks for as many GPUs as the run has on it."""
     cpus_per_task: Annotated[int, Field(ge=1, le=1024)] | None = None
-    """CPU cores for each process."""
+    """Number of CPU cores for each process."""
     memory: NodeMemory | None = None
     """Memory of a node, such as 64G; 0 is all of it."""
     modules: Annotated[list[ModuleName], Field(max_length=32)] = []  # noqa: RUF012
