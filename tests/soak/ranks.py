@@ -132,11 +132,13 @@ def _kill_agent(lab: Lab, counts: Counts, draw: random.Random) -> bool:
     took = _await_end(pids)
     lab.close_attempt(directory)
     counts.say(f"agent killed after {before} steps, paused after {_steps(directory)}, {took:.2f} s")
+    if lab.exit()["outcome"] == "completed":  # before the agent was killed, or behind it
+        return False
     counts.expect(took < GONE_SECONDS, f"ranks without an agent: {took:.0f} s to their end")
     counts.expect(_steps(directory) >= min(STEPS, before + 2), "ranks without an agent stood still")
     counts.add("interruptions")
     counts.add("agents killed")
-    return lab.exit()["outcome"] != "completed"
+    return True
 
 
 def _strike(how: str, pid: int, directory: Path) -> bool:
