@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import get_args
 
@@ -108,13 +109,19 @@ def test_a_winner_is_remembered_and_a_torn_file_is_no_obstacle(
 
 def test_a_wrong_backend_loses_however_fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """On operands all alike it could not be told from a right one."""
+    masked = attention.masked
+
+    def slow(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+        time.sleep(0.02)
+        return masked(q, k, v, window)
 
     def one_key_too_many(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-        return attention.masked(q, k, v, None if window is None else window + 1)
+        return masked(q, k, v, None if window is None else window + 1)
 
     shape = KINDS["windows"].plan()[0]
     (window,) = {w for w in shape.windows if w is not None and w < shape.sequence_len}
     monkeypatch.setitem(attention.BACKENDS, "varlen", one_key_too_many)
+    monkeypatch.setitem(attention.BACKENDS, "masked", slow)
     monkeypatch.setattr(attention, "candidates", lambda *_: ["varlen", "masked"])
     assert attention.race(shape, 1, torch.float32, CPU, window) == "masked"
 
