@@ -91,7 +91,7 @@ class Database:
                 session.flush()
                 failpoint.hit("db.commit")
                 session.commit()
-        self._tell()
+        self._notify_listeners()
 
     @contextmanager
     def lend(self) -> Iterator[None]:
@@ -99,13 +99,13 @@ class Database:
         with self._in_turn():
             self._file = self._refuse_another_file()
             yield
-        self._tell()
+        self._notify_listeners()
 
     def on_commit(self, tell: Callable[[], None]) -> None:
         """Call `tell` after each commit, in the committing thread; it must be quick."""
         self._after_commit.append(tell)
 
-    def _tell(self) -> None:
+    def _notify_listeners(self) -> None:
         for tell in self._after_commit:
             tell()
 

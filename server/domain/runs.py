@@ -175,7 +175,7 @@ def delete(session: Session, run: tables.Run, now: float) -> Path:
 
 
 def patch(session: Session, run: tables.Run, change: PatchRun, now: float) -> bool:
-    """Change what may change; a running trainer is told.
+    """Change what may change; a running trainer gets the change.
 
     Raises ValidationError, Invalid, NameTaken.
     """
@@ -194,15 +194,15 @@ def patch(session: Session, run: tables.Run, change: PatchRun, now: float) -> bo
     spec = valid.model_dump(mode="json")
     if spec == run.spec:
         return False
-    told = {k: spec[k] for k in _MERGED if spec[k] != run.spec.get(k)}
+    changed = {k: spec[k] for k in _MERGED if spec[k] != run.spec.get(k)}
     before = run.name
     run.spec, run.title, run.run_metadata = spec, valid.title, dict(valid.metadata)
     set_scheduling(run, valid)
     run.version += 1
     if valid.name != before:
         renaming.rename(session, run, valid.name, now)
-    if told and State(run.state) in states.OCCUPYING:
-        commands.send(session, run, Update(id=commands.new_id(), **told), now)
+    if changed and State(run.state) in states.OCCUPYING:
+        commands.send(session, run, Update(id=commands.new_id(), **changed), now)
     return True
 
 

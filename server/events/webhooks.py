@@ -24,6 +24,7 @@ from sqlalchemy import func, select
 
 from server.database import tables
 from server.database.db import Database
+from server.domain import events
 from server.domain.states import YIELDS, State
 from server.events.commit_thread import CommitThread
 from server.guard.tokens import read_or_make
@@ -225,12 +226,7 @@ class WebhookThread(CommitThread):
         try:
             with self._db.write() as session:
                 if session.get(tables.Run, one.run) is not None:
-                    session.add(
-                        tables.Event(
-                            run_id=one.run, kind=KIND, level=level, message=message, data=data,
-                            unix_seconds=time.time(),
-                        )
-                    )  # fmt: skip
+                    events.record(session, KIND, message, run_id=one.run, level=level, data=data)
         except Exception as error:
             log.warning("%s (and it could not be recorded as an event: %s)", message, error)
             return False

@@ -37,7 +37,7 @@ class Applied:
     def finish(self) -> None:
         """The batch is over."""
 
-    def say(
+    def record(
         self,
         kind: str,
         message: str,
@@ -55,13 +55,13 @@ class Applied:
     def gap(self, why: str, record: dict[str, Any]) -> None:
         """A record that is whole but means nothing to us: passed over, with an event."""
         message = f"a record of the report could not be used: {why}"
-        self.say("report_gap", message, self.last_known, level="warning", data=record)
+        self.record("report_gap", message, self.last_known, level="warning", data=record)
 
     def stop(self, problem: str) -> None:
         """The journal cannot be read further: one event, and kept on the execution."""
         message = f"the report of {self.name} ends here: {problem}"
         data = {"problem": problem}
-        self.say("report_gap", message, self.last_known, level="error", data=data)
+        self.record("report_gap", message, self.last_known, level="error", data=data)
 
     @property
     def name(self) -> str:
@@ -111,7 +111,7 @@ def stage(applied: Applied, event: events.Stage, seconds: float) -> None:
 
 
 def notice(applied: Applied, event: events.Notice, seconds: float) -> None:
-    applied.say(
+    applied.record(
         event.code[:32], event.message, seconds, level=event.level, step=event.step, data=event.data
     )
 

@@ -91,7 +91,7 @@ def _started(target: AppliedAttempt, event: events.Started, seconds: float) -> N
     if target.is_newest:
         run.device = event.device
     name, number = event.device_name, attempt.number
-    target.say("started", f"attempt {number} started on {event.device} ({name})", seconds)
+    target.record("started", f"attempt {number} started on {event.device} ({name})", seconds)
 
 
 def _ranks(applied: AppliedAttempt, event: events.Ranks, seconds: float) -> None:
@@ -133,7 +133,7 @@ def _resumed(applied: AppliedAttempt, event: events.Resumed, seconds: float) -> 
         message += f", {lost:,} {'step' if lost == 1 else 'steps'} repeated"
     for name in event.skipped:
         message += f"; {name} was passed over"
-    applied.say(
+    applied.record(
         "resumed", message, seconds, step=event.step,
         level="warning" if event.skipped else "info",
         data={"checkpoint": event.checkpoint, "lost_steps": lost, "skipped": event.skipped,
@@ -152,7 +152,7 @@ def _frozen(applied: AppliedAttempt, event: events.Frozen, seconds: float) -> No
             else "Kernel and batch choices locked for this run"
         )
         run.frozen = event.choices
-        applied.say("frozen", words, seconds, data=event.choices)
+        applied.record("frozen", words, seconds, data=event.choices)
 
 
 def _evaluation(applied: AppliedAttempt, event: events.Evaluation, seconds: float) -> None:
@@ -170,7 +170,7 @@ def _evaluation(applied: AppliedAttempt, event: events.Evaluation, seconds: floa
         if checkpoint is not None:
             checkpoint.val_bpb = event.value
     shown = f"{key} {event.value:.6f} at step {event.step:,}"
-    applied.say("evaluation", shown, seconds, step=event.step, data={key: event.value})
+    applied.record("evaluation", shown, seconds, step=event.step, data={key: event.value})
 
 
 def _checkpoint(applied: AppliedAttempt, name: str | None, step: int) -> tables.Checkpoint | None:
@@ -238,7 +238,7 @@ def _checkpoint_saved(
     row.created_at, row.bad, row.deleted_at = seconds, None, None
     row.superseded = applied.is_beyond(event.step)
     throughput.record(session, run, applied.attempt)
-    applied.say(
+    applied.record(
         "checkpoint", f"Checkpoint saved at step {event.step:,}", seconds,
         step=event.step, data={"name": event.name, "why": event.why, "bytes": event.bytes},
     )  # fmt: skip
@@ -248,7 +248,7 @@ def _checkpoint_failed(
     applied: AppliedAttempt, event: events.CheckpointFailed, seconds: float
 ) -> None:
     message = f"the checkpoint at step {event.step:,} could not be written: {event.message}"
-    applied.say(
+    applied.record(
         "checkpoint_failed", message, seconds, level="error", step=event.step,
         data={"errno": event.errno},
     )  # fmt: skip
@@ -267,7 +267,7 @@ def _checkpoint_bad(applied: AppliedAttempt, event: events.CheckpointBad, second
     if row is not None:
         row.bad = event.why
     message = f"{event.name} did not verify and was passed over: {event.why}"
-    applied.say("checkpoint_bad", message, seconds, level="warning")
+    applied.record("checkpoint_bad", message, seconds, level="warning")
 
 
 def _resume_checked(applied: AppliedAttempt, event: events.ResumeChecked, seconds: float) -> None:
@@ -276,7 +276,7 @@ def _resume_checked(applied: AppliedAttempt, event: events.ResumeChecked, second
     applied.session.flush()
     applied.run.exact_resume = lineage.exactness(applied.session, applied.run.id)
     message = f"{event.what} at step {event.step:,}: {event.verdict}"
-    applied.say(
+    applied.record(
         "resume_checked", f"{message} ({event.why})" if event.why else message, seconds,
         level="info" if event.verdict == "verified" else "warning", step=event.step,
         data={"what": event.what, "verdict": event.verdict, "expected": event.expected,
@@ -312,7 +312,7 @@ def _ended(target: AppliedAttempt, event: events.Ended, seconds: float) -> None:
     level = "error" if event.outcome == "failed" else "info"
     if event.message:
         message += f" ({event.message})"
-    target.say("ended", message, seconds, level=level, step=event.step)
+    target.record("ended", message, seconds, level=level, step=event.step)
     if target.is_newest and attempt.lineage_limit is None:
         _end_phase(target, event, seconds)
 

@@ -56,7 +56,7 @@ class Reconciler:
         """Count the time since the last tick for every watched directory."""
         now = self._clock()
         for watch in self.watches.values():
-            watch.look(now)
+            watch.update(now)
 
     def living(self) -> Iterator[ProcessIdentity]:
         """Processes whose end should be noticed at once."""
@@ -73,7 +73,7 @@ class Reconciler:
             launcher.leave()
 
     def _release(self, watch: Watch) -> None:
-        """Its story is told; a child of ours that is still on its way out is reaped later."""
+        """Its ending is recorded; a child of ours that is still on its way out is reaped later."""
         watch.close()
         watch.launcher.release(watch.spot)
 
@@ -168,7 +168,7 @@ class Reconciler:
         return watch or self._keep(execution, self._context.watch(execution))
 
     def _keep(self, execution: Execution, watch: Watch) -> Watch:
-        watch.look(self._clock())
+        watch.update(self._clock())
         self.watches[execution.id] = watch
         return watch
 

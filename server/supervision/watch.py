@@ -70,7 +70,7 @@ class Watch:
 
     # --- seeing ----------------------------------------------------------------------------------
 
-    def look(self, monotonic: float) -> None:
+    def update(self, monotonic: float) -> None:
         """Count the time since the last look, and whether the outbox moved in it."""
         passed = 0.0 if self._last_look is None else monotonic - self._last_look
         passed = min(max(passed, 0.0), LONGEST_TICK_SECONDS)
@@ -145,7 +145,7 @@ class Watch:
         return frozenset(self._sent)
 
     def note_sent(self, kind: str) -> None:
-        """Count a command as told that could not be written; a signal is due at once then."""
+        """Count a command as sent that could not be written; a signal is due at once then."""
         self._sent.add(kind)
         self.since_step, self.inbox_failed = math.inf, True
 

@@ -462,7 +462,7 @@ def variants() -> None:
         say(f"fp8: {why}")
     else:
         kinds["fp8"] = {"fp8": True}
-    won, why = relu2.settle(
+    won, why = relu2.choose(
         relu2.RACE, shape_of(spec.model), ROWS[-1], torch.bfloat16, CUDA, compiled=True
     )
     say(f"kernels triton, the race: {won} ({why})")

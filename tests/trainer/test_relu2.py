@@ -96,7 +96,7 @@ def test_what_is_not_asked_for_leaves_the_block_and_the_fingerprint_as_they_were
 
 
 def settled(tile: str, memory: Path | None = None) -> tuple[str, str]:
-    return relu2.settle(tile, KIND.plan()[0], 2, torch.float32, CPU, memory)
+    return relu2.choose(tile, KIND.plan()[0], 2, torch.float32, CPU, memory)
 
 
 def test_a_cpu_has_no_race_and_says_why() -> None:
@@ -204,7 +204,7 @@ def test_compiled_and_not_compiled_are_races_of_their_own(
     monkeypatch.setattr(relu2._Race, "__init__", lambda _, *given: raced.append(given[-1]))
     monkeypatch.setattr(relu2._Race, "winner", lambda *_: relu2.COMPILED)
     for compiled in (False, True, False, True):
-        relu2.settle(relu2.RACE, KIND.plan()[0], 2, torch.float32, CPU, memory, compiled=compiled)
+        relu2.choose(relu2.RACE, KIND.plan()[0], 2, torch.float32, CPU, memory, compiled=compiled)
     assert raced == [False, True]
 
 

@@ -119,7 +119,7 @@ def _(gradient_ND: Tensor, weight_DF: Tensor, hidden_NF: Tensor, tile: str) -> T
 # --- the race ------------------------------------------------------------------------------------
 
 
-def settle(
+def choose(
     tile: str,
     shape: ModelShape,
     rows: int,

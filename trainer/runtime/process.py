@@ -54,11 +54,11 @@ def begin(directory: Path, run: str, attempt: int, token: str) -> Process:
     control.install_signals()
     writer = journal.Writer.create(directory / OUTBOX, journal.JournalHeader(run, attempt, token))
 
-    def say_waiting(reason: str | None) -> None:
+    def report_waiting(reason: str | None) -> None:
         # The lock file is already on disk at full length: this needs no new space.
         os.pwrite(lock_fd, _holder(token, reason).encode(), 0)
 
-    reporter = Reporter(writer, say_waiting, lambda: control.terminated)
+    reporter = Reporter(writer, report_waiting, lambda: control.terminated)
     return Process(directory, reporter, control, lock_fd)
 
 
@@ -119,7 +119,7 @@ def _errno(numbers: frozenset[int], *words: str) -> Callable[[BaseException], bo
     return matches
 
 
-def _says(*words: str) -> Callable[[BaseException], bool]:
+def _mentions(*words: str) -> Callable[[BaseException], bool]:
     return lambda error: any(part in str(error) for part in words)
 
 
@@ -161,7 +161,7 @@ _REASONS: list[tuple[Callable[[BaseException], bool], Reason]] = [
     (_named("LostPeer", "NotDealt"), Reason.rank_lost),
     (_is_gpu_lost, Reason.gpu_lost),
     (
-        _says("no kernel image is available", "driver version is insufficient",
+        _mentions("no kernel image is available", "driver version is insufficient",
               "Found no NVIDIA driver", "not compiled with CUDA"),
         Reason.software_missing,
     ),

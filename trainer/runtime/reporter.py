@@ -96,7 +96,7 @@ class Reporter:
     def _wait_for_room(self, record: dict[str, Any]) -> None:
         while True:
             if self._should_give_up():
-                raise journal.JournalFull(f"{self._writer.path}: no space, and told to end")
+                raise journal.JournalFull(f"{self._writer.path}: no space, and asked to end")
             time.sleep(RETRY_SECONDS)
             try:
                 self._writer.append(record)

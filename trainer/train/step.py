@@ -169,7 +169,7 @@ class Stepper:
             compiled=self.compiler.active and not explicit,
         )
         model.attend = {w: attention.bind(name, w) for w, name in self.attention.items()}
-        self.relu2_tile, self.relu2_reason = relu2.settle(
+        self.relu2_tile, self.relu2_reason = relu2.choose(
             relu2_tile,
             model.shape,
             rows,
