@@ -234,6 +234,8 @@ class Progress(BaseModel):
     energy_joules: float | None
     eta_seconds: float | None
     finish_at: float | None
+    energy_left_joules: float | None = None
+    cost_left: float | None = None
     eta_parts: EtaParts | None
     eta_source: str | None
     training_seconds: float | None = None
@@ -625,12 +627,23 @@ class PlanRequest(BaseModel):
     model_config = ConfigDict(extra="allow")
 
 
+class PlanOutlook(BaseModel):
+    """When a run that started now would end under its hours and those of its device, with what
+    energy and cost. energy_source: the run whose mean power was taken."""
+
+    finish_at: float | None
+    energy_joules: float | None
+    cost: float | None
+    energy_source: str | None
+
+
 class PlanAnswer(BaseModel):
     """A spec's plan, or the preview of an extend."""
 
     spec: RunSpec | None = None
     plan: Plan | None = None
     planned: PlannedCurve | None = None
+    outlook: PlanOutlook | None = None
     extend: ExtendPreview | None = None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -19,9 +20,11 @@ from server.errors import Invalid
 from server.guard.idempotency import StoredAnswer
 from server.guard.validation import explained
 from server.machine import plan_context
-from server.queries import estimate, planned, store
-from server.schemas import PlanAnswer
+from server.queries import estimate, outlook, planned, store
+from server.scheduling.hours import rules
+from server.schemas import PlanAnswer, PlanOutlook
 from trainer.contract.extend import ExtendRequest
+from trainer.contract.plan import Plan
 from trainer.contract.spec import RunSpec, resolve
 
 router = APIRouter(prefix="/v1/plan", tags=["runs"], route_class=StrictRoute)
@@ -66,7 +69,22 @@ def _spec(session: Session, conf: Conf, body: dict[str, Any]) -> PlanAnswer:
         spec = resolve({"name": "plan", **plan_context.with_bundle(conf, body)})
     made = plan_for(spec, plan_context.context(session, conf, spec))
     shown = store.shown_spec(spec.model_dump(mode="json"))
-    return PlanAnswer(spec=shown, plan=made, planned=planned.of_plan(made))
+    expected = _outlook(session, spec, made)
+    return PlanAnswer(spec=shown, plan=made, planned=planned.of_plan(made), outlook=expected)
+
+
+def _outlook(session: Session, spec: RunSpec, made: Plan) -> PlanOutlook:
+    """As if the run started now and waited for nothing but hours."""
+    places, seconds = spec.rank_devices or [spec.device], made.eta.total
+    end = outlook.of_hours(session, rules(spec.hours), places, seconds, time.time())
+    watts = outlook.watts_of_device(session, places[0])
+    bill = outlook.bill(session, watts[0] if watts else None, seconds, end)
+    return PlanOutlook(
+        finish_at=end.finish_at,
+        energy_joules=bill.energy_joules,
+        cost=bill.cost,
+        energy_source=f"{watts[0]:.0f} W, the mean of run {watts[1]}" if watts else None,
+    )
 
 
 def _extend(session: Session, act: Act, body: dict[str, Any]) -> PlanAnswer:

@@ -121,6 +121,9 @@ def _head(progress: Progress, width: int, now: float) -> list[Text]:
     steps = output.styled(f"step {progress.step:,} of {progress.end_step:,}", "bold")
     steps.append(f"   {units.count(progress.tokens_seen)} tokens", style="default")
     steps.append(f"   ETA {units.seconds(progress.eta_seconds)}{finish}", style="default")
+    if progress.energy_left_joules is not None:
+        cost = "" if progress.cost_left is None else f", cost {progress.cost_left:,.2f}"
+        steps.append(f"   {progress.energy_left_joules / 3.6e6:.2f} kWh{cost}", style="default")
     if progress.eta_source:
         steps.append(f"   {clean(progress.eta_source)}", style="dim")
     rows = [bar.append(done, style="bold"), steps]

@@ -8,9 +8,10 @@ while it is lent the turn; nothing else opens the file.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy.orm import Session
 
@@ -36,7 +37,7 @@ class Database:
         self.paths, self.library, self.warnings = paths, library, warnings
         self._reader = sqlite.make_engine(library, paths.database, role="reader")
         self._writer = sqlite.make_engine(library, paths.database, role="writer")
-        self._info = {"paths": paths}
+        self._info: dict[str, Any] = {"paths": paths}
         self.backup_problem: str | None = None  # why the newest backup could not be made
         self._companions = Companions(library, paths.database)
         self._cut: Path | None = None
@@ -52,7 +53,9 @@ class Database:
         migrate.check_place(paths)
         migrate.check_file(library, paths)
         migrate.upgrade(library, paths)
-        return cls(paths, library, [library.warning] if library.warning else [])
+        made = cls(paths, library, [library.warning] if library.warning else [])
+        made._info["price_per_kwh"] = settings.energy_price_per_kwh
+        return made
 
     @classmethod
     def opened(cls, paths: DataDir) -> Database:
@@ -61,7 +64,11 @@ class Database:
 
     def lend_paths(self, paths: DataDir) -> None:
         """Let sessions see the runs of another data directory than the database lies in."""
-        self._info = {"paths": paths}
+        self._info = {**self._info, "paths": paths}
+
+    def lend_prices(self, prices: Sequence[Any]) -> None:
+        """Let sessions see what a kWh costs and when, for expected ends and costs."""
+        self._info = {**self._info, "prices": prices}
 
     @contextmanager
     def read(self) -> Iterator[Session]:

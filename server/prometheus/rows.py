@@ -138,8 +138,10 @@ def _finish_at(
     run_id, moved = row[0], tuple(row[4:9])
     if run_id not in finishes or finishes[run_id][0] != moved:
         run = session.get_one(tables.Run, run_id)
-        left = estimate.remaining(session, run, standing(session, run_id))
-        finishes[run_id] = moved, estimate.finish_at(run, left, now)
+        stands = standing(session, run_id)
+        left = estimate.remaining(session, run, stands)
+        end = estimate.expected_end(session, run, stands.attempt, left, now)
+        finishes[run_id] = moved, end.finish_at if end else None
     return finishes[run_id][1]
 
 

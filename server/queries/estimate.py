@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from sqlalchemy.orm import Session
@@ -11,9 +12,10 @@ from server.database import tables
 from server.domain import gang
 from server.domain.states import Desired, State, advice
 from server.machine import throughput
-from server.queries import ranks
+from server.queries import outlook, ranks
 from server.queries.condition import condition
 from server.queries.standing import Standing, standing
+from server.scheduling.outlook import Outlook
 from server.schemas import CheckpointBrief, EtaParts, PeakFlops, Progress, Vram
 from trainer.contract.extend import ExtendPreview
 from trainer.contract.metrics import STEP_KEYS
@@ -58,6 +60,10 @@ def progress(
     attempt, view = stands.attempt, run.progress
     live = run.state == State.running and attempt and view.get("attempt") == attempt.number
     left = remaining(session, run, stands)
+    end = expected_end(session, run, attempt, left, now)
+    bill = outlook.Bill()
+    if left is not None:
+        bill = outlook.bill(session, outlook.mean_watts(run), left.seconds, end)
     reason = Reason(run.reason)
     return Progress(
         id=run.id,
@@ -92,7 +98,9 @@ def progress(
         temperature_celsius=view.get("temperature_celsius") if live else None,
         energy_joules=run.totals.get("energy_joules"),
         eta_seconds=left.seconds if left else None,
-        finish_at=finish_at(run, left, now),
+        finish_at=end.finish_at if end else None,
+        energy_left_joules=bill.energy_joules,
+        cost_left=bill.cost,
         eta_parts=left.parts if left else None,
         eta_source=left.rate.source if left else None,
         training_seconds=run.totals.get("seconds"),
@@ -124,14 +132,23 @@ def remaining(session: Session, run: tables.Run, stands: Standing) -> Remaining 
     return between(session, run, run.step, run.end_step, stands)
 
 
-def finish_at(run: tables.Run, left: Remaining | None, now: float) -> float | None:
-    """When a running run is done, in unix seconds: counted from its last step, never in the past.
+def expected_end(
+    session: Session,
+    run: tables.Run,
+    attempt: tables.Attempt | None,
+    left: Remaining | None,
+    now: float,
+) -> Outlook | None:
+    """When a run is done that trains, or waits for its hours: under these, never in the past.
 
-    From the last step, so that the moment stands still between two steps.
+    Counted from its last step, so that the moment stands still between two steps.
     """
-    if left is None or run.state not in (State.running, State.pausing):
+    is_waiting = run.state == State.queued and run.reason == Reason.outside_hours
+    if left is None or not (is_waiting or run.state in (State.running, State.pausing)):
         return None
-    return max(now, min(run.last_step_at or now, now) + left.seconds)
+    since = now if is_waiting else min(run.last_step_at or now, now)
+    end = outlook.of_run(session, run, attempt, left.seconds, since)
+    return end if end.finish_at is None else replace(end, finish_at=max(now, end.finish_at))
 
 
 def of_extend(session: Session, run: tables.Run, shown: ExtendPreview) -> Eta:

@@ -60,7 +60,7 @@ class Rule:
         if self.price_below is None:
             return weekly
         cheap = [price.stretch for price in prices if price.per_kwh < self.price_below]
-        return sorted(_overlaps(weekly, cheap))
+        return sorted(overlaps(weekly, cheap))
 
     def _weekly(self, at: float) -> Iterable[OpenStretch]:
         zone = ZoneInfo(self.zone) if self.zone else None
@@ -111,7 +111,8 @@ def open_stretches(
     return merged
 
 
-def _overlaps(some: Iterable[OpenStretch], others: Sequence[OpenStretch]) -> Iterable[OpenStretch]:
+def overlaps(some: Iterable[OpenStretch], others: Sequence[OpenStretch]) -> Iterable[OpenStretch]:
+    """The times that lie in one of both."""
     for one in some:
         for other in others:
             begin, end = max(one.begin, other.begin), min(one.end, other.end)

@@ -16,7 +16,7 @@ from server.domain.states import OCCUPYING, Desired, State
 from server.machine.devices import Device, DeviceMissing, resolve, resolve_all
 from server.scheduling import hours
 from server.scheduling.decide import ALWAYS, Opening, Place, SchedulingVerdict, WaitCause, Want
-from server.scheduling.hours import Price
+from server.scheduling.hours import Price, Rule
 from server.scheduling.surroundings import Surroundings
 from trainer.contract.reasons import Reason
 from trainer.contract.spec import HoursRule
@@ -41,9 +41,14 @@ REASON_OF = {
 }
 
 
+def rules_of(text: str) -> list[Rule] | None:
+    """Hours as a column has them; None is always open."""
+    return hours.rules(_HOURS.validate_json(text)) if text else None
+
+
 def opening_of(text: str, now: float, prices: Sequence[Price]) -> Opening:
     """Whether hours in a column are open at `now`."""
-    return hours.opening(hours.rules(_HOURS.validate_json(text)), now, prices) if text else ALWAYS
+    return hours.opening(rules_of(text), now, prices)
 
 
 def places(session: Session, devices: Sequence[Device], around: Surroundings) -> list[Place]:

@@ -107,6 +107,7 @@ class SurroundingsThread:
         """Look at the tariff and the devices once. `now`: on a clock that never jumps."""
         if self.tariff is not None:
             self.tariff.refresh(now)
+            self._db.lend_prices(self.tariff.prices)
         try:
             with self._db.read() as session:
                 rows = session.scalars(select(PlacePolicy)).all()

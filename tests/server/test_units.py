@@ -50,6 +50,7 @@ DIMENSIONLESS = {
     "depths": "number of layers of each member",
     "prompt": "token ids",
     "digits": "count of decimals",
+    "cost": "money, in the currency of the prices", "cost_left": "money, in that currency",
 }  # fmt: skip
 
 

@@ -26,9 +26,15 @@ const STATS = [
 
 /** What is left; of a run that has ended, what it took. */
 function timeOf(p) {
-  if (!ENDED.includes(p.state)) return [duration(p.eta_seconds), p.finish_at ? `done ${when(p.finish_at)}` : p.eta_source ?? ""];
+  if (!ENDED.includes(p.state)) return [duration(p.eta_seconds), [p.finish_at ? `done ${when(p.finish_at)}` : p.eta_source ?? "", spendOf(p)].filter(Boolean).join(", ")];
   const whole = p.started_at && p.ended_at ? `training; ${duration(p.ended_at - p.started_at)} from start to end` : "training";
   return [duration(p.training_seconds), whole, "Took"];
+}
+
+/** What the rest takes: "3.20 kWh, cost 0.96"; empty where the device reports no energy. */
+function spendOf({ energy_left_joules: joules = null, cost_left: cost = null }) {
+  if (joules === null) return "";
+  return `${fixed(joules / 3.6e6, 2)} kWh${cost === null ? "" : `, cost ${fixed(cost, 2)}`}`;
 }
 
 /** The parts of a sum over the devices of a run: "cuda:0 9.4 GB, cuda:1 9.3 GB"; empty for a run on one. */

@@ -1,0 +1,90 @@
+"""When work is done that may be done at certain hours only, and the price of its energy. Pure.
+
+The open hours of the coming week are walked, where they depend on prices as far as these are known.
+What is left after them continues at the share of time that they were open. A pause between two
+stretches costs nothing here: some minutes, beside hours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+from server.scheduling.decide import START_LEAD_SECONDS
+from server.scheduling.hours import OpenStretch, Price, Rule, open_stretches, overlaps
+
+WALKED_SECONDS = 7 * 86_400.0
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """finish_at: seconds since the epoch; None where the hours never open. is_walked: whether it
+    lies within the hours that were walked. price_per_kwh: mean over the hours of the work, in the
+    tariff's currency; None where no price of them is known."""
+
+    finish_at: float | None
+    is_walked: bool = True
+    price_per_kwh: float | None = None
+
+
+def outlook(
+    seconds: float, now: float, hours: Sequence[Sequence[Rule]], prices: Sequence[Price] = ()
+) -> Outlook:
+    """Of `seconds` of work from `now` on, at times when all of `hours` are open."""
+    until = _walked_until(now, hours, prices)
+    stretches = _open(hours, now, until, prices)
+    used = _spent(stretches, seconds)
+    left = seconds - _length(used)
+    if left <= 1e-6:
+        finish = used[-1].end if used else now
+        return Outlook(finish, price_per_kwh=_mean_price(used, prices))
+    share = _length(stretches) / (until - now) if until > now else 0.0
+    finish = until + left / share if share else None
+    return Outlook(finish, is_walked=False, price_per_kwh=_mean_price(used, prices))
+
+
+def _walked_until(now: float, hours: Sequence[Sequence[Rule]], prices: Sequence[Price]) -> float:
+    week = now + WALKED_SECONDS
+    if all(rule.price_below is None for rules in hours for rule in rules):
+        return week
+    return min(week, max((price.stretch.end for price in prices), default=now))
+
+
+def _open(
+    hours: Sequence[Sequence[Rule]], now: float, until: float, prices: Sequence[Price]
+) -> list[OpenStretch]:
+    """When all are open between `now` and `until`, without what is too short for a start."""
+    whole = [OpenStretch(now, until)] if until > now else []
+    found = reduce(
+        lambda open_ones, rules: list(overlaps(open_ones, open_stretches(rules, now, prices))),
+        hours,
+        whole,
+    )
+    return [s for s in found if s.begin <= now or s.end - s.begin >= START_LEAD_SECONDS]
+
+
+def _spent(stretches: Sequence[OpenStretch], seconds: float) -> list[OpenStretch]:
+    """The first `seconds` of the stretches."""
+    used: list[OpenStretch] = []
+    for stretch in stretches:
+        take = min(seconds, stretch.end - stretch.begin)
+        if take <= 0:
+            break
+        used.append(OpenStretch(stretch.begin, stretch.begin + take))
+        seconds -= take
+    return used
+
+
+def _mean_price(used: Sequence[OpenStretch], prices: Sequence[Price]) -> float | None:
+    paid = [
+        (both.end - both.begin, price.per_kwh)
+        for price in prices
+        for both in overlaps(used, [price.stretch])
+    ]
+    seconds = sum(length for length, _ in paid)
+    return sum(length * price for length, price in paid) / seconds if seconds else None
+
+
+def _length(stretches: Sequence[OpenStretch]) -> float:
+    return sum(stretch.end - stretch.begin for stretch in stretches)
