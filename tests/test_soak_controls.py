@@ -29,6 +29,7 @@ from tests.soak import (
     table,
     trainers,
     weights,
+    yields,
 )
 from tests.soak.counts import Budget, Counts, Stopwatch
 
@@ -50,6 +51,10 @@ def test_a_piece_of_state_left_out_is_noticed_by_the_weights(piece: str) -> None
 
 def test_a_piece_of_state_left_out_is_noticed_by_the_ranks() -> None:
     assert any("is not its twin" in words for words in ranks.control(1).failures)
+
+
+def test_a_checkpoint_altered_while_a_run_makes_way_is_noticed() -> None:
+    assert any("is not its twin" in words for words in yields.control(4).failures)
 
 
 def test_a_deleted_point_is_noticed() -> None:

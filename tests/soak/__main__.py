@@ -24,6 +24,7 @@ from tests.soak import (
     table,
     trainers,
     weights,
+    yields,
 )
 from tests.soak.counts import Counts
 
@@ -44,6 +45,7 @@ CAMPAIGNS: dict[str, tuple[Callable[[float, int], Counts], float, float]] = {
     "restores": (places.restores, 0.04, 8),
     "strangers": (places.strangers, 0.03, 6),
     "api": (api.run, 0.05, 25),
+    "yields": (yields.run, 0.1, 20),
     "openapi": (described.run, 0.1, 35),
     "limits": (limits.run, 0.05, 20),
 }
