@@ -68,7 +68,7 @@ CONTROLS = (
     Control(
         "memory not everywhere named", "server/machine/readings.py",
         "int(p.usedGpuMemory or 0) for p", "int(p.usedGpuMemory) for p",
-        "tests/nullgpu/test_faults.py::test_a_card_that_tells_no_power_memory_or_processes",
+        "tests/server/test_gpu_environment.py",
     ),
     Control(
         "sensors singly", "trainer/runtime/device.py",

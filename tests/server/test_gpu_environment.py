@@ -91,6 +91,15 @@ def test_where_processes_are_named_each_holds_what_is_said_of_it(
     assert owners(card) == {"demo": 700 << 20, "pid 990011": 100 << 20}
 
 
+def test_a_process_named_without_its_memory_is_counted_as_others(
+    card: Asgi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some drivers (WSL) name processes and say nothing of their memory."""
+    processes = [SimpleNamespace(pid=990_011, usedGpuMemory=None)]
+    monkeypatch.setattr(Nvml, "nvmlDeviceGetComputeRunningProcesses", lambda *_: processes, False)
+    assert owners(card)["demo"] == 600 << 20
+
+
 def test_the_system_warns_of_a_gpu_that_runs_cannot_use(
     asgi: Asgi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
