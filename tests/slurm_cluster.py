@@ -122,11 +122,28 @@ class SlurmCluster:
     def start_node(self, node: str) -> None:
         self._start(node, "slurmd", "-D", "-N", node)
 
-    def kill(self, name: str) -> None:
-        """SIGKILL to the controller (`slurmctld`) or to the daemon of a node."""
-        process = self._processes.pop(name)
+    def stop_controller(self) -> None:
+        """In order, so that it knows its jobs when it is back: it saves them every few seconds."""
+        process = self._processes.pop("slurmctld")
+        process.terminate()
+        process.wait(30)
+
+    def kill(self, node: str) -> None:
+        """SIGKILL to the daemon of a node."""
+        process = self._processes.pop(node)
         process.kill()
         process.wait()
+
+    def mend(self) -> None:
+        """Everything up and idle again, whatever the test before has left."""
+        if "slurmctld" not in self._processes:
+            self.start_controller()
+        for node in NODES:
+            if node not in self._processes:
+                self.start_node(node)
+            self.command("scontrol", "update", f"nodename={node}", "state=resume", check=False)
+        self.command("scancel", "-u", str(os.getuid()), check=False)
+        self.wait_idle()
 
     def _start(self, name: str, *command: str) -> None:
         with open(self.root / f"{name}.out", "ab") as out:
