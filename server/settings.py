@@ -57,7 +57,7 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Lowest level of log lines that are written."""
     energy_price_per_kwh: float | None = Field(default=None, ge=0)
-    """Price of a kilowatt-hour, in your currency; used for costs in reports."""
+    """Price of a kilowatt-hour, in your currency; used for costs where no tariff is known."""
     slurm_prologue: Path | None = None
     """Shell file that every Slurm job sources before the trainer starts."""
     tariff: str | None = None

@@ -46,13 +46,15 @@ KeepJobs = Annotated[
 ]
 LogFormat = Annotated[str | None, typer.Option(help="text or json.")]
 LogLevel = Annotated[str | None, typer.Option(help="debug, info, warning or error.")]
+SlurmPrologue = Annotated[
+    Path | None,
+    typer.Option(help="Shell lines for every Slurm job, such as module load.", metavar="FILE"),
+]
 TariffSource = Annotated[
     str | None,
     typer.Option(help="Prices over time, for hours with price_below.", metavar="FILE|URL"),
 ]
-EnergyPrice = Annotated[
-    float | None, typer.Option(help="For the report's energy cost.", metavar="PRICE")
-]
+EnergyPrice = Annotated[float | None, typer.Option(help="For energy costs.", metavar="PRICE")]
 
 
 def register(app: typer.Typer) -> None:
@@ -87,6 +89,7 @@ def serve(
     log_format: LogFormat = None,
     log_level: LogLevel = None,
     energy_price_per_kwh: EnergyPrice = None,
+    slurm_prologue: SlurmPrologue = None,
     tariff: TariffSource = None,
 ) -> None:
     """Run the daemon in the foreground. Every option is also TRAIND_… in the environment."""
@@ -108,6 +111,7 @@ def install(
     trainer_python: TrainerPython = None,
     stop_trainers: StopTrainers = None,
     energy_price_per_kwh: EnergyPrice = None,
+    slurm_prologue: SlurmPrologue = None,
     tariff: TariffSource = None,
 ) -> None:
     """Write the unit, enable it and start it; these settings (and TRAIND_…) become its flags."""

@@ -25,6 +25,7 @@ OTHER: dict[str, Any] = {
     "tick_seconds": 0.5, "pause_deadline_seconds": 60.0, "stall_seconds": 30.0,
     "token_cache_bytes": 10, "keep_jobs_days": 7.0, "log_format": "json", "log_level": "debug",
     "energy_price_per_kwh": 0.3, "tariff": "/etc/tariff.json",
+    "slurm_prologue": "/etc/traind/site.sh",
 }  # fmt: skip
 
 
