@@ -318,7 +318,7 @@ class TestBudget:
             run = house.becomes(run_id, "paused")
             assert (run.reason, run.desired_state) == ("budget_spent", "paused")
             assert run.reason_message.startswith(f"Its budget of {tokens:,} tokens is spent at")
-            assert run.step >= 10
+            assert run.step * 4096 >= tokens  # the fake trainer's steps
             with pytest.raises(Exception, match="budget"):
                 house.ask(runs.resume, run_id)
             with house.db.write() as session:
