@@ -24,7 +24,7 @@ from server.launch.slurm.poller import (
     SETTLE_SECONDS,
     SlurmPoller,
     Submission,
-    SubmissionState,
+    SubmissionStage,
     TrackedJob,
 )
 from trainer.contract import exits, failpoint
@@ -97,8 +97,8 @@ class SlurmLauncher:
         if tracked.job is not None:
             return Liveness.alive
         if tracked.submission is not None:
-            state = tracked.submission.state
-            is_over = state in (SubmissionState.refused, SubmissionState.withdrawn)
+            state = tracked.submission.stage
+            is_over = state in (SubmissionStage.refused, SubmissionStage.withdrawn)
             return None if is_over else Liveness.waiting
         if not self._poller.has_answered_since(tracked.since + SETTLE_SECONDS):
             return Liveness.waiting
@@ -167,7 +167,7 @@ class SlurmLauncher:
         if silence is not None:
             return EngineWait(Reason.engine_unreachable, f"Slurm does not answer: {silence}.")
         if tracked.job is None:
-            if submission is not None and submission.state is SubmissionState.retrying:
+            if submission is not None and submission.stage is SubmissionStage.retrying:
                 words = f"Slurm takes no job now and is asked again: {submission.error}."
                 return EngineWait(Reason.waiting_for_engine, words)
             return EngineWait(Reason.waiting_for_engine, "The job is being submitted to Slurm.")
@@ -184,7 +184,7 @@ class SlurmLauncher:
         tracked = self._track(spot)
         submission = tracked.submission
         if submission is not None and tracked.job is None:
-            if submission.state is SubmissionState.refused:
+            if submission.stage is SubmissionStage.refused:
                 return EngineEnding(Reason.engine_refused, f"sbatch: {submission.error}")
             return EngineEnding(Reason.engine_cancelled, "its job was withdrawn before it existed")
         has_begun = (spot.directory / OUTBOX).exists()
@@ -223,7 +223,7 @@ class SlurmLauncher:
         with suppress(OSError):
             script.withdraw(spot)
         self._poller.scancel(f"--name={tracked.name}", "--state=PENDING")
-        tracked.submission.state = SubmissionState.withdrawn
+        tracked.submission.stage = SubmissionStage.withdrawn
         return True
 
     # --- what is left ----------------------------------------------------------------------------

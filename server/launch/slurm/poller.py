@@ -30,7 +30,7 @@ COMPLETING_SECONDS = 60.0  # for a node to clear up after a trainer that has end
 MISSING_SECONDS = 60.0  # a job that Slurm no longer lists is gone after that
 
 
-class SubmissionState(StrEnum):
+class SubmissionStage(StrEnum):
     """retrying: sbatch failed for the moment, and the job may or may not exist."""
 
     queued = "queued"
@@ -47,7 +47,7 @@ class Submission:
     arguments: Sequence[str]
     environment: Mapping[str, str]
     directory: Path
-    state: SubmissionState = SubmissionState.queued
+    stage: SubmissionStage = SubmissionStage.queued
     error: str = ""
     tried_at: float = 0.0
 
@@ -229,7 +229,7 @@ class SlurmPoller:
             is_completing = row.state == "COMPLETING"
             tracked.completing_since = (tracked.completing_since or now) if is_completing else None
             if tracked.submission is not None:
-                tracked.submission.state = SubmissionState.accepted
+                tracked.submission.stage = SubmissionStage.accepted
         elif tracked.missing_since is None:
             tracked.missing_since = now
 
@@ -250,7 +250,7 @@ class SlurmPoller:
     # --- submitting ------------------------------------------------------------------------------
 
     def _submit(self, tracked: TrackedJob, submission: Submission) -> None:
-        if submission.state is SubmissionState.withdrawn:
+        if submission.stage is SubmissionStage.withdrawn:
             return
         try:
             said = client.sbatch(submission.arguments, submission.environment, submission.directory)
@@ -261,13 +261,13 @@ class SlurmPoller:
         with self._changed:
             submission.tried_at, submission.error = self._clock(), error
             if job is not None:
-                tracked.job, submission.state = job, SubmissionState.accepted
+                tracked.job, submission.stage = job, SubmissionStage.accepted
                 tracked.missing_since = None
             elif not error or answers.may_pass(error) or "printed no number" in error:
-                submission.state = SubmissionState.retrying
+                submission.stage = SubmissionStage.retrying
                 log.warning("sbatch: %s", error)
             else:
-                submission.state = SubmissionState.refused
+                submission.stage = SubmissionStage.refused
                 log.warning("sbatch refused a job: %s", error)
             self._shared.poll_asked = True
 
@@ -276,7 +276,7 @@ class SlurmPoller:
         has shown no job of that name."""
         for tracked in list(self._shared.jobs.values()):
             one = tracked.submission
-            if one is None or one.state is not SubmissionState.retrying or tracked.job:
+            if one is None or one.stage is not SubmissionStage.retrying or tracked.job:
                 continue
             has_waited = self._clock() - one.tried_at >= RETRY_SECONDS
             if has_waited and self.has_answered_since(one.tried_at + RETRY_SECONDS / 2):
