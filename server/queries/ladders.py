@@ -149,12 +149,12 @@ def _cost(
         source = f"the FLOP/s of depth {deepest}, measured in {len(timed)} of its runs"
     else:
         return None, None, "no run of this ladder has a measured time"
-    watts = [v.energy_joules / v.training_seconds for v in timed if _has_energy(v)]  # pyright: ignore
+    watts = [
+        joules / spent
+        for view in timed
+        if (joules := view.energy_joules) is not None and (spent := view.training_seconds)
+    ]
     return seconds, seconds * fmean(watts) if watts else None, source
-
-
-def _has_energy(view: GroupMemberView) -> bool:
-    return view.energy_joules is not None and bool(view.training_seconds)
 
 
 # --- what the fit does not know ------------------------------------------------------------------

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from server import schemas
 from server.database import tables
 from server.domain import lineage
+from server.domain.budget import JOULES_PER_KWH
 from server.domain.states import State
 from server.queries import curves, estimate, history
 from server.reporting import answer, phases, story
@@ -188,7 +189,7 @@ def _energy(run: tables.Run, everything: phases.Sums, price: float | None) -> an
     joules = run.totals.get("energy_joules")
     if not joules:
         return None
-    kilowatt_hours = joules / 3.6e6
+    kilowatt_hours = joules / JOULES_PER_KWH
     tokens = run.totals.get("tokens")
     return answer.Energy(
         joules=joules,
