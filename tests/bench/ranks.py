@@ -115,8 +115,11 @@ class Gang:
         return self
 
     def __exit__(self, *_: object) -> None:
+        for rank in self._ranks:  # all of them first: the ranks leave together
+            if rank.stdin is not None:
+                rank.stdin.close()
         for rank in self._ranks:
-            rank.communicate(timeout=60)
+            rank.wait(60)
 
     def ask(self, what: str) -> float:
         """Seconds, as rank 0 measured them."""

@@ -75,6 +75,7 @@ def test_priority_and_hours_of_a_run_are_changed_on_its_page(
     daemon: Daemon, open_page: OpenPage
 ) -> None:
     daemon.post("/runs", {"name": "demo", "horizon": {"steps": 2000}})
+    daemon.wait("demo", lambda run: run["step"] >= 1)  # an attempt without a step has no edge
     page = open_page(f"{daemon.url}/#/runs/demo")
     page.get_by_role("button", name="More actions").click()
     page.get_by_role("menuitem", name="Priority and hours…").click()
