@@ -143,6 +143,8 @@ def delete(session: Session, group: tables.Group, now: float, *, with_runs: bool
         found = runs_of(session, group)
         _require_settled(found, group)
         removed = [runs.delete(session, run, now) for run in found]
+    for run in runs_of(session, group):
+        run.version += 1  # its run.json names the group
     message = f"group {group.name} was deleted" + (f" with {len(removed)} runs" if removed else "")
     events.record(session, "group", message, data={"group": group.id}, now=now)
     session.delete(group)

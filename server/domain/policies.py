@@ -1,7 +1,14 @@
-"""Policies of devices: hours, the other programs that runs make way for, power and heat."""
+"""Policies of devices: hours, the other programs that runs make way for, power and heat.
+
+`policies.json` in the data directory repeats them, so that a rebuild can restore them.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from pydantic import TypeAdapter
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from server.database.tables import PlacePolicy
@@ -10,6 +17,10 @@ from server.errors import Invalid
 from server.machine import power
 from server.machine.devices import Device
 from server.schemas import PlacePolicyView
+from trainer.contract.durable import write_durably
+from trainer.contract.rundir import DataDir
+
+_FILE: TypeAdapter[dict[str, PlacePolicyView]] = TypeAdapter(dict[str, PlacePolicyView])
 
 
 def get(session: Session, place: str) -> PlacePolicyView:
@@ -32,6 +43,25 @@ def put(session: Session, place: str, policy: PlacePolicyView, now: float) -> No
     session.add(row)
 
 
+def all_of_them(session: Session) -> dict[str, PlacePolicyView]:
+    """By device."""
+    places = session.scalars(select(PlacePolicy.place).order_by(PlacePolicy.place))
+    return {place: get(session, place) for place in places}
+
+
+def write_file(paths: DataDir, known: dict[str, PlacePolicyView]) -> None:
+    """Raises OSError."""
+    write_durably(_file(paths), _FILE.dump_json(known, indent=1, exclude_none=True, by_alias=True))
+
+
+def read_file(paths: DataDir) -> dict[str, PlacePolicyView]:
+    """What `write_file` wrote, {} where there is no file. Raises OSError, ValueError."""
+    try:
+        return _FILE.validate_json(_file(paths).read_bytes())
+    except FileNotFoundError:
+        return {}
+
+
 def problems(device: Device, policy: PlacePolicyView) -> list[str]:
     """Why its power limits could not be set now, each with what to do."""
     found: list[str] = []
@@ -47,3 +77,7 @@ def require_power(device: Device, policy: PlacePolicyView) -> None:
     if policy.power and device.uuid is None:
         detail = f"{device.device} reports neither power nor temperature, so neither can be held"
         raise Invalid(f"{detail}.", errors=[{"pointer": "/power", "detail": detail}])
+
+
+def _file(paths: DataDir) -> Path:
+    return paths.root / "policies.json"

@@ -24,6 +24,22 @@ _PHASE = (
 )  # fmt: skip
 
 
+class GroupFile(BaseModel):
+    """The group that made a run, and the run's own place in it."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    id: str
+    name: str
+    title: str | None = None
+    request: dict[str, Any]
+    created_at: float
+    index: int
+    depth: int | None = None
+    variant: dict[str, Any] = {}
+    seed: int
+
+
 class RunFile(BaseModel):
     """The rows of one run, as far as nothing else on the disk has them."""
 
@@ -49,6 +65,7 @@ class RunFile(BaseModel):
     phases: list[dict[str, Any]] = []
     pinned: list[str] = []
     queue_position: int | None = None
+    group: GroupFile | None = None
 
 
 def describe(session: Session, run: tables.Run) -> RunFile:
@@ -82,6 +99,25 @@ def describe(session: Session, run: tables.Run) -> RunFile:
         phases=[{key: getattr(phase, key) for key in _PHASE} for phase in phases],
         pinned=list(pinned),
         queue_position=run.queue_position,
+        group=_group(session, run.id),
+    )
+
+
+def _group(session: Session, run_id: str) -> GroupFile | None:
+    member = session.get(tables.GroupMember, run_id)
+    if member is None:
+        return None
+    group = session.get_one(tables.Group, member.group_id)
+    return GroupFile(
+        id=group.id,
+        name=group.name,
+        title=group.title,
+        request=group.request,
+        created_at=group.created_at,
+        index=member.index,
+        depth=member.depth,
+        variant=member.variant,
+        seed=member.seed,
     )
 
 
@@ -104,3 +140,19 @@ def phase_rows(run_id: str, document: RunFile) -> list[tables.Phase]:
     """The phases of a document as rows of a run."""
     known = [{k: v for k, v in one.items() if k in _PHASE} for one in document.phases]
     return [tables.Phase(run_id=run_id, **one) for one in known]
+
+
+def add_to_group(session: Session, run_id: str, document: RunFile) -> None:
+    """Make the run a member of its group again; its first member brings the group back. A group
+    whose name another one has taken meanwhile is left out."""
+    known = document.group
+    if known is None:
+        return
+    if session.get(tables.Group, known.id) is None:
+        if session.scalar(select(tables.Group.id).where(tables.Group.name == known.name)):
+            return
+        group = known.model_dump(include={"id", "name", "title", "request", "created_at"})
+        session.add(tables.Group(**group))
+        session.flush()
+    member = known.model_dump(include={"index", "depth", "variant", "seed"})
+    session.add(tables.GroupMember(run_id=run_id, group_id=known.id, **member))

@@ -71,6 +71,8 @@ def add(
     with db.write() as session:
         run = _run(session, directory, orders, document)
         _phases(session, run, orders, document)
+        if document is not None:
+            run_files.add_to_group(session, run.id, document)
         run_id = run.id
     for order in orders:  # one after the other: a row is the newest attempt while it is read
         disk.add_attempt(db, paths, directory, order, found)

@@ -1,4 +1,4 @@
-"""Periodic housekeeping in its own thread: run.json of each run, daily backup, cleanup.
+"""Periodic housekeeping in its own thread: run.json, policies.json, daily backup, cleanup.
 
 A thread of its own, so that nothing ever waits for it.
 """
@@ -14,8 +14,9 @@ from sqlalchemy import select
 from server.database import provenance
 from server.database.db import Database
 from server.database.tables import Run
-from server.domain import leftovers, run_files
+from server.domain import leftovers, policies, run_files
 from server.events.commit_thread import CommitThread
+from server.schemas import PlacePolicyView
 from trainer.contract.rundir import DataDir
 
 BACKUP_EVERY_SECONDS = 86_400.0
@@ -38,6 +39,7 @@ class HousekeepingThread(CommitThread):
         super().__init__(db, "housekeeping")
         self._paths, self._keep_jobs_days = paths, keep_jobs_days
         self._written: dict[str, int] = {}
+        self._policies: dict[str, PlacePolicyView] | None = None  # as they were last written
         self._unwritten: dict[str, str] = {}  # why not
         self._next_backup = self._next_sweep = 0.0  # on the monotonic clock
 
@@ -54,8 +56,9 @@ class HousekeepingThread(CommitThread):
     def _try_run_files(self) -> None:
         try:
             self.write_run_files()
+            self.write_policies()
         except Exception as error:  # a busy database, a full disk: the next pass does it
-            log.warning("run.json of some runs is not up to date: %s", error)
+            log.warning("run.json of some runs or policies.json is not up to date: %s", error)
 
     def _sweep_if_due(self) -> None:
         """Once a day."""
@@ -110,6 +113,16 @@ class HousekeepingThread(CommitThread):
         (directory / run_files.FILE).unlink(missing_ok=True)
         if directory.is_dir() and not any(directory.iterdir()):
             directory.rmdir()
+
+    def write_policies(self) -> bool:
+        """Write the policies of devices if they changed. Raises OSError."""
+        with self._db.read() as session:
+            known = policies.all_of_them(session)
+        if known == self._policies or not (known or self._policies):
+            return False
+        policies.write_file(self._paths, known)
+        self._policies = known
+        return True
 
     # --- backups ---------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from server import lock
 from server.database import provenance
 from server.database.db import Database
 from server.database.migrate import Refused
+from server.domain import policies
 from server.events import webhooks
 from server.ingestion import rebuilt_run
 from server.ingestion.disk import Found
@@ -30,7 +31,6 @@ SCRATCH = ".rebuilding"
 NOT_ON_DISK = (
     "jobs: what samples, evaluations, exports and audits were asked for, and the results of those "
     "done by jobs beside the training (exports/ is untouched)",
-    "groups (their runs come back as runs of their own) and the policies of devices",
     "requests kept under an Idempotency-Key, and counters of Prometheus before this rebuild",
 )
 
@@ -103,8 +103,20 @@ def _read_all(scratch: Settings, paths: DataDir, found: Found) -> None:
     try:
         for directory in sorted((paths.root / "runs").glob("run_*")):
             rebuilt_run.try_to_add(db, paths, directory, found, _refuse_alive)
+        _add_policies(db, paths, found)
     finally:
         db.close()
+
+
+def _add_policies(db: Database, paths: DataDir, found: Found) -> None:
+    try:
+        known = policies.read_file(paths)
+    except (OSError, ValueError) as error:
+        found.problems.append(f"the policies of devices cannot be read: {error}")
+        return
+    with db.write() as session:
+        for place, policy in known.items():
+            policies.put(session, place, policy, time.time())
 
 
 def _refuse_alive(name: str) -> None:

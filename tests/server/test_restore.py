@@ -17,14 +17,16 @@ from server import errors
 from server.database import backups, migrate, provenance, tables
 from server.database.db import Database
 from server.database.migrate import Refused
-from server.domain import attempts, run_files, runs
+from server.domain import attempts, groups, policies, run_files, runs
 from server.domain.extend import next_number
 from server.events import webhooks
+from server.group_schemas import GroupRequest
 from server.launch import process
 from server.maintenance import backup as backing
 from server.maintenance.housekeeping import HousekeepingThread
 from server.maintenance.rebuild import rebuild
 from server.maintenance.restore import restore
+from server.schemas import PlacePolicyView
 from server.settings import Settings
 from server.supervision.startup import arrive
 from tests.server.house import House
@@ -307,6 +309,58 @@ def test_a_backup_that_fails_is_shown_until_one_succeeds(
 
 
 # --- rebuild -------------------------------------------------------------------------------------
+
+
+def test_rebuild_gives_back_groups_and_policies_of_devices(settings: Settings) -> None:
+    db = Database.open(settings)
+    housekeeping = HousekeepingThread(db, settings.paths)
+    asked = {"base": {}, "depths": [2, 3], "repeats": 2}
+    hours = [{"days": ["sat"], "from": "22:00", "to": "06:00"}]
+    policy = PlacePolicyView.model_validate({"hours": hours, "neighbours": {}})
+    with db.write() as session:
+        for name in ("kept", "deleted"):
+            request = GroupRequest.model_validate({"name": name, **asked})
+            groups.create(session, request, settings, time.time())
+        policies.put(session, "cuda:0", policy, time.time())
+    housekeeping.one_pass()
+    with db.write() as session:
+        groups.delete(session, groups.get(session, "deleted"), time.time(), with_runs=False)
+    housekeeping.one_pass()
+    before = _groups(db)
+    db.close()
+    settings.paths.database.write_bytes(b"garbage" * 1000)
+    made = rebuild(settings)
+    assert (len(made.runs), made.problems) == (8, [])
+    db = Database.open(settings)
+    assert _groups(db) == before
+    assert [name for name, *_ in before] == ["kept"]
+    with db.read() as session:
+        assert policies.all_of_them(session) == {"cuda:0": policy}
+    db.close()
+
+
+def test_rebuild_names_policies_that_cannot_be_read(settings: Settings) -> None:
+    db = Database.open(settings)
+    create(db)
+    HousekeepingThread(db, settings.paths).write_run_files()
+    db.close()
+    (settings.paths.root / "policies.json").write_text("{")
+    settings.paths.database.write_bytes(b"garbage" * 1000)
+    (problem,) = rebuild(settings).problems
+    assert problem.startswith("the policies of devices cannot be read: ")
+
+
+def _groups(db: Database) -> list[Any]:
+    """Each group with its members: what they vary, and by which name they run."""
+    with db.read() as session:
+        return [
+            (group.name, group.id, group.request, group.created_at, [
+                (run.name, member.index, member.depth, member.variant, member.seed)
+                for run in groups.runs_of(session, group)
+                for member in [session.get_one(tables.GroupMember, run.id)]
+            ])
+            for group in session.scalars(select(tables.Group))
+        ]  # fmt: skip
 
 
 def test_f28_rebuild_gives_back_runs_that_were_only_made_or_queued(settings: Settings) -> None:
