@@ -171,10 +171,10 @@ class _Ranks(World):
         return value if self.leads else json.loads(text.numpy().tobytes())
 
     def agree(self, numbers: Sequence[int]) -> list[int]:
-        agreed = torch.tensor(numbers, dtype=torch.int64)
-        with self._waiting():
-            self._dist.all_reduce(agreed, op=self._dist.ReduceOp.MAX, group=self._words)
-        return agreed.tolist()
+        own = torch.tensor(numbers, dtype=torch.int64)
+        every = own.new_empty(self.size * len(own))  # gathered: half the messages of a reduction
+        self._gather_into(every, own, self._words)
+        return every.view(self.size, -1).amax(0).tolist()
 
     def gather(self, value: T) -> list[T]:
         content = json.dumps(value).encode()
@@ -222,7 +222,7 @@ class _Ranks(World):
         with self._waiting():
             self._dist.all_to_all_single(parts, own, group=self._tensors)
         summed = tree_sum(list(parts.view(self.size, -1)))
-        self._gather_into(own, summed)
+        self._gather_into(own, summed, self._tensors)
         if own is not flat:
             flat.copy_(own)
 
@@ -255,13 +255,17 @@ class _Ranks(World):
         if len(own) < longest:
             padded = torch.cat([padded, padded.new_zeros(longest - len(own))])
         found = padded.new_empty(self.size * longest)
-        return found.view(self.size, longest), self._gather_into(found, padded, async_op=True)
+        return found.view(self.size, longest), self._gather_into(
+            found, padded, self._tensors, async_op=True
+        )
 
-    def _gather_into(self, whole: Tensor, own: Tensor, async_op: bool = False) -> Any:
+    def _gather_into(
+        self, whole: Tensor, own: Tensor, group: Any, *, async_op: bool = False
+    ) -> Any:
         # torch 2.13 has a new name for what 2.11 has alone, and deprecates that one
         gather = getattr(self._dist, "all_gather_single", self._dist.all_gather_into_tensor)
         with self._waiting():
-            return gather(whole, own, group=self._tensors, async_op=async_op)
+            return gather(whole, own, group=group, async_op=async_op)
 
     def _moved(self, tensor: Tensor) -> Tensor:
         """The tensor where the backend reaches it: gloo sums and moves on the host."""
