@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -187,11 +189,17 @@ def announce(settings: Settings) -> None:
     """URL, data directory and, where one is needed, the token's file, for the person who waits."""
     if settings.port:  # a free port is only known, and logged, when it has been taken
         url = url_of(settings)
-        output.note(f"traind is about to serve {url}/ (dashboard) and {url}/docs (API)", "bold")
-    output.note(f"data in {settings.paths.root}")
+        _tell(f"traind is about to serve {url}/ (dashboard) and {url}/docs (API)")
+    _tell(f"data in {settings.paths.root}")
     if not settings.is_loopback or settings.auth == "always":
         token = settings.token_file or settings.paths.root / "token"
-        output.note(f"callers need the token in {token}")
+        _tell(f"callers need the token in {token}")
+
+
+def _tell(message: str) -> None:
+    """Without rich, which would stay in the daemon; a full disk behind stderr ends nothing."""
+    with suppress(OSError):
+        print(message, file=sys.stderr, flush=True)
 
 
 def url_of(settings: Settings) -> str:

@@ -14,6 +14,7 @@ from trainer.contract.rundir import DataDir
 KEPT = 7
 LEFT_SECONDS = 3_600.0  # a temporary file as old as this has no writer any more
 _PAGES_AT_A_TIME = 2_000
+_CACHE = "PRAGMA cache_size=-256"  # KiB: each page is read once, and the daemon's memory is small
 
 
 def make(library: Library, paths: DataDir) -> Path:
@@ -27,6 +28,8 @@ def make(library: Library, paths: DataDir) -> Path:
             closing(library.module.connect(_uri(paths.database, "ro"), uri=True)) as source,
             closing(library.module.connect(str(temp))) as target,
         ):
+            for connection in (source, target):
+                connection.execute(_CACHE)
             source.backup(target, pages=_PAGES_AT_A_TIME)
         found = problems(library, temp, thorough=True, is_backup=True)
         if found:
@@ -72,6 +75,7 @@ def problems(library: Library, path: Path, *, thorough: bool, is_backup: bool = 
     try:
         with closing(library.module.connect(uri, uri=True)) as connection:
             connection.execute("PRAGMA busy_timeout=5000")
+            connection.execute(_CACHE)
             rows = connection.execute(f"PRAGMA {check}(10)").fetchall()
     except library.module.DatabaseError as error:
         return [str(error)]

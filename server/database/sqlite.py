@@ -24,8 +24,8 @@ from trainer.contract import failpoint
 
 BUSY_SECONDS = 5.0
 READERS = 8
-_WRITER_CACHE_KIB = 4_096
-_READER_CACHE_KIB = 2_048
+_WRITER_CACHE_KIB = 2_048
+_READER_CACHE_KIB = 512
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from trainer.contract import events, failpoint
 from trainer.contract.journal import JournalBatch, JournalReader, verify_prefix
 from trainer.contract.rundir import OUTBOX, DataDir
 
-MAX_RECORDS = 500  # with 2,000 the process that ingests took 6 MB more
+MAX_RECORDS = 250  # with 2,000 the process that ingests took 8 MB more
 RECORD_BYTES = 512  # a record of a step takes about as many
 _INT_LIMIT = 2**63
 

@@ -8,11 +8,10 @@ time without a price is shut for every rule that asks for one.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-import httpx
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from server.scheduling.hours import OpenStretch, Price
@@ -53,7 +52,7 @@ class Tariff:
         self._read_at = now
         try:
             self.prices, self.problem = parse(_fetch(self.source)), None
-        except (OSError, httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        except (OSError, ValueError) as error:
             self.problem = f"the tariff {self.source} cannot be read: {_first_line(error)}"
             log.warning("%s", self.problem)
 
@@ -78,14 +77,28 @@ def _fetch(source: str) -> bytes:
         if path.stat().st_size > MAX_BYTES:
             raise ValueError(f"it is larger than {MAX_BYTES:,} bytes")
         return path.read_bytes()
-    with httpx.stream("GET", source, timeout=TIMEOUT_SECONDS, follow_redirects=True) as answer:
-        answer.raise_for_status()
-        body = bytearray()
-        for part in answer.iter_bytes():
-            body += part
-            if len(body) > MAX_BYTES:
-                raise ValueError(f"it is larger than {MAX_BYTES:,} bytes")
-        return bytes(body)
+    return _fetch_url(source)
+
+
+def _fetch_url(url: str) -> bytes:
+    """Raises OSError, ValueError."""
+    import httpx  # 10 MB of the daemon's memory, for those who have such a tariff
+
+    try:
+        with httpx.stream("GET", url, timeout=TIMEOUT_SECONDS, follow_redirects=True) as answer:
+            answer.raise_for_status()
+            return _limited(answer.iter_bytes())
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise OSError(str(error)) from error
+
+
+def _limited(parts: Iterable[bytes]) -> bytes:
+    body = bytearray()
+    for part in parts:
+        body += part
+        if len(body) > MAX_BYTES:
+            raise ValueError(f"it is larger than {MAX_BYTES:,} bytes")
+    return bytes(body)
 
 
 def _first_line(error: Exception) -> str:

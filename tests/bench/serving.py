@@ -35,6 +35,7 @@ def _measure(folder: Path) -> None:
     try:
         bars.at_most("start to ready", _restart(daemon), 2.0, "s")
         process = psutil.Process(daemon.process.pid)
+        _wait_for_backup(folder)
         bars.at_most("idle", _idle_percent(process), 1.0, "% of a core")
         live = time.strftime("live-%H%M%S")  # the history may have been used before
         daemon.client.create_run({"name": live, "horizon": {"steps": 10**8}})
@@ -58,6 +59,14 @@ def _restart(daemon: RealDaemon) -> float:
     daemon.process.terminate()
     daemon.process.wait(30)
     return daemon.start()
+
+
+def _wait_for_backup(folder: Path) -> None:
+    """The day's first start copies the database and checks the copy."""
+    began = time.monotonic()
+    while not list(folder.rglob("backups/traind-*.db")):
+        time.sleep(0.1)
+    print(f"the day's backup took {time.monotonic() - began:.0f} s")
 
 
 def _idle_percent(process: psutil.Process) -> float:
