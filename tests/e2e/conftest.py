@@ -35,6 +35,7 @@ CONNECTION_LOST = re.compile(
     r"|INCOMPLETE_CHUNKED_ENCODING|SOCKET_NOT_CONNECTED)( 200 \(OK\))?"
 )
 OpenPage = Callable[..., Any]
+WHEN = r"(\d{4}-\d\d-\d\d )?\d\d:\d\d"  # a time of today, or of the day before or after
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from pyarrow import parquet
 
-from tests.e2e.conftest import Daemon, OpenPage, away, refused, settled, unanswered, until
+from tests.e2e.conftest import WHEN, Daemon, OpenPage, away, refused, settled, unanswered, until
 from tests.e2e.tunnel import tunnel
 
 pytestmark = [pytest.mark.needs("browser"), pytest.mark.timeout(180)]
@@ -57,7 +57,7 @@ def test_a_pause_on_the_page_says_so_and_when(daemon: Daemon, open_page: OpenPag
     page = open_page(f"{daemon.url}/#/runs/demo")
     button(page, "Pause").click()
     expect_state(page, "paused")
-    page.get_by_text(re.compile(r"^Paused by you on the page at \d\d:\d\d\.$")).wait_for()
+    page.get_by_text(re.compile(rf"^Paused by you on the page at {WHEN}\.$")).wait_for()
 
 
 def test_a_run_is_created_from_the_form_with_its_plan_beside_it(

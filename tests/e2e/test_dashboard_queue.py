@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.e2e import canvas_probe as probe
-from tests.e2e.conftest import Daemon, OpenPage, until
+from tests.e2e.conftest import WHEN, Daemon, OpenPage, until
 
 pytestmark = [pytest.mark.needs("browser"), pytest.mark.timeout(180)]
 
@@ -35,7 +35,7 @@ def test_the_order_of_the_queue_changes_by_keyboard_by_drag_and_by_a_field(
     page.locator(".waiting .card").nth(2).wait_for()
     first, second, third = shown(page)
     page.get_by_text("used by steam").wait_for()
-    page.get_by_text(re.compile(r"comes first on cuda:0\. Until \d\d:\d\d")).first.wait_for()
+    page.get_by_text(re.compile(rf"comes first on cuda:0\. Until {WHEN}")).first.wait_for()
     page.get_by_role("button", name=f"Move {third}, place 3: arrow up or down").focus()
     with page.expect_request(patched) as asked:
         page.keyboard.press("ArrowUp")
@@ -55,7 +55,7 @@ def test_the_order_of_the_queue_changes_by_keyboard_by_drag_and_by_a_field(
 
 def test_hours_of_a_device_are_seen_and_changed(stub_url: str, open_page: OpenPage) -> None:
     page = open_page(f"{stub_url}/#/queue")
-    page.get_by_text(re.compile(r"^open until \d\d:\d\d$")).wait_for()
+    page.get_by_text(re.compile(rf"^open until {WHEN}$")).wait_for()
     page.get_by_role("button", name="Hours of cuda:0").click()
     page.get_by_role("radio", name="Only in these hours").check(force=True)
     page.get_by_label("sat").uncheck()
@@ -85,7 +85,7 @@ def test_priority_and_hours_of_a_run_are_changed_on_its_page(
     page.get_by_text("No hours: it never trains.").wait_for()
     page.get_by_role("button", name="Save").click()
     page.get_by_text(
-        re.compile(r"^Paused by its hours at \d\d:\d\d, comes back by itself\.$")
+        re.compile(rf"^Paused by its hours at {WHEN}, comes back by itself\.$")
     ).wait_for()
     spec = daemon.run("demo")["spec"]
     assert (spec["priority"], spec["hours"]) == (5, [])
@@ -96,7 +96,7 @@ def test_priority_and_hours_of_a_run_are_changed_on_its_page(
     page.get_by_role("button", name="Save").click()
     page.get_by_text("Nothing waits.").wait_for()
     page.goto(f"{daemon.url}/#/runs/demo")
-    back = re.compile(r"^Paused by its hours at \d\d:\d\d, back at \d\d:\d\d\.$")
+    back = re.compile(rf"^Paused by its hours at {WHEN}, back at {WHEN}\.$")
     page.get_by_text(back).wait_for()
     page.locator(".edge", has_text="attempt 2: paused by its hours at").wait_for()
 
