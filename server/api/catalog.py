@@ -12,7 +12,9 @@ from pydantic import BaseModel
 
 from server.api.deps import StrictRoute
 from server.domain.states import REQUESTS, SETTLED, VERBS
-from server.schemas import Catalog, MetricView, ResumeRequest, State, VerbView
+from server.schemas.catalog import Catalog, MetricView, VerbView
+from server.schemas.runs import ResumeRequest
+from server.schemas.states import State
 from trainer.contract.extend import ExtendRequest
 from trainer.contract.metrics import METRICS
 from trainer.contract.spec import PRESETS, RunSpec

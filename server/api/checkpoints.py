@@ -24,7 +24,9 @@ from server.api.phases import complete_page
 from server.domain import checkpoints, jobs, runs
 from server.guard.idempotency import StoredAnswer
 from server.queries import history, store
-from server.schemas import CheckpointView, JobView, Page, PatchCheckpoint, SaveRequest
+from server.schemas.checkpoints import CheckpointView, PatchCheckpoint, SaveRequest
+from server.schemas.jobs import JobView
+from server.schemas.page import Page
 
 router = APIRouter(
     prefix="/v1/runs/{run}/checkpoints", tags=["checkpoints"], route_class=StrictRoute

@@ -15,7 +15,8 @@ from server.database.db import Database
 from server.errors import Busy
 from server.events.hub import Hub
 from server.queries import store
-from server.schemas import EventView, Page
+from server.schemas.events import EventView
+from server.schemas.page import Page
 
 router = APIRouter(prefix="/v1", tags=["history"], route_class=StrictRoute)
 JSON, SSE = "application/json", "text/event-stream"

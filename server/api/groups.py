@@ -11,10 +11,10 @@ from starlette.responses import Response
 from server.api.deps import ID_PATTERN, Conf, Db, Doing, GroupRef, Limit, StrictRoute
 from server.api.openapi import problems
 from server.domain import groups, run_deletion
-from server.group_schemas import GroupDetail, GroupRequest, GroupSummary
 from server.guard.idempotency import StoredAnswer
 from server.queries import groups as group_queries
-from server.schemas import Page
+from server.schemas.groups import GroupDetail, GroupRequest, GroupSummary
+from server.schemas.page import Page
 
 router = APIRouter(prefix="/v1/groups", tags=["groups"], route_class=StrictRoute)
 

@@ -20,7 +20,8 @@ from server.domain import jobs
 from server.errors import Busy, NotFound
 from server.guard.idempotency import StoredAnswer
 from server.queries import logs, store
-from server.schemas import JobView, Page
+from server.schemas.jobs import JobView
+from server.schemas.page import Page
 from server.text import printable
 from trainer.contract.jobs import (
     AuditParams,

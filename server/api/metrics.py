@@ -17,7 +17,7 @@ from server.metrics import parquet
 from server.queries import curves, store
 from server.queries import planned as planned_of
 from server.queries.columns import columns as columns_of
-from server.schemas import MetricColumns, MetricsAnswer, Series
+from server.schemas.metrics import MetricColumns, MetricsAnswer, Series
 from trainer.contract.spec import MAX_STEPS
 
 router = APIRouter(prefix="/v1/runs/{run}", tags=["history"], route_class=StrictRoute)

@@ -9,7 +9,7 @@ from fastapi.openapi.utils import get_openapi
 
 from server.api import vocabulary
 from server.guard.problems import MEDIA_TYPE
-from server.schemas import Problem
+from server.schemas.problem import Problem
 from trainer.contract.spec import RunSpec
 
 STATUS_DESCRIPTIONS = {

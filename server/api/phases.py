@@ -12,7 +12,10 @@ from server.api.openapi import problems
 from server.errors import NotFound
 from server.queries import history, logs, store
 from server.queries import ranks as rank_rows
-from server.schemas import AttemptView, EvaluationView, Page, PhaseView, RankView, SampleView
+from server.schemas.evaluations import EvaluationView, SampleView
+from server.schemas.page import Page
+from server.schemas.phases import AttemptView, PhaseView
+from server.schemas.progress import RankView
 from trainer.contract.rundir import rank_log
 from trainer.contract.spec import MAX_RANKS
 

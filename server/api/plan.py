@@ -22,7 +22,7 @@ from server.guard.validation import explained
 from server.machine import plan_context
 from server.queries import estimate, outlook, planned, store
 from server.scheduling.hours import rules
-from server.schemas import PlanAnswer, PlanOutlook
+from server.schemas.plans import PlanAnswer, PlanOutlook
 from trainer.contract.extend import ExtendRequest
 from trainer.contract.plan import Plan
 from trainer.contract.spec import RunSpec, resolve

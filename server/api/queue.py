@@ -14,7 +14,8 @@ from server.machine import devices
 from server.machine.devices import Device
 from server.queries import queue
 from server.scheduling.surroundings import Surroundings
-from server.schemas import PlacePolicyAnswer, PlacePolicyView, QueueView
+from server.schemas.policies import PlacePolicyAnswer, PlacePolicyView
+from server.schemas.queue import QueueView
 
 router = APIRouter(prefix="/v1", tags=["system"], route_class=StrictRoute)
 DeviceRef = Annotated[

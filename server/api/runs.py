@@ -19,15 +19,9 @@ from server.guard.idempotency import StoredAnswer
 from server.guard.validation import explained
 from server.machine import devices, plan_context
 from server.queries import estimate, store
-from server.schemas import (
-    ExtendAnswer,
-    Page,
-    PatchRun,
-    Progress,
-    ResumeRequest,
-    RunDetail,
-    RunSummary,
-)
+from server.schemas.page import Page
+from server.schemas.progress import Progress
+from server.schemas.runs import ExtendAnswer, PatchRun, ResumeRequest, RunDetail, RunSummary
 from trainer.contract.extend import ExtendRequest
 from trainer.contract.plan import Plan
 from trainer.contract.spec import RunSpec

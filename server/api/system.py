@@ -22,7 +22,7 @@ from server.machine import disk as machine_disk
 from server.machine.devices import Device
 from server.machine.readings import DeviceReading, Readings, process_name
 from server.proof import CHALLENGE_HEADER, PROOF_HEADER
-from server.schemas import DeviceView, PeakFlops, SystemView
+from server.schemas.system import DeviceView, PeakFlops, SystemView
 from trainer.contract.peaks import known_peak
 from trainer.contract.plan import num_bytes
 

@@ -11,7 +11,8 @@ from server.cli import options, output, units, waiting
 from server.text import clean
 
 if TYPE_CHECKING:
-    from server.schemas import CheckpointView, JobView
+    from server.schemas.checkpoints import CheckpointView
+    from server.schemas.jobs import JobView
 
 CheckpointArgument = Annotated[str, typer.Argument(help="Name of a checkpoint, or its step.")]
 

@@ -12,7 +12,7 @@ from server.cli import options, output, plot, units
 from server.text import clean
 
 if TYPE_CHECKING:
-    from server.schemas import ExtendAnswer
+    from server.schemas.runs import ExtendAnswer
     from trainer.contract.extend import CurvePoint, ExtendPreview
 
 

@@ -10,7 +10,7 @@ from server.cli import options, output, specfile, units
 from server.text import clean
 
 if TYPE_CHECKING:
-    from server.group_schemas import GroupCell, GroupDetail, GroupMemberView, LadderFit
+    from server.schemas.groups import GroupCell, GroupDetail, GroupMemberView, LadderFit
 
 GroupArgument = Annotated[str, typer.Argument(metavar="GROUP", help="Name or id of a group.")]
 BUDGET_KEYS = ("minutes", "tokens", "kwh")

@@ -10,7 +10,7 @@ import typer
 from server.cli import options, output, units, waiting
 
 if TYPE_CHECKING:
-    from server.schemas import JobView
+    from server.schemas.jobs import JobView
     from trainer.contract.jobs import FoundCheckpoints, ImportPreview
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="nanochat's base directory, or below.")]

@@ -14,7 +14,7 @@ from server.cli import importing, options, output, tokens, units, waiting
 
 if TYPE_CHECKING:
     from server.client import Client
-    from server.schemas import JobView
+    from server.schemas.jobs import JobView
 
 # Options of a command that hands all of them to another program.
 _PASS_ON = {"ignore_unknown_options": True, "allow_extra_args": True}

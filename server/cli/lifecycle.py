@@ -12,7 +12,7 @@ from server.text import clean
 
 if TYPE_CHECKING:
     from server.client import Client
-    from server.schemas import RunDetail
+    from server.schemas.runs import RunDetail
 
 Wait = Annotated[bool, typer.Option("--wait", help="Return when it is so, not when it is asked.")]
 

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from server.client import Client, LogPart
-    from server.schemas import EventView, RunDetail, RunSummary
+    from server.schemas.events import EventView
+    from server.schemas.runs import RunDetail, RunSummary
 
 FOLLOW_SECONDS = 0.5
 LEVELS = {"warning": "yellow", "error": "red"}
@@ -144,7 +145,7 @@ def events(
     json: options.Json = False,
 ) -> None:
     """What happened, to one run or to all; --json with --follow prints a line an event."""
-    from server.schemas import EventView
+    from server.schemas.events import EventView
 
     with output.connect() as traind:
         past = traind.events(run, limit=tail, newest=True).data

@@ -13,7 +13,7 @@ from server.text import clean_lines
 
 if TYPE_CHECKING:
     from server.client import ReportFormat
-    from server.schemas import Series
+    from server.schemas.metrics import Series
 
 Out = Annotated[Path | None, typer.Option("--output", "-o", help="Into this file.")]
 

@@ -14,7 +14,7 @@ from server.text import clean
 
 if TYPE_CHECKING:
     from server.client import Client
-    from server.schemas import Progress
+    from server.schemas.progress import Progress
 
 JOULES_PER_KWH = 3.6e6
 SETTLE_SECONDS = 20.0  # for clocks and temperature to follow a new limit

@@ -10,7 +10,9 @@ from server.cli import options, output, units
 from server.text import clean
 
 if TYPE_CHECKING:
-    from server.schemas import PlacePolicyAnswer, QueuePlace, RunDetail
+    from server.schemas.policies import PlacePolicyAnswer
+    from server.schemas.queue import QueuePlace
+    from server.schemas.runs import RunDetail
 
 Target = Annotated[
     str, typer.Argument(metavar="RUN|DEVICE", help="A run, or a device: cpu, cuda:0.")

@@ -10,7 +10,7 @@ from server.text import clean, clean_lines
 
 if TYPE_CHECKING:
     from server.client import Client
-    from server.schemas import JobView
+    from server.schemas.jobs import JobView
 
 
 class TokenPrinter:

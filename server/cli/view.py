@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
-    from server.schemas import EventView, MetricsAnswer, Progress
+    from server.schemas.events import EventView
+    from server.schemas.metrics import MetricsAnswer
+    from server.schemas.progress import Progress
 
 KEPT_EVENTS = 200
 KEPT_LOSSES = 4096

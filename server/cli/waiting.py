@@ -11,7 +11,8 @@ from server.text import clean
 
 if TYPE_CHECKING:
     from server.client import Client
-    from server.schemas import JobView, Progress
+    from server.schemas.jobs import JobView
+    from server.schemas.progress import Progress
 
 T = TypeVar("T")
 

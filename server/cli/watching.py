@@ -68,7 +68,8 @@ def _messages(
 ) -> Iterator[tuple[str, Any]]:
     """What changes the picture, already taken into `view`; ends when the run has settled."""
     from server.client import NotReachable
-    from server.schemas import EventView, Progress
+    from server.schemas.events import EventView
+    from server.schemas.progress import Progress
 
     fresh = time.monotonic()
     yield "progress", view.progress

@@ -1,5 +1,5 @@
-"""Typed Python client of the daemon: one method per endpoint, answers as `server.schemas`. For
-completions use an OpenAI client.
+"""Typed Python client of the daemon: one method per endpoint, answers as models of
+`server.schemas`. For completions use an OpenAI client.
 
 with Client() as traind:
     run = traind.create_run({"name": "demo"})
@@ -17,7 +17,6 @@ from typing import Any, Literal
 
 import httpx
 
-from server import group_schemas, schemas
 from server.client import stream as client_stream
 from server.client.wire import (
     ApiError,
@@ -29,6 +28,21 @@ from server.client.wire import (
     parse,
     quoted,
 )
+from server.schemas.catalog import Catalog
+from server.schemas.checkpoints import CheckpointView
+from server.schemas.evaluations import EvaluationView, SampleView
+from server.schemas.events import EventView
+from server.schemas.groups import GroupDetail, GroupSummary
+from server.schemas.jobs import JobView
+from server.schemas.metrics import MetricsAnswer
+from server.schemas.page import Page
+from server.schemas.phases import AttemptView, PhaseView
+from server.schemas.plans import PlanAnswer
+from server.schemas.policies import PlacePolicyAnswer
+from server.schemas.progress import Progress, RankView
+from server.schemas.queue import QueueView
+from server.schemas.runs import ExtendAnswer, RunDetail, RunSummary
+from server.schemas.system import SystemView
 
 ReportFormat = Literal["markdown", "html", "json"]
 _REPORT_TYPES = {"markdown": "text/markdown", "html": "text/html", "json": "application/json"}
@@ -76,12 +90,12 @@ class Client:
 
     # --- runs ------------------------------------------------------------------------------------
 
-    def plan(self, body: Mapping[str, Any]) -> schemas.PlanAnswer:
+    def plan(self, body: Mapping[str, Any]) -> PlanAnswer:
         """The arithmetic of a spec, or of {"run": …, "extend": {…}}. Nothing is created."""
-        return self.wire.post("/plan", schemas.PlanAnswer, body, changes=False)
+        return self.wire.post("/plan", PlanAnswer, body, changes=False)
 
-    def create_run(self, spec: Mapping[str, Any], *, key: str | None = None) -> schemas.RunDetail:
-        return self.wire.post("/runs", schemas.RunDetail, spec, key=key)
+    def create_run(self, spec: Mapping[str, Any], *, key: str | None = None) -> RunDetail:
+        return self.wire.post("/runs", RunDetail, spec, key=key)
 
     def list_runs(
         self,
@@ -90,11 +104,11 @@ class Client:
         after: str | None = None,
         limit: int | None = None,
         order: str | None = None,
-    ) -> schemas.Page[schemas.RunSummary]:
+    ) -> Page[RunSummary]:
         query = {"state": state, "after": after, "limit": limit, "order": order}
-        return self.wire.get("/runs", schemas.Page[schemas.RunSummary], query)
+        return self.wire.get("/runs", Page[RunSummary], query)
 
-    def runs(self, *, state: str | None = None) -> Iterator[schemas.RunSummary]:
+    def runs(self, *, state: str | None = None) -> Iterator[RunSummary]:
         """Every run, page by page."""
         after = None
         while True:
@@ -104,59 +118,57 @@ class Client:
                 return
             after = page.next
 
-    def run(self, run: str) -> schemas.RunDetail:
-        return self.wire.get(_run(run), schemas.RunDetail)
+    def run(self, run: str) -> RunDetail:
+        return self.wire.get(_run(run), RunDetail)
 
-    def queue(self) -> schemas.QueueView:
+    def queue(self) -> QueueView:
         """Who runs where, who waits, for what and until when."""
-        return self.wire.get("/queue", schemas.QueueView)
+        return self.wire.get("/queue", QueueView)
 
-    def policy(self, device: str) -> schemas.PlacePolicyAnswer:
+    def policy(self, device: str) -> PlacePolicyAnswer:
         """When runs may use a device, and for which other programs they make way."""
-        return self.wire.get(f"/devices/{device}/policy", schemas.PlacePolicyAnswer)
+        return self.wire.get(f"/devices/{device}/policy", PlacePolicyAnswer)
 
-    def put_policy(self, device: str, policy: Mapping[str, Any]) -> schemas.PlacePolicyAnswer:
-        return self.wire.put(f"/devices/{device}/policy", schemas.PlacePolicyAnswer, policy)
+    def put_policy(self, device: str, policy: Mapping[str, Any]) -> PlacePolicyAnswer:
+        return self.wire.put(f"/devices/{device}/policy", PlacePolicyAnswer, policy)
 
-    def create_group(
-        self, ask: Mapping[str, Any], *, key: str | None = None
-    ) -> group_schemas.GroupDetail:
+    def create_group(self, ask: Mapping[str, Any], *, key: str | None = None) -> GroupDetail:
         """Runs made of one spec and its variations; all of them or none."""
-        return self.wire.post("/groups", group_schemas.GroupDetail, ask, key=key)
+        return self.wire.post("/groups", GroupDetail, ask, key=key)
 
     def list_groups(
         self, *, after: str | None = None, limit: int | None = None
-    ) -> schemas.Page[group_schemas.GroupSummary]:
+    ) -> Page[GroupSummary]:
         query = {"after": after, "limit": limit}
-        return self.wire.get("/groups", schemas.Page[group_schemas.GroupSummary], query)
+        return self.wire.get("/groups", Page[GroupSummary], query)
 
     def group(
         self, group: str, *, baseline: str | None = None, next_depth: int | None = None
-    ) -> group_schemas.GroupDetail:
+    ) -> GroupDetail:
         """Its members, noise, gains, multipliers and fits; baseline: another group."""
         query = {"baseline": baseline, "next_depth": next_depth}
-        return self.wire.get(f"/groups/{quoted(group)}", group_schemas.GroupDetail, query)
+        return self.wire.get(f"/groups/{quoted(group)}", GroupDetail, query)
 
-    def cancel_group(self, group: str, *, key: str | None = None) -> group_schemas.GroupDetail:
+    def cancel_group(self, group: str, *, key: str | None = None) -> GroupDetail:
         path = f"/groups/{quoted(group)}/cancel"
-        return self.wire.post(path, group_schemas.GroupDetail, key=key)
+        return self.wire.post(path, GroupDetail, key=key)
 
     def delete_group(self, group: str, *, runs: bool = False) -> None:
         """The group; with `runs` its runs too."""
         query = {"runs": "true"} if runs else None
         self.wire.request("DELETE", f"/groups/{quoted(group)}", query=query)
 
-    def patch_run(self, run: str, changes: Mapping[str, Any]) -> schemas.RunDetail:
-        return self.wire.patch(_run(run), schemas.RunDetail, changes)
+    def patch_run(self, run: str, changes: Mapping[str, Any]) -> RunDetail:
+        return self.wire.patch(_run(run), RunDetail, changes)
 
     def delete_run(self, run: str) -> None:
         self.wire.delete(_run(run))
 
-    def start(self, run: str, *, key: str | None = None) -> schemas.RunDetail:
-        return self.wire.post(_run(run, "start"), schemas.RunDetail, key=key)
+    def start(self, run: str, *, key: str | None = None) -> RunDetail:
+        return self.wire.post(_run(run, "start"), RunDetail, key=key)
 
-    def pause(self, run: str, *, key: str | None = None) -> schemas.RunDetail:
-        return self.wire.post(_run(run, "pause"), schemas.RunDetail, key=key)
+    def pause(self, run: str, *, key: str | None = None) -> RunDetail:
+        return self.wire.post(_run(run, "pause"), RunDetail, key=key)
 
     def resume(
         self,
@@ -166,21 +178,21 @@ class Client:
         recovery: Mapping[str, Any] | None = None,
         place: Mapping[str, Any] | None = None,
         key: str | None = None,
-    ) -> schemas.RunDetail:
+    ) -> RunDetail:
         given = {"overrides": overrides, "recovery": recovery, "place": place}
         body = {name: value for name, value in given.items() if value} or None
-        return self.wire.post(_run(run, "resume"), schemas.RunDetail, body, key=key)
+        return self.wire.post(_run(run, "resume"), RunDetail, body, key=key)
 
-    def cancel(self, run: str, *, key: str | None = None) -> schemas.RunDetail:
-        return self.wire.post(_run(run, "cancel"), schemas.RunDetail, key=key)
+    def cancel(self, run: str, *, key: str | None = None) -> RunDetail:
+        return self.wire.post(_run(run, "cancel"), RunDetail, key=key)
 
     def extend(
         self, run: str, ask: Mapping[str, Any], *, dry_run: bool = False, key: str | None = None
-    ) -> schemas.ExtendAnswer:
+    ) -> ExtendAnswer:
         """Append a phase; dry_run answers the preview and changes nothing."""
         return self.wire.post(
             _run(run, "extend"),
-            schemas.ExtendAnswer,
+            ExtendAnswer,
             ask,
             query={"dry_run": "true"} if dry_run else None,
             key=key,
@@ -189,28 +201,28 @@ class Client:
 
     # --- what a run has --------------------------------------------------------------------------
 
-    def progress(self, run: str) -> schemas.Progress:
-        return self.wire.get(_run(run, "progress"), schemas.Progress)
+    def progress(self, run: str) -> Progress:
+        return self.wire.get(_run(run, "progress"), Progress)
 
-    def phases(self, run: str) -> list[schemas.PhaseView]:
-        return self._whole(_run(run, "phases"), schemas.PhaseView)
+    def phases(self, run: str) -> list[PhaseView]:
+        return self._whole(_run(run, "phases"), PhaseView)
 
-    def attempts(self, run: str) -> list[schemas.AttemptView]:
-        return self._whole(_run(run, "attempts"), schemas.AttemptView)
+    def attempts(self, run: str) -> list[AttemptView]:
+        return self._whole(_run(run, "attempts"), AttemptView)
 
-    def ranks(self, run: str) -> list[schemas.RankView]:
+    def ranks(self, run: str) -> list[RankView]:
         """The processes of a run on several devices."""
-        return self._whole(_run(run, "ranks"), schemas.RankView)
+        return self._whole(_run(run, "ranks"), RankView)
 
-    def checkpoints(self, run: str, *, superseded: bool = False) -> list[schemas.CheckpointView]:
+    def checkpoints(self, run: str, *, superseded: bool = False) -> list[CheckpointView]:
         """Of the present lineage; superseded: also those that a later attempt replaced."""
-        return self._whole(_run(run, "checkpoints"), schemas.CheckpointView, superseded)
+        return self._whole(_run(run, "checkpoints"), CheckpointView, superseded)
 
-    def evaluations(self, run: str, *, superseded: bool = False) -> list[schemas.EvaluationView]:
-        return self._whole(_run(run, "evaluations"), schemas.EvaluationView, superseded)
+    def evaluations(self, run: str, *, superseded: bool = False) -> list[EvaluationView]:
+        return self._whole(_run(run, "evaluations"), EvaluationView, superseded)
 
-    def samples(self, run: str, *, superseded: bool = False) -> list[schemas.SampleView]:
-        return self._whole(_run(run, "samples"), schemas.SampleView, superseded)
+    def samples(self, run: str, *, superseded: bool = False) -> list[SampleView]:
+        return self._whole(_run(run, "samples"), SampleView, superseded)
 
     def metrics(
         self,
@@ -220,9 +232,9 @@ class Client:
         from_step: int | None = None,
         to_step: int | None = None,
         max_points: int | None = None,
-    ) -> schemas.MetricsAnswer:
+    ) -> MetricsAnswer:
         query = _metrics_query(keys, from_step, to_step, max_points)
-        return self.wire.get(_run(run, "metrics"), schemas.MetricsAnswer, query)
+        return self.wire.get(_run(run, "metrics"), MetricsAnswer, query)
 
     def metrics_file(
         self,
@@ -244,10 +256,10 @@ class Client:
         after: int | None = None,
         limit: int | None = None,
         newest: bool = False,
-    ) -> schemas.Page[schemas.EventView]:
+    ) -> Page[EventView]:
         """One page of what happened, in order. newest: the last ones instead of the first."""
         query = {"after": after, "limit": limit, "newest": "true" if newest else None}
-        return self.wire.get(_events(run), schemas.Page[schemas.EventView], query)
+        return self.wire.get(_events(run), Page[EventView], query)
 
     def stream(
         self,
@@ -294,17 +306,13 @@ class Client:
 
     # --- checkpoints and jobs --------------------------------------------------------------------
 
-    def save_checkpoint(
-        self, run: str, *, pin: bool = False, key: str | None = None
-    ) -> schemas.JobView:
+    def save_checkpoint(self, run: str, *, pin: bool = False, key: str | None = None) -> JobView:
         """Ask the running trainer for a checkpoint at its next step boundary."""
-        return self.wire.post(_run(run, "checkpoints"), schemas.JobView, {"pin": pin}, key=key)
+        return self.wire.post(_run(run, "checkpoints"), JobView, {"pin": pin}, key=key)
 
-    def pin_checkpoint(
-        self, run: str, checkpoint: str, pinned: bool = True
-    ) -> schemas.CheckpointView:
+    def pin_checkpoint(self, run: str, checkpoint: str, pinned: bool = True) -> CheckpointView:
         path = _run(run, "checkpoints", checkpoint)
-        return self.wire.patch(path, schemas.CheckpointView, {"pinned": pinned})
+        return self.wire.patch(path, CheckpointView, {"pinned": pinned})
 
     def delete_checkpoint(self, run: str, checkpoint: str) -> None:
         self.wire.delete(_run(run, "checkpoints", checkpoint))
@@ -319,20 +327,20 @@ class Client:
             with to.open("wb") as file:
                 return sum(file.write(chunk) for chunk in response.iter_bytes(1 << 20))
 
-    def evaluate(self, run: str, ask: Mapping[str, Any], key: str | None = None) -> schemas.JobView:
-        return self.wire.post(_run(run, "evaluations"), schemas.JobView, ask, key=key)
+    def evaluate(self, run: str, ask: Mapping[str, Any], key: str | None = None) -> JobView:
+        return self.wire.post(_run(run, "evaluations"), JobView, ask, key=key)
 
-    def sample(self, run: str, ask: Mapping[str, Any], key: str | None = None) -> schemas.JobView:
-        return self.wire.post(_run(run, "samples"), schemas.JobView, ask, key=key)
+    def sample(self, run: str, ask: Mapping[str, Any], key: str | None = None) -> JobView:
+        return self.wire.post(_run(run, "samples"), JobView, ask, key=key)
 
-    def export(self, run: str, ask: Mapping[str, Any], key: str | None = None) -> schemas.JobView:
-        return self.wire.post(_run(run, "exports"), schemas.JobView, ask, key=key)
+    def export(self, run: str, ask: Mapping[str, Any], key: str | None = None) -> JobView:
+        return self.wire.post(_run(run, "exports"), JobView, ask, key=key)
 
-    def audit(self, run: str, ask: Mapping[str, Any], key: str | None = None) -> schemas.JobView:
-        return self.wire.post(_run(run, "audits"), schemas.JobView, ask, key=key)
+    def audit(self, run: str, ask: Mapping[str, Any], key: str | None = None) -> JobView:
+        return self.wire.post(_run(run, "audits"), JobView, ask, key=key)
 
-    def import_run(self, ask: Mapping[str, Any], key: str | None = None) -> schemas.JobView:
-        return self.wire.post("/imports", schemas.JobView, ask, key=key)
+    def import_run(self, ask: Mapping[str, Any], key: str | None = None) -> JobView:
+        return self.wire.post("/imports", JobView, ask, key=key)
 
     def jobs(
         self,
@@ -341,17 +349,17 @@ class Client:
         state: str | None = None,
         after: str | None = None,
         limit: int | None = None,
-    ) -> schemas.Page[schemas.JobView]:
+    ) -> Page[JobView]:
         """One page of jobs, the newest first."""
         query = {"run": run, "state": state, "after": after, "limit": limit}
-        return self.wire.get("/jobs", schemas.Page[schemas.JobView], query)
+        return self.wire.get("/jobs", Page[JobView], query)
 
     def job_log(self, job: str, tail: int = 200) -> str:
         """The last lines of the log of a job's process."""
         return self.wire.raw(f"/jobs/{quoted(job)}/logs", "text/plain", {"tail": tail}).text
 
-    def job(self, job: str) -> schemas.JobView:
-        return self.wire.get(f"/jobs/{quoted(job)}", schemas.JobView)
+    def job(self, job: str) -> JobView:
+        return self.wire.get(f"/jobs/{quoted(job)}", JobView)
 
     def tokens(self, job: str) -> Iterator[client_stream.Message]:
         """A sampling job's text as it is written: `token` messages, then one `end`.
@@ -368,16 +376,16 @@ class Client:
                 raise self.wire.refusal(response)
             yield from client_stream.parse(client_stream.lines(response.iter_text()))
 
-    def cancel_job(self, job: str) -> schemas.JobView:
-        return parse(self.wire.delete(f"/jobs/{quoted(job)}"), schemas.JobView)
+    def cancel_job(self, job: str) -> JobView:
+        return parse(self.wire.delete(f"/jobs/{quoted(job)}"), JobView)
 
     # --- the daemon ------------------------------------------------------------------------------
 
-    def system(self) -> schemas.SystemView:
-        return self.wire.get("/system", schemas.SystemView)
+    def system(self) -> SystemView:
+        return self.wire.get("/system", SystemView)
 
-    def catalog(self) -> schemas.Catalog:
-        return self.wire.get("/catalog", schemas.Catalog)
+    def catalog(self) -> Catalog:
+        return self.wire.get("/catalog", Catalog)
 
     def is_ready(self) -> bool:
         """Whether a daemon answers /readyz with 200 just now. Never raises."""
@@ -389,7 +397,7 @@ class Client:
     def _whole(self, path: str, item: Any, superseded: bool = False) -> list[Any]:
         """A list that the daemon always sends whole."""
         query = {"superseded": "true"} if superseded else None
-        return self.wire.get(path, schemas.Page[item], query).data
+        return self.wire.get(path, Page[item], query).data
 
 
 def _run(run: str, *rest: str) -> str:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from server.client import Client
-    from server.schemas import RunDetail, Series, SeriesPoint
+    from server.schemas.metrics import Series, SeriesPoint
+    from server.schemas.runs import RunDetail
 
 MAX_POINTS = 20_000  # for each key; beyond that many steps, means of bins
 EVALUATED = ("val_bpb", "core")

@@ -15,7 +15,7 @@ from server.text import clean_lines
 
 if TYPE_CHECKING:
     from server.client import Client
-    from server.schemas import Progress
+    from server.schemas.progress import Progress
 
 STAGE_SECONDS = 900.0  # no single part takes nearly so long; a hang must end
 LINE_SECONDS = 2.0

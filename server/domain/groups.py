@@ -19,9 +19,9 @@ from server.database import tables
 from server.domain import events, preflight, runs, states
 from server.domain.states import State
 from server.errors import Conflict, Invalid, NameTaken, NotFound
-from server.group_schemas import GroupRequest
 from server.guard.validation import explain
 from server.machine import devices, plan_context
+from server.schemas.groups import GroupRequest
 from server.settings import Settings
 from trainer.contract.plan import Plan
 from trainer.contract.spec import NAME_PATTERN, NumericsSpec, RunSpec

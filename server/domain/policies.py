@@ -16,7 +16,7 @@ from server.domain.run_rows import hours_column
 from server.errors import Invalid
 from server.machine import power
 from server.machine.devices import Device
-from server.schemas import PlacePolicyView
+from server.schemas.policies import PlacePolicyView
 from trainer.contract.durable import write_durably
 from trainer.contract.rundir import DataDir
 

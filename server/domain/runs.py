@@ -38,7 +38,7 @@ from server.domain.run_rows import (
 from server.domain.states import Desired, State
 from server.errors import Conflict, IllegalMove, Invalid
 from server.machine import devices
-from server.schemas import PatchRun, ResumeRequest
+from server.schemas.runs import PatchRun, ResumeRequest
 from trainer.contract.commands import Evaluate, Pin, Save, Update
 from trainer.contract.jobs import EvaluateParams
 from trainer.contract.plan import PlanContext

@@ -17,8 +17,8 @@ from server.database import tables
 from server.domain import events
 from server.errors import IllegalMove
 from server.metrics import counters
-from server.schemas import Desired as Desired
-from server.schemas import State as State
+from server.schemas.states import Desired as Desired
+from server.schemas.states import State as State
 from trainer.contract.reasons import Reason
 
 _ACTIVE = (State.queued, State.preparing, State.starting, State.running, State.recovering)

@@ -16,7 +16,7 @@ from server.database.db import Database
 from server.database.tables import Run
 from server.domain import leftovers, policies, run_files
 from server.events.commit_thread import CommitThread
-from server.schemas import PlacePolicyView
+from server.schemas.policies import PlacePolicyView
 from trainer.contract.rundir import DataDir
 
 BACKUP_EVERY_SECONDS = 86_400.0

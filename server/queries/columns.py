@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable
 
 from server.queries.curves import EVALUATED
-from server.schemas import Column, MetricColumns, MetricsAnswer, Series
+from server.schemas.metrics import Column, MetricColumns, MetricsAnswer, Series
 
 
 def columns(answer: MetricsAnswer, banded: set[str] | None = None) -> MetricColumns:

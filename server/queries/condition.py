@@ -12,7 +12,7 @@ from pathlib import Path
 
 from server.database import tables
 from server.domain.states import State
-from server.schemas import Condition
+from server.schemas.runs import Condition
 from trainer.contract.plan import hours, num_bytes
 from trainer.contract.reasons import Reason
 from trainer.contract.rundir import LOCK, RunDir

@@ -11,7 +11,7 @@ from server.domain.lineage import Stretch
 from server.errors import Invalid
 from server.metrics import rollups
 from server.metrics.rollups import Bin
-from server.schemas import MetricsAnswer, Segment, Series, SeriesPoint
+from server.schemas.metrics import MetricsAnswer, Segment, Series, SeriesPoint
 from trainer.contract.metrics import BY_KEY
 from trainer.contract.spec import MAX_STEPS
 

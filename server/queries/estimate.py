@@ -16,7 +16,9 @@ from server.queries import outlook, ranks
 from server.queries.condition import condition
 from server.queries.standing import Standing, standing
 from server.scheduling.outlook import Outlook
-from server.schemas import CheckpointBrief, EtaParts, PeakFlops, Progress, Vram
+from server.schemas.checkpoints import CheckpointBrief
+from server.schemas.progress import EtaParts, Progress, Vram
+from server.schemas.system import PeakFlops
 from trainer.contract.extend import ExtendPreview
 from trainer.contract.metrics import STEP_KEYS
 from trainer.contract.plan import Eta, Plan, PlanContext, estimate_eta, evaluation_time

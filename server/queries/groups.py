@@ -16,7 +16,12 @@ from server.database import tables
 from server.domain import groups
 from server.domain.states import SETTLED, State
 from server.errors import Invalid
-from server.group_schemas import (
+from server.queries import estimate, ladders, store
+from server.scaling import multiplier, noise
+from server.scaling.fit import LossPoint
+from server.scaling.multiplier import Multiplier
+from server.scaling.noise import Noise
+from server.schemas.groups import (
     GroupCell,
     GroupDetail,
     GroupMemberView,
@@ -24,12 +29,7 @@ from server.group_schemas import (
     GroupSummary,
     NoiseFloor,
 )
-from server.queries import estimate, ladders, store
-from server.scaling import multiplier, noise
-from server.scaling.fit import LossPoint
-from server.scaling.multiplier import Multiplier
-from server.scaling.noise import Noise
-from server.schemas import Page
+from server.schemas.page import Page
 from server.settings import Settings
 from trainer.contract.reasons import Reason
 

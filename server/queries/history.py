@@ -9,25 +9,25 @@ from typing import Any
 from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
-from server import schemas
 from server.database import tables
 from server.domain import gang, lineage, saved
 from server.errors import NotFound
+from server.schemas.checkpoints import CheckpointView
+from server.schemas.evaluations import EvaluationView, SampleView
+from server.schemas.phases import AttemptView, PhaseView
 from trainer.contract.extend import Joint
 from trainer.contract.reasons import Reason
 from trainer.contract.schedule import PhaseSchedule, weight_decay_multiplier
 
 
-def phases(
-    session: Session, run: tables.Run, *, superseded: bool = True
-) -> list[schemas.PhaseView]:
+def phases(session: Session, run: tables.Run, *, superseded: bool = True) -> list[PhaseView]:
     """In order; those that a rewind set aside are marked."""
     table = tables.Phase
     rows = session.scalars(select(table).where(table.run_id == run.id).order_by(table.index))
     return [_phase(run, p) for p in rows if superseded or lineage.is_current(p)]
 
 
-def attempts(session: Session, run: tables.Run) -> list[schemas.AttemptView]:
+def attempts(session: Session, run: tables.Run) -> list[AttemptView]:
     table = tables.Attempt
     rows = session.scalars(select(table).where(table.run_id == run.id).order_by(table.number))
     return [_attempt(row) for row in rows]
@@ -35,7 +35,7 @@ def attempts(session: Session, run: tables.Run) -> list[schemas.AttemptView]:
 
 def checkpoints(
     session: Session, run: tables.Run, *, superseded: bool = False
-) -> list[schemas.CheckpointView]:
+) -> list[CheckpointView]:
     """Those that are there, the newest first."""
     table = tables.Checkpoint
     query = select(table, tables.Attempt.number).outerjoin(
@@ -51,7 +51,7 @@ def checkpoints(
     return [_checkpoint(row, number, newest, best, []) for row, number in rows]
 
 
-def checkpoint(session: Session, run: tables.Run, name: str) -> schemas.CheckpointView:
+def checkpoint(session: Session, run: tables.Run, name: str) -> CheckpointView:
     """One by its name, with its files. Raises NotFound."""
     found = [c for c in checkpoints(session, run, superseded=True) if c.name == name]
     if not found:
@@ -61,7 +61,7 @@ def checkpoint(session: Session, run: tables.Run, name: str) -> schemas.Checkpoi
 
 def evaluations(
     session: Session, run: tables.Run, *, superseded: bool = False
-) -> list[schemas.EvaluationView]:
+) -> list[EvaluationView]:
     """In order of steps. best: the lowest bpb, or highest CORE, among those of its identity."""
     table = tables.Evaluation
     rows = _owned(session, table, run.id, superseded)
@@ -75,13 +75,11 @@ def evaluations(
     return [_evaluation(row, number, row.id in winners) for row, number in rows]
 
 
-def samples(
-    session: Session, run: tables.Run, *, superseded: bool = False
-) -> list[schemas.SampleView]:
+def samples(session: Session, run: tables.Run, *, superseded: bool = False) -> list[SampleView]:
     table = tables.Sample
     rows = _owned(session, table, run.id, superseded)
     return [
-        schemas.SampleView(
+        SampleView(
             id=row.id,
             step=row.step,
             prompt=row.prompt,
@@ -111,9 +109,9 @@ def _owned(session: Session, table: type[Any], run_id: str, superseded: bool) ->
     return list(session.execute(query).all())
 
 
-def _phase(run: tables.Run, row: tables.Phase) -> schemas.PhaseView:
+def _phase(run: tables.Run, row: tables.Phase) -> PhaseView:
     end = lineage.phase_end(row)
-    return schemas.PhaseView(
+    return PhaseView(
         index=row.index,
         name=row.name,
         start_step=row.start_step,
@@ -144,8 +142,8 @@ def _joint(run: tables.Run, row: tables.Phase) -> Joint | None:
     return Joint(**{**kept, "weight_decay": (peak * schedule.joint_weight_decay, peak * after)})
 
 
-def _attempt(row: tables.Attempt) -> schemas.AttemptView:
-    return schemas.AttemptView(
+def _attempt(row: tables.Attempt) -> AttemptView:
+    return AttemptView(
         number=row.number,
         phase_index=row.phase_index,
         started_at=row.started_at,
@@ -176,8 +174,8 @@ def _checkpoint(
     newest: int | None,
     best: int | None,
     files: list[str],
-) -> schemas.CheckpointView:
-    return schemas.CheckpointView(
+) -> CheckpointView:
+    return CheckpointView(
         id=row.name,
         name=row.name,
         step=row.step,
@@ -207,10 +205,8 @@ def _files(session: Session, run: tables.Run, name: str) -> list[str]:
     return []
 
 
-def _evaluation(
-    row: tables.Evaluation, attempt: int | None, is_best: bool
-) -> schemas.EvaluationView:
-    return schemas.EvaluationView(
+def _evaluation(row: tables.Evaluation, attempt: int | None, is_best: bool) -> EvaluationView:
+    return EvaluationView(
         id=row.id,
         kind=row.kind,  # type: ignore[arg-type]
         step=row.step,

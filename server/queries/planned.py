@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from server.database import tables
 from server.domain import lineage
 from server.queries.columns import rounded
-from server.schemas import PlannedCurve
+from server.schemas.metrics import PlannedCurve
 from trainer.contract.plan import Plan
 from trainer.contract.schedule import PhaseSchedule, curve
 

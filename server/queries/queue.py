@@ -15,7 +15,7 @@ from server.machine.devices import Device
 from server.scheduling import rows
 from server.scheduling.decide import Decision, Place, Want, decide
 from server.scheduling.surroundings import Surroundings
-from server.schemas import QueueEntry, QueuePlace, QueueView
+from server.schemas.queue import QueueEntry, QueuePlace, QueueView
 from trainer.contract.reasons import Reason
 
 MAX_WAITING = 100

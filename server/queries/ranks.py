@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from server import schemas
 from server.database import tables
+from server.schemas.progress import RankView, Vram
 
 
-def rows(run: tables.Run) -> list[schemas.RankView]:
+def rows(run: tables.Run) -> list[RankView]:
     """The rows of the newest attempt's ranks, as they were last reported."""
     rows, seen_at = run.progress.get("ranks", ()), run.progress.get("ranks_at", 0.0)
-    return [schemas.RankView(**row, seen_at=seen_at) for row in rows]
+    return [RankView(**row, seen_at=seen_at) for row in rows]
 
 
 def vram(view: Mapping[str, Any]) -> dict[str, int | None]:
@@ -20,7 +20,7 @@ def vram(view: Mapping[str, Any]) -> dict[str, int | None]:
     ranks = view.get("ranks", ())
     return {
         kind: _sum(rank.get(key) for rank in ranks) if ranks else view.get(key)
-        for kind in schemas.Vram.model_fields
+        for kind in Vram.model_fields
         for key in (f"vram_{kind}_bytes",)
     }
 

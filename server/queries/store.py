@@ -12,7 +12,7 @@ from typing import Any, Literal
 from sqlalchemy import Select, and_, bindparam, or_, select
 from sqlalchemy.orm import Session, defer
 
-from server import receivers, schemas
+from server import receivers
 from server.database import tables
 from server.domain import executions
 from server.domain.states import Desired, State, advice
@@ -24,6 +24,10 @@ from server.queries.curves import METRIC_KEYS, metrics
 from server.queries.estimate import progress
 from server.queries.history import attempts, checkpoint, checkpoints, evaluations, phases, samples
 from server.queries.standing import standing
+from server.schemas.events import EventView
+from server.schemas.jobs import JobView
+from server.schemas.page import Page
+from server.schemas.runs import RunDetail, RunSummary
 from trainer.contract.plan import Plan
 from trainer.contract.reasons import Reason
 from trainer.contract.spec import RunSpec
@@ -59,7 +63,7 @@ def list_runs(
     after: str | None = None,
     limit: int = 50,
     order: Literal["newest", "oldest"] = "newest",
-) -> schemas.Page[schemas.RunSummary]:
+) -> Page[RunSummary]:
     """A page of runs by the time they were created; `after` is the `next` of the page before."""
     run, newest = tables.Run, order == "newest"
     query = select(run).options(*(defer(getattr(run, name)) for name in _WIDE))
@@ -71,9 +75,9 @@ def list_runs(
     places, counts = _queue(session, shown), _phase_counts(session, shown)
     sizes = _parameter_counts(session, shown)
     more = len(rows) > len(shown)
-    return schemas.Page(
+    return Page(
         data=[
-            schemas.RunSummary(
+            RunSummary(
                 **_summary(
                     session, row, places.get(row.id), counts.get(row.id, 0), sizes.get(row.id)
                 )
@@ -85,10 +89,10 @@ def list_runs(
     )
 
 
-def detail(session: Session, run: tables.Run) -> schemas.RunDetail:
+def detail(session: Session, run: tables.Run) -> RunDetail:
     """Everything about one run, its spec and plan included."""
     places, counts = _queue(session, [run]), _phase_counts(session, [run])
-    return schemas.RunDetail(
+    return RunDetail(
         **_summary(
             session, run, places.get(run.id), counts.get(run.id, 0), run.plan["parameters"]["total"]
         ),
@@ -120,7 +124,7 @@ def events(
     after: int | None = None,
     limit: int = 100,
     newest: bool = False,
-) -> schemas.Page[schemas.EventView]:
+) -> Page[EventView]:
     """Events after an id, in order; with `newest` the last ones before that id, in order too.
 
     `next` of a page of the newest is the id that the page before it ends below.
@@ -139,7 +143,7 @@ def events(
     shown = rows[: min(limit, MAX_PAGE)]
     more = len(rows) > len(shown)
     in_order = shown[::-1] if newest else shown
-    return schemas.Page(
+    return Page(
         data=[_event(row) for row in in_order],
         has_more=more,
         next=str(shown[-1].id) if more else None,
@@ -148,7 +152,7 @@ def events(
 
 def events_after(
     session: Session, run_id: str | None, after_id: int, limit: int = 100
-) -> list[schemas.EventView]:
+) -> list[EventView]:
     """What a stream sends next."""
     return events(session, run_id, after=after_id, limit=limit).data
 
@@ -164,7 +168,7 @@ def jobs(
     state: str | None = None,
     after: str | None = None,
     limit: int = 50,
-) -> schemas.Page[schemas.JobView]:
+) -> Page[JobView]:
     """A page of jobs, the newest first."""
     table, row = tables.Job, tables.Execution
     query = select(table).join(row, row.id == table.execution_id)
@@ -176,17 +180,17 @@ def jobs(
     rows = list(session.scalars(query.limit(min(limit, MAX_PAGE) + 1)))
     shown = rows[: min(limit, MAX_PAGE)]
     more = len(rows) > len(shown)
-    return schemas.Page(
+    return Page(
         data=[job(session, row) for row in shown],
         has_more=more,
         next=cursor(shown[-1].created_at, shown[-1].id) if more else None,
     )
 
 
-def job(session: Session, row: tables.Job) -> schemas.JobView:
+def job(session: Session, row: tables.Job) -> JobView:
     run = tables.Run
     name = session.scalar(select(run.name).where(run.id == row.run_id)) if row.run_id else None
-    return schemas.JobView(
+    return JobView(
         id=row.id,
         kind=row.kind,
         run=name,
@@ -213,8 +217,8 @@ def _shown_params(params: dict[str, Any]) -> dict[str, Any]:
     return {**params, "spec": {**spec, "notify": receivers.all_masked(spec["notify"])}}
 
 
-def _event(row: tables.Event) -> schemas.EventView:
-    return schemas.EventView(
+def _event(row: tables.Event) -> EventView:
+    return EventView(
         id=row.id,
         run=row.run_id,
         job=row.job_id,

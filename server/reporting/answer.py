@@ -6,7 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from server.schemas import PeakFlops, Series
+from server.schemas.metrics import Series
+from server.schemas.system import PeakFlops
 from trainer.contract.extend import Joint
 from trainer.contract.plan import BatchPlan, Hyperparameters, Parameters, PlannedShape
 from trainer.contract.spec import ScheduleSpec

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
 
-from server import schemas
 from server.database import tables
 from server.domain import lineage
 from server.domain.lineage import Stretch
 from server.metrics import rollups
 from server.reporting.answer import CoreScore, PhaseReport
+from server.schemas.checkpoints import CheckpointView
+from server.schemas.evaluations import EvaluationView
+from server.schemas.phases import PhaseView
 from trainer.contract.plan import Plan
 from trainer.contract.schedule import PhaseSchedule, lr_multiplier
 from trainer.contract.spec import MAX_STEPS
@@ -60,9 +62,9 @@ def reports(
     session: Session,
     run: tables.Run,
     plan: Plan,
-    evaluations: list[schemas.EvaluationView],
-    checkpoints: list[schemas.CheckpointView],
-    views: list[schemas.PhaseView],
+    evaluations: list[EvaluationView],
+    checkpoints: list[CheckpointView],
+    views: list[PhaseView],
     peak: float | None,
     now: float,
 ) -> list[PhaseReport]:
@@ -81,10 +83,10 @@ def _report(
     run: tables.Run,
     plan: Plan,
     row: tables.Phase,
-    view: schemas.PhaseView,
+    view: PhaseView,
     stretches: list[Stretch],
-    evaluations: list[schemas.EvaluationView],
-    checkpoints: list[schemas.CheckpointView],
+    evaluations: list[EvaluationView],
+    checkpoints: list[CheckpointView],
     peak: float | None,
     now: float,
 ) -> PhaseReport:
@@ -129,7 +131,7 @@ def _report(
     )
 
 
-def _wall(run: tables.Run, view: schemas.PhaseView, now: float) -> float | None:
+def _wall(run: tables.Run, view: PhaseView, now: float) -> float | None:
     if view.started_at is None:
         return None
     ended = view.ended_at or run.ended_at or now
@@ -137,8 +139,8 @@ def _wall(run: tables.Run, view: schemas.PhaseView, now: float) -> float | None:
 
 
 def _last(
-    evaluations: list[schemas.EvaluationView], kind: str, low: int, high: int
-) -> schemas.EvaluationView | None:
+    evaluations: list[EvaluationView], kind: str, low: int, high: int
+) -> EvaluationView | None:
     """The last one inside the phase; what was measured at its first step belongs to the one before.
 
     Of several at that step the first counts: the later ones are rechecks after a resume.
@@ -150,7 +152,7 @@ def _last(
     return min((e for e in inside if e.step == step), key=lambda e: e.unix_seconds)
 
 
-def _core(view: schemas.EvaluationView) -> CoreScore:
+def _core(view: EvaluationView) -> CoreScore:
     tasks = {str(k): float(v) for k, v in dict(view.result.get("results", {})).items()}
     named = [name for name in HIGHLIGHTS if name in tasks]
     named = named or sorted(tasks, key=lambda name: -tasks[name])[: len(HIGHLIGHTS)]

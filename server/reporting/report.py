@@ -9,7 +9,6 @@ import time
 
 from sqlalchemy.orm import Session
 
-from server import schemas
 from server.database import tables
 from server.domain import lineage
 from server.domain.budget import JOULES_PER_KWH
@@ -19,6 +18,9 @@ from server.reporting import answer, phases, story
 from server.reporting.answer import Report
 from server.reporting.html import html
 from server.reporting.markdown import markdown
+from server.schemas.checkpoints import CheckpointView
+from server.schemas.evaluations import SampleView
+from server.schemas.system import PeakFlops
 from trainer.contract.peaks import known_peak
 from trainer.contract.plan import CHINCHILLA_RATIO, Plan
 from trainer.contract.spec import RunSpec
@@ -103,14 +105,14 @@ def _progress(session: Session, run: tables.Run, now: float) -> answer.RunProgre
     )
 
 
-def _peak(session: Session, run: tables.Run) -> schemas.PeakFlops | None:
+def _peak(session: Session, run: tables.Run) -> PeakFlops | None:
     """What MFU refers to: what the newest attempt reported, else the table's for its device."""
     for row in _attempt_rows(session, run):
         if row.peak_flops:
-            return schemas.PeakFlops(value=row.peak_flops, source=row.peak_source or "reported")
+            return PeakFlops(value=row.peak_flops, source=row.peak_source or "reported")
         known = known_peak(row.device_name) if row.device_name else None
         if known:
-            return schemas.PeakFlops(value=known.value, source=known.source)
+            return PeakFlops(value=known.value, source=known.source)
     return None
 
 
@@ -130,7 +132,7 @@ def _hardware(
     session: Session,
     everything: phases.Sums,
     totals: answer.Totals,
-    peak: schemas.PeakFlops | None,
+    peak: PeakFlops | None,
 ) -> answer.Hardware:
     devices: dict[str, list[int]] = {}
     for attempt in tried:
@@ -156,7 +158,7 @@ def _totals(
     run: tables.Run,
     plan: Plan,
     everything: phases.Sums,
-    kept: list[schemas.CheckpointView],
+    kept: list[CheckpointView],
     down: float,
     now: float,
 ) -> answer.Totals:
@@ -201,7 +203,7 @@ def _energy(run: tables.Run, everything: phases.Sums, price: float | None) -> an
     )
 
 
-def _samples(views: list[schemas.SampleView]) -> list[answer.SampleReport]:
+def _samples(views: list[SampleView]) -> list[answer.SampleReport]:
     """Those of the newest step that has any."""
     if not views:
         return []

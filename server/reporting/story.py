@@ -7,7 +7,6 @@ from itertools import pairwise
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from server import schemas
 from server.database import tables
 from server.reporting.answer import (
     AttemptReport,
@@ -18,6 +17,8 @@ from server.reporting.answer import (
     PhaseReport,
     ResumeVerdict,
 )
+from server.schemas.evaluations import EvaluationView
+from server.schemas.phases import PhaseView
 from trainer.contract import bpb_causes
 from trainer.contract.plan import hours
 from trainer.contract.reasons import Reason
@@ -99,7 +100,7 @@ def incidents(session: Session, run: tables.Run) -> tuple[list[Incident], list[R
     ]
 
 
-def evaluations(views: list[schemas.EvaluationView]) -> list[EvaluationReport]:
+def evaluations(views: list[EvaluationView]) -> list[EvaluationReport]:
     labels: dict[tuple[str, str], str] = {}
     for view in views:
         taken = sum(1 for kind, _ in labels if kind == view.kind)
@@ -166,7 +167,7 @@ def _why(one: EvaluationReport, two: EvaluationReport) -> str:
 
 
 def timeline(run: tables.Run, phases: list[PhaseReport], rows: list[AttemptReport],
-             views: list[schemas.PhaseView]) -> list[Moment]:  # fmt: skip
+             views: list[PhaseView]) -> list[Moment]:  # fmt: skip
     found = [Moment(unix_seconds=run.created_at, text="run created")]
     for report, view in zip(phases, views, strict=True):
         span = f"steps {report.start_step:,} to {report.planned_end_step:,}"

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 
 from server.scheduling import hours
 from server.scheduling.hours import Price
-from server.schemas import PowerRule
+from server.schemas.policies import PowerRule
 
 HOT_SECONDS = 10.0  # at the ceiling for so long: a peak of a second costs no save
 COOL_DEGREES = 10.0  # below the ceiling, and for so long, before a run comes back

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from server.group_schemas import GroupDetail, LadderFit
+from server.schemas.groups import GroupDetail, LadderFit
 from tests.bench import bars
 from tests.e2e.real_daemon import RealDaemon
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from server.client import Client
-from server.schemas import Progress
+from server.schemas.progress import Progress
 from tests.serving import Serving
 
 SETTLED = ("created", "paused", "completed", "failed", "cancelled")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from server.group_schemas import GroupDetail
-from server.schemas import QueueView
+from server.schemas.groups import GroupDetail
+from server.schemas.queue import QueueView
 from tests.e2e.stub_runs import StubRun, loss_at
 
 DEPTHS, SEEDS = (4, 6, 8), (42, 43)

@@ -8,21 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from server.domain.states import State, sentence
-from server.schemas import (
-    AttemptView,
-    CheckpointView,
-    EvaluationView,
-    EventView,
-    JobView,
-    MetricsAnswer,
-    PhaseView,
-    Progress,
-    RunDetail,
-    RunSummary,
-    SampleView,
-    Segment,
-    Series,
-)
+from server.schemas.checkpoints import CheckpointView
+from server.schemas.evaluations import EvaluationView, SampleView
+from server.schemas.events import EventView
+from server.schemas.jobs import JobView
+from server.schemas.metrics import MetricsAnswer, Segment, Series
+from server.schemas.phases import AttemptView, PhaseView
+from server.schemas.progress import Progress
+from server.schemas.runs import RunDetail, RunSummary
 from trainer.contract.extend import ExtendPreview, ExtendRequest, preview
 from trainer.contract.plan import Plan, PlanContext, make_plan
 from trainer.contract.reasons import Reason

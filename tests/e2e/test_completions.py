@@ -16,7 +16,7 @@ import openai
 import pytest
 
 from server.database.db import Database
-from server.schemas import JobView
+from server.schemas.jobs import JobView
 from server.settings import Settings
 from tests.e2e.real_daemon import TINY, RealDaemon
 from tests.server import rows

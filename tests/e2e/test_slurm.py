@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from server.schemas import Progress
+from server.schemas.progress import Progress
 from tests.e2e.real_daemon import SETTLED, TINY, RealDaemon
 from tests.slurm_cluster import SlurmCluster
 

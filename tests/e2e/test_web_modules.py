@@ -15,8 +15,8 @@ import pytest
 from server.api import catalog as catalog_api
 from server.api import web, web_bundle
 from server.domain.states import REQUESTS, SETTLED, VERBS, State
-from server.group_schemas import GroupRequest
 from server.queries import planned
+from server.schemas.groups import GroupRequest
 from trainer.contract.schedule import initial_schedule, weight_decay_multiplier
 
 WEB = Path(__file__).parents[2] / "server" / "web"

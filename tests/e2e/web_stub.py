@@ -22,10 +22,13 @@ from pydantic import ValidationError
 
 from server.api import catalog, web
 from server.api.app import Compressed
-from server.group_schemas import GroupRequest
 from server.queries import planned as planned_of
 from server.queries.columns import columns as columns_of
-from server.schemas import ExtendAnswer, PlacePolicyView, PlanAnswer, SystemView
+from server.schemas.groups import GroupRequest
+from server.schemas.plans import PlanAnswer
+from server.schemas.policies import PlacePolicyView
+from server.schemas.runs import ExtendAnswer
+from server.schemas.system import SystemView
 from tests.e2e import stub_groups
 from tests.e2e.stub_runs import HOSTILE_TITLE, StubRun, make_runs, metrics_of
 from trainer.contract.extend import ExtendRequest

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from server.schemas import Progress
+from server.schemas.progress import Progress
 from tests.e2e.real_daemon import RealDaemon
 from tests.nullgpu import environment
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from server.schemas import Progress
+from server.schemas.progress import Progress
 from tests.nullgpu import environment, full_card
 from tests.nullgpu.test_daemon import NullDaemon
 

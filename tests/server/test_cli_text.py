@@ -13,7 +13,9 @@ from rich.console import Console
 
 from server.cli import extending, plot, units
 from server.cli.view import View, by_step, line, screen
-from server.schemas import EventView, MetricsAnswer, Progress
+from server.schemas.events import EventView
+from server.schemas.metrics import MetricsAnswer
+from server.schemas.progress import Progress
 from server.text import clean, clean_lines, shorten, to_json
 from tests.server import stub_daemon
 from trainer.contract.extend import ExtendRequest, preview

@@ -17,7 +17,7 @@ from server.machine import kernel_log, plan_context
 from server.machine.devices import Device
 from server.queries import ranks as rank_rows
 from server.scheduling import rows
-from server.schemas import ResumeRequest
+from server.schemas.runs import ResumeRequest
 from server.supervision import worklist
 from tests.server.house import House
 from trainer.contract.plan import PlanContext, make_plan

@@ -13,7 +13,7 @@ from server.database import tables
 from server.domain import runs
 from server.queries import store
 from server.scaling.fit import PowerLaw
-from server.schemas import PatchRun
+from server.schemas.runs import PatchRun
 from tests.server.asgi import Asgi
 from tests.server.house import House
 

@@ -19,7 +19,7 @@ from server.queries import outlook as queries
 from server.queries.standing import standing
 from server.scheduling.hours import OpenStretch, Price, Rule
 from server.scheduling.outlook import WALKED_SECONDS, Outlook, outlook
-from server.schemas import Progress
+from server.schemas.progress import Progress
 from server.settings import Settings
 from tests.server.asgi import Asgi
 from tests.server.reporting import attempt, create

@@ -21,7 +21,7 @@ from server.scheduling.decide import Place, SchedulingVerdict, WaitCause, Want
 from server.scheduling.heat import COOL_SECONDS, HOT_SECONDS, Heat, rule_at
 from server.scheduling.power_limits import PowerLimits
 from server.scheduling.surroundings import SurroundingsThread
-from server.schemas import PlacePolicyView, PowerRule
+from server.schemas.policies import PlacePolicyView, PowerRule
 from tests.server import rows
 from tests.server.asgi import Asgi
 

@@ -20,13 +20,13 @@ from server.database.migrate import Refused
 from server.domain import attempts, groups, policies, run_files, runs
 from server.domain.extend import next_number
 from server.events import webhooks
-from server.group_schemas import GroupRequest
 from server.launch import process
 from server.maintenance import backup as backing
 from server.maintenance.housekeeping import HousekeepingThread
 from server.maintenance.rebuild import rebuild
 from server.maintenance.restore import restore
-from server.schemas import PlacePolicyView
+from server.schemas.groups import GroupRequest
+from server.schemas.policies import PlacePolicyView
 from server.settings import Settings
 from server.supervision.startup import arrive
 from tests.server.house import House

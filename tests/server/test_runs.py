@@ -14,7 +14,7 @@ from server.domain import attempts, lineage, runs, saved
 from server.errors import Conflict, IllegalMove, Invalid, NameTaken
 from server.queries import store
 from server.queries.standing import standing
-from server.schemas import Overrides, PatchRun, ResumeRequest
+from server.schemas.runs import Overrides, PatchRun, ResumeRequest
 from server.settings import Settings
 from tests.server.reporting import BATCH_TOKENS, Reporter, attempt, create
 from trainer.contract.extend import ExtendRequest

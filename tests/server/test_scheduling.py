@@ -16,7 +16,7 @@ from server.database.tables import PlacePolicy, Run
 from server.domain import runs
 from server.events import webhooks
 from server.scheduling import decide, rows
-from server.schemas import PatchRun
+from server.schemas.runs import PatchRun
 from tests.server.house import House
 
 

@@ -18,7 +18,7 @@ from server.machine.gpu_programs import GpuProgram
 from server.scheduling import surroundings, tariff
 from server.scheduling.surroundings import SurroundingsThread
 from server.scheduling.tariff import Tariff
-from server.schemas import NeighbourRule, PlacePolicyView
+from server.schemas.policies import NeighbourRule, PlacePolicyView
 from tests.server.asgi import Asgi
 
 CARD = Device("cuda:0", "a card", 10**10, uuid="GPU-1")

@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, StringConstraints, field_validator, model_validator
 
-from server.schemas import Reason, State
+from server.schemas.states import State
+from trainer.contract.reasons import Reason
 from trainer.contract.spec import BudgetSpec, Name, Strict
 from trainer.contract.spec.fields import do_not_fit
 

@@ -1,0 +1,34 @@
+"""Evaluations of a run's weights, and samples from them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+
+class EvaluationView(BaseModel):
+    id: int
+    kind: Literal["bpb", "core"]
+    step: int
+    value: float
+    identity: str
+    settings: dict[str, Any]
+    result: dict[str, Any]
+    seconds: float
+    unix_seconds: float
+    attempt: int | None
+    job: str | None
+    best: bool
+    superseded: bool
+
+
+class SampleView(BaseModel):
+    id: int
+    step: int
+    prompt: str
+    text: str
+    settings: dict[str, Any]
+    unix_seconds: float
+    job: str | None
+    superseded: bool

@@ -1,0 +1,20 @@
+"""Events: what happened, in order."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+
+class EventView(BaseModel):
+    id: int
+    run: str | None
+    job: str | None
+    attempt: int | None
+    kind: str
+    level: Literal["info", "warning", "error"]
+    step: int | None
+    message: str
+    data: dict[str, Any]
+    unix_seconds: float

@@ -1,0 +1,27 @@
+"""Jobs: bounded work that is not training."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from trainer.contract.reasons import Reason
+
+
+class JobView(BaseModel):
+    id: str
+    kind: str
+    run: str | None
+    where: str
+    state: Literal["queued", "running", "completed", "failed", "cancelled"]
+    reason: Reason | None
+    message: str
+    stage: str
+    stage_detail: str
+    fraction: float | None
+    params: dict[str, Any]
+    result: dict[str, Any] | None
+    created_at: float
+    started_at: float | None
+    ended_at: float | None

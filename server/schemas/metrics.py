@@ -1,0 +1,68 @@
+"""Curves of a run's metrics: as points, as columns, and as the schedule plans them."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel
+
+# step, unix seconds, mean, min, max
+SeriesPoint = tuple[int, float, float | None, float | None, float | None]
+
+
+class Series(BaseModel):
+    """points: [step, unix_seconds, mean, min, max]; step is the last one of its bin.
+
+    identity: what evaluated values were measured under. Values of two identities are two series.
+    """
+
+    key: str
+    identity: str | None = None
+    points: list[SeriesPoint]
+
+
+class Segment(BaseModel):
+    phase: int
+    attempt: int
+    from_step: int
+    to_step: int
+
+
+class MetricsAnswer(BaseModel):
+    series: list[Series]
+    bin_steps: int
+    raw_points: int
+    segments: list[Segment]
+
+
+class Column(BaseModel):
+    """One key over the steps of the answer; min and max are those of each bin."""
+
+    key: str
+    mean: list[float | None]
+    min: list[float | None] | None
+    max: list[float | None] | None
+
+
+class PlannedCurve(BaseModel):
+    """The schedule at some steps, in the units of the history, six significant digits."""
+
+    steps: list[int]
+    lr_multiplier: list[float | None]
+    momentum: list[float | None]
+    weight_decay: list[float | None]
+
+
+class MetricColumns(BaseModel):
+    """GET …/metrics?columns=true: steps and times once, six significant digits.
+
+    evaluations: what was measured at steps of its own, as series of points. planned: the schedule
+    ahead of the present step, where it was asked for.
+    """
+
+    steps: list[int]
+    unix_seconds: list[float]
+    series: list[Column]
+    evaluations: list[Series]
+    bin_steps: int
+    raw_points: int
+    segments: list[Segment]
+    planned: PlannedCurve | None = None

@@ -1,0 +1,142 @@
+"""Runs: in a list, in detail, and what requests may change about them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, StringConstraints
+
+from server.schemas.states import Desired, State
+from trainer.contract.extend import ExtendPreview, Joint
+from trainer.contract.plan import Plan
+from trainer.contract.reasons import Reason
+from trainer.contract.spec import (
+    MAX_RANKS,
+    AttentionBackend,
+    BudgetSpec,
+    Gpus,
+    Hours,
+    MetadataKey,
+    MetadataValue,
+    Name,
+    PlaceSpec,
+    Priority,
+    RankDevice,
+    RunSpec,
+    Strict,
+    Url,
+)
+
+
+class Condition(BaseModel):
+    """Why a running run does not step just now. since: unix seconds of its last step."""
+
+    code: Literal["disk_full", "silent"]
+    message: str
+    since: float | None
+
+
+class RunSummary(BaseModel):
+    """A run in a list. sparkline: about 32 means of the loss over the lineage.
+
+    loss is that of one step; runs are compared by loss_smooth. training_seconds: spent in steps so
+    far, repeats included. condition: null for a run that steps.
+    """
+
+    id: str
+    name: str
+    title: str | None
+    state: State
+    desired_state: Desired
+    reason: Reason
+    reason_message: str
+    device: str
+    step: int
+    end_step: int
+    fraction: float
+    loss: float | None
+    loss_smooth: float | None = None
+    val_bpb: float | None
+    tokens_per_second: float | None
+    eta_seconds: float | None
+    training_seconds: float | None = None
+    condition: Condition | None = None
+    parameters: int | None = None
+    tokens_seen: int = 0
+    queue_position: int | None
+    num_phases: int
+    created_at: float
+    started_at: float | None
+    ended_at: float | None
+    last_step_at: float | None
+    state_since: float | None = None
+    metadata: dict[str, str]
+    sparkline: list[float | None] = []
+
+
+class RunDetail(RunSummary):
+    """A run with its spec and plan. advice: what to do about the reason."""
+
+    advice: str
+    spec: RunSpec
+    plan: Plan
+    frozen: dict[str, Any]
+    overrides: dict[str, Any]
+    fingerprint: dict[str, Any] | None
+    exact_resume: Literal["verified", "approximate", "mismatch"] | None
+    pending_extend: dict[str, Any] | None
+    directory: str
+
+
+class PatchRun(Strict):
+    """What may change about a run; null title, hours or budget remove them. Parts replace key by
+    key, but a budget as a whole.
+
+    name: a free one; links by id keep working, and the counters in Prometheus continue under it.
+    """
+
+    name: Name | None = None
+    title: Annotated[str, StringConstraints(max_length=300)] | None = None
+    metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)] | None = None
+    evaluate: dict[str, Any] | None = None
+    checkpoint: dict[str, Any] | None = None
+    recovery: dict[str, Any] | None = None
+    notify: Annotated[list[Url], Field(max_length=16)] | None = None
+    priority: Priority | None = None
+    preemptible: bool | None = None
+    hours: Hours | None = None
+    budget: BudgetSpec | None = None
+
+
+class Overrides(Strict):
+    device_batch_size: Annotated[int, Field(ge=1, le=65_536)] | None = None
+    compile: bool | None = None
+    attention: AttentionBackend | None = None
+    gpus: Gpus | None = None
+    """Another number of GPUs from now on, or all; instead of the spec's gpus and devices."""
+    devices: Annotated[list[RankDevice], Field(min_length=1, max_length=MAX_RANKS)] | None = None
+    """Other devices from now on; instead of the spec's gpus and devices."""
+
+
+class ResumeRecovery(Strict):
+    on_non_finite: Literal["stop", "rewind"]
+    """What to do after a loss that is not finite; rewind trains on past the batch."""
+
+
+class ResumeRequest(Strict):
+    """recovery: what a failure's advice may ask to change, as PATCH would, before the resume.
+    place: where the run trains from now on; null is the daemon's own machine."""
+
+    overrides: Overrides | None = None
+    recovery: ResumeRecovery | None = None
+    place: PlaceSpec | None = None
+
+
+class ExtendAnswer(BaseModel):
+    """plan: the preview of the new phase (null when nothing changed)."""
+
+    run: RunDetail
+    plan: ExtendPreview | None
+    joint: Joint | None
+    discarded_steps: int
+    warnings: list[str]
