@@ -10,6 +10,7 @@ from server.schemas.checkpoints import CheckpointBrief
 from server.schemas.runs import Condition
 from server.schemas.states import Desired, State
 from server.schemas.system import PeakFlops
+from trainer.contract.events import RankRow
 from trainer.contract.reasons import Reason
 
 
@@ -26,24 +27,10 @@ class Vram(BaseModel):
     total: int | None = None
 
 
-class RankView(BaseModel):
-    """GET /v1/runs/{id}/ranks: one process of a run on several devices, as reported last.
+class RankView(RankRow):
+    """GET /v1/runs/{id}/ranks: one process of a run on several devices, as its trainer reported it
+    last."""
 
-    compute_seconds: its own forward and backward passes of a step; waited_seconds: for the others.
-    """
-
-    rank: int
-    host: str
-    device: str
-    pid: int
-    compute_seconds: float | None = None
-    waited_seconds: float | None = None
-    vram_allocated_bytes: int | None = None
-    vram_reserved_bytes: int | None = None
-    vram_peak_bytes: int | None = None
-    vram_total_bytes: int | None = None
-    power_watts: float | None = None
-    temperature_celsius: float | None = None
     seen_at: float
 
 
