@@ -31,11 +31,8 @@ def create(
     spec: Annotated[
         str | None, typer.Option("--spec", metavar="SPEC", help="A YAML or JSON file, or -.")
     ] = None,
-    preset: Annotated[str | None, typer.Option(help="demo, rtx4070-d12, nanochat-d12, …")] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY.PATH=VALUE", help="One key of the spec; repeatable."),
-    ] = None,
+    preset: options.Preset = None,
+    settings: options.SpecKeys = None,
     depths: Annotated[
         str | None, typer.Option(metavar="4,6,8", help="Ladder of depths, ascending.")
     ] = None,

@@ -23,15 +23,10 @@ def register(app: typer.Typer) -> None:
 
 
 def run(
-    spec: Annotated[
-        str | None, typer.Argument(metavar="SPEC", help="A YAML or JSON file, or - for a pipe.")
-    ] = None,
+    spec: options.SpecArgument = None,
     name: Annotated[str | None, typer.Option(help="Name of the run.")] = None,
-    preset: Annotated[str | None, typer.Option(help="demo, rtx4070-d12, nanochat-d12, …")] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY.PATH=VALUE", help="One key of the spec; repeatable."),
-    ] = None,
+    preset: options.Preset = None,
+    settings: options.SpecKeys = None,
     no_start: Annotated[
         bool, typer.Option("--no-start", help="Create it and leave it in state 'created'.")
     ] = False,

@@ -24,6 +24,14 @@ def run_names(incomplete: str) -> list[str]:
 RunArgument = Annotated[
     str, typer.Argument(metavar="RUN", help="Name or id of a run.", autocompletion=run_names)
 ]
+SpecArgument = Annotated[
+    str | None, typer.Argument(metavar="SPEC", help="A YAML or JSON file, or - for a pipe.")
+]
+Preset = Annotated[str | None, typer.Option(help="demo, rtx4070-d12, nanochat-d12, …")]
+SpecKeys = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY.PATH=VALUE", help="One key of the spec; repeatable."),
+]
 Json = Annotated[bool, typer.Option("--json", help="The API's own document, for scripts.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 WhereOption = Annotated[

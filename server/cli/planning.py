@@ -19,14 +19,9 @@ def register(app: typer.Typer) -> None:
 
 
 def plan(
-    spec: Annotated[
-        str | None, typer.Argument(metavar="SPEC", help="A YAML or JSON file, or - for a pipe.")
-    ] = None,
-    preset: Annotated[str | None, typer.Option(help="demo, rtx4070-d12, nanochat-d12, …")] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY.PATH=VALUE", help="One key of the spec; repeatable."),
-    ] = None,
+    spec: options.SpecArgument = None,
+    preset: options.Preset = None,
+    settings: options.SpecKeys = None,
     tokens_per_second: Annotated[
         float | None, typer.Option(min=1e-3, help="Reckon with this rate.")
     ] = None,
