@@ -1,4 +1,4 @@
-"""Escapes untrusted strings for terminals and error messages.
+"""Escapes untrusted strings for terminals, logs, error messages and documents.
 
 Names, titles, log lines and model samples may hold anything. What would move the cursor, set a
 title, turn the reading direction or hide text is shown as an escape.
@@ -10,15 +10,14 @@ import json
 import re
 from typing import Any
 
-# C0 and DEL, C1 (0x9B is a CSI of its own), line and paragraph separators, bidirectional controls,
-# zero-width characters and the byte-order mark.
-_UNSAFE = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u00ad\u061c\u200b-\u200f\u2028-\u202f\u2060-\u206f\ufeff\ud800-\udfff]"
+# DEL, C1 (0x9B is a CSI of its own), line and paragraph separators, bidirectional controls,
+# zero-width characters, the byte-order mark, annotations and tags.
+_ALWAYS_UNSAFE = (
+    "\x7f-\x9f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202f\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff\U000e0000-\U000e007f"
 )
-_UNSAFE_IN_LINES = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u200b-\u200f\u2028-\u202f\u2060-\u206f\ufeff"
-    "\ud800-\udfff]"
-)
+_UNSAFE = re.compile(f"[\x00-\x1f{_ALWAYS_UNSAFE}]")
+_UNSAFE_IN_LINES = re.compile(f"[\x00-\x08\x0b-\x1f{_ALWAYS_UNSAFE}]")
 _NAMED = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
@@ -43,6 +42,12 @@ def log_line(line: str) -> str:
     return clean_lines(line)
 
 
+def spaced(value: str) -> str:
+    """`value` in a document that is read away from a terminal, such as Markdown or SVG: a space for
+    every character that cannot be printed, line feeds included."""
+    return "".join(char if char.isprintable() else " " for char in value)
+
+
 def to_json(value: Any) -> str:
     """JSON for a script: plain ASCII, so that it is harmless on a terminal as well."""
     return json.dumps(value, indent=2, ensure_ascii=True, allow_nan=False)
@@ -55,4 +60,6 @@ def shorten(value: str, width: int) -> str:
 def _escape(match: re.Match[str]) -> str:
     char = match.group()
     code = ord(char)
+    if code >= 0x10000:
+        return f"\\U{code:08x}"
     return _NAMED.get(char) or (f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}")

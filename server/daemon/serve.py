@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from server import privacy
 from server.errors import TraindError
 from server.lock import CannotServe, held
+from server.text import clean
 
 if TYPE_CHECKING:
     import uvicorn
@@ -251,16 +252,11 @@ class PlainLines(logging.Formatter):
     and exception text indented, so that foreign text never looks like a record."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        return _visible(super().formatMessage(record))
+        return clean(super().formatMessage(record))
 
     def formatException(self, ei: Any) -> str:
         lines = super().formatException(ei).split("\n")
-        return "\n".join(f"    {_visible(line)}" for line in lines)
-
-
-def _visible(text: str) -> str:
-    escaped = (c.encode("unicode_escape", "replace").decode("ascii") for c in text)
-    return "".join(c if c.isprintable() else e for c, e in zip(text, escaped, strict=True))
+        return "\n".join(f"    {clean(line)}" for line in lines)
 
 
 def _log_as(settings: Settings) -> None:

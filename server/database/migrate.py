@@ -165,18 +165,14 @@ def upgrade(library: Library, paths: DataDir) -> None:
     _run_alembic(library, path)
 
 
-def _escaped(path: Path) -> str:
-    """A path in an option of Alembic's, where `%` begins an interpolation."""
-    return str(path).replace("%", "%%")
-
-
 def _run_alembic(library: Library, path: Path) -> None:
     from alembic import command  # only a start that migrates pays for it
     from alembic.config import Config
 
     engine = sqlite.make_engine(library, path, role="migration")
     config = Config()
-    config.set_main_option("script_location", _escaped(Path(migrations.__file__).parent))
+    scripts = str(Path(migrations.__file__).parent)
+    config.set_main_option("script_location", scripts.replace("%", "%%"))  # % interpolates
     try:
         with sqlite.explained_errors(), engine.begin() as connection:
             for (leftover,) in connection.exec_driver_sql(

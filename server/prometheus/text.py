@@ -97,7 +97,7 @@ def _of_rank(key: str) -> Callable[[_Run], Iterator[MetricSample]]:
 
     def samples(run: _Run) -> Iterator[MetricSample]:
         for row in run.progress.get("ranks", ()) if run.is_live else ():
-            device = _escaped(row["device"])
+            device = _label_value(row["device"])
             yield f'{run.label},rank="{row["rank"]}",device="{device}"', row.get(key)
 
     return samples
@@ -113,7 +113,7 @@ def _state(run: _Run) -> Iterator[MetricSample]:
 
 
 def _info(run: _Run) -> Iterator[MetricSample]:
-    phase, device = _escaped(run.facts.phase), _escaped(run.facts.device)
+    phase, device = _label_value(run.facts.phase), _label_value(run.facts.device)
     yield f'{run.label},phase="{phase}",model="{run.facts.model}",device="{device}"', 1
 
 
@@ -174,7 +174,10 @@ def of_counters(counted: dict[str, list[tuple[str, str, float]]]) -> Iterator[st
         yield _lines(
             name,
             (
-                (f'run="{run}"' + (f',reason="{_escaped(label)}"' if with_reason else ""), value)
+                (
+                    f'run="{run}"' + (f',reason="{_label_value(label)}"' if with_reason else ""),
+                    value,
+                )
                 for run, label, value in counted.get(name, ())
             ),
         )
@@ -203,7 +206,7 @@ def of_daemon(
         ("disk_free_bytes", "Free bytes on the disk of the data directory", "", disk_free),
         ("database_wal_bytes", "Size of the database's write-ahead log", "", wal_bytes),
         ("ingest_lag_seconds", "Age of the oldest unread report", "", lag_seconds),
-        ("build_info", "The version that runs", f'version="{_escaped(version)}"', 1),
+        ("build_info", "The version that runs", f'version="{_label_value(version)}"', 1),
     )
     for name, help_text, labels, value in gauges:
         yield _head(name, help_text) + _lines(name, [(labels, value)])
@@ -227,7 +230,8 @@ def _lines(name: str, samples: Iterable[MetricSample]) -> str:
     )
 
 
-def _escaped(text: str) -> str:
+def _label_value(text: str) -> str:
+    """As the exposition format escapes what stands between the quotes of a label."""
     return text.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
 
 

@@ -6,6 +6,7 @@ import re
 
 from server.reporting.answer import Report
 from server.reporting.document import Chart, Quote, Section, Table, document, moment
+from server.text import spaced
 from trainer.contract.plan import number
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|])")
@@ -63,5 +64,5 @@ def _quote(quote: Quote) -> list[str]:
 
 
 def _text(cell: str) -> str:
-    flat = " ".join("".join(c if c.isprintable() else " " for c in cell).split())
+    flat = " ".join(spaced(cell).split())
     return _SPECIAL.sub(r"\\\1", flat)

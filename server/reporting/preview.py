@@ -5,6 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from server.reporting.frame import Frame
+from server.text import spaced
 from trainer.contract.extend import CurvePoint, ExtendPreview
 
 WIDTH, HEIGHT, TOP = 720, 340, 104
@@ -68,11 +69,11 @@ def _file(title: str, description: str, drawn: str, *, height: int) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
         f'width="{WIDTH}" height="{height}" role="img" '
         'aria-labelledby="preview-title preview-desc">\n'
-        f'<title id="preview-title">{_escaped(title)}</title>\n'
-        f'<desc id="preview-desc">{_escaped(description)}</desc>\n'
+        f'<title id="preview-title">{_xml(title)}</title>\n'
+        f'<desc id="preview-desc">{_xml(description)}</desc>\n'
         f"<style>\n{STYLE}\n</style>\n"
         f'<rect class="paper" width="{WIDTH}" height="{height}"/>'
-        f'<text class="name" x="16" y="24">{_escaped(title)}</text>{drawn}\n</svg>\n'
+        f'<text class="name" x="16" y="24">{_xml(title)}</text>{drawn}\n</svg>\n'
     )
 
 
@@ -120,7 +121,7 @@ def _mark(frame: Frame, style: str, step: int, y: int, words: str) -> str:
     return (
         f'<line class="{style}" x1="{x}" x2="{x}" y1="{TOP - 4}" y2="{HEIGHT - frame.bottom}"/>'
         f'<text class="{style}" x="{x + side:.1f}" y="{y}" text-anchor="{anchor}">'
-        f"{_escaped(words)}</text>"
+        f"{_xml(words)}</text>"
     )
 
 
@@ -129,9 +130,9 @@ def _has_warmdown(shown: ExtendPreview) -> bool:
 
 
 def _text(x: int, y: int, words: str) -> str:
-    return f'<text x="{x}" y="{y}">{_escaped(words)}</text>'
+    return f'<text x="{x}" y="{y}">{_xml(words)}</text>'
 
 
-def _escaped(words: str) -> str:
-    """As XML text. Control characters, which XML cannot contain, become spaces."""
-    return escape("".join(c if c.isprintable() else " " for c in words))
+def _xml(words: str) -> str:
+    """As XML text, which cannot contain control characters."""
+    return escape(spaced(words))

@@ -38,6 +38,7 @@ BIDI_CONTROLS = {"LRE", "RLE", "PDF", "LRO", "RLO", "LRI", "RLI", "FSI", "PDI"}
 
 def test_f54_escapes_are_visible_and_ordinary_text_is_untouched():
     assert clean("\x1b[31m\n\t") == "\\x1b[31m\\n\\t"
+    assert clean("a\u180e\ufffab\U000e0041") == "a\\u180e\\ufffab\\U000e0041"
     assert clean("größe ≤ 3 × 10⁻⁴ 学習 🙂") == "größe ≤ 3 × 10⁻⁴ 学習 🙂"
     assert clean_lines("a\r\nb\rc\td") == "a\nb\\x0dc\td".replace("\\x0d", "\\r")
 

@@ -290,7 +290,7 @@ def test_f50_beyond_loopback_needs_to_be_meant(daemon: Any) -> None:
 
 HOSTILE_WORDS = (
     "a\n2026-01-01 00:00:00 CRITICAL forged", "\x1b[2J\x1b]0;title\x07", "shown\rhidden",
-    "\x00\x7f\x9b", "\u202egnp.exe", "\ud800",
+    "\x00\x7f\x9b", "\u202egnp.exe", "\ud800", "\U000e0068",
 )  # fmt: skip
 
 
