@@ -64,12 +64,12 @@ def _follow(directory: Path, order: AttemptOrder, rank: int) -> int:
 def _train(order: AttemptOrder, own: process.Process | RankProcess, rank: int) -> events.Ended:
     own.reporter.emit(events.Stage(stage="loading", detail="torch"))
     from trainer.runtime import peer_watch, world
-    from trainer.train import checkpointing, loop, session
+    from trainer.train import checkpointing, loop, setup
 
     failpoint.hit("trainer.load")
     ranks = world.join(order.num_ranks, order.device_of(rank))
     peer_watch.start(ranks, lambda lost: own.end(_failure(lost, own)))
-    parts = session.build(order, own.reporter, own.control, world=ranks)
+    parts = setup.build(order, own.reporter, own.control, world=ranks)
     try:
         ended = loop.run(parts)
     finally:

@@ -24,7 +24,7 @@ def serve() -> None:
     import trainer.__main__
     import trainer.jobs.__main__
     import trainer.train.loop
-    import trainer.train.session  # noqa: F401
+    import trainer.train.setup  # noqa: F401
 
     for line in sys.stdin:
         request = json.loads(line)

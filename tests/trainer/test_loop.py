@@ -11,7 +11,7 @@ from trainer.contract import journal, orders
 from trainer.contract.orders import AttemptOrder
 from trainer.runtime.control import Control
 from trainer.runtime.reporter import Reporter
-from trainer.train import checkpointing, loop, session
+from trainer.train import checkpointing, loop, setup
 from trainer.train.loop import StepClock
 
 
@@ -29,7 +29,7 @@ def train_here(lab: Lab) -> None:
     order = orders.read(directory, AttemptOrder)
     header = journal.JournalHeader(order.run_id, order.attempt, order.token)
     reporter = Reporter(journal.Writer.create(directory / "outbox.jsonl", header))
-    parts = session.build(order, reporter, Control(directory / "inbox.jsonl"))
+    parts = setup.build(order, reporter, Control(directory / "inbox.jsonl"))
     try:
         reporter.emit(loop.run(parts))
     finally:

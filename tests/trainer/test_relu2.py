@@ -27,7 +27,7 @@ from trainer.model import relu2
 from trainer.model.architecture import block, mlp
 from trainer.optim.optimizer import Optimizer
 from trainer.runtime import autotune
-from trainer.train import frozen_choices, session
+from trainer.train import frozen_choices, setup
 from trainer.train.step import Stepper
 
 KIND, CPU = Kind(), torch.device("cpu")
@@ -225,10 +225,10 @@ def test_the_winner_stays_for_the_runs_life(lab) -> None:
         )
 
     first = settled_choices()
-    assert session._relu2_tile(order, first) == relu2.RACE
+    assert setup._relu2_tile(order, first) == relu2.RACE
     for tile in (TILE, relu2.COMPILED):  # the second start finds a card that cannot run it
         assert frozen_choices.freeze_winners(run.run_dir, first, {"32": "sdpa"}, tile).relu2 == tile
-        assert session._relu2_tile(order, settled_choices()) == TILE
+        assert setup._relu2_tile(order, settled_choices()) == TILE
 
 
 def test_a_run_that_asks_for_it_where_it_is_not_trains_with_the_compilers_and_says_so(lab) -> None:

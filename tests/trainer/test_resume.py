@@ -15,7 +15,7 @@ from trainer.contract.plan import PlanContext, make_plan
 from trainer.contract.schedule import ExtendSchedule, extend_schedule
 from trainer.contract.spec import resolve
 from trainer.runtime import device
-from trainer.train import session
+from trainer.train import resume
 
 STEPS = 40
 EXTENDED = 60
@@ -165,12 +165,12 @@ def test_f41_each_field_of_the_fingerprint_is_compared_and_named(field):
     manifest = store.Manifest.model_construct(
         approximate=None, why="cadence", data_identity="the same data", fingerprint={**FIELDS}
     )
-    assert session.differences(manifest, now) == []
+    assert resume.differences(manifest, now) == []
     if field == "data":
         manifest.data_identity = "other data"
     else:
         manifest.fingerprint[field] = "as it was"
-    (said,) = session.differences(manifest, now)
+    (said,) = resume.differences(manifest, now)
     assert said.startswith(f"{field}: as it was -> " if field != "data" else "the data differs")
 
 

@@ -20,7 +20,7 @@ from trainer.runtime.process import Process
 def run(order: JobOrder, own: Process) -> dict[str, Any]:
     """params: {"checkpoint": name, "steps": n, "order": the attempt order that made the steps}."""
     from trainer.runtime.reporter import Reporter
-    from trainer.train import loop, session
+    from trainer.train import loop, resume, setup
 
     attempt = AttemptOrder.model_validate(order.params["order"])
     named = parse_checkpoint_name(order.params["checkpoint"])
@@ -38,15 +38,15 @@ def run(order: JobOrder, own: Process) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=own.directory) as folder:
         header = journal.JournalHeader(order.job_id, 0, order.token)
         quiet = Reporter(journal.Writer.create(Path(folder) / "replay.jsonl", header))
-        parts = session.build(audit, quiet, own.control, owns_run=False)
+        parts = setup.build(audit, quiet, own.control, owns_run=False)
         try:
-            found = _compare(parts, int(order.params["steps"]), own, loop, session)
+            found = _compare(parts, int(order.params["steps"]), own, loop, resume)
             return found.model_dump()
         finally:
             parts.close()
 
 
-def _compare(parts: Any, steps: int, own: Process, loop: Any, session: Any) -> AuditResult:
+def _compare(parts: Any, steps: int, own: Process, loop: Any, resume: Any) -> AuditResult:
     from trainer.train.phase_schedule import scheduled
 
     differences, compared = [], 0
@@ -55,7 +55,7 @@ def _compare(parts: Any, steps: int, own: Process, loop: Any, session: Any) -> A
         step = parts.state.step
         if own.control.wants_attention():
             break
-        recorded = session.recorded_loss(run_dir, parts.order.attempt, step)
+        recorded = resume.recorded_loss(run_dir, parts.order.attempt, step)
         loop.skip_batches(parts, step)
         batches = parts.next_step_batches()
         result = parts.stepper.train_step(batches.own, **scheduled(parts.order, step))

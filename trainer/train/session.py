@@ -1,48 +1,39 @@
-"""Training session: builds everything that one attempt works with.
-
-`build` ends with the run standing exactly where its newest verified checkpoint left it.
-"""
+"""Training session: what one attempt works with, and what it saves of itself."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from trainer.checkpoint import fence, store
+from trainer.checkpoint import store
 from trainer.checkpoint.background_writer import Saver
 from trainer.contract import events
-from trainer.contract.gpu_signs import sign_of_gpu
-from trainer.contract.lanes import named_together
 from trainer.contract.orders import AttemptOrder, Lineage
-from trainer.contract.rundir import RunDir, identify
-from trainer.contract.shape import shape_of
+from trainer.contract.rundir import RunDir
 from trainer.contract.spec import MAX_STEPS
-from trainer.data import packed_rows, prepared, tokenizer
+from trainer.data import packed_rows
 from trainer.data.background_check import BackgroundCheck
-from trainer.data.loader import Loader, open_loader
-from trainer.data.prepared import PreparedData, verify
+from trainer.data.loader import Loader
+from trainer.data.prepared import PreparedData
 from trainer.data.tokenizer import Tokenizer
-from trainer.model import attention, relu2
 from trainer.model.gpt import GPT
 from trainer.optim.optimizer import Optimizer
 from trainer.runtime import device
 from trainer.runtime.control import Control
 from trainer.runtime.reporter import Reporter
 from trainer.runtime.world import World
-from trainer.train import batch_size_probe, dealing, lane_count
+from trainer.train import dealing
 from trainer.train import frozen_choices as choices
 from trainer.train.dealing import Deal, NoLoader, StepBatches
 from trainer.train.frozen_choices import Choices
-from trainer.train.state import TrainState, restore_rng, rng_state, seed_rng
+from trainer.train.state import TrainState, rng_state
 from trainer.train.step import Stepper
 
 
@@ -196,333 +187,6 @@ class Session:
             self.corpus_check.close()
         self.loader.close()
         self.saver.wait()
-
-
-def build(
-    order: AttemptOrder,
-    reporter: Reporter,
-    control: Control,
-    *,
-    owns_run: bool = True,
-    world: World | None = None,
-) -> Session:
-    """Set everything up and load the newest verified checkpoint.
-
-    world: the ranks that build together; rank 0 chooses, verifies and loads, the others hear of it.
-    owns_run: whether this process holds the run's lock, so that it may clear up after others.
-    Raises device.DeviceMissing, DataChanged, DataError, checkpoint.Bad, torch.OutOfMemoryError.
-    """
-    run_dir, world = RunDir(Path(order.run_dir)), world or World()
-    where = device.resolve(order.device_of(world.rank))
-    world.use(where)
-    _warn_if_gpu_is_idle(order, where, reporter)
-    reporter.emit(events.Stage(stage="probing", detail="settling the run's choices"))
-    chosen = _choose(order, run_dir, where, world)
-    seed_rng(order.spec.numerics.seed)
-    data = prepared.read(run_dir.data, Path(order.data_dir))
-    reporter.emit(events.Stage(stage="verifying", detail="data files"))
-    if world.leads:
-        verify(data)
-    session = _assemble(order, run_dir, control, reporter, where, chosen, data, world)
-    if where.type == "cuda" and world.leads:
-        session.saver.prepare(session.model.state_dict(), session.optimizer.whole_layout())
-    _announce(session)
-    if owns_run and world.leads:
-        session.check_compiler()
-        _clear_up(session)
-        session.corpus_check = BackgroundCheck(data)
-    _restore(session)
-    return session
-
-
-def _choose(order: AttemptOrder, run_dir: RunDir, where: torch.device, world: World) -> Choices:
-    """Rank 0 chooses, or reads what was chosen; the others take it over."""
-    chosen = None
-    if world.leads:
-        chosen = choices.choose(order, run_dir, where, batch_size_probe.fastest_rows)
-    body = world.broadcast(chosen.model_dump(mode="json") if chosen else None)
-    if chosen is None:
-        chosen = Choices.model_validate(body)
-        device.configure(where, threads=chosen.threads, deterministic=chosen.deterministic)
-    return chosen
-
-
-def _assemble(
-    order: AttemptOrder,
-    run_dir: RunDir,
-    control: Control,
-    reporter: Reporter,
-    where: torch.device,
-    chosen: Choices,
-    data: PreparedData,
-    world: World,
-) -> Session:
-    reporter.emit(events.Stage(stage="loading", detail="model and optimizer"))
-    model = GPT(shape_of(order.spec.model), compute_dtype=chosen.dtype, device=where)
-    lanes = lane_count.of_attempt(order, chosen)
-    optimizer = Optimizer(model, order.plan.hyperparameters, lanes=lanes, world=world)
-    if not world.leads:  # races are run on rank 0: the others wait for the winners
-        chosen = Choices.model_validate(world.broadcast(None))
-    stepper = Stepper(
-        model,
-        optimizer,
-        compile=chosen.compile,
-        deterministic=chosen.deterministic,
-        rows=chosen.device_batch_size,
-        choices_file=Path(order.data_dir) / "attention.json",
-        attention_backends=chosen.attention,
-        fp8=chosen.fp8,
-        relu2_tile=_relu2_tile(order, chosen),
-        lanes=lanes,
-        world=world,
-    )
-    loader = _open_loader(order, chosen, data, where) if world.leads else NoLoader()
-    if where.type == "cuda":
-        torch.cuda.empty_cache()  # what races held is the desktop's, or another program's
-    picked = {**stepper.describe_choices(), "device_batch_size": chosen.device_batch_size}
-    if where.type == "cuda" and attention.DEFAULT in picked["attention"].values():
-        picked["sdpa_kernel"] = attention.sdpa_kernel(model.shape, chosen.dtype, where)
-    _warn_if_missing(reporter, chosen.attention, picked["attention"])
-    tile = stepper.relu2_tile if order.spec.numerics.kernels == "triton" else None
-    if tile != chosen.relu2:
-        _report_race_winners(reporter, stepper)
-    if world.leads:
-        chosen = choices.freeze_winners(run_dir, chosen, picked["attention"], tile)
-        world.broadcast(chosen.model_dump(mode="json"))
-    saver = Saver(run_dir.checkpoints, where)
-    stepper.before_update = saver.fence_update
-    return Session(
-        order=order,
-        run_dir=run_dir,
-        control=control,
-        reporter=reporter,
-        device=where,
-        choices=chosen,
-        fingerprint=device.fingerprint(where, picked),
-        data=data,
-        tokenizer=tokenizer.load(Path(data.tokenizer_dir)),
-        model=model,
-        optimizer=optimizer,
-        stepper=stepper,
-        loader=loader,
-        state=TrainState(),
-        saver=saver,
-        sensors=device.Sensors.open(where),
-        world=world,
-    )
-
-
-def _open_loader(
-    order: AttemptOrder, chosen: Choices, data: PreparedData, where: torch.device
-) -> Loader:
-    return open_loader(
-        data,
-        split="train",
-        rows=chosen.device_batch_size,
-        sequence_len=order.plan.batch.sequence_len,
-        packing=order.spec.data.packing,
-        streams=order.spec.data.streams,
-        pin=where.type == "cuda" and order.num_ranks == 1,  # dealt rows are pinned as they arrive
-    )
-
-
-def _warn_if_gpu_is_idle(order: AttemptOrder, where: torch.device, reporter: Reporter) -> None:
-    """A run that did not ask for the CPU and has it, on a machine with a GPU."""
-    sign = sign_of_gpu()
-    if order.spec.device != "auto" or where.type != "cpu" or sign is None:
-        return
-    if torch.cuda.is_available():
-        why = f"torch sees {torch.cuda.get_device_name(0)}, and NVIDIA's management library no GPU"
-    else:
-        why = f"{sign} is there, and torch {torch.__version__} sees no CUDA device"
-    reporter.emit(
-        events.Notice(
-            level="warning",
-            code="gpu_unused",
-            message=f"this run trains on the CPU: {why}. See traind doctor; "
-            "a run with device cpu says that it is meant so",
-        )
-    )
-
-
-def _warn_if_missing(reporter: Reporter, wanted: dict[str, str], found: dict[str, str]) -> None:
-    """An attention backend that was settled or asked for and cannot run here was replaced."""
-    for window, name in wanted.items():
-        if found.get(window, name) != name:
-            reporter.emit(
-                events.Notice(
-                    level="warning",
-                    code="attention_replaced",
-                    message=f"attention backend {name} is not there on this device: "
-                    f"{found[window]} is used instead",
-                )
-            )
-
-
-def _relu2_tile(order: AttemptOrder, chosen: Choices) -> str:
-    if order.spec.numerics.kernels != "triton":
-        return relu2.COMPILED
-    return chosen.relu2 or relu2.RACE
-
-
-def _report_race_winners(reporter: Reporter, stepper: Stepper) -> None:
-    """Kernels that were asked for: whether they are used, and why."""
-    used, level = f"tile {stepper.relu2_tile} of relu2 is used", "info"
-    if stepper.relu2_tile == relu2.COMPILED:
-        used, level = "the compiler's are used", "warning"
-    message = f"kernels triton: {used} ({stepper.relu2_reason})"
-    reporter.emit(events.Notice(level=level, code="kernels", message=message))
-
-
-def _announce(session: Session) -> None:
-    own = identify(os.getpid())
-    session.reporter.emit(
-        events.Started(
-            pid=os.getpid(),
-            boot_id=own.boot_id if own else "",
-            start_ticks=own.start_ticks if own else 0,
-            device=str(session.device),
-            device_name=named_together(device.name_of(session.device), session.world.size),
-            versions=device.versions(),
-            fingerprint=session.fingerprint,
-            peak_flops=session.choices.peak_flops * session.world.size,
-            peak_source=session.choices.peak_source,
-        )
-    )
-    frozen = session.choices.model_dump(exclude={"probed"}, exclude_none=True)
-    chosen = frozen | session.stepper.describe_choices()
-    session.reporter.emit(events.Frozen(choices=chosen, probed=session.choices.probed))
-
-
-# --- resume --------------------------------------------------------------------------------------
-
-
-def _clear_up(session: Session) -> None:
-    shut_out = fence.shut_out(session.run_dir.root, session.order.attempt)
-    swept = [*shut_out, *store.sweep(session.run_dir.checkpoints)]
-    if swept:
-        print(f"removed {len(swept)} unfinished checkpoint directories: {', '.join(swept)}")
-
-
-def _restore(session: Session) -> None:
-    """Stand where the newest verified checkpoint of the lineage left the run, or at step 0."""
-    order, reporter = session.order, session.reporter
-    reporter.emit(events.Stage(stage="verifying", detail="checkpoints"))
-    found = _find(session) if session.world.leads else None
-    if not session.world.broadcast(found is not None):
-        session.model.init_weights(order.spec.numerics.seed)
-        why = "; ".join(left_out(order, 0)) or None
-        reporter.emit(events.Resumed(step=0, checkpoint=None, tokens_seen=0, approximate=why))
-        return
-    if found is None:
-        _hear_checkpoint(session)
-        return
-    for name, why in found.passed_over:
-        reporter.emit(events.CheckpointBad(name=name, why=why))
-    _load(session, found)
-
-
-def _find(session: Session) -> store.FoundCheckpoint | None:
-    order, directory = session.order, session.run_dir.checkpoints
-    found = store.newest(directory, order.lineage, order.max_step, order.run_id)
-    if found is None and order.resume_expected:
-        raise store.Bad(f"no checkpoint is left in {directory}")
-    return found
-
-
-def _load(session: Session, found: store.FoundCheckpoint) -> None:
-    order, manifest = session.order, found.manifest
-    model, optimizer, saved = store.load(found.path)
-    session.model.load_state_dict(model)
-    if session.world.size == 1:
-        session.optimizer.load_state_dict(optimizer)
-    session.state.load_state_dict(saved["train"])
-    session.loader.load_state_dict(saved["loader"])
-    restore_rng(saved["rng"])
-    session.parent, session.saved_step = found.path.name, manifest.step
-    session.inexact = differences(manifest, session)
-    session.expected_loss = (
-        manifest.next_loss
-        if manifest.next_loss is not None
-        else recorded_loss(session.run_dir, manifest.attempt, manifest.step)
-    )
-    session.recheck = _recorded_bpb(manifest)
-    _spread_checkpoint(session, saved, optimizer)
-    session.reporter.emit(
-        events.Resumed(
-            step=manifest.step,
-            checkpoint=found.path.name,
-            skipped=[name for name, _ in found.passed_over],
-            tokens_seen=manifest.tokens_seen,
-            approximate="; ".join([*session.inexact, *left_out(order, manifest.step)]) or None,
-        )
-    )
-
-
-def _spread_checkpoint(
-    session: Session, saved: dict[str, Any], optimizer: dict[str, Tensor]
-) -> None:
-    """Rank 0's verified checkpoint to the other ranks, which read no file of it."""
-    if session.world.size == 1:
-        return
-    heard = {name: saved[name] for name in ("train", "rng")}
-    session.world.broadcast({**heard, "parent": session.parent, "recheck": session.recheck})
-    _spread_weights(session, optimizer)
-
-
-def _hear_checkpoint(session: Session) -> None:
-    heard = session.world.broadcast({})
-    _spread_weights(session, None)
-    session.state.load_state_dict(heard["train"])
-    restore_rng(heard["rng"])
-    session.parent, session.recheck = heard["parent"], heard["recheck"]
-    session.saved_step = session.state.step
-
-
-def _spread_weights(session: Session, optimizer: dict[str, Tensor] | None) -> None:
-    with torch.no_grad():
-        for tensor in session.model.state_dict().values():
-            session.world.spread(tensor.detach())
-        session.model.bank.refresh()
-    session.optimizer.spread_state(optimizer)
-
-
-def _recorded_bpb(manifest: store.Manifest) -> dict[str, Any] | None:
-    recorded = manifest.evaluations.get("bpb")
-    return recorded and {"data": manifest.data_identity, **recorded}
-
-
-def left_out(order: AttemptOrder, step: int) -> list[str]:
-    """What a rewind takes out of the data from `step` on, in words: the run is then no longer the
-    one that was planned, however exact its resume."""
-    steps = sorted({first for first, _ in order.skip_steps if first >= step})
-    return [f"the batch of step {first:,} is left out after a rewind" for first in steps]
-
-
-def differences(manifest: store.Manifest, session: Session) -> list[str]:
-    """Why this resume cannot be exact: fingerprint fields that differ, in words."""
-    found = [manifest.approximate] if manifest.approximate and manifest.why == "import" else []
-    if manifest.data_identity != session.data.identity():
-        found.append("the data differs from what the checkpoint was trained on")
-    now = session.fingerprint
-    for key in sorted(set(manifest.fingerprint) | set(now)):
-        before, after = manifest.fingerprint.get(key), now.get(key)
-        if before != after and manifest.fingerprint:
-            found.append(f"{key}: {before} -> {after}")
-    return [text for text in found if text]
-
-
-def recorded_loss(run_dir: RunDir, attempt: int, step: int) -> float | None:
-    """The loss of `step` as that attempt's journal has it: what a resume from there must repeat."""
-    mark = f'"kind":"step","step":{step},'.encode()
-    try:
-        with (run_dir.attempt(attempt) / "outbox.jsonl").open("rb") as file:
-            for line in file:
-                if mark in line:
-                    return json.loads(line).get("loss")
-    except (OSError, ValueError):
-        return None
-    return None
 
 
 def spec_sha256(order: AttemptOrder) -> str:
