@@ -42,7 +42,7 @@ coverage: setup ## Line coverage of server and trainer by the tests that run in 
 
 nullgpu: setup ## Tests on a null GPU: torch's CUDA build (5 GB, once) over stubs of the driver
 	@[ -n "$$TRAIND_NULLGPU_PYTHON" ] || $(PYTHON) -m tests.nullgpu.install .venv-cuda
-	@TRAIND_TEST_REQUIRE=nullgpu $(PYTHON) -m pytest -n 2 --dist loadfile tests/nullgpu
+	@TRAIND_TEST_REQUIRE=nullgpu $(PYTHON) -m pytest -n 2 --dist loadgroup tests/nullgpu
 
 soak: setup ## Long fault campaigns: SECONDS=3600 SEED=…; appends to the fault table
 	@$(PYTHON) -m tests.soak --seconds $(or $(SECONDS),3600) $(if $(SEED),--seed $(SEED))

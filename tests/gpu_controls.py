@@ -118,6 +118,31 @@ CONTROLS = (
         "tests/nullgpu/test_pinned.py",
     ),
     Control(
+        "memory of races", "trainer/train/session.py",
+        "        torch.cuda.empty_cache()  # what races held", "        pass  # what races held",
+        "tests/nullgpu/test_start.py",
+    ),
+    Control(
+        "memory pinned at the start", "trainer/train/session.py",
+        'if where.type == "cuda" and world.leads:', "if False:",
+        "tests/nullgpu/test_start.py",
+    ),
+    Control(
+        "batches of a step in flight", "trainer/train/loop.py",
+        "step, batches.own, Reading(result)", "step, [], Reading(result)",
+        "tests/trainer/test_loop.py",
+    ),
+    Control(
+        "the evaluation job compiled", "trainer/jobs/token_losses.py",
+        "compiler = Compiler(wanted, ", "compiler = Compiler(False, ",
+        "tests/nullgpu/test_evaluate_job.py",
+    ),
+    Control(
+        "Muon compiled", "trainer/train/step.py",
+        "            optimizer.muon = self.compiler(optimizer.muon)\n", "",
+        "tests/nullgpu/test_life.py",
+    ),
+    Control(
         "AdamW's rates in its kernel", "trainer/train/step.py",
         "            optimizer.adamw_from_count = self.compiler(adamw_from_count)\n", "",
         "tests/nullgpu/test_life.py",

@@ -69,6 +69,10 @@ def variables(card: str, holders: Path, **more: str) -> dict[str, str]:
         "TRITON_LIBCUDA_PATH": folder,
         "TORCHINDUCTOR_CACHE_DIR": str(FOLDER / "inductor"),
         "TRITON_CACHE_DIR": str(FOLDER / "triton"),
+        # a pool of compilers in each process starts longer than it helps where all cores are busy
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",
+        # kernels know the bytes they move (traffic.py); in every process, or caches are not shared
+        "TORCHINDUCTOR_BENCHMARK_KERNEL": "1",
         "PYTHONPATH": str(ROOT),
         # cuDNN, which Hopper prefers, is not stubbed
         "TORCH_CUDNN_SDPA_DEPRIORITIZED": "1",

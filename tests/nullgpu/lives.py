@@ -9,25 +9,23 @@ from typing import Any
 STEPS_IN_A_PROBE = 1
 
 
-def life(rows: int, depth: int) -> dict[str, Any]:
+def life(rows: int, depth: int, whole: bool) -> dict[str, Any]:
     """The cost of each thing a run does on this card, in this order, and of each on a full one.
 
-    Depth and rows: of the preset `rtx4070-d12`, whose step has 65,536 tokens.
+    Depth and rows: of the preset `rtx4070-d12`, whose step has 65,536 tokens. whole: with saves, a
+    resume and probes that do not fit.
     """
     import gc
 
     import torch
 
-    from tests.nullgpu import traffic
-
-    traffic.count_compiled()
-    found, spec, plan = _lived(rows, depth)
+    found, spec, plan = _lived(rows, depth, whole)
     gc.collect()
     torch.cuda.empty_cache()
-    return {**found, "probe": probe(spec, plan)}
+    return {**found, "probe": probe(spec, plan, whole)}
 
 
-def _lived(rows: int, depth: int) -> tuple[dict[str, Any], Any, Any]:
+def _lived(rows: int, depth: int, whole: bool) -> tuple[dict[str, Any], Any, Any]:
     import torch
 
     from tests.nullgpu import traffic
@@ -52,10 +50,11 @@ def _lived(rows: int, depth: int) -> tuple[dict[str, Any], Any, Any]:
         does: dict[str, Any] = {
             "train": bench.train,
             "loss_only": bench.loss_only,
-            "save": lambda: saved.append(save(bench, Path(folder), len(saved) + 1)[0]),
             "evaluation": lambda: evaluate(bench),
-            "resume": lambda: resume(bench, saved[-1].path),
         }
+        if whole:
+            does["save"] = lambda: saved.append(save(bench, Path(folder), len(saved) + 1)[0])
+            does["resume"] = lambda: resume(bench, saved[-1].path)
         evaluate(bench)  # its first time may race configurations of a kernel, which counts as well
         found["free"] = {name: cost(call).to_json() for name, call in does.items()}
         limit_memory(int(found["free"]["train"]["before_bytes"] + (64 << 20)))
@@ -103,8 +102,9 @@ def resume(bench: Any, path: Path) -> None:
     bench.optimizer.load_state_dict(optimizer)
 
 
-def probe(spec: Any, plan: Any) -> dict[str, Any]:
-    """What `device_batch_size: auto` finds for these rows, on the free card and on a full one."""
+def probe(spec: Any, plan: Any, whole: bool) -> dict[str, Any]:
+    """What `device_batch_size: auto` finds for these rows on the free card; `whole`: on a full one
+    and on one with little room beside."""
     from dataclasses import asdict
 
     import torch
@@ -123,7 +123,7 @@ def probe(spec: Any, plan: Any) -> dict[str, Any]:
 
     free = run()
     found = {"free": free}
-    for name, share in (("full", 0.7), ("tight", 1.03)):
+    for name, share in (("full", 0.7), ("tight", 1.03)) if whole else ():
         limit_memory(int(share * free["peak_bytes"]))
         found[name] = run()
     limit_memory(None)

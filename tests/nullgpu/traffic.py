@@ -1,6 +1,7 @@
 """Bytes that a call moves between the card's memory and its cores, counted and not measured.
 
-Of the compiler's kernels: what inductor counts for each (`kernel_num_gb`). Of products: operands
+Of the compiler's kernels: what inductor counts for each (`kernel_num_gb`, which it notes where
+TORCHINDUCTOR_BENCHMARK_KERNEL is set: environment.py). Of products: operands
 and result, the result twice where it is added to. Of our own kernels: what each reads and writes by
 its arguments. Of torch's operators: every operand and result once. Caches are taken for absent.
 """
@@ -38,13 +39,6 @@ class Traffic:
 
     def to_json(self) -> dict[str, float]:
         return {**vars(self), "total": self.total}
-
-
-def count_compiled() -> None:
-    """To be called before anything is compiled: lets inductor note what each kernel moves."""
-    import torch._inductor.config as inductor
-
-    inductor.benchmark_kernel = True
 
 
 def traffic(call: Callable[[], object]) -> Traffic:

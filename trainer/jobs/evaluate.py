@@ -16,6 +16,7 @@ def run(order: JobOrder, own: Process) -> dict[str, Any]:
     from trainer.jobs.load_model import load
 
     loaded = load(order)
+    _configure(loaded)
     result: dict[str, Any] = {"step": loaded.manifest.step, "checkpoint": loaded.path.name}
     for kind in ("bpb", "core"):
         if order.params[kind]:
@@ -24,6 +25,16 @@ def run(order: JobOrder, own: Process) -> dict[str, Any]:
                 return {}
             result[kind] = value
     return result
+
+
+def _configure(loaded: Any) -> None:
+    """A GPU's products and kernels as the run has them: by its precision and its determinism."""
+    from trainer.runtime import device
+
+    where = loaded.model.device
+    if where.type == "cuda":
+        deterministic = bool(loaded.frozen.get("deterministic"))
+        device.configure(where, threads=None, deterministic=deterministic)
 
 
 def _measure(kind: Literal["bpb", "core"], loaded: Any, order: JobOrder, own: Process):
@@ -51,6 +62,7 @@ def _bpb(loaded: Any, order: JobOrder, own: Process):
     """The run's own value last; before it the one by raw bytes, where the run counts by the table
     of before July 2026."""
     from trainer.evaluate import span
+    from trainer.jobs import token_losses
 
     measured = span.measure(
         loaded.model,
@@ -63,6 +75,7 @@ def _bpb(loaded: Any, order: JobOrder, own: Process):
             eval_tokens=order.params.get("eval_tokens"),
         ),
         should_stop=own.control.wants_attention,
+        token_losses=token_losses.of_checkpoint(loaded, own.reporter),
     )
     if measured is None:
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -24,6 +25,9 @@ from trainer.runtime import device, malloc
 
 @dataclass(frozen=True)
 class Loaded:
+    """frozen: the run's frozen choices (train/frozen_choices.py), {} where no attempt made any.
+    rows: of a micro-batch."""
+
     spec: RunSpec
     plan: Plan
     data: PreparedData
@@ -32,6 +36,7 @@ class Loaded:
     path: Path
     manifest: store.Manifest
     rows: int
+    frozen: dict[str, Any]
 
 
 def load(order: JobOrder) -> Loaded:
@@ -51,7 +56,8 @@ def load(order: JobOrder) -> Loaded:
     where = device.resolve(order.device)
     if where.type == "cpu":
         malloc.keep_freed_memory()  # CORE 1.1 times as fast
-    model = GPT(shape_of(spec.model), compute_dtype=_dtype(run_dir, where), device=where)
+    frozen = _frozen(run_dir)
+    model = GPT(shape_of(spec.model), compute_dtype=_dtype(frozen), device=where)
     model.load_state_dict(load_file(path / store.MODEL))
     model.eval()
     return Loaded(
@@ -62,11 +68,12 @@ def load(order: JobOrder) -> Loaded:
         model=model,
         path=path,
         manifest=manifest,
-        rows=_rows(run_dir, plan),
+        rows=int(frozen.get("device_batch_size", plan.batch.device_batch_size)),
+        frozen=frozen,
     )
 
 
-def _frozen(run_dir: RunDir) -> dict:
+def _frozen(run_dir: RunDir) -> dict[str, Any]:
     try:
         return dict(json.loads(run_dir.frozen.read_bytes()))
     except FileNotFoundError:
@@ -75,10 +82,6 @@ def _frozen(run_dir: RunDir) -> dict:
         raise Damaged(f"{run_dir.frozen} is damaged ({error}). Put a copy of it back") from None
 
 
-def _rows(run_dir: RunDir, plan: Plan) -> int:
-    return int(_frozen(run_dir).get("device_batch_size", plan.batch.device_batch_size))
-
-
-def _dtype(run_dir: RunDir, where: torch.device) -> torch.dtype:
+def _dtype(frozen: dict[str, Any]) -> torch.dtype:
     """The run's own compute dtype, so that tables keep their storage and numbers compare."""
-    return getattr(torch, _frozen(run_dir).get("compute_dtype", "float32"))
+    return getattr(torch, frozen.get("compute_dtype", "float32"))

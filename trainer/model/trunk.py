@@ -117,7 +117,8 @@ class Trunk:
         self._start = _start(model)
         self._weights = [_weights(model, i, mix[:2]) for i, mix in enumerate(self._mix)]
         self._kinds = [w.kind for w in self._weights]
-        self._gradients = [_Gradients(model, i) for i in range(model.shape.n_layer)]
+        learns = model.bank.gradients is not None  # else its checkpoint is evaluated, and no more
+        self._gradients = [_Gradients(model, i) for i in range(model.shape.n_layer) if learns]
 
     @torch.no_grad()
     def forward(self, tokens: Tensor, *, keep: bool = True) -> Kept:

@@ -32,6 +32,7 @@ from trainer.optim.optimizer import Optimizer
 from trainer.runtime import malloc
 from trainer.runtime.compiler import Compiler
 from trainer.runtime.world import World
+from trainer.train.compiled_losses import CompiledLosses
 from trainer.train.lanes import LaneSum
 
 MicroBatch = tuple[Tensor, Tensor]
@@ -130,6 +131,7 @@ class Stepper:
     optimizer state are only read.
     lanes: how many groups of micro-batches are summed apart and then by a tree (lanes.py).
     world: the ranks that share a step, each with consecutive lanes of it.
+    token_losses: what evaluations of the run compute with.
     """
 
     def __init__(
@@ -182,8 +184,7 @@ class Stepper:
         self._start, self._block, self._finish = map(self.compiler, (start, layer, finish))
         pieces = relu2.pieces_with(self.relu2_tile)
         self.trunk = Trunk(model, self.compiler.pure, self._attend(), *pieces) if explicit else None
-        self._trained_shape = (rows, model.shape.sequence_len)
-        self._chunk_losses = self.compiler(head.chunk_token_losses)
+        self.token_losses = CompiledLosses(model, self.trunk, self.compiler, rows)
         self._compiled_chunk = self.compiler(head.chunk_loss_and_gradient)
         optimizer.adamw = self.compiler(optimizer.adamw)
         if is_cuda:  # on the CPU Muon's products are nearly all of it, and launches cost nothing
@@ -245,18 +246,6 @@ class Stepper:
     def mean_loss(self, own_losses: Tensor) -> Tensor:
         """The mean over the micro-batches of all ranks."""
         return mean_loss(self._sum_over_ranks(own_losses, learn=False))
-
-    @torch.no_grad()
-    def token_losses(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        """Loss in nats of each token (B, T), 0 where the target is -1. On a card by the functions
-        that are compiled for training, which keep nothing here; shapes other than a micro-batch's
-        are not worth a compilation of their own."""
-        if self.trunk is None or tuple(tokens_BT.shape) != self._trained_shape:
-            return self.model.loss(tokens_BT, targets_BT, reduction="none")
-        x_BTD = self.trunk.forward(tokens_BT, keep=False).out
-        weight_VD, targets_N = self.model.head_weight.detach(), targets_BT.reshape(-1)
-        losses_N = head.token_losses(x_BTD.flatten(0, 1), weight_VD, targets_N, self._chunk_losses)
-        return losses_N.view_as(targets_BT)
 
     def own_seconds(self) -> float | None:
         """What the forward and backward passes of a step took here, median of the last ones."""

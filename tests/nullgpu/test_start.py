@@ -1,0 +1,54 @@
+"""What an attempt holds of a card, and pins of the host's memory, when its session is built."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.needs("nullgpu"), pytest.mark.timeout(300)]
+
+GIGABYTE = 1 << 30
+
+
+def start(folder: str) -> dict[str, int]:
+    """Bytes that the allocator holds once races left a gigabyte, and when the session is built;
+    bytes of a checkpoint and of pinned memory then."""
+    import torch
+
+    from tests.nullgpu.counting import driver
+    from tests.nullgpu.small_run import built, prepared
+    from trainer.model import attention
+
+    choose, found = attention.choose, {}
+
+    def raced(*args: Any, **kwargs: Any) -> dict[int | None, str]:
+        torch.empty(GIGABYTE, dtype=torch.uint8, device="cuda")
+        found["raced"] = torch.cuda.memory_reserved()
+        return choose(*args, **kwargs)
+
+    attention.choose = raced
+    parts = built(prepared(Path(folder)))
+    found |= {"built": torch.cuda.memory_reserved(), "checkpoint": parts.checkpoint_bytes}
+    buffers = parts.saver._buffers
+    found["refused"] = buffers is None or not buffers.take()
+    found["pinned"] = driver().nullgpu_pinned_peak()
+    parts.close()
+    return found
+
+
+@pytest.fixture(scope="module")
+def started(on_card: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return on_card("rtx4070", start, folder=str(tmp_path_factory.mktemp("start")))
+
+
+def test_what_races_held_is_given_back_before_the_first_step(started: dict[str, Any]) -> None:
+    assert started["raced"] >= GIGABYTE
+    assert started["built"] < GIGABYTE / 4
+
+
+def test_the_memory_of_saves_is_pinned_before_the_first_step(started: dict[str, Any]) -> None:
+    """Or the first save would hold the step for as long as the host takes to pin it."""
+    assert not started["refused"]
+    assert started["pinned"] >= started["checkpoint"]

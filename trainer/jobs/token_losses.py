@@ -1,0 +1,84 @@
+"""What computes the losses of an evaluation job: on a GPU, what the run's own evaluations use.
+
+The run's attention, kernels and pieces, compiled with the caches that its training filled, so that
+a checkpoint has the value that the run reported. On the CPU the uncompiled forward pass, whose bits
+depend on no compiler.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from trainer.contract import events
+from trainer.evaluate.bpb import TokenLosses
+from trainer.jobs.load_model import Loaded
+from trainer.model import attention, attention_gradient, relu2
+from trainer.model.trunk import Trunk
+from trainer.runtime.compiler import Compiler
+from trainer.runtime.reporter import Reporter
+from trainer.train.compiled_losses import CompiledLosses
+
+
+def of_checkpoint(loaded: Loaded, reporter: Reporter) -> TokenLosses | None:
+    """None: the model's own forward pass. So too for a run in fp8, whose evaluations use that."""
+    if loaded.model.device.type != "cuda" or loaded.frozen.get("fp8"):
+        return None
+    wanted = bool(loaded.frozen.get("compile", True))
+    compiler = Compiler(wanted, loaded.model.device)
+    losses = CompiledLosses(loaded.model, _trunk(loaded, compiler), compiler, loaded.rows)
+    return FirstCompiles(losses, compiler, reporter) if wanted else losses
+
+
+class FirstCompiles:
+    """Losses of batches, the first of which compiles: a stage of its own. A compiler that is
+    missing or fails is reported once."""
+
+    def __init__(self, losses: TokenLosses, compiler: Compiler, reporter: Reporter) -> None:
+        self._losses, self._compiler, self._reporter = losses, compiler, reporter
+        self._first = True
+
+    def __call__(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        if not self._first:
+            return self._losses(tokens_BT, targets_BT)
+        self._first = False
+        self._reporter.emit(events.Stage(stage="compiling", detail="bpb"))
+        found = self._losses(tokens_BT, targets_BT)
+        if self._compiler.reason:
+            self._reporter.emit(_compile_failed(self._compiler.reason))
+        self._reporter.emit(events.Stage(stage="evaluating", detail="bpb"))
+        return found
+
+
+def _compile_failed(reason: str) -> events.Notice:
+    return events.Notice(
+        level="warning",
+        code="compile_failed",
+        message="torch.compile cannot be used, so the evaluation continues without it, slower: "
+        f"{reason}. traind doctor checks what a compiler needs",
+    )
+
+
+def _trunk(loaded: Loaded, compiler: Compiler) -> Trunk:
+    model = loaded.model
+    how = (model.shape, model.compute_dtype, model.device)
+    names = _attention(loaded)
+    model.attend = {w: attention.bind(name, w) for w, name in names.items()}
+    attend = {w: attention_gradient.choose(name, w, *how) for w, name in names.items()}
+    tile = loaded.frozen.get("relu2") or relu2.COMPILED
+    shape, *where = how
+    tile, _ = relu2.choose(tile, shape, loaded.rows, *where, compiled=compiler.active)
+    return Trunk(model, compiler.pure, attend, *relu2.pieces_with(tile))
+
+
+def _attention(loaded: Loaded) -> dict[int | None, str]:
+    """The run's own backends; the plain one where this device lacks them or no attempt has settled
+    them, since a race would cost more than it saves here."""
+    model, settled = loaded.model, loaded.frozen.get("attention") or {}
+    where = (model.device, model.compute_dtype)
+    names: dict[int | None, str] = {}
+    for window in model.shape.windows:
+        name = settled.get(str(window))
+        if name is None or not attention.is_there(name, *where):
+            name = attention.candidates(*where, window, model.shape.sequence_len)[0]
+        names[window] = name
+    return names
