@@ -22,7 +22,7 @@ SPEC: dict[str, Any] = {
     "batch": {"tokens": 128, "device_batch_size": 2},
     "horizon": {"steps": 2},
     "evaluate": {"bpb_every": None, "sample_every": None, "eval_tokens": 1024},
-    "checkpoint": {"every_steps": None, "every_seconds": None},
+    "checkpoint": {"every_steps": 7, "every_seconds": None},
     "numerics": {"compile": False, "deterministic": True},
 }  # fmt: skip
 
