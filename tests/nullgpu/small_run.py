@@ -1,18 +1,16 @@
-"""A small run in this process, on its card: prepared, built, trained."""
+"""A small run in this process, on its card: prepared and trained."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tests.trainer.lab import Lab, write_corpus
-from trainer.contract import journal, orders
 from trainer.contract.durable import write_durably
-from trainer.contract.orders import AttemptOrder
+from trainer.contract.events import Ended
 from trainer.contract.plan import PlanContext, make_plan
 from trainer.contract.spec import resolve
-from trainer.runtime.control import Control
-from trainer.runtime.reporter import Reporter
 from trainer.train.session import Session
 
 SPEC: dict[str, Any] = {
@@ -39,27 +37,17 @@ def prepared(folder: Path) -> Lab:
     return run
 
 
-def built(run: Lab) -> Session:
-    """The session of the run's next attempt."""
-    from trainer.train import session
+def attempt(run: Lab, at_start: Callable[[Session], None] = lambda session: None) -> None:
+    """The trainer's own program to the end of the phase, in this process. at_start: handed the
+    session as it stands before its first step."""
+    import trainer.__main__ as program
+    from trainer.train import loop
 
-    directory = run.order(device="cuda:0")
-    order = orders.read(directory, AttemptOrder)
-    header = journal.JournalHeader(order.run_id, order.attempt, order.token)
-    reporter = Reporter(journal.Writer.create(directory / "outbox.jsonl", header))
-    return session.build(order, reporter, Control(directory / "inbox.jsonl"))
+    train, directory = loop.run, run.order(device="cuda:0")
 
+    def watched(session: Session) -> Ended:
+        at_start(session)
+        return train(session)
 
-def trained(folder: Path) -> Lab:
-    """To the end of its phase, with a checkpoint there."""
-    from trainer.train import checkpointing, loop
-
-    run = prepared(folder)
-    parts = built(run)
-    try:
-        parts.reporter.emit(loop.run(parts))
-    finally:
-        checkpointing.drain(parts)
-        parts.close()
-    parts.reporter.sync()
-    return run
+    loop.run = watched
+    assert program.main(["trainer", str(directory)]) == 0, run.exit()

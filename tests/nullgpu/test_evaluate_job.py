@@ -70,11 +70,12 @@ def test_a_micro_batch_costs_what_it_does_in_training(on_card: Any) -> None:
 
 def evaluate(folder: str) -> dict[str, Any]:
     """The job on the checkpoint of a small run that asked for a compiler: all that it reports."""
-    from tests.nullgpu.small_run import trained
+    from tests.nullgpu.small_run import attempt, prepared
     from trainer.contract.orders import JobOrder
     from trainer.jobs import evaluate
 
-    run = trained(Path(folder))
+    run = prepared(Path(folder))
+    attempt(run)
     choices = json.loads(run.run_dir.frozen.read_bytes())
     run.run_dir.frozen.write_text(json.dumps({**choices, "compile": True}))
     order = JobOrder(

@@ -13,12 +13,12 @@ GIGABYTE = 1 << 30
 
 
 def start(folder: str) -> dict[str, int]:
-    """Bytes that the allocator holds once races left a gigabyte, and when the session is built;
-    bytes of a checkpoint and of pinned memory then."""
+    """Bytes that the allocator holds once races left a gigabyte, and before the first step; bytes
+    of a checkpoint and of pinned memory then."""
     import torch
 
     from tests.nullgpu.counting import driver
-    from tests.nullgpu.small_run import built, prepared
+    from tests.nullgpu.small_run import attempt, prepared
     from trainer.model import attention
 
     choose, found = attention.choose, {}
@@ -28,13 +28,15 @@ def start(folder: str) -> dict[str, int]:
         found["raced"] = torch.cuda.memory_reserved()
         return choose(*args, **kwargs)
 
+    def look(session: Any) -> None:
+        found["built"] = torch.cuda.memory_reserved()
+        found["checkpoint"] = session.checkpoint_bytes
+        buffers = session.saver._buffers
+        found["refused"] = buffers is None or not buffers.take()
+        found["pinned"] = driver().nullgpu_pinned_peak()
+
     attention.choose = raced
-    parts = built(prepared(Path(folder)))
-    found |= {"built": torch.cuda.memory_reserved(), "checkpoint": parts.checkpoint_bytes}
-    buffers = parts.saver._buffers
-    found["refused"] = buffers is None or not buffers.take()
-    found["pinned"] = driver().nullgpu_pinned_peak()
-    parts.close()
+    attempt(prepared(Path(folder)), look)
     return found
 
 
