@@ -118,6 +118,16 @@ CONTROLS = (
         "tests/nullgpu/test_pinned.py",
     ),
     Control(
+        "memory of races", "trainer/train/setup.py",
+        "        torch.cuda.empty_cache()  # what races held", "        pass  # what races held",
+        "tests/nullgpu/test_start.py",
+    ),
+    Control(
+        "memory pinned at the start", "trainer/train/setup.py",
+        'if where.type == "cuda" and world.leads:', "if False:",
+        "tests/nullgpu/test_start.py",
+    ),
+    Control(
         "batches of a step in flight", "trainer/train/loop.py",
         "step, batches.own, Reading(result)", "step, [], Reading(result)",
         "tests/trainer/test_loop_beside_a_gpu.py",
