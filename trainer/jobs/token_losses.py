@@ -59,14 +59,14 @@ def _compile_failed(reason: str) -> events.Notice:
 
 
 def _trunk(loaded: Loaded, compiler: Compiler) -> Trunk:
-    model = loaded.model
-    how = (model.shape, model.compute_dtype, model.device)
-    names = _attention(loaded)
+    model, names = loaded.model, _attention(loaded)
+    shape, dtype, where = model.shape, model.compute_dtype, model.device
     model.attend = {w: attention.bind(name, w) for w, name in names.items()}
-    attend = {w: attention_gradient.choose(name, w, *how) for w, name in names.items()}
+    attend = {
+        w: attention_gradient.choose(name, w, shape, dtype, where) for w, name in names.items()
+    }
     tile = loaded.frozen.get("relu2") or relu2.COMPILED
-    shape, *where = how
-    tile, _ = relu2.choose(tile, shape, loaded.rows, *where, compiled=compiler.active)
+    tile, _ = relu2.choose(tile, shape, loaded.rows, dtype, where, compiled=compiler.active)
     return Trunk(model, compiler.pure, attend, *relu2.pieces_with(tile))
 
 
