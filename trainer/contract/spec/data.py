@@ -59,7 +59,7 @@ class DataSpec(Strict):
     column: ShortText | None = None
     """Parquet column or JSON key that holds the text; null is `text`."""
     max_shards: Annotated[int, Field(ge=1, le=1_000_000)] | Literal["auto"] | None = None
-    """Upper limit on downloaded shards; auto derives it from the horizon; null takes all."""
+    """Maximum number of downloaded shards; auto derives it from the horizon; null takes all."""
     tokenizer: TokenizerSpec = TokenizerSpec()
     """Where the tokenizer comes from."""
     packing: Literal["best_fit", "lossless"] = "best_fit"

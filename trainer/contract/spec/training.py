@@ -20,7 +20,7 @@ class HorizonSpec(Strict):
     flops: Annotated[float, Field(ge=1, le=1e30)] | None = None
     """Training length in floating-point operations."""
     data_param_ratio: Annotated[float, Field(ge=1e-6, le=1e6)] | None = None
-    """Training length as tokens per scaling parameter (matrices and lm_head)."""
+    """Training length in tokens per scaling parameter (matrices and lm_head)."""
 
     @model_validator(mode="after")
     def _exactly_one(self) -> HorizonSpec:
