@@ -17,7 +17,7 @@ from server.api.deps import (
     StrictRoute,
     Superseded,
 )
-from server.api.files import send_file
+from server.api.files import file_answers, send_file
 from server.api.jobs import accepted
 from server.api.openapi import problems
 from server.api.phases import complete_page
@@ -86,12 +86,7 @@ def delete(run: RunRef, checkpoint: CheckpointRef, act: Doing, conf: Conf) -> Re
 @router.get(
     "/{checkpoint}/files/{name}",
     response_class=Response,
-    responses={
-        200: {"content": FILES},
-        206: {"content": FILES, "description": "The part that Range asks for."},
-        304: {"description": "If-None-Match has it already."},
-    }
-    | problems(404, 416),
+    responses=file_answers(FILES) | problems(404, 416),
 )
 def download(
     request: Request, run: RunRef, checkpoint: CheckpointRef, name: FileName, db: Db, conf: Conf

@@ -24,6 +24,10 @@ MAX_STREAMS = 1000
 ANSWERS = {200: {"content": {SSE: {"schema": {"type": "string"}}}}} | problems(404, 406)
 
 After = Annotated[int | None, Query(ge=0, le=MAX_ID, description="Only events after this id.")]
+Newest = Annotated[
+    bool,
+    Query(description="The last `limit` ones, oldest first; with `after`, those below that id."),
+]
 LastEventId = Annotated[str | None, Header(description="As a browser sends it when it reconnects.")]
 
 
@@ -32,12 +36,7 @@ async def all_events(
     request: Request,
     after: After = None,
     limit: Limit = 100,
-    newest: Annotated[
-        bool,
-        Query(
-            description="The last `limit` ones, oldest first; with `after`, those below that id."
-        ),
-    ] = False,
+    newest: Newest = False,
     last_event_id: LastEventId = None,
 ) -> Response:
     """Events of every run. A stream without Last-Event-ID or `after` begins with what is new."""
@@ -50,12 +49,7 @@ async def run_events(
     run: RunRef,
     after: After = None,
     limit: Limit = 100,
-    newest: Annotated[
-        bool,
-        Query(
-            description="The last `limit` ones, oldest first; with `after`, those below that id."
-        ),
-    ] = False,
+    newest: Newest = False,
     last_event_id: LastEventId = None,
 ) -> Response:
     """Events of a run. A stream without Last-Event-ID or `after` begins with its first event.

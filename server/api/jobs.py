@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from starlette.responses import Response
 
 from server.api.deps import ID_PATTERN, Act, Conf, Db, Doing, JobRef, Limit, RunRef, StrictRoute
-from server.api.files import header_name, send_file
+from server.api.files import file_answers, header_name, send_file
 from server.api.openapi import problems
 from server.api.token_stream import MAX_TOKEN_STREAMS, TokenStream
 from server.database import tables
@@ -102,12 +102,7 @@ def show_log(
 @router.get(
     "/jobs/{job}/files/{name:path}",
     response_class=Response,
-    responses={
-        200: {"content": FILES},
-        206: {"content": FILES, "description": "The part that Range asks for."},
-        304: {"description": "If-None-Match has it already."},
-    }
-    | problems(404, 416),
+    responses=file_answers(FILES) | problems(404, 416),
 )
 def download(request: Request, job: JobRef, name: str, db: Db) -> Response:
     """A file of an export, as `result.files` lists it; Range resumes a download."""

@@ -234,7 +234,8 @@ def _gain(cell: GroupCell) -> str:
 
 
 def _kwh(one: GroupMemberView) -> str:
-    return units.DASH if one.energy_joules is None else f"{one.energy_joules / 3.6e6:.3g}"
+    joules = one.energy_joules
+    return units.DASH if joules is None else f"{units.kilowatt_hours(joules):.3g}"
 
 
 def _multiplier(value: float | None) -> str:

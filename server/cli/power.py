@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from server.client import Client
     from server.schemas.progress import Progress
 
-JOULES_PER_KWH = 3.6e6
 SETTLE_SECONDS = 20.0  # for clocks and temperature to follow a new limit
 POLL_SECONDS = 1.0
 SLOWER_AT_MOST = 0.10
@@ -162,7 +161,7 @@ def _between(watts: float, first: Progress, last: Progress) -> PowerMeasured:
         watts=joules / seconds,
         tokens_per_joule=tokens / joules,
         hours=left / (tokens / seconds) / 3600,
-        kwh=left / (tokens / joules) / JOULES_PER_KWH,
+        kwh=units.kilowatt_hours(left / (tokens / joules)),
     )
 
 

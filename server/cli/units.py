@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+from trainer.contract.metrics import JOULES_PER_KWH
+
 DASH = "–"
 
 
@@ -86,6 +88,10 @@ def ago(unix_seconds: float | None, now: float | None = None) -> str:
         return DASH
     since = (time.time() if now is None else now) - unix_seconds
     return "just now" if since < 1 else f"{seconds(since)} ago"
+
+
+def kilowatt_hours(joules: float) -> float:
+    return joules / JOULES_PER_KWH
 
 
 def _prefixed(value: float, prefixes: tuple[tuple[str, float], ...]) -> str:

@@ -125,7 +125,9 @@ def _head(progress: Progress, width: int, now: float) -> list[Text]:
     steps.append(f"   ETA {units.seconds(progress.eta_seconds)}{finish}", style="default")
     if progress.energy_left_joules is not None:
         cost = "" if progress.cost_left is None else f", cost {progress.cost_left:,.2f}"
-        steps.append(f"   {progress.energy_left_joules / 3.6e6:.2f} kWh{cost}", style="default")
+        steps.append(
+            f"   {units.kilowatt_hours(progress.energy_left_joules):.2f} kWh{cost}", style="default"
+        )
     if progress.eta_source:
         steps.append(f"   {clean(progress.eta_source)}", style="dim")
     rows = [bar.append(done, style="bold"), steps]
@@ -181,7 +183,7 @@ def _device(progress: Progress) -> str:
     if progress.temperature_celsius is not None:
         parts.append(f"{progress.temperature_celsius:.0f} °C")
     if progress.energy_joules:
-        parts.append(f"{progress.energy_joules / 3.6e6:.2f} kWh")
+        parts.append(f"{units.kilowatt_hours(progress.energy_joules):.2f} kWh")
     return "   ".join(parts) or units.DASH
 
 

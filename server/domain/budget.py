@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from server.database import tables
 from server.errors import Conflict
-
-JOULES_PER_KWH = 3.6e6
+from trainer.contract.metrics import JOULES_PER_KWH
 
 
 def spent(run: tables.Run) -> str | None:

@@ -10,13 +10,13 @@ from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
 from server.domain import groups
-from server.domain.budget import JOULES_PER_KWH
 from server.domain.groups import PlannedMember
 from server.machine import plan_context
 from server.scaling import fit
 from server.scaling.fit import Fit
 from server.schemas.groups import GroupMemberView, GroupRequest, LadderFit, LadderPrediction
 from server.settings import Settings
+from trainer.contract.metrics import JOULES_PER_KWH
 from trainer.contract.plan import CannotPlan, Plan, PlanContext, make_plan
 from trainer.contract.spec import resolve
 

@@ -10,10 +10,10 @@ from sqlalchemy.orm import Session
 
 from server.database.tables import Attempt, PlacePolicy, Run
 from server.domain import gang
-from server.domain.budget import JOULES_PER_KWH
 from server.scheduling.hours import Rule
 from server.scheduling.outlook import Outlook, outlook
 from server.scheduling.rows import rules_of
+from trainer.contract.metrics import JOULES_PER_KWH
 
 
 class Bill(NamedTuple):

@@ -11,7 +11,6 @@ from sqlalchemy.orm import Session
 
 from server.database import tables
 from server.domain import lineage
-from server.domain.budget import JOULES_PER_KWH
 from server.domain.states import State
 from server.queries import curves, estimate, history
 from server.reporting import answer, phases, story
@@ -21,6 +20,7 @@ from server.reporting.markdown import markdown
 from server.schemas.checkpoints import CheckpointView
 from server.schemas.evaluations import SampleView
 from server.schemas.system import PeakFlops
+from trainer.contract.metrics import JOULES_PER_KWH
 from trainer.contract.peaks import known_peak
 from trainer.contract.plan import CHINCHILLA_RATIO, Plan
 from trainer.contract.spec import RunSpec

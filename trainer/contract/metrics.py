@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+JOULES_PER_KWH = 3.6e6  # energy is recorded in joules and shown in kilowatt-hours
+
 MetricSource = Literal["step", "rate", "evaluation"]
 Format = Literal["number", "integer", "percent", "bytes", "seconds"]
 

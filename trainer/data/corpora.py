@@ -130,13 +130,7 @@ def _from_parquet(
             "the last in name order is for validation",
             found.files[0],
         )
-    choice = splits.choose(
-        [found.relative(path) for path in found.files],
-        where=str(found.root),
-        card=splits.read_card(found.root),
-        config=spec.config,
-        split=spec.split,
-    )
+    choice = splits.choose_found(found, spec)
     for index in choice.left:
         found.left.add("other_split", found.files[index])
     train = [found.files[index] for index in choice.train]

@@ -153,13 +153,7 @@ def _ends(name: str, endings: tuple[str, ...]) -> bool:
 
 def _split(sources: Sources, spec: DataSpec, found: walk.FoundFile) -> None:
     """Keep the files of the splits that the run uses; the others are left out and counted."""
-    choice = splits.choose(
-        [found.relative(path) for path in found.files],
-        where=str(found.root),
-        card=splits.read_card(found.root),
-        config=spec.config,
-        split=spec.split,
-    )
+    choice = splits.choose_found(found, spec)
     for index in choice.left:
         sources.left.add("other_split", found.files[index])
     sources.files = [found.files[i] for i in sorted([*choice.train, *choice.validation])]

@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from trainer.contract.spec import DataSpec
 from trainer.contract.splits import kind_of
 from trainer.data.errors import DataError
+from trainer.data.walk import FoundFile
 
 LAST_VALIDATES = "files in name order, the last is validation"
 BY_NAME = "splits by name: {train} trains, {validation} validates"
@@ -43,6 +45,17 @@ class SplitChoice:
     left: list[int]
     notes: list[str]
     rule: str | None
+
+
+def choose_found(found: FoundFile, spec: DataSpec) -> SplitChoice:
+    """`choose` for files on this machine, by the card beside them and the split of the spec."""
+    return choose(
+        [found.relative(path) for path in found.files],
+        where=str(found.root),
+        card=read_card(found.root),
+        config=spec.config,
+        split=spec.split,
+    )
 
 
 def choose(
