@@ -34,7 +34,9 @@ def _prompts_in(prompt: Any) -> Any:
 
 class StreamOptions(Strict):
     include_usage: bool | None = None
+    """Whether a last event carries token counts."""
     include_obfuscation: Literal[False] | None = None
+    """Must be false."""
 
 
 class CompletionRequest(Strict):
@@ -53,20 +55,33 @@ class CompletionRequest(Strict):
     max_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = None
     temperature: Annotated[float, Field(ge=0, le=10)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Sample among the most likely tokens of this total probability."""
     top_k: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    """Completions per prompt."""
     best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    """Must equal n."""
     stream: bool | None = None
+    """Whether to answer in server-sent events."""
     stream_options: StreamOptions | None = None
+    """Options of the stream."""
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    """Number of likely tokens at each place to return."""
     echo: bool | None = None
+    """Whether the prompt is repeated before the completion."""
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
+    """Strings that end a completion."""
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    """Penalty for tokens that occurred before."""
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    """Penalty per earlier occurrence of a token."""
     logit_bias: dict[words.TokenKey, words.Bias] | None = None
+    """Bias per token id, added to the logits."""
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     suffix: Annotated[str, StringConstraints(max_length=0)] | None = None
+    """Must be empty."""
     user: Annotated[str, StringConstraints(max_length=1024)] | None = None
+    """Accepted and ignored."""
 
     @property
     def prompts(self) -> list[words.Prompt]:
@@ -108,13 +123,18 @@ class Choice(BaseModel):
     index: int
     text: str
     logprobs: Logprobs | None = None
+    """Log-probabilities per token."""
     finish_reason: Literal["stop", "length"] | None = None
+    """stop at a stop string or end of text, length at max_tokens."""
 
 
 class Usage(BaseModel):
     prompt_tokens: int
+    """Tokens of the prompts."""
     completion_tokens: int
+    """Tokens generated."""
     total_tokens: int
+    """Tokens of prompts and completions."""
 
 
 class Completion(BaseModel):
@@ -129,8 +149,11 @@ class Completion(BaseModel):
     created: int
     model: str
     system_fingerprint: str
+    """Checkpoint that answered."""
     choices: list[Choice]
+    """Completions."""
     usage: Usage | None = None
+    """Token counts."""
 
 
 class ModelView(BaseModel):
@@ -138,6 +161,7 @@ class ModelView(BaseModel):
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "traind"
+    """Always traind."""
 
 
 class ModelList(BaseModel):

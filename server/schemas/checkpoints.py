@@ -9,6 +9,7 @@ from trainer.contract.spec import Strict
 
 class CheckpointBrief(BaseModel):
     name: str
+    """Directory name of the checkpoint: step and attempt."""
     step: int
     bytes: int
     created_at: float
@@ -17,22 +18,31 @@ class CheckpointBrief(BaseModel):
 class CheckpointView(BaseModel):
     id: str
     name: str
+    """Directory name of the checkpoint: step and attempt."""
     step: int
+    """Step of the checkpoint."""
     attempt: int | None
     bytes: int
     manifest_sha256: str
     why: str
     pinned: bool
     newest: bool
+    """Whether it is the newest usable one of the lineage."""
     best: bool
     superseded: bool
     bad: str | None
+    """Why the checkpoint is unusable; null when it is usable."""
     val_bpb: float | None
+    """Validation loss of the checkpoint, in bits per byte."""
     next_loss: float | None
+    """Loss of the step after it, in nats per token, which a resume repeats."""
     save_seconds: float
+    """Time from the snapshot until the checkpoint was durable, in seconds."""
     stall_seconds: float
+    """Time for which training was blocked, in seconds."""
     created_at: float
     files: list[str] = []
+    """Names of the files in the checkpoint."""
 
 
 class PatchCheckpoint(Strict):
@@ -41,3 +51,4 @@ class PatchCheckpoint(Strict):
 
 class SaveRequest(Strict):
     pin: bool = False
+    """Whether to pin the checkpoint."""

@@ -12,10 +12,12 @@ class EvaluationView(BaseModel):
     kind: Literal["bpb", "core"]
     step: int
     value: float
+    """Measured value."""
     identity: str
     settings: dict[str, Any]
     result: dict[str, Any]
     seconds: float
+    """Duration, in seconds."""
     unix_seconds: float
     attempt: int | None
     job: str | None

@@ -14,7 +14,9 @@ class EventView(BaseModel):
     attempt: int | None
     kind: str
     level: Literal["info", "warning", "error"]
+    """Severity."""
     step: int | None
     message: str
     data: dict[str, Any]
+    """Details of the event; the keys depend on its kind."""
     unix_seconds: float

@@ -83,12 +83,16 @@ class GroupSummary(BaseModel):
 
     id: str
     name: str
+    """Unique name of the group."""
     title: str | None
     created_at: float
     num_members: int
     counts: dict[str, int]
+    """Number of runs in each state that occurs."""
     is_over: bool
+    """Whether no run can train on by itself."""
     best_val_bpb: float | None
+    """Lowest validation loss of its runs, in bits per byte."""
     training_seconds: float
     energy_joules: float | None
 
@@ -98,10 +102,12 @@ class GroupMemberView(BaseModel):
     gains, multipliers and fits."""
 
     run: str
+    """Id of the run."""
     name: str
     depth: int | None
     variant: dict[str, Any]
     seed: int
+    """Seed of the run."""
     state: State
     reason: Reason
     reason_message: str
@@ -110,13 +116,18 @@ class GroupMemberView(BaseModel):
     end_step: int
     fraction: float
     is_finished: bool
+    """Whether the run did every step of its plan and was evaluated there."""
     loss_smooth: float | None
     val_bpb: float | None
     parameters: int
+    """Number of parameters."""
     tokens_seen: int
     flops: float
+    """Training FLOPs of the present lineage so far."""
     flops_per_step: float
+    """Training FLOPs of a step: the x axis of curves is the step times this."""
     planned_flops: float
+    """Training FLOPs of the whole plan."""
     training_seconds: float | None
     energy_joules: float | None
     compute_multiplier: float | None
@@ -129,36 +140,55 @@ class GroupCell(BaseModel):
     variant: dict[str, Any]
     num_members: int
     num_finished: int
+    """Number of runs that have finished."""
     flops: float
+    """Training FLOPs of one run."""
     val_bpb_mean: float | None
+    """Mean validation loss of the finished runs, in bits per byte."""
     val_bpb_spread: float | None
+    """Standard deviation between seeds, in bits per byte; null below two."""
     gain: float | None
+    """Mean val bpb of the baseline at this depth minus this one's, in bits per byte."""
     gain_uncertainty: float | None
+    """Half width of the gain's 95 % interval, in bits per byte."""
     is_real: bool | None
+    """Whether the gain exceeds its uncertainty; null where that is not known."""
     compute_multiplier: float | None
     multiplier_note: str
+    """Why there is no compute multiplier; empty where there is one."""
 
 
 class NoiseFloor(BaseModel):
     """How far apart runs lie that differ by their seed alone."""
 
     spread: float | None
+    """Pooled standard deviation between seeds, in bits per byte."""
     degrees_of_freedom: int
+    """Number of independent differences that the spread is taken from."""
     note: str
+    """The noise floor as a sentence."""
 
 
 class LadderPrediction(BaseModel):
     """What the fit expects of one run of another depth on the same device."""
 
     depth: int
+    """Number of layers."""
     flops: float
+    """Training FLOPs of its plan."""
     tokens: int
     parameters: int
+    """Number of parameters."""
     val_bpb: float
+    """Predicted validation loss, in bits per byte."""
     val_bpb_interval: tuple[float, float]
+    """Interval of val bpb of one such run, in bits per byte, at the confidence."""
     hours: float | None
+    """Predicted training time, in hours; null without a measured time."""
     kwh: float | None
+    """Predicted energy, in kilowatt-hours; null where the power is not reported."""
     time_source: str
+    """What the time is taken from."""
 
 
 class LadderFit(BaseModel):
@@ -166,32 +196,55 @@ class LadderFit(BaseModel):
 
     variant: dict[str, Any]
     form: str
+    """Formula of the law."""
     source: str
+    """Where the form comes from, and how it is fitted."""
     num_points: int
+    """Number of runs in the fit."""
     points: list[tuple[float, float, int]]
+    """Finished runs: [FLOPs, val bpb, depth]."""
     e: float
+    """Loss that no amount of compute removes, in bits per byte."""
     a: float
+    """Loss above e at reference_flops, in bits per byte."""
     alpha: float
+    """Exponent of the law."""
     reference_flops: float
+    """Geometric mean of the points' training compute, in FLOPs."""
     e_interval: tuple[float, float]
+    """Interval of e in bits per byte, at the given confidence."""
     alpha_interval: tuple[float, float]
+    """Interval of alpha, at the given confidence."""
     confidence: float
+    """Probability of the intervals, as a fraction from 0 to 1."""
     residual_spread: float
+    """Standard deviation of the points around the law, in bits per byte."""
     prediction: LadderPrediction | None
+    """What the law expects of a further depth; null where it cannot be planned."""
     not_told: list[str]
+    """What the fit does not know, one sentence each."""
 
 
 class GroupDetail(GroupSummary):
     """A group with its members, and what comparing them says."""
 
     base: dict[str, Any]
+    """Run spec that every member starts from."""
     depths: list[int] | None
+    """Depths of the ladder; null without one."""
     grid: dict[str, list[Any]]
+    """Values by dotted field of the spec."""
     repeats: int
+    """Number of seeds of each."""
     budget: BudgetSpec | None
     baseline: str | None
+    """What gains and multipliers are taken against; null where there is nothing."""
     members: list[GroupMemberView]
+    """Runs of the group, in the order in which they were made."""
     cells: list[GroupCell]
+    """Members that differ by their seed alone, taken together."""
     noise: NoiseFloor
+    """The noise floor: how far apart runs lie that differ by their seed alone."""
     fits: list[LadderFit]
+    """Scaling laws, one for each variant that has finished at four depths or more."""
     notes: list[str]

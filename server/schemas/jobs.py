@@ -15,12 +15,14 @@ class JobView(BaseModel):
     run: str | None
     where: str
     state: Literal["queued", "running", "completed", "failed", "cancelled"]
+    """What the job is doing now."""
     reason: Reason | None
     message: str
     stage: str
     stage_detail: str
     fraction: float | None
     params: dict[str, Any]
+    """Parameters of the job."""
     result: dict[str, Any] | None
     created_at: float
     started_at: float | None

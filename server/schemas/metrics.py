@@ -17,13 +17,17 @@ class Series(BaseModel):
     key: str
     identity: str | None = None
     points: list[SeriesPoint]
+    """Points: [step, unix seconds, mean, minimum, maximum]."""
 
 
 class Segment(BaseModel):
     phase: int
+    """Index of the phase, from 0."""
     attempt: int
     from_step: int
+    """First step of the segment."""
     to_step: int
+    """Last step of the segment."""
 
 
 class MetricsAnswer(BaseModel):
@@ -38,8 +42,11 @@ class Column(BaseModel):
 
     key: str
     mean: list[float | None]
+    """Mean of each bin, at the steps of the answer; null where nothing was reported."""
     min: list[float | None] | None
+    """Least value of each bin; null where bands were not asked for, or of one step."""
     max: list[float | None] | None
+    """Greatest value of each bin; null where bands were not asked for, or of a step."""
 
 
 class PlannedCurve(BaseModel):
@@ -62,6 +69,7 @@ class MetricColumns(BaseModel):
     unix_seconds: list[float]
     series: list[Column]
     evaluations: list[Series]
+    """val_bpb and core, at steps of their own, a series an identity."""
     bin_steps: int
     raw_points: int
     segments: list[Segment]

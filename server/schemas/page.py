@@ -14,4 +14,6 @@ class Page(BaseModel, Generic[T]):
 
     data: list[T]
     has_more: bool
+    """Whether more items follow this page."""
     next: str | None
+    """Value of `after` that asks for the next page; null on the last page."""

@@ -21,9 +21,13 @@ class PlanOutlook(BaseModel):
     energy and cost. energy_source: the run whose mean power was taken."""
 
     finish_at: float | None
+    """Expected end of a run that started now, in unix seconds."""
     energy_joules: float | None
+    """Energy of the whole run, in joules."""
     cost: float | None
+    """Price of that energy by tariff or energy price, in their currency."""
     energy_source: str | None
+    """The run whose mean power was taken."""
 
 
 class PlanAnswer(BaseModel):
@@ -33,4 +37,6 @@ class PlanAnswer(BaseModel):
     plan: Plan | None = None
     planned: PlannedCurve | None = None
     outlook: PlanOutlook | None = None
+    """Expected end, energy and cost."""
     extend: ExtendPreview | None = None
+    """Preview of an extend."""

@@ -9,6 +9,7 @@ from server.schemas.states import State
 
 class ErrorItem(BaseModel):
     pointer: str
+    """JSON pointer to the field."""
     detail: str
 
 
@@ -18,10 +19,17 @@ class Problem(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     type: str
+    """Stable code, as a URN."""
     title: str
+    """Short summary of the kind of problem."""
     status: int
+    """HTTP status."""
     detail: str
     errors: list[ErrorItem] = []
+    """Fields that are wrong."""
     hint: str | None = None
+    """What to do."""
     state: State | None = None
+    """State of the run when the request was refused."""
     legal: list[str] | None = None
+    """Verbs that are legal in this state."""

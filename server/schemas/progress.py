@@ -22,9 +22,13 @@ class EtaParts(BaseModel):
 
 class Vram(BaseModel):
     allocated: int | None = None
+    """Bytes in tensors."""
     reserved: int | None = None
+    """Bytes held by the allocator."""
     peak: int | None = None
+    """Bytes held by the allocator at its peak so far."""
     total: int | None = None
+    """Bytes the device has."""
 
 
 class RankView(RankRow):
@@ -32,6 +36,7 @@ class RankView(RankRow):
     last."""
 
     seen_at: float
+    """When this was reported, in unix seconds."""
 
 
 class Progress(BaseModel):
@@ -49,10 +54,12 @@ class Progress(BaseModel):
     reason_message: str
     advice: str
     phase: str | None
+    """Name of the phase."""
     attempt: int | None
     stage: str | None
     stage_detail: str
     stage_fraction: float | None
+    """Progress as a fraction of the stage, from 0 to 1."""
     step: int
     end_step: int
     fraction: float
@@ -63,30 +70,45 @@ class Progress(BaseModel):
     momentum: float | None
     weight_decay: float | None
     grad_norm: float | None
+    """L2 norm of the gradient."""
     tokens_per_second: float | None
     step_seconds: float | None
+    """Duration of a step, in seconds."""
     mfu: float | None
+    """Model FLOPs utilisation: attention counted as if not causal, as the field does."""
     mfu_causal: float | None
+    """Model FLOPs utilisation with the attention really computed."""
     peak_flops: PeakFlops | None
     vram_bytes: Vram
+    """Device memory, in bytes."""
     power_watts: float | None
     temperature_celsius: float | None
     energy_joules: float | None
     eta_seconds: float | None
     finish_at: float | None
+    """Expected end under the hours of run and device, in unix seconds."""
     energy_left_joules: float | None = None
+    """Energy that the rest takes at the mean power so far, in joules."""
     cost_left: float | None = None
+    """Price of that energy by tariff or energy price, in their currency."""
     eta_parts: EtaParts | None
+    """Time left by part, in seconds."""
     eta_source: str | None
+    """Which rate the ETA is taken from."""
     training_seconds: float | None = None
     started_at: float | None = None
     ended_at: float | None = None
     condition: Condition | None = None
     last_step_at: float | None
     last_checkpoint: CheckpointBrief | None
+    """Newest usable checkpoint of the lineage."""
     val_bpb: float | None
     core: float | None
+    """CORE score, centred on guessing."""
     more: dict[str, float | None] = {}
+    """Newest value of further metrics, by key; see GET /v1/catalog."""
     exact_resume: Literal["verified", "approximate", "mismatch"] | None
     devices: list[str] = []
+    """Devices of the newest attempt, one for each process."""
     ranks: list[RankView] = []
+    """The processes of a run on several devices, reported every 30 s."""

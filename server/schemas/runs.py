@@ -32,8 +32,10 @@ class Condition(BaseModel):
     """Why a running run does not step just now. since: unix seconds of its last step."""
 
     code: Literal["disk_full", "silent"]
+    """Stable code of the condition."""
     message: str
     since: float | None
+    """Time of the last step, in unix seconds."""
 
 
 class RunSummary(BaseModel):
@@ -51,6 +53,7 @@ class RunSummary(BaseModel):
     reason: Reason
     reason_message: str
     device: str
+    """Device that was asked for; auto until one is chosen."""
     step: int
     end_step: int
     fraction: float
@@ -64,14 +67,18 @@ class RunSummary(BaseModel):
     parameters: int | None = None
     tokens_seen: int = 0
     queue_position: int | None
+    """Place in the queue of its device, lowest first; null when not queued."""
     num_phases: int
+    """Number of phases."""
     created_at: float
     started_at: float | None
     ended_at: float | None
     last_step_at: float | None
     state_since: float | None = None
+    """Time since when the run is in this state, in unix seconds."""
     metadata: dict[str, str]
     sparkline: list[float | None] = []
+    """About 32 means of the loss over the lineage, in nats per token."""
 
 
 class RunDetail(RunSummary):
@@ -81,11 +88,15 @@ class RunDetail(RunSummary):
     spec: RunSpec
     plan: Plan
     frozen: dict[str, Any]
+    """Choices fixed at the run's first start (micro-batch, kernels, precision, threads)."""
     overrides: dict[str, Any]
     fingerprint: dict[str, Any] | None
+    """What the bits of the weights depend on: versions, device, threads, choices."""
     exact_resume: Literal["verified", "approximate", "mismatch"] | None
     pending_extend: dict[str, Any] | None
+    """Extend that is applied when the present phase ends."""
     directory: str
+    """Absolute path of the run's directory on the daemon's machine."""
 
 
 class PatchRun(Strict):
@@ -99,11 +110,15 @@ class PatchRun(Strict):
     title: Annotated[str, StringConstraints(max_length=300)] | None = None
     metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)] | None = None
     evaluate: dict[str, Any] | None = None
+    """Evaluation settings to change."""
     checkpoint: dict[str, Any] | None = None
+    """Checkpoint settings to change."""
     recovery: dict[str, Any] | None = None
     notify: Annotated[list[Url], Field(max_length=16)] | None = None
+    """Webhook or apprise URLs; secrets are masked in answers."""
     priority: Priority | None = None
     preemptible: bool | None = None
+    """Whether the run makes way for higher priorities and other programs."""
     hours: Hours | None = None
     budget: BudgetSpec | None = None
 
@@ -111,7 +126,9 @@ class PatchRun(Strict):
 class Overrides(Strict):
     device_batch_size: Annotated[int, Field(ge=1, le=65_536)] | None = None
     compile: bool | None = None
+    """Whether to compile the model."""
     attention: AttentionBackend | None = None
+    """Attention backend."""
     gpus: Gpus | None = None
     """Another number of GPUs from now on, or all; instead of the spec's gpus and devices."""
     devices: Annotated[list[RankDevice], Field(min_length=1, max_length=MAX_RANKS)] | None = None
@@ -130,13 +147,16 @@ class ResumeRequest(Strict):
     overrides: Overrides | None = None
     recovery: ResumeRecovery | None = None
     place: PlaceSpec | None = None
+    """Cluster to train on from now on; null is the daemon's own machine."""
 
 
 class ExtendAnswer(BaseModel):
     """plan: the preview of the new phase (null when nothing changed)."""
 
     run: RunDetail
+    """The run as it is now."""
     plan: ExtendPreview | None
+    """Preview of the new phase; null when nothing changed."""
     joint: Joint | None
     discarded_steps: int
     warnings: list[str]

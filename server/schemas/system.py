@@ -9,35 +9,54 @@ from pydantic import BaseModel
 
 class PeakFlops(BaseModel):
     value: float
+    """Peak, in FLOP/s."""
     source: str
+    """Where the peak comes from: a table or a measurement."""
 
 
 class DeviceView(BaseModel):
     device: str
     name: str
+    """Product name of the device."""
     memory_bytes: int | None
+    """Device memory, in bytes."""
     memory_used_bytes: int | None
+    """Device memory in use, in bytes."""
     memory_by_owner: dict[str, int] = {}
+    """Device memory by owner, in bytes."""
     utilisation: float | None = None
+    """Share of time the device was busy, from 0 to 1."""
     power_watts: float | None = None
     temperature_celsius: float | None = None
     peak_flops: PeakFlops | None
     run: str | None = None
+    """Name of the run that occupies the device."""
 
 
 class SystemView(BaseModel):
     """GET /v1/system."""
 
     version: str
+    """Version of traind."""
     python: str
+    """Version of Python."""
     versions: dict[str, str | None]
     sqlite: dict[str, str]
+    """SQLite library and journal mode."""
     devices: list[DeviceView]
+    """Devices of this machine."""
     data_dir: str
+    """Data directory."""
     disk_total_bytes: int
+    """Size of the disk, in bytes."""
     disk_free_bytes: int
+    """Free disk space, in bytes."""
     database_bytes: int
+    """Size of the database, in bytes."""
     backups: list[str]
+    """Verified backups of the database."""
     warnings: list[str]
     uptime_seconds: float
+    """Time since the daemon started, in seconds."""
     auth: Literal["none", "token"]
+    """Whether a token is needed."""

@@ -65,9 +65,13 @@ class Logprobs(SocketMessage):
     """
 
     tokens: list[str] = []
+    """Tokens of the text."""
     token_logprobs: list[float | None] = []
+    """Log-probability of each token."""
     top_logprobs: list[dict[str, float] | None] = []
+    """Log-probabilities of the most likely tokens at each place."""
     text_offset: list[int] = []
+    """Offset of each token in the text, in characters."""
 
 
 class TextPiece(SocketMessage):

@@ -36,13 +36,20 @@ class ExtendRequest(BaseModel):
     _kinds = of_their_kind
 
     to_step: Annotated[int, Field(ge=1, le=MAX_STEPS)] | None = None
+    """Step at which the new phase ends."""
     add_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] | None = None
+    """Steps to add."""
     add_tokens: Annotated[int, Field(ge=1, le=10**15)] | None = None
+    """Tokens to add, rounded to whole steps."""
     at: Literal["end", "now"] = "end"
+    """end: when the present phase ends; now: at its next step boundary."""
     from_checkpoint: str | None = Field(default=None, max_length=128)
     name: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    """Name of the new phase."""
     start: bool | None = None
+    """Whether to queue the run; null keeps a paused run paused."""
     schedule: ExtendSchedule = ExtendSchedule()
+    """How the schedule continues."""
 
     @model_validator(mode="after")
     def _exactly_one(self) -> ExtendRequest:
@@ -73,15 +80,20 @@ class Joint(BaseModel):
     """
 
     step: int
+    """First step of the new phase."""
     lr_multiplier: tuple[float, float]
+    """Learning rate before and after the joint, as multiples of the peak."""
     weight_decay: tuple[float, float]
+    """Muon's weight decay before and after the joint, as applied."""
     momentum: tuple[float, float]
+    """Muon's momentum before and after the joint."""
 
 
 class CurvePoint(BaseModel):
     """Units as in Joint."""
 
     step: int
+    """Step of the point."""
     lr_multiplier: float
     momentum: float
     weight_decay: float
@@ -93,6 +105,7 @@ class Alternative(BaseModel):
     mode: PhaseMode
     joint: Joint
     sentence: str
+    """A sentence for people."""
 
 
 class ExtendPreview(BaseModel):
@@ -108,10 +121,13 @@ class ExtendPreview(BaseModel):
     schedule: PhaseSchedule
     joint: Joint
     curve: list[CurvePoint]
+    """The new schedule, at about 200 points."""
     present_curve: list[CurvePoint]
+    """The schedule followed so far."""
     discarded_steps: int
     warmdown_start: int
     alternatives: list[Alternative]
+    """What the other modes would do at the same joint."""
     warnings: list[str]
     eta: Eta | None = None
 

@@ -31,6 +31,7 @@ class SampleParams(Params):
     step: Annotated[int, Field(ge=0)] | None = None
     checkpoint: str | None = Field(default=None, max_length=128)
     prompts: Annotated[list[PromptText], Field(min_length=1, max_length=32)]
+    """Prompts to continue."""
     max_tokens: Annotated[int, Field(ge=1, le=4096)] = 64
     temperature: Annotated[float, Field(ge=0, le=10)] = 0.0
     top_k: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
@@ -54,10 +55,15 @@ class EvaluateParams(Params):
     step: Annotated[int, Field(ge=0)] | None = None
     checkpoint: str | None = Field(default=None, max_length=128)
     bpb: bool = True
+    """Whether to evaluate validation bits per byte."""
     core: bool = False
+    """Whether to evaluate CORE."""
     core_max_per_task: Annotated[int, Field(ge=1)] | None = None
+    """Maximum number of items per CORE task."""
     core_bundle: str | None = Field(default=None, max_length=4096)
+    """Folder of the CORE bundle."""
     eval_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Validation tokens; null is the run's setting."""
     where: Where = "auto"
 
 
@@ -69,6 +75,7 @@ class ExportParams(Params):
     """
 
     format: Literal["nanochat", "nanochat-v1", "nanochat-v2", "huggingface"] = "nanochat"
+    """Format of the files."""
     step: Annotated[int, Field(ge=0)] | None = None
     checkpoint: str | None = Field(default=None, max_length=128)
 
@@ -205,6 +212,7 @@ class AuditParams(Params):
     step: Annotated[int, Field(ge=0)] | None = None
     checkpoint: str | None = Field(default=None, max_length=128)
     steps: Annotated[int, Field(ge=1, le=1000)] = 5
+    """Number of recorded steps to repeat."""
 
 
 class LossDifference(Params):

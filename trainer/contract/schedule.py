@@ -34,10 +34,14 @@ class ExtendSchedule(BaseModel):
     rewarm_steps: Annotated[int, Field(ge=0, le=10**9)] | None = None
     peak_frac: Annotated[float, Field(ge=1e-6, le=10)] | None = None
     decay_ratio: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Share of the phase over which it decays."""
     final_lr_frac: Annotated[float, Field(ge=0, le=1)] | None = None
     warmdown_ratio: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Share of the horizon over which the learning rate decays."""
     shape: DecayShape | None = None
+    """Shape of the decay; null keeps that of the run."""
     weight_decay: Literal["curve", "keep"] = "curve"
+    """curve follows the new schedule; keep stays where it was."""
 
 
 class PhaseSchedule(BaseModel):
@@ -53,15 +57,22 @@ class PhaseSchedule(BaseModel):
     start_step: int = 0
     end_step: int
     warmup_steps: int
+    """Steps of the linear warmup."""
     warmdown_steps: int
+    """Steps of the decay at the end."""
     shape: DecayShape = "linear"
+    """Shape of the decay."""
     final_lr_frac: float = 0.05
     joint_lr: float = 0.0
+    """Learning rate at the joint, as a fraction of the peak."""
     joint_weight_decay: float = 1.0
+    """Weight decay at the joint, as a fraction of the peak."""
     rewarm_steps: int = 0
     peak_frac: float = 1.0
     decay_steps: int = 0
+    """Steps of the phase's own decay."""
     keep_weight_decay: bool = False
+    """Whether weight decay stays at the joint's value."""
 
     @property
     def warmdown_start(self) -> int:
