@@ -79,7 +79,7 @@ class GroupRequest(Strict):
 
 
 class GroupSummary(BaseModel):
-    """A group in a list. counts: members by state. is_over: none can train on by itself."""
+    """A group in a list."""
 
     id: str
     name: str

@@ -12,7 +12,7 @@ from trainer.contract.schedule import PhaseSchedule
 
 
 class PhaseView(BaseModel):
-    """superseded: a rewind set it aside. lineage_end: where it ends in the present lineage."""
+    """A planned stretch of a run, and where it ended."""
 
     index: int
     name: str

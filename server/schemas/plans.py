@@ -18,7 +18,7 @@ class PlanRequest(BaseModel):
 
 class PlanOutlook(BaseModel):
     """When a run that started now would end under its hours and those of its device, with what
-    energy and cost. energy_source: the run whose mean power was taken."""
+    energy and cost."""
 
     finish_at: float | None
     """Expected end of a run that started now, in unix seconds."""

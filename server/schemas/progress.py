@@ -40,11 +40,7 @@ class RankView(RankRow):
 
 
 class Progress(BaseModel):
-    """GET /v1/runs/{id}/progress.
-
-    eta_source: which rate the ETA is taken from; the ETA is null for a run that has ended.
-    devices: of the newest attempt. vram_bytes, power_watts: of all of them; ranks: of each.
-    """
+    """GET /v1/runs/{id}/progress. vram_bytes, power_watts: of all devices; ranks: of each."""
 
     id: str
     name: str

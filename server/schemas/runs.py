@@ -29,7 +29,7 @@ from trainer.contract.spec import (
 
 
 class Condition(BaseModel):
-    """Why a running run does not step just now. since: unix seconds of its last step."""
+    """Why a running run does not step just now."""
 
     code: Literal["disk_full", "silent"]
     """Stable code of the condition."""
@@ -39,11 +39,7 @@ class Condition(BaseModel):
 
 
 class RunSummary(BaseModel):
-    """A run in a list. sparkline: about 32 means of the loss over the lineage.
-
-    loss is that of one step; runs are compared by loss_smooth. training_seconds: spent in steps so
-    far, repeats included. condition: null for a run that steps.
-    """
+    """A run in a list. loss is that of one step; runs are compared by loss_smooth."""
 
     id: str
     name: str
@@ -82,7 +78,7 @@ class RunSummary(BaseModel):
 
 
 class RunDetail(RunSummary):
-    """A run with its spec and plan. advice: what to do about the reason."""
+    """A run with its spec and plan."""
 
     advice: str
     spec: RunSpec
@@ -141,8 +137,7 @@ class ResumeRecovery(Strict):
 
 
 class ResumeRequest(Strict):
-    """recovery: what a failure's advice may ask to change, as PATCH would, before the resume.
-    place: where the run trains from now on; null is the daemon's own machine."""
+    """recovery: what a failure's advice may ask to change, as PATCH would, before the resume."""
 
     overrides: Overrides | None = None
     recovery: ResumeRecovery | None = None
@@ -151,7 +146,7 @@ class ResumeRequest(Strict):
 
 
 class ExtendAnswer(BaseModel):
-    """plan: the preview of the new phase (null when nothing changed)."""
+    """What an extend made, or previewed with dry_run."""
 
     run: RunDetail
     """The run as it is now."""

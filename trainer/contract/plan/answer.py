@@ -82,11 +82,7 @@ class AdamSettings(PlanPart):
 
 
 class Hyperparameters(PlanPart):
-    """As scaled. AdamW rates before the schedule's multiplier; muon weight decay at its peak.
-
-    width_factor: of lm_head's rate. table_width_factor: of the tables' (None: the same). muon: the
-    variant. adamw: settings of groups that an import brought along, by group.
-    """
+    """As scaled. AdamW rates before the schedule's multiplier; muon weight decay at its peak."""
 
     lr_factor: float
     """Factor of the learning rates for the batch size."""
@@ -112,7 +108,7 @@ class Hyperparameters(PlanPart):
     """Factor of the tables' learning rates for the width; null is the same."""
     muon: MuonName = DEFAULT_MUON
     adamw: dict[str, AdamSettings] | None = None
-    """Settings per AdamW group that differ from the recipe's."""
+    """Settings per AdamW group that differ from the recipe's, as an import brought them along."""
 
 
 class Horizon(PlanPart):
@@ -132,12 +128,7 @@ class Horizon(PlanPart):
 
 
 class MemoryEstimate(PlanPart):
-    """Estimated peak device memory in bytes, by part.
-
-    measured: what an earlier run of this shape, with these rows on this device, took at its peak.
-    error: the factor by which the estimate may be below the truth. exchange: of lanes and of what
-    passes between devices; the estimate is that of each device.
-    """
+    """Estimated peak device memory in bytes, by part; with several devices that of each."""
 
     weights: int
     """Bytes of the weights."""
@@ -156,7 +147,7 @@ class MemoryEstimate(PlanPart):
     available: int | None
     """Bytes the device has; null when unknown."""
     measured: int | None = None
-    """Peak of an earlier run of this shape on this device, in bytes."""
+    """Peak of an earlier run of this shape, with these rows on this device, in bytes."""
     error: float = 1.25
     """Factor by which the true peak may exceed the estimate."""
     exchange: int = 0
@@ -204,10 +195,7 @@ class Eta(PlanPart):
 
 
 class ExchangePlan(PlanPart):
-    """What several devices send each other in a step, each of them, at an assumed bandwidth.
-
-    enough_tokens: tokens a step for which it takes a fifth of the time at most.
-    """
+    """What several devices send each other in a step, each of them, at an assumed bandwidth."""
 
     devices: int
     """Number of devices."""
