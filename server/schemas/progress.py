@@ -10,7 +10,7 @@ from server.schemas.checkpoints import CheckpointBrief
 from server.schemas.runs import Condition
 from server.schemas.states import Desired, State
 from server.schemas.system import PeakFlops
-from trainer.contract.events import RankRow
+from trainer.contract.ranks import RankRow
 from trainer.contract.reasons import Reason
 
 

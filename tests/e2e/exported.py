@@ -15,6 +15,7 @@ from server.domain.states import State
 from tests.server.asgi import Asgi
 from tests.server.reporting import Reporter, attempt, create
 from trainer.contract import events
+from trainer.contract.ranks import RankRow
 from trainer.contract.reasons import Reason
 
 DEVICE: dict[str, Any] = {
@@ -83,7 +84,7 @@ def _ranks(step: int) -> events.Ranks:
     """As a run on two devices reports them."""
     each = {"host": "here", "pid": 1, "compute_seconds": 0.4, "waited_seconds": 0.1}
     rows = [{**each, **DEVICE, "rank": rank, "device": f"cuda:{rank}"} for rank in range(2)]
-    return events.Ranks(step=step, ranks=[events.RankRow.model_validate(row) for row in rows])
+    return events.Ranks(step=step, ranks=[RankRow.model_validate(row) for row in rows])
 
 
 def _evaluation(kind: Literal["bpb", "core"], step: int, value: float) -> events.Evaluation:

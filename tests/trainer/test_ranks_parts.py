@@ -7,8 +7,8 @@ import torch
 
 from tests.trainer.shapes import KINDS, RATES, batches, trained_model
 from trainer.contract import failpoint
-from trainer.contract.events import RankRow
 from trainer.contract.lanes import lanes_for
+from trainer.contract.ranks import RankRow
 from trainer.optim.optimizer import Optimizer
 from trainer.optim.shards import Shards, cut
 from trainer.runtime.world import tree_sum

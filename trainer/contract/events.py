@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from trainer.contract.ranks import RankRow
 from trainer.contract.reasons import Reason
 
 
@@ -107,36 +108,6 @@ class Step(TrainerEvent):
     def value(self, key: str) -> float | None:
         """What this step reported for a metric of the registry."""
         return getattr(self, key) if key in Step.model_fields else self.more.get(key)
-
-
-class RankRow(BaseModel):
-    """One rank of an attempt. Times are means over the steps since the last row, but
-    compute_seconds, which is a median."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-    rank: int
-    """Number of the process, from 0; rank 0 is the trainer."""
-    host: str
-    """Machine of the process."""
-    device: str
-    """Device of the process."""
-    pid: int
-    """Process id on that machine."""
-    compute_seconds: float | None = None
-    """Its own forward and backward passes of a step, in seconds."""
-    waited_seconds: float | None = None
-    """What it waited for other ranks in a step, in seconds."""
-    vram_allocated_bytes: int | None = None
-    """Device memory in use by tensors of the process, in bytes."""
-    vram_reserved_bytes: int | None = None
-    """Device memory held by the process, in bytes."""
-    vram_peak_bytes: int | None = None
-    """Peak device memory of the process, in bytes."""
-    vram_total_bytes: int | None = None
-    """Memory of the device, in bytes."""
-    power_watts: float | None = None
-    temperature_celsius: float | None = None
 
 
 class Ranks(TrainerEvent):

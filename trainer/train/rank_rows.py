@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 from trainer.contract import events
+from trainer.contract.ranks import RankRow
 from trainer.train.session import Session
 
 EVERY_SECONDS = 30.0
@@ -43,7 +44,7 @@ class RankRows:
         """All ranks at one boundary."""
         session = self._session
         found = session.world.gather(self._own())
-        rows = [events.RankRow.model_validate(row) for row in found]
+        rows = [RankRow.model_validate(row) for row in found]
         self._gathered_at = time.monotonic()
         self.watts = sum(row.power_watts or 0.0 for row in rows[1:])
         session.reporter.emit(events.Ranks(step=session.state.step, ranks=rows))
@@ -62,7 +63,7 @@ class RankRows:
             **{key: sensors.get(key) for key in SENSED},
         }
 
-    def _warn(self, row: events.RankRow, rows: list[events.RankRow]) -> None:
+    def _warn(self, row: RankRow, rows: list[RankRow]) -> None:
         if row.rank in self._warned:
             return
         self._warned.add(row.rank)
@@ -80,7 +81,7 @@ class RankRows:
         )
 
 
-def stragglers(rows: list[events.RankRow]) -> list[events.RankRow]:
+def stragglers(rows: list[RankRow]) -> list[RankRow]:
     """The ranks whose own compute time is far above the median."""
     known = [row.compute_seconds for row in rows if row.compute_seconds is not None]
     if len(known) < 2:
