@@ -46,7 +46,6 @@ FIELDS: dict[str, str] = {
     "depth": "Number of layers; null where the group varies no depth.",
     "variant": "Values of the grid, by dotted field of the spec.",
     "compute_multiplier": "FLOPs the baseline needs for this val bpb, over the FLOPs used here.",
-    "notes": "What is missing or was left out, one sentence each.",
     "stage": "What the process is doing: preparing, compiling, training, evaluating, saving, …",
     "stage_detail": "Details of the stage, for people.",
     "fraction": "Progress as a fraction of the whole, from 0 to 1.",
@@ -78,8 +77,6 @@ FIELDS: dict[str, str] = {
     "unix_seconds": "Time, in unix seconds.",
     # --- checkpoints, evaluations, samples --------------------------------------------------------
     "bytes": "Size, in bytes.",
-    "manifest_sha256": "SHA-256 of the manifest, which holds those of the files.",
-    "why": "Why it was saved: cadence, requested, pause, end, …",
     "pinned": "Whether it is exempt from retention.",
     "best": "Whether it has the best value of the lineage.",
     "superseded": "Whether a rewind set it aside.",
@@ -105,11 +102,9 @@ FIELDS: dict[str, str] = {
     "warmdown_start": "Step at which the learning rate starts to decay.",
     "eta": "Estimated time, in seconds.",
     "warnings": "Sentences about what deserves attention.",
-    "recipe": "Recipe the run is trained by.",
     "sequence_len": "Tokens per row.",
     "tokens": "Tokens.",
     "device_batch_size": "Rows per forward pass.",
-    "muon": "Muon variant.",
     "steps": "Optimizer steps.",
     "flops": "Floating-point operations in all.",
     "training": "Time in steps, in seconds.",
@@ -123,8 +118,6 @@ FIELDS: dict[str, str] = {
     # --- jobs -------------------------------------------------------------------------------------
     "where": "Where it runs: inline in the trainer, on the cpu, or on the device.",
     "checkpoint": "Directory name of the checkpoint; null is the newest.",
-    "path": "Path on the daemon's machine.",
-    "tag": "Name of the model in the source.",
     "max_tokens": "Maximum number of new tokens.",
     "temperature": "Sampling temperature; 0 is greedy.",
     "top_k": "Sample among the k most likely tokens only.",
@@ -159,7 +152,10 @@ def in_place(model: type[BaseModel]) -> dict[str, str]:
     whenever a class is made, at each start of each command.
     """
     found: dict[str, str] = {}
-    for base in reversed([base for base in model.__mro__ if issubclass(base, BaseModel)]):
+    bases = [
+        base for base in model.__mro__ if issubclass(base, BaseModel) and base is not BaseModel
+    ]
+    for base in reversed(bases):
         found |= _docstrings(base.__module__).get(base.__name__, {})
     return found
 

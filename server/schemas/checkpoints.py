@@ -24,7 +24,9 @@ class CheckpointView(BaseModel):
     attempt: int | None
     bytes: int
     manifest_sha256: str
+    """SHA-256 of the manifest, which holds those of the files."""
     why: str
+    """Why it was saved: cadence, requested, pause, end, …"""
     pinned: bool
     newest: bool
     """Whether it is the newest usable one of the lineage."""

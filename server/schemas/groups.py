@@ -248,3 +248,4 @@ class GroupDetail(GroupSummary):
     fits: list[LadderFit]
     """Scaling laws, one for each variant that has finished at four depths or more."""
     notes: list[str]
+    """What is missing or was left out, one sentence each."""

@@ -28,6 +28,7 @@ COUNTED = (
     "tokens", "steps", "rows", "layers", "heads", "channels", "parameters", "passes", "completions",
     "shards", "streams", "threads", "devices", "groups", "checkpoints", "restarts", "decimals",
     "runs", "items", "phases", "seeds", "nodes", "cores", "rewinds", "differences", "prompts",
+    "gpus",
 )  # fmt: skip
 # What may come before the noun at the beginning of a count.
 ADJECTIVES = (
@@ -91,7 +92,7 @@ def stated(description: str) -> str | None:
         unit = next(unit for unit in UNITS if unit.lower() == quantity[1].lower())
         return SYNONYMS.get(unit, unit)
     counted = re.match(
-        rf"(?i)(?:\w+ )?number of (?:[\w/]+ )*?(?P<a>{_any(COUNTED)})\b"
+        rf"(?i)(?:\w+ )?number of (?:[\w/']+ )*?(?P<a>{_any(COUNTED)})\b"
         rf"|(?:(?:{_any(ADJECTIVES)}) )*(?P<b>{_any(COUNTED)})\b",
         description,
     )

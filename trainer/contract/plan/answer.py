@@ -107,6 +107,7 @@ class Hyperparameters(PlanPart):
     table_width_factor: float | None = None
     """Factor of the tables' learning rates for the width; null is the same."""
     muon: MuonName = DEFAULT_MUON
+    """Muon variant."""
     adamw: dict[str, AdamSettings] | None = None
     """Settings per AdamW group that differ from the recipe's, as an import brought them along."""
 
@@ -247,6 +248,7 @@ class Plan(PlanPart):
     """Shards of the data set that are downloaded; null is all."""
     warnings: list[str]
     recipe: RecipeChoice = RecipeChoice()
+    """Recipe the run is trained by."""
     exchange: ExchangePlan | None = None
     """What several devices send each other in a step; null for one device."""
     num_devices: int = 1
