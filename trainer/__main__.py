@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from trainer.contract import events, failpoint, orders
@@ -14,7 +15,9 @@ from trainer.contract.orders import AttemptOrder
 from trainer.contract.reasons import Reason
 from trainer.contract.rundir import Held, locked
 from trainer.runtime import process, slurm_ranks, threads
+from trainer.runtime.peers import ELSEWHERE
 from trainer.runtime.rank_process import RankProcess, blame
+from trainer.runtime.rendezvous import Rendezvous, Terminated
 
 
 def main(argv: list[str]) -> int:
@@ -27,6 +30,7 @@ def main(argv: list[str]) -> int:
     order = orders.read(directory, AttemptOrder)
     if order.num_ranks > 1 and slurm_ranks.is_task():
         slurm_ranks.join_tasks(directory)
+    failpoint.hit("trainer.begin")  # not before the rank is known
     rank = int(os.environ.get("RANK", "0")) if order.num_ranks > 1 else 0
     status = _lead(directory, order) if rank == 0 else _follow(directory, order, rank)
     if order.num_ranks > 1:  # threads that wait for a lost rank would hold the interpreter up
@@ -63,12 +67,13 @@ def _follow(directory: Path, order: AttemptOrder, rank: int) -> int:
 
 def _train(order: AttemptOrder, own: process.Process | RankProcess, rank: int) -> events.Ended:
     own.reporter.emit(events.Stage(stage="loading", detail="torch"))
-    from trainer.runtime import peer_watch, world
-    from trainer.train import checkpointing, loop, setup
+    with _rendezvous(order, own, rank):
+        from trainer.runtime import peer_watch, world
+        from trainer.train import checkpointing, loop, setup
 
-    failpoint.hit("trainer.load")
-    ranks = world.join(order.num_ranks, order.device_of(rank))
-    peer_watch.start(ranks, lambda lost: own.end(_failure(lost, own)))
+        failpoint.hit("trainer.load")
+        ranks = world.join(order.num_ranks, order.device_of(rank))
+    peer_watch.start(ranks, lambda lost: _end(lost, own))
     parts = setup.build(order, own.reporter, own.control, world=ranks)
     try:
         ended = loop.run(parts)
@@ -79,14 +84,37 @@ def _train(order: AttemptOrder, own: process.Process | RankProcess, rank: int) -
     return ended
 
 
+def _rendezvous(
+    order: AttemptOrder, own: process.Process | RankProcess, rank: int
+) -> AbstractContextManager[None]:
+    if order.num_ranks == 1:
+        return nullcontext()
+    return Rendezvous(
+        own.directory,
+        rank,
+        order.devices,
+        lambda: own.control.terminated,
+        lambda cause: _end(cause, own),
+    )
+
+
+def _end(cause: Exception, own: process.Process | RankProcess) -> int:
+    """The last words of a process whose main thread waits; its exit status."""
+    ended = _failure(cause, own)
+    own.end(ended)
+    return 1 if ended.outcome == "failed" else 0
+
+
 def _failure(error: BaseException, own: process.Process | RankProcess) -> events.Ended:
+    if isinstance(error, Terminated):
+        return events.Ended(outcome="terminated", reason=Reason.terminated, message=str(error))
     reason, message = process.explain(error)
     if isinstance(error, Held):
         message = "another trainer of this run is alive"
     if reason is Reason.rank_lost and isinstance(own, process.Process):
         host = socket.gethostname()
         members = [
-            (m.rank, m.device, m.pid if m.host == host else 0)
+            (m.rank, m.device, m.pid if m.host == host else ELSEWHERE)
             for m in getattr(error, "members", [])
         ]
         reason, message = blame(own.directory, members, message)

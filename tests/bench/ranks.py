@@ -8,23 +8,29 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from tests.bench import bars
 from tests.bench.compare import Contender, interleave
+from tests.e2e.real_daemon import TINY, RealDaemon
 from trainer.contract.plan import make_plan
+from trainer.contract.rundir import RunDir
 from trainer.contract.shape import shape_of
 from trainer.contract.spec import RunSpec, resolve
 from trainer.model.gpt import GPT
 from trainer.optim.optimizer import Optimizer
+from trainer.runtime import peers
 from trainer.runtime import world as worlds
 from trainer.runtime.world import World
 from trainer.train.dealing import Deal
@@ -36,6 +42,18 @@ STEPS = 4  # of a turn
 TURNS = 12
 WORDS = 400
 WARM_UP = 2
+DEATHS = (
+    ("training", "loop.step=delay(0.02)"),
+    ("before all have joined", "trainer.load@1=delay(600)"),
+)
+GANG: dict[str, Any] = {
+    **TINY,
+    "name": "gang",
+    "devices": ["cpu", "cpu"],
+    "batch": {"tokens": 512, "device_batch_size": 4},
+    "horizon": {"steps": 100_000},
+    "evaluate": {"bpb_every": None, "sample_every": None},
+}
 RATES = {"lr_multiplier": 0.5, "momentum": 0.95, "weight_decay": 0.1}
 
 
@@ -54,6 +72,40 @@ def main() -> None:
     found = interleave(Contender(lanes), Contender(plain), warm_up=3, pairs=40)
     print(found.line("a step of the demo in 4 lanes against one without"))
     bars.at_most("4 lanes at demo size", 100 * (1 / found.ratio - 1), 10, "% of a step")
+    deaths = [_recovers_after(*case) for case in DEATHS]
+    bars.at_most("death of a rank until the run recovers", max(deaths), 4, "s")
+
+
+def _recovers_after(when: str, fail: str) -> float:
+    """Seconds from kill -9 of rank 1 until the daemon has named it and the run recovers."""
+    with tempfile.TemporaryDirectory(prefix="traind-bench-") as folder:
+        daemon = RealDaemon(Path(folder), TRAIND_TICK_SECONDS="1", TRAIND_FAIL=fail)
+        try:
+            daemon.client.create_run(GANG)
+            os.kill(_rank_1(daemon, has_joined=when == "training"), signal.SIGKILL)
+            began = time.perf_counter()
+            daemon.until("gang", lambda now: now.reason == "rank_lost")
+            took = time.perf_counter() - began
+            print(f"rank 1 killed, {when}: the run recovers {took:.1f} s later")
+            daemon.client.cancel("gang")
+            return took
+        finally:
+            daemon.end()
+
+
+def _rank_1(daemon: RealDaemon, *, has_joined: bool) -> int:
+    """The pid of rank 1, in training or while rank 0 waits for it."""
+    if has_joined:
+        daemon.until("gang", lambda now: now.step >= 5 and len(now.ranks) == 2)
+        return daemon.client.ranks("gang")[1].pid
+    attempt = RunDir(Path(daemon.client.run("gang").directory)).attempt(1)
+    deadline = time.monotonic() + 120
+    while len(found := peers.registered(attempt)) < 2:
+        if time.monotonic() > deadline:
+            raise RuntimeError("the ranks were not started")
+        time.sleep(0.05)
+    time.sleep(2 * WARM_UP)  # rank 0 has loaded torch by then, and waits
+    return found[1].identity.pid
 
 
 def spec_of(aspect_ratio: int) -> RunSpec:

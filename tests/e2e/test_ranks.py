@@ -93,6 +93,24 @@ def test_f60_killed_between_spawn_and_record_the_daemon_adopts_rank_0(tmp_path: 
         daemon.end()
 
 
+def test_a_rank_that_dies_before_all_have_joined_is_named_and_the_run_recovers(
+    tmp_path: Path,
+) -> None:
+    daemon = RealDaemon(tmp_path, TRAIND_FAIL="trainer.load@1=kill")
+    try:
+        daemon.client.create_run({"name": "early", **ASKED, "devices": ["cpu", "cpu"]})
+        now = daemon.until("early", lambda now: now.reason == "rank_lost")
+        assert now.state == "recovering"
+        ended = daemon.client.attempts("early")[0]
+        assert ended.reason == "rank_lost"
+        assert "rank 1 (cpu, process" in ended.message
+        daemon.client.cancel("early")
+        daemon.until_state("early", "cancelled")
+        until_gone(daemon)
+    finally:
+        daemon.end()
+
+
 def test_a_run_whose_steps_cannot_be_shared_is_refused_with_what_can(daemon: RealDaemon) -> None:
     body = {**ASKED, "name": "x", "devices": ["cpu"] * 4}
     answer = httpx.post(f"{daemon.url}/v1/runs", json=body)

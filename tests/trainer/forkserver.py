@@ -81,13 +81,13 @@ def torchrun(directory: Path, ranks: int) -> subprocess.CompletedProcess[str]:
     )
 
 
-def start_torchrun(directory: Path, ranks: int) -> subprocess.Popen[bytes]:
+def start_torchrun(directory: Path, ranks: int, **environment: str) -> subprocess.Popen[bytes]:
     """The agent of one attempt by torchrun; what it and its ranks print goes to the log."""
     with (directory / "trainer.log").open("ab") as log:
         return subprocess.Popen(
             _torchrun_command(directory, ranks),
             cwd=Path(__file__).parents[2],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

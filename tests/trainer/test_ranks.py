@@ -12,10 +12,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
-from tests.trainer.forkserver import torchrun
+from tests.trainer.forkserver import start_torchrun, torchrun
 from tests.trainer.test_recipes import GOLDEN_TORCH, ONE_INSTRUCTION_SET
+from trainer.contract.rundir import rank_process
 
 STEPS = 12
 NUMERICS = {"threads": 1, "compile": False, "lanes": 4}
@@ -208,6 +210,53 @@ def test_a_corpus_that_changed_is_the_reason_and_not_a_lost_rank(lab):
     assert run.exit()["reason"] == "data_changed"
 
 
+# --- before all have joined ----------------------------------------------------------------------
+
+
+def test_a_rank_that_is_killed_before_all_have_joined_is_named(lab):
+    """Nobody is connected to it yet: the other rank would wait for ten minutes."""
+    run = ranked(lab, "killed early")
+    assert run.run_ranks(2, fail="trainer.load@1=kill") == [1, -signal.SIGKILL]
+    record = run.exit()
+    assert (record["outcome"], record["reason"]) == ("failed", "rank_lost")
+    assert "rank 1 (cpu, process" in record["message"]
+
+
+def test_a_rank_that_fails_before_all_have_joined_is_the_cause(lab):
+    run = ranked(lab, "failed early")
+    assert run.run_ranks(4, fail=f"trainer.load@2=error({errno.ENOMEM})") == [1] * 4
+    record = run.exit()
+    assert record["reason"] == "host_out_of_memory"
+    assert record["message"].startswith("rank 2 (cpu): ")
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_sigterm_before_all_have_joined_ends_all_in_order(lab, victim):
+    run = ranked(lab, f"terminated early, rank {victim}")
+    directory = run.order(devices=["cpu", "cpu"])
+    pids = run.server.start_ranks(directory, 2, "trainer.load@1=delay(100)")
+    until(lambda: all(rank_process(directory, rank).exists() for rank in (0, 1)))
+    os.kill(pids[victim], signal.SIGTERM)
+    assert run.server.wait_ranks()[0] == 0
+    record = run.exit()
+    assert (record["outcome"], record["reason"]) == ("terminated", "terminated")
+    assert "before all ranks had joined" in record["message"]
+
+
+def test_a_rank_that_ends_before_it_could_register_is_named_through_torchrun(lab):
+    """torchrun tells the other with SIGTERM, which no handler hears while it waits to join."""
+    run = ranked(lab, "never registered")
+    directory = run.order(devices=["cpu", "cpu"])
+    agent = start_torchrun(directory, 2, TRAIND_FAIL="trainer.begin@1=delay(100)")
+    until(rank_process(directory, 0).exists)
+    (child,) = [c for c in psutil.Process(agent.pid).children() if c.environ().get("RANK") == "1"]
+    child.kill()
+    assert agent.wait(60) == 1
+    record = run.exit()
+    assert (record["outcome"], record["reason"]) == ("failed", "rank_lost")
+    assert "rank 1 (cpu) ended without a word" in record["message"]
+
+
 # --- what is reported ----------------------------------------------------------------------------
 
 
@@ -278,8 +327,10 @@ GOLDEN_OF_TWO_LANES = [
 ]
 
 
-def test_a_rank_ends_when_the_exchange_does_not_notice_that_its_peer_is_gone() -> None:
+@pytest.mark.parametrize("when", ["before the watch", "while it is watched"])
+def test_a_rank_ends_when_the_exchange_does_not_notice_that_its_peer_is_gone(when: str) -> None:
     """gloo misses it now and then; here nothing is exchanged at all."""
+    is_early = when == "before the watch"
     program = (
         "import os, subprocess, sys, time; from trainer.runtime import peer_watch, world;"
         "peer = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']);"
@@ -288,6 +339,7 @@ def test_a_rank_ends_when_the_exchange_does_not_notice_that_its_peer_is_gone() -
         "w.members = [world.Member(0, here, 'cpu', os.getpid()),"
         " world.Member(1, here, 'cpu', peer.pid)];"
         "end = lambda lost: print(lost, lost.members[1].pid == peer.pid, flush=True);"
+        f"{'peer.kill(); peer.wait();' if is_early else ''}"
         "peer_watch.start(w, end);"
         "time.sleep(1); peer.kill(); time.sleep(50)"
     )

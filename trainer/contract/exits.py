@@ -47,12 +47,20 @@ def read_exit(directory: Path) -> ExitRecord | None:
 def first_failure(attempt: Path) -> tuple[int, ExitRecord] | None:
     """(rank, record) of the rank of an attempt that failed first, by itself and not for having lost
     another; None where there is none. Rank 0's record is the attempt's own."""
-    found = []
+    found = [
+        (record.unix_seconds, rank, record)
+        for rank, record in rank_records(attempt).items()
+        if record.outcome == "failed" and record.reason is not Reason.rank_lost
+    ]
+    return min(found, key=lambda one: one[:2])[1:] if found else None
+
+
+def rank_records(attempt: Path) -> dict[int, ExitRecord]:
+    """The exit records of ranks other than 0, so far."""
+    found = {}
     for path in (attempt / "ranks").glob("[0-9]*.json"):
         try:
-            record = ExitRecord.model_validate_json(path.read_bytes())
+            found[int(path.stem)] = ExitRecord.model_validate_json(path.read_bytes())
         except (OSError, ValueError):
             continue
-        if record.outcome == "failed" and record.reason is not Reason.rank_lost:
-            found.append((record.unix_seconds, int(path.stem), record))
-    return min(found)[1:] if found else None
+    return found

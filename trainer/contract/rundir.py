@@ -115,6 +115,11 @@ def rank_record(attempt: Path, rank: int) -> Path:
     return attempt / "ranks" / f"{rank:04d}.json"
 
 
+def rank_process(attempt: Path, rank: int) -> Path:
+    """Where a rank, 0 among them, names its process to the others before they have joined."""
+    return attempt / "ranks" / f"{rank:04d}.process"
+
+
 def rank_log(attempt: Path, rank: int) -> Path:
     """What a rank prints; rank 0 prints to the attempt's own log."""
     return attempt / "ranks" / f"{rank:04d}.log" if rank else attempt / LOG

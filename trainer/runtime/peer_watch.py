@@ -13,22 +13,23 @@ import time
 from collections.abc import Callable
 
 from trainer.contract.rundir import ProcessIdentity, identify
-from trainer.runtime.world import LostPeer, World
+from trainer.runtime.peers import LostPeer
+from trainer.runtime.world import World
 
 LOOK_SECONDS = 0.5
 NOTICES_SECONDS = 2.0  # in which the exchange notices nearly always, and names what it heard
 
 
-def start(world: World, end: Callable[[LostPeer], None]) -> None:
+def start(world: World, end: Callable[[LostPeer], object]) -> None:
     """Watch the other ranks of this machine from a thread. end: called there, with what is left of
     the process to do, while the main thread waits for ever; the process is gone afterwards."""
     if world.size > 1:
         threading.Thread(target=_watch, args=(world, end), name="peer-watch", daemon=True).start()
 
 
-def _watch(world: World, end: Callable[[LostPeer], None]) -> None:
+def _watch(world: World, end: Callable[[LostPeer], object]) -> None:
     peers = _peers(world)
-    while all(identify(one.pid) == one for one in peers):
+    while all(one is not None and identify(one.pid) == one for one in peers):
         time.sleep(LOOK_SECONDS)
     gone_at = time.monotonic()
     while not _waits_since(world, gone_at):
@@ -39,10 +40,10 @@ def _watch(world: World, end: Callable[[LostPeer], None]) -> None:
         os._exit(1)
 
 
-def _peers(world: World) -> list[ProcessIdentity]:
+def _peers(world: World) -> list[ProcessIdentity | None]:
+    """None: one that has joined and is gone already."""
     here = socket.gethostname()
-    others = [m for m in world.members if m.rank != world.rank and m.host == here]
-    return [found for one in others if (found := identify(one.pid)) is not None]
+    return [identify(m.pid) for m in world.members if m.rank != world.rank and m.host == here]
 
 
 def _waits_since(world: World, gone_at: float) -> bool:

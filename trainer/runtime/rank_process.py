@@ -17,6 +17,7 @@ from trainer.contract.exits import ExitRecord, first_failure
 from trainer.contract.reasons import Reason
 from trainer.contract.rundir import identify, rank_log, rank_record
 from trainer.runtime.control import Control
+from trainer.runtime.peers import ELSEWHERE, NEVER_SEEN
 from trainer.runtime.reporter import Mute
 
 WAIT_SECONDS = 3.0  # for the record of the rank that failed
@@ -26,6 +27,7 @@ class RankProcess:
     """The process of one rank other than 0, in the directory of its attempt."""
 
     def __init__(self, attempt: Path, rank: int) -> None:
+        self.directory = attempt
         self._record = rank_record(attempt, rank)
         self._record.parent.mkdir(exist_ok=True)
         log = os.open(rank_log(attempt, rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -50,24 +52,32 @@ class RankProcess:
 def blame(attempt: Path, members: list[tuple[int, str, int]], heard: str) -> tuple[Reason, str]:
     """Why this attempt lost a rank: reason and sentence. Waits for its record.
 
-    members: (rank, device, pid), where 0 is a process of another machine. heard: what the lost
-    connection said, for want of better.
+    members: (rank, device, pid), where ELSEWHERE is a process of another machine and NEVER_SEEN one
+    that was gone before it registered. heard: what the lost connection said, for want of better.
     """
     deadline = time.monotonic() + WAIT_SECONDS
     while True:
-        gone = [(r, d, pid) for r, d, pid in members if r and pid and identify(pid) is None]
-        found = first_failure(
-            attempt
-        )  # looked for after the processes: it is written before the end
+        gone = [one for one in members if one[0] and one[2] != ELSEWHERE and _is_gone(one[2])]
+        found = first_failure(attempt)  # after the processes: it is written before the end
         if found is not None:
             rank, record = found
             device = next((d for r, d, _ in members if r == rank), "its device")
             return record.reason, f"rank {rank} ({device}): {record.message}"
         silent = [one for one in gone if not rank_record(attempt, one[0]).exists()]
         if silent:
-            named = ", ".join(f"rank {r} ({d}, process {pid})" for r, d, pid in silent)
+            named = ", ".join(_rank_words(*one) for one in silent)
             return Reason.rank_lost, f"{named} ended without a word: killed, or it crashed"
         if time.monotonic() >= deadline:
             break
         time.sleep(0.05)
     return Reason.rank_lost, f"a rank does not answer: {heard}"
+
+
+def _is_gone(pid: int) -> bool:
+    return pid == NEVER_SEEN or identify(pid) is None
+
+
+def _rank_words(rank: int, device: str, pid: int) -> str:
+    return (
+        f"rank {rank} ({device})" if pid == NEVER_SEEN else f"rank {rank} ({device}, process {pid})"
+    )

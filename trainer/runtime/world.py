@@ -18,12 +18,13 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+from trainer.runtime.peers import LostPeer, Member
 
 T = TypeVar("T")
 BACKEND = "TRAIND_RANKS_BACKEND"  # "gloo": ranks may share a card, which NCCL refuses
@@ -35,26 +36,8 @@ CHUNK = 1 << 24  # elements summed at once: 64 MB of float32
 LARGE = 1 << 19  # elements from which copying costs more than a message of its own
 
 
-class LostPeer(Exception):
-    """Another rank of this attempt is gone, or does not answer. members: all of them, if known."""
-
-    def __init__(self, message: str, members: Sequence[Member] = ()) -> None:
-        super().__init__(message)
-        self.members = list(members)
-
-
 class WorldMismatch(Exception):
     """The ranks that were started are not those that the order asks for."""
-
-
-@dataclass(frozen=True)
-class Member:
-    """Where a rank runs."""
-
-    rank: int
-    host: str
-    device: str
-    pid: int
 
 
 class World:

@@ -14,7 +14,7 @@ from trainer.checkpoint.background_writer import SavedCheckpoint
 from trainer.contract import commands, events, failpoint, holds
 from trainer.contract.orders import AttemptOrder
 from trainer.contract.spec import CheckpointSpec, EvaluateSpec, RecoverySpec
-from trainer.runtime.world import LostPeer
+from trainer.runtime.peers import LostPeer
 from trainer.train import rank_drift
 from trainer.train.session import Session
 

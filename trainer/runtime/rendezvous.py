@@ -1,0 +1,166 @@
+"""Rendezvous watch: ends a rank whose peer dies before all ranks have joined.
+
+Until then a rank waits inside torch.distributed. No connection exists that could break, and signal
+handlers do not run: torchrun's SIGTERM, its answer to the death of another rank, would be followed
+by SIGKILL half a minute later, and nobody would have named the cause. So each rank registers its
+process in the attempt's directory before it loads torch, and a thread looks at those of the others.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from trainer.contract.exits import rank_records
+from trainer.runtime import peers
+from trainer.runtime.peers import ELSEWHERE, NEVER_SEEN, LostPeer, Member, Registration
+
+LOOK_SECONDS = 0.25
+CAUSE_SECONDS = 2.0  # after SIGTERM, in which a death that it answers is seen
+_STOPS = frozenset({signal.SIGTERM, signal.SIGINT})
+_PROC = Path("/proc")
+
+
+class Terminated(Exception):
+    """SIGTERM before all ranks had joined: nothing was trained that could be saved."""
+
+
+class Rendezvous:
+    """A context around everything up to the join. is_told: whether SIGTERM came, once Python's
+    handler has run. end: called in the thread with the cause, while the main thread waits; the
+    process exits with the status it returns."""
+
+    def __init__(
+        self,
+        attempt: Path,
+        rank: int,
+        devices: Sequence[str],
+        is_told: Callable[[], bool],
+        end: Callable[[Exception], int],
+    ) -> None:
+        self._attempt, self._rank, self._devices = attempt, rank, devices
+        self._is_told, self._end = is_told, end
+        self._lock, self._is_over = threading.Lock(), False
+        self._told_at: float | None = None
+
+    def __enter__(self) -> None:
+        self._signals, write = os.pipe()
+        os.set_blocking(self._signals, False)
+        os.set_blocking(write, False)
+        # written by the C handler, at once: Python's runs when the main thread returns from C
+        self._before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        peers.register(self._attempt, self._rank)
+        threading.Thread(target=self._watch, name="rendezvous", daemon=True).start()
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:  # held for good by a thread that ends the process
+            self._is_over = True
+        os.close(signal.set_wakeup_fd(self._before))
+        os.close(self._signals)
+
+    def _watch(self) -> None:
+        while True:
+            with self._lock:
+                if self._is_over:
+                    return
+                if (cause := self._cause()) is not None:
+                    self._leave(cause)
+            time.sleep(LOOK_SECONDS)
+
+    def _leave(self, cause: Exception) -> None:
+        status = 1
+        try:
+            status = self._end(cause)
+        finally:
+            os._exit(status)
+
+    # --- what is seen ----------------------------------------------------------------------------
+
+    def _cause(self) -> Exception | None:
+        """Why the others cannot join any more; None while they can."""
+        with suppress(OSError):  # too many open files are no death
+            found = peers.registered(self._attempt)
+            others = {rank: one for rank, one in found.items() if rank != self._rank}
+            gone = {rank for rank, one in others.items() if one.is_gone}
+            records = rank_records(self._attempt)  # read after the processes: written before
+            told = [rank for rank in sorted(records) if records[rank].outcome == "terminated"]
+            if told:
+                return Terminated(f"rank {told[0]} got SIGTERM before all ranks had joined")
+            if gone or records.keys() - {self._rank}:
+                return LostPeer("it ended before all ranks had joined", self._members(found))
+            return self._after_sigterm(found)
+        return None
+
+    def _after_sigterm(self, found: dict[int, Registration]) -> Exception | None:
+        if not self._was_told():
+            return None
+        missing = self._local_ranks() - found.keys()
+        missing -= _living_siblings() if missing else set()
+        if missing:
+            words = "it ended before it could register"
+            return LostPeer(words, self._members(found, missing))
+        return Terminated("SIGTERM before all ranks had joined")
+
+    def _was_told(self) -> bool:
+        """Whether SIGTERM came, long enough ago that a death it answers would have been seen."""
+        is_told = self._is_told()
+        with suppress(BlockingIOError):
+            is_told |= bool(_STOPS & set(os.read(self._signals, 4096)))
+        if is_told and self._told_at is None:
+            self._told_at = time.monotonic()
+        return self._told_at is not None and time.monotonic() - self._told_at >= CAUSE_SECONDS
+
+    def _local_ranks(self) -> set[int]:
+        """The ranks of this machine, which have consecutive numbers; empty where nobody told."""
+        if "LOCAL_RANK" not in os.environ or os.getppid() == 1:
+            return set()
+        first = self._rank - int(os.environ["LOCAL_RANK"])
+        return set(range(first, first + int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+    def _members(
+        self, found: dict[int, Registration], missing: frozenset[int] | set[int] = frozenset()
+    ) -> list[Member]:
+        members = []
+        for rank, device in enumerate(self._devices):
+            one = found.get(rank)
+            if one is not None:
+                members.append(Member(rank, one.host, device, one.identity.pid))
+            else:
+                pid = NEVER_SEEN if rank in missing else ELSEWHERE
+                members.append(Member(rank, socket.gethostname(), device, pid))
+        return members
+
+
+def _living_siblings() -> set[int]:
+    """Ranks that the parent of this process started too and that live, registered or not."""
+    return {
+        rank
+        for name in os.listdir(_PROC)
+        if name.isdigit() and _parent(name) == os.getppid()
+        for rank in _rank_in_environment(name)
+    }
+
+
+def _parent(pid: str) -> int | None:
+    try:
+        state, parent = (_PROC / pid / "stat").read_text().rpartition(")")[2].split()[:2]
+    except (OSError, ValueError):
+        return None
+    return None if state in ("Z", "X") else int(parent)
+
+
+def _rank_in_environment(pid: str) -> list[int]:
+    """As torchrun or srun named it."""
+    try:
+        items = (_PROC / pid / "environ").read_bytes().split(b"\0")
+    except OSError:
+        return []
+    found = dict(item.split(b"=", 1) for item in items if b"=" in item)
+    rank = found.get(b"RANK", found.get(b"SLURM_PROCID", b""))
+    return [int(rank)] if rank.isdigit() else []
