@@ -193,6 +193,23 @@ def test_f67_a_node_that_fails_leaves_a_trainer_that_commits_nothing(
     cluster.wait_idle()
 
 
+def test_f68_requeued_by_an_administrator_it_goes_on_in_a_new_job(
+    daemon: RealDaemon, cluster: SlurmCluster
+) -> None:
+    """Its job is marked as one that may be requeued: traind submits none like that."""
+    daemon.client.create_run({"name": "requeued", **ASKED})
+    daemon.until("requeued", lambda now: now.step >= 25)
+    job = job_of(cluster, "RUNNING")
+    cluster.command("scontrol", "update", f"jobid={job}", "requeue=1")
+    cluster.command("scontrol", "requeue", job)
+    daemon.until("requeued", lambda now: now.attempt == 2 and now.exact_resume == "verified")
+    ended = daemon.client.attempts("requeued")[0]
+    assert ended.reason == "preempted"
+    assert f"Slurm job {job} was requeued" in ended.message
+    cluster.until(lambda: job not in [one for one, _, _ in cluster.jobs("pending,running")])
+    end(daemon, "requeued")
+
+
 def test_f65_killed_between_sbatch_and_the_record_it_finds_its_job(
     cluster: SlurmCluster, tmp_path: Path
 ) -> None:

@@ -31,10 +31,10 @@ from trainer.contract.spec.place import limit_seconds
 
 # Slurm 22.05.8; the last one has a reason with a bar in it, which nothing forbids
 SQUEUE = """\
-12|traind-aa|RUNNING|0|node1|2026-11-28T18:47:12|2026-11-28T18:57:12|10:00|None|
-13|traind-bb|PENDING|0||2027-01-01T00:00:00|N/A|1-00:00:00|(Resources)|
-14|traind-cc|CANCELLED|15|node2|2026-11-28T18:47:12|2026-11-28T18:47:13|UNLIMITED|None|
-15|traind-dd|FAILED|768|node[1-2]|2026-11-28T18:47:12|2026-11-28T18:47:13|10:00|a|b|
+12|traind-aa|RUNNING|0|node1|2026-11-28T18:47:12|2026-11-28T18:57:12|10:00|0|None|
+13|traind-bb|PENDING|0||2027-01-01T00:00:00|N/A|1-00:00:00|2|(Resources)|
+14|traind-cc|CANCELLED|15|node2|2026-11-28T18:47:12|2026-11-28T18:47:13|UNLIMITED|0|None|
+15|traind-dd|FAILED|768|node[1-2]|2026-11-28T18:47:12|2026-11-28T18:47:13|10:00|0|a|b|
 
 slurm_load_jobs error: something that is no row
 """
@@ -48,6 +48,8 @@ def test_squeue_is_read_row_by_row() -> None:
     assert running.ended_at - running.started_at == 600
     assert running.exit_code is None
     assert pending.is_waiting
+    assert pending.is_requeued
+    assert not running.is_requeued
     assert pending.nodes == ""
     assert answers.pending_words(pending) == "Slurm job 13 is pending: Resources."
     assert cancelled.has_ended
@@ -118,6 +120,24 @@ def test_each_end_names_its_cause(state: str, reason: Reason, words: str) -> Non
     assert found is not None
     assert found.reason is reason
     assert words in found.message
+
+
+@pytest.mark.parametrize(
+    ("state", "why", "reason"),
+    [
+        ("PENDING", "(BeginTime)", Reason.preempted),
+        ("COMPLETED", "None", Reason.preempted),  # started again, and its script ended at once
+        ("PENDING", "(JobHeldAdmin)", Reason.engine_cancelled),
+        ("REQUEUE_HOLD", "", Reason.engine_cancelled),
+    ],
+)
+def test_a_requeued_job_is_followed_by_a_new_one_unless_it_is_held(
+    state: str, why: str, reason: Reason
+) -> None:
+    found = answers.ending(row(state, restarts=1, reason=why), 180, has_begun=True)
+    assert found is not None
+    assert found.reason is reason
+    assert found.message.startswith("Slurm job 12 was requeued by the cluster")
 
 
 def test_an_end_shortly_before_the_limit_is_the_limits() -> None:
@@ -326,6 +346,24 @@ def test_a_job_is_submitted_found_and_followed(
     found = launcher.ending(spot, 0)
     assert found is not None
     assert found.reason is Reason.node_failed
+
+
+def test_f68_a_requeued_job_is_gone_and_taken_out_of_the_queue(
+    launcher: SlurmLauncher, slurm: FakeSlurm, spot: Spot
+) -> None:
+    submit(launcher, spot)
+    until(lambda: launcher.find(spot) is not None)
+    handle = launcher.find(spot)
+    assert handle is not None
+    slurm.becomes("RUNNING")
+    until(lambda: launcher.is_alive(spot, handle) is Liveness.alive)
+    slurm.jobs = [JobRow("100", one.name, "PENDING", restarts=1) for one in slurm.jobs]
+    until(lambda: launcher.is_alive(spot, handle) is Liveness.gone)
+    found = launcher.ending(spot, 0)
+    assert found is not None
+    assert found.reason is Reason.preempted
+    launcher.release(spot)
+    until(lambda: slurm.cancelled == [(f"--name={script.job_name(spot.token)}", "100")])
 
 
 def test_silence_is_no_death_and_a_moving_outbox_is_life(

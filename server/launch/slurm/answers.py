@@ -14,7 +14,8 @@ from server.launch.launcher import EngineEnding
 from trainer.contract.reasons import Reason
 
 SQUEUE_FIELDS = (
-    "JobID", "Name", "State", "exit_code", "NodeList", "StartTime", "EndTime", "TimeLimit", "Reason"
+    "JobID", "Name", "State", "exit_code", "NodeList", "StartTime", "EndTime", "TimeLimit",
+    "RestartCnt", "Reason",
 )  # fmt: skip
 SACCT_FIELDS = ("JobID", "JobName", "State", "ExitCode", "NodeList", "Start", "End", "Timelimit")
 WAITING = frozenset({
@@ -39,7 +40,8 @@ _LATER = re.compile(
 
 @dataclass(frozen=True)
 class JobRow:
-    """A job as Slurm reports it. exit_status: as of wait(2). Times are seconds since the epoch."""
+    """A job as Slurm reports it. exit_status: as of wait(2). Times are seconds since the epoch.
+    restarts: how often it was requeued."""
 
     job: str
     name: str
@@ -49,7 +51,13 @@ class JobRow:
     started_at: float | None = None
     ended_at: float | None = None
     limit: str = ""
+    restarts: int = 0
     reason: str = ""
+
+    @property
+    def is_requeued(self) -> bool:
+        """Whether it was killed and put back into the queue; its script then starts nothing."""
+        return self.is_waiting and self.restarts > 0
 
     @property
     def is_waiting(self) -> bool:
@@ -79,11 +87,11 @@ def parse_squeue(text: str) -> list[JobRow]:
         cells = [cell.strip() for cell in line.split("|", len(SQUEUE_FIELDS) - 1)]
         if len(cells) != len(SQUEUE_FIELDS) or not cells[0]:
             continue
-        job, name, state, status, nodes, start, end, limit, reason = cells
+        job, name, state, status, nodes, start, end, limit, restarts, reason = cells
         found.append(
             JobRow(
                 job, name, _state(state), _number(status), _text(nodes), _time(start), _time(end),
-                limit, _text(reason.rstrip("|")),
+                limit, _number(restarts) or 0, _text(reason.rstrip("|")),
             )
         )  # fmt: skip
     return found
@@ -154,6 +162,10 @@ def ending(row: JobRow, save_seconds: float, *, has_begun: bool) -> EngineEnding
         case "CANCELLED" | "REVOKED":
             where = on if has_begun else " before it started"
             return EngineEnding(Reason.engine_cancelled, f"{job} was cancelled{where}")
+    if row.restarts:
+        is_held = row.state == "REQUEUE_HOLD" or "Held" in row.reason
+        reason = Reason.engine_cancelled if is_held else Reason.preempted
+        return EngineEnding(reason, f"{job} was requeued by the cluster" + " and held" * is_held)
     if _ended_by_the_limit(row, save_seconds):
         words = f"{job} came to its time limit of {row.limit}"
         return EngineEnding(Reason.time_limit, words)

@@ -113,7 +113,7 @@ class SlurmLauncher:
     def is_alive(self, spot: Spot, handle: Handle) -> Liveness:
         tracked = self._track(spot, handle)
         row = tracked.row
-        if row is not None and row.has_ended:
+        if row is not None and (row.has_ended or row.is_requeued):
             return Liveness.gone
         has_ended = exits.read_exit(spot.directory) is not None
         if has_ended:
@@ -189,7 +189,7 @@ class SlurmLauncher:
             return EngineEnding(Reason.engine_cancelled, "its job was withdrawn before it existed")
         has_begun = (spot.directory / OUTBOX).exists()
         row: JobRow | None = tracked.row
-        if row is not None and row.has_ended:
+        if row is not None and (row.has_ended or row.is_requeued):
             return ending(row, save_seconds, has_begun=has_begun)
         return None
 
@@ -235,7 +235,10 @@ class SlurmLauncher:
         pass
 
     def release(self, spot: Spot) -> None:
-        self._poller.forget(script.job_name(spot.token))
+        tracked = self._poller.forget(script.job_name(spot.token))
+        if tracked is not None and tracked.row is not None and tracked.row.is_requeued:
+            # when it starts again, its script ends at once
+            self._poller.scancel(f"--name={tracked.name}", tracked.row.job)
         self._outboxes.pop(spot.token, None)
 
     def reap(self) -> None:

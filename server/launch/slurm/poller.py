@@ -108,9 +108,10 @@ class SlurmPoller:
         self._run()
         return found
 
-    def forget(self, name: str) -> None:
+    def forget(self, name: str) -> TrackedJob | None:
+        """Watch it no more; what was known of it."""
         with self._changed:
-            self._shared.jobs.pop(name, None)
+            return self._shared.jobs.pop(name, None)
 
     def submit(self, name: str, submission: Submission) -> None:
         tracked = self.track(name)
