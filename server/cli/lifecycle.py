@@ -83,6 +83,14 @@ def resume(
     on_non_finite: Annotated[
         str | None, typer.Option(metavar="stop|rewind", help="After a loss that is not finite.")
     ] = None,
+    place: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="local|slurm|KEY=VALUE",
+            help="Where it trains from now on: local, slurm, or keys of its place, such as "
+            "partition=gpu; repeatable.",
+        ),
+    ] = None,
     wait: Wait = False,
     json: options.Json = False,
 ) -> None:
@@ -99,6 +107,7 @@ def resume(
             run,
             overrides=overrides or None,
             recovery={"on_non_finite": on_non_finite} if on_non_finite else None,
+            place=specfile.read_place(place or []),
         ),
         json,
         wait_for={"running", "completed"} if wait else None,

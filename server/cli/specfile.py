@@ -1,17 +1,18 @@
-"""Run specs from a file, a pipe and --set: the body that `run` and `plan` send."""
+"""Run specs from a file, a pipe and --set: the body that `run` and `plan` send; and --place."""
 
 from __future__ import annotations
 
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from server.cli import output, spec_text
 
 # Paths in a spec; a file's relative ones are relative to the file's folder, not to wherever
 # the daemon was started.
 _PATHS = (("data", "path"), ("data", "tokenizer", "path"), ("evaluate", "core_bundle"))
+_PLACE_NUMBERS = frozenset({"nodes", "save_seconds", "cpus_per_task"})
 
 
 def read_spec(
@@ -39,6 +40,31 @@ def read_spec(
     if name:
         body["name"] = name
     return body
+
+
+def read_place(given: list[str]) -> dict[str, Any] | Literal["local"] | None:
+    """`--place` of a resume: a word, or keys of a Slurm job, whose values are text as sbatch's."""
+    if not given:
+        return None
+    if given == ["local"]:
+        return "local"
+    place: dict[str, Any] = {"engine": "slurm"}
+    for setting in given:
+        key, equals, text = setting.partition("=")
+        if key in place:
+            output.usage(f"--place {setting}: {key} is given twice")
+        if equals and key:
+            place[key] = _of_place(key, text)
+        elif setting != "slurm":
+            output.usage(f"--place {setting}: expected slurm or key=value; local stands alone")
+    return place
+
+
+def _of_place(key: str, text: str) -> int | str | list[str]:
+    if key == "modules":
+        return text.split(",")
+    is_number = key in _PLACE_NUMBERS and text.isascii() and text.isdigit()
+    return int(text) if is_number else text
 
 
 def _parsed(source: str | None) -> dict[str, Any]:

@@ -176,12 +176,15 @@ class Client:
         *,
         overrides: Mapping[str, Any] | None = None,
         recovery: Mapping[str, Any] | None = None,
-        place: Mapping[str, Any] | None = None,
+        place: Mapping[str, Any] | Literal["local"] | None = None,
         key: str | None = None,
     ) -> RunDetail:
+        """place: a cluster, or "local", the daemon's own machine; None leaves it as it is."""
         given = {"overrides": overrides, "recovery": recovery, "place": place}
-        body = {name: value for name, value in given.items() if value} or None
-        return self.wire.post(_run(run, "resume"), RunDetail, body, key=key)
+        body = {name: value for name, value in given.items() if value}
+        if place == "local":
+            body["place"] = None
+        return self.wire.post(_run(run, "resume"), RunDetail, body or None, key=key)
 
     def cancel(self, run: str, *, key: str | None = None) -> RunDetail:
         return self.wire.post(_run(run, "cancel"), RunDetail, key=key)

@@ -624,6 +624,40 @@ def test_the_form_shows_what_a_preset_amounts_to(stub_url: str, open_page: OpenP
     assert json.loads(text.input_value()) == {"preset": "rtx4070-d12"}
 
 
+def test_a_place_is_chosen_in_the_form(stub_url: str, open_page: OpenPage) -> None:
+    page = open_page(f"{stub_url}/#/new")
+    page.get_by_text("Several GPUs, or a cluster").click()
+    page.get_by_label("Where", exact=True).select_option("slurm")
+    page.get_by_label("Nodes", exact=True).fill("2")
+    page.get_by_label("Partition", exact=True).fill("gpu")
+    page.get_by_role("radio", name="JSON").check(force=True)
+    text = page.get_by_role("textbox", name="The spec as JSON")
+    place = {"engine": "slurm", "nodes": 2, "partition": "gpu"}
+    assert json.loads(text.input_value()) == {"place": place}
+    page.said.clear()  # a plan for a cluster whose programs are missing here
+
+
+def test_a_resume_moves_a_run_to_a_cluster_and_back(stub_url: str, open_page: OpenPage) -> None:
+    failed = httpx.get(f"{stub_url}/v1/runs/nanochat-d20-oom").json()
+    page = open_page(f"{stub_url}/#/runs/nanochat-d20-oom")
+    page.route(f"**/v1/runs/{failed['id']}/resume", lambda route: route.fulfill(json=failed))
+    job = {"engine": "slurm", "nodes": 2, "time_limit": "12:00:00"}
+    for choice, fields, place in (
+        ("slurm", {"Nodes": "2", "Time limit of a job": "12:00:00"}, job),
+        ("local", {}, None),
+    ):
+        button(page, "More actions").click()
+        page.get_by_role("menuitem", name="Resume with overrides…").click()
+        dialog = page.get_by_role("dialog")
+        dialog.get_by_label("Trains from now on").select_option(choice)
+        for label, value in fields.items():
+            dialog.get_by_label(label, exact=True).fill(value)
+        with page.expect_request(lambda r: r.url.endswith("/resume")) as asked:
+            dialog.get_by_role("button", name="Resume", exact=True).click()
+        assert asked.value.post_data_json == {"place": place}
+        dialog.wait_for(state="detached")
+
+
 def test_a_clone_keeps_what_was_switched_off(stub_url: str, open_page: OpenPage) -> None:
     """A null left out would be the preset's value again: a run that never samples would sample."""
     spec = {"name": "quiet", "start": False, "evaluate": {"sample_every": None, "bpb_every": None}}

@@ -226,6 +226,26 @@ def test_resume_sends_only_the_overrides_given(stub: Stub, traind: Traind):
     assert stub.asked[2].body == {"recovery": {"on_non_finite": "rewind"}}
 
 
+def test_resume_sends_the_place_from_now_on(stub: Stub, traind: Traind):
+    stub.on("POST", "/v1/runs/demo/resume", Reply(detail(), 202))
+    keys = ("nodes=2", "time_limit=30", "account=42", "modules=cuda/12.4,gcc")
+    traind("resume", "demo", *(word for key in keys for word in ("--place", key)))
+    place = {"engine": "slurm", "nodes": 2, "time_limit": "30", "account": "42"}
+    assert stub.asked[0].body == {"place": {**place, "modules": ["cuda/12.4", "gcc"]}}
+    traind("resume", "demo", "--place", "slurm")
+    assert stub.asked[1].body == {"place": {"engine": "slurm"}}
+    traind("resume", "demo", "--place", "local")
+    assert stub.asked[2].body == {"place": None}
+
+
+@pytest.mark.parametrize(
+    "given", [["nowhere"], ["local", "nodes=2"], ["nodes=1", "nodes=2"], ["=gpu"]]
+)
+def test_a_place_that_is_none_is_refused_by_name(traind: Traind, given: list[str]):
+    said = traind("resume", "demo", *(word for one in given for word in ("--place", one)), code=2)
+    assert "--place" in said.err
+
+
 def test_the_log_of_a_job_is_printed(stub: Stub, traind: Traind):
     stub.on("GET", "/v1/jobs/job_1/logs", Reply("reading step 9\n", 200))
     assert "reading step 9" in traind("job", "job_1", "--log").out

@@ -12,6 +12,7 @@ export function resumeDialog(detail) {
     const compile = choice([["", "as it is"], ["true", "on"], ["false", "off"]]);
     const attention = choice([["", "as it is"], ...choices("resume", "/overrides/attention").map((name) => [name, name])]);
     const nonFinite = choice([["", "as it is"], ...choices("spec", "/recovery/on_non_finite").map((word) => [word, word])]);
+    const place = placeFields(detail.spec.place);
     const refused = h("div");
     return h("form.dialog-body", { onsubmit: submit },
       h("p", {}, "The batch in tokens stays the same. Exactness is then called approximate, and the change is recorded."),
@@ -19,6 +20,7 @@ export function resumeDialog(detail) {
       h("label.field", {}, h("span", {}, "Compile"), compile),
       h("label.field", {}, h("span", {}, "Attention"), attention),
       h("label.field", {}, h("span", {}, "After a loss that is not finite"), nonFinite),
+      place.elements,
       refused,
       h("div.dialog-foot", {}, h("button", { type: "button", onclick: () => close() }, "Not now"), h("button.primary", { type: "submit" }, "Resume")));
 
@@ -31,6 +33,7 @@ export function resumeDialog(detail) {
       try {
         close(await post(path("runs", detail.id, "resume"), {
           ...(Object.keys(overrides).length && { overrides }), ...(nonFinite.value && { recovery: { on_non_finite: nonFinite.value } }),
+          ...place.asked(),
         }));
       } catch (problem) {
         fill(refused, problemBox(problem));
@@ -38,6 +41,27 @@ export function resumeDialog(detail) {
     }
   });
 }
+
+/** Where it trains from now on. @param {any} held the place of the spec, null for this machine */
+function placeFields(held) {
+  const where = choice([["", "as it is"], ["local", "the daemon's machine"], ...choices("spec", "/place/engine").map((name) => [name, `a job of ${SAID[name] ?? name}`])]);
+  const nodes = h("input", { type: "number", min: 1, step: 1, placeholder: String(held?.nodes ?? 1) });
+  const texts = Object.entries({ partition: "Partition", account: "Account", time_limit: "Time limit of a job" })
+    .map(([key, label]) => ({ key, label, input: h("input", { type: "text", placeholder: held?.[key] ?? "the cluster's default" }) }));
+  const job = h("div", { hidden: true },
+    h("label.field", {}, h("span", {}, "Nodes"), nodes),
+    texts.map(({ label, input }) => h("label.field", {}, h("span", {}, label), input)));
+  where.addEventListener("change", () => (job.hidden = ["", "local"].includes(where.value)));
+  function asked() {
+    if (where.value === "") return {};
+    if (where.value === "local") return { place: null };
+    const given = texts.filter(({ input }) => input.value.trim()).map(({ key, input }) => [key, input.value.trim()]);
+    return { place: { ...held, engine: where.value, ...Object.fromEntries(given), ...(nodes.value && { nodes: Number(nodes.value) }) } };
+  }
+  return { elements: [h("label.field", {}, h("span", {}, "Trains from now on"), where), job], asked };
+}
+
+const SAID = { slurm: "Slurm" }; // engines by their own spelling
 
 export function choice(options, chosen = "") {
   return h("select", {}, options.map(([value, text]) => h("option", { value, selected: value === chosen }, text)));

@@ -10,7 +10,7 @@ import { integer } from "../format.js";
 const HORIZONS = [["steps", "steps"], ["tokens", "tokens"], ["flops", "FLOP"], ["data_param_ratio", "tokens per parameter"]];
 const SAID = { // words of the API that want another one on the page
   builtin: "built in", text: "text files", jsonl: "JSON lines", parquet: "Parquet", hf: "Hugging Face",
-  nanochat_packed: "nanochat's packed shards", best_fit: "best fit",
+  nanochat_packed: "nanochat's packed shards", best_fit: "best fit", slurm: "as a job of Slurm",
 };
 
 /** [pointer, label, kind, options]; the pointer is the path in the spec. */
@@ -40,6 +40,17 @@ const GROUPS = [
     ["/batch/tokens", "Batch, tokens per step", "number", { min: 1 }],
     ["/batch/device_batch_size", "Rows per forward pass", "number", { min: 1 }],
   ]],
+  ["Several GPUs, or a cluster", [
+    ["/gpus", "GPUs", "number", { min: 1 }],
+    ["/place/engine", "Where", "choice", {}],
+    ["/place/nodes", "Nodes", "number", { min: 1 }],
+    ["/place/partition", "Partition", "text", { placeholder: "the cluster's default", maxlength: 128 }],
+    ["/place/account", "Account", "text", { placeholder: "yours", maxlength: 128 }],
+    ["/place/qos", "Quality of service", "text", { placeholder: "the account's default", maxlength: 128 }],
+    ["/place/time_limit", "Time limit of a job", "text", { placeholder: "12:00:00", maxlength: 20 }],
+    ["/place/cpus_per_task", "CPU cores per process", "number", { min: 1 }],
+    ["/place/memory", "Memory of a node", "text", { placeholder: "64G", maxlength: 10 }],
+  ], true],
   ["Learning", [
     ["/optimizer/matrix_lr", "Matrix learning rate", "number", { step: "any" }],
     ["/optimizer/embedding_lr", "Embedding learning rate", "number", { step: "any" }],
@@ -79,6 +90,7 @@ export function createSpecForm(onChange) {
   let taken = {}; // the spec as it came: what the form does not change stays as it was, key by key
   at("/preset").offer([["", "demo (the default)"], ...Object.keys(presets()).map((name) => [name, name])]);
   at("/device").offer([["", "automatic"]]);
+  at("/place/engine").offer([["", "on the daemon's machine"], ...words("spec", "/place/engine").map((word) => [word, SAID[word] ?? word])]);
   take({});
 
   /** By the source that is chosen, or that the preset chooses. */
@@ -95,6 +107,7 @@ export function createSpecForm(onChange) {
       if (value === undefined) cut(spec, field.pointer);
       else put(spec, field.pointer, value);
     }
+    if (taken.place?.engine && !spec.place?.engine) delete spec.place; // a clone that is to train here
     return spec;
   }
 
@@ -184,7 +197,8 @@ const CONTROLS = {
       input.type = typeof given === "string" ? "text" : "number"; // "auto", "end"
       input.value = given ?? "";
     };
-    return { input, value, set, assume: (held) => (input.placeholder = held === null || held === undefined ? "off" : String(held)) };
+    const assume = (held) => held !== undefined && (input.placeholder = held === null ? "off" : String(held));
+    return { input, value, set, assume };
   },
   choice(_, described) {
     const input = h("select", { id: uid("f"), "aria-describedby": described });
