@@ -20,7 +20,8 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "RESULTS.md"
 PARTS = (
     "step", "memory", "deterministic", "head", "muon", "packing", "loader", "stall", "start",
-    "reporting", "daemon", "serving", "seeing", "tunnel", "core", "ranks", "turns", "ladder", "gpu",
+    "reporting", "daemon", "serving", "seeing", "tunnel", "core", "ranks", "slurm", "turns",
+    "ladder", "gpu",
 )  # fmt: skip
 BY_HAND = "## On the null GPU"  # from here on the file is not the benchmarks' own
 _SECTION = re.compile(r"^## (\w+)\n", re.MULTILINE)
