@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 
 from server.client import ApiError
 from tests.e2e.real_daemon import RealDaemon
-from tests.e2e.test_life import wait_job
+from tests.e2e.test_life import losses, wait_job
 from trainer.contract.jobs import ImportAnswer
 
 WEIGHTS, STATE = "model.safetensors", "optimizer.safetensors"
@@ -77,6 +78,40 @@ def test_a_v2_run_is_read_back_from_its_export_bit_for_bit(
     back, mine = daemon.client.run("back").spec, daemon.client.run("mine").spec
     assert back.model == mine.model
     assert back.optimizer == mine.optimizer
+
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+TWO_GPUS = {
+    "nanochat-2026-05-d4-2gpu": {},
+    "nanochat-2026-09-d4-2gpu": {
+        "corpus": str(FIXTURES / "nanochat-2026-09-d4" / "datasets" / "stdlib"),
+        "tokenizer": str(FIXTURES / "nanochat-2026-09-d4" / "datasets" / "stdlib" / "tokenizer"),
+    },
+}
+
+
+@pytest.mark.parametrize("name", TWO_GPUS)
+def test_a_run_of_two_gpus_continues_on_two_devices_as_nanochat_did(
+    daemon: RealDaemon, name: str
+) -> None:
+    """Every loss and val bpb of nanochat's own continuation on two processes, to step 120."""
+    run = name.removesuffix("-2gpu").replace("nanochat", "gang")
+    done(daemon, FIXTURES / name, name=run, **TWO_GPUS[name])
+    schedule = {"rewarm_steps": 0}
+    daemon.client.extend(run, {"to_step": 120, "schedule": schedule, "start": False})
+    daemon.client.resume(run, overrides={"devices": ["cpu", "cpu"]})
+    ended = daemon.until(run, lambda now: now.state == "completed" and now.step == 120)
+    assert ended.devices == ["cpu", "cpu"]
+    assert [row.rank for row in daemon.client.ranks(run)] == [0, 1]
+    wanted = json.loads((FIXTURES / name / "reference.json").read_text())
+    ours = losses(daemon, run)
+    theirs = {entry["step"]: entry["loss"] for entry in wanted["extension"]}
+    assert theirs.keys() == set(range(60, 120))
+    assert max(abs((ours[step] or 0.0) - loss) for step, loss in theirs.items()) < 1e-5
+    found = [e for e in daemon.client.evaluations(run) if e.kind == "bpb" and e.step == 120]
+    bpb = wanted["val_bpb"]["extension"][-1]
+    assert bpb["step"] == 120
+    assert found[-1].value == pytest.approx(bpb["bpb"], abs=1e-5)
 
 
 def test_an_export_that_cannot_be_expressed_is_refused_by_name(daemon: RealDaemon) -> None:
