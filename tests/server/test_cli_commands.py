@@ -242,7 +242,8 @@ def test_resume_sends_the_place_from_now_on(stub: Stub, traind: Traind):
     "given", [["nowhere"], ["local", "nodes=2"], ["nodes=1", "nodes=2"], ["=gpu"]]
 )
 def test_a_place_that_is_none_is_refused_by_name(traind: Traind, given: list[str]):
-    said = traind("resume", "demo", *(word for one in given for word in ("--place", one)), code=2)
+    said = traind("resume", "demo", *(word for one in given for word in ("--place", one)))
+    assert said.code == 2
     assert "--place" in said.err
 
 
