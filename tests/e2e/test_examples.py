@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.e2e.real_daemon import TINY, RealDaemon
 
 ROOT = Path(__file__).parents[2]
@@ -29,6 +31,7 @@ def test_the_python_client_starts_follows_and_extends_a_run(tmp_path: Path) -> N
         daemon.end()
 
 
+@pytest.mark.timeout(300)  # a daemon, and two agents of torchrun after it
 def test_ranks_by_hand_train_on_two_nodes(tmp_path: Path) -> None:
     """Two agents of torchrun on loopback, with the commands that the example prints."""
     daemon = RealDaemon(tmp_path)
@@ -54,7 +57,7 @@ def test_ranks_by_hand_train_on_two_nodes(tmp_path: Path) -> None:
     commands = asked.stdout.splitlines()
     nodes = [_on_loopback(line, port, environment, tmp_path) for line in commands]
     try:
-        statuses = [node.wait(110) for node in nodes]
+        statuses = [node.wait(240) for node in nodes]
     finally:
         for node in nodes:
             node.kill()

@@ -98,7 +98,8 @@ def test_a_rank_that_dies_before_all_have_joined_is_named_and_the_run_recovers(
 ) -> None:
     daemon = RealDaemon(tmp_path, TRAIND_FAIL="trainer.load@1=kill")
     try:
-        daemon.client.create_run({"name": "early", **ASKED, "devices": ["cpu", "cpu"]})
+        again = {"recovery": {"max_attempts_without_progress": 1000}}
+        daemon.client.create_run({"name": "early", **ASKED, **again, "devices": ["cpu", "cpu"]})
         now = daemon.until("early", lambda now: now.reason == "rank_lost")
         assert now.state == "recovering"
         ended = daemon.client.attempts("early")[0]
