@@ -36,7 +36,7 @@ def watchdog_seconds() -> float | None:
 
 
 async def feed_watchdog(is_alive: Callable[[], bool]) -> None:
-    """Send watchdog messages while `is_alive()`. Returns at once without a watchdog."""
+    """Send watchdog messages while `is_alive()`. Returns immediately without a watchdog."""
     seconds = watchdog_seconds()
     while seconds is not None:
         if is_alive():

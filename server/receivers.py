@@ -26,7 +26,7 @@ ONLY_WEB = (
     "only http and https addresses are possible; with pip install 'traind[notify]' also those that "
     "the apprise library knows"
 )
-UNKNOWN = "apprise knows no such address; its documentation lists the services"
+UNKNOWN = "apprise does not recognise this address; its documentation lists the services"
 _MASKED = re.compile(r"[a-z][a-z0-9+.-]*://(?:[^/\s]*/)?\*\*\*\d*\Z")
 _NO_PROXY = ("127.0.0.0/8", "127.0.0.1", "localhost", "::1")
 
@@ -45,7 +45,7 @@ def why_not(url: str) -> str | None:
 
 
 def deliver(url: str, body: bytes, headers: dict[str, str]) -> str | None:
-    """Why the receiver did not take it, in words without secrets; None when it did. Never raises.
+    """Why the receiver did not accept it, in words without secrets; None when it did. Never raises.
 
     headers: for a web address.
     """
@@ -77,9 +77,9 @@ def _by_apprise(url: str, body: bytes) -> str | None:
     words = f"{notice['message']} (step {notice['step']:,} of {run['end_step']:,})"
     service = _of_apprise(url) if find_spec("apprise") else None
     if service is None:
-        return "apprise does not know its address any more"
+        return "apprise no longer recognises its address"
     taken = bool(service.notify(title=title, body=words))
-    return None if taken else f"{service.service_name} did not take it"
+    return None if taken else f"{service.service_name} did not accept it"
 
 
 def _of_apprise(url: str) -> Any:

@@ -32,7 +32,7 @@ router = APIRouter(
     prefix="/v1/runs/{run}/checkpoints", tags=["checkpoints"], route_class=StrictRoute
 )
 FileName = Annotated[
-    str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$", description="As `files` lists it.")
+    str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$", description="As listed in `files`.")
 ]
 FILES = {
     "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},

@@ -42,7 +42,7 @@ START_SECONDS = 300.0  # for a job to start, behind what else the machine does
 TRIES = 3  # a job may end, idle, in the moment it is asked
 
 STOPPING = "The daemon is stopping."
-NONSENSE = "The serving process sent a reply that is not understood."
+NONSENSE = "The serving process sent an invalid reply."
 
 Reply = TextPiece | Done
 
@@ -80,9 +80,9 @@ async def replies_to(
                 if isinstance(reply, Done):
                     return
         if has_replied:
-            raise Unserved("The serving process ended in the middle of the text.")
+            raise Unserved("The serving process exited before the text was complete.")
         silent += 1
-    raise Unserved("The serving process ended before its first reply.")
+    raise Unserved("The serving process exited before its first reply.")
 
 
 async def _connected(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
@@ -185,7 +185,7 @@ class Answering(Response):
         assert self.act is not None
         assert twin.act is not None
         if self.act.key != twin.act.key:
-            return IdempotencyMismatch("Another request with this Idempotency-Key is under way.")
+            return IdempotencyMismatch("Another request with this Idempotency-Key is in progress.")
         first = "The first request with this Idempotency-Key is still being answered."
         return Busy(first, headers={"Retry-After": "1"})
 

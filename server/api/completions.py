@@ -97,7 +97,7 @@ def complete(body: CompletionRequest, act: Doing, conf: Conf, request: Request) 
 def chat(request: Request) -> Response:
     """What a base model cannot do: it knows no turns. Says what to use instead."""
     raise NotOffered(
-        f"There is no {request.url.path}: a pretrained model knows no turns of a conversation.",
+        f"There is no {request.url.path}: a pretrained model has no conversation turns.",
         hint="Use POST /v1/completions with a `prompt`; in OpenAI's clients completions.create() "
         "instead of chat.completions.create().",
     )

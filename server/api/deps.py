@@ -37,7 +37,7 @@ CheckpointRef = Annotated[
     str, Path(pattern=CHECKPOINT_PATTERN, description="step-NNNNNNNNN-aAAAA: step and attempt.")
 ]
 Limit = Annotated[int, Query(ge=1, le=1000)]
-Superseded = Annotated[bool, Query(description="Also what a later attempt has replaced.")]
+Superseded = Annotated[bool, Query(description="Include records that a later attempt replaced.")]
 
 
 class StrictRoute(APIRoute):
@@ -86,7 +86,7 @@ Conf = Annotated[Settings, Depends(settings)]
 
 
 class Act:
-    """Does what a request asks, once, in one transaction, and tells the readers."""
+    """Execute a request once, in one transaction, and notify the readers."""
 
     def __init__(self, request: Request, db: Db) -> None:
         self.db, self.request = db, request

@@ -12,16 +12,16 @@ from server.guard.problems import problem
 from server.guard.validation import explain, model_in
 from server.text import printable
 
-INTERNAL = "Something went wrong in the daemon; nothing of this request was kept."
+INTERNAL = "The daemon failed to handle this request; it changed nothing."
 INTERNAL_HINT = "The daemon's log has the details. Training is not affected."
 
 
 class MethodNotAllowed(errors.TraindError):
-    code, status, title = "method-not-allowed", 405, "That method is not offered here"
+    code, status, title = "method-not-allowed", 405, "Method not allowed"
 
 
 class Internal(errors.TraindError):
-    code, status, title = "internal", 500, "A fault of the daemon"
+    code, status, title = "internal", 500, "Internal error of the daemon"
 
 
 def install(app: FastAPI) -> None:
@@ -49,7 +49,7 @@ def from_validation(request: Request, error: RequestValidationError) -> errors.T
     findings = error.errors()
     if findings and all(finding["loc"][:1] == ("path",) for finding in findings):
         what = ", ".join(printable(str(finding.get("input"))) for finding in findings)
-        return errors.NotFound(f"There is nothing called {what}.")
+        return errors.NotFound(f"There is nothing named {what}.")
     field = getattr(request.scope.get("route"), "body_field", None)
     return explain(findings, error.body, model_in(field.field_info.annotation) if field else None)
 
@@ -61,7 +61,7 @@ def _from_framework(request: Request, error: HTTPException) -> errors.TraindErro
     if error.status_code == 405:
         allowed = ", ".join(allowed_methods(request))
         return MethodNotAllowed(
-            f"{request.method} is not offered at {path}; what is offered there: {allowed}.",
+            f"{request.method} is not allowed at {path}; allowed: {allowed}.",
             headers={"Allow": allowed},
         )
     if error.status_code == 503:

@@ -28,7 +28,7 @@ Newest = Annotated[
     bool,
     Query(description="The last `limit` ones, oldest first; with `after`, those below that id."),
 ]
-LastEventId = Annotated[str | None, Header(description="As a browser sends it when it reconnects.")]
+LastEventId = Annotated[str | None, Header(description="Sent by browsers when they reconnect.")]
 
 
 @router.get("/events", response_model=Page[EventView], responses=ANSWERS)

@@ -27,7 +27,7 @@ _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})\Z")
 
 
 class RangeNotSatisfiable(TraindError):
-    code, status, title = "range-not-satisfiable", 416, "That part of the file does not exist"
+    code, status, title = "range-not-satisfiable", 416, "Range not satisfiable"
 
 
 def file_answers(content: dict[str, Any]) -> dict[int | str, dict[str, Any]]:

@@ -60,12 +60,12 @@ def show(
         str | None,
         Query(
             pattern=ID_PATTERN,
-            description="Group whose finished runs gains and multipliers are taken against.",
+            description="Group whose finished runs are the baseline of gains and multipliers.",
         ),
     ] = None,
     next_depth: Annotated[
         int | None,
-        Query(ge=1, le=128, description="Depth that the fit predicts; the next rung without it."),
+        Query(ge=1, le=128, description="Depth that the fit predicts; the next rung by default."),
     ] = None,
 ) -> GroupDetail:
     """The members, and what comparing them says: noise, gains, multipliers, fits."""
@@ -78,7 +78,7 @@ def show(
     "/{group}/cancel",
     status_code=202,
     response_model=GroupDetail,
-    responses={200: {"model": GroupDetail, "description": "Nothing was left to cancel."}}
+    responses={200: {"model": GroupDetail, "description": "No run was left to cancel."}}
     | problems(404),
 )
 def cancel(group: GroupRef, act: Doing, conf: Conf) -> Response:

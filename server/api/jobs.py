@@ -126,7 +126,7 @@ def download(request: Request, job: JobRef, name: str, db: Db) -> Response:
 @router.delete(
     "/jobs/{job}",
     status_code=202,
-    responses={200: {"model": JobView, "description": "It has ended already."}} | problems(404),
+    responses={200: {"model": JobView, "description": "It has already ended."}} | problems(404),
 )
 def cancel(job: JobRef, act: Doing, response: Response) -> JobView:
     """Ask for the end of a job."""

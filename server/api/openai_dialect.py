@@ -231,7 +231,7 @@ def _usage(done: Done) -> Usage:
 
 
 def openai_error(error: TraindError) -> dict[str, Any]:
-    """What OpenAI's clients look for in a refusal, beside what our own look for."""
+    """The `error` object that OpenAI's clients expect, added to the problem document."""
     kind = "invalid_request_error" if error.status < 500 else "server_error"
     where = error.errors[0]["pointer"].lstrip("/?").replace("/", ".") if error.errors else None
     code = "model_not_found" if error.code == "not-found" else error.code

@@ -13,16 +13,16 @@ from server.schemas.problem import Problem
 from trainer.contract.spec import RunSpec
 
 STATUS_DESCRIPTIONS = {
-    401: "A token is needed, or this one is wrong.",
+    401: "The token is missing or wrong.",
     403: "Host, origin or site is not allowed.",
-    404: "There is nothing of that name.",
-    406: "That representation is not offered.",
+    404: "Nothing has that name.",
+    406: "This representation is not available.",
     408: "The body did not arrive in time.",
     409: "Not possible in this state; `legal` lists the verbs that are.",
     413: "The body is too large.",
     415: "The body is not JSON; `hint` has a curl line that works.",
-    416: "That part of the file does not exist.",
-    422: "Well-formed but invalid; see `errors` for the fields and what would be right.",
+    416: "The requested range is outside the file.",
+    422: "Well-formed but invalid; see `errors` for the fields and accepted values.",
     503: "Busy; try again after Retry-After.",
     507: "The disk is full.",
 }
@@ -30,12 +30,12 @@ EVERYWHERE = (401, 403, 413, 422, 503)
 WITH_BODY = (408, 415)
 CHANGING = (507,)
 _TAGS = [
-    {"name": "runs", "description": "A run is one model's life: create it, steer it, extend it."},
-    {"name": "groups", "description": "Runs made of one spec and its variations, compared."},
-    {"name": "history", "description": "What a run did: phases, attempts, metrics, events."},
+    {"name": "runs", "description": "Train one model: create a run, control it, extend it."},
+    {"name": "groups", "description": "Runs of one spec and its variations, and their comparison."},
+    {"name": "history", "description": "The history of a run: phases, attempts, metrics, events."},
     {"name": "checkpoints", "description": "Immutable, verified snapshots."},
     {"name": "jobs", "description": "Bounded work that is not training."},
-    {"name": "completions", "description": "Checkpoints answer as OpenAI's completions do."},
+    {"name": "completions", "description": "Checkpoints behind OpenAI's completions API."},
     {"name": "system", "description": "The daemon and its machine."},
 ]
 

@@ -67,13 +67,13 @@ def show_logs(
     db: Db,
     conf: Conf,
     attempt: Annotated[int | None, Query(ge=0, le=1_000_000, description="Default: newest")] = None,
-    tail: Annotated[int, Query(ge=1, le=10_000, description="This many last lines.")] = 200,
+    tail: Annotated[int, Query(ge=1, le=10_000, description="Number of last lines.")] = 200,
     rank: Annotated[
-        int, Query(ge=0, lt=MAX_RANKS, description="Process of a run on several devices.")
+        int, Query(ge=0, lt=MAX_RANKS, description="Rank of a run on several devices.")
     ] = 0,
     offset: Annotated[
         int | None,
-        Query(ge=0, le=MAX_ID, description="What came after Traind-Next-Offset of an answer."),
+        Query(ge=0, le=MAX_ID, description="Traind-Next-Offset of an answer; only later output."),
     ] = None,
 ) -> Response:
     """The trainer's log, control bytes escaped. Traind-Attempt names the attempt."""

@@ -90,7 +90,7 @@ def _outlook(session: Session, spec: RunSpec, made: Plan) -> PlanOutlook:
 def _extend(session: Session, act: Act, body: dict[str, Any]) -> PlanAnswer:
     unknown = sorted(body.keys() - {"run", "extend"})
     if unknown or not isinstance(body.get("run"), str):
-        detail = f"unknown beside run and extend: {', '.join(unknown)}" if unknown else "required"
+        detail = f"unknown besides run and extend: {', '.join(unknown)}" if unknown else "required"
         pointer = f"/{unknown[0]}" if unknown else "/run"
         raise Invalid(
             "The plan of an extend takes run (an id or name) and extend, nothing else.",

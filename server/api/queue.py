@@ -34,7 +34,7 @@ def show(request: Request, db: Db) -> QueueView:
 
 @router.get("/devices/{device}/policy", responses=problems(422))
 def policy(device: DeviceRef, db: Db) -> PlacePolicyAnswer:
-    """When runs may use a device, for which other programs they make way, its power and heat."""
+    """Policy of a device: hours, programs that runs make way for, power limits and ceilings."""
     found = _device(device)
     with db.read() as session:
         return _answer(found, policies.get(session, device))

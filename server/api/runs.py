@@ -27,7 +27,7 @@ from trainer.contract.plan import Plan
 from trainer.contract.spec import RunSpec
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"], route_class=StrictRoute)
-UNCHANGED = {200: {"model": RunDetail, "description": "It was so already; nothing changed."}}
+UNCHANGED = {200: {"model": RunDetail, "description": "Already in effect; nothing changed."}}
 Verb = {
     "status_code": 202,
     "response_model": RunDetail,
@@ -132,7 +132,7 @@ def pause(run: RunRef, act: Doing) -> Response:
 
 @router.post("/{run}/resume", **Verb)
 def resume(run: RunRef, act: Doing, body: ResumeRequest | None = None) -> Response:
-    """Queue a paused, failed or cancelled run again; it goes on from its newest checkpoint."""
+    """Queue a paused, failed or cancelled run; it continues from its newest checkpoint."""
     ask = body or ResumeRequest()
     return _verb(act, run, lambda session, row: runs.resume(session, row, ask, now=act.now))
 

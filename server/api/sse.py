@@ -26,7 +26,7 @@ HEADERS = {
 
 
 class EventStream(Response):
-    """Events after `position` (of one run, or all), then live ones, until somebody leaves."""
+    """Events after `position` (of one run, or all), then live ones until the client disconnects."""
 
     def __init__(self, hub: Hub, run_id: str | None, position: int) -> None:
         super().__init__(status_code=200, headers=HEADERS)

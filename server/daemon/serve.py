@@ -115,7 +115,7 @@ def _serve_with(worker: Worker, listener: socket.socket, settings: Settings) -> 
     if failures and isinstance(failures[0], CannotServe):
         raise failures[0]
     if failures:
-        log.critical("the daemon ends: its supervisor failed (%s)", failures[0])
+        log.critical("the daemon stops: its supervisor failed (%s)", failures[0])
         return 1
     return 0 if server.started else 1
 
@@ -150,7 +150,7 @@ def _uvicorn(app: FastAPI) -> uvicorn.Server:
 
 
 def _end_on_signals(server: uvicorn.Server, app: FastAPI) -> None:
-    """SIGTERM and SIGINT set a flag and close the streams; a second one ends at once."""
+    """SIGTERM and SIGINT set a flag and close the streams; a second one exits immediately."""
     from server.api.app import end_streams
 
     signalled = False

@@ -59,11 +59,11 @@ class Database:
 
     @classmethod
     def opened(cls, paths: DataDir) -> Database:
-        """The database another process of ours has opened with every check, at this moment."""
+        """Open the database that another process of this daemon has already checked."""
         return cls(paths, sqlite.choose_library(), [])
 
     def lend_paths(self, paths: DataDir) -> None:
-        """Let sessions see the runs of another data directory than the database lies in."""
+        """Read runs from a data directory other than the one that contains the database."""
         self._info = {**self._info, "paths": paths}
 
     def lend_prices(self, prices: Sequence[Any]) -> None:
@@ -102,7 +102,7 @@ class Database:
 
     @contextmanager
     def lend(self) -> Iterator[None]:
-        """The turn to write, while another process of ours writes. Raises errors.Busy."""
+        """Wait for write access while another process of this daemon writes. Raises errors.Busy."""
         with self._in_turn():
             self._file = self._refuse_another_file()
             yield

@@ -171,7 +171,7 @@ def _needed(session: Session, run: tables.Run, checkpoint: tables.Checkpoint) ->
         return "a job is reading it"
     newest = saved.newest(session, run.id)
     if newest is not None and newest.id == checkpoint.id:
-        return "it is the newest one, from which a resume or an extend goes on"
+        return "it is the newest one, from which a resume or an extend continues"
     waiting = session.scalar(
         select(tables.Phase.name).where(
             tables.Phase.run_id == run.id,

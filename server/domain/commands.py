@@ -46,7 +46,7 @@ def undelivered(session: Session, run_id: str) -> list[tables.CommandRow]:
 
 
 def carry_over(session: Session, run: tables.Run, now: float) -> None:
-    """Before a new attempt: tell it again what still holds, let the rest lapse."""
+    """Before a new attempt: resend the commands that still apply and drop the rest."""
     row = tables.CommandRow
     for command in session.scalars(select(row).where(row.run_id == run.id, row.done_at.is_(None))):
         kind = command.body.get("kind")

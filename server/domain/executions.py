@@ -70,7 +70,7 @@ def of_attempt(
 
 
 def of_import(run_id: str, *, now: float, **found: Any) -> tables.Execution:
-    """Of attempt 0, which stands for what was trained elsewhere: it has ended before it is made."""
+    """The execution of attempt 0, which represents imported training; created as ended."""
     return of_attempt(
         run_id, 0, place="import", now=now, state=ExecutionState.ended, stage="imported",
         stage_since=None, outcome="completed", reason=Reason.finished, **found,

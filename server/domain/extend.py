@@ -80,7 +80,7 @@ def apply_pending(session: Session, run: tables.Run, step: int, now: float) -> b
     run.pending_extend = None
     end = _end_step(run, ask)
     if end <= step:
-        _record(session, run, now, f"the extend to {end:,} was overtaken: step {step:,} is done")
+        _record(session, run, now, f"the extend to {end:,} is obsolete: step {step:,} is done")
         return False
     joint = _Joint(step, step)
     _append(session, run, ask, joint, _preview(session, run, ask, joint, end), now)
@@ -273,7 +273,7 @@ def next_number(session: Session, run_id: str) -> int:
 def _start_after(
     session: Session, run: tables.Run, ask: ExtendRequest, state: State, now: float
 ) -> None:
-    """A settled run goes on by itself, except that created and paused ones wait to be told."""
+    """Queue a settled run; created and paused runs wait for start or resume."""
     waits = state in (State.created, State.paused)
     if state not in states.SETTLED:
         return

@@ -1,4 +1,4 @@
-"""Groups: many runs made of one base spec and its variations, at once or not at all."""
+"""Groups: runs created from one base spec and its variations, all or none."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class PlannedMember:
     places: dict[str, str] = field(default_factory=dict)
 
     def words(self) -> str:
-        """What tells it from the others: 'd8, optimizer.matrix_lr=0.02, seed +1'."""
+        """How the member differs: 'd8, optimizer.matrix_lr=0.02, seed +1'."""
         parts = [f"d{self.depth}"] if self.depth is not None else []
         parts += [f"{path}={_plain(value)}" for path, value in self.variant.items()]
         parts += [f"seed +{self.seed_offset}"] if self.seed_offset else []

@@ -50,7 +50,7 @@ def adopt(session: Session, job: tables.Job, paths: DataDir) -> tables.Run:
 
 
 def discard(job: tables.Job, paths: DataDir) -> None:
-    """Remove what an import that came to nothing had laid out."""
+    """Remove the files of a failed import."""
     shutil.rmtree(paths.job(job.id) / STAGING, ignore_errors=True)
 
 
@@ -64,7 +64,7 @@ def import_run(
     job_id: str | None = None,
     context: PlanContext | None = None,
 ) -> tables.Run:
-    """The rows of an imported model, extendable at once.
+    """Create the rows of an imported model, which can be extended immediately.
 
     run_id: the id whose directory the job wrote the checkpoint into. Raises NameTaken, Invalid,
     pydantic.ValidationError for a spec that is none of ours.

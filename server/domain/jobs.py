@@ -42,14 +42,14 @@ def save(session: Session, run: tables.Run, now: float, *, pin: bool) -> tables.
 def evaluate(session: Session, run: tables.Run, params: EvaluateParams, now: float) -> tables.Job:
     """Inline where the present weights are asked for and a trainer has them, else on the CPU."""
     if not params.bpb and not params.core:
-        raise Invalid("Nothing is to be evaluated: set bpb or core.", errors=_at("/bpb"))
+        raise Invalid("Nothing to evaluate: set bpb or core.", errors=_at("/bpb"))
     chosen = params.step is not None or params.checkpoint is not None
     special = params.eval_tokens is not None or params.core_bundle is not None
     where = _place(run, params.where, inline=not chosen and not special)
     if where == "inline":
         if chosen or special:
             raise Invalid(
-                "Inline means the present weights with the run's own settings.",
+                "An inline evaluation uses the current weights and the run's own settings.",
                 hint="Leave out step, checkpoint, eval_tokens and core_bundle, or use where: cpu.",
                 errors=_at("/where"),
             )
@@ -62,7 +62,7 @@ def evaluate(session: Session, run: tables.Run, params: EvaluateParams, now: flo
 
 def sample(session: Session, run: tables.Run, params: SampleParams, now: float) -> tables.Job:
     if params.where == "inline":
-        raise Invalid("Samples are made by a job of their own.", errors=_at("/where"))
+        raise Invalid("A sample cannot be generated inline.", errors=_at("/where"))
     _require_checkpoint(session, run, params.checkpoint, params.step)
     return _add(session, "sample", run, _place(run, params.where), _dump(params), now)
 
@@ -110,7 +110,7 @@ def _device_of(session: Session, run: tables.Run) -> str | None:
 
 
 def import_run(session: Session, params: ImportParams, now: float) -> tables.Job:
-    """The files are read by the job; here only what can be known at once. Raises NameTaken."""
+    """Check what is known without reading the files; the job reads them. Raises NameTaken."""
     if params.name is not None:
         require_free(session, params.name)
     for field in ("path", "corpus", "tokenizer"):
@@ -155,7 +155,7 @@ def token_socket(job: tables.Job, paths: DataDir) -> Path:
         raise Conflict(f"a job of kind {job.kind} writes no text", state=job.state)
     if job.state in OVER:
         raise Conflict(
-            f"job {job.id} is over: nothing more is written",
+            f"job {job.id} has ended and writes no more text",
             hint=f"GET /v1/jobs/{job.id} has the whole text as its result.",
             state=job.state,
         )

@@ -95,7 +95,7 @@ def _rests(paths: DataDir, directory: Path) -> bool:
 
 
 def sweep_corpora(db: Database, paths: DataDir, days: float, now: float) -> list[str]:
-    """Remove copies and tokenizers that no run on this disk names and nobody touched for `days`.
+    """Remove corpora and tokenizers without a run on this disk that were not used for `days`.
 
     A run names its data in data.json; one without a row (a database restored from an older backup)
     counts as well. Nothing is removed while data is being prepared, or while the directory of a

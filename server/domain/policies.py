@@ -1,4 +1,4 @@
-"""Policies of devices: hours, the other programs that runs make way for, power and heat.
+"""Policies of devices: hours, programs that runs make way for, power and temperature.
 
 `policies.json` in the data directory repeats them, so that a rebuild can restore them.
 """

@@ -56,7 +56,7 @@ def require_place(spec: RunSpec) -> None:
 
 
 def require_receivers(urls: list[str]) -> None:
-    """The same for a run that is to tell others from now on. Raises Invalid."""
+    """Check the addresses of `notify` of a changed run. Raises Invalid."""
     problems = [{"pointer": pointer, "detail": said} for pointer, said in _receivers(urls)]
     if problems:
         raise Invalid(problems[0]["detail"], errors=problems)

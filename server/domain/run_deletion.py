@@ -98,7 +98,7 @@ def _empty(link: Path, problems: list[str]) -> None:
         if _is_ours(name) or name.startswith("."):
             _delete(target / name, problems)
     if os.listdir(target):
-        log.warning("%s is not removed: it holds files that are not traind's", target)
+        log.warning("%s is not removed: it contains files that traind did not write", target)
     else:
         _delete(target, problems)
 

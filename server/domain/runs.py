@@ -98,7 +98,7 @@ def request_pause(
 def resume(
     session: Session, run: tables.Run, ask: ResumeRequest | None = None, *, now: float
 ) -> bool:
-    """Queue a paused, failed or cancelled run; one that is pausing goes on after its checkpoint."""
+    """Queue a paused, failed or cancelled run; a pausing one resumes after its checkpoint."""
     state = states.require(run, "resume")
     if run.desired_state == Desired.running and state not in states.SETTLED:
         return False
@@ -138,7 +138,7 @@ def _move_to(run: tables.Run, place: PlaceSpec | None) -> None:
 def request_cancel(
     session: Session, run: tables.Run, now: float, *, door: str | None = None
 ) -> bool:
-    """Ask for an end without a checkpoint; at once where no process can be alive."""
+    """Cancel without a checkpoint; immediate where no process can be alive."""
     state = states.require(run, "cancel")
     if state in (State.cancelling, State.cancelled):
         return False
@@ -238,7 +238,7 @@ def evaluate_inline(
 
 
 def pin(session: Session, checkpoint: tables.Checkpoint, pinned: bool, now: float) -> bool:
-    """Keep a checkpoint for ever, or leave it to retention again."""
+    """Pin a checkpoint, or return it to retention."""
     if checkpoint.pinned == pinned:
         return False
     if pinned and (checkpoint.deleted_at is not None or checkpoint.bad is not None):

@@ -96,7 +96,7 @@ def require(run: tables.Run, verb: str) -> State:
 
 
 def advice(run: tables.Run) -> str:
-    """What to do about the run's reason: another thing where nothing goes on by itself."""
+    """Advice for the run's reason; differs where nothing continues by itself."""
     reason = Reason(run.reason)
     return reason.advice_once_stopped if State(run.state) in SETTLED else reason.advice
 

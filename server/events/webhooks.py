@@ -187,7 +187,7 @@ class WebhookThread(CommitThread):
         place.waiting.remove(one)
         given_up = GivenUp(masked(one.url), one.what, one.why, now)
         place.given_up = [*place.given_up, given_up][-KEPT_FAILURES:]
-        why = f"it was not taken {since}" + (f" ({one.why})" if one.why else "")
+        why = f"it was not accepted {since}" + (f" ({one.why})" if one.why else "")
         self._report(one, f"given up: {why}", "error")
 
     # --- failures, for people --------------------------------------------------------------------
@@ -197,13 +197,13 @@ class WebhookThread(CommitThread):
         place = self._place or DeliveryState(0)
         failing = {d.url: d for d in reversed(place.waiting) if d.tries}
         sentences = [
-            f"notices to {masked(one.url)} are not taken: {one.why} "
-            f"({one.tries} tries; tried again for {GIVE_UP_SECONDS / 86_400:.0f} days)"
+            f"notices to {masked(one.url)} are not accepted: {one.why} "
+            f"({one.tries} tries; retried for {GIVE_UP_SECONDS / 86_400:.0f} days)"
             for one in failing.values()
         ]
         lost = [one for one in place.given_up if now - one.at < KEPT_FAILURES_SECONDS]
         return sentences + [
-            f"a notice ({one.what}) to {one.url} was given up: {one.why or 'too many waited'}"
+            f"a notice ({one.what}) to {one.url} was given up: {one.why or 'too many were waiting'}"
             for one in lost
         ]
 
@@ -212,7 +212,7 @@ class WebhookThread(CommitThread):
         same = (d for d in place.waiting if (d.url, d.run) == (one.url, one.run))
         if any(other.reported for other in same):
             return
-        again = f"it is tried again for {GIVE_UP_SECONDS / 86_400:.0f} days"
+        again = f"it is retried for {GIVE_UP_SECONDS / 86_400:.0f} days"
         one.reported = self._report(one, f"not delivered: {one.why}; {again}", "warning")
 
     def _report_taken(self, one: Delivery) -> None:

@@ -220,7 +220,7 @@ def _single(scope: Scope, wanted: bytes) -> str | None:
     """The one value of a header; None without it. Two values are a trick: Forbidden."""
     found = [value for name, value in scope["headers"] if name.lower() == wanted]
     if len(found) > 1:
-        raise Forbidden(f"The header {wanted.decode()} is there twice.")
+        raise Forbidden(f"The header {wanted.decode()} occurs twice.")
     return found[0].decode("latin-1").strip() if found else None
 
 

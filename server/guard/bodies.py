@@ -109,7 +109,7 @@ def refuse_type(scope: Scope, headers: dict[bytes, bytes]) -> None:
         media.startswith("application/") and media.endswith("+json")
     )
     if not is_json or charset not in ("", "utf-8", "utf8"):
-        received = f"it came as {printable(given)}" if given else "it came without a Content-Type"
+        received = f"it is {printable(given)}" if given else "it has no Content-Type"
         raise UnsupportedMediaType(
             f"A body must be application/json in UTF-8; {received}.", hint=_curl(scope)
         )
@@ -125,7 +125,7 @@ def parse(raw: bytes) -> Any:
             raw.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_Objects()
         )
     except UnicodeDecodeError as error:
-        raise Invalid(f"The body is not UTF-8: byte {error.start} does not belong.") from None
+        raise Invalid(f"The body is not UTF-8: byte {error.start} is invalid.") from None
     except RecursionError:
         raise Invalid(f"The body is nested deeper than {MAX_DEPTH} levels.") from None
     except json.JSONDecodeError as error:
@@ -215,7 +215,7 @@ class _Objects:
         if len(made) < len(pairs):
             seen: set[str] = set()
             twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-            raise ValueError(f"the key {twice!r} is there twice")
+            raise ValueError(f"the key {twice!r} occurs twice")
         return made
 
 

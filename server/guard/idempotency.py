@@ -58,7 +58,7 @@ def key_of(scope: Scope, body: bytes) -> Key | None:
     if len(given) > 1 or not _KEY.match(key):
         raise Invalid(
             "An Idempotency-Key is one header of 1 to 255 printable ASCII characters.",
-            hint="A UUID for each thing you want to happen once.",
+            hint="Use a new UUID for each operation.",
         )
     # Bodies are compared as JSON: whitespace and key order do not matter.
     canonical = json.dumps(json.loads(body), sort_keys=True).encode() if body else b""
@@ -73,8 +73,8 @@ def stored(session: Session, key: Key, now: float) -> StoredAnswer | None:
         return None
     if row.request_sha256 != key.request_sha256:
         raise IdempotencyMismatch(
-            "This Idempotency-Key came with another request before.",
-            hint="A new key for each new request; the same one only to repeat it.",
+            "This Idempotency-Key was already used with another request.",
+            hint="Use a new key for each new request, and the same one only to repeat it.",
         )
     return StoredAnswer(row.status, row.body, dict(row.headers))
 

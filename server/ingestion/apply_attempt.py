@@ -182,7 +182,7 @@ def _checkpoint(applied: AppliedAttempt, name: str | None, step: int) -> tables.
 
 
 def _resumed_from(applied: AppliedAttempt, step: int) -> tables.Checkpoint | None:
-    """The checkpoint that the attempt began from, when it stands at this very step."""
+    """The checkpoint that the attempt started from, if it is at this step."""
     if applied.attempt.start_step != step:
         return None
     return saved.at_step(applied.session, applied.run.id, step)

@@ -148,7 +148,7 @@ def _cut_phases(session: Session, run: tables.Run, start: int) -> None:
 
 
 def _apply_last_ending(session: Session, run: tables.Run, directory: RunDir) -> None:
-    """The state that follows from how the last attempt ended; a live one goes on as it is."""
+    """The state after the last attempt's ending; a live attempt keeps its state."""
     disk.checkpoints_on_disk(session, run, directory)
     last = attempts.last_attempt(session, run.id)
     if last is not None and not last.is_over:

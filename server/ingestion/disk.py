@@ -1,4 +1,4 @@
-"""What lies in the run directories, as rows: orders, journals, exit records, checkpoints.
+"""Reads the run directories as rows: orders, journals, exit records, checkpoints.
 
 Shared by `rebuilt_run`, for a run that no row knows, and `catch_up`, for a restored database.
 """
@@ -82,7 +82,7 @@ def is_alive(paths: DataDir, directory: Path, order: AttemptOrder) -> bool:
 def phase_row(
     run: tables.Run, index: int, name: str, schedule: PhaseSchedule, checkpoint: str | None
 ) -> tables.Phase:
-    """A phase as an order tells of it."""
+    """A phase as recorded in an order."""
     return tables.Phase(
         run_id=run.id,
         index=index,

@@ -188,7 +188,7 @@ def _pin(session: Session, run: tables.Run, document: RunFile | None) -> None:
 
 
 def _imported(session: Session, run: tables.Run, directory: RunDir) -> None:
-    """An import wrote its checkpoint as attempt 0, which has no journal: its manifest stands in."""
+    """Rebuild attempt 0 of an import from its checkpoint's manifest: it has no journal."""
     for path in _imports(directory):
         with suppress(OSError, ValueError, KeyError, TypeError):
             manifest: dict[str, Any] = json.loads(path.read_bytes())

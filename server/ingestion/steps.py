@@ -122,7 +122,7 @@ def _follow(run: tables.Run, attempt: tables.Attempt, new: Sequence[Reported]) -
 
 
 def _progress(run: tables.Run, attempt: tables.Attempt, new: Sequence[Reported]) -> dict[str, Any]:
-    """The live view after these steps; its rate begins anew with each attempt."""
+    """The live view after these steps; the rate restarts with each attempt."""
     before = run.progress
     same = before.get("attempt") == attempt.number
     count = before.get("rate_steps", 0) if same else 0

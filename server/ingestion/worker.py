@@ -40,7 +40,7 @@ log = logging.getLogger("traind.ingest")
 
 
 class WorkerGone(Exception):
-    """The process has ended; what it had not committed is read by whoever reads next."""
+    """The process has ended; the next reader repeats what it had not committed."""
 
 
 class Worker:

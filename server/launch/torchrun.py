@@ -22,7 +22,7 @@ NAME = "torchrun"
 
 
 def is_supported() -> bool:
-    """Whether ranks can be told apart here: by what /proc shows of their environment."""
+    """Whether ranks can be identified here, by their environment in /proc."""
     return sys.platform == "linux"
 
 

@@ -83,7 +83,7 @@ def context(
 
 
 def num_gpus(spec: RunSpec, found: Sequence[Device]) -> int | None:
-    """How many GPUs `all` stands for here; None where the spec names a number, or there is none."""
+    """Number of GPUs that `all` selects here; None for an explicit number or without a GPU."""
     cards = devices.all_gpus(found)
     if spec.gpus != "all" or not cards:
         return None

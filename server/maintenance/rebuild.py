@@ -49,7 +49,7 @@ class RebuildResult(BaseModel):
 
 
 def rebuild(settings: Settings) -> RebuildResult:
-    """Read every run again into a new database and put it in place; the old one is kept beside it.
+    """Rebuild the database from the run directories; the old one is kept beside it.
 
     Raises migrate.Refused while a daemon or a trainer runs on this data directory.
     """
@@ -89,7 +89,7 @@ def holding(paths: DataDir, verb: str) -> Iterator[None]:
 
 
 def _require_runs(paths: DataDir) -> None:
-    """An empty database in place of one with runs helps nobody: a disk may not be mounted."""
+    """Refuse to replace a database by an empty one: a disk may not be mounted."""
     if paths.database.exists() and not any((paths.root / "runs").glob("run_*")):
         raise Refused(
             f"There is no run in {paths.root / 'runs'} to read again. Is a disk not mounted, or is "

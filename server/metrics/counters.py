@@ -37,7 +37,7 @@ BUCKETS: dict[str, tuple[float, ...]] = {
 
 
 class Tally:
-    """Additions gathered in memory and written at once. Keys: (name, run, label)."""
+    """Additions gathered in memory and written together. Keys: (name, run, label)."""
 
     def __init__(self) -> None:
         self._added: dict[tuple[str, str, str], float] = defaultdict(float)

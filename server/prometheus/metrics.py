@@ -50,7 +50,7 @@ class Metrics:
         self._seconds.labels(route).observe(seconds)
 
     def _keep_histograms(self, session: Session, names: list[str]) -> None:
-        """The lines of each run's histograms, read anew where something was observed since."""
+        """Refresh the cached histogram lines of runs with new observations."""
         counts = counters.observed(session, names)
         known = {key: kept for key, kept in self._histograms.items() if key in counts}
         changed = {key for key, n in counts.items() if key not in known or known[key][0] != n}

@@ -19,8 +19,8 @@ from trainer.contract.reasons import Reason
 _COUNTERS = {
     counters.TOKENS: "Tokens trained on, repeats included",
     counters.STEPS: "Optimizer steps done, repeats included",
-    counters.LOST_STEPS: "Steps that a crash or a rewind threw away",
-    counters.RESTARTS: "Attempts begun because the one before had failed",
+    counters.LOST_STEPS: "Steps discarded by a crash or a rewind",
+    counters.RESTARTS: "Attempts started after a failed one",
     counters.YIELDS: "Times a run made way for a higher priority, its hours or another program",
     counters.WAITING_SECONDS: "Seconds from making way until training again",
     counters.ENERGY: "Energy used by the device while training",
@@ -129,8 +129,8 @@ _FAMILIES: tuple[tuple[str, str, Callable[[_Run], Iterator[MetricSample]]], ...]
         if m.gauge
     ),
     ("vram_bytes", "Device memory of the trainer, of all its devices together", _vram),
-    ("rank_compute_seconds", "Own passes of a step of each rank", _of_rank("compute_seconds")),
-    ("rank_waited_seconds", "What each rank waited for others", _of_rank("waited_seconds")),
+    ("rank_compute_seconds", "Compute time of a step of each rank", _of_rank("compute_seconds")),
+    ("rank_waited_seconds", "Time each rank waited for the others", _of_rank("waited_seconds")),
     ("rank_vram_peak_bytes", "Peak device memory of each rank", _of_rank("vram_peak_bytes")),
     ("rank_vram_reserved_bytes", "Device memory of each rank", _of_rank("vram_reserved_bytes")),
     ("rank_power_watts", "Power of each rank's device", _of_rank("power_watts")),
@@ -138,14 +138,14 @@ _FAMILIES: tuple[tuple[str, str, Callable[[_Run], Iterator[MetricSample]]], ...]
         "rank_temperature_celsius", "Temperature of each rank's device",
         _of_rank("temperature_celsius"),
     ),
-    ("last_step_timestamp_seconds", "When the last step was done", _fact("last_step_at")),
-    ("eta_timestamp_seconds", "When the plan should be done", _eta),
+    ("last_step_timestamp_seconds", "Time of the last step", _fact("last_step_at")),
+    ("eta_timestamp_seconds", "Expected end of the plan", _eta),
     (
-        "checkpoint_last_success_timestamp_seconds", "When the last checkpoint was written",
+        "checkpoint_last_success_timestamp_seconds", "Time of the last checkpoint",
         _fact("checkpoint_at"),
     ),
-    ("run_state", "1 for the state the run is in", _state),
-    ("run_info", "What the run is", _info),
+    ("run_state", "1 for the current state of the run", _state),
+    ("run_info", "Properties of the run", _info),
 )  # fmt: skip
 
 
@@ -206,7 +206,7 @@ def of_daemon(
         ("disk_free_bytes", "Free bytes on the disk of the data directory", "", disk_free),
         ("database_wal_bytes", "Size of the database's write-ahead log", "", wal_bytes),
         ("ingest_lag_seconds", "Age of the oldest unread report", "", lag_seconds),
-        ("build_info", "The version that runs", f'version="{_label_value(version)}"', 1),
+        ("build_info", "Version of the running daemon", f'version="{_label_value(version)}"', 1),
     )
     for name, help_text, labels, value in gauges:
         yield _head(name, help_text) + _lines(name, [(labels, value)])

@@ -138,7 +138,7 @@ def _prediction(
 def _cost(
     done: Sequence[GroupMemberView], flops: float, plan: Plan
 ) -> tuple[float | None, float | None, str]:
-    """(seconds, joules, source) of so many FLOPs: at the measured speed of this very shape, else
+    """(seconds, joules, source) of N FLOPs: at the measured speed of this shape, or else
     at that of the deepest members."""
     deepest = max(view.depth or 0 for view in done)
     timed = [v for v in done if v.depth == deepest and v.training_seconds and v.flops]

@@ -1,4 +1,4 @@
-"""Who starts, who makes way and who waits: places, wants and a clock in, one decision out. Pure.
+"""The scheduler's decision: which runs start, make way and wait, from places and wants. Pure.
 
 A place is a device, or a seat such as the one for work on the CPU; it holds one want at a time. A
 want is a run or a job that holds places or waits for them. Nothing is remembered between two
@@ -160,7 +160,7 @@ class _Table:
         return [want.opening, *(self.places[n].opening for n in names if n in self.places)]
 
     def _place(self, want: Want) -> None:
-        """Grant, or keep what is free for it and ask others to make way, or let it wait."""
+        """Grant a want, or reserve free devices and preempt others for it, or let it wait."""
         if refusal := self._refusal(want, want.opening):
             self.decision.waits[want.id] = refusal
             return
@@ -198,7 +198,7 @@ class _Table:
         )
 
     def _makes_way_at(self, want: Want, usable: Sequence[str]) -> float | None:
-        """When the first of those that have only just begun may be displaced."""
+        """Time at which the first of the recently started runs may be preempted."""
         held = [self.holders[n] for n in usable if n in self.holders and n not in self.kept]
         times = [
             holder.held_since + MINIMUM_RUN_SECONDS

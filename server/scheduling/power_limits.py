@@ -1,4 +1,4 @@
-"""Power limits held while something of ours uses a device, and put back afterwards.
+"""Power limits: set while a process of traind uses a device, restored afterwards.
 
 The limit before is a row, written before the first change: a daemon that is killed puts it back at
 its next start. A limit that somebody else set meanwhile is theirs, and stays.
@@ -23,7 +23,7 @@ log = logging.getLogger("traind.scheduling")
 
 
 class PowerControl(Protocol):
-    """`server.machine.power`, or what stands for it in tests."""
+    """`server.machine.power`, or its fake in tests."""
 
     def read(self, uuid: str) -> PowerState: ...
 
@@ -66,7 +66,7 @@ class PowerLimits:
             self.put_back(row)
 
     def put_back(self, row: PowerLimit) -> None:
-        """The limit of before, unless somebody else has set another one since."""
+        """Restore the previous limit, unless another program has changed it since."""
         state = self._control.read(row.uuid)
         if state.limit_watts is None:
             return  # no driver now: the row stays

@@ -165,7 +165,7 @@ class SurroundingsThread:
 
 
 def _in_use(session: Session, devices: Sequence[Device]) -> set[str]:
-    """Devices that a process of ours holds."""
+    """Devices in use by a process of traind."""
     attempts = session.scalars(select(Attempt).join(Execution).where(executions.IS_OPEN))
     found = {name for attempt in attempts for name in gang.used_by(attempt)}
     jobs = session.scalars(

@@ -19,7 +19,7 @@ _NOT_VARIED = frozenset({"name", "title", "metadata", "start", "notify", "preset
 
 
 class GroupRequest(Strict):
-    """POST /v1/groups: runs are the product of depths, grid and repeats, laid over `base`."""
+    """Body of POST /v1/groups: runs are the product of depths, grid and repeats over `base`."""
 
     name: Name
     """Name of the group, unique among groups; its runs are named after it."""

@@ -223,7 +223,7 @@ def _while_waiting(seen: RunSeen) -> Action:
     if leaves or (seen.is_shutting_down and seen.stops_trainers):
         if seen.process.step and seen.process.since_step < ENGINE_SECONDS:
             return WAIT
-        return Signal((signal.SIGTERM,), 1, "it is taken out of the cluster's queue")
+        return Signal((signal.SIGTERM,), 1, "its job is removed from the cluster's queue")
     return _explain_the_engine(seen)
 
 
@@ -252,7 +252,7 @@ def _ladder(process: Seen, kind: str, timeout: float, grace: float) -> Action:
 
 
 def _asking_to_end(process: Seen) -> tuple[signal.Signals, ...]:
-    """A process that is stopped sees SIGTERM only once it goes on."""
+    """SIGTERM, and SIGCONT for a stopped process, which handles SIGTERM only when continued."""
     return (signal.SIGTERM, signal.SIGCONT) if process.is_stopped else (signal.SIGTERM,)
 
 
@@ -270,8 +270,8 @@ def _stall(process: Seen) -> Action | None:
     if process.stall_step == 0:
         if process.silence < process.timeout or process.waits_for_space:
             return None
-        what = "it is stopped by a signal" if process.is_stopped else "nothing was heard of it"
-        why = f"{what} for {process.silence:.0f} s, {process.timeout:.0f} s are allowed"
+        what = "stopped by a signal" if process.is_stopped else "no report"
+        why = f"{what} for {process.silence:.0f} s (stall timeout: {process.timeout:.0f} s)"
         first = (DUMP_SIGNAL, signal.SIGCONT) if process.is_stopped else (DUMP_SIGNAL,)
         return Signal(first, 2 if process.is_stopped else 1, why, stall=True)
     if process.stall_step == 1 and process.silence < process.since_step:
@@ -344,7 +344,7 @@ def _on_the_way(seen: RunSeen) -> Action:
 
 
 def _explain_the_wait(seen: RunSeen) -> Action:
-    """Hours, a neighbour and whoever displaced it are named for as long as they are the cause."""
+    """Keep the reason hours, neighbour or preempting run as long as it is the cause."""
     if seen.waits is None or seen.waits == (seen.reason, seen.message):
         return WAIT
     is_queue = seen.waits[0] is Reason.waiting_for_device

@@ -41,7 +41,7 @@ class FailureGuard:
     def guard(
         self, key: str, act: Callable[[], bool], give_up: Callable[[Exception], bool]
     ) -> bool:
-        """`act`, unless it failed a moment ago; `give_up(error)` when it fails again and again.
+        """Run `act` with back-off after a failure; `give_up(error)` after repeated failures.
 
         Whether there is something to watch. Raises only what concerns every run alike.
         """
@@ -134,7 +134,7 @@ def end_run(db: Database, run_id: str, error: Exception, is_alive: bool) -> bool
         if run is None:
             return True
         if is_alive:
-            message = f"the daemon cannot look after this run, its trainer continues: {words}"
+            message = f"the daemon cannot manage this run; its trainer continues: {words}"
             events.record(session, "trouble", message, run_id=run_id, level="error")
             return False
         for attempt in attempts.open_ones(session, run_id):
@@ -160,7 +160,7 @@ def end_job(db: Database, job_id: str, error: Exception, is_alive: bool) -> bool
         if job is None or job.is_over:
             return True
         if is_alive:
-            message = f"the daemon cannot look after job {job_id}, its process continues: {words}"
+            message = f"the daemon cannot manage job {job_id}, its process continues: {words}"
             events.record(session, "trouble", message, **events.about(job), level="error")
             return False
         executions.end_job(session, job, "failed", reason_of(error), words)

@@ -166,7 +166,7 @@ def _complete(context: SupervisorContext, session: Session, job: Job, findings: 
 
 
 def _report_verdict(session: Session, job: Job) -> str:
-    """An event of the run: bits that changed by themselves must be seen by whoever looks."""
+    """Record an audit mismatch as an event of the run, so that it is visible there."""
     found = AuditResult.model_validate(job.result)
     level = "error" if found.verdict == "mismatch" else "info"
     about = events.about(job)

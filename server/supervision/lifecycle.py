@@ -143,7 +143,7 @@ def clear_stall(context: SupervisorContext, row: ExecutionRow, watch: Watch) -> 
     with context.db.write() as session:
         execution = session.get_one(Execution, row.execution_id)
         execution.reason, execution.message = None, ""
-        words = "it goes on by itself; the stack dump is in its log"
+        words = "it continues by itself; the stack dump is in its log"
         events.record(session, "signal", words, **events.about(row))
 
 
@@ -219,7 +219,7 @@ def _circumstances(row: ExecutionRow, watch: Watch, findings: PostMortem) -> rec
 
 
 def _save_seconds(watch: Watch) -> float:
-    """How long before the time limit of its place it is told to save, as it was ordered."""
+    """Seconds before the time limit of its place at which it saves, as ordered."""
     try:
         place = orders.read(watch.directory, AttemptOrder).spec.place
     except (OSError, ValueError):

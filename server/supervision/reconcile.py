@@ -59,13 +59,13 @@ class Reconciler:
             watch.update(now)
 
     def living(self) -> Iterator[ProcessIdentity]:
-        """Processes whose end should be noticed at once."""
+        """Processes whose end should be detected immediately."""
         for watch in self.watches.values():
             if watch.lives and (found := watch.process) is not None:
                 yield found
 
     def leave(self) -> None:
-        """Let go of everything; what runs goes on."""
+        """Release all processes; they keep running."""
         for watch in self.watches.values():
             self._release(watch)
         self.watches.clear()
@@ -73,7 +73,7 @@ class Reconciler:
             launcher.leave()
 
     def _release(self, watch: Watch) -> None:
-        """Its ending is recorded; a child of ours that is still on its way out is reaped later."""
+        """Its ending is recorded; a child that has not exited yet is reaped later."""
         watch.close()
         watch.launcher.release(watch.spot)
 

@@ -99,14 +99,14 @@ def classify(said: ExitReport | None, seen: Circumstances) -> Ending:
 
 def _cause(seen: Circumstances) -> tuple[Reason, str]:
     if seen.other_boot:
-        return Reason.host_restarted, "the machine was restarted under it"
+        return Reason.host_restarted, "the machine restarted during the run"
     if seen.stalled:
         return Reason.stalled, seen.stalled
     if seen.engine is not None:
         return seen.engine.reason, seen.engine.message
     if seen.oom is not None:
         limits = f" ({seen.oom})" if seen.oom else ""
-        return Reason.host_out_of_memory, f"the kernel killed it for lack of memory{limits}"
+        return Reason.host_out_of_memory, f"the kernel killed it: out of host memory{limits}"
     if seen.xid is not None:
         return Reason.gpu_lost, f"the GPU reported {seen.xid}. {advice(seen.xid)}"
     said = f"; the last line of its log: {seen.last_words}" if seen.last_words else ""
@@ -115,7 +115,7 @@ def _cause(seen: Circumstances) -> tuple[Reason, str]:
 
 def _exit_words(code: int | None) -> str:
     if code is None:
-        return "killed, or ended while nobody watched"
+        return "killed, or ended while the daemon was not running"
     if code < 0:
         import signal
 
@@ -271,7 +271,7 @@ def _after_non_finite(ending: Ending, history: History, kept: dict[str, Any]) ->
     if history.rewinds >= policy.max_rewinds:
         message = f"{ending.message} It was already rewound {history.rewinds} times."
         return Verdict(State.failed, ending.reason, message, **kept)
-    message = f"{ending.message} Going back to the last checkpoint, leaving step {ending.step} out."
+    message = f"{ending.message} Rewinding to the last checkpoint; step {ending.step} is skipped."
     return Verdict(State.recovering, ending.reason, message, skip_step=ending.step, **kept)
 
 
@@ -284,7 +284,7 @@ def _hopeless(ending: Ending, history: History) -> str | None:
     if ending.reason in _HOPELESS:
         return ending.message
     if ending.reason is Reason.host_out_of_memory and history.same_before >= 1:
-        return f"{ending.message}, for the second time in a row"
+        return f"{ending.message}, twice in a row"
     if ending.xid is not None and ending.xid.action is not XidAction.restart:
         return ending.message
     return None
@@ -297,7 +297,7 @@ def _after_failure(ending: Ending, history: History, backoff: tuple[float, ...])
     best = max(history.durable_step, history.best_failed_step)
     if failures >= history.recovery.max_attempts_without_progress:
         message = (
-            f"{failures} attempts in a row got no further than step {best:,}; "
+            f"{failures} consecutive attempts did not get beyond step {best:,}; "
             f"the last one: {ending.message}"
         )
         if ending.reason not in (Reason.crashed, Reason.stalled):  # there is more than its log

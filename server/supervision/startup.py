@@ -49,7 +49,7 @@ def arrive(db: Database, paths: DataDir) -> None:
 
 
 def _report_other_machine(db: Database, host: str) -> None:
-    """A replaced machine goes on with its disk, so nothing waits; of a copy its user must know."""
+    """Warn of another machine; runs continue, because a replaced machine keeps its disk."""
     message = (
         f"this data directory was last opened on another machine ({host}): if it is a copy and "
         "the original is still served there, both train the same runs"

@@ -55,7 +55,7 @@ class Supervisor:
         self._thread.start()
 
     def wait_for_first_look(self, seconds: float) -> bool:
-        """Whether everything that already runs was taken back within that time."""
+        """Whether all running processes were adopted within that time."""
         return self._looked.wait(seconds)
 
     @property
@@ -68,7 +68,7 @@ class Supervisor:
             self._wakeup.ring()
 
     def stop(self, *, stop_trainers: bool = False) -> None:
-        """End the thread. The trainers go on, unless they are to save and end with the daemon."""
+        """Stop the thread. Trainers keep running, unless they must save and end with the daemon."""
         self._reconciler.stops_trainers = stop_trainers
         self._reconciler.is_shutting_down = self._ends = True
         self._wakeup.ring()
@@ -108,7 +108,7 @@ class Supervisor:
         return self._context.settings.tick_seconds if busy else IDLE_SECONDS
 
     def _take_trainers_along(self) -> None:
-        """Tick until every process of ours has saved and ended."""
+        """Tick until every trainer and job has saved and ended."""
         until = self._clock() + STOP_SECONDS
         while self._clock() < until:
             self._wakeup.wait(min(self._try_tick(), self._context.settings.tick_seconds))

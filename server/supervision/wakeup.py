@@ -11,7 +11,7 @@ from trainer.contract.rundir import ProcessIdentity
 
 
 class Wakeup:
-    """`wait` returns when somebody rang, a watched process ended, or the time is over."""
+    """`wait` returns after a wake-up call, the end of a watched process, or a timeout."""
 
     def __init__(self) -> None:
         self._read, self._write = os.pipe()

@@ -145,7 +145,7 @@ class Watch:
         return frozenset(self._sent)
 
     def note_sent(self, kind: str) -> None:
-        """Count a command as sent that could not be written; a signal is due at once then."""
+        """Mark a command that could not be written as sent, so that a signal is due immediately."""
         self._sent.add(kind)
         self.since_step, self.inbox_failed = math.inf, True
 

@@ -31,7 +31,7 @@ def test_the_plan_warns_of_fp8_that_no_card_has_run_it():
     body = {"name": "r", "preset": "rtx4070-d12"}
     for numerics, warned in (({"precision": "fp8"}, True), ({}, False)):
         made = make_plan(resolve({**body, "numerics": numerics}), PlanContext(device_type="cuda"))
-        assert any("run on no card" in w and "768" in w for w in made.warnings) is warned
+        assert any("not been run on a card" in w and "768" in w for w in made.warnings) is warned
 
 
 def test_batch_and_scaled_hyperparameters(plan):
@@ -78,7 +78,7 @@ def test_core_counts_where_it_is_due_and_can_be_measured():
     """At the end of the phase, 500 items a task: 22 x 500 prompts of a thousand tokens."""
     body = {"name": "r", "preset": "rtx4070-d12"}
     without = make_plan(resolve(body), RATE)
-    assert any("CORE is asked for" in w and "fetch core" in w for w in without.warnings)
+    assert any("requests CORE" in w and "fetch core" in w for w in without.warnings)
     with_core = make_plan(resolve({**body, "evaluate": {"core_bundle": "/core"}}), RATE)
     assert not any("CORE" in w for w in with_core.warnings)
     more = with_core.eta.evaluation - without.eta.evaluation
@@ -114,7 +114,7 @@ def test_warnings_name_their_numbers():
         device_type="cpu", disk_free_bytes=10**6, device_memory_bytes=10**6, corpus_tokens=10_000
     )
     warnings = " | ".join(make_plan(resolve({"name": "w"}), context).warnings)
-    for said in ("epochs", "of disk needed", "device memory needed", "warmdown begins"):
+    for said in ("epochs", "of disk space", "of device memory", "warmdown begins"):
         assert said in warnings
 
 

@@ -474,7 +474,7 @@ def test_f37_an_audit_says_its_verdict(stub: Stub, traind: Traind):
     ran = traind("audit", "demo", "--steps", "5")
     assert stub.asked[0].body == {"steps": 5}
     assert ran.code == 0
-    assert ran.out.startswith("verified: 5 steps from step-000000040-a0001 were done again")
+    assert ran.out.startswith("verified: 5 steps from step-000000040-a0001 were repeated")
 
 
 def test_f37_an_audit_that_found_other_bits_is_1(stub: Stub, traind: Traind):

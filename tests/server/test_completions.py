@@ -392,7 +392,7 @@ def test_a_job_that_ends_in_the_middle_is_said_in_the_stream(house: House) -> No
         answer = house.post(ASK | {"stream": True})
         whole = house.post(ASK)
     last = answer.text.rstrip().rpartition("data: ")[2]
-    assert "ended in the middle" in json.loads(last)["error"]["message"]
+    assert "before the text was complete" in json.loads(last)["error"]["message"]
     assert "[DONE]" not in answer.text
     assert whole.status_code == 503
     assert whole.json()["type"] == "urn:traind:problem:unserved"

@@ -81,7 +81,7 @@ def test_tokens_of_the_corpus_come_from_a_run_with_the_same_data(asgi: Asgi) -> 
 
 def test_the_fetched_bundle_is_taken_where_core_is_asked_for(asgi: Asgi) -> None:
     wanted = {"name": "c", "start": False, "evaluate": {"core_every": "end"}}
-    assert "CORE is asked for" in " ".join(asgi.post("/v1/plan", wanted).json()["plan"]["warnings"])
+    assert "requests CORE" in " ".join(asgi.post("/v1/plan", wanted).json()["plan"]["warnings"])
     bundle = asgi.settings.paths.core_bundle
     bundle.mkdir(parents=True)
     (bundle / "core.yaml").write_text("icl_tasks: []")
@@ -142,7 +142,7 @@ def test_near_the_limit_is_a_warning_and_a_measured_peak_decides(asgi: Asgi) -> 
     for there, refused, warned in ((0.94, True, True), (0.97, False, True), (1.2, False, False)):
         plan = make_plan(asked, replace(context, device_memory_bytes=int(there * estimate)))
         assert memory.cannot_fit(plan.memory) is refused
-        assert any("device memory needed" in w for w in plan.warnings) is warned
+        assert any("of device memory" in w for w in plan.warnings) is warned
     with asgi.db.write() as session:
         session.add(
             tables.Throughput(

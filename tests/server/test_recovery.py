@@ -145,7 +145,7 @@ def test_back_off_grows_and_the_limit_ends_it() -> None:
         )
     assert seen == [1.0, 5.0, 15.0, 60.0, 60.0]
     assert verdict.reason is R.no_progress
-    assert "6 attempts in a row" in verdict.message
+    assert "6 consecutive attempts" in verdict.message
 
 
 def test_a_durable_checkpoint_beyond_the_last_failure_resets_the_count() -> None:
@@ -192,9 +192,9 @@ FITS: dict[Reason, str] = {
     R.host_out_of_memory: "Close other programs",
     R.no_checkpoint: "undamaged copy",
     R.too_many_open_files: "ulimit -n",
-    R.data_changed: "original file back",
-    R.data_unusable: "what the message names",
-    R.file_missing: "Put the file back",
+    R.data_changed: "Restore the original file",
+    R.data_unusable: "the message names",
+    R.file_missing: "Restore the file",
     R.not_permitted: "access to the file",
     R.io_error: "dmesg",
     R.disk_full: "Free some space, then resume",

@@ -238,7 +238,7 @@ def test_apprise_says_when_a_service_took_nothing(hook: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("installed", "word"), [(True, "apprise knows no such"), (False, "traind[notify]")]
+    ("installed", "word"), [(True, "apprise does not recognise"), (False, "traind[notify]")]
 )
 def test_an_address_that_cannot_be_told_is_refused(
     asgi: Asgi, monkeypatch: pytest.MonkeyPatch, installed: bool, word: str
@@ -387,7 +387,7 @@ def test_failures_are_events_of_the_run_and_a_warning_of_the_daemon(asgi: Asgi) 
     made.run_once(1.0)
     made.run_once(6.0)
     shown = "notice (failed) to https://hooks.example.org/***"
-    first = ("warning", f"{shown} not delivered: it answered 400; it is tried again for 3 days")
+    first = ("warning", f"{shown} not delivered: it answered 400; it is retried for 3 days")
     assert said(asgi, "demo") == [first]  # once, however often it is tried
     [warning] = [w for w in asgi.get("/v1/system").json()["warnings"] if "notices" in w]
     assert warning.startswith("notices to https://hooks.example.org/*** are not taken: it answered")

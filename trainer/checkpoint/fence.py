@@ -59,7 +59,7 @@ def commit(temp: Path, path: Path) -> None:
 
 
 def shut_out(run_dir: Path, attempt: int) -> list[str]:
-    """Keep every older attempt from committing; what they had begun to write is removed.
+    """Fence off every older attempt from committing, and remove its unfinished files.
 
     The names of what was removed. An attempt whose directory cannot be changed is reported.
     """
@@ -80,7 +80,7 @@ def shut_out(run_dir: Path, attempt: int) -> list[str]:
 
 
 def _shut(place: Path, attempt: int) -> None:
-    """Until the file is there: the older trainer may make its directory anew in between."""
+    """Repeat until the file exists: the older trainer may recreate its directory in between."""
     while not (place / STAGING).is_file():
         with suppress(FileNotFoundError):
             os.rename(f"{place / STAGING}{os.sep}", place / f"{STAGING}{_AWAY}-{attempt:04d}")

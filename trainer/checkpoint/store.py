@@ -231,7 +231,7 @@ def _require_about_the_file(error: OSError) -> None:
 
 
 def manifest_sha256(path: Path) -> str:
-    """The sha256 of a checkpoint's manifest: one number that stands for the whole directory."""
+    """The sha256 of a checkpoint's manifest: it identifies the whole directory."""
     return hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()
 
 

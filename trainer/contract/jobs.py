@@ -233,7 +233,7 @@ class AuditResult(Params):
     @property
     def sentence(self) -> str:
         """For a person."""
-        again = f"{self.compared:,} steps from {self.checkpoint} were done again"
+        again = f"{self.compared:,} steps from {self.checkpoint} were repeated"
         first = self.differences[0] if self.differences else None
         match self.verdict:
             case "verified":

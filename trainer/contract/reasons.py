@@ -60,12 +60,12 @@ class Reason(StrEnum):
 
     @property
     def advice(self) -> str:
-        """What to do while the run goes on, or will by itself."""
+        """What to do while the run continues or will continue by itself."""
         return _SENTENCES[self][1]
 
     @property
     def advice_once_stopped(self) -> str:
-        """What to do when nothing goes on by itself any more."""
+        """What to do once nothing continues by itself."""
         return _ADVICE_ONCE_STOPPED.get(self, self.advice)
 
 
@@ -78,19 +78,19 @@ _SENTENCES: dict[Reason, tuple[str, str]] = {
     ),
     Reason.preempted: (
         "A run of higher priority needed the device.",
-        "It comes back by itself when the device is free; raise its priority to keep the device.",
+        "It resumes by itself when the device is free; raise its priority to keep the device.",
     ),
     Reason.outside_hours: (
         "It is outside the hours of the run or of its device.",
-        "It comes back by itself when they begin; change the hours to train now.",
+        "It resumes by itself when they begin; change the hours to train now.",
     ),
     Reason.device_wanted: (
         "Another program uses the device.",
-        "It comes back by itself when that program has ended.",
+        "It resumes by itself when that program has ended.",
     ),
     Reason.device_hot: (
         "The device is hotter than its policy allows.",
-        "It comes back by itself when the device has cooled; raise the ceiling to train now.",
+        "It resumes by itself when the device has cooled; raise the ceiling to train now.",
     ),
     Reason.budget_spent: (
         "Its budget is spent: a checkpoint was saved.",
@@ -98,11 +98,11 @@ _SENTENCES: dict[Reason, tuple[str, str]] = {
     ),
     Reason.waiting_for_data: ("Its data is being prepared.", "It starts by itself when ready."),
     Reason.backing_off: (
-        "The last attempt failed; the next one waits a little first.",
+        "The last attempt failed; the next one starts after a back-off.",
         "Nothing to do: it restarts by itself.",
     ),
     Reason.terminated: (
-        "The trainer was asked to end by a signal from outside.",
+        "A signal from another process stopped the trainer.",
         "It saved a checkpoint first and restarts by the run's recovery policy.",
     ),
     Reason.crashed: (
@@ -110,110 +110,110 @@ _SENTENCES: dict[Reason, tuple[str, str]] = {
         "It restarts by itself; the last lines of its log name the cause.",
     ),
     Reason.stalled: (
-        "No step was seen for far longer than steps take, so the trainer was stopped.",
+        "The trainer reported nothing for longer than its stall timeout and was stopped.",
         "It restarts by itself; the stack dump in the log shows where it hung.",
     ),
     Reason.no_progress: (
-        "Several attempts in a row ended without getting any further.",
-        "Fix what the log's last lines name, then resume.",
+        "Several consecutive attempts ended without a new step.",
+        "Fix the cause named in the last lines of the log, then resume.",
     ),
     Reason.out_of_memory: (
         "The device ran out of memory.",
-        "Resume with overrides.device_batch_size lower than now; the batch in tokens stays.",
+        "Resume with a lower overrides.device_batch_size; the batch in tokens does not change.",
     ),
     Reason.host_out_of_memory: (
-        "The machine ran out of memory (the host's, not the device's).",
+        "The host ran out of memory (the device did not).",
         "Close other programs, or give the trainer's control group more memory.",
     ),
     Reason.non_finite_loss: (
-        "The loss became NaN or infinite; the weights were not touched by that step.",
-        "Lower the learning rate, look at the data, or resume with recovery.on_non_finite: rewind.",
+        "The loss became NaN or infinite; that step did not change the weights.",
+        "Lower the learning rate, check the data, or resume with recovery.on_non_finite: rewind.",
     ),
     Reason.disk_full: (
         "The disk is full.",
-        "Free some space: it goes on by itself when there is room.",
+        "Free some space: it then continues by itself.",
     ),
     Reason.io_error: (
-        "The disk refused to read or store a file.",
+        "A file could not be read from or written to the disk.",
         "Check the disk (dmesg, SMART) and that it is mounted and writable; the last verified "
         "checkpoint is kept.",
     ),
     Reason.data_changed: (
-        "A file of the corpus changed or is missing since the run began.",
-        "Put the original file back and resume; a changed corpus would be another run.",
+        "A file of the corpus has changed or disappeared since the run started.",
+        "Restore the original file and resume; a changed corpus needs a new run.",
     ),
     Reason.data_unusable: (
         "The corpus or tokenizer could not be prepared.",
-        "Correct what the message names, then resume.",
+        "Fix the problem that the message names, then resume.",
     ),
     Reason.host_restarted: (
-        "The machine was restarted under it.",
+        "The machine restarted during the run.",
         "It resumes by itself unless recovery.on_reboot is wait.",
     ),
     Reason.gpu_lost: (
-        "The GPU reported a hardware fault or went away.",
-        "Look at the Xid in the event; reseat, cool or reset the GPU, then resume.",
+        "The GPU reported a hardware fault or disappeared.",
+        "Check the Xid in the event; reseat, cool or reset the GPU, then resume.",
     ),
-    Reason.superseded: ("A newer attempt took its place.", ""),
+    Reason.superseded: ("A newer attempt replaced it.", ""),
     Reason.device_missing: (
-        "The device the run asks for is not on this machine.",
-        "traind doctor lists the devices that are.",
+        "The run's device is not on this machine.",
+        "traind doctor lists the available devices.",
     ),
     Reason.environment_changed: (
         "The software or machine differs from the one the run was started on.",
-        "Resume to go on with exactness marked approximate, or restore the earlier versions.",
+        "Resume to continue as approximate, or restore the earlier versions.",
     ),
     Reason.no_checkpoint: (
         "No verified checkpoint is left to resume from.",
-        "Put an undamaged copy of a checkpoint back into the directory that the message names, "
+        "Restore an undamaged copy of a checkpoint to the directory that the message names, "
         "then resume; nothing there was overwritten.",
     ),
     Reason.journal_damaged: (
-        "A report file was damaged or replaced; what came before the damage is kept.",
-        "The weights are not affected; the file is kept as it is for inspection.",
+        "A journal was damaged or replaced; the records before the damage are kept.",
+        "The weights are not affected; the file is kept unchanged for inspection.",
     ),
     Reason.job_failed: ("The job ended without finishing.", "Its log names the cause."),
     Reason.internal_error: (
-        "The daemon met an error in handling it.",
-        "The message and the daemon's log name the cause; resume when it is removed.",
+        "The daemon failed while handling it.",
+        "The message and the daemon's log name the cause; fix it, then resume.",
     ),
     Reason.copied: (
         "This data directory is a copy, and the original may still train this run.",
-        "Resume it if it is to be trained here.",
+        "Resume it to train it here.",
     ),
     Reason.too_many_open_files: (
-        "No further file could be opened: the limit of open files is reached.",
-        "Raise the limit (ulimit -n, LimitNOFILE= in the service's unit) or close what holds them.",
+        "No more files could be opened: the limit of open files was reached.",
+        "Raise the limit (ulimit -n, LimitNOFILE= in the service's unit) or close other programs.",
     ),
     Reason.not_permitted: (
-        "A file may not be read or written by the user of the trainer.",
+        "The trainer's user has no permission to read or write a file.",
         "Give the daemon's user access to the file that the message names, then resume.",
     ),
     Reason.file_missing: (
-        "A file that is needed is not there.",
-        "Put the file named in the message back, or mount its disk, then resume.",
+        "A required file is missing.",
+        "Restore the file that the message names, or mount its disk, then resume.",
     ),
     Reason.network_failed: (
         "A server could not be reached.",
         "Check the network and its proxy; a download continues where it stopped.",
     ),
     Reason.software_missing: (
-        "The trainer's software cannot run here.",
-        "Install what the message names (traind doctor shows what is there), then resume.",
+        "A package or program that the trainer needs is missing or cannot run.",
+        "Install the software that the message names (see traind doctor), then resume.",
     ),
     Reason.compile_failed: (
-        "The compiler could not translate the model.",
+        "The model could not be compiled.",
         "Resume with overrides.compile false (exactness becomes approximate), or repair the "
-        "compiler: traind doctor looks at it.",
+        "compiler: traind doctor checks it.",
     ),
     Reason.rank_lost: (
-        "One of the processes that train this run together ended or did not answer.",
+        "One rank of this run ended or did not answer.",
         "It restarts by itself from the newest checkpoint; the message names the rank, and its log "
         "in the attempt's ranks/ directory the cause.",
     ),
     Reason.ranks_differ: (
-        "A device held other weights than the others: its memory or processor failed silently.",
-        "Nothing of these weights was saved. It restarts by itself from the newest checkpoint; "
+        "The weights of one device differ: its memory or processor failed silently.",
+        "These weights were not saved. It restarts by itself from the newest checkpoint; "
         "test the device that the message names.",
     ),
     Reason.waiting_for_engine: (
@@ -222,18 +222,18 @@ _SENTENCES: dict[Reason, tuple[str, str]] = {
     ),
     Reason.engine_unreachable: (
         "The cluster's scheduler does not answer.",
-        "Nothing is taken for dead meanwhile: it continues by itself when the scheduler answers.",
+        "The job may still be running. It continues by itself when the scheduler answers.",
     ),
     Reason.engine_refused: (
         "The cluster did not accept the job.",
-        "Correct what the message names by resuming with another place.",
+        "Fix the problem that the message names by resuming with another place.",
     ),
     Reason.engine_cancelled: (
         "Its job was cancelled on the cluster, by scancel or an administrator.",
         "Resume submits a new job, which continues from the newest checkpoint.",
     ),
     Reason.node_failed: (
-        "A node of the cluster failed under it.",
+        "A cluster node failed during the job.",
         "It is submitted again by itself and continues from the newest checkpoint.",
     ),
     Reason.time_limit: (
@@ -244,10 +244,10 @@ _SENTENCES: dict[Reason, tuple[str, str]] = {
 
 # Where the advice above counts on the run going on.
 _ADVICE_ONCE_STOPPED: dict[Reason, str] = {
-    Reason.backing_off: "Resume it when it should go on.",
+    Reason.backing_off: "Resume to continue.",
     Reason.terminated: "It saved a checkpoint first; resume continues from there.",
     Reason.crashed: (
-        "Look at the last lines of its log; resume continues from the newest checkpoint."
+        "Check the last lines of its log; resume continues from the newest checkpoint."
     ),
     Reason.stalled: (
         "The stack dump in the log shows where it hung; resume continues from the newest "
@@ -263,10 +263,10 @@ _ADVICE_ONCE_STOPPED: dict[Reason, str] = {
     ),
     Reason.host_restarted: "Resume continues from the newest checkpoint.",
     Reason.too_many_open_files: (
-        "Raise the limit (ulimit -n, LimitNOFILE= in the service's unit) or close what holds "
-        "them, then resume."
+        "Raise the limit (ulimit -n, LimitNOFILE= in the service's unit) or close other "
+        "programs, then resume."
     ),
-    Reason.file_missing: "Put the file back that the message names, then resume.",
+    Reason.file_missing: "Restore the file that the message names, then resume.",
     Reason.network_failed: "Check the network and its proxy, then resume.",
     Reason.rank_lost: (
         "The log of the rank that the message names, in the attempt's ranks/ directory, has the "

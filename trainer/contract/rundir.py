@@ -193,7 +193,7 @@ def read_document(path: Path, kind: type[Document], remedy: str) -> Document:
 
 
 class Held(Exception):
-    """The lock is held by somebody else; `holder` is what they wrote into it."""
+    """Another process holds the lock; `holder` is what it wrote into it."""
 
     def __init__(self, path: Path, holder: str) -> None:
         super().__init__(f"{path} is held by {holder or 'another process'}")

@@ -1,4 +1,4 @@
-"""Reads a JSON array record by record: a corpus of gigabytes never stands in memory as a whole."""
+"""Reads a JSON array record by record: a corpus of gigabytes is never in memory as a whole."""
 
 from __future__ import annotations
 

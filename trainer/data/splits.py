@@ -91,7 +91,7 @@ def choose(
 
 
 def notes_on(path: Path) -> list[str]:
-    """A path that its user named is used as it is, also one that is called test; a note says so."""
+    """A path named by the user is used even if it is named test; a note reports this."""
     kind = kind_of(path.name)
     if kind not in ("validation", "test"):
         return []

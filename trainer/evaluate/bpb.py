@@ -51,7 +51,7 @@ def measure(
     token_losses: TokenLosses | None = None,
     world: World | None = None,
 ) -> BpbResult | None:
-    """Bits per byte over batches of (inputs_BT, targets_BT); None when told to stop.
+    """Bits per byte over batches of (inputs_BT, targets_BT); None when stopped.
 
     token_bytes (vocab_size,): bytes of each token, 0 for special ones, which do not count; neither
     do targets of -1. seen: told the targets of each batch. token_losses: what computes the losses

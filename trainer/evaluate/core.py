@@ -80,7 +80,7 @@ def evaluate(
     details: bool = False,
     world: World | None = None,
 ) -> CoreResult | None:
-    """CORE of the model as it stands; None when told to stop. progress(items done, items).
+    """CORE of the current weights; None when stopped. progress(items done, items).
 
     world: ranks that take turns with the batches; each returns the same result, without details.
     """
@@ -121,7 +121,7 @@ class CoreEvaluation:
         should_stop: Callable[[], bool] | None = None,
         progress: ReportItems | None = None,
     ) -> CoreResult | None:
-        """Go on until done, or None as soon as should_stop says so (asked before each batch)."""
+        """Continue until done; None once should_stop returns true (checked before each batch)."""
         began = time.monotonic()
         with undisturbed(model):
             net = Network(model)

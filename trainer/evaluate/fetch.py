@@ -123,7 +123,7 @@ def unzip(archive: Path, into: Path) -> dict[str, str]:
 
 
 def _check_directory_size(archive: Path) -> None:
-    """The list of files stands at the end and is read whole: refuse a giant one before that."""
+    """Refuse an oversized file list (at the archive's end) before reading it whole."""
     size = archive.stat().st_size
     with archive.open("rb") as file:
         file.seek(max(0, size - 65_557))

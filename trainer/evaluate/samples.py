@@ -52,7 +52,7 @@ def generate(
     on_token: Callable[[str], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> Continuation | None:
-    """Continue `prompt` by up to max_tokens tokens; None when told to stop, asked at each token.
+    """Continue `prompt` by up to max_tokens tokens; None when stopped; checked at each token.
 
     temperature 0 takes the likeliest token. on_token gets text as it becomes whole characters.
     """
@@ -87,7 +87,7 @@ def stream(
     top_k: int | None = None,
     seed: int = 0,
 ) -> Iterator[int]:
-    """Tokens after `ids`, one by one. Its own generator: nobody else's random numbers are used."""
+    """Tokens after `ids`, one by one. Uses its own random generator."""
     with undisturbed(model):
         cache = Cache(Network(model), len(ids) + max_tokens)
         logits_V = cache.extend(list(ids))

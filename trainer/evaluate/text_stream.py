@@ -115,7 +115,7 @@ class TextStream:
 
 
 def _continues(spelled: bytes) -> bool:
-    """Whether the bytes continue with a character of UTF-8 that was begun."""
+    """Whether the bytes continue an incomplete UTF-8 character."""
     return spelled[0] & 0xC0 == 0x80
 
 

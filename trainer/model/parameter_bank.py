@@ -20,7 +20,7 @@ from trainer.model import parameters
 
 @dataclass(frozen=True)
 class BankPlace:
-    """Where a parameter lies in the buffer."""
+    """Position of a parameter in the buffer."""
 
     offset: int
     shape: tuple[int, ...]

@@ -66,7 +66,7 @@ def blame(attempt: Path, members: list[tuple[int, str, int]], heard: str) -> tup
         silent = [one for one in gone if not rank_record(attempt, one[0]).exists()]
         if silent:
             named = ", ".join(_rank_words(*one) for one in silent)
-            return Reason.rank_lost, f"{named} ended without a word: killed, or it crashed"
+            return Reason.rank_lost, f"{named} ended without a report: it was killed or crashed"
         if time.monotonic() >= deadline:
             break
         time.sleep(0.05)

@@ -19,7 +19,7 @@ RETRY_SECONDS = 0.5
 
 
 class Reporter:
-    """Writes events. on_wait(reason or None) tells the outside, by other means, that it waits."""
+    """Writes events. on_wait(reason or None) reports outside the journal that it waits."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class Reporter:
             self._syncing.start()
 
     def sync(self) -> None:
-        """Everything said so far is on disk when this returns."""
+        """Flush: all records so far are on disk when this returns."""
         if self._syncing is not None:
             self._syncing.join()
         self._raise_failure()
@@ -88,7 +88,7 @@ class Reporter:
         notice = events.Notice(
             level="warning",
             code="disk_full",
-            message=f"the disk was full: the trainer waited {waited:.0f} s and went on",
+            message=f"the disk was full: the trainer waited {waited:.0f} s and continued",
             data={"seconds": waited},
         )
         self._append(finite(notice.model_dump(mode="json")))

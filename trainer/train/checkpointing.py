@@ -46,7 +46,7 @@ def collect(session: Session) -> None:
 
 
 def drain(session: Session) -> None:
-    """Wait for the save in flight and report it: what is durable is said, however it ends."""
+    """Wait for the save in flight and report it; a durable checkpoint is always reported."""
     for saved in session.saver.wait():
         _finish(session, saved)
 
@@ -220,7 +220,7 @@ def _at_warmdown(session: Session) -> bool:
 
 
 def _room(session: Session) -> bool:
-    """Whether a checkpoint fits; if not, the alarm is raised and training goes on."""
+    """Whether a checkpoint fits on the disk; if not, a notice is sent and training continues."""
     need = session.checkpoint_bytes * FREE_MARGIN
     free = store.free_bytes(session.run_dir.checkpoints)
     if free >= need:
@@ -230,7 +230,7 @@ def _room(session: Session) -> bool:
         events.CheckpointFailed(
             step=session.state.step,
             message=f"no room: a checkpoint takes {need / 1e9:.2f} GB, {free / 1e9:.2f} GB are "
-            "free; training goes on, the last good checkpoint is kept",
+            "free; training continues, the last good checkpoint is kept",
             errno=errno.ENOSPC,
         )
     )
@@ -302,7 +302,7 @@ def _retain(session: Session) -> None:
 
 
 def _landmarks(order: AttemptOrder) -> set[int]:
-    """Where phases begin, end and start to warm down: what an extend may want to begin from."""
+    """Steps where phases begin, end and start their warmdown: an extend may start from them."""
     schedules = (order.schedule, *order.earlier_schedules)
     return {
         step for s in schedules for step in (s.start_step, s.warmdown_start, s.end_step) if step

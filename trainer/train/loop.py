@@ -60,7 +60,7 @@ class NonFinite(Exception):
 
 
 def run(session: Session) -> events.Ended:
-    """Train to the end of the phase, or until told to stop. The session stands at its start."""
+    """Train to the end of the phase, or until stopped. The session is at its start."""
     loop = _Loop(session)
     if session.saved_step == session.state.step and evaluations.due_kinds(session, loop.at_end):
         session.saved_evaluated = dict(session.state.evaluated)

@@ -7,7 +7,7 @@ from trainer.contract.schedule import lr_multiplier, muon_momentum, weight_decay
 
 
 def scheduled(order: AttemptOrder, step: int) -> dict[str, float]:
-    """LR multiplier, momentum and weight decay (absolute) of `step`, of the phase it lies in."""
+    """LR multiplier, momentum and weight decay (absolute) at `step`, in its phase."""
     own = order.schedule
     if step < own.start_step and order.earlier_schedules:
         earlier = order.earlier_schedules

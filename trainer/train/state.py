@@ -58,7 +58,7 @@ class TrainState:
 
 
 def seed_rng(seed: int) -> None:
-    """Start every generator of this process anew: a run and its twin draw the same numbers."""
+    """Reset every random generator of this process, so that a run is reproducible."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)

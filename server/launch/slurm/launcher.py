@@ -42,7 +42,7 @@ _TO_TASKS = {signal.SIGTERM: "TERM", signal.SIGCONT: "CONT", signal.SIGSTOP: "ST
 
 @dataclass
 class _OutboxAge:
-    """When the outbox was last seen to change, by our own clock: a node's may differ."""
+    """Time of the last observed change of the outbox, by the daemon's clock, not the node's."""
 
     seen: tuple[int, int] | None = None
     changed_at: float | None = None
@@ -217,7 +217,7 @@ class SlurmLauncher:
         return True
 
     def _withdraw(self, spot: Spot, tracked: TrackedJob) -> bool:
-        """Take back what sbatch has not answered for; a job that exists after all ends at once."""
+        """Withdraw a submission without an answer; if its job exists, it exits immediately."""
         if tracked.submission is None:
             return False
         with suppress(OSError):

@@ -84,7 +84,7 @@ def render(work: Work, place: PlaceSpec, python: str, prologue: Path | None) -> 
 
 
 def withdraw(spot: Spot) -> None:
-    """A job of this directory that starts after all ends at once. Raises OSError."""
+    """Make a job of this directory that still starts exit immediately. Raises OSError."""
     (spot.directory / WITHDRAWN).touch()
 
 

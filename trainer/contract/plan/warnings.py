@@ -25,8 +25,8 @@ def warnings_about(spec: RunSpec, plan: Plan, context: PlanContext) -> list[str]
         )
     if spec.evaluate.core_every and not spec.evaluate.core_bundle:
         found.append(
-            "CORE is asked for by evaluate.core_every and will not be measured: there is no "
-            "evaluate.core_bundle (`traind fetch core` gets one)"
+            "evaluate.core_every requests CORE, which cannot be measured: evaluate.core_bundle is "
+            "missing (`traind fetch core` downloads one)"
         )
     if spec.device == "auto" and context.device_type == "cpu" and context.gpu_unusable:
         found.append(
@@ -52,10 +52,10 @@ def warnings_about(spec: RunSpec, plan: Plan, context: PlanContext) -> list[str]
         )
     if spec.numerics.precision == "fp8":
         found.append(
-            "fp8 has been run on no card yet. Counted without one at width 768, a step in fp8 "
-            "launches 4,890 kernels where bf16 launches 2,098, moves 303 GB where bf16 moves 193 "
-            "GB, and peaks at 7.5 GB where bf16 peaks at 6.8 GB; its faster products may not win "
-            f"that back at width {plan.shape.n_embd:,}. Compare some hundred steps with bf16 first"
+            "fp8 has not been run on a card yet. Counted on a null GPU at width 768, a step in "
+            "fp8 launches 4,890 kernels (bf16: 2,098), moves 303 GB (bf16: 193 GB) and peaks at "
+            "7.5 GB (bf16: 6.8 GB); faster products may not make up for this at width "
+            f"{plan.shape.n_embd:,}. Compare a few hundred steps with bf16 first"
         )
     if context.corpus_tokens:
         epochs = plan.horizon.tokens / max(1, context.corpus_tokens)
@@ -82,13 +82,13 @@ def warnings_about(spec: RunSpec, plan: Plan, context: PlanContext) -> list[str]
     if plan.memory.available and is_near_the_limit(plan.memory):
         how = "estimated" if plan.memory.measured is None else "measured in an earlier run"
         found.append(
-            f"about {gigabytes(plan.memory.expected)} of device memory needed ({how}), "
-            f"{gigabytes(plan.memory.available)} there: lower batch.device_batch_size"
+            f"the run needs about {gigabytes(plan.memory.expected)} of device memory ({how}); "
+            f"{gigabytes(plan.memory.available)} is available: lower batch.device_batch_size"
         )
     if plan.disk.available is not None and plan.disk.total > plan.disk.available:
         found.append(
-            f"about {gigabytes(plan.disk.total)} of disk needed, "
-            f"{gigabytes(plan.disk.available)} free: keep fewer checkpoints or shards"
+            f"the run needs about {gigabytes(plan.disk.total)} of disk space; "
+            f"{gigabytes(plan.disk.available)} is free: keep fewer checkpoints or shards"
         )
     if spec.schedule.warmup_steps >= plan.horizon.steps:
         found.append(
@@ -105,8 +105,8 @@ def warnings_about(spec: RunSpec, plan: Plan, context: PlanContext) -> list[str]
 
 def _exchange_words(exchange: ExchangePlan) -> str:
     return (
-        f"{exchange.share_of_step:.0%} of each step passes with the exchange between "
-        f"{exchange.devices} devices ({exchange.bytes_per_step / 1e6:,.0f} MB from each, at "
-        f"{exchange.bytes_per_second / 1e9:.1f} GB/s as assumed): from batch.tokens "
-        f"{exchange.enough_tokens:,} on it is a fifth at most"
+        f"the exchange between {exchange.devices} devices takes {exchange.share_of_step:.0%} of "
+        f"each step ({exchange.bytes_per_step / 1e6:,.0f} MB from each device, assuming "
+        f"{exchange.bytes_per_second / 1e9:.1f} GB/s); with batch.tokens of at least "
+        f"{exchange.enough_tokens:,} it takes at most a fifth"
     )

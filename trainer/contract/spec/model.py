@@ -1,4 +1,4 @@
-"""The architecture: one dial, and what may be chosen beside it."""
+"""Spec of the architecture: depth, and the options beside it."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class PlaceSpec(Strict):
     time_limit: SlurmTime | None = None
     """Time limit of each job, as Slurm writes it: minutes, H:M:S or D-H:M:S."""
     save_seconds: Annotated[int, Field(ge=10, le=7200)] = 180
-    """Seconds before the time limit at which the trainer is told to save and end."""
+    """Seconds before the time limit at which the trainer receives the signal to save and end."""
     gres: SlurmRule | None = None
     """Generic resources of a node; null asks for as many GPUs as the run has on it."""
     cpus_per_task: Annotated[int, Field(ge=1, le=1024)] | None = None

@@ -45,7 +45,7 @@ class RunSpec(Strict):
     preset: str = "demo"
     """Set of defaults that the rest of the spec overrides."""
     start: bool = True
-    """Whether the run is queued at once; false leaves it in state created."""
+    """Whether the run is queued immediately; false leaves it in state created."""
     device: Annotated[str, StringConstraints(pattern=r"^(auto|cpu|mps|cuda(:\d{1,3})?)$")] = "auto"
     """Device to train on; auto is the first free GPU, or the CPU of a machine without one."""
     gpus: Gpus = 1
@@ -77,12 +77,12 @@ class RunSpec(Strict):
     recovery: RecoverySpec = RecoverySpec()
     """What happens after crashes, reboots and non-finite losses."""
     priority: Priority = 0
-    """Who comes first: a run makes way for one of strictly higher priority, and comes back by
+    """Priority in the queue: a run makes way for one of strictly higher priority and resumes by
     itself."""
     preemptible: bool = True
     """Whether the run makes way for higher priorities and for other programs on its device."""
     hours: Hours | None = None
-    """When the run may train: it saves and leaves before they end, and comes back by itself;
+    """When the run may train: it saves and leaves before they end, and resumes by itself;
     null is always."""
     budget: BudgetSpec | None = None
     """What the run may use in all: when it is spent, the run is saved and paused; null is no
@@ -147,7 +147,7 @@ class RunSpec(Strict):
         return self.rank_devices[0] if self.rank_devices else alone
 
     def on_gpus(self, count: int | None) -> RunSpec:
-        """The spec with the number of GPUs that `all` stands for; itself where it names one."""
+        """The spec with `all` replaced by a number of GPUs; unchanged if it has a number."""
         if self.gpus != "all" or count is None:
             return self
         return self.model_copy(update={"gpus": count})
