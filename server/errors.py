@@ -70,11 +70,11 @@ class NameTaken(Conflict):
 
 
 class Forbidden(TraindError):
-    code, status, title = "forbidden", 403, "Not allowed from there"
+    code, status, title = "forbidden", 403, "This origin is not allowed"
 
 
 class Unauthorized(TraindError):
-    code, status, title = "unauthorized", 401, "A token is needed"
+    code, status, title = "unauthorized", 401, "A token is required"
 
 
 class UnsupportedMediaType(TraindError):
@@ -90,7 +90,7 @@ class IdempotencyMismatch(TraindError):
 
 
 class NotAcceptable(TraindError):
-    code, status, title = "not-acceptable", 406, "That representation is not offered"
+    code, status, title = "not-acceptable", 406, "This representation is not available"
 
 
 class Busy(TraindError):
@@ -98,7 +98,7 @@ class Busy(TraindError):
 
 
 class Unserved(TraindError):
-    code, status, title = "unserved", 503, "No completion was made"
+    code, status, title = "unserved", 503, "No completion was generated"
 
 
 class StorageBroken(TraindError):

@@ -1,4 +1,4 @@
-"""Fixtures and the `needs` marker forevery test.
+"""Fixtures, the `needs` marker, and which tests are traced for coverage.
 
 A test that needs root, strace, a browser, a Prometheus, Slurm or a GPU says so with `needs("…")`:
 without it the test skips with the reason, and under TRAIND_TEST_REQUIRE=all the skip is a failure.
@@ -23,7 +23,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TRAIND_LOG_LEVEL", "warning")
 os.environ.pop("COLUMNS", None)  # a width that some plugin sets is not the width of a pipe
 
-FIXTURES = Path(__file__).parent / "fixtures"
+HERE = Path(__file__).parent
+FIXTURES = HERE / "fixtures"
+TRACED = (HERE / "contract", HERE / "server", HERE / "trainer")  # others mostly start processes
 
 
 def _has_gpu() -> bool:
@@ -53,6 +55,11 @@ CONDITIONS = {
 NEVER_REQUIRED = {
     "gpu", "nullgpu", "triton", "mounts", "loop mounts", "memory groups", "pid namespaces"
 }  # fmt: skip
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if not any(folder in item.path.parents for folder in TRACED):
+        item.add_marker("no_cover")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

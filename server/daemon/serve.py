@@ -71,7 +71,7 @@ def _require_files(settings: Settings) -> None:
         path = settings.paths.root / name
         if path.exists() and not path.is_file():
             raise CannotServe(
-                f"{path} is no file, and the daemon needs one there. Rename or remove it, then "
+                f"{path} is not a file; the daemon needs a file there. Rename or remove it, then "
                 "start again."
             )
 
@@ -183,7 +183,7 @@ def _listening(settings: Settings) -> Iterator[socket.socket]:
             listener.listen(BACKLOG)
         except OSError as error:
             raise CannotServe(
-                f"{settings.host} port {settings.port} cannot be listened on: {error.strerror}. "
+                f"{settings.host} port {settings.port} cannot be used: {error.strerror}. "
                 "Choose another with --port."
             ) from error
         yield listener

@@ -172,8 +172,8 @@ class Database:
         was, now = self._file, _look(self.paths.database)
         if now[:2] != was[:2] or now[2] < was[2]:
             raise errors.StorageBroken(
-                f"{self.paths.database} was deleted, replaced or cut while it was open; nothing "
-                "is written into it any more.",
+                f"{self.paths.database} was deleted, replaced or truncated while it was open; "
+                "the daemon no longer writes to it.",
                 hint="Put the file back, or restore a backup, and restart the daemon; "
                 "`traind rebuild` recreates the reports from the journals of the trainers.",
                 headers={"Retry-After": "30"},
@@ -192,7 +192,7 @@ class Database:
             f"{missing} was deleted or replaced while the database was open; nothing is written "
             "any more. "
             + (
-                "All that was acknowledged is in the database."
+                "Everything acknowledged is in the database."
                 if saved
                 else "It could not be "
                 "saved: what was acknowledged since the last backup may be missing."
@@ -206,8 +206,8 @@ class Database:
         self._cut = self._cut or self._companions.cut()
         if self._cut is not None:
             raise errors.StorageBroken(
-                f"{self._cut} was cut or overwritten while the database was open; nothing is "
-                "written any more.",
+                f"{self._cut} was truncated or overwritten while the database was open; "
+                "the daemon no longer writes to it.",
                 hint="Restart the daemon; where it refuses, put a backup back with `traind "
                 "restore`, which reads what came after it from the runs' directories.",
                 headers={"Retry-After": "30"},

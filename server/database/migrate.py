@@ -59,7 +59,7 @@ def check_place(paths: DataDir) -> None:
     kind = file_system(paths.database_directory)
     if kind in NETWORK_FILE_SYSTEMS:
         raise Refused(
-            f"The data directory {paths.root} lies on a network file system ({kind}), where locks "
+            f"The data directory {paths.root} is on a network file system ({kind}), where locks "
             "cannot be trusted. Choose a local disk with TRAIND_DATA_DIR or --data-dir; for a "
             f"cluster, make {paths.root}/database a link to a directory on a local disk."
         )
@@ -107,7 +107,7 @@ def check_backup(library: Library, backup: Path) -> None:
     a newer traind."""
     revision, written_by = _stamp(library, backup.absolute(), "&immutable=1")
     if revision is None:
-        raise Refused(f"{backup} is no database of traind. Choose another backup.")
+        raise Refused(f"{backup} is not a traind database. Choose another backup.")
     if revision not in migrations.REVISIONS:
         raise Refused(
             f"The backup {backup} was made by traind {written_by or 'of a newer version'} (schema "

@@ -202,7 +202,7 @@ def _add(
     row = tables.Execution
     waiting = select(row.id).where(row.state == ExecutionState.queued).limit(MAX_WAITING)
     if len(session.scalars(waiting).all()) >= MAX_WAITING:
-        raise Conflict(f"{MAX_WAITING} jobs are waiting already", hint="Cancel some of them.")
+        raise Conflict(f"{MAX_WAITING} jobs are waiting already", hint="Cancel some, or wait.")
     if where == "device" and run is not None and "device" not in params:
         trained_on = _device_of(session, run)
         params |= {"device": trained_on} if trained_on not in (None, "cpu") else {}

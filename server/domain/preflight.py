@@ -219,9 +219,9 @@ def _corpus(spec: RunSpec) -> Iterator[tuple[str, str]]:
     elif not place.is_dir() and not place.is_file():
         yield "/data/path", f"{data.path} is neither a directory nor a file."
     elif place.is_dir() and not _has_files(place):
-        yield "/data/path", f"{data.path} holds no file with text in it."
+        yield "/data/path", f"{data.path} contains no text file."
     elif place.is_file() and place.stat().st_size == 0:
-        yield "/data/path", f"{data.path} is empty: it holds no text."
+        yield "/data/path", f"{data.path} is empty."
     elif data.source == "parquet" and (there := _parquet_files(place)) < _PARQUET_FILES:
         yield (
             "/data/path",
@@ -283,4 +283,4 @@ def _bundle(spec: RunSpec) -> Iterator[tuple[str, str]]:
     if place is None:
         yield "/evaluate/core_bundle", why
     elif request_paths.found(str(place / "core.yaml"))[0] is None:
-        yield "/evaluate/core_bundle", f"{bundle} holds no core.yaml: `traind fetch core` gets one."
+        yield "/evaluate/core_bundle", f"{bundle} has no core.yaml: run `traind fetch core`."

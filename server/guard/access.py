@@ -34,7 +34,7 @@ FORWARDED = (
 )  # fmt: skip
 BEHIND_A_PROXY = (
     "behind a reverse proxy start traind with --auth always --allow-host NAME: without a token "
-    "everybody who reaches the proxy may do everything"
+    "anyone who reaches the proxy has full access"
 )
 SECURITY_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
@@ -191,8 +191,8 @@ def _check_token(tokens: AccessTokens, scope: Scope) -> None:
         if session is not None and tokens.is_session(session):
             return
     raise Unauthorized(
-        "This daemon wants its token." if given is None else "That is not this daemon's token.",
-        hint='curl -H "Authorization: Bearer $(cat DATA_DIR/token)" …; a browser logs in at /.',
+        "This daemon requires a token." if given is None else "The token is wrong.",
+        hint='curl -H "Authorization: Bearer $(cat DATA_DIR/token)" …; browsers log in at /.',
         headers={"WWW-Authenticate": 'Bearer realm="traind"'},
     )
 

@@ -92,8 +92,8 @@ def _require_runs(paths: DataDir) -> None:
     """Refuse to replace a database by an empty one: a disk may not be mounted."""
     if paths.database.exists() and not any((paths.root / "runs").glob("run_*")):
         raise Refused(
-            f"There is no run in {paths.root / 'runs'} to read again. Is a disk not mounted, or is "
-            "it another --data-dir?"
+            f"There is no run in {paths.root / 'runs'} . Is its disk mounted, "
+            "and is --data-dir correct?"
         )
 
 

@@ -44,7 +44,7 @@ def _full(root: Path) -> str:
         left = f", {num_bytes(shutil.disk_usage(root).free)} left"
     except OSError:
         left = ""
-    return f"Waiting for disk space{left}: training continues by itself when there is room."
+    return f"Waiting for disk space{left}: training continues by itself once space is free."
 
 
 def _silence(run: tables.Run, attempt: tables.Attempt, now: float) -> Condition | None:

@@ -330,7 +330,7 @@ class Reconciler:
     def _report_lost_inbox(self, attempt: Attempt, watch: Watch, error: Exception) -> None:
         """Once; what was to be delivered waits for the next attempt, signals still arrive."""
         watch.inbox_failed = True
-        words = f"commands no longer reach the trainer ({error}); pause and resume the run"
+        words = f"commands cannot reach the trainer ({error}); pause and resume the run"
         about = events.about(attempt)
         with self._context.db.write() as session:
             events.record(session, "trouble", words, **about, level="error")

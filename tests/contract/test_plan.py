@@ -118,6 +118,7 @@ def test_warnings_name_their_numbers():
         assert said in warnings
 
 
+@pytest.mark.no_cover  # it measures time, which tracing adds to
 def test_plan_takes_less_than_50_ms():
     spec = resolve({"name": "r", "preset": "rtx4070-d12"})
     make_plan(spec, RATE)

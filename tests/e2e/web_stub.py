@@ -61,7 +61,7 @@ def create_stub(
         if token and request.url.path.startswith("/v1") and token not in (
             said, request.cookies.get("traind_session"),
         ):  # fmt: skip
-            return _problem(401, "A token is needed", "This daemon wants its token.")
+            return _problem(401, "A token is required", "This daemon requires a token.")
         return await proceed(request)
 
     @app.post("/v1/session")

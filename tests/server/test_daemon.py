@@ -245,7 +245,7 @@ def test_an_address_in_use_is_said_at_once(daemon: Any) -> None:
         only = daemon(port=port)
         words = only.words()
     assert only.process.returncode == 1
-    assert f"port {port} cannot be listened on" in words
+    assert f"port {port} cannot be used" in words
     assert "Traceback" not in words
 
 

@@ -393,7 +393,7 @@ def test_f24_a_wal_cut_or_overwritten_in_place_is_noticed_and_ruins_no_database(
     ended = subprocess.run(
         [sys.executable, "-c", _CUT_WHILE_OPEN, root, how], capture_output=True, text=True
     )
-    assert ended.stdout.count("traind.db-wal was cut or overwritten") == 2, ended.stderr
+    assert ended.stdout.count("traind.db-wal was truncated or overwritten") == 2, ended.stderr
     again = Database.open(settings)
     assert _names(again) == {"first"}
     assert again.integrity_check() == []

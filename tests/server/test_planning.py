@@ -200,6 +200,7 @@ def test_a_resume_is_refused_rows_that_cannot_fit(asgi: Asgi) -> None:
             preflight.require_rows(run, 32)
 
 
+@pytest.mark.no_cover  # it measures time, which tracing adds to
 def test_the_plan_of_the_preset_takes_less_than_50_ms_of_processor_over_http(asgi: Asgi) -> None:
     """Processor time of the whole request: how busy the machine is otherwise plays no part."""
     took = []

@@ -80,6 +80,7 @@ def reports_are_whole(house: House, run_id: str) -> None:
 # --- trainers die --------------------------------------------------------------------------------
 
 
+@pytest.mark.no_cover  # it measures time, which tracing adds to
 def test_f01_a_killed_trainer_is_noticed_and_followed_by_a_clean_curve(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:

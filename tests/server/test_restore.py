@@ -443,8 +443,8 @@ def test_a_copy_beside_a_live_original_touches_none_of_its_processes(
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
-        ("empty", "is no database of traind"),
-        ("of another program", "is no database of traind"),
+        ("empty", "is not a traind database"),
+        ("of another program", "is not a traind database"),
         ("newer", "schema 9999"),
         ("of another directory", "of another data directory"),
         ("text", "does not verify"),

@@ -93,7 +93,7 @@ def test_the_loser_of_a_port_says_so_in_a_sentence(tmp_path: Path) -> None:
         second = traind("serve", "--data-dir", str(tmp_path / "b"), "--port", str(port))
     assert second.returncode == 1
     assert "Traceback" not in second.stderr
-    assert f"port {port} cannot be listened on: Address already in use" in second.stderr
+    assert f"port {port} cannot be used: Address already in use" in second.stderr
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_two_daemons_that_start_at_once_have_one_loser(tmp_path: Path) -> None:
         loser = traind("serve", "--data-dir", str(tmp_path / "b"), "--port", str(port))
     assert loser.returncode == 1
     assert "Traceback" not in loser.stderr
-    assert "cannot be listened on" in loser.stderr
+    assert "cannot be used" in loser.stderr
 
 
 def test_no_home_is_a_sentence() -> None:

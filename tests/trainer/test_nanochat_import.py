@@ -548,7 +548,7 @@ def test_a_model_from_a_hub_needs_no_corpus(tmp_path: Path) -> None:
     found = consider(shared, weights_only=True)
     assert found.spec.data.source == "builtin"
     assert found.corpus is None
-    assert any("stands in" in line for line in found.findings.notes)
+    assert any("the built-in text replaces it" in line for line in found.findings.notes)
     assert found.plan.shape.n_embd == 64
     names = ("v1 of 14 March to 2 July 2026", "v1 of 3 July 2026", "July branch of 2026")
     assert found.run.generation == " or ".join(names)

@@ -55,7 +55,7 @@ def commit(temp: Path, path: Path) -> None:
         raise
     if not path.is_dir():  # what a cache still took for a directory was the file
         path.unlink(missing_ok=True)
-        raise Fenced(f"a newer attempt has taken over: {temp} was shut")
+        raise Fenced(f"a newer attempt has taken over: {temp} is fenced off")
 
 
 def shut_out(run_dir: Path, attempt: int) -> list[str]:
@@ -72,7 +72,7 @@ def shut_out(run_dir: Path, attempt: int) -> list[str]:
         try:
             _shut(place, attempt)
         except OSError as error:
-            print(f"attempt {number} could not be shut out: {error}", file=sys.stderr)
+            print(f"attempt {number} could not be fenced off: {error}", file=sys.stderr)
         for left in place.glob(f"{STAGING}{_AWAY}*"):
             shutil.rmtree(left, ignore_errors=True)
             swept.append(f"{name}/{left.name}")

@@ -100,7 +100,7 @@ class Writer:
         Any other error, or a torn record that cannot be taken back, is the end of this file.
         """
         if self._broken:
-            raise JournalError(f"{self.path}: the disk failed before, nothing more is claimed")
+            raise JournalError(f"{self.path}: an earlier write failed, no record is accepted")
         line = _fitting({"seq": self._next_seq, "ts": round(time.time(), 6), **record})
         try:
             failpoint.hit("journal.append")

@@ -127,5 +127,5 @@ def check(cursor: dict[str, Any], packing: str, world: int, num_files: int) -> N
     files = [group[1] for group in cursor["buffer"]] + [cursor["position"]["file"]]
     if max(files) >= num_files:
         raise DataError(
-            "bad_cursor", f"the data cursor stands in file {max(files)} of {num_files} files"
+            "bad_cursor", f"the data cursor is in file {max(files)} of {num_files} files"
         )

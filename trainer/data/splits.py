@@ -95,7 +95,7 @@ def notes_on(path: Path) -> list[str]:
     kind = kind_of(path.name)
     if kind not in ("validation", "test"):
         return []
-    return [f"{path} is called {kind}, and is trained on because data.path names it"]
+    return [f"{path} is named {kind}, and is trained on because data.path names it"]
 
 
 def named_by(path: PurePosixPath) -> Named:
@@ -173,7 +173,7 @@ def _of_card(
             raise _choice_needed(where, "config", list(configs))
         config = default or next(iter(configs))
         if len(configs) > 1:
-            notes.append(f"{where} has {len(configs)} configs: taken is its default, '{config}'")
+            notes.append(f"{where} has {len(configs)} configs: using its default, '{config}'")
     elif config not in configs:
         raise DataError(
             "config_not_found",
@@ -248,7 +248,7 @@ def _training(
     if not rest:
         raise DataError(
             "no_training_files",
-            f"every file of {where} is called validation or test, which is never trained on: "
+            f"every file of {where} is named validation or test, which is never trained on: "
             "rename the files or give another folder",
         )
     if has_evaluation and any(name.kind == "train" for name in rest.values()):

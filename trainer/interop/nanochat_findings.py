@@ -68,8 +68,8 @@ def _data_findings(run: NanochatRun, found: Findings, has_corpus: bool) -> None:
     meta = run.meta
     if not has_corpus:
         found.notes.append(
-            "no corpus was found: the built-in text stands in for it, for evaluations and for an "
-            "extension alike; --corpus names another"
+            "no corpus was found: the built-in text replaces it for evaluations and extends; "
+            "--corpus names another"
         )
     elif meta.dataloader_row is not None:
         found.exact.append(f"the data continues at row {meta.dataloader_row:,}, none left out")

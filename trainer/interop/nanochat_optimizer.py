@@ -166,7 +166,7 @@ def _world(
     if len(loaded) > world:
         raise InteropError(
             loaded[world].path,
-            f"is foreign here: the optimizer of rank 0 was spread over {world} "
+            f"does not belong here: the optimizer of rank 0 was spread over {world} "
             f"GPU{'s' * (world > 1)}",
         )
     return world

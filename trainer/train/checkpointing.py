@@ -70,7 +70,7 @@ def save_on_request(session: Session, command: commands.Save) -> None:
     elif session.is_saved:
         _answer(session, command.id, None)
     else:
-        _answer(session, command.id, "it could not be begun: see the event before this one")
+        _answer(session, command.id, "it could not be started: see the previous event")
 
 
 def _answer(session: Session, command_id: str, failure: str | None) -> None:
@@ -120,7 +120,7 @@ def _wait_a_little(session: Session) -> None:
     deadline = time.monotonic() + RETRY_SECONDS
     while time.monotonic() < deadline:
         if any(isinstance(c, commands.Cancel) for c in session.control.take()):
-            raise CannotSave("cancelled while waiting for room for the last checkpoint")
+            raise CannotSave("cancelled while waiting for disk space for the last checkpoint")
         time.sleep(0.1)
 
 

@@ -128,7 +128,7 @@ def test_a_set_of_evaluations_alone_is_not_trained_on(suffix, tmp_path) -> None:
     for name in ("validation-0", "test-0", "test-1"):
         write(tmp_path / "set" / f"{name}.{suffix}", name)
     source = {"txt": "text"}.get(suffix, suffix)
-    with pytest.raises(DataError, match="called validation or test") as caught:
+    with pytest.raises(DataError, match="named validation or test") as caught:
         prepared(tmp_path, source=source, path=str(tmp_path / "set"))
     assert caught.value.code == "no_training_files"
 

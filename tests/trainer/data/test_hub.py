@@ -253,7 +253,7 @@ def test_the_cards_default_config_is_taken_and_shown(mirror, tmp_path) -> None:
     }
     data = prepared(tmp_path, DataSpec(source="hf", name=NAME))
     assert names_of(data) == (["all/0"], ["all/1"])
-    assert any("2 configs: taken is its default" in note for note in data.notes)
+    assert any("2 configs: using its default" in note for note in data.notes)
     again = prepared(tmp_path, DataSpec(source="hf", name=NAME, config="sample"))
     assert names_of(again) == (["sample/0"], ["sample/1"])
 
