@@ -73,8 +73,8 @@ def policy_for(settings: Settings) -> Policy:
     """
     if not settings.is_loopback and not settings.allow_remote:
         raise BindRefused(
-            f"{settings.host} can be reached from other machines: add --allow-remote if that is "
-            "meant (a token is then needed), or use 127.0.0.1 with ssh -L"
+            f"{settings.host} can be reached from other machines: add --allow-remote if this is "
+            "intended (a token is then required), or use 127.0.0.1 with ssh -L"
         )
     hosts = {*LOOPBACK, *(name.strip("[]").lower() for name in settings.allow_hosts)}
     if settings.is_loopback and settings.auth == "auto":
@@ -129,8 +129,8 @@ def _check_not_forwarded(scope: Scope) -> None:
         return
     log.warning("refused a request that came through a proxy: %s", BEHIND_A_PROXY)
     raise Forbidden(
-        f"This request was forwarded by a proxy ({found.decode('latin-1')}), and this daemon asks "
-        "nobody for a token.",
+        f"This request was forwarded by a proxy ({found.decode('latin-1')}), and this daemon "
+        "requires no token.",
         hint=f"{BEHIND_A_PROXY[0].upper()}{BEHIND_A_PROXY[1:]}.",
     )
 
@@ -139,7 +139,7 @@ def _check_host(policy: Policy, host: str | None) -> None:
     name = _host_name(host or "")
     if name is None or not policy.allows_host(name):
         raise Forbidden(
-            f"This daemon does not answer to the host {printable(host or 'of no name')}.",
+            f"This daemon does not accept the host {printable(host or 'of no name')}.",
             hint=_host_hint(policy),
         )
 

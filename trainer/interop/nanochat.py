@@ -216,8 +216,8 @@ def _refuse_older(path: Path, traits: Traits) -> None:
         raise InteropError(
             path,
             f"is of nanochat {traits_of.BEFORE_MARCH.name} (no smear gate and no backout_lambda): "
-            "traind has no recipe for that model. Continue it with its own version of nanochat; its "
-            "text and tokenizer can be used for a new run (data.source parquet, data.tokenizer.path)",
+            "traind has no recipe for that model. Continue it with its own version of nanochat, or "
+            "use its text and tokenizer in a new run (data.source parquet, data.tokenizer.path)",
         )
 
 
