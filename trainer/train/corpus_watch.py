@@ -42,7 +42,7 @@ def _touched(paths: list[str], step: int) -> events.Notice:
         level="warning",
         code="corpus_touched",
         message=f"{len(paths):,} files of the corpus were touched after the run was prepared and "
-        "before they were hashed. Their sizes and samples are the same, so they are taken as "
+        "before they were hashed. Their sizes and samples are the same, so they count as "
         f"unchanged; the first is {paths[0]}",
         step=step,
         data={"paths": paths[:100]},

@@ -90,8 +90,8 @@ def _measure(session: Session, kind: Kind, max_per_task: int | None = None) -> b
         events.Notice(
             level="warning",
             code="evaluation_out_of_memory",
-            message=f"{NAMES[kind]} at step {session.state.step:,} left out, training continues: "
-            f"the device has no room for it. {why}",
+            message=f"{NAMES[kind]} at step {session.state.step:,} skipped, training continues: "
+            f"the device ran out of memory. {why}",
             step=session.state.step,
         )
     )

@@ -105,7 +105,7 @@ def freeze_uncompiled(run_dir: RunDir) -> None:
         write_durably(run_dir.frozen, frozen.model_dump_json(indent=1).encode())
 
 
-_REMEDY = "Put a copy of it back, or remove it and resume: the choices are made anew"
+_REMEDY = "Restore a copy of it, or remove it and resume: the choices are then made again"
 
 
 def _read(run_dir: RunDir) -> Choices | None:

@@ -309,7 +309,7 @@ def skip_batches(session: Session, step: int) -> bool:
 
 
 def _skipped(step: int) -> events.Notice:
-    words = f"the batch of step {step:,} was left out: its loss was no finite number before"
+    words = f"the batch of step {step:,} is skipped: its loss was not finite before"
     return events.Notice(level="warning", code="batch_left_out", message=words, step=step)
 
 

@@ -29,7 +29,7 @@ class SpikeWatch:
                     level="warning",
                     code="loss_spike",
                     message=f"loss spike at step {step:,}: {loss:.4f}, the last "
-                    f"{WINDOW_STEPS} steps lay around {mean:.4f} ± {deviation:.4f}",
+                    f"{WINDOW_STEPS} steps had {mean:.4f} ± {deviation:.4f}",
                     step=step,
                     data={"loss": loss, "mean": mean, "deviation": deviation},
                 )

@@ -156,7 +156,7 @@ def _compare(session: Session, before: dict[str, Any], measured: span.Measured) 
         )
     )
     if not same:
-        why = bpb_causes.sentence(causes) or "nothing that is recorded changed"
+        why = bpb_causes.sentence(causes) or "no recorded setting changed"
         session.reporter.emit(
             events.Notice(
                 level="warning",
@@ -181,7 +181,7 @@ def _watch_joint(session: Session, value: float) -> None:
     if before is None or value <= before["value"] * (1 + BPB_TOLERANCE):
         return
     causes = _causes(session, before)
-    why = bpb_causes.sentence(causes) or "nothing that is recorded changed"
+    why = bpb_causes.sentence(causes) or "no recorded setting changed"
     step, joint = session.state.step, session.order.first_step_of_phase
     session.reporter.emit(
         events.Notice(
