@@ -47,7 +47,7 @@ def load(order: JobOrder) -> Loaded:
     """
     assert order.run_dir is not None
     run_dir = RunDir(Path(order.run_dir))
-    remedy = "Put a copy of it back; the next resume or extend of the run writes it again"
+    remedy = "Restore a copy of it; the next resume or extend of the run writes it again"
     spec = read_document(run_dir.spec, RunSpec, remedy)
     plan = read_document(run_dir.plan, Plan, remedy)
     data = prepared.read(run_dir.data, Path(order.data_dir))
@@ -79,7 +79,7 @@ def _frozen(run_dir: RunDir) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (ValueError, TypeError) as error:
-        raise Damaged(f"{run_dir.frozen} is damaged ({error}). Put a copy of it back") from None
+        raise Damaged(f"{run_dir.frozen} is damaged ({error}). Restore a copy of it") from None
 
 
 def _dtype(frozen: dict[str, Any]) -> torch.dtype:

@@ -23,8 +23,8 @@ def check(world: World, model: GPT) -> None:
     if others:
         named = ", ".join(f"rank {m.rank} ({m.device} on {m.host})" for m in others)
         raise RanksDiffer(
-            f"the weights of {named} differ from those of the other ranks: its memory or device failed "
-            "silently. They were not saved"
+            f"the weights of {named} differ from those of the other ranks: its memory or device "
+            "failed silently. They were not saved"
         )
 
 
