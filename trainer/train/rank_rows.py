@@ -74,7 +74,7 @@ class RankRows:
                 code="straggler",
                 message=f"rank {row.rank} ({row.device} on {row.host}) computes "
                 f"{row.compute_seconds or 0:.3f} s per step (median: {usual:.3f} s), and every "
-                "step waits for it. Check its temperature, its power limit and other programs on it",
+                "step waits for it. Check its temperature, power limit and other programs on it",
                 step=self._session.state.step,
                 data={"rank": row.rank, "seconds": row.compute_seconds, "median": usual},
             )
