@@ -50,7 +50,7 @@ def index(run: RunRef, db: Db, superseded: Superseded = False) -> Page[Checkpoin
 
 @router.post("", status_code=202, response_model=JobView, responses=problems(404, 409))
 def save(run: RunRef, act: Doing, body: SaveRequest | None = None) -> Response:
-    """Save one now: the running trainer does it at its next step boundary."""
+    """Save a checkpoint at the next step boundary of the running trainer."""
 
     def effect(session: Session) -> StoredAnswer:
         row = store.get_run(session, run)
@@ -75,7 +75,7 @@ def pin(
     "/{checkpoint}", status_code=204, response_class=Response, responses=problems(404, 409)
 )
 def delete(run: RunRef, checkpoint: CheckpointRef, act: Doing, conf: Conf) -> Response:
-    """Delete one that is neither pinned nor needed for a resume."""
+    """Delete a checkpoint that is neither pinned nor needed for a resume."""
     with act.db.write() as session:
         row = store.get_run(session, run)
         checkpoints.delete(session, row, checkpoints.get(session, row, checkpoint), act.now)

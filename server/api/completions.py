@@ -56,7 +56,7 @@ ModelRef = Annotated[
 
 @router.get("/models", responses=problems(404))
 def index(db: Db) -> ModelList:
-    """The checkpoints that can be asked, the newest first."""
+    """Checkpoints available as models, newest first."""
     with db.read() as session:
         return ModelList(data=[openai_dialect.view(model) for model in models.index(session)])
 
@@ -95,7 +95,7 @@ def complete(body: CompletionRequest, act: Doing, conf: Conf, request: Request) 
 @router.post("/chat/completions", include_in_schema=False)
 @router.post("/responses", include_in_schema=False)
 def chat(request: Request) -> Response:
-    """What a base model cannot do: it knows no turns. Says what to use instead."""
+    """Not available: a base model has no conversation turns. The error names the alternative."""
     raise NotOffered(
         f"There is no {request.url.path}: a pretrained model has no conversation turns.",
         hint="Use POST /v1/completions with a `prompt`; in OpenAI's clients completions.create() "
@@ -105,7 +105,7 @@ def chat(request: Request) -> Response:
 
 @router.post("/embeddings", include_in_schema=False)
 def embeddings() -> Response:
-    """What is not offered."""
+    """Not available. The error names the alternative."""
     raise NotOffered(
         "There is no /v1/embeddings: these models continue text.",
         hint="Use POST /v1/completions with a `prompt`; `logprobs` are given there.",

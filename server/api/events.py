@@ -39,7 +39,7 @@ async def all_events(
     newest: Newest = False,
     last_event_id: LastEventId = None,
 ) -> Response:
-    """Events of every run. A stream without Last-Event-ID or `after` begins with what is new."""
+    """Events of every run. A stream without Last-Event-ID or `after` starts with new events."""
     return await _events(request, None, after, limit, newest, last_event_id)
 
 
@@ -52,9 +52,9 @@ async def run_events(
     newest: Newest = False,
     last_event_id: LastEventId = None,
 ) -> Response:
-    """Events of a run. A stream without Last-Event-ID or `after` begins with its first event.
+    """Events of a run. A stream without Last-Event-ID or `after` starts with its first event.
 
-    Beside the kept events a stream carries `event: progress` (at most one a second, not kept, no
+    Besides stored events a stream carries `event: progress` (at most one per second, not stored, no
     id) and ends with `event: bye` when the daemon stops.
     """
     run_id = await run_in_threadpool(_id_of, request.app.state.db, run)

@@ -29,7 +29,7 @@ router = APIRouter(prefix="/v1/groups", tags=["groups"], route_class=StrictRoute
 def create(body: GroupRequest, act: Doing, conf: Conf) -> Response:
     """Create a run for each depth, each point of the grid and each seed, queued below what runs.
 
-    All of them or none: what is wrong with one is refused with its place in the request.
+    All of them or none: an invalid member is reported with its position in the request.
     """
 
     def effect(session: Session) -> StoredAnswer:
@@ -46,7 +46,7 @@ def index(
     after: Annotated[str | None, Query(max_length=200, description="`next` of a page.")] = None,
     limit: Limit = 50,
 ) -> Page[GroupSummary]:
-    """Groups, the newest first."""
+    """Groups, newest first."""
     with db.read() as session:
         return group_queries.list_groups(session, after, limit)
 
@@ -68,7 +68,7 @@ def show(
         Query(ge=1, le=128, description="Depth that the fit predicts; the next rung by default."),
     ] = None,
 ) -> GroupDetail:
-    """The members, and what comparing them says: noise, gains, multipliers, fits."""
+    """The members and their comparison: noise, gains, multipliers, fits."""
     with db.read() as session:
         row = groups.get(session, group)
         return group_queries.detail(session, conf, row, baseline=baseline, next_depth=next_depth)
@@ -103,7 +103,7 @@ def delete(
         bool, Query(description="Delete its runs too, with their checkpoints and history.")
     ] = False,
 ) -> Response:
-    """Delete the group; its runs stay as runs of their own unless they are asked for."""
+    """Delete the group; its runs remain as ordinary runs unless `runs` is true."""
     if runs and request.app.state.notices is not None:
         request.app.state.notices.take_in(act.now)  # their events go with them
     with act.db.write() as session:

@@ -48,7 +48,7 @@ def index(
     after: Annotated[str | None, Query(max_length=200, description="`next` of a page.")] = None,
     limit: Limit = 50,
 ) -> Page[JobView]:
-    """Jobs, the newest first."""
+    """Jobs, newest first."""
     with db.read() as session:
         of = store.get_run(session, run) if run else None
         return store.jobs(session, run=of, state=state, after=after, limit=limit)
@@ -66,7 +66,7 @@ def show(job: JobRef, db: Db) -> JobView:
     responses={200: {"content": {SSE: {"schema": {"type": "string"}}}}} | problems(404, 409),
 )
 def stream(job: JobRef, db: Db, request: Request) -> Response:
-    """The text of a sampling job as it is written.
+    """The text of a sampling job while it is generated.
 
     `event: token` with {prompt, text} for each piece, `event: end` with the job's state. What was
     written before is repeated at the start; the job's result has the whole text.
@@ -129,7 +129,7 @@ def download(request: Request, job: JobRef, name: str, db: Db) -> Response:
     responses={200: {"model": JobView, "description": "It has already ended."}} | problems(404),
 )
 def cancel(job: JobRef, act: Doing, response: Response) -> JobView:
-    """Ask for the end of a job."""
+    """Cancel a job."""
     with act.db.write() as session:
         row = jobs.get(session, job)
         response.status_code = 202 if jobs.cancel(row) else 200
@@ -142,7 +142,7 @@ ACCEPTED = {"status_code": 202, "response_model": JobView}
 
 @router.post("/runs/{run}/evaluations", responses=LOCATION | problems(404, 409), **ACCEPTED)
 def evaluate(run: RunRef, act: Doing, body: EvaluateParams | None = None) -> Response:
-    """Measure val bpb or CORE: of the present weights, or of a checkpoint."""
+    """Measure val bpb or CORE of the current weights or of a checkpoint."""
     ask = body or EvaluateParams()
     return _of_run(act, run, lambda session, row: jobs.evaluate(session, row, ask, act.now))
 
@@ -162,14 +162,14 @@ def export(run: RunRef, act: Doing, body: ExportParams | None = None) -> Respons
 
 @router.post("/runs/{run}/audits", responses=LOCATION | problems(404, 409), **ACCEPTED)
 def audit(run: RunRef, act: Doing, body: AuditParams | None = None) -> Response:
-    """Do recorded steps again from a checkpoint and compare their losses, bit for bit."""
+    """Repeat recorded steps from a checkpoint and compare their losses bit for bit."""
     ask = body or AuditParams()
     return _of_run(act, run, lambda session, row: jobs.audit(session, row, ask, act.now))
 
 
 @router.post("/imports", responses=LOCATION | problems(409), **ACCEPTED)
 def import_run(body: ImportParams, act: Doing) -> Response:
-    """Take a nanochat checkpoint over as a run with a finished phase."""
+    """Import a nanochat checkpoint as a run with a finished phase."""
     return act.once(lambda session: accepted(session, jobs.import_run(session, body, act.now)))
 
 

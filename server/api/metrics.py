@@ -72,8 +72,8 @@ def metrics(
 ) -> Response:
     """Points `[step, unix_seconds, mean, min, max]` in bins of a power of two.
 
-    One spike of one step is in the min and max of its bin at any zoom. val_bpb and core have a
-    series for each identity they were measured under: their values are never one curve.
+    A spike of a single step shows in the min and max of its bin at any zoom. val_bpb and core
+    have one series per identity; values of different identities are never joined.
     """
     kind = negotiate(request, JSON, CSV, PARQUET)
     with db.read() as session:

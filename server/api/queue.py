@@ -25,7 +25,7 @@ DeviceRef = Annotated[
 
 @router.get("/queue")
 def show(request: Request, db: Db) -> QueueView:
-    """Who runs where, who waits, for what and until when."""
+    """Which runs use each device, which wait, for what and until when."""
     source = request.app.state.surroundings
     around = source.seen() if source is not None else Surroundings(time.time())
     with db.read() as session:
@@ -46,7 +46,7 @@ def put_policy(
 ) -> PlacePolicyAnswer:
     """Replace the policy of a device; runs follow it within seconds.
 
-    `problems` names what keeps a power limit from being set, with the line to type.
+    `problems` explains why a power limit cannot be set, with the command to run.
     """
     found = _device(device)
     preflight.require_tariff(body.hours, conf.tariff)

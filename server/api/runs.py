@@ -80,7 +80,7 @@ def show(run: RunRef, db: Db) -> RunDetail:
 
 @router.get("/{run}/progress", responses=problems(404))
 def progress(run: RunRef, db: Db) -> Progress:
-    """Where it stands, how fast it goes and when it will be done."""
+    """Current step, speed and expected end of the run."""
     with db.read() as session:
         return estimate.progress(session, store.get_run(session, run))
 
@@ -139,7 +139,7 @@ def resume(run: RunRef, act: Doing, body: ResumeRequest | None = None) -> Respon
 
 @router.post("/{run}/cancel", **Verb)
 def cancel(run: RunRef, act: Doing) -> Response:
-    """End it for good, without saving. A resume takes it up from the last checkpoint."""
+    """Cancel the run without saving. A resume continues from its newest checkpoint."""
     return _verb(
         act, run, lambda session, row: runs.request_cancel(session, row, act.now, door=act.door)
     )
@@ -162,9 +162,9 @@ def extend(
     act: Doing,
     dry_run: Annotated[bool, Query(description="Answer the preview and change nothing.")] = False,
 ) -> Response:
-    """Append a phase. The answer has the new curve and what it does at the joint.
+    """Append a phase. The answer has the new curve and its change at the joint.
 
-    A dry run with `Accept: image/svg+xml` or `image/png` answers the picture of both curves.
+    A dry run with `Accept: image/svg+xml` or `image/png` returns a picture of both curves.
     """
     picture = previews.picture_type(request, is_offered=dry_run)
 

@@ -16,9 +16,9 @@ router = APIRouter(prefix="/v1/session", tags=["system"], route_class=StrictRout
 
 @router.post("", status_code=204, response_class=Response)
 def log_in(request: Request) -> Response:
-    """Answers a session cookie to the bearer of the token (checked before this runs).
+    """Exchange the bearer token (checked before this runs) for a session cookie.
 
-    Where no token is needed there is no cookie either. An Idempotency-Key is not kept here: the
+    Without a required token there is no cookie. An Idempotency-Key is not stored here: the
     answer is a secret.
     """
     policy: Policy = request.app.state.policy
@@ -37,7 +37,7 @@ def log_in(request: Request) -> Response:
 
 @router.delete("", status_code=204, response_class=Response)
 def log_out(request: Request) -> Response:
-    """Ends the session of this cookie, here and in the browser."""
+    """End the session of this cookie, here and in the browser."""
     policy: Policy = request.app.state.policy
     session = session_of(request.scope)
     if policy.tokens is not None and session is not None:

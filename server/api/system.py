@@ -35,9 +35,9 @@ FULL_DISK_BYTES = 8_000_000  # less than the database and its log need to take a
 
 @router.get("/healthz")
 def healthz(request: Request, response: Response) -> dict[str, str]:
-    """Whether the process answers at all.
+    """Liveness of the process.
 
-    To a `Traind-Challenge` it answers `Traind-Proof` where a token is needed: that this daemon
+    To a `Traind-Challenge` it answers `Traind-Proof` if a token is required: proof that this daemon
     knows the token, before a client shows that it does.
     """
     tokens, asked = request.app.state.policy.tokens, request.headers.get(CHALLENGE_HEADER)
@@ -71,7 +71,7 @@ def readyz(request: Request, db: Db, conf: Conf) -> dict[str, str]:
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
 def metrics(request: Request, db: Db) -> Response:
-    """For Prometheus, in its text format."""
+    """Metrics in the text format of Prometheus."""
     content = request.app.state.metrics.scrape(db, time.time())
     return Response(content, media_type="text/plain; version=0.0.4; charset=utf-8")
 

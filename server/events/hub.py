@@ -52,7 +52,7 @@ class EventSource:
     """How the hub reads; each function opens and closes its own session (called in a thread).
 
     events(after, run_id, limit): rows after an id. newest(): the last id there is.
-    progress(run_ids): what changed, as {run_id: JSON}; None asks forevery active run, and a run
+    progress(run_ids): what changed, as {run_id: JSON}; None asks for every active run, and a run
     that is gone is answered with None.
     """
 

@@ -1,4 +1,4 @@
-"""HEAD forevery GET route: the same status and headers without a body.
+"""HEAD for every GET route: the same status and headers without a body.
 
 The handler of GET runs; what it sends after its headers is dropped, and it receives a
 disconnect, so that a stream ends with its headers.

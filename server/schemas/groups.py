@@ -33,7 +33,7 @@ class GroupRequest(Strict):
         dict[FieldPath, Annotated[list[Any], Field(min_length=1, max_length=MAX_VALUES)]],
         Field(max_length=8),
     ] = {}  # noqa: RUF012
-    """Values by dotted field of the spec; the first of each makes the baseline."""
+    """Values by dotted field of the spec; the first values are the baseline."""
     repeats: Annotated[int, Field(ge=1, le=64)] = 1
     """Number of seeds of each, counted up from numerics.seed."""
     budget: BudgetSpec | None = None
@@ -134,7 +134,7 @@ class GroupMemberView(BaseModel):
 
 
 class GroupCell(BaseModel):
-    """Members that differ by their seed alone."""
+    """Members that differ only in their seed."""
 
     depth: int | None
     variant: dict[str, Any]
@@ -159,7 +159,7 @@ class GroupCell(BaseModel):
 
 
 class NoiseFloor(BaseModel):
-    """How far apart runs lie that differ by their seed alone."""
+    """Noise: the spread of val bpb between runs that differ only in their seed."""
 
     spread: float | None
     """Pooled standard deviation between seeds, in bits per byte."""
@@ -170,7 +170,7 @@ class NoiseFloor(BaseModel):
 
 
 class LadderPrediction(BaseModel):
-    """What the fit expects of one run of another depth on the same device."""
+    """Prediction of the fit for one run of another depth on the same device."""
 
     depth: int
     """Number of layers."""
@@ -226,7 +226,7 @@ class LadderFit(BaseModel):
 
 
 class GroupDetail(GroupSummary):
-    """A group with its members, and what comparing them says."""
+    """A group with its members and their comparison."""
 
     base: dict[str, Any]
     """Run spec that every member starts from."""

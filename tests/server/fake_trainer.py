@@ -1,7 +1,7 @@
 """A trainer without torch: the whole protocol of an attempt or job, and every way to misbehave.
 
 `python fake_trainer.py MODULE DIRECTORY`, with its manners as JSON in FAKE: {"*": {…}, "2": {…}}
-forevery attempt, and for attempt 2. What a manner means stands beside its use.
+for every attempt, and for attempt 2. What a manner means stands beside its use.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""API: eight threads ask foreverything at once on a few runs."""
+"""API: eight threads ask for everything at once on a few runs."""
 
 from __future__ import annotations
 

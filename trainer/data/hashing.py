@@ -2,7 +2,7 @@
 
 `python -m trainer.data.hashing <data.json> <parent pid>` hashes what was named by a sample, and
 goes when its parent goes; the next one continues at the first unhashed file. Its state
-is stored beside its results, forevery run on the same corpus:
+is stored beside its results, for every run on the same corpus:
 {"total_bytes", "done_bytes", "changed": [[path, why], ...], "touched": [path, ...], "finished",
 "pid"}.
 """

@@ -1,6 +1,6 @@
 """Skipped documents of a corpus: counted by reason, with an example.
 
-One account forevery reader, so that nothing is dropped in silence and eighty thousand files make
+One account for every reader, so that nothing is dropped in silence and eighty thousand files make
 one sentence.
 """
 

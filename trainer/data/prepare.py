@@ -59,7 +59,7 @@ def prepare(
     `special_tokens`: of a tokenizer that is trained here.
     `previous` is what the run was prepared with before: an extend keeps its corpus, and takes more
     shards of the same revision where the data comes by the shard.
-    Raises DataError(code, message, path) with a plain sentence forevery input that cannot be used.
+    Raises DataError(code, message, path) with a plain sentence for every input that cannot be used.
     """
     if previous is not None and previous.source != "hf":
         verify(previous)

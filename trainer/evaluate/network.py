@@ -55,7 +55,7 @@ class Network:
         self._leaf = {name: leaf.detach() for name, leaf in model.bank.leaves.items()}
         self._layers = [self._layer(i) for i in range(model.shape.n_layer)]
         self.head = model.head_weight.detach()
-        model.rotary(LONGEST_FACTOR * model.shape.sequence_len)  # made once, forevery thread
+        model.rotary(LONGEST_FACTOR * model.shape.sequence_len)  # made once, for every thread
 
     @torch.no_grad()
     def hidden(

@@ -297,7 +297,7 @@ def _adam_state(loaded: list[_Shard], numbering: Numbering, shape: ModelShape) -
 
 
 def _step(shard: _Shard, numbering: Numbering, numbers: dict[str, int]) -> int:
-    """Updates done, the same forevery parameter of a shard."""
+    """Updates done, the same for every parameter of a shard."""
     names = [n for group in numbering.adam_names for n in group]
     steps = {_whole_number(shard.path, n, shard.state[numbers[n]]["step"]) for n in names}
     if len(steps) != 1:

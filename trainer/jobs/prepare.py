@@ -25,7 +25,7 @@ DATA_NOTE = "data_note"
 
 def run(order: JobOrder, own: Process) -> dict[str, Any]:
     """params: {"spec": RunSpec, "tokens_needed": n, "tokenizer_run_id": id of the run whose
-    tokenizer is taken, if any}. Raises DataError forevery corpus that cannot be used."""
+    tokenizer is taken, if any}. Raises DataError for every corpus that cannot be used."""
     assert order.run_dir is not None
     spec = RunSpec.model_validate(order.params["spec"])
     run_dir = RunDir(Path(order.run_dir))
