@@ -29,7 +29,7 @@ def challenge() -> str:
 
 
 def of_daemon(token: str, asked: str) -> str | None:
-    """What a daemon answers to a challenge; None for one that is not as `challenge` makes them."""
+    """The daemon's proof for a challenge; None for a malformed challenge."""
     if not _CHALLENGE.match(asked):
         return None
     issued = f"{int(time.time())}-{secrets.token_hex(16)}"

@@ -27,7 +27,7 @@ def clean(value: object) -> str:
 
 
 def clean_lines(value: object) -> str:
-    """The same, but line feeds and tabs keep their meaning."""
+    """Escape control characters except line feeds and tabs."""
     return _UNSAFE_IN_LINES.sub(_escape, str(value).replace("\r\n", "\n"))
 
 

@@ -24,7 +24,7 @@ from trainer.contract.reasons import Reason
 
 
 class ExecutionState(StrEnum):
-    """Of an execution; `ended` is final."""
+    """States of an execution; `ended` is final."""
 
     queued = "queued"
     running = "running"

@@ -118,7 +118,7 @@ def get(session: Session, ref: str) -> tables.Group:
 
 
 def runs_of(session: Session, group: tables.Group) -> list[tables.Run]:
-    """Its runs that were not deleted, in the order in which they were made."""
+    """The group's runs that were not deleted, in order of creation."""
     member, run = tables.GroupMember, tables.Run
     query = select(run).join(member, member.run_id == run.id).where(member.group_id == group.id)
     return list(session.scalars(query.order_by(member.index)))

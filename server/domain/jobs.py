@@ -150,7 +150,7 @@ def get(session: Session, job_id: str) -> tables.Job:
 
 
 def token_socket(job: tables.Job, paths: DataDir) -> Path:
-    """Where the text of a job can be listened to as it is written. Raises Conflict."""
+    """Path of the socket that streams a job's text. Raises Conflict."""
     if job.kind != "sample":
         raise Conflict(f"a job of kind {job.kind} writes no text", state=job.state)
     if job.state in OVER:

@@ -100,7 +100,7 @@ def is_current(phase: tables.Phase) -> bool:
 
 
 def phase_end(phase: tables.Phase) -> int:
-    """Where the phase ends in the present lineage, done or still planned."""
+    """Last step of the phase in the current lineage, done or planned."""
     ends = (phase.ended_at_step, phase.lineage_limit)
     return min([phase.end_step, *(end for end in ends if end is not None)])
 

@@ -50,7 +50,7 @@ def require(session: Session, spec: RunSpec, plan: Plan, found: tuple[Device, ..
 
 
 def require_place(spec: RunSpec) -> None:
-    """The same for a place that a resume names. Raises Invalid."""
+    """Check the place that a resume names. Raises Invalid."""
     for pointer, detail in _place(spec):
         raise Invalid(detail, errors=[{"pointer": pointer, "detail": detail}])
 
@@ -74,7 +74,7 @@ def require_tariff(hours: Sequence[HoursRule] | None, tariff: str | None) -> Non
 
 
 def require_gang(run: tables.Run, overrides: Mapping[str, Any], found: tuple[Device, ...]) -> None:
-    """The same for the devices that a resume asks for. Raises Invalid."""
+    """Check the devices that a resume names. Raises Invalid."""
     chosen = [key for key in ("gpus", "devices") if overrides.get(key) is not None]
     if not chosen:
         return
@@ -92,7 +92,7 @@ def require_gang(run: tables.Run, overrides: Mapping[str, Any], found: tuple[Dev
 
 
 def require_rows(run: tables.Run, rows: int | None) -> None:
-    """The same for rows that a resume asks for. Raises Invalid."""
+    """Check the rows per pass that a resume sets. Raises Invalid."""
     plan, spec = Plan.model_validate(run.plan), RunSpec.model_validate(run.spec)
     if rows is None or plan.memory.available is None:
         return

@@ -29,7 +29,7 @@ _THERE = (
 
 
 def usable(session: Session, run_id: str) -> list[tables.Checkpoint]:
-    """Of the present lineage, the newest first."""
+    """Usable checkpoints of the current lineage, newest first."""
     return list(session.scalars(_USABLE, {"run": run_id}))
 
 

@@ -193,7 +193,7 @@ class WebhookThread(CommitThread):
     # --- failures, for people --------------------------------------------------------------------
 
     def problems(self, now: float) -> list[str]:
-        """What is not delivered, a sentence for each receiver; for the daemon's own state."""
+        """Failed deliveries, one sentence per receiver; shown in the daemon's state."""
         place = self._place or DeliveryState(0)
         failing = {d.url: d for d in reversed(place.waiting) if d.tries}
         sentences = [

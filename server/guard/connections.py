@@ -121,7 +121,7 @@ def most_connections() -> int:
 
 
 def raise_file_limit() -> None:
-    """As many open files as the system allows, up to what a busy daemon wants."""
+    """Raise the limit of open files as far as the system allows and a busy daemon needs."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = min(WANTED_FILES, hard)
     if soft < wanted:

@@ -26,7 +26,7 @@ _KEY = re.compile(r"[\x21-\x7e]{1,255}\Z")
 
 @dataclass(frozen=True)
 class StoredAnswer:
-    """What a POST answers: kept as it is, so that a repeat gets the same bytes."""
+    """The stored answer of a POST, so that a repeat gets the same bytes."""
 
     status: int
     body: str

@@ -70,7 +70,7 @@ def _make(path: Path) -> str:
 
 
 class AccessTokens:
-    """Who may come in: the bearer of the token, or of a session made from it. Thread-safe."""
+    """Authentication by the token or by a session created with it. Thread-safe."""
 
     def __init__(self, token: str, sessions_file: Path) -> None:
         self._token = token.encode()

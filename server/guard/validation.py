@@ -51,7 +51,7 @@ def explain(
 
 @contextmanager
 def explained(body: Any, model: type[BaseModel]) -> Iterator[None]:
-    """What pydantic finds wrong with `body` as a `model` becomes Invalid; other faults stay."""
+    """Convert pydantic's errors of `body` as a `model` to Invalid; other errors pass through."""
     try:
         yield
     except ValidationError as error:

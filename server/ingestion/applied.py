@@ -65,7 +65,7 @@ class Applied:
 
     @property
     def name(self) -> str:
-        """Of what the journal belongs to, in a sentence."""
+        """The journal's run or job, as named in a sentence."""
         return f"job {self.row.id}"
 
     @property

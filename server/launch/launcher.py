@@ -73,7 +73,7 @@ class Launcher(Protocol):
 
     @property
     def name(self) -> str:
-        """As it is kept in the rows."""
+        """The launcher's name in the rows."""
         ...
 
     def reserve(self) -> Handle:

@@ -40,7 +40,7 @@ class Child:
         self.pid = popen.pid
 
     def poll(self) -> int | None:
-        """Its exit code once it is dead (negative: the signal), and the zombie is gone then."""
+        """Reap the process: its exit code once dead (negative: the signal), or None."""
         return self._popen.poll()
 
     def leave(self) -> None:

@@ -27,7 +27,7 @@ def is_supported() -> bool:
 
 
 class Torchrun(Local):
-    """The same processes as `Local`'s, started by torchrun."""
+    """Launcher like `Local` whose processes are started by torchrun."""
 
     name = NAME
     # what -P is to the agent, and the threads that it would warn about: the trainer sets its own

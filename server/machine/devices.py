@@ -52,7 +52,7 @@ _found = _Found()
 
 
 def discover() -> tuple[Device, ...]:
-    """What a run may ask for, the best first. About 20 ms with a GPU, looked up once.
+    """Devices a run may request, best first. About 20 ms with a GPU; cached.
 
     A GPU whose driver does not answer yet, as after a boot, is asked for again every few seconds.
     """
@@ -181,7 +181,7 @@ def _describe(nvml: Any, index: int, handle: Any) -> Device:
 
 
 def pci_address(text: str) -> str:
-    """As the kernel writes it: 00000000:01:00.0 and 0000:01:00 are both 0000:01:00."""
+    """Normalise a PCI address to the kernel's form: 00000000:01:00.0 becomes 0000:01:00."""
     domain, bus, device = text.lower().partition(".")[0].split(":")
     return f"{domain[-4:]:0>4}:{bus}:{device}"
 

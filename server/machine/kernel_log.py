@@ -15,7 +15,7 @@ from pathlib import Path
 
 
 class XidAction(StrEnum):
-    """What a person, or the daemon, has to do about it."""
+    """Required action after an Xid error."""
 
     restart = "restart"  # the program alone: starting it again may be enough
     reset = "reset"  # the GPU must be reset (nvidia-smi -r) or the machine rebooted

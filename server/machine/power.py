@@ -31,7 +31,7 @@ class PowerDenied(Exception):
 
 
 def read(uuid: str) -> PowerState:
-    """What the GPU reports; empty without NVML or without that GPU."""
+    """The GPU's power state; empty without NVML or without that GPU."""
     with _gpu(uuid) as (nvml, handle):
         if handle is None:
             return PowerState()

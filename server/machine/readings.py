@@ -49,7 +49,7 @@ class Readings:
 
 
 def process_name(pid: int) -> str:
-    """What to call a process that is not ours."""
+    """Display name of a process that does not belong to traind."""
     try:
         return f"{psutil.Process(pid).name()} ({pid})"
     except psutil.Error:

@@ -23,7 +23,7 @@ class MeasuredThroughput(NamedTuple):
 
 
 def shape_key(spec: RunSpec) -> str:
-    """What the speed of a step depends on besides the device and the rows.
+    """Key of a shape: what a step's speed depends on besides the device and the rows.
 
     threads: as asked for; unset, all that the machine gives.
     """

@@ -38,7 +38,7 @@ class XidListener:
             self._thread.join(STOP_SECONDS)
 
     def lines(self, since_uptime_seconds: float = 0.0) -> list[str]:
-        """What was seen since that time after boot, as the kernel's log writes it."""
+        """Xid events since that time after boot, in the format of the kernel log."""
         return [line for at, line in list(self._seen) if at >= since_uptime_seconds]
 
     def _run(self) -> None:

@@ -95,7 +95,7 @@ _UNREAD = (
 
 
 class Known(NamedTuple):
-    """What one scrape keeps for the next: depth as shown, and the ETA of a step, by run."""
+    """Values a scrape caches for the next one: depth as shown, and the ETA of a step, by run."""
 
     models: dict[str, str]
     finishes: dict[str, tuple[object, float | None]]

@@ -154,7 +154,7 @@ def expected_end(
 
 
 def of_extend(session: Session, run: tables.Run, shown: ExtendPreview) -> Eta:
-    """How long the steps of the new phase take."""
+    """Seconds that the steps of the new phase take."""
     left = between(session, run, shown.start_step, shown.end_step, standing(session, run.id))
     return Eta(
         **left.parts.model_dump(),

@@ -54,7 +54,7 @@ def find(session: Session, name: str) -> Model:
 
 
 def index(session: Session) -> list[Model]:
-    """What the runs have now, the newest checkpoints first, MAX_LISTED at most."""
+    """Available checkpoints as models, newest first, at most MAX_LISTED."""
     table = tables.Checkpoint
     rows = session.execute(
         select(table, tables.Run)

@@ -27,7 +27,7 @@ class Bill(NamedTuple):
 def of_run(
     session: Session, run: Run, attempt: Attempt | None, seconds: float, now: float
 ) -> Outlook:
-    """Of `seconds` of its work from `now` on."""
+    """Outlook of a run for `seconds` of its work from `now` on."""
     places = gang.used_by(attempt) if attempt else [run.device]
     return of_hours(session, rules_of(run.hours), places, seconds, now)
 
@@ -39,7 +39,7 @@ def of_hours(
     seconds: float,
     now: float,
 ) -> Outlook:
-    """Of work with hours of its own on devices with theirs."""
+    """Outlook of work with hours on devices with hours."""
     policies = session.scalars(select(PlacePolicy.hours).where(PlacePolicy.place.in_(places)))
     hours = [rules, *map(rules_of, policies)]
     prices = session.info.get("prices", ())
@@ -47,7 +47,7 @@ def of_hours(
 
 
 def bill(session: Session, watts: float | None, seconds: float, end: Outlook | None) -> Bill:
-    """What `seconds` of steps take at a mean power: at the tariff's prices, else the daemon's."""
+    """Energy and cost of `seconds` of steps at a mean power, by tariff or the daemon's price."""
     if watts is None:
         return Bill()
     joules, price = watts * seconds, end.price_per_kwh if end else None

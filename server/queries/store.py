@@ -153,7 +153,7 @@ def events(
 def events_after(
     session: Session, run_id: str | None, after_id: int, limit: int = 100
 ) -> list[EventView]:
-    """What a stream sends next."""
+    """The next events of a stream."""
     return events(session, run_id, after=after_id, limit=limit).data
 
 

@@ -14,7 +14,7 @@ from trainer.contract.spec import ScheduleSpec
 
 
 class RunProgress(BaseModel):
-    """Where the run is; eta_* are null once nothing is left to train."""
+    """Progress of the run; eta_* are null once nothing is left to train."""
 
     state: str
     reason: str

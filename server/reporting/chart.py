@@ -9,7 +9,7 @@ from server.reporting.frame import Frame
 
 
 def svg(chart: Chart) -> str:
-    """Its axis leaves out the highest hundredth, so that a spike does not flatten the curve."""
+    """SVG of a chart; the axis excludes the highest hundredth, so that spikes do not flatten it."""
     points = chart.points
     low = min(p[2] for p in points)
     tops = sorted(p[3] for p in points)

@@ -49,7 +49,7 @@ def svg(run_name: str, shown: ExtendPreview | None) -> str:
 
 
 def describe(shown: ExtendPreview) -> str:
-    """What the picture shows, in sentences for those who do not see it."""
+    """Text alternative of the picture."""
     before, after = shown.joint.lr_multiplier
     sentences = [
         f"A new phase ({shown.schedule.mode}, {shown.schedule.shape}) from step "

@@ -32,7 +32,7 @@ class OpenStretch:
 
 @dataclass(frozen=True)
 class Price:
-    """What a kWh costs during a stretch, in the tariff's own currency."""
+    """Price of a kWh during an interval, in the tariff's currency."""
 
     stretch: OpenStretch
     per_kwh: float

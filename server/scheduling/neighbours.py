@@ -43,7 +43,7 @@ class Watched:
 
 @dataclass
 class Neighbours:
-    """Who uses which device, remembered from look to look. Times on a clock that never jumps."""
+    """Other programs per device, tracked between readings. Times on a monotonic clock."""
 
     _arrived: dict[tuple[str, str], float] = field(default_factory=dict)
     _seen: dict[str, tuple[str, float]] = field(default_factory=dict)

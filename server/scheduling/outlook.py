@@ -31,7 +31,7 @@ class Outlook:
 def outlook(
     seconds: float, now: float, hours: Sequence[Sequence[Rule]], prices: Sequence[Price] = ()
 ) -> Outlook:
-    """Of `seconds` of work from `now` on, at times when all of `hours` are open."""
+    """Expected end of `seconds` of work from `now` on, done while all of `hours` are open."""
     until = _walked_until(now, hours, prices)
     stretches = _open(hours, now, until, prices)
     used = _spent(stretches, seconds)

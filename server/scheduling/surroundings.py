@@ -72,13 +72,13 @@ class SurroundingsThread:
         self.problem: str | None = None
 
     def seen(self) -> Surroundings:
-        """As they are now; never waits."""
+        """Latest known surroundings; never blocks."""
         prices = self.tariff.prices if self.tariff else ()
         problems = dict(self._limits.problems)
         return Surroundings(time.time(), prices, dict(self._used), dict(self._hot), problems)
 
     def problems(self) -> list[str]:
-        """What keeps prices or neighbours from being known, in sentences."""
+        """Reasons why prices or neighbours are unknown, as sentences."""
         around = [self.problem, self.tariff.problem if self.tariff else None]
         return [p for p in (*around, *self._limits.problems.values()) if p]
 

@@ -91,7 +91,7 @@ def concerns_all(error: Exception) -> bool:
 
 
 def in_words(error: BaseException) -> str:
-    """What went wrong, where, and what to do about it, in one line."""
+    """One line for an error: what failed, where, and what to do."""
     if isinstance(error, OSError) and error.strerror:
         where = " -> ".join(str(name) for name in (error.filename, error.filename2) if name)
         place = f"{where}: " if where else ""

@@ -167,14 +167,14 @@ def _what(row: ExecutionRow) -> str:
 
 
 def examine(context: SupervisorContext, row: ExecutionRow, watch: Watch) -> PostMortem:
-    """What is left of the process to be seen."""
+    """Evidence that a dead process left."""
     used = row.execution.place.split(",")
     cards = {d.pci: d.device for d in context.devices if d.device in used and d.pci}
     return post_mortem.examine(watch, cards, context.xids)
 
 
 def ending(row: ExecutionRow, watch: Watch, findings: PostMortem) -> recovery.Ending:
-    """How it ended: by its own last word, or by what is known from outside."""
+    """The ending by the exit record, or else by outside evidence."""
     return recovery.classify(_reported(row, watch), _circumstances(row, watch, findings))
 
 

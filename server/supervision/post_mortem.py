@@ -95,7 +95,7 @@ def _oom(watch: Watch, lines: list[str]) -> str | None:
 
 
 def memory_advice(run: Run) -> str:
-    """What to change after the device ran out of memory: the estimate beside the measured peak."""
+    """Advice after a device ran out of memory: estimate and measured peak."""
     estimate = run.plan.get("memory", {}).get("total")
     rows = (
         run.overrides.get("device_batch_size")

@@ -37,7 +37,7 @@ SHARED_DISK_SECONDS = 90.0  # what is written on a node may be seen here so much
 
 
 class Reconciler:
-    """What this daemon knows beyond the rows: the directories it watches and who waits how long.
+    """State of the supervisor beyond the rows: watched directories and waiting times.
 
     watches: by the id of the execution.
     """

@@ -44,7 +44,7 @@ _MAYBE_THE_GPU = frozenset({Reason.crashed, Reason.gpu_lost})
 
 @dataclass(frozen=True)
 class ExitReport:
-    """What the process itself said: its exit record, or the `ended` record of its outbox."""
+    """The process's own report: its exit record, or the `ended` record of its outbox."""
 
     outcome: str
     reason: Reason
@@ -54,7 +54,7 @@ class ExitReport:
 
 @dataclass(frozen=True)
 class Circumstances:
-    """What is known of a death from outside. exit_code: negative is a signal, None is unknown.
+    """Outside evidence of a death. exit_code: negative is a signal, None is unknown.
 
     last_words: the last line of its log, made safe to show.
     """
@@ -80,7 +80,7 @@ class Ending:
 
 
 def classify(said: ExitReport | None, seen: Circumstances) -> Ending:
-    """How an attempt ended. Its own word counts, except about a GPU that the kernel gave up."""
+    """Classify an attempt's ending. Its own report takes precedence, except over an Xid."""
     if said is not None and said.outcome == "terminated" and seen.engine is not None:
         told = seen.engine
         saved = said.message.rstrip(".") or "it saved a checkpoint first"

@@ -110,7 +110,7 @@ class Watch:
 
     @property
     def lives(self) -> bool:
-        """As far as was seen."""
+        """Whether the process is alive, as last observed."""
         return self.is_known and not self._dead
 
     @property

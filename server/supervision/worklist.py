@@ -88,7 +88,7 @@ def may_use(turn: dict[str, str], entry: Entry) -> bool:
 
 @dataclass
 class Worklist:
-    """What is to be decided about. turn: {device or place of a job: id of who may use it}.
+    """Runs and jobs to decide about. turn: {device or place of a job: id that may use it}.
 
     inline: jobs that a running trainer does, each with its command and the state of its run.
     decision: who is to start, to make way, and to wait. names: of runs by id.

@@ -30,7 +30,7 @@ PIECE_BYTES = 16 << 20
 
 @dataclass(frozen=True)
 class SavedCheckpoint:
-    """How a save ended: `path` and `manifest`, or `error`."""
+    """Result of a save: `path` and `manifest`, or `error`."""
 
     snapshot_step: int
     why: str

@@ -12,7 +12,7 @@ from trainer.contract.orders import Lineage
 
 @dataclass(frozen=True)
 class RetentionEntry:
-    """What retention decides by; read from each manifest."""
+    """Input of retention, read from each manifest."""
 
     path: Path
     step: int

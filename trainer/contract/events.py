@@ -36,7 +36,7 @@ class Started(TrainerEvent):
 
 
 class Stage(TrainerEvent):
-    """What the trainer is busy with when it is not stepping: a hang is judged by it."""
+    """Activity of the trainer outside steps; the stall timeout depends on it."""
 
     kind: Literal["stage"] = "stage"
     stage: Literal[
@@ -48,7 +48,7 @@ class Stage(TrainerEvent):
 
 
 class Resumed(TrainerEvent):
-    """Where this attempt begins. Supersedes what earlier attempts reported beyond `step`."""
+    """Start of this attempt. Supersedes what earlier attempts reported beyond `step`."""
 
     kind: Literal["resumed"] = "resumed"
     step: int
@@ -59,7 +59,7 @@ class Resumed(TrainerEvent):
 
 
 class Probed(BaseModel):
-    """What `steps` real steps with `rows` rows a pass did. peak_bytes: of a GPU's memory."""
+    """Measurement of `steps` real steps with `rows` rows per pass. peak_bytes: GPU memory."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -106,7 +106,7 @@ class Step(TrainerEvent):
     more: dict[str, float | None] = {}
 
     def value(self, key: str) -> float | None:
-        """What this step reported for a metric of the registry."""
+        """Value of a metric of the registry at this step."""
         return getattr(self, key) if key in Step.model_fields else self.more.get(key)
 
 

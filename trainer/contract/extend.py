@@ -100,7 +100,7 @@ class CurvePoint(BaseModel):
 
 
 class Alternative(BaseModel):
-    """What another mode would do with the same joint and end."""
+    """Preview of another mode with the same joint and end."""
 
     mode: PhaseMode
     joint: Joint

@@ -147,7 +147,7 @@ class ImportListing(Params):
 
 
 class ImportPreview(Params):
-    """What an import would make. generation: nanochat's, by its traits. gpus: it was trained on.
+    """Preview of an import. generation: nanochat's, by its traits. gpus: it was trained on.
 
     exact, inexact: what would continue as nanochat's own resume does, and what would not. unknown:
     what the files do not contain, with the option that states it. spec: the body of the run.
@@ -190,7 +190,7 @@ class ImportedCheckpoint(Params):
 
 
 class ImportResult(Params):
-    """What an import found: a complete spec body, and the model after `step` steps.
+    """Result of an import: a complete spec body, and the model after `step` steps.
 
     history: the source's own metadata, shown with the run. bpb_identity: of val_bpb,
     when the source measures as traind does (see events.Evaluation); bpb_settings are its settings.
@@ -222,7 +222,7 @@ class LossDifference(Params):
 
 
 class AuditResult(Params):
-    """What an audit found. why: what differs from when the steps were made, if anything does."""
+    """Result of an audit. why: differences from the original environment, if any."""
 
     verdict: Literal["verified", "mismatch", "approximate", "nothing recorded"]
     checkpoint: str

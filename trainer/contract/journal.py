@@ -30,7 +30,7 @@ _CRC_TAIL = len(',"crc":"00000000"}')
 
 @dataclass(frozen=True)
 class JournalHeader:
-    """Who writes this journal. token: the fencing secret the server gave to this attempt."""
+    """Identity of a journal's writer. token: the fencing secret of this attempt."""
 
     run: str
     attempt: int

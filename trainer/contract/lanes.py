@@ -25,5 +25,5 @@ def most_that_share(number: int, units: int) -> int:
 
 
 def named_together(device_name: str, ranks: int) -> str:
-    """What several devices are called: under this name their speed is remembered."""
+    """Name of several devices together, under which their speed is stored."""
     return device_name if ranks == 1 else f"{device_name} x {ranks}"

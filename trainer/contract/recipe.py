@@ -33,7 +33,7 @@ TOOL_TOKENS = ("<|python_start|>", "<|python_end|>", "<|output_start|>", "<|outp
 
 @dataclass(frozen=True)
 class Architecture:
-    """What the model is made of.
+    """Architecture traits of a recipe.
 
     smear: each position takes a gated part of the one before it, after the embedding.
     short_window: tokens back of an `S` layer; None is a quarter of the sequence in blocks of 128.
@@ -130,7 +130,7 @@ def special_tokens_of(model: ModelSpec) -> tuple[str, ...]:
 
 
 def changes(model: ModelSpec, optimizer: OptimizerSpec) -> list[str]:
-    """What differs from the default recipe, one sentence each; empty for the default."""
+    """Differences from the default recipe, one sentence each; empty for the default."""
     default = RECIPES[DEFAULT]
     found = [
         *_differences(architecture_of(model), default.architecture),

@@ -54,12 +54,12 @@ class DataDir:
 
     @property
     def compiled(self) -> Path:
-        """What the compilers made for this machine's devices; may be removed at any time."""
+        """Compiler cache for this machine's devices; may be removed at any time."""
         return self.root / "compiled"
 
     @property
     def core_bundle(self) -> Path:
-        """Where `traind fetch core` puts the bundle."""
+        """Directory of the bundle that `traind fetch core` downloads."""
         return self.root / "core"
 
     def run(self, run_id: str) -> RunDir:
@@ -121,7 +121,7 @@ def rank_process(attempt: Path, rank: int) -> Path:
 
 
 def rank_log(attempt: Path, rank: int) -> Path:
-    """What a rank prints; rank 0 prints to the attempt's own log."""
+    """Log of a rank; rank 0 uses the attempt's own log."""
     return attempt / "ranks" / f"{rank:04d}.log" if rank else attempt / LOG
 
 
@@ -263,7 +263,7 @@ def locked(path: Path, holder: str) -> Iterator[int]:
 
 @dataclass(frozen=True)
 class ProcessIdentity:
-    """Who a process is: a pid alone is reused, and pid with start time within one clock tick."""
+    """Identity of a process: pids are reused, pid with start time within one clock tick too."""
 
     boot_id: str
     pid: int

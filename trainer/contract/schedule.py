@@ -25,7 +25,7 @@ DecayShape = Literal["linear", "cosine"]
 
 
 class ExtendSchedule(BaseModel):
-    """What an extend asks of the curve. `None` takes the mode's default."""
+    """Schedule settings of an extend. `None` takes the mode's default."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
     _kinds = of_their_kind

@@ -18,7 +18,7 @@ REPORT_EVERY = 0.25  # of the bytes
 
 @dataclass(frozen=True)
 class HashingProgress:
-    """How far the hashing is, in bytes. touched: files with a new stat and the same sample."""
+    """Progress of hashing in bytes. touched: files with a new stat and the same sample."""
 
     done_bytes: int
     total_bytes: int

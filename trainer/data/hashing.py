@@ -35,7 +35,7 @@ def state_path(prepared: PreparedData) -> Path:
 
 
 def read_state(prepared: PreparedData) -> dict[str, Any] | None:
-    """What the process reported last, None where there is nothing yet."""
+    """Last report of the hashing process; None before the first."""
     try:
         return json.loads(state_path(prepared).read_bytes())
     except (OSError, ValueError):

@@ -35,7 +35,7 @@ _HARD = {
 
 @dataclass(frozen=True)
 class Listing:
-    """What a data set holds: parquet files in name order, its card's configs, kinds of others."""
+    """Contents of a data set: parquet files in name order, its card's configs, other kinds."""
 
     files: list[DataFile]
     card: list[dict[str, Any]] | None
@@ -43,7 +43,7 @@ class Listing:
 
 
 def listed(name: str, corpora_dir: Path, revision: str | None = None) -> tuple[Listing, list[str]]:
-    """What the hub lists, or without a network what it listed the last time, and notes on that."""
+    """Listing of the hub, or offline its last listing, with notes."""
     memo = corpora_dir / "hub" / f"{name.replace('/', '--')}-{revision or 'newest'}.json"
     try:
         listing = list_shards(name, corpora_dir, revision)

@@ -54,7 +54,7 @@ class Batch:
 
 
 class BatchPosition(Protocol):
-    """Where a batch left the data, cheap to take; `cursor()` writes it out as JSON."""
+    """Data position after a batch, cheap to take; `cursor()` converts it to JSON."""
 
     def cursor(self) -> dict[str, Any]: ...
 
@@ -68,7 +68,7 @@ class RowReader(Protocol):
 
 
 class RowSource(Protocol):
-    """Where a loader's rows come from: documents packed now, or rows that were packed before."""
+    """Source of a loader's rows: documents packed on the fly, or prepacked rows."""
 
     def first_cursor(self) -> dict[str, Any]: ...
 

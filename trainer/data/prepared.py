@@ -23,7 +23,7 @@ class DataRecord(BaseModel):
 
 
 class Remote(DataRecord):
-    """Where a file that may not be here yet comes from."""
+    """Remote source of a file that may not be downloaded yet."""
 
     repo: str
     revision: str
@@ -66,7 +66,7 @@ class DataFile(DataRecord):
 
 
 class LeftOut(DataRecord):
-    """What a reader left out for one reason. first: the first such file, line or folder."""
+    """Input skipped for one reason. first: the first such file, line or folder."""
 
     reason: str
     unit: str

@@ -108,7 +108,7 @@ class Tokenizer:
         return self.encoding.decode([int(i) for i in ids])
 
     def bytes_of(self, token: int) -> bytes:
-        """What a token spells; a special one spells its name."""
+        """Bytes of a token; a special token has the bytes of its name."""
         return self.encoding.decode_single_token_bytes(token)
 
     def to_json(self) -> bytes:

@@ -96,7 +96,7 @@ def identity(
     streams: int = 1,
     token_bytes: str = "raw",
 ) -> str:
-    """What a value depends on besides the weights: values of two identities are not comparable.
+    """Identity of a value: everything it depends on besides the weights.
 
     rows counts: how documents are packed into rows depends on where the span ends, and it ends
     after batches x rows rows. So do the streams that pack them, and the table of byte lengths.

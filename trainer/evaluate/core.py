@@ -91,7 +91,7 @@ def evaluate(
 
 
 def identity(bundle: Bundle, tokenizer_sha256: str, max_per_task: int | None) -> str:
-    """What a score depends on besides the weights: scores of two identities are not comparable."""
+    """Identity of a score: everything it depends on besides the weights."""
     parts = ["core", bundle.sha256, tokenizer_sha256, max_per_task]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 

@@ -172,7 +172,7 @@ def _spans(task: Task, ids: list[np.ndarray]) -> list[tuple[int, int]]:
 
 
 def common_prefix(sequences: Sequence[np.ndarray]) -> int:
-    """How many leading tokens all sequences share."""
+    """Number of leading tokens that all sequences share."""
     length = min(len(s) for s in sequences)
     first = sequences[0][:length]
     for other in sequences[1:]:

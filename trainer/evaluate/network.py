@@ -90,7 +90,7 @@ class Network:
         return z.div_(SOFTCAP).tanh_().mul_(SOFTCAP)
 
     def window(self, layer: int) -> int:
-        """How many tokens back a layer looks."""
+        """Attention window of a layer, in tokens."""
         return self.shape.windows[layer]
 
     def _layer(self, i: int) -> _Layer:

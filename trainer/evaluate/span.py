@@ -121,7 +121,7 @@ def describe(data: PreparedData, settings: Settings) -> dict[str, Any]:
 
 
 def identity(data: PreparedData, settings: Settings) -> str:
-    """What such a value depends on besides the weights."""
+    """Identity of a val bpb value: everything it depends on besides the weights."""
     rows, count, packing = settings.rows, _num_batches(settings), settings.packing
     if data.source == packed_rows.SOURCE:  # these rows are the same however many make a batch
         rows, count, packing = count * rows, 1, packed_rows.SOURCE

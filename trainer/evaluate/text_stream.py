@@ -79,7 +79,7 @@ class TextStream:
             self.waiting.append((len(self.whole), token, score))
 
     def take(self) -> tuple[str, Logprobs | None]:
-        """What can be released now and was not yet."""
+        """Take the text that can be released now."""
         held = max((_overlap(self.whole, stop) for stop in self.stops), default=0)
         return self._emit(max(self.start or 0, len(self.whole) - held))
 

@@ -47,7 +47,7 @@ LOGGED: dict[str, Precision] = {"float32": "fp32", "bfloat16": "bf16", "float16"
 
 @dataclass(frozen=True)
 class Options:
-    """What the files do not contain, or what overrides them.
+    """Options for what the files do not contain, or overrides.
 
     weights_only: leave the optimizer out.
     """

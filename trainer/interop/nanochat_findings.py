@@ -21,7 +21,7 @@ FRESH = (
 
 @dataclass
 class Findings:
-    """What an import reports about itself, in sentences.
+    """Findings of an import, as sentences.
 
     exact, inexact: what continues as nanochat's own resume would, and what does not. unknown: what
     the files do not contain, each with the option that states it. notes: the rest.

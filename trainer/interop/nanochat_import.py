@@ -102,7 +102,7 @@ def consider(params: ImportParams) -> Candidate:
 
 
 def preview(candidate: Candidate) -> ImportPreview:
-    """What the run would be, for a person to look at first."""
+    """Preview of the run that an import would create."""
     run, plan, findings = candidate.run, candidate.plan, candidate.findings
     return ImportPreview(
         checkpoint=str(run.found.model(run.step)),
@@ -127,7 +127,7 @@ def preview(candidate: Candidate) -> ImportPreview:
 
 
 def history(candidate: Candidate) -> dict[str, Any]:
-    """What is kept with the run of where it came from."""
+    """Provenance of the imported run."""
     run, findings = candidate.run, candidate.findings
     return {
         "source": "nanochat",

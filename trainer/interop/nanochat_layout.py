@@ -81,7 +81,7 @@ class NanochatFolder:
 
     @property
     def training_log(self) -> Path:
-        """What v2 printed while training, beside the stage's folder."""
+        """v2's training log, beside the stage's folder."""
         return self.folder.parent / "base_train.log"
 
 

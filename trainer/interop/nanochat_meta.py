@@ -130,7 +130,7 @@ class NanochatMeta(Loose):
 
     @property
     def training_fields_missing(self) -> list[str]:
-        """What a run needs to continue and this file lacks."""
+        """Fields that a run needs to continue and this file lacks."""
         found = [
             name
             for name in ("device_batch_size", "total_batch_size")

@@ -28,7 +28,7 @@ V2_KEYS = ("num_shards", "short_seq_len")
 
 @dataclass(frozen=True)
 class Traits:
-    """What the files show; None where they show nothing.
+    """Traits detected in the files; None where undetermined.
 
     smear, backout: weights of that name. absolute_window: short_seq_len is stated. row_cursor: the
     data cursor is a row of packed shards, not a row group. stamped: the optimizer states its number

@@ -56,7 +56,7 @@ class GPT(nn.Module):
 
     @property
     def table_dtype(self) -> torch.dtype:
-        """What embedding tables and their moments are stored in."""
+        """Dtype of embedding tables and their moments."""
         is_wide = self.shape.traits.tables == "float32" or self.compute_dtype == torch.float16
         return torch.float32 if is_wide else self.compute_dtype
 
@@ -89,7 +89,7 @@ class GPT(nn.Module):
         return total if reduction == "sum" else total / head.num_counted(targets_N)
 
     def hidden(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
-        """What the head reads: (B, T, D) in the compute dtype."""
+        """Hidden states for the head: (B, T, D) in the compute dtype."""
         weights = architecture.trunk_weights(self.bank.leaves)
         if cache is None:
             turn = self.rotary(tokens_BT.size(1))

@@ -88,7 +88,7 @@ class ParameterBank:
 
     @property
     def compute_buffer(self) -> Tensor:
-        """What the forward pass computes with: every weight in the compute dtype."""
+        """Weights in the compute dtype, as the forward pass uses them."""
         return self.cast_buffer if self.casts else self.weights
 
     def computed(self, name: str) -> Tensor:

@@ -150,7 +150,7 @@ def choose(
 
 
 def missing(device: torch.device, dtype: torch.dtype) -> str | None:
-    """What the kernel lacks here, or None."""
+    """Missing requirement of the kernel, or None."""
     if device.type != "cuda" or dtype != torch.bfloat16:
         return "the kernels are for bf16 on NVIDIA cards"
     if torch.cuda.get_device_capability(device) < (8, 0):

@@ -53,7 +53,7 @@ def product(a_NK: Tensor, b_KO: Tensor, tile: str, before_NO: Tensor | None = No
 
 
 def constants(b_KO: Tensor, backward: bool, tile: Tile) -> dict[str, Any]:
-    """What the kernel is compiled for."""
+    """Compile-time constants of the kernel."""
     terms, columns = b_KO.shape
     row, column = b_KO.stride()
     return {

@@ -122,7 +122,7 @@ class Trunk:
 
     @torch.no_grad()
     def forward(self, tokens: Tensor, *, keep: bool = True) -> Kept:
-        """Of tokens (B, T). Without `keep` no layer is kept."""
+        """Forward pass of tokens (B, T). Without `keep` no layer is kept."""
         bank = self.model.bank
         for column, name in enumerate(("resid_lambdas", "x0_lambdas")):
             self._mix[:, column] = bank.parameters[name].detach()

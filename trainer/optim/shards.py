@@ -29,7 +29,7 @@ class Shards:
 
     @property
     def first(self) -> int:
-        """Where the own matrices begin."""
+        """Index of the rank's first own matrix."""
         return self.of(self.rank)[0][0]
 
     def counts(self) -> list[int]:

@@ -91,7 +91,7 @@ class Compiler:
 
 
 def missing(device: torch.device) -> str | None:
-    """What a compiler for this device lacks, or None."""
+    """Missing requirement of a compiler for this device, or None."""
     if device.type == "cuda":
         return _missing_for_triton()
     if device.type != "cpu":

@@ -114,7 +114,7 @@ def require_fp8(device: torch.device) -> None:
 
 
 def name_of(device: torch.device) -> str:
-    """As the server names it too: under this name speeds are remembered."""
+    """Device name, the same as the server's; measured speeds are stored under it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return _cpu_model() if device.type == "cpu" else device.type
@@ -188,7 +188,7 @@ def versions() -> dict[str, str]:
 
 
 def fingerprint(device: torch.device, choices: dict[str, Any]) -> dict[str, Any]:
-    """What bit equality depends on besides data and spec: compared at every resume."""
+    """Fingerprint: what bit equality depends on besides data and spec; compared at every resume."""
     return {
         "torch": torch.__version__,
         "python": ".".join(map(str, sys.version_info[:2])),

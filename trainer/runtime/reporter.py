@@ -122,7 +122,7 @@ class Mute(Reporter):
 
 
 def finite(value: Any) -> Any:
-    """The same JSON value with NaN and infinities as None: they are not JSON."""
+    """Replace NaN and infinities in a JSON value by None."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

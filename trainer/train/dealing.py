@@ -35,7 +35,7 @@ class NotDealt(Exception):
 
 
 class NoLoader:
-    """What a rank other than 0 has instead of a loader: the data is rank 0's."""
+    """Placeholder loader of ranks other than 0; rank 0 has the data."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -70,7 +70,7 @@ def _read(loader: Loader, accumulation: int) -> tuple[list[MicroBatch], str]:
 
 @dataclass(frozen=True)
 class Deal:
-    """How a step's rows pass between ranks.
+    """Format in which a step's rows pass between ranks.
 
     shifted: targets are the inputs one position later, as packed documents have them, so that rows
     of T + 1 tokens say it all. vocab_size: token ids are below it; they pass in 16 bits where they

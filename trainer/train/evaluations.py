@@ -32,7 +32,7 @@ def due(step: int, every: int | Literal["end"] | None, at_end: bool) -> bool:
 
 
 def due_kinds(session: Session, at_end: bool) -> list[Kind]:
-    """What is due at this boundary and not measured yet."""
+    """Evaluations due at this boundary and not measured yet."""
     spec, step = session.order.spec.evaluate, session.state.step
     cadences: list[tuple[Kind, Any]] = [
         ("bpb", spec.bpb_every),

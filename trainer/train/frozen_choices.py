@@ -27,7 +27,7 @@ COMPILE_WORTH_SECONDS = 1800.0
 
 
 class Choices(BaseModel):
-    """What was chosen for this run on this machine.
+    """Choices frozen for this run on this machine.
 
     attention: {window: backend}, relu2: tile of our own kernel, if it was asked for; both are what
     won the races of the first attempt, empty until then. lanes: groups of micro-batches that are

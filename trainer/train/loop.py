@@ -314,7 +314,7 @@ def _skipped(step: int) -> events.Notice:
 
 
 def flip_a_bit(session: Session) -> None:
-    """What a failing memory does to the weights, where a failpoint asks for it."""
+    """Flip a bit of the weights, as failing memory does; only for a failpoint."""
     weights = next(session.model.parameters()).detach().view(-1)
     weights[:1].view(torch.uint8)[-2:-1].bitwise_xor_(64)
 

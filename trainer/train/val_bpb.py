@@ -207,7 +207,7 @@ def _causes(session: Session, before: dict[str, Any]) -> list[bpb_causes.Cause]:
 
 
 def conditions(session: Session) -> dict[str, Any]:
-    """What else is recorded with a value, for the comparison at a later resume."""
+    """Conditions recorded with a value, for the comparison at a later resume."""
     spec = session.order.spec
     return {
         "compute_dtype": session.choices.compute_dtype,
@@ -217,7 +217,7 @@ def conditions(session: Session) -> dict[str, Any]:
 
 
 def identity(session: Session) -> str:
-    """What this run's val bpb depends on besides the weights."""
+    """Identity of this run's val bpb: what it depends on besides the weights."""
     return span.identity(session.data, _span(session))
 
 

@@ -141,7 +141,7 @@ def pending_words(row: JobRow) -> str:
 
 
 def ending(row: JobRow, save_seconds: float, *, has_begun: bool) -> EngineEnding | None:
-    """What the end of this job means; None where Slurm says no more than an exit code.
+    """Outcome and reason of an ended job; None if Slurm reports only an exit code.
 
     has_begun: whether the trainer came to write anything.
     """

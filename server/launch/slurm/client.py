@@ -44,7 +44,7 @@ def squeue(names: Sequence[str]) -> list[JobRow]:
 
 
 def sacct(job: str) -> JobRow | None:
-    """What the accounting keeps of a job; None where there is no accounting, or no such job."""
+    """Accounting record of a job; None without accounting or without that job."""
     try:
         said = run(
             "sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={job}",
@@ -56,7 +56,7 @@ def sacct(job: str) -> JobRow | None:
 
 
 def sbatch(arguments: Sequence[str], environment: Mapping[str, str], directory: Path) -> str:
-    """What sbatch prints. Raises SlurmError."""
+    """Submit by sbatch and return its output. Raises SlurmError."""
     return run(
         "sbatch", *arguments, seconds=SUBMIT_SECONDS, environment=environment, directory=directory
     )

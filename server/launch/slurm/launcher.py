@@ -196,7 +196,7 @@ class SlurmLauncher:
     # --- signalling ------------------------------------------------------------------------------
 
     def signal(self, spot: Spot, handle: Handle, *signals: signal.Signals) -> bool:
-        """To every task of the job; SIGKILL ends the job, and so does any other while it waits."""
+        """Signal every task; SIGKILL, or any signal to a pending job, ends the job."""
         tracked = self._track(spot, handle)
         if tracked.job is None:
             return self._withdraw(spot, tracked)

@@ -82,7 +82,7 @@ class AdamSettings(PlanPart):
 
 
 class Hyperparameters(PlanPart):
-    """As scaled. AdamW rates before the schedule's multiplier; muon weight decay at its peak."""
+    """Scaled hyperparameters: AdamW rates before the schedule, Muon's weight decay at its peak."""
 
     lr_factor: float
     """Factor of the learning rates for the batch size."""
@@ -196,7 +196,7 @@ class Eta(PlanPart):
 
 
 class ExchangePlan(PlanPart):
-    """What several devices send each other in a step, each of them, at an assumed bandwidth."""
+    """Exchange between devices: bytes each sends per step, at an assumed bandwidth."""
 
     devices: int
     """Number of devices."""

@@ -8,7 +8,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class PlanContext:
-    """What is known of the machine. Everything may be unknown: planning needs no device.
+    """Known facts about the machine. All may be unknown: planning needs no device.
 
     gpu_unusable: why a GPU that seems to be there cannot be used. capability: CUDA's. gpus: how
     many `gpus: all` stands for here. measured_*: of an earlier run of this shape on this device,

@@ -23,7 +23,7 @@ CORE_TOKENS_PER_ITEM = 1000
 
 
 class EvaluationTime(NamedTuple):
-    """How often val bpb and CORE are due, and the seconds that each takes."""
+    """Number of val bpb and CORE evaluations, and the seconds each takes."""
 
     bpb_times: int
     bpb_seconds: float

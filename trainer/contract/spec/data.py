@@ -34,7 +34,7 @@ class TokenizerSpec(Strict):
 
 
 class DataSpec(Strict):
-    """Where the text comes from. `path` for text, jsonl, parquet, nanochat_packed; `name` for hf.
+    """Source of the text. `path` for text, jsonl, parquet, nanochat_packed; `name` for hf.
 
     nanochat_packed: nanochat's pre-packed train_NNNNN.bin and val_NNNNN.bin, whose rows are read as
     they are. num_shards: only the first N train shards of those. Their tokenizer is the one in

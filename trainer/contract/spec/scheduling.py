@@ -54,7 +54,7 @@ class HoursRule(Strict):
 
 
 class BudgetSpec(Strict):
-    """What a run may use before it is saved and paused; repeats after a failure count too."""
+    """Budget of a run until it is saved and paused; repeats after a failure count too."""
 
     minutes: Annotated[float, Field(gt=0, le=1e7)] | None = None
     """Minutes in training steps; null is no limit."""

@@ -11,7 +11,7 @@ from trainer.contract.spec.fields import MAX_STEPS, Frac, Steps, Strict, Tokens
 
 
 class HorizonSpec(Strict):
-    """How long to train: exactly one of the four."""
+    """Training length: exactly one of the four."""
 
     steps: Steps | None = None
     """Training length in optimizer steps."""
