@@ -109,6 +109,8 @@ REPLACED = (
     "weight decay steps from", "That is not possible now", '"Understood"', "is durable (",
     "choices were fixed for the run", "At least so long without a step", "At most so many",
     "Say which this is", "The request cannot be meant", "not JSON that can be meant",
+    "nothing was heard of it", "was restarted under it", "Put the file back", "asks nobody for",
+    "It comes back by itself", "is no database of", "A fault of the daemon", "forevery",
 )  # fmt: skip
 
 
