@@ -174,7 +174,7 @@ class Database:
             raise errors.StorageBroken(
                 f"{self.paths.database} was deleted, replaced or truncated while it was open; "
                 "the daemon no longer writes to it.",
-                hint="Put the file back, or restore a backup, and restart the daemon; "
+                hint="Move the file back, or restore a backup, and restart the daemon; "
                 "`traind rebuild` recreates the reports from the journals of the trainers.",
                 headers={"Retry-After": "30"},
             )
