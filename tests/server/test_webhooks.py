@@ -390,7 +390,7 @@ def test_failures_are_events_of_the_run_and_a_warning_of_the_daemon(asgi: Asgi) 
     first = ("warning", f"{shown} not delivered: it answered 400; it is retried for 3 days")
     assert said(asgi, "demo") == [first]  # once, however often it is tried
     [warning] = [w for w in asgi.get("/v1/system").json()["warnings"] if "notices" in w]
-    assert warning.startswith("notices to https://hooks.example.org/*** are not taken: it answered")
+    assert warning.startswith("notices to https://hooks.example.org/*** are not accepted: it answered")
     receiver.takes = True
     made.run_once(36.0)
     assert said(asgi, "demo") == [first, ("info", f"{shown} delivered after 3 tries")]
@@ -408,7 +408,7 @@ def test_what_is_given_up_is_said_also_after_a_restart(asgi: Asgi) -> None:
     level, message = said(asgi, "demo")[-1]
     assert (level, message) == (
         "error",
-        "notice (failed) to http://127.0.0.1:9/*** given up: it was not taken for 3 days "
+        "notice (failed) to http://127.0.0.1:9/*** given up: it was not accepted for 3 days "
         "(it answered 400)",
     )
     made = fresh(asgi, receiver)
