@@ -384,7 +384,7 @@ def test_what_the_job_refuses_is_422_and_what_fails_there_503(house: House, stre
     assert answer.status_code == 503
     assert "it is damaged" in answer.json()["detail"]
     with job_saying(house, {"no": "sense"}):
-        assert "not understood" in house.post(ask).json()["detail"]
+        assert "invalid reply" in house.post(ask).json()["detail"]
 
 
 def test_a_job_that_ends_in_the_middle_is_said_in_the_stream(house: House) -> None:
@@ -521,7 +521,7 @@ def test_a_reply_beyond_all_bounds_is_no_reply(
     with job_saying(house, piece("x" * 5000)):
         answer = house.post(ASK)
     assert answer.status_code == 503
-    assert "not understood" in answer.json()["detail"]
+    assert "invalid reply" in answer.json()["detail"]
 
 
 def test_the_socket_lies_in_the_jobs_directory(house: House) -> None:

@@ -390,7 +390,9 @@ def test_failures_are_events_of_the_run_and_a_warning_of_the_daemon(asgi: Asgi) 
     first = ("warning", f"{shown} not delivered: it answered 400; it is retried for 3 days")
     assert said(asgi, "demo") == [first]  # once, however often it is tried
     [warning] = [w for w in asgi.get("/v1/system").json()["warnings"] if "notices" in w]
-    assert warning.startswith("notices to https://hooks.example.org/*** are not accepted: it answered")
+    assert warning.startswith(
+        "notices to https://hooks.example.org/*** are not accepted: it answered"
+    )
     receiver.takes = True
     made.run_once(36.0)
     assert said(asgi, "demo") == [first, ("info", f"{shown} delivered after 3 tries")]

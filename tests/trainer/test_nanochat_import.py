@@ -183,7 +183,7 @@ SHARD_DAMAGE: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     "a foreign one": (
         lambda b: shutil.copyfile(files.shard(b, 1), files.shard(b, 2)),
         "rank2",
-        "is foreign",
+        "does not belong here",
     ),
     "of another step": (of_rank(1, later), "rank1", "shards of two steps are mixed"),
     "of another run": (of_rank(1, another_run), "rank1", "another step or run"),
@@ -237,7 +237,7 @@ def test_one_gpus_optimizer_beside_another_is_foreign(tmp_path: Path) -> None:
     shutil.copyfile(files.shard(base, 0), files.shard(base, 1))
     error = refused(base)
     assert Path(error.file).name == "optim_000060_rank1.pt"
-    assert "is foreign" in error.reason
+    assert "does not belong here" in error.reason
 
 
 def test_an_optimizer_of_another_step_is_refused(tmp_path: Path) -> None:
