@@ -34,12 +34,11 @@ docs: setup ## Build the documentation into docs/_build
 	@$(PYTHON) -m sphinx -W --keep-going -q -b html docs docs/_build
 
 test: check docs ## Everything: checks and all tests (under 15 minutes on 2 cores)
-	@$(PYTHON) -m pytest -n 2 --dist loadfile --ignore tests/nullgpu --cov --cov-report=
-	@$(MAKE) -s --no-print-directory coverage
+	@$(PYTHON) -m pytest -n 2 --dist loadfile --ignore tests/nullgpu
 
-coverage: ## Line coverage of server and trainer in the last `make test`, without child processes
-	@total=$$($(PYTHON) -m coverage report --format=total) || { echo "run make test first"; exit 1; }; \
-		echo "coverage of server and trainer: $$total % of lines (daemons, trainers and other child processes not counted)"
+coverage: setup ## Line coverage of server and trainer by the tests that run in one process, as a figure
+	@$(PYTHON) -m pytest -n 2 --dist loadfile --cov --cov-report= tests/contract tests/server tests/trainer
+	@$(PYTHON) -m coverage report --format=total | sed 's/.*/coverage of server and trainer: &%/'
 
 nullgpu: setup ## Tests on a null GPU: torch's CUDA build (5 GB, once) over stubs of the driver
 	@[ -n "$$TRAIND_NULLGPU_PYTHON" ] || $(PYTHON) -m tests.nullgpu.install .venv-cuda
