@@ -70,6 +70,7 @@ export function createChart(options) {
   let structure = "";
   let cells = [];
   let wheelTimer = 0;
+  let wheeled = null; // {min, max} while the wheel turns: a new point does not take it back
   const resized = new ResizeObserver(() => {
     if (plot && stage.clientWidth) plot.setSize(size());
   });
@@ -107,7 +108,7 @@ export function createChart(options) {
   }
 
   function rescale() {
-    const [min, max] = picture.range;
+    const [min, max] = wheeled ? [wheeled.min, wheeled.max] : picture.range;
     if (Number.isFinite(min) && max > min) plot.setScale("x", { min, max });
   }
 
@@ -150,7 +151,6 @@ export function createChart(options) {
     };
     addEventListener("mousemove", move);
     addEventListener("mouseup", end);
-    start.preventDefault();
     return null;
   }
 
@@ -160,10 +160,15 @@ export function createChart(options) {
     event.preventDefault();
     const factor = event.deltaY > 0 ? WHEEL_FACTOR : 1 / WHEEL_FACTOR;
     const at = plot.posToVal(event.clientX - plot.over.getBoundingClientRect().left, "x");
-    const { min, max } = plot.scales.x;
-    plot.setScale("x", { min: at - (at - min) * factor, max: at + (max - at) * factor });
+    const { min, max } = wheeled ?? plot.scales.x;
+    wheeled = { min: at - (at - min) * factor, max: at + (max - at) * factor };
+    plot.setScale("x", wheeled);
     clearTimeout(wheelTimer);
-    wheelTimer = setTimeout(() => zoom(plot.scales.x.min, plot.scales.x.max), WHEEL_SETTLE_MILLISECONDS);
+    wheelTimer = setTimeout(() => {
+      const { min: from, max: to } = wheeled;
+      wheeled = null;
+      zoom(from, to);
+    }, WHEEL_SETTLE_MILLISECONDS);
   }
 
   /** The values under the cursor, or the last ones in view: nothing moves, only numbers change. */

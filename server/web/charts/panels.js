@@ -29,7 +29,7 @@ const LAID = [
   { id: "lr", metric: "lr_multiplier",
     lines: [{ key: "lr_multiplier", label: "followed", colour: "line-1", width: 2 }], planned: ["lr_multiplier"] },
   { id: "val_bpb", metric: "val_bpb" },
-  { id: "core", metric: "core", unit: "metric" },
+  { id: "core", metric: "core", unit: "centred" },
   { id: "speed", metric: "tokens_per_second", tick: (v) => count(v),
     lines: [{ key: "tokens_per_second", label: "tok/s", colour: "line-3", band: true, noisy: true }] },
   { id: "mfu", metric: "mfu", tick: (v, decimals) => percent(v, Math.max(0, decimals - 2)),

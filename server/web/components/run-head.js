@@ -12,17 +12,35 @@ const ENDED = ["completed", "failed", "cancelled"];
 const STATS = [
   ["loss", "Loss", (p) => [loss(p.loss_smooth ?? p.loss), p.loss === null ? "" : `raw ${loss(p.loss)}`]],
   ["bpb", "Val bpb", (p) => [bpb(p.val_bpb), "bits per byte"]],
-  ["core", "CORE", (p) => [bpb(p.core), ""]],
+  ["core", "CORE", (p) => [bpb(p.core), p.core === null ? "not evaluated" : "centred"]],
   ["speed", "Throughput", (p) => [p.tokens_per_second === null ? "–" : `${integer(p.tokens_per_second)} tok/s`, p.step_seconds === null ? "" : `${duration(p.step_seconds)} per step`]],
   ["mfu", "MFU", (p) => [percent(p.mfu, 1), p.peak_flops ? `of ${exponent(p.peak_flops.value)} FLOP/s, ${p.peak_flops.source}` : "no peak known"]],
   ["eta", "Time left", timeOf],
   ["tokens", "Tokens seen", (p, d) => [count(p.tokens_seen), `${fixed(p.tokens_seen / d.plan.parameters.total, 1)} per parameter`]],
   ["lr", "Learning rate", (p) => [percent(p.lr_multiplier, 1), "of its peak"]],
-  ["vram", "VRAM", (p) => [bytes(p.vram_bytes.reserved), [p.vram_bytes.total ? `of ${bytes(p.vram_bytes.total)}, peak ${bytes(p.vram_bytes.peak)}` : "", byDevice(p, (rank) => rank.vram_reserved_bytes ?? null, bytes)].filter(Boolean).join("; ")]],
-  ["power", "Power", (p) => [p.power_watts === null ? "–" : `${fixed(p.power_watts, 0)} W`, [p.temperature_celsius === null ? "" : `${fixed(p.temperature_celsius, 0)} °C`, p.energy_joules === null ? "" : `${fixed(p.energy_joules / 3.6e6, 2)} kWh`, byDevice(p, (rank) => rank.power_watts ?? null, (watts) => `${fixed(watts, 0)} W`)].filter(Boolean).join(", ")]],
+  ["vram", "VRAM", memoryOf],
+  ["power", "Power", powerOf],
   ["checkpoint", "Last checkpoint", (p) => [p.last_checkpoint ? integer(p.last_checkpoint.step) : "–", p.last_checkpoint ? `${ago(p.last_checkpoint.created_at)}, ${bytes(p.last_checkpoint.bytes)}` : "none yet"]],
   ["exact", "Resume", (p) => [p.exact_resume ?? "–", p.exact_resume === "verified" ? "bit for bit" : p.exact_resume === null ? "not resumed yet" : ""]],
 ];
+
+/** Of a device; on the CPU that of the process. */
+function memoryOf(p, d) {
+  const { reserved, total, peak } = p.vram_bytes;
+  if (d.device === "cpu") return [bytes(peak), "peak of the process", "Memory"];
+  const whole = total ? `of ${bytes(total)}, peak ${bytes(peak)}` : "";
+  return [bytes(reserved), [whole, byDevice(p, (rank) => rank.vram_reserved_bytes ?? null, bytes)].filter(Boolean).join("; ")];
+}
+
+function powerOf(p, d) {
+  const notes = [
+    p.power_watts === null && d.device === "cpu" && "not measured on the CPU",
+    p.temperature_celsius !== null && `${fixed(p.temperature_celsius, 0)} °C`,
+    p.energy_joules !== null && `${fixed(p.energy_joules / 3.6e6, 2)} kWh`,
+    byDevice(p, (rank) => rank.power_watts ?? null, (watts) => `${fixed(watts, 0)} W`),
+  ];
+  return [p.power_watts === null ? "–" : `${fixed(p.power_watts, 0)} W`, notes.filter(Boolean).join(", ")];
+}
 
 /** What is left; of a run that has ended, what it took. */
 function timeOf(p) {

@@ -23,7 +23,7 @@ export async function runScheduling(ref) {
 
 /** @param {string} device @returns {Promise<any>} its policy as it is now */
 export async function deviceScheduling(device) {
-  const policy = await get(path("devices", device, "policy"));
+  const { problems, ...policy } = await get(path("devices", device, "policy")); // an answer has problems, a policy has none
   return editor(`Hours of ${device}`, (submitted) => {
     const hours = hoursEditor(policy.hours);
     const isWatched = h("input", { type: "checkbox", checked: policy.neighbours !== null });
