@@ -23,7 +23,8 @@ from trainer.contract.shape import shape_of
 from trainer.contract.spec import RunSpec, resolve
 from trainer.model.gpt import GPT
 from trainer.optim.optimizer import Optimizer
-from trainer.train.step import Reading, Stepper
+from trainer.train.step import Stepper
+from trainer.train.step_result import Reading
 
 WARM_UP = 4
 

@@ -34,7 +34,8 @@ from trainer.runtime import peers
 from trainer.runtime import world as worlds
 from trainer.runtime.world import World
 from trainer.train.dealing import Deal
-from trainer.train.step import MicroBatch, Stepper
+from trainer.train.forward_backward import MicroBatch
+from trainer.train.step import Stepper
 
 MICRO_BATCHES = 4
 DEALT_TOKENS = 65_536

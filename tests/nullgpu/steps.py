@@ -11,7 +11,9 @@ from trainer.contract.shape import shape_of
 from trainer.contract.spec import resolve
 from trainer.model.gpt import GPT
 from trainer.optim.optimizer import Optimizer
-from trainer.train.step import MicroBatch, Reading, Stepper
+from trainer.train.forward_backward import MicroBatch
+from trainer.train.step import Stepper
+from trainer.train.step_result import Reading
 
 RATES = {"lr_multiplier": 0.5, "momentum": 0.9, "weight_decay": 0.1}
 

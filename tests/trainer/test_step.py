@@ -50,7 +50,7 @@ def assert_near(model: GPT, other: GPT | PlainGPT) -> None:
 
 def gradients(stepper: Stepper, micro_batches: list) -> dict[str, Tensor]:
     """The gradient of every parameter, tables' compact ones spread out again."""
-    stepper._losses(micro_batches, learn=True)
+    stepper.forward_backward.losses(micro_batches, learn=True)
     model, touched = stepper.model, stepper.model.touched
     assert touched is not None
     found = {name: model.bank.gradient(name).clone() for name in model.bank.parameters}
@@ -233,7 +233,7 @@ def test_the_device_flag_guards_every_write() -> None:
     """What a GPU does with `finite`, asked of the update functions on the CPU."""
     model = trained_model(SMALL)
     ours = stepper(model, SMALL.plan()[1])
-    ours._losses(batches(SMALL), learn=True)
+    ours.forward_backward.losses(batches(SMALL), learn=True)
     before = {n: v.clone() for n, v in whole_state(ours).items()}
     optimizer = ours.optimizer
     no = torch.tensor(False)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from trainer.data.loader import Loader
 from trainer.runtime.world import World
-from trainer.train.step import MicroBatch
+from trainer.train.forward_backward import MicroBatch
 
 FAILED = 1
 

@@ -15,12 +15,13 @@ import torch
 from trainer.contract import commands, events, failpoint
 from trainer.contract.reasons import Reason
 from trainer.train import boundary, checkpointing, corpus_watch, evaluations, val_bpb
+from trainer.train.forward_backward import MicroBatch
 from trainer.train.minute_log import MinuteLog
 from trainer.train.phase_schedule import scheduled
 from trainer.train.rank_rows import RankRows
 from trainer.train.session import Session
 from trainer.train.spike_detector import SpikeWatch
-from trainer.train.step import MicroBatch, Reading
+from trainer.train.step_result import Reading
 
 
 @dataclass
