@@ -6,6 +6,7 @@ import json
 import re
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.e2e import canvas_probe as probe
@@ -69,6 +70,23 @@ def test_hours_of_a_device_are_seen_and_changed(stub_url: str, open_page: OpenPa
     page.get_by_role("button", name="Hours of cuda:0").click()
     assert page.get_by_label("From", exact=True).input_value() == "23:00"
     assert not page.get_by_label("sat").is_checked()
+
+
+def test_hours_and_neighbours_of_a_device_are_kept_by_a_daemon(
+    daemon: Daemon, open_page: OpenPage
+) -> None:
+    page = open_page(f"{daemon.url}/#/queue")
+    page.get_by_role("button", name="Hours of cpu").click()
+    page.get_by_role("radio", name="Only in these hours").check(force=True)
+    page.get_by_role("button", name="Remove hours 1").click()
+    page.get_by_label("Runs make way for other programs on this device").check()
+    page.get_by_label("Always for").fill("blender")
+    page.get_by_role("button", name="Save").click()
+    page.get_by_role("dialog").wait_for(state="detached")
+    page.locator("tr", has_text="cpu").get_by_text("closed").wait_for()
+    policy = httpx.get(f"{daemon.url}/v1/devices/cpu/policy").json()
+    assert policy["hours"] == []
+    assert policy["neighbours"]["yield_to"] == ["blender"]
 
 
 def test_priority_and_hours_of_a_run_are_changed_on_its_page(
