@@ -202,14 +202,15 @@ def test_the_heads_of_a_long_queue_are_decided_in_two_milliseconds() -> None:
     names = tuple(p.name for p in places)
     wants = [want(f"w{i}", order=i, places=names, priority=i % 7) for i in range(32)]
     wants += [running(f"r{i}", f"cuda:{i}") for i in range(8)]
-    fastest = min(_seconds(places, wants) for _ in range(20))
+    fastest = min(_seconds(places, wants) for _ in range(50))
     assert fastest < 0.002
 
 
 def _seconds(places: list[Place], wants: list[Want]) -> float:
-    began = time.perf_counter()
+    """Of this thread's processor time: a busy machine adds to the clock's."""
+    began = time.thread_time()
     decide(places, wants, NOW)
-    return time.perf_counter() - began
+    return time.thread_time() - began
 
 
 # --- random worlds -------------------------------------------------------------------------------
