@@ -276,7 +276,7 @@ def test_a_step_that_mostly_exchanges_warns_with_the_batch_that_does_not() -> No
     assert plan.exchange is not None
     assert plan.exchange.share_of_step > 0.2
     (warning,) = [w for w in plan.warnings if "exchange between 8 devices" in w]
-    assert f"batch.tokens {plan.exchange.enough_tokens:,}" in warning
+    assert f"batch.tokens of at least {plan.exchange.enough_tokens:,}" in warning
     larger = {"tokens": plan.exchange.enough_tokens}
     enough = make_plan(resolve({**D12, "gpus": 8, "batch": larger}), fast)
     assert enough.exchange is not None
