@@ -27,7 +27,7 @@ router = APIRouter(prefix="/v1/groups", tags=["groups"], route_class=StrictRoute
     | {201: {"headers": {"Location": {"schema": {"type": "string"}}}, "description": "Created."}},
 )
 def create(body: GroupRequest, act: Doing, conf: Conf) -> Response:
-    """Create a run for each depth, each point of the grid and each seed, queued below what runs.
+    """Create a run for each depth, each point of the grid and each seed, queued at low priority.
 
     All of them or none: an invalid member is reported with its position in the request.
     """

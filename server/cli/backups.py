@@ -10,11 +10,9 @@ import typer
 from server.cli import options, output
 from server.cli.daemon import DataDirOption, Panel, read_settings
 
-To = Annotated[
-    Path | None, typer.Option(help="Also copy it there: a directory, or a file that is new.")
-]
+To = Annotated[Path | None, typer.Option(help="Also copy it here: a directory or a new file.")]
 Backup = Annotated[
-    Path | None, typer.Argument(help="The file to put back [the newest that verifies].")
+    Path | None, typer.Argument(help="Backup file to restore [the newest that verifies].")
 ]
 
 
@@ -54,7 +52,7 @@ def restore(
     from server.maintenance import restore as restoring
 
     which = backup or "the newest verified backup"
-    question = f"Put back {which} as {settings.paths.database}? The present one is kept beside it."
+    question = f"Restore {which} to {settings.paths.database}? The current one is kept beside it."
     if not options.confirmed(question, yes):
         raise typer.Exit(output.FAILED)
     try:
@@ -65,7 +63,7 @@ def restore(
         return output.emit(made)
     output.say(f"restored {made.backup}")
     output.say(
-        f"read again from the disk: {len(made.runs)} runs, {made.attempts} attempts, "
+        f"re-read from the journals: {len(made.runs)} runs, {made.attempts} attempts, "
         f"{made.records:,} records"
     )
     if made.set_aside:

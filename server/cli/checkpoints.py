@@ -45,7 +45,7 @@ def list_(
     ] = False,
     json: options.Json = False,
 ) -> None:
-    """What a run could resume, extend or sample from."""
+    """List the checkpoints that a run can resume, extend or sample from."""
     with output.connect() as traind:
         found = traind.checkpoints(run, superseded=superseded)
     if json:
@@ -72,11 +72,11 @@ def list_(
 
 def save(
     run: options.RunArgument,
-    pin: Annotated[bool, typer.Option("--pin", help="And never remove it by itself.")] = False,
+    pin: Annotated[bool, typer.Option("--pin", help="Pin it: retention never deletes it.")] = False,
     no_wait: options.NoWait = False,
     json: options.Json = False,
 ) -> None:
-    """Have the running trainer save a checkpoint at its next step."""
+    """Save a checkpoint at the running trainer's next step."""
     with output.connect() as traind:
         asked = traind.save_checkpoint(run, pin=pin)
         ended = asked if no_wait else waiting.for_job(traind, asked)
@@ -90,14 +90,14 @@ def save(
 def pin(
     run: options.RunArgument, checkpoint: CheckpointArgument, json: options.Json = False
 ) -> None:
-    """Keep a checkpoint for good."""
+    """Pin a checkpoint: retention never deletes it."""
     _set_pinned(run, checkpoint, True, json)
 
 
 def unpin(
     run: options.RunArgument, checkpoint: CheckpointArgument, json: options.Json = False
 ) -> None:
-    """Leave a checkpoint to the retention policy again."""
+    """Unpin a checkpoint: retention may delete it again."""
     _set_pinned(run, checkpoint, False, json)
 
 

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 Panel = "Daemon"
 # One option for each field of Settings; None leaves it to TRAIND_… and the default.
-DataDirOption = Annotated[Path | None, typer.Option(help="Where everything is kept.")]
+DataDirOption = Annotated[Path | None, typer.Option(help="Data directory.")]
 Host = Annotated[str | None, typer.Option(help="Address to listen on [127.0.0.1].")]
 Port = Annotated[int | None, typer.Option(min=0, max=65535, help="0 takes a free one [8321].")]
 Auth = Annotated[str | None, typer.Option(help="auto (a token beyond loopback) or always.")]
 AllowHost = Annotated[
     list[str] | None,
-    typer.Option("--allow-host", help="A further host name of this daemon; repeatable."),
+    typer.Option("--allow-host", help="Another host name of this daemon; repeatable."),
 ]
 AllowRemote = Annotated[
     bool | None, typer.Option("--allow-remote/--no-allow-remote", help="Listen beyond loopback.")
@@ -31,20 +31,24 @@ TokenFile = Annotated[Path | None, typer.Option(help="The token's file [in the d
 TrainerPython = Annotated[str | None, typer.Option(help="The interpreter with torch [this one].")]
 StopTrainers = Annotated[
     bool | None,
-    typer.Option("--stop-trainers/--leave-trainers", help="Whether they end with the daemon."),
+    typer.Option("--stop-trainers/--leave-trainers", help="Stop trainers when the daemon stops."),
 ]
-MaxBody = Annotated[int | None, typer.Option(help="Largest request.", metavar="BYTES")]
-Tick = Annotated[float | None, typer.Option(help="Between two looks at the runs.", metavar="S")]
+MaxBody = Annotated[
+    int | None, typer.Option(help="Maximum size of a request body.", metavar="BYTES")
+]
+Tick = Annotated[float | None, typer.Option(help="Time between two supervisor ticks.", metavar="S")]
 PauseDeadline = Annotated[
-    float | None, typer.Option(help="A pause may take so long before it is forced.", metavar="S")
+    float | None, typer.Option(help="Time a pause may take before it is forced.", metavar="S")
 ]
 Stall = Annotated[
     float | None, typer.Option(help="Minimum silence before a run counts as stalled.", metavar="S")
 ]
-TokenCache = Annotated[int | None, typer.Option(help="Token caches together.", metavar="BYTES")]
+TokenCache = Annotated[
+    int | None, typer.Option(help="Maximum size of all token caches.", metavar="BYTES")
+]
 KeepJobs = Annotated[
     float | None,
-    typer.Option(help="Ended jobs and unused corpora are kept so long [30].", metavar="DAYS"),
+    typer.Option(help="How long to keep ended jobs and unused corpora [30].", metavar="DAYS"),
 ]
 LogFormat = Annotated[str | None, typer.Option(help="text or json.")]
 LogLevel = Annotated[str | None, typer.Option(help="debug, info, warning or error.")]
@@ -138,7 +142,7 @@ def rebuild(
     from server.database.migrate import Refused
     from server.maintenance import rebuild as rebuilding
 
-    question = f"Rebuild {settings.paths.database}? The present one is kept beside it."
+    question = f"Rebuild {settings.paths.database}? The current one is kept beside it."
     if not options.confirmed(question, yes):
         raise typer.Exit(output.FAILED)
     try:

@@ -78,14 +78,14 @@ def register(app: typer.Typer) -> None:
 
 
 def doctor(
-    timeout: Annotated[float, typer.Option(help="For the trainer to answer.")] = TORCH_SECONDS,
+    timeout: Annotated[float, typer.Option(help="Time for the trainer to answer.")] = TORCH_SECONDS,
     slurm: Annotated[
         bool, typer.Option(help="Submit a short job that probes the shared disk.")
     ] = False,
     partition: Annotated[str | None, typer.Option(help="Partition of that job.")] = None,
     json: options.Json = False,
 ) -> None:
-    """Look at device, versions, disk and daemon; exit 1 when something keeps runs from working."""
+    """Check device, versions, disk and daemon; exit 1 when runs could not work."""
     from server.cli.daemon import read_settings
 
     settings = read_settings()
@@ -149,7 +149,7 @@ def slurm_findings(settings: Settings, partition: str | None, seconds: float) ->
         yield Finding("slurm locks", "ok", "a lock held here is seen on the node")
     else:
         yield Finding(
-            "slurm locks", "warning", f"a lock held here keeps nobody out there ({found.flock})",
+            "slurm locks", "warning", f"a lock held here does not lock nodes out ({found.flock})",
             "nothing depends on it: a superseded trainer is fenced by rename",
         )  # fmt: skip
 

@@ -23,8 +23,12 @@ def register(app: typer.Typer) -> None:
 def extend(
     run: options.RunArgument,
     to: Annotated[int | None, typer.Option("--to", min=1, help="New last step.")] = None,
-    add_steps: Annotated[int | None, typer.Option(min=1, help="So many steps more.")] = None,
-    add_tokens: Annotated[int | None, typer.Option(min=1, help="So many tokens more.")] = None,
+    add_steps: Annotated[
+        int | None, typer.Option(min=1, help="Number of additional steps.")
+    ] = None,
+    add_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Number of additional tokens.")
+    ] = None,
     mode: Annotated[
         str | None,
         typer.Option(help="replan (the curve over the new horizon), hold, rewarm or decay."),
@@ -32,39 +36,43 @@ def extend(
     rewarm_steps: Annotated[
         int | None, typer.Option(min=0, help="Ramp from the LR reached; 0 jumps, as nanochat does.")
     ] = None,
-    peak_frac: Annotated[float | None, typer.Option(help="rewarm: how high, of the peak.")] = None,
-    decay_ratio: Annotated[
-        float | None, typer.Option(help="rewarm, decay: this much of the phase is decay.")
+    peak_frac: Annotated[
+        float | None, typer.Option(help="rewarm: new peak, as a fraction of the planned one.")
     ] = None,
-    final_lr_frac: Annotated[float | None, typer.Option(help="LR at the end, of the peak.")] = None,
+    decay_ratio: Annotated[
+        float | None, typer.Option(help="rewarm, decay: fraction of the phase that decays.")
+    ] = None,
+    final_lr_frac: Annotated[
+        float | None, typer.Option(help="Final LR, as a fraction of the peak.")
+    ] = None,
     warmdown_ratio: Annotated[
-        float | None, typer.Option(help="replan: this much of the whole horizon is warmdown.")
+        float | None, typer.Option(help="replan: warmdown, as a fraction of the horizon.")
     ] = None,
     shape: Annotated[str | None, typer.Option(help="linear or cosine.")] = None,
     keep_weight_decay: Annotated[
         bool, typer.Option("--keep-weight-decay", help="Hold it at its value at the joint.")
     ] = False,
     at: Annotated[
-        str | None, typer.Option(help="end of the present phase, or now (its next step).")
+        str | None, typer.Option(help="end (of the current phase) or now (the next step).")
     ] = None,
     from_checkpoint: Annotated[
-        str | None, typer.Option(help="Branch off here; later steps are superseded.")
+        str | None, typer.Option(help="Checkpoint to branch from; later steps are superseded.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the phase.")] = None,
     start: Annotated[
         bool | None, typer.Option("--start/--no-start", help="Whether a paused run continues.")
     ] = None,
     preview: Annotated[
-        bool, typer.Option("--preview", help="Show what it would do, and do nothing.")
+        bool, typer.Option("--preview", help="Show the effect and change nothing.")
     ] = False,
     picture: Annotated[
         Path | None,
-        typer.Option("--picture", help="The preview into this file: .svg or .png."),
+        typer.Option("--picture", help="Write the preview to this .svg or .png file."),
     ] = None,
     yes: options.Yes = False,
     json: options.Json = False,
 ) -> None:
-    """Train a run further; at a terminal the new curve is shown and asked about first."""
+    """Extend a run; at a terminal, show the new curve and ask first."""
     curve = {
         "mode": mode, "rewarm_steps": rewarm_steps, "peak_frac": peak_frac,
         "decay_ratio": decay_ratio, "final_lr_frac": final_lr_frac,
@@ -93,7 +101,7 @@ def extend(
             _show(planned)
             if preview or planned.plan is None:
                 return None
-            if not options.confirmed(f"Extend {clean(run)} so?", yes=False):
+            if not options.confirmed(f"Extend {clean(run)} like this?", yes=False):
                 raise typer.Exit(output.FAILED)
         done = traind.extend(run, ask)
     if json:

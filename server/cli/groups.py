@@ -38,16 +38,16 @@ def create(
     ] = None,
     grid: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY.PATH=A,B", help="Values of one key; repeatable: a product."),
+        typer.Option(metavar="KEY.PATH=A,B", help="Values of one key; repeatable (product)."),
     ] = None,
-    repeats: Annotated[int, typer.Option(min=1, max=64, help="Seeds of each.")] = 1,
+    repeats: Annotated[int, typer.Option(min=1, max=64, help="Number of seeds per variant.")] = 1,
     budget: Annotated[
         list[str] | None,
-        typer.Option(metavar="minutes=30", help="minutes, tokens or kwh of each; repeatable."),
+        typer.Option(metavar="minutes=30", help="minutes, tokens or kwh per run; repeatable."),
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Create a run for each depth, point of the grid and seed, queued below what runs."""
+    """Create a run for each depth, point of the grid and seed, queued at low priority."""
     body: dict[str, Any] = {
         "name": name,
         "base": specfile.read_spec(spec, settings or [], preset=preset),
@@ -62,7 +62,7 @@ def create(
         made = traind.create_group(body)
     if json:
         return output.emit(made)
-    output.say(f"{made.name} ({made.id}) has {made.num_members} runs, queued below what runs")
+    output.say(f"{made.name} ({made.id}) has {made.num_members} runs, queued at low priority")
     output.note(f"compare them with: traind group show {made.name}")
     return None
 
@@ -123,7 +123,7 @@ def cancel(group: GroupArgument, yes: options.Yes = False, json: options.Json = 
 def delete(
     group: GroupArgument,
     runs: Annotated[
-        bool, typer.Option("--runs", help="Its runs too, with their checkpoints and history.")
+        bool, typer.Option("--runs", help="Also its runs, with their checkpoints and history.")
     ] = False,
     yes: options.Yes = False,
     json: options.Json = False,
@@ -170,7 +170,7 @@ def _whole(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        output.usage(f"--depths: {text!r} is no whole number", "--depths 4,6,8")
+        output.usage(f"--depths: {text!r} is not a whole number", "--depths 4,6,8")
 
 
 # --- tables --------------------------------------------------------------------------------------

@@ -66,11 +66,13 @@ def audit(
     run: options.RunArgument,
     step: options.StepOption = None,
     checkpoint: CheckpointName = None,
-    steps: Annotated[int | None, typer.Option(min=1, max=1000, help="How many to repeat.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, max=1000, help="Number of steps to repeat.")
+    ] = None,
     no_wait: options.NoWait = False,
     json: options.Json = False,
 ) -> None:
-    """Do recorded steps again and compare their losses bit for bit; exit 1 when they differ."""
+    """Repeat recorded steps and compare losses bit for bit; exit 1 when they differ."""
     from trainer.contract.jobs import AuditResult
 
     ask = _without_none(step=step, checkpoint=checkpoint, steps=steps)
@@ -95,7 +97,7 @@ def sample(
     no_wait: options.NoWait = False,
     json: options.Json = False,
 ) -> None:
-    """Let a checkpoint write on; its text is printed as it comes."""
+    """Sample text from a checkpoint, printed as it is generated."""
 
     ask = _without_none(
         prompts=prompt, step=step, checkpoint=checkpoint, max_tokens=max_tokens,
@@ -145,7 +147,7 @@ def jobs(
     limit: Annotated[int, typer.Option(min=1, max=1000, help="Maximum number of results.")] = 50,
     json: options.Json = False,
 ) -> None:
-    """Work that is not training, the newest first."""
+    """List jobs (work that is not training), newest first."""
     with output.connect() as traind:
         found = traind.jobs(run=run, limit=limit).data
     if json:
@@ -165,7 +167,7 @@ def jobs(
 
 def job(
     job: Annotated[str, typer.Argument(metavar="JOB", help="Id of a job.")],
-    wait: Annotated[bool, typer.Option("--wait", help="Until it has ended.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until it has ended.")] = False,
     cancel: Annotated[bool, typer.Option("--cancel", help="Stop it.")] = False,
     log: Annotated[bool, typer.Option("--log", help="The last lines of its log.")] = False,
     json: options.Json = False,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from server.client import Client
     from server.schemas.runs import RunDetail
 
-Wait = Annotated[bool, typer.Option("--wait", help="Return when it is so, not when it is asked.")]
+Wait = Annotated[bool, typer.Option("--wait", help="Wait until it is done, not only requested.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -31,7 +31,7 @@ def run(
         bool, typer.Option("--no-start", help="Create it and leave it in state 'created'.")
     ] = False,
     watch: Annotated[
-        bool, typer.Option("--watch", "-w", help="Watch it; the exit status tells how it ended.")
+        bool, typer.Option("--watch", "-w", help="Watch it; the exit status reports how it ended.")
     ] = False,
     json: options.Json = False,
 ) -> None:
@@ -61,14 +61,14 @@ def start(run: options.RunArgument, json: options.Json = False) -> None:
 
 
 def pause(run: options.RunArgument, wait: Wait = False, json: options.Json = False) -> None:
-    """Checkpoint, end the trainer and free the device; resume goes on exactly there."""
+    """Save a checkpoint and free the device; resume continues exactly there."""
     _act(lambda traind: traind.pause(run), json, wait_for={"paused"} if wait else None)
 
 
 def resume(
     run: options.RunArgument,
     device_batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Rows per forward pass; the batch in tokens stays.")
+        int | None, typer.Option(min=1, help="Rows per forward pass; the batch stays the same.")
     ] = None,
     compile_: Annotated[
         bool | None, typer.Option("--compile/--no-compile", help="Whether to compile the model.")
@@ -120,7 +120,7 @@ def cancel(
     wait: Wait = False,
     json: options.Json = False,
 ) -> None:
-    """End a run. Its checkpoints stay; resume would take it up again."""
+    """End a run without saving. Checkpoints stay; resume continues from the last."""
     if not options.confirmed(f"Cancel {clean(run)}?", yes):
         raise typer.Exit(output.FAILED)
     _act(lambda traind: traind.cancel(run), json, wait_for={"cancelled"} if wait else None)
@@ -128,10 +128,10 @@ def cancel(
 
 def rename(
     run: options.RunArgument,
-    name: Annotated[str, typer.Argument(help="The new name, which no other run has.")],
+    name: Annotated[str, typer.Argument(help="New name, unique among runs.")],
     json: options.Json = False,
 ) -> None:
-    """Give a run another name. Its id stays; its counters in Prometheus continue under the name."""
+    """Rename a run. Its id stays; its Prometheus counters continue under the new name."""
     with output.connect() as traind:
         after = traind.patch_run(run, {"name": name})
     if json:
@@ -141,12 +141,12 @@ def rename(
 
 
 def delete(run: options.RunArgument, yes: options.Yes = False, json: options.Json = False) -> None:
-    """Delete a run with its checkpoints and history, for good."""
+    """Permanently delete a run with its checkpoints and history."""
     with output.connect() as traind:
         found = traind.run(run)
         kept = traind.checkpoints(run)
         size = units.num_bytes(sum(c.bytes for c in kept))
-        question = f"Delete {clean(found.name)} with {len(kept)} checkpoints ({size}) for good?"
+        question = f"Delete {clean(found.name)} with {len(kept)} checkpoints ({size}) permanently?"
         if not options.confirmed(question, yes):
             raise typer.Exit(output.FAILED)
         traind.delete_run(found.id)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 FOLLOW_SECONDS = 0.5
 LEVELS = {"warning": "yellow", "error": "red"}
-Follow = Annotated[bool, typer.Option("--follow", "-f", help="Go on as more comes.")]
+Follow = Annotated[bool, typer.Option("--follow", "-f", help="Keep printing as more arrives.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -61,7 +61,7 @@ def ps(
 
 
 def show(run: options.RunArgument, json: options.Json = False) -> None:
-    """One run: how it stands, its model, plan and settings."""
+    """Show a run: state, progress, model, plan and settings."""
     with output.connect() as traind:
         found = traind.run(run)
     if json:
@@ -85,12 +85,12 @@ def show(run: options.RunArgument, json: options.Json = False) -> None:
         ],
     )  # fmt: skip
     if found.pending_extend:
-        output.note("an extend waits for the end of the present phase")
+        output.note("an extend is waiting for the end of the current phase")
     return None
 
 
 def phases(run: options.RunArgument, json: options.Json = False) -> None:
-    """The planned stretches of a run, and what each did at its joint."""
+    """List the phases of a run and the learning rate at each joint."""
     with output.connect() as traind:
         found = traind.phases(run)
     if json:
@@ -113,7 +113,7 @@ def phases(run: options.RunArgument, json: options.Json = False) -> None:
 
 
 def attempts(run: options.RunArgument, json: options.Json = False) -> None:
-    """The trainer processes of a run, and how each ended."""
+    """List the attempts (trainer processes) of a run and how each ended."""
     with output.connect() as traind:
         found = traind.attempts(run)
     if json:
@@ -138,13 +138,13 @@ def attempts(run: options.RunArgument, json: options.Json = False) -> None:
 def events(
     run: Annotated[
         str | None,
-        typer.Argument(metavar="[RUN]", help="Of this run.", autocompletion=options.run_names),
+        typer.Argument(metavar="[RUN]", help="Only this run.", autocompletion=options.run_names),
     ] = None,
-    tail: Annotated[int, typer.Option(min=1, max=1000, help="So many of the last ones.")] = 100,
+    tail: Annotated[int, typer.Option(min=1, max=1000, help="Number of most recent events.")] = 100,
     follow: Follow = False,
     json: options.Json = False,
 ) -> None:
-    """What happened, to one run or to all; --json with --follow prints a line an event."""
+    """List events of one run or of all; --json --follow prints one per line."""
     from server.schemas.events import EventView
 
     with output.connect() as traind:
@@ -164,8 +164,10 @@ def events(
 def logs(
     run: options.RunArgument,
     follow: Follow = False,
-    attempt: Annotated[int | None, typer.Option(min=0, help="Of this one; default last.")] = None,
-    tail: Annotated[int, typer.Option(min=1, max=10_000, help="Only the last lines.")] = 200,
+    attempt: Annotated[
+        int | None, typer.Option(min=0, help="Attempt number; default: the last.")
+    ] = None,
+    tail: Annotated[int, typer.Option(min=1, max=10_000, help="Number of last lines.")] = 200,
 ) -> None:
     """The trainer's log; --follow continues over attempts until the run settles."""
     with output.connect() as traind:
@@ -280,7 +282,9 @@ def _connection_note() -> Callable[[bool], None]:
 
     def report(connected: bool) -> None:
         if connected != was[0]:
-            output.note("connected again" if connected else "the daemon is away; waiting for it")
+            output.note(
+                "connected again" if connected else "the daemon does not answer; waiting for it"
+            )
             was[0] = connected
 
     return report

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from server.client import ReportFormat
     from server.schemas.metrics import Series
 
-Out = Annotated[Path | None, typer.Option("--output", "-o", help="Into this file.")]
+Out = Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -31,12 +31,12 @@ def metrics(
     from_step: Annotated[int | None, typer.Option(min=0)] = None,
     to_step: Annotated[int | None, typer.Option(min=0)] = None,
     max_points: Annotated[int | None, typer.Option(min=1)] = None,
-    csv: Annotated[bool, typer.Option("--csv", help="The points, as CSV.")] = False,
-    parquet: Annotated[bool, typer.Option("--parquet", help="As Parquet, with -o.")] = False,
+    csv: Annotated[bool, typer.Option("--csv", help="Print the points as CSV.")] = False,
+    parquet: Annotated[bool, typer.Option("--parquet", help="Write Parquet (needs -o).")] = False,
     file: Out = None,
     json: options.Json = False,
 ) -> None:
-    """Curves of a run; in a terminal their course, with --csv or --json their points."""
+    """Curves of a run, drawn in the terminal; --csv or --json prints the points."""
     if parquet and file is None:
         output.usage("--parquet needs a file: -o FILE")
     wanted = [key.strip() for key in keys.split(",") if key.strip()] if keys else None
@@ -75,7 +75,7 @@ def _named(series: Series, among: list[Series]) -> str:
 
 
 def evaluations(run: options.RunArgument, json: options.Json = False) -> None:
-    """val bpb and CORE, each with the settings it belongs to."""
+    """List val bpb and CORE results with the settings they were measured under."""
     with output.connect() as traind:
         found = traind.evaluations(run)
     if json:
@@ -94,7 +94,7 @@ def evaluations(run: options.RunArgument, json: options.Json = False) -> None:
 
 
 def samples(run: options.RunArgument, json: options.Json = False) -> None:
-    """What the model wrote, at its cadence and on demand."""
+    """List samples, generated at intervals and on demand."""
     with output.connect() as traind:
         found = traind.samples(run)
     if json:
@@ -109,11 +109,11 @@ def samples(run: options.RunArgument, json: options.Json = False) -> None:
 
 def report(
     run: options.RunArgument,
-    html: Annotated[bool, typer.Option("--html", help="A self-contained page.")] = False,
+    html: Annotated[bool, typer.Option("--html", help="Write a self-contained HTML page.")] = False,
     file: Out = None,
     json: options.Json = False,
 ) -> None:
-    """The whole story of a run, in Markdown."""
+    """Print the report of a run, in Markdown."""
     if html and json:
         output.usage("give one of --html and --json")
     form: ReportFormat = "html" if html else "json" if json else "markdown"

@@ -27,10 +27,10 @@ def mirror(
         str | None, typer.Option(metavar="PROJECT", help="Log to this Weights & Biases project.")
     ] = None,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on until the run has ended.")
+        bool, typer.Option("--follow", "-f", help="Continue until the run has ended.")
     ] = False,
     every: Annotated[
-        float, typer.Option(min=0.1, metavar="S", help="Between two looks with --follow.")
+        float, typer.Option(min=0.1, metavar="S", help="Polling interval with --follow.")
     ] = 10.0,
     json: options.Json = False,
 ) -> None:

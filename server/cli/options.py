@@ -32,13 +32,13 @@ SpecKeys = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY.PATH=VALUE", help="One key of the spec; repeatable."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="The API's own document, for scripts.")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the API's JSON, for scripts.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
 WhereOption = Annotated[
     str | None,
     typer.Option(help="auto, cpu, inline (in the running trainer) or device.", metavar="PLACE"),
 ]
-NoWait = Annotated[bool, typer.Option("--no-wait", help="Print the job and leave it to itself.")]
+NoWait = Annotated[bool, typer.Option("--no-wait", help="Print the job and return.")]
 StepOption = Annotated[
     int | None, typer.Option(min=0, help="Checkpoint at this step; default newest.")
 ]

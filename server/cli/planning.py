@@ -23,14 +23,14 @@ def plan(
     preset: options.Preset = None,
     settings: options.SpecKeys = None,
     tokens_per_second: Annotated[
-        float | None, typer.Option(min=1e-3, help="Reckon with this rate.")
+        float | None, typer.Option(min=1e-3, help="Assume this rate.")
     ] = None,
-    gpu: Annotated[str | None, typer.Option(help="Reckon for this card, e.g. 'RTX 4070'.")] = None,
+    gpu: Annotated[str | None, typer.Option(help="Plan for this card, e.g. 'RTX 4070'.")] = None,
     memory_gb: Annotated[
-        float | None, typer.Option(min=0.1, help="Reckon with so much device memory.")
+        float | None, typer.Option(min=0.1, help="Assume this much device memory.")
     ] = None,
     offline: Annotated[
-        bool, typer.Option("--offline", help="Do not ask the daemon what it knows and measured.")
+        bool, typer.Option("--offline", help="Do not use the daemon's measurements.")
     ] = False,
     json: options.Json = False,
 ) -> None:
@@ -70,7 +70,7 @@ def _from_daemon(body: dict[str, Any]) -> Plan | None:
         with output.connect() as traind:
             return traind.plan(body).plan
     except NotReachable:
-        output.note("no daemon answers: reckoned here, without knowing a device")
+        output.note("no daemon answers: planned here, without a known device")
         return None
 
 

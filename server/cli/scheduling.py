@@ -47,14 +47,16 @@ def queue(json: options.Json = False) -> None:
     columns = (">#", "RUN", ">PRIORITY", "FOR", "UNTIL", "WHY")
     output.table(columns, rows, "no run waits")
     if found.num_waiting > len(found.waiting):
-        output.note(f"{found.num_waiting - len(found.waiting):,} more runs wait behind these")
+        output.note(
+            f"{found.num_waiting - len(found.waiting):,} more runs are waiting behind these"
+        )
     return None
 
 
 def priority(
     run: options.RunArgument,
     value: Annotated[
-        int, typer.Argument(min=-100, max=100, help="Higher comes first; 0 is usual.")
+        int, typer.Argument(min=-100, max=100, help="Higher runs first; the default is 0.")
     ],
     json: options.Json = False,
 ) -> None:
@@ -75,7 +77,7 @@ def hours(
     price_below: Annotated[
         float | None, typer.Option(help="Only while a kWh costs less than this.")
     ] = None,
-    add: Annotated[bool, typer.Option("--add", help="Keep the hours there are beside it.")] = False,
+    add: Annotated[bool, typer.Option("--add", help="Add to the hours that are set.")] = False,
     always: Annotated[bool, typer.Option("--always", help="Remove all hours.")] = False,
     json: options.Json = False,
 ) -> None:
@@ -86,7 +88,7 @@ def hours(
     }  # fmt: skip
     rule = {key: value for key, value in rule.items() if value is not None}
     if always and rule:
-        output.usage("--always goes with no other option", "traind hours RUN --always")
+        output.usage("--always cannot be combined with other options", "traind hours RUN --always")
     is_device = target.startswith(DEVICES)
     with output.connect() as traind:
         policy = traind.policy(target) if is_device else None

@@ -59,7 +59,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made: dict[str, Any] = {}
     for key, value in pairs:
         if key in made:
-            raise Unreadable(f"the key '{key}' is there twice")
+            raise Unreadable(f"the key '{key}' appears twice")
         made[key] = value
     return made
 
@@ -86,7 +86,7 @@ def _loader() -> type:
         def compose_node(self, parent: Any, index: Any) -> Any:
             if self.check_event(yaml.AliasEvent):
                 event = self.peek_event()
-                raise Unreadable(f"{_place(event.start_mark)}: aliases (*name) are not read")
+                raise Unreadable(f"{_place(event.start_mark)}: aliases (*name) are not supported")
             return super().compose_node(parent, index)
 
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
@@ -95,9 +95,9 @@ def _loader() -> type:
                 key = self.construct_object(key_node, deep=True)
                 where = _place(key_node.start_mark)
                 if not isinstance(key, str):
-                    raise Unreadable(f"{where}: the key {key_node.value!r} is no text: quote it")
+                    raise Unreadable(f"{where}: the key {key_node.value!r} is not text: quote it")
                 if key in seen:
-                    raise Unreadable(f"{where}: the key '{key}' is there twice")
+                    raise Unreadable(f"{where}: the key '{key}' appears twice")
                 seen.add(key)
             return super().construct_mapping(node, deep)
 
@@ -132,7 +132,7 @@ def _require_json(value: Any) -> None:
             raise NotFinite(f"{name}: {word} is not a number that a spec may contain")
         elif not isinstance(item, str | int | float | bool | None):
             kind = type(item).__name__
-            raise Unreadable(f"{name}: a {kind} is nothing that a spec can have")
+            raise Unreadable(f"{name}: a {kind} is not allowed in a spec")
 
 
 def _is_utf8(text: str) -> bool:

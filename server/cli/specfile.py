@@ -71,7 +71,7 @@ def _parsed(source: str | None) -> dict[str, Any]:
     try:
         body = spec_text.read(_text(str(source)))
     except spec_text.Unreadable as error:
-        output.usage(f"{source} is neither YAML nor JSON that can be used: {error}")
+        output.usage(f"{source} is not valid YAML or JSON: {error}")
     if body is None:
         return {}
     if not isinstance(body, dict):
@@ -109,9 +109,9 @@ def _set(body: dict[str, Any], setting: str) -> None:
     for key in keys[:-1]:
         body = body.setdefault(key, {})
         if not isinstance(body, dict):
-            output.usage(f"--set {setting}: {key} was given a value before")
+            output.usage(f"--set {setting}: {key} already has a value")
     if keys[-1] in body:
-        output.usage(f"--set {path}: it is given twice")
+        output.usage(f"--set {path}: given twice")
     body[keys[-1]] = value
 
 

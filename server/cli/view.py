@@ -82,7 +82,11 @@ def screen(view: View, width: int, height: int, now: float | None = None) -> Ren
     rows += [output.styled(""), *(event_line(e) for e in list(view.events)[-room:])]
     for row in rows:
         row.truncate(inner, overflow="ellipsis")
-    hint = "Ctrl-C stops watching, not the run" if view.connected else "daemon away, waiting …"
+    hint = (
+        "Ctrl-C stops watching, not the run"
+        if view.connected
+        else "daemon does not answer, waiting …"
+    )
     return Panel(
         Group(*rows),
         title=_title(view.progress),

@@ -179,7 +179,7 @@ def _lines(view: View) -> Iterator[Any]:
                 last[:] = [now, text]
                 console.print(text, soft_wrap=True)
         elif kind == "connection" and not data:
-            output.note("the daemon is away; waiting for it")
+            output.note("the daemon does not answer; waiting for it")
 
     yield show
 

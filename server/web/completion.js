@@ -19,7 +19,7 @@ export async function completion(body, signal, onChoice) {
   if (!response.ok) throw problemOf(response, await response.text());
   let broken = null;
   const parse = createParser(({ data }) => {
-    if (data?.error) broken = problemOf({ status: 500, statusText: "" }, JSON.stringify({ title: "The answer broke off", detail: data.error.message }));
+    if (data?.error) broken = problemOf({ status: 500, statusText: "" }, JSON.stringify({ title: "The answer was cut short", detail: data.error.message }));
     for (const choice of data?.choices ?? []) onChoice(choice);
   });
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();

@@ -44,7 +44,7 @@ if (document.currentScript.dataset.page) globalThis.traindCatalog = fetch("v1/ca
     const text = document.createElement("p");
     text.className = "empty";
     text.setAttribute("role", "alert");
-    text.textContent = "The daemon does not answer. This page comes by itself when it does.";
+    text.textContent = "The daemon does not answer. This page loads by itself when it does.";
     const show = () => document.getElementById("main").replaceChildren(text);
     if (document.getElementById("main")) show();
     else addEventListener("DOMContentLoaded", show);

@@ -1,6 +1,6 @@
 /** What a person types of a group, as the body of POST /v1/groups. Pure. */
 
-import { integer } from "./format.js";
+import { count, integer, significant } from "./format.js";
 
 /**
  * @param {{name: string, preset: string, base: string, depths: string, grid: string, repeats: string,
@@ -23,7 +23,7 @@ function gridOf(text) {
   const lines = text.split("\n").map((line) => line.trim()).filter(Boolean);
   return Object.fromEntries(lines.map((line) => {
     const [, key, values] = line.match(/^([\w.]+)\s*[:=]\s*(.+)$/) ?? [];
-    if (!key) throw new RangeError(`“${line}” is no line of a grid: write field: value value`);
+    if (!key) throw new RangeError(`“${line}” is not a grid line: write field: value value`);
     return [key, values.match(/[^\s,]+/g).map(valueOf)];
   }));
 }
@@ -41,6 +41,18 @@ export const numMembers = ({ depths, grid = {}, repeats = 1 }) =>
 
 /** {completed: 3, running: 1} -> "3 completed, 1 running" */
 export const countsOf = (counts) => Object.entries(counts).map(([state, number]) => `${integer(number)} ${state}`).join(", ");
+
+/** "preset demo · depths 4, 6 · optimizer.matrix_lr 0.01, 0.02 · 2 seeds each · budget per run: 30 minutes" */
+export function variedLine({ depths, grid, repeats, budget, base }) {
+  const values = (list) => list.map((value) => (typeof value === "object" ? JSON.stringify(value) : value)).join(", ");
+  const limits = Object.entries(UNITS).filter(([key]) => (budget?.[key] ?? null) !== null).map(([key, unit]) => `${key === "tokens" ? count(budget[key]) : significant(budget[key])} ${unit}`);
+  return [
+    base.preset && `preset ${base.preset}`, depths && `depths ${values(depths)}`, ...Object.entries(grid).map(([key, list]) => `${key} ${values(list)}`),
+    repeats > 1 && `${integer(repeats)} seeds per variant`, limits.length > 0 && `budget per run: ${limits.join(", ")}`,
+  ].filter(Boolean).join(" · ");
+}
+
+const UNITS = { minutes: "minutes", tokens: "tokens", kwh: "kWh" };
 
 export const problemsOf = (error) => ({ title: error instanceof SyntaxError ? "Not JSON yet" : "The grid cannot be read", detail: error.message });
 

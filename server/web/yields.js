@@ -20,13 +20,13 @@ export function yieldsOf(events) {
 
 /** "yielded to steam at 20:04, back at 23:31" */
 export function yieldLine({ at, until, by, isOver }, now) {
-  const back = until === null ? (isOver ? "" : ", comes back by itself") : `, back at ${when(until, now)}`;
+  const back = until === null ? (isOver ? "" : ", resumes automatically") : `, back at ${when(until, now)}`;
   return `${by} at ${when(at, now)}${back}`;
 }
 
 /** The message names who: "steam uses cuda:0. …", "probe has a higher priority and needs cuda:0." */
 function byOf(reason, message) {
-  if (reason === "outside_hours") return "paused by its hours";
+  if (reason === "outside_hours") return "paused outside its hours";
   const [, who] = message.match(/^(?:running -> pausing: )?(.+?) (?:uses|has a higher priority and needs) /) ?? [];
   return `yielded to ${who ?? (reason === "preempted" ? "a run of higher priority" : "another program")}`;
 }

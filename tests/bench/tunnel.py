@@ -20,7 +20,7 @@ from tests.e2e.web_stub import create_stub
 RUN = "#/runs/rtx4070-d12-200k"  # 143,210 of 200,000 steps, running
 BITS_PER_SECOND, LATENCY_MILLISECONDS = 2_000_000, 150
 OPEN_SECONDS = 60
-SHOWN = "document.querySelector('.chart-status')?.textContent.includes('in a point')"
+SHOWN = "document.querySelector('.chart-status')?.textContent.includes('per point')"
 
 
 def main() -> None:

@@ -307,10 +307,10 @@ class StubRun:
             for i, prompt in enumerate(["The capital of France is", "If 5*x + 3 = 13, then x is"])
         ]  # fmt: skip
 
-    def job(self, verb: str) -> JobView:
+    def job(self, kind: str) -> JobView:
         return JobView.model_validate(
             {
-                "id": "job_1", "kind": verb, "run": self.name, "where": "cpu", "state": "completed",
+                "id": "job_1", "kind": kind, "run": self.name, "where": "cpu", "state": "completed",
                 "reason": None, "message": "", "stage": "", "stage_detail": "", "fraction": 1.0,
                 "params": {}, "created_at": time.time(), "started_at": None, "ended_at": None,
                 "result": {"samples": [{"prompt": "The capital of France is", "text": " Paris"}]},

@@ -85,7 +85,7 @@ def test_the_planned_weight_decay_goes_on_where_the_followed_one_ends(
 ) -> None:
     page = probed(open_page)
     page.goto(f"{stub_url}/{RUN}")
-    page.locator(".chart-status", has_text="in a point").wait_for()
+    page.locator(".chart-status", has_text="per point").wait_for()
     title = "Momentum and weight decay"
     until(page, f"probedChart({title!r}).lines.filter((l) => l.dash).length === 2")
     followed, planned = probe.lines(page, "line-6", title)
@@ -175,7 +175,7 @@ def test_the_live_end_of_a_binned_curve_is_no_single_step(
         lambda route: route.fulfill(content_type="text/event-stream", body=said[0]),
     )
     page.goto(f"{stub_url}/{RUN}")
-    page.locator(".chart-status", has_text="in a point").wait_for()
+    page.locator(".chart-status", has_text="per point").wait_for()
     said[0] = f"event: progress\ndata: {json.dumps(live)}\n\n"
     page.locator(".run-progress .bar-steps", has_text=f"{live['step']:,}").wait_for()
     read = page.locator("section.chart[aria-label=Loss] .readout").inner_text()
@@ -201,7 +201,7 @@ def test_a_night_of_pause_is_a_gap_on_the_time_axis_and_nothing_in_training_time
 
     changed(page, r"/metrics\?", sleep)
     page.goto(f"{stub_url}/{RUN}?x={mode}")
-    page.locator(".chart-status", has_text="in a point").wait_for()
+    page.locator(".chart-status", has_text="per point").wait_for()
     until(page, "probedChart('Loss').lines.length > 1")
     seen, columns = probe.chart(page, "Loss"), probe.inked(page, "line-1", "Loss")
     assert columns[-1] - columns[0] > 0.8 * seen["width"]
@@ -320,7 +320,7 @@ def test_the_report_as_a_page_cuts_no_label_and_writes_numbers_for_people(
 def test_read_outs_keep_their_values_after_a_brush(stub_url: str, open_page: OpenPage) -> None:
     page = probed(open_page)
     page.goto(f"{stub_url}/{RUN}")
-    page.locator(".chart-status", has_text="in a point").wait_for()
+    page.locator(".chart-status", has_text="per point").wait_for()
     box = page.locator(".chart-stage").first.bounding_box()
     with page.expect_response(re.compile(r"metrics\?.*from_step=\d+")):
         page.mouse.move(box["x"] + 0.6 * box["width"], box["y"] + 80)
@@ -328,7 +328,7 @@ def test_read_outs_keep_their_values_after_a_brush(stub_url: str, open_page: Ope
         page.mouse.move(box["x"] + 0.7 * box["width"], box["y"] + 80, steps=4)
         page.mouse.up()
     until(page, "location.hash.includes('from=')")  # the pointer stays where the brush ended
-    finer = re.compile(r"(?<!\d)(2|4|8|16|32) in a point")
+    finer = re.compile(r"(?<!\d)(2|4|8|16|32) per point")
     page.locator(".chart-status", has_text=finer).wait_for()
     without = (
         "[...document.querySelectorAll('.chart')].filter((c) => c.ariaLabel !== 'Validation')"
@@ -343,7 +343,7 @@ def test_curves_are_drawn_between_pixels_and_a_log_scale_can_be_read(
 ) -> None:
     page = probed(open_page)
     page.goto(f"{stub_url}/{RUN}?y=log")
-    page.locator(".chart-status", has_text="in a point").wait_for()
+    page.locator(".chart-status", has_text="per point").wait_for()
     until(page, "probedChart('Loss').lines.length > 1")
     line, *_ = probe.lines(page, "line-1", "Loss")
     heights = [y for _, y, _ in line["points"]]
@@ -360,7 +360,7 @@ def test_no_label_of_a_chart_is_cut_on_a_phone_or_a_wall(
 ) -> None:
     page = probed(open_page, width=width, height=900)
     page.goto(f"{stub_url}/{RUN}")
-    page.locator(".chart-status", has_text="in a point").wait_for()
+    page.locator(".chart-status", has_text="per point").wait_for()
     for title in ("Loss", "Learning rate", "Momentum and weight decay"):
         until(page, f"probedChart({title!r}).texts.length > 4")
         seen = probe.chart(page, title)

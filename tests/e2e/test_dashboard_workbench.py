@@ -22,7 +22,7 @@ ZOOMED = "location.hash.includes('from=')"
 
 
 def drawn(page: Any) -> None:
-    page.locator(".chart-status", has_text="in a point").wait_for()
+    page.locator(".chart-status", has_text="per point").wait_for()
 
 
 def button(page: Any, name: str) -> Any:
@@ -109,7 +109,7 @@ def test_panels_are_moved_hidden_maximised_set_to_a_log_scale_and_stay_so(
     ]
     assert "✓" in entry(page, "Throughput: more", "Logarithmic").first.inner_text()
     page.keyboard.press("Escape")
-    entry(page, "Panels", "As they were").click()
+    entry(page, "Panels", "Reset").click()
     until(page, f"document.querySelectorAll('.charts > .chart').length === {len(first)}")
     assert titles(page) == first
 

@@ -523,7 +523,7 @@ def test_yields_name_who_and_until_when() -> None:
     assert [(y["by"], y["at"], y["until"]) for y in told["found"]] == [
         ("yielded to steam", 100, 200),
         ("yielded to a-probe", 300, 400),
-        ("paused by its hours", 500, None),
+        ("paused outside its hours", 500, None),
     ]
 
 

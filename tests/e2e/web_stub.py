@@ -22,20 +22,31 @@ from pydantic import ValidationError
 
 from server.api import catalog, web
 from server.api.app import Compressed
+from server.api.openai_dialect import Completion
 from server.queries import planned as planned_of
 from server.queries.columns import columns as columns_of
+from server.schemas.checkpoints import SaveRequest
 from server.schemas.groups import GroupRequest
 from server.schemas.plans import PlanAnswer
-from server.schemas.policies import PlacePolicyView
-from server.schemas.runs import ExtendAnswer
+from server.schemas.policies import PlacePolicyAnswer, PlacePolicyView
+from server.schemas.runs import ExtendAnswer, PatchRun, ResumeRequest
 from server.schemas.system import SystemView
 from tests.e2e import stub_groups
 from tests.e2e.stub_runs import HOSTILE_TITLE, StubRun, make_runs, metrics_of
 from trainer.contract.extend import ExtendRequest
+from trainer.contract.jobs import EvaluateParams, ExportParams, SampleParams
 from trainer.contract.plan import make_plan
 from trainer.contract.spec import resolve
 
 GB = 10**9
+LISTS = ("attempts", "checkpoints", "evaluations", "phases", "samples")
+VERBS = {"pause": "paused", "resume": "running", "start": "running", "cancel": "cancelled"}
+JOBS = {  # what is posted to a run: the kind of job it makes, and its body
+    "checkpoints": ("save", SaveRequest),
+    "evaluations": ("evaluate", EvaluateParams),
+    "samples": ("sample", SampleParams),
+    "exports": ("export", ExportParams),
+}
 
 
 def create_stub(
@@ -50,7 +61,7 @@ def create_stub(
     app.add_middleware(Compressed)
     runs = make_runs(num_runs) if runs is None else runs
     priorities: dict[str, int] = {}
-    policies: dict[str, Any] = {}
+    policies: dict[str, PlacePolicyAnswer] = {}
 
     def find(ref: str) -> StubRun | None:
         return next((r for r in runs if ref in (r.id, r.name)), None)
@@ -144,7 +155,7 @@ def create_stub(
 
     @app.delete("/v1/jobs/{job}")
     def cancel_job(job: str) -> Response:
-        return Response(status_code=204)
+        return _json(runs[0].job("export").model_copy(update={"id": job}), 202)
 
     @app.get("/v1/queue")
     def queue() -> Response:
@@ -152,18 +163,23 @@ def create_stub(
 
     @app.get("/v1/devices/{device}/policy")
     def policy(device: str) -> Response:
-        return JSONResponse(policies.get(device, {"hours": None, "neighbours": None}))
+        return _json(policies.get(device, PlacePolicyAnswer()))
 
     @app.put("/v1/devices/{device}/policy")
     async def put_policy(device: str, request: Request) -> Response:
-        body = await request.body()
-        policies[device] = PlacePolicyView.model_validate_json(body).model_dump(mode="json")
-        return JSONResponse(policies[device])
+        try:
+            asked = PlacePolicyView.model_validate_json(await request.body())
+        except ValidationError as error:
+            return _invalid(error)
+        policies[device] = PlacePolicyAnswer(**dict(asked))
+        return _json(policies[device])
 
     @app.get("/v1/groups")
     def groups() -> Response:
-        found = [stub_groups.group("ladder", runs[-6:], HOSTILE_TITLE)] if len(runs) > 9 else []
-        return _page(found)
+        if len(runs) < stub_groups.NUM_MEMBERS:
+            return _page([])
+        members = runs[-stub_groups.NUM_MEMBERS :]
+        return _page([stub_groups.summary("ladder", members, HOSTILE_TITLE)])
 
     @app.post("/v1/groups")
     async def create_group(request: Request) -> Response:
@@ -171,11 +187,11 @@ def create_stub(
             asked = GroupRequest.model_validate(await request.json())
         except ValidationError as error:
             return _invalid(error)
-        return _json(stub_groups.group(asked.name, runs[-6:]), 201)
+        return _json(stub_groups.group(asked.name, runs[-stub_groups.NUM_MEMBERS :]), 201)
 
     @app.get("/v1/groups/{name}")
     def show_group(name: str) -> Response:
-        return _json(stub_groups.group(name, runs[-6:]))
+        return _json(stub_groups.group(name, runs[-stub_groups.NUM_MEMBERS :]))
 
     @app.get("/v1/models")
     def models() -> Response:
@@ -196,8 +212,11 @@ def create_stub(
         run = find(ref)
         if run is None:
             return _gone(ref)
-        asked = await request.json()
-        run.title, run.metadata = asked.get("title", run.title), asked.get("metadata", {})
+        try:
+            asked = PatchRun.model_validate(await request.json()).model_dump(exclude_unset=True)
+        except ValidationError as error:
+            return _invalid(error)
+        run.title, run.metadata = asked.get("title", run.title), asked.get("metadata", run.metadata)
         priorities[run.id] = asked.get("priority", priorities.get(run.id, 0))
         return _json(run.detail())
 
@@ -260,22 +279,26 @@ def create_stub(
         )  # fmt: skip
 
     @app.post("/v1/runs/{ref}/{verb}")
-    def act(ref: str, verb: str) -> Response:
+    async def act(request: Request, ref: str, verb: str) -> Response:
         run = find(ref)
-        if run is None:
+        if run is None or verb not in VERBS | JOBS:
             return _gone(ref)
-        after = {"pause": "paused", "resume": "running", "start": "running", "cancel": "cancelled"}
-        if verb in after:
-            run.move(after[verb])
+        kind, body = JOBS.get(verb, ("", ResumeRequest))
+        try:
+            body.model_validate_json(await request.body() or b"{}")
+        except ValidationError as error:
+            return _invalid(error)
+        if verb in VERBS:
+            run.move(VERBS[verb])
             return _json(run.detail(), 202)
-        return _json(run.job(verb), 202)
+        return _json(run.job(kind), 202)
 
     @app.get("/v1/events")
     @app.get("/v1/runs/{ref}/events")
     async def events(request: Request, ref: str | None = None) -> Response:
         run = find(ref) if ref else None
         if "text/event-stream" in request.headers.get("accept", ""):
-            return StreamingResponse(_stream(runs[:3], run), media_type="text/event-stream")
+            return StreamingResponse(stream(runs[:3], run), media_type="text/event-stream")
         return _page(run.events if run else [])
 
     @app.get("/v1/runs/{ref}/logs")
@@ -285,7 +308,7 @@ def create_stub(
     @app.get("/v1/runs/{ref}/{what}")
     def listed(ref: str, what: str) -> Response:
         run = find(ref)
-        if run is None:
+        if run is None or what not in (*LISTS, "progress"):
             return _gone(ref)
         return _json(run.progress()) if what == "progress" else _page(run.listed(what))
 
@@ -294,17 +317,21 @@ def create_stub(
 
 async def _completion(body: dict[str, Any]) -> AsyncIterator[str]:
     """As server/api/completion_stream.py writes: one token a piece, then [DONE]."""
+    head = {"id": "cmpl-1", "created": 1, "model": body["model"], "system_fingerprint": "step-1"}
     for word in (" Paris", ",", f" says {body['model']}", "."):
-        logprobs = {"tokens": [word], "token_logprobs": [-0.5], "top_logprobs": [{word: -0.5}]}
+        logprobs = {
+            "tokens": [word], "token_logprobs": [-0.5], "top_logprobs": [{word: -0.5}],
+            "text_offset": [0],
+        }  # fmt: skip
         choices = [
-            {"index": i, "text": word, "logprobs": logprobs, "finish_reason": None}
-            for i in range(body.get("n", 1))
+            {"index": i, "text": word, "logprobs": logprobs} for i in range(body.get("n", 1))
         ]
-        yield f"data: {json.dumps({'object': 'text_completion', 'choices': choices})}\n\n"
+        piece = Completion.model_validate(head | {"choices": choices})
+        yield f"data: {piece.model_dump_json()}\n\n"
     yield "data: [DONE]\n\n"
 
 
-async def _stream(active: list[StubRun], only: StubRun | None) -> AsyncIterator[str]:
+async def stream(active: list[StubRun], only: StubRun | None) -> AsyncIterator[str]:
     while True:
         for run in active:
             if only in (None, run) and run.state == "running":

@@ -105,8 +105,23 @@ class Trainer:
                 self.commit(step)
             if step % self.manners.get("save_every", 10) == 0:
                 self.save(step, "cadence")
+        self.evaluate(step)
         self.save(step, "end")
         self.end("completed", "finished", step)
+
+    def evaluate(self, step: int) -> None:
+        """At the end of the plan. bpb: the floor; depth and a larger rate come nearer to it."""
+        floor = self.manners.get("bpb")
+        if floor is None:
+            return
+        spec = ORDER["spec"]
+        gain = 0.05 * (spec["optimizer"]["matrix_lr"] > 0.015)
+        noise = 0.001 * (spec["numerics"]["seed"] % 2)
+        value = floor + 1 / spec["model"]["depth"] - gain + noise
+        self.say(
+            "evaluation", evaluation="bpb", step=step, value=value, identity="same",
+            settings={}, result={}, seconds=0.01,
+        )  # fmt: skip
 
     def resume(self) -> int:
         limits = {int(k): v for k, v in ORDER["lineage"]["limits"].items()}

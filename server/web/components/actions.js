@@ -15,10 +15,10 @@ import { runScheduling } from "./scheduling-dialog.js";
 import { toast } from "./toast.js";
 
 const DONE = {
-  start: "Asked to start.",
-  resume: "Asked to resume.",
-  pause: "Asked to pause: it saves a checkpoint first.",
-  checkpoint: "Asked for a checkpoint at the next step.",
+  start: "Start requested.",
+  resume: "Resume requested.",
+  pause: "Pause requested: a checkpoint is saved first.",
+  checkpoint: "Checkpoint requested for the next step.",
 };
 const SHOWN_FIRST = ["start", "resume", "pause", "extend"];
 const IN_MENU = ["edit", "schedule", "checkpoint", "evaluate", "resumeWith", "cancel", "delete"];
@@ -43,7 +43,7 @@ export function createActions(run) {
     pause: () => ask("pause", () => post(of("pause"))),
     checkpoint: () => ask("checkpoint", () => post(of("checkpoints"), { pin: false })),
     extend: () => openExtend(run).then((done) => done && finish("Extended.")),
-    evaluate: () => evaluateDialog(run.detail).then((job) => job && finish("Evaluation asked for.")),
+    evaluate: () => evaluateDialog(run.detail).then((job) => job && finish("Evaluation requested.")),
     edit: () => editDialog(run.detail).then((done) => done && finish("Saved.")),
     schedule: () => runScheduling(run.detail.id).then((done) => done && finish("Saved.")),
     resumeWith: () => resumeDialog(run.detail).then((done) => done && finish(DONE.resume)),
@@ -90,14 +90,14 @@ export function createActions(run) {
       text: lossOf(run),
       agree: "Cancel the run", danger: true, act: () => post(of("cancel")),
     });
-    if (done) finish("Asked to cancel.");
+    if (done) finish("Cancel requested.");
   }
 
   async function removeRun() {
     const done = await confirm({
       title: `Delete ${run.detail.name}?`,
-      text: "Its checkpoints, history, samples and logs are removed from the disk for good.",
-      agree: "Delete for good", danger: true, typed: run.detail.name,
+      text: "This permanently deletes its checkpoints, history, samples and logs.",
+      agree: "Delete permanently", danger: true, typed: run.detail.name,
       act: () => remove(path("runs", run.detail.id)).then(() => true),
     });
     if (done) {

@@ -18,7 +18,7 @@ export function awayBanner() {
     since = away.since;
     timer = setInterval(tick, 1000);
     tick();
-    fill(element, "The daemon has not answered for ", age, h("span", {}, `. What is shown is from ${exactly(since)}; a run that is training continues without it.`));
+    fill(element, "The daemon has not answered for ", age, h("span", {}, `. The values shown are from ${exactly(since)}; a run that is training continues without the daemon.`));
   });
 
   function tick() {

@@ -44,14 +44,14 @@ export function openDialog(title, content, { wide = false } = {}) {
 export function confirm({ title, text, agree, danger = false, typed = null, act }) {
   return openDialog(title, (close) => {
     const refused = h("div");
-    const word = typed && h("input", { type: "text", autocomplete: "off", "aria-label": `Type ${typed} to agree` });
+    const word = typed && h("input", { type: "text", autocomplete: "off", "aria-label": `Type ${typed} to confirm` });
     const yes = h("button", { type: "submit", class: danger ? "danger" : "primary" }, agree);
     const form = h("form.dialog-body", { onsubmit: submit },
       h("p", {}, text),
-      typed && h("label.field", {}, h("span", {}, "Type ", h("code", {}, typed), " to agree"), word),
+      typed && h("label.field", {}, h("span", {}, "Type ", h("code", {}, typed), " to confirm"), word),
       refused,
       h("div.dialog-foot", {},
-        h("button", { type: "button", onclick: () => close() }, "Keep as it is"), yes));
+        h("button", { type: "button", onclick: () => close() }, "Keep as is"), yes));
     if (word) {
       yes.disabled = true;
       word.addEventListener("input", () => (yes.disabled = word.value !== typed));

@@ -21,7 +21,7 @@ export function editDialog(detail) {
     const refused = h("div");
     const field = (label, input) => h("label.field", {}, h("span", {}, label), input);
     return h("form.dialog-body", { onsubmit: submit },
-      field("Name", name), field("Title", title), field("Tags, with commas between", tagList), field("Notes", note), field("Other metadata, a line each", more),
+      field("Name", name), field("Title", title), field("Tags, comma-separated", tagList), field("Notes", note), field("Other metadata, one entry per line", more),
       h("div.field-grid", {}, field("Validate every … steps", bpbEvery), field("Checkpoint every … seconds", seconds), field("Checkpoints kept", keepLast)),
       field("Notify", addresses), refused,
       h("div.dialog-foot", {}, h("button", { type: "button", onclick: () => close() }, "Cancel"), h("button.primary", { type: "submit" }, "Save")));

@@ -17,15 +17,15 @@ const DEBOUNCE_MILLISECONDS = 220;
 
 /** What each mode of the catalog means, and which of the schedule's fields it reads. */
 const MODES = {
-  replan: ["The whole curve is computed anew over the longer horizon.", ["rewarm_steps", "warmdown_ratio", "shape", "final_lr_frac"]],
-  hold: ["The learning rate stays where it is.", []],
-  rewarm: ["Warm up again, stay, and decay once more.", ["peak_frac", "rewarm_steps", "decay_ratio", "shape", "final_lr_frac"]],
-  decay: ["Anneal from here to the final learning rate.", ["decay_ratio", "shape", "final_lr_frac"]],
+  replan: ["Recomputes the whole curve over the longer horizon.", ["rewarm_steps", "warmdown_ratio", "shape", "final_lr_frac"]],
+  hold: ["Keeps the current learning rate.", []],
+  rewarm: ["Warms up again, holds, then decays.", ["peak_frac", "rewarm_steps", "decay_ratio", "shape", "final_lr_frac"]],
+  decay: ["Anneals from here to the final learning rate.", ["decay_ratio", "shape", "final_lr_frac"]],
 };
 const NUMBERS = {
   rewarm_steps: ["Rewarm steps", { min: 0, step: 1 }],
-  peak_frac: ["Peak, × planned", { min: 0.01, max: 10, step: "any" }],
-  decay_ratio: ["Decay over, share of the phase", { min: 0, max: 1, step: "any" }],
+  peak_frac: ["Peak, × planned peak", { min: 0.01, max: 10, step: "any" }],
+  decay_ratio: ["Decay, share of the phase", { min: 0, max: 1, step: "any" }],
   warmdown_ratio: ["Warmdown, share of the horizon", { min: 0, max: 1, step: "any" }],
   final_lr_frac: ["Final learning rate, × peak", { min: 0, max: 1, step: "any" }],
 };
@@ -44,9 +44,9 @@ function extendForm(run, close, loaders) {
   const agree = h("button.primary", { type: "submit", disabled: true }, "Extend");
   const unit = choice([["to_step", "to step"], ["add_steps", "by steps"], ["add_tokens", "by tokens"]], "to_step");
   const amount = h("input", { type: "number", min: 1, step: 1, required: true, value: suggested("to_step"), "aria-label": "How far" });
-  const at = choice([["end", "after the present phase"], ["now", "now, at the next step"]], "end");
-  const from = choice([["", "where the run stands"]]);
-  const name = h("input", { type: "text", maxlength: 64, autocomplete: "off", placeholder: "chosen for you" });
+  const at = choice([["end", "after the current phase"], ["now", "now, at the next step"]], "end");
+  const from = choice([["", "the newest step"]]);
+  const name = h("input", { type: "text", maxlength: 64, autocomplete: "off", placeholder: "automatic" });
   const modes = choices("extend", "/schedule/mode").map((mode) => modeCard(mode, of(mode)[0]));
   const numbers = Object.entries(NUMBERS).map(([key, [label, attributes]]) => {
     const input = h("input", { type: "number", placeholder: "default", ...attributes });
@@ -68,7 +68,7 @@ function extendForm(run, close, loaders) {
       h("fieldset.mode-cards", {}, h("legend.label", {}, "Curve"), modes),
       h("div.field-grid", {}, numbers.map((n) => n.element), shapeField),
       keepField,
-      h("details", {}, h("summary", {}, "Where it begins, and its name"),
+      h("details", {}, h("summary", {}, "Starting point and name"),
         h("div.field-grid", {},
           h("label.field", {}, h("span", {}, "Begins"), at),
           h("label.field", {}, h("span", {}, "Continues from"), from),

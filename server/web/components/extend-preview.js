@@ -46,7 +46,7 @@ function pictureOf(plan, run) {
   });
   const { x, columns: laid } = join(columns);
   const lines = [
-    { label: "present", colour: "line-8", values: laid[0][0], joined: true, width: 1.5, dash: true },
+    { label: "current", colour: "line-8", values: laid[0][0], joined: true, width: 1.5, dash: true },
     { label: "extended", colour: "line-1", values: laid[1][0], joined: true, width: 2.5 },
   ];
   const end = Math.max(plan.end_step, run.detail.end_step);

@@ -10,9 +10,9 @@ export function hoursEditor(hours) {
   const rules = (hours ?? []).map(ruleFields);
   const list = h("ol.hours");
   const add = h("button.small", { type: "button", onclick: () => (rules.push(ruleFields({ from: "22:00", to: "07:00" })), draw()) }, "Add hours");
-  const limited = h("div.stack.tight", {}, list, h("div.row", {}, add, h("span.soft", {}, "Hours that end before they begin run over midnight.")));
-  const element = h("fieldset.stack.tight", {}, h("legend.label", {}, "Trains"),
-    segmented("Trains", [["always", "Always"], ["hours", "Only in these hours"]], isLimited ? "hours" : "always", (kind) => {
+  const limited = h("div.stack.tight", {}, list, h("div.row", {}, add, h("span.soft", {}, "Hours that end before they start continue past midnight.")));
+  const element = h("fieldset.stack.tight", {}, h("legend.label", {}, "Training hours"),
+    segmented("Training hours", [["always", "Always"], ["hours", "Only in these hours"]], isLimited ? "hours" : "always", (kind) => {
       isLimited = kind === "hours";
       if (isLimited && !rules.length) rules.push(ruleFields({ from: "22:00", to: "07:00" }));
       draw();
@@ -22,7 +22,7 @@ export function hoursEditor(hours) {
   function draw() {
     limited.hidden = !isLimited;
     fill(list, rules.length ? rules.map((rule, i) => h("li", {}, rule.element,
-      h("button.icon", { type: "button", "aria-label": `Remove hours ${i + 1}`, onclick: () => (rules.splice(i, 1), draw()) }, "✕"))) : h("li.soft", {}, "No hours: it never trains."));
+      h("button.icon", { type: "button", "aria-label": `Remove hours ${i + 1}`, onclick: () => (rules.splice(i, 1), draw()) }, "✕"))) : h("li.soft", {}, "No hours: training never starts."));
   }
 
   return { element, value: () => (isLimited ? rules.map((rule) => rule.value()) : null) };
@@ -37,7 +37,7 @@ function ruleFields({ days = DAYS, from = "00:00", to = "00:00", zone = null, pr
   const element = h("div.hours-rule", {},
     h("div.days", { role: "group", "aria-label": "Days" }, boxes.map((box, i) => h("label", {}, box, h("span", {}, DAYS[i])))),
     h("div.row.times", {}, begin, "to", end),
-    h("label.field", {}, h("span", {}, "Below, per kWh"), below), h("label.field", {}, h("span", {}, "Time zone"), place));
+    h("label.field", {}, h("span", {}, "Only below, per kWh"), below), h("label.field", {}, h("span", {}, "Time zone"), place));
   const value = () => ({
     days: DAYS.filter((_, i) => boxes[i].checked), from: begin.value, to: end.value,
     zone: place.value.trim() || null, price_below: below.value === "" ? null : Number(below.value),

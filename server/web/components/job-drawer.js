@@ -49,8 +49,8 @@ export async function openJob(id) {
       const took = job.started_at ? duration((job.ended_at ?? Date.now() / 1000) - job.started_at) : "–";
       fill(facing, h("div.row", {}, h("b", {}, job.kind), stateBadge(job.state), h("code", {}, job.id)), facts([
         job.run && ["run", h("a", { href: link(["runs", job.run]) }, userText(job.run))],
-        job.state === "running" && ["doing", [job.stage, job.fraction === null ? "" : percent(job.fraction), job.stage_detail].filter(Boolean).join(" ")],
-        job.message && ["message", userText(job.message)], ["asked", exactly(job.created_at)], job.started_at && ["took", took],
+        job.state === "running" && ["stage", [job.stage, job.fraction === null ? "" : percent(job.fraction), job.stage_detail].filter(Boolean).join(" ")],
+        job.message && ["message", userText(job.message)], ["created", exactly(job.created_at)], job.started_at && ["took", took],
       ]));
       bar.hidden = job.state !== "running";
       if (job.fraction === null) bar.removeAttribute("value");
@@ -83,5 +83,5 @@ function resultOf({ id, result }) {
   return h("section", {}, h("h3", {}, "Result"),
     result.path && h("p", {}, "On the daemon's machine: ", h("code", {}, result.path)),
     names.length > 0 && h("ul.files", {}, names.map((name) => h("li", {}, h("a", { href: address(name), download: "" }, userText(name))))),
-    h("details.inline", {}, h("summary", {}, "all of it"), h("pre", {}, JSON.stringify(result, null, 2))));
+    h("details.inline", {}, h("summary", {}, "Details"), h("pre", {}, JSON.stringify(result, null, 2))));
 }

@@ -38,6 +38,6 @@ function form(close) {
 async function why(response) {
   if (!response) return new Problem({ title: "The daemon does not answer" });
   const said = await response.json().catch(() => ({}));
-  if (response.status === 401) return new Problem({ title: "That token was not accepted", detail: "Compare it with the file, all of it and nothing more.", status: 401 });
+  if (response.status === 401) return new Problem({ title: "That token was not accepted", detail: "Check that you copied the whole content of the file.", status: 401 });
   return new Problem({ status: response.status, title: "The daemon refused", ...said });
 }

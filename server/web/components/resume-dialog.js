@@ -9,13 +9,13 @@ import { problemBox } from "./problem.js";
 export function resumeDialog(detail) {
   return openDialog(`Resume ${detail.name} with overrides`, (close) => {
     const rows = h("input", { type: "number", min: 1, step: 1, placeholder: String(detail.plan.batch.device_batch_size) });
-    const compile = choice([["", "as it is"], ["true", "on"], ["false", "off"]]);
-    const attention = choice([["", "as it is"], ...choices("resume", "/overrides/attention").map((name) => [name, name])]);
-    const nonFinite = choice([["", "as it is"], ...choices("spec", "/recovery/on_non_finite").map((word) => [word, word])]);
+    const compile = choice([["", "unchanged"], ["true", "on"], ["false", "off"]]);
+    const attention = choice([["", "unchanged"], ...choices("resume", "/overrides/attention").map((name) => [name, name])]);
+    const nonFinite = choice([["", "unchanged"], ...choices("spec", "/recovery/on_non_finite").map((word) => [word, word])]);
     const place = placeFields(detail.spec.place);
     const refused = h("div");
     return h("form.dialog-body", { onsubmit: submit },
-      h("p", {}, "The batch in tokens stays the same. Exactness is then called approximate, and the change is recorded."),
+      h("p", {}, "The batch in tokens stays the same. The resume is marked approximate, and the change is recorded."),
       h("label.field", {}, h("span", {}, "Rows per forward pass (device_batch_size)"), rows),
       h("label.field", {}, h("span", {}, "Compile"), compile),
       h("label.field", {}, h("span", {}, "Attention"), attention),

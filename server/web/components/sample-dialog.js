@@ -21,7 +21,7 @@ export function sampleDialog(detail, checkpoint = null) {
       h("label.field", {}, h("span", {}, "Prompt"), prompt),
       h("div.field-row", {},
         h("label.field.grow", {}, h("span", {}, "Tokens"), length),
-        h("label.field.grow", {}, h("span", {}, "Temperature (0: always the likeliest)"), temperature)),
+        h("label.field.grow", {}, h("span", {}, "Temperature (0 is greedy)"), temperature)),
       said,
       h("div.dialog-foot", {}, h("button", { type: "button", onclick: () => close() }, "Close"), go));
 

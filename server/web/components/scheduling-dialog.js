@@ -16,14 +16,14 @@ export async function runScheduling(ref) {
     submitted(() => patch(path("runs", id), { priority: Number(priority.value), preemptible: preemptible.checked, hours: hours.value() }));
     return [
       h("label.field", {}, h("span", {}, "Priority, −100 to 100"), priority),
-      h("label.tick", {}, preemptible, h("span", {}, "Makes way for a higher priority")), hours.element,
+      h("label.tick", {}, preemptible, h("span", {}, "May be preempted by a run with a higher priority")), hours.element,
     ];
   });
 }
 
 /** @param {string} device @returns {Promise<any>} its policy as it is now */
 export async function deviceScheduling(device) {
-  const { problems, ...policy } = await get(path("devices", device, "policy")); // an answer has problems, a policy has none
+  const { problems, ...policy } = await get(path("devices", device, "policy"));
   return editor(`Hours of ${device}`, (submitted) => {
     const hours = hoursEditor(policy.hours);
     const isWatched = h("input", { type: "checkbox", checked: policy.neighbours !== null });
@@ -35,9 +35,9 @@ export async function deviceScheduling(device) {
       neighbours: isWatched.checked ? { ...policy.neighbours, yield_to: list(always), ignore: list(never) } : null,
     }));
     return [
-      hours.element,
-      h("label.tick", {}, isWatched, h("span", {}, "Runs make way for other programs on this device")),
-      h("div.field-grid", {}, h("label.field", {}, h("span", {}, "Always for"), always), h("label.field", {}, h("span", {}, "Never for"), never)),
+      problems.map((text) => h("p.device-warning", {}, text)), hours.element,
+      h("label.tick", {}, isWatched, h("span", {}, "Yield this device to other programs")),
+      h("div.field-grid", {}, h("label.field", {}, h("span", {}, "Always yield to"), always), h("label.field", {}, h("span", {}, "Never yield to"), never)),
     ];
   });
 }

@@ -20,15 +20,15 @@ const GROUPS = [
     ["/title", "Title", "text", { maxlength: 300, placeholder: "optional" }],
     ["/preset", "Preset", "choice", {}],
     ["/device", "Device", "choice", {}],
-    ["/start", "Start at once", "tick", { checked: true }],
+    ["/start", "Start immediately", "tick", { checked: true }],
   ]],
   ["Data", [
     ["/data/source", "Source", "choice", {}],
     ["/data/path", "Path on the daemon's machine", "text", { placeholder: "/data/corpus", only: ["text", "jsonl", "parquet", "nanochat_packed"] }],
     ["/data/name", "Dataset", "text", { placeholder: "owner/dataset", only: ["hf"] }],
-    ["/data/config", "Config, where there are several", "text", { placeholder: "asked for when needed", maxlength: 256, only: ["text", "jsonl", "parquet", "hf"] }],
-    ["/data/split", "Split to train on", "text", { placeholder: "train", maxlength: 256, only: ["text", "jsonl", "parquet", "hf"] }],
-    ["/data/column", "Column or key of the text", "text", { placeholder: "text", maxlength: 256, only: ["jsonl", "parquet", "hf"] }],
+    ["/data/config", "Dataset config", "text", { placeholder: "if the dataset has several", maxlength: 256, only: ["text", "jsonl", "parquet", "hf"] }],
+    ["/data/split", "Training split", "text", { placeholder: "train", maxlength: 256, only: ["text", "jsonl", "parquet", "hf"] }],
+    ["/data/column", "Text column or key", "text", { placeholder: "text", maxlength: 256, only: ["jsonl", "parquet", "hf"] }],
     ["/data/max_shards", "Shards", "number", { min: 1, only: ["hf"] }],
     ["/data/packing", "Packing", "choice", {}],
   ]],
@@ -66,11 +66,11 @@ const GROUPS = [
     ["/evaluate/sample_every", "Sample every … steps", "number", { min: 1 }],
     ["/checkpoint/every_seconds", "Checkpoint every … seconds", "number", { min: 1, step: "any" }],
     ["/checkpoint/every_steps", "Checkpoint every … steps", "number", { min: 1 }],
-    ["/checkpoint/keep_last", "Keep the last", "number", { min: 2 }],
+    ["/checkpoint/keep_last", "Checkpoints to keep", "number", { min: 2 }],
     ["/checkpoint/keep_every", "Keep one every … steps", "number", { min: 1 }],
     ["/recovery/on_crash", "After a crash", "choice", {}],
     ["/recovery/on_reboot", "After a reboot", "choice", {}],
-    ["/notify", "Notify (addresses, with spaces between)", "list", { placeholder: "https://…" }],
+    ["/notify", "Notify (URLs, separated by spaces)", "list", { placeholder: "https://…" }],
   ], true],
 ];
 
@@ -123,7 +123,7 @@ export function createSpecForm(onChange) {
     const shown = fields.map((field) => field.pointer);
     const names = Object.keys(flattened(taken)).filter((name) => !shown.some((p) => `/${name.replaceAll(".", "/")}/`.startsWith(`${p}/`)));
     others.hidden = names.length === 0;
-    fill(others, "Kept as they are, with no field here: ", names.map((name, i) => [i ? ", " : "", h("code", {}, name)]));
+    fill(others, "Kept unchanged, without a form field: ", names.map((name, i) => [i ? ", " : "", h("code", {}, name)]));
   }
 
   /** What the empty fields amount to. @param {any} spec the resolved one @param {any} plan */

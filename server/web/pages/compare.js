@@ -47,7 +47,7 @@ export async function mount(root, place) {
       h("button.tool", { type: "button", onclick: () => set({ zoom: null }) }, "All"),
       menuButton("What to compare", keyItems, { text: "Keys", class: "tool" }).element),
     picks, limit, refused, grid,
-    h("p.soft.note-line", {}, "Validation numbers taken under different settings are separate lines: they cannot be compared as one."),
+    h("p.soft.note-line", {}, "Validation results measured under different settings are separate lines: they are not comparable."),
     numbers);
 
   const { load, close } = createLoader({ host: grid, refused, ask: askAll, show: showAll });
@@ -68,7 +68,7 @@ export async function mount(root, place) {
 
   function toggle(name) {
     const isIn = view.names.includes(name);
-    if (!isIn && view.names.length >= MOST) return fill(limit, `At most ${MOST} runs can be told apart: leave one out first.`);
+    if (!isIn && view.names.length >= MOST) return fill(limit, `At most ${MOST} runs can be distinguished: remove one first.`);
     set({ names: isIn ? view.names.filter((n) => n !== name) : [...view.names, name], zoom: null });
     drawPicks();
   }
@@ -90,7 +90,7 @@ export async function mount(root, place) {
       h("button.chip.run-chip", {
         type: "button", "aria-label": `Leave out ${name}`, onclick: () => toggle(name), style: { "--key": `var(--${colours.get(name).colour})` },
       }, h("i.key", { dataset: { dash: colours.get(name).dash ? "yes" : "no" } }), userText(name), h("span.muted", { "aria-hidden": "true" }, "✕"))), add);
-    fill(limit, view.dropped ? `The address names ${view.names.length + view.dropped} runs; the first ${view.names.length} are drawn, as many as can be told apart.` : "");
+    fill(limit, view.dropped ? `The address names ${view.names.length + view.dropped} runs; the first ${view.names.length} are drawn, the most that can be distinguished.` : "");
   }
 
   // --- asking ------------------------------------------------------------------------------------
@@ -223,7 +223,7 @@ function standings(runs) {
 }
 
 function savedBy(run, baseline, isBaseline) {
-  if (isBaseline) return { text: "baseline", why: "The other runs are held against this one." };
+  if (isBaseline) return { text: "baseline", why: "The other runs are compared with this one." };
   const { identity, points } = qualityCurve(run);
   if (!points.length || identity !== baseline.identity) return { text: "–", why: "No val bpb under the baseline's settings." };
   const multiplier = computeMultiplier(baseline.points, points.at(-1));
@@ -240,7 +240,7 @@ function settings(runs) {
     { label: "Setting", cell: ([key]) => h("code", {}, key) },
     ...runs.map((run, i) => ({ label: run.name, num: true, cell: ([, values]) => userText(write(values[i])) })),
   ];
-  return [h("h2", {}, "Settings that differ"), table("Settings that differ", columns, rows, { empty: "The specs of these runs say the same." })];
+  return [h("h2", {}, "Settings that differ"), table("Settings that differ", columns, rows, { empty: "These runs have identical settings." })];
 }
 
 const COLUMNS = [

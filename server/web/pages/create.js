@@ -40,7 +40,7 @@ export async function mount(root, place) {
     h("form.create", { onsubmit: submit, novalidate: true },
       h("div.stack", {}, form.element, jsonBox),
       h("aside.plan-pane", { "aria-label": "Plan" }, plan.element, refused, h("div.row", {}, create,
-        h("span.soft", {}, "Nothing is downloaded or trained before you press it.")))));
+        h("span.soft", {}, "Nothing is downloaded or trained until you create the run.")))));
   const { load: look, close } = createLoader({ host: plan.element, refused, refuse, ask: askPlan, show: showPlan });
   look();
 

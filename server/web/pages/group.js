@@ -10,7 +10,7 @@ import { facts, table } from "../components/table.js";
 import { toast } from "../components/toast.js";
 import { fill, h, setText, userText } from "../dom.js";
 import { bpb, count, duration, exponent, fixed, integer, loss, percent, significant, words } from "../format.js";
-import { cellName, countsOf } from "../group-text.js";
+import { cellName, countsOf, variedLine } from "../group-text.js";
 import { createLoader } from "../loader.js";
 import { go, link, replaceQuery } from "../router.js";
 import { isActive } from "../verbs.js";
@@ -25,10 +25,11 @@ export async function mount(root, name, query) {
   const [refused, numbers] = [h("div"), h("div.stack")];
   const counts = h("p.soft", { role: "status" });
   const title = h("bdi.head-title", { dir: "auto" });
+  const varied = h("p.soft.note-line");
   const curves = createChart({ title: "Loss, smoothed", note: "over FLOP of training", height: 320, format: loss });
   const quality = createChart({ title: "Val bpb", note: "mean and spread over seeds, over FLOP", height: 320, format: bpb });
   const others = await get("v1/groups", { limit: 100 }).then(({ data }) => data.map((g) => g.name).filter((one) => one !== name));
-  const baseline = choice([["", "the first of this group"], ...others.map((one) => [one, one])], view.baseline);
+  const baseline = choice([["", "first values of this group"], ...others.map((one) => [one, one])], view.baseline);
   baseline.addEventListener("change", () => {
     view.baseline = baseline.value;
     replaceQuery({ baseline: view.baseline || null });
@@ -38,7 +39,7 @@ export async function mount(root, name, query) {
   fill(root,
     h("div.page-head", {}, h("h1", { tabindex: -1 }, userText(name)), title, h("span.spring"), stop, h("button.danger-text", { type: "button", onclick: drop }, "Delete…")),
     h("div.row.list-tools", {}, counts, h("span.spring"), h("label.row", {}, h("span.soft", {}, "Baseline"), baseline)),
-    refused, h("div.group-charts", {}, curves.element, quality.element), numbers);
+    varied, refused, h("div.group-charts", {}, curves.element, quality.element), numbers);
   const { load, close } = createLoader({ host: numbers, refused, ask, show });
   const timer = setInterval(() => !document.hidden && load(), EVERY_MILLISECONDS);
   load();
@@ -58,6 +59,7 @@ export async function mount(root, name, query) {
     const colours = coloursOfCells(group.cells);
     setText(title, group.title ?? "");
     setText(counts, `${integer(group.num_members)} runs: ${countsOf(group.counts)}.`);
+    setText(varied, variedLine(group));
     stop.disabled = !group.members.some((member) => isActive(member.state));
     const drawn = group.members.filter((member) => member.step > 0).length;
     curves.setNote(drawn > MOST_CURVES ? `over FLOP of training; the first ${MOST_CURVES} of ${drawn} runs` : "over FLOP of training");
@@ -72,7 +74,7 @@ export async function mount(root, name, query) {
   }
 
   async function cancel() {
-    const done = await confirm({ title: `Cancel what is left of ${name}?`, text: "Runs that train end without saving.", agree: "Cancel them", danger: true, act: () => post(path("groups", name, "cancel")) });
+    const done = await confirm({ title: `Cancel the unfinished runs of ${name}?`, text: "Runs that are training end without saving a checkpoint.", agree: "Cancel them", danger: true, act: () => post(path("groups", name, "cancel")) });
     if (done) load();
   }
 
@@ -80,7 +82,7 @@ export async function mount(root, name, query) {
     const runs = h("input", { type: "checkbox" });
     const done = await confirm({
       title: `Delete the group ${name}?`, agree: "Delete", danger: true,
-      text: h("label.tick", {}, runs, h("span", {}, "Its runs too, with checkpoints and history")),
+      text: h("label.tick", {}, runs, h("span", {}, "Also delete its runs with their checkpoints and history")),
       act: () => remove(`${path("groups", name)}?runs=${runs.checked}`).then(() => true),
     });
     if (!done) return;
@@ -91,10 +93,11 @@ export async function mount(root, name, query) {
   return { unmount: () => (clearInterval(timer), close(), curves.destroy(), quality.destroy()) };
 }
 
-function noiseLine({ spread, degrees_of_freedom: freedom, note }) {
-  if (spread === null) return note;
-  return `Noise floor: runs that differ by their seed alone lie ${significant(spread, 2)} apart (standard deviation, ${integer(freedom)} degrees of freedom). ${note}`;
+function noiseLine({ spread, note }) {
+  return spread === null ? `Noise floor: ${lower(note)}` : `Noise floor: a standard deviation of ${significant(spread, 2)} bits per byte between seeds. ${note}`;
 }
+
+const lower = (text) => text[0].toLowerCase() + text.slice(1);
 
 function cellColumns(group, colours) {
   return [
@@ -104,7 +107,7 @@ function cellColumns(group, colours) {
     { label: "Val bpb, mean", num: true, cell: (cell) => bpb(cell.val_bpb_mean) },
     { label: "Spread over seeds", num: true, cell: (cell) => (cell.val_bpb_spread === null ? "–" : `± ${significant(cell.val_bpb_spread, 2)}`) },
     { label: "Gain", num: true, cell: (cell) => (cell.gain === null ? "–" : `${fixed(cell.gain, 4)}${cell.gain_uncertainty === null ? "" : ` ± ${significant(cell.gain_uncertainty, 2)}`}`) },
-    { label: "Is it real?", cell: (cell) => (cell.gain === null ? "–" : h("span.tag", { dataset: { tone: { true: "good", false: "warn" }[cell.is_real] ?? "quiet" } }, { true: "beyond the noise", false: "within the noise" }[cell.is_real] ?? "too few seeds")) },
+    { label: "Significant?", cell: (cell) => (cell.gain === null ? "–" : h("span.tag", { dataset: { tone: { true: "good", false: "warn" }[cell.is_real] ?? "quiet" } }, { true: "beyond the noise", false: "within the noise" }[cell.is_real] ?? "too few seeds")) },
     { label: "Compute multiplier", num: true, cell: (cell) => h("span", { title: cell.multiplier_note }, cell.compute_multiplier === null ? "–" : `× ${significant(cell.compute_multiplier, 3)}`) },
   ];
 }
@@ -117,7 +120,7 @@ function fitCard(fit) {
   return h("section.card.pad.stack.tight", { "aria-label": `Fit of ${cellName({ depth: null, variant: fit.variant })}` },
     h("h3", {}, `Ladder: ${cellName({ depth: null, variant: fit.variant })}`),
     facts([
-      ["fit", fit.form, `${integer(fit.num_points)} depths; ${fit.source}`],
+      ["fit", fit.form, `${integer(fit.num_points)} runs; ${fit.source}`],
       ["alpha", three(fit.alpha), `${between(fit.alpha_interval, three)} at ${sure}`],
       ["E, the floor", bpb(fit.e), `${between(fit.e_interval, bpb)} at ${sure}`],
       ["residual spread", significant(fit.residual_spread, 2)],
@@ -126,7 +129,7 @@ function fitCard(fit) {
       next && ["its time", next.hours === null ? "–" : duration(3600 * next.hours), next.time_source],
       next && ["its energy", next.kwh === null ? "–" : `${fixed(next.kwh, 2)} kWh`],
     ]),
-    fit.not_told.length > 0 && h("details", {}, h("summary", {}, "What the fit was not told"), h("ul.plain", {}, fit.not_told.map((text) => h("li", {}, text)))));
+    fit.not_told.length > 0 && h("details", {}, h("summary", {}, "What the fit does not know"), h("ul.plain", {}, fit.not_told.map((text) => h("li", {}, text)))));
 }
 
 const MEMBERS = [

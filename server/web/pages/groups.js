@@ -27,7 +27,7 @@ export function mount(root, place) {
 
   function show({ data, has_more: more }) {
     form.open ||= data.length === 0;
-    fill(host, table("Groups", COLUMNS, data, { empty: "No group yet: a ladder of depths, a grid or repeats by seed, compared on one page." }),
+    fill(host, table("Groups", COLUMNS, data, { empty: "No groups yet. A group compares a ladder of depths, a grid of settings or repeats with other seeds." }),
       more && h("p.soft.note-line", {}, `The newest ${MOST}; GET /v1/groups has the others.`));
   }
 
@@ -58,9 +58,9 @@ function newGroup() {
   const refused = h("div");
   const field = (label, input) => h("label.field", {}, h("span", {}, label), input);
   const fields = h("div.stack", {},
-    h("div.field-grid", {}, field("Name", name), field("Preset", preset), field("Depths of a ladder", depths), field("Seeds of each", repeats),
-      field("Minutes of each run", budget.minutes), field("Tokens of each run", budget.tokens), field("kWh of each run", budget.kwh)),
-    field("Grid: a field a line, with its values; the first of each is the baseline", grid),
+    h("div.field-grid", {}, field("Name", name), field("Preset", preset), field("Depths of the ladder", depths), field("Seeds per variant", repeats),
+      field("Minutes per run", budget.minutes), field("Tokens per run", budget.tokens), field("kWh per run", budget.kwh)),
+    field("Grid: one field per line with its values; the first value of each is the baseline", grid),
     field("More of the base spec, as JSON", base));
   const written = h("div.stack", { hidden: true }, h("p.soft", {}, "The body of ", h("code", {}, "POST /v1/groups"), ". Unknown keys are errors."), json);
   let isJson = false;
@@ -87,7 +87,7 @@ function newGroup() {
   function changed() {
     try {
       const runs = numMembers(isJson ? JSON.parse(json.value) : formBody());
-      setText(count, `${integer(runs)} ${runs === 1 ? "run" : "runs"}, queued behind what runs`);
+      setText(count, `${integer(runs)} ${runs === 1 ? "run" : "runs"}, queued at low priority`);
     } catch (problem) {
       setText(count, problem.message);
     }

@@ -47,7 +47,7 @@ export function mount(root, place) {
     { label: "Run", cell: (job) => (job.run ? h("a", { href: link(["runs", job.run]) }, userText(job.run)) : "–") },
     { label: "State", cell: (job) => [h("span.state", { dataset: { tone: TONE[job.state], state: job.state } }, job.state), progressOf(job)] },
     { label: "Where", cell: (job) => job.where },
-    { label: "Asked", cell: (job) => h("span", { title: exactly(job.created_at) }, ago(job.created_at)) },
+    { label: "Created", cell: (job) => h("span", { title: exactly(job.created_at) }, ago(job.created_at)) },
     { label: "Took", num: true, cell: (job) => (job.started_at ? duration((job.ended_at ?? Date.now() / 1000) - job.started_at) : "–") },
     { label: "Result", cell: (job) => resultOf(job, opened) },
     { label: "", cell: (job) => OPEN.has(job.state) && h("button.small", { type: "button", "aria-label": `Cancel ${job.kind} ${job.id}`, onclick: () => cancel(job) }, "Cancel") },
@@ -64,5 +64,5 @@ function progressOf({ state, stage, stage_detail: detail, fraction }) {
 /** Where it is, or what it says; all of it on request. */
 function resultOf({ id, result, message, state }, opened) {
   const said = state === "failed" || state === "cancelled" ? message : result?.path ?? "";
-  return [said && userText(said), result && h("details.inline", { open: opened.has(id), ontoggle: (event) => (event.target.open ? opened.add(id) : opened.delete(id)) }, h("summary", {}, "all of it"), h("pre", {}, JSON.stringify(result, null, 2)))];
+  return [said && userText(said), result && h("details.inline", { open: opened.has(id), ontoggle: (event) => (event.target.open ? opened.add(id) : opened.delete(id)) }, h("summary", {}, "Details"), h("pre", {}, JSON.stringify(result, null, 2)))];
 }

@@ -44,7 +44,7 @@ export function mount(root, place) {
         h("div.field-grid", {}, Object.entries(settings).map(([key, input]) => h("label.field", {}, h("span", {}, labels[key]), input))),
         h("div.row", {}, write, stop, h("span.soft", {}, "Both models get the same prompt, settings and seed."))),
       h("div.panes", {}, panes.map((pane) => pane.element))),
-    h("h2.past-head", {}, "Written before, kept in this browser"), past);
+    h("h2.past-head", {}, "History, kept in this browser"), past);
   drawPast();
 
   const { load, close } = createLoader({ host: panes[0].element, refused, ask: () => get("v1/models"), show: offer });
@@ -55,7 +55,7 @@ export function mount(root, place) {
     const [first = names[0], second = ""] = (place.query.models ?? remembered.models ?? "").split(",").filter((name) => names.includes(name));
     panes[0].offer(names, first ?? "");
     panes[1].offer(["", ...names], second);
-    if (!names.length) fill(refused, h("p.empty", {}, "There is no checkpoint yet that could write."));
+    if (!names.length) fill(refused, h("p.empty", {}, "No checkpoint yet: a model appears here after its first checkpoint."));
   }
 
   function asked() {
@@ -114,7 +114,7 @@ function createPane(label) {
     const texts = Array.from({ length: body.n ?? 1 }, () => ({ text: "", host: userText("", "pre") }));
     fill(answers, texts.map(({ host }) => h("figure.sample", {}, host)));
     texts.forEach(({ host }) => host.append(h("b", {}, body.prompt)));
-    setText(status, "starting; the first answer loads the model");
+    setText(status, "Starting: the first request loads the model.");
     const began = performance.now();
     let tokens = 0;
     try {
@@ -130,7 +130,7 @@ function createPane(label) {
       });
     } catch (problem) {
       if (problem.name === "AbortError") setText(status, `stopped after ${integer(tokens)} tokens`);
-      else fill(answers, problemBox(problem instanceof Problem ? problem : { title: "The answer broke off", detail: problem.message }));
+      else fill(answers, problemBox(problem instanceof Problem ? problem : { title: "The answer was cut short", detail: problem.message }));
     }
     return texts.map(({ text }) => text);
   }

@@ -15,7 +15,7 @@ const EVERY_MILLISECONDS = 4_000;
 
 export function mount(root) {
   const [refused, denied, places] = [h("div"), h("div"), h("div")];
-  const rows = h("ol.waiting", { "aria-label": "Waiting runs, in order" });
+  const rows = h("ol.waiting", { "aria-label": "Waiting runs in order" });
   const note = h("p.soft.note-line");
   const said = h("p.visually-hidden", { role: "status" });
   let waiting = [];
@@ -34,17 +34,17 @@ export function mount(root) {
     waiting = queue.waiting;
     const focused = document.activeElement?.dataset?.handle;
     fill(places, table("Devices", PLACES, queue.places, { empty: "No device was found." }));
-    fill(rows, waiting.length ? waiting.map(rowOf) : h("li.empty", {}, "Nothing waits."));
+    fill(rows, waiting.length ? waiting.map(rowOf) : h("li.empty", {}, "No run is waiting."));
     rows.querySelector(`[data-handle="${focused}"]`)?.focus();
     const more = queue.num_waiting - waiting.length;
-    setText(note, [more > 0 && `${integer(more)} more wait behind these.`, queue.next_change_at && `Hours open or close next at ${when(queue.next_change_at)}.`,
-      waiting.length > 1 && "Drag a row, or press the arrow keys on its handle. A run of higher priority displaces one that trains."].filter(Boolean).join(" "));
+    setText(note, [more > 0 && `${integer(more)} more runs are waiting behind these.`, queue.next_change_at && `The next change of hours is at ${when(queue.next_change_at)}.`,
+      waiting.length > 1 && "Drag a row by its handle, or press the arrow keys on it. A run with a higher priority preempts one that is training."].filter(Boolean).join(" "));
   }
 
   function rowOf(entry, i) {
     const priority = h("input", { type: "number", min: -100, max: 100, step: 1, value: entry.priority, "aria-label": `Priority of ${entry.name}`,
       onfocus: () => (isHeld = true), onblur: () => (isHeld = false), onchange: () => change([[entry.run, Number(priority.value)]]) });
-    const handle = h("button.icon.handle", { type: "button", dataset: { handle: entry.run }, "aria-label": `Move ${entry.name}, place ${entry.position}: arrow up or down`, onkeydown: (event) => onArrow(event, i) }, "⠿");
+    const handle = h("button.icon.handle", { type: "button", dataset: { handle: entry.run }, "aria-label": `Move ${entry.name}, place ${entry.position}: arrow up or down`, onkeydown: (event) => onArrow(event, i), onpointerdown: (event) => onTouch(event, i) }, "⠿");
     return h("li.card", {
       draggable: "true", dataset: { run: entry.run }, ondragstart: (event) => lift(event, i), ondragend: drop,
       ondragover: (event) => event.preventDefault(), ondrop: (event) => (event.preventDefault(), moveTo(Number(event.dataTransfer.getData("text/plain")), i)),
@@ -66,6 +66,33 @@ export function mount(root) {
     load();
   }
 
+  /** A finger or pen drags the handle; a mouse drags the row, which browsers do by themselves. */
+  function onTouch(event, from) {
+    if (event.pointerType === "mouse") return;
+    const handle = event.currentTarget;
+    const row = rows.children[from];
+    let over = null;
+    isHeld = true;
+    row.draggable = false; // a long press would begin the browser's own drag
+    handle.setPointerCapture(event.pointerId);
+    const mark = (next) => {
+      over?.classList.remove("over");
+      over = next === row ? null : next;
+      over?.classList.add("over");
+    };
+    const end = (isDropped) => {
+      const to = isDropped && over ? [...rows.children].indexOf(over) : from;
+      handle.onpointermove = handle.onpointerup = handle.onpointercancel = null;
+      row.draggable = true;
+      mark(null);
+      if (to === from) drop();
+      else moveTo(from, to);
+    };
+    handle.onpointermove = ({ clientX, clientY }) => mark(document.elementFromPoint(clientX, clientY)?.closest(".waiting > [data-run]") ?? null);
+    handle.onpointerup = () => end(true);
+    handle.onpointercancel = () => end(false);
+  }
+
   function onArrow(event, i) {
     const to = i + ({ ArrowUp: -1, ArrowDown: 1 }[event.key] ?? 0);
     if (to === i) return;
@@ -77,9 +104,9 @@ export function mount(root) {
     if (from === to || !waiting[from] || !waiting[to]) return;
     const name = waiting[from].name;
     const changes = reordered(waiting, from, to);
-    if (!changes) return fill(denied, problemBox({ title: "Priorities end at −100", detail: "Raise the priority of a run above it first." }));
+    if (!changes) return fill(denied, problemBox({ title: "The lowest priority is −100", detail: "Raise the priority of a run above it first." }));
     await change(changes);
-    setText(said, `${name} has place ${to + 1}.`);
+    setText(said, `${name} is now at position ${to + 1}.`);
   }
 
   async function change(changes) {
@@ -117,7 +144,10 @@ function nowOf({ run, job, neighbour }) {
   ];
 }
 
-function openOf({ is_open: isOpen, closes_at: closes, opens_at: opens }) {
-  if (isOpen) return closes ? `open until ${when(closes)}` : "open";
-  return h("span.tag", { dataset: { tone: "warn" } }, opens ? `closed until ${when(opens)}` : "closed");
+function openOf({ is_open: isOpen, closes_at: closes, opens_at: opens, too_hot: tooHot, power_limit_watts: watts, problems }) {
+  const warn = (text) => h("span.tag", { dataset: { tone: "warn" } }, text);
+  return [
+    isOpen ? (closes ? `open until ${when(closes)}` : "open") : warn(opens ? `closed until ${when(opens)}` : "closed"),
+    tooHot && h("small", {}, tooHot), watts !== null && h("small", {}, `limited to ${integer(watts)} W`), problems.map((text) => h("small", {}, text)),
+  ];
 }

@@ -47,7 +47,7 @@ export async function mount(root, place, { setStatus }) {
     { text: "Cancel…", danger: true, onclick: () => together(bulkCancel) },
     { text: "Delete…", danger: true, onclick: () => together(bulkDelete) },
   ], { text: "Selected", class: "tool" });
-  const everything = h("input", { type: "checkbox", "aria-label": "Select all that are shown", onchange: () => chooseAll(everything.checked) });
+  const everything = h("input", { type: "checkbox", "aria-label": "Select all runs shown", onchange: () => chooseAll(everything.checked) });
   const head = h("tr", { role: "row" });
   const body = h("tbody", { role: "rowgroup" });
   const refused = h("div");
@@ -169,7 +169,7 @@ export async function mount(root, place, { setStatus }) {
 
   function columnItems() {
     const items = Object.entries(COLUMNS).map(([key, { label }]) => ({ text: label, checked: view.columns.includes(key), onclick: () => showColumns(toggled(key)) }));
-    return [...items, { text: "As they were", onclick: () => showColumns(SHOWN_FIRST) }];
+    return [...items, { text: "Reset", onclick: () => showColumns(SHOWN_FIRST) }];
   }
 
   const toggled = (key) => Object.keys(COLUMNS).filter((other) => (other === key) !== view.columns.includes(other));
@@ -265,7 +265,7 @@ async function lastEvent() {
 function welcome() {
   return [
     h("h2", {}, "No runs yet"),
-    h("p", {}, "Make the first one here, or from a terminal:"),
+    h("p", {}, "Create the first one here or from a terminal:"),
     h("pre.shell", {}, `curl -X POST ${location.origin}/v1/runs -H 'Content-Type: application/json' -d '{"name": "hello"}'`),
     h("a.button.primary", { href: link(["new"]) }, "New run"),
   ];

@@ -160,7 +160,7 @@ export function mount(root, run) {
     }
     charts.get("mfu").chart.setNote(peakNote(run.progress));
     drawEdgeList(edges);
-    setText(status, `${integer(known.rawPoints)} steps, ${known.binSteps > 1 ? `${integer(known.binSteps)} in a point` : "each drawn"}`);
+    setText(status, `${integer(known.rawPoints)} steps, ${known.binSteps > 1 ? `${integer(known.binSteps)} per point` : "each drawn"}`);
   }
 
   /** The head of the tooltip: the same place in the other units. */
@@ -214,7 +214,7 @@ export function mount(root, run) {
     const shown = shownPanels.map(({ id, title }) => ({
       text: title, checked: !order.state.hidden.has(id), onclick: () => (order.toggle("hidden", id), arrange()),
     }));
-    return [...shown, { text: "As they were", onclick: () => (order.reset(), arrange()) }];
+    return [...shown, { text: "Reset", onclick: () => (order.reset(), arrange()) }];
   }
 
   function maximise(id) {
@@ -307,7 +307,7 @@ export function mount(root, run) {
 
 const DOWNLOADS = {
   CSV: { type: "text/csv", suffix: "csv", query: { wide: true } },
-  "CSV, a line a value": { type: "text/csv", suffix: "long.csv", query: {} },
+  "CSV, one row per value": { type: "text/csv", suffix: "long.csv", query: {} },
   Parquet: { type: "application/vnd.apache.parquet", suffix: "parquet", query: {} },
 };
 const LIFE = new Set(["state", "evaluation", "resumed", "extend", "phase", "ended"]);

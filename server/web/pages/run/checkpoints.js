@@ -25,7 +25,7 @@ export function mount(root, run) {
 
   function show(items) {
     fill(host, table("Checkpoints", columns(), items.sort((a, b) => b.step - a.step), {
-      empty: "No checkpoint yet. One is written by cadence, at a pause, and on Checkpoint now.",
+      empty: "No checkpoint yet. One is saved at each interval, on pause and by Checkpoint now.",
       row: (c) => ({ dataset: { superseded: String(c.superseded) } }),
     }));
   }
@@ -52,7 +52,7 @@ export function mount(root, run) {
       { label: "Size", num: true, cell: (c) => bytes(c.bytes) },
       { label: "Val bpb", num: true, cell: (c) => bpb(c.val_bpb) },
       { label: "Next loss", num: true, cell: (c) => loss(c.next_loss) },
-      { label: "Saved in", num: true, cell: (c) => h("span", { title: `training waited ${duration(c.stall_seconds)}` }, duration(c.save_seconds)) },
+      { label: "Saved in", num: true, cell: (c) => h("span", { title: `training was stalled for ${duration(c.stall_seconds)}` }, duration(c.save_seconds)) },
       { label: "Attempt", num: true, cell: (c) => integer(c.attempt) },
       { label: "Actions", cell: (c) => buttons(c) },
     ];
@@ -61,7 +61,7 @@ export function mount(root, run) {
   function buttons(c) {
     const small = (text, onclick, props = {}) => h("button.small", { type: "button", onclick, "aria-label": `${text} step ${c.step}`, ...props }, text);
     return h("div.row.nowrap", {},
-      small(c.pinned ? "Unpin" : "Pin", () => act(() => patch(base(c.name), { pinned: !c.pinned }), c.pinned ? "Unpinned." : "Pinned: retention leaves it alone.")),
+      small(c.pinned ? "Unpin" : "Pin", () => act(() => patch(base(c.name), { pinned: !c.pinned }), c.pinned ? "Unpinned." : "Pinned: retention will not delete it.")),
       small("Sample", () => sampleDialog(run.detail, c)),
       small("Evaluate", () => evaluateDialog(run.detail, c.name).then(jobToast)),
       small("Export", () => exportDialog(c)),
@@ -80,7 +80,7 @@ export function mount(root, run) {
   async function removeCheckpoint(c) {
     const done = await confirm({
       title: `Delete the checkpoint of step ${integer(c.step)}?`, agree: "Delete", danger: true,
-      text: `${bytes(c.bytes)} are freed. The run can then no longer be extended or sampled from this step.`,
+      text: `This frees ${bytes(c.bytes)}. The run can no longer be extended or sampled from this step.`,
       act: () => remove(base(c.name)).then(() => true),
     });
     if (done) {
