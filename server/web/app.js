@@ -6,6 +6,7 @@ import { awayBanner } from "./components/away.js";
 import { askForToken } from "./components/login.js";
 import { problemBox } from "./components/problem.js";
 import { createTopbar } from "./components/topbar.js";
+import { watch } from "./connection.js";
 import { fill, h } from "./dom.js";
 import { AGAIN_MILLISECONDS } from "./loader.js";
 import * as compare from "./pages/compare.js";
@@ -75,5 +76,6 @@ async function mount(module, place, mine) {
   root.removeAttribute("aria-busy");
 }
 
+watch();
 router.follow(show);
 dispatchEvent(new Event("traind:started"));

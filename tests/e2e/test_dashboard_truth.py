@@ -19,7 +19,7 @@ from server.queries import store
 from server.reporting import report
 from server.settings import Settings
 from tests.e2e import canvas_probe as probe
-from tests.e2e.conftest import Daemon, OpenPage, until
+from tests.e2e.conftest import Daemon, OpenPage, away, until
 from tests.server import reference_run
 
 pytestmark = [pytest.mark.needs("browser"), pytest.mark.timeout(180)]
@@ -131,6 +131,17 @@ def test_a_silent_run_counts_the_seconds_since_its_last_step(
     said = standing.inner_text()
     assert re.fullmatch(r"No step for 4\d s; a step usually takes 1\.18 s\.", said)
     until(page, f"document.querySelector('.standing .reason').innerText !== {said!r}")
+
+
+def test_a_page_that_asks_for_nothing_notices_that_the_daemon_is_away(
+    daemon: Daemon, open_page: OpenPage
+) -> None:
+    page = open_page(f"{daemon.url}/#/help")
+    page.get_by_role("heading", name="Where things are").wait_for()
+    banner = page.locator(".away-banner", has_text="The daemon has not answered for")
+    with away(daemon, page):
+        banner.wait_for()
+    page.locator(".away-banner").wait_for(state="hidden")
 
 
 def test_a_checkpoint_reaches_the_page_by_the_stream_while_no_step_is_done(
