@@ -88,7 +88,7 @@ def test_hours_of_a_device_are_seen_and_changed(stub_url: str, open_page: OpenPa
         page.get_by_role("button", name="Save").click()
     days = ["mon", "tue", "wed", "thu", "fri", "sun"]
     rule = {"days": days, "from": "23:00", "to": "07:00", "zone": None, "price_below": None}
-    assert asked.value.post_data_json == {"hours": [rule], "neighbours": None}
+    assert asked.value.post_data_json == {"hours": [rule], "neighbours": None, "power": None}
     page.get_by_role("dialog").wait_for(state="detached")
     page.get_by_role("button", name="Hours of cuda:0").click()
     assert page.get_by_label("From", exact=True).input_value() == "23:00"
@@ -137,7 +137,7 @@ def test_priority_and_hours_of_a_run_are_changed_on_its_page(
     page.get_by_role("button", name="Save").click()
     page.get_by_text("No run is waiting.").wait_for()
     page.goto(f"{daemon.url}/#/runs/demo")
-    back = re.compile(r"^Paused outside its hours at \d\d:\d\d, back at \d\d:\d\d\.$")
+    back = re.compile(rf"^Paused outside its hours at {WHEN}, back at {WHEN}\.$")
     page.get_by_text(back).wait_for()
     page.locator(".edge", has_text="attempt 2: paused outside its hours at").wait_for()
 
@@ -196,7 +196,7 @@ def test_a_ladder_of_a_daemon_is_made_compared_and_deleted_on_the_page(
     page = open_page("about:blank")
     page.add_init_script(probe.INSTALL)
     page.goto(f"{daemon.url}/#/groups")
-    page.get_by_text("No group yet").wait_for()
+    page.get_by_text("No groups yet").wait_for()
     page.get_by_label("Name", exact=True).fill("ladder")
     page.get_by_label("Depths of the ladder").fill("2 3 4 5")
     page.get_by_label("Seeds per variant").fill("2")
@@ -228,7 +228,7 @@ def test_a_ladder_of_a_daemon_is_made_compared_and_deleted_on_the_page(
     page.get_by_role("button", name="Delete…").click()
     page.get_by_label("Also delete its runs").check()
     page.get_by_role("button", name="Delete", exact=True).click()
-    page.get_by_text("No group yet").wait_for()
+    page.get_by_text("No groups yet").wait_for()
     assert httpx.get(f"{daemon.url}/v1/runs").json()["data"] == []
 
 
