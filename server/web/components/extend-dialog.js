@@ -19,7 +19,7 @@ const DEBOUNCE_MILLISECONDS = 220;
 const MODES = {
   replan: ["Recomputes the whole curve over the longer horizon.", ["rewarm_steps", "warmdown_ratio", "shape", "final_lr_frac"]],
   hold: ["Keeps the current learning rate.", []],
-  rewarm: ["Warms up again, holds, then decays.", ["peak_frac", "rewarm_steps", "decay_ratio", "shape", "final_lr_frac"]],
+  rewarm: ["Warms up again, stays there, then decays.", ["peak_frac", "rewarm_steps", "decay_ratio", "shape", "final_lr_frac"]],
   decay: ["Anneals from here to the final learning rate.", ["decay_ratio", "shape", "final_lr_frac"]],
 };
 const NUMBERS = {
