@@ -621,7 +621,7 @@ def test_the_form_shows_what_a_preset_amounts_to(stub_url: str, open_page: OpenP
     assert horizon.inner_text() == "130,000 steps (preset)"
     shape = page.get_by_label("Warmdown shape").locator("option").first
     assert shape.text_content() == "cosine (preset)"
-    dataset = page.get_by_label("Dataset")
+    dataset = page.get_by_label("Dataset", exact=True)
     assert dataset.get_attribute("placeholder") == "karpathy/climbmix-400b-shuffle"
     page.get_by_role("radio", name="JSON").check(force=True)
     text = page.get_by_role("textbox", name="The spec as JSON")

@@ -128,7 +128,11 @@ def test_a_streamed_answer_is_made_of_what_the_daemon_streams(stub: FastAPI) -> 
 
 def test_a_message_of_the_stream_is_a_progress() -> None:
     run = web_stub.make_runs(1)[0]
-    frame = asyncio.run(anext(aiter(web_stub.stream([run], None))))
+
+    async def first() -> str:
+        return await anext(aiter(web_stub.stream([run], None)))
+
+    frame = asyncio.run(first())
     event, data = frame.strip().splitlines()
     assert event == "event: progress"
     said = data.removeprefix("data: ")
