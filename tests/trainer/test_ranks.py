@@ -254,7 +254,7 @@ def test_a_rank_that_ends_before_it_could_register_is_named_through_torchrun(lab
     assert agent.wait(60) == 1
     record = run.exit()
     assert (record["outcome"], record["reason"]) == ("failed", "rank_lost")
-    assert "rank 1 (cpu) ended without a word" in record["message"]
+    assert "rank 1 (cpu) ended without a report" in record["message"]
 
 
 # --- what is reported ----------------------------------------------------------------------------
