@@ -23,7 +23,7 @@ import httpx
 from server.guard import bodies, connections
 from server.guard.connections import Connection
 from tests.server.asgi import Asgi
-from tests.server.live_server import serving
+from tests.server.live_server import serving, until
 from tests.server.spec_edges import body_of, edges
 from tests.soak import folders
 from tests.soak.counts import Budget, Counts
@@ -133,6 +133,7 @@ def _sockets(asgi: Asgi, counts: Counts) -> None:
     ):
         for _ in range(PLACES):
             stack.enter_context(_unread(served.port))
+        until(lambda: len(served.server.server_state.connections) >= PLACES)
         time.sleep(0.5)  # until their answers have filled what there is to fill
         for _ in range(3):
             _newcomer(served.port, counts)
