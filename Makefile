@@ -33,13 +33,12 @@ check: setup ## Linters, types, import rules and migrations alone
 docs: setup ## Build the documentation into docs/_build
 	@$(PYTHON) -m sphinx -W --keep-going -q -b html docs docs/_build
 
-test: check docs ## Everything: checks and all tests (about 17 minutes on 2 cores), and their line coverage
-	@$(PYTHON) -m pytest -n 2 --dist loadfile --ignore tests/nullgpu --cov --cov-report=
-	@$(PYTHON) -m coverage report --format=total | sed \
-		's/.*/line coverage of server and trainer: & % (processes that tests start are not counted)/'
+test: check docs ## Everything: checks and all tests (about 17 minutes on 2 cores)
+	@$(PYTHON) -m pytest -n 2 --dist loadfile --ignore tests/nullgpu
 
-coverage: ## Which lines the last `make test` did not reach
-	@$(PYTHON) -m coverage report --show-missing
+coverage: setup ## Line coverage of server and trainer by the tests that run in one process, as a figure
+	@$(PYTHON) -m pytest -n 2 --dist loadfile --cov --cov-report= tests/contract tests/server tests/trainer
+	@$(PYTHON) -m coverage report --format=total | sed 's/.*/coverage of server and trainer: &%/'
 
 nullgpu: setup ## Tests on a null GPU: torch's CUDA build (5 GB, once) over stubs of the driver
 	@[ -n "$$TRAIND_NULLGPU_PYTHON" ] || $(PYTHON) -m tests.nullgpu.install .venv-cuda
