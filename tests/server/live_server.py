@@ -29,7 +29,7 @@ class Serving:
     def stop(self) -> None:
         end_streams(self.asgi.app)
         self.server.should_exit = True
-        self.thread.join(timeout=20)
+        self.thread.join(timeout=60)  # what clients have asked for already is answered first
         assert not self.thread.is_alive()
 
 
