@@ -12,7 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from server.domain.states import State
-from server.launch.launcher import EngineEnding, Liveness, Spot, Work
+from server.launch.launcher import EngineEnding, Handle, Liveness, Spot, Work
 from server.launch.slurm import answers, client, script
 from server.launch.slurm import launcher as launcher_module
 from server.launch.slurm import poller as poller_module
@@ -327,6 +327,17 @@ def submit(launcher: SlurmLauncher, spot: Spot) -> None:
     assert launcher.spawn(Work(spot, "trainer", place=place)) is None
 
 
+def running(launcher: SlurmLauncher, slurm: FakeSlurm, spot: Spot) -> Handle:
+    """The job of a submission that Slurm has started."""
+    submit(launcher, spot)
+    until(lambda: launcher.find(spot) is not None)
+    handle = launcher.find(spot)
+    assert handle is not None
+    slurm.becomes("RUNNING")
+    until(lambda: launcher.is_alive(spot, handle) is Liveness.alive)
+    return handle
+
+
 def test_a_job_is_submitted_found_and_followed(
     launcher: SlurmLauncher, slurm: FakeSlurm, spot: Spot
 ) -> None:
@@ -351,12 +362,7 @@ def test_a_job_is_submitted_found_and_followed(
 def test_f68_a_requeued_job_is_gone_and_taken_out_of_the_queue(
     launcher: SlurmLauncher, slurm: FakeSlurm, spot: Spot
 ) -> None:
-    submit(launcher, spot)
-    until(lambda: launcher.find(spot) is not None)
-    handle = launcher.find(spot)
-    assert handle is not None
-    slurm.becomes("RUNNING")
-    until(lambda: launcher.is_alive(spot, handle) is Liveness.alive)
+    handle = running(launcher, slurm, spot)
     slurm.jobs = [JobRow("100", one.name, "PENDING", restarts=1) for one in slurm.jobs]
     until(lambda: launcher.is_alive(spot, handle) is Liveness.gone)
     found = launcher.ending(spot, 0)
@@ -369,12 +375,7 @@ def test_f68_a_requeued_job_is_gone_and_taken_out_of_the_queue(
 def test_silence_is_no_death_and_a_moving_outbox_is_life(
     launcher: SlurmLauncher, slurm: FakeSlurm, spot: Spot
 ) -> None:
-    submit(launcher, spot)
-    until(lambda: launcher.find(spot) is not None)
-    handle = launcher.find(spot)
-    assert handle is not None
-    slurm.becomes("RUNNING")
-    until(lambda: launcher.is_alive(spot, handle) is Liveness.alive)
+    handle = running(launcher, slurm, spot)
     slurm.error = "Unable to contact slurm controller (connect failure)"
     until(lambda: launcher.is_alive(spot, handle) is Liveness.unreachable)
     wait = launcher.waits(spot, handle)
@@ -393,12 +394,7 @@ def test_silence_is_no_death_and_a_moving_outbox_is_life(
 def test_a_job_that_is_no_longer_listed_is_gone_after_a_minute_only(
     launcher: SlurmLauncher, slurm: FakeSlurm, spot: Spot
 ) -> None:
-    submit(launcher, spot)
-    until(lambda: launcher.find(spot) is not None)
-    handle = launcher.find(spot)
-    assert handle is not None
-    slurm.becomes("RUNNING")
-    until(lambda: launcher.is_alive(spot, handle) is Liveness.alive)
+    handle = running(launcher, slurm, spot)
     slurm.jobs.clear()
     until(lambda: launcher.is_alive(spot, handle) is Liveness.unreachable)
     until(lambda: launcher.is_alive(spot, handle) is Liveness.gone)
