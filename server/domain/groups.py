@@ -27,6 +27,7 @@ from trainer.contract.plan import Plan
 from trainer.contract.spec import NAME_PATTERN, NumericsSpec, RunSpec
 
 PRIORITY = -10  # of members: below what runs, unless the base says another
+TICK_SECONDS = 1e-6  # between the members' times of creation, which keep them in order
 MAX_NAME = 64
 
 
@@ -68,7 +69,7 @@ def create(session: Session, request: GroupRequest, settings: Settings, now: flo
     session.flush()
     all_of_them = list(members(request))
     for index, member in enumerate(all_of_them):
-        _add(session, group, request, member, index, settings, now)
+        _add(session, group, request, member, index, settings, now + index * TICK_SECONDS)
     session.flush()
     message = f"group {group.name} was created: {len(all_of_them)} runs"
     events.record(session, "group", message, data={"group": group.id}, now=now)

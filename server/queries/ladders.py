@@ -178,7 +178,12 @@ def _not_told(
     sizes = {view.depth for view in done}
     if len(done) == len(sizes):
         yield "One seed a depth: what part of each point is noise is not known."
-    if not found.is_curvature_known:
+    if found.law.a == 0:
+        yield (
+            "The val bpb does not fall as the FLOPs grow: the fit is a constant, alpha means "
+            "nothing, and longer runs or other learning rates are needed for a prediction."
+        )
+    elif not found.is_curvature_known:
         yield "The points do not determine E and alpha apart: one lies at an end of its range."
     left = [view.name for view in members if not view.is_finished]
     if left:

@@ -170,22 +170,35 @@ def in_words(
 ) -> tuple[Reason, str]:
     """A verdict as the reason and the message of a run. names: of runs and jobs by id."""
     reason = REASON_OF[verdict.cause]
-    others = ", ".join(names.get(other, other) for other in verdict.by)
+    blockers = [names.get(other, other) for other in verdict.by]
+    others = _in_series(blockers)
+    is_one = len(blockers) == 1
     match verdict.cause:
         case WaitCause.displaced:
-            return reason, f"{others} has a higher priority and needs {place}."
+            verbs = ("has", "needs") if is_one else ("have", "need")
+            return reason, f"{others} {verbs[0]} a higher priority and {verbs[1]} {place}."
         case WaitCause.hours:
             until = f" It may train again from {_clock(verdict.until)}." if verdict.until else ""
             return reason, f"Outside its hours or those of {place}.{until}"
         case WaitCause.neighbour:
-            return reason, f"{others} uses {place}. It trains again when that has ended."
+            verb = "uses" if is_one else "use"
+            return reason, f"{others} {verb} {place}. It trains again when that has ended."
         case WaitCause.heat:
             return reason, f"{place} is too hot ({others}). It trains again when it has cooled."
         case WaitCause.queue if verdict.until is not None:
-            return reason, f"{others} makes way for it on {place} at {_clock(verdict.until)}."
+            verb = "makes" if is_one else "make"
+            return reason, f"{others} {verb} way for it on {place} at {_clock(verdict.until)}."
         case WaitCause.queue:
-            return reason, f"{others} comes first on {place}." if others else reason.sentence
+            if not blockers:
+                return reason, reason.sentence
+            return reason, f"{others} {'comes' if is_one else 'come'} first on {place}."
     return reason, reason.sentence
+
+
+def _in_series(names: Sequence[str]) -> str:
+    """'a', 'a and b', 'a, b and c'."""
+    *most, last = names or [""]
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _clock(seconds: float) -> str:

@@ -168,7 +168,11 @@ def _open_attempts(session: Session) -> list[Attempt]:
 def _runs(session: Session, with_attempt: set[str]) -> list[Run]:
     ids = {*with_attempt, *session.scalars(select(Run.id).where(Run.state.in_(_IN_FLIGHT)))}
     ids.update(_heads(session))
-    return _rows(session, Run, select(Run.id).where(Run.id.in_(ids))) if ids else []
+    if not ids:
+        return []
+    # in the order of the queue, in which the data of those that wait is prepared
+    order = (Run.queue_rank, Run.queue_position, Run.created_at)
+    return _rows(session, Run, select(Run.id).where(Run.id.in_(ids)).order_by(*order))
 
 
 def _heads(session: Session) -> list[str]:

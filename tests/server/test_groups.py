@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from server.database import tables
-from server.domain import runs
+from server.domain import groups, runs
 from server.queries import store
 from server.scaling.fit import PowerLaw
+from server.schemas.groups import GroupRequest
 from server.schemas.runs import PatchRun
 from tests.server.asgi import Asgi
 from tests.server.house import House
@@ -247,6 +248,14 @@ class TestLadder:
         assert further["depth"] == 8
         assert further["val_bpb"] < ahead["val_bpb"]
 
+    def test_a_loss_that_does_not_fall_makes_no_law_and_says_so(self, asgi: Asgi) -> None:
+        made = create(asgi, depths=[2, 3, 4, 5])
+        for loss, member in enumerate(made["members"], 3):
+            finish(asgi, member["name"], float(loss))
+        [fit] = asgi.get("/v1/groups/ladder").json()["fits"]
+        assert fit["a"] == 0
+        assert any("does not fall as the FLOPs grow" in s for s in fit["not_told"])
+
     def test_energy_is_predicted_where_it_was_measured(self, asgi: Asgi) -> None:
         made = create(asgi, depths=[2, 3, 4, 5])
         for member in made["members"]:
@@ -305,6 +314,21 @@ class TestLife:
         finish(asgi, "ladder-d2", 1.0)
         assert asgi.request("DELETE", "/v1/runs/ladder-d2").status_code == 204
         assert asgi.get("/v1/groups/ladder").json()["num_members"] == 1
+
+
+class TestOrder:
+    def test_members_train_in_their_order(self, house: House) -> None:
+        """Cheapest depth first, whatever their ids, and however their data becomes ready."""
+        with house.db.write() as session:
+            asked = {"name": "order", "base": {"horizon": {"steps": 3}}, "repeats": 6}
+            groups.create(session, GroupRequest.model_validate(asked), house.settings, 1e9)
+        with house.db.read() as session:
+            ids = [run.id for run in groups.runs_of(session, groups.get(session, "order"))]
+        with house.daemon():
+            for run_id in ids:
+                house.becomes(run_id, "completed", seconds=60)
+        began = [house.run(run_id).started_at or 0.0 for run_id in ids]
+        assert began == sorted(began)
 
 
 class TestBudget:

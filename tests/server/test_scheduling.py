@@ -55,6 +55,19 @@ def set_policy(house: House, place: str, hours_text: str) -> None:
         session.merge(PlacePolicy(place=place, hours=hours_text, updated_at=time.time()))
 
 
+def test_what_is_waited_for_is_named_in_a_sentence() -> None:
+    names = {"a": "long", "b": "short", "c": "third"}
+
+    def said(*by: str) -> str:
+        return rows.in_words(decide.SchedulingVerdict(decide.WaitCause.queue, by), names, "cuda:0")[
+            1
+        ]
+
+    assert said("a") == "long comes first on cuda:0."
+    assert said("a", "b") == "long and short come first on cuda:0."
+    assert said("a", "b", "c") == "long, short and third come first on cuda:0."
+
+
 def test_an_experiment_of_higher_priority_gets_the_device_and_gives_it_back(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
