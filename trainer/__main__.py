@@ -4,6 +4,11 @@ directory; its events go to the outbox there. It does not depend on the daemon.
 
 from __future__ import annotations
 
+from trainer.runtime import early_signals
+
+if __name__ == "__main__":
+    early_signals.install()  # before the imports below, which take a second
+
 import os
 import socket
 import sys
@@ -46,8 +51,9 @@ def _lead(directory: Path, order: AttemptOrder) -> int:
         with locked(Path(order.run_dir) / "trainer.lock", order.token):
             ended = _train(order, own, 0)
     except BaseException as error:  # whatever it was, it is written down before the process goes
-        process.log_traceback(error)
         ended = _failure(error, own)
+        if ended.outcome == "failed":
+            process.log_traceback(error)
     own.end(ended)
     failpoint.hit("trainer.exit")
     return 1 if ended.outcome == "failed" else 0
@@ -59,13 +65,16 @@ def _follow(directory: Path, order: AttemptOrder, rank: int) -> int:
     try:
         ended = _train(order, own, rank)
     except BaseException as error:
-        process.log_traceback(error)
         ended = _failure(error, own)
+        if ended.outcome == "failed":
+            process.log_traceback(error)
     own.end(ended)
     return 1 if ended.outcome == "failed" else 0
 
 
 def _train(order: AttemptOrder, own: process.Process | RankProcess, rank: int) -> events.Ended:
+    if order.num_ranks == 1 and own.control.terminated:
+        raise Terminated("SIGTERM before training began")
     own.reporter.emit(events.Stage(stage="loading", detail="torch"))
     with _rendezvous(order, own, rank):
         from trainer.runtime import peer_watch, world

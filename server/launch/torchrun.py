@@ -7,6 +7,7 @@ agent would be followed by SIGKILL half a minute later, checkpoint or not.
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -16,9 +17,14 @@ from types import MappingProxyType
 from server.launch import process
 from server.launch.launcher import Handle, Spot, Work
 from server.launch.local import Local, helpers
-from trainer.contract.rundir import DUMP_SIGNAL
+from trainer.contract.rundir import DUMP_SIGNAL, LOG
 
 NAME = "torchrun"
+LOG_LINES = 120  # its report of an end is about 45 lines long
+_OF_THE_AGENT = re.compile(r"^[A-Z]\d{4} [\d:.]+ \d+ .*torch/distributed/")
+# "failed (exitcode: -9) local_rank: 0 (pid: 41) of …", "SignalException: Process 40 got signal: 15"
+_RANK_FAILED = re.compile(r"failed \(exitcode: (-?\d+)\) local_rank:")
+_AGENT_SIGNALLED = re.compile(r"Process \d+ got signal: (\d+)")
 
 
 def is_supported() -> bool:
@@ -50,6 +56,13 @@ class Torchrun(Local):
                 agent = one
         return asdict(agent) if agent is not None else None
 
+    def exit_code(self, spot: Spot) -> int | None:
+        """That of the rank that failed first, where the agent names it."""
+        code = super().exit_code(spot)
+        if code is None or code <= 0:
+            return code
+        return first_exit_code(process.log_tail(spot.directory / LOG, LOG_LINES)) or code
+
     def signal(self, spot: Spot, handle: Handle, *signals: signal.Signals) -> bool:
         """To rank 0; stacks are asked of every rank, since any of them may be what hangs, and one
         that a signal stopped goes on: the others wait for it."""
@@ -60,6 +73,23 @@ class Torchrun(Local):
                     more = (signal.SIGCONT,) if process.is_stopped(one.pid) else ()
                     process.send(one, spot.token, DUMP_SIGNAL, *more)
         return sent
+
+
+def first_exit_code(log: str) -> int | None:
+    """The exit code of the rank that failed first, or the signal that ended the agent (negative),
+    as the agent's report at the end of its log says; None without one."""
+    if (failed := _RANK_FAILED.search(log)) is not None:
+        return int(failed[1])
+    if (signalled := _AGENT_SIGNALLED.search(log)) is not None:
+        return -int(signalled[1])
+    return None
+
+
+def without_report(log: str) -> str:
+    """What the ranks wrote: the log up to the agent's report of its end."""
+    lines = log.splitlines()
+    end = next((i for i, line in enumerate(lines) if _OF_THE_AGENT.match(line)), len(lines))
+    return "\n".join(lines[:end])
 
 
 def stopped_ranks(spot: Spot) -> list[int]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from server.database.tables import Run
-from server.launch import kinds, process
+from server.launch import kinds, process, torchrun
 from server.machine import kernel_log
 from server.machine.kernel_log import Xid
 from server.machine.xid_events import XidListener
@@ -35,7 +35,8 @@ class PostMortem:
     @property
     def last_words(self) -> str:
         """The last line of the log that says anything, cut to what fits a sentence."""
-        said = [line.strip() for line in self.log_tail.splitlines() if line.strip()]
+        own = torchrun.without_report(self.log_tail)
+        said = [line.strip() for line in own.splitlines() if line.strip()]
         return said[-1][:LAST_WORDS_CHARACTERS] if said else ""
 
 
@@ -52,6 +53,8 @@ def examine(
     start = _kernel_log_start(watch)
     lines = kernel_log.kernel_lines(start) or (xids.lines(start) if xids is not None else [])
     tail_lines = STACK_DUMP_LINES if watch.stall_step else process.LOG_TAIL_LINES
+    if watch.launcher.name == torchrun.NAME:
+        tail_lines = torchrun.LOG_LINES
     return PostMortem(
         exit_code=watch.exit_code,
         oom=_oom(watch, lines),

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,6 +89,9 @@ def classify(said: ExitReport | None, seen: Circumstances) -> Ending:
     if said is not None and said.outcome != "failed":
         reason = Reason.stalled if seen.stalled and said.outcome == "terminated" else said.reason
         return Ending(said.outcome, reason, said.message or reason.sentence, said.step)
+    if _was_terminated_early(said, seen):
+        message = "SIGTERM ended it while it was starting, before it could record anything"
+        return Ending("terminated", Reason.terminated, message)
     if said is not None and (seen.xid is None or said.reason not in _MAYBE_THE_GPU):
         return Ending("failed", said.reason, said.message or said.reason.sentence, said.step)
     step = said.step if said is not None else None
@@ -95,6 +99,14 @@ def classify(said: ExitReport | None, seen: Circumstances) -> Ending:
     if said is None and reason in _NO_FAULT_OF_THE_RUN:
         return Ending("terminated", reason, message, step)
     return Ending("failed" if said else "crashed", reason, message, step, seen.xid)
+
+
+def _was_terminated_early(said: ExitReport | None, seen: Circumstances) -> bool:
+    """Whether SIGTERM came before its handler: afterwards it ends no process. Of several ranks the
+    others then report a lost one."""
+    is_unexplained = said is None or said.reason is Reason.rank_lost
+    is_signal_alone = not (seen.stalled or seen.other_boot or seen.engine or seen.xid)
+    return is_unexplained and is_signal_alone and seen.exit_code == -signal.SIGTERM
 
 
 def _cause(seen: Circumstances) -> tuple[Reason, str]:
@@ -117,8 +129,6 @@ def _exit_words(code: int | None) -> str:
     if code is None:
         return "killed, or ended while the daemon was not running"
     if code < 0:
-        import signal
-
         try:
             return f"killed by {signal.Signals(-code).name}"
         except ValueError:

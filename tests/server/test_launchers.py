@@ -70,6 +70,47 @@ def _started(launcher: Launcher, spot: Spot) -> Handle:
     return handle
 
 
+_API = "torch/distributed/elastic/multiprocessing/api.py"
+_REPORT = f"""W1129 01:33:15.037000 14065 {_API}:1028] Sending process 14101 closing signal SIGTERM
+E1129 01:33:15.041000 14065 {_API}:1002] failed (exitcode: -9) local_rank: 0 (pid: 14100) of binary
+Traceback (most recent call last):
+torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
+  exitcode  : -15 (pid: 14101)  (SIGTERM)
+============================================================
+"""
+_SIGNALLED = (
+    "torch.distributed.elastic.multiprocessing.api.SignalException: Process 7 got signal: 15"
+)
+
+
+@pytest.mark.parametrize(
+    ("log", "code"),
+    [(_REPORT, -9), (_SIGNALLED, -15), ("RuntimeError: no such file", None), ("", None)],
+)
+def test_the_agents_report_names_the_rank_that_failed_first(log: str, code: int | None) -> None:
+    assert torchrun.first_exit_code(log) == code
+
+
+def test_what_the_ranks_wrote_is_told_from_the_agents_report() -> None:
+    assert torchrun.without_report(f"it trains\nit ends\n{_REPORT}") == "it trains\nit ends"
+    assert torchrun.without_report("it trains") == "it trains"
+
+
+@pytest.mark.parametrize(("kind", "code"), [("torchrun", -9), ("local", 1)])
+def test_a_gang_ends_with_the_exit_code_of_the_rank_that_failed_first(
+    tmp_path: Path, kind: str, code: int
+) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexit 1\n")
+    python.chmod(0o755)
+    (tmp_path / rundir.LOG).write_text(_REPORT)
+    settings = Settings(data_dir=tmp_path / "data", trainer_python=str(python))
+    launcher, spot = kinds.make(settings)[kind], Spot(tmp_path, secrets.token_hex(8))
+    launcher.spawn(Work(spot, "trainer"))
+    assert _until(lambda: launcher.exit_code(spot)) == code
+    launcher.release(spot)
+
+
 def test_what_was_started_is_alive_and_found_again(launcher: Launcher, spot: Spot) -> None:
     handle = _started(launcher, spot)
     assert launcher.is_known(handle)

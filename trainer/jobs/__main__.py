@@ -5,6 +5,11 @@ A job has a directory with the same outbox, inbox, exit record and lock as an at
 
 from __future__ import annotations
 
+from trainer.runtime import early_signals
+
+if __name__ == "__main__":
+    early_signals.install()  # before the imports below, which take a second
+
 import importlib
 import sys
 from pathlib import Path

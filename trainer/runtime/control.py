@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from trainer.contract import commands, journal
 from trainer.contract.rundir import DUMP_SIGNAL
+from trainer.runtime import early_signals
 
 
 class Control:
@@ -33,6 +34,7 @@ class Control:
     def install_signals(self) -> None:
         signal.signal(signal.SIGTERM, self._on_terminate)
         signal.signal(signal.SIGINT, self._on_terminate)
+        self.terminated |= early_signals.has_received()
         for name in ("SIGUSR1", "SIGUSR2"):
             if hasattr(signal, name):
                 signal.signal(getattr(signal, name), self._on_save)

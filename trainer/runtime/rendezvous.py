@@ -28,7 +28,7 @@ _PROC = Path("/proc")
 
 
 class Terminated(Exception):
-    """SIGTERM before all ranks had joined: nothing was trained that could be saved."""
+    """SIGTERM before training began: nothing was trained that could be saved."""
 
 
 class Rendezvous:

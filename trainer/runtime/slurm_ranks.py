@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+
+from trainer.runtime import early_signals
 
 MEETING = "meeting.json"
 MEET_SECONDS = 600.0  # nodes start one after another, and import torch from a shared disk
@@ -60,6 +64,8 @@ def _invite(attempt: Path, job: str, nodes: int) -> dict[str, str | int]:
 def _find(attempt: Path, job: str) -> dict[str, str | int]:
     deadline = time.monotonic() + MEET_SECONDS
     while time.monotonic() < deadline:
+        if early_signals.has_received():
+            sys.exit(128 + signal.SIGTERM)  # nothing has begun that could be recorded
         with suppress(OSError, ValueError):
             os.listdir(attempt)  # has a network file system look again
             place = json.loads((attempt / MEETING).read_text())

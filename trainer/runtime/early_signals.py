@@ -1,0 +1,26 @@
+"""Early signals: SIGTERM and SIGINT that arrive while a process still imports its modules.
+
+An entry point installs them first; `Control.install_signals` replaces them. By default SIGTERM
+would end the process without a record, which looks like a crash.
+"""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+
+_received: list[int] = []
+
+
+def install() -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _on_signal)
+
+
+def has_received() -> bool:
+    """Whether one has arrived since `install`."""
+    return bool(_received)
+
+
+def _on_signal(signum: int, frame: FrameType | None) -> None:
+    _received.append(signum)
