@@ -57,7 +57,9 @@ def test_sigterm_while_modules_are_imported_ends_it_in_order(lab, ranks):
     started = start_torchrun(directory, ranks, **held) if ranks > 1 else start(directory, **held)
     wait_for(lambda: catches_sigterm(of_rank_0(started.pid, ranks)))
     assert not (directory / "outbox.jsonl").exists()
-    os.kill(of_rank_0(started.pid, ranks), signal.SIGTERM)
+    pid = of_rank_0(started.pid, ranks)
+    assert pid is not None
+    os.kill(pid, signal.SIGTERM)
     started.wait(60)
     record = run.exit()
     assert (record["outcome"], record["reason"]) == ("terminated", "terminated")
