@@ -57,6 +57,11 @@ export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
+/** Scrolls a row of links sideways, and nothing else, until `link` is in its middle. */
+export function center(row, link) {
+  row.scrollLeft = link.offsetLeft - row.offsetLeft - (row.clientWidth - link.offsetWidth) / 2;
+}
+
 /** Text by a person: isolated, so that right-to-left names do not turn their surroundings. */
 export function userText(text, selector = "bdi") {
   return h(selector, { dir: "auto" }, text ?? "");

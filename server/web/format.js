@@ -49,6 +49,11 @@ export function bytes(x, digits = 3) {
   return `${Math.round(x)} B`;
 }
 
+const JOULES_PER_KWH = 3.6e6;
+
+/** 2220000 joules -> "0.62 kWh" */
+export const energy = (joules) => (known(joules) ? `${fixed(joules / JOULES_PER_KWH, 2)} kWh` : NONE);
+
 export const percent = (x, digits = 0) => (known(x) ? `${(100 * x).toFixed(digits)} %` : NONE);
 
 /** The share done, never rounded up to done: 99.99 % is "99.9 %". */

@@ -20,7 +20,7 @@ export function yieldsOf(events) {
 
 /** "yielded to steam at 20:04, back at 23:31" */
 export function yieldLine({ at, until, by, isOver }, now) {
-  const back = until === null ? (isOver ? "" : ", resumes automatically") : `, back at ${when(until, now)}`;
+  const back = until === null ? (isOver ? "" : ", resumes by itself") : `, back at ${when(until, now)}`;
   return `${by} at ${when(at, now)}${back}`;
 }
 

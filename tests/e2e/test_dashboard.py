@@ -20,6 +20,7 @@ from tests.e2e.tunnel import tunnel
 pytestmark = [pytest.mark.needs("browser"), pytest.mark.timeout(180)]
 AXE = Path(__file__).parent / "vendor" / "axe-core" / "axe.min.js"
 RUN = "#/runs/rtx4070-d12-200k"
+LONG_TITLE = "#/runs/d12-batch-131k"
 SCHEDULED = ["#/queue", "#/groups", "#/groups/ladder"]
 DEMO = {"name": "demo", "horizon": {"steps": 2000}}
 
@@ -527,11 +528,40 @@ def test_what_fingers_touch_is_large_enough(stub_url: str, open_page: OpenPage, 
     page = open_page(f"{stub_url}/{place}", width=390, height=844, has_touch=True, is_mobile=True)
     settled(page)
     small = page.evaluate(
-        "Array.from(document.querySelectorAll('button, .button, select, .tabs a, .topbar a'))"
-        ".filter((e) => e.offsetParent && e.getBoundingClientRect().height < 43.5)"
-        ".map((e) => e.textContent)"
+        "Array.from(document.querySelectorAll('button, .button, select, input[type=range], .tabs a,"
+        " .topbar a')).filter((e) => e.offsetParent && !e.closest('thead'))"
+        ".filter((e) => { const box = e.getBoundingClientRect();"
+        " return Math.min(box.width, box.height) < 43.5; }).map((e) => e.outerHTML)"
     )
     assert small == []
+
+
+def test_the_part_that_is_shown_is_in_view_among_its_tabs(
+    stub_url: str, open_page: OpenPage
+) -> None:
+    page = open_page(f"{stub_url}/{RUN}/plan", width=390, height=844, has_touch=True)
+    settled(page)
+    for row in (".tabs", ".topbar nav"):
+        edges = page.locator(row).evaluate(
+            "(row) => [row, row.querySelector('[aria-current]')].map((e) => e"
+            ".getBoundingClientRect()).flatMap((box) => [box.left, box.right])"
+        )
+        left, right, link_left, link_right = edges
+        assert left - 1 <= link_left < link_right <= right + 1, row
+    assert page.evaluate("scrollY") == 0
+
+
+@pytest.mark.parametrize("place", ["#/help", "#/queue", "#/groups/ladder"])
+def test_no_line_of_a_text_crosses_a_wall(stub_url: str, open_page: OpenPage, place: str) -> None:
+    page = open_page(f"{stub_url}/{place}", width=3840, height=2160)
+    settled(page)
+    long = page.evaluate(
+        "[...document.querySelectorAll('main p')].filter((p) => {"
+        " const text = document.createRange(); text.selectNodeContents(p);"
+        " const size = parseFloat(getComputedStyle(p).fontSize);"
+        " return text.getBoundingClientRect().width > 80 * size; }).map((p) => p.textContent)"
+    )
+    assert long == []
 
 
 def with_changes(page: Any, pattern: str, **changes: Any) -> None:
@@ -737,7 +767,17 @@ def test_what_people_type_stays_text(stub_url: str, open_page: OpenPage) -> None
 
 @pytest.mark.parametrize(
     "place",
-    ["", RUN, "#/new", "#/compare", "#/playground", f"{RUN}/checkpoints", "#/jobs", *SCHEDULED],
+    [
+        "",
+        RUN,
+        "#/new",
+        "#/compare",
+        "#/playground",
+        f"{RUN}/checkpoints",
+        "#/jobs",
+        LONG_TITLE,
+        *SCHEDULED,
+    ],
 )
 @pytest.mark.parametrize("width", [390, 3840])
 def test_every_page_fits_a_phone_and_a_wall(

@@ -126,7 +126,7 @@ def test_priority_and_hours_of_a_run_are_changed_on_its_page(
     page.get_by_text("No hours: training never starts.").wait_for()
     page.get_by_role("button", name="Save").click()
     page.get_by_text(
-        re.compile(rf"^Paused outside its hours at {WHEN}, resumes automatically\.$")
+        re.compile(rf"^Paused outside its hours at {WHEN}, resumes by itself\.$")
     ).wait_for()
     spec = daemon.run("demo")["spec"]
     assert (spec["priority"], spec["hours"]) == (5, [])

@@ -2,7 +2,7 @@
 
 import { conditionLine } from "../condition.js";
 import { fill, h, setText, userText } from "../dom.js";
-import { ago, bpb, bytes, count, duration, exactly, exponent, fixed, integer, loss, percent, when } from "../format.js";
+import { ago, bpb, bytes, count, duration, energy, exactly, exponent, fixed, integer, loss, percent, when } from "../format.js";
 import { yieldLine } from "../yields.js";
 import { progressBar, setState, stateBadge } from "./state.js";
 
@@ -36,7 +36,7 @@ function powerOf(p, d) {
   const notes = [
     p.power_watts === null && d.device === "cpu" && "not measured on the CPU",
     p.temperature_celsius !== null && `${fixed(p.temperature_celsius, 0)} °C`,
-    p.energy_joules !== null && `${fixed(p.energy_joules / 3.6e6, 2)} kWh`,
+    p.energy_joules !== null && energy(p.energy_joules),
     byDevice(p, (rank) => rank.power_watts ?? null, (watts) => `${fixed(watts, 0)} W`),
   ];
   return [p.power_watts === null ? "–" : `${fixed(p.power_watts, 0)} W`, notes.filter(Boolean).join(", ")];
@@ -52,7 +52,7 @@ function timeOf(p) {
 /** What the rest takes: "3.20 kWh, cost 0.96"; empty where the device reports no energy. */
 function spendOf({ energy_left_joules: joules = null, cost_left: cost = null }) {
   if (joules === null) return "";
-  return `${fixed(joules / 3.6e6, 2)} kWh${cost === null ? "" : `, cost ${fixed(cost, 2)}`}`;
+  return `${energy(joules)}${cost === null ? "" : `, cost ${fixed(cost, 2)}`}`;
 }
 
 /** The parts of a sum over the devices of a run: "cuda:0 9.4 GB, cuda:1 9.3 GB"; empty for a run on one. */

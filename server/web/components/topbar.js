@@ -1,6 +1,6 @@
 /** Brand, places, whether the stream is live, and the theme. */
 
-import { fill, h, setText, svg } from "../dom.js";
+import { center, fill, h, setText, svg } from "../dom.js";
 import * as prefs from "../prefs.js";
 import { link } from "../router.js";
 
@@ -10,17 +10,18 @@ const THEMES = ["system", "light", "dark"];
 export function createTopbar(host) {
   const places = [["", "Runs"], ["queue", "Queue"], ["groups", "Groups"], ["compare", "Compare"], ["playground", "Playground"], ["jobs", "Jobs"], ["new", "New run"]];
   const anchors = places.map(([name, text]) => h("a", { href: link(name ? [name] : []), dataset: { place: name } }, text));
+  const pages = h("nav", { "aria-label": "Pages" }, anchors);
   const said = h("span");
   const live = h("div.live", { role: "status" }, said);
   fill(host,
     h("a.brand", { href: "#/", "aria-label": "traind: runs" }, logo(), h("span", {}, "traind")),
-    h("nav", { "aria-label": "Pages" }, anchors),
+    pages,
     h("span.spring"), live, h("a.bar-link", { href: link(["help"]) }, "Help"), h("a.bar-link", { href: "docs" }, "API"), signOut(), themeButton());
 
   function setPlace({ parts: [name = ""] }) {
     for (const anchor of anchors) {
       const isHere = anchor.dataset.place === (name === "runs" ? "" : name);
-      if (isHere) anchor.setAttribute("aria-current", "page");
+      if (isHere) (anchor.setAttribute("aria-current", "page"), center(pages, anchor));
       else anchor.removeAttribute("aria-current");
     }
   }

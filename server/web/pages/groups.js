@@ -7,7 +7,7 @@ import { choice } from "../components/resume-dialog.js";
 import { segmented } from "../components/segmented.js";
 import { table } from "../components/table.js";
 import { fill, h, setText, userText } from "../dom.js";
-import { ago, bpb, duration, exactly, fixed, integer } from "../format.js";
+import { ago, bpb, duration, energy, exactly, integer } from "../format.js";
 import { bodyOf, countsOf, numMembers, problemsOf } from "../group-text.js";
 import { createLoader } from "../loader.js";
 import { go, link } from "../router.js";
@@ -40,7 +40,7 @@ const COLUMNS = [
   { label: "State", cell: (g) => countsOf(g.counts) },
   { label: "Best val bpb", num: true, cell: (g) => bpb(g.best_val_bpb) },
   { label: "Trained", num: true, cell: (g) => duration(g.training_seconds) },
-  { label: "Energy", num: true, cell: (g) => (g.energy_joules === null ? "–" : `${fixed(g.energy_joules / 3.6e6, 2)} kWh`) },
+  { label: "Energy", num: true, cell: (g) => energy(g.energy_joules) },
   { label: "Created", cell: (g) => h("span", { title: exactly(g.created_at) }, ago(g.created_at)) },
 ];
 

@@ -4,7 +4,7 @@ import { get, path } from "../api.js";
 import { createActions } from "../components/actions.js";
 import { failureCard } from "../components/failure-card.js";
 import { createRunHead } from "../components/run-head.js";
-import { fill, h } from "../dom.js";
+import { center, fill, h } from "../dom.js";
 import { progress as share } from "../format.js";
 import { createLoader } from "../loader.js";
 import { go, here, link } from "../router.js";
@@ -56,8 +56,9 @@ export async function mount(root, place, { setStatus }) {
   const refused = h("div");
   const failure = failureCard(run);
   const tabs = TABS.map(([key, text]) => h("a", { href: link(["runs", name, key].filter(Boolean)), dataset: { key } }, text));
+  const row = h("nav.tabs", { "aria-label": "Parts of this run" }, tabs);
   const panel = h("div.tab-panel");
-  fill(root, head.element(actions.element), refused, failure.element, head.stats, h("nav.tabs", { "aria-label": "Parts of this run" }, tabs), panel);
+  fill(root, head.element(actions.element), refused, failure.element, head.stats, row, panel);
   const again = createLoader({ host: head.stats, refused, ask: askAll, show: (answers) => (Object.assign(run, answers), redraw()) });
   head.stats.removeAttribute("aria-busy"); // it has its first answer
   redraw();
@@ -112,7 +113,7 @@ export async function mount(root, place, { setStatus }) {
     if (tab?.key === key) return;
     tab?.part.unmount?.();
     for (const anchor of tabs) {
-      if (anchor.dataset.key === key) anchor.setAttribute("aria-current", "page");
+      if (anchor.dataset.key === key) (anchor.setAttribute("aria-current", "page"), center(row, anchor));
       else anchor.removeAttribute("aria-current");
     }
     const [, , module] = TABS.find(([k]) => k === key);
