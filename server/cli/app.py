@@ -6,44 +6,74 @@ Exit status: 0 done, 1 refused or failed, 2 wrong usage, 3 no daemon answers, 13
 
 from __future__ import annotations
 
+import sys
 from functools import partial
+from types import ModuleType
 from typing import Annotated
 
 import typer
 
-from server.cli import (
-    backups,
-    checkpoints,
-    daemon,
-    doctor,
-    extending,
-    groups,
-    interpreter,
-    jobs,
-    lifecycle,
-    listing,
-    measures,
-    mirroring,
-    output,
-    planning,
-    power,
-    running,
-    scheduling,
-    watching,
-)
+from server.cli import interpreter, output, running
 
-app = typer.Typer(
-    name="traind",
-    help="Train GPTs on your own machine: start, watch, pause, resume and extend runs.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-for _part in (
-    lifecycle, watching, listing, extending, planning, checkpoints, measures, mirroring, jobs,
-    daemon, backups, doctor, scheduling, groups, power,
-):  # fmt: skip
-    _part.register(app)
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one command and exit with its status."""
+    words = sys.argv[1:] if arguments is None else arguments
+    # the daemon keeps what its command line loaded: 2 MB with the modules of every command
+    parts = _serve_parts() if words[:1] == ["serve"] else _all_parts()
+    running.run(partial(build(*parts), args=arguments, prog_name="traind"))
+
+
+def build(*parts: ModuleType) -> typer.Typer:
+    """The command line with the commands of these modules; without any, of all."""
+    app = typer.Typer(
+        name="traind",
+        help="Train GPTs on your own machine: start, watch, pause, resume and extend runs.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(root)
+    for part in parts or _all_parts():
+        part.register(app)
+    app.command(
+        rich_help_panel="Daemon",
+        add_help_option=False,  # the demo's own
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    )(demo)
+    return app
+
+
+def _serve_parts() -> tuple[ModuleType, ...]:
+    from server.cli import daemon
+
+    return (daemon,)
+
+
+def _all_parts() -> tuple[ModuleType, ...]:
+    """In the order of the help."""
+    from server.cli import (
+        backups,
+        checkpoints,
+        daemon,
+        doctor,
+        extending,
+        groups,
+        jobs,
+        lifecycle,
+        listing,
+        measures,
+        mirroring,
+        planning,
+        power,
+        scheduling,
+        watching,
+    )
+
+    return (
+        lifecycle, watching, listing, extending, planning, checkpoints, measures, mirroring, jobs,
+        daemon, backups, doctor, scheduling, groups, power,
+    )  # fmt: skip
 
 
 def _version(wanted: bool) -> None:
@@ -57,7 +87,6 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def root(
     url: Annotated[
         str | None,
@@ -70,19 +99,9 @@ def root(
     output.url.set(url)
 
 
-@app.command(
-    rich_help_panel="Daemon",
-    add_help_option=False,  # the demo's own
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-)
 def demo(context: typer.Context) -> None:
     """Train a small GPT with a daemon of its own: pause, resume, extend, report."""
     interpreter.replace_by("server.demo", context.args)
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Run one command and exit with its status."""
-    running.run(partial(app, args=arguments, prog_name="traind"))
 
 
 if __name__ == "__main__":

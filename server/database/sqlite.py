@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from trainer.contract import failpoint
 
 BUSY_SECONDS = 5.0
 READERS = 8
-_WRITER_CACHE_KIB = 2_048
+_WRITER_CACHE_KIB = 1_024  # a transaction of the ingestion changes a fraction of it
 _READER_CACHE_KIB = 512
 
 
@@ -41,15 +40,15 @@ class Library:
 
 def choose_library() -> Library:
     """pysqlite3 where it is installed and fixed, else a fixed standard library, else no WAL."""
-    candidates: list[tuple[str, ModuleType]] = [("sqlite3", sqlite3)]
     with suppress(ImportError):
-        candidates.insert(0, ("pysqlite3", importlib.import_module("pysqlite3.dbapi2")))
-    for name, module in candidates:
+        module = importlib.import_module("pysqlite3.dbapi2")
         if has_wal_reset_fix(module.sqlite_version_info):
-            return Library(module, name, module.sqlite_version, "WAL")
-    name, module = candidates[-1]
+            return Library(module, "pysqlite3", module.sqlite_version, "WAL")
+    module = importlib.import_module("sqlite3")  # only now: each library takes 1 MB of the daemon
+    if has_wal_reset_fix(module.sqlite_version_info):
+        return Library(module, "sqlite3", module.sqlite_version, "WAL")
     return Library(
-        module, name, module.sqlite_version, "DELETE",
+        module, "sqlite3", module.sqlite_version, "DELETE",
         f"SQLite {module.sqlite_version} has the WAL-reset bug: the database runs in the slower "
         "DELETE journal mode. Install pysqlite3 or a Python with SQLite 3.51.3 or newer.",
     )  # fmt: skip
@@ -80,6 +79,7 @@ def make_engine(
         pool_size=READERS if reading else 1,
         max_overflow=READERS if reading else 0,
         pool_timeout=BUSY_SECONDS,
+        pool_use_lifo=True,  # the connection whose cache is warm; the others stay small
         json_serializer=dump_json,
     )
     begin = "BEGIN" if reading else "BEGIN IMMEDIATE"

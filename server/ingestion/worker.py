@@ -22,6 +22,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
 
+from sqlalchemy.orm import configure_mappers
+
 from server.database.db import Database
 from server.errors import TraindError
 from server.ingestion import ingest
@@ -55,6 +57,7 @@ class Worker:
     def fork(cls) -> Worker:
         """Begin the process. Call it while there is one thread and no database is open."""
         ours, theirs = socket.socketpair()
+        configure_mappers()  # here once and shared, not in each of the two processes
         gc.freeze()  # what is never looked at for garbage stays shared
         pid = os.fork()
         if pid == 0:

@@ -82,9 +82,9 @@ def test_an_init_is_pid_1_and_signals_reach_the_daemon():
 def test_the_command_asks_for_a_token_and_takes_its_trainers_along(tmp_path: Path):
     import typer.main
 
-    from server.cli.app import app
+    from server.cli.app import build
 
-    command = typer.main.get_command(app).commands["serve"]  # type: ignore[attr-defined]
+    command = typer.main.get_command(build()).commands["serve"]  # type: ignore[attr-defined]
     given = command.make_context("serve", json.loads(of("CMD")[0].text)[1:]).params
     settings = read_settings(**{**given, "data_dir": tmp_path})
     assert settings.stop_trainers

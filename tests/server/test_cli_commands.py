@@ -16,7 +16,7 @@ import pytest
 from typer.main import get_command
 
 from server.cli import power as cli_power
-from server.cli.app import app, main
+from server.cli.app import build, main
 from server.cli.specfile import read_spec
 from server.reporting import png, preview
 from tests.server import stub_daemon
@@ -656,17 +656,13 @@ def test_help_loads_nothing_heavy():
 
 
 def test_every_command_has_help():
-    import typer.main
-
-    from server.cli.app import app
-
     def walk(command: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
         assert command.help, f"{' '.join(path)} has no help"
         for name, below in getattr(command, "commands", {}).items():
             yield from walk(below, (*path, name))
         yield path
 
-    paths = set(walk(typer.main.get_command(app), ()))
+    paths = set(walk(get_command(build()), ()))
     expected = {
         "serve", "run", "ps", "show", "watch", "logs", "events", "pause", "resume", "extend",
         "start", "cancel", "delete", "plan", "phases", "attempts", "metrics", "export", "sample",
@@ -720,7 +716,7 @@ def test_every_command_that_asks_the_daemon_speaks_json():
 
     without = {
         path
-        for path, command in commands(get_command(app))
+        for path, command in commands(get_command(build()))
         if not any("--json" in option.opts for option in command.params)
     }
     assert without <= WITHOUT_JSON, without - WITHOUT_JSON

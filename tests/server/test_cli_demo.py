@@ -68,7 +68,7 @@ def command(**_):
     except KeyboardInterrupt:
         sys.exit(output.INTERRUPTED)
 
-app.app = command
+app.build = lambda *_: command
 app.main([])
 """
 

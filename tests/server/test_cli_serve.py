@@ -14,7 +14,7 @@ import pytest
 import typer.main
 
 from server.cli import daemon, doctor
-from server.cli.app import app, main
+from server.cli.app import build, main
 from server.daemon import systemd
 from server.settings import Settings
 
@@ -40,7 +40,7 @@ def _clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def serve_command() -> Any:
-    return typer.main.get_command(app).commands["serve"]  # type: ignore[attr-defined]
+    return typer.main.get_command(build()).commands["serve"]  # type: ignore[attr-defined]
 
 
 def test_every_setting_is_a_flag_of_serve():
