@@ -45,3 +45,32 @@ def test_the_trainer_knows_no_server(module: str):
 
 def test_an_import_that_is_heavy_would_be_seen():
     assert "numpy" in brought_by("numpy") & HEAVY
+
+
+def loaded_by(code: str) -> set[str]:
+    """Modules that `code`, which may exit, adds to those of a fresh interpreter."""
+    code = (
+        f"import sys, json\nbefore = set(sys.modules)\ntry:\n    {code}\nexcept SystemExit: pass\n"
+        "print(json.dumps(sorted(set(sys.modules) - before)), file=sys.stderr)"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    return set(json.loads(ran.stderr))
+
+
+def test_serve_loads_only_its_own_commands():
+    """The daemon keeps what its command line loaded."""
+    main = "from server.cli.app import main; main(['{}', '--help'])"
+    assert "server.cli.daemon" in loaded_by(main.format("serve"))
+    parts = {"server.cli.listing", "server.cli.doctor", "server.cli.watching"}
+    assert loaded_by(main.format("serve")) & parts == set()
+    assert parts <= loaded_by(main.format("ps"))
+
+
+def test_the_daemon_loads_one_sqlite_and_no_report():
+    loaded = loaded_by(
+        "import server.main; from server.database.sqlite import choose_library; choose_library()"
+    )
+    assert len(loaded & {"sqlite3", "pysqlite3"}) <= 1
+    assert "server.reporting.report" not in loaded

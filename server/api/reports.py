@@ -8,7 +8,6 @@ from starlette.responses import Response
 from server.api.deps import Conf, Db, RunRef, StrictRoute, negotiate
 from server.api.openapi import problems
 from server.queries import store
-from server.reporting import report
 
 router = APIRouter(prefix="/v1/runs/{run}", tags=["history"], route_class=StrictRoute)
 REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"
@@ -22,6 +21,8 @@ REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; s
 )
 def show_report(run: RunRef, db: Db, conf: Conf, request: Request) -> Response:
     """The summary of a run: Markdown, HTML or JSON by Accept."""
+    from server.reporting import report  # 1 MB that a daemon takes for its first report
+
     kind = negotiate(request, "text/markdown", "text/html", "application/json")
     write = {
         "text/markdown": report.markdown,

@@ -56,6 +56,17 @@ def test_a_reader_sees_one_moment_and_cannot_write(db: Database) -> None:
             session.connection().exec_driver_sql("DELETE FROM counters")
 
 
+def test_the_reader_that_was_used_last_is_used_first(db: Database) -> None:
+    with db.read() as one, db.read() as two:
+        connections = [s.connection().connection.dbapi_connection for s in (one, two)]
+    assert connections[0] is not connections[1]
+    used = set()
+    for _ in range(4):
+        with db.read() as session:
+            used.add(id(session.connection().connection.dbapi_connection))
+    assert len(used) == 1, "the others' caches stay empty"
+
+
 def test_pragmas(db: Database) -> None:
     with db.write() as session:
         ask = session.connection().exec_driver_sql

@@ -150,3 +150,19 @@ def _until(holds: Callable[[], bool], seconds: float = 20.0) -> None:
     while not holds():
         assert time.monotonic() < end
         time.sleep(0.02)
+
+
+def test_the_mappers_are_configured_before_the_fork():
+    """Configured later, they take their memory in both processes."""
+    code = (
+        "import os\n"
+        "from server.database.tables import Base\n"
+        "from server.ingestion.worker import Worker\n"
+        "def fork():\n"
+        "    print(all(mapper.configured for mapper in Base.registry.mappers))\n"
+        "    raise SystemExit\n"
+        "os.fork = fork\n"
+        "Worker.fork()\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert ran.stdout == "True\n", ran.stderr
