@@ -63,8 +63,13 @@ def read_file(paths: DataDir) -> dict[str, PlacePolicyView]:
 
 
 def problems(device: Device, policy: PlacePolicyView) -> list[str]:
-    """Why its power limits could not be set now, each with what to do."""
+    """Why parts of it have no effect now, each with what to do."""
     found: list[str] = []
+    if policy.neighbours and device.uuid is None:
+        found.append(
+            f"No run on {device.device} makes way for another program: only those on an NVIDIA GPU "
+            "are known."
+        )
     for rule in policy.power or ():
         if rule.power_limit_watts is not None and device.uuid is not None:
             why = power.why_not(device.device, device.uuid, rule.power_limit_watts)

@@ -17,13 +17,23 @@ MAX_ERRORS = 20
 MAX_FINDINGS = (
     200  # looked at: a sentence with the nearest known key takes a tenth of a millisecond
 )
-_PATTERNS = {
+PATTERNS = {
     NAME_PATTERN: "a name is 1 to 64 letters, digits, '.', '_' or '-', beginning with a letter "
     "or a digit",
     r"^[LS]{1,64}$": "the pattern is made of L (full attention) and S (a short window)",
     r"^(auto|cpu|mps|cuda(:\d{1,3})?)$": "a device is auto, cpu, mps, cuda or cuda:0",
     r"^[a-z][a-z0-9+.-]*://\S+$": "a URL with its scheme, such as https://example.org/hook",
     r"^[A-Za-z0-9._-]+/[A-Za-z0-9._-]+$": "a data set is named owner/name",
+    r"^(cpu|cuda:\d{1,3})$": "a device of a run on several is cpu or cuda:0",
+    r"^([01]\d|2[0-3]):[0-5]\d$": "a time is written HH:MM, from 00:00 to 23:59",
+    r"^(\d{1,3}-)?\d{1,4}(:[0-5]\d){0,2}$": "a time limit is written as Slurm reads it: minutes, "
+    "hours:minutes:seconds or days-hours",
+    r"^\d{1,9}[KMGT]?$": "memory is a number with K, M, G or T, such as 200G",
+    r"^[A-Za-z0-9_][A-Za-z0-9_.@+:,-]{0,127}$": "a name has up to 128 letters, digits "
+    "and _.@+:,- and begins with a letter, a digit or _",
+    r"^[A-Za-z0-9_\[(][A-Za-z0-9_.,:=@+&|*()\[\]-]{0,255}$": "an expression of node features or "
+    "names, such as a100&nvlink or node[1-4]",
+    r"^[A-Za-z0-9_][A-Za-z0-9_.+/-]{0,127}$": "a module is named like cuda/12.4",
 }
 
 
@@ -90,8 +100,8 @@ def _sentence(finding: Any, path: list[str], model: type[BaseModel] | None) -> s
         return "this is required"
     if kind == "extra_forbidden":
         return _unknown_key(path, model)
-    if kind == "string_pattern_mismatch" and context.get("pattern") in _PATTERNS:
-        return _PATTERNS[context["pattern"]] + _given(finding, path)
+    if kind == "string_pattern_mismatch" and context.get("pattern") in PATTERNS:
+        return PATTERNS[context["pattern"]] + _given(finding, path)
     message = printable(finding["msg"].removeprefix("Value error, "), 400)
     message = message[:1].lower() + message[1:]
     given = finding.get("input")

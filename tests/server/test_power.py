@@ -280,6 +280,14 @@ class TestPolicy:
         assert answer["power"][0]["ceiling_celsius"] == 80
         assert asgi.get("/v1/devices/cuda:0/policy").json() == answer
 
+    def test_neighbours_of_a_device_whose_programs_are_unknown_are_a_problem_in_words(
+        self, asgi: Asgi
+    ) -> None:
+        body = {"neighbours": {"yield_to": ["steam"]}}
+        answer = asgi.request("PUT", "/v1/devices/cpu/policy", json=body).json()
+        assert answer["neighbours"]["yield_to"] == ["steam"]
+        assert "only those on an NVIDIA GPU are known" in answer["problems"][0]
+
     def test_a_device_without_power_figures_takes_no_rule(self, asgi: Asgi) -> None:
         body = {"power": [{"power_limit_watts": 150}]}
         answer = asgi.request("PUT", "/v1/devices/cpu/policy", json=body)

@@ -10,8 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from server.guard import validation
+from server.schemas.policies import PlacePolicyView
 from tests.server.asgi import Asgi
 from tests.server.spec_edges import PATH_FIELDS, PATHS, body_of, edges, leaves
+from trainer.contract.spec import RunSpec
 
 EDGES = edges()
 
@@ -105,3 +108,33 @@ def test_paths_that_are_there_are_still_taken(one: Asgi, tmp_path: Path) -> None
     (tmp_path / "a.txt").write_text("text " * 500)
     assert answer_to(one, ("data.path", str(tmp_path))) == 201
     assert set(PATH_FIELDS) == {"data.path", "data.tokenizer.path", "evaluate.core_bundle"}
+
+
+def test_every_pattern_is_explained_in_words() -> None:
+    """A regular expression is no answer to somebody who wrote "7" for a time."""
+    found: set[str] = set()
+
+    def collect(part: Any) -> None:
+        if isinstance(part, dict):
+            found.update(text for key, text in part.items() if key == "pattern")
+            for value in part.values():
+                collect(value)
+        elif isinstance(part, list):
+            for value in part:
+                collect(value)
+
+    for model in (RunSpec, PlacePolicyView):
+        definitions = model.model_json_schema()
+        collect(definitions.get("$defs", {}))
+        collect(list(definitions["properties"].values()))
+    patterns = {text for text in found if isinstance(text, str)}
+    assert len(patterns) >= 10
+    assert patterns <= validation.PATTERNS.keys()
+
+
+def test_a_time_that_is_none_is_answered_with_how_to_write_one(one: Asgi) -> None:
+    body = {"name": "x", "hours": [{"from": "22:00", "to": "7"}]}
+    answer = one.post("/v1/runs", body)
+    assert answer.status_code == 422
+    detail = "a time is written HH:MM, from 00:00 to 23:59 (given: 7)"
+    assert answer.json()["errors"] == [{"pointer": "/hours/0/to", "detail": detail}]

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,7 +18,10 @@ import pytest
 
 from tests.trainer.forkserver import start_torchrun, torchrun
 from tests.trainer.test_recipes import GOLDEN_TORCH, ONE_INSTRUCTION_SET
-from trainer.contract.rundir import rank_process
+from trainer.contract.rundir import ProcessIdentity, rank_process
+from trainer.runtime import rendezvous
+from trainer.runtime.peers import Registration
+from trainer.runtime.rendezvous import Beats
 
 STEPS = 12
 NUMERICS = {"threads": 1, "compile": False, "lanes": 4}
@@ -255,6 +259,47 @@ def test_a_rank_that_ends_before_it_could_register_is_named_through_torchrun(lab
     record = run.exit()
     assert (record["outcome"], record["reason"]) == ("failed", "rank_lost")
     assert "rank 1 (cpu) ended without a report" in record["message"]
+
+
+def test_a_rank_of_another_machine_that_is_killed_before_the_join_is_named(lab):
+    """Its process cannot be seen from here and its machine's other ranks, of which it has none,
+    could not tell: its registration stops counting up."""
+    run = ranked(lab, "killed elsewhere")
+    directory = run.order(devices=["cpu", "cpu"])
+    elsewhere = rank_process(directory, 1)
+    elsewhere.parent.mkdir()
+    identity = {"boot_id": "another", "pid": 4711, "start_ticks": 1}
+    elsewhere.write_text(json.dumps({"host": "second-box", "beat": 3, **identity}))
+    assert start_first_node(directory, TRAIND_RANKS_SILENCE_SECONDS="1").wait(60) == 1
+    record = run.exit()
+    assert (record["outcome"], record["reason"]) == ("failed", "rank_lost")
+    assert "rank 1 (cpu, process 4711 on second-box): no sign of life" in record["message"]
+
+
+def start_first_node(directory: Path, **environment: str) -> subprocess.Popen[bytes]:
+    """Rank 0 of two machines with one rank each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    with (directory / "trainer.log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "trainer", str(directory)],
+            env={**os.environ, **place, **address, **environment}, stdout=log, stderr=log,
+        )  # fmt: skip
+
+
+def test_a_rank_of_another_machine_lives_while_its_registration_counts_up():
+    def seen(beat: int) -> dict[int, Registration]:
+        return {1: Registration("second-box", ProcessIdentity("another", 4711, 1), beat)}
+
+    beats = Beats(3 * rendezvous.LOOK_SECONDS)
+    assert [beats.silent(seen(beat)) for beat in (0, 0, 0, 1, 1, 1)] == [[]] * 6
+    assert beats.silent(seen(1)) == [1]
+    own = {1: Registration(socket.gethostname(), ProcessIdentity("another", 4711, 1), 0)}
+    beats = Beats(0.0)
+    assert all(beats.silent(own) == [] for _ in range(3))  # its process is looked at instead
 
 
 # --- what is reported ----------------------------------------------------------------------------

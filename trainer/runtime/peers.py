@@ -38,10 +38,11 @@ class LostPeer(Exception):
 
 @dataclass(frozen=True)
 class Registration:
-    """The process of a rank, and the machine that it runs on."""
+    """The process of a rank, and the machine that it runs on. beat: counted up while it waits."""
 
     host: str
     identity: ProcessIdentity
+    beat: int = 0
 
     @property
     def is_here(self) -> bool:
@@ -53,7 +54,7 @@ class Registration:
         return self.is_here and identify(self.identity.pid) != self.identity
 
 
-def register(attempt: Path, rank: int) -> None:
+def register(attempt: Path, rank: int, beat: int = 0) -> None:
     """Name this process to the other ranks; what they read is always whole. Raises OSError."""
     own = identify(os.getpid())
     if own is None:
@@ -61,7 +62,7 @@ def register(attempt: Path, rank: int) -> None:
     path = rank_process(attempt, rank)
     path.parent.mkdir(exist_ok=True)
     temporary = path.with_suffix(".new")
-    temporary.write_text(json.dumps({"host": socket.gethostname(), **asdict(own)}))
+    temporary.write_text(json.dumps({"host": socket.gethostname(), "beat": beat, **asdict(own)}))
     os.replace(temporary, path)
 
 
@@ -71,8 +72,8 @@ def registered(attempt: Path) -> dict[int, Registration]:
     for path in (attempt / "ranks").glob("[0-9]*.process"):
         try:
             fields = json.loads(path.read_bytes())
-            host = fields.pop("host")
-            found[int(path.stem)] = Registration(host, ProcessIdentity(**fields))
+            host, beat = fields.pop("host"), fields.pop("beat")
+            found[int(path.stem)] = Registration(host, ProcessIdentity(**fields), beat)
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             continue
     return found

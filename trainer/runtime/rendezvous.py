@@ -4,10 +4,12 @@ Until then a rank waits inside torch.distributed. No connection exists that coul
 handlers do not run: torchrun's SIGTERM, its answer to the death of another rank, would be followed
 by SIGKILL half a minute later, and nobody would have named the cause. So each rank registers its
 process in the attempt's directory before it loads torch, and a thread looks at those of the others.
+A process of another machine cannot be looked at: its registration counts up while it lives.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import socket
@@ -18,10 +20,14 @@ from contextlib import suppress
 from pathlib import Path
 
 from trainer.contract.exits import rank_records
+from trainer.contract.rundir import ProcessIdentity
 from trainer.runtime import peers
 from trainer.runtime.peers import ELSEWHERE, NEVER_SEEN, LostPeer, Member, Registration
 
 LOOK_SECONDS = 0.25
+BEAT_LOOKS = 20  # between two beats: 5 s
+SILENCE_SECONDS = 90.0  # without a beat seen: a network disk may show it a minute late
+SILENCE = "TRAIND_RANKS_SILENCE_SECONDS"  # another one, for tests
 CAUSE_SECONDS = 2.0  # after SIGTERM, in which a death that it answers is seen
 _STOPS = frozenset({signal.SIGTERM, signal.SIGINT})
 _PROC = Path("/proc")
@@ -48,6 +54,7 @@ class Rendezvous:
         self._is_told, self._end = is_told, end
         self._lock, self._is_over = threading.Lock(), False
         self._told_at: float | None = None
+        self._beats = Beats(float(os.environ.get(SILENCE, SILENCE_SECONDS)))
 
     def __enter__(self) -> None:
         self._signals, write = os.pipe()
@@ -65,10 +72,13 @@ class Rendezvous:
         os.close(self._signals)
 
     def _watch(self) -> None:
-        while True:
+        for look in itertools.count(1):
             with self._lock:
                 if self._is_over:
                     return
+                if look % BEAT_LOOKS == 0:
+                    with suppress(OSError):
+                        peers.register(self._attempt, self._rank, look // BEAT_LOOKS)
                 if (cause := self._cause()) is not None:
                     self._leave(cause)
             time.sleep(LOOK_SECONDS)
@@ -94,8 +104,18 @@ class Rendezvous:
                 return Terminated(f"rank {told[0]} got SIGTERM before all ranks had joined")
             if gone or records.keys() - {self._rank}:
                 return LostPeer("it ended before all ranks had joined", self._members(found))
+            if silent := self._beats.silent(others):
+                return LostPeer(self._silence(silent, others), self._members(found))
             return self._after_sigterm(found)
         return None
+
+    def _silence(self, ranks: list[int], others: dict[int, Registration]) -> str:
+        named = ", ".join(
+            f"rank {rank} ({self._devices[rank]}, process {others[rank].identity.pid} on "
+            f"{others[rank].host})"
+            for rank in ranks
+        )
+        return f"{named}: no sign of life for {self._beats.seconds:.0f} s before all had joined"
 
     def _after_sigterm(self, found: dict[int, Registration]) -> Exception | None:
         if not self._was_told():
@@ -135,6 +155,30 @@ class Rendezvous:
                 pid = NEVER_SEEN if rank in missing else ELSEWHERE
                 members.append(Member(rank, socket.gethostname(), device, pid))
         return members
+
+
+class Beats:
+    """Which ranks of other machines have stopped counting up.
+
+    Counted in looks, not by the clock: while this process is stopped it does not look.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._last: dict[int, tuple[ProcessIdentity, int]] = {}
+        self._looks: dict[int, int] = {}
+
+    def silent(self, others: dict[int, Registration]) -> list[int]:
+        for rank, one in others.items():
+            now = (one.identity, one.beat)
+            is_still = not one.is_here and self._last.get(rank) == now
+            self._looks[rank] = self._looks.get(rank, 0) + 1 if is_still else 0
+            self._last[rank] = now
+        return [
+            rank
+            for rank, looks in sorted(self._looks.items())
+            if looks and looks * LOOK_SECONDS >= self.seconds
+        ]
 
 
 def _living_siblings() -> set[int]:
