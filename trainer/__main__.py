@@ -15,10 +15,11 @@ import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+from trainer.checkpoint import takeover
 from trainer.contract import events, failpoint, orders
 from trainer.contract.orders import AttemptOrder
 from trainer.contract.reasons import Reason
-from trainer.contract.rundir import Held, locked
+from trainer.contract.rundir import Held
 from trainer.runtime import process, slurm_ranks, threads
 from trainer.runtime.peers import ELSEWHERE
 from trainer.runtime.rank_process import RankProcess, blame
@@ -48,7 +49,7 @@ def main(argv: list[str]) -> int:
 def _lead(directory: Path, order: AttemptOrder) -> int:
     own = process.begin(directory, order.run_id, order.attempt, order.token)
     try:
-        with locked(Path(order.run_dir) / "trainer.lock", order.token):
+        with takeover.run_lock(order, _Waiting(own).tick):
             ended = _train(order, own, 0)
     except BaseException as error:  # whatever it was, it is written down before the process goes
         ended = _failure(error, own)
@@ -57,6 +58,21 @@ def _lead(directory: Path, order: AttemptOrder) -> int:
     own.end(ended)
     failpoint.hit("trainer.exit")
     return 1 if ended.outcome == "failed" else 0
+
+
+class _Waiting:
+    """While an earlier trainer of the run holds its lock: reported once, ended by SIGTERM."""
+
+    def __init__(self, own: process.Process) -> None:
+        self._own, self._is_reported = own, False
+
+    def tick(self) -> None:
+        if self._own.control.terminated:
+            raise Terminated("SIGTERM while an earlier trainer of this run was alive")
+        if not self._is_reported:
+            detail = "for an earlier trainer of this run to end"
+            self._own.reporter.emit(events.Stage(stage="waiting", detail=detail))
+        self._is_reported = True
 
 
 def _follow(directory: Path, order: AttemptOrder, rank: int) -> int:

@@ -16,6 +16,7 @@ import httpx
 import pytest
 import uvicorn
 
+from tests.e2e.real_daemon import RealDaemon
 from tests.e2e.stub_runs import StubRun
 from tests.e2e.web_stub import create_stub
 from tests.server.house import launcher
@@ -44,6 +45,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(HERE):
             item.add_marker(pytest.mark.flaky(reruns=1))
+
+
+@pytest.fixture(autouse=True)
+def second_try(request: pytest.FixtureRequest) -> None:
+    """A daemon that a module shares holds nothing of the first try."""
+    if getattr(request.node, "execution_count", 1) > 1 and "daemon" in request.fixturenames:
+        shared = request.getfixturevalue("daemon")
+        if isinstance(shared, RealDaemon):
+            shared.clear()
 
 
 @pytest.fixture(scope="module")

@@ -52,7 +52,7 @@ class RealDaemon(Serving):
         return time.monotonic() - began
 
     def until(
-        self, run: str, reached: Callable[[Progress], bool], seconds: float = 150
+        self, run: str, reached: Callable[[Progress], bool], seconds: float = 100
     ) -> Progress:
         """The first progress that `reached` accepts; fails when the run fails or time is up."""
         deadline = time.monotonic() + seconds
@@ -65,7 +65,7 @@ class RealDaemon(Serving):
             assert time.monotonic() < deadline, said
             time.sleep(0.05)
 
-    def until_state(self, run: str, *states: str, seconds: float = 150) -> Progress:
+    def until_state(self, run: str, *states: str, seconds: float = 100) -> Progress:
         return self.until(run, lambda now: now.state in states, seconds)
 
     def trainer_pid(self, run: str) -> int:
@@ -78,14 +78,23 @@ class RealDaemon(Serving):
             time.sleep(0.02)
         raise AssertionError("no live trainer")
 
-    def end(self) -> None:
-        """Cancel what still trains, stop, and see that nothing is left."""
-        if self.process.poll() is not None:
-            self.start()
+    def cancel_all(self) -> None:
         for run in self.client.runs():
             if run.state not in SETTLED:
                 self.client.cancel(run.id)
                 self.until_state(run.id, *SETTLED, seconds=60)
+
+    def clear(self) -> None:
+        """As if nothing had run: for the second try of a test."""
+        self.cancel_all()
+        for run in self.client.runs():
+            self.client.delete_run(run.id)
+
+    def end(self) -> None:
+        """Cancel what still trains, stop, and see that nothing is left."""
+        if self.process.poll() is not None:
+            self.start()
+        self.cancel_all()
         self.client.close()
         self.process.terminate()
         assert self.process.wait(60) == 0, self.log.read_text()

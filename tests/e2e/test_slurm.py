@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from server.schemas.progress import Progress
-from tests.e2e.real_daemon import SETTLED, TINY, RealDaemon
+from tests.e2e.real_daemon import TINY, RealDaemon
 from tests.slurm_cluster import SlurmCluster
 
-pytestmark = pytest.mark.needs("slurm")
+pytestmark = [pytest.mark.needs("slurm"), pytest.mark.timeout(300)]
 STEPS = 20_000  # more than any test waits for
 ASKED: dict[str, Any] = {
     **TINY,
@@ -50,12 +50,10 @@ def daemon(cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> I
 @pytest.fixture(autouse=True)
 def mended(cluster: SlurmCluster, request: pytest.FixtureRequest) -> None:
     """A test that failed, or left a node drained, must not fail those after it."""
-    if "daemon" in request.fixturenames:
-        client = request.getfixturevalue("daemon").client
-        for run in client.runs():
-            if run.state not in SETTLED:
-                client.cancel(run.id)
     cluster.mend()
+    if "daemon" in request.fixturenames:
+        request.getfixturevalue("daemon").clear()
+        cluster.wait_idle()
 
 
 def test_it_trains_pauses_and_resumes_exactly(daemon: RealDaemon, cluster: SlurmCluster) -> None:

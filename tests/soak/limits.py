@@ -133,11 +133,16 @@ def _sockets(asgi: Asgi, counts: Counts) -> None:
     ):
         for _ in range(PLACES):
             stack.enter_context(_unread(served.port))
-        until(lambda: len(served.server.server_state.connections) >= PLACES)
-        time.sleep(0.5)  # until their answers have filled what there is to fill
+        open_now = served.server.server_state.connections
+        until(lambda: sum(has_unread_answers(c) for c in list(open_now)) >= PLACES, 60)
         for _ in range(3):
             _newcomer(served.port, counts)
     counts.add("sockets that never read", PLACES)
+
+
+def has_unread_answers(connection: object) -> bool:
+    """Whether its answers have filled what there is to fill."""
+    return isinstance(connection, Connection) and connection.flow.write_paused
 
 
 def _unread(port: int) -> socket.socket:

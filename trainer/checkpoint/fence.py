@@ -79,6 +79,19 @@ def shut_out(run_dir: Path, attempt: int) -> list[str]:
     return swept
 
 
+def check(run_dir: Path, attempt: int) -> None:
+    """Raises Fenced once a newer attempt has fenced this one off."""
+    _refuse_if_shut(run_dir / "attempts" / f"{attempt:04d}" / STAGING)
+
+
+def refuse_if_succeeded(run_dir: Path, attempt: int) -> None:
+    """Raises Fenced where the directory of a newer attempt is listed."""
+    numbers = (parse_attempt_name(name) for name in _names(run_dir / "attempts"))
+    newest = max((number for number in numbers if number is not None), default=0)
+    if newest > attempt:
+        raise Fenced(f"attempt {newest} has taken over from attempt {attempt}")
+
+
 def _shut(place: Path, attempt: int) -> None:
     """Repeat until the file exists: the older trainer may recreate its directory in between."""
     while not (place / STAGING).is_file():

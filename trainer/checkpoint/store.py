@@ -23,14 +23,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from trainer.checkpoint import fence, safetensors_writer
-from trainer.checkpoint.fence import Fenced
 from trainer.contract import failpoint, holds, os_errors
 from trainer.contract.durable import fsync_directory, write_durably
 from trainer.contract.orders import Lineage
 from trainer.contract.rundir import (
     CHECKPOINT_FILES,
     checkpoint_name,
-    parse_attempt_name,
     parse_checkpoint_name,
     remove_checkpoint,
 )
@@ -117,7 +115,7 @@ def write(
         failpoint.hit("checkpoint.before_manifest")
         write_durably(temp / MANIFEST, seal(manifest))
         fsync_directory(temp)
-        _refuse_if_fenced(directory.parent, manifest.attempt)
+        fence.refuse_if_succeeded(directory.parent, manifest.attempt)
         failpoint.hit("checkpoint.before_rename")
         fence.commit(temp, directory / name)
         _make_name_durable(directory / name, temp)
@@ -153,16 +151,6 @@ def seal(manifest: Manifest) -> bytes:
     """The manifest's file: its JSON, with the sha256 of everything before it as the last field."""
     body = manifest.model_dump_json(indent=1).encode().removesuffix(b"\n}")
     return body + _SEAL + hashlib.sha256(body).hexdigest().encode() + b'"\n}'
-
-
-def _refuse_if_fenced(run_dir: Path, attempt: int) -> None:
-    attempts = run_dir / "attempts"
-    if not attempts.is_dir():
-        return
-    numbers = (parse_attempt_name(path.name) for path in attempts.iterdir())
-    newest = max((number for number in numbers if number is not None), default=0)
-    if newest > attempt:
-        raise Fenced(f"attempt {newest} has taken over from attempt {attempt}")
 
 
 def free_bytes(directory: Path) -> int:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from trainer.checkpoint import retention, store
+from trainer.checkpoint import fence, retention, store
 from trainer.checkpoint.background_writer import SavedCheckpoint
 from trainer.contract import commands, events, failpoint, holds
 from trainer.contract.orders import AttemptOrder
@@ -108,7 +108,7 @@ def _write_last(session: Session, why: Why, next_loss: float | None, tensors: Te
         _finish(session, saved)
         if saved.path is not None:
             return saved.path.name
-        if isinstance(saved.error, store.Fenced):
+        if isinstance(saved.error, fence.Fenced):
             raise saved.error
         failures += not _is_full(saved.error)
         if failures >= MAX_IO_RETRIES:
@@ -168,7 +168,7 @@ def _next_loss_if_possible(session: Session) -> float | None:
     losses, why = None, "it failed on another rank"
     try:
         losses = _next_losses(session)
-    except (store.Fenced, LostPeer):
+    except (fence.Fenced, LostPeer):
         raise
     except Exception as error:
         why = f"{type(error).__name__}: {error}"
@@ -250,7 +250,7 @@ def _finish(session: Session, saved: SavedCheckpoint) -> None:
 def _report(session: Session, saved: SavedCheckpoint) -> None:
     """Report a finished save, and remove what is not needed any more after a good one."""
     if saved.path is None or saved.manifest is None:
-        if isinstance(saved.error, store.Fenced):
+        if isinstance(saved.error, fence.Fenced):
             raise saved.error
         number = saved.error.errno if isinstance(saved.error, OSError) else None
         session.reporter.emit(

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from trainer.checkpoint.takeover import FenceWatch
 from trainer.contract import commands, events, failpoint
 from trainer.contract.reasons import Reason
 from trainer.train import boundary, checkpointing, corpus_watch, evaluations, val_bpb
@@ -76,6 +77,7 @@ def run(session: Session) -> events.Ended:
         if loop.at_end:
             return loop.finish("completed", Reason.finished, "end")
         corpus_watch.report(session)
+        loop.look_for_successor()
         loop.step()
         failpoint.hit("loop.step")
 
@@ -91,6 +93,7 @@ class _Loop:
         self.log = MinuteLog(session.order.end_step)
         self.clock = StepClock()
         self.rows = RankRows(session)
+        self.fence = FenceWatch(session.run_dir.root, session.order.attempt)
         self.first = True
 
     @property
@@ -189,6 +192,11 @@ class _Loop:
         if why:
             checkpointing.save_now(self.session, why, pinned=why == "warmdown")
         return True
+
+    def look_for_successor(self) -> None:
+        """Raises Fenced when a newer attempt of the run has taken over."""
+        if self.session.world.leads:
+            self.fence.look()
 
     # --- one step --------------------------------------------------------------------------------
 

@@ -1,0 +1,67 @@
+"""Takeover: the run's lock passes from the trainer of an earlier attempt to that of the next.
+
+The daemon starts an attempt when the one before it has ended, or when the node it ran on was given
+up for dead. There its trainer may live on and hold the lock, until it sees that it is fenced off;
+and a file server keeps the locks of a machine that is gone, NFS for 90 s.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from trainer.checkpoint import fence
+from trainer.contract.orders import AttemptOrder
+from trainer.contract.rundir import Held, acquire
+
+RUN_LOCK = "trainer.lock"
+WAIT_SECONDS = 180.0  # twice the lease of NFS; the longest step of a trainer that lives on
+LOOK_SECONDS = 0.1
+CHECK_SECONDS = 5.0
+
+
+@contextmanager
+def run_lock(order: AttemptOrder, while_waiting: Callable[[], None]) -> Iterator[None]:
+    """Hold the lock of the order's run. Another trainer that has it is fenced off and waited for;
+    `while_waiting` is called again and again meanwhile, and may raise.
+
+    Raises Held when it is not released in time, Fenced when a newer attempt than this one exists.
+    """
+    fd = _acquire(order, while_waiting)
+    try:
+        yield
+    finally:
+        os.close(fd)
+
+
+def _acquire(order: AttemptOrder, while_waiting: Callable[[], None]) -> int:
+    run_dir, deadline = Path(order.run_dir), time.monotonic() + WAIT_SECONDS
+    while True:
+        try:
+            return acquire(run_dir / RUN_LOCK, order.token)
+        except Held:
+            fence.refuse_if_succeeded(run_dir, order.attempt)
+            fence.shut_out(run_dir, order.attempt)
+            if time.monotonic() >= deadline:
+                raise
+        while_waiting()
+        time.sleep(LOOK_SECONDS)
+
+
+class FenceWatch:
+    """Looks every few seconds whether a newer attempt has taken over from this one, so that it
+    ends then and not at its next save."""
+
+    def __init__(self, run_dir: Path, attempt: int) -> None:
+        self._run_dir, self._attempt = run_dir, attempt
+        self._next = 0.0
+
+    def look(self) -> None:
+        """Raises Fenced."""
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + CHECK_SECONDS
+            fence.check(self._run_dir, self._attempt)
