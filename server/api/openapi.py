@@ -46,14 +46,8 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def install(app: FastAPI) -> None:
-    """Make `app.openapi()` complete. Built at the first request, then kept."""
-
-    def document() -> dict[str, Any]:
-        if not app.openapi_schema:
-            app.openapi_schema = _build(app)
-        return app.openapi_schema
-
-    app.openapi = document
+    """Make `app.openapi()` complete. Built at each call; `docs` keeps what it serves."""
+    app.openapi = lambda: _build(app)
 
 
 def _build(app: FastAPI) -> dict[str, Any]:

@@ -28,8 +28,10 @@ def show(request: Request, db: Db) -> QueueView:
     """Which runs use each device, which wait, for what and until when."""
     source = request.app.state.surroundings
     around = source.seen() if source is not None else Surroundings(time.time())
+    present, readings = devices.discover(), request.app.state.readings
+    limits = {one.device: readings.of(one.uuid).power_limit_watts for one in present}
     with db.read() as session:
-        return queue.view(session, devices.discover(), around)
+        return queue.view(session, present, around, limits)
 
 
 @router.get("/devices/{device}/policy", responses=problems(422))

@@ -46,7 +46,7 @@ router = APIRouter(include_in_schema=False)
 
 
 @dataclass(frozen=True)
-class _File:
+class CachedFile:
     """stamp: what the content was made from; another stamp rebuilds it."""
 
     stamp: object
@@ -54,6 +54,14 @@ class _File:
     compressed: bytes
     media_type: str
     etag: str
+
+    @classmethod
+    def of(cls, content: bytes, media_type: str, stamp: object = None) -> CachedFile:
+        """Compressed where that is shorter by more than gzip's header."""
+        is_long = len(content) >= _COMPRESSED_FROM
+        compressed = gzip.compress(content, mtime=0) if is_long else content
+        etag = hashlib.sha256(content).hexdigest()[:32]
+        return cls(stamp, content, compressed, media_type, etag)
 
 
 @router.get("/")
@@ -73,7 +81,11 @@ async def static(request: Request, name: str) -> Response:
 
 def send(request: Request, name: str) -> Response:
     """A name is looked up among the files there are; it never becomes a path."""
-    file = _file(name)
+    return respond(request, _file(name))
+
+
+def respond(request: Request, file: CachedFile) -> Response:
+    """The file, compressed for who takes it; 304 for who has it."""
     is_compressed = (
         len(file.compressed) < len(file.content)
         and _GZIP_WANTED.search(request.headers.get("accept-encoding", "")) is not None
@@ -93,10 +105,10 @@ def send(request: Request, name: str) -> Response:
     return Response(body, headers=headers, media_type=file.media_type)
 
 
-_known: dict[str, _File] = {}
+_known: dict[str, CachedFile] = {}
 
 
-def _file(name: str) -> _File:
+def _file(name: str) -> CachedFile:
     """The file of this name, read again when it changed on the disk. Raises NotFound."""
     parts = _parts(name)
     stamp = tuple(_stamp(_files()[part]) for part in parts)
@@ -116,7 +128,7 @@ def _parts(name: str) -> Iterable[str]:
     return [name]
 
 
-def _made(name: str, stamp: object) -> _File:
+def _made(name: str, stamp: object) -> CachedFile:
     if name == SCRIPT:
         content = web_bundle.script(ENTRY, _text).encode()
     elif name == STYLES:
@@ -125,8 +137,7 @@ def _made(name: str, stamp: object) -> _File:
         content = _files()[name].read_bytes()
     suffix = "." + name.rpartition(".")[2]
     kind = _TYPES.get(suffix) or mimetypes.guess_type(name)[0] or "application/octet-stream"
-    small = gzip.compress(content, mtime=0) if len(content) >= _COMPRESSED_FROM else content
-    return _File(stamp, content, small, kind, hashlib.sha256(content).hexdigest()[:32])
+    return CachedFile.of(content, kind, stamp)
 
 
 def _text(name: str) -> str:

@@ -22,12 +22,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class DeviceReading:
-    """One GPU. holders: bytes by pid. Watts, degrees Celsius, a fraction of time busy."""
+    """One GPU. holders: bytes by pid. Watts now and at most, degrees Celsius, a fraction of time
+    busy."""
 
     memory_used_bytes: int | None = None
     holders: dict[int, int] = field(default_factory=dict)
     utilisation: float | None = None
     power_watts: float | None = None
+    power_limit_watts: float | None = None
     temperature_celsius: float | None = None
 
 
@@ -84,12 +86,14 @@ def _read(nvml: Any, handle: Any) -> DeviceReading:
     memory = ask(lambda: nvml.nvmlDeviceGetMemoryInfo(handle))
     load = ask(lambda: nvml.nvmlDeviceGetUtilizationRates(handle))
     milliwatts = ask(lambda: nvml.nvmlDeviceGetPowerUsage(handle))
+    limit = ask(lambda: nvml.nvmlDeviceGetPowerManagementLimit(handle))
     processes = ask(lambda: nvml.nvmlDeviceGetComputeRunningProcesses(handle)) or []
     return DeviceReading(
         memory_used_bytes=int(memory.used) if memory else None,
         holders={p.pid: int(p.usedGpuMemory or 0) for p in processes},
         utilisation=load.gpu / 100 if load else None,
         power_watts=milliwatts / 1000 if milliwatts is not None else None,
+        power_limit_watts=limit / 1000 if limit is not None else None,
         temperature_celsius=ask(
             lambda: float(nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU))
         ),

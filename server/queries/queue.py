@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -10,7 +10,6 @@ from sqlalchemy.orm import Session
 from server.database.tables import Attempt, Execution, Job, Run
 from server.domain import executions, gang
 from server.domain.states import OCCUPYING, State
-from server.machine import power
 from server.machine.devices import Device
 from server.scheduling import rows
 from server.scheduling.decide import Decision, Place, Want, decide
@@ -21,8 +20,16 @@ from trainer.contract.reasons import Reason
 MAX_WAITING = 100
 
 
-def view(session: Session, devices: Sequence[Device], around: Surroundings) -> QueueView:
-    """The queue as the next look of the supervisor would find it; the first MAX_WAITING runs."""
+def view(
+    session: Session,
+    devices: Sequence[Device],
+    around: Surroundings,
+    power_limits: Mapping[str, float | None],
+) -> QueueView:
+    """The queue as the next look of the supervisor would find it; the first MAX_WAITING runs.
+
+    power_limits: {device: its limit in watts}.
+    """
     holding, waiting = _holding(session), _waiting(session)
     places = rows.places(session, devices, around)
     wants = {
@@ -44,7 +51,15 @@ def view(session: Session, devices: Sequence[Device], around: Surroundings) -> Q
     queued = Run.queue_position.is_not(None)
     return QueueView(
         places=[
-            _place(place, devices, {want.id: want for want in decided}, jobs, names, around)
+            _place(
+                place,
+                devices,
+                {want.id: want for want in decided},
+                jobs,
+                names,
+                around,
+                power_limits,
+            )
             for place in places
             if place.name not in rows.SEATS
         ],
@@ -87,6 +102,7 @@ def _place(
     jobs: dict[str, Want],
     names: dict[str, str],
     around: Surroundings,
+    power_limits: Mapping[str, float | None],
 ) -> QueuePlace:
     run = next((names[want.id] for want in runs.values() if place.name in want.holds), None)
     found = next(device for device in devices if device.device == place.name)
@@ -100,7 +116,7 @@ def _place(
         opens_at=place.opening.opens_at,
         neighbour=place.neighbour,
         too_hot=place.too_hot,
-        power_limit_watts=power.read(uuid).limit_watts if (uuid := found.uuid) else None,
+        power_limit_watts=power_limits.get(place.name),
         problems=[why for name, why in around.power_problems.items() if name == place.name],
     )
 

@@ -11,6 +11,7 @@ import pytest
 
 from server.machine import devices, readings
 from server.machine.devices import Device
+from tests.server.asgi import Asgi
 from trainer.contract.plan import PlanContext, make_plan
 from trainer.contract.spec import resolve
 
@@ -38,7 +39,7 @@ class Nvml:
     NVML_TEMPERATURE_GPU = 0
 
     def __init__(self, *cards: Card) -> None:
-        self.cards, self.working = cards, True
+        self.cards, self.working, self.num_inits = cards, True, 0
 
     def __getattr__(self, name: str) -> Any:
         if not name.startswith("nvml"):
@@ -53,7 +54,10 @@ class Nvml:
         if short in card.lacks:
             raise NVMLError("Not Supported")
         match short:
-            case "Init" | "Shutdown":
+            case "Init":
+                self.num_inits += 1
+                return None
+            case "Shutdown":
                 return None
             case "Count":
                 return len(self.cards)
@@ -79,6 +83,8 @@ class Nvml:
                 return 66
             case "PowerUsage":
                 return 198_000
+            case "PowerManagementLimit":
+                return 215_000
             case "UtilizationRates":
                 return SimpleNamespace(gpu=97)
         raise NVMLError("Not Supported")
@@ -187,3 +193,19 @@ def test_each_reading_is_on_its_own(machine):
     found = readings.Readings().of("GPU-1")
     assert (found.power_watts, found.temperature_celsius) == (None, 66.0)
     assert (found.memory_used_bytes, found.utilisation) == (None, 0.97)
+
+
+def test_the_queue_reads_the_cards_no_more_often_than_once_a_second(
+    machine, monkeypatch, asgi: Asgi
+):
+    nvml = machine(A, B)
+    for _ in range(2):
+        limits = {
+            p["device"]: p["power_limit_watts"] for p in asgi.get("/v1/queue").json()["places"]
+        }
+        assert limits == {"cuda:0": 215.0, "cuda:1": 215.0, "cpu": None}
+    monkeypatch.setattr(readings, "FRESH_SECONDS", float("inf"))
+    before = nvml.num_inits
+    for _ in range(3):
+        assert asgi.get("/v1/queue").json()["places"][0]["power_limit_watts"] == 215.0
+    assert nvml.num_inits == before

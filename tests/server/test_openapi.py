@@ -119,6 +119,19 @@ def test_every_operation_says_what_it_refuses(asgi: Asgi) -> None:
                     assert response["description"] == STATUS_DESCRIPTIONS[int(status)]
 
 
+def test_the_document_is_written_once(asgi: Asgi, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = asgi.get("/openapi.json")
+    monkeypatch.setattr(asgi.app, "openapi", None)
+    again = asgi.get("/openapi.json")
+    assert again.content == first.content
+    etag = again.headers["etag"]
+    assert asgi.get("/openapi.json", headers={"If-None-Match": etag}).status_code == 304
+    plain = asgi.get("/openapi.json", headers={"Accept-Encoding": "identity"})
+    assert "content-encoding" not in plain.headers
+    assert plain.json() == first.json()
+    assert plain.headers["etag"] != etag, "another representation"
+
+
 def test_every_route_but_pages_is_documented(asgi: Asgi) -> None:
     document = asgi.get("/openapi.json").json()
     pages = {"/", "/docs", "/openapi.json", "/favicon.ico", "/static/{name:path}"}
