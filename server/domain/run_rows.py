@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from server.database import tables
 from server.domain import events, gang
-from server.domain.states import Desired, State
+from server.domain.states import Desired, State, sentence
 from server.errors import Invalid, NameTaken
 from trainer.contract.plan import CannotPlan, Plan, PlanContext, make_plan
 from trainer.contract.reasons import Reason
@@ -49,7 +49,7 @@ def new_run(
         state=State.created,
         desired_state=Desired.created,
         reason=Reason.requested,
-        reason_message=Reason.requested.sentence,
+        reason_message=sentence(State.created, Reason.requested),
         state_since=now,
         created_at=now,
         device=gang.device_column(asked := spec.model_dump(mode="json")),

@@ -275,20 +275,20 @@ def _after_time_limit(
 
 
 def _after_non_finite(ending: Ending, history: History, kept: dict[str, Any]) -> Verdict:
-    policy = history.recovery
+    policy, said = history.recovery, ending.message.rstrip(".")
     if policy.on_non_finite == "stop" or ending.step is None:
         return Verdict(State.failed, ending.reason, ending.message, **kept)
     if history.rewinds >= policy.max_rewinds:
-        message = f"{ending.message} It was already rewound {history.rewinds} times."
+        message = f"{said}. It was already rewound {history.rewinds} times."
         return Verdict(State.failed, ending.reason, message, **kept)
-    message = f"{ending.message} Rewinding to the last checkpoint; step {ending.step} is skipped."
+    message = f"{said}. Rewinding to the last checkpoint; step {ending.step} is skipped."
     return Verdict(State.recovering, ending.reason, message, skip_step=ending.step, **kept)
 
 
 def _hopeless(ending: Ending, history: History) -> str | None:
     """Why another attempt is not worth making, None when it is."""
     if history.recovery.on_crash == "stop":
-        return f"{ending.message} The run's recovery.on_crash is 'stop'."
+        return f"{ending.message.rstrip('.')}. The run's recovery.on_crash is 'stop'."
     if ending.reason is Reason.out_of_memory:
         return ". ".join(filter(None, (ending.message.rstrip("."), history.advice)))
     if ending.reason in _HOPELESS:

@@ -19,7 +19,7 @@ from server.queries import store
 from server.reporting import report
 from server.settings import Settings
 from tests.e2e import canvas_probe as probe
-from tests.e2e.conftest import Daemon, OpenPage, away, until
+from tests.e2e.conftest import Daemon, OpenPage, away, settled, until
 from tests.server import reference_run
 
 pytestmark = [pytest.mark.needs("browser"), pytest.mark.timeout(180)]
@@ -349,6 +349,21 @@ def test_read_outs_keep_their_values_after_a_brush(stub_url: str, open_page: Ope
         " d.innerText.startsWith('–')).map(() => c.ariaLabel))"
     )
     until(page, f"({without}).length === 0")
+
+
+@pytest.mark.parametrize("place", ["#/compare?runs=sweep-010,sweep-011", RUN, "#/groups/ladder"])
+def test_each_chart_ends_within_its_card(stub_url: str, open_page: OpenPage, place: str) -> None:
+    """Also beside charts whose read-outs arrive in the same frame."""
+    page = probed(open_page)
+    page.goto(f"{stub_url}/{place}")
+    page.locator(".readout dd", has_text=re.compile(r"\d")).first.wait_for()
+    settled(page)
+    too_large = (
+        "[...document.querySelectorAll('.chart:has(canvas)')].filter((c) => ['right', 'bottom']"
+        ".some((side) => c.querySelector('canvas').getBoundingClientRect()[side]"
+        " > c.querySelector('.chart-stage').getBoundingClientRect()[side] + 1))"
+    )
+    until(page, f"{too_large}.length === 0")
 
 
 def test_curves_are_drawn_between_pixels_and_a_log_scale_can_be_read(

@@ -25,7 +25,8 @@ def test_create_needs_only_a_name(asgi: Asgi) -> None:
 
 
 def test_a_run_created_without_start_waits_for_it(asgi: Asgi) -> None:
-    assert asgi.create(start=False)["state"] == "created"
+    made = asgi.create(start=False)
+    assert (made["state"], made["reason_message"]) == ("created", "Not started yet.")
     assert asgi.post("/v1/runs/demo/start").status_code == 202
     assert asgi.post("/v1/runs/demo/start").status_code == 200
 

@@ -135,6 +135,21 @@ def test_follow(ending: Ending, told: dict[str, Any], state: str, reason: Reason
     assert (verdict.state, verdict.reason) == (state, reason)
 
 
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ({"rewinds": 3}, "the loss is nan. It was already rewound 3 times."),
+        ({}, "the loss is nan. Rewinding to the last checkpoint; step 7 is skipped."),
+    ],
+)
+@pytest.mark.parametrize("cause", ["the loss is nan", "the loss is nan."])
+def test_what_follows_a_cause_is_a_sentence_of_its_own(
+    cause: str, told: dict[str, Any], expected: str
+) -> None:
+    ending = Ending("failed", R.non_finite_loss, cause, step=7)
+    assert follow(ending, history(on_non_finite="rewind", **told)).message == expected
+
+
 def test_back_off_grows_and_the_limit_ends_it() -> None:
     seen, now = [], history(max_attempts_without_progress=6)
     while True:

@@ -71,9 +71,7 @@ export function createChart(options) {
   let cells = [];
   let wheelTimer = 0;
   let wheeled = null; // {min, max} while the wheel turns: a new point does not take it back
-  const resized = new ResizeObserver(() => {
-    if (plot && stage.clientWidth) plot.setSize(size());
-  });
+  const resized = new ResizeObserver(fit);
   resized.observe(stage);
   const stopTheme = onThemeChange(() => rebuild());
 
@@ -99,12 +97,18 @@ export function createChart(options) {
   function rebuild() {
     if (!picture) return;
     plot?.destroy();
+    cells = shown().map((line) => readoutCell(line));
+    fill(readout, cells.map((c) => c.element)); // before the plot: its lines take height from the stage
     plot = new uPlot(uplotOptions(picture, size(), options, hooks, bind, () => picture.yRange), dataOf(picture), stage);
     stage.append(empty, tip);
-    cells = shown().map((line) => readoutCell(line));
-    fill(readout, cells.map((c) => c.element));
     rescale();
     read(null);
+    requestAnimationFrame(fit); // charts in the same row may have changed its height since
+  }
+
+  function fit() {
+    const { width, height } = size();
+    if (plot && stage.clientWidth && (plot.width !== width || plot.height !== height)) plot.setSize({ width, height });
   }
 
   function rescale() {
