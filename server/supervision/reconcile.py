@@ -149,17 +149,19 @@ class Reconciler:
                 since_step=watch.since_step,
                 engine_waits=(wait.reason, wait.message) if wait is not None else None,
             )
+        sent = watch.sent()
+        has_to_end = not _ENDS.isdisjoint(sent)  # the ranks are looked for in /proc, only then
         return decide.Seen(
             presence=presence,
             has_begun=has_begun,
-            sent=watch.sent(),
+            sent=sent,
             has_commands=has_commands and not watch.inbox_failed,
             step=row.execution.escalation,
             since_step=watch.since_step,
             silence=watch.silence,
             timeout=self._stall_timeout(row, watch),
             stall_step=watch.stall_step,
-            is_stopped=watch.is_stopped,
+            is_stopped=watch.is_stopped or (has_to_end and watch.has_stopped_ranks),
             waits_for_space=watch.silence >= decide.DISK_SILENCE_SECONDS and watch.waits_for_space,
         )
 
@@ -372,6 +374,7 @@ class Reconciler:
 
 
 _ENGINE_HAS_IT = frozenset({Presence.waiting, Presence.unreachable})
+_ENDS = frozenset({"pause", "cancel"})
 _NEED_A_DEVICE = frozenset({State.queued, State.preparing, State.starting, State.recovering})
 
 # A job that ended so may do better the next time; once, for what may be its own fault.

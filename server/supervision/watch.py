@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from server.launch import torchrun
 from server.launch.launcher import EngineWait, Handle, Launcher, Liveness, Spot
 from server.machine import kernel_log
 from trainer.contract import commands, journal
@@ -126,6 +127,12 @@ class Watch:
     @property
     def is_stopped(self) -> bool:
         return self.launcher.is_stopped(self.handle)
+
+    @property
+    def has_stopped_ranks(self) -> bool:
+        """Whether a signal stopped any of several ranks, for which the others wait."""
+        is_gang = self.launcher.name == torchrun.NAME
+        return is_gang and bool(torchrun.stopped_ranks(self.spot))
 
     @property
     def waits_for_space(self) -> bool:

@@ -75,6 +75,26 @@ def test_f57_f59_killed_at_every_level_it_goes_on_exactly(daemon: RealDaemon) ->
     assert log.status_code == 200
 
 
+def test_a_stopped_rank_is_continued_when_the_run_has_to_pause(daemon: RealDaemon) -> None:
+    """Rank 0 is not stopped, but waits for it: nothing that was trained may be lost for that."""
+    daemon.client.create_run({"name": "stopped", **ASKED, "devices": ["cpu", "cpu"]})
+    daemon.until("stopped", lambda now: now.step >= 5 and len(now.ranks) == 2)
+    rank = psutil.Process(daemon.client.ranks("stopped")[1].pid)
+    rank.suspend()
+    deadline = time.monotonic() + 30
+    while rank.status() != psutil.STATUS_STOPPED:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    daemon.client.pause("stopped")
+    paused = daemon.until_state("stopped", "paused")
+    (attempt,) = daemon.client.attempts("stopped")
+    assert (attempt.outcome, attempt.last_step) == ("paused", paused.step - 1)
+    happened = daemon.client.events("stopped", limit=200).data
+    (said,) = [event.message for event in happened if event.kind == "signal"]
+    assert said.startswith("sent SIGCONT to the trainer: it was stopped by a signal")
+    until_gone(daemon)
+
+
 def test_f60_killed_between_spawn_and_record_the_daemon_adopts_rank_0(tmp_path: Path) -> None:
     daemon = RealDaemon(tmp_path, TRAIND_FAIL="supervisor.record=1*kill;loop.step=delay(0.02)")
     try:
