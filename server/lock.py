@@ -23,7 +23,7 @@ _held: dict[str, tuple[int, int]] = {}
 
 
 class CannotServe(Exception):
-    """The daemon cannot start; the message says why and what to do."""
+    """The daemon cannot start; the message gives cause and remedy."""
 
     @classmethod
     def from_error(cls, error: OSError | errors.TraindError) -> CannotServe:

@@ -45,7 +45,7 @@ def why_not(url: str) -> str | None:
 
 
 def deliver(url: str, body: bytes, headers: dict[str, str]) -> str | None:
-    """Why the receiver did not accept it, in words without secrets; None when it did. Never raises.
+    """Send a notice; the receiver's refusal without secrets, or None. Never raises.
 
     headers: for a web address.
     """

@@ -16,7 +16,7 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 class Settings(BaseSettings):
-    """Everything that can be set about the daemon. Times are seconds, sizes bytes."""
+    """Settings of the daemon. Times are seconds, sizes bytes."""
 
     model_config = SettingsConfigDict(
         env_prefix="TRAIND_", extra="ignore", use_attribute_docstrings=True

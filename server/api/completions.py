@@ -29,7 +29,7 @@ SSE = "text/event-stream"
 
 
 class OpenAIErrorRoute(StrictRoute):
-    """A refusal has, beside what ours have, the `error` that OpenAI's clients look for."""
+    """Adds to each refusal the `error` object that OpenAI's clients read."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()

@@ -11,7 +11,7 @@ from starlette.types import Receive
 
 
 class Stalled(Exception):
-    """The client takes nothing any more."""
+    """The client has stopped reading the response."""
 
 
 async def send_until_gone(

@@ -45,7 +45,7 @@ def install(app: FastAPI) -> None:
 
 
 def from_validation(request: Request, error: RequestValidationError) -> errors.TraindError:
-    """What FastAPI found wrong with a request, in our words."""
+    """Translate FastAPI's validation errors into a problem document."""
     findings = error.errors()
     if findings and all(finding["loc"][:1] == ("path",) for finding in findings):
         what = ", ".join(printable(str(finding.get("input"))) for finding in findings)

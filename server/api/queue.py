@@ -25,7 +25,7 @@ DeviceRef = Annotated[
 
 @router.get("/queue")
 def show(request: Request, db: Db) -> QueueView:
-    """Which runs use each device, which wait, for what and until when."""
+    """The queue: the run on each device, the waiting runs, and the reason and end of each wait."""
     source = request.app.state.surroundings
     around = source.seen() if source is not None else Surroundings(time.time())
     present, readings = devices.discover(), request.app.state.readings

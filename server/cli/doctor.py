@@ -124,7 +124,7 @@ def examine(settings: Settings, torch_seconds: float = TORCH_SECONDS) -> Iterabl
 
 
 def slurm_findings(settings: Settings, partition: str | None, seconds: float) -> Iterable[Finding]:
-    """What a job on a node of the cluster finds in the data directory."""
+    """Findings of a Slurm job: whether a node of the cluster shares the data directory."""
     try:
         found = slurm_probe.probe(settings.paths.root, settings.trainer_python, partition, seconds)
     except (slurm_probe.ProbeFailed, OSError) as error:
@@ -180,7 +180,7 @@ def ask_trainer(python: str, seconds: float) -> dict[str, Any] | Finding:
 
 
 def trainer_findings(answer: dict[str, Any]) -> Iterable[Finding]:
-    """What the answer means."""
+    """Findings about the trainer's interpreter, from its answer."""
     packages: dict[str, str | None] = answer["packages"]
     missing = [name for name, found in packages.items() if found is None]
     summary = ", ".join(f"{name} {found}" for name, found in packages.items() if found)
@@ -286,7 +286,7 @@ def _driver(answer: dict[str, Any] | Finding) -> Iterable[Finding]:
 
 
 def compiler_finding(answer: dict[str, Any] | Finding) -> Finding:
-    """Whether torch.compile works here; on a GPU Triton also builds modules of the interpreter."""
+    """Finding about torch.compile; on a GPU Triton also builds modules of the interpreter."""
     found = next(
         (c for c in (os.environ.get("CXX"), "c++", "g++", "clang++") if c and shutil.which(c)), None
     )

@@ -1,4 +1,4 @@
-"""`traind group`: many runs of one spec and its variations, and what comparing them says."""
+"""`traind group`: run one spec in many variations and compare the results."""
 
 from __future__ import annotations
 

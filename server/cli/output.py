@@ -39,7 +39,7 @@ url: ContextVar[str | None] = ContextVar("url", default=None)
 
 
 class CommandRefused(Exception):
-    """The CLI itself says no; `code` is the exit status."""
+    """Refusal by the CLI itself; `code` is the exit status."""
 
     def __init__(self, message: str, hint: str | None = None, code: int = FAILED) -> None:
         self.message, self.hint, self.code = message, hint, code
@@ -47,7 +47,7 @@ class CommandRefused(Exception):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Somebody's Ctrl-C.
+    """Ctrl-C, or another signal that ends the command.
 
     A class of its own, because CPython remembers a bare KeyboardInterrupt that passed through any
     `exec` of text (a dataclass being made, say) and at the end kills itself by SIGINT, whatever
@@ -56,7 +56,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 def interrupt(number: int, frame: object) -> NoReturn:
-    """A handler for signals that ask us to stop. Raises Interrupted."""
+    """Signal handler that stops the command. Raises Interrupted."""
     raise Interrupted
 
 
@@ -164,7 +164,7 @@ def pairs(title: str, rows: Iterable[tuple[str, object]]) -> None:
 
 
 def explain(error: Exception) -> int | None:
-    """Say what went wrong on stderr; the exit status, or None for what is not ours to explain."""
+    """Print an error to stderr; the exit status, or None for an error that has no explanation."""
     if isinstance(error, CommandRefused):
         _complain(error.message, error.hint)
         return error.code

@@ -25,7 +25,7 @@ DEFAULT_SHARES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of the present limit
 
 @dataclass(frozen=True)
 class PowerMeasured:
-    """What a limit gives. watts: the mean draw. hours, kwh: of what is left of the run."""
+    """Result at one power limit. watts: the mean draw. hours, kwh: of the rest of the run."""
 
     limit_watts: float
     tokens_per_second: float

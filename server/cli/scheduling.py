@@ -1,4 +1,4 @@
-"""`traind queue`, `priority`, `hours`: who runs where, who comes first, and when."""
+"""`traind queue`, `priority`, `hours`: the queue of each device, its order and its hours."""
 
 from __future__ import annotations
 

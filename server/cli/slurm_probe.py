@@ -47,12 +47,12 @@ os.rename(path + ".new", path)
 
 
 class ProbeFailed(Exception):
-    """No answer came from a job; the message says what happened instead."""
+    """The probe's job did not answer; the message gives the cause."""
 
 
 @dataclass(frozen=True)
 class ProbeAnswer:
-    """What a node found. flock: "seen" where a lock held here keeps out a process there, "not
+    """Findings of a node. flock: "seen" where a lock held here keeps out a process there, "not
     seen", or the error. skew_seconds: at most, since the time until it was seen counts too."""
 
     host: str

@@ -28,7 +28,7 @@ KEPT_LOSSES = 4096
 
 @dataclass
 class View:
-    """Everything known of one run while it is watched. losses: (step, loss), ascending."""
+    """State of the screen: a run's progress, curve and events. losses: (step, loss), ascending."""
 
     progress: Progress
     events: deque[EventView] = field(default_factory=lambda: deque(maxlen=KEPT_EVENTS))

@@ -36,7 +36,7 @@ class Message:
 
 @dataclass
 class _Waiting:
-    """When to try again: doubling pauses, back to the first after a message.
+    """Retry backoff: doubling pauses, back to the first after a message.
 
     since: monotonic seconds of the first failure without a connection in between.
     """

@@ -32,11 +32,11 @@ Body = Mapping[str, Any]
 
 
 class ClientError(Exception):
-    """Whatever can go wrong between this client and a daemon."""
+    """Base class of the client's errors: connection, authentication, refusals."""
 
 
 class ApiError(ClientError):
-    """The daemon said no. `code` is the stable last part of the document's `type`."""
+    """The daemon refused the request. `code` is the stable last part of the document's `type`."""
 
     def __init__(self, status: int, document: Mapping[str, Any]) -> None:
         self.status = status
@@ -69,7 +69,7 @@ class NotProven(ClientError):
 
 
 class BadAnswer(ClientError):
-    """The answer is not what a traind daemon of this version says."""
+    """The answer does not come from a traind daemon of this version."""
 
 
 class Proving(httpx.Auth):
@@ -236,7 +236,7 @@ def read_token(token_file: Path | None, *, is_loopback: bool) -> str | None:
 
 
 def default_token_path() -> Path:
-    """Where a daemon with the same TRAIND_DATA_DIR keeps its token."""
+    """Path of the token file of a daemon with the same TRAIND_DATA_DIR."""
     named = os.environ.get("TRAIND_DATA_DIR")
     if named:
         return Path(named).expanduser().absolute() / "token"

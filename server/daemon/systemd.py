@@ -35,12 +35,12 @@ SANDBOX = (
 
 
 class ServiceError(Exception):
-    """systemd refused or is missing; the message says what to do."""
+    """systemd refused or is missing; the message gives the remedy."""
 
 
 @dataclass(frozen=True)
 class UnitOutcome:
-    """What was done, and what remains to do by hand."""
+    """Outcome of a change of the unit: steps taken, and hints for those left to the user."""
 
     path: Path
     done: list[str]
@@ -139,7 +139,7 @@ def has_user_manager() -> bool:
 
 
 def lingers() -> bool:
-    """Whether the user's services live without a login."""
+    """Whether lingering is on: the user's services run without a login."""
     return Path("/var/lib/systemd/linger", getpass.getuser()).exists()
 
 

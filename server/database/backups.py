@@ -66,7 +66,7 @@ def newest_good(library: Library, paths: DataDir) -> Path | None:
 
 
 def problems(library: Library, path: Path, *, thorough: bool, is_backup: bool = False) -> list[str]:
-    """What SQLite's own check finds wrong with a database file; empty when nothing.
+    """Problems that SQLite's integrity check finds in a database file; empty when whole.
 
     is_backup: nobody writes to it, so it is read without a WAL and index beside it.
     """

@@ -31,7 +31,7 @@ _File = tuple[int, int, int]
 
 
 class Database:
-    """One data directory's database. warnings: what a person should know about it."""
+    """One data directory's database. warnings: sentences for the user."""
 
     def __init__(self, paths: DataDir, library: Library, warnings: list[str]) -> None:
         self.paths, self.library, self.warnings = paths, library, warnings
@@ -152,7 +152,7 @@ class Database:
         return backups.newest_first(self.paths)
 
     def integrity_check(self) -> list[str]:
-        """What is wrong with the file; empty when it is whole. Reads all of it."""
+        """Problems of the database file; empty when it is whole. Reads all of it."""
         return backups.problems(self.library, self.paths.database, thorough=True)
 
     def close(self) -> None:

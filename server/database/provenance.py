@@ -63,7 +63,7 @@ class Provenance:
 
 
 def inspect(db: Database, paths: DataDir) -> Provenance:
-    """What happened to the directory since it was opened the last time; `record` is to follow."""
+    """Provenance of the directory since it was last opened; call `record` afterwards."""
     marker = read(paths)
     if marker is None:
         return Provenance()

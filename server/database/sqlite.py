@@ -29,7 +29,7 @@ _READER_CACHE_KIB = 512
 
 @dataclass(frozen=True)
 class Library:
-    """The SQLite in use. warning: what a person should know about it."""
+    """The SQLite library in use. warning: a sentence for the user."""
 
     module: ModuleType
     name: str
@@ -131,7 +131,7 @@ def dump_json(value: Any) -> str:
 
 @contextmanager
 def explained_errors() -> Iterator[None]:
-    """Turn what SQLite says into an error that says what a user can do."""
+    """Translate SQLite's errors into errors with a remedy."""
     try:
         yield
     except sqlalchemy_errors.TimeoutError as error:

@@ -28,7 +28,7 @@ class Base(DeclarativeBase):
 
 
 class Meta(Base):
-    """What the database says about itself: `written_by` is the traind that last migrated it."""
+    """Metadata of the database: `written_by` is the traind that last migrated it."""
 
     __tablename__ = "meta"
 
@@ -174,7 +174,7 @@ class Execution(Base):
 
 
 class OfExecution:
-    """What an attempt and a job are as executions, under their own names."""
+    """Mixin of attempts and jobs: the columns of their execution as attributes."""
 
     execution_id: Mapped[int] = mapped_column(
         ForeignKey("executions.id", ondelete="CASCADE"), index=True, unique=True
@@ -358,7 +358,7 @@ class Sample(Base):
 
 
 class Event(Base):
-    """What happened, in order: `id` is the persisted sequence that SSE's Last-Event-ID names."""
+    """An event of a run or job: `id` is the persisted sequence that SSE's Last-Event-ID names."""
 
     __tablename__ = "events"
     __table_args__ = (
@@ -459,7 +459,7 @@ class Counter(Base):
 
 
 class PlacePolicy(Base):
-    """What the owner of the machine says about a device. hours: JSON, '' for always; neighbours:
+    """Policy of a device. hours: JSON, '' for always; neighbours:
     which other programs a run makes way for, null for none; power: rules of power and heat, the
     first open one holds.
     """

@@ -1,4 +1,4 @@
-"""What the demo shows: start, watch, pause, resume, finish, extend, finish again; then the report
+"""The demo's steps: start, watch, pause, resume, finish, extend, finish again; then the report
 and a sample."""
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ def build_order(
     settings: Settings,
     devices: Sequence[str] = (),
 ) -> AttemptOrder:
-    """Everything the trainer of `attempt` needs to know. devices: one for each of several ranks."""
+    """The order (order.json) of `attempt` for its trainer. devices: one for each rank."""
     phases = lineage.phases(session, run.id)
     phase = next(p for p in phases if p.index == attempt.phase_index)
     earlier = [p for p in phases if p.index < phase.index]

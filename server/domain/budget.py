@@ -8,7 +8,7 @@ from trainer.contract.metrics import JOULES_PER_KWH
 
 
 def spent(run: tables.Run) -> str | None:
-    """Which part of its budget is spent, as a sentence; None while it may train on.
+    """Sentence naming the exhausted part of the budget; None while the run may train.
 
     Repeated steps count: they took the time. A run at the end of its plan is left to finish.
     """

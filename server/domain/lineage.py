@@ -81,7 +81,7 @@ def stretches(session: Session, run_id: str, *, superseded: bool = False) -> lis
 
 
 def limits(session: Session, run_id: str) -> Lineage:
-    """Which checkpoints may be resumed from: {attempt: highest step that counts}."""
+    """Limits of the lineage that a run may resume from: {attempt: highest step that counts}."""
     return Lineage(
         limits={
             a.number: MAX_STEPS if a.lineage_limit is None else a.lineage_limit

@@ -55,7 +55,7 @@ def write_file(paths: DataDir, known: dict[str, PlacePolicyView]) -> None:
 
 
 def read_file(paths: DataDir) -> dict[str, PlacePolicyView]:
-    """What `write_file` wrote, {} where there is no file. Raises OSError, ValueError."""
+    """Read the policy file that `write_file` wrote; {} without one. Raises OSError, ValueError."""
     try:
         return _FILE.validate_json(_file(paths).read_bytes())
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Which checkpoint is meant: the usable ones, the newest, the best, one by its name or step.
+"""Checkpoint lookup: the usable ones, the newest, the best, one by its name or step.
 
 usable: there and good; of the present lineage where nothing else is said.
 """

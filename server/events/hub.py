@@ -49,7 +49,7 @@ class Live:
 
 @dataclass(frozen=True)
 class EventSource:
-    """How the hub reads; each function opens and closes its own session (called in a thread).
+    """Database reads of the hub; each function opens and closes its own session (in a thread).
 
     events(after, run_id, limit): rows after an id. newest(): the last id there is.
     progress(run_ids): what changed, as {run_id: JSON}; None asks for every active run, and a run

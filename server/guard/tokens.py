@@ -25,7 +25,7 @@ MAX_SESSIONS = 64
 
 
 class TokenUnusable(Exception):
-    """The token file cannot be trusted; the message says what to do."""
+    """The token file is not safe to use; the message gives the remedy."""
 
 
 def read_or_make(path: Path, *, ours: bool) -> str:

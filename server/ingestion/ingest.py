@@ -45,7 +45,7 @@ class IngestResult:
 
 @dataclass(frozen=True)
 class Record:
-    """One valid record: its place in the journal and what it says."""
+    """One valid journal record: its position and its event."""
 
     seq: int
     unix_seconds: float

@@ -1,4 +1,4 @@
-"""A run that no row knows gets all its rows again, from run.json, orders, journals and manifests.
+"""Rebuilds the rows of a run without any, from run.json, orders, journals and manifests.
 
 For `traind rebuild`, and for a database restored from a copy that is older than the run.
 """

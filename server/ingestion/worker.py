@@ -55,7 +55,7 @@ class Worker:
 
     @classmethod
     def fork(cls) -> Worker:
-        """Begin the process. Call it while there is one thread and no database is open."""
+        """Fork the worker. Call it while there is one thread and no database is open."""
         ours, theirs = socket.socketpair()
         configure_mappers()  # here once and shared, not in each of the two processes
         gc.freeze()  # what is never looked at for garbage stays shared

@@ -1,4 +1,4 @@
-"""What every launcher offers to the supervisor, and the values both exchange."""
+"""Launcher interface: starts, finds, signals and watches the processes of an execution."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Launcher(Protocol):
         ...
 
     def find(self, spot: Spot) -> Handle | None:
-        """What was started there and whose handle was never recorded."""
+        """Handle of a process started there whose handle was never recorded."""
         ...
 
     def starting(self, spot: Spot) -> Liveness | None:
@@ -123,7 +123,7 @@ class Launcher(Protocol):
         ...
 
     def waits(self, spot: Spot, handle: Handle) -> EngineWait | None:
-        """Why it is `waiting` or `unreachable`."""
+        """Cause of the liveness `waiting` or `unreachable`."""
         ...
 
     def ending(self, spot: Spot, save_seconds: float) -> EngineEnding | None:
@@ -140,7 +140,7 @@ class Launcher(Protocol):
         ...
 
     def release(self, spot: Spot) -> None:
-        """Nobody asks about it any more."""
+        """Forget the execution: no call about it follows."""
         ...
 
     def reap(self) -> None:

@@ -54,7 +54,7 @@ class Local:
         return asdict(identity) if identity is not None else None
 
     def command(self, work: Work) -> Sequence[str]:
-        """What the interpreter is given, up to the directory."""
+        """Command line of the interpreter, up to the directory."""
         return ("-P", "-m", work.module)
 
     def find(self, spot: Spot) -> Handle | None:

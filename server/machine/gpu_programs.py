@@ -1,4 +1,4 @@
-"""Programs on a GPU that are not ours: NVML's compute and graphics processes."""
+"""Other programs on a GPU: NVML's compute and graphics processes without traind's own."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from trainer.contract.durable import fsync_directory
 
 
 class CannotBackUp(Exception):
-    """No backup can be made; the message says why and what to do."""
+    """No backup can be made; the message gives cause and remedy."""
 
 
 class BackupResult(BaseModel):

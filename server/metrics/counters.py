@@ -66,7 +66,7 @@ class Tally:
 
 
 def rename(session: Session, before: str, after: str) -> None:
-    """What was counted under `before` continues under `after`; a deleted run that had this name
+    """Rename a run's counters from `before` to `after`; a deleted run that had this name
     has left its totals there, which never go back, so the two are added."""
     held = session.connection().exec_driver_sql(
         "DELETE FROM counters WHERE run = ? RETURNING name, label, value", (before,)

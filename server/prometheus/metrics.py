@@ -61,7 +61,7 @@ class Metrics:
         self._histograms = known
 
     def scrape(self, db: Database, now: float) -> bytes:
-        """Everything, in Prometheus' text format."""
+        """The scrape of GET /metrics, in Prometheus' text format."""
         with db.read() as session:
             runs = rows.runs(session, now, self._known)
             left_out = rows.how_many(session, now) - len(runs)

@@ -29,7 +29,7 @@ PER_RUN = (
 
 
 class Facts(NamedTuple):
-    """All that one run's lines depend on; progress is JSON as it is stored."""
+    """Inputs of one run's metric lines; progress is JSON as it is stored."""
 
     id: str
     name: str

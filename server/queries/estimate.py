@@ -36,7 +36,7 @@ class Rate(NamedTuple):
 
 
 class Remaining(NamedTuple):
-    """What is left to do, in seconds, and the rate it is taken from. The one formula of the ETA:
+    """Remaining time (ETA) in seconds, and the rate it is taken from. The one formula of the ETA:
     progress, lists, the preview of an extend and Prometheus all take it from here."""
 
     parts: EtaParts
@@ -141,7 +141,7 @@ def expected_end(
     left: Remaining | None,
     now: float,
 ) -> Outlook | None:
-    """When a run is done that trains, or waits for its hours: under these, never in the past.
+    """Expected end of a run that trains, or waits for its hours: under these, never in the past.
 
     Counted from its last step, so that the moment stands still between two steps.
     """

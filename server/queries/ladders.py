@@ -1,4 +1,4 @@
-"""Fits over a ladder of depths, what they predict for the next one, and what they do not know."""
+"""Scaling-law fits over a ladder of depths, their prediction for the next one, and its limits."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def fits(
 
 
 def missing(request: GroupRequest, views: Sequence[GroupMemberView]) -> list[str]:
-    """Why there is no fit yet, a sentence a variant."""
+    """Reasons why there is no fit yet, a sentence a variant."""
     if request.depths is None:
         return []
     if len(request.depths) < fit.MIN_SIZES:

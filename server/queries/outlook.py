@@ -1,4 +1,4 @@
-"""When a run is expected to end under its hours and those of its devices, and what that costs."""
+"""Outlook of a run: its expected end under its hours and those of its devices, and the cost."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def list_runs(
 
 
 def detail(session: Session, run: tables.Run) -> RunDetail:
-    """Everything about one run, its spec and plan included."""
+    """Details of one run, its spec and plan included."""
     places, counts = _queue(session, [run]), _phase_counts(session, [run])
     return RunDetail(
         **_summary(

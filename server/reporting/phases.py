@@ -35,7 +35,7 @@ class Sums:
 
 
 def sums(session: Session, stretches: list[Stretch], low: int = 0, high: int = MAX_STEPS) -> Sums:
-    """What the points of the stretches in steps [low, high) add up to."""
+    """Sums over the points of the stretches in steps [low, high)."""
     keys = ("step_seconds", "loss", "power_watts", "vram_reserved_bytes")
     total = [[0.0, 0.0, float("inf"), float("-inf")] for _ in keys]
     for s in stretches:

@@ -66,7 +66,7 @@ def _attempt(row: tables.Attempt, names: dict[int, str], down: float | None) -> 
 
 
 def data_notes(session: Session, run: tables.Run) -> list[str]:
-    """How the corpus is split and what it leaves out, as the preparation reported it."""
+    """Sentences about the corpus: its splits and omissions, as the preparation reported them."""
     table = tables.Event
     mine = select(table.message).where(table.run_id == run.id)
     query = mine.where(table.kind.in_(("data_note", "data_left_out"))).order_by(table.id)

@@ -1,1 +1,1 @@
-"""Who may use which device, and when: hours, priorities and the one decision made of them."""
+"""Scheduler of devices: hours, priorities and the one decision made of them."""

@@ -28,7 +28,7 @@ def rule_at(column: list[Any] | None, now: float, prices: Sequence[Price] = ()) 
 
 @dataclass
 class Heat:
-    """Which devices are too hot, remembered from look to look. Times on a clock that never jumps.
+    """Temperature ceilings: devices that are too hot. Times on a clock that never jumps.
 
     A device becomes too hot once it has been at its ceiling for HOT_SECONDS, and is cool again
     once it has been COOL_DEGREES below it for COOL_SECONDS: a run leaves and comes back at most

@@ -1,4 +1,4 @@
-"""When work is done that may be done at certain hours only, and the price of its energy. Pure.
+"""Outlook of work that is limited to certain hours: its end and the price of its energy. Pure.
 
 The open hours of the coming week are walked, where they depend on prices as far as these are known.
 What is left after them continues at the share of time that they were open. A pause between two

@@ -1,4 +1,4 @@
-"""What the decision needs beside the rows, kept up by a thread: prices, and programs on the GPUs.
+"""Scheduler inputs beside the rows, kept up to date by a thread: prices and programs on the GPUs.
 
 Neither may hold up the supervisor: a tariff comes over a network, and a driver that lost a GPU may
 not answer for a minute.

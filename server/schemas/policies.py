@@ -10,7 +10,7 @@ from trainer.contract.spec import Hours, ShortText, Strict
 
 
 class NeighbourRule(Strict):
-    """Which other programs on a device a run makes way for."""
+    """Rule for other programs on a device: those that a run makes way for."""
 
     least_bytes: Annotated[int, Field(ge=0, le=10**15)] = 512_000_000
     """Device memory, in bytes, from which a program counts."""

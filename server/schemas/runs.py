@@ -29,7 +29,7 @@ from trainer.contract.spec import (
 
 
 class Condition(BaseModel):
-    """Why a running run does not step just now."""
+    """Condition of a run that is running but takes no steps at the moment."""
 
     code: Literal["disk_full", "silent"]
     """Stable code of the condition."""
@@ -146,7 +146,7 @@ class ResumeRequest(Strict):
 
 
 class ExtendAnswer(BaseModel):
-    """What an extend made, or previewed with dry_run."""
+    """Result of an extend, or its preview with dry_run."""
 
     run: RunDetail
     """The run as it is now."""

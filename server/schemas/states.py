@@ -1,4 +1,4 @@
-"""States of a run: what it does, and what was asked of it."""
+"""States of a run: the present one and the desired one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every action of the supervisor needs."""
+"""Supervisor context: database, settings, devices and processes that its actions share."""
 
 from __future__ import annotations
 

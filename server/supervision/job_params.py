@@ -20,7 +20,7 @@ from trainer.contract.rundir import DataDir
 
 
 class Unresolvable(Exception):
-    """The job cannot be started; the message says why."""
+    """The job cannot be started; the message gives the cause."""
 
 
 def resolve(session: Session, job: tables.Job, settings: Settings) -> dict[str, Any]:

@@ -34,7 +34,7 @@ class PostMortem:
 
     @property
     def last_words(self) -> str:
-        """The last line of the log that says anything, cut to what fits a sentence."""
+        """Last line of the log that is not blank, cut to fit a sentence."""
         own = torchrun.without_report(self.log_tail)
         said = [line.strip() for line in own.splitlines() if line.strip()]
         return said[-1][:LAST_WORDS_CHARACTERS] if said else ""

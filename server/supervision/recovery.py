@@ -179,7 +179,7 @@ class Verdict:
 def follow(
     ending: Ending, history: History, backoff: tuple[float, ...] = BACKOFF_SECONDS
 ) -> Verdict:
-    """The move that an ended attempt asks for."""
+    """Recovery move after an attempt has ended."""
     kept: dict[str, Any] = {
         "failures": history.failures,
         "best_failed_step": history.best_failed_step,

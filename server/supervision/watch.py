@@ -121,7 +121,7 @@ class Watch:
 
     @property
     def engine_wait(self) -> EngineWait | None:
-        """Why its engine has not started it, or cannot say whether it lives."""
+        """Cause of an engine's delay: the execution is not started, or its liveness is unknown."""
         return self.launcher.waits(self.spot, self.handle)
 
     @property

@@ -46,7 +46,7 @@ class FileEntry(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What a checkpoint is. evaluations: {"bpb": {value, identity}, …} measured at this step."""
+    """Manifest of a checkpoint. evaluations: {"bpb": {value, identity}, …} at this step."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -69,7 +69,7 @@ class Manifest(BaseModel):
 
 
 class Bad(Exception):
-    """A checkpoint that must not be loaded; the message says which file and why."""
+    """Damaged checkpoint that must not be loaded; the message names file and cause."""
 
 
 @dataclass(frozen=True)

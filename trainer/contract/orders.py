@@ -24,7 +24,7 @@ class Order(BaseModel):
 
 
 class Lineage(Order):
-    """Which checkpoints the present state descends from: {attempt: highest step that counts}.
+    """Lineage: checkpoints the present state descends from, {attempt: highest step that counts}.
 
     A checkpoint of attempt a at step s belongs to it iff a is a key and s <= limits[a]. Scanning
     the directory with this finds one that was committed but never reported.

@@ -174,7 +174,7 @@ class _Encoder:
 
 
 class BuildStopped(Exception):
-    """The one who asked for the cache is gone."""
+    """The build of a token cache was stopped: its requester is gone."""
 
 
 # --- the process that builds ahead ---------------------------------------------------------------

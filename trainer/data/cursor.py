@@ -15,7 +15,7 @@ STREAMS_VERSION = 2  # of a cursor that holds one of version 1 for each stream
 
 @dataclass(frozen=True)
 class CursorSnapshot:
-    """Everything the next batch depends on, cheap to take; `cursor()` writes it out."""
+    """Snapshot of the data position, cheap to take; `cursor()` writes it out."""
 
     packing: str
     world: int

@@ -27,7 +27,7 @@ from trainer.data.prepared import DataFile, PreparedData, gone, verify_file
 
 
 class HashingStopped(Exception):
-    """The one who asked for it is gone."""
+    """Hashing was stopped: its requester is gone."""
 
 
 def state_path(prepared: PreparedData) -> Path:

@@ -97,7 +97,7 @@ class PreparedData(DataRecord):
 
     @property
     def corpora_dir(self) -> Path:
-        """Where what is known of files is remembered."""
+        """Directory of the records about corpus files."""
         return Path(self.cache_dir).parents[1]
 
     def files(self, split: str) -> list[DataFile]:

@@ -33,7 +33,7 @@ class Position:
 
 @dataclass(frozen=True)
 class LastRead:
-    """Where the newest documents of the buffer came from, in nanochat's words (epochs from 1)."""
+    """Position of the newest documents of the buffer, in nanochat's terms (epochs from 1)."""
 
     pq_idx: int = 0
     rg_idx: int = 0

@@ -32,7 +32,7 @@ class BadCache(Exception):
 
 
 class Shard(Protocol):
-    """What the reader asks of a shard."""
+    """Interface of a shard, as the reader uses it."""
 
     @property
     def num_row_groups(self) -> int: ...

@@ -23,7 +23,7 @@ class Unscorable(Exception):
 
 
 class Encoder(Protocol):
-    """What is needed of trainer.data.tokenizer.Tokenizer."""
+    """Interface of the tokenizer for CORE, as trainer.data.tokenizer.Tokenizer has it."""
 
     def encode_batch(
         self, texts: Sequence[str], bos: bool = False, threads: int | None = None

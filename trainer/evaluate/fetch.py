@@ -40,7 +40,7 @@ ReportBytes = Callable[[int, int | None], None]
 
 
 class FetchError(RuntimeError):
-    """Nothing was installed; the message says why."""
+    """Fetching failed and nothing was installed; the message gives the cause."""
 
 
 def fetch(

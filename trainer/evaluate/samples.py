@@ -18,7 +18,7 @@ from trainer.model.gpt import GPT
 
 
 class SampleTokenizer(Protocol):
-    """What is needed of trainer.data.tokenizer.Tokenizer."""
+    """Interface of the tokenizer for samples, as trainer.data.tokenizer.Tokenizer has it."""
 
     @property
     def bos_id(self) -> int: ...

@@ -25,7 +25,7 @@ from trainer.runtime.world import World
 
 @dataclass(frozen=True)
 class Settings:
-    """How much of the validation split is measured, in which rows, and by which byte lengths."""
+    """Settings of val bpb: span of the validation split, rows, and byte lengths."""
 
     eval_tokens: int
     rows: int

@@ -14,7 +14,7 @@ from trainer.contract.completions import Logprobs
 
 
 class TokenSpelling(Protocol):
-    """What is needed of trainer.data.tokenizer.Tokenizer."""
+    """Interface of the tokenizer for streams, as trainer.data.tokenizer.Tokenizer has it."""
 
     def bytes_of(self, token: int) -> bytes: ...
 

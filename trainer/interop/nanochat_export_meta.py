@@ -15,7 +15,7 @@ from trainer.interop.nanochat_export import ExportGeneration, short_seq_len
 
 @dataclass(frozen=True)
 class ExportState:
-    """Where a run stands. cursor: the fields of nanochat's data cursor. updates: of the optimizer,
+    """Position of a run. cursor: the fields of nanochat's data cursor. updates: of the optimizer,
     fewer than steps where it restarted at imported weights."""
 
     step: int

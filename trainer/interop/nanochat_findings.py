@@ -34,12 +34,12 @@ class Findings:
 
     @property
     def approximate(self) -> str | None:
-        """Why the first resume is not exact; None where it is."""
+        """Cause of an inexact first resume; None where it is exact."""
         return "; ".join(self.inexact) or None
 
 
 def findings(run: NanochatRun, body: dict[str, Any], has_corpus: bool) -> Findings:
-    """What is exact, what is not, and what the files do not contain."""
+    """Findings of an import: exact parts, approximate parts, and parts the files lack."""
     found = Findings()
     if run.optimizer is None:
         found.inexact.append(FRESH)

@@ -139,14 +139,14 @@ def choose(
 
 
 def listing(found: list[NanochatFolder], most: int = 8) -> str:
-    """What there is, in one line for a person."""
+    """The checkpoints of a folder in one line."""
     each = [f"{f.describe()} at {', '.join(f'{s.step:,}' for s in f.saved[-4:])}" for f in found]
     more = f" and {len(each) - most} more" if len(each) > most else ""
     return "; ".join(each[:most]) + more
 
 
 def tokenizer_candidates(found: NanochatFolder) -> list[Path]:
-    """Where the tokenizer of a checkpoint may lie, the likeliest first."""
+    """Candidate paths of a checkpoint's tokenizer, the likeliest first."""
     places = [found.folder / "tokenizer", found.folder]
     if found.layout == "experiments":
         experiment = found.folder.parent.parent

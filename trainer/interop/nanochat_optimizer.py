@@ -33,7 +33,7 @@ MUON_ENTRIES = {"momentum_buffer", "second_momentum_buffer"}
 
 @dataclass(frozen=True)
 class GroupSettings:
-    """What an AdamW group states of itself; None where it does not."""
+    """Settings of an AdamW group as its file states them; None where it does not."""
 
     lr: float | None
     betas: tuple[float, float] | None
@@ -66,7 +66,7 @@ class _Shard:
 
 @dataclass(frozen=True)
 class Numbering:
-    """How the files number parameters: names in order, through the AdamW groups, then Muon's."""
+    """Parameter numbering of the files: names in order, through the AdamW groups, then Muon's."""
 
     adam: tuple[parameters.AdamGroup, ...]
     adam_names: tuple[tuple[str, ...], ...]

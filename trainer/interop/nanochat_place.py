@@ -31,7 +31,7 @@ class DataPosition:
 def find(
     meta: NanochatMeta, data: PreparedData, *, packing: str, streams: int, was_named: bool
 ) -> DataPosition:
-    """Where the data continues: at the row, behind the row group, or from the beginning.
+    """Data position of an import: at the row, behind the row group, or from the beginning.
 
     was_named: the user named this corpus. Raises InteropError where it was found beside the run and
     cannot be the whole of what that read; a corpus that was named is then read from its beginning.

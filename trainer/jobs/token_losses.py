@@ -1,4 +1,4 @@
-"""What computes the losses of an evaluation job: on a GPU, what the run's own evaluations use.
+"""Token losses of an evaluation job: on a GPU by the code of the run's own evaluations.
 
 The run's attention, kernels and pieces, compiled with the caches that its training filled, so that
 a checkpoint has the value that the run reported. On the CPU the uncompiled forward pass, whose bits

@@ -60,7 +60,7 @@ class BlockWeights(NamedTuple):
 
 
 class TrunkWeights(NamedTuple):
-    """All weights between the embedding tables and the head."""
+    """Weights of the trunk: all between the embedding tables and the head."""
 
     blocks: Sequence[BlockWeights]
     smear_gate: Tensor | None
@@ -90,7 +90,7 @@ def hidden(
     attends: Sequence[Attend],
     previous_BT: Tensor | None = None,
 ) -> Tensor:
-    """What the head reads for each token: (B, T, D) in the compute dtype, that of `rotation`.
+    """Hidden states for the head: (B, T, D) in the compute dtype, that of `rotation`.
 
     rotation: `rotary` of the tokens' positions. attends: the attention of each layer.
     previous_BT: the token before each one, NO_TOKEN where there is none; None for whole rows, where
@@ -279,7 +279,7 @@ def causal(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
 
 
 def visible(queries_T: Tensor, keys_S: Tensor, window: int | None) -> Tensor:
-    """Which keys each query sees, by their positions: (T, S). window None: the whole past."""
+    """Attention mask by positions of queries and keys: (T, S). window None: the whole past."""
     back = queries_T[:, None] - keys_S[None, :]
     return (back >= 0) if window is None else (back >= 0) & (back <= window)
 

@@ -47,7 +47,7 @@ class Outward(NamedTuple):
 
 
 class Start(NamedTuple):
-    """What leads from tokens to x0. table: wte (V, D). smear_gate (1, channels) in the compute
+    """Weights from tokens to x0. table: wte (V, D). smear_gate (1, channels) in the compute
     dtype, smear_lambda (1,): where the model smears."""
 
     table: Tensor
@@ -56,7 +56,7 @@ class Start(NamedTuple):
 
 
 class Fixed(NamedTuple):
-    """The same for every layer of a pass: tokens (B, T), x0 (B, T, D), and the rotation: cos (T, C)
+    """Inputs shared by every layer: tokens (B, T), x0 (B, T, D), and the rotation: cos (T, C)
     and sin (T, C), whose second half has the other sign."""
 
     tokens: Tensor

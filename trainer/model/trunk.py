@@ -41,8 +41,8 @@ MIX_STRIDE = 16  # numbers from one layer's lambdas to the next: what is not ali
 
 @dataclass
 class Layer:
-    """What a layer keeps for its backward pass. x: its input; y: its attention's result (B, T, D);
-    attend_back: the attention's backward pass, with what it keeps."""
+    """Activations that a layer saves for its backward pass. x: its input; y: its attention's
+    result (B, T, D); attend_back: the attention's backward pass, with its own activations."""
 
     x: Tensor
     heads: Heads
@@ -53,8 +53,8 @@ class Layer:
 
 @dataclass
 class Kept:
-    """What a pass keeps. inv: 1 / rms of the norm that made `out`; at: what distinguishes
-    passes by their shapes."""
+    """Activations that a pass saves. inv: 1 / rms of the norm that made `out`; at: key of the
+    pass by its shapes."""
 
     out: Tensor
     inv: Tensor

@@ -1,4 +1,4 @@
-"""Which rank updates which matrices: the stacks of Muon are cut into one piece a lane.
+"""Shards of the optimizer: the stacks of Muon are cut into one piece a lane, each with its rank.
 
 The pieces depend on the number of lanes alone and each is one call, so that the bits do not depend
 on how many ranks share them. No piece holds a single matrix of several: products of one matrix take

@@ -96,7 +96,7 @@ def best_seconds(run: Callable[[], object], device: torch.device) -> float:
 
 
 def key(shape: ModelShape, rows: int, dtype: torch.dtype, device: torch.device, what: str) -> str:
-    """What a race's outcome depends on; `what`: of the shape, what this race is about."""
+    """Cache key of a race's outcome; `what`: of the shape, what this race is about."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return (
         f"{name}, torch {torch.__version__}, {dtype}, rows {rows}, T {shape.sequence_len}, {what}"

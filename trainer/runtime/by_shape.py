@@ -33,7 +33,10 @@ class ByShape:
         self._made: dict[Hashable, Run] = {}
 
     def prepared(self, kind: Hashable, args: tuple[Nested, ...]) -> Run:
-        """What calls of this kind run. Raises what the compiler raises; a run does not compile."""
+        """The compiled function for calls of this kind, which compiles no more when it runs.
+
+        Raises what the compiler raises.
+        """
         return self._made.get(kind) or self._made.setdefault(kind, self._make(args))
 
     def _make(self, args: tuple[Nested, ...]) -> Run:

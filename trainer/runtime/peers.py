@@ -20,7 +20,7 @@ NEVER_SEEN = -1  # the pid of one that was gone before it registered
 
 @dataclass(frozen=True)
 class Member:
-    """Where a rank runs."""
+    """Machine and process of a rank."""
 
     rank: int
     host: str

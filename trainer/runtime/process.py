@@ -1,4 +1,4 @@
-"""Begin and end of every trainer and job process: lock, journals, signals, exit record."""
+"""Start and end of every trainer and job process: lock, journals, signals, exit record."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _holder(token: str, waiting: str | None) -> str:
 
 
 def explain(error: BaseException) -> tuple[Reason, str]:
-    """Why an exception ended the process: the reason and one line for a person.
+    """Failure reason of an exception that ended the process, and one line for a person.
 
     What led to the error counts too: a data set that cannot be read because too many files are
     open is not unusable.

@@ -1,4 +1,4 @@
-"""What a rank other than 0 does first and last, and how rank 0 finds out which one failed.
+"""Process of a rank other than 0: its start and end, and how rank 0 finds the one that failed.
 
 Rank 0 is the trainer that the daemon knows: lock, journals, exit record. The others are mute: they
 print to a log of their own, and write an exit record into `ranks/` before they go.
@@ -50,7 +50,7 @@ class RankProcess:
 
 
 def blame(attempt: Path, members: list[tuple[int, str, int]], heard: str) -> tuple[Reason, str]:
-    """Why this attempt lost a rank: reason and sentence. Waits for its record.
+    """Cause of a lost rank: reason and sentence. Waits for its record.
 
     members: (rank, device, pid), where ELSEWHERE is a process of another machine and NEVER_SEEN one
     that was gone before it registered. heard: what the lost connection said, for want of better.

@@ -106,7 +106,7 @@ class Reporter:
 
 
 class Mute(Reporter):
-    """Reports nothing: the voice of a rank other than 0."""
+    """Reporter of a rank other than 0: writes nothing."""
 
     def __init__(self) -> None:
         pass

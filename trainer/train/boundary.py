@@ -1,4 +1,4 @@
-"""What every rank knows at a step boundary: commands, signals and saves take effect at one step.
+"""Step boundary across ranks: commands, signals and saves take effect at one step.
 
 An inbox, a signal and a clock are facts of one process. Rank 0 hears the inbox and the clock, any
 rank may be told to end; a few numbers, agreed on at each boundary, make them everyone's. Commands

@@ -27,11 +27,11 @@ FREE_MARGIN = 1.05
 
 
 class CannotSave(Exception):
-    """The last checkpoint of an attempt could not be written; the message says why."""
+    """The last checkpoint of an attempt could not be written; the message gives the cause."""
 
 
 def due(session: Session) -> Why | None:
-    """Why a save is due at this boundary. A cadence waits while one is still being written."""
+    """Reason for a save at this boundary, or None. A cadence waits while one is being written."""
     if session.state.step >= session.order.end_step:
         return None
     if _at_warmdown(session):
@@ -52,7 +52,7 @@ def drain(session: Session) -> None:
 
 
 def save_now(session: Session, why: Why, *, pinned: bool = False) -> None:
-    """Begin a save of the present step; it ends in the background. Waits for one in flight."""
+    """Start a save of the present step; it ends in the background. Waits for one in flight."""
     drain(session)
     if session.world.broadcast(_may_begin(session)):
         _begin(session, why, pinned, None, _tensors(session))

@@ -81,7 +81,7 @@ class ForwardBackward:
         return losses
 
     def gradients(self) -> list[Tensor]:
-        """What the last passes left: of the bank, and of the touched rows of each table."""
+        """Gradients of the last passes: of the bank, and of the touched rows of each table."""
         assert self._model.bank.gradients is not None
         assert self._model.touched is not None
         return [self._model.bank.gradients, *self._model.touched.gradients.values()]

@@ -1,4 +1,4 @@
-"""How many lanes a step has: frozen at the first start, since the bits depend on them."""
+"""Lane count of a step: frozen at the first start, since the bits depend on it."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ class _Loop:
     # --- commands --------------------------------------------------------------------------------
 
     def handle_commands(self) -> events.Ended | None:
-        """Carry out what was asked since the last boundary; an ending if that is what it was."""
+        """Execute commands received since the last boundary; the ending, if one ends the run."""
         session = self.session
         self.heard = boundary.hear(session.world, session.control, self._due_number, self.rows.due)
         for command in self.heard.commands:

@@ -1,4 +1,4 @@
-"""Whether all ranks hold the same weights: each makes every update itself, from the same sums."""
+"""Drift check: all ranks must hold the same weights, since each makes every update itself."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class RankRows:
         return time.monotonic() - self._gathered_at >= EVERY_SECONDS and self._steps > 0
 
     def gather(self) -> None:
-        """All ranks at one boundary."""
+        """Gather the rows of all ranks at one boundary."""
         session = self._session
         found = session.world.gather(self._own())
         rows = [RankRow.model_validate(row) for row in found]

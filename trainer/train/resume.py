@@ -1,4 +1,4 @@
-"""Resume: a session stands where the newest verified checkpoint of its lineage left the run."""
+"""Resume: restores a session from the newest verified checkpoint of its lineage."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def left_out(order: AttemptOrder, step: int) -> list[str]:
 
 
 def differences(manifest: store.Manifest, session: Session) -> list[str]:
-    """Why this resume cannot be exact: fingerprint fields that differ, in words."""
+    """Causes of an inexact resume: fingerprint fields that differ, in words."""
     found = [manifest.approximate] if manifest.approximate and manifest.why == "import" else []
     if manifest.data_identity != session.data.identity():
         found.append("the data differs from what the checkpoint was trained on")

@@ -1,4 +1,4 @@
-"""Training session: what one attempt works with, and what it saves of itself."""
+"""Training session: the objects of one attempt, and the state that its checkpoints store."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ class Session:
         return dealing.next_step(self.loader, self.accumulation, deal)
 
     def state_dict(self) -> dict[str, Any]:
-        """What goes into state.json."""
+        """Content of state.json."""
         return {
             "train": self.state.state_dict(),
             "loader": self.loader.state_dict(),

@@ -156,11 +156,11 @@ class Stepper:
         return mean_loss(self._sum_over_ranks(own_losses, learn=False))
 
     def own_seconds(self) -> float | None:
-        """What the forward and backward passes of a step took here, median of the last ones."""
+        """Median seconds of the last forward and backward passes of a step on this rank."""
         return self._work.seconds()
 
     def describe_choices(self) -> dict[str, Any]:
-        """What was chosen on this machine: part of the determinism fingerprint."""
+        """Kernel choices of this machine: part of the determinism fingerprint."""
         return {
             "attention": {str(w): name for w, name in self.attention.items()},
             "compiled": self.compiler.active,

@@ -1,4 +1,4 @@
-"""What squeue and sacct print, as values; and what the end of a job means for a run. Pure.
+"""Parses the output of squeue and sacct, and maps a job's end to a run's. Pure.
 
 Texts of Slurm 22.05 to 25.05: fields are asked for by name and separated by `|`. The reason, the
 only one that may hold anything, comes last.

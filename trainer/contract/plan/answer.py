@@ -215,7 +215,7 @@ class ExchangePlan(PlanPart):
 
 
 class RecipeChoice(PlanPart):
-    """Which recipe the run is trained by, and what differs from the default one, in words."""
+    """Recipe of the run, and its differences from the default one in words."""
 
     model: RecipeName = DEFAULT
     """Recipe of the architecture."""

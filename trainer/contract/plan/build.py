@@ -19,7 +19,7 @@ from trainer.contract.spec import RunSpec
 
 
 def make_plan(spec: RunSpec, context: PlanContext | None = None) -> Plan:
-    """Everything that follows from `spec`. Raises CannotPlan where the numbers cannot be met."""
+    """The plan of `spec`. Raises CannotPlan where the numbers cannot be met."""
     context = context or PlanContext()
     spec = spec.on_gpus(context.gpus)
     shape = shape_of(spec.model)

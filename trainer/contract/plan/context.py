@@ -1,4 +1,4 @@
-"""Plan context: what planning may know about the machine."""
+"""Plan context: facts about the machine that a plan uses."""
 
 from __future__ import annotations
 

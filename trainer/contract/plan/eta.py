@@ -98,7 +98,7 @@ def estimate_eta(
 def evaluation_time(
     spec: RunSpec, batch: BatchPlan, start_step: int, end_step: int, tokens_per_second: float
 ) -> EvaluationTime:
-    """What is due between the steps, at the speed of a forward pass."""
+    """Time of the evaluations between the steps, at the speed of a forward pass."""
     asked, forward = spec.evaluate, FORWARD_SPEEDUP * tokens_per_second
     per_pass = batch.device_batch_size * batch.sequence_len
     span_tokens = max(1, asked.eval_tokens // per_pass) * per_pass

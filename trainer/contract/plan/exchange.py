@@ -1,4 +1,4 @@
-"""What several devices exchange in a step: bytes, seconds, and the batch for which it pays."""
+"""Exchange between several devices in a step: bytes, seconds, and the batch for which it pays."""
 
 from __future__ import annotations
 

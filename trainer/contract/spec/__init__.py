@@ -1,4 +1,4 @@
-"""The run spec: what a user asks for, with every default said once.
+"""The run spec: a user's request, with every default in one place.
 
 `resolve(body)` lays the body over its preset and the preset over the defaults, then validates.
 Unknown keys are errors everywhere; `None` means off.

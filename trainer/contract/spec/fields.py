@@ -1,4 +1,4 @@
-"""What every part of the spec is made of: strict models, bounded numbers and names."""
+"""Field types of the spec: strict models, bounded numbers and names."""
 
 from __future__ import annotations
 

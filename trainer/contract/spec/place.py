@@ -1,4 +1,4 @@
-"""Where a run trains when that is not the daemon's own machine: a partition of a Slurm cluster."""
+"""Place of a run that trains on another machine: a partition of a Slurm cluster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When and how much a run may train: hours of the week, a price of electricity, a budget."""
+"""Scheduling of a run: hours of the week, a price of electricity, a budget."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long to train, in which batches, on which schedule and in which numbers."""
+"""Training part of the spec: horizon, batch, schedule and numerics."""
 
 from __future__ import annotations
 
