@@ -250,6 +250,9 @@ def test_the_time_left_is_one_number_on_the_run_in_the_list_and_for_prometheus(
     assert re.fullmatch(r"\d+ h \d\d min", tile)
     cell = listed.locator("td.col-eta")
     cell.get_by_text(tile, exact=True).wait_for()
+    (summary,) = httpx.get(f"{daemon.url}/v1/runs").json()["data"]
+    left = httpx.get(f"{daemon.url}/v1/runs/demo/progress").json()["eta_seconds"]
+    assert summary["eta_seconds"] == pytest.approx(left, rel=0.005), "the list has its own formula"
     scraped = httpx.get(f"{daemon.url}/metrics").text
     (done_at,) = re.findall(r'^traind_eta_timestamp_seconds\{run="demo"\} (\S+)', scraped, re.M)
     hours, minutes = map(int, re.findall(r"\d+", tile))
