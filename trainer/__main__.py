@@ -20,9 +20,9 @@ from trainer.contract import events, failpoint, orders
 from trainer.contract.orders import AttemptOrder
 from trainer.contract.reasons import Reason
 from trainer.contract.rundir import Held
-from trainer.runtime import process, slurm_ranks, threads
+from trainer.runtime import lost_rank, process, slurm_ranks, threads
 from trainer.runtime.peers import ELSEWHERE
-from trainer.runtime.rank_process import RankProcess, blame
+from trainer.runtime.rank_process import RankProcess
 from trainer.runtime.rendezvous import Rendezvous, Terminated
 
 
@@ -142,7 +142,7 @@ def _failure(error: BaseException, own: process.Process | RankProcess) -> events
             (m.rank, m.device, m.pid if m.host == host else ELSEWHERE)
             for m in getattr(error, "members", [])
         ]
-        reason, message = blame(own.directory, members, message)
+        reason, message = lost_rank.find(own.directory, members, message)
     step = getattr(error, "step", None)
     return events.Ended(outcome="failed", reason=reason, step=step, message=message)
 

@@ -44,7 +44,7 @@ from server.guard.access import Access, Policy, policy_for
 from server.guard.bodies import Bodies
 from server.guard.heads import HeadRequests
 from server.machine.readings import Readings
-from server.prometheus.metrics import Metrics
+from server.prometheus.scrape import Metrics
 from server.settings import Settings
 
 ROUTERS = (

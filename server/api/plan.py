@@ -20,7 +20,7 @@ from server.errors import Invalid
 from server.guard.idempotency import StoredAnswer
 from server.guard.validation import explained
 from server.machine import plan_context
-from server.queries import estimate, outlook, planned, store
+from server.queries import eta, outlook, planned, store
 from server.scheduling.hours import rules
 from server.schemas.plans import PlanAnswer, PlanOutlook
 from trainer.contract.extend import ExtendRequest
@@ -102,8 +102,8 @@ def _extend(session: Session, act: Act, body: dict[str, Any]) -> PlanAnswer:
         shown = runs.extend(session, row, ask, act.now, dry_run=True).preview
         if shown is None:
             return PlanAnswer()
-        eta = estimate.of_extend(session, row, shown)
-        return PlanAnswer(extend=shown.model_copy(update={"eta": eta}))
+        update = {"eta": eta.of_extend(session, row, shown)}
+        return PlanAnswer(extend=shown.model_copy(update=update))
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from server.domain.states import State
 from server.guard.idempotency import StoredAnswer
 from server.guard.validation import explained
 from server.machine import devices, plan_context
-from server.queries import estimate, store
+from server.queries import eta, store
 from server.schemas.page import Page
 from server.schemas.progress import Progress
 from server.schemas.runs import ExtendAnswer, PatchRun, ResumeRequest, RunDetail, RunSummary
@@ -82,7 +82,7 @@ def show(run: RunRef, db: Db) -> RunDetail:
 def progress(run: RunRef, db: Db) -> Progress:
     """Current step, speed and expected end of the run."""
     with db.read() as session:
-        return estimate.progress(session, store.get_run(session, run))
+        return eta.progress(session, store.get_run(session, run))
 
 
 @router.patch("/{run}", responses=problems(404, 409))
@@ -174,7 +174,7 @@ def extend(
         session.flush()
         shown = outcome.preview
         if shown is not None:
-            shown = shown.model_copy(update={"eta": estimate.of_extend(session, row, shown)})
+            shown = shown.model_copy(update={"eta": eta.of_extend(session, row, shown)})
         answer = extend_answer(store.detail(session, row), shown)
         return StoredAnswer.of(answer, 202 if outcome.changed and not dry_run else 200)
 

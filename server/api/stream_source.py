@@ -11,7 +11,7 @@ from server.database import tables
 from server.database.db import Database
 from server.domain.states import SETTLED, State
 from server.events.hub import BufferedEvent, EventSource, frame_of
-from server.queries import estimate, store
+from server.queries import eta, store
 from server.queries.condition import condition
 from server.queries.standing import Standing, standing
 
@@ -46,7 +46,7 @@ def source_of(db: Database) -> EventSource:
                 stands = standing(session, run.id) if run.state in WITH_A_PROCESS else None
                 version = _version(session, run, stands)
                 if versions.get(run.id) != version or run.id not in rendered:
-                    view = estimate.progress(session, run, stands=stands)
+                    view = eta.progress(session, run, stands=stands)
                     rendered[run.id], versions[run.id] = view.model_dump_json(), version
                 answer[run.id] = rendered[run.id]
         for gone in rendered.keys() - {run.id for run in rows}:

@@ -1,7 +1,8 @@
 """Request bodies: size, content type, time limits, and a strict JSON parser.
 
 `Bodies` is the ASGI layer: it reads the body itself, counting, before anything behind it runs, so
-that a chunked body without a length is bounded like any other. `parse` is the strict reader.
+that a chunked body without a length is bounded like any other (the setting `max_body_bytes`).
+`parse` is the strict reader.
 """
 
 from __future__ import annotations

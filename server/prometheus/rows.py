@@ -14,7 +14,7 @@ from server.database import tables
 from server.domain import executions
 from server.domain.states import ENDED, OCCUPYING, State
 from server.metrics import counters
-from server.queries import estimate
+from server.queries import eta
 from server.queries.standing import standing
 from trainer.contract.rundir import OUTBOX, DataDir
 
@@ -139,8 +139,8 @@ def _finish_at(
     if run_id not in finishes or finishes[run_id][0] != moved:
         run = session.get_one(tables.Run, run_id)
         stands = standing(session, run_id)
-        left = estimate.remaining(session, run, stands)
-        end = estimate.expected_end(session, run, stands.attempt, left, now)
+        left = eta.remaining(session, run, stands)
+        end = eta.expected_end(session, run, stands.attempt, left, now)
         finishes[run_id] = moved, end.finish_at if end else None
     return finishes[run_id][1]
 

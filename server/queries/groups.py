@@ -16,7 +16,7 @@ from server.database import tables
 from server.domain import groups
 from server.domain.states import SETTLED, State
 from server.errors import Invalid
-from server.queries import estimate, ladders, store
+from server.queries import eta, ladders, store
 from server.scaling import multiplier, noise
 from server.scaling.fit import LossPoint
 from server.scaling.multiplier import Multiplier
@@ -158,7 +158,7 @@ def _member(member: tables.GroupMember, run: tables.Run, final: float | None) ->
         device=run.device,
         step=run.step,
         end_step=run.end_step,
-        fraction=estimate.fraction(run),
+        fraction=eta.fraction(run),
         is_finished=final is not None,
         loss_smooth=run.progress.get("loss_smooth"),
         val_bpb=final if final is not None else run.progress.get("val_bpb"),

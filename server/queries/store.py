@@ -18,10 +18,10 @@ from server.domain import executions
 from server.domain.states import Desired, State, advice
 from server.errors import Invalid, NotFound
 from server.metrics import sparkline
-from server.queries import estimate
+from server.queries import eta
 from server.queries.condition import condition
 from server.queries.curves import METRIC_KEYS, metrics
-from server.queries.estimate import progress
+from server.queries.eta import progress
 from server.queries.history import attempts, checkpoint, checkpoints, evaluations, phases, samples
 from server.queries.standing import standing
 from server.schemas.events import EventView
@@ -241,7 +241,7 @@ def _summary(
     running, view, now = run.state == State.running, run.progress, time.time()
     # a statement for each run that trains: there are as many of those as devices
     stands = standing(session, run.id) if running else None
-    left = estimate.remaining(session, run, stands) if stands else None
+    left = eta.remaining(session, run, stands) if stands else None
     paths = session.info["paths"]
     return {
         "id": run.id,
@@ -254,7 +254,7 @@ def _summary(
         "device": run.device,
         "step": run.step,
         "end_step": run.end_step,
-        "fraction": estimate.fraction(run),
+        "fraction": eta.fraction(run),
         "loss": view.get("loss"),
         "loss_smooth": view.get("loss_smooth"),
         "val_bpb": view.get("val_bpb"),

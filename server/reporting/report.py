@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from server.database import tables
 from server.domain import lineage
 from server.domain.states import State
-from server.queries import curves, estimate, history
+from server.queries import curves, eta, history
 from server.reporting import answer, phases, story
 from server.reporting.answer import Report
 from server.reporting.html import html
@@ -86,7 +86,7 @@ def summary(
 
 
 def _progress(session: Session, run: tables.Run, now: float) -> answer.RunProgress:
-    view = estimate.progress(session, run, now)
+    view = eta.progress(session, run, now)
     left = run.step < run.end_step and view.state not in (State.completed, State.cancelled)
     return answer.RunProgress(
         state=view.state,

@@ -19,7 +19,7 @@ from server.database import tables
 from server.database.db import Database
 from server.domain import runs
 from server.ingestion import ingest
-from server.queries import estimate, store
+from server.queries import eta, store
 from server.settings import Settings
 from tests.bench import bars
 from trainer.contract import events, journal
@@ -94,7 +94,7 @@ def _poll(db: Database, steps: int) -> None:
 
     def progress() -> None:
         with db.read() as session:
-            estimate.progress(session, session.scalars(select(tables.Run)).first())  # type: ignore[arg-type]
+            eta.progress(session, session.scalars(select(tables.Run)).first())  # type: ignore[arg-type]
 
     def metrics() -> None:
         with db.read() as session:

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from server.database.db import Database
 from server.database.tables import PlacePolicy, Run
-from server.queries import estimate, store
+from server.queries import eta, store
 from server.queries import outlook as queries
 from server.queries.standing import standing
 from server.scheduling.hours import OpenStretch, Price, Rule
@@ -154,11 +154,11 @@ class TestProgress:
 
     def _shown(self, db: Database, now: float) -> Progress:
         with db.read() as session:
-            return estimate.progress(session, store.get_run(session, "night"), now=now)
+            return eta.progress(session, store.get_run(session, "night"), now=now)
 
     def _end(self, session: Session, run: Run) -> float | None:
-        left = estimate.remaining(session, run, standing(session, run.id))
-        end = estimate.expected_end(session, run, None, left, time.time())
+        left = eta.remaining(session, run, standing(session, run.id))
+        end = eta.expected_end(session, run, None, left, time.time())
         return end.finish_at if end else None
 
 

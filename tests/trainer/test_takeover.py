@@ -13,9 +13,10 @@ import pytest
 
 from tests.trainer.forkserver import ForkServer
 from tests.trainer.lab import Lab
-from trainer.checkpoint import fence, takeover
+from trainer.checkpoint import fence, fence_watch, takeover
 from trainer.checkpoint.fence import Fenced
-from trainer.checkpoint.takeover import RUN_LOCK, FenceWatch, run_lock
+from trainer.checkpoint.fence_watch import FenceWatch
+from trainer.checkpoint.takeover import RUN_LOCK, run_lock
 from trainer.contract import orders
 from trainer.contract.orders import AttemptOrder
 from trainer.contract.rundir import Held, acquire
@@ -128,7 +129,7 @@ def test_who_is_superseded_itself_does_not_wait(order: AttemptOrder, path: Path)
 def test_a_trainer_looks_every_few_seconds_whether_it_is_fenced_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(takeover, "CHECK_SECONDS", 0.0)
+    monkeypatch.setattr(fence_watch, "CHECK_SECONDS", 0.0)
     (tmp_path / "attempts" / "0001").mkdir(parents=True)
     watch = FenceWatch(tmp_path, 1)
     watch.look()

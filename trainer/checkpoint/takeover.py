@@ -20,7 +20,6 @@ from trainer.contract.rundir import Held, acquire
 RUN_LOCK = "trainer.lock"
 WAIT_SECONDS = 180.0  # twice the lease of NFS; the longest step of a trainer that lives on
 LOOK_SECONDS = 0.1
-CHECK_SECONDS = 5.0
 
 
 @contextmanager
@@ -49,19 +48,3 @@ def _acquire(order: AttemptOrder, while_waiting: Callable[[], None]) -> int:
                 raise
         while_waiting()
         time.sleep(LOOK_SECONDS)
-
-
-class FenceWatch:
-    """Looks every few seconds whether a newer attempt has taken over from this one, so that it
-    ends then and not at its next save."""
-
-    def __init__(self, run_dir: Path, attempt: int) -> None:
-        self._run_dir, self._attempt = run_dir, attempt
-        self._next = 0.0
-
-    def look(self) -> None:
-        """Raises Fenced."""
-        now = time.monotonic()
-        if now >= self._next:
-            self._next = now + CHECK_SECONDS
-            fence.check(self._run_dir, self._attempt)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from trainer.checkpoint.takeover import FenceWatch
+from trainer.checkpoint.fence_watch import FenceWatch
 from trainer.contract import commands, events, failpoint
 from trainer.contract.reasons import Reason
 from trainer.train import boundary, checkpointing, corpus_watch, evaluations, val_bpb
