@@ -25,8 +25,10 @@ BODIES = {"spec": RunSpec, "extend": ExtendRequest, "resume": ResumeRequest}
 
 @router.get("")
 def catalog() -> Catalog:
-    """The registry of metrics, verbs and requests with the states they are legal in, states,
-    presets, and the fields of a spec, an extend and a resume that take one of a few words.
+    """Vocabulary of the API, for clients.
+
+    The registry of metrics, verbs and requests with the states they are legal in, states, presets,
+    and the fields of a spec, an extend and a resume that take one of a few words.
     """
     return _catalog()
 

@@ -42,6 +42,7 @@ FILES = {
 
 @router.get("", responses=problems(404))
 def index(run: RunRef, db: Db, superseded: Superseded = False) -> Page[CheckpointView]:
+    """Checkpoints of a run."""
     with db.read() as session:
         return complete_page(
             history.checkpoints(session, store.get_run(session, run), superseded=superseded)

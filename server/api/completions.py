@@ -63,6 +63,7 @@ def index(db: Db) -> ModelList:
 
 @router.get("/models/{model}", responses=problems(404))
 def show(model: ModelRef, db: Db) -> ModelView:
+    """A checkpoint as a model."""
     with db.read() as session:
         return openai_dialect.view(models.find(session, model))
 

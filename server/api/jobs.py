@@ -56,6 +56,7 @@ def index(
 
 @router.get("/jobs/{job}", responses=problems(404))
 def show(job: JobRef, db: Db) -> JobView:
+    """A job with its progress and result."""
     with db.read() as session:
         return store.job(session, jobs.get(session, job))
 

@@ -82,7 +82,8 @@ _REF = "#/components/schemas/{model}"
 
 
 def _complete(method: str, operation: dict[str, Any]) -> None:
-    """Every refusal the layers below the handler may answer, as a problem document."""
+    """The summary, and every refusal of the layers below the handler as a problem document."""
+    operation["summary"] = _first_sentence(operation["description"])
     responses = operation["responses"]
     extra = [*EVERYWHERE]
     if method != "get":
@@ -105,6 +106,10 @@ def _complete(method: str, operation: dict[str, Any]) -> None:
                 "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
             }
         )
+
+
+def _first_sentence(text: str) -> str:
+    return " ".join(text.split("\n\n")[0].split()).partition(". ")[0].removesuffix(".")
 
 
 def _set_body(operation: dict[str, Any], path: str) -> None:

@@ -24,6 +24,7 @@ router = APIRouter(prefix="/v1/runs/{run}", tags=["history"], route_class=Strict
 
 @router.get("/phases", responses=problems(404))
 def phases(run: RunRef, db: Db) -> Page[PhaseView]:
+    """Phases of a run, each with its schedule and its result."""
     with db.read() as session:
         return complete_page(history.phases(session, store.get_run(session, run)))
 
@@ -44,6 +45,7 @@ def ranks(run: RunRef, db: Db) -> Page[RankView]:
 
 @router.get("/evaluations", responses=problems(404))
 def evaluations(run: RunRef, db: Db, superseded: Superseded = False) -> Page[EvaluationView]:
+    """Evaluations of a run: val bpb and CORE by step."""
     with db.read() as session:
         row = store.get_run(session, run)
         return complete_page(history.evaluations(session, row, superseded=superseded))
@@ -51,6 +53,7 @@ def evaluations(run: RunRef, db: Db, superseded: Superseded = False) -> Page[Eva
 
 @router.get("/samples", responses=problems(404))
 def samples(run: RunRef, db: Db, superseded: Superseded = False) -> Page[SampleView]:
+    """Samples of a run: text continued from its prompts, by step."""
     with db.read() as session:
         return complete_page(
             history.samples(session, store.get_run(session, run), superseded=superseded)

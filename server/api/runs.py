@@ -74,6 +74,7 @@ def index(
 
 @router.get("/{run}", responses=problems(404))
 def show(run: RunRef, db: Db) -> RunDetail:
+    """A run with its spec and plan."""
     with db.read() as session:
         return store.detail(session, store.get_run(session, run))
 
@@ -87,8 +88,8 @@ def progress(run: RunRef, db: Db) -> Progress:
 
 @router.patch("/{run}", responses=problems(404, 409))
 def patch(run: RunRef, body: PatchRun, act: Doing, conf: Conf) -> RunDetail:
-    """Change name, title, metadata, cadences, retention, recovery, notify, priority, preemptible,
-    hours or budget; anything else is fixed."""
+    """Change settings of a run. Name, title, metadata, cadences, retention, recovery, notify,
+    priority, preemptible, hours and budget may change; anything else is fixed."""
     preflight.require_tariff(body.hours, conf.tariff)
     with act.db.write() as session:
         row = store.get_run(session, run)

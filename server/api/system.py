@@ -48,7 +48,7 @@ def healthz(request: Request, response: Response) -> dict[str, str]:
 
 @router.get("/readyz", responses=problems(503))
 def readyz(request: Request, db: Db, conf: Conf) -> dict[str, str]:
-    """Whether requests can be served: the database answers, the supervisor is alive, and the disk
+    """Readiness to serve requests. The database answers, the supervisor is alive, and the disk
     has room for what a request would write."""
     with db.read() as session:
         session.execute(text("SELECT 1"))

@@ -56,7 +56,10 @@ def queue(json: options.Json = False) -> None:
 def priority(
     run: options.RunArgument,
     value: Annotated[
-        int, typer.Argument(min=-100, max=100, help="Higher runs first; the default is 0.")
+        int,
+        typer.Argument(
+            min=-100, max=100, metavar="PRIORITY", help="Higher runs first; the default is 0."
+        ),
     ],
     json: options.Json = False,
 ) -> None:
