@@ -334,14 +334,27 @@ def test_the_report_as_a_page_cuts_no_label_and_writes_numbers_for_people(
 
 
 def test_read_outs_keep_their_values_after_a_brush(stub_url: str, open_page: OpenPage) -> None:
+    """The smoothed loss is missing in parts of the range, CORE in all of it."""
+
+    def cut(answer: Answer) -> None:
+        column = next(s["mean"] for s in answer["series"] if s["key"] == "loss_smooth")
+        half = len(column) // 2
+        column[half:] = [None] * (len(column) - half)
+        column[half - 1], column[-8] = 1.2345, 2.3456
+
     page = probed(open_page)
+    changed(page, r"/metrics\?.*to_step=\d+", cut)
     page.goto(f"{stub_url}/{RUN}")
     page.locator(".chart-status", has_text="per point").wait_for()
-    box = page.locator(".chart-stage").first.bounding_box()
-    with page.expect_response(re.compile(r"metrics\?.*from_step=\d+")):
-        page.mouse.move(box["x"] + 0.6 * box["width"], box["y"] + 80)
+    stage = page.locator(".chart-stage").first
+    core = page.get_by_role("region", name="CORE", exact=True).locator(".readout")
+    core.get_by_text(re.compile(r"\d")).wait_for()
+    last_core = core.locator("dd").inner_text()
+    box = stage.bounding_box()
+    with page.expect_response(re.compile(r"/metrics\?.*to_step=\d+")):
+        page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 80)
         page.mouse.down()
-        page.mouse.move(box["x"] + 0.7 * box["width"], box["y"] + 80, steps=4)
+        page.mouse.move(box["x"] + 0.6 * box["width"], box["y"] + 80, steps=4)
         page.mouse.up()
     until(page, "location.hash.includes('from=')")  # the pointer stays where the brush ended
     finer = re.compile(r"(?<!\d)(2|4|8|16|32) per point")
@@ -351,7 +364,16 @@ def test_read_outs_keep_their_values_after_a_brush(stub_url: str, open_page: Ope
         ".flatMap((c) => [...c.querySelectorAll('.readout dd')].filter((d) =>"
         " d.innerText.startsWith('–')).map(() => c.ariaLabel))"
     )
+    smoothed = page.get_by_role("region", name="Loss", exact=True).locator(".readout div").last
     until(page, f"({without}).length === 0")
+    smoothed.get_by_text("1.2345", exact=True).wait_for()
+    page.mouse.move(box["x"] + 0.8 * box["width"], box["y"] + 80)
+    stage.locator(".chart-tip dd").get_by_text("1.2345", exact=True).wait_for()
+    stage.press("ArrowLeft")
+    until(page, "document.querySelector('.chart-stage').ariaLabel.endsWith('smoothed 1.2345')")
+    page.mouse.move(0, 0)  # now the last value in view, or else the last there is
+    smoothed.get_by_text("2.3456", exact=True).wait_for()
+    core.get_by_text(last_core, exact=True).wait_for()
 
 
 @pytest.mark.parametrize("place", ["#/compare?runs=sweep-010,sweep-011", RUN, "#/groups/ladder"])

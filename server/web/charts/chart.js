@@ -78,6 +78,7 @@ export function createChart(options) {
   const size = () => ({ width: Math.max(80, stage.clientWidth), height: Math.max(80, stage.clientHeight) });
   const shown = () => picture.lines.filter((line) => !line.quiet && !line.faint);
   const write = (line) => line.format ?? options.format ?? significant;
+  const written = (line, at) => (at === null ? "–" : write(line)(line.values[at]));
 
   /** Shows a picture; the plot is only made anew when its lines are others. @param {Picture} next */
   function show(next) {
@@ -181,7 +182,7 @@ export function createChart(options) {
     const isAt = index !== null && index !== undefined;
     shown().forEach((line, i) => {
       const at = isAt ? nearest(line.values, index) : lastKnown(line.values, picture);
-      setText(cells[i].value, at === null ? "–" : write(line)(line.values[at]));
+      setText(cells[i].value, written(line, at));
     });
   }
 
@@ -218,7 +219,7 @@ export function createChart(options) {
     const at = plot.cursor.idx ?? picture.x.length - 1;
     const index = Math.max(0, Math.min(picture.x.length - 1, at + by));
     plot.setCursor({ left: plot.valToPos(picture.x[index], "x"), top: 10 });
-    const said = shown().map((l) => `${l.label} ${write(l)(l.values[index])}`);
+    const said = shown().map((line) => `${line.label} ${written(line, nearest(line.values, index))}`);
     stage.setAttribute("aria-label", `${options.title} at ${picture.axis.format(picture.x[index])}: ${said.join(", ")}`);
   }
 
