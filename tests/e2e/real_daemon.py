@@ -52,7 +52,7 @@ class RealDaemon(Serving):
         return time.monotonic() - began
 
     def until(
-        self, run: str, reached: Callable[[Progress], bool], seconds: float = 100
+        self, run: str, reached: Callable[[Progress], bool], seconds: float = 150
     ) -> Progress:
         """The first progress that `reached` accepts; fails when the run fails or time is up."""
         deadline = time.monotonic() + seconds
@@ -65,7 +65,7 @@ class RealDaemon(Serving):
             assert time.monotonic() < deadline, said
             time.sleep(0.05)
 
-    def until_state(self, run: str, *states: str, seconds: float = 100) -> Progress:
+    def until_state(self, run: str, *states: str, seconds: float = 150) -> Progress:
         return self.until(run, lambda now: now.state in states, seconds)
 
     def trainer_pid(self, run: str) -> int:

@@ -17,7 +17,7 @@ from server.schemas.progress import Progress
 from tests.e2e.real_daemon import TINY, RealDaemon
 from tests.slurm_cluster import SlurmCluster
 
-pytestmark = [pytest.mark.needs("slurm"), pytest.mark.timeout(300)]
+pytestmark = pytest.mark.needs("slurm")
 STEPS = 20_000  # more than any test waits for
 ASKED: dict[str, Any] = {
     **TINY,

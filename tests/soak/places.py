@@ -13,6 +13,7 @@ import time
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from server.database.db import Database
 from server.database.tables import Attempt
@@ -79,7 +80,7 @@ def restores(budget: float, seed: int) -> Counts:
     """Put an older database back at a random moment: no step and no run is lost."""
     counts, left, draw = Counts("restores", seed), Budget(budget), random.Random(seed)
     while left.has_more():
-        _restored(counts, draw, catches_up=True)
+        _restored(counts, draw, MANNERS, catches_up=True)
     return counts
 
 
@@ -167,6 +168,18 @@ def _end_trainer(town: Settlement, run_id: str) -> None:
     if found is not None:
         with suppress(ProcessLookupError):
             os.kill(found[0], signal.SIGKILL)
+
+
+def _replace_trainer(town: Settlement, run_id: str) -> None:
+    """End the trainer and wait for that of the next attempt, or for the end of the run."""
+    known = len(town.house.attempts(run_id))
+    _end_trainer(town, run_id)
+    town.sees(lambda: len(town.house.attempts(run_id)) > known or _is_completed(town, run_id))
+    town.sees(lambda: town.trainer(run_id) or _is_completed(town, run_id))
+
+
+def _is_completed(town: Settlement, run_id: str) -> bool:
+    return town.house.run(run_id).state == "completed"
 
 
 def _rename(town: Settlement, draw: random.Random) -> None:
@@ -261,12 +274,15 @@ def _copy_of(town: Settlement) -> House:
 def control_restores(seed: int) -> Counts:
     """An older database put back without reading the disk again: lost steps must be noticed."""
     counts = Counts("restores", seed)
-    _restored(counts, random.Random(seed), catches_up=False)
+    slowly = {**MANNERS, "step_seconds": 0.02}  # not over before attempts were lost
+    _restored(counts, random.Random(seed), slowly, catches_up=False)
     return counts
 
 
-def _restored(counts: Counts, draw: random.Random, *, catches_up: bool) -> None:
-    town = Settlement(**MANNERS)
+def _restored(
+    counts: Counts, draw: random.Random, manners: dict[str, Any], *, catches_up: bool
+) -> None:
+    town = Settlement(**manners)
     try:
         run_id = town.house.create("restored", steps=STEPS, recovery=PATIENT)
         town.start()
@@ -275,8 +291,7 @@ def _restored(counts: Counts, draw: random.Random, *, catches_up: bool) -> None:
         made = backup.backup(town.house.settings)
         for _ in range(draw.randrange(1, 4)):  # attempts that the backup does not know
             time.sleep(draw.uniform(0.1, 0.4))
-            _end_trainer(town, run_id)
-            town.sees(lambda: town.trainer(run_id), 5)
+            _replace_trainer(town, run_id)
         _end_trainer(town, run_id)
         town.kill()
         _put_back(town, Path(made.path), catches_up)
