@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 
 from fastapi import APIRouter, FastAPI, Request
 from starlette.responses import Response
@@ -10,6 +11,7 @@ from starlette.responses import Response
 from server.api.web import CachedFile, respond, send
 
 router = APIRouter(include_in_schema=False)
+_writing = threading.Lock()  # once, however many ask for it first
 
 
 @router.get("/openapi.json")
@@ -24,8 +26,9 @@ async def docs(request: Request) -> Response:
 
 def _document(app: FastAPI) -> CachedFile:
     """Written at the first request, then kept: as bytes, which take a tenth of the objects."""
-    made: CachedFile | None = getattr(app.state, "openapi", None)
-    if made is None:
-        content = json.dumps(app.openapi(), ensure_ascii=False, separators=(",", ":"))
-        made = app.state.openapi = CachedFile.of(content.encode(), "application/json")
+    with _writing:
+        made: CachedFile | None = getattr(app.state, "openapi", None)
+        if made is None:
+            content = json.dumps(app.openapi(), ensure_ascii=False, separators=(",", ":"))
+            made = app.state.openapi = CachedFile.of(content.encode(), "application/json")
     return made

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from schemathesis.specs.openapi.checks import (
     unsupported_method,
 )
 
+from server.api.docs import _document
 from server.api.openapi import STATUS_DESCRIPTIONS
 from server.api.vocabulary import FIELDS, in_place
 from server.settings import Settings
@@ -138,6 +141,22 @@ def test_the_document_is_written_once(asgi: Asgi, monkeypatch: pytest.MonkeyPatc
     assert "content-encoding" not in plain.headers
     assert plain.json() == first.json()
     assert plain.headers["etag"] != etag, "another representation"
+
+
+def test_many_that_ask_first_wait_for_one(asgi: Asgi, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each would take a second of the daemon, and all of them its threads."""
+    written, build = [], asgi.app.openapi
+
+    def counting() -> Any:
+        written.append(1)
+        time.sleep(0.2)
+        return build()
+
+    monkeypatch.setattr(asgi.app, "openapi", counting)
+    with ThreadPoolExecutor(8) as pool:
+        sizes = list(pool.map(lambda _: len(_document(asgi.app).content), range(8)))
+    assert len(set(sizes)) == 1
+    assert written == [1]
 
 
 def test_every_route_but_pages_is_documented(asgi: Asgi) -> None:

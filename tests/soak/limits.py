@@ -126,6 +126,7 @@ def _ask_many(asgi: Asgi, counts: Counts, content: bytes) -> None:
 
 def _sockets(asgi: Asgi, counts: Counts) -> None:
     """All places are taken by clients that never read; newcomers are served all the same."""
+    asgi.get("/openapi.json")  # what they ask for is written once
     with (
         patch.object(connections, "MAX_CONNECTIONS", PLACES),
         serving(asgi, http=Connection) as served,

@@ -63,7 +63,9 @@ def test_sigterm_while_modules_are_imported_ends_it_in_order(lab, ranks):
     started.wait(60)
     record = run.exit()
     assert (record["outcome"], record["reason"]) == ("terminated", "terminated")
-    assert run.events("checkpoint_saved") == []
+    # several ranks may have joined by the time they hear of it: they save before their first step
+    may_save = {0} if ranks > 1 else set()
+    assert {saved["step"] for saved in run.events("checkpoint_saved")} <= may_save
     assert "trainer.runtime" not in run.log(1)  # no traceback of ours
     run.close_attempt(directory)
     assert run.run_ranks(ranks) == [0] * ranks
