@@ -24,7 +24,7 @@ from tests.serving import Serving
 
 HERE = Path(__file__).parent
 CHROMIUM = "/usr/bin/chromium"
-DEADLINE_MILLISECONDS = 60_000
+DEADLINE_MILLISECONDS = 30_000
 ARGUMENTS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
@@ -175,7 +175,7 @@ class Daemon(Serving):
     def run(self, name: str) -> Any:
         return self._ask("GET", f"/runs/{name}").json()
 
-    def wait(self, name: str, condition: Callable[[Any], bool], seconds: float = 60) -> Any:
+    def wait(self, name: str, condition: Callable[[Any], bool], seconds: float = 30) -> Any:
         deadline = time.monotonic() + seconds
         while not condition(run := self.run(name)):
             assert time.monotonic() < deadline, f"{run['state']} at step {run['step']}"
@@ -189,12 +189,12 @@ class Daemon(Serving):
                 self.post(f"/runs/{run['id']}/cancel")
                 self.wait(run["id"], lambda r: r["state"] not in ("cancelling", "running"))
         self.process.terminate()
-        self.process.wait(60)
+        self.process.wait(20)
 
     def _ask(self, method: str, path: str, **given: Any) -> httpx.Response:
         known = self.token_file.exists()
         token = {"Authorization": f"Bearer {self.token_file.read_text().strip()}"} if known else {}
-        return httpx.request(method, f"{self.url}/v1{path}", headers=token, timeout=60, **given)
+        return httpx.request(method, f"{self.url}/v1{path}", headers=token, timeout=10, **given)
 
 
 @contextmanager

@@ -46,7 +46,7 @@ def serving(asgi: Asgi, **config: Any) -> Iterator[Serving]:
         made.listener.close()
 
 
-def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
+def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
     """Wait for a condition with a deadline."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -56,14 +56,14 @@ def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
 
 def open_stream(port: int, path: str, **headers: str) -> socket.socket:
     """A client that has asked for a stream and reads nothing yet."""
-    sock = socket.create_connection(("127.0.0.1", port), timeout=60)
+    sock = socket.create_connection(("127.0.0.1", port), timeout=10)
     lines = [f"GET {path} HTTP/1.1", f"Host: 127.0.0.1:{port}", "Accept: text/event-stream"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
     sock.sendall("\r\n".join([*lines, "", ""]).encode())
     return sock
 
 
-def read_until(sock: socket.socket, wanted: bytes, seconds: float = 60.0) -> bytes:
+def read_until(sock: socket.socket, wanted: bytes, seconds: float = 10.0) -> bytes:
     """Everything up to and with `wanted`."""
     got, deadline = bytearray(), time.monotonic() + seconds
     while wanted not in got[-70_000 - len(wanted) :]:

@@ -75,7 +75,7 @@ def started(asgi: Asgi, job: tables.Job, devices: tuple[Device, ...]) -> tables.
     launched = job_processes.launch(SupervisorContext(asgi.db, settings, devices), job.id)
     if launched is not None:
         _, watch = launched
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 10
         while watch.launcher.exit_code(watch.spot) is None and time.monotonic() < deadline:
             time.sleep(0.01)
     with asgi.db.read() as session:

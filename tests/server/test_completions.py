@@ -112,7 +112,7 @@ class Job:
     def end(self, state: str = "completed", message: str = "") -> None:
         self.listener.shutdown(socket.SHUT_RDWR)
         self.listener.close()
-        self.thread.join(timeout=60)
+        self.thread.join(timeout=20)
         with self.house.db.write() as session:
             row = session.get_one(tables.Job, self.id)
             server_rows.put(row, state)
@@ -291,7 +291,7 @@ def test_what_cannot_be_meant_is_422_for_both(
 def open_completion(house: House, key: str = "", **more: Any) -> socket.socket:
     """A client that has asked and reads nothing yet."""
     raw, port = json.dumps(ASK | more), house.served.port
-    sock = socket.create_connection(("127.0.0.1", port), timeout=60)
+    sock = socket.create_connection(("127.0.0.1", port), timeout=10)
     head = [f"POST {PATH} HTTP/1.1", f"Host: 127.0.0.1:{port}"]
     head += [f"Idempotency-Key: {key}"] if key else []
     head += ["Content-Type: application/json", f"Content-Length: {len(raw)}", "", raw]
@@ -329,7 +329,7 @@ def test_who_hangs_up_ends_the_work(house: House, stream: bool) -> None:
             if stream:
                 read_until(sock, b'"a"')
             until(lambda: len(job.orders) == 1)
-        assert job.hung_up.wait(60)
+        assert job.hung_up.wait(10)
         until(lambda: not house.asgi.app.state.completions)
 
 
@@ -411,7 +411,7 @@ def in_the_background(ask: Callable[[], httpx.Response]) -> Callable[[], httpx.R
     thread.start()
 
     def joined() -> httpx.Response:
-        thread.join(timeout=60)
+        thread.join(timeout=20)
         return answers[0]
 
     return joined

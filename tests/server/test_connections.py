@@ -63,7 +63,7 @@ def test_f56_a_byte_now_and_then_does_not_keep_it_open(served: Serving) -> None:
 def test_a_slow_answer_is_waited_for(served: Serving) -> None:
     """The time is that of the request; a stream that lives longer is not cut off."""
     with (
-        httpx.Client(base_url=f"http://127.0.0.1:{served.port}", timeout=60) as client,
+        httpx.Client(base_url=f"http://127.0.0.1:{served.port}", timeout=5) as client,
         client.stream("GET", "/v1/events", headers={"accept": "text/event-stream"}) as stream,
     ):
         time.sleep(3 * connections.REQUEST_SECONDS)
@@ -77,12 +77,12 @@ def test_f56_two_thousand_idle_sockets_shut_nobody_out(asgi: Asgi) -> None:
         pytest.skip("this system does not allow 5,000 open files")
     with serving(asgi, http=Connection) as made, ExitStack() as held:
         idle = [
-            held.enter_context(socket.create_connection(("127.0.0.1", made.port), timeout=60))
+            held.enter_context(socket.create_connection(("127.0.0.1", made.port), timeout=10))
             for _ in range(2000)
         ]
         most = connections.most_connections()
         until(lambda: len(made.server.server_state.connections) <= most)
-        answer = httpx.get(f"http://127.0.0.1:{made.port}/healthz", timeout=60)
+        answer = httpx.get(f"http://127.0.0.1:{made.port}/healthz", timeout=10)
         assert answer.status_code == 200
         until(lambda: len(made.server.server_state.connections) <= most)
         closed = [is_closed(sock, 0.001) for sock in idle]
@@ -135,7 +135,7 @@ def test_newcomers_are_served_while_others_read_nothing(asgi: Asgi, monkeypatch)
         for _ in range(15):
             stack.enter_context(unread(served))
         for _ in range(10):
-            answer = httpx.get(f"http://127.0.0.1:{served.port}/healthz", timeout=60)
+            answer = httpx.get(f"http://127.0.0.1:{served.port}/healthz", timeout=10)
             assert answer.status_code == 200
         assert open_connections(served) <= 10
 

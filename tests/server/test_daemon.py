@@ -97,7 +97,7 @@ def _start_run(url: str, data_dir: Path) -> str:
     return run_id
 
 
-def _steps_past(url: str, step: int, seconds: float = 60) -> float:
+def _steps_past(url: str, step: int, seconds: float = 15) -> float:
     """How long it took until the run stood beyond `step`."""
     began = time.monotonic()
     while httpx.get(f"{url}/v1/runs/demo/progress").json()["step"] <= step:
@@ -210,7 +210,7 @@ def test_the_process_that_ingests_ends_with_its_daemon(daemon: Any, how: signal.
     child = _ingesting(only)
     child.send_signal(signal.SIGINT)  # as Ctrl-C does, which reaches the whole group
     only.end(how)
-    child.wait(60)
+    child.wait(10)
 
 
 def test_short_answers_on_a_kept_connection_do_not_wait_for_acknowledgements(daemon: Any) -> None:

@@ -55,7 +55,7 @@ def _children(launcher: Launcher) -> Any:
     return getattr(launcher, "_children", ())
 
 
-def _until(holds: Callable[[], Any], seconds: float = 60.0) -> Any:
+def _until(holds: Callable[[], Any], seconds: float = 15.0) -> Any:
     end = time.monotonic() + seconds
     while not (found := holds()):
         assert time.monotonic() < end

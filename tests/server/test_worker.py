@@ -43,7 +43,7 @@ def colleague(settings: Settings, db: Database) -> Iterator[Worker]:
     found.open(settings.paths.root)
     yield found
     ours.close()
-    thread.join(60)
+    thread.join(10)
     assert not thread.is_alive()
 
 
@@ -93,7 +93,7 @@ def test_one_that_says_nothing_is_ended(monkeypatch: pytest.MonkeyPatch) -> None
         found = Worker(silent.pid, worker.Connection(ours.detach()))
         with pytest.raises(WorkerGone, match=str(silent.pid)):
             found.read(1, 10)
-        assert silent.wait(60) == -signal.SIGKILL
+        assert silent.wait(10) == -signal.SIGKILL
 
 
 def test_it_comes_back_after_its_end_and_nothing_is_read_twice(
@@ -140,12 +140,12 @@ def test_one_that_is_stopped_gives_the_turn_back_soon(
     began = time.monotonic()
     with pytest.raises(WorkerGone), db.lend():
         found.read(1, 10)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 5
     found.close()
     reporting.create(db)  # the turn to write is free again
 
 
-def _until(holds: Callable[[], bool], seconds: float = 60.0) -> None:
+def _until(holds: Callable[[], bool], seconds: float = 20.0) -> None:
     end = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < end
