@@ -12,16 +12,21 @@ HEAVY = {"torch", "numpy", "pyarrow", "tiktoken", "safetensors", "rustbpe", "hug
 SERVER = {"fastapi", "sqlalchemy", "alembic", "uvicorn", "server"}
 
 
-def brought_by(module: str) -> set[str]:
-    """Top-level packages in sys.modules after `import module`."""
+def loaded_by(code: str) -> set[str]:
+    """Modules in sys.modules after `code`, which may exit."""
     code = (
-        f"import sys, json, {module}; "
-        "print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
+        f"import sys, json\ntry:\n    {code}\nexcept SystemExit: pass\n"
+        "print(json.dumps(sorted(sys.modules)), file=sys.stderr)"
     )
     ran = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
     )
-    return set(json.loads(ran.stdout))
+    return set(json.loads(ran.stderr))
+
+
+def brought_by(module: str) -> set[str]:
+    """Top-level packages in sys.modules after `import module`."""
+    return {name.partition(".")[0] for name in loaded_by(f"import {module}")}
 
 
 @pytest.mark.parametrize(
@@ -45,18 +50,6 @@ def test_the_trainer_knows_no_server(module: str):
 
 def test_an_import_that_is_heavy_would_be_seen():
     assert "numpy" in brought_by("numpy") & HEAVY
-
-
-def loaded_by(code: str) -> set[str]:
-    """Modules that `code`, which may exit, adds to those of a fresh interpreter."""
-    code = (
-        f"import sys, json\nbefore = set(sys.modules)\ntry:\n    {code}\nexcept SystemExit: pass\n"
-        "print(json.dumps(sorted(set(sys.modules) - before)), file=sys.stderr)"
-    )
-    ran = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
-    )
-    return set(json.loads(ran.stderr))
 
 
 def test_serve_loads_only_its_own_commands():

@@ -16,7 +16,7 @@ _writing = threading.Lock()  # once, however many ask for it first
 
 @router.get("/openapi.json")
 def openapi(request: Request) -> Response:
-    return respond(request, _document(request.app))
+    return respond(request, document(request.app))
 
 
 @router.get("/docs")
@@ -24,8 +24,9 @@ async def docs(request: Request) -> Response:
     return send(request, "docs.html")
 
 
-def _document(app: FastAPI) -> CachedFile:
-    """Written at the first request, then kept: as bytes, which take a tenth of the objects."""
+def document(app: FastAPI) -> CachedFile:
+    """The OpenAPI document, written at the first request, then kept as bytes: they take a tenth of
+    the memory of its objects."""
     with _writing:
         made: CachedFile | None = getattr(app.state, "openapi", None)
         if made is None:

@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run one command and exit with its status."""
     words = sys.argv[1:] if arguments is None else arguments
     # the daemon keeps what its command line loaded: 2 MB with the modules of every command
-    parts = _serve_parts() if words[:1] == ["serve"] else _all_parts()
+    parts = _serve_parts() if words[:1] == ["serve"] else ()
     running.run(partial(build(*parts), args=arguments, prog_name="traind"))
 
 

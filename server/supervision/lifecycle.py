@@ -11,7 +11,7 @@ from pathlib import Path
 
 from server.database.tables import Attempt, Execution, Job
 from server.domain import events
-from server.launch import kinds, torchrun
+from server.launch import kinds
 from server.launch.launcher import Handle, Work
 from server.supervision import post_mortem, recovery
 from server.supervision.context import SupervisorContext
@@ -130,9 +130,7 @@ def send(context: SupervisorContext, row: ExecutionRow, watch: Watch, action: Si
 
 def _with_stopped_ranks(watch: Watch, action: Signal) -> str:
     """Why it is signalled; of a stall of several ranks, which of them a signal stopped."""
-    if not action.stall or watch.launcher.name != torchrun.NAME:
-        return action.why
-    stopped = torchrun.stopped_ranks(watch.spot)
+    stopped = watch.stopped_ranks if action.stall else []
     named = ", ".join(f"rank {rank}" for rank in stopped)
     return f"{action.why}; {named} was stopped by a signal" if stopped else action.why
 

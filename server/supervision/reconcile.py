@@ -150,7 +150,7 @@ class Reconciler:
                 engine_waits=(wait.reason, wait.message) if wait is not None else None,
             )
         sent = watch.sent()
-        has_to_end = not _ENDS.isdisjoint(sent)  # the ranks are looked for in /proc, only then
+        has_to_end = not _ENDS.isdisjoint(sent)
         return decide.Seen(
             presence=presence,
             has_begun=has_begun,
@@ -161,7 +161,7 @@ class Reconciler:
             silence=watch.silence,
             timeout=self._stall_timeout(row, watch),
             stall_step=watch.stall_step,
-            is_stopped=watch.is_stopped or (has_to_end and watch.has_stopped_ranks),
+            is_stopped=watch.is_stopped or (has_to_end and bool(watch.stopped_ranks)),
             waits_for_space=watch.silence >= decide.DISK_SILENCE_SECONDS and watch.waits_for_space,
         )
 

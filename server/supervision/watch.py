@@ -129,10 +129,9 @@ class Watch:
         return self.launcher.is_stopped(self.handle)
 
     @property
-    def has_stopped_ranks(self) -> bool:
-        """Whether a signal stopped any of several ranks, for which the others wait."""
-        is_gang = self.launcher.name == torchrun.NAME
-        return is_gang and bool(torchrun.stopped_ranks(self.spot))
+    def stopped_ranks(self) -> list[int]:
+        """Ranks that a signal stopped, of several: the others wait for them. Searches /proc."""
+        return torchrun.stopped_ranks(self.spot) if self.launcher.name == torchrun.NAME else []
 
     @property
     def waits_for_space(self) -> bool:

@@ -31,7 +31,7 @@ from schemathesis.specs.openapi.checks import (
     unsupported_method,
 )
 
-from server.api.docs import _document
+from server.api.docs import document
 from server.api.openapi import STATUS_DESCRIPTIONS
 from server.api.vocabulary import FIELDS, in_place
 from server.settings import Settings
@@ -154,7 +154,7 @@ def test_many_that_ask_first_wait_for_one(asgi: Asgi, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(asgi.app, "openapi", counting)
     with ThreadPoolExecutor(8) as pool:
-        sizes = list(pool.map(lambda _: len(_document(asgi.app).content), range(8)))
+        sizes = list(pool.map(lambda _: len(document(asgi.app).content), range(8)))
     assert len(set(sizes)) == 1
     assert written == [1]
 

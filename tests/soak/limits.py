@@ -135,7 +135,7 @@ def _sockets(asgi: Asgi, counts: Counts) -> None:
         for _ in range(PLACES):
             stack.enter_context(_unread(served.port))
         open_now = served.server.server_state.connections
-        until(lambda: sum(has_unread_answers(c) for c in list(open_now)) >= PLACES, 100)
+        until(lambda: sum(has_unread_answers(c) for c in list(open_now)) >= PLACES, 30)
         for _ in range(3):
             _newcomer(served.port, counts)
     counts.add("sockets that never read", PLACES)

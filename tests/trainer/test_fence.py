@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,19 @@ def test_shutting_out_twice_is_shutting_out_once(run: RunDir) -> None:
     assert fence.shut_out(run.root, 3) == []
     assert (run.attempt(1) / "staging").is_file()
     assert (run.attempt(2) / "staging").is_file()
+
+
+def test_a_successor_that_cannot_be_ruled_out_stops_the_commit(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A listing that fails is not a listing without newer attempts."""
+
+    def failing(path: object) -> list[str]:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(fence.os, "listdir", failing)
+    with pytest.raises(OSError, match="Stale"):
+        fence.refuse_if_succeeded(run.root, 1)
 
 
 def test_an_import_has_no_attempt_to_write_in(run: RunDir) -> None:

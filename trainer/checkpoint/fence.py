@@ -85,8 +85,12 @@ def check(run_dir: Path, attempt: int) -> None:
 
 
 def refuse_if_succeeded(run_dir: Path, attempt: int) -> None:
-    """Raises Fenced where the directory of a newer attempt is listed."""
-    numbers = (parse_attempt_name(name) for name in _names(run_dir / "attempts"))
+    """Raises Fenced where the directory of a newer attempt is listed, OSError where that cannot be
+    known."""
+    attempts = run_dir / "attempts"
+    if not attempts.is_dir():
+        return
+    numbers = (parse_attempt_name(name) for name in os.listdir(attempts))
     newest = max((number for number in numbers if number is not None), default=0)
     if newest > attempt:
         raise Fenced(f"attempt {newest} has taken over from attempt {attempt}")

@@ -29,22 +29,26 @@ def run_lock(order: AttemptOrder, while_waiting: Callable[[], None]) -> Iterator
 
     Raises Held when it is not released in time, Fenced when a newer attempt than this one exists.
     """
-    fd = _acquire(order, while_waiting)
+    path = Path(order.run_dir) / RUN_LOCK
+    try:
+        fd = acquire(path, order.token)
+    except Held:
+        fence.refuse_if_succeeded(path.parent, order.attempt)
+        fence.shut_out(path.parent, order.attempt)
+        fd = _wait_for(path, order.token, while_waiting)
     try:
         yield
     finally:
         os.close(fd)
 
 
-def _acquire(order: AttemptOrder, while_waiting: Callable[[], None]) -> int:
-    run_dir, deadline = Path(order.run_dir), time.monotonic() + WAIT_SECONDS
+def _wait_for(path: Path, token: str, while_waiting: Callable[[], None]) -> int:
+    deadline = time.monotonic() + WAIT_SECONDS
     while True:
-        try:
-            return acquire(run_dir / RUN_LOCK, order.token)
-        except Held:
-            fence.refuse_if_succeeded(run_dir, order.attempt)
-            fence.shut_out(run_dir, order.attempt)
-            if time.monotonic() >= deadline:
-                raise
         while_waiting()
         time.sleep(LOOK_SECONDS)
+        try:
+            return acquire(path, token)
+        except Held:
+            if time.monotonic() >= deadline:
+                raise
