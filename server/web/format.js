@@ -111,5 +111,16 @@ export function ago(unixSeconds, now = Date.now() / 1000) {
   return `${Math.round(s / 86400)} d ago`;
 }
 
+/**
+ * "no space is left" -> "No space is left.": a cause as a sentence. What begins with a name of the
+ * computer's (cuda:0, nvidia-smi, a path) keeps its letters.
+ */
+export function sentence(text) {
+  const said = (text ?? "").trim();
+  if (!said) return "";
+  const begun = /^[a-z]+(?=[ ,]|: |$)/.test(said) ? said[0].toUpperCase() + said.slice(1) : said;
+  return /[\p{L}\p{N})\]"'%]$/u.test(begun) ? `${begun}.` : begun;
+}
+
 /** "not_a_word" -> "not a word" */
 export const words = (name) => (name ?? "").replaceAll("_", " ");

@@ -306,6 +306,20 @@ def test_a_sample_is_shown_while_it_is_written(stub_url: str, open_page: OpenPag
     answer.locator("pre", has_text=re.compile(r"^ a city$")).wait_for()
 
 
+def test_a_run_page_takes_thirteen_requests_until_its_charts_are_there(
+    stub_url: str, open_page: OpenPage
+) -> None:
+    page = open_page("about:blank")
+    network = page.context.new_cdp_session(page)
+    network.send("Network.enable")
+    asked: list[str] = []
+    network.on("Network.requestWillBeSent", lambda event: asked.append(event["request"]["url"]))
+    page.goto(f"{stub_url}/{RUN}")
+    page.locator(".chart-status", has_text="per point").wait_for()
+    over_the_wire = [url.removeprefix(stub_url) for url in asked if url.startswith(stub_url)]
+    assert len(over_the_wire) <= 13, over_the_wire
+
+
 def test_runs_are_filtered_and_compared(stub_url: str, open_page: OpenPage) -> None:
     page = open_page(stub_url)
     button(page, "failed 2").click()
@@ -386,6 +400,64 @@ def test_runs_are_searched_sorted_and_shown_as_one_likes(
     page.reload()
     page.locator("td.col-params", has_text="286 M").first.wait_for()
     until(page, "document.querySelector('th[aria-sort=ascending]')")
+
+
+def test_runs_are_sorted_on_a_phone_too(stub_url: str, open_page: OpenPage) -> None:
+    page = open_page(stub_url, width=390, height=844, has_touch=True, is_mobile=True)
+    page.locator("tbody tr").nth(99).wait_for(state="attached")
+    assert button(page, "Ascending; sort descending").is_hidden()
+    page.get_by_label("Sort by").select_option(label="Loss")
+    until(page, "location.hash.includes('sort=loss')")
+    losses = [float(v) for v in page.locator("td.col-loss").all_inner_texts() if v != "–"]
+    assert losses == sorted(losses)
+    button(page, "Ascending; sort descending").tap()
+    until(page, "location.hash.includes('sort=-loss')")
+    losses = [float(v) for v in page.locator("td.col-loss").all_inner_texts() if v != "–"]
+    assert losses == sorted(losses, reverse=True)
+    box = button(page, "Descending; sort ascending").bounding_box()
+    assert box
+    assert min(box["width"], box["height"]) >= 43.5
+    assert serious(page) == []
+    page.set_viewport_size({"width": 1280, "height": 900})
+    page.locator("th[aria-sort=descending]", has_text="Loss").wait_for()
+    page.get_by_label("Sort by").wait_for(state="hidden")
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_every_number_of_a_run_can_be_read_in_the_list(
+    stub_url: str, open_page: OpenPage, width: int
+) -> None:
+    """However many columns are shown on a phone, none lies under the box that selects the run."""
+    page = open_page("about:blank")
+    page.set_viewport_size({"width": width, "height": 844})
+
+    def near_its_end(route: Any) -> None:
+        answer = route.fetch().json()
+        for run in answer["data"]:
+            run |= {"eta_seconds": 59 * 60 + 58, "training_seconds": 23 * 3600 + 59 * 60}
+        route.fulfill(json=answer)
+
+    page.route(re.compile(r"/v1/runs\?"), near_its_end)
+    page.goto(stub_url)
+    page.locator("td.col-took", has_text="23 h 59 min").first.wait_for()
+    if width < 500:
+        button(page, "Columns").click()
+        page.get_by_role("menuitemcheckbox", name="Tokens").click()
+        page.locator("td.col-tokens").first.wait_for()
+    for row in page.locator("tbody tr").all()[:3]:
+        box, name = row.locator(".pick").bounding_box(), row.locator(".who").bounding_box()
+        assert box
+        assert name
+        assert box["x"] + box["width"] <= name["x"] + 1
+    bad = page.evaluate(
+        "[...document.querySelectorAll('tbody tr')].slice(0, 3).flatMap((row) => {"
+        " const left = row.querySelector('.who').getBoundingClientRect().left;"
+        " return [...row.querySelectorAll('td.num')].filter((cell) =>"
+        " cell.scrollWidth > cell.clientWidth + 1"
+        f" || ({width} < 500 && cell.getBoundingClientRect().left < left - 1));"
+        "}).map((cell) => cell.outerHTML)"
+    )
+    assert bad == []
 
 
 def test_several_runs_are_tagged_at_once(stub_url: str, open_page: OpenPage) -> None:
@@ -594,7 +666,35 @@ def test_a_completed_run_says_what_it_took(stub_url: str, open_page: OpenPage) -
     took.wait_for()
     assert "2 d 17 h" in took.inner_text()
     page.goto(f"{stub_url}/")
-    page.locator("tr", has_text="sweep-009").get_by_text("took 2 d 17 h").wait_for()
+    row = page.locator("tr", has_text="sweep-009")
+    row.locator("td.col-took", has_text="2 d 17 h").wait_for()
+    assert row.locator("td.col-eta").inner_text() == "–"
+    running = page.locator("tr", has_text="rtx4070-d12-200k").locator("td.col-eta")
+    assert re.search(r"\d", running.inner_text())
+    assert page.locator("th.col-eta").inner_text() == "Time left"
+
+
+def test_a_cause_of_failure_is_a_sentence_wherever_it_stands(
+    stub_url: str, open_page: OpenPage
+) -> None:
+    page = open_page("about:blank")
+    cause = "no space is left on /data"
+    with_changes(page, r"/v1/runs/nanochat-d20-oom$", reason_message=cause)
+
+    def in_the_list(route: Any) -> None:
+        answer = route.fetch().json()
+        for run in answer["data"]:
+            if run["name"] == "nanochat-d20-oom":
+                run["reason_message"] = cause
+        route.fulfill(json=answer)
+
+    page.route(re.compile(r"/v1/runs\?"), in_the_list)
+    page.goto(f"{stub_url}/#/runs/nanochat-d20-oom")
+    card = page.get_by_role("region", name="Why this run failed")
+    card.get_by_text("No space is left on /data.", exact=True).wait_for()
+    page.goto(f"{stub_url}/#/")
+    row = page.locator("tr", has_text="nanochat-d20-oom")
+    row.get_by_text("No space is left on /data.", exact=True).wait_for()
 
 
 def test_a_failed_run_says_what_to_do_and_does_it(stub_url: str, open_page: OpenPage) -> None:

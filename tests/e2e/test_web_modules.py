@@ -9,6 +9,7 @@ import re
 import subprocess
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
@@ -114,8 +115,11 @@ def test_the_page_is_four_files_and_every_module_is_in_its_script() -> None:
     assert kept == found, "a module that no page needs"
     page = (WEB / "index.html").read_text()
     assert re.findall(r'(?:src|href)="static/([^"]+)"', page) == [
-        "favicon.svg", "early.js", "page.css", "page.js",
+        "early.js", "page.css", "page.js",
     ]  # fmt: skip
+    icon = re.findall(r'<link rel="icon" href="data:image/svg\+xml,([^"]+)">', page)[0]
+    drawn = re.sub(r">\s+<", "><", (WEB / "favicon.svg").read_text().strip())
+    assert unquote(icon) == drawn.replace('"', "'"), "the icon in the page is another"
     sheets = {str(p.relative_to(WEB)) for p in WEB.rglob("*.css")} - {"docs.css"}
     assert set(web.STYLE_SHEETS) == sheets
 
@@ -196,6 +200,12 @@ def test_event_streams_are_parsed_however_they_are_cut() -> None:
         ("progress(0.99996)", "99.9 %"),
         ("progress(1)", "100 %"),
         ("significant(0.353553)", "0.3536"),
+        ('sentence("no space is left on /data")', "No space is left on /data."),
+        ('sentence("loss: not finite")', "Loss: not finite."),
+        ('sentence("cuda:0 has gone.")', "cuda:0 has gone."),
+        ('sentence("nvidia-smi does not answer")', "nvidia-smi does not answer."),
+        ('sentence("Why? See the log:")', "Why? See the log:"),
+        ("sentence(null)", ""),
     ],
 )
 def test_numbers_are_written_for_people(call: str, said: str) -> None:
@@ -306,7 +316,9 @@ def test_what_is_new_replaces_the_last_bin_and_no_raw_step_follows_the_bins() ->
         const took = history.takeTail(answer([23, 25], 8), asked.from_step);
         const { steps, columns } = history.known;
         const other = history.takeTail(answer([26], 1), 24);
-        console.log(JSON.stringify({ asked, took, steps, loss: columns.get("loss").mean, other,
+        const reached = [25, 26, 27].map(history.reaches);
+        console.log(JSON.stringify({ asked, took, reached, steps, other,
+          loss: columns.get("loss").mean,
           drawn: [drawnLength(history.known, true), drawnLength(history.known, false)] }));
     """
     )
@@ -314,6 +326,7 @@ def test_what_is_new_replaces_the_last_bin_and_no_raw_step_follows_the_bins() ->
     assert told["asked"] == {"from_step": 16, "bin_steps": 8}
     assert told["took"] is True
     assert told["steps"] == [7, 15, 23, 25]
+    assert told["reached"] == [False, True, False], "of 26 steps the last one is number 25"
     assert told["loss"] == [0.7, 1.5, 2.3, 2.5]
     assert told["drawn"] == [3, 4], "a bin of two steps of eight waits: its mean looks like a spike"
     assert told["other"] is False, "bins of another size are asked for anew"

@@ -49,7 +49,10 @@ export function createHistory() {
     return { from_step: Math.floor(last / known.binSteps) * known.binSteps, bin_steps: known.binSteps };
   }
 
-  return { known, take, takeTail, tailQuery };
+  /** Is the last of `numSteps` steps here already? Then nothing is new. */
+  const reaches = (numSteps) => known.steps.at(-1) === numSteps - 1;
+
+  return { known, take, takeTail, tailQuery, reaches };
 }
 
 /**

@@ -1,6 +1,7 @@
 /** A run that failed: what happened in a sentence, the last lines of its log, and what to do as a button. */
 
 import { get, list, path, post } from "../api.js";
+import { reasonSentence } from "../condition.js";
 import { fill, h, userText } from "../dom.js";
 import { integer, words } from "../format.js";
 import { link } from "../router.js";
@@ -31,7 +32,7 @@ export function failureCard(run) {
     const cure = cureOf(run);
     const button = h("button.primary", { type: "button", onclick: () => apply(cure, button, refused) }, cure.text);
     fill(element,
-      h("h2", {}, `Failed: ${words(detail.reason)}`), userText(detail.reason_message, "p"),
+      h("h2", {}, `Failed: ${words(detail.reason)}`), userText(reasonSentence(detail), "p"),
       detail.advice && h("p.soft", {}, detail.advice), log, refused,
       h("div.row", {}, button,
         openLog,

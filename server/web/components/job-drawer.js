@@ -2,7 +2,7 @@
 
 import { get, path, remove } from "../api.js";
 import { fill, h, setText, userText } from "../dom.js";
-import { duration, exactly, percent } from "../format.js";
+import { duration, exactly, percent, sentence } from "../format.js";
 import { link } from "../router.js";
 import { openDialog } from "./dialog.js";
 import { problemBox } from "./problem.js";
@@ -50,7 +50,7 @@ export async function openJob(id) {
       fill(facing, h("div.row", {}, h("b", {}, job.kind), stateBadge(job.state), h("code", {}, job.id)), facts([
         job.run && ["run", h("a", { href: link(["runs", job.run]) }, userText(job.run))],
         job.state === "running" && ["stage", [job.stage, job.fraction === null ? "" : percent(job.fraction), job.stage_detail].filter(Boolean).join(" ")],
-        job.message && ["message", userText(job.message)], ["created", exactly(job.created_at)], job.started_at && ["took", took],
+        job.message && ["message", userText(sentence(job.message))], ["created", exactly(job.created_at)], job.started_at && ["took", took],
       ]));
       bar.hidden = job.state !== "running";
       if (job.fraction === null) bar.removeAttribute("value");

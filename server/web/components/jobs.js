@@ -1,6 +1,7 @@
 /** Jobs: bounded work beside the training. */
 
 import { get, path } from "../api.js";
+import { sentence } from "../format.js";
 import { toast } from "./toast.js";
 
 const ENDED = new Set(["completed", "failed", "cancelled"]);
@@ -26,5 +27,5 @@ export async function jobToast(job) {
   const done = await waitFor(job).catch(() => null);
   if (!done) return;
   const where = done.result?.path ? `: ${done.result.path}` : "";
-  toast(done.state === "completed" ? `The ${done.kind} is done${where}.` : `The ${done.kind} ${done.state}: ${done.message}`, done.state === "completed" ? "good" : "bad");
+  toast(done.state === "completed" ? `The ${done.kind} is done${where}.` : `The ${done.kind} ${done.state}: ${sentence(done.message)}`, done.state === "completed" ? "good" : "bad");
 }

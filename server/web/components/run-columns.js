@@ -16,21 +16,26 @@ export const COLUMNS = {
   loss: { label: "Loss", text: (r) => loss(r.loss_smooth ?? r.loss), sort: (r) => r.loss_smooth ?? r.loss, title: (r) => `smoothed; last step ${loss(r.loss)}` },
   val_bpb: { label: "Val bpb", text: (r) => bpb(r.val_bpb), sort: (r) => r.val_bpb },
   rate: { label: "Tok/s", text: (r) => (isActive(r.state) ? integer(r.tokens_per_second) : "–"), sort: (r) => r.tokens_per_second },
-  eta: { label: "ETA", text: etaOf, sort: (r) => r.eta_seconds ?? r.training_seconds },
+  eta: { label: "Time left", text: (r) => duration(leftOf(r)), sort: leftOf },
+  took: { label: "Training time", text: (r) => duration(tookOf(r)), sort: tookOf },
   spark: { label: "Loss so far" },
   params: { label: "Parameters", text: (r) => count(r.parameters), sort: (r) => r.parameters },
   tokens: { label: "Tokens", text: (r) => count(r.tokens_seen), sort: (r) => r.tokens_seen },
   created: { label: "Created", text: (r) => ago(r.created_at), sort: (r) => r.created_at, title: (r) => exactly(r.created_at) },
   started: { label: "Started", text: (r) => (r.started_at ? ago(r.started_at) : "–"), sort: (r) => r.started_at, title: (r) => exactly(r.started_at) },
-  took: { label: "Training time", text: (r) => duration(r.training_seconds), sort: (r) => r.training_seconds },
   device: { label: "Device", text: (r) => r.device, sort: (r) => r.device },
   tags: { label: "Tags", text: (r) => tagsOf(r).join(", ") || "–", sort: (r) => tagsOf(r).join() },
 };
-export const SHOWN_FIRST = ["state", "progress", "loss", "val_bpb", "rate", "eta", "spark"];
+export const SHOWN_FIRST = ["state", "progress", "loss", "val_bpb", "rate", "eta", "took", "spark"];
 
-function etaOf(run) {
-  if (isActive(run.state)) return duration(run.eta_seconds);
-  return run.training_seconds ? `took ${duration(run.training_seconds)}` : "–";
+/** Of a run that is on its way. */
+function leftOf(run) {
+  return isActive(run.state) ? run.eta_seconds : null;
+}
+
+/** Seconds of training so far; null before the first. */
+function tookOf(run) {
+  return run.training_seconds || null;
 }
 
 /** Runs that say all of the words, in name, title, state, device, tags or metadata ("key:value"). */

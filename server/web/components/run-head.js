@@ -1,8 +1,8 @@
 /** The head of a run's page: name, state, what to do, progress, and the numbers that matter. */
 
-import { conditionLine } from "../condition.js";
+import { conditionLine, reasonSentence } from "../condition.js";
 import { fill, h, setText, userText } from "../dom.js";
-import { ago, bpb, bytes, count, duration, energy, exactly, exponent, fixed, integer, loss, percent, when } from "../format.js";
+import { ago, bpb, bytes, count, duration, energy, exactly, exponent, fixed, integer, loss, percent, sentence, when } from "../format.js";
 import { yieldLine } from "../yields.js";
 import { progressBar, setState, stateBadge } from "./state.js";
 
@@ -93,7 +93,7 @@ export function createRunHead() {
     reason.hidden = advice.hidden = detail.state === "failed"; // the card below has them
     setText(advice, detail.state === "running" && detail.reason === "requested" ? "" : progress.advice ?? detail.advice);
     const last = yields.at(-1);
-    setText(yielded, last && !ENDED.includes(detail.state) ? `${capital(yieldLine(last))}.` : "");
+    setText(yielded, last && !ENDED.includes(detail.state) ? sentence(yieldLine(last)) : "");
     bar.update({ ...progress, state: detail.state });
     setText(stage, stageOf(progress));
     STATS.forEach(([, label, of], i) => {
@@ -109,10 +109,10 @@ export function createRunHead() {
   return { element, stats, update };
 }
 
-const capital = (text) => text[0].toUpperCase() + text.slice(1);
-
 /** "Paused on request at 09:11." */
-function standingOf({ state, reason_message: message, state_since: since }) {
+function standingOf(detail) {
+  const { state, state_since: since } = detail;
+  const message = reasonSentence(detail);
   return ["paused", "cancelled"].includes(state) && since ? `${message.replace(/\.$/, "")} at ${when(since)}.` : message;
 }
 

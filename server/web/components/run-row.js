@@ -1,6 +1,6 @@
 /** One run in the list. `update` touches only what changed, so that nothing jumps. */
 
-import { conditionLine } from "../condition.js";
+import { conditionLine, reasonSentence } from "../condition.js";
 import { fill, h, setText, userText } from "../dom.js";
 import { link } from "../router.js";
 import { COLUMNS, tagsOf } from "./run-columns.js";
@@ -61,7 +61,7 @@ const DRAWN = {
       update(run) {
         setState(badge, run);
         setText(reason, reasonOf(run));
-        reason.title = run.reason_message;
+        reason.title = reasonSentence(run);
       },
     };
   },
@@ -89,6 +89,6 @@ export function reasonOf(run) {
   const inTheWay = conditionLine(run);
   if (inTheWay) return inTheWay;
   if (run.state === "running" && run.reason === "requested") return "";
-  if (run.queue_position !== null && run.queue_position !== undefined) return `Place ${run.queue_position} in the queue. ${run.reason_message}`;
-  return run.reason_message;
+  if (run.queue_position !== null && run.queue_position !== undefined) return `Place ${run.queue_position} in the queue. ${reasonSentence(run)}`;
+  return reasonSentence(run);
 }

@@ -8,6 +8,7 @@ import { choice } from "../components/resume-dialog.js";
 import { stateBadge } from "../components/state.js";
 import { facts, table } from "../components/table.js";
 import { toast } from "../components/toast.js";
+import { reasonSentence } from "../condition.js";
 import { fill, h, setText, userText } from "../dom.js";
 import { bpb, count, duration, exponent, fixed, integer, loss, percent, significant, words } from "../format.js";
 import { cellName, countsOf, variedLine } from "../group-text.js";
@@ -134,7 +135,7 @@ function fitCard(fit) {
 
 const MEMBERS = [
   { label: "Run", cell: (m) => h("a", { href: link(["runs", m.name]) }, userText(m.name)) },
-  { label: "State", cell: (m) => [stateBadge(m.state), !["requested", "finished"].includes(m.reason) && h("small", { title: m.reason_message }, words(m.reason))] },
+  { label: "State", cell: (m) => [stateBadge(m.state), !["requested", "finished"].includes(m.reason) && h("small", { title: reasonSentence(m) }, words(m.reason))] },
   { label: "Step", num: true, cell: (m) => `${integer(m.step)} / ${integer(m.end_step)}` },
   { label: "Loss, smoothed", num: true, cell: (m) => loss(m.loss_smooth) },
   { label: "Val bpb", num: true, cell: (m) => bpb(m.val_bpb) },

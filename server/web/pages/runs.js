@@ -6,6 +6,7 @@ import { deviceStrip } from "../components/device.js";
 import { menuButton } from "../components/menu.js";
 import { COLUMNS, matches, SHOWN_FIRST, sorted } from "../components/run-columns.js";
 import { createRunRow } from "../components/run-row.js";
+import { sortControl } from "../components/run-sort.js";
 import { toast } from "../components/toast.js";
 import { fill, h, setText } from "../dom.js";
 import { integer } from "../format.js";
@@ -50,6 +51,7 @@ export async function mount(root, place, { setStatus }) {
   const everything = h("input", { type: "checkbox", "aria-label": "Select all runs shown", onchange: () => chooseAll(everything.checked) });
   const head = h("tr", { role: "row" });
   const body = h("tbody", { role: "rowgroup" });
+  const sorting = sortControl(view, sortAs);
   const refused = h("div");
   const empty = h("div.welcome", { hidden: true });
   const pages = h("nav.pages", { "aria-label": "Pages of runs" });
@@ -59,7 +61,7 @@ export async function mount(root, place, { setStatus }) {
       h("div.chips", { role: "group", "aria-label": "Show" }, filters),
       h("span.spring"), h("a.button.primary", { href: link(["new"]) }, "New run")),
     device.element,
-    h("div.row.list-tools", {}, search, h("span.spring"), compare, several.element, menuButton("Columns", columnItems, { text: "Columns", class: "tool" }).element),
+    h("div.row.list-tools", {}, search, sorting.element, h("span.spring"), compare, several.element, menuButton("Columns", columnItems, { text: "Columns", class: "tool" }).element),
     refused, table, pages, empty);
 
   const { load, close } = createLoader({ host: table, refused, ask: () => list("v1/runs", { limit: 100 }), show: reconcile });
@@ -158,12 +160,16 @@ export async function mount(root, place, { setStatus }) {
     refresh();
   }
 
-  /** Down, up, as they were created. */
-  function sortBy(key) {
-    const next = { [key]: `-${key}`, [`-${key}`]: "" }[view.sort] ?? key;
+  function sortAs(next) {
     prefs.write("runs-sort", next);
     set({ sort: next });
     drawHead();
+    sorting.update();
+  }
+
+  /** Down, up, as they were created. */
+  function sortBy(key) {
+    sortAs({ [key]: `-${key}`, [`-${key}`]: "" }[view.sort] ?? key);
     head.querySelector(`.col-${key} button`)?.focus();
   }
 

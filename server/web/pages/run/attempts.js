@@ -3,7 +3,7 @@
 import { list, path } from "../../api.js";
 import { table } from "../../components/table.js";
 import { fill, h, userText } from "../../dom.js";
-import { count, duration, fixed, integer, when, words } from "../../format.js";
+import { count, duration, fixed, integer, sentence, when, words } from "../../format.js";
 import { createLoader } from "../../loader.js";
 
 const PHASES = [
@@ -19,7 +19,7 @@ const PHASES = [
 const ATTEMPTS = [
   { label: "Attempt", num: true, cell: (a) => h("b", {}, integer(a.number)) },
   { label: "Steps", num: true, cell: (a) => `${integer(a.start_step)} → ${integer(a.last_step)}` },
-  { label: "How it ended", cell: (a) => [a.outcome ? words(a.outcome) : "running", a.reason && a.reason !== "requested" && h("span.tag", { dataset: { tone: a.outcome === "failed" || a.reason === "crashed" ? "bad" : "quiet" } }, words(a.reason)), a.message && userText(a.message, "small")] },
+  { label: "How it ended", cell: (a) => [a.outcome ? words(a.outcome) : "running", a.reason && a.reason !== "requested" && h("span.tag", { dataset: { tone: a.outcome === "failed" || a.reason === "crashed" ? "bad" : "quiet" } }, words(a.reason)), a.message && userText(sentence(a.message), "small")] },
   { label: "Done", num: true, cell: (a) => integer(a.steps_done) },
   { label: "Lost", num: true, cell: (a) => integer(a.steps_lost) },
   { label: "Resume", cell: (a) => a.exact_resume ?? "–" },

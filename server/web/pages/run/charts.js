@@ -102,6 +102,7 @@ export function mount(root, run) {
     const tail = history.tailQuery();
     if (tailing || view.zoom || document.hidden || !answered) return;
     if (!tail) return metrics.load();
+    if (history.reaches(reached())) return;
     tailing = true;
     try {
       const answer = await get(path("runs", run.detail.id, "metrics"), { ...wanted, max_points: 2000, ...tail }, { signal: control.signal });
