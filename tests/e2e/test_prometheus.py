@@ -241,6 +241,36 @@ def test_promtool_accepts_the_rules_and_sees_each_fire_and_stay_silent():
 
 
 @pytest.mark.needs("prometheus")
+@pytest.mark.parametrize("where", ["Restarts and lost steps", "Restarts"])
+def test_the_first_restart_of_a_run_is_shown(where: str, tmp_path: Path):
+    """Its counter begins at one: `increase` and `changes` see nothing in a series that is new.
+    What a daemon counted before Prometheus knew the run is no restart of now."""
+    expression = next(e for w, e, _ in dashboard_expressions() if w == where and "restarts" in e)
+    series = {
+        'traind_run_state{job="traind", instance="a", run="r", state="running"}': "1x240",
+        'traind_restarts_total{job="traind", instance="a", run="r", reason="crashed"}': (
+            "_x120 1x59 2x60"
+        ),
+        'traind_run_state{job="traind", instance="a", run="late", state="running"}': "_x120 1x120",
+        'traind_restarts_total{job="traind", instance="a", run="late", reason="crashed"}': (
+            "_x120 7x120"
+        ),
+    }
+
+    def case(minutes: float, shown: bool) -> dict[str, object]:
+        question = f"count by (run) (({_filled_in(expression, interval='4m')}) > 0)"
+        answer = [{"labels": '{run="r"}', "value": 1}] if shown else []
+        return {"expr": question, "eval_time": f"{60 * minutes:.0f}s", "exp_samples": answer}
+
+    cases = [case(29, False), case(30.5, True), case(40, False), case(45.5, True), case(58, False)]
+    given = [{"series": name, "values": values} for name, values in series.items()]
+    tests = [{"interval": "15s", "input_series": given, "promql_expr_test": cases}]
+    file = tmp_path / "first.yml"
+    file.write_text(yaml.safe_dump({"rule_files": [], "tests": tests}))
+    promtool("test", "rules", str(file))
+
+
+@pytest.mark.needs("prometheus")
 def test_promtool_accepts_the_configuration(tmp_path: Path):
     promtool("check", "config", str(_configured(tmp_path, {"traind": ["127.0.0.1:1"]})))
 
@@ -305,8 +335,8 @@ def _raises_the_alarm(ask: Ask) -> None:
     assert {rule["health"] for rule in rules} == {"ok"}
 
 
-def _filled_in(expression: str) -> str:
-    for variable, value in (("$job", "traind"), ("$run", ".+"), ("$__rate_interval", "20s")):
+def _filled_in(expression: str, interval: str = "20s") -> str:
+    for variable, value in (("$job", "traind"), ("$run", ".+"), ("$__rate_interval", interval)):
         expression = expression.replace(variable, value)
     return expression
 
