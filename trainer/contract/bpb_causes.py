@@ -1,7 +1,7 @@
-"""Explains why two values of val bpb differ: what changed between the two measurements.
+"""Explains why two val bpb values differ: what changed between the two measurements.
 
-Some causes change the value of the very same weights: what is measured, and in which numbers.
-Others change only the steps that follow: the training data, the learning rate at a joint, Muon.
+Some causes change the value of identical weights: the validation rows, the compute dtype. Others
+change only the steps that follow: the training data, the learning rate at a joint, Muon.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _SPAN = ("eval_tokens", "batches", "rows", "sequence_len", "packing")
 
 
 class Cause(TypedDict):
-    """One thing that changed. code is for programs, what for people."""
+    """One change between two measurements. code: for programs; what: a clause for people."""
 
     code: Literal[
         "validation_data",
@@ -39,24 +39,24 @@ def causes(
     lr_before: float | None = None,
     lr_now: float | None = None,
 ) -> list[Cause]:
-    """Every cause that holds, those of this value first.
+    """Every cause that applies, those that change this value first.
 
-    before, now: {"identity", "settings" (span.describe), "compute_dtype", "data", "muon"}, where a
-    field that is missing was not recorded; "program" is the one that measured before, if not this.
-    lr_*: learning rate multipliers of the last step before the joint and the first behind it.
+    before, now: {"identity", "settings" (span.describe), "compute_dtype", "data", "muon"}; a
+    missing field was not recorded. "program": what measured before, if not this program.
+    lr_*: learning rate multipliers of the last step before the joint and the first after it.
     """
     return [*_of_this_value(before, now), *_of_later_steps(before, now, lr_before, lr_now)]
 
 
 def sentence(found: list[Cause]) -> str:
-    """The causes in one sentence, the empty text without any."""
+    """The causes in one sentence; an empty string without any."""
     return "; ".join(cause["what"] for cause in found)
 
 
 def _of_this_value(before: dict[str, Any], now: dict[str, Any]) -> Iterator[Cause]:
     old, new = before.get("settings") or {}, now.get("settings") or {}
     if not old and before.get("identity") not in (None, now.get("identity")):
-        what = "it was recorded under another identity, whose settings are not known"
+        what = "it was recorded under another identity, whose settings are unknown"
         yield Cause(code="unknown_settings", what=what, affects="this_value")
     if _differs(old, new, "validation"):
         what = "the validation data is not that of the recorded value"
@@ -116,5 +116,5 @@ def _streams(settings: dict[str, Any]) -> str:
 
 
 def _differs(before: dict[str, Any], now: dict[str, Any], key: str) -> bool:
-    """Whether both have the field, with different values."""
+    """True if both have the field, with different values."""
     return before.get(key) is not None and now.get(key) is not None and before[key] != now[key]

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 
 class Command(BaseModel):
-    """id: made by the server; answered by events.CommandDone where the command is a job."""
+    """id: assigned by the server; events.CommandDone answers the command of a job."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     id: str
@@ -49,14 +49,14 @@ class Evaluate(Command):
 
 
 class Pin(Command):
-    """Pins as they now stand: names of checkpoints that retention must not remove."""
+    """The current pins: names of checkpoints that retention must not remove."""
 
     kind: Literal["pin"] = "pin"
     names: list[str]
 
 
 class Update(Command):
-    """New cadences and policies: parts of the spec that may change under a running run."""
+    """New cadences and policies: the parts of the spec that may change while the run trains."""
 
     kind: Literal["update"] = "update"
     evaluate: dict[str, Any] | None = None

@@ -1,7 +1,7 @@
 """Protocol between daemon and serving job: lines of JSON over a Unix socket.
 
-A connection is one Order, then Pieces in the order of their choices, then Done; or Refused at any
-point. Nothing of it is durable. Hanging up ends the work.
+A connection carries one CompletionOrder, then TextPieces in the order of their choices, then Done;
+or OrderRefused at any point. Nothing is durable. Closing the connection cancels the work.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter
 
 SERVE_SOCKET = "serve.sock"  # in the job's directory
-MAX_ORDER_BYTES = 8 << 20  # one line: a body of the API at its largest, escaped
+MAX_ORDER_BYTES = 8 << 20  # longest line: the largest request body of the API, escaped
 MAX_REPLY_BYTES = 4 << 20
 MAX_CHOICES = 128
 MAX_PROMPT_CHARACTERS = 1 << 20
 MAX_TOKENS = 32_768
 
 TokenId = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
-TokenKey = Annotated[int, Field(ge=0, lt=2**31)]  # a key of JSON, which is text
+TokenKey = Annotated[int, Field(ge=0, lt=2**31)]  # keys of a JSON object are strings
 Bias = Annotated[float, Field(ge=-100, le=100, strict=True)]
 PromptString = Annotated[str, StringConstraints(max_length=MAX_PROMPT_CHARACTERS)]
 PromptTokens = Annotated[
@@ -32,11 +32,11 @@ class SocketMessage(BaseModel):
 
 
 class CompletionOrder(SocketMessage):
-    """n choices for each prompt, with the weights of one checkpoint.
+    """Requests n choices for each prompt, sampled with the weights of one checkpoint.
 
-    A text begins a document: <|bos|> is put before it. Ids are taken as they are. Choice i of a
-    prompt draws with seed + i. logprobs: number of most likely tokens reported at each place
-    beside the one taken; None reports none.
+    A text prompt begins a document: <|bos|> is prepended. Token ids are used unchanged. Choice i
+    of a prompt samples with seed + i. logprobs: number of most likely tokens reported at each
+    position beside the sampled one; None reports none.
     """
 
     run_dir: str
@@ -57,11 +57,11 @@ class CompletionOrder(SocketMessage):
 
 
 class Logprobs(SocketMessage):
-    """Of each token: its text, natural log of its probability, the likeliest instead of it, and
-    where its text begins, in characters from the beginning of the choice's text.
+    """Log-probabilities of the tokens of a choice: for each token its text, the natural log of its
+    probability, the most likely alternatives, and its offset in the choice's text, in characters.
 
-    Probabilities are the model's own, before temperature, penalties and cuts. The first of given
-    ids has nothing before it, and no probability.
+    Probabilities are the model's own, before temperature, penalties, top-k and top-p. The first of
+    given ids has no context, and therefore no probability.
     """
 
     tokens: list[str] = []
@@ -69,13 +69,13 @@ class Logprobs(SocketMessage):
     token_logprobs: list[float | None] = []
     """Log-probability of each token."""
     top_logprobs: list[dict[str, float] | None] = []
-    """Log-probabilities of the most likely tokens at each place."""
+    """Log-probabilities of the most likely tokens at each position."""
     text_offset: list[int] = []
     """Offset of each token in the text, in characters."""
 
 
 class TextPiece(SocketMessage):
-    """More of a choice's text; finish_reason with its last one."""
+    """The next piece of a choice's text; the last piece has the finish_reason."""
 
     kind: Literal["piece"] = "piece"
     index: int
@@ -85,7 +85,7 @@ class TextPiece(SocketMessage):
 
 
 class Done(SocketMessage):
-    """Every choice is complete. Prompts count once, whatever n is."""
+    """Every choice is complete. The tokens of a prompt count once, whatever n is."""
 
     kind: Literal["done"] = "done"
     prompt_tokens: int
@@ -93,7 +93,7 @@ class Done(SocketMessage):
 
 
 class OrderRefused(SocketMessage):
-    """The order cannot be meant (param: the field that is wrong) or failed (param: None)."""
+    """The order is invalid (param: the field at fault) or failed (param: None)."""
 
     kind: Literal["refused"] = "refused"
     message: str

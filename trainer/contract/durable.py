@@ -1,4 +1,4 @@
-"""Durable file writes: a power cut or a kill leaves the old file or the new one, whole."""
+"""Atomic, durable file writes (fsync, rename): a power cut leaves the whole old or new file."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ BY_UMASK = 0o666
 
 @contextmanager
 def replacing(path: Path, mode: int = OWNER_ONLY) -> Iterator[BinaryIO]:
-    """Open a temporary file beside `path`, to write and read; at a clean end it takes the name.
+    """Replace `path` atomically: yields a temporary file, renamed to it at a clean exit.
 
-    temp in the same directory -> write -> fsync -> rename -> fsync directory. Raises OSError; the
-    temporary file is gone then and the old file is as it was. A kill leaves one, which `sweep`
-    removes.
+    temp in the same directory -> write -> fsync -> rename -> fsync directory. Raises OSError; then
+    the temporary file is removed and the old file is unchanged. A kill leaves the temporary file,
+    which `sweep` removes.
     """
     temp = _temporary(path)
     try:
@@ -37,28 +37,28 @@ def replacing(path: Path, mode: int = OWNER_ONLY) -> Iterator[BinaryIO]:
         with suppress(OSError):
             temp.unlink()
         if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)  # a write or an fsync knows no name, and a person needs one
+            error.filename = str(path)  # errors of write and fsync name no file
         raise
     fsync_directory(path.parent)
 
 
 def write_durably(path: Path, content: bytes, mode: int = OWNER_ONLY) -> None:
-    """Replace `path` by `content`; see `replacing`. Raises OSError.
+    """Replace the file at `path` with `content`; see `replacing`. Raises OSError.
 
-    The file is its owner's alone: specs and orders hold addresses that may carry credentials.
+    Only the owner can read the file: specs and orders hold URLs that may contain credentials.
     """
     with replacing(path, mode) as file:
         file.write(content)
 
 
 def write_shared(path: Path, content: bytes) -> None:
-    """`write_durably` of what others may read, into a folder that may not exist yet."""
+    """`write_durably` for a file that other users may read; creates its directory if missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_durably(path, content, BY_UMASK)
 
 
 def write_once(path: Path, content: bytes) -> None:
-    """Write a file that is never replaced. Raises FileExistsError when there is one, OSError."""
+    """Write a file durably without replacing one. Raises FileExistsError if it exists, OSError."""
     temp = _temporary(path)
     write_durably(temp, content)
     try:
@@ -73,10 +73,10 @@ def write_once(path: Path, content: bytes) -> None:
 
 
 def move_durably(source: Path, target: Path) -> None:
-    """Give a file or directory another name, on another file system too; durable at the return.
+    """Move a file or directory, also across file systems; durable on return.
 
     Across file systems it is copied beside `target`, fsynced, renamed, and then removed at
-    `source`: after a kill there is the whole source or the whole target. Raises OSError, also when
+    `source`: after a kill the whole source or the whole target exists. Raises OSError, also if
     `target` exists.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -139,7 +139,7 @@ def _discard(path: Path) -> None:
 
 
 def sweep(directory: Path) -> None:
-    """Remove temporary files of `replacing` whose writer is gone."""
+    """Remove temporary files of `replacing` whose writer has exited."""
     for left in directory.glob(".*.*.tmp"):
         writer = left.name.split(".")[-2]
         if writer.isdigit() and not alive(int(writer)):
@@ -147,7 +147,7 @@ def sweep(directory: Path) -> None:
 
 
 def alive(pid: int) -> bool:
-    """Whether another process of this id lives; one's own leftovers count as left."""
+    """True if another process with this id is running; files of one's own id are left over."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -158,14 +158,14 @@ def alive(pid: int) -> bool:
 
 
 def write_all(fd: int, content: bytes | memoryview) -> None:
-    """os.write until everything is written: a short write is not an error."""
+    """os.write in a loop until everything is written: a short write is not an error."""
     view = memoryview(content)
     while view:
         view = view[os.write(fd, view) :]
 
 
 def fsync_directory(path: Path) -> None:
-    """Make names durable, except on a file system that cannot sync a directory."""
+    """fsync a directory, which makes its names durable; no-op where the file system cannot."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)

@@ -1,7 +1,7 @@
 """Events from trainer to server: one record per outbox line.
 
-Kinds that begin or end something are durable before the trainer goes on (`DURABLE`); step records
-reach the disk at least once a second. Units: seconds, bytes, tokens, watts, joules.
+Kinds that begin or end something are durable before the trainer continues (`DURABLE`); step
+records reach the disk at least once a second. Units: seconds, bytes, tokens, watts, joules.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from trainer.contract.reasons import Reason
 
 
 class TrainerEvent(BaseModel):
-    """Fields that a newer trainer adds are ignored: the daemon may not be restarted yet."""
+    """Base of all events. Unknown fields are ignored: the daemon may be older than the trainer."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
 class Started(TrainerEvent):
-    """The process is up and holds its lock. fingerprint: what bit equality depends on."""
+    """The process has started and holds its lock. fingerprint: what bit equality depends on."""
 
     kind: Literal["started"] = "started"
     pid: int
@@ -48,7 +48,7 @@ class Stage(TrainerEvent):
 
 
 class Resumed(TrainerEvent):
-    """Start of this attempt. Supersedes what earlier attempts reported beyond `step`."""
+    """Training resumes at `step`. Supersedes what earlier attempts reported beyond it."""
 
     kind: Literal["resumed"] = "resumed"
     step: int
@@ -59,7 +59,7 @@ class Resumed(TrainerEvent):
 
 
 class Probed(BaseModel):
-    """Measurement of `steps` real steps with `rows` rows per pass. peak_bytes: GPU memory."""
+    """Batch size probe: `steps` real steps with `rows` rows per pass. peak_bytes: GPU memory."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -70,7 +70,7 @@ class Probed(BaseModel):
 
 
 class Frozen(TrainerEvent):
-    """The choices this attempt runs under; raced or probed at the run's first start."""
+    """The choices of this attempt (rows, kernels), autotuned or probed at the run's first start."""
 
     kind: Literal["frozen"] = "frozen"
     choices: dict[str, Any]
@@ -78,10 +78,10 @@ class Frozen(TrainerEvent):
 
 
 class Step(TrainerEvent):
-    """Step `step` (counted from 0) is done; loss is the mean over its micro-batches, before its
-    update, so `step + 1` steps are done and a checkpoint written now is at `step + 1`.
+    """An optimizer step is done. step: counted from 0, so that `step + 1` steps are done and a
+    checkpoint written now is at `step + 1`. loss: mean over its micro-batches, before its update.
 
-    energy_joules: used by this step alone; the server adds up. more: metrics of the registry
+    energy_joules: used by this step alone; the server adds them up. more: metrics of the registry
     (`metrics.py`) that have no field here, by key.
     """
 
@@ -111,7 +111,7 @@ class Step(TrainerEvent):
 
 
 class Ranks(TrainerEvent):
-    """All ranks of an attempt on several devices, every 30 s, in their order."""
+    """Rows of all ranks of an attempt on several devices, in rank order; every 30 s."""
 
     kind: Literal["ranks"] = "ranks"
     step: int
@@ -119,7 +119,7 @@ class Ranks(TrainerEvent):
 
 
 class Evaluation(TrainerEvent):
-    """A measured quality. identity: what the number depends on; never compare across identities."""
+    """An evaluation. identity: what the value depends on; never compare across identities."""
 
     kind: Literal["evaluation"] = "evaluation"
     evaluation: Literal["bpb", "core"]
@@ -144,7 +144,7 @@ class Sample(TrainerEvent):
 
 
 class CheckpointSaved(TrainerEvent):
-    """Emitted only when the checkpoint is durable under its final name."""
+    """A checkpoint was saved; emitted only when it is durable under its final name."""
 
     kind: Literal["checkpoint_saved"] = "checkpoint_saved"
     step: int
@@ -172,7 +172,7 @@ class CheckpointRemoved(TrainerEvent):
 
 
 class CheckpointBad(TrainerEvent):
-    """A checkpoint did not verify and was passed over."""
+    """A checkpoint failed verification and was skipped."""
 
     kind: Literal["checkpoint_bad"] = "checkpoint_bad"
     name: str
@@ -180,7 +180,7 @@ class CheckpointBad(TrainerEvent):
 
 
 class ResumeChecked(TrainerEvent):
-    """The verdict on exactness: next_loss against the first loss after the resume, bit for bit."""
+    """Result of the exact-resume check: next_loss against the first loss after it, bit for bit."""
 
     kind: Literal["resume_checked"] = "resume_checked"
     step: int

@@ -1,7 +1,7 @@
 """The exit record (`exit.json`) that a process leaves behind.
 
-The trainer owes one: for a process that is not our child the exit code cannot be read. No record
-means it crashed.
+The exit code of a process that is not a child cannot be read, so the trainer writes this record.
+No record means that it crashed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def write_exit(directory: Path, record: ExitRecord) -> None:
 
 
 def read_exit(directory: Path) -> ExitRecord | None:
-    """The exit record of an attempt or job directory, None when there is no valid one."""
+    """The exit record of an attempt or job directory; None if there is no valid one."""
     try:
         return ExitRecord.model_validate(json.loads((directory / "exit.json").read_bytes()))
     except (OSError, ValueError):
@@ -45,8 +45,8 @@ def read_exit(directory: Path) -> ExitRecord | None:
 
 
 def first_failure(attempt: Path) -> tuple[int, ExitRecord] | None:
-    """(rank, record) of the rank of an attempt that failed first, by itself and not for having lost
-    another; None where there is none. Rank 0's record is the attempt's own."""
+    """(rank, record) of the first rank of an attempt that failed by itself, not because it lost
+    another rank; None if there is none. Rank 0's record is the attempt's own."""
     found = [
         (record.unix_seconds, rank, record)
         for rank, record in rank_records(attempt).items()
@@ -56,7 +56,7 @@ def first_failure(attempt: Path) -> tuple[int, ExitRecord] | None:
 
 
 def rank_records(attempt: Path) -> dict[int, ExitRecord]:
-    """The exit records of ranks other than 0, so far."""
+    """The exit records written so far by ranks other than 0, by rank."""
     found = {}
     for path in (attempt / "ranks").glob("[0-9]*.json"):
         try:

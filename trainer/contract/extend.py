@@ -1,7 +1,7 @@
 """Extend preview: the next phase, its joint, its cost, and the alternatives.
 
-The same functions answer the preview (`?dry_run=true`, POST /v1/plan, `traind extend --preview`)
-and make the phase row that the trainer follows.
+The same functions compute the preview (`?dry_run=true`, POST /v1/plan, `traind extend --preview`)
+and the phase row that the trainer follows.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from trainer.contract.schedule import (
 from trainer.contract.spec import MAX_STEPS
 from trainer.contract.strict_types import of_their_kind
 
-JUMP = 1.5  # a learning rate that changes by more than this factor in one step is warned about
+JUMP = 1.5  # a learning rate that changes by more than this factor in one step gives a warning
 PhaseMode = Literal["replan", "hold", "rewarm", "decay"]
 
 
 class ExtendRequest(BaseModel):
-    """The body of POST /v1/runs/{id}/extend."""
+    """Request body of POST /v1/runs/{id}/extend."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
     _kinds = of_their_kind
@@ -42,7 +42,7 @@ class ExtendRequest(BaseModel):
     add_tokens: Annotated[int, Field(ge=1, le=10**15)] | None = None
     """Tokens to add, rounded to whole steps."""
     at: Literal["end", "now"] = "end"
-    """end: when the present phase ends; now: at its next step boundary."""
+    """end: when the current phase ends; now: at its next step boundary."""
     from_checkpoint: str | None = Field(default=None, max_length=128)
     name: Annotated[str, Field(min_length=1, max_length=64)] | None = None
     """Name of the new phase."""
@@ -58,11 +58,11 @@ class ExtendRequest(BaseModel):
             names = ", ".join(given) if given else "none"
             raise ValueError(f"give exactly one of to_step, add_steps, add_tokens (given: {names})")
         if self.at == "now" and self.from_checkpoint:
-            raise ValueError("at 'now' continues from the present step: leave from_checkpoint out")
+            raise ValueError("at 'now' continues from the current step: leave from_checkpoint out")
         return self
 
     def end_step(self, present_end: int, batch_tokens: int) -> int:
-        """The new end. Raises ValueError when add_tokens is less than one step."""
+        """Last step of the extended run. Raises ValueError if add_tokens is less than one step."""
         if self.to_step is not None:
             return self.to_step
         if self.add_steps is not None:
@@ -74,7 +74,7 @@ class ExtendRequest(BaseModel):
 
 
 class Joint(BaseModel):
-    """[before, after] at the first step of the new phase.
+    """Schedule values [before, after] the joint, the first step of the new phase.
 
     lr_multiplier: of the planned peak. weight_decay: the value Muon applies, as in the history.
     """
@@ -90,7 +90,7 @@ class Joint(BaseModel):
 
 
 class CurvePoint(BaseModel):
-    """Units as in Joint."""
+    """One point of a schedule's curve; units as in Joint."""
 
     step: int
     """Step of the point."""
@@ -105,13 +105,13 @@ class Alternative(BaseModel):
     mode: PhaseMode
     joint: Joint
     sentence: str
-    """A sentence for people."""
+    """One-sentence summary."""
 
 
 class ExtendPreview(BaseModel):
-    """The whole answer to an extend: the new phase, its curve, the joint, what it costs.
+    """The answer to an extend: the new phase, its curve, the joint, its cost.
 
-    eta: the time of the new phase's steps, at the rate the run or its device really had.
+    eta: time of the new phase's steps in seconds, at the measured rate of the run or its device.
     """
 
     start_step: int
@@ -148,8 +148,8 @@ def preview(
 ) -> ExtendPreview:
     """The phase `[joint_step, end_step)` after `phases` (schedules of the lineage, in order).
 
-    joint_step: where the new phase begins; reached_step: how far the lineage has come, so that
-    reached_step - joint_step steps are thrown away. peak_weight_decay: Muon's, as scaled by the
+    joint_step: first step of the new phase; reached_step: last step of the lineage so far:
+    reached_step - joint_step steps are discarded. peak_weight_decay: Muon's, as scaled by the
     plan. Raises ValueError when end_step is not beyond.
     """
     if end_step <= joint_step:
@@ -218,7 +218,7 @@ def _points(
 
 
 def _chain(phases: list[PhaseSchedule], count: int, peak: float) -> list[CurvePoint]:
-    """The curve really followed: each phase up to where the next one begins."""
+    """The curve actually followed: each phase up to the start of the next."""
     ends = [s.start_step for s in phases[1:]] + [s.end_step for s in phases[-1:]]
     return [
         point

@@ -1,9 +1,9 @@
 """Failpoints for fault injection, read once from TRAIND_FAIL; without it each is a no-op.
 
 `TRAIND_FAIL="name=2*off->1*kill;other=error(28)"`: pass twice, then kill once, then off. A term
-without a count holds for ever. Actions: off, kill, exit(code), error(errno), delay(seconds),
-corrupt (the caller asks `corrupts(name)` and damages what it was about to write). `name@1` is of
-rank 1 alone, of an attempt with several; without a rank it is of every process.
+without a count applies for ever. Actions: off, kill, exit(code), error(errno), delay(seconds),
+corrupt (the caller checks `corrupts(name)` and damages what it is about to write). `name@1` applies
+to rank 1 of an attempt with several; without a rank a failpoint applies to every process.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def _points() -> dict[str, _Point]:
 
 
 def parse(text: str) -> dict[str, _Point]:
-    """The points named in `text`. Raises ValueError for what it cannot read."""
+    """Parse TRAIND_FAIL into failpoints by name. Raises ValueError on a syntax error."""
     points = {}
     for item in filter(None, (part.strip() for part in text.split(";"))):
         name, _, chain = item.partition("=")
@@ -63,7 +63,7 @@ def hit(name: str) -> None:
 
 
 def corrupts(name: str) -> bool:
-    """Whether the caller should damage what it writes at `name`."""
+    """True if the caller should corrupt what it writes at failpoint `name`."""
     if "TRAIND_FAIL" not in os.environ:
         return False
     point = _points().get(name)

@@ -1,7 +1,7 @@
-"""Holds: a checkpoint that a job reads is not removed until the job is done.
+"""Holds on checkpoints: retention does not remove a checkpoint while a job reads it.
 
-A hold is a small file beside the checkpoint that names the job. It counts while the job holds the
-lock of its directory, and for a while before that, until the job has started.
+A hold is a small file beside the checkpoint that names the job. It is valid while the job holds the
+lock of its directory, and for a grace period before that, while the job starts.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from pathlib import Path
 
 from trainer.contract import rundir
 
-STARTING_SECONDS = 120.0  # from the hold to the lock of the job: torch may take a minute to load
+STARTING_SECONDS = 120.0  # until the job holds its lock: torch may take a minute to load
 _HOLD = ".held-"
 _BETWEEN = "--"
 
 
 def hold(checkpoints: Path, name: str, job_id: str) -> bool:
-    """Hold the checkpoint for the job; False, and nothing held, when it is not there.
+    """Hold the checkpoint for the job; returns False, holding nothing, if it does not exist.
 
     Raises OSError.
     """
@@ -34,7 +34,7 @@ def hold(checkpoints: Path, name: str, job_id: str) -> bool:
 
 
 def release(checkpoints: Path, job_id: str) -> None:
-    """Let go of everything that the job held."""
+    """Release every hold of the job."""
     for path in _holds(checkpoints):
         if path.name.endswith(f"{_BETWEEN}{job_id}"):
             with suppress(OSError):
@@ -42,7 +42,7 @@ def release(checkpoints: Path, job_id: str) -> None:
 
 
 def is_held(checkpoints: Path, name: str) -> bool:
-    """Whether a job that is about to start, or runs, reads the checkpoint."""
+    """True if a job that is starting or running reads the checkpoint."""
     mine = f"{_HOLD}{name}{_BETWEEN}"
     return any(path.name.startswith(mine) and _counts(path) for path in _holds(checkpoints))
 
@@ -56,7 +56,7 @@ def _holds(checkpoints: Path) -> list[Path]:
 
 
 def _counts(path: Path) -> bool:
-    """A hold whose job never started, or ended with its daemon, is left over: it goes."""
+    """True if the hold is valid; removes one whose job never started or ended with its daemon."""
     try:
         age = time.time() - path.stat().st_mtime
     except OSError:

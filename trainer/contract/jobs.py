@@ -1,6 +1,6 @@
 """Parameters and results of each job kind.
 
-Results travel in the `result` of the job's `ended` record.
+A result is the `result` field of the job's `ended` record.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ Where = Literal["auto", "cpu", "inline", "device"]
 
 
 class SampleParams(Params):
-    """Result: {"samples": [{prompt, text, num_tokens, seconds}], "step": n, "checkpoint": name}."""
+    """Sampling job.
+
+    Result: {"samples": [{prompt, text, num_tokens, seconds}], "step": n, "checkpoint": name}."""
 
     step: Annotated[int, Field(ge=0)] | None = None
     checkpoint: str | None = Field(default=None, max_length=128)
@@ -40,7 +42,7 @@ class SampleParams(Params):
 
 
 class ServeParams(Params):
-    """Serves completions on a socket (contract/completions.py) until idle for idle_seconds.
+    """Serving job: completions on a socket (contract/completions.py) until idle for idle_seconds.
 
     report_seconds: interval of its heartbeat. Result: {"completions": n, "tokens": n}.
     """
@@ -50,7 +52,7 @@ class ServeParams(Params):
 
 
 class EvaluateParams(Params):
-    """Results are reported as events.Evaluation records, one per kind."""
+    """Evaluation job. Reports its results as events.Evaluation records, one per kind."""
 
     step: Annotated[int, Field(ge=0)] | None = None
     checkpoint: str | None = Field(default=None, max_length=128)
@@ -68,10 +70,10 @@ class EvaluateParams(Params):
 
 
 class ExportParams(Params):
-    """Result: {"path": directory, "files": [...], "step": n, "notes": [...]}.
+    """Export job. Result: {"path": directory, "files": [...], "step": n, "notes": [...]}.
 
-    nanochat is the generation of the run's recipe; -v1 and -v2 name one, where the model can be
-    expressed in it.
+    nanochat exports the generation of the run's recipe; -v1 and -v2 name a generation, if the model
+    can be expressed in it.
     """
 
     format: Literal["nanochat", "nanochat-v1", "nanochat-v2", "huggingface"] = "nanochat"
@@ -88,39 +90,39 @@ class ImportParams(Params):
     """Import a nanochat checkpoint as a managed run with a finished phase.
 
     path: nanochat's base directory, or any folder in it down to the checkpoint's own. Without a
-    name the checkpoints below it are listed (ImportListing); with dry_run nothing is made and the
-    result says what the run would be (ImportPreview).
-    experiment, tag, stage, step: which checkpoint; step defaults to the newest, the others to the
-    only one. corpus, tokenizer: folders, where they are not nanochat's own places.
-    weights_only: without the optimizer. muon, precision: stated where the files have none.
+    name the result lists the checkpoints below it (ImportListing); with dry_run no run is created
+    and the result describes the run it would be (ImportPreview).
+    experiment, tag, stage, step: select the checkpoint; step defaults to the newest, the others to
+    the only one. corpus, tokenizer: folders, if not in nanochat's own places.
+    weights_only: without the optimizer. muon, precision: needed if the files do not record them.
     """
 
     format: Literal["nanochat"] = "nanochat"
-    """What wrote the checkpoint."""
+    """Program that wrote the checkpoint."""
     path: FolderPath
     """Absolute path on the daemon's machine: nanochat's base directory, or any folder below it."""
     tag: FolderName | None = None
-    """Model tag, such as d12; null where there is only one below the path."""
+    """Model tag, such as d12; null if there is only one below the path."""
     experiment: FolderName | None = None
-    """Experiment below experiments/; null where only one fits."""
+    """Experiment below experiments/; null if only one matches."""
     stage: FolderName | None = None
     """Training stage: base, chat, sft, mid or rl; null prefers base."""
     step: Annotated[int, Field(ge=0, le=10**9)] | None = None
     """Step of the checkpoint; null is the newest complete one."""
     name: Name | None = None
-    """Name of the new run; null lists the checkpoints below the path and makes no run."""
+    """Name of the new run; null lists the checkpoints below the path and creates no run."""
     corpus: FolderPath | None = None
-    """Absolute path of the parquet files or packed shards, where not in nanochat's own place."""
+    """Absolute path of the parquet files or packed shards, if not in nanochat's own place."""
     tokenizer: FolderPath | None = None
-    """Absolute path of the folder with tokenizer.pkl, where not in nanochat's own place."""
+    """Absolute path of the folder with tokenizer.pkl, if not in nanochat's own place."""
     weights_only: bool = False
-    """Leave the optimizer out: an extension starts with moments of zero."""
+    """Import without the optimizer state: an extension starts with zero moments."""
     muon: MuonName | None = None
-    """Muon variant to continue with; null is the one the second moments show."""
+    """Muon variant to continue with; null detects it from the second moments."""
     precision: Literal["auto", "bf16", "fp32", "fp16", "fp8"] | None = None
-    """Precision to continue in; null is the one the files show."""
+    """Precision to continue in; null detects it from the files."""
     dry_run: bool = False
-    """Read the checkpoint and describe the run it would become, without making it."""
+    """Read the checkpoint and describe the run it would become, without creating it."""
 
     @property
     def makes_a_run(self) -> bool:
@@ -128,7 +130,7 @@ class ImportParams(Params):
 
 
 class FoundCheckpoints(Params):
-    """A folder of checkpoints. steps: those that are complete; weights_only: the others."""
+    """A folder of checkpoints. steps: the complete ones; weights_only: the others."""
 
     path: str
     layout: str
@@ -141,16 +143,16 @@ class FoundCheckpoints(Params):
 
 
 class ImportListing(Params):
-    """The checkpoints below a path, when the parameters name none of them."""
+    """The checkpoints below a path, if the parameters name none of them."""
 
     found: list[FoundCheckpoints]
 
 
 class ImportPreview(Params):
-    """Preview of an import. generation: nanochat's, by its traits. gpus: it was trained on.
+    """Preview of an import. generation: nanochat's, by its traits. gpus: number it trained on.
 
-    exact, inexact: what would continue as nanochat's own resume does, and what would not. unknown:
-    what the files do not contain, with the option that states it. spec: the body of the run.
+    exact, inexact: what would continue as in nanochat's own resume, and what would not. unknown:
+    what the files do not record, with the option that supplies it. spec: body of the run.
     """
 
     checkpoint: str
@@ -174,7 +176,7 @@ class ImportPreview(Params):
 
 
 class ImportAnswer(Params):
-    """The result of an import that made no run."""
+    """Result of an import that created no run: a listing or a preview."""
 
     listing: ImportListing | None = None
     preview: ImportPreview | None = None
@@ -192,8 +194,8 @@ class ImportedCheckpoint(Params):
 class ImportResult(Params):
     """Result of an import: a complete spec body, and the model after `step` steps.
 
-    history: the source's own metadata, shown with the run. bpb_identity: of val_bpb,
-    when the source measures as traind does (see events.Evaluation); bpb_settings are its settings.
+    history: the source's own metadata, shown with the run. bpb_identity: that of val_bpb, if the
+    source measures as traind does (see events.Evaluation); bpb_settings: its settings.
     """
 
     spec: dict[str, Any]
@@ -207,7 +209,7 @@ class ImportResult(Params):
 
 
 class AuditParams(Params):
-    """Re-run recorded steps from a checkpoint and compare loss bits. Result: AuditResult."""
+    """Audit job: repeat steps from a checkpoint and compare loss bits. Result: AuditResult."""
 
     step: Annotated[int, Field(ge=0)] | None = None
     checkpoint: str | None = Field(default=None, max_length=128)
@@ -222,7 +224,7 @@ class LossDifference(Params):
 
 
 class AuditResult(Params):
-    """Result of an audit. why: differences from the original environment, if any."""
+    """Result of an audit. why: differences from the original environment, one clause each."""
 
     verdict: Literal["verified", "mismatch", "approximate", "nothing recorded"]
     checkpoint: str
@@ -232,7 +234,7 @@ class AuditResult(Params):
 
     @property
     def sentence(self) -> str:
-        """For a person."""
+        """The audit's verdict in one sentence for people."""
         again = f"{self.compared:,} steps from {self.checkpoint} were repeated"
         first = self.differences[0] if self.differences else None
         match self.verdict:

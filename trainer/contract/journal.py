@@ -1,10 +1,10 @@
-"""The journal: a durable queue between trainer and server, one JSON-lines file each way.
+"""The journal: a durable queue between trainer and server, one JSON-lines file in each direction.
 
 The first line is the header (version, run, attempt, token). Each record is one line with a gap-free
-`seq` from 0, `ts` (unix seconds), `kind`, its fields, and a CRC-32 of everything before it. One
-writer per file; a new attempt opens a new file, so nothing is appended after a torn tail. A reader
-waits for an unfinished last line; anything else that does not parse is damage, and reading stops
-there.
+`seq` from 0, `ts` (unix seconds), `kind`, its fields, and a CRC-32 of everything before it. Each
+file has one writer; a new attempt opens a new file, so nothing is appended after a torn tail. A
+reader waits for an unfinished last line; anything else that does not parse is damage, and reading
+stops there.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ class JournalHeader:
 
 
 class JournalError(Exception):
-    """The journal cannot be read or written; the message names the file and what is wrong."""
+    """The journal cannot be read or written; the message names the file and the problem."""
 
 
 class JournalFull(JournalError):
-    """No space: the record was not written and the file ends where it ended before."""
+    """The disk is full: the record was not written and the file is unchanged."""
 
 
 # --- writing -------------------------------------------------------------------------------------
@@ -52,8 +52,8 @@ class JournalFull(JournalError):
 class Writer:
     """Appends records. `append` returns when the bytes are written; `sync` when they are durable.
 
-    After a failed fsync the file is never trusted again (`JournalError` from then on): the kernel
-    may have dropped the pages while calling them clean.
+    After a failed fsync the writer refuses every record (`JournalError`): the kernel may have
+    dropped the pages and marked them clean.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Writer:
 
     @classmethod
     def create(cls, path: Path, header: JournalHeader) -> Writer:
-        """A new journal with its header durable. Raises FileExistsError when there is one."""
+        """Create a journal with a durable header. Raises FileExistsError if it exists."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
         fd = os.open(path, flags, 0o644)
         line = _encode({"journal": "traind", **vars(header)})
@@ -77,7 +77,9 @@ class Writer:
 
     @classmethod
     def reopen(cls, path: Path) -> Writer:
-        """Go on with a journal of one's own after a restart; its torn last line is cut away."""
+        """Reopen this writer's journal after a restart; truncates a torn last line.
+
+        Raises JournalError if the journal cannot be read to its end."""
         reader = JournalReader(path)
         batch = reader.read()
         while batch.records:
@@ -91,13 +93,13 @@ class Writer:
         return cls(path, fd, reader.header, batch.next_seq, batch.offset)
 
     def is_at_path(self) -> bool:
-        """Whether readers find this file: false once it was deleted or replaced."""
+        """True if the path still names this file; False once it was deleted or replaced."""
         return is_at(self._fd, self.path)
 
     def append(self, record: dict[str, Any], *, durable: bool = False) -> int:
         """Append one record and return its seq. Raises JournalFull with nothing written.
 
-        Any other error, or a torn record that cannot be taken back, is the end of this file.
+        After any other error, or a torn record that cannot be truncated, the writer is broken.
         """
         if self._broken:
             raise JournalError(f"{self.path}: an earlier write failed, no record is accepted")
@@ -106,7 +108,7 @@ class Writer:
             failpoint.hit("journal.append")
             write_all(self._fd, line)
         except OSError as error:
-            self._broken = True  # until it is known that the file ends where it ended
+            self._broken = True  # until the file is known to end where it ended before
             os.ftruncate(self._fd, self._size)
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 self._broken = False
@@ -138,8 +140,8 @@ class Writer:
 
 
 def _fitting(record: dict[str, Any]) -> bytes:
-    """The record's line, no longer than a reader accepts: long texts and lists are cut, since a
-    line that is too long would end the report."""
+    """The record as a line, no longer than a reader accepts: long strings and lists are truncated,
+    since reading stops at a line that is too long."""
     line = _encode(record)
     for most in (10_000, 1_000, 100, 10):
         if len(line) <= MAX_LINE_BYTES:
@@ -149,7 +151,7 @@ def _fitting(record: dict[str, Any]) -> bytes:
 
 
 def _cut(value: Any, most: int) -> Any:
-    """The value with texts of at most `most` characters, lists and objects of as many items."""
+    """The value with strings truncated to `most` characters, lists and objects to `most` items."""
     if isinstance(value, str):
         return value if len(value) <= most else f"{value[:most]}…"
     if isinstance(value, list):
@@ -169,7 +171,7 @@ def _encode(record: dict[str, Any]) -> bytes:
 
 
 def verify_prefix(path: Path, owner: tuple[str, int, str], offset: int, next_seq: int) -> bool:
-    """Whether the file is that owner's journal, whole and gap-free up to this very cursor.
+    """True if the file is that owner's journal, undamaged and gap-free up to exactly this cursor.
 
     owner: (run, attempt, token). A copy of a journal has another inode and is the same journal.
     """
@@ -186,7 +188,7 @@ def verify_prefix(path: Path, owner: tuple[str, int, str], offset: int, next_seq
 
 @dataclass(frozen=True)
 class JournalBatch:
-    """Records and the cursor after them. problem: why reading cannot go past `offset`, if so."""
+    """Records and the cursor after them. problem: why reading stops at `offset`, or None."""
 
     records: list[dict[str, Any]]
     offset: int
@@ -196,7 +198,7 @@ class JournalBatch:
 
 
 class JournalReader:
-    """Reads from any cursor; holds no file open, so a replaced file is noticed by its inode.
+    """Reads a journal from any cursor; keeps no file open and detects a replaced file by its inode.
 
     Another inode is not another journal (see `verify_prefix`): a restored backup has only new ones.
     """
@@ -209,15 +211,15 @@ class JournalReader:
     def read(self, offset: int = 0, next_seq: int = 0, max_bytes: int = 1 << 20) -> JournalBatch:
         """Whole valid records from the cursor on; (0, 0) is the beginning of the file.
 
-        Missing file: an empty batch while nothing was ever read, otherwise a problem.
+        A missing file gives an empty batch if nothing was read before, otherwise a problem.
         """
         try:
             chunk, size, inode = self._load(offset, max_bytes)
         except FileNotFoundError:
-            gone = "the file is gone" if offset or self.inode is not None else None
+            gone = "the file was deleted" if offset or self.inode is not None else None
             return JournalBatch([], offset, next_seq, gone)
         if self.inode is not None and inode != self.inode:
-            return JournalBatch([], offset, next_seq, "the file was replaced by another one")
+            return JournalBatch([], offset, next_seq, "the file was replaced by another")
         if size < offset:
             why = f"the file was truncated to {size:,} bytes, {offset:,} were already read"
             return JournalBatch([], offset, next_seq, why)
@@ -278,7 +280,7 @@ class JournalReader:
 
 
 def decode(line: bytes) -> dict[str, Any] | None:
-    """The record of one line without its newline, None when the CRC or the JSON is wrong."""
+    """The record of one line without its newline; None if its CRC or JSON is invalid."""
     body, tail = line[:-_CRC_TAIL], line[-_CRC_TAIL:]
     if not (tail.startswith(b',"crc":"') and tail.endswith(b'"}')):
         return None

@@ -6,12 +6,12 @@ MAX_LANES = 1024
 
 
 def lanes_for(ranks: int, asked: int | None) -> int:
-    """The number of lanes of a run on `ranks` devices: what was asked for, else one a device."""
+    """Number of lanes of a run on `ranks` devices: as requested, otherwise one per device."""
     return asked or power_of_two(ranks)
 
 
 def power_of_two(number: int) -> int:
-    """The smallest power of two that is not below."""
+    """The smallest power of two that is at least `number`."""
     return 1 << (number - 1).bit_length()
 
 
@@ -25,5 +25,5 @@ def most_that_share(number: int, units: int) -> int:
 
 
 def named_together(device_name: str, ranks: int) -> str:
-    """Name of several devices together, under which their speed is stored."""
+    """Name of a group of devices, under which its measured speed is stored."""
     return device_name if ranks == 1 else f"{device_name} x {ranks}"

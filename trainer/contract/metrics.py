@@ -21,7 +21,7 @@ class Metric:
     """One curve.
 
     source: "step" is reported by each step, "rate" follows from its duration, "evaluation" is
-    measured now and then. is_live: progress and Prometheus show it only while the run steps.
+    measured by evaluations. is_live: progress and Prometheus show it only while the run steps.
     gauge: name of its Prometheus gauge (prefix `traind_`), None for none. digits: decimals shown.
     """
 
@@ -36,7 +36,7 @@ class Metric:
     gauge: str | None = None
 
 
-# The order is that of the stored rollups: it only ever grows at its end.
+# Stored rollups use this order: append new metrics at the end.
 METRICS: tuple[Metric, ...] = (
     Metric("loss", "Loss", "nats/token", "Training loss, mean over the step's micro-batches."),
     Metric("loss_smooth", "Loss, smoothed", "nats/token", "Exponentially smoothed training loss."),

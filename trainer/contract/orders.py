@@ -26,8 +26,8 @@ class Order(BaseModel):
 class Lineage(Order):
     """Lineage: checkpoints the present state descends from, {attempt: highest step that counts}.
 
-    A checkpoint of attempt a at step s belongs to it iff a is a key and s <= limits[a]. Scanning
-    the directory with this finds one that was committed but never reported.
+    A checkpoint of attempt a at step s belongs to it iff a is a key and s <= limits[a]. A scan of
+    the directory with this rule also finds one that was committed but never reported.
     """
 
     limits: dict[int, int]
@@ -39,9 +39,9 @@ class Lineage(Order):
 class AttemptOrder(Order):
     """One trainer process serving one phase.
 
-    earlier_schedules: those of the lineage's earlier phases, in order; needed when the newest
-    checkpoint that verifies lies before this phase and its last steps are done again.
-    devices: one for each rank, where there are several; `device` is then the first.
+    earlier_schedules: those of the lineage's earlier phases, in order; needed if the newest
+    checkpoint that verifies is from before this phase, whose steps are then repeated.
+    devices: one per rank of a run on several; `device` is then the first.
     """
 
     run_id: str
@@ -78,7 +78,7 @@ class AttemptOrder(Order):
 
 
 class JobOrder(Order):
-    """One bounded piece of work that is not training. `params` is read by the job's own module."""
+    """One job: bounded work other than training. The job's own module validates `params`."""
 
     job_id: str
     job: Literal["prepare", "import", "export", "evaluate", "sample", "serve", "audit"]
@@ -94,7 +94,7 @@ AnyOrder = TypeVar("AnyOrder", AttemptOrder, JobOrder)
 
 
 def write(directory: Path, order: AttemptOrder | JobOrder) -> None:
-    """Write the order of a process, once: a second one never takes the place of the first.
+    """Write the order of a process durably, once: a second order never replaces the first.
 
     Its directories are stored relative to `directory`, so that the data directory can be moved.
     Raises FileExistsError, OSError.
@@ -120,6 +120,6 @@ def read(directory: Path, kind: type[AnyOrder]) -> AnyOrder:
 
 
 def _relative(path: str, directory: Path, data_dir: str) -> str:
-    """As seen from `directory`, by names alone: a link on the way does not count."""
+    """The path relative to `directory`, by names alone, without resolving links."""
     inside = os.path.commonpath([os.path.abspath(directory), data_dir]) == data_dir
     return os.path.relpath(path, directory) if inside else path

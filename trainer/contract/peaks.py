@@ -28,7 +28,7 @@ FP8_CAPABILITY = (8, 9)  # RTX 40 and L4; Hopper and Blackwell are newer
 
 
 def fp8_missing(name: str, capability: tuple[int, int] | None) -> str | None:
-    """Why a device cannot train in fp8; None where it can. capability: CUDA's, if it has one."""
+    """Why a device cannot train in fp8; None if it can. capability: CUDA's, None without CUDA."""
     if capability is not None and capability >= FP8_CAPABILITY:
         return None
     need = "precision fp8 needs a card of compute capability 8.9 or newer (RTX 40, L4, H100, …)"
@@ -83,9 +83,9 @@ PEAKS: dict[str, Peak] = {
 
 
 def known_peak(device_name: str) -> Peak | None:
-    """The peak for a device as torch or NVML names it, or None when it is not in the table.
+    """The peak of a device as torch or NVML names it; None if it is not in the table.
 
-    Laptop chips share the names of desktop cards and not their clocks: never guessed.
+    None for laptop chips too, which share the names of desktop cards but not their clocks.
     """
     if "laptop" in device_name.lower() or "max-q" in device_name.lower():
         return None

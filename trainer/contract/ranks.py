@@ -1,4 +1,4 @@
-"""Row of a rank: one process of a run on several devices, as journal and answers have it."""
+"""Row of a rank, one process of a run on several devices, as in the journal and in API answers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class RankRow(BaseModel):
-    """One rank of an attempt. Times are means over the steps since the last row, but
+    """One rank of an attempt. Times are means over the steps since the last row, except
     compute_seconds, which is a median."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -20,9 +20,9 @@ class RankRow(BaseModel):
     pid: int
     """Process id on that machine."""
     compute_seconds: float | None = None
-    """Its own forward and backward passes of a step, in seconds."""
+    """Time of its own forward and backward passes in a step, in seconds."""
     waited_seconds: float | None = None
-    """What it waited for other ranks in a step, in seconds."""
+    """Time it waited for other ranks in a step, in seconds."""
     vram_allocated_bytes: int | None = None
     """Device memory in use by tensors of the process, in bytes."""
     vram_reserved_bytes: int | None = None

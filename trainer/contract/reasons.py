@@ -242,7 +242,7 @@ _SENTENCES: dict[Reason, tuple[str, str]] = {
     ),
 }
 
-# Where the advice above counts on the run going on.
+# Replaces advice above that assumes the run continues by itself.
 _ADVICE_ONCE_STOPPED: dict[Reason, str] = {
     Reason.backing_off: "Resume to continue.",
     Reason.terminated: "It saved a checkpoint first; resume continues from there.",

@@ -2,9 +2,9 @@
 
 A recipe has architecture traits (smear, windows, storage and initial values of the tables), rules
 of the optimizer (Muon variant, how rates scale with the width) and the tokenizer's special tokens.
-Each is a value here, and the code that reads it has no version in it. `RECIPES["2026-07"]` is the
-default. A spec names a recipe and may set single traits beside it, since an imported file may
-combine traits of two generations.
+Each is a value here, and the code that reads it checks no version. `RECIPES["2026-07"]` is the
+default. A spec names a recipe and may override single traits, since an imported file may combine
+traits of two generations.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Architecture:
     short_window: tokens back of an `S` layer; None is a quarter of the sequence in blocks of 128.
     tables: dtype in which embedding tables and their moments are stored.
     value_init_normal: value embeddings start as N(0, 1) instead of U(±sqrt(3 / width)).
-    counts_smear_gate: whether the FLOPs per token include the smear gate.
+    counts_smear_gate: True if the FLOPs per token include the smear gate.
     """
 
     smear: bool = True
@@ -74,8 +74,8 @@ class OptimizerRules:
 
 @dataclass(frozen=True)
 class Recipe:
-    """fewer_core_examples: a CORE task with fewer items than examples shows as many as there are;
-    otherwise its items count as wrong."""
+    """One generation of nanochat. fewer_core_examples: a CORE task with fewer items than examples
+    shows those it has; otherwise its items count as wrong."""
 
     architecture: Architecture
     optimizer: OptimizerRules
@@ -112,14 +112,14 @@ RECIPES: dict[RecipeName, Recipe] = {
 
 
 def architecture_of(model: ModelSpec) -> Architecture:
-    """The recipe's architecture with the traits that the spec sets itself."""
+    """The recipe's architecture, with the spec's own traits in place of the recipe's."""
     own = {"smear": model.smear, "short_window": model.short_window, "tables": model.tables}
     named = RECIPES[model.recipe].architecture
     return replace(named, **{k: v for k, v in own.items() if v is not None})
 
 
 def rules_of(model: ModelSpec, optimizer: OptimizerSpec) -> OptimizerRules:
-    """The optimizer's rules: of its own recipe, or of the model's where it names none."""
+    """The optimizer's rules: of its own recipe, or of the model's if it names none."""
     rules = RECIPES[optimizer.recipe or model.recipe].optimizer
     return rules if optimizer.muon is None else replace(rules, muon=optimizer.muon)
 

@@ -36,7 +36,7 @@ class DataDir:
 
     @property
     def database_directory(self) -> Path:
-        """Where `database` leads, a link to a local disk, when the rest is on a shared one."""
+        """The database's directory: the target of `database`, which may link to a local disk."""
         linked = self.root / "database"
         return linked if linked.is_dir() else self.root
 
@@ -103,7 +103,7 @@ class RunDir:
         return self.root / "attempts" / f"{number:04d}"
 
     def highest_attempt(self) -> int:
-        """The highest number that an attempt or a checkpoint on the disk has; 0 without any."""
+        """Highest attempt number of any attempt or checkpoint on disk; 0 without any."""
         saved = (parse_checkpoint_name(name) for name in _names(self.checkpoints))
         numbers = (parse_attempt_name(name) for name in _names(self.root / "attempts"))
         found = [number for number in numbers if number is not None]
@@ -116,7 +116,7 @@ def rank_record(attempt: Path, rank: int) -> Path:
 
 
 def rank_process(attempt: Path, rank: int) -> Path:
-    """Where a rank, 0 among them, names its process to the others before they have joined."""
+    """File in which a rank, also rank 0, names its process to the others before they join."""
     return attempt / "ranks" / f"{rank:04d}.process"
 
 
@@ -151,13 +151,13 @@ def parse_checkpoint_name(name: str) -> tuple[int, int] | None:
 
 
 def parse_attempt_name(name: str) -> int | None:
-    """The number of an attempt's directory, None for any other name: strangers leave theirs."""
+    """The number of an attempt's directory; None for any other name, such as a stray file's."""
     return int(name) if _ATTEMPT.fullmatch(name) else None
 
 
 def remove_checkpoint(path: Path) -> None:
-    """Remove a checkpoint's directory; of one that is a link to another disk, what it leads to.
-    What cannot be removed stays.
+    """Remove a checkpoint's directory; for a link to another disk, its target too. Files that
+    cannot be removed stay.
     """
     if not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
@@ -167,21 +167,21 @@ def remove_checkpoint(path: Path) -> None:
         for name in CHECKPOINT_FILES:
             (target / name).unlink(missing_ok=True)
         path.unlink()
-        target.rmdir()  # stays where it holds anything else
+        target.rmdir()  # stays if it contains anything else
 
 
 # --- documents that were written durably ----------------------------------------------------------
 
 
 class Damaged(Exception):
-    """A file of a run does not hold what was written into it; the sentence names it."""
+    """A file of a run is damaged: its content is not what was written. The message names it."""
 
 
 Document = TypeVar("Document", bound=BaseModel)
 
 
 def read_document(path: Path, kind: type[Document], remedy: str) -> Document:
-    """A JSON document of traind. Raises OSError, Damaged with `remedy`, what to do about it."""
+    """Read a JSON document of a run. Raises OSError, or Damaged, which ends with `remedy`."""
     try:
         return kind.model_validate_json(path.read_bytes())
     except ValueError as error:
@@ -193,7 +193,7 @@ def read_document(path: Path, kind: type[Document], remedy: str) -> Document:
 
 
 class Held(Exception):
-    """Another process holds the lock; `holder` is what it wrote into it."""
+    """Another process holds the lock; `holder` is the text that it wrote into the file."""
 
     def __init__(self, path: Path, holder: str) -> None:
         super().__init__(f"{path} is held by {holder or 'another process'}")
@@ -216,7 +216,7 @@ def acquire(path: Path, holder: str) -> int:
                 raise
             words = f"{path} cannot be locked ({error.strerror}): it is used unlocked"
             print(words, file=sys.stderr)
-        if is_at(fd, path):  # not one that was deleted between the two lines above
+        if is_at(fd, path):  # not a file that was deleted between the two lines above
             break
         os.close(fd)
     os.ftruncate(fd, 0)
@@ -225,7 +225,7 @@ def acquire(path: Path, holder: str) -> int:
 
 
 def is_at(fd: int, path: Path) -> bool:
-    """Whether the open file is still the one that `path` names."""
+    """True if `path` still names the open file."""
     try:
         found = os.stat(path)
     except OSError:
@@ -235,7 +235,7 @@ def is_at(fd: int, path: Path) -> bool:
 
 
 def is_held(path: Path) -> bool:
-    """Whether a live process holds the lock at `path`."""
+    """True if a live process holds the lock at `path`."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
@@ -263,7 +263,7 @@ def locked(path: Path, holder: str) -> Iterator[int]:
 
 @dataclass(frozen=True)
 class ProcessIdentity:
-    """Identity of a process: pids are reused, pid with start time within one clock tick too."""
+    """Identity of a process: pid, start time and boot, since pids are reused."""
 
     boot_id: str
     pid: int
@@ -279,9 +279,9 @@ def boot_id() -> str:
 
 
 def identify(pid: int) -> ProcessIdentity | None:
-    """The identity of a live process; None when it is gone or a zombie.
+    """The identity of a live process; None if it has exited or is a zombie.
 
-    Raises OSError when it cannot be seen (too many open files): that is no death.
+    Raises OSError if it cannot be read (too many open files), which does not mean it has exited.
     """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()

@@ -76,7 +76,7 @@ class PhaseSchedule(BaseModel):
 
     @property
     def warmdown_start(self) -> int:
-        """The first step of the decay this phase ends with (its end when there is none)."""
+        """First step of the final decay of this phase; its end step if it has none."""
         if self.mode in ("initial", "replan"):
             return self.end_step - self.warmdown_steps
         return self.end_step - self.decay_steps
@@ -111,7 +111,7 @@ def extend_schedule(
 ) -> PhaseSchedule:
     """The schedule of a new phase `[joint_step, end_step)` that continues `before`.
 
-    warmup_steps and warmdown_ratio are the run's own (spec), the defaults where `ask` is silent.
+    warmup_steps, warmdown_ratio: the run's own (spec), used where `ask` has None.
     """
     length = end_step - joint_step
     ratio = warmdown_ratio if ask.warmdown_ratio is None else ask.warmdown_ratio
@@ -142,7 +142,7 @@ def extend_schedule(
 def lr_multiplier(schedule: PhaseSchedule, step: int) -> float:
     """Learning rate as a multiple of the planned peak, at `step` (before the update of that step).
 
-    At the phase's end it gives the value the curve arrives at, which is what a joint starts from.
+    At the phase's end it is the final value of the curve, from which a joint starts.
     """
     if schedule.mode in ("initial", "replan"):
         return _replanned_lr(schedule, step)
@@ -159,7 +159,7 @@ def lr_multiplier(schedule: PhaseSchedule, step: int) -> float:
 
 
 def muon_momentum(schedule: PhaseSchedule, step: int) -> float:
-    """Muon's momentum: 0.85 to 0.97 over 400 steps, 0.97, and to 0.90 over the decay."""
+    """Muon's momentum: 0.85 to 0.97 over 400 steps, then 0.97, then down to 0.90 over the decay."""
     if step < MOMENTUM_WARMUP_STEPS:
         frac = step / MOMENTUM_WARMUP_STEPS
         return (1 - frac) * MOMENTUM_START + frac * MOMENTUM_PEAK
@@ -171,7 +171,7 @@ def muon_momentum(schedule: PhaseSchedule, step: int) -> float:
 
 
 def weight_decay_multiplier(schedule: PhaseSchedule, step: int) -> float:
-    """Muon's weight decay as a multiple of the scaled one: half a cosine over the horizon."""
+    """Muon's weight decay as a multiple of the scaled value: half a cosine over the horizon."""
     if schedule.keep_weight_decay:
         return schedule.joint_weight_decay
     return 0.5 * (1 + math.cos(math.pi * min(step, schedule.end_step) / schedule.end_step))
@@ -217,7 +217,7 @@ def _ramp(low: float, high: float, since: int, length: int) -> float:
 
 
 def _anneal(high: float, low: float, remaining: float, shape: DecayShape) -> float:
-    """From `high` (remaining 1) to `low` (remaining 0)."""
+    """Interpolate from `high` (remaining 1) to `low` (remaining 0)."""
     if shape == "linear":
         return remaining * high + (1 - remaining) * low
     return low + (high - low) * 0.5 * (1 + math.cos(math.pi * (1 - remaining)))

@@ -16,7 +16,7 @@ SMEAR_CHANNELS = 24
 class ModelShape:
     """Every size of the model and the traits of its recipe's architecture.
 
-    `windows[i]` is how many tokens back layer i may look.
+    `windows[i]` is the attention window of layer i, in tokens back.
     """
 
     n_layer: int
@@ -39,7 +39,7 @@ class ModelShape:
 
     @property
     def windows(self) -> tuple[int, ...]:
-        """Tokens back per layer: `L` all, `S` the short window; the last is always L."""
+        """Attention window per layer, in tokens: `L` all, `S` the short window; the last is L."""
         short = self.short_window
         pattern = self.window_pattern
         sizes = [
@@ -51,13 +51,13 @@ class ModelShape:
 
     @property
     def short_window(self) -> int:
-        """Tokens back of an `S` layer: the recipe's, or a quarter of the sequence by 128s."""
+        """Tokens in an `S` window: the recipe's, or a quarter of the sequence in blocks of 128."""
         quarter = math.ceil(self.sequence_len / 4 / 128) * 128
         return quarter if self.traits.short_window is None else self.traits.short_window
 
     @property
     def smear_channels(self) -> int:
-        """Channels that the smear gate reads; 0 without a smear."""
+        """Input channels of the smear gate; 0 without a smear."""
         return SMEAR_CHANNELS if self.traits.smear else 0
 
     @property
@@ -80,7 +80,7 @@ class ParameterCounts:
 
     @property
     def scaling(self) -> int:
-        """The count that data:param ratios are taken of (docs/recipe.md, Counting)."""
+        """Scaling parameters: the count in data:param ratios (docs/recipe.md, Counting)."""
         return self.transformer + self.lm_head
 
 
@@ -118,7 +118,7 @@ def count_parameters(shape: ModelShape) -> ParameterCounts:
 
 
 def flops_per_token(shape: ModelShape) -> int:
-    """Training FLOPs per token, the field's usual count: attention as if it were not causal."""
+    """Training FLOPs per token by the usual count: attention as if it were not causal."""
     attention = sum(
         12 * shape.n_head * shape.head_dim * min(window, shape.sequence_len)
         for window in shape.windows
@@ -127,7 +127,7 @@ def flops_per_token(shape: ModelShape) -> int:
 
 
 def flops_per_token_causal(shape: ModelShape) -> float:
-    """Training FLOPs per token with only the attention really done (mean visible keys)."""
+    """Training FLOPs per token with only the attention actually computed (mean visible keys)."""
     attention = sum(
         12 * shape.n_head * shape.head_dim * _mean_visible(shape.sequence_len, window)
         for window in shape.windows

@@ -12,10 +12,10 @@ MAX_BYTES = 103  # macOS; Linux takes 107
 
 @contextmanager
 def address(path: Path) -> Iterator[str]:
-    """What to bind or connect to for the socket at `path`, while the context lasts.
+    """Address to bind or connect to for the socket at `path`, valid within the context.
 
-    A path too long is reached through its open directory, where the system has /proc. Raises
-    OSError where the directory is not there.
+    A path that is too long is reached through its open directory, if the system has /proc. Raises
+    OSError if the directory does not exist.
     """
     if len(os.fsencode(path)) <= MAX_BYTES or not hasattr(os, "O_PATH"):
         yield str(path)

@@ -1,4 +1,4 @@
-"""Split names: which words mean train, validation and test."""
+"""Split names: the words that mean train, validation and test."""
 
 from __future__ import annotations
 
@@ -25,8 +25,7 @@ _FIRST_WORD = re.compile(r"[-._\d\s]+")
 
 
 def kind_of(name: str) -> SplitName | None:
-    """The split that a file's, folder's or split's name means; words are separated by `-._` and
-    digits.
+    """The split that a file, folder or split name means; words are separated by `-._` and digits.
 
     A space ends only the first word: "test set.txt" is a split, "The Test.txt" a book.
     """

@@ -30,7 +30,7 @@ of_their_kind = field_validator("*", mode="before")(classmethod(_require))
 def _mistaken(
     value: str | bool | float, kinds: frozenset[Any], words: frozenset[Any]
 ) -> str | None:
-    """What a value would be mistaken for. words: literal ones that are allowed beside the kinds."""
+    """The error for a value of the wrong type, or None. words: literals allowed as well."""
     if type(value) in kinds or value in words:
         return None
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -46,7 +46,7 @@ def _mistaken(
 
 @cache
 def _wanted(model: type[BaseModel], field: str) -> tuple[frozenset[Any], frozenset[Any]]:
-    """(the simple types, the literal words) that a field takes."""
+    """(simple types, literal words) that a field accepts."""
     kinds, words = set[Any](), set[Any]()
     open_items = [model.model_fields[field].annotation]
     while open_items:

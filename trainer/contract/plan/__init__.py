@@ -1,4 +1,4 @@
-"""The plan: the arithmetic that follows from a spec. Pure, no torch, well under 50 ms.
+"""The plan: everything computed from a spec. Pure, without torch, well under 50 ms.
 
 `make_plan(spec, context)` answers POST /v1/plan and is stored with the run that the trainer then
 follows, so the preview and the run cannot disagree. Sources: docs/recipe.md (the

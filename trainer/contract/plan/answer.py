@@ -1,4 +1,4 @@
-"""The plan's fields, in the order of the answer. All frozen: a plan is stored with its run."""
+"""The plan's fields, in the order of the answer. All are frozen: a plan is stored with its run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from trainer.contract.schedule import PhaseSchedule
 
 
 class CannotPlan(ValueError):
-    """Numbers that cannot be met. `field` is the dotted name of what to change in the spec."""
+    """The spec cannot be planned. `field`: dotted name of the setting to change."""
 
     def __init__(self, field: str, sentence: str) -> None:
         super().__init__(sentence)
@@ -105,7 +105,7 @@ class Hyperparameters(PlanPart):
     weight_decay: float
     """Muon's weight decay at its peak, scaled."""
     table_width_factor: float | None = None
-    """Factor of the tables' learning rates for the width; null is the same."""
+    """Factor of the tables' learning rates for the width; null is that of lm_head."""
     muon: MuonName = DEFAULT_MUON
     """Muon variant."""
     adamw: dict[str, AdamSettings] | None = None
@@ -129,7 +129,7 @@ class Horizon(PlanPart):
 
 
 class MemoryEstimate(PlanPart):
-    """Estimated peak device memory in bytes, by part; with several devices that of each."""
+    """Estimated peak device memory in bytes, by part; of each device if there are several."""
 
     weights: int
     """Bytes of the weights."""
@@ -175,13 +175,13 @@ class Disk(PlanPart):
     token_cache: int
     """Bytes of the token cache."""
     total: int
-    """Bytes in all."""
+    """Total, in bytes."""
     available: int | None
-    """Bytes that are free; null when unknown."""
+    """Free space, in bytes; null when unknown."""
 
 
 class Eta(PlanPart):
-    """Seconds, by part, and what the rate was taken from."""
+    """Estimated time in seconds, by part, and the source of the rate."""
 
     training: float
     evaluation: float
@@ -189,10 +189,10 @@ class Eta(PlanPart):
     start_up: float
     """Time until the first step, in seconds."""
     total: float
-    """Time in all, in seconds."""
+    """Total time, in seconds."""
     tokens_per_second: float
     source: str
-    """What the rate was taken from."""
+    """Source of the rate."""
 
 
 class ExchangePlan(PlanPart):
@@ -211,7 +211,7 @@ class ExchangePlan(PlanPart):
     share_of_step: float
     """Share of a step that the exchange takes, from 0 to 1."""
     enough_tokens: int
-    """Tokens a step from which the exchange takes a fifth of it at most."""
+    """Tokens per step from which the exchange takes at most a fifth of the step."""
 
 
 class RecipeChoice(PlanPart):
@@ -243,7 +243,7 @@ class Plan(PlanPart):
     """Estimated disk space, in bytes."""
     eta: Eta
     crash_loses_at_most_seconds: float
-    """Most work that a crash can lose, in seconds of training."""
+    """Most training time that a crash can lose, in seconds."""
     max_shards: int | None
     """Shards of the data set that are downloaded; null is all."""
     warnings: list[str]

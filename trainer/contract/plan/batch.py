@@ -49,7 +49,7 @@ def plan_batch(spec: RunSpec, shape: ModelShape, context: PlanContext) -> BatchP
 
 
 def _assumed_rows(spec: RunSpec, shape: ModelShape, rows_total: int, context: PlanContext) -> int:
-    """The rows of the fastest earlier run of this shape here, else the most that should fit."""
+    """Rows of the fastest earlier run of this shape here, otherwise the most that should fit."""
     if context.measured_rows and rows_total % (context.measured_rows * spec.lanes) == 0:
         return context.measured_rows
     return fitting_rows(spec, shape, rows_total, context) or 1

@@ -1,4 +1,4 @@
-"""Builds the whole plan of a spec."""
+"""Builds the complete plan of a spec."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from trainer.contract.spec import RunSpec
 
 
 def make_plan(spec: RunSpec, context: PlanContext | None = None) -> Plan:
-    """The plan of `spec`. Raises CannotPlan where the numbers cannot be met."""
+    """The plan of `spec`. Raises CannotPlan if its numbers contradict each other."""
     context = context or PlanContext()
     spec = spec.on_gpus(context.gpus)
     shape = shape_of(spec.model)

@@ -8,11 +8,11 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class PlanContext:
-    """Known facts about the machine. All may be unknown: planning needs no device.
+    """Facts about the machine. All may be unknown: planning needs no device.
 
-    gpu_unusable: why a GPU that seems to be there cannot be used. capability: CUDA's. gpus: how
-    many `gpus: all` stands for here. measured_*: of an earlier run of this shape on this device,
-    the one that the speed is from.
+    gpu_unusable: why a detected GPU cannot be used. capability: CUDA compute capability. gpus: the
+    number that `gpus: all` means here. measured_*: from the earlier run of this shape on this
+    device that the speed is taken from.
     """
 
     device_type: Literal["cpu", "cuda", "mps"] = "cuda"

@@ -10,7 +10,7 @@ from trainer.contract.plan.memory import table_bytes
 from trainer.contract.shape import ModelShape, count_parameters
 from trainer.contract.spec import RunSpec
 
-BEST_FIT_KEPT = 0.65  # best_fit throws about 35 % of the tokens of web text away
+BEST_FIT_KEPT = 0.65  # best_fit discards about 35 % of the tokens of web text
 SHARD_TOKENS = 53_000_000  # tokens in one climbmix shard of about 100 MB, as nanochat's vocabulary
 SHARD_BYTES = 100_000_000
 
@@ -58,7 +58,7 @@ def _second_momentum(shape: ModelShape) -> int:
 
 
 def shards_for(spec: RunSpec, tokens: int) -> int | None:
-    """Training shards to fetch so that `tokens` fit in one epoch; None when not by the shard."""
+    """Training shards to fetch so that `tokens` fit in one epoch; None if not by the shard."""
     if spec.data.source != "hf":
         return None
     if isinstance(spec.data.max_shards, int):

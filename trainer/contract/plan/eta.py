@@ -16,7 +16,7 @@ SAVE_BYTES_PER_SECOND = 500e6
 START_SECONDS = 90.0
 ASSUMED_UTILISATION = 0.6  # of the dense peak, counting only causal attention; stated in the plan
 ASSUMED_CPU_FLOPS = 60e9
-# DCLM's bundle: 22 tasks of a few thousand items, of about a thousand tokens with their examples
+# DCLM's bundle: 22 tasks of a few thousand items of about a thousand tokens, examples included
 CORE_TASKS = 22
 CORE_ITEMS_PER_TASK = 4000
 CORE_TOKENS_PER_ITEM = 1000
@@ -36,7 +36,7 @@ class EvaluationTime(NamedTuple):
 
 
 def throughput(shape: ModelShape, context: PlanContext) -> tuple[float, str]:
-    """(tokens per second, source): measured if there is one, else from the device's peak."""
+    """(tokens per second, source): measured if known, otherwise from the device's peak."""
     if context.tokens_per_second:
         return context.tokens_per_second, context.throughput_source or "given"
     per_token = flops_per_token_causal(shape)
@@ -54,10 +54,10 @@ def throughput(shape: ModelShape, context: PlanContext) -> tuple[float, str]:
 def throughput_of_all(
     spec: RunSpec, shape: ModelShape, batch: BatchPlan, context: PlanContext
 ) -> tuple[float, str]:
-    """The rate of all devices of the run together, with what they exchange."""
+    """Throughput of all devices together, exchange included: (tokens per second, source)."""
     rate, source = throughput(shape, context)
     exchange = plan_exchange(spec, shape, batch, rate, context)
-    if exchange is None or context.tokens_per_second:  # measured: on as many devices
+    if exchange is None or context.tokens_per_second:  # measured, on the same number of devices
         return rate, source
     seconds = batch.tokens / (rate * exchange.devices) + exchange.seconds_per_step
     return batch.tokens / seconds, (
@@ -81,7 +81,7 @@ def estimate_eta(
     evaluation = evaluation_time(spec, batch, start_step, end_step, rate).total
     model, optimizer = checkpoint_bytes(spec, shape, context)
     saves = _saves(spec, training, end_step - start_step)
-    # written in the background; a run waits for the last one only
+    # written in the background; a run waits only for the last one
     saving = (model + optimizer) / SAVE_BYTES_PER_SECOND + saves * 0.12 * (model + optimizer) / 1e9
     start_up = START_SECONDS if context.device_type == "cuda" else 10.0
     return Eta(
@@ -114,7 +114,7 @@ def evaluation_time(
 
 
 def crash_loss(spec: RunSpec, eta: Eta, steps: int) -> float:
-    """The most training seconds a crash can throw away: the longest time between two saves."""
+    """Most training seconds that a crash can lose: the longest time between two saves."""
     every = [eta.training]
     if spec.checkpoint.every_seconds:
         every.append(spec.checkpoint.every_seconds)

@@ -1,4 +1,4 @@
-"""Exchange between several devices in a step: bytes, seconds, and the batch for which it pays."""
+"""Exchange between devices in a step: bytes, seconds, and the batch size for which it pays off."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WORTH_A_WARNING = 0.2  # share of a step
 def plan_exchange(
     spec: RunSpec, shape: ModelShape, batch: BatchPlan, rate_of_one: float, context: PlanContext
 ) -> ExchangePlan | None:
-    """None for one device. rate_of_one: tokens a second of one device alone."""
+    """Exchange of a run; None on one device. rate_of_one: tokens per second of one device."""
     ranks = spec.num_ranks
     if ranks == 1:
         return None
@@ -42,8 +42,8 @@ def plan_exchange(
 
 
 def bytes_sent(shape: ModelShape, batch: BatchPlan, ranks: int) -> int:
-    """By each rank in a step: gradients out and back (all-to-all, all-gather), touched rows of the
-    tables among them, and the matrices that it updated."""
+    """Bytes that each rank sends in a step: gradients out and back (all-to-all, all-gather), of the
+    tables only the touched rows, and the matrices that it updated."""
     counts = count_parameters(shape)
     tables = counts.wte + counts.value_embeds
     dense = counts.total - tables

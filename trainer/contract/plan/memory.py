@@ -12,7 +12,7 @@ from trainer.contract.recipe import architecture_of
 from trainer.contract.shape import ModelShape, count_parameters
 from trainer.contract.spec import RunSpec
 
-# Tokens whose logits exist at a time. On the CPU the best of 128, 256, 512 and 1024 on two threads:
+# Tokens whose logits exist at once. On the CPU the best of 128, 256, 512 and 1024 on two threads:
 # the chunk stays in cache.
 CHUNK_TOKENS = {"cpu": 256, "mps": 256, "cuda": 4096}
 # How far an estimate may be below the truth. On CUDA the trunk keeps what trunk.py lists, counted
@@ -34,7 +34,7 @@ def estimate_memory(
     dense = counts.total - tables
     tokens = batch.device_batch_size * shape.sequence_len
     weights = tables * table + dense * 4 + (dense * 2 if act == 2 else 0)
-    # of Muon's momentum each of several devices keeps its own share
+    # Muon's momentum is sharded among the devices
     momentum = counts.transformer * 4 // spec.num_ranks
     optimizer = 2 * tables * table + 2 * counts.lm_head * 4 + momentum
     chunk = min(tokens, CHUNK_TOKENS[context.device_type])
@@ -48,7 +48,7 @@ def estimate_memory(
         kept_per_layer = 6 * shape.n_embd + 2 * shape.kv_width + 2 * 4 * shape.n_embd
         activations = tokens * act * (shape.n_layer * kept_per_layer + 4 * shape.n_embd)
         logits = chunk * shape.padded_vocab_size * (act + 4)
-    # of CUDA: its context, and what the allocator holds beyond the peak
+    # CUDA's context, and what the allocator holds beyond the peak
     overhead = 600_000_000 if context.device_type == "cuda" else 300_000_000
     exchange = _exchange(spec, counts.transformer, gradients)
     return MemoryEstimate(
@@ -67,8 +67,8 @@ def estimate_memory(
 
 
 def _exchange(spec: RunSpec, transformer: int, gradients: int) -> int:
-    """Gradients of lanes that wait for their pair, and buffers of what passes between devices: sums
-    piece by piece, and the largest stack of updated matrices, which is a third of them."""
+    """Bytes of lane gradients that wait for their pair, and of exchange buffers: the sums, piece by
+    piece, and the largest stack of updated matrices, which is a third of them."""
     ranks, lanes = spec.num_ranks, spec.lanes
     waiting = (lanes // ranks).bit_length() - 1
     moved = 3 * EXCHANGED_AT_ONCE + transformer * 4 // 3 if ranks > 1 else 0
@@ -76,21 +76,21 @@ def _exchange(spec: RunSpec, transformer: int, gradients: int) -> int:
 
 
 def is_counted(spec: RunSpec, context: PlanContext) -> bool:
-    """Whether the run's trunk is that of trunk.py, compiled, whose memory is known."""
+    """True if the run uses the compiled trunk of trunk.py, whose memory is known."""
     numerics = spec.numerics
     is_compiled = numerics.compile is not False and numerics.precision != "fp8"
     return context.device_type == "cuda" and is_compiled
 
 
 def _counted_activations(shape: ModelShape, tokens: int, act: int, logits: int) -> int:
-    """What trunk.py keeps, and the working memory at the peak beyond the logits: in the head the
-    pass's input, result and their gradients, or in the first layer of the backward pass the
-    gradients of its hidden layer and of q, k and v."""
+    """Bytes of activations trunk.py keeps, plus working memory at the peak beyond the logits: in
+    the head the input and result of the pass and their gradients, or in the first layer of the
+    backward pass the gradients of its hidden layer and of q, k and v."""
     width, kv_width, heads, kv_heads = shape.n_embd, shape.kv_width, shape.n_head, shape.n_kv_head
     norms = 4 * (2 + heads + kv_heads)  # 1 / rms, float32
     layer = act * (9 * width + 2 * kv_width) + norms + 4 * heads + act * kv_heads // 2
     repeated = 0
-    if kv_width < width:  # sdpa is given key and value heads once for each query head
+    if kv_width < width:  # sdpa receives key and value heads repeated for each query head
         full = sum(window >= shape.sequence_len for window in shape.windows)
         repeated = full * act * 2 * (width - kv_width)
     in_head, in_backward = 4.5 * width * act * tokens, 18 * width * act * tokens
@@ -100,13 +100,13 @@ def _counted_activations(shape: ModelShape, tokens: int, act: int, logits: int) 
 
 @lru_cache(maxsize=64)
 def touched_share(vocab_size: int, tokens: int) -> float:
-    """The share of a vocabulary that `tokens` tokens of text touch, by Zipf's law."""
+    """Share of a vocabulary that occurs in `tokens` tokens of text, by Zipf's law."""
     drawn = tokens / (math.log(vocab_size) + 0.5772)
     return sum(1 - math.exp(-drawn / rank) for rank in range(1, vocab_size + 1)) / vocab_size
 
 
 def cannot_fit(memory: MemoryEstimate) -> bool:
-    """Whether a run would surely end out of memory: a measured peak, or an estimate far beyond."""
+    """True if a run is certain to run out of memory: a measured peak, or an estimate far beyond."""
     if memory.available is None:
         return False
     if memory.measured is not None:
@@ -119,14 +119,14 @@ def is_near_the_limit(memory: MemoryEstimate) -> bool:
 
 
 def _measured(batch: BatchPlan, context: PlanContext) -> int | None:
-    """The peak of an earlier run, if it took as many rows a pass."""
+    """Peak bytes of an earlier run with the same number of rows per pass; None without one."""
     if context.device_type != "cuda" or context.measured_rows != batch.device_batch_size:
         return None
     return context.measured_peak_bytes
 
 
 def table_bytes(spec: RunSpec, context: PlanContext) -> int:
-    """Bytes per element of the tables: float32 by some recipes, else of bf16 what it takes."""
+    """Bytes per element of the embedding tables: 2 if stored in bf16, 4 in float32."""
     if architecture_of(spec.model).tables == "float32":
         return 4
     return 2 if compute_dtype(spec, context) == "bf16" else 4

@@ -13,7 +13,7 @@ BATCH_REFERENCE = 524_288
 REFERENCE_DEPTH = 12
 WIDTH_REFERENCE = 768
 TARGET_RATIO = 12.0
-# the AdamW groups and the field of Hyperparameters that holds the learning rate of each
+# each AdamW group, and the field of Hyperparameters with its learning rate
 RATE_OF_GROUP = {
     "lm_head": "unembedding_lr",
     "wte": "embedding_lr",
@@ -58,7 +58,7 @@ def scaled_hyperparameters(spec: RunSpec, shape: ModelShape, batch_tokens: int) 
 
 
 def _as_imported(scaled: Hyperparameters, groups: GroupsSpec) -> Hyperparameters:
-    """The scaled values with those that the spec states of single groups in their place."""
+    """The scaled values, replaced by the spec's own values for single groups."""
     stated = {key: getattr(groups, key) for key in RATE_OF_GROUP if getattr(groups, key)}
     rates = {RATE_OF_GROUP[key]: group.lr for key, group in stated.items()}
     if groups.matrix_lr is not None:

@@ -12,7 +12,7 @@ from trainer.contract.spec import RunSpec
 
 EVALUATION_WARNING_SHARE = 0.05
 DAY_SECONDS = 86_400.0
-LONG_DAYS = {"cpu": 3.0, "cuda": 60.0, "mps": 60.0}  # beyond it somebody has probably erred
+LONG_DAYS = {"cpu": 3.0, "cuda": 60.0, "mps": 60.0}  # a longer run is probably a mistake
 
 
 def warnings_about(spec: RunSpec, plan: Plan, context: PlanContext) -> list[str]:
@@ -46,7 +46,7 @@ def warnings_about(spec: RunSpec, plan: Plan, context: PlanContext) -> list[str]
     old = context.capability is not None and context.capability < (8, 0)
     if old and spec.numerics.precision in ("auto", "fp32"):
         found.append(
-            "this card has no bf16 (compute capability below 8.0), so the run computes in float32, "
+            "this GPU has no bf16 (compute capability below 8.0), so the run computes in float32, "
             "without tensor cores and several times slower than in half precision: set "
             "numerics.precision fp16"
         )

@@ -19,7 +19,7 @@ def number(value: float) -> str:
 
 
 def axis_number(value: float) -> str:
-    """Short enough for the margin of a chart: '17.8 k', '2.74', '0.05'."""
+    """A number short enough for an axis label: '17.8 k', '2.74', '0.05'."""
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.3g} {letter}"

@@ -1,6 +1,6 @@
 """The run spec: a user's request, with every default in one place.
 
-`resolve(body)` lays the body over its preset and the preset over the defaults, then validates.
+`resolve(body)` merges the body over its preset, and both over the defaults, then validates.
 Unknown keys are errors everywhere; `None` means off.
 """
 

@@ -14,7 +14,7 @@ SOURCES_WITH_A_PATH = ("text", "jsonl", "parquet", "nanochat_packed")
 
 
 class TokenizerSpec(Strict):
-    """Train one on this corpus (default), load one from a path, or take another run's."""
+    """Tokenizer: trained on this corpus (default), loaded from a path, or another run's."""
 
     train: bool | None = None
     """Train a byte-level BPE tokenizer on this corpus (the default)."""
@@ -36,9 +36,9 @@ class TokenizerSpec(Strict):
 class DataSpec(Strict):
     """Source of the text. `path` for text, jsonl, parquet, nanochat_packed; `name` for hf.
 
-    nanochat_packed: nanochat's pre-packed train_NNNNN.bin and val_NNNNN.bin, whose rows are read as
-    they are. num_shards: only the first N train shards of those. Their tokenizer is the one in
-    `tokenizer/` below the path unless another is named.
+    nanochat_packed: nanochat's pre-packed train_NNNNN.bin and val_NNNNN.bin, whose rows are read
+    unchanged. num_shards: only the first N of their train shards. Their tokenizer is the one in
+    `tokenizer/` below the path unless the spec names another.
 
     streams: independent streams of row groups that are packed separately, one for each process of
     a nanochat run; a step takes the same number of rows from each.
@@ -53,15 +53,15 @@ class DataSpec(Strict):
     )
     """Hugging Face data set as owner/name, for source hf."""
     config: ShortText | None = None
-    """Which config of a data set that has several; "*" takes every one."""
+    """Config of a data set that has several; "*" takes every one."""
     split: ShortText | None = None
-    """Which split to train on where several are left; never one for validation or test."""
+    """Split to train on if several are left; never one for validation or test."""
     column: ShortText | None = None
     """Parquet column or JSON key that holds the text; null is `text`."""
     max_shards: Annotated[int, Field(ge=1, le=1_000_000)] | Literal["auto"] | None = None
     """Maximum number of downloaded shards; auto derives it from the horizon; null takes all."""
     tokenizer: TokenizerSpec = TokenizerSpec()
-    """Where the tokenizer comes from."""
+    """Source of the tokenizer."""
     packing: Literal["best_fit", "lossless"] = "best_fit"
     """best_fit packs as nanochat does and discards cut remainders; lossless keeps them."""
     num_shards: Annotated[int, Field(ge=1, le=1_000_000)] | None = None

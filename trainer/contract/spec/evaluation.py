@@ -12,9 +12,9 @@ from trainer.contract.spec.fields import Steps, Strict, Text, Tokens
 class EvaluateSpec(Strict):
     """Cadences in steps; None is off. CORE at the end of a phase: `core_every: "end"`.
 
-    token_bytes: the lengths by which val bpb counts bytes. raw: the bytes of each token. decoded:
-    those of its text, where bytes that are not UTF-8 count 3 per replacement character, as
-    nanochat counted before July 2026 (val bpb reads about 0.05 % lower).
+    token_bytes: byte lengths of the tokens for val bpb. raw: the bytes of each token. decoded:
+    those of its text, in which bytes that are not UTF-8 count 3 per replacement character, as
+    nanochat counted before July 2026 (val bpb is about 0.05 % lower).
     """
 
     bpb_every: Steps | Literal["end"] | None = 250

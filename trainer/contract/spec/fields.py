@@ -14,7 +14,7 @@ MAX_STEPS = 10**9
 
 
 class Strict(BaseModel):
-    """A model that knows its keys: anything else is an error, and so are NaN and infinity."""
+    """Strict base model: unknown keys, NaN and infinity are errors."""
 
     model_config = ConfigDict(
         extra="forbid", allow_inf_nan=False, validate_default=True, use_attribute_docstrings=True
@@ -40,5 +40,5 @@ ShortText = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
 
 def do_not_fit(place: tuple[str, ...], sentence: str) -> PydanticCustomError:
-    """An error that two fields make together, said of the one at `place`."""
+    """A validation error of two fields together, reported for the one at `place`."""
     return PydanticCustomError("do_not_fit", "{sentence}", {"sentence": sentence, "at": place})

@@ -1,4 +1,4 @@
-"""Spec of the architecture: depth, and the options beside it."""
+"""Spec of the architecture: depth, and its other options."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ AttentionBackend = Literal["sdpa", "masked", "blocked", "varlen", "flex", "flash
 
 
 class ModelSpec(Strict):
-    """One dial, `depth`; the rest has nanochat's defaults.
+    """Model architecture. `depth` sets its size; the rest has nanochat's defaults.
 
-    recipe: whose architecture it is (`recipe.py`). smear, short_window (tokens back of an `S`
-    layer) and tables (dtype they are stored in) replace single traits of it.
+    recipe: generation of the architecture (`recipe.py`). smear, short_window (tokens back of an
+    `S` layer) and tables (storage dtype) override single traits of it.
     """
 
     recipe: RecipeName = DEFAULT

@@ -11,9 +11,9 @@ from trainer.contract.spec.fields import LearningRate, Strict
 
 
 class AdamGroupSpec(Strict):
-    """AdamW settings of one parameter group, where they are not those of the recipe.
+    """AdamW settings of one parameter group that differ from the recipe's.
 
-    lr: at the schedule's peak, scaled by nothing.
+    lr: at the schedule's peak, not scaled further.
     """
 
     lr: LearningRate
@@ -27,9 +27,9 @@ class AdamGroupSpec(Strict):
 
 
 class GroupsSpec(Strict):
-    """Settings that an imported optimizer brought along, by parameter group.
+    """Settings from an imported optimizer, by parameter group.
 
-    scalars: smear gate, smear_lambda and backout_lambda. matrix_lr: Muon's, scaled by nothing.
+    scalars: smear gate, smear_lambda and backout_lambda. matrix_lr: Muon's, not scaled further.
     """
 
     lm_head: AdamGroupSpec | None = None
@@ -51,8 +51,8 @@ class GroupsSpec(Strict):
 class OptimizerSpec(Strict):
     """Learning rates before scaling by sqrt(batch / 524,288).
 
-    recipe: whose rules they scale by; None is the model's. muon: a Muon variant beside it.
-    groups: settings that replace the scaled ones, as they stand in an imported optimizer.
+    recipe: generation of the scaling rules; None is the model's. muon: overrides its Muon variant.
+    groups: settings from an imported optimizer that replace the scaled ones.
     """
 
     recipe: RecipeName | None = None

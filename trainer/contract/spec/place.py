@@ -10,7 +10,7 @@ from pydantic import Field, StringConstraints, field_validator
 from trainer.contract.spec.fields import Strict
 
 MAX_NODES = 64
-# Values that sbatch is given as arguments; none can begin with a dash and become an option.
+# Values that are passed to sbatch as arguments; none can begin with a dash and become an option.
 SlurmName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.@+:,-]{0,127}$")]
 SlurmRule = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9_\[(][A-Za-z0-9_.,:=@+&|*()\[\]-]{0,255}$")
@@ -26,7 +26,7 @@ class PlaceSpec(Strict):
     """A Slurm job of one task for each device, on `nodes` nodes; null leaves what the site sets."""
 
     engine: Literal["slurm"]
-    """What starts the trainer: Slurm, by sbatch on the daemon's machine."""
+    """Launcher of the trainer: Slurm, by sbatch on the daemon's machine."""
     nodes: Annotated[int, Field(ge=1, le=MAX_NODES)] = 1
     """Number of nodes; the devices of the run are shared equally among them."""
     partition: SlurmName | None = None
@@ -46,7 +46,7 @@ class PlaceSpec(Strict):
     save_seconds: Annotated[int, Field(ge=10, le=7200)] = 180
     """Seconds before the time limit at which the trainer receives the signal to save and end."""
     gres: SlurmRule | None = None
-    """Generic resources of a node; null asks for as many GPUs as the run has on it."""
+    """Generic resources of a node; null requests as many GPUs as the run has on it."""
     cpus_per_task: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Number of CPU cores for each process."""
     memory: NodeMemory | None = None

@@ -1,4 +1,4 @@
-"""Presets: partial specs, whose gaps the defaults fill."""
+"""Presets: partial specs, completed by the defaults."""
 
 from __future__ import annotations
 

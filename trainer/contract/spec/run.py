@@ -85,7 +85,7 @@ class RunSpec(Strict):
     """When the run may train: it saves and leaves before they end, and resumes by itself;
     null is always."""
     budget: BudgetSpec | None = None
-    """What the run may use in all: when it is spent, the run is saved and paused; null is no
+    """Budget of the run: when it is spent, the run is saved and paused; null is no
     limit."""
     notify: Annotated[list[Url], Field(max_length=16)] = []  # noqa: RUF012
     """Webhook or apprise URLs that receive the run's notices."""
@@ -131,8 +131,8 @@ class RunSpec(Strict):
 
     @property
     def rank_devices(self) -> list[str]:
-        """The device of each process of a run on several; empty for a run on one, and for one on
-        all GPUs, which are known when it starts."""
+        """The device of each process of a run on several; empty for a run on one device, and for
+        one on all GPUs, which are only known when it starts."""
         nodes = self.place.nodes if self.place else 1
         return rank_devices({"devices": self.devices, "gpus": self.gpus, "place": {"nodes": nodes}})
 
@@ -142,19 +142,19 @@ class RunSpec(Strict):
 
     @property
     def first_device(self) -> str:
-        """The device of rank 0 on a cluster's node, whose devices this machine does not know."""
+        """The device of rank 0 on a cluster node, whose devices are unknown on this machine."""
         alone = "cpu" if self.device == "cpu" else "cuda:0"
         return self.rank_devices[0] if self.rank_devices else alone
 
     def on_gpus(self, count: int | None) -> RunSpec:
-        """The spec with `all` replaced by a number of GPUs; unchanged if it has a number."""
+        """The spec with `gpus: all` replaced by `count`; unchanged if it has a number."""
         if self.gpus != "all" or count is None:
             return self
         return self.model_copy(update={"gpus": count})
 
     @property
     def lanes(self) -> int:
-        """Lanes of a step: as asked for, else one a device."""
+        """Lanes of a step: as requested, otherwise one per device."""
         return lanes_for(self.num_ranks, self.numerics.lanes)
 
     @model_validator(mode="after")
@@ -226,7 +226,7 @@ class RunSpec(Strict):
 
     @model_validator(mode="after")
     def _tiles_fit(self) -> RunSpec:
-        """Products in 8 bits are made of tiles; with these two every size is a multiple."""
+        """fp8 matrix products use tiles; every size is a multiple of the tile if these two are."""
         for name in ("head_dim", "sequence_len"):
             if self.numerics.precision == "fp8" and getattr(self.model, name) % FP8_TILE:
                 raise do_not_fit(
@@ -248,9 +248,9 @@ class RunSpec(Strict):
 
 
 def rank_devices(spec: Mapping[str, Any], all_gpus: Sequence[str] = ()) -> list[str]:
-    """The same of a spec as it is stored, which may be older than these fields.
+    """The device of each process, from a stored spec, which may be older than these fields.
 
-    all_gpus: those that `gpus: all` stands for.
+    all_gpus: the devices that `gpus: all` means.
     """
     gpus = spec.get("gpus") or 1
     if spec.get("devices"):
@@ -264,7 +264,7 @@ def rank_devices(spec: Mapping[str, Any], all_gpus: Sequence[str] = ()) -> list[
 
 
 def _shared_badly(micro_batches: int, rows: int, lanes: int, count: int) -> str:
-    """Micro-batches that do not divide among lanes, and what would."""
+    """The error of micro-batches that do not divide among lanes, with counts that would."""
     among = f"{lanes} lanes" if lanes != count else f"{count} devices"
     fitting = [n for n in (1, 2, 4, 8, 16, 32, 64) if micro_batches % n == 0]
     words = ", ".join(map(str, fitting))
@@ -293,7 +293,7 @@ def _overlay(base: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
         below = merged.get(key)
         if isinstance(value, dict) and isinstance(below, dict) and key not in _REPLACED_WHOLE:
             if key == "data" and value.get("source", below.get("source")) != below.get("source"):
-                merged[key] = value  # another source: the preset's path and name mean nothing
+                merged[key] = value  # another source: the preset's path and name do not apply
             else:
                 merged[key] = _overlay(below, value)
         else:

@@ -1,4 +1,4 @@
-"""Checkpoints, and what happens after crashes, reboots and non-finite losses."""
+"""Checkpoint cadence and retention; recovery from crashes, reboots and non-finite losses."""
 
 from __future__ import annotations
 

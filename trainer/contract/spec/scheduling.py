@@ -27,8 +27,8 @@ Zone = Annotated[str, StringConstraints(max_length=64), AfterValidator(_known_zo
 
 
 class HoursRule(Strict):
-    """A stretch of every week. One that ends at or before its start runs over midnight and belongs
-    to the day it starts on; equal times are a whole day.
+    """A weekly window of hours. A window that ends at or before its start runs past midnight and
+    belongs to the day it starts on; equal times are a whole day.
     """
 
     model_config = ConfigDict(serialize_by_alias=True, validate_by_alias=True)
@@ -54,7 +54,8 @@ class HoursRule(Strict):
 
 
 class BudgetSpec(Strict):
-    """Budget of a run until it is saved and paused; repeats after a failure count too."""
+    """Budget of a run, which is saved and paused when it is spent; steps repeated after a failure
+    count too."""
 
     minutes: Annotated[float, Field(gt=0, le=1e7)] | None = None
     """Minutes in training steps; null is no limit."""

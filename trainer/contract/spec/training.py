@@ -11,7 +11,7 @@ from trainer.contract.spec.fields import MAX_STEPS, Frac, Steps, Strict, Tokens
 
 
 class HorizonSpec(Strict):
-    """Training length: exactly one of the four."""
+    """Training length: exactly one of steps, tokens, flops, data_param_ratio."""
 
     steps: Steps | None = None
     """Training length in optimizer steps."""
@@ -56,14 +56,14 @@ class ScheduleSpec(Strict):
 class NumericsSpec(Strict):
     """`deterministic: None` means true on the CPU and false on a GPU.
 
-    precision: fp8 is bf16 with the matrix products of the trunk in 8 bits, on cards that have it.
+    precision: fp8 is bf16 with the matrix products of the trunk in 8 bits, on GPUs that have it.
 
-    kernels: "triton" lets our own kernels race against the compiler's; the faster ones are used.
+    kernels: "triton" autotunes traind's own kernels against the compiler's and uses the faster.
 
-    lanes: groups of micro-batches whose gradients are summed apart and then in a fixed tree, so
-    that 1, 2, 4 … devices compute the same bits, up to one device a lane.
+    lanes: groups of micro-batches whose gradients are summed separately and then in a fixed tree,
+    so that 1, 2, 4 … devices compute the same bits, up to one device per lane.
 
-    peak: what MFU refers to; "measured" asks for a matrix product even of a card in the table.
+    peak: what MFU refers to; "measured" times a matrix product even on a GPU in the table.
     """
 
     precision: Literal["auto", "bf16", "fp32", "fp16", "fp8"] = "auto"
@@ -79,7 +79,7 @@ class NumericsSpec(Strict):
     kernels: Literal["compiled", "triton"] = "compiled"
     """triton autotunes traind's own kernels against the compiler's at the first start."""
     lanes: Annotated[int, Field(ge=1, le=MAX_LANES)] | None = None
-    """Groups of micro-batches summed in a fixed tree, a power of two; null is one a device."""
+    """Groups of micro-batches summed in a fixed tree, a power of two; null is one per device."""
     peak: Literal["auto", "measured"] = "auto"
     """FLOP/s that MFU refers to: the table's value, or always measured on this machine."""
 
