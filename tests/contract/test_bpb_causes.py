@@ -48,7 +48,7 @@ def test_what_is_measured(settings: dict[str, Any], code: str, words: str) -> No
         ({"program": "nanochat"}, "program", "this_value", "measured by nanochat"),
         ({"data": "e"}, "data_identity", "later_steps", "training data"),
         ({"muon": "2026-03"}, "muon", "later_steps", "Muon was that of 2026-03"),
-        ({"identity": "j", "settings": None}, "unknown_settings", "this_value", "not known"),
+        ({"identity": "j", "settings": None}, "unknown_settings", "this_value", "unknown"),
     ],
 )
 def test_how_it_was_made(change, code: str, affects: str, words: str) -> None:

@@ -37,7 +37,7 @@ class BackgroundCheck:
         self.finished = not hashing.left_to_hash(prepared)
 
     def poll(self) -> HashingProgress | None:
-        """Something new to report, if there is. Costs a clock reading most of the time.
+        """New progress to report, or None. Usually costs one clock reading.
 
         Raises DataChanged for the first file that is not what the run was prepared with.
         """
@@ -67,14 +67,14 @@ class BackgroundCheck:
         helper_process.end(self._process)
 
     def _state(self) -> dict[str, Any] | None:
-        """What our process reported, or that of another run which is at it."""
+        """Last state of this run's hashing process, or of another run's that is hashing."""
         state = hashing.read_state(self._prepared)
         if state and self._process is not None and state["pid"] == self._process.pid:
             return state
         return hashing.live_state(self._prepared)
 
     def _keep_process(self, now: float) -> None:
-        """Start one where there is none; another run's may be at it already, and then it goes."""
+        """Start a hashing process if none runs; it exits if another run's is hashing already."""
         gone = self._process is None or self._process.poll() is not None
         if gone and now - self._began > RESTART_SECONDS:
             self._began = now

@@ -1,8 +1,8 @@
 """Token cache: each file is tokenized once per tokenizer and kept within a size cap.
 
-`python -m trainer.data.cache <data.json> [<parent pid>]` builds ahead in a process of
-its own: it fetches what is not here yet, tokenizes it, and goes when its parent goes. Nothing waits
-for it but a download: a shard that is not ready is tokenized by the loader itself, with the same
+`python -m trainer.data.cache <data.json> [<parent pid>]` builds ahead in a separate process: it
+downloads missing shards, tokenizes them, and exits when its parent exits. The loader waits for it
+only when a download is missing: it tokenizes a shard that is not ready itself, with the same
 result.
 """
 
@@ -31,7 +31,7 @@ from trainer.data.tokenizer import Tokenizer
 
 DEFAULT_CAP_BYTES = 64_000_000_000
 RECENT_SECONDS = 3600.0
-BYTES_PER_TOKEN = 3.0  # a careful guess, used only to make room before the count is known
+BYTES_PER_TOKEN = 3.0  # a conservative guess, used only to make room before the count is known
 ERROR_FILE = "builder-error.txt"
 POLL_SECONDS = 0.2
 
@@ -43,7 +43,7 @@ def cache_path(cache_dir: str | Path, text_sha256: str) -> Path:
 def open_shard(
     file: DataFile, cache_dir: str | Path, tokenizer: Tokenizer, check: bool = True
 ) -> Shard:
-    """The cached shard if there is a whole one, else the text itself, tokenized as it is read."""
+    """The cached shard if it is complete, otherwise the text, tokenized as it is read."""
     path = cache_path(cache_dir, file.text_sha256)
     try:
         shard = CachedShard(path, tokenizer.sha256, file.text_sha256, check)
@@ -67,10 +67,10 @@ def build(
     stop: Callable[[], bool] = lambda: False,
     keep: Sequence[DataFile] = (),
 ) -> dict[str, int]:
-    """Build what is missing, in order. Returns tokens by text_sha256 of all that is cached.
+    """Build missing cache files, in order. Returns the tokens of all cached files, by text_sha256.
 
-    Neither `files` nor `keep` are deleted to make room. Stops early, without error, where the
-    cap leaves no room. Raises DataError, DataChanged.
+    Neither `files` nor `keep` are deleted to make room. Stops early, without error, if the cap
+    leaves no room. Raises DataError, DataChanged.
     """
     cache_dir.mkdir(parents=True, exist_ok=True)
     durable.sweep(cache_dir)
@@ -91,7 +91,7 @@ def build(
 
 
 def cached_tokens(file: DataFile, cache_dir: Path, tokenizer: Tokenizer) -> int | None:
-    """Number of tokens of a cached file, by its header alone; None when it is not cached."""
+    """Number of tokens of a cached file, from its header alone; None if it is not cached."""
     try:
         header = shards.read_header(cache_path(cache_dir, file.text_sha256))
     except (BadCache, OSError):
@@ -104,13 +104,13 @@ def cached_tokens(file: DataFile, cache_dir: Path, tokenizer: Tokenizer) -> int 
 
 
 def touch(path: Path) -> None:
-    """Mark a cache file as used just now: the oldest unused one goes first."""
+    """Mark a cache file as just used: eviction deletes the least recently used first."""
     with contextlib.suppress(OSError):
         os.utime(path)
 
 
 def make_room(cache_dir: Path, needed: int, cap_bytes: int, keep: set[Path]) -> bool:
-    """Delete the longest unused files of any tokenizer until `needed` bytes fit under the cap."""
+    """Evict the least recently used files of any tokenizer until `needed` bytes fit."""
     found = []
     for path in cache_dir.parent.glob("*/*.tokens"):
         try:
@@ -174,7 +174,7 @@ class _Encoder:
 
 
 class BuildStopped(Exception):
-    """The build of a token cache was stopped: its requester is gone."""
+    """The build of a token cache was stopped: its parent process has exited."""
 
 
 # --- the process that builds ahead ---------------------------------------------------------------
@@ -220,7 +220,7 @@ def lock_path(prepared: PreparedData) -> Path:
 
 
 def main(arguments: list[str]) -> int:
-    """One builder for the same data and tokenizer; a second one has nothing to do."""
+    """Run the builder, one per data and tokenizer; a second one exits at once."""
     description = Path(arguments[0]).absolute()
     prepared = prepared_data.read(description, description.parents[3])
     parent = int(arguments[1]) if len(arguments) > 1 else os.getppid()

@@ -14,9 +14,9 @@ HASH_FIRST_BYTES = 4_000_000_000  # a larger corpus is hashed in the background:
 
 
 def is_sampled(paths: Iterable[Path]) -> bool:
-    """Whether these files are too many bytes to be hashed before a first answer.
+    """True if these files are too large to be hashed before a run starts.
 
-    By their size alone: the names do not depend on what was hashed before.
+    Decided by size alone, so that names do not depend on what was hashed before.
     """
     return sum(path.stat().st_size for path in paths) > HASH_FIRST_BYTES
 
@@ -24,7 +24,7 @@ def is_sampled(paths: Iterable[Path]) -> bool:
 def describe(
     paths: list[Path], corpora_dir: Path, sampled: bool, progress: ReportProgress
 ) -> list[DataFile]:
-    """Each file as it is now. `progress(fraction, words)` after each."""
+    """Describe each file: stat and identity. Calls `progress(fraction, words)` after each."""
     total, done = sum(path.stat().st_size for path in paths) or 1, 0
     found = []
     for path in paths:
@@ -46,7 +46,7 @@ def describe(
 
 
 def name_of(seen: FileStat, corpora_dir: Path, sampled: bool) -> str:
-    """A file's name by its content: of a sample, or of every byte, which is remembered."""
+    """A file's identity: the sha256 of a sample, or of every byte, which is recorded."""
     if sampled:
         return fingerprints.sample(seen.path)
     sha256 = fingerprints.recorded(corpora_dir, seen)

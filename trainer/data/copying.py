@@ -1,7 +1,7 @@
-"""Copies documents into shards: shuffled in blocks, bounded in bytes.
+"""Copies documents into shards: shuffled in blocks of bounded size.
 
-A block is held as UTF-8, at most `BLOCK_BYTES` of it, so that a corpus of any size and any script
-is copied in the same memory.
+A block is held as at most `BLOCK_BYTES` of UTF-8, so that copying takes the same memory for a
+corpus of any size and script.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from trainer.data.parquet import ShardWriter, TextWriter
 from trainer.data.prepared import LeftOut
 from trainer.data.progress import ReportProgress
 
-LAYOUT = 2  # goes up when the same sources would give other shards
+LAYOUT = 2  # increment when the same sources would give other shards
 BLOCK_DOCUMENTS = 50_000
 BLOCK_BYTES = 64 << 20
 SHUFFLE_SEED = 1337
@@ -35,8 +35,8 @@ Block = list[tuple[bool, bytes]]
 def copied(
     sources: Sources, corpora_dir: Path, progress: ReportProgress
 ) -> tuple[list[Path], list[LeftOut]]:
-    """(train shards and then val.parquet, what was left out): written now, or from these very files
-    before."""
+    """(train shards followed by val.parquet, what was skipped): written now, or earlier from the
+    same files."""
     key = hashlib.sha256(json.dumps([LAYOUT, sources.source, sources.listing()]).encode())
     index = corpora_dir / "index" / f"{key.hexdigest()}.json"
     remembered = _cached(index)
@@ -59,7 +59,7 @@ def _cached(index: Path) -> dict | None:
 
 
 def _write_corpus(sources: Sources, corpora_dir: Path, progress: ReportProgress) -> Path:
-    """Write shards to a temporary folder, which takes its name when it is complete."""
+    """Write shards to a temporary folder, renamed when it is complete."""
     _sweep(corpora_dir)
     work = corpora_dir / f".{sources.source}-{os.getpid()}.writing"
     work.mkdir()
@@ -104,7 +104,7 @@ def _write_shards(sources: Sources, work: Path, progress: ReportProgress) -> str
 
 
 def _left_out(sources: Sources) -> str:
-    """A likely reason, such as archives that have to be unpacked first."""
+    """A likely reason for too little text, such as archives that have to be unpacked first."""
     left = left_out.sentences(sources.left.entries())
     return f". {'; '.join(left)}" if left else ""
 

@@ -1,7 +1,7 @@
 """Corpora: from any source to parquet shards for training and validation (docs/recipe.md).
 
-builtin, text and jsonl are copied into shards of our own, so that nothing that happens to the
-sources changes a run. parquet shards are used where they lie; hf shards are downloaded. Splits by
+builtin, text and jsonl are copied into shards in the data directory, so that later changes of the
+sources do not affect a run. parquet shards are used in place; hf shards are downloaded. Splits by
 name are kept; without such a name the last shard is validation.
 """
 
@@ -25,13 +25,13 @@ from trainer.data.parquet import TEXT_COLUMN, TextFile
 from trainer.data.prepared import DataFile, LeftOut
 from trainer.data.progress import ReportProgress
 
-KNOWN_LAYOUT = 2  # of the memos of `describe`
+KNOWN_LAYOUT = 2  # version of the memos of `describe`
 PROGRESS_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Shards in order. `notes` are sentences for people."""
+    """A corpus: shards in order. `notes`: sentences for people."""
 
     id: str
     source: str
@@ -51,7 +51,7 @@ def collect(
 ) -> Corpus:
     """The corpus of a spec: `shards` training shards at most. Raises DataError.
 
-    `revision` pins a data set by name; None takes what is the newest now.
+    `revision` pins a data set of the hub; None takes the newest.
     """
     corpora_dir.mkdir(parents=True, exist_ok=True)
     progress = _throttled(progress)
@@ -67,7 +67,7 @@ def collect(
 def describe(
     path: Path, corpora_dir: Path, column: str = TEXT_COLUMN, sampled: bool = False
 ) -> DataFile:
-    """A parquet file with its counts and sha256, remembered for as long as its stat stays."""
+    """A parquet file's counts and sha256, remembered while its stat is unchanged."""
     stat = path.stat()
     seen = [KNOWN_LAYOUT, column, str(path.absolute()), stat.st_size, stat.st_mtime_ns]
     seen += [stat.st_ctime_ns, stat.st_ino, *(["sampled"] if sampled else [])]
@@ -77,7 +77,7 @@ def describe(
             known = json.loads(memo.read_bytes())
             return DataFile.model_validate({**known, "path": str(path.absolute())})
         except (ValueError, TypeError):
-            pass  # a damaged memo is no more than work to do again
+            pass  # a damaged memo only costs describing the file again
     text = TextFile(path, column)
     text.close()
     found = DataFile(
@@ -98,7 +98,7 @@ def describe(
 
 
 def _throttled(progress: ReportProgress) -> ReportProgress:
-    """Twice a second at most: a report for each of a million documents would be work of its own."""
+    """Limit progress to two reports a second: one for each of a million documents is slow."""
     due = 0.0
 
     def paced(fraction: float | None, words: str) -> None:
@@ -167,7 +167,7 @@ class _Reading:
         return [file for file in each if file is not None]
 
     def last_with_rows(self, paths: list[Path], root: Path) -> Path:
-        """The last shard that can validate, with one before it to train on."""
+        """The last shard with rows, for validation, if one before it is left to train on."""
         for path in reversed(paths[1:]):
             if self._with_rows(path) is not None:
                 return path
@@ -183,7 +183,7 @@ class _Reading:
 
 
 def _count(file: DataFile, left: Account) -> None:
-    """What a shard leaves out; once for each shard, however often it is looked at."""
+    """Count the skipped documents of a shard, once however often it is read."""
     if not file.num_documents:
         left.add_once("no_rows", file.path)
     if file.num_nulls:
@@ -230,7 +230,7 @@ def _from_hub(
         val, wanted = here.last(train), train[: len(train) - 1][:shards]
     val = [file for file in map(here.fetched, val) if file.num_documents]
     first = [here.fetched(wanted[0])]
-    # without a sha256 from the hub a file must be here to have a name in the cache
+    # without a sha256 from the hub a file must be downloaded to have a name in the cache
     others = [
         file.model_copy(update={"column": column})
         if file.sha256 and not Path(file.path).exists()
@@ -287,7 +287,7 @@ class _Arriving:
         self._column, self._corpora_dir, self._progress = column, corpora_dir, progress
 
     def last(self, train: list[DataFile]) -> list[DataFile]:
-        """The last shard with rows. Removes those behind it from `train`, keeping it in place."""
+        """The last shard with rows. Removes the shards after it from `train`, but not itself."""
         while len(train) > 1 and not self.fetched(train[-1]).num_documents:
             del train[-1]
         return train[-1:]

@@ -10,12 +10,12 @@ from trainer.data.packing import Remainder, arrivals_of
 from trainer.data.reader import LastRead, Position, grouped, origin_of
 
 VERSION = 1
-STREAMS_VERSION = 2  # of a cursor that holds one of version 1 for each stream
+STREAMS_VERSION = 2  # version of a cursor with a version 1 cursor for each stream
 
 
 @dataclass(frozen=True)
 class CursorSnapshot:
-    """Snapshot of the data position, cheap to take; `cursor()` writes it out."""
+    """Snapshot of the data position, cheap to take; `cursor()` converts it to JSON."""
 
     packing: str
     world: int
@@ -47,7 +47,7 @@ class CursorSnapshot:
 
 
 def first_cursor(packing: str = "best_fit", rank: int = 0, world: int = 1) -> dict[str, Any]:
-    """The beginning of the data."""
+    """The cursor at the beginning of the data."""
     return CursorSnapshot(
         packing=packing,
         world=world,
@@ -61,7 +61,7 @@ def first_cursor(packing: str = "best_fit", rank: int = 0, world: int = 1) -> di
 
 
 def joined(packing: str, parts: list[dict[str, Any]], rows: int) -> dict[str, Any]:
-    """The cursor of several streams; that of a single one is its own. rows: taken in all."""
+    """Join the cursors of several streams; one stream keeps its own. rows: total taken."""
     if len(parts) == 1:
         return parts[0]
     return {"version": STREAMS_VERSION, "packing": packing, "rows": rows, "streams": parts}
@@ -87,12 +87,12 @@ def skip_to_row_group(
     world: int = 1,
     streams: int = 1,
 ) -> dict[str, Any]:
-    """Our cursor for nanochat's `{pq_idx, rg_idx, epoch}`: the row group after it, empty buffer.
+    """traind cursor for nanochat's `{pq_idx, rg_idx, epoch}`: the next row group, empty buffer.
 
-    Stream r of R continues at its first row group behind that of the first stream; where a file has
+    Stream r of R continues at its first row group after that of the first stream; if a file has
     none left, at its first one of the next file. nanochat saves neither the buffers nor the
-    positions of its other processes, so this is how a resume of its own continues, not what an
-    undisturbed run would have read.
+    positions of its other processes, so this is how its own resume continues, not what an
+    uninterrupted run would have read.
     """
     if streams > 1:
         each = [
@@ -111,7 +111,7 @@ def skip_to_row_group(
 
 
 def check(cursor: dict[str, Any], packing: str, world: int, num_files: int) -> None:
-    """Raise DataError where a cursor cannot be continued from with these settings."""
+    """Raise DataError if these settings cannot continue from a cursor."""
     if cursor.get("version") != VERSION:
         raise DataError("bad_cursor", f"a data cursor of version {cursor.get('version')!r}")
     if cursor["packing"] != packing:

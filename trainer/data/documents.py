@@ -1,8 +1,7 @@
 """Documents from text files, JSONL and the Python standard library.
 
-Text is cut at blank lines into documents of bounded length, since best-fit packing throws away
-what is left of a document that does not fit into a row. Nothing is lost in cutting; what is left
-out is counted.
+Text is cut at blank lines into documents of bounded length, since best-fit packing discards the
+rest of a document that does not fit into a row. Cutting loses nothing; skipped input is counted.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ _NO_DATA = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.j
 
 @dataclass
 class Sources:
-    """The files to read. validation: those of a validation split, None without one."""
+    """The files to read. validation: files of a validation split, None without one."""
 
     source: str
     root: Path
@@ -46,7 +45,7 @@ class Sources:
     split_rule: str | None = None
 
     def listing(self) -> list[Any]:
-        """Name, size, time and inode of every file: the same listing is the same text."""
+        """Name, size, time and inode of every file: an equal listing means the same text."""
         stats = [(path, path.stat()) for path in self.files]
         files = [
             (str(path), s.st_size, s.st_mtime_ns, s.st_ino, path in (self.validation or ()))
@@ -60,14 +59,14 @@ class Sources:
 
 @dataclass(frozen=True)
 class TextDocument:
-    """is_validation: None if no name decides; then every n-th document validates."""
+    """One document. is_validation: None if no name decides; then every n-th document validates."""
 
     text: str
     is_validation: bool | None
 
 
 def builtin() -> Sources:
-    """The standard library's own source on this machine, without its tests."""
+    """The demo corpus: source of this machine's Python standard library, without tests."""
     root = Path(sysconfig.get_path("stdlib"))
     files = []
     for folder, folders, names in os.walk(root):
@@ -98,7 +97,7 @@ def find(spec: DataSpec) -> Sources:
 def read(
     sources: Sources, progress: Callable[[int], None] = lambda done: None
 ) -> Iterator[TextDocument]:
-    """Every document, in order. progress gets the bytes of the files read so far, often."""
+    """Every document, in order. Calls progress often, with the file bytes read so far."""
     before = 0
     for path in sources.files:
         is_validation = None if sources.validation is None else path in sources.validation
@@ -116,7 +115,7 @@ def read(
 
 
 def cut(text: str, max_chars: int) -> Iterator[str]:
-    """Pieces of at most `max_chars`, ended at blank lines, else lines, else anywhere."""
+    """Cut text into pieces of at most `max_chars`, at blank lines, else lines, else anywhere."""
     start = 0
     while len(text) - start > max_chars:
         end = start + max_chars
@@ -152,7 +151,7 @@ def _ends(name: str, endings: tuple[str, ...]) -> bool:
 
 
 def _split(sources: Sources, spec: DataSpec, found: walk.FoundFile) -> None:
-    """Keep the files of the splits that the run uses; the others are left out and counted."""
+    """Keep the files of the splits that the run uses; the others are skipped and counted."""
     choice = splits.choose_found(found, spec)
     for index in choice.left:
         sources.left.add("other_split", found.files[index])
@@ -192,7 +191,7 @@ def _read_text(stream: BinaryIO, path: Path, sources: Sources) -> Iterator[str]:
 
 
 def _whole_characters(stream: BinaryIO) -> Iterator[bytes]:
-    """Chunks that end at a line's end, or where there is none, at a character's."""
+    """Chunks that end at the end of a line, or without one, of a UTF-8 character."""
     left = b""
     while chunk := stream.read(READ_BYTES):
         chunk = left + chunk
@@ -204,7 +203,7 @@ def _whole_characters(stream: BinaryIO) -> Iterator[bytes]:
 
 
 def _last_character(chunk: bytes) -> int:
-    """Where the last UTF-8 character that may be incomplete begins; the end if there is none."""
+    """Offset of a last, possibly incomplete UTF-8 character; the length if there is none."""
     for back in range(1, 4):
         if chunk[-back:][:1] >= b"\xc0":
             return len(chunk) - back or len(chunk)
@@ -212,7 +211,7 @@ def _last_character(chunk: bytes) -> int:
 
 
 class _Decoder:
-    """UTF-8 to text; the first line of a file that does not decode is counted with its number."""
+    """Decodes UTF-8; counts the first line of a file that does not decode, with its number."""
 
     def __init__(self, path: Path, sources: Sources) -> None:
         self._path, self._left = path, sources.left
@@ -275,7 +274,7 @@ def _read_jsonl(stream: BinaryIO, path: Path, sources: Sources) -> Iterator[str]
 
 
 def _text_of(record: Any, path: Path, where: str, sources: Sources) -> str | None:
-    """The record's text; None, and counted, where it is null or blank. Raises DataError."""
+    """The record's text; None if it is null or blank, which is counted. Raises DataError."""
     if not isinstance(record, dict):
         raise _bad_record(path, where, "is not a JSON object")
     if sources.column not in record:
@@ -292,7 +291,7 @@ def _text_of(record: Any, path: Path, where: str, sources: Sources) -> str | Non
         return None
     if text.isascii():
         return text
-    # JSON can spell half a character (\ud800), which no encoding can hold
+    # JSON can contain a lone surrogate (\ud800), which no encoding can represent
     whole = text.encode("utf-8", "replace").decode("utf-8")
     if whole != text:
         sources.left.add("half_characters", f"{where} of {shown(path)}")

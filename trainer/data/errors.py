@@ -24,7 +24,7 @@ class DataError(Exception):
 
 
 class DataChanged(DataError):
-    """A file changed under the run: training on it would be training on something else."""
+    """A file changed since the run was prepared; training on it would train on other data."""
 
     def __init__(self, path: str | Path, why: str) -> None:
         super().__init__("data_changed", f"{path} {why}", path)

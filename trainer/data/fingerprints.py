@@ -1,8 +1,8 @@
 """File fingerprints: sha256 of all bytes, or of a sample of a large file.
 
-A corpus of hundreds of gigabytes takes the better part of an hour to hash, and a run need not wait
-for it: its files are named by their size and three blocks of them, and hashed whole in the
-background (`hashing.py`). What was hashed is remembered for as long as a file's stat stays.
+A corpus of hundreds of gigabytes takes most of an hour to hash, and a run need not wait for it: its
+files are identified by their size and three blocks, and hashed completely in the background
+(`hashing.py`). A hash is remembered while the file's stat is unchanged.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class FileStat:
 
 
 def sample(path: str | Path) -> str:
-    """sha256 of the size and of the first, middle and last 64 KiB (a parquet file's footer among
-    them). Raises OSError."""
+    """sha256 of the size and of the first, middle and last 64 KiB, which contain a parquet
+    file's footer. Raises OSError."""
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         digest = hashlib.sha256(f"sampled {size} ".encode())
@@ -54,7 +54,7 @@ def sample(path: str | Path) -> str:
 def full(path: str | Path, step: Callable[[int], None] = lambda num_bytes: None) -> str:
     """sha256 of every byte, read past the page cache where the system allows it.
 
-    `step(bytes)` after each chunk; what it raises ends the reading. Raises OSError.
+    Calls `step(bytes)` after each chunk; an exception from it ends the reading. Raises OSError.
     """
     digest = hashlib.sha256()
     with open(path, "rb", buffering=0) as file:
@@ -66,7 +66,7 @@ def full(path: str | Path, step: Callable[[int], None] = lambda num_bytes: None)
 
 
 def recorded(corpora_dir: Path, seen: FileStat) -> str | None:
-    """The sha256 of every byte of a file, if it was hashed while its stat was this."""
+    """The full sha256 of a file, if it was hashed with this stat; otherwise None."""
     try:
         return json.loads(_memo(corpora_dir, seen).read_bytes())["sha256"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -84,6 +84,6 @@ def _memo(corpora_dir: Path, seen: FileStat) -> Path:
 
 
 def _forget(descriptor: int) -> None:
-    """A corpus read once must not push what the training reads out of memory."""
+    """Drop a file from the page cache: a corpus read once must not evict the training data."""
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)

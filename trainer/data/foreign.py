@@ -21,12 +21,12 @@ _FILES = {
 
 
 def is_hugging_face(content: Any) -> bool:
-    """Whether the content of a tokenizer.json is the `tokenizers` library's."""
+    """True if the content of a tokenizer.json is from the `tokenizers` library."""
     return isinstance(content, dict) and "format" not in content and "model" in content
 
 
 def sentence(content: dict[str, Any]) -> str:
-    """What a Hugging Face tokenizer.json is."""
+    """Clause that describes a Hugging Face tokenizer.json."""
     model = content["model"] if isinstance(content["model"], dict) else {}
     vocabulary = model.get("vocab")
     size = f", {len(vocabulary):,} tokens" if isinstance(vocabulary, dict | list) else ""

@@ -1,8 +1,8 @@
 """Hashes a large corpus in a background process, file by file.
 
-`python -m trainer.data.hashing <data.json> <parent pid>` hashes what was named by a sample, and
-goes when its parent goes; the next one continues at the first unhashed file. Its state
-is stored beside its results, for every run on the same corpus:
+`python -m trainer.data.hashing <data.json> <parent pid>` hashes files identified by a sample, and
+exits when its parent exits; the next one continues at the first unhashed file. Its state is stored
+beside its results, for every run on the same corpus:
 {"total_bytes", "done_bytes", "changed": [[path, why], ...], "touched": [path, ...], "finished",
 "pid"}.
 """
@@ -27,7 +27,7 @@ from trainer.data.prepared import DataFile, PreparedData, gone, verify_file
 
 
 class HashingStopped(Exception):
-    """Hashing was stopped: its requester is gone."""
+    """Hashing was stopped: its parent process has exited."""
 
 
 def state_path(prepared: PreparedData) -> Path:
@@ -43,9 +43,9 @@ def read_state(prepared: PreparedData) -> dict[str, Any] | None:
 
 
 def live_state(prepared: PreparedData) -> dict[str, Any] | None:
-    """The state of a process that is at it now, whichever run started it.
+    """The state of a hashing process that is running now, whichever run started it.
 
-    What an earlier one left behind may be about files that were put right since.
+    The state of an earlier one may be about files that were repaired since.
     """
     try:
         with lock_path(prepared).open("r") as lock:
@@ -60,7 +60,7 @@ def live_state(prepared: PreparedData) -> dict[str, Any] | None:
 
 
 def lock_path(prepared: PreparedData) -> Path:
-    """Held by the process that is at it, and holds its id."""
+    """Lock of the hashing process, which contains its pid."""
     return state_path(prepared).with_suffix(".lock")
 
 
@@ -72,7 +72,7 @@ def left_to_hash(prepared: PreparedData) -> list[DataFile]:
 
 
 def hash_all(prepared: PreparedData, stop: Callable[[], bool]) -> dict[str, Any]:
-    """Hash what is left; returns the last state. Raises Stopped between two chunks."""
+    """Hash the remaining files; returns the last state. Raises HashingStopped between chunks."""
     left = left_to_hash(prepared)
     total = sum(file.size for file in [*prepared.train_files, *prepared.val_files] if file.sampled)
     done = total - sum(file.size for file in left)
@@ -104,9 +104,10 @@ def hash_all(prepared: PreparedData, stop: Callable[[], bool]) -> dict[str, Any]
 
 
 def _hash(file: DataFile, corpora_dir: Path, stop: Callable[[], bool]) -> bool:
-    """Record a file's whole content; whether it was touched since the run was prepared.
+    """Hash a file and record it; returns True if it was touched since the run was prepared.
 
-    Its sample is the same then, and from now on every byte counts. Raises DataChanged, Stopped.
+    A touched file has the same sample; from then on every byte counts. Raises DataChanged,
+    HashingStopped.
     """
 
     def step(num_bytes: int) -> None:
@@ -127,7 +128,7 @@ def _hash(file: DataFile, corpora_dir: Path, stop: Callable[[], bool]) -> bool:
 
 
 def main(arguments: list[str]) -> int:
-    """One process for a corpus; a second one has nothing to do."""
+    """Run the hashing process, one per corpus; a second one exits at once."""
     description = Path(arguments[0]).absolute()
     prepared = prepared_data.read(description, description.parents[2])
     parent = int(arguments[1]) if len(arguments) > 1 else os.getppid()
@@ -147,7 +148,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _be_modest() -> None:
-    """Lowest priority for processor and disk."""
+    """Set the lowest CPU and disk priority."""
     os.nice(19)
     with contextlib.suppress(ImportError, AttributeError, OSError):
         import psutil

@@ -35,7 +35,7 @@ _HARD = {
 
 @dataclass(frozen=True)
 class Listing:
-    """Contents of a data set: parquet files in name order, its card's configs, other kinds."""
+    """Contents of a data set: parquet files in name order, configs of its card, other kinds."""
 
     files: list[DataFile]
     card: list[dict[str, Any]] | None
@@ -43,7 +43,7 @@ class Listing:
 
 
 def listed(name: str, corpora_dir: Path, revision: str | None = None) -> tuple[Listing, list[str]]:
-    """Listing of the hub, or offline its last listing, with notes."""
+    """The hub's listing of a data set, or offline the last one known, with notes."""
     memo = corpora_dir / "hub" / f"{name.replace('/', '--')}-{revision or 'newest'}.json"
     try:
         listing = list_shards(name, corpora_dir, revision)
@@ -62,7 +62,7 @@ def listed(name: str, corpora_dir: Path, revision: str | None = None) -> tuple[L
 
 
 def _portable(file: DataFile, corpora_dir: Path) -> dict[str, Any]:
-    """Named from the corpora's folder: the data directory may be moved."""
+    """JSON of a file with its path relative to the corpora folder, since the data may be moved."""
     path = Path(file.path)
     inside = path.is_relative_to(corpora_dir)
     return {**file.model_dump(), "path": str(path.relative_to(corpora_dir) if inside else path)}
@@ -70,7 +70,7 @@ def _portable(file: DataFile, corpora_dir: Path) -> dict[str, Any]:
 
 def _placed(file: dict[str, Any], corpora_dir: Path) -> DataFile:
     path = Path(file["path"])
-    if path.is_absolute():  # as 0.1.0 wrote it: the folder and the name within it
+    if path.is_absolute():  # format of 0.1.0: the folder and the name within it
         path = Path(*path.parts[-2:])
     return DataFile.model_validate({**file, "path": str(corpora_dir / path)})
 
@@ -88,7 +88,7 @@ def _cached(memo: Path) -> Listing | None:
 
 
 def list_shards(name: str, corpora_dir: Path, revision: str | None = None) -> Listing:
-    """Every parquet file of the data set in name order, none fetched.
+    """List every parquet file of the data set in name order, without downloading any.
 
     The hub reports size and sha256 of each. Raises DataError.
     """
@@ -115,7 +115,7 @@ def list_shards(name: str, corpora_dir: Path, revision: str | None = None) -> Li
 def fetch(file: DataFile, progress: Callable[[int], None] = lambda num_bytes: None) -> None:
     """Download one shard, continuing where an earlier try stopped, and check its sha256.
 
-    `progress` gets the number of bytes that came, again and again. Raises DataError.
+    Calls `progress` repeatedly with the number of bytes received. Raises DataError.
     """
     assert file.remote is not None
     target = Path(file.path)
@@ -132,7 +132,7 @@ def fetch(file: DataFile, progress: Callable[[int], None] = lambda num_bytes: No
             endpoint=_endpoint(),
             tqdm_class=_reporting(progress),
         )
-    except Exception as error:  # the downloader raises its own, httpx's and the system's errors
+    except Exception as error:  # errors of the downloader, of httpx, of the system
         raise _unreachable(file.remote.name, file.remote.repo, error) from error
     if file.sha256 and fingerprints.full(Path(got)) != file.sha256:
         Path(got).unlink(missing_ok=True)
@@ -159,7 +159,7 @@ def _reporting(progress: Callable[[int], None]) -> type:
     from tqdm import tqdm
 
     class Reporting(tqdm):
-        """Says how many bytes have come instead of drawing a bar."""
+        """Progress bar replacement that reports the number of bytes received."""
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             kwargs.pop("name", None)

@@ -1,9 +1,9 @@
 """Reads a pickled tiktoken.Encoding without executing anything from the file.
 
-Two fences. The opcodes are read first and only those that build plain data may occur, so no
-opcode that calls, imports by extension or reserves memory beyond the file ever reaches the
-unpickler. Then `find_class` knows one name and answers it with an inert record: the real class'
-`__setstate__` may fetch from the network.
+Two defences. First the opcodes are scanned, and only those that build plain data are allowed, so no
+opcode that calls, imports by extension or reserves memory beyond the file reaches the unpickler.
+Then `find_class` allows one name and returns an inert record for it: the real class's
+`__setstate__` may access the network.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _CONTAINERS = {"EMPTY_TUPLE", "EMPTY_DICT", "SETITEM", "SETITEMS"}
 _TEXTS = {"SHORT_BINUNICODE", "BINUNICODE", "SHORT_BINBYTES", "BINBYTES"}
 _NUMBERS = {"BININT", "BININT1", "BININT2", "NONE"}
 _MEMO = {"MEMOIZE", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET"}
-# one Encoding with two dictionaries: more of them are a bomb of small objects
+# one Encoding with two dictionaries; more would be a memory bomb of small objects
 _AT_MOST = {"NEWOBJ": 1, "BUILD": 1, "EMPTY_DICT": 16, "EMPTY_TUPLE": 16, "GLOBAL": 1}
 _PLAIN_OPCODES = _STRUCTURE | _CONTAINERS | _TEXTS | _NUMBERS | _MEMO
 
 
 class InertEncoding:
-    """Replaces tiktoken.Encoding: stores the pickle's values and does nothing with them."""
+    """Replaces tiktoken.Encoding: only stores the pickle's values."""
 
     state: Any = None
 
@@ -51,7 +51,7 @@ class _Unpickler(pickle.Unpickler):
 def read_encoding(content: bytes, path: str) -> dict[str, Any]:
     """The state of the one Encoding in a tokenizer.pkl, not yet validated.
 
-    Raises DataError("tokenizer_refused") for anything else; no code of the file is run.
+    Raises DataError("tokenizer_refused") for anything else; runs no code from the file.
     """
     if len(content) > MAX_PICKLE_BYTES:
         raise _refused(path, f"it has {len(content):,} bytes, more than {MAX_PICKLE_BYTES:,}")

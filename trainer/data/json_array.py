@@ -1,4 +1,4 @@
-"""Reads a JSON array record by record: a corpus of gigabytes is never in memory as a whole."""
+"""Reads a JSON array record by record, so that a corpus of gigabytes is never in memory at once."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 
 @dataclass(frozen=True)
 class BadArray:
-    """The record at this place cannot be read; nothing behind it can either."""
+    """The record at this position cannot be read, and nothing after it can."""
 
     why: str
 
 
 def records(stream: BinaryIO, max_chars: int) -> Iterator[Any]:
-    """The elements of the array in the stream, in order; the last one is Bad where it is damaged.
+    """The elements of the array in the stream, in order; ends with a BadArray if it is damaged.
 
-    max_chars: of one record.
+    max_chars: maximum length of one record.
     """
     text = _Text(stream)
     text.skip("[")
@@ -38,7 +38,7 @@ def records(stream: BinaryIO, max_chars: int) -> Iterator[Any]:
 
 
 def _next(text: _Text, max_chars: int) -> Any:
-    """The record that begins here. Twice as much is read each time it is not whole."""
+    """Decode the next record, doubling the amount read while it is incomplete."""
     decode = json.JSONDecoder().raw_decode
     wanted = READ_BYTES
     while True:
@@ -60,7 +60,7 @@ def _next(text: _Text, max_chars: int) -> Any:
 
 
 class _Text:
-    """read: what is decoded. at: where the part begins that is not yet taken."""
+    """Text buffer. read: decoded text. at: offset of the part not yet consumed."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
@@ -74,7 +74,7 @@ class _Text:
         self.at = 0
 
     def is_next(self, mark: str) -> bool:
-        """Whether this is the next character that is no white space; also false at the end."""
+        """True if this is the next character other than white space; False at the end."""
         self._skip_space()
         while self.at == len(self.read) and not self.is_over:
             self.more(READ_BYTES)

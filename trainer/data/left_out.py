@@ -1,6 +1,6 @@
 """Skipped documents of a corpus: counted by reason, with an example.
 
-One account for every reader, so that nothing is dropped in silence and eighty thousand files make
+All readers share one account, so that nothing is skipped silently and eighty thousand files make
 one sentence.
 """
 
@@ -28,7 +28,7 @@ _REASONS: dict[str, tuple[str, str, bool]] = {
     "other_split": ("file", "of a split that this run does not use", True),
     "unreadable_name": ("file", "the name is not UTF-8", True),
 }
-# kept, but not as it was: counted in the same account
+# kept, but altered: counted in the same account
 _CHANGED: dict[str, tuple[str, str, bool]] = {
     "replaced_bytes": ("file", "bytes that are not UTF-8 are read as U+FFFD", True),
     "half_characters": ("document", "half characters (\\ud800 to \\udfff) are read as ?", False),
@@ -37,7 +37,7 @@ _CHANGED: dict[str, tuple[str, str, bool]] = {
 
 
 class Account:
-    """Counts by reason; `first` is a file, where it is known with its line."""
+    """Counts of skipped input by reason; `first` is a file, with its line if known."""
 
     def __init__(self) -> None:
         self._counts: dict[str, int] = {}
@@ -50,7 +50,7 @@ class Account:
         self._first.setdefault(reason, shown(where))
 
     def add_once(self, reason: str, where: str, count: int = 1) -> None:
-        """The same for what may be looked at again."""
+        """`add` for input that may be read again: counts each `where` once."""
         if (reason, where) not in self._once:
             self._once.add((reason, where))
             self.add(reason, where, count)
@@ -63,12 +63,12 @@ class Account:
 
 
 def sentences(entries: list[LeftOut]) -> list[str]:
-    """One sentence for each reason, as people read them."""
+    """One sentence for people for each reason."""
     return [_sentence(entry) for entry in entries]
 
 
 def is_notable(entries: list[LeftOut]) -> bool:
-    """Whether a person should look: not for a README or a .gitattributes."""
+    """True if a person should be notified; a README or .gitattributes is not notable."""
     return any(_words(entry.reason)[2] for entry in entries)
 
 

@@ -1,7 +1,7 @@
 """The data loader: batches of token rows with an exact cursor, prefetched by a thread.
 
 A batch is a pure function of (data, tokenizer, settings, cursor). The thread runs ahead, so each
-batch carries the state after itself: the loader's cursor is that of the batch handed out last.
+batch carries the state after it: the loader's cursor is that of the batch returned last.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ PREFETCH_BATCHES = 16
 
 @dataclass(frozen=True)
 class Batch:
-    """`tokens_2BT` int64 holds inputs and targets in one block, pinned if the loader pins.
+    """A batch: `tokens_2BT` int64 holds inputs and targets in one block, pinned if the loader pins.
 
-    `sha256` is that of the rows (B, T+1) as little-endian uint32, or of inputs and targets where
-    the rows were packed before: it names the batch's content.
+    `sha256` identifies the content: that of the rows (B, T+1) as little-endian uint32, or of
+    inputs and targets of prepacked rows.
     """
 
     tokens_2BT: np.ndarray
@@ -60,10 +60,10 @@ class BatchPosition(Protocol):
 
 
 class RowReader(Protocol):
-    """Rows from a cursor on."""
+    """Reads rows from a cursor on."""
 
     def fill(self, tokens_2BT: np.ndarray) -> tuple[str, BatchPosition]:
-        """Fill inputs and targets; returns the content's sha256 and the place after it."""
+        """Fill inputs and targets; returns the content's sha256 and the position after it."""
         ...
 
 
@@ -73,7 +73,7 @@ class RowSource(Protocol):
     def first_cursor(self) -> dict[str, Any]: ...
 
     def check(self, cursor: dict[str, Any]) -> None:
-        """Raise DataError where a cursor cannot be continued from."""
+        """Raise DataError if a cursor cannot be continued from."""
         ...
 
     def begin(self, cursor: dict[str, Any]) -> RowReader: ...
@@ -101,10 +101,10 @@ def open_loader(
     prefetch: int = PREFETCH_BATCHES,
     pin: bool = False,
 ) -> Loader:
-    """Batches of `rows` x `sequence_len` from the cursor on (default: the beginning).
+    """Open a loader of `rows` x `sequence_len` batches from the cursor on (default: the beginning).
 
-    packing and streams are those of `streams.PackedDocuments`; rows that were packed before have
-    neither. Raises DataError, DataChanged, here or at the affected batch. Close it.
+    packing and streams are those of `streams.PackedDocuments`; prepacked rows have neither.
+    Raises DataError, DataChanged, here or at the affected batch. Close it.
     """
     source: RowSource
     if prepared.source == packed_rows.SOURCE:
@@ -137,10 +137,10 @@ class Loader:
             raise
 
     def next_batch(self, timeout: float | None = None) -> Batch:
-        """The next batch. Raises what the thread met, after all batches before it are taken.
+        """The next batch. Raises the prefetch thread's error after all batches before it are taken.
 
-        With a timeout in seconds, TimeoutError where none is ready by then (a download may be
-        under way); asking again is right.
+        With a timeout in seconds, raises TimeoutError if none is ready by then (a download may
+        be in progress); the call can be repeated.
         """
         before = time.perf_counter()
         batch = self._source.next(timeout)
@@ -149,11 +149,11 @@ class Loader:
         return batch
 
     def state_dict(self) -> dict[str, Any]:
-        """The cursor after the batch handed out last (JSON)."""
+        """The cursor after the batch returned last (JSON)."""
         return self._state if isinstance(self._state, dict) else self._state.cursor()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to a cursor; what was fetched ahead is dropped."""
+        """Move to a cursor; prefetched batches are dropped."""
         self._stop()
         self._start(state)
 
@@ -197,7 +197,7 @@ class _Maker:
 
 
 class _Direct:
-    """No thread: every batch is made when it is asked for."""
+    """Makes each batch on request, without a thread."""
 
     def __init__(self, maker: _Maker) -> None:
         self._maker = maker
@@ -210,11 +210,11 @@ class _Direct:
 
 
 class _Ahead:
-    """A thread keeps up to `depth` batches ready.
+    """Prefetch thread that keeps up to `depth` batches ready.
 
-    A thread and not a process: making a batch of 16,000 tokens takes the interpreter for a fraction
-    of a millisecond, pinned memory needs no copy, and a killed trainer leaves no process behind. It
-    is woken once for half the depth, since waking it is all that taking a batch costs.
+    A thread and not a process: making a batch of 16,000 tokens holds the interpreter lock for a
+    fraction of a millisecond, pinned memory needs no copy, and a killed trainer leaves no process
+    behind. It is woken once per half the depth, since waking it is the only cost of taking a batch.
     """
 
     def __init__(self, maker: _Maker, depth: int) -> None:
@@ -267,7 +267,7 @@ def _keep_ready(
                 return
             try:
                 ready.put(maker.make())
-            except BaseException as error:  # handed to the loop, which raises it in its own time
+            except BaseException as error:  # raised later by next_batch
                 ready.put(error)
                 return
 
@@ -281,7 +281,7 @@ def nanochat_position(
     packing: Packing = "best_fit",
     streams: int = 1,
 ) -> dict[str, int]:
-    """nanochat's `{pq_idx, rg_idx, epoch}` for a traind cursor: its first process' position.
+    """nanochat's `{pq_idx, rg_idx, epoch}` for a traind cursor: its first process's position.
 
     nanochat saves the position of the batch fetched one ahead, so that batch is made here.
     """

@@ -31,8 +31,8 @@ def prepare(
 ) -> PreparedData:
     """The data of a run on packed shards.
 
-    tokenizer_dir: where ours is kept. given_dir: where it was read from, with nanochat's
-    tokenizer.pkl perhaps. Raises DataError.
+    tokenizer_dir: traind's copy of the tokenizer. given_dir: its source, possibly with nanochat's
+    tokenizer.pkl. Raises DataError.
     """
     root = walk.expanded(spec.path or "")
     train, notes = _chosen(root, spec.num_shards)
@@ -79,12 +79,12 @@ def prepare(
 
 
 def nanochat_pickle(tokenizer_dir: str | Path, tokenizer_id: int) -> Path:
-    """Where a copy of the tokenizer.pkl is kept by which nanochat knows its shards again."""
+    """Path of the kept copy of the tokenizer.pkl by which nanochat recognizes its shards."""
     return Path(tokenizer_dir) / "nanochat" / str(tokenizer_id) / tokenizers.PICKLE_NAME
 
 
 def _chosen(root: Path, num_shards: int | None) -> tuple[list[Path], list[str]]:
-    """The first num_shards train shards, as nanochat takes them: all where there are fewer."""
+    """The first num_shards train shards, as nanochat takes them: all if there are fewer."""
     found = packed_rows.paths(root, "train")
     if not found:
         raise DataError("no_text", f"{root} holds no train_00000.bin", root)
@@ -98,7 +98,7 @@ def _chosen(root: Path, num_shards: int | None) -> tuple[list[Path], list[str]]:
 
 
 def _check_alike(headers: dict[Path, ShardHeader]) -> None:
-    """All shards must be of one packing: row length, vocabulary, tokenizer."""
+    """Check that all shards have one packing: row length, vocabulary, tokenizer."""
     (first, one), *others = headers.items()
     for path, header in others:
         for field, words in (
@@ -119,8 +119,8 @@ def _check_alike(headers: dict[Path, ShardHeader]) -> None:
 def _check_tokenizer(
     path: Path, header: ShardHeader, tokenizer: Tokenizer, keep_in: Path, folders: list[Path]
 ) -> None:
-    """The shards must be of this tokenizer: some tokenizer.pkl of the same vocabulary has the id
-    they name. A copy of it is kept: another pickle of it may have another id."""
+    """Check that the shards are of this tokenizer: a tokenizer.pkl with the same vocabulary has
+    the id in their headers. A copy of it is kept: another pickle of it may have another id."""
     if header.vocab_size != tokenizer.vocab_size:
         raise DataError(
             "tokenizer_mismatch",

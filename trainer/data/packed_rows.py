@@ -2,9 +2,9 @@
 
 A file is 256 bytes of header (64 little-endian int32: magic, version, row length, rows, vocabulary,
 tokenizer id, zeros), then the inputs (rows, row length) as uint16, then the targets in the same
-shape, where 65535 stands for a target that does not count. The rows of a split are those of its
-files in name order; a run takes the first sequence_len columns of each, and after the last row
-the first one again, in the middle of a batch too. The place in the data is one number: the row.
+shape, where 65535 marks an ignored target. The rows of a split are those of its files in name
+order; a run takes the first sequence_len columns of each, and wraps from the last row to the first,
+also within a batch. The position in the data is one number: the row.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class ShardHeader:
 
 
 def read_header(path: str | Path) -> ShardHeader:
-    """The header of a shard, which must be of exactly the size that follows from it.
+    """Read and check the header of a shard; the file must have exactly the size it implies.
 
     Raises DataError("corrupt_shard", "path_not_found", "path_unreadable") with the file's name.
     """
@@ -90,7 +90,7 @@ def read_header(path: str | Path) -> ShardHeader:
 
 
 def check_row_len(path: str | Path, row_len: int, sequence_len: int) -> None:
-    """Raise DataError where rows are shorter than the sequences a model reads."""
+    """Raise DataError if rows are shorter than the model's sequences."""
     if sequence_len > row_len:
         raise DataError(
             "rows_too_short",
@@ -102,7 +102,7 @@ def check_row_len(path: str | Path, row_len: int, sequence_len: int) -> None:
 
 def paths(directory: str | Path, split: str) -> list[Path]:
     """The shards of a split in name order. Raises DataError for a folder that cannot be listed,
-    and where a shard between others is missing: the order of all rows behind it would be another.
+    and if a shard between others is missing, which would shift all rows after it.
     """
     root = walk.expanded(directory)
     try:
@@ -133,7 +133,7 @@ def _corrupt(path: Path, why: str) -> DataError:
 
 @dataclass(frozen=True)
 class RowSnapshot:
-    """The place after a batch: the next row, which grows on past the end of the data."""
+    """Position after a batch: the next row, counted on past the end of the data."""
 
     row: int
 
@@ -208,20 +208,20 @@ class PackedRows:
         return row + rows * self._world
 
     def _keep_few_open(self, used: _OpenShard) -> None:
-        """Thousands of shards must not be thousands of open files."""
+        """Close the least recently used shards: thousands of shards must not stay open."""
         self._recent = [used, *(file for file in self._recent if file is not used)]
         for file in self._recent[OPEN_FILES:]:
             file.close()
         del self._recent[OPEN_FILES:]
 
     def _find(self, row: int) -> tuple[_OpenShard, int]:
-        """The file of a row, and the row's number in it."""
+        """The file of a row, and the row's index in it."""
         index = bisect_right(self._ends, row)
         return self._files[index], row - (self._ends[index - 1] if index else 0)
 
 
 class _RowReader:
-    """Batch after batch from a row on."""
+    """Reads batches from a row on."""
 
     def __init__(self, source: PackedRows, row: int) -> None:
         self._source, self._row = source, row
@@ -233,9 +233,9 @@ class _RowReader:
 
 
 class _OpenShard:
-    """One open file, whose stat is compared at each read: an edit pauses the run where it is read.
+    """One open file. Each read compares its stat, so that an edit pauses the run where it is read.
 
-    Read, not mapped: a file that is cut short under a map kills the process.
+    Read, not mapped: a file that is truncated while mapped kills the process (SIGBUS).
     """
 
     def __init__(self, file: DataFile, corpora_dir: Path) -> None:

@@ -2,8 +2,8 @@
 
 The buffer is one sorted list of integers, `length · 2^64 + (2^64 - 1 - arrival)`. So the longest
 document that fits, first of equals, is the greatest key below `(room + 1) · 2^64`: one bisection
-on a list of about a thousand instead of a walk over it. The plain version lives in the tests and
-gives identical rows.
+of a list of about a thousand instead of a scan. The tests contain the plain version, which gives
+identical rows.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _BITS = 64
 _NEWEST = (1 << _BITS) - 1
 # (arrival number, token ids): numbers grow in the order in which documents arrive
 Arrivals = Iterable[tuple[int, np.ndarray]]
-Remainder = tuple[int, int, np.ndarray]  # arrival number, offset of what is left, its ids
+Remainder = tuple[int, int, np.ndarray]  # arrival number, offset of the rest, its ids
 
 
 class Packer:
     """Fills rows from a buffer of documents that `read` (about 128 at a time) keeps full.
 
-    best_fit: the longest document that fits whole goes in; if none fits, the shortest is cut to
-    fill the row and the rest of it is lost. lossless: that rest begins the next row instead.
+    best_fit: places the longest document that fits whole; if none fits, cuts the shortest to fill
+    the row and discards the rest. lossless: the rest begins the next row instead.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Packer:
         self.remainder: Remainder | None = None
 
     def add(self, arrivals: Arrivals) -> None:
-        """Put documents in the buffer; a later arrival number stands behind an earlier one."""
+        """Add documents to the buffer; among equal lengths the earlier arrival comes first."""
         fresh = {(len(ids) << _BITS) | (_NEWEST - number): ids for number, ids in arrivals}
         self._documents.update(fresh)
         self._keys.extend(sorted(fresh))

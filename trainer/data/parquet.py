@@ -15,7 +15,7 @@ from trainer.data.left_out import shown
 TEXT_COLUMN = "text"
 ROW_GROUP_DOCUMENTS = 1000
 ROW_GROUP_CHARS = 32 << 20
-BATCH_BYTES = 32 << 20  # of text held at once while a row group is read
+BATCH_BYTES = 32 << 20  # bytes of text in memory at once while a row group is read
 _BATCH_ROWS = 8192
 
 
@@ -39,7 +39,7 @@ class TextFile:
         metadata = self._file.metadata
         at = _column_index(self._file.schema, self.column)
         self.text_bytes = 0  # uncompressed
-        self.num_nulls = 0  # as far as the file has statistics
+        self.num_nulls = 0  # if the file has statistics
         self.row_group_starts = [0]
         for group in range(metadata.num_row_groups):
             found = metadata.row_group(group)
@@ -62,7 +62,7 @@ class TextFile:
         return [text for batch in self.batches(row_group) for text in batch]
 
     def batches(self, row_group: int) -> Iterator[list[str]]:
-        """The same in pieces of about `BATCH_BYTES`: a row group may be a whole book shelf."""
+        """The documents of a row group in batches of about `BATCH_BYTES`: it may be very large."""
         first, last = self.row_group_starts[row_group : row_group + 2]
         mean = self._file.metadata.row_group(row_group).total_byte_size // max(1, last - first)
         rows = max(1, min(_BATCH_ROWS, BATCH_BYTES // max(1, mean)))
@@ -87,7 +87,7 @@ class TextFile:
 
 
 class TextWriter:
-    """One parquet shard, a row group at a time."""
+    """Writes one parquet shard, a row group at a time."""
 
     def __init__(self, path: Path) -> None:
         self.documents = self.chars = 0
@@ -118,7 +118,7 @@ class TextWriter:
 
 
 class ShardWriter:
-    """Train shards of about `shard_chars` each."""
+    """Writes train shards of about `shard_chars` characters each."""
 
     def __init__(self, directory: Path, shard_chars: int) -> None:
         self.documents = self.chars = 0

@@ -1,6 +1,6 @@
 """Prepares data: from a data spec to corpus, tokenizer and token cache.
 
-Every step is kept under a key of what it depends on, so preparing the same again takes no time.
+Each result is cached under a key of its inputs, so preparing the same data again takes no time.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from trainer.data.tokenizer import Tokenizer
 
 __all__ = ["DataChanged", "DataError", "PreparedData", "prepare", "verify", "verify_file"]
 
-READY_BYTES = 400_000_000  # parquet bytes tokenized before training starts; the rest follows
+READY_BYTES = 400_000_000  # parquet bytes tokenized before training starts; the rest follows later
 CAP_VARIABLE = "TRAIND_TOKEN_CACHE_BYTES"
 ReportStage = Callable[[str, float | None, str], None]
 
@@ -51,15 +51,15 @@ def prepare(
     cache_cap_bytes: int | None = None,
     previous: PreparedData | None = None,
 ) -> PreparedData:
-    """Make the data of a run ready to be read.
+    """Prepare the data of a run: corpus, tokenizer, token cache.
 
-    `progress(stage, fraction or None, words)` with the stages corpus, tokenizer, tokens.
-    `seed_tokenizer_dir` is the tokenizer of another run or an import and wins over the spec's.
-    `sequence_len`: what rows that were packed before must have at least.
+    `progress(stage, fraction or None, words)`: stage is corpus, tokenizer or tokens.
+    `seed_tokenizer_dir`: tokenizer of another run or an import; overrides the spec's.
+    `sequence_len`: minimum length in tokens of prepacked rows.
     `special_tokens`: of a tokenizer that is trained here.
-    `previous` is what the run was prepared with before: an extend keeps its corpus, and takes more
-    shards of the same revision where the data comes by the shard.
-    Raises DataError(code, message, path) with a plain sentence for every input that cannot be used.
+    `previous`: the run's earlier preparation: an extend keeps its corpus, and takes more shards
+    of the same revision if the data comes by the shard.
+    Raises DataError(code, message, path) with a plain sentence for every unusable input.
     """
     if previous is not None and previous.source != "hf":
         verify(previous)
@@ -87,8 +87,8 @@ def prepare(
 
 
 def _check_streams(streams: int, collected: Corpus) -> None:
-    """Every stream must find a row group, of training and of validation. Files that are not here
-    yet are not known."""
+    """Check that every stream has a row group, of training and of validation. Skips files that
+    are not downloaded yet."""
     for split, files in (("train", collected.train_files), ("validate", collected.val_files)):
         counts = [file.num_row_groups for file in files]
         known = [count for count in counts if count is not None]
@@ -109,7 +109,7 @@ def _packed(
     seed: Path | None,
     progress: ReportStage,
 ) -> PreparedData:
-    """Rows that nanochat packed: nothing to tokenize. sizes: vocabulary and sequence length."""
+    """Prepare rows that nanochat packed, without tokenizing. sizes: vocabulary, sequence length."""
     vocab_size, sequence_len = sizes
     corpora_dir.mkdir(parents=True, exist_ok=True)
     tokenizer, directory = _tokenizer(spec, corpora_dir, None, vocab_size, seed, (), progress)
@@ -150,7 +150,7 @@ def _tokenizer(
 ) -> tuple[Tokenizer, Path]:
     """The tokenizer and its folder in the data directory, named by its sha256.
 
-    collected: the text to train one on, where none is given.
+    collected: the text to train one on if none is given.
     """
     root = corpora_dir / "tokenizers"
     given = seed_dir or (walk.expanded(spec.tokenizer.path) if spec.tokenizer.path else None)
@@ -185,10 +185,10 @@ def _trained(
     special_tokens: tuple[str, ...],
     progress: ReportStage,
 ) -> Tokenizer:
-    """Trained on the training files that are here; remembered by their content."""
+    """Train a tokenizer on the downloaded training files; cached by their content."""
     files = [file for file in collected.train_files if Path(file.path).exists()]
     if collected.source == "hf":
-        files = files[:1]  # how many are here already is chance, and must not decide
+        files = files[:1]  # the number downloaded so far is random and must not affect the result
     content: list[object] = [[f.text_sha256 for f in files], vocab_size, tokenizers.SPLIT_PATTERN]
     if special_tokens != tokenizers.SPECIAL_TOKENS:
         content.append(special_tokens)
@@ -223,7 +223,7 @@ def _texts(files: list[DataFile], progress: ReportStage) -> Iterator[str]:
 def _build_cache(
     collected: Corpus, cache_dir: Path, tokenizer: Tokenizer, cap: int, progress: ReportStage
 ) -> dict[str, int]:
-    """Tokenize validation and the beginning of training; the loader has the rest built ahead."""
+    """Tokenize validation and the beginning of training; the rest is built in the background."""
     files = list(collected.val_files)
     ready = 0
     for file in collected.train_files:
@@ -274,7 +274,7 @@ def _prepared(
 def _count(
     files: list[DataFile], cache_dir: Path, tokenizer: Tokenizer, counts: dict[str, int]
 ) -> tuple[int, bool]:
-    """Tokens of the files, and whether all were counted: the others are taken as alike by size."""
+    """(tokens of the files, True if all were counted); others are estimated by their size."""
     known = {file.text_sha256: cache.cached_tokens(file, cache_dir, tokenizer) for file in files}
     counted = [file for file in files if known[file.text_sha256] is not None]
     tokens = sum(known[f.text_sha256] or counts.get(f.text_sha256, 0) for f in counted)

@@ -32,10 +32,10 @@ class Remote(DataRecord):
 
 class DataFile(DataRecord):
     """A file as it was when the run was prepared. Counts of a parquet file are None until it is
-    here; num_rows is that of a packed shard.
+    downloaded; num_rows is that of a packed shard.
 
-    sha256 is of every byte, or where `sampled` of the size and three blocks (fingerprints.sample):
-    the whole of such a file is hashed in the background.
+    sha256: of every byte, or if `sampled` of the size and three blocks (fingerprints.sample); such
+    a file is hashed completely in the background.
     """
 
     path: str
@@ -54,12 +54,12 @@ class DataFile(DataRecord):
 
     @property
     def seen(self) -> FileStat:
-        """The stat it was prepared with."""
+        """The file's stat when the run was prepared."""
         return FileStat(self.path, self.size, self.mtime_ns, self.ctime_ns, self.inode)
 
     @property
     def text_sha256(self) -> str:
-        """Names the text that is read: the file's sha256, with its column if that is not `text`."""
+        """Identity of the text: the file's sha256, with its column if that is not `text`."""
         if self.column == "text":
             return self.sha256
         return hashlib.sha256(f"{self.sha256} {self.column}".encode()).hexdigest()
@@ -104,11 +104,11 @@ class PreparedData(DataRecord):
         return self.train_files if split == "train" else self.val_files
 
     def identity(self) -> str:
-        """sha256 of everything the training batches depend on, besides packing and cursor."""
+        """sha256 of everything the training batches depend on except packing and cursor."""
         return self._fingerprint([file.text_sha256 for file in self.train_files])
 
     def val_identity(self) -> str:
-        """sha256 of everything val bpb depends on, besides the evaluation's own settings."""
+        """sha256 of everything val bpb depends on except the evaluation's own settings."""
         return self._fingerprint([file.text_sha256 for file in self.val_files])
 
     def _fingerprint(self, files: list[str]) -> str:
@@ -117,7 +117,7 @@ class PreparedData(DataRecord):
 
 
 def store(path: Path, prepared: PreparedData, data_dir: Path) -> None:
-    """Write the document, with paths relative to the data directory, which may be moved.
+    """Write data.json, with paths relative to the data directory, which may be moved.
 
     Raises OSError.
     """
@@ -126,10 +126,10 @@ def store(path: Path, prepared: PreparedData, data_dir: Path) -> None:
 
 
 def read(path: Path, data_dir: Path) -> PreparedData:
-    """The document with absolute paths. Raises OSError, Damaged.
+    """Read data.json, with absolute paths. Raises OSError, Damaged.
 
-    One that was written with absolute paths, in a data directory that was moved or copied since,
-    is read as if it had been written here.
+    A document written with absolute paths in a data directory that was moved or copied since is
+    read as if it had been written here.
     """
     prepared = read_document(path, PreparedData, "Remove it and resume: the data is prepared again")
     before = Path(prepared.cache_dir)
@@ -167,9 +167,8 @@ def _absolute(name: str, data_dir: Path, old_root: Path | None) -> str:
 def verify(prepared: PreparedData, deep: bool = False) -> None:
     """Raise DataChanged for the first file that is not what the run was prepared with.
 
-    Size, times and inode are compared; where they differ the content decides. The time of the last
-    change (ctime) is among them: no program can set it back, as it can the one of the last write.
-    `deep` hashes every file, for a disk that changes bits by itself.
+    Compares size, times and inode; if they differ, the content decides. ctime is compared because
+    no program can set it back, unlike mtime. `deep` hashes every file, which detects bit rot.
     """
     _verify_tokenizer(prepared)
     for file in [*prepared.train_files, *prepared.val_files]:
@@ -178,10 +177,10 @@ def verify(prepared: PreparedData, deep: bool = False) -> None:
 
 
 def verify_file(file: DataFile, deep: bool = False, corpora_dir: Path | None = None) -> None:
-    """Raise DataChanged unless the file is there with the content it had.
+    """Raise DataChanged unless the file exists with unchanged content.
 
-    Of a sampled file that is the sample, and every byte if those were hashed since, which is
-    remembered in corpora_dir.
+    For a sampled file that is the sample, and every byte if it was hashed since, as recorded in
+    corpora_dir.
     """
     try:
         stat = os.stat(file.path)
@@ -191,7 +190,7 @@ def verify_file(file: DataFile, deep: bool = False, corpora_dir: Path | None = N
         raise DataChanged(file.path, f"had {file.size:,} bytes and now has {stat.st_size:,}")
     touched = (stat.st_mtime_ns, stat.st_ino) != (file.mtime_ns, file.inode)
     touched |= file.ctime_ns not in (None, stat.st_ctime_ns)
-    unknown = file.mtime_ns is None  # downloaded after the preparation, checked when it came
+    unknown = file.mtime_ns is None  # downloaded after the preparation and checked on arrival
     if (deep or (touched and not unknown)) and not _is_the_same(file, corpora_dir):
         raise DataChanged(file.path, "has other content than when the run was prepared")
 
@@ -219,7 +218,7 @@ def _is_the_same(file: DataFile, corpora_dir: Path | None) -> bool:
 
 
 def gone(error: OSError, path: str | Path, verb: str) -> OSError | DataChanged:
-    """The file changed, unless the error is about something else (open files, permissions)."""
+    """DataChanged, or the error itself if it is not about the file (open files, permissions)."""
     if not os_errors.is_about_the_file(error):
         return error
     return DataChanged(path, f"cannot be {verb} any more ({error.strerror})")

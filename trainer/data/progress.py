@@ -1,4 +1,4 @@
-"""The callback by which preparing a corpus reports its progress."""
+"""Type of the callback that reports progress while a corpus is prepared."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Document reader in the recipe's order: files, this rank's row groups, 128 at a time, endless.
 
 A document's arrival number is `visit · 2^32 + its index in the file`, where visit counts the files
-read from the beginning of the first epoch: numbers grow in reading order and locate the
-document, so a cursor needs no text.
+read since the beginning of the first epoch. Numbers grow in reading order and locate the document,
+so a cursor needs no text.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _DOCUMENT = (1 << _DOCUMENT_BITS) - 1
 
 @dataclass(frozen=True)
 class Position:
-    """The next documents to read: `document` counts within the row group. Epochs count from 0."""
+    """Position of the next document: `document` counts within the row group. Epochs from 0."""
 
     epoch: int = 0
     file: int = 0
@@ -71,7 +71,7 @@ class DocumentReader:
         return [(base + i, ids) for i, ids in enumerate(documents)]
 
     def _seek(self) -> tuple[Shard, int, int]:
-        """Go on to the next row group that has documents left."""
+        """Advance to the next row group that has documents left."""
         visited = 0
         while visited <= self._num_files:
             here = self.position
@@ -107,7 +107,7 @@ def origin_of(arrival: int, num_files: int) -> tuple[int, int, int]:
 
 
 def grouped(arrivals: Sequence[int], num_files: int) -> list[tuple[int, int, list[int]]]:
-    """Consecutive arrivals of the same visit together: (epoch, file, documents)."""
+    """Group consecutive arrivals of the same visit: (epoch, file, documents)."""
     groups: list[tuple[int, int, list[int]]] = []
     for arrival in arrivals:
         epoch, file, document = origin_of(arrival, num_files)

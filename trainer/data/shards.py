@@ -28,11 +28,11 @@ _FIXED = struct.Struct("<8sII32s")  # magic, version, length of the JSON, its sh
 
 
 class BadCache(Exception):
-    """The cache file is not whole, or not of this tokenizer and text; it can be built again."""
+    """The cache file is incomplete, or of another tokenizer or text; it can be rebuilt."""
 
 
 class Shard(Protocol):
-    """Interface of a shard, as the reader uses it."""
+    """Interface of a shard for the reader."""
 
     @property
     def num_row_groups(self) -> int: ...
@@ -46,12 +46,12 @@ class Shard(Protocol):
         ...
 
     def pick(self, documents: Sequence[int]) -> list[np.ndarray]:
-        """Token ids of any documents of the file, in the order asked for."""
+        """Token ids of any documents of the file, in the given order."""
         ...
 
 
 class CachedShard:
-    """A mapped cache file: documents are views, nothing is copied."""
+    """A memory-mapped cache file: documents are views, nothing is copied."""
 
     def __init__(self, path: Path, tokenizer_sha256: str, file_sha256: str, check: bool = True):
         header, content = _map(path)
@@ -95,7 +95,7 @@ class CachedShard:
 
 
 class LiveShard:
-    """A shard tokenized as it is read, with the same documents as its cache would give."""
+    """A shard tokenized as it is read, with the same documents as its cache file."""
 
     def __init__(
         self,
@@ -142,9 +142,9 @@ class LiveShard:
 def write_shard(
     path: Path, source: TextFile, tokenizer: Tokenizer, file_sha256: str, encode
 ) -> int:
-    """Tokenize a text file into a cache file, a part of a row group in memory at a time.
+    """Tokenize a text file into a cache file, with part of a row group in memory at a time.
 
-    `encode(texts) -> list of arrays` does the work. Returns the number of tokens.
+    `encode(texts) -> list of arrays` tokenizes. Returns the number of tokens.
     """
     lengths, groups = [0], [0]
     digest = hashlib.sha256()

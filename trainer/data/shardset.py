@@ -1,4 +1,4 @@
-"""The open shards of a split: opened on use, the next one ahead, checked for changes."""
+"""The open shards of a split: opened on use, the next one in advance, checked for changes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RESTART_SECONDS = 10.0
 
 
 class ShardSet:
-    """Gives the reader its shards by index. Close it: it may own the process that builds ahead."""
+    """Opens shards by index for the reader. Close it: it may own the process that builds ahead."""
 
     def __init__(self, prepared: PreparedData, split: Literal["train", "val"]) -> None:
         self.files = prepared.files(split)
@@ -43,11 +43,11 @@ class ShardSet:
             self._start_builder()
 
     def open(self, index: int, stream: int = 0) -> Shard:
-        """The shard that a stream reads. Raises DataChanged, DataError."""
+        """Open the shard that a stream reads. Raises DataChanged, DataError."""
         held, shard = self._open.get(stream, (None, None))
         if shard is None or held != index:
             shard = self._shared(index) or self._take_ahead(index) or self._fresh(index)
-            self._open[stream] = index, shard  # older ones live on in the documents still buffered
+            self._open[stream] = index, shard  # documents still buffered keep older ones open
             self._look_ahead(index)
         elif not isinstance(shard, CachedShard) and not self._is_missing(self.files[index]):
             shard = self._fresh(index)
@@ -56,15 +56,15 @@ class ShardSet:
         return shard
 
     def _shared(self, index: int) -> Shard | None:
-        """The shard that another stream reads already. Each has a text file of its own: it keeps
-        the one row group it reads in memory."""
+        """The shard, if another stream reads it already. Each stream has its own text file, which
+        keeps the one row group it reads in memory."""
         for other, shard in self._open.values():
             if other == index and isinstance(shard, CachedShard):
                 return shard
         return None
 
     def pick(self, index: int, documents: list[int]) -> list[np.ndarray]:
-        """Single documents of any file, for a buffer that is restored."""
+        """Single documents of any file, to restore a buffer."""
         return self._fresh(index).pick(documents)
 
     def cancel(self) -> None:
@@ -91,14 +91,14 @@ class ShardSet:
         return ahead[1].result() if ahead and ahead[0] == index else None
 
     def _look_ahead(self, index: int) -> None:
-        """Open and check the next file in the background: hashing 100 MB takes a tenth second."""
+        """Open and check the next file in the background: hashing 100 MB takes 0.1 s."""
         following = (index + 1) % len(self.files)
         file = self.files[following]
         if following != index and Path(file.path).exists() and not self._is_missing(file):
             self._ahead = (following, self._opener.submit(self._fresh, following))
 
     def _check_unchanged(self, index: int) -> None:
-        """One stat for each row group: an edit pauses the run where it is read."""
+        """Check a file's stat at each row group: an edit pauses the run where it is read."""
         path = self.files[index].path
         try:
             stat = os.stat(path)
@@ -110,13 +110,13 @@ class ShardSet:
             self._stats[index] = seen
 
     def _verify(self, file: DataFile) -> None:
-        """What came after the preparation has no time to compare with: its content decides."""
+        """Verify a file; one downloaded after the preparation has no stat, so by its content."""
         verify_file(file, file.mtime_ns is None, self._prepared.corpora_dir)
 
     def _is_missing(self, file: DataFile) -> bool:
         return not cache.cache_path(self._prepared.cache_dir, file.text_sha256).exists()
 
-    # --- files that are still on their way -------------------------------------------------------
+    # --- files that are not downloaded yet -------------------------------------------------------
 
     def _await_file(self, file: DataFile) -> None:
         deadline = time.monotonic() + WAIT_SECONDS
@@ -139,7 +139,7 @@ class ShardSet:
             return ""
 
     def _keep_builder(self) -> None:
-        """Start one if there is none, but not all the time: another run's may be at it."""
+        """Start a builder if none runs, but not continually: another run's may be building."""
         gone = self._builder is None or self._builder.poll() is not None
         if gone and time.monotonic() - self._builder_began > RESTART_SECONDS:
             self._start_builder()

@@ -2,8 +2,8 @@
 
 Data sets name their splits in files (`train-00000-of-00002.parquet`, `wiki.test.tokens`) or folders
 (`validation/0.jsonl`); a data set's card (README.md) may list them too. The words are those of the
-Hugging Face `datasets` library. What is called validation or test is never trained on. Where more
-than one choice is left, the user is asked.
+Hugging Face `datasets` library. Splits named validation or test are never trained on. If more than
+one choice is left, an error lists them.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from trainer.data.walk import FoundFile
 LAST_VALIDATES = "files in name order, the last is validation"
 BY_NAME = "splits by name: {train} trains, {validation} validates"
 _SHARDED = re.compile(r"^(?P<split>.+?)-\d{3,}-of-\d{3,}\b")
-_LISTED = 12  # names in a question
+_LISTED = 12  # names listed in an error
 EVERY_CONFIG = "*"
 MAX_CARD_CHARS = 1 << 20
 
 
 @dataclass(frozen=True)
 class Named:
-    """A file's path, taken apart. split: "" if it names none; folder: what is above it."""
+    """A file's path, parsed. split: "" if it names none; folder: the path above it."""
 
     kind: Literal["train", "validation", "test"] | None
     split: str
@@ -38,7 +38,7 @@ class Named:
 
 @dataclass(frozen=True)
 class SplitChoice:
-    """Indices into the files. validation is empty if no name means it. rule: in words."""
+    """Indices into the files. validation: empty if no name means it. rule: for people."""
 
     train: list[int]
     validation: list[int]
@@ -48,7 +48,7 @@ class SplitChoice:
 
 
 def choose_found(found: FoundFile, spec: DataSpec) -> SplitChoice:
-    """`choose` for files on this machine, by the card beside them and the split of the spec."""
+    """`choose` for local files, by the card beside them and the split of the spec."""
     return choose(
         [found.relative(path) for path in found.files],
         where=str(found.root),
@@ -67,9 +67,9 @@ def choose(
     split: str | None = None,
     folders_are_configs: bool = False,
 ) -> SplitChoice:
-    """Sort the files of a data set by split. Raises DataError where the names leave a choice.
+    """Sort the files of a data set by split. Raises DataError if the names leave a choice.
 
-    where: the data set, for sentences. card: the `configs` of its README.md.
+    where: name of the data set, for messages. card: the `configs` of its README.md.
     folders_are_configs: folders without a split's name are configs, as on the hub.
     """
     named, notes = _of_config(paths, where, card, config, folders_are_configs)
@@ -77,7 +77,7 @@ def choose(
     rest = {index: name for index, name in named.items() if index not in kinds}
     train = _training(rest, bool(kinds), where, split)
     if rest[train[0]].kind is None and len(train) > 1:
-        # a test beside files without a split's name is left alone: it need not be of this set
+        # a test split beside files without a split's name is ignored: it may be of another data set
         kinds = {index: name for index, name in kinds.items() if name.kind == "validation"}
     validation, named = _validation(kinds, rest[train[0]].split)
     used = {*train, *validation}
@@ -91,7 +91,7 @@ def choose(
 
 
 def notes_on(path: Path) -> list[str]:
-    """A path named by the user is used even if it is named test; a note reports this."""
+    """Notes on a path named by the user: it is used even if it is named test."""
     kind = kind_of(path.name)
     if kind not in ("validation", "test"):
         return []
@@ -188,7 +188,7 @@ def _of_card(
 
 
 def _as_listed(name: Named, split: str | None) -> Named:
-    """The card's word for a split; the file's own name may only add that it is an evaluation."""
+    """The card's split; the file's own name may only make it an evaluation split."""
     if split is None:
         return name
     kind = kind_of(split)
@@ -220,7 +220,7 @@ def _patterns(config: dict[str, Any]) -> list[tuple[str | None, re.Pattern[str]]
 
 
 def _glob(pattern: str) -> re.Pattern[str]:
-    """`**` any folders, `*` within one, and a folder's name all below it."""
+    """Compile a glob: `**` any folders, `*` within one; a folder matches all below it."""
     pattern = pattern.removeprefix("./").strip("/")
     words = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     pieces = re.split(r"(\*\*/|\*\*|\*|\?)", pattern)
@@ -252,7 +252,7 @@ def _training(
             "rename the files or give another folder",
         )
     if has_evaluation and any(name.kind == "train" for name in rest.values()):
-        # beside a whole layout of splits a file without one is no part of the data set
+        # beside a complete set of splits a file without one is not part of the data set
         rest = {i: name for i, name in rest.items() if name.split}
         names = [name for name in names if name]
     if "train" in names:
@@ -263,7 +263,7 @@ def _training(
 
 
 def _validation(kinds: dict[int, Named], train: str) -> tuple[list[int], str]:
-    """The validation split, else the test split; of several the one with the ending of `train`."""
+    """The validation split, else the test split; of several the one with `train`'s suffix."""
     for wanted in ("validation", "test"):
         found = {i: name.split for i, name in kinds.items() if name.kind == wanted}
         ending = re.sub(r"^train(ing)?", "", train)

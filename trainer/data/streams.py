@@ -24,7 +24,7 @@ from trainer.data.shardset import ShardSet
 
 @dataclass(frozen=True)
 class StreamsSnapshot:
-    """The place after a batch: of each stream, and how many rows were taken in all."""
+    """Position after a batch: of each stream, and the total number of rows taken."""
 
     packing: str
     streams: tuple[CursorSnapshot, ...]
@@ -32,7 +32,7 @@ class StreamsSnapshot:
 
     @property
     def last(self) -> LastRead:
-        """Where the newest documents of the first stream came from."""
+        """Position of the newest documents of the first stream."""
         return self.streams[0].last
 
     def cursor(self) -> dict[str, Any]:
@@ -83,7 +83,7 @@ class PackedDocuments:
 
 
 class _RowMaker:
-    """Makes rows from the streams in turn, from a cursor on."""
+    """Takes rows from the streams in turn, from a cursor on."""
 
     def __init__(self, source: PackedDocuments, cursor: dict[str, Any], ranks: range) -> None:
         parts = cursors.parts_of(cursor, len(ranks))
@@ -104,7 +104,7 @@ class _RowMaker:
 
 
 class _Stream:
-    """One packer with its reader."""
+    """One stream: a packer with its reader."""
 
     def __init__(self, source: PackedDocuments, cursor: dict[str, Any], rank: int) -> None:
         self._source, self._cursor = source, cursor

@@ -1,7 +1,7 @@
 """Opens text files: decompression, and detection of UTF-8, UTF-16 and binary content.
 
-What a file is decides its content, not its name: `.gz` files that a download has unpacked are read
-as they are.
+The content of a file decides its kind, not its name: a `.gz` file that a download has unpacked is
+read as plain text.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ _BOMS = (
 
 @contextlib.contextmanager
 def text(path: Path) -> Iterator[tuple[BinaryIO | None, Callable[[], int]]]:
-    """(a stream of UTF-8 without a byte order mark, bytes of the file read so far).
+    """Open a text file: (stream of UTF-8 without a byte order mark, function for the bytes read).
 
-    The stream is None for a file that holds no text. Raises DataError for a damaged archive, also
-    while the stream is read.
+    The stream is None for a file without text. Raises DataError for a damaged archive, also while
+    the stream is read.
     """
     with path.open("rb") as raw, _explained(path):
         plain = io.BufferedReader(_Explaining(_unpacked(raw), path), BUFFER_BYTES)
@@ -59,7 +59,7 @@ def text(path: Path) -> Iterator[tuple[BinaryIO | None, Callable[[], int]]]:
 
 
 def without_compression(name: str) -> str:
-    """A file's name without the ending of its compression: `a.jsonl.gz` is `a.jsonl`."""
+    """A file's name without its compression suffix: `a.jsonl.gz` gives `a.jsonl`."""
     suffix = Path(name).suffix.lower()
     return name[: -len(suffix)] if suffix in SUFFIXES else name
 
@@ -127,7 +127,7 @@ def _damaged(path: Path, error: Exception) -> DataError:
 
 
 def _encoding(sample: bytes) -> str | None:
-    """The encoding of a file that begins so; None when it is no text."""
+    """The encoding of a file from its first bytes; None if it is not text."""
     for bom, name in _BOMS:
         if sample.startswith(bom):
             return name if _is_assigned(sample.decode(name, "replace")) else None
@@ -136,7 +136,7 @@ def _encoding(sample: bytes) -> str | None:
 
 
 def _is_assigned(characters: str) -> bool:
-    """Any two bytes are a character of UTF-16, but in random ones every tenth means nothing."""
+    """True if the characters are assigned: of random UTF-16 every tenth is not."""
     unknown = sum(unicodedata.category(c) in ("Cn", "Co") for c in characters[:1000])
     return unknown <= MAX_UNASSIGNED * min(1000, len(characters)) and _is_text(characters)
 
@@ -148,7 +148,7 @@ def _is_text(characters: str) -> bool:
 
 
 def _utf16_without_mark(sample: bytes) -> str | None:
-    """Western text in UTF-16 has a zero in nearly every other byte, and nowhere else."""
+    """Detect UTF-16 without a mark: Western text has a zero in nearly every other byte."""
     half = max(1, len(sample) // 2)
     even, odd = sample[0::2].count(0) / half, sample[1::2].count(0) / half
     for zeros, others, name in ((odd, even, "utf-16-le"), (even, odd, "utf-16-be")):
@@ -158,7 +158,7 @@ def _utf16_without_mark(sample: bytes) -> str | None:
 
 
 class _Recoded(io.RawIOBase):
-    """Another encoding as UTF-8; what does not decode is U+FFFD."""
+    """Recodes another encoding to UTF-8; undecodable bytes become U+FFFD."""
 
     def __init__(self, inner: BinaryIO, encoding: str) -> None:
         self._inner = inner

@@ -1,6 +1,6 @@
 """Byte length of each token, for val bpb: two tables of the same vocabulary.
 
-`raw` is the number of bytes a token stands for. `decoded` is the length of its text in UTF-8, where
+`raw` is the number of bytes of a token. `decoded` is the length of its text in UTF-8, where
 bytes that are not UTF-8 become U+FFFD and count 3: nanochat's table before 3 July 2026. Special
 tokens count 0 in both. Every vocabulary holds the 256 single bytes, so the two always differ.
 """
@@ -35,9 +35,9 @@ def _decoded(tokenizer: Tokenizer) -> np.ndarray:
 
 
 def read_kind(tokenizer: Tokenizer, directory: str | Path) -> TokenBytes | None:
-    """Which of the two tables nanochat's token_bytes.pt in a folder is; None without the file.
+    """The kind of table in nanochat's token_bytes.pt in a folder; None without the file.
 
-    Runs no code of the file. Raises DataError("tokenizer_refused") when it is neither.
+    Runs no code from the file. Raises DataError("tokenizer_refused") if it is neither.
     """
     path = Path(directory) / FILE_NAME
     if not path.exists():
@@ -66,7 +66,7 @@ def _load(tokenizer: Tokenizer, path: Path) -> np.ndarray:
         torch_archive.check_tensors(lengths, num_bytes)
     except torch_archive.ArchiveRefused as error:
         raise _refused(path, f"it {error}") from None
-    except Exception as error:  # torch raises many kinds for files that are not its own
+    except Exception as error:  # torch raises many kinds of errors for foreign files
         raise _refused(path, reason(error)) from None
     if not isinstance(lengths, torch.Tensor) or lengths.shape != (tokenizer.vocab_size,):
         raise _refused(path, f"it is not one length for each of {tokenizer.vocab_size:,} tokens")

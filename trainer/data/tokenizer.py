@@ -1,8 +1,8 @@
 """The tokenizer: byte-level BPE, trained with rustbpe, encoded with tiktoken (docs/recipe.md).
 
 On disk it is one JSON file, `tokenizer.json`, without pickle: the split pattern, the token bytes
-in the order of their ranks (base64), the special tokens after them. nanochat's two files
-(tokenizer.pkl, token_bytes.pt) are read without running anything in them, and can be written.
+in rank order (base64), the special tokens after them. nanochat's two files (tokenizer.pkl,
+token_bytes.pt) are read without running any code in them, and can be written.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Tokenizer:
         return self.encode_array(text).tolist()
 
     def encode_array(self, text: str, bos: bool = False) -> np.ndarray:
-        """Token ids (n,) in the narrowest dtype, after `<|bos|>` if asked."""
+        """Token ids (n,) in the narrowest dtype, preceded by `<|bos|>` if `bos`."""
         try:
             ids = self.encoding.encode_to_numpy(text, disallowed_special=())
         except BaseException as error:
@@ -145,10 +145,10 @@ def load(directory: str | Path) -> Tokenizer:
 
 
 def load_any(directory: str | Path) -> Tokenizer:
-    """traind's or nanochat's, whichever is in the directory."""
+    """Load traind's or nanochat's tokenizer, whichever is in the directory. Raises DataError."""
     directory = Path(directory)
     if directory.is_file():
-        directory = directory.parent  # the file in the folder was named
+        directory = directory.parent  # a file in the folder was given
     if (directory / FILE_NAME).exists():
         return load(directory)
     if (directory / PICKLE_NAME).exists():
@@ -164,9 +164,9 @@ def load_any(directory: str | Path) -> Tokenizer:
 def train(
     texts: Iterable[str], vocab_size: int, special_tokens: Sequence[str] = SPECIAL_TOKENS
 ) -> Tokenizer:
-    """Train on the first 10,000 characters of each text, up to 2e9 characters.
+    """Train a BPE tokenizer on the first 10,000 characters of each text, up to 2e9 in total.
 
-    Raises DataError when the text does not hold enough merges for `vocab_size`.
+    Raises DataError if the text does not yield enough merges for `vocab_size`.
     """
     from rustbpe import Tokenizer as Trainer  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -198,9 +198,9 @@ def _training_text(texts: Iterable[str]) -> Iterator[str]:
 
 
 def from_nanochat(directory: str | Path) -> Tokenizer:
-    """nanochat's tokenizer.pkl, compared with its token_bytes.pt when that is there.
+    """Load nanochat's tokenizer.pkl, compared with its token_bytes.pt if that exists.
 
-    The table may be either of those in `token_bytes`. Runs no code of either file. Raises
+    The table may be either of those in `token_bytes`. Runs no code from either file. Raises
     DataError("tokenizer_refused", ...).
     """
     path = Path(directory) / PICKLE_NAME
@@ -225,7 +225,7 @@ def from_nanochat(directory: str | Path) -> Tokenizer:
 def nanochat_id(directory: str | Path) -> int:
     """nanochat's fingerprint of a tokenizer: crc32 of tokenizer.pkl's bytes, without the sign bit.
 
-    It is that of the file: another pickle of the same tokenizer may have another one.
+    It identifies the file: another pickle of the same tokenizer may have another id.
     """
     return zlib.crc32(_read_capped(Path(directory) / PICKLE_NAME)) & 0x7FFFFFFF
 

@@ -1,8 +1,8 @@
-"""Checks a `.pt` file before torch reads it, and the tensors read from it.
+"""Checks a `.pt` file (torch.load) before torch reads it, and the tensors read from it.
 
 `torch.load(weights_only=True)` runs no code, but it creates any plain data a pickle describes: a
 bytearray of any length from 350 bytes, storages larger than the file. Here the opcodes and the few
-names of a checkpoint are the only ones let through, and tensors must lie in the file's own bytes.
+names of a checkpoint are the only ones allowed, and tensors must be within the file's own bytes.
 """
 
 from __future__ import annotations
@@ -37,13 +37,14 @@ _FUNCTIONS = frozenset(
 
 
 class ArchiveRefused(Exception):
-    """The file is not what a checkpoint is; the message is the end of a sentence about it."""
+    """The file is not a plain checkpoint; the message completes a sentence about it."""
 
 
 def check(path: Path, max_bytes: int) -> int:
-    """The bytes of all entries of an archive that may be loaded. Raises Refused, OSError.
+    """Check an archive; returns the bytes of all its entries. Raises ArchiveRefused, OSError.
 
-    Stored, not compressed (torch never compresses, a bomb does), and no bigger than expected.
+    Entries must be stored, not compressed (torch never compresses; a zip bomb does), and no bigger
+    than expected.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -58,7 +59,7 @@ def check(path: Path, max_bytes: int) -> int:
 
 
 def check_tensors(loaded: Any, num_bytes: int) -> None:
-    """Raise Refused for tensors that are larger than the bytes they came from."""
+    """Raise ArchiveRefused for tensors that are larger than the bytes they came from."""
     storages: dict[int, int] = {}
     for tensor in _tensors(loaded):
         storage = tensor.untyped_storage()
@@ -103,7 +104,7 @@ def _is_known(name: str) -> bool:
 
 
 def _tensors(loaded: Any) -> Iterator[torch.Tensor]:
-    """Every tensor, once for each object: what refers to itself or is shared ends too."""
+    """Every tensor; each container is visited once, so that cycles end."""
     seen: set[int] = set()
     waiting = [loaded]
     while waiting:

@@ -1,7 +1,7 @@
 """Finds the files below a path: the same walk for text, JSONL and parquet.
 
-Hidden files, links to folders, links to nothing, empty files and other kinds of files are left out
-and counted.
+Hidden files, links to folders, broken links, empty files and other kinds of files are skipped and
+counted.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from trainer.data.left_out import Account, is_utf8, shown
 
 @dataclass
 class FoundFile:
-    """Files in name order. named_itself: the path was one file, which its user named."""
+    """Files in name order. named_itself: the path is a single file that the user named."""
 
     root: Path
     files: list[Path]
@@ -29,10 +29,10 @@ class FoundFile:
 
 
 def find(path: str | Path, is_wanted: Callable[[str], bool], kind: str) -> FoundFile:
-    """The files at a path: itself, or all below the folder whose names are wanted.
+    """Find the files at a path: itself, or all below the folder whose names are wanted.
 
-    kind: what is looked for, for the sentence where there is none. Raises DataError for a path that
-    is missing, unreadable or without such files.
+    kind: the files looked for, for the error message. Raises DataError for a path that is missing,
+    unreadable or without such files.
     """
     root = expanded(path)
     _check_exists(root)
@@ -54,7 +54,7 @@ def find(path: str | Path, is_wanted: Callable[[str], bool], kind: str) -> Found
 
 
 def expanded(path: str | Path) -> Path:
-    """The path with `~` and `~user` resolved. Raises DataError for a user that is not there."""
+    """The path with `~` and `~user` expanded. Raises DataError for an unknown user."""
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
@@ -62,7 +62,7 @@ def expanded(path: str | Path) -> Path:
 
 
 def _choose_folders(folder: Path, folders: list[str], left: Account) -> None:
-    """os.walk does not follow links to folders, which could lead in a circle."""
+    """Choose the folders to walk: hidden ones and links, which could be cyclic, are skipped."""
     for name in sorted(folders):
         if name.startswith("."):
             left.add("dot_folder", folder / name)
@@ -75,7 +75,7 @@ def _is_usable(path: Path, is_wanted: Callable[[str], bool], left: Account) -> b
     try:
         why = _why_not(path, is_wanted)
     except FileNotFoundError:
-        why = "broken_link"  # it went away while the folder was read
+        why = "broken_link"  # it was removed while the folder was read
     except OSError as error:
         raise _unreadable(error, path) from None
     if why:
