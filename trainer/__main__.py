@@ -1,5 +1,5 @@
-"""Entry point of the trainer process: `python -P -m trainer ATTEMPT_DIR`. Its order is in the
-directory; its events go to the outbox there. It does not depend on the daemon.
+"""Entry point of the trainer process: `python -P -m trainer ATTEMPT_DIR`. The directory has its
+order, and the outbox for its events. The process does not depend on the daemon.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
     failpoint.hit("trainer.begin")  # not before the rank is known
     rank = int(os.environ.get("RANK", "0")) if order.num_ranks > 1 else 0
     status = _lead(directory, order) if rank == 0 else _follow(directory, order, rank)
-    if order.num_ranks > 1:  # threads that wait for a lost rank would hold the interpreter up
+    if order.num_ranks > 1:  # threads that wait for a lost rank would block the interpreter's exit
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
@@ -51,7 +51,7 @@ def _lead(directory: Path, order: AttemptOrder) -> int:
     try:
         with takeover.run_lock(order, _Waiting(own).tick):
             ended = _train(order, own, 0)
-    except BaseException as error:  # whatever it was, it is written down before the process goes
+    except BaseException as error:  # recorded in exit.json before the process ends
         ended = _failure(error, own)
         if ended.outcome == "failed":
             process.log_traceback(error)
@@ -61,7 +61,7 @@ def _lead(directory: Path, order: AttemptOrder) -> int:
 
 
 class _Waiting:
-    """While an earlier trainer of the run holds its lock: reported once, ended by SIGTERM."""
+    """Wait while an earlier trainer holds the run's lock: reports it once, ends on SIGTERM."""
 
     def __init__(self, own: process.Process) -> None:
         self._own, self._is_reported = own, False
@@ -76,7 +76,7 @@ class _Waiting:
 
 
 def _follow(directory: Path, order: AttemptOrder, rank: int) -> int:
-    """A rank other than 0: the same training, without journals, checkpoints and locks."""
+    """Run a rank other than 0: the same training, without journals, checkpoints and locks."""
     own = RankProcess(directory, rank)
     try:
         ended = _train(order, own, rank)
@@ -124,7 +124,7 @@ def _rendezvous(
 
 
 def _end(cause: Exception, own: process.Process | RankProcess) -> int:
-    """The last words of a process whose main thread waits; its exit status."""
+    """Record the end of a process whose main thread is blocked; returns its exit status."""
     ended = _failure(cause, own)
     own.end(ended)
     return 1 if ended.outcome == "failed" else 0

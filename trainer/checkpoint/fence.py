@@ -1,10 +1,10 @@
-"""Fence: an attempt that was superseded cannot commit a checkpoint, even while it lives on.
+"""Fence: a superseded attempt cannot commit a checkpoint, even if its process is still running.
 
 A checkpoint is written into attempts/NNNN/staging, and the rename of that directory commits it. A
 newer attempt renames the staging of older ones away and puts a file in its place. Both are single
-operations by name in one directory, decided where the disk is: on a network file system the listing
-of `attempts/` may be a minute old, so that a trainer on a node that was given up for dead would not
-see that it has a successor.
+operations by name in one directory, which the file server serializes: on a network file system the
+listing of `attempts/` may be a minute old, so that a trainer on a node that was presumed dead would
+not see its successor.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _AWAY = ".superseded"
 
 
 class Fenced(Exception):
-    """A newer attempt of this run exists: this one may not commit anything any more."""
+    """A newer attempt of this run exists: this one may no longer commit anything."""
 
 
 def staging(checkpoints: Path, attempt: int) -> Path | None:
-    """Where this attempt writes a checkpoint; None where its directory is on another disk than the
-    checkpoints, or is not there (an import has none)."""
+    """Directory in which this attempt writes a checkpoint; None if it is on another disk than the
+    checkpoints or does not exist (an import has none)."""
     place = checkpoints.parent / "attempts" / f"{attempt:04d}"
     try:
         same = place.stat().st_dev == checkpoints.stat().st_dev
@@ -47,13 +47,13 @@ def make(temp: Path) -> None:
 
 
 def commit(temp: Path, path: Path) -> None:
-    """Give the directory its name. Raises Fenced, OSError."""
+    """Commit the directory by renaming it. Raises Fenced, OSError."""
     try:
         os.rename(f"{temp}{os.sep}", path)  # the separator: a file is never committed
     except OSError:
         _refuse_if_shut(temp)
         raise
-    if not path.is_dir():  # what a cache still took for a directory was the file
+    if not path.is_dir():  # the file, which a cache still took for a directory
         path.unlink(missing_ok=True)
         raise Fenced(f"a newer attempt has taken over: {temp} is fenced off")
 
@@ -61,7 +61,7 @@ def commit(temp: Path, path: Path) -> None:
 def shut_out(run_dir: Path, attempt: int) -> list[str]:
     """Fence off every older attempt from committing, and remove its unfinished files.
 
-    The names of what was removed. An attempt whose directory cannot be changed is reported.
+    Returns the removed names. Reports an attempt whose directory cannot be changed.
     """
     swept: list[str] = []
     for name in _names(run_dir / "attempts"):
@@ -85,8 +85,7 @@ def check(run_dir: Path, attempt: int) -> None:
 
 
 def refuse_if_succeeded(run_dir: Path, attempt: int) -> None:
-    """Raises Fenced where the directory of a newer attempt is listed, OSError where that cannot be
-    known."""
+    """Raises Fenced if the directory of a newer attempt is listed, OSError if the listing fails."""
     attempts = run_dir / "attempts"
     if not attempts.is_dir():
         return

@@ -11,15 +11,15 @@ CHECK_SECONDS = 5.0
 
 
 class FenceWatch:
-    """Looks every few seconds whether a newer attempt has taken over from this one, so that it
-    ends then and not at its next save."""
+    """Checks every few seconds if a newer attempt has taken over, so that this one ends then and
+    not at its next save."""
 
     def __init__(self, run_dir: Path, attempt: int) -> None:
         self._run_dir, self._attempt = run_dir, attempt
         self._next = 0.0
 
     def look(self) -> None:
-        """Raises Fenced."""
+        """Check if it is time to. Raises Fenced."""
         now = time.monotonic()
         if now >= self._next:
             self._next = now + CHECK_SECONDS

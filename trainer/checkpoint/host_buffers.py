@@ -1,9 +1,9 @@
 """Host buffers for checkpoint snapshots: one flat block, pinned for a GPU if the host permits.
 
-A device copies to pinned memory without waiting. torch's own allocator of pinned memory rounds each
-tensor up to a power of two (2.8 GB for the 2.0 of depth 12); here the block has the exact size and
-is registered with the driver as it is. A host may refuse: WSL and small machines limit pinned
-memory. Then the block stays pageable, and a copy makes the step wait.
+Copies to pinned memory are asynchronous. torch's allocator of pinned memory rounds each tensor up
+to a power of two (2.8 GB for the 2.0 of depth 12); here the block has the exact size and is
+registered with the driver. A host may refuse: WSL and small machines limit pinned memory. Then the
+block stays pageable, and the step waits for a copy.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ BufferLayout = dict[str, tuple[torch.Size, torch.dtype]]
 
 
 class HostBuffers:
-    """A buffer for each of the tensors it was made for, by the same names.
+    """One host buffer for each tensor of a snapshot, under the same names.
 
-    refused: why the memory is not pinned, None where it is or need not be.
+    refused: why the memory is not pinned; None if it is or need not be.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
@@ -36,11 +36,11 @@ class HostBuffers:
         self._thread.start()
 
     def fit(self, tensors: Mapping[str, Tensor]) -> bool:
-        """Whether these tensors have the names, shapes and types of those it was made for."""
+        """True if the buffers match these tensors in names, shapes and dtypes."""
         return layout(tensors) == self._layout
 
     def take(self) -> dict[str, Tensor]:
-        """The buffers by name. Waits until they are there."""
+        """The buffers by name. Waits until they are allocated."""
         self._thread.join()
         return self._buffers
 
@@ -58,7 +58,7 @@ class HostBuffers:
             at += _aligned(sizes[name])
 
     def _pinned(self, total: int) -> Tensor:
-        """A block registered with the driver. An error of the driver's stays with this thread."""
+        """Allocate a block and pin it with the driver. A CUDA error stays in this thread."""
         memory = mmap.mmap(-1, max(total, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         block = torch.frombuffer(memory, dtype=torch.uint8)
         torch.cuda.set_device(self._device)
@@ -69,7 +69,7 @@ class HostBuffers:
             self.refused = f"{total / 1e9:.2f} GB cannot be pinned (CUDA error {status})"
         else:
             free = weakref.finalize(self, runtime.cudaHostUnregister, block.data_ptr())
-            free.atexit = False  # the driver frees what a process leaves
+            free.atexit = False  # the driver unregisters it when the process exits
         return block
 
 

@@ -1,4 +1,4 @@
-"""Retention: which checkpoints of a lineage are kept, and which nothing needs any more."""
+"""Retention: which checkpoints of a lineage are kept, and which can be removed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def surplus(
     pinned: set[str],
     keep_steps: Collection[int] = (),
 ) -> list[Path]:
-    """Checkpoints of the lineage that nothing needs any more, oldest first. Pure.
+    """Checkpoints of the lineage that can be removed, oldest first. Pure.
 
     Kept: the newest `keep_last`, multiples of keep_every, pinned ones, ends of phases, imports,
     those at `keep_steps` (where a warmdown begins), and the best by val bpb.
@@ -48,8 +48,8 @@ def surplus(
 
 
 def held(directory: Path, lineage: Lineage, run_id: str | None = None) -> list[RetentionEntry]:
-    """The lineage's checkpoints as retention sees them; unreadable ones, and those of another run,
-    are left alone."""
+    """The lineage's checkpoints as retention entries; skips unreadable ones and those of another
+    run."""
     found = []
     for path in store.candidates(directory, lineage):
         try:

@@ -1,8 +1,8 @@
 """Safetensors writer: bytes, sha256 and fsync in one pass.
 
 The format is Hugging Face's safetensors (8-byte little-endian header length, JSON header, data);
-reading is done by the library. Written here because the promise that a checkpoint is durable and
-verified needs the hash, the error and the fsync of every byte written.
+the library reads it. This writer exists because a durable, verified checkpoint needs the hash, the
+error and the fsync of every byte written.
 """
 
 from __future__ import annotations

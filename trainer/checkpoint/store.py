@@ -1,9 +1,9 @@
 """Checkpoints: immutable, verified directories.
 
 step-NNNNNNNNN-aAAAA/ holds model.safetensors, optimizer.safetensors, state.json and, written last,
-manifest.json with size and sha256 of each and a seal over itself. Everything goes to a temporary
-directory first, is fsynced, and the directory's rename commits it. Verified before any load: a bad
-one is passed over by name, never silently for step 0.
+manifest.json with size and sha256 of each and a seal over itself. Everything is written to a
+temporary directory and fsynced, and the directory's rename commits it. Every load verifies first: a
+damaged checkpoint is skipped and reported, and training never silently restarts at step 0.
 """
 
 from __future__ import annotations
@@ -126,8 +126,8 @@ def write(
 
 
 def _make_name_durable(path: Path, temp: Path) -> None:
-    """fsync the directory that holds `path`; where that fails nothing is claimed, so it goes back
-    to its temporary name."""
+    """fsync the directory that contains `path`; if that fails, the checkpoint is not committed and
+    is renamed back to its temporary name."""
     try:
         failpoint.hit("checkpoint.before_dir_fsync")
         fsync_directory(path.parent)
@@ -162,10 +162,10 @@ def free_bytes(directory: Path) -> int:
 
 
 def verify(path: Path, run_id: str | None = None) -> Manifest:
-    """The manifest of a checkpoint whose every byte is as it was written.
+    """Verify every byte of a checkpoint and return its manifest.
 
-    run_id: whose it must be; one that was copied from another run is never trained on.
-    Raises Bad; OSError where the error is not about the files.
+    run_id: the run it must belong to; a checkpoint copied from another run is never trained on.
+    Raises Bad; OSError if the error is not about the files.
     """
     manifest = read_manifest(path)
     if run_id is not None and not belongs(manifest, run_id):
@@ -181,14 +181,14 @@ def verify(path: Path, run_id: str | None = None) -> Manifest:
 
 
 def belongs(manifest: Manifest, run_id: str) -> bool:
-    """Whether it is that run's. An import is written by a job, from whose id the run's follows."""
+    """True if the checkpoint is of this run. An import's job id determines the run's id."""
     imported = manifest.attempt == 0 and manifest.run_id.startswith("job_")
     owner = f"run_{manifest.run_id.removeprefix('job_')}" if imported else manifest.run_id
     return owner == run_id
 
 
 def require(path: Path, run_id: str | None = None) -> Manifest:
-    """`verify` of one that was named: what is wrong names its directory. Raises Bad, OSError."""
+    """`verify` of a named checkpoint: errors name its directory. Raises Bad, OSError."""
     try:
         return verify(path, run_id)
     except Bad as error:
@@ -196,7 +196,7 @@ def require(path: Path, run_id: str | None = None) -> Manifest:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """The manifest alone, its seal checked, its files not looked at. Raises Bad, OSError."""
+    """Read the manifest and check its seal, but not the files. Raises Bad, OSError."""
     try:
         body, _, rest = (path / MANIFEST).read_bytes().rpartition(_SEAL)
         if rest != hashlib.sha256(body).hexdigest().encode() + b'"\n}':
@@ -213,7 +213,7 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def _require_about_the_file(error: OSError) -> None:
-    """Too many open files, no right to read: no checkpoint is bad for that. Raises OSError."""
+    """Re-raise an error that does not mean damage: too many open files, no permission."""
     if not os_errors.is_about_the_file(error):
         raise error
 
@@ -240,7 +240,7 @@ def _verify_file(path: Path, entry: FileEntry) -> None:
 
 
 def candidates(directory: Path, lineage: Lineage, max_step: int | None = None) -> list[Path]:
-    """Checkpoint directories of the lineage, newest first; decided by scanning, not by a link."""
+    """Checkpoint directories of the lineage, newest first; found by a scan, not by a link."""
     found = []
     for path in directory.iterdir() if directory.is_dir() else ():
         named = parse_checkpoint_name(path.name)
@@ -255,9 +255,9 @@ def candidates(directory: Path, lineage: Lineage, max_step: int | None = None) -
 def newest(
     directory: Path, lineage: Lineage, max_step: int | None = None, run_id: str | None = None
 ) -> FoundCheckpoint | None:
-    """The newest checkpoint that verifies, with those passed over. None when there is none at all.
+    """The newest checkpoint that verifies, with the skipped ones. None if there is no checkpoint.
 
-    Raises Bad when there are some and none verifies: going back to step 0 is never silent.
+    Raises Bad if there are some and none verifies: a restart at step 0 is never silent.
     """
     passed_over: list[tuple[str, str]] = []
     for path in candidates(directory, lineage, max_step):
@@ -278,9 +278,9 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, An
 
 
 def remove(path: Path) -> None:
-    """Remove a checkpoint so that a kill half-way never leaves one that looks whole.
+    """Remove a checkpoint by rename first, so that a kill never leaves one that looks complete.
 
-    One that a job began to hold in this very moment stays. Raises OSError.
+    A checkpoint that a job holds by then stays. Raises OSError.
     """
     trash = path.with_name(f"{_TRASH}{path.name}-{time.time_ns()}")
     failpoint.hit("checkpoint.remove")
@@ -293,7 +293,7 @@ def remove(path: Path) -> None:
 
 
 def sweep(directory: Path) -> list[str]:
-    """Remove what killed writers and removers left; call only while holding the run's lock."""
+    """Remove leftovers of killed writers and removers; call only while holding the run's lock."""
     leftovers = [
         path
         for path in (directory.iterdir() if directory.is_dir() else ())

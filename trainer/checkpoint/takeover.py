@@ -1,8 +1,8 @@
 """Takeover: the run's lock passes from the trainer of an earlier attempt to that of the next.
 
-The daemon starts an attempt when the one before it has ended, or when the node it ran on was given
-up for dead. There its trainer may live on and hold the lock, until it sees that it is fenced off;
-and a file server keeps the locks of a machine that is gone, NFS for 90 s.
+The daemon starts an attempt when the previous one has ended, or when its node was presumed dead.
+In that case the old trainer may still run and hold the lock until it sees that it is fenced off;
+and a file server keeps the locks of a dead machine for a while, NFS for 90 s.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from trainer.contract.orders import AttemptOrder
 from trainer.contract.rundir import Held, acquire
 
 RUN_LOCK = "trainer.lock"
-WAIT_SECONDS = 180.0  # twice the lease of NFS; the longest step of a trainer that lives on
+WAIT_SECONDS = 180.0  # twice the lease of NFS; the longest step of a trainer that still runs
 LOOK_SECONDS = 0.1
 
 
 @contextmanager
 def run_lock(order: AttemptOrder, while_waiting: Callable[[], None]) -> Iterator[None]:
-    """Hold the lock of the order's run. Another trainer that has it is fenced off and waited for;
-    `while_waiting` is called again and again meanwhile, and may raise.
+    """Hold the lock of the order's run. If another trainer has it, fence it off and wait for it;
+    `while_waiting` is called repeatedly meanwhile, and may raise.
 
-    Raises Held when it is not released in time, Fenced when a newer attempt than this one exists.
+    Raises Held if the lock is not released in time, Fenced if a newer attempt exists.
     """
     path = Path(order.run_dir) / RUN_LOCK
     try:

@@ -216,7 +216,7 @@ class JournalReader:
         try:
             chunk, size, inode = self._load(offset, max_bytes)
         except FileNotFoundError:
-            gone = "the file was deleted" if offset or self.inode is not None else None
+            gone = "the file is gone" if offset or self.inode is not None else None
             return JournalBatch([], offset, next_seq, gone)
         if self.inode is not None and inode != self.inode:
             return JournalBatch([], offset, next_seq, "the file was replaced by another")

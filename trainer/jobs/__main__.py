@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
 
 
 def stop_requested(own: process.Process) -> bool:
-    """Whether the job was cancelled or signalled to end; polled between pieces of work."""
+    """True if the job was cancelled or got a signal to end; polled between pieces of work."""
     return own.control.wants_attention()
 
 

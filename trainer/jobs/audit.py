@@ -1,7 +1,7 @@
 """Audit job: repeats recorded steps from a checkpoint and compares the losses bit for bit.
 
-A difference, on the machine and versions the run was made with, is silent data corruption of
-memory, disk or processor: nothing in the software may change these bits.
+On the machine and versions of the run, a difference means silent data corruption in memory, disk or
+processor: nothing in the software may change these bits.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def run(order: JobOrder, own: Process) -> dict[str, Any]:
         update={
             "lineage": limits, "max_step": start,
             "run_dir": order.run_dir, "data_dir": order.data_dir,
-            "devices": [],  # one rank: lanes make its bits those of several
+            "devices": [],  # one rank: with lanes it computes the same bits as several
         }
     )  # fmt: skip
     with tempfile.TemporaryDirectory(dir=own.directory) as folder:

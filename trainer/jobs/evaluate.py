@@ -11,7 +11,7 @@ from trainer.runtime.process import Process
 
 
 def run(order: JobOrder, own: Process) -> dict[str, Any]:
-    """params: jobs.EvaluateParams with `checkpoint` resolved. Empty result when cancelled."""
+    """params: jobs.EvaluateParams with `checkpoint` resolved. Returns {} if cancelled."""
     own.reporter.emit(events.Stage(stage="loading", detail="model"))
     from trainer.jobs.load_model import load
 
@@ -28,7 +28,7 @@ def run(order: JobOrder, own: Process) -> dict[str, Any]:
 
 
 def _configure(loaded: Any) -> None:
-    """A GPU's products and kernels as the run has them: by its precision and its determinism."""
+    """Set the device's precision and determinism to the run's."""
     from trainer.runtime import device
 
     where = loaded.model.device
@@ -59,8 +59,8 @@ def _measure(kind: Literal["bpb", "core"], loaded: Any, order: JobOrder, own: Pr
 
 
 def _bpb(loaded: Any, order: JobOrder, own: Process):
-    """The run's own value last; before it the one by raw bytes, where the run counts by the table
-    of before July 2026."""
+    """Measure val bpb. If the run counts by the table of before July 2026, reports the value by raw
+    bytes first; the run's own value comes last."""
     from trainer.evaluate import span
     from trainer.jobs import token_losses
 

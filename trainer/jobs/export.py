@@ -24,7 +24,7 @@ from trainer.runtime.process import Process
 def run(order: JobOrder, own: Process) -> dict[str, Any]:
     """params: jobs.ExportParams with `checkpoint` resolved, {"directory": where to, "history": …}.
 
-    The folder appears whole or not at all.
+    The folder appears complete or not at all.
     """
     own.reporter.emit(events.Stage(stage="loading", detail="checkpoint"))
     loaded = load(order)
@@ -46,7 +46,7 @@ def run(order: JobOrder, own: Process) -> dict[str, Any]:
 
 
 def _nanochat(loaded: Loaded, order: JobOrder, folder: Path) -> list[str]:
-    """nanochat's files; returns what nanochat would do otherwise, in sentences."""
+    """Write nanochat's files; returns what nanochat would do differently, in sentences."""
     from trainer.interop import nanochat_export as nanochat
     from trainer.interop.nanochat_export_meta import experiment_meta, meta_for
 
@@ -82,8 +82,8 @@ def _nanochat(loaded: Loaded, order: JobOrder, folder: Path) -> list[str]:
 
 
 def _cursor(loaded: Loaded, generation: str) -> tuple[dict[str, Any], list[str]]:
-    """nanochat's data cursor, and what of traind's it cannot hold. Raises InteropError where there
-    is none.
+    """nanochat's data cursor, and the parts of traind's that it cannot represent. Raises
+    InteropError if there is none.
     """
     state = json.loads((loaded.path / store.STATE).read_bytes())["loader"]
     batch, data = loaded.plan.batch, loaded.spec.data
@@ -131,8 +131,8 @@ def _export_state(loaded: Loaded, order: JobOrder, cursor: dict[str, Any], updat
 
 
 def _write_tokenizer(loaded: Loaded, folder: Path) -> None:
-    """nanochat's two files: the very pickle that packed shards were made with, where there is one,
-    since v2 knows its shards by the bytes of that file."""
+    """Write nanochat's two tokenizer files: the exact pickle that packed shards were made with, if
+    there is one, since v2 identifies its shards by the bytes of that file."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizers.to_nanochat(loaded.tokenizer, folder, loaded.spec.evaluate.token_bytes)
     if loaded.data.tokenizer_id is None:
@@ -143,7 +143,7 @@ def _write_tokenizer(loaded: Loaded, folder: Path) -> None:
 
 
 def _notes(loaded: Loaded, generation: str) -> list[str]:
-    """What its files have no place for and nanochat would do its own way."""
+    """Settings that nanochat's files cannot represent, where nanochat would behave differently."""
     found, spec, muon = [], loaded.spec, loaded.plan.hyperparameters.muon
     if muon != "2026-07":
         which = "v2" if generation == "v2" else "nanochat from 3 July 2026 on"
@@ -158,7 +158,7 @@ def _notes(loaded: Loaded, generation: str) -> list[str]:
 
 
 def _rates(order: JobOrder, loaded: Loaded, step: int):
-    """The rates of the last step done, which nanochat keeps in its optimizer groups."""
+    """Learning rates of the last completed step, which nanochat keeps in its optimizer groups."""
     from trainer.contract.schedule import (
         PhaseSchedule,
         lr_multiplier,

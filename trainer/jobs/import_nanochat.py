@@ -1,7 +1,7 @@
 """Import job: verifies a nanochat checkpoint and writes it as a run.
 
-Everything is built in the job's own directory under `import/`; the server moves it into place when
-it makes the rows, so that nothing half-imported is ever seen.
+The job builds everything in its own directory under `import/`; the server moves it into place when
+it creates the rows, so that a partial import is never visible.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _DTYPES = {"bf16": "bfloat16", "fp8": "bfloat16", "fp32": "float32", "fp16": "fl
 
 
 def run(order: JobOrder, own: Process) -> dict[str, Any]:
-    """params: jobs.ImportParams. Result: jobs.ImportResult, or jobs.ImportAnswer where no run was
-    asked for. Raises InteropError, DataError."""
+    """params: jobs.ImportParams. Result: jobs.ImportResult, or jobs.ImportAnswer if no run was
+    requested. Raises InteropError, DataError."""
     params = ImportParams.model_validate(order.params)
     own.reporter.emit(events.Stage(stage="verifying", detail="checkpoint files"))
     if params.name is None and not params.dry_run:
@@ -83,7 +83,7 @@ def _lay_out(
     )
     store.verify(path)
     return ImportResult(
-        # The folder it came from may go: the spec names the tokenizer where it was copied to.
+        # The source folder may be deleted: the spec names the copied tokenizer.
         spec=candidate.body | {"data": _data_of(candidate, data)},
         step=source.step,
         tokens=candidate.tokens,
@@ -105,8 +105,8 @@ def _data_of(candidate: Candidate, data: PreparedData) -> dict[str, Any]:
 
 
 def _recorded_bpb(candidate: Candidate, data: PreparedData) -> dict[str, Any] | None:
-    """The val bpb that nanochat recorded, and what it was measured by; None where that text is not
-    here or nothing was measured."""
+    """The val bpb that nanochat recorded, and how it was measured; None if its text is not here or
+    nothing was measured."""
     value, spec, batch = candidate.measured_bpb, candidate.spec, candidate.plan.batch
     if candidate.corpus is None or value is None:
         return None

@@ -25,8 +25,8 @@ from trainer.runtime import device, malloc
 
 @dataclass(frozen=True)
 class Loaded:
-    """frozen: the run's frozen choices (train/frozen_choices.py), {} where no attempt made any.
-    rows: of a micro-batch."""
+    """A loaded model. frozen: the run's frozen choices (train/frozen_choices.py), {} if no attempt
+    made any. rows: of a micro-batch."""
 
     spec: RunSpec
     plan: Plan
@@ -40,9 +40,9 @@ class Loaded:
 
 
 def load(order: JobOrder) -> Loaded:
-    """The model at params["checkpoint"] (a name the server resolved), verified before it is read.
+    """Load the model at params["checkpoint"] (a name the server resolved); verifies it first.
 
-    On the CPU everything is float32 but what the checkpoint stores otherwise.
+    On the CPU everything is float32 except tensors that the checkpoint stores otherwise.
     Raises checkpoint.Bad, DeviceMissing, FileNotFoundError.
     """
     assert order.run_dir is not None
@@ -83,5 +83,5 @@ def _frozen(run_dir: RunDir) -> dict[str, Any]:
 
 
 def _dtype(frozen: dict[str, Any]) -> torch.dtype:
-    """The run's own compute dtype, so that tables keep their storage and numbers compare."""
+    """The run's own compute dtype, so that tables keep their storage and values are comparable."""
     return getattr(torch, frozen.get("compute_dtype", "float32"))

@@ -65,7 +65,7 @@ def _stage(stage: str, spec: RunSpec) -> str:
 
 
 def _show(prepared: PreparedData, own: Process) -> None:
-    """What the corpus leaves out and how it is split, among the run's events."""
+    """Report what the corpus skips and how it is split, as notices of the run."""
     for entry in prepared.left_out:
         own.reporter.emit(
             events.Notice(

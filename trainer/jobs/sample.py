@@ -61,7 +61,7 @@ def run(order: JobOrder, own: Process) -> dict[str, Any]:
 def _stream(path: Path) -> Iterator[Any]:
     """send(message) to everyone connected, one JSON line each; a slow listener is dropped.
 
-    Nothing durable depends on it: the whole text is reported in the end.
+    Nothing durable depends on it: the complete text is reported at the end.
     """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listeners: list[socket.socket] = []

@@ -1,8 +1,8 @@
 """Serving job: answers completion requests with loaded models, and ends after an idle timeout or
-when its daemon is gone.
+when its daemon has exited.
 
 One thread does everything. Up to MAX_AT_ONCE orders take turns, a token each, so that a short one
-does not wait for a long one; a model being loaded holds up all of them.
+does not wait for a long one; loading a model blocks all of them.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from trainer.evaluate.network import Network
 
 MAX_LOADED = 2  # to compare one checkpoint with another
-MAX_AT_ONCE = 8  # orders that have a turn; each may hold a cache as large as a model
-LOOK_SECONDS = 0.2  # between two looks at the inbox
+MAX_AT_ONCE = 8  # concurrent orders; each may hold a KV cache as large as a model
+LOOK_SECONDS = 0.2  # seconds between polls of the inbox
 
 
 def run(order: JobOrder, own: Process) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def run(order: JobOrder, own: Process) -> dict[str, Any]:
 
 
 class _Server:
-    """The socket, the models and the orders that are open."""
+    """The socket, the loaded models and the open orders."""
 
     def __init__(self, order: JobOrder, own: Process) -> None:
         self.order, self.own = order, own
@@ -54,7 +54,7 @@ class _Server:
         self.num_done = self.num_tokens = 0
 
     async def serve(self) -> dict[str, Any]:
-        """Serve until idle for too long, or until the job is to end."""
+        """Serve until the idle timeout, or until the job must end."""
         path = self.own.directory / words.SERVE_SOCKET
         with sockets.address(path) as address:
             server = await asyncio.start_unix_server(
@@ -69,7 +69,7 @@ class _Server:
         return {} if was_stopped else {"completions": self.num_done, "tokens": self.num_tokens}
 
     async def _run_until_idle(self) -> bool:
-        """Whether it was asked to end, rather than idle."""
+        """Serve; returns True if the job was asked to end, False at the idle timeout."""
         while not self.own.control.wants_attention():
             now = time.monotonic()
             if now - self.reported > self.params.report_seconds:
@@ -83,7 +83,7 @@ class _Server:
         return self.idle_since + self.params.idle_seconds
 
     def _is_orphaned(self) -> bool:
-        """The daemon that started it is gone. Another one starts its own when it is asked."""
+        """True if the daemon that started this job has exited; a new one starts its own job."""
         return os.getppid() != self.daemon
 
     def _report(self) -> None:
@@ -117,7 +117,7 @@ class _Server:
                 return
             if reply is not None:
                 writer.write(reply.model_dump_json().encode() + b"\n")
-                await writer.drain()  # who reads slowly waits alone
+                await writer.drain()  # a slow reader delays only itself
             await asyncio.sleep(0)
 
     def _replies(
@@ -140,7 +140,7 @@ class _Server:
             yield words.OrderRefused(message=process.explain(error)[1])
 
     def _load(self, order: words.CompletionOrder) -> tuple[Network, Tokenizer]:
-        """The model of an order; the one asked for longest ago makes room for a new one."""
+        """The model of an order; loading a new one evicts the least recently used."""
         from trainer.evaluate.network import Network
         from trainer.jobs.load_model import load
 

@@ -1,8 +1,8 @@
 """Token losses of an evaluation job: on a GPU by the code of the run's own evaluations.
 
-The run's attention, kernels and pieces, compiled with the caches that its training filled, so that
-a checkpoint has the value that the run reported. On the CPU the uncompiled forward pass, whose bits
-depend on no compiler.
+It uses the run's attention and kernels, compiled with the caches that its training filled, so that
+a checkpoint has the value that the run reported. On the CPU it uses the uncompiled forward pass,
+whose bits depend on no compiler.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from trainer.train.compiled_losses import CompiledLosses
 
 
 def of_checkpoint(loaded: Loaded, reporter: Reporter) -> TokenLosses | None:
-    """None: the model's own forward pass. So too for a run in fp8, whose evaluations use that."""
+    """The run's token losses; None for the model's own forward pass, which fp8 runs use too."""
     if loaded.model.device.type != "cuda" or loaded.frozen.get("fp8"):
         return None
     wanted = bool(loaded.frozen.get("compile", True))
@@ -30,8 +30,8 @@ def of_checkpoint(loaded: Loaded, reporter: Reporter) -> TokenLosses | None:
 
 
 class FirstCompiles:
-    """Losses of batches, the first of which compiles: a stage of its own. A compiler that is
-    missing or fails is reported once."""
+    """Losses of batches. The first batch compiles, reported as a stage. A compiler that is missing
+    or fails is reported once."""
 
     def __init__(self, losses: TokenLosses, compiler: Compiler, reporter: Reporter) -> None:
         self._losses, self._compiler, self._reporter = losses, compiler, reporter
@@ -71,8 +71,8 @@ def _trunk(loaded: Loaded, compiler: Compiler) -> Trunk:
 
 
 def _attention(loaded: Loaded) -> dict[int | None, str]:
-    """The run's own backends; the plain one where this device lacks them or no attempt has settled
-    them, since a race would cost more than it saves here."""
+    """The run's attention backends; sdpa where this device lacks them or no attempt has chosen
+    them, since autotuning would cost more than it saves here."""
     model, settled = loaded.model, loaded.frozen.get("attention") or {}
     where = (model.device, model.compute_dtype)
     names: dict[int | None, str] = {}

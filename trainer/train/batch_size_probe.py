@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 ENOUGH = 0.98  # a larger micro-batch must be 2 % faster to be worth its memory
 PAST_THE_BEST = 1.1
 MAX_CPU_ROWS = 16
-FIRST_GPU_ROWS = 4  # each size is compiled anew, and fewer rows are never faster on a GPU
+FIRST_GPU_ROWS = 4  # each size compiles separately, and fewer rows are never faster on a GPU
 STEPS = 3
 
 
@@ -30,11 +30,12 @@ def fastest_rows(
     fp8: bool,
     hyper: Hyperparameters,
 ) -> tuple[int, list[Probed]]:
-    """The candidate with the least seconds per token, and what each that was tried did.
+    """The candidate with the fewest seconds per token, and the results of all that were tried.
 
-    Stops where memory ends or nothing is won. candidates: rows, ascending. On a GPU the first try
-    is FIRST_GPU_ROWS, smaller ones only where that does not fit. rows_a_step: of all micro-batches
-    together; from the second on, a step holds more. Raises torch.OutOfMemoryError when none fits.
+    Stops when memory runs out or a size is no faster. candidates: rows, ascending. On a GPU it
+    starts with FIRST_GPU_ROWS, and tries smaller sizes only if that does not fit. rows_a_step: rows
+    of all micro-batches together; from the second micro-batch on, a step holds more. Raises
+    torch.OutOfMemoryError if none fits.
     """
     probe = partial(_probe, shape, rows_a_step, device, dtype, fp8, hyper)
     at_least = FIRST_GPU_ROWS if device.type == "cuda" else 1

@@ -1,8 +1,8 @@
 """Step boundary across ranks: commands, signals and saves take effect at one step.
 
-An inbox, a signal and a clock are facts of one process. Rank 0 hears the inbox and the clock, any
-rank may be told to end; a few numbers, agreed on at each boundary, make them everyone's. Commands
-themselves are sent only when there are some.
+Inbox, signals and clock belong to one process. Rank 0 reads the inbox and the clock, and any rank
+may get a signal to end; the ranks agree on a few numbers at each boundary. Commands themselves are
+broadcast only when there are some.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from trainer.runtime.world import World
 
 @dataclass(frozen=True)
 class Heard:
-    """commands: those that came since the last boundary, in order. due: number of what is due, as
-    rank 0 decided before the commands took effect."""
+    """Input of one boundary. commands: those received since the last one, in order. due: code of
+    the due save, as rank 0 decided before the commands took effect."""
 
     commands: list[commands.AnyCommand]
     terminated: bool
@@ -28,16 +28,16 @@ class Heard:
 
     @property
     def is_quiet(self) -> bool:
-        """Whether nothing came that could change what is due."""
+        """True if nothing was received that could change what is due."""
         return not (self.commands or self.save_requested)
 
 
 def hear(
     world: World, control: Control, due: Callable[[], int], rows_due: Callable[[], bool]
 ) -> Heard:
-    """Ask the own inbox, signals and clock, and agree with the others.
+    """Poll this process's inbox, signals and clock, and agree with the other ranks.
 
-    due, rows_due: asked of rank 0, and only where there are others.
+    due, rows_due: called on rank 0, and only if there are other ranks.
     """
     taken = control.take()
     terminated, save = control.terminated, control.take_save_request()

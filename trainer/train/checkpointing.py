@@ -20,7 +20,7 @@ from trainer.train.session import Session
 
 Tensors = tuple[dict[str, Tensor], dict[str, Tensor]]
 Why = Literal["cadence", "requested", "warmdown", "pause", "terminate", "end"]
-WHYS: tuple[Why | None, ...] = (None, "warmdown", "cadence")  # what may be due at a boundary
+WHYS: tuple[Why | None, ...] = (None, "warmdown", "cadence")  # reasons for a save at a boundary
 RETRY_SECONDS = 2.0
 MAX_IO_RETRIES = 3
 FREE_MARGIN = 1.05
@@ -31,7 +31,7 @@ class CannotSave(Exception):
 
 
 def due(session: Session) -> Why | None:
-    """Reason for a save at this boundary, or None. A cadence waits while one is being written."""
+    """Reason for a save at this boundary, or None. A cadence waits while a save is written."""
     if session.state.step >= session.order.end_step:
         return None
     if _at_warmdown(session):
@@ -40,7 +40,7 @@ def due(session: Session) -> Why | None:
 
 
 def collect(session: Session) -> None:
-    """Report the saves that ended in the background."""
+    """Report the saves that finished in the background."""
     for saved in session.saver.collect():
         _finish(session, saved)
 
@@ -52,7 +52,7 @@ def drain(session: Session) -> None:
 
 
 def save_now(session: Session, why: Why, *, pinned: bool = False) -> None:
-    """Start a save of the present step; it ends in the background. Waits for one in flight."""
+    """Start a save of the current step in the background. Waits for one in flight."""
     drain(session)
     if session.world.broadcast(_may_begin(session)):
         _begin(session, why, pinned, None, _tensors(session))
@@ -63,7 +63,7 @@ def _may_begin(session: Session) -> bool:
 
 
 def save_on_request(session: Session, command: commands.Save) -> None:
-    """Begin a save and answer the command when it is durable, or when it is not to be had."""
+    """Start a save; answers the command when it is durable or has failed."""
     save_now(session, "requested", pinned=command.pin)
     if session.saver.busy:
         session.unanswered = command.id
@@ -84,10 +84,10 @@ def _answer(session: Session, command_id: str, failure: str | None) -> None:
 
 
 def save_last(session: Session, why: Why) -> str:
-    """The checkpoint that ends an attempt, durable when this returns; its name.
+    """Save the last checkpoint of an attempt; durable on return. Returns its name.
 
-    It records the next step's loss where that can be computed. Waits while the disk is full;
-    raises CannotSave when the disk keeps failing or the trainer is told twice to end.
+    It records the next step's loss if that can be computed. Waits while the disk is full; raises
+    CannotSave if the disk keeps failing or the trainer gets a second signal to end.
     """
     drain(session)
     saved = session.world.broadcast(session.parent if session.is_saved else None)
@@ -125,7 +125,7 @@ def _wait_a_little(session: Session) -> None:
 
 
 def _tensors(session: Session) -> Tensors:
-    """What is saved: all ranks together, and only if their weights are the same."""
+    """Tensors to save, collected from all ranks; only if their weights are equal."""
     rank_drift.check(session.world, session.model)
     return session.tensors()
 
@@ -163,8 +163,8 @@ def _pageable(session: Session) -> events.Notice:
 
 
 def _next_loss_if_possible(session: Session) -> float | None:
-    """The next step's loss, or None with a notice: the proof of an exact resume is worth less than
-    the checkpoint that would carry it."""
+    """The next step's loss, or None with a notice: the checkpoint matters more than the proof of an
+    exact resume that it would contain."""
     losses, why = None, "it failed on another rank"
     try:
         losses = _next_losses(session)
@@ -189,8 +189,8 @@ def _next_loss_if_possible(session: Session) -> float | None:
 
 
 def _next_losses(session: Session) -> Tensor:
-    """The losses of which the next step will report the mean: of this rank's micro-batches,
-    gradients thrown away."""
+    """Losses of this rank's micro-batches of the next step, of whose mean the step will report;
+    gradients are discarded."""
     cursor = session.loader.state_dict()
     try:
         failpoint.hit("saving.next_loss")
@@ -213,14 +213,14 @@ def _cadence_due(session: Session) -> bool:
 
 
 def _at_warmdown(session: Session) -> bool:
-    """At the step where the learning rate begins to fall: what a later extend wants."""
+    """True at the step where the learning rate begins to decay, from which an extend may start."""
     schedule, step = session.order.schedule, session.state.step
     falls = schedule.start_step < schedule.warmdown_start < schedule.end_step
     return falls and step == schedule.warmdown_start and not session.is_saved
 
 
 def _room(session: Session) -> bool:
-    """Whether a checkpoint fits on the disk; if not, a notice is sent and training continues."""
+    """True if a checkpoint fits on the disk; otherwise sends a notice, and training continues."""
     need = session.checkpoint_bytes * FREE_MARGIN
     free = store.free_bytes(session.run_dir.checkpoints)
     if free >= need:
@@ -248,7 +248,7 @@ def _finish(session: Session, saved: SavedCheckpoint) -> None:
 
 
 def _report(session: Session, saved: SavedCheckpoint) -> None:
-    """Report a finished save, and remove what is not needed any more after a good one."""
+    """Report a finished save; after a good one, remove checkpoints by retention."""
     if saved.path is None or saved.manifest is None:
         if isinstance(saved.error, fence.Fenced):
             raise saved.error
@@ -280,8 +280,8 @@ def _report(session: Session, saved: SavedCheckpoint) -> None:
 
 
 def _retain(session: Session) -> None:
-    """Remove what nothing needs any more. Said before it is done: a kill between leaves a
-    directory that the next pass removes, never a row without its files."""
+    """Remove surplus checkpoints. Each is reported before it is removed: a kill in between leaves
+    a directory that the next pass removes, never a row without its files."""
     spec = session.order.spec.checkpoint
     held = retention.held(session.run_dir.checkpoints, session.own_lineage, session.order.run_id)
     surplus = retention.surplus(
@@ -293,11 +293,11 @@ def _retain(session: Session) -> None:
     )
     for path in surplus:
         if holds.is_held(path.parent, path.name):
-            continue  # a job reads it: the next pass looks again
+            continue  # a job reads it: the next pass tries again
         session.reporter.emit(events.CheckpointRemoved(name=path.name))
         try:
             store.remove(path)
-        except OSError as error:  # it takes room, nothing else: the next pass tries again
+        except OSError as error:  # it only takes space: the next pass tries again
             print(f"{path.name} could not be removed: {error}", file=sys.stderr)
 
 
@@ -314,7 +314,7 @@ def _is_full(error: BaseException | None) -> bool:
 
 
 def update_spec(session: Session, command: commands.Update) -> None:
-    """Take new cadences and policies: parts of the spec that may change under a running run."""
+    """Apply new cadences and policies: the parts of the spec that may change while it trains."""
     spec = session.order.spec
     for name, model, changes in (
         ("evaluate", EvaluateSpec, command.evaluate),

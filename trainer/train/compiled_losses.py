@@ -1,7 +1,7 @@
 """Loss of each token by the functions that are compiled for training, forward only.
 
-What an evaluation in a run and the evaluation of its checkpoint as a job have in common: both
-compute by the same pieces, so the same weights have the same value in both.
+Shared by evaluations in a run and evaluation jobs: both use the same compiled functions, so the
+same weights have the same value in both.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from trainer.runtime.compiler import Compiler
 
 
 class CompiledLosses:
-    """Of micro-batches of `rows` rows of sequence_len tokens: shapes other than those are not worth
-    a compilation of their own. Without a trunk the model's own forward pass computes all.
+    """Token losses of micro-batches of `rows` rows of sequence_len tokens; other shapes are not
+    worth compiling. Without a trunk the model's own forward pass computes everything.
     """
 
     def __init__(self, model: GPT, trunk: Trunk | None, compiler: Compiler, rows: int) -> None:
@@ -27,7 +27,7 @@ class CompiledLosses:
 
     @torch.no_grad()
     def __call__(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        """Nats (B, T) float32, 0 where the target is -1; nothing is kept."""
+        """Losses in nats (B, T) float32, 0 where the target is -1; keeps no activations."""
         if self.trunk is None or tuple(tokens_BT.shape) != self._shape:
             return self.model.loss(tokens_BT, targets_BT, reduction="none")
         x_BTD = self.trunk.forward(tokens_BT, keep=False).out

@@ -8,8 +8,8 @@ from trainer.train.session import Session
 
 
 def report(session: Session) -> None:
-    """A notice at each quarter of the corpus. Raises DataChanged for a file that is not what it
-    was: the run pauses, with the file's name."""
+    """Send a notice at each quarter of the corpus. Raises DataChanged for a file that has changed:
+    the run pauses, with the file's name."""
     found = session.corpus_check.poll() if session.corpus_check else None
     if found is None:
         return

@@ -1,7 +1,7 @@
-"""Rank 0 deals a step's batches: it alone reads the corpus, all ranks see the tokens of the step.
+"""Broadcast of a step's batches: only rank 0 reads the corpus; all ranks get the step's tokens.
 
-Each rank takes its own micro-batches out of the block, and counts the table rows that the whole
-step touches. So cursor, sha256 and order of the data do not know how many ranks there are.
+Each rank takes its own micro-batches from the block, and counts the table rows that the whole step
+touches. So cursor, sha256 and order of the data do not depend on the number of ranks.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ FAILED = 1
 
 @dataclass(frozen=True)
 class StepBatches:
-    """own: this rank's micro-batches. tokens: inputs of all micro-batches of the step, where that
-    is more. sha256: over the contents of all, on rank 0."""
+    """Batches of a step. own: this rank's micro-batches. tokens: inputs of all micro-batches of
+    the step, if there are more. sha256: over the contents of all, on rank 0."""
 
     own: list[MicroBatch]
     tokens: list[Tensor] | None
@@ -31,7 +31,7 @@ class StepBatches:
 
 
 class NotDealt(Exception):
-    """Rank 0 could not read the step's batches; its own error says why."""
+    """Rank 0 could not read the step's batches; its own error gives the cause."""
 
 
 class NoLoader:
@@ -48,7 +48,7 @@ class NoLoader:
 
 
 def next_step(loader: Loader | NoLoader, accumulation: int, deal: Deal) -> StepBatches:
-    """The next `accumulation` micro-batches. Raises what the loader does, NotDealt elsewhere."""
+    """The next `accumulation` micro-batches. Raises the loader's errors, NotDealt elsewhere."""
     if deal.world.size == 1:
         assert isinstance(loader, Loader)
         micro_batches, digest = _read(loader, accumulation)
@@ -57,8 +57,8 @@ def next_step(loader: Loader | NoLoader, accumulation: int, deal: Deal) -> StepB
 
 
 def _read(loader: Loader, accumulation: int) -> tuple[list[MicroBatch], str]:
-    """On the host, pinned for a GPU: the step moves them, and counts the table rows they touch
-    without asking the device."""
+    """Read micro-batches to the host, pinned for a GPU: the step moves them, and counts the table
+    rows they touch without synchronizing the device."""
     digest, micro = hashlib.sha256(), []
     for _ in range(accumulation):
         batch = loader.next_batch()
@@ -70,10 +70,10 @@ def _read(loader: Loader, accumulation: int) -> tuple[list[MicroBatch], str]:
 
 @dataclass(frozen=True)
 class Deal:
-    """Format in which a step's rows pass between ranks.
+    """Format of a step's rows when they are sent between ranks.
 
-    shifted: targets are the inputs one position later, as packed documents have them, so that rows
-    of T + 1 tokens say it all. vocab_size: token ids are below it; they pass in 16 bits where they
+    shifted: targets are the inputs one position later, as in packed documents, so that rows of
+    T + 1 tokens contain both. vocab_size: token ids are below it; they are sent as 16 bits if they
     fit and no target is masked.
     """
 
@@ -85,7 +85,7 @@ class Deal:
     vocab_size: int
 
     def block(self, accumulation: int) -> Tensor:
-        """What passes: whether rank 0 has the rest, and `accumulation` micro-batches."""
+        """Buffer of a broadcast: a flag that rank 0 has data, and `accumulation` micro-batches."""
         fits = self.shifted and self.vocab_size <= 1 << 15
         dtype = torch.int16 if fits else torch.int32
         return torch.zeros(1 + accumulation * self._tokens, dtype=dtype)
@@ -96,7 +96,7 @@ class Deal:
         if isinstance(loader, Loader):
             try:
                 digest = self._fill(block[1:].view(accumulation, -1), loader)
-            except Exception as error:  # the others wait for this step: they are told first
+            except Exception as error:  # the other ranks wait for this step: tell them first
                 failure, block[0] = error, FAILED
         self.world.deal(block)
         if failure is not None:
@@ -137,6 +137,6 @@ class Deal:
 
     @property
     def _tokens(self) -> int:
-        """Numbers that a micro-batch takes."""
+        """Numbers in a micro-batch."""
         length = self.sequence_len + 1 if self.shifted else 2 * self.sequence_len
         return self.rows * length

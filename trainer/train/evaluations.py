@@ -1,7 +1,7 @@
 """Evaluations during training: val bpb, CORE and samples when they are due.
 
-Each stops at its next boundary when a command comes; it is then measured again after the resume,
-since what was measured at which step is part of the state.
+Each stops at its next boundary when a command arrives, and is measured again after the resume: the
+state records what was measured at which step.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ NAMES: dict[Kind, str] = {"bpb": "val bpb", "core": "CORE", "sample": "samples"}
 
 
 def due(step: int, every: int | Literal["end"] | None, at_end: bool) -> bool:
-    """Whether something with this cadence falls on `step`; never on step 0."""
+    """True if something with this cadence is due at `step`; never at step 0."""
     if every is None or step == 0:
         return False
     return at_end or (every != "end" and step % every == 0)
 
 
 def due_kinds(session: Session, at_end: bool) -> list[Kind]:
-    """Evaluations due at this boundary and not measured yet."""
+    """Evaluations that are due at this boundary and not measured yet."""
     spec, step = session.order.spec.evaluate, session.state.step
     cadences: list[tuple[Kind, Any]] = [
         ("bpb", spec.bpb_every),
@@ -47,7 +47,7 @@ def due_kinds(session: Session, at_end: bool) -> list[Kind]:
 
 
 def measure(session: Session, kinds: list[Kind]) -> bool:
-    """Measure each; False when a command came first."""
+    """Measure each; returns False if a command arrived first."""
     for kind in kinds:
         if not _measure(session, kind):
             return False
@@ -58,7 +58,7 @@ def measure(session: Session, kinds: list[Kind]) -> bool:
 
 
 def measure_on_request(session: Session, command: commands.Evaluate) -> None:
-    """Evaluate now, at this boundary; a command that stops it leaves no half result."""
+    """Evaluate now, at this boundary; a command that stops it leaves no partial result."""
     if command.bpb:
         _measure(session, "bpb")
     if command.core:
@@ -68,7 +68,7 @@ def measure_on_request(session: Session, command: commands.Evaluate) -> None:
 
 
 def _give_memory_back(session: Session) -> None:
-    """An evaluation's memory is the step's no more: else the process holds both."""
+    """Free an evaluation's cached memory, which the step cannot reuse."""
     if session.device.type == "cuda":
         torch.cuda.empty_cache()
 
@@ -77,12 +77,12 @@ def _give_memory_back(session: Session) -> None:
 
 
 def _measure(session: Session, kind: Kind, max_per_task: int | None = None) -> bool:
-    """Measure and report; False when a command came in the middle. Where the device has no room for
-    it, it is left out with a notice: training fits, and a number is worth less than the run."""
+    """Measure and report; returns False if a command interrupted it. If the device runs out of
+    memory, the evaluation is skipped with a notice and training continues."""
     try:
         return _measured(session, kind, max_per_task)
     except torch.OutOfMemoryError as error:
-        if session.world.size > 1:  # the other ranks wait for what this one would have said
+        if session.world.size > 1:  # the other ranks wait for this one's result
             raise
         why = str(error)
     # outside the handler: the failed pass's frames, and the tensors they hold, are freed
@@ -108,7 +108,7 @@ def _measured(session: Session, kind: Kind, max_per_task: int | None) -> bool:
 
 
 def _on_rank_0(session: Session, measure: Callable[[], bool]) -> bool:
-    """What one rank does while the others wait for its answer, for as long as it takes."""
+    """Run `measure` on rank 0 while the other ranks wait for its result, without a timeout."""
     return session.world.broadcast(measure() if session.world.leads else True)
 
 

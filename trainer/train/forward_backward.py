@@ -1,9 +1,9 @@
 """Forward and backward passes of a step: micro-batches in, their losses and gradients out.
 
-The forward pass is cut where that pays: table rows are looked up outside autograd (their gradient
-is a compact sum, `embedding.py`), the head makes its gradient in the forward pass (`head.py`). The
-trunk between them has its gradients written out on a card (`trunk.py`); elsewhere, and in fp8, it
-is autograd's.
+The forward pass is split where that is faster: table rows are looked up outside autograd (their
+gradient is a compact sum, `embedding.py`), the head computes its gradient in the forward pass
+(`head.py`). The trunk between them has explicit gradients on a GPU (`trunk.py`); on the CPU, and in
+fp8, it uses autograd.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ MicroBatch = tuple[Tensor, Tensor]
 
 
 class ForwardBackward:
-    """Passes over the micro-batches of a step. The gradients are left in the model's bank and, of
-    its tables, in the rows that were touched.
+    """Passes over the micro-batches of a step. Gradients end up in the model's bank and, for its
+    tables, in the touched rows.
 
-    blocks: start, block and finish of the trunk that autograd differentiates. trunk: the one with
-    gradients written out, used instead of those. lanes: how many groups of micro-batches are summed
-    apart and then by a tree (lanes.py).
+    blocks: start, block and finish of the trunk that autograd differentiates. trunk: the trunk with
+    explicit gradients, used instead. lanes: number of groups of micro-batches that are summed
+    separately and then by a tree (lanes.py).
     """
 
     def __init__(
@@ -56,9 +56,9 @@ class ForwardBackward:
         learn: bool,
         all_tokens: Sequence[Tensor] | None = None,
     ) -> list[Tensor]:
-        """Mean loss of each micro-batch, 0-d; with `learn`, gradients are left behind.
+        """Mean loss of each micro-batch, 0-d; with `learn`, also computes gradients.
 
-        Without it the same functions run and their gradients are thrown away: a forward pass under
+        Without it the same functions run and their gradients are discarded: a forward pass under
         no_grad is compiled differently and may round differently.
         """
         self._clear_gradients()
@@ -93,7 +93,7 @@ class ForwardBackward:
             self._clear_gradients()
 
     def _clear_gradients(self) -> None:
-        """All of them, or the scalars' where the first micro-batch writes the other ones anew."""
+        """Zero all gradients, or only the scalars' if the first micro-batch overwrites the rest."""
         bank = self._model.bank
         assert bank.gradients is not None
         (bank.gradients if self._trunk is None else bank.scalars.view(bank.gradients)).zero_()
@@ -107,8 +107,8 @@ class ForwardBackward:
         learn: bool,
         first: bool,
     ) -> Tensor:
-        """One micro-batch's loss. What it keeps for its backward pass ends with this call: without
-        a backward pass, names alone would hold it beside the next forward's."""
+        """One micro-batch's loss. Activations are freed when it returns: without a backward pass,
+        local names would keep them alive during the next forward pass."""
         model = self._model
         tokens_BT = tokens_BT.to(model.device, non_blocking=True)
         targets_N = targets_BT.to(model.device, non_blocking=True).reshape(-1)
@@ -153,7 +153,7 @@ class ForwardBackward:
         return loss_and_gradient_in_place(z_NV, targets_N, factor)
 
     def _leaf(self, name: str, tokens_BT: Tensor, touched: TouchedRows, slots: Slots) -> Tensor:
-        """Rows of a table as a leaf, whose gradient goes straight into the touched rows."""
+        """Rows of a table as a leaf, whose gradient is added directly to the touched rows."""
         table = self._model.tables[name].detach()
         leaf = lookup(tokens_BT, table, self._model.compute_dtype).requires_grad_()
         leaf.register_post_accumulate_grad_hook(_collect(name, touched, slots))
@@ -161,13 +161,13 @@ class ForwardBackward:
 
     @property
     def _uses_kernels(self) -> bool:
-        """Whether Triton kernels beside the compiler's are used."""
+        """True if traind's own Triton kernels are used."""
         return self._model.device.type == "cuda" and self._compiler.active
 
 
 class _Scored(torch.autograd.Function):
-    """A scalar whose gradient is the one given. `x.backward(gradient)` would do, but loads sympy to
-    compare two shapes: half a second of every start without a compiler."""
+    """A scalar with a given gradient. `x.backward(gradient)` would do, but loads sympy to compare
+    two shapes: half a second of every start without a compiler."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, gradient: Tensor) -> Tensor:

@@ -29,8 +29,8 @@ COMPILE_WORTH_SECONDS = 1800.0
 class Choices(BaseModel):
     """Choices frozen for this run on this machine.
 
-    attention: {window: backend}, relu2: tile of our own kernel, if it was asked for; both are what
-    won the races of the first attempt, empty until then. lanes: groups of micro-batches that are
+    attention: {window: backend}, relu2: tile of traind's own kernel, if requested; both were
+    autotuned by the first attempt, empty until then. lanes: groups of micro-batches that are
     summed apart. probed: what each micro-batch that was
     tried cost, where `auto` asked for it; no choice itself.
     """
@@ -56,7 +56,7 @@ class Choices(BaseModel):
 
 
 # (shape, rows to try, ascending, rows of a step, device, compute dtype, fp8, hyperparameters)
-# -> the rows to take, and what each that was tried did
+# -> the rows to use, and the results of all that were tried
 Probe = Callable[
     [ModelShape, list[int], int, torch.device, torch.dtype, bool, Hyperparameters],
     tuple[int, list[Probed]],
@@ -64,9 +64,9 @@ Probe = Callable[
 
 
 def choose(order: AttemptOrder, run_dir: RunDir, device: torch.device, probe: Probe) -> Choices:
-    """The run's choices, made now where there are none. Overrides are applied on top."""
+    """The run's frozen choices, made now if there are none. Overrides are applied on top."""
     if order.spec.numerics.precision == "fp8":
-        devices.require_fp8(device)  # at every start: the card may be another one by now
+        devices.require_fp8(device)  # at every start: it may be another GPU by now
     frozen = _read(run_dir)
     if frozen is None:
         frozen = _choose(order, device, probe)
@@ -88,7 +88,7 @@ def choose(order: AttemptOrder, run_dir: RunDir, device: torch.device, probe: Pr
 def freeze_winners(
     run_dir: RunDir, choices: Choices, attention: dict[str, str], relu2: str | None
 ) -> Choices:
-    """The choices with what the first attempt settled on; later ones keep theirs."""
+    """Record the kernels that the first attempt chose; later attempts keep theirs."""
     found = {"attention": attention, "relu2": relu2}
     frozen = _read(run_dir)
     if frozen is not None and not frozen.attention:
@@ -98,7 +98,8 @@ def freeze_winners(
 
 
 def freeze_uncompiled(run_dir: RunDir) -> None:
-    """Later attempts do not try what failed: bits would differ between a compiled step and not."""
+    """Freeze compile off: bits differ between compiled and uncompiled steps, so later attempts
+    must not try again."""
     frozen = _read(run_dir)
     if frozen is not None and frozen.compile:
         frozen = frozen.model_copy(update={"compile": False})
@@ -142,7 +143,7 @@ def _choose(order: AttemptOrder, device: torch.device, probe: Probe) -> Choices:
 
 
 def _default_threads(ranks: int) -> int:
-    """As many as torch would take, but never more than this process may run on, shared by the
+    """Default CPU threads: torch's, but at most the CPUs available to this process, shared by the
     ranks of this machine."""
     if ranks > 1 and hasattr(os, "sched_getaffinity"):
         return max(1, len(os.sched_getaffinity(0)) // ranks)
@@ -168,12 +169,12 @@ def _rows(
 
 
 def _compile(order: AttemptOrder, device: torch.device) -> bool:
-    """Compiling costs minutes once: worth it on a GPU, and on a CPU for runs of half an hour."""
+    """True if compiling, which takes minutes once, pays off: on a GPU; on a CPU from 30 min."""
     asked = order.spec.numerics.compile
     if isinstance(asked, bool):
         return asked
     if device.type == "cuda":
-        return True  # where it cannot, the step says so and runs without
+        return True  # if it fails, the step reports it and runs without
     if compiler.missing(device):
         return False
     return order.plan.eta.training > COMPILE_WORTH_SECONDS

@@ -12,8 +12,8 @@ class LanesDoNotFit(Exception):
 
 
 def of_attempt(order: AttemptOrder, chosen: Choices) -> int:
-    """The frozen number, or the smallest that the attempt's ranks can share where they cannot share
-    that one: the resume is then approximate, by the fingerprint. Raises LanesDoNotFit."""
+    """The frozen number, or if the attempt's ranks cannot share it, the smallest that they can: the
+    resume is then approximate, by the fingerprint. Raises LanesDoNotFit."""
     lanes = (
         chosen.lanes if chosen.lanes % order.num_ranks == 0 else lanes_for(order.num_ranks, None)
     )

@@ -1,8 +1,8 @@
-"""Lanes: gradients summed in a fixed binary tree, so that bits do not depend on how many ranks.
+"""Lanes: gradients summed in a fixed binary tree, so that bits do not depend on the rank count.
 
-The micro-batches of a step fall into `lanes` consecutive groups. Each group is summed in order,
-then groups pairwise: ((0 + 1) + (2 + 3)). A rank holds consecutive lanes, whose sum is a node of
-that tree; `world.sum_` adds the nodes of the ranks by what is left of it.
+The micro-batches of a step form `lanes` consecutive groups. Each group is summed in order, then
+groups pairwise: ((0 + 1) + (2 + 3)). A rank holds consecutive lanes, whose sum is a node of that
+tree; `world.sum_` adds the nodes of the ranks by the rest of the tree.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ class LaneSum:
         self._closed = 0
 
     def begin(self) -> None:
-        """A new step."""
+        """Start a new step."""
         self._spare += [node.bank for node in self._waiting]
         self._waiting, self._closed = [], 0
 
     def close(self, bank: Tensor, touched: Touched, *, last: bool) -> None:
-        """A lane's gradients are complete in `bank` and `touched`. After the last one they hold the
-        sum of all; else they are put aside, and the caller clears `bank` for the next lane."""
+        """Add a lane, whose gradients are complete in `bank` and `touched`. After the last one they
+        hold the sum of all; otherwise they are saved, and the caller clears `bank` for the next."""
         self._closed += 1
         level = self._closed
         while level % 2 == 0:

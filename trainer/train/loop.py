@@ -1,7 +1,7 @@
 """The training loop: at each step boundary commands, due evaluations, a due save, then one step.
 
-A loss is fetched one step late on a GPU, so the device never waits for the host. Every way out is
-an `Ended` event; only what went wrong on the way comes as an exception to `trainer.__main__`.
+A loss is read one step late on a GPU, so the device never waits for the host. Every ordinary end
+returns an `Ended` event; errors propagate as exceptions to `trainer.__main__`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from trainer.train.step_result import Reading
 class Pending:
     """A step that was launched and whose loss is not read yet.
 
-    micro_batches: pinned memory must not go back to the loader before the device has copied it.
+    micro_batches: pinned memory must not return to the loader before the device has copied it.
     """
 
     step: int
@@ -41,20 +41,20 @@ class Pending:
 
 
 class StepClock:
-    """Seconds of each step, none counted twice: a step that was launched while the one before it
-    still ran begins when that one ends."""
+    """Duration of each step, no time counted twice: a step launched while the previous one still
+    ran begins when that one ends."""
 
     def __init__(self) -> None:
         self._ended = float("-inf")
 
     def seconds(self, launched: float, ended: float) -> float:
-        """What a step took that was launched and whose loss was there at these times, in order."""
+        """Seconds of a step from its launch and end times; call in step order."""
         began, self._ended = max(launched, self._ended), ended
         return ended - began
 
 
 class NonFinite(Exception):
-    """The loss of `step` was NaN or infinite; the weights were not touched by that step."""
+    """The loss of `step` was NaN or infinite; that step did not change the weights."""
 
     def __init__(self, step: int, loss: float) -> None:
         super().__init__(f"the loss of step {step:,} is {loss}")
@@ -62,7 +62,7 @@ class NonFinite(Exception):
 
 
 def run(session: Session) -> events.Ended:
-    """Train to the end of the phase, or until stopped. The session is at its start."""
+    """Train to the end of the phase, or until stopped, and return the `Ended` event."""
     loop = _Loop(session)
     if session.saved_step == session.state.step and evaluations.due_kinds(session, loop.at_end):
         session.saved_evaluated = dict(session.state.evaluated)
@@ -73,7 +73,7 @@ def run(session: Session) -> events.Ended:
         if ended:
             return ended
         if not loop.run_due_work():
-            continue  # a command came in the middle of an evaluation: it goes first
+            continue  # a command interrupted an evaluation: handle it first
         if loop.at_end:
             return loop.finish("completed", Reason.finished, "end")
         corpus_watch.report(session)
@@ -83,7 +83,7 @@ def run(session: Session) -> events.Ended:
 
 
 class _Loop:
-    """The moving parts of `run`."""
+    """State of the training loop."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -103,7 +103,7 @@ class _Loop:
     # --- commands --------------------------------------------------------------------------------
 
     def handle_commands(self) -> events.Ended | None:
-        """Execute commands received since the last boundary; the ending, if one ends the run."""
+        """Execute commands received since the last boundary; returns the end, if one ends it."""
         session = self.session
         self.heard = boundary.hear(session.world, session.control, self._due_number, self.rows.due)
         for command in self.heard.commands:
@@ -165,7 +165,7 @@ class _Loop:
         self.session.reporter.emit(events.CommandDone(command_id=command.id, outcome="done"))
 
     def finish(self, outcome: Any, reason: Reason, why: Any) -> events.Ended:
-        """An ending with a checkpoint of the very last step."""
+        """Save the last checkpoint and return the end."""
         self.flush_pending()
         name = checkpointing.save_last(self.session, why)
         return self._ended(outcome, reason, name)
@@ -178,9 +178,9 @@ class _Loop:
     # --- what is due ------------------------------------------------------------------------------
 
     def run_due_work(self) -> bool:
-        """Evaluations and saves due at this boundary. False when a command came in between.
+        """Run evaluations and saves due at this boundary. Returns False if a command arrived.
 
-        The step in flight is settled first: what is measured or saved must know its loss.
+        The step in flight is finished first: an evaluation or a save needs its loss.
         """
         kinds = evaluations.due_kinds(self.session, self.at_end)
         why = self._due()
@@ -241,7 +241,7 @@ class _Loop:
         session.reporter.sync_if_due()
 
     def flush_pending(self) -> None:
-        """Read and report the step in flight, if any: afterwards nothing is pending."""
+        """Read and report the step in flight, if any; then no step is pending."""
         before, self.pending = self.pending, None
         if before:
             self._report(before)
@@ -284,7 +284,7 @@ class _Loop:
             session.reporter.emit(spike)
 
     def _check_resume(self, step: int, loss: float) -> None:
-        """The first step after a resume must repeat, bit for bit, what was recorded."""
+        """Exact-resume check: the first step after a resume must repeat the recorded loss bits."""
         expected, self.session.expected_loss = self.session.expected_loss, None
         skipped = any(first == step for first, _ in self.order.skip_steps)
         if expected is None or skipped:
@@ -305,12 +305,12 @@ class _Loop:
 
 
 def reads_late(device: torch.device) -> bool:
-    """Whether a loss is read after the next step was launched: where steps run by themselves."""
+    """True if a loss is read after the next step was launched, as on asynchronous devices."""
     return device.type == "cuda"
 
 
 def skip_batches(session: Session, step: int) -> bool:
-    """Discard the batches that a rewind marked as offending, when their step comes. Whether any."""
+    """Discard the batches of `step` if a rewind marked them as offending; returns True if so."""
     spans = [last - first + 1 for first, last in session.order.skip_steps if first == step]
     for _ in range(sum(spans)):
         session.next_step_batches()
@@ -323,11 +323,11 @@ def _skipped(step: int) -> events.Notice:
 
 
 def flip_a_bit(session: Session) -> None:
-    """Flip a bit of the weights, as failing memory does; only for a failpoint."""
+    """Failpoint: flip a bit of the weights, as failing memory does."""
     weights = next(session.model.parameters()).detach().view(-1)
     weights[:1].view(torch.uint8)[-2:-1].bitwise_xor_(64)
 
 
 def failing_loss(loss: float) -> float:
-    """The loss, or NaN where the failpoint asks for it."""
+    """Failpoint: the loss, or NaN if the failpoint is set."""
     return float("nan") if failpoint.corrupts("loop.loss") else loss

@@ -11,7 +11,7 @@ EVERY_SECONDS = 60.0
 
 
 class MinuteLog:
-    """Prints at most one line in EVERY_SECONDS; throughput is that since the line before."""
+    """Prints at most one line in EVERY_SECONDS; throughput is since the previous line."""
 
     def __init__(self, end_step: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._end_step, self._clock = end_step, clock

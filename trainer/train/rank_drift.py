@@ -10,11 +10,11 @@ from trainer.runtime.world import World
 
 
 class RanksDiffer(Exception):
-    """The weights of a rank are not those of the others: memory or a device failed silently."""
+    """The weights of a rank differ from the others': memory or a device failed silently."""
 
 
 def check(world: World, model: GPT) -> None:
-    """Raises RanksDiffer, on all ranks alike, before anything of it is saved."""
+    """Raises RanksDiffer, on all ranks, before the weights are saved."""
     if world.size == 1:
         return
     sums = world.gather(_sum(model))
@@ -30,7 +30,7 @@ def check(world: World, model: GPT) -> None:
 
 @torch.no_grad()
 def _sum(model: GPT) -> int:
-    """The sum of the weights' bits, as integers: any single change shows."""
+    """Checksum of the weights: their bits summed as integers, so any single change shows."""
     return int(sum(_bits(tensor).sum().cpu() for tensor in model.state_dict().values()))
 
 

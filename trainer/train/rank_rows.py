@@ -1,7 +1,7 @@
-"""A row for each rank, every half a minute: its own compute time, what it waited, its device.
+"""Rank rows and stragglers: every 30 s each rank's own compute time, wait time and device.
 
-A rank whose own work takes longer than the others' holds all of them up; the time of the others
-then goes into waiting, so only the own compute time shows who it is.
+A rank that computes longer than the others delays all of them, and they spend the difference
+waiting, so only a rank's own compute time identifies the straggler.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SENSED = (
 
 
 class RankRows:
-    """Gathers the rows; rank 0 reports them. watts: of the other ranks' devices together."""
+    """Gathers the rows; rank 0 reports them. watts: total power of the other ranks' devices."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -82,7 +82,7 @@ class RankRows:
 
 
 def stragglers(rows: list[RankRow]) -> list[RankRow]:
-    """The ranks whose own compute time is far above the median."""
+    """The ranks with an own compute time far above the median."""
     known = [row.compute_seconds for row in rows if row.compute_seconds is not None]
     if len(known) < 2:
         return []

@@ -17,7 +17,7 @@ from trainer.train.state import restore_rng
 
 
 def restore(session: Session) -> None:
-    """Stand where the newest verified checkpoint of the lineage left the run, or at step 0."""
+    """Restore the session from the newest verified checkpoint of the lineage, else at step 0."""
     order, reporter = session.order, session.reporter
     reporter.emit(events.Stage(stage="verifying", detail="checkpoints"))
     found = _find(session) if session.world.leads else None
@@ -74,7 +74,7 @@ def _load(session: Session, found: store.FoundCheckpoint) -> None:
 def _spread_checkpoint(
     session: Session, saved: dict[str, Any], optimizer: dict[str, Tensor]
 ) -> None:
-    """Rank 0's verified checkpoint to the other ranks, which read no file of it."""
+    """Send rank 0's verified checkpoint to the other ranks, which read no files."""
     if session.world.size == 1:
         return
     heard = {name: saved[name] for name in ("train", "rng")}
@@ -105,8 +105,8 @@ def _recorded_bpb(manifest: store.Manifest) -> dict[str, Any] | None:
 
 
 def left_out(order: AttemptOrder, step: int) -> list[str]:
-    """What a rewind takes out of the data from `step` on, in words: the run is then no longer the
-    one that was planned, however exact its resume."""
+    """Batches that a rewind skips from `step` on, in words: the run then differs from the planned
+    one, however exact its resume."""
     steps = sorted({first for first, _ in order.skip_steps if first >= step})
     return [f"the batch of step {first:,} is left out after a rewind" for first in steps]
 
@@ -125,7 +125,7 @@ def differences(manifest: store.Manifest, session: Session) -> list[str]:
 
 
 def recorded_loss(run_dir: RunDir, attempt: int, step: int) -> float | None:
-    """The loss of `step` as that attempt's journal has it: what a resume from there must repeat."""
+    """The loss of `step` from that attempt's journal, which a resume from there must repeat."""
     mark = f'"kind":"step","step":{step},'.encode()
     try:
         with (run_dir.attempt(attempt) / "outbox.jsonl").open("rb") as file:

@@ -39,12 +39,12 @@ from trainer.train.step import Stepper
 
 @dataclass
 class Session:
-    """The parts of one attempt. `expected_loss` is what the first step must report, if known.
+    """The parts of one attempt. `expected_loss`: loss that the first step must repeat, if known.
 
-    recheck: val bpb as the checkpoint recorded it. since_joint: the same at the first step of a
-    phase, until val bpb is measured in that phase.
-    world: the ranks that share the attempt. Each has a session; reporter, loader, checkpoints and
-    commands are those of rank 0.
+    recheck: val bpb recorded in the checkpoint. since_joint: the same at the first step of a phase,
+    until val bpb is measured in that phase.
+    world: the ranks that share the attempt. Each has a session; only rank 0 has reporter, loader,
+    checkpoints and commands.
     """
 
     order: AttemptOrder
@@ -79,13 +79,13 @@ class Session:
 
     @property
     def own_lineage(self) -> Lineage:
-        """The lineage with this attempt's own checkpoints in it."""
+        """The lineage including this attempt's own checkpoints."""
         limits = {**self.order.lineage.limits, self.order.attempt: MAX_STEPS}
         return Lineage(limits=limits)
 
     @property
     def checkpoint_bytes(self) -> int:
-        """Size of a checkpoint, from the tensors themselves."""
+        """Size of a checkpoint in bytes, from the tensors themselves."""
         tensors = [*self.model.state_dict().values(), *self.optimizer.whole_layout().values()]
         return sum(t.numel() * t.element_size() for t in tensors)
 
@@ -96,14 +96,14 @@ class Session:
 
     @property
     def is_saved(self) -> bool:
-        """Whether a checkpoint of this moment exists. One that an earlier attempt wrote in the
-        middle of this step's evaluations is not: the undisturbed run saved after them."""
+        """True if a checkpoint of the current state exists. One that an earlier attempt wrote
+        during this step's evaluations does not count: an uninterrupted run saves after them."""
         if self.saved_step != self.state.step:
             return False
         return self.saved_evaluated in (None, self.state.evaluated)
 
     def next_step_batches(self) -> StepBatches:
-        """The micro-batches of one step; with several ranks, all ask for them together."""
+        """The micro-batches of one step; a collective call with several ranks."""
         deal = Deal(
             world=self.world,
             rows=self.choices.device_batch_size,
@@ -125,7 +125,7 @@ class Session:
     def manifest(
         self, why: str, pinned: bool, next_loss: float | None
     ) -> Callable[[dict[str, store.FileEntry]], store.Manifest]:
-        """describe(files) for a checkpoint of the present moment."""
+        """describe(files) for a checkpoint of the current state."""
         step, tokens = self.state.step, self.state.tokens_seen
         evaluations, parent = dict(self.state.evaluations), self.parent
         now = time.time()
@@ -152,8 +152,8 @@ class Session:
         return describe
 
     def check_compiler(self) -> None:
-        """Report, once, that the compiler failed and the step runs without it; later attempts
-        begin without it."""
+        """Report once that the compiler failed and the step runs without it; later attempts start
+        without it."""
         reason = self.stepper.compiler.reason
         if reason and self.choices.compile and not self.told_of_compiler:
             self.told_of_compiler = True
@@ -171,15 +171,15 @@ class Session:
             )
 
     def agree_on_compiler(self) -> None:
-        """A compiler that fails on one rank is used on none: all ranks run the same functions."""
+        """Disable a compiler that fails on any rank: all ranks must run the same functions."""
         compiler = self.stepper.compiler
         if self.world.size > 1 and self.choices.compile:
             failed = [reason for reason in self.world.gather(compiler.reason) if reason]
             compiler.reason = failed[0] if failed else None
 
     def tensors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Weights and optimizer state of a checkpoint. All ranks ask for them together; only rank 0
-        gets all."""
+        """Weights and optimizer state for a checkpoint. A collective call; only rank 0 gets the
+        complete state."""
         return dict(self.model.state_dict()), self.optimizer.collected_state()
 
     def close(self) -> None:
@@ -190,7 +190,7 @@ class Session:
 
 
 def spec_sha256(order: AttemptOrder) -> str:
-    """sha256 of the parts of the spec that decide the weights."""
+    """sha256 of the parts of the spec that determine the weights."""
     spec = order.spec
     parts = [
         part.model_dump(mode="json")

@@ -43,10 +43,10 @@ def build(
     owns_run: bool = True,
     world: World | None = None,
 ) -> Session:
-    """Set everything up and load the newest verified checkpoint.
+    """Build the session of an attempt and load the newest verified checkpoint.
 
-    world: the ranks that build together; rank 0 chooses, verifies and loads, the others hear of it.
-    owns_run: whether this process holds the run's lock, so that it may clear up after others.
+    world: the ranks that build together; rank 0 chooses, verifies and loads, and sends the results.
+    owns_run: True if this process holds the run's lock, so that it may remove leftovers of others.
     Raises device.DeviceMissing, DataChanged, DataError, checkpoint.Bad, torch.OutOfMemoryError.
     """
     run_dir, world = RunDir(Path(order.run_dir)), world or World()
@@ -73,7 +73,7 @@ def build(
 
 
 def _choose(order: AttemptOrder, run_dir: RunDir, where: torch.device, world: World) -> Choices:
-    """Rank 0 chooses, or reads what was chosen; the others take it over."""
+    """Make or read the frozen choices on rank 0, and send them to the other ranks."""
     chosen = None
     if world.leads:
         chosen = choices.choose(order, run_dir, where, batch_size_probe.fastest_rows)
@@ -98,7 +98,7 @@ def _assemble(
     model = GPT(shape_of(order.spec.model), compute_dtype=chosen.dtype, device=where)
     lanes = lane_count.of_attempt(order, chosen)
     optimizer = Optimizer(model, order.plan.hyperparameters, lanes=lanes, world=world)
-    if not world.leads:  # races are run on rank 0: the others wait for the winners
+    if not world.leads:  # rank 0 autotunes; the other ranks wait for the winners
         chosen = Choices.model_validate(world.broadcast(None))
     stepper = Stepper(
         model,
@@ -115,7 +115,7 @@ def _assemble(
     )
     loader = _open_loader(order, chosen, data, where) if world.leads else NoLoader()
     if where.type == "cuda":
-        torch.cuda.empty_cache()  # what races held is the desktop's, or another program's
+        torch.cuda.empty_cache()  # give autotuning's memory back to other programs
     picked = {**stepper.describe_choices(), "device_batch_size": chosen.device_batch_size}
     if where.type == "cuda" and attention.DEFAULT in picked["attention"].values():
         picked["sdpa_kernel"] = attention.sdpa_kernel(model.shape, chosen.dtype, where)
@@ -164,7 +164,7 @@ def _open_loader(
 
 
 def _warn_if_gpu_is_idle(order: AttemptOrder, where: torch.device, reporter: Reporter) -> None:
-    """A run that did not ask for the CPU and has it, on a machine with a GPU."""
+    """Warn if a run trains on the CPU without having requested it, on a machine with a GPU."""
     sign = sign_of_gpu()
     if order.spec.device != "auto" or where.type != "cpu" or sign is None:
         return
@@ -183,7 +183,7 @@ def _warn_if_gpu_is_idle(order: AttemptOrder, where: torch.device, reporter: Rep
 
 
 def _warn_if_missing(reporter: Reporter, wanted: dict[str, str], found: dict[str, str]) -> None:
-    """An attention backend that was settled or asked for and cannot run here was replaced."""
+    """Warn about a frozen or requested attention backend that cannot run here and was replaced."""
     for window, name in wanted.items():
         if found.get(window, name) != name:
             reporter.emit(
@@ -203,7 +203,7 @@ def _relu2_tile(order: AttemptOrder, chosen: Choices) -> str:
 
 
 def _report_race_winners(reporter: Reporter, stepper: Stepper) -> None:
-    """Kernels that were asked for: whether they are used, and why."""
+    """Report if the requested kernels are used, and why."""
     used, level = f"tile {stepper.relu2_tile} of relu2 is used", "info"
     if stepper.relu2_tile == relu2.COMPILED:
         used, level = "the compiler's are used", "warning"

@@ -13,7 +13,7 @@ MIN_RISE = 1.10
 
 
 class SpikeWatch:
-    """Detects loss spikes; takes every loss. A spike does not enter the window."""
+    """Detects loss spikes from every loss. A spike does not enter the window."""
 
     def __init__(self) -> None:
         self._recent: deque[float] = deque(maxlen=WINDOW_STEPS)

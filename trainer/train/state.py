@@ -1,7 +1,7 @@
 """Training state besides weights and optimizer: one object with state_dict and load_state_dict.
 
-Every random number generator, the loader's cursor, the loop's counters and timers. A schedule is
-not here: it is a pure function of (plan, step).
+It contains every random number generator, the loader's cursor, the loop's counters and timers. It
+contains no schedule, which is a pure function of (plan, step).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class TrainState:
     evaluations: dict[str, Any] = field(default_factory=dict)
 
     def observe(self, loss: float) -> float:
-        """Take in a step's loss; returns the smoothed loss (debiased, as nanochat's)."""
+        """Add a step's loss; returns the smoothed loss (debiased, as nanochat's)."""
         self.loss_ema = SMOOTHING * self.loss_ema + (1 - SMOOTHING) * loss
         self.ema_steps += 1
         return self.loss_smooth
@@ -58,7 +58,7 @@ class TrainState:
 
 
 def seed_rng(seed: int) -> None:
-    """Reset every random generator of this process, so that a run is reproducible."""
+    """Seed every random generator of this process, so that a run is reproducible."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)

@@ -26,19 +26,19 @@ from trainer.train.step_result import OwnWork, StepResult
 
 
 class Stepper:
-    """Owns how a step is done: compiled or not, and with which attention.
+    """Runs training steps, compiled or not, with the chosen attention and kernels.
 
-    deterministic: what `device.configure` was told; only recorded here. CPU kernels always repeat.
-    choices_file: where the winners of races are remembered for this machine.
-    attention_backends: {window: backend} that is settled already, for a run or by an override.
-    fp8: the trunk's products in 8 bits (fp8.py); evaluations go on in the compute dtype.
-    relu2_tile: of our own kernel for the MLP (relu2.py), where it runs here; RACE lets it race.
-    explicit_gradients: the trunk of trunk.py instead of autograd's; None: on CUDA, but for fp8.
-    before_update: called in each step when all but its update is launched; up to there weights and
+    deterministic: as passed to `device.configure`; only recorded here. CPU kernels always repeat.
+    choices_file: where autotuning results are stored for this machine.
+    attention_backends: {window: backend} that is frozen already, for a run or by an override.
+    fp8: the trunk's products in 8 bits (fp8.py); evaluations use the compute dtype.
+    relu2_tile: of traind's own MLP kernel (relu2.py), if it runs here; RACE autotunes it.
+    explicit_gradients: the trunk of trunk.py instead of autograd's; None: on CUDA, except in fp8.
+    before_update: called in each step when all but its update is launched; until then weights and
     optimizer state are only read.
-    lanes: how many groups of micro-batches are summed apart and then by a tree (lanes.py).
+    lanes: number of groups of micro-batches that are summed separately, then by a tree (lanes.py).
     world: the ranks that share a step, each with consecutive lanes of it.
-    token_losses: what evaluations of the run compute with.
+    token_losses: the function that evaluations of the run use.
     """
 
     def __init__(
@@ -111,10 +111,10 @@ class Stepper:
     ) -> StepResult:
         """Forward and backward over micro_batches of (tokens, targets), each (B, T); one update.
 
-        Gradients are the mean over the micro-batches, one without a target adding nothing, and
-        never clipped. A loss or gradient that is not finite leaves weights and optimizer state as
-        they were. With several ranks, micro_batches are the own ones and `tokens` those of all
-        micro-batches of the step.
+        Gradients are the mean over the micro-batches that have a target; there is no gradient
+        clipping. A non-finite loss or gradient leaves weights and optimizer state unchanged. With
+        several ranks, micro_batches are this rank's and `tokens` those of all micro-batches of
+        the step.
         """
         with self._work:
             losses = torch.stack(self.forward_backward.losses(micro_batches, True, tokens))
@@ -132,7 +132,7 @@ class Stepper:
             finite=finite,
         )
         self.model.touched = None
-        # an overflow is part of float16's life, until nothing is left to halve
+        # overflows are normal in float16 until the loss scale cannot be halved further
         if scale is not None:
             accident = torch.isfinite(loss) & ~finite & ~scale.exhausted
             scale.update(finite)
@@ -142,13 +142,13 @@ class Stepper:
     def loss_only(
         self, micro_batches: Sequence[MicroBatch], tokens: Sequence[Tensor] | None = None
     ) -> Tensor:
-        """The loss that `train_step` would report, to the bit; weights and state stay put."""
+        """The exact loss that `train_step` would report; weights and state do not change."""
         return self.mean_loss(self.own_losses(micro_batches, tokens))
 
     def own_losses(
         self, micro_batches: Sequence[MicroBatch], tokens: Sequence[Tensor] | None = None
     ) -> Tensor:
-        """The losses of these micro-batches, by what `train_step` computes; asks no other rank."""
+        """Losses of these micro-batches, by the same functions as `train_step`; not collective."""
         return torch.stack(self.forward_backward.losses(micro_batches, False, tokens))
 
     def mean_loss(self, own_losses: Tensor) -> Tensor:
@@ -181,8 +181,8 @@ class Stepper:
         return {w: attention_gradient.choose(name, w, *how) for w, name in self.attention.items()}
 
     def _sum_over_ranks(self, losses_A: Tensor, learn: bool) -> Tensor:
-        """The losses of all micro-batches in their order; with `learn`, the own gradients become
-        those of all. Each rank adds zeros in the places of the others' losses."""
+        """Losses of all micro-batches in order; with `learn`, gradients are summed over all ranks.
+        Each rank contributes zeros in place of the others' losses."""
         if self.world.size == 1:
             return losses_A
         places = losses_A.new_zeros(self.world.size, len(losses_A))
@@ -201,7 +201,7 @@ class Stepper:
 
 
 def mean_loss(losses_A: Tensor) -> Tensor:
-    """The mean over the micro-batches that have a target, 0-d; 0 where none has.
+    """The mean over the micro-batches that have a target, 0-d; 0 if none has.
 
     The loss of a micro-batch without one is exactly 0: `head.loss_and_gradient`.
     """

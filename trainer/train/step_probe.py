@@ -1,6 +1,6 @@
 """Step probe: real training steps of a shape on a device, to measure speed and memory.
 
-It answers what no arithmetic can: which rows per micro-batch run fastest, and which still fit.
+It determines which number of rows per micro-batch runs fastest, and which still fits.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from trainer.optim.optimizer import Optimizer
 from trainer.train.step import Stepper
 
 WARM_UP_STEPS = 2
-MARGIN = 0.95  # of the memory that is free: evaluations, fragments and a desktop want some too
+MARGIN = 0.95  # of the free memory: evaluations, fragmentation and a desktop need some too
 
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """seconds_per_token: median over the steps, optimizer included once per `accumulation`.
+    """Result of a probe. seconds_per_token: median over the steps, optimizer included.
 
-    peak_bytes: the device allocator's peak on CUDA, the process' peak resident memory elsewhere.
-    fits: false when the device ran out of memory; then the other numbers are 0. False too where
-    little of it would be left.
+    peak_bytes: the device allocator's peak on CUDA, the process's peak resident memory elsewhere.
+    fits: false if the device ran out of memory, with the other numbers 0, or if too little memory
+    would be left.
     """
 
     rows: int
@@ -57,7 +57,7 @@ def probe_step(
     """Train `steps` steps of `accumulation` micro-batches of `rows` rows on random tokens, and
     compute a loss as a pause does.
 
-    Running out of device memory is an answer and not an error.
+    Running out of device memory is a result, not an error.
     """
     device = torch.device(device)
     room = 0
@@ -85,7 +85,7 @@ def probe_step(
         return ProbeResult(rows, False, 0.0, 0, False)
     finally:
         model = stepper = None
-        if "torch._dynamo" in sys.modules:  # guards of each size would be walked at every call
+        if "torch._dynamo" in sys.modules:  # otherwise every call evaluates the guards of each size
             torch._dynamo.reset()
         if device.type == "cuda":
             torch.cuda.empty_cache()
@@ -99,7 +99,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def _fill(model: GPT) -> None:
-    """Random weights; on a GPU drawn there, since on the host hundreds of millions take seconds."""
+    """Fill weights with random values, on the GPU if there is one: the host takes seconds."""
     if model.device.type == "cpu":
         model.init_weights(0)
         return

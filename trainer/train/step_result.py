@@ -1,4 +1,4 @@
-"""Result of a step on its way to the host, and the time that the step's own passes took."""
+"""Asynchronous copy of a step's result to the host, and the time of the step's own passes."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class StepResult:
-    """0-d tensors on the device, to be read a step later.
+    """Result of a step: 0-d tensors on the device, read one step later.
 
     loss: float32, nats per token, mean over the micro-batches that have a target. grad_norm:
-    float32, of the whole gradient. finite: bool; when false, the weights were left as they were.
+    float32, of the whole gradient. finite: bool; if false, the weights did not change.
     """
 
     loss: Tensor
@@ -26,8 +26,8 @@ class StepResult:
 
 
 class Reading:
-    """A step's numbers on their way to the host. The copy is queued right behind the step, so that
-    reading waits for that step alone: `.item()` would wait for all that was launched since."""
+    """Asynchronous copy of a step's numbers to the host, queued right after the step, so that
+    reading waits for that step alone: `.item()` would wait for everything launched since."""
 
     def __init__(self, result: StepResult) -> None:
         numbers = torch.stack([result.loss, result.grad_norm, result.finite.float()])
@@ -47,7 +47,7 @@ class Reading:
 
 
 class OwnWork:
-    """Times a part of each step, on the device where that runs by itself."""
+    """Times a part of each step, with device events on an asynchronous device."""
 
     def __init__(self, device: torch.device) -> None:
         self._on_cuda = device.type == "cuda"
@@ -61,7 +61,7 @@ class OwnWork:
         self._spans.append((self._began, self._now()))
 
     def seconds(self) -> float | None:
-        """The median over those that are done; None before the first."""
+        """Median over the finished steps; None before the first."""
         if not self._on_cuda:
             done = [end - began for began, end in self._spans]
         else:

@@ -16,7 +16,7 @@ _TABLES = {"decoded": "older table", "raw": "raw bytes"}
 
 
 def measure(session: Session) -> bool:
-    """Measure and report val bpb at this step; False when a command came in the middle."""
+    """Measure and report val bpb at this step; returns False if a command interrupted it."""
     measured = _span_measured(session)
     if measured is None:
         return False
@@ -52,7 +52,7 @@ def _report_bpb(session: Session, measured: span.Measured) -> None:
 
 
 def _report_both(session: Session, measured: span.Measured) -> None:
-    """The same losses by the other table of byte lengths, and what the difference is."""
+    """Report the same losses by both tables of byte lengths, and the difference."""
     assert measured.other is not None
     _report_bpb(session, measured.other)
     values = {m.settings["token_bytes"]: m.result.value for m in (measured, measured.other)}
@@ -76,10 +76,10 @@ def _report_both(session: Session, measured: span.Measured) -> None:
 
 
 def recheck_at_start(session: Session) -> None:
-    """At a phase's first step: measure val bpb again and hold it against the checkpoint's.
+    """At a phase's first step: measure val bpb again and compare it with the checkpoint's.
 
-    `auto` does so when the checkpoint has one of the same identity, `always` whatever it has.
-    Where `auto` does not, what changed is reported without a measurement.
+    `auto` measures if the checkpoint has a value of the same identity, `always` in every case. If
+    `auto` does not measure, it reports what changed.
     """
     policy, before = session.order.spec.evaluate.recheck_bpb, session.recheck
     at_joint = session.state.step == session.order.first_step_of_phase and session.state.step > 0
@@ -105,13 +105,13 @@ def recheck_at_start(session: Session) -> None:
 
 
 def _measured_at_joint(session: Session, before: dict[str, Any] | None) -> dict[str, Any]:
-    """What later values are held against: measured now, and made as the steps before were."""
+    """The baseline for later values: measured now, with the conditions of the steps before."""
     recorded = {key: before[key] for key in ("data", "muon") if before and key in before}
     return {**session.state.evaluations["bpb"], **recorded}
 
 
 def _is_comparable(session: Session, before: dict[str, Any]) -> bool:
-    """Whether it was measured as this run measures, or by the other table of byte lengths."""
+    """True if it was measured as in this run, or by the other table of byte lengths."""
     known = [span.identity(session.data, s) for s in span.by_both_tables(_span(session))]
     return before.get("identity") in (None, *known)
 
@@ -122,7 +122,7 @@ def _by_other_table(measured: span.Measured, before: dict[str, Any] | None) -> b
 
 
 def _report_other_identity(session: Session, before: dict[str, Any]) -> None:
-    """The recorded value cannot be compared with what this run measures: why, as far as known."""
+    """Report that the recorded value is not comparable with this run's, with the known causes."""
     found = _causes(session, before)
     session.reporter.emit(
         events.Notice(
@@ -137,7 +137,7 @@ def _report_other_identity(session: Session, before: dict[str, Any]) -> None:
 
 
 def _compare(session: Session, before: dict[str, Any], measured: span.Measured) -> None:
-    """A value recorded by the other table of byte lengths is held against that table's."""
+    """Compare the values; one recorded by the other byte table is compared with that table's."""
     if measured.other and _by_other_table(measured, before):
         measured = measured.other
     found, expected = measured.result.value, before["value"]
@@ -175,8 +175,8 @@ def _compare(session: Session, before: dict[str, Any], measured: span.Measured) 
 
 
 def _watch_joint(session: Session, value: float) -> None:
-    """The first value behind a joint: where it is worse than the one recorded at the joint, the
-    causes that hold are reported once."""
+    """At the first value after a joint: if it is worse than the value recorded at the joint, report
+    the causes once."""
     before, session.since_joint = session.since_joint, None
     if before is None or value <= before["value"] * (1 + BPB_TOLERANCE):
         return
@@ -207,7 +207,7 @@ def _causes(session: Session, before: dict[str, Any]) -> list[bpb_causes.Cause]:
 
 
 def conditions(session: Session) -> dict[str, Any]:
-    """Conditions recorded with a value, for the comparison at a later resume."""
+    """Conditions recorded with a value, for comparison at a later resume."""
     spec = session.order.spec
     return {
         "compute_dtype": session.choices.compute_dtype,
