@@ -1,6 +1,6 @@
 # traind: `make demo` to see it, `make test` to prove it, `make serve` to use it.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test coverage check docs nullgpu soak soak-ci bench clean
+.PHONY: help setup demo serve test check docs nullgpu soak soak-ci bench clean
 
 PYTHON := .venv/bin/python
 EXTRAS := trainer,png,notify,tensorboard,dev,docs
@@ -33,11 +33,8 @@ check: setup ## Linters, types, import rules and migrations alone
 docs: setup ## Build the documentation into docs/_build
 	@$(PYTHON) -m sphinx -W --keep-going -q -b html docs docs/_build
 
-test: check docs ## Everything: checks and all tests (about 17 minutes on 2 cores)
-	@$(PYTHON) -m pytest -n 2 --dist loadfile --ignore tests/nullgpu
-
-coverage: setup ## Line coverage of server and trainer by the tests that run in one process, as a figure
-	@$(PYTHON) -m pytest -n 2 --dist loadfile --cov --cov-report= tests/contract tests/server tests/trainer
+test: check docs ## Everything: checks and all tests (about 18 minutes on 2 cores), then line coverage
+	@$(PYTHON) -m pytest -n 2 --dist loadfile --ignore tests/nullgpu --cov --cov-report=
 	@$(PYTHON) -m coverage report --format=total | sed 's/.*/coverage of server and trainer: &%/'
 
 nullgpu: setup ## Tests on a null GPU: torch's CUDA build (5 GB, once) over stubs of the driver

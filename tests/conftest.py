@@ -11,6 +11,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import sys
+import threading
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -60,6 +63,21 @@ NEVER_REQUIRED = {
 def pytest_itemcollected(item: pytest.Item) -> None:
     if not any(folder in item.path.parents for folder in TRACED):
         item.add_marker("no_cover")
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)  # inside of pytest-cov's own
+def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
+    """Removes the tracer for `no_cover`: a pytest-xdist worker has two; pytest-cov pauses one."""
+    if item.get_closest_marker("no_cover") is None:
+        return (yield)
+    here, in_threads = sys.gettrace(), threading.gettrace()
+    sys.settrace(None)
+    threading.settrace(None)  # type: ignore[arg-type]
+    try:
+        return (yield)
+    finally:
+        sys.settrace(here)
+        threading.settrace(in_threads)  # type: ignore[arg-type]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

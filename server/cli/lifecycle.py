@@ -83,6 +83,10 @@ def resume(
     on_non_finite: Annotated[
         str | None, typer.Option(metavar="stop|rewind", help="After a loss that is not finite.")
     ] = None,
+    max_rewinds: Annotated[
+        int | None,
+        typer.Option(min=1, help="Maximum number of rewinds in all, those already made included."),
+    ] = None,
     place: Annotated[
         list[str] | None,
         typer.Option(
@@ -102,11 +106,13 @@ def resume(
         "devices": devices.split(",") if devices else None,
     }  # fmt: skip
     overrides = {key: value for key, value in asked.items() if value is not None}
+    rewinding = {"on_non_finite": on_non_finite, "max_rewinds": max_rewinds}
+    recovery = {key: value for key, value in rewinding.items() if value is not None}
     _act(
         lambda traind: traind.resume(
             run,
             overrides=overrides or None,
-            recovery={"on_non_finite": on_non_finite} if on_non_finite else None,
+            recovery=recovery or None,
             place=specfile.read_place(place or []),
         ),
         json,

@@ -20,6 +20,7 @@ from server.domain import (
     executions,
     gang,
     preflight,
+    remedies,
     renaming,
     saved,
     states,
@@ -114,7 +115,7 @@ def resume(
     if overrides:
         gang.override(run, overrides)
     if ask and ask.recovery:
-        patch(session, run, PatchRun(recovery=ask.recovery.model_dump()), now)
+        patch(session, run, PatchRun(recovery=ask.recovery.model_dump(exclude_none=True)), now)
     run.desired_state = Desired.running
     run.failures_without_progress, run.best_failed_step, run.not_before = 0, -1, None
     if state is State.pausing:
@@ -271,10 +272,9 @@ def _require_divisible(run: tables.Run, rows: int | None) -> None:
     """A step must stay as many tokens as it was, whatever the rows of a pass. Raises Invalid."""
     sequence_len = run.plan["shape"]["sequence_len"]
     rows_total = run.batch_tokens // sequence_len
-    lanes = run.frozen.get("lanes") or RunSpec.model_validate(run.spec).lanes
+    lanes = remedies.lanes(run)
     if rows is not None and rows_total % (rows * lanes):
-        divisors = (r for r in range(1, min(rows_total, 256) + 1) if rows_total % (r * lanes) == 0)
-        fitting = ", ".join(map(str, divisors))
+        fitting = ", ".join(map(str, remedies.divisors(run)))
         raise Invalid(
             f"a step of run {run.name} is {rows_total} rows of {sequence_len:,} tokens, which "
             f"{rows} does not divide{f' into {lanes} lanes' if lanes > 1 else ''}",

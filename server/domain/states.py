@@ -95,12 +95,6 @@ def require(run: tables.Run, verb: str) -> State:
     return state
 
 
-def advice(run: tables.Run) -> str:
-    """Advice for the run's reason; differs where nothing continues by itself."""
-    reason = Reason(run.reason)
-    return reason.advice_once_stopped if State(run.state) in SETTLED else reason.advice
-
-
 def can_move(before: State, after: State) -> bool:
     return after in MOVES[before]
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
+from trainer.contract.plan import gigabytes
+
 
 class XidAction(StrEnum):
     """Required action after an Xid error."""
@@ -147,11 +149,7 @@ def oom_sentence(kernel_lines: Iterable[str], pid: int) -> str:
 
 
 def _sizes(*named: tuple[str, int | None]) -> str:
-    return ", ".join(f"{word} {_size(size)}" for word, size in named if size is not None)
-
-
-def _size(size: int) -> str:
-    return f"{size / (1 << 30):.1f} GiB" if size >= 1 << 30 else f"{size / (1 << 20):.0f} MiB"
+    return ", ".join(f"{word} {gigabytes(size)}" for word, size in named if size is not None)
 
 
 def kernel_lines(since_uptime_seconds: float = 0.0, path: str = "/dev/kmsg") -> list[str]:

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from sqlalchemy.orm import Session
 
 from server.database import tables
-from server.domain import gang
-from server.domain.states import Desired, State, advice
+from server.domain import gang, remedies
+from server.domain.states import Desired, State
 from server.machine import throughput
 from server.queries import outlook, ranks
 from server.queries.condition import condition
@@ -74,7 +74,7 @@ def progress(
         desired_state=Desired(run.desired_state),
         reason=reason,
         reason_message=run.reason_message,
-        advice=advice(run),
+        advice=remedies.advice(run),
         phase=stands.phase,
         attempt=attempt.number if attempt else None,
         stage=attempt.stage if attempt and not attempt.is_over else None,

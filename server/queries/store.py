@@ -14,8 +14,8 @@ from sqlalchemy.orm import Session, defer
 
 from server import receivers
 from server.database import tables
-from server.domain import executions
-from server.domain.states import Desired, State, advice
+from server.domain import executions, remedies
+from server.domain.states import Desired, State
 from server.errors import Invalid, NotFound
 from server.metrics import sparkline
 from server.queries import eta
@@ -96,7 +96,8 @@ def detail(session: Session, run: tables.Run) -> RunDetail:
         **_summary(
             session, run, places.get(run.id), counts.get(run.id, 0), run.plan["parameters"]["total"]
         ),
-        advice=advice(run),
+        advice=remedies.advice(run),
+        remedy=remedies.remedy(session, run),
         spec=shown_spec(run.spec),
         plan=Plan.model_validate(run.plan),
         frozen=run.frozen,

@@ -12,6 +12,7 @@ from trainer.contract.plan import Plan
 from trainer.contract.reasons import Reason
 from trainer.contract.spec import (
     MAX_RANKS,
+    MAX_REWINDS,
     AttentionBackend,
     BudgetSpec,
     Gpus,
@@ -77,10 +78,21 @@ class RunSummary(BaseModel):
     """About 32 means of the loss over the lineage, in nats per token."""
 
 
+class Remedy(BaseModel):
+    """Resume request that follows the advice of a failed run."""
+
+    label: str
+    """What it does, as a button says it."""
+    request: dict[str, Any]
+    """Body of the resume request."""
+
+
 class RunDetail(RunSummary):
     """A run with its spec and plan."""
 
     advice: str
+    remedy: Remedy | None = None
+    """Resume request that follows the advice; null unless the run failed."""
     spec: RunSpec
     plan: Plan
     frozen: dict[str, Any]
@@ -132,8 +144,10 @@ class Overrides(Strict):
 
 
 class ResumeRecovery(Strict):
-    on_non_finite: Literal["stop", "rewind"]
+    on_non_finite: Literal["stop", "rewind"] | None = None
     """What to do after a loss that is not finite; rewind trains on past the batch."""
+    max_rewinds: Annotated[int, Field(ge=1, le=MAX_REWINDS)] | None = None
+    """Maximum number of rewinds in all, those already made included."""
 
 
 class ResumeRequest(Strict):

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from server.database.tables import Run
 from server.launch import kinds, process, torchrun
 from server.machine import kernel_log
 from server.machine.kernel_log import Xid
@@ -95,26 +94,3 @@ def _oom(watch: Watch, lines: list[str]) -> str | None:
     if group.oom_kills > watch.oom_kills:
         return str(group)
     return None
-
-
-def memory_advice(run: Run) -> str:
-    """Advice after a device ran out of memory: estimate and measured peak."""
-    estimate = run.plan.get("memory", {}).get("total")
-    rows = (
-        run.overrides.get("device_batch_size")
-        or run.frozen.get("device_batch_size")
-        or run.plan.get("batch", {}).get("device_batch_size")
-    )
-    said = [
-        f"{words} {size / (1 << 30):.1f} GiB"
-        for words, size in (
-            ("the plan estimated", estimate),
-            ("the measured peak was", run.progress.get("vram_peak_bytes")),
-            ("the device has", run.progress.get("vram_total_bytes")),
-        )
-        if size
-    ]
-    sentences = [", ".join(said)] if said else []
-    if rows and rows > 1:
-        sentences.append(f"resume with overrides.device_batch_size {rows // 2} (it is {rows})")
-    return " ".join(f"{text[0].upper()}{text[1:]}." for text in sentences)

@@ -8,10 +8,10 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from server.database.tables import Attempt, CommandRow, Execution, Phase, Run
-from server.domain import attempts, checkpoints, executions, gang, saved
+from server.domain import attempts, checkpoints, executions, gang, remedies, saved
 from server.domain.states import Desired, State, can_move, move
 from server.launch import kinds
-from server.supervision import lifecycle, post_mortem, recovery
+from server.supervision import lifecycle, recovery
 from server.supervision.context import SupervisorContext
 from server.supervision.recovery import Ending, Verdict
 from server.supervision.watch import Watch
@@ -121,7 +121,7 @@ def _history(session: Session, run: Run, attempt: Attempt, watch: Watch) -> reco
         same_before=int(repeated),
         has_further_phase=attempts.current_phase(session, run) is not None,
         other_boot=watch.launcher.is_of_another_boot(attempt.handle),
-        advice=post_mortem.memory_advice(run),
+        advice=remedies.out_of_memory(run),
         reason=Reason(run.reason),
         reason_message=run.reason_message,
     )

@@ -182,7 +182,7 @@ class StubRun:
         return RunDetail.model_validate(
             self._summary()
             | {
-                "advice": self.reason.advice, "spec": self.spec, "plan": self.plan,
+                "advice": self.reason.advice, "remedy": self.remedy(), "spec": self.spec, "plan": self.plan,
                 "frozen": {"compile": True, "attention": "sdpa"}, "overrides": {},
                 "fingerprint": {"torch": "2.13.0"}, "exact_resume": "verified",
                 "pending_extend": None,
@@ -221,6 +221,15 @@ class StubRun:
                 "exact_resume": "verified" if seen else None,
             }
         )  # fmt: skip
+
+    def remedy(self) -> dict[str, Any] | None:
+        if self.state != "failed":
+            return None
+        rows = self.plan.batch.device_batch_size
+        return {
+            "label": f"Resume with {rows // 2} rows per pass (now {rows})",
+            "request": {"overrides": {"device_batch_size": rows // 2}},
+        }
 
     def listed(self, what: str) -> list[Any]:
         return getattr(self, what)()

@@ -563,13 +563,16 @@ def test_data_that_failed_shows_the_log_of_its_job(stub_url: str, open_page: Ope
             {"recovery": {"on_non_finite": "rewind"}},
         ),
         ("compile_failed", "Resume without compiling", {"overrides": {"compile": False}}),
+        ("crashed", "Resume from the last checkpoint", {}),
     ],
 )
-def test_the_button_does_what_the_advice_names(
+def test_the_button_sends_the_remedy_of_the_run(
     stub_url: str, open_page: OpenPage, reason: str, text: str, body: dict[str, Any]
 ) -> None:
     page = open_page(stub_url)
-    failed = httpx.get(f"{stub_url}/v1/runs/nanochat-d20-oom").json() | {"reason": reason}
+    failed = httpx.get(f"{stub_url}/v1/runs/nanochat-d20-oom").json() | {
+        "reason": reason, "remedy": {"label": text, "request": body},
+    }  # fmt: skip
     page.route("**/v1/runs/nanochat-d20-oom", lambda route: route.fulfill(json=failed))
     page.route(f"**/v1/runs/{failed['id']}/resume", lambda route: route.fulfill(json=failed))
     page.goto(f"{stub_url}/#/runs/nanochat-d20-oom")

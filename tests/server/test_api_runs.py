@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from server.domain import states
@@ -243,6 +245,62 @@ def test_a_resume_takes_what_the_advice_of_its_failure_names(asgi: Asgi) -> None
         "/v1/runs/demo/resume", {"recovery": {"on_non_finite": "stop", "on_crash": "stop"}}
     )
     assert (bad.status_code, bad.json()["errors"][0]["pointer"]) == (422, "/recovery/on_crash")
+
+
+def _fails_of(asgi: Asgi, name: str, reason: Reason, **columns: Any) -> dict[str, Any]:
+    """The failed run, as the API shows it."""
+    asgi.move(name, "failed")
+    with asgi.db.write() as session:
+        run = store.get_run(session, name)
+        run.reason = reason
+        for column, value in columns.items():
+            setattr(run, column, value)
+    return asgi.get(f"/v1/runs/{name}").json()
+
+
+@pytest.mark.parametrize(
+    ("reason", "columns", "words", "label", "request_"),
+    [
+        (
+            Reason.out_of_memory, {"overrides": {"device_batch_size": 4}},
+            "lower overrides.device_batch_size", "Resume with 2 rows per pass (now 4)",
+            {"overrides": {"device_batch_size": 2}},
+        ),
+        (
+            Reason.out_of_memory, {"overrides": {"device_batch_size": 1}},
+            "One row per pass does not fit either", "Start again", {},
+        ),
+        (
+            Reason.compile_failed, {}, "overrides.compile", "Resume without compiling",
+            {"overrides": {"compile": False}},
+        ),
+        (
+            Reason.non_finite_loss, {}, "recovery.on_non_finite: rewind",
+            "Resume and rewind past the bad batch", {"recovery": {"on_non_finite": "rewind"}},
+        ),
+        (
+            Reason.non_finite_loss, {"rewinds": 3}, "used all its rewinds (3)",
+            "Allow one more rewind (so far 3) and resume",
+            {"recovery": {"on_non_finite": "rewind", "max_rewinds": 4}},
+        ),
+        (Reason.non_finite_loss, {"rewinds": 100}, "in a new run.", "Start again", {}),
+        (Reason.data_unusable, {}, "Fix the problem", "Start again", {}),
+    ],
+)  # fmt: skip
+def test_the_remedy_of_a_failure_follows_its_advice_and_is_accepted(
+    asgi: Asgi, reason: Reason, columns: dict[str, Any], words: str, label: str,
+    request_: dict[str, Any],
+) -> None:  # fmt: skip
+    created = asgi.create("demo")
+    assert created["remedy"] is None
+    failed = _fails_of(asgi, "demo", reason, **columns)
+    assert words in failed["advice"]
+    assert failed["remedy"] == {"label": label, "request": request_}
+    resumed = asgi.post("/v1/runs/demo/resume", failed["remedy"]["request"])
+    assert (resumed.status_code, resumed.json()["remedy"]) == (202, None)
+    for part, changed in request_.items():
+        now = resumed.json()["spec"]["recovery"] if part == "recovery" else resumed.json()[part]
+        assert now | changed == now
 
 
 def test_a_job_hands_out_its_log_and_the_files_of_its_result(asgi: Asgi) -> None:

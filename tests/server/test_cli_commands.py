@@ -224,6 +224,8 @@ def test_resume_sends_only_the_overrides_given(stub: Stub, traind: Traind):
     assert stub.asked[1].body == {"overrides": {"device_batch_size": 4, "compile": False}}
     traind("resume", "demo", "--on-non-finite", "rewind")
     assert stub.asked[2].body == {"recovery": {"on_non_finite": "rewind"}}
+    traind("resume", "demo", "--max-rewinds", "5")
+    assert stub.asked[3].body == {"recovery": {"max_rewinds": 5}}
 
 
 def test_resume_sends_the_place_from_now_on(stub: Stub, traind: Traind):

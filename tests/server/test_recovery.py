@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from server.database import tables
-from server.domain import states
+from server.domain import remedies
 from server.domain.states import State
 from server.machine import kernel_log
-from server.supervision import post_mortem, recovery
+from server.supervision import recovery
 from server.supervision.recovery import Circumstances, Ending, ExitReport, History, classify, follow
 from trainer.contract.reasons import Reason
 from trainer.contract.spec import RecoverySpec
@@ -40,7 +40,7 @@ XID_31 = kernel_log.worst_xid(["NVRM: Xid (PCI:0000:01:00): 31, pid=1, MMU Fault
         (None, {}, "crashed", R.crashed),
         (None, {"other_boot": True, "exit_code": -9}, "crashed", R.host_restarted),
         (None, {"stalled": "silent for 600 s", "exit_code": -9}, "crashed", R.stalled),
-        (None, {"oom": "limit 8.0 GiB", "exit_code": -9}, "crashed", R.host_out_of_memory),
+        (None, {"oom": "limit 8.59 GB", "exit_code": -9}, "crashed", R.host_out_of_memory),
         (None, {"xid": XID_79}, "crashed", R.gpu_lost),
     ],
 )
@@ -249,7 +249,7 @@ def test_the_advice_fits_its_cause(reason: Reason) -> None:
 def test_a_run_that_goes_on_by_itself_is_told_so_and_one_that_stopped_is_not() -> None:
     for state, going in (("recovering", True), ("failed", False), ("paused", False)):
         for reason in (R.crashed, R.stalled):
-            advice = states.advice(tables.Run(state=state, reason=reason))
+            advice = remedies.advice(tables.Run(state=state, reason=reason))
             assert ("by itself" in advice) is going, (state, reason)
 
 
@@ -262,14 +262,19 @@ def test_what_cannot_get_better_by_itself_is_not_tried_again() -> None:
 
 def test_f35_the_estimate_stands_beside_the_measured_peak() -> None:
     run = tables.Run(
-        plan={"memory": {"total": 11 << 30}, "batch": {"device_batch_size": 8}},
-        progress={"vram_peak_bytes": 10 << 30, "vram_total_bytes": 12 << 30},
+        plan={
+            "memory": {"total": 11 * 10**9},
+            "batch": {"device_batch_size": 8},
+            "shape": {"sequence_len": 128},
+        },
+        progress={"vram_peak_bytes": 10 * 10**9, "vram_total_bytes": 12_345_000_000},
         overrides={},
-        frozen={"device_batch_size": 4},
+        frozen={"device_batch_size": 5, "lanes": 1},
+        batch_tokens=25 * 128,
     )
-    assert post_mortem.memory_advice(run) == (
-        "The plan estimated 11.0 GiB, the measured peak was 10.0 GiB, the device has 12.0 GiB. "
-        "Resume with overrides.device_batch_size 2 (it is 4)."
+    assert remedies.out_of_memory(run) == (
+        "The plan estimated 11.00 GB, the measured peak was 10.00 GB, the device has 12.35 GB. "
+        "Resume with overrides.device_batch_size 1 (it is 5)."
     )
 
 
@@ -331,4 +336,4 @@ def test_f13_the_memory_group_is_read(tmp_path: Any) -> None:
     (tmp_path / "memory.peak").write_text("8500000000\n")
     group = kernel_log.memory_group(root=tmp_path)
     assert (group.oom_kills, group.limit) == (3, 8589934592)
-    assert str(group) == "limit 8.0 GiB, peak 7.9 GiB"
+    assert str(group) == "limit 8.59 GB, peak 8.50 GB"

@@ -385,12 +385,12 @@ def test_f13_host_out_of_memory_is_retried_once(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     house.behave(monkeypatch, all={"crash_at": 5})
-    monkeypatch.setattr("server.supervision.post_mortem._oom", lambda watch, lines: "limit 8.0 GiB")
+    monkeypatch.setattr("server.supervision.post_mortem._oom", lambda watch, lines: "limit 8.59 GB")
     run_id = house.create()
     with house.daemon():
         run = house.becomes(run_id, "failed")
     assert run.reason == "host_out_of_memory"
-    assert "limit 8.0 GiB" in run.reason_message
+    assert "limit 8.59 GB" in run.reason_message
     assert len(house.attempts(run_id)) == 2
 
 

@@ -3,7 +3,7 @@
 import { get, list, path, post } from "../api.js";
 import { reasonSentence } from "../condition.js";
 import { fill, h, userText } from "../dom.js";
-import { integer, words } from "../format.js";
+import { words } from "../format.js";
 import { link } from "../router.js";
 import { problemBox } from "./problem.js";
 import { toast } from "./toast.js";
@@ -17,7 +17,7 @@ export function failureCard(run) {
 
   function update() {
     const { detail } = run;
-    const key = detail.state === "failed" ? `${detail.reason} ${detail.reason_message}` : "";
+    const key = detail.state === "failed" ? `${detail.reason} ${detail.reason_message} ${detail.remedy?.label}` : "";
     if (key === shownFor) return;
     shownFor = key;
     element.hidden = !key;
@@ -29,8 +29,8 @@ export function failureCard(run) {
     const refused = h("div");
     const log = h("pre.log.short", { tabindex: 0, "aria-label": "Last lines of the log" }, "…");
     const openLog = h("a.button", { href: link(["runs", detail.name, "log"]) }, "Open log");
-    const cure = cureOf(run);
-    const button = h("button.primary", { type: "button", onclick: () => apply(cure, button, refused) }, cure.text);
+    const { remedy } = detail;
+    const button = remedy && h("button.primary", { type: "button", onclick: () => apply(remedy, button, refused) }, remedy.label);
     fill(element,
       h("h2", {}, `Failed: ${words(detail.reason)}`), userText(reasonSentence(detail), "p"),
       detail.advice && h("p.soft", {}, detail.advice), log, refused,
@@ -59,10 +59,10 @@ export function failureCard(run) {
     return text.trimEnd().split("\n").slice(-LINES).join("\n");
   }
 
-  async function apply(cure, button, refused) {
+  async function apply(remedy, button, refused) {
     button.disabled = true;
     try {
-      await cure.act();
+      await post(path("runs", run.detail.id, "resume"), remedy.request);
       toast("Resume requested.");
       await run.reload();
     } catch (problem) {
@@ -72,22 +72,4 @@ export function failureCard(run) {
   }
 
   return { element, update };
-}
-
-/** What the advice of the reason names, done: see trainer/contract/exits.py. */
-export function cureOf({ detail, progress }) {
-  const resume = (body) => post(path("runs", detail.id, "resume"), body);
-  if (detail.reason === "out_of_memory") {
-    const rows = detail.overrides.device_batch_size ?? detail.frozen.device_batch_size ?? detail.plan.batch.device_batch_size;
-    const fewer = Math.max(1, Math.floor(rows / 2));
-    return { text: `Resume with ${integer(fewer)} rows per pass (now ${integer(rows)})`, act: () => resume({ overrides: { device_batch_size: fewer } }) };
-  }
-  if (detail.reason === "non_finite_loss") {
-    return {
-      text: "Resume and rewind past the bad batch",
-      act: () => resume({ recovery: { on_non_finite: "rewind" } }),
-    };
-  }
-  if (detail.reason === "compile_failed") return { text: "Resume without compiling", act: () => resume({ overrides: { compile: false } }) };
-  return { text: progress?.last_checkpoint ? "Resume from the last checkpoint" : "Start again", act: () => resume() };
 }

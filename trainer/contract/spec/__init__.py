@@ -29,12 +29,13 @@ from trainer.contract.spec.run import (
     rank_devices,
     resolve,
 )
-from trainer.contract.spec.safety import CheckpointSpec, RecoverySpec
+from trainer.contract.spec.safety import MAX_REWINDS, CheckpointSpec, RecoverySpec
 from trainer.contract.spec.scheduling import BudgetSpec, Hours, HoursRule, Priority
 from trainer.contract.spec.training import BatchSpec, HorizonSpec, NumericsSpec, ScheduleSpec
 
 __all__ = [
     "MAX_RANKS",
+    "MAX_REWINDS",
     "MAX_STEPS",
     "NAME_PATTERN",
     "PRESETS",

@@ -20,6 +20,9 @@ class CheckpointSpec(Strict):
     """Steps between checkpoints that are kept for good; null keeps none this way."""
 
 
+MAX_REWINDS = 100
+
+
 class RecoverySpec(Strict):
     on_crash: Literal["restart", "stop"] = "restart"
     """Whether a crashed trainer is restarted from the newest verified checkpoint."""
@@ -29,5 +32,5 @@ class RecoverySpec(Strict):
     """Whether the run resumes by itself after the machine restarted."""
     on_non_finite: Literal["stop", "rewind"] = "stop"
     """On a NaN or infinite loss: stop, or rewind to a checkpoint and skip the batches."""
-    max_rewinds: Annotated[int, Field(ge=1, le=100)] = 3
+    max_rewinds: Annotated[int, Field(ge=1, le=MAX_REWINDS)] = 3
     """Maximum number of rewinds after non-finite losses."""
