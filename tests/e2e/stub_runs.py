@@ -182,7 +182,8 @@ class StubRun:
         return RunDetail.model_validate(
             self._summary()
             | {
-                "advice": self.reason.advice, "remedy": self.remedy(), "spec": self.spec, "plan": self.plan,
+                "advice": self.reason.advice, "remedy": self.remedy(),
+                "spec": self.spec, "plan": self.plan,
                 "frozen": {"compile": True, "attention": "sdpa"}, "overrides": {},
                 "fingerprint": {"torch": "2.13.0"}, "exact_resume": "verified",
                 "pending_extend": None,
