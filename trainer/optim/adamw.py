@@ -22,11 +22,11 @@ def adamw_update(
     weight_decay: Tensor,
     finite: Tensor | None,
 ) -> None:
-    """One step in place; arithmetic float32, p, m and v in whatever they are stored in.
+    """One AdamW step in place; arithmetic in float32, p, m and v in their storage dtypes.
 
     The rates are 0-d or one per element. slots: with touched-rows gradients (`embedding.py`), the
     row of `g` that each row of p reads; compiled, the dense gradient never exists.
-    Where `finite` is false everything keeps its value.
+    Where `finite` is false, all values stay unchanged.
     """
     gradient = (g if slots is None else g[slots]).float()
     m_new = torch.lerp(m.float(), gradient, 1 - beta1)
@@ -54,8 +54,8 @@ def adamw_from_count(
     count: Tensor,
     finite: Tensor | None,
 ) -> None:
-    """`adamw_update` with the rates of a step computed in it: compiled, they are part of its kernel
-    where each would be eleven launches aside. lr_multiplier, count: 0-d."""
+    """`adamw_update` that also computes the rates of a step: compiled, they are part of its kernel
+    instead of eleven extra launches. lr_multiplier, count: 0-d."""
     bias = (bias_correction(log_beta1, count), bias_correction(log_beta2, count))
     rates = (lr * lr_multiplier, beta1, beta2, *bias, weight_decay)
     adamw_update(p, g, slots, m, v, *rates, finite)

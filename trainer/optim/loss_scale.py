@@ -1,7 +1,7 @@
 """Dynamic loss scaling for float16, entirely on the device.
 
 The scale halves when a gradient overflows and doubles after 2,000 good steps, as torch's GradScaler
-does; unlike it, nothing here asks the device for an answer.
+does; unlike GradScaler it never synchronizes with the device.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class LossScale:
 
     @property
     def exhausted(self) -> Tensor:
-        """A 0-d bool: nothing is left to halve, so an overflow is no accident any more."""
+        """0-d bool: the scale cannot be halved further, so an overflow is a real failure."""
         return self.scale <= 1.0
 
     def state_dict(self) -> dict[str, Tensor]:

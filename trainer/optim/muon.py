@@ -26,9 +26,9 @@ POLAR_EXPRESS = (
     (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
     (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
 )
-# A Gram iteration squares the condition number: at 1e4 five of them in one go are off by 5e-4 in
-# float32 (the plain iteration: 8e-6) and blow up in bfloat16 (2e8). X rebuilt once on the way
-# makes the Gram form as good as the plain one in both (1.4e-5 in float32).
+# A Gram iteration squares the condition number: at 1e4 five in a row are off by 5e-4 in
+# float32 (the plain iteration: 8e-6) and diverge in bfloat16 (2e8). Rebuilding X once in between
+# makes the Gram form as accurate as the plain one in both (1.4e-5 in float32).
 RESTART_AFTER = 2
 
 
@@ -44,10 +44,10 @@ def muon_update(
     bf16: bool,
     variant: Muon = DEFAULT,
 ) -> None:
-    """One step in place on p, m (K, rows, cols) and v (K, rows, 1) or (K, 1, cols), all float32.
+    """One Muon step in place on p, m (K, rows, cols), v (K, rows, 1) or (K, 1, cols), all float32.
 
-    lr, momentum, weight_decay: 0-d. Where `finite` is false everything keeps its value.
-    variant: which of the recipe's items are done.
+    lr, momentum, weight_decay: 0-d. Where `finite` is false, all values stay unchanged.
+    variant: the recipe's choice of optional steps.
     """
     rows, cols = p.shape[-2:]
     m_new = torch.lerp(m, g, 1 - momentum)
@@ -68,7 +68,9 @@ def muon_update(
 
 
 def orthogonalize(x: Tensor) -> Tensor:
-    """Five Polar Express iterations on (K, rows, cols), starting from norm 1/1.01."""
+    """Newton–Schulz orthogonalization of (K, rows, cols): five Polar Express iterations.
+
+    Starts from norm 1/1.01. Coefficients: arXiv 2505.16932."""
     x = (x.float() / (_norm(x.float()) * 1.01 + 1e-6)).to(x.dtype)
     rows, cols = x.shape[-2:]
     if rows > cols:
@@ -78,7 +80,7 @@ def orthogonalize(x: Tensor) -> Tensor:
 
 def _iterate(x: Tensor) -> Tensor:
     rows, cols = x.shape[-2:]
-    if cols < 2 * rows:  # about square: the Gram form would do more work, not less
+    if cols < 2 * rows:  # nearly square: the Gram form would be more work
         return _plain(x)
     x = _gram(x, POLAR_EXPRESS[:RESTART_AFTER])
     return _gram(x, POLAR_EXPRESS[RESTART_AFTER:])

@@ -1,6 +1,6 @@
 """The optimizer: AdamW for tables, head and scalars, Muon for the matrices inside the layers.
 
-State lives beside the banks: one stack of momentum per matrix shape, one vector for all scalars.
+State is laid out as the banks: one stack of momentum per matrix shape, one vector for all scalars.
 State names are flat and stable: `adamw.<parameter>.exp_avg`, `muon.<rows>x<cols>.momentum`.
 """
 
@@ -28,12 +28,12 @@ ADAMW_STEP = "adamw.step"
 
 
 class Optimizer:
-    """Steps `model` with the gradients that lie in its bank and its touched rows.
+    """Updates `model` with the gradients in its bank and its touched rows.
 
     adamw, muon: the update functions, which a caller may replace by compiled ones;
-    adamw_from_count: the same, where the caller wants the rates computed with it, as on CUDA.
-    lanes, world: Muon's stacks are updated in one piece a lane; with several ranks each keeps the
-    momentum of its own pieces alone, and sends the weights that it updated to the others.
+    adamw_from_count: AdamW that computes the rates itself, as on CUDA.
+    lanes, world: Muon's stacks are updated in one piece per lane; with several ranks each stores
+    only the momentum of its own pieces, and sends the weights that it updated to the others.
     """
 
     def __init__(
@@ -70,10 +70,10 @@ class Optimizer:
         weight_decay: float,
         finite: Tensor | None = None,
     ) -> None:
-        """One update of every parameter. weight_decay: Muon's, absolute, scaled and scheduled.
+        """Update every parameter once. weight_decay: Muon's, absolute, scaled and scheduled.
 
-        finite: a device bool; where it is false, weights and state keep their bits. On a GPU this
-        costs no host synchronization; on the CPU nothing is even computed.
+        finite: a device bool; if false, weights and state keep their bits. On a GPU this needs no
+        host synchronization; on the CPU nothing is computed.
         """
         if finite is not None and finite.device.type == "cpu":
             if not finite:
@@ -87,8 +87,8 @@ class Optimizer:
         self.model.bank.refresh()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Flat, live views: clone before the next step. Names never change. With several ranks,
-        Muon's state is that of the own matrices: `collected_state` has all of it."""
+        """Flat state of live views: clone before the next step. Names never change. With several
+        ranks, Muon's state is only of this rank's matrices; `collected_state` has all of it."""
         state = {ADAMW_STEP: self.count}
         for name, (m, v) in self._adam_moments().items():
             state[f"adamw.{name}.exp_avg"] = m
@@ -100,7 +100,7 @@ class Optimizer:
 
     @torch.no_grad()
     def collected_state(self) -> dict[str, Tensor]:
-        """The whole state on rank 0, where all ranks ask for it; of another rank its own part."""
+        """The complete state on rank 0, the own part on others. A collective call."""
         state = self.state_dict()
         if self.world.size == 1:
             return state
@@ -114,7 +114,7 @@ class Optimizer:
 
     @torch.no_grad()
     def spread_state(self, state: Mapping[str, Tensor] | None) -> None:
-        """Rank 0's whole state to all, each of which keeps its part. Others pass None."""
+        """Send rank 0's complete state to all; each rank keeps its part. Others pass None."""
         sharded = {name for name, _, _ in self._sharded()}
         for name, tensor in self.state_dict().items():
             if name not in sharded:
@@ -130,7 +130,7 @@ class Optimizer:
             own.copy_(whole[shard.first : shard.first + len(own)])
 
     def whole_layout(self) -> dict[str, Tensor]:
-        """Tensors of the names, shapes and dtypes of the whole state, without contents."""
+        """Tensors with the names, shapes and dtypes of the complete state, without contents."""
         state = {n: t.to("meta") for n, t in self.state_dict().items()}
         for name, own, key in self._sharded():
             count = sum(self.shards[key].counts())
@@ -139,7 +139,7 @@ class Optimizer:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Copy a state in. Raises ValueError unless names and shapes are exactly ours."""
+        """Load a state by copying. Raises ValueError unless names and shapes match exactly."""
         own = self.state_dict()
         if own.keys() != state.keys():
             different = sorted(own.keys() ^ state.keys())
@@ -169,7 +169,7 @@ class Optimizer:
         self._update("scalars", scalars, gradient, None, self.scalars, at)
 
     def _adam_multiplier(self, value: float) -> float | Tensor:
-        """As a tensor for a compiled function, to which a number would be a constant."""
+        """The multiplier as a tensor for compiled functions, which make numbers constants."""
         if self.adamw_from_count is None:
             return value
         return torch.full((), value, device=self.model.device)
@@ -201,7 +201,7 @@ class Optimizer:
         self.adamw(p.detach(), gradient, slots, moments.m, moments.v, *rates, finite)
 
     def _adam_moments(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """(exp_avg, exp_avg_sq) by parameter; the scalars' are parts of one vector."""
+        """(exp_avg, exp_avg_sq) by parameter; those of scalars are slices of one vector."""
         moments = {n: (s.m, s.v) for n, s in self.tables.items()}
         moments[parameters.LM_HEAD] = (self.head.m, self.head.v)
         start = self.model.bank.scalars.offset
@@ -216,8 +216,8 @@ class Optimizer:
     def _step_muon(
         self, lr_multiplier: float, momentum: float, weight_decay: float, finite: Tensor | None
     ) -> Callable[[], None]:
-        """Update the own matrices. Those of other ranks come while the next stack is updated, and
-        of the last stack when what this returns is called."""
+        """Update this rank's matrices. Those of other ranks are received while the next stack is
+        updated; the returned function waits for those of the last stack."""
         bank, finish = self.model.bank, _nothing
         assert bank.gradients is not None
         values = (self.hyper.matrix_lr * lr_multiplier, momentum, weight_decay)
@@ -239,7 +239,7 @@ class Optimizer:
         return finish
 
     def _own_state(self, key: str, begin: int, end: int) -> tuple[Tensor, Tensor]:
-        """Both momenta of the matrices [begin, end) of a stack; whole tensors where that is all."""
+        """Both momenta of the matrices [begin, end) of a stack; whole tensors if that is all."""
         momentum, second, first = self.momentum[key], self.second[key], self.shards[key].first
         if end - begin == len(momentum):
             return momentum, second
@@ -260,7 +260,7 @@ class Optimizer:
 
 
 def _nothing() -> None:
-    """Where no matrices are under way."""
+    """Wait for nothing: no matrices are being received."""
 
 
 def _matrices(place: BankPlace, begin: int, end: int) -> BankPlace:

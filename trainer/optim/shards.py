@@ -1,8 +1,8 @@
-"""Shards of the optimizer: the stacks of Muon are cut into one piece a lane, each with its rank.
+"""Optimizer sharding: Muon's stacks are cut into one piece per lane, assigned to the ranks.
 
-The pieces depend on the number of lanes alone and each is one call, so that the bits do not depend
-on how many ranks share them. No piece holds a single matrix of several: products of one matrix take
-another path through the libraries than those of a batch.
+The pieces depend only on the number of lanes and each is one call, so that the bits do not depend
+on the number of ranks. No piece of several is a single matrix: the libraries compute the product of
+one matrix on another path than those of a batch.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Shards:
-    """pieces: [begin, end) of the matrices of a stack, one a lane. rank, ranks: whose are whose."""
+    """pieces: [begin, end) matrices of a stack, one per lane. rank: this process's, of `ranks`."""
 
     pieces: tuple[tuple[int, int], ...]
     rank: int = 0
@@ -33,15 +33,15 @@ class Shards:
         return self.of(self.rank)[0][0]
 
     def counts(self) -> list[int]:
-        """Matrices of each rank."""
+        """Number of matrices of each rank."""
         return [self.of(r)[-1][1] - self.of(r)[0][0] for r in range(self.ranks)]
 
 
 def cut(count: int, lanes: int) -> tuple[tuple[int, int], ...]:
-    """`count` matrices in `lanes` consecutive pieces, the last ones perhaps empty."""
+    """Cut `count` matrices into `lanes` consecutive pieces; the last ones may be empty."""
     each = max(2, -(-count // lanes))
     ends = [min(count, each * (i + 1)) for i in range(lanes)]
-    if count % each == 1 and count > 1:  # the last piece would be one matrix: the one before has it
+    if count % each == 1 and count > 1:  # a last piece of one matrix joins the piece before
         ends = [count if end >= count - 1 else end for end in ends]
     begins = [0, *ends[:-1]]
     return tuple(zip(begins, ends, strict=True))

@@ -1,7 +1,7 @@
 """Autotuning: measures alternative kernels on the device and remembers the fastest in a file.
 
-What wins depends on card, driver and torch, so no table can tell. A race is run once for its key;
-what it found is then frozen into the run that asked, since another way gives other bits.
+The fastest depends on GPU, driver and torch, so no table can predict it. Candidates are raced once
+per key; the result is then frozen into the run, since another kernel gives other bits.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ T = TypeVar("T")
 
 
 class Memory:
-    """Winners by key, in `file`; None remembers nothing."""
+    """Cache of winners by key, in `file`; None stores nothing."""
 
     def __init__(self, file: Path | None) -> None:
         self.file = file
         self.winners = _recall(file)
 
     def winner(self, key: str, among: Collection[str], race: Callable[[], str]) -> str:
-        """Who is remembered for this key, where it may still take part; else who wins now."""
+        """The cached winner of this key if still a candidate, otherwise the result of `race`."""
         if self.winners.get(key) not in among:
             self.winners[key] = race()
             self._keep()
@@ -46,12 +46,12 @@ class Memory:
 
 
 def as_called(way: Callable[..., T], compiled: bool) -> Callable[..., T]:
-    """`way` as a block calls it: in a compiled one it is part of a whole graph."""
+    """`way` as a block calls it: in a compiled block it is part of a full graph."""
 
     def call(*operands: Tensor) -> T:
         return way(*operands)
 
-    # the compiler counts how often it did a code object: each way gets one of its own
+    # the compiler counts compilations per code object: each way gets its own
     call.__code__ = call.__code__.replace()
     return torch.compile(call, dynamic=False, fullgraph=True) if compiled else call
 
@@ -61,30 +61,30 @@ class Undecided(Exception):
 
 
 def attempt(run: Callable[[], T]) -> T | None:
-    """What it returns; None where it does not run here: who raises has lost the race.
+    """The result of `run`; None if it raises: such a candidate has lost the race.
 
-    Raises torch.OutOfMemoryError: a full card decides nothing.
+    Raises torch.OutOfMemoryError: a full GPU decides nothing.
     """
     try:
         return run()
     except torch.OutOfMemoryError:
         raise
-    except Exception:  # Triton's and the compiler's have no common kind
+    except Exception:  # errors of Triton and of the compiler have no common base
         return None
 
 
-AGREES = 0.02  # relative, of bf16 results: both round each of them by up to 0.004
+AGREES = 0.02  # relative, of bf16 results: both round each by up to 0.004
 
 
 def agree(found: Sequence[Tensor], right: Sequence[Tensor]) -> bool:
-    """Whether results that were rounded differently are those of the same function."""
+    """True if the results are of the same function, up to rounding."""
     pairs = [(a.float(), b.float()) for a, b in zip(found, right, strict=True)]
     off = torch.stack([(a - b).norm() / b.norm() for a, b in pairs])
     return bool((off < AGREES).all())
 
 
 def best_seconds(run: Callable[[], object], device: torch.device) -> float:
-    """The best of a few times; the first, which may compile, does not count."""
+    """Best of several timings in seconds; the first, which may compile, does not count."""
     times = []
     for _ in range(REPEATS):
         _wait(device)
@@ -96,7 +96,7 @@ def best_seconds(run: Callable[[], object], device: torch.device) -> float:
 
 
 def key(shape: ModelShape, rows: int, dtype: torch.dtype, device: torch.device, what: str) -> str:
-    """Cache key of a race's outcome; `what`: of the shape, what this race is about."""
+    """Cache key of a race; `what`: the parts of the shape that this race depends on."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return (
         f"{name}, torch {torch.__version__}, {dtype}, rows {rows}, T {shape.sequence_len}, {what}"

@@ -1,11 +1,10 @@
 """Pure functions of tensors, compiled once for each kind of call and called without Dynamo.
 
-torch.compile evaluates guards and puts the interpreter's state aside around each call, and what it
-returns passes several wrappers before the compiler's own code. A step at depth 12 makes 112 calls
-of this kind, and that was a third of the host's time for it. Here the caller names the kind of a
-call: one look-up replaces guards, and arguments reach the compiler's code by one unpacking. That
-code asserts shapes and strides by itself, so a kind that is named wrongly raises and computes
-nothing wrong.
+torch.compile evaluates guards and saves the interpreter's state around each call, and its result
+runs several wrappers before the compiler's own code. A step at depth 12 makes 112 such calls, which
+took a third of its host time. Here the caller names the kind of a call: one look-up replaces
+guards, and arguments reach the compiler's code by one unpacking. That code asserts shapes and
+strides itself, so a wrong kind raises and computes nothing wrong.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from torch import Tensor
 
 Nested = Any  # a tensor, None, or a (named) tuple of these
 Run = Callable[[tuple[Nested, ...]], Nested]
-Boxed = Callable[[list[Tensor]], "tuple[Tensor, ...]"]  # empties the list, as the compiler's own
+Boxed = Callable[[list[Tensor]], "tuple[Tensor, ...]"]  # empties the list, as inductor's own
 
 
 class ByShape:
@@ -33,9 +32,9 @@ class ByShape:
         self._made: dict[Hashable, Run] = {}
 
     def prepared(self, kind: Hashable, args: tuple[Nested, ...]) -> Run:
-        """The compiled function for calls of this kind, which compiles no more when it runs.
+        """The compiled function for calls of this kind; running it never compiles.
 
-        Raises what the compiler raises.
+        Raises the compiler's errors.
         """
         return self._made.get(kind) or self._made.setdefault(kind, self._make(args))
 
@@ -56,8 +55,8 @@ class ByShape:
 
 
 def _compiled(function: Callable[..., list[Tensor]], leaves: list[Tensor]) -> Boxed:
-    """By inductor. The first call passes torch's wrappers, which end the compilation with it; later
-    ones go to the compiler's code at once, where it takes and returns what the wrappers do."""
+    """Compile with inductor. The first call runs torch's wrappers, which finish the compilation;
+    later ones call the compiler's code directly, if its arguments and results are the same."""
     from torch._functorch import config
     from torch._inductor import standalone_compile
     from torch._inductor.compile_fx import compile_fx_inner
@@ -69,11 +68,11 @@ def _compiled(function: Callable[..., list[Tensor]], leaves: list[Tensor]) -> Bo
         inner.append((compile_fx_inner(graph, inputs, **options), len(inputs)))
         return inner[-1][0]
 
-    # a tensor that is passed twice, as the first layer's x and x0, would be one argument to the
-    # tracer, and every later call would be computed as if both were the same
+    # the tracer would take a tensor that is passed twice, as the first layer's x and x0, as one
+    # argument, and compute every later call as if both were the same
     apart = [leaf.detach() for leaf in leaves]
     graph = make_fx(function, tracing_mode="fake")(*apart)
-    with config.patch(enable_autograd_cache=False):  # or nothing inside it is compiled
+    with config.patch(enable_autograd_cache=False):  # otherwise nothing inside it is compiled
         whole = standalone_compile(
             graph,
             list(leaves),
@@ -101,7 +100,7 @@ class _Boxed:
 
 
 def _replaced(value: Nested, tensors: Iterator[Tensor]) -> Nested:
-    """`value` with these tensors in place of its own."""
+    """`value` with its tensors replaced."""
     if isinstance(value, Tensor):
         return next(tensors)
     if value is None:
@@ -111,7 +110,7 @@ def _replaced(value: Nested, tensors: Iterator[Tensor]) -> Nested:
 
 
 def _outline(values: tuple[Nested, ...], leaves: list[Tensor]) -> tuple[type, list[Any]]:
-    """`values` with numbers in place of their tensors, which are appended to `leaves`."""
+    """`values` with its tensors, which are appended to `leaves`, replaced by numbers."""
     parts: list[Any] = []
     for value in values:
         if isinstance(value, Tensor):
@@ -123,7 +122,7 @@ def _outline(values: tuple[Nested, ...], leaves: list[Tensor]) -> tuple[type, li
 
 
 def _flattener(outline: tuple[type, list[Any]]) -> Callable[[tuple[Nested, ...]], list[Tensor]]:
-    """Nested tensors of this outline -> a list of them, written out as one unpacking."""
+    """Generate a function: nested tensors of this outline -> a list, in one unpacking."""
 
     def pattern(part: Any) -> str:
         if part is None:
@@ -137,7 +136,7 @@ def _flattener(outline: tuple[type, list[Any]]) -> Callable[[tuple[Nested, ...]]
 
 
 def _filler(outline: tuple[type, list[Any]]) -> Callable[[tuple[Tensor, ...]], Nested]:
-    """The reverse of the flattener; the outline is of a tuple of one, the result."""
+    """Generate the inverse of the flattener; the outline is of a 1-tuple, the result."""
     kinds: dict[str, Any] = {}
 
     def expression(part: Any) -> str:
@@ -163,6 +162,6 @@ def _count(part: Any) -> int:
 
 
 def _defined(body: str, names: dict[str, Any]) -> Callable[[Any], Any]:
-    """A function of `given`, as namedtuple defines its own: from source, run once."""
+    """A function of `given` from source, executed once, as namedtuple does."""
     exec(f"def function(given):\n    {body}", names)
     return names["function"]

@@ -1,7 +1,7 @@
 """torch.compile if a compiler is available, the plain function otherwise.
 
-Blocks are compiled one by one, not the model as a whole: same speed once warm, and the first step
-comes in half the time (measured at depth 12: 41 s against 76 s), since layers share their code.
+Blocks are compiled separately, not the model as a whole: same speed once warm, and the first step
+takes half the time (measured at depth 12: 41 s against 76 s), since layers share their code.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ RECOMPILE_LIMIT = 64  # kinds of layer x training and evaluation; torch's 8 is f
 
 
 class Compiler:
-    """Compiles functions, and says why it does not."""
+    """Compiles functions, or records why it does not."""
 
     def __init__(self, wanted: bool, device: torch.device) -> None:
         self.reason = None if wanted else "not asked for"
         if wanted:
             self.reason = missing(device) or launcher_fault(device)
             torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
-            # a backward pass is else compiled inside autograd, where no one can fall back
+            # otherwise a backward pass is compiled inside autograd, without a fallback
             from torch._functorch import config as autograd
 
             autograd.force_non_lazy_backward_lowering = True
@@ -62,9 +62,9 @@ class Compiler:
         return call
 
     def pure(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Like a call, for functions of tensors, None and tuples of them that write into no
-        argument and return none: with less work of the host at each call. What is returned takes
-        the kind of the call (`by_shape.py`) before the function's arguments."""
+        """Compile a pure function of tensors, None and tuples of them, which writes into no
+        argument and returns none, with less host work per call. The returned function takes the
+        kind of the call (`by_shape.py`) before the function's arguments."""
         if not self.active:
             return lambda _, *args: function(*args)
         by_shape = ByShape(function)
@@ -76,7 +76,7 @@ class Compiler:
                 run = by_shape.prepared(kind, args)
             except torch.OutOfMemoryError:
                 raise
-            except Exception as error:  # tracing has errors of every kind; so would the function
+            except Exception as error:  # tracing raises errors of every kind, as the function may
                 self.reason = _described(error)
                 return function(*args)
             return run(args)
@@ -84,7 +84,7 @@ class Compiler:
         return call
 
     def let_vary(self, tensors: Iterable[Tensor]) -> None:
-        """Their first size differs from step to step: compile once for all of them."""
+        """Mark the first size as dynamic: it differs from step to step, so compile once for all."""
         if self.active:
             for tensor in tensors:
                 torch._dynamo.mark_dynamic(tensor, 0)
@@ -102,7 +102,7 @@ def missing(device: torch.device) -> str | None:
 
 
 def _missing_for_triton() -> str | None:
-    """Triton compiles kernels itself, and their launchers as modules of this Python."""
+    """Missing requirement of Triton, which compiles launchers as C modules of this Python."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     named = os.environ.get("CC")
@@ -115,8 +115,8 @@ def _missing_for_triton() -> str | None:
 
 
 def launcher_fault(device: torch.device) -> str | None:
-    """Why Triton cannot build what launches its kernels, None where it can: a compiler may be there
-    and fail. Every kernel needs it, those too that torch's compiler does not make."""
+    """Why Triton cannot build its kernel launcher, None if it can: an installed compiler may fail.
+    Every kernel needs the launcher, also those that torch's compiler does not make."""
     if device.type != "cuda":
         return None
     try:
@@ -133,7 +133,7 @@ def _described(error: BaseException) -> str:
 
 
 def _compile_errors() -> tuple[type[BaseException], ...]:
-    """Errors of compiling, none of running: those must be seen."""
+    """Errors of compiling, but not of running, which must propagate."""
     import torch._dynamo.exc as dynamo
     import torch._inductor.exc as inductor
 

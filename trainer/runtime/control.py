@@ -1,9 +1,8 @@
 """Control: commands from the inbox and signals, polled once per step.
 
-Handlers of signals only set a flag. SIGTERM: checkpoint, then end (recovery policy decides what
-next). SIGUSR1 and SIGUSR2: checkpoint at the next step boundary and continue, as Slurm's and
-Lightning's users expect. DUMP_SIGNAL: every thread's stack into the log, for a hang seen from
-outside.
+Signal handlers only set a flag. SIGTERM: checkpoint, then end (the recovery policy decides what
+follows). SIGUSR1 and SIGUSR2: checkpoint at the next step boundary and continue, as Slurm's and
+Lightning's users expect. DUMP_SIGNAL: dump every thread's stack to the log, to diagnose a hang.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ class Control:
             faulthandler.register(DUMP_SIGNAL, file=sys.stderr, all_threads=True)
 
     def poll(self) -> None:
-        """Read what is new; a damaged inbox is treated as silence, signals still work."""
+        """Read new commands; a damaged inbox is treated as empty, and signals still work."""
         if self._reader is None:
             return
         batch = self._reader.read(self._offset, self._next_seq)
@@ -55,18 +54,18 @@ class Control:
                 print(f"inbox: ignored a command that is not understood: {error}", file=sys.stderr)
 
     def take(self) -> list[commands.AnyCommand]:
-        """The commands that came since the last call, in order."""
+        """The commands received since the last call, in order."""
         self.poll()
         taken, self._pending = self._pending, []
         return taken
 
     def take_save_request(self) -> bool:
-        """Whether a signal asked for a checkpoint since the last call."""
+        """True if a signal requested a checkpoint since the last call."""
         asked, self._save_requested = self._save_requested, False
         return asked
 
     def wants_attention(self) -> bool:
-        """Whether long work (an evaluation) should stop at its next boundary."""
+        """True if long work (an evaluation) should stop at its next boundary."""
         self.poll()
         urgent = (commands.Pause, commands.Cancel, commands.EndPhase)
         return self.terminated or any(isinstance(c, urgent) for c in self._pending)

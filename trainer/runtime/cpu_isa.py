@@ -1,10 +1,9 @@
 """Caches torch's CPU instruction set check: once per machine instead of at every start.
 
-Before it takes compiled kernels from its cache, torch's compiler tries the CPU's vector units one
-by one: a library is built for each, and a process of its own must be able to load it. The library
-is kept, the answer is not, and every start pays for those processes: 1.6 s of a warm start of 9.6.
-Here the answer is kept as well, beside the kernels, for as long as question, torch and C++ compiler
-stay the same.
+Before torch's compiler takes kernels from its cache, it tests the CPU's vector instruction sets one
+by one: it builds a library for each and loads it in a separate process. It caches the library but
+not the result, and every start pays for those processes: 1.6 s of a warm start of 9.6 s. This
+module caches the result too, beside the kernels, while check, torch and C++ compiler stay the same.
 """
 
 from __future__ import annotations
@@ -22,15 +21,15 @@ REMEMBERED = "traind-vector-units.json"
 
 
 def remember_answers() -> None:
-    """Have torch's compiler take a yes from memory. A no is asked again: the machine may have been
-    too busy to load the library in time.
+    """Patch torch's compiler to use cached positive results. Negative ones are checked again: the
+    machine may have been too busy to load the library in time.
     """
     from torch._inductor.cpu_vec_isa import VecISA
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
     ask = getattr(VecISA, "check_build", None)
     if ask is None or ask.__module__ == __name__:
-        return  # another torch, or remembering already
+        return  # another torch, or patched already
     memory = Path(cache_dir()) / REMEMBERED
     known = _recall(memory)
 
@@ -42,7 +41,7 @@ def remember_answers() -> None:
         if not ask(self, code):
             return False
         known.append(key)
-        with contextlib.suppress(OSError):  # then the next start asks again
+        with contextlib.suppress(OSError):  # then the next start checks again
             _remember(memory, known)
         return True
 
@@ -50,7 +49,7 @@ def remember_answers() -> None:
 
 
 def _compiler() -> str:
-    """Which C++ compiler would be called, and whether it is still the same file."""
+    """Identity of the C++ compiler: path, size and modification time."""
     path = shutil.which(os.environ.get("CXX", "g++")) or ""
     try:
         status = os.stat(path)
@@ -63,7 +62,7 @@ def _recall(memory: Path) -> list[str]:
     try:
         found = json.loads(memory.read_text())
     except (OSError, ValueError):
-        return []  # never asked, or a torn file: ask
+        return []  # never checked, or a torn file: check
     return found if isinstance(found, list) else []
 
 

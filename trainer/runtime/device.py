@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class DeviceMissing(Exception):
-    """The device asked for is not on this machine."""
+    """The requested device is not on this machine."""
 
 
 def resolve(name: str) -> torch.device:
@@ -40,7 +40,7 @@ def resolve(name: str) -> torch.device:
 
 
 def _why_missing(name: str, count: int) -> str:
-    """What torch and the driver say about a CUDA device that torch cannot use."""
+    """Why torch cannot use a CUDA device, from what torch and the driver report."""
     if torch.version.cuda is None:
         return (
             f"device {name} cannot be used: torch {torch.__version__} is a build without CUDA; "
@@ -62,7 +62,7 @@ def _why_missing(name: str, count: int) -> str:
 
 
 def _driver() -> tuple[str | None, tuple[int, ...] | None]:
-    """The driver's version and the newest CUDA it supports, as far as NVML answers."""
+    """The driver's version and the newest CUDA it supports; None where NVML does not answer."""
     try:
         import pynvml
 
@@ -86,17 +86,17 @@ def configure(device: torch.device, *, threads: int | None, deterministic: bool)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         # not use_deterministic_algorithms: that loads the compiler, two seconds of every start
-        # "warn" would leave attention's backward as it is: its CUDA kernels look for "error"
+        # "warn" would not change attention's backward: its CUDA kernels check for "error"
         torch.set_deterministic_debug_mode("warn" if device.type == "mps" else "error")
-        # we never read what torch.empty gives: filling it with NaN would cost a pass over memory
+        # uninitialized memory is never read: filling it with NaN would cost a pass over memory
         torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
         torch.backends.cudnn.benchmark = False
 
 
 def compute_dtype(device: torch.device, precision: str) -> torch.dtype:
-    """docs/recipe.md, Model: bf16 on CUDA with SM >= 80, else float32; fp16 only on request.
+    """Compute dtype: bf16 on CUDA with SM >= 80, else float32; fp16 only on request.
 
-    fp8 is of single products (fp8.py): everything around them is bf16.
+    fp8 applies to single products (fp8.py): everything else is bf16. Source: docs/recipe.md, Model.
     """
     if precision in ("bf16", "fp8"):
         return torch.bfloat16
@@ -107,7 +107,7 @@ def compute_dtype(device: torch.device, precision: str) -> torch.dtype:
 
 
 def require_fp8(device: torch.device) -> None:
-    """Raises DeviceMissing where products in 8 bits would be emulated, if done at all."""
+    """Raises DeviceMissing if the device has no fp8 matrix products."""
     found = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
     if why := fp8_missing(name_of(device), found):
         raise DeviceMissing(why)
@@ -132,7 +132,7 @@ def _cpu_model() -> str:
 
 
 def peak(device: torch.device, dtype: torch.dtype, *, measured: bool = False) -> Peak:
-    """Dense peak FLOP/s: from the table; measured by matrix products on request or if unknown."""
+    """Dense peak FLOP/s: from the table, or measured (matrix products) on request or if unknown."""
     if device.type == "cuda" and not measured:
         known = tabled_peak(torch.cuda.get_device_name(device), dtype)
         if known:
@@ -146,12 +146,12 @@ def peak(device: torch.device, dtype: torch.dtype, *, measured: bool = False) ->
 
 
 def tabled_peak(device_name: str, dtype: torch.dtype) -> Peak | None:
-    """The table is of bf16: a run in another precision is measured."""
+    """Peak from the table, which is for bf16; None in another precision, which is measured."""
     return known_peak(device_name) if dtype == torch.bfloat16 else None
 
 
 def measure_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of the best of several square matrix products; about a third of a second."""
+    """Measure peak FLOP/s: the best of several square matrix products; takes about 0.3 s."""
     size = 8192 if device.type == "cuda" else 1024
     generator = torch.Generator(device="cpu").manual_seed(0)
     a = torch.randn(size, size, generator=generator).to(device, dtype)
@@ -174,7 +174,7 @@ def _synchronize(device: torch.device) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Versions that a run's numbers can depend on."""
+    """Versions of software that a run's numbers can depend on."""
     found = {"python": platform.python_version(), "torch": torch.__version__}
     if torch.version.cuda:
         found["cuda"] = torch.version.cuda
@@ -201,7 +201,7 @@ def fingerprint(device: torch.device, choices: dict[str, Any]) -> dict[str, Any]
 
 @dataclass
 class Sensors:
-    """Memory, power, temperature and energy of the device; NVML is asked at most once a second."""
+    """Memory, power, temperature and energy of the device; reads NVML at most once a second."""
 
     device: torch.device
     _handle: Any = None
@@ -218,12 +218,12 @@ class Sensors:
             pynvml.nvmlInit()
             uuid = str(torch.cuda.get_device_properties(device).uuid)
             return cls(device, pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}".encode()))
-        except Exception as error:  # no NVML is a machine without power figures, not a failure
+        except Exception as error:  # without NVML there are no power readings; not an error
             print(f"no NVML: power and temperature are not shown ({error})", file=sys.stderr)
             return cls(device)
 
     def read(self) -> dict[str, float | int | None]:
-        """Fields of events.Step about the device."""
+        """Device fields of events.Step."""
         return {**self._memory(), **self._power()}
 
     def _memory(self) -> dict[str, int | None]:
@@ -258,7 +258,7 @@ class Sensors:
 
 
 def _ask(question: Callable[[], T]) -> T | None:
-    """The answer, or None: cards differ in what they can measure."""
+    """The reading, or None: GPUs differ in what they can measure."""
     import pynvml
 
     try:

@@ -18,7 +18,7 @@ def install() -> None:
 
 
 def has_received() -> bool:
-    """Whether one has arrived since `install`."""
+    """True if SIGTERM or SIGINT has arrived since `install`."""
     return bool(_received)
 
 

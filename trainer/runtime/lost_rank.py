@@ -1,4 +1,4 @@
-"""Lost rank: how rank 0 finds out which other rank failed, and why."""
+"""Lost rank: rank 0 determines which other rank failed, and why."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def find(attempt: Path, members: list[tuple[int, str, int]], heard: str) -> tupl
     """Cause of a lost rank: reason and sentence. Waits for its record.
 
     members: (rank, device, pid), where ELSEWHERE is a process of another machine and NEVER_SEEN one
-    that was gone before it registered. heard: what the lost connection said, for want of better.
+    that exited before it registered. heard: the error of the lost connection, as a last resort.
     """
     deadline = time.monotonic() + WAIT_SECONDS
     while True:

@@ -1,8 +1,8 @@
 """Configures glibc's malloc to keep freed memory.
 
-A training step frees and asks again for the same hundreds of megabytes. By default glibc hands
-large blocks back to the kernel at once, and each step pays for fresh zeroed pages: 71,000 page
-faults per step at depth 4, width 256, against 1,500, and 6 % of its CPU time.
+A training step frees and reallocates the same hundreds of megabytes. By default glibc returns large
+blocks to the kernel at once, and each step pays for fresh zeroed pages: 71,000 page faults per step
+at depth 4, width 256, against 1,500, and 6 % of its CPU time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ TOP_PAD_BYTES = 64 << 20
 
 
 def keep_freed_memory() -> bool:
-    """Ask once per process; False where there is no glibc to ask."""
+    """Set malloc's thresholds; call once per process. Returns False without glibc."""
     return (
         _ask(M_MMAP_MAX, 0)
         and _ask(M_TRIM_THRESHOLD, KEEP_BYTES)

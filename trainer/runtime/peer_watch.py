@@ -1,7 +1,7 @@
-"""Peer watch: ends a rank whose peer is gone where the exchange does not notice it.
+"""Peer watch: ends a rank whose peer has died if the exchange does not notice it.
 
 gloo misses about one lost connection in two hundred: the other rank then waits for the timeout, ten
-minutes for tensors, a month for words. A thread looks at the processes of this machine instead.
+minutes for tensors, a month for words. A thread watches the processes of this machine instead.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from trainer.runtime.peers import LostPeer
 from trainer.runtime.world import World
 
 LOOK_SECONDS = 0.5
-NOTICES_SECONDS = 2.0  # in which the exchange notices nearly always, and names what it heard
+NOTICES_SECONDS = 2.0  # usually the exchange notices within this time, with its own error
 
 
 def start(world: World, end: Callable[[LostPeer], object]) -> None:
-    """Watch the other ranks of this machine from a thread. end: called there, with what is left of
-    the process to do, while the main thread waits for ever; the process is gone afterwards."""
+    """Watch the other ranks of this machine from a thread. end: called there to finish the process
+    while the main thread is blocked; the process exits afterwards."""
     if world.size > 1:
         threading.Thread(target=_watch, args=(world, end), name="peer-watch", daemon=True).start()
 
@@ -41,12 +41,12 @@ def _watch(world: World, end: Callable[[LostPeer], object]) -> None:
 
 
 def _peers(world: World) -> list[ProcessIdentity | None]:
-    """None: one that has joined and is gone already."""
+    """Processes of the other ranks; None for one that joined and has already exited."""
     here = socket.gethostname()
     return [identify(m.pid) for m in world.members if m.rank != world.rank and m.host == here]
 
 
 def _waits_since(world: World, gone_at: float) -> bool:
-    """Whether the main thread has waited for others all the time that they should be noticed in."""
+    """True if the main thread has waited for others for the whole time since `gone_at`."""
     since = world.waiting_since
     return since is not None and time.monotonic() - max(since, gone_at) > NOTICES_SECONDS

@@ -1,4 +1,4 @@
-"""Peers: the processes of one attempt's ranks, as they name themselves to one another.
+"""Peers: how the processes of one attempt's ranks register with one another.
 
 Needs no torch: a rank registers in the attempt's directory before it loads it.
 """
@@ -14,8 +14,8 @@ from pathlib import Path
 
 from trainer.contract.rundir import ProcessIdentity, identify, rank_process
 
-ELSEWHERE = 0  # the pid of a process of another machine, which cannot be seen from here
-NEVER_SEEN = -1  # the pid of one that was gone before it registered
+ELSEWHERE = 0  # stands for the pid of a process on another machine, which is not visible here
+NEVER_SEEN = -1  # stands for the pid of a process that exited before it registered
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Member:
 
 
 class LostPeer(Exception):
-    """Another rank of this attempt is gone, or does not answer. members: all of them, if known."""
+    """Another rank of this attempt has exited or does not answer. members: all ranks, if known."""
 
     def __init__(self, message: str, members: Sequence[Member] = ()) -> None:
         super().__init__(message)
@@ -38,7 +38,7 @@ class LostPeer(Exception):
 
 @dataclass(frozen=True)
 class Registration:
-    """The process of a rank, and the machine that it runs on. beat: counted up while it waits."""
+    """The process of a rank, and its machine. beat: heartbeat counter while it waits."""
 
     host: str
     identity: ProcessIdentity
@@ -50,12 +50,12 @@ class Registration:
 
     @property
     def is_gone(self) -> bool:
-        """Whether it has ended; never of another machine's, which cannot be seen."""
+        """True if the process has exited; always False for one on another machine."""
         return self.is_here and identify(self.identity.pid) != self.identity
 
 
 def register(attempt: Path, rank: int, beat: int = 0) -> None:
-    """Name this process to the other ranks; what they read is always whole. Raises OSError."""
+    """Register this process for the other ranks, by an atomic write. Raises OSError."""
     own = identify(os.getpid())
     if own is None:
         return

@@ -30,7 +30,7 @@ class Process:
     lock_fd: int
 
     def end(self, ended: events.Ended) -> None:
-        """The last words: the `ended` record, then the exit record; both durable."""
+        """Write the `ended` record, then the exit record; both durable."""
         try:
             self.reporter.emit(ended)
         finally:
@@ -55,7 +55,7 @@ def begin(directory: Path, run: str, attempt: int, token: str) -> Process:
     writer = journal.Writer.create(directory / OUTBOX, journal.JournalHeader(run, attempt, token))
 
     def report_waiting(reason: str | None) -> None:
-        # The lock file is already on disk at full length: this needs no new space.
+        # The lock file already has its full length on disk: this needs no new space.
         os.pwrite(lock_fd, _holder(token, reason).encode(), 0)
 
     reporter = Reporter(writer, report_waiting, lambda: control.terminated)
@@ -77,8 +77,8 @@ def _holder(token: str, waiting: str | None) -> str:
 def explain(error: BaseException) -> tuple[Reason, str]:
     """Failure reason of an exception that ended the process, and one line for a person.
 
-    What led to the error counts too: a data set that cannot be read because too many files are
-    open is not unusable.
+    Considers its causes too: a data set that cannot be read because too many files are open is
+    not unusable.
     """
     led = list(os_errors.chain(error))
     for matches, reason in _REASONS:
@@ -88,7 +88,7 @@ def explain(error: BaseException) -> tuple[Reason, str]:
 
 
 def _one_line(error: BaseException) -> str:
-    """Our own errors are sentences; what others raise is named by its class."""
+    """The message of traind's own errors; others are prefixed with their class."""
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.strerror}: {os.fsdecode(error.filename)}"[:2000]
     text, kind = " ".join(str(error).split()), type(error)
@@ -109,7 +109,7 @@ def _named(*names: str) -> Callable[[BaseException], bool]:
 
 
 def _errno(numbers: frozenset[int], *words: str) -> Callable[[BaseException], bool]:
-    """By number, or by the words of libraries whose errors carry none."""
+    """Matches errors by errno, or by message for libraries whose errors have none."""
 
     def matches(error: BaseException) -> bool:
         if isinstance(error, OSError) and error.errno is not None:
@@ -124,7 +124,7 @@ def _mentions(*words: str) -> Callable[[BaseException], bool]:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """Beside torch's own error: the driver's, and cuBLAS' when it cannot create its handle."""
+    """True for out of memory: torch's error, the driver's, or cuBLAS failing to create a handle."""
     words = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA out of memory")
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
@@ -138,8 +138,8 @@ def _is_gpu_lost(error: BaseException) -> bool:
     return cuda and any(word in str(error) for word in words)
 
 
-# By name, so that this module needs neither torch nor the data code. The first that matches counts:
-# what befell the process comes before what it was doing.
+# By name, so that this module needs neither torch nor the data code. The first match counts:
+# causes outside the process come before what it was doing.
 _REASONS: list[tuple[Callable[[BaseException], bool], Reason]] = [
     (_named("OutOfMemoryError"), Reason.out_of_memory),
     (_is_out_of_memory, Reason.out_of_memory),

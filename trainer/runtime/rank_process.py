@@ -1,7 +1,7 @@
 """Process of a rank other than 0: its start and end.
 
-Rank 0 is the trainer that the daemon knows: lock, journals, exit record. The others are mute: they
-print to a log of their own, and write an exit record into `ranks/` before they go.
+Rank 0 is the trainer that the daemon knows: lock, journals, exit record. The others write no
+events: they print to their own log, and write an exit record into `ranks/` before they exit.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Rendezvous watch: ends a rank whose peer dies before all ranks have joined.
 
-Until then a rank waits inside torch.distributed. No connection exists that could break, and signal
-handlers do not run: torchrun's SIGTERM, its answer to the death of another rank, would be followed
-by SIGKILL half a minute later, and nobody would have named the cause. So each rank registers its
-process in the attempt's directory before it loads torch, and a thread looks at those of the others.
-A process of another machine cannot be looked at: its registration counts up while it lives.
+Until then a rank waits inside torch.distributed. No connection exists that could break, and Python
+signal handlers do not run: torchrun's SIGTERM, its answer to the death of another rank, would be
+followed by SIGKILL 30 s later, and the cause would not be recorded. So each rank registers its
+process in the attempt's directory before it loads torch, and a thread watches those of the others.
+A process on another machine is not visible: its registration counts up while it lives.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LOOK_SECONDS = 0.25
 BEAT_LOOKS = 20  # between two beats: 5 s
 SILENCE_SECONDS = 90.0  # without a beat seen: a network disk may show it a minute late
 SILENCE = "TRAIND_RANKS_SILENCE_SECONDS"  # another one, for tests
-CAUSE_SECONDS = 2.0  # after SIGTERM, in which a death that it answers is seen
+CAUSE_SECONDS = 2.0  # after SIGTERM, in which the death that caused it becomes visible
 _STOPS = frozenset({signal.SIGTERM, signal.SIGINT})
 _PROC = Path("/proc")
 
@@ -38,9 +38,9 @@ class Terminated(Exception):
 
 
 class Rendezvous:
-    """A context around everything up to the join. is_told: whether SIGTERM came, once Python's
-    handler has run. end: called in the thread with the cause, while the main thread waits; the
-    process exits with the status it returns."""
+    """Context manager around everything up to the join. is_told: returns True once Python's handler
+    has seen SIGTERM. end: called in the thread with the cause, while the main thread is blocked;
+    the process exits with the status it returns."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class Rendezvous:
         threading.Thread(target=self._watch, name="rendezvous", daemon=True).start()
 
     def __exit__(self, *_: object) -> None:
-        with self._lock:  # held for good by a thread that ends the process
+        with self._lock:  # never released by a thread that ends the process
             self._is_over = True
         os.close(signal.set_wakeup_fd(self._before))
         os.close(self._signals)
@@ -93,8 +93,8 @@ class Rendezvous:
     # --- what is seen ----------------------------------------------------------------------------
 
     def _cause(self) -> Exception | None:
-        """Why the others cannot join any more; None while they can."""
-        with suppress(OSError):  # too many open files are no death
+        """Why the others can no longer join; None while they can."""
+        with suppress(OSError):  # too many open files do not mean a dead rank
             found = peers.registered(self._attempt)
             others = {rank: one for rank, one in found.items() if rank != self._rank}
             gone = {rank for rank, one in others.items() if one.is_gone}
@@ -128,7 +128,7 @@ class Rendezvous:
         return Terminated("SIGTERM before all ranks had joined")
 
     def _was_told(self) -> bool:
-        """Whether SIGTERM came, long enough ago that a death it answers would have been seen."""
+        """True if SIGTERM arrived long enough ago that the death that caused it is visible."""
         is_told = self._is_told()
         with suppress(BlockingIOError):
             is_told |= bool(_STOPS & set(os.read(self._signals, 4096)))
@@ -137,7 +137,7 @@ class Rendezvous:
         return self._told_at is not None and time.monotonic() - self._told_at >= CAUSE_SECONDS
 
     def _local_ranks(self) -> set[int]:
-        """The ranks of this machine, which have consecutive numbers; empty where nobody told."""
+        """The ranks of this machine, which are consecutive; empty if the environment has none."""
         if "LOCAL_RANK" not in os.environ or os.getppid() == 1:
             return set()
         first = self._rank - int(os.environ["LOCAL_RANK"])
@@ -158,9 +158,9 @@ class Rendezvous:
 
 
 class Beats:
-    """Which ranks of other machines have stopped counting up.
+    """Heartbeats: detects ranks of other machines that have stopped counting up.
 
-    Counted in looks, not by the clock: while this process is stopped it does not look.
+    Measured in polls, not by the clock: while this process is stopped, it does not poll.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -182,7 +182,7 @@ class Beats:
 
 
 def _living_siblings() -> set[int]:
-    """Ranks that the parent of this process started too and that live, registered or not."""
+    """Live ranks with the same parent process as this one, registered or not."""
     return {
         rank
         for name in os.listdir(_PROC)
@@ -200,7 +200,7 @@ def _parent(pid: str) -> int | None:
 
 
 def _rank_in_environment(pid: str) -> list[int]:
-    """As torchrun or srun named it."""
+    """The rank of a process, from the environment that torchrun or srun set."""
     try:
         items = (_PROC / pid / "environ").read_bytes().split(b"\0")
     except OSError:

@@ -1,7 +1,7 @@
 """Reporter: writes the trainer's events to the outbox, fsynced where required.
 
-A full disk stops nothing but the trainer itself: the record waits, the trainer waits at the step
-boundary with it, and goes on when there is room again. No record is lost and none is doubled.
+While the disk is full, the trainer waits at the step boundary with the unwritten record, and
+continues when there is space again. No record is lost or duplicated.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ RETRY_SECONDS = 0.5
 
 
 class Reporter:
-    """Writes events. on_wait(reason or None) reports outside the journal that it waits."""
+    """Writes events. Calls on_wait(reason, then None) outside the journal while it waits."""
 
     def __init__(
         self,
@@ -46,8 +46,8 @@ class Reporter:
             self.sync_if_due()
 
     def sync_if_due(self) -> None:
-        """Step records reach the disk once a second, by a thread: an fsync takes 5 to 40 ms, which
-        was up to 4 % of the time of a run on the CPU. Its failure is raised here, a second late.
+        """fsync step records once a second, in a thread: an fsync takes 5 to 40 ms, which was up to
+        4 % of a CPU run's time. Raises a failure of the previous fsync, up to a second late.
         """
         if time.monotonic() - self._synced_at < SYNC_SECONDS:
             return

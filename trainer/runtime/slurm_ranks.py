@@ -1,7 +1,7 @@
-"""Ranks that srun started: what torchrun would put into the environment, from Slurm's variables.
+"""Ranks started by srun: sets torchrun's environment variables from Slurm's.
 
-Rank 0 chooses a free port and leaves its address in the attempt's directory, which every node sees:
-no port is fixed in advance, and nothing depends on how a site names its nodes.
+Rank 0 chooses a free port and writes its address into the attempt's directory, which every node
+sees: no port is fixed in advance, and nothing depends on how a site names its nodes.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ LOOK_SECONDS = 0.2
 
 
 class NotMet(Exception):
-    """Rank 0 of this job did not come up in time."""
+    """Rank 0 of this job did not start in time."""
 
 
 def is_task() -> bool:
-    """Whether srun started this process, and no torchrun in between."""
+    """True if srun started this process directly, without torchrun."""
     return "SLURM_PROCID" in os.environ and "RANK" not in os.environ
 
 
 def join_tasks(attempt: Path) -> None:
-    """Set RANK, WORLD_SIZE and where rank 0 is. Raises NotMet, OSError."""
+    """Set RANK, WORLD_SIZE and rank 0's address in the environment. Raises NotMet, OSError."""
     own = os.environ
     size, rank = int(own["SLURM_NTASKS"]), int(own["SLURM_PROCID"])
     nodes = int(own.get("SLURM_NNODES", "1"))
@@ -65,9 +65,9 @@ def _find(attempt: Path, job: str) -> dict[str, str | int]:
     deadline = time.monotonic() + MEET_SECONDS
     while time.monotonic() < deadline:
         if early_signals.has_received():
-            sys.exit(128 + signal.SIGTERM)  # nothing has begun that could be recorded
+            sys.exit(128 + signal.SIGTERM)  # nothing to record yet
         with suppress(OSError, ValueError):
-            os.listdir(attempt)  # has a network file system look again
+            os.listdir(attempt)  # makes a network file system refresh its listing
             place = json.loads((attempt / MEETING).read_text())
             if place["job"] == job:
                 return place

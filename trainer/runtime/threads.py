@@ -1,8 +1,8 @@
 """OpenMP wait policy: idle threads sleep, unless the environment says otherwise.
 
-OpenMP's threads spin while they wait. Beside any other busy process the one that is waited for is
-off its core, and the others burn theirs: a compiled step took 7 to 20 s on two busy cores where one
-whose threads sleep took 3 (DECISIONS). Must run before torch is loaded, which reads it once.
+OpenMP threads spin while they wait. Beside another busy process the awaited thread has no core
+while the others burn theirs: a compiled step took 7 to 20 s on two busy cores, against 3 s with
+sleeping threads (DECISIONS). Must run before torch is loaded, which reads the setting once.
 """
 
 from __future__ import annotations
@@ -13,6 +13,6 @@ WAIT_POLICY = "OMP_WAIT_POLICY"
 
 
 def wait_asleep() -> None:
-    """Let waiting threads sleep, here and in what this process starts."""
+    """Set waiting OpenMP threads to sleep, in this process and its children."""
     if not any(name in os.environ for name in (WAIT_POLICY, "GOMP_SPINCOUNT", "KMP_BLOCKTIME")):
         os.environ[WAIT_POLICY] = "passive"

@@ -1,13 +1,13 @@
-"""Ranks: the processes of one attempt, one for each device, and what passes between them.
+"""Ranks: the processes of one attempt, one per device, and their collective operations.
 
-The only module that imports torch.distributed, and only where there is more than one rank: a
-`World` of one answers every question by itself. torchrun starts the ranks and names them in the
-environment. Two groups: words (gloo, on the host, waits for days: rank 0 may be writing a
-checkpoint) and tensors (NCCL between cards, else gloo; ten minutes of silence end the attempt).
+The only module that imports torch.distributed, and only with more than one rank: a `World` of one
+needs no communication. torchrun starts the ranks and names them in the environment. Two groups:
+words (gloo, on the host, waits for days: rank 0 may be writing a checkpoint) and tensors (NCCL
+between GPUs, else gloo; a ten-minute timeout ends the attempt).
 
-Sums are data movement plus a tree of our own (all-to-all, pairwise, all-gather): the order of an
-all-reduce depends on topology, sizes and library, this one on nothing, so that bits do not depend
-on the number of ranks.
+A sum is an all-to-all, a pairwise tree and an all-gather: the order of an all-reduce depends on
+topology, sizes and library, this one on none of them, so that bits do not depend on the number of
+ranks.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from torch import Tensor
 from trainer.runtime.peers import LostPeer, Member
 
 T = TypeVar("T")
-BACKEND = "TRAIND_RANKS_BACKEND"  # "gloo": ranks may share a card, which NCCL refuses
+BACKEND = "TRAIND_RANKS_BACKEND"  # "gloo": ranks may share a GPU, which NCCL refuses
 WORDS_TIMEOUT = timedelta(days=30)
 TENSORS_TIMEOUT_SECONDS = 600.0
 TIMEOUT = "TRAIND_RANKS_TIMEOUT_SECONDS"  # another one, for tests
-LEAVE_SECONDS = 10.0  # at the end of an attempt, for ranks that are gone already
+LEAVE_SECONDS = 10.0  # at the end of an attempt, for ranks that have already exited
 CHUNK = 1 << 24  # elements summed at once: 64 MB of float32
-LARGE = 1 << 19  # elements from which copying costs more than a message of its own
+LARGE = 1 << 19  # elements from which copying costs more than a separate message
 
 
 class WorldMismatch(Exception):
-    """The ranks that were started are not those that the order asks for."""
+    """The started ranks are not those of the order."""
 
 
 class World:
-    """A world of one: every call returns what it was given."""
+    """A world of one rank: every call returns its argument."""
 
     rank, size = 0, 1
 
@@ -51,15 +51,15 @@ class World:
         self.waiting_since: float | None = None
 
     def use(self, device: torch.device) -> None:
-        """Exchange tensors of this device from now on; words pass without one."""
+        """Set the device of exchanged tensors; words need none."""
 
     @property
     def leads(self) -> bool:
-        """Whether this is rank 0, which the daemon knows and which alone reads and writes."""
+        """True on rank 0, the only one that the daemon knows and that reads and writes files."""
         return self.rank == 0
 
     def broadcast(self, value: T) -> T:
-        """Rank 0's value (JSON) to all."""
+        """Broadcast rank 0's value (JSON) to all."""
         return value
 
     def agree(self, numbers: Sequence[int]) -> list[int]:
@@ -70,42 +70,42 @@ class World:
         return bool(self.agree([int(flag)])[0])
 
     def gather(self, value: T) -> list[T]:
-        """Every rank's value (JSON) in the order of ranks, on all."""
+        """All-gather: every rank's value (JSON) in rank order, on all ranks."""
         return [value]
 
     def deal(self, block: Tensor) -> Tensor:
-        """Rank 0's host tensor to all, in place; others pass one of its shape and dtype."""
+        """Broadcast rank 0's host tensor in place; others pass one of its shape and dtype."""
         return block
 
     def spread(self, tensor: Tensor) -> None:
-        """Rank 0's tensor to all, in place, by the tensors' group."""
+        """Broadcast rank 0's tensor in place, by the tensors' group."""
 
     def sum_(self, tensors: Sequence[Tensor]) -> None:
-        """Each tensor becomes its sum over all ranks, in place, by a fixed tree."""
+        """All-reduce: replace each tensor by its sum over all ranks, by a fixed tree."""
 
     def join_parts(self, whole: Tensor, sizes: Sequence[int]) -> Callable[[], None]:
-        """Fill the flat `whole`, of which each rank holds its own consecutive part of `sizes`: it
-        is filled when what this returns was called, and not touched before. Nothing else may pass
-        meanwhile."""
+        """All-gather the flat `whole`, of which each rank has its consecutive part of `sizes`. The
+        returned function waits and fills it; until then it is unchanged, and no other exchange
+        may start."""
         return lambda: None
 
     def collect(self, part: Tensor, sizes: Sequence[int]) -> Tensor | None:
-        """The flat parts of all ranks, one behind another, on rank 0; None on others."""
+        """Gather the flat parts of all ranks, concatenated, on rank 0; None on others."""
         return part
 
     def leave(self) -> None:
-        """End in order, after the last word."""
+        """Leave in order, after the last exchange."""
 
 
 def tree_sum(parts: list[Tensor]) -> Tensor:
-    """((p0 + p1) + (p2 + p3)) …, in place in p0; the number of parts is a power of two."""
+    """Sum ((p0 + p1) + (p2 + p3)) …, in place in p0; the number of parts is a power of two."""
     while len(parts) > 1:
         parts = [a.add_(b) for a, b in zip(parts[::2], parts[1::2], strict=True)]
     return parts[0]
 
 
 def join(ranks: int, device: str) -> World:
-    """Meet the other ranks of this attempt. Raises WorldMismatch, LostPeer."""
+    """Join the other ranks of this attempt. Raises WorldMismatch, LostPeer."""
     if ranks == 1:
         return World()
     found = os.environ.get("WORLD_SIZE", "no torchrun")
@@ -156,7 +156,7 @@ class _Ranks(World):
     def agree(self, numbers: Sequence[int]) -> list[int]:
         own = torch.tensor(numbers, dtype=torch.int64)
         every = own.new_empty(self.size, len(own))  # gathered: half the messages of a reduction
-        with self._waiting():  # of the group itself, like `deal`: the package's wrappers cost 10 %
+        with self._waiting():  # on the group, like `deal`: torch's wrappers cost 10 %
             self._words.allgather(list(every), own).wait()
         return [max(column) for column in zip(*every.tolist(), strict=True)]
 
@@ -170,14 +170,14 @@ class _Ranks(World):
         return [json.loads(text.numpy().tobytes()) for text in found]
 
     def deal(self, block: Tensor) -> Tensor:
-        with self._waiting():  # as bytes: gloo does not know every dtype
+        with self._waiting():  # as bytes: gloo does not support every dtype
             self._words.broadcast(block.view(torch.uint8), 0).wait()
         return block
 
     # --- tensors ---------------------------------------------------------------------------------
 
     def spread(self, tensor: Tensor) -> None:
-        raw = tensor.view(-1).view(torch.uint8)  # gloo does not know every dtype
+        raw = tensor.view(-1).view(torch.uint8)  # gloo does not support every dtype
         moved = self._moved(raw)
         with self._waiting():
             self._dist.broadcast(moved, 0, group=self._tensors)
@@ -185,7 +185,7 @@ class _Ranks(World):
             raw.copy_(moved)
 
     def sum_(self, tensors: Sequence[Tensor]) -> None:
-        """Large tensors where they are, small ones and what is left of each together."""
+        """Sum large tensors in place, small ones and remainders together in one buffer."""
         tails = []
         for tensor in tensors:
             flat = tensor.view(-1)
@@ -233,7 +233,7 @@ class _Ranks(World):
         return torch.cat([one[:size] for one, size in zip(found, sizes, strict=True)])
 
     def _send_padded(self, own: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Any]:
-        """(ranks, longest): the part of each rank, padded to the longest; and what to wait for."""
+        """All-gather (ranks, longest): parts padded to the longest; and the work to wait for."""
         longest = max(sizes)
         padded = self._moved(own)
         if len(own) < longest:
@@ -246,27 +246,27 @@ class _Ranks(World):
     def _gather_into(
         self, whole: Tensor, own: Tensor, group: Any, *, async_op: bool = False
     ) -> Any:
-        # torch 2.13 has a new name for what 2.11 has alone, and deprecates that one
+        # torch 2.13 renames this function and deprecates the only name in 2.11
         gather = getattr(self._dist, "all_gather_single", self._dist.all_gather_into_tensor)
         with self._waiting():
             return gather(whole, own, group=group, async_op=async_op)
 
     def _moved(self, tensor: Tensor) -> Tensor:
-        """The tensor where the backend reaches it: gloo sums and moves on the host."""
+        """The tensor on the backend's device: gloo works on the host."""
         return tensor.cpu() if self._on_host else tensor
 
     # --- ends ------------------------------------------------------------------------------------
 
     def leave(self) -> None:
         deadline = time.monotonic() + LEAVE_SECONDS
-        with suppress(RuntimeError):  # the run has ended well, whoever is gone
+        with suppress(RuntimeError):  # the run has ended successfully even if a rank is gone
             work = self._dist.barrier(group=self._words, async_op=True)
             while not work.is_completed() and time.monotonic() < deadline:
                 time.sleep(0.005)
 
     @contextmanager
     def _waiting(self) -> Iterator[None]:
-        """Count the time, and name what an error in here is: a rank that is gone."""
+        """Count the waiting time, and convert errors of the exchange to LostPeer."""
         began, self.waiting_since = time.perf_counter(), time.monotonic()
         try:
             yield
@@ -280,7 +280,7 @@ class _Ranks(World):
 
 
 def _padded(flats: Sequence[Tensor], multiple: int) -> Tensor:
-    """The tensors one behind another, with zeros up to a multiple."""
+    """The tensors concatenated, padded with zeros to a multiple."""
     missing = -sum(map(len, flats)) % multiple
     return torch.cat([*flats, flats[0].new_zeros(missing)])
 
