@@ -1,15 +1,14 @@
 """The architecture: the one definition of the forward pass (docs/recipe.md, Model).
 
-Pure functions and a cache, written for torch alone. Tokens may be whole training rows or stand
-anywhere: each then has a position, a token before it, and keys that it may see. What is faster
-somewhere overrides a part and is tested to equal it: attention kernels (`attention.py`), products
-in fp8 and with relu² (`fp8.py`, `relu2.py`), written-out gradients (`layer.py`, `trunk.py`),
-inference over loose tokens (`evaluate/network.py`). Exports are made of this file's source
-(`interop/huggingface.py`).
+Pure functions and a KV cache, which need only torch. Tokens may be whole training rows or loose:
+then each has a position, a previous token, and keys visible to it. Faster variants override a part
+and are tested to equal it: attention kernels (`attention.py`), products in fp8 and with relu²
+(`fp8.py`, `relu2.py`), explicit gradients (`layer.py`, `trunk.py`), inference over loose tokens
+(`evaluate/network.py`). Exports contain this file's source (`interop/huggingface.py`).
 
 B rows, T tokens, D model width, H heads, K key/value heads, C head_dim, W = K C, S keys,
-V vocabulary. Being pure, one compiled block serves every layer of its kind, so compile time does
-not grow with depth.
+V vocabulary. Because blocks are pure, one compiled block serves every layer of its kind, so compile
+time does not grow with depth.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ class BlockWeights(NamedTuple):
 
 
 class TrunkWeights(NamedTuple):
-    """Weights of the trunk: all between the embedding tables and the head."""
+    """Weights of the trunk: everything between the embedding tables and the head."""
 
     blocks: Sequence[BlockWeights]
     smear_gate: Tensor | None
@@ -93,7 +92,7 @@ def hidden(
     """Hidden states for the head: (B, T, D) in the compute dtype, that of `rotation`.
 
     rotation: `rotary` of the tokens' positions. attends: the attention of each layer.
-    previous_BT: the token before each one, NO_TOKEN where there is none; None for whole rows, where
+    previous_BT: the previous token of each, NO_TOKEN if there is none; None for whole rows, where
     it is the token to the left.
     """
     dtype = rotation[0].dtype
@@ -122,9 +121,10 @@ def trunk(
     block_function: Piece | None = None,
     finish_function: Piece | None = None,
 ) -> Tensor:
-    """Table rows of every token -> (B, T, D) before the head. The functions may be overridden.
+    """Transformer trunk: table rows of every token -> (B, T, D) before the head.
 
-    value_rows: those of the value embeddings (B, T, W) by layer. before_BTD: see `start`.
+    value_rows: rows of the value embeddings (B, T, W) by layer. before_BTD: see `start`. The
+    function arguments may be replaced by faster variants.
     """
     enter, layer_of, leave = (
         start_function or start,
@@ -133,7 +133,7 @@ def trunk(
     )
     smear = (weights.smear_gate, weights.smear_lambda)
     x = enter(rows_BTD, *smear, *(() if before_BTD is None else (before_BTD,)))
-    x0 = kept = x.view_as(x)  # another name: a compiler would make a layer 0 of its own
+    x0 = kept = x.view_as(x)  # another name: otherwise the compiler specializes layer 0
     cos, sin = rotation
     for layer, own in enumerate(weights.blocks):
         head_dim = 2 * cos.size(-1)
@@ -144,12 +144,12 @@ def trunk(
 
 
 def logits(x_BTD: Tensor, head_weight_VD: Tensor) -> Tensor:
-    """Softcapped float32 logits (B, T, V)."""
+    """LM head: softcapped float32 logits (B, T, V)."""
     return softcap(x_BTD @ head_weight_VD.T)
 
 
 def softcap(z: Tensor) -> Tensor:
-    """15 tanh(z / 15) in float32."""
+    """Logit softcap: 15 tanh(z / 15) in float32."""
     return SOFTCAP * torch.tanh(z.float() / SOFTCAP)
 
 
@@ -157,7 +157,7 @@ def softcap(z: Tensor) -> Tensor:
 
 
 def lookup(tokens_BT: Tensor, table_VW: Tensor, compute_dtype: torch.dtype) -> Tensor:
-    """Rows of a table (B, T, W) in the compute dtype."""
+    """Embedding lookup: rows of a table (B, T, W) in the compute dtype."""
     return F.embedding(tokens_BT, table_VW).to(compute_dtype)
 
 
@@ -171,10 +171,10 @@ def start(
     smear_lambda: Tensor | None,
     before_BTD: Tensor | None = None,
 ) -> Tensor:
-    """Normed embedding, each position smeared with a little of the one before it, if at all.
+    """Normed embedding (RMS norm); with a smear, a gated part of the previous position is added.
 
-    before_BTD: the row of the token before each one, zeros where there is none; None for whole
-    rows, where it is the row to the left.
+    before_BTD: the row of each previous token, zeros if there is none; None for whole rows, where
+    it is the row to the left.
     """
     x = norm(rows_BTD)
     if smear_gate is None or smear_lambda is None:
@@ -216,7 +216,7 @@ def finish(x_BTD: Tensor, kept_BTD: Tensor, backout_lambda: Tensor) -> Tensor:
 
 
 def rotary(positions_T: Tensor, head_dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin, each (T, C/2), of the positions; angles in float32."""
+    """RoPE (rotary embedding): cos and sin, each (T, C/2), of the positions; angles in float32."""
     j = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions_T.device)
     frequencies = 1.0 / (ROTARY_BASE ** (j / head_dim))
     angles = torch.outer(positions_T.float(), frequencies)
@@ -269,7 +269,7 @@ def _block_weights(
     )
 
 
-# --- what a token may see ------------------------------------------------------------------------
+# --- attention and its mask ----------------------------------------------------------------------
 
 
 def causal(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
@@ -285,9 +285,9 @@ def visible(queries_T: Tensor, keys_S: Tensor, window: int | None) -> Tensor:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """q (B, T, H, C), k and v (B, S, K, C) -> (B, T, H, C); K divides H; scale 1 / sqrt(C).
+    """Attention: q (B, T, H, C), k, v (B, S, K, C) -> (B, T, H, C); K divides H; scale 1 / sqrt(C).
 
-    mask: of bool or to be added, for (B, H, T, S); None: causal, which wants T = S.
+    mask: boolean or additive, for (B, H, T, S); None: causal, which requires T = S.
     """
     q, k, v = heads_first(q, k, v)
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
@@ -303,12 +303,12 @@ def heads_first(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor
 
 
 class KVCache:
-    """Keys and values (B, capacity, 2, K, C) of each layer for B sequences of one length; grows by
-    doubling. For inference: gradients are not followed through it.
+    """KV cache: keys and values (B, capacity, 2, K, C) of each layer for B sequences of one length;
+    grows by doubling. For inference: no gradients flow through it.
 
-    Exact: value embeddings depend on the token alone, the smear needs only the token before, and a
-    window is a cut of the cache. A pass asks for `positions` and `previous`, calls `attend` in
-    each layer, and ends with `advance`.
+    Exact: value embeddings depend only on the token, the smear only on the previous token, and a
+    window is a slice of the cache. A pass reads `positions` and `previous`, calls `attend` in each
+    layer, and ends with `advance`.
     """
 
     def __init__(self, windows: Sequence[int], capacity: int = 64) -> None:
@@ -317,19 +317,19 @@ class KVCache:
         self._kv: list[Tensor | None] = [None] * len(self.windows)
 
     def positions(self, tokens_BT: Tensor) -> Tensor:
-        """Of tokens that are about to be appended: (T,)."""
+        """Positions (T,) of the tokens to be appended."""
         end = self.length + tokens_BT.size(1)
         return torch.arange(self.length, end, device=tokens_BT.device)
 
     def previous(self, tokens_BT: Tensor) -> Tensor:
-        """The token before each one: (B, T), NO_TOKEN before the first of all."""
+        """The previous token of each: (B, T), NO_TOKEN before the first position."""
         last = self._last_B1
         if last is None:
             last = torch.full_like(tokens_BT[:, :1], NO_TOKEN)
         return torch.cat([last, tokens_BT[:, :-1]], dim=1)
 
     def attends(self) -> list[Attend]:
-        """The attention of each layer, for `trunk`."""
+        """The attention function of each layer, for `trunk`."""
 
         def of(layer: int) -> Attend:
             return lambda q, k, v: self.attend(layer, q, k, v)
@@ -337,7 +337,7 @@ class KVCache:
         return [of(layer) for layer in range(len(self.windows))]
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Append k and v; q may be of their last tokens alone."""
+        """Append k and v, and attend; q may be of only their last tokens."""
         end, window = self.length + k.size(1), self.windows[layer]
         kv = self._kv[layer] = self._with_room(self._kv[layer], k, end)
         kv[:, self.length : end, 0], kv[:, self.length : end, 1] = k, v
@@ -347,11 +347,11 @@ class KVCache:
         return attention(q, keys, values, _cut(start, end, first, window, q.device))
 
     def advance(self, tokens_BT: Tensor) -> None:
-        """The tokens are appended in every layer."""
+        """Finish a pass: the tokens are appended in every layer."""
         self.length, self._last_B1 = self.length + tokens_BT.size(1), tokens_BT[:, -1:]
 
     def copy(self) -> KVCache:
-        """Another one that continues from here by itself."""
+        """An independent copy of the cache."""
         other = KVCache(self.windows, self.capacity)
         other.length, other._last_B1 = self.length, self._last_B1
         other._kv = [None if kv is None else kv.clone() for kv in self._kv]
@@ -366,9 +366,9 @@ class KVCache:
 
 
 def _cut(start: int, end: int, first: int, window: int, device: torch.device) -> Tensor | None:
-    """The mask of queries [start, end) over keys [first, end); None where plainly causal.
+    """The mask of queries [start, end) over keys [first, end); None if plainly causal.
 
-    One query sees all keys from `first` on; torch's causal flag wants as many queries as keys.
+    One query sees all keys from `first` on; torch's causal flag requires as many queries as keys.
     """
     if start == first and end - start <= window + 1:
         return None

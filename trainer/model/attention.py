@@ -3,8 +3,8 @@
 A backend maps q (B, T, H, C) and k, v (B, T, K, C), K dividing H, to (B, T, H, C): key j is visible
 to query i when 0 <= i - j <= window (None: the whole past); scale 1/sqrt(C).
 
-No backend wins everywhere, so they are raced once per device, shape and window, forward and
-backward, and the winner is remembered in a file that the caller names.
+No backend is always fastest, so they are raced once per device, shape and window, forward and
+backward, and the winner is cached in a file that the caller names.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ DEFAULT = "sdpa"
 
 
 def windows(shape: ModelShape) -> tuple[int | None, ...]:
-    """Tokens back per layer. An `L` layer sees sequence_len back, which is all of a training row.
+    """Attention window per layer, in tokens. An `L` layer's is sequence_len, a whole training row.
 
-    It shows in prompts longer than that: nanochat's losses there are those of this window, and
-    differ by 4e-3 from those of a layer that sees everything (the fixture's CORE items).
+    It matters in longer prompts: nanochat's losses there use this window, and differ by 4e-3 from
+    those of unlimited attention (the fixture's CORE items).
     """
     return shape.windows
 
@@ -55,8 +55,8 @@ def choose(
     fixed: Mapping[str, str] | None = None,
     compiled: bool = False,
 ) -> dict[int | None, str]:
-    """The backend for each window of the shape: the one that is `fixed` for it where that is
-    there, else the fastest, from `memory` or from a race as the block will call it.
+    """Choose the backend for each window of the shape: the `fixed` one if available, otherwise the
+    fastest, from the cache `memory` or from a race as the block will call it.
     """
     remembered = autotune.Memory(memory)
     chosen: dict[int | None, str] = {}
@@ -72,14 +72,14 @@ def choose(
                     able,
                     partial(race, shape, rows, dtype, device, window, compiled=compiled),
                 )
-            except autotune.Undecided:  # a broken compiler: the step finds out, and runs without
+            except autotune.Undecided:  # a broken compiler: the step detects it and runs without
                 name = able[0]
         chosen[window] = name
     return chosen
 
 
 def is_there(name: str, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether a backend asked for by name can run on this device in this dtype."""
+    """True if a backend can run on this device in this dtype."""
     if name in _CUDA_EXTRAS:
         return device.type == "cuda" and dtype != torch.float32 and _CUDA_EXTRAS[name]()
     return name in BACKENDS
@@ -88,9 +88,9 @@ def is_there(name: str, device: torch.device, dtype: torch.dtype) -> bool:
 def candidates(
     device: torch.device, dtype: torch.dtype, window: int | None, length: int
 ) -> list[str]:
-    """Backends worth racing here; a single one needs no race.
+    """Backends to race here; a single one needs no race.
 
-    On the CPU a rule decides: a race on a busy machine would give other bits at the next resume.
+    On the CPU a rule decides: a race on a busy machine could give other bits at the next resume.
     """
     windowed = window is not None and window < length
     plain = ["masked" if windowed else DEFAULT]
@@ -99,7 +99,7 @@ def candidates(
     if device.type != "cuda" or dtype == torch.float32:
         return plain
     extra = [name for name, there in _CUDA_EXTRAS.items() if there()]
-    # flex compiles for half a minute, and without a window has no block to leave out
+    # flex compiles for half a minute, and without a window it has no block to skip
     return plain + [name for name in extra if windowed or name != "flex"]
 
 
@@ -112,11 +112,11 @@ def race(
     *,
     compiled: bool = False,
 ) -> str:
-    """The name of the fastest candidate, forward and backward, at the training shape, of those
-    whose results are the mask's.
+    """Name of the fastest candidate, forward and backward, at the training shape, whose results
+    agree with the masked backend.
 
     compiled: as part of a compiled block, where some run differently and some not at all.
-    Raises autotune.Undecided when none runs, torch.OutOfMemoryError.
+    Raises autotune.Undecided if none runs, torch.OutOfMemoryError.
     """
     names = candidates(device, dtype, window, shape.sequence_len)
     if len(names) == 1:
@@ -135,8 +135,8 @@ def race(
 
 
 def sdpa_kernel(shape: ModelShape, dtype: torch.dtype, device: torch.device) -> str:
-    """The kernel that torch takes for "sdpa" without a window here: it differs between cards,
-    versions of torch and deterministic runs, and so do the bits."""
+    """The kernel that torch selects for "sdpa" without a window here: it depends on GPU, torch
+    version and determinism, and so do the bits."""
     heads = [(1, h, shape.sequence_len, shape.head_dim) for h in (shape.n_head,) * 3]
     q, k, v = (torch.empty(s, dtype=dtype, device=device, requires_grad=True) for s in heads)
     chosen = torch._fused_sdp_choice(q, k, v, is_causal=True)  # pyright: ignore[reportPrivateImportUsage]
@@ -147,7 +147,7 @@ def sdpa_kernel(shape: ModelShape, dtype: torch.dtype, device: torch.device) -> 
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-    """torch's fused kernel: flash where there is one, no mask in memory."""
+    """torch's fused kernel: flash attention if available, no mask in memory."""
     if window is not None and window < q.size(1) - 1:
         return masked(q, k, v, window)
     y = F.scaled_dot_product_attention(*heads_first(q, k, v), is_causal=True)
@@ -155,12 +155,12 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
 
 
 def masked(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-    """The window as a T x T mask: always right, reads every key."""
+    """The window as a T x T mask: always correct, reads every key."""
     return causal(q, k, v, window)
 
 
 def blocked(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-    """Matrix products over blocks of queries: the CPU's best, see `blocked_attention.py`."""
+    """Matrix products over blocks of queries: fastest on the CPU, see `blocked_attention.py`."""
     rows, length, heads, channels = q.shape
     q, k, v = (t.reshape(rows * heads, length, channels).contiguous() for t in heads_first(q, k, v))
     y, _ = blocked_attention(q, k, v, length if window is None else window)
@@ -168,7 +168,7 @@ def blocked(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
 
 
 def varlen(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-    """torch's own flash kernel with window_size (2.13 and later; seen on no GPU by its author)."""
+    """torch's own flash kernel with window_size (2.13 and later; not yet run on a GPU)."""
     from torch.nn.attention.varlen import varlen_attn
 
     rows, length = q.shape[:2]
@@ -203,7 +203,7 @@ def flex(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
 
 
 def flash3(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-    """FlashAttention 3, when it is installed (Hopper)."""
+    """FlashAttention 3, if installed (Hopper)."""
     flash = importlib.import_module("flash_attn_interface")
     y = flash.flash_attn_func(
         q,
@@ -227,7 +227,7 @@ BACKENDS: dict[str, Backend] = {
 
 
 def _reach(window: int | None, length: int) -> int:
-    """The window as flash kernels take it: -1 where it hides nothing, for their faster path."""
+    """The window for flash kernels: -1 where it hides nothing, which selects their faster path."""
     return -1 if window is None or window >= length - 1 else window
 
 
@@ -272,8 +272,8 @@ _CUDA_EXTRAS = {"varlen": _has_varlen, "flex": _has_triton, "flash3": _has_flash
 def _operands(
     shape: ModelShape, rows: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, ...]:
-    """q, k, v of the training shape and a gradient for the result, random: on numbers all alike
-    kernels run faster than in training, and a wrong one cannot be told from a right one."""
+    """Random q, k, v of the training shape and a gradient for the result: on constant numbers
+    kernels run faster than in training, and a wrong one gives the same result as a right one."""
     draw = torch.Generator(device).manual_seed(0)
     heads = (shape.n_head, shape.n_kv_head, shape.n_kv_head, shape.n_head)
     sizes = [(rows, shape.sequence_len, h, shape.head_dim) for h in heads]
@@ -282,7 +282,7 @@ def _operands(
 
 
 def _there_and_back(attend: Attend, operands: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The result and the gradients of q, k and v."""
+    """Forward and backward pass: the result and the gradients of q, k and v."""
     q, k, v, gradient = operands
     y = attend(q, k, v)
     return y.detach(), *torch.autograd.grad(y, (q, k, v), gradient)

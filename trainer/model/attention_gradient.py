@@ -1,8 +1,8 @@
-"""Attention with its backward pass in hand, for a trunk whose gradients are written out.
+"""Attention with an explicit backward pass, for the trunk with explicit gradients.
 
-Any backend gives one by autograd, in the calling thread: autograd's own hands each call to a thread
-of the device and waits for it. torch's flash kernel is called as the operator that it is, which
-takes a third of the host's time and runs the same kernels.
+Any backend provides one by autograd, in the calling thread: autograd's engine passes each call to a
+device thread and waits for it. torch's flash kernel is called directly as an operator, which takes
+a third of the host's time and runs the same kernels.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from trainer.model.attention import Attend
 Gradients = tuple[Tensor, Tensor, Tensor]  # of q, k and v
 Back = Callable[[Tensor], Gradients]  # gradient of the result -> gradients
 AttendBack = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Back]]
-FLASH_HEAD_DIM = 8  # of other sizes than its multiples torch pads the heads
+FLASH_HEAD_DIM = 8  # torch pads heads of sizes that are not a multiple of this
 
 
 def choose(
@@ -36,7 +36,8 @@ def choose(
 
 
 def by_autograd(attend: Attend, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Back]:
-    """With its graph even where none is needed: kernels may be chosen by that."""
+    """Attention and its backward pass by autograd, with a graph even if not needed: kernels may be
+    chosen by that."""
     with torch.enable_grad():
         inputs = [t.detach().requires_grad_() for t in (q, k, v)]
         y = attend(*inputs)
@@ -50,7 +51,7 @@ def by_autograd(attend: Attend, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor
 
 
 def flash(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Back]:
-    """What scaled_dot_product_attention and its gradient call where they take flash attention."""
+    """Flash attention by the operators of scaled_dot_product_attention, with its gradient."""
     heads = [t.transpose(1, 2) for t in (q, k, v)]
     kept = torch.ops.aten._scaled_dot_product_flash_attention(*heads, 0.0, True)
     y, logsumexp, *lengths, seed, offset, _ = kept

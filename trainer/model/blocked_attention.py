@@ -1,12 +1,12 @@
 """CPU attention as matrix products over blocks of queries.
 
 torch's flash kernel for the CPU multiplies small tiles at about half the machine's speed. Blocks of
-128 queries against all the keys they see keep the matrix library busy: 1.2 times as fast forward
-and backward at T 512 (1.4 when the weights are kept, which costs memory with the square of T), and
-a window saves its share of the work. Only the sums are kept for the backward pass.
+128 queries against all keys visible to them use the matrix library well: 1.2 times as fast forward
+and backward at T 512 (1.4 if the weights are kept, which costs memory with the square of T), and a
+window saves its share of the work. Only the sums are kept for the backward pass.
 
 q and k are normed and scaled to 1.2 sqrt(C) before (docs/recipe.md, Model), so a score cannot
-exceed 1.44 sqrt(C), 33 at the widest head: exp needs no maximum taken out.
+exceed 1.44 sqrt(C), 33 at the widest head: exp needs no maximum subtracted.
 
 N = B x H, T tokens, C head_dim.
 """
@@ -24,7 +24,7 @@ QUERY_BLOCK = 128
 
 @torch.library.custom_op("traind::blocked_attention", mutates_args=())
 def blocked_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> tuple[Tensor, Tensor]:
-    """(output (N, T, C), log of the sum of each query's exponentials (N, T, 1))."""
+    """Blocked attention: (output (N, T, C), logsumexp of each query's scores (N, T, 1))."""
     y, lse = torch.empty_like(q), q.new_empty(*q.shape[:2], 1)
     scale = 1 / math.sqrt(q.size(-1))
     for at, to, first in _blocks(q.size(1), window):
@@ -62,14 +62,14 @@ def _blocks(length: int, window: int) -> Iterator[tuple[int, int, int]]:
 
 
 def _scores(a: Tensor, b: Tensor, offset: Tensor | None, scale: float) -> Tensor:
-    """scale a bᵀ + offset, in one call."""
+    """Scores scale a bᵀ + offset, in one call."""
     if offset is None:
         return torch.baddbmm(a.new_empty(1, 1, 1), a, b.mT, beta=0, alpha=scale)
     return torch.baddbmm(offset.expand(-1, -1, b.size(1)), a, b.mT, alpha=scale)
 
 
 def _hide(e: Tensor, at: int, first: int, window: int) -> None:
-    """Zero what a query may not see: the future, and what lies more than `window` back."""
+    """Zero the keys hidden from a query: the future, and those more than `window` back."""
     e[:, :, at - first :].tril_()
     if first > 0 or at + e.size(1) - 1 > window:
         e.triu_(at - first - window)

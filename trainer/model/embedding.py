@@ -2,14 +2,14 @@
 
 A step touches a small part of the vocabulary. Its tokens are numbered once per step ("slots"), and
 every table's gradient is a compact (slots, width) tensor: a dense one, zeroed, scattered and added
-for each table and micro-batch, costs several times more. Measured on two CPU threads at
-vocabulary 32,768: see tests/bench/head.py for the numbers of this machine.
+for each table and micro-batch, costs several times more (tests/bench/head.py measures it; on two
+CPU threads, vocabulary 32,768).
 
 aten's own embedding backward sums each row in token order (one owner per row on the CPU, a sorted
-segment sum on CUDA), so bits do not differ between repeats; a compiled scatter uses atomics. On
-CUDA with Triton one kernel sums the bf16 gradients of a table straight into the float32 rows that
-the micro-batch touches, over one sort for all tables; aten sorts for each, copies to float32, fills
-a table's rows anew and adds them.
+segment sum on CUDA), so the bits are reproducible; a compiled scatter uses atomics. On CUDA with
+Triton one kernel adds the bf16 gradients of a table directly to the float32 rows that the
+micro-batch touches, with one sort for all tables; aten sorts for each table, copies to float32,
+fills new rows and adds them.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class Slots:
 
 
 class TouchedRows:
-    """Which rows a step touches, and the sum of their gradients so far.
+    """The table rows that a step touches, and the sum of their gradients so far.
 
-    num_rows: U, how many. slot_V: token id -> slot, U where a row is not touched.
-    uses_kernel: whether the rows are summed by `embedding_kernel.py` and not by aten.
+    num_rows: U, their number. slot_V: token id -> slot, U if a row is not touched.
+    uses_kernel: True if `embedding_kernel.py` sums the rows, False for aten.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class TouchedRows:
     def add(self, table: str, gradient_BTW: Tensor, slots: Slots) -> None:
         """Add one micro-batch's row gradients to `table`'s float32 sum (U + 1, W).
 
-        The last row stays zero: it is what an untouched row reads.
+        The last row stays zero: untouched rows read it.
         """
         if slots.sorted_N is not None and slots.order_N is not None:
             self._add_sorted(table, gradient_BTW.flatten(0, 1), slots.sorted_N, slots.order_N)
@@ -82,7 +82,7 @@ class TouchedRows:
 def _numbered(tokens: Sequence[Tensor], vocab_size: int) -> tuple[int, Tensor]:
     """(U, slot_V) of `TouchedRows`. By numpy: beside other work torch's threads take a hundred
     times as long for these few indices (7.9 ms of a step against 0.08)."""
-    if tokens[0].device.type != "cpu":  # counting would make the host wait for the device: all rows
+    if tokens[0].device.type != "cpu":  # counting would synchronize with the device: take all rows
         return vocab_size, torch.arange(vocab_size, device=tokens[0].device)
     is_touched_V = np.zeros(vocab_size, dtype=bool)
     for some in tokens:
@@ -94,7 +94,7 @@ def _numbered(tokens: Sequence[Tensor], vocab_size: int) -> tuple[int, Tensor]:
 
 
 def _sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """A copy on the device, without waiting for the work that it still has to do."""
+    """Asynchronous copy to the device, without waiting for its queued work."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)

@@ -1,10 +1,10 @@
 """FP8 matrix products of the trunk, on GPUs with twice the rate of bf16.
 
 Activations and weights are rounded to e4m3 (3 bits of mantissa), gradients to e5m2 (2 bits, more
-range), each tensor with one scale that takes its largest magnitude to the format's largest number,
-found anew each time and without a word to the host (Micikevicius et al. 2022, arXiv 2209.05433).
-Every size of a product must be a multiple of spec.FP8_TILE. Sums are float32; results are as in
-bf16, and so is all around them: weights, gates, attention, head, updates.
+range), each tensor with one scale that maps its largest magnitude to the format's largest number,
+computed each time without host synchronization (Micikevicius et al. 2022, arXiv 2209.05433). Every
+size of a product must be a multiple of spec.FP8_TILE. Sums are float32; results are bf16, as is
+everything else: weights, gates, attention, head, updates.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def block_fp8(*args: Any) -> Tensor:
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """x (..., D) times weight (O, D) -> (..., O), dtype of x; for backward both are kept in 8 bits.
+    """x (..., D) times weight (O, D) -> (..., O), dtype of x; for backward both are kept in fp8.
 
-    What is not finite in x, the weight or a gradient makes the result NaN.
+    Non-finite values in x, the weight or a gradient make the result NaN.
     """
     result = _Product.apply(x.flatten(0, -2), weight)
     return result.view(*x.shape[:-1], len(weight))
@@ -54,7 +54,7 @@ class _Product(torch.autograd.Function):
 
 
 def quantize(x_ND: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """(x / scale rounded to `dtype`, row by row; scale, float32, 0-d). Zeros stay zeros."""
+    """fp8 quantization: (x / scale as `dtype`, row-major; scale, float32, 0-d). Zeros stay 0."""
     largest = x_ND.abs().amax().float()
     scale = (largest / torch.finfo(dtype).max).clamp_min(torch.finfo(torch.float32).tiny)
     return (x_ND.float() / scale).to(dtype).contiguous(), scale
@@ -68,5 +68,5 @@ def _scaled_mm(
 
 
 def _columns(x: Tensor) -> Tensor:
-    """The same matrix, column after column in memory."""
+    """The same matrix in column-major order."""
     return x.t().contiguous().t()

@@ -1,8 +1,8 @@
 """The model: parameters under nanochat's names, their initial values, and the forward pass.
 
 The arithmetic is in `architecture.py`, attention kernels in `attention.py`, the loss in `head.py`;
-the weights lie in a bank (`parameter_bank.py`). Training goes through `step.py`, which makes
-gradients its own way; `forward` and `loss` here are for evaluation.
+the weights are in a bank (`parameter_bank.py`). Training uses `step.py`, which computes gradients
+differently; `forward` and `loss` here are for evaluation.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class GPT(nn.Module):
             _register(self, name, own[name])
         self.register_load_state_dict_post_hook(lambda model, _: model.bank.refresh())
         self._rotary: tuple[Tensor, Tensor] | None = None
-        self.touched: TouchedRows | None = None  # table gradients of the step under way
+        self.touched: TouchedRows | None = None  # table gradients of the current step
 
     @property
     def table_dtype(self) -> torch.dtype:
@@ -71,14 +71,14 @@ class GPT(nn.Module):
     def forward(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
         """Softcapped float32 logits (B, T, vocab_size); T may exceed sequence_len.
 
-        cache: what the tokens follow, and are appended to; without it they are whole rows.
+        cache: KV cache of the previous tokens, to which these are appended; None: whole rows.
         """
         return architecture.logits(self.hidden(tokens_BT, cache), self.head_weight)
 
     def loss(self, tokens_BT: Tensor, targets_BT: Tensor, reduction: Reduction = "mean") -> Tensor:
-        """Cross entropy in nats, targets of -1 not counted: mean, sum, or one per token (B, T).
+        """Cross entropy in nats, ignoring targets of -1: mean, sum, or one per token (B, T).
 
-        The mean is 0 where no target counts.
+        The mean is 0 if no target counts.
         """
         x_BTD = self.hidden(tokens_BT)
         targets_N = targets_BT.reshape(-1)
@@ -117,7 +117,7 @@ class GPT(nn.Module):
         block_function: Callable[..., Tensor],
         finish_function: Callable[..., Tensor],
     ) -> Tensor:
-        """`architecture.trunk` with pieces of its own, of the table rows (B, T, W) by name."""
+        """`architecture.trunk` with replaced functions, from the table rows (B, T, W) by name."""
         rows_BTD = rows[parameters.WTE]
         return architecture.trunk(
             rows_BTD,
@@ -136,12 +136,12 @@ class GPT(nn.Module):
 
     @property
     def attends(self) -> list[attention.Attend]:
-        """The attention of each layer."""
+        """The attention function of each layer."""
         return [self.attend[window] for window in self.windows]
 
     @property
     def head_weight(self) -> Tensor:
-        """(vocab_size, D) in the compute dtype: the padding rows are cut away."""
+        """Head weight (vocab_size, D) in the compute dtype, without the padding rows."""
         return self.bank.leaves[parameters.LM_HEAD][: self.shape.vocab_size]
 
     def rotary(self, length: int) -> tuple[Tensor, Tensor]:
@@ -156,14 +156,14 @@ class GPT(nn.Module):
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        """Copy weights in. `assign` would tear the parameters out of their bank: refused."""
+        """Load weights by copying. Refuses `assign`, which would take parameters off the bank."""
         if assign:
             raise ValueError("parameters live in a bank: load_state_dict cannot assign tensors")
         return super().load_state_dict(state_dict, strict=strict)
 
 
 def _register(root: nn.Module, name: str, parameter: nn.Parameter) -> None:
-    """Hang a parameter under its dotted name, with empty modules on the way."""
+    """Register a parameter under its dotted name, creating empty modules on the path."""
     *path, last = name.split(".")
     module = root
     for part in path:

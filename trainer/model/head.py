@@ -1,12 +1,12 @@
 """Head: softcapped logits and cross entropy in chunks, with the gradient computed in the same pass.
 
-Whole logits (tokens x vocabulary, float32, several copies) are most of the memory of a small model
-and a large part of its traffic. Here only one chunk of tokens exists at a time: its logits become
-its loss and, in place, its gradient, which goes at once into the hidden gradient and, in float32,
-into the weight's. The backward pass has nothing left to do.
+Complete logits (tokens x vocabulary, float32, several copies) are most of the memory of a small
+model and a large part of its traffic. Here only one chunk of tokens exists at a time: its logits
+become its loss and, in place, its gradient, which is used at once for the hidden gradient and, in
+float32, the weight's. The backward pass has nothing left to compute.
 
 With z the raw logit, t = tanh(z/15): logit 15t, d loss / d z = (softmax(15t) - onehot)(1 - t²).
-15t cannot exceed 15, so the sum of exp(15t) needs no maximum taken out: 1e6 of them are 4e12.
+15t cannot exceed 15, so the sum of exp(15t) needs no maximum subtracted: 1e6 of them are 4e12.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ def loss_and_gradient(
     *,
     first: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """(mean loss over the targets that count, `scale` x its gradient for x_ND).
+    """Cross entropy: (mean loss over the targets that count, `scale` x its gradient for x_ND).
 
     `scale` x the gradient of the weight is added to gradient_VD (float32) in place; with `first`
-    it replaces what is there.
-    Targets of -1 do not count; where none does, the loss is 0 and so is its gradient.
+    it replaces the content.
+    Targets of -1 do not count; if none counts, loss and gradient are 0.
     x_ND and weight_VD are in the compute dtype.
     """
     compute = chunk_function or chunk_loss_and_gradient
@@ -54,23 +54,23 @@ def loss_and_gradient(
         losses.append(nll_N.sum())
         torch.mm(gradient_NV, weight_VD, out=out)
         add_product(gradient_VD, gradient_NV, x, first=first and len(losses) == 1)
-        del z_NV, gradient_NV  # or they are still there while the next chunk's are made
+        del z_NV, gradient_NV  # free them before the next chunk's are allocated
     return torch.stack(losses).sum() / counted, gradient_ND
 
 
 def num_counted(targets_N: Tensor) -> Tensor:
-    """The number of targets that a mean is taken over, 0-d: 1 where none counts, for a sum of 0."""
+    """Number of targets in the mean, 0-d: 1 if none counts, since their sum is 0."""
     return (targets_N != IGNORED).sum().clamp_min(1)
 
 
 def chunk_loss_and_gradient(
     z_NV: Tensor, targets_N: Tensor, factor: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """(loss of each token in nats, `factor` x the gradient for z). Pure, made to be compiled."""
+    """(loss of each token in nats, `factor` x the gradient for z). Pure, to be compiled."""
     vocab = torch.arange(z_NV.size(-1), device=z_NV.device)
     counts_N = targets_N != IGNORED
     # tanh by exp, which vectorizes better: 1.4 times as fast for the whole function; the error of
-    # 1e-7 is absolute, which a logit of 15 t does not notice
+    # 1e-7 is absolute, which is negligible for a logit of 15 t
     t_NV = 1 - 2 / (torch.exp(z_NV.float() * (2 / SOFTCAP)) + 1)
     e_NV = torch.exp(SOFTCAP * t_NV)
     sum_N1 = e_NV.sum(dim=-1, keepdim=True)
@@ -92,14 +92,14 @@ def token_losses(
 ) -> Tensor:
     """Loss in nats of each token (N,) float32, 0 where the target is -1; for evaluation.
 
-    product: makes the logits from a chunk of x_ND and weight_VD; another one rounds differently.
+    product: computes the logits from a chunk of x_ND and weight_VD; another one rounds differently.
     """
     compute = chunk_function or chunk_token_losses
     return torch.cat([compute(product(x, weight_VD), t) for x, t in _chunks(x_ND, targets_N)])
 
 
 def chunk_token_losses(z_NV: Tensor, targets_N: Tensor) -> Tensor:
-    """The loss of each token in nats. Made to be compiled, but fit to run as it is: in place."""
+    """The loss of each token in nats. To be compiled, but also efficient eagerly: in place."""
     # tanh(u) = 2 s - 1 with s = sigmoid(2 u): logits 30 s - 15, and the 15 drops out. sigmoid
     # vectorizes better than tanh (3.5 times); e^30 a million times is far from overflowing
     s = z_NV.float().mul_(2 / SOFTCAP).sigmoid_()
@@ -113,7 +113,7 @@ def chunk_tokens(device: torch.device) -> int:
 
 
 def _chunks(*tensors_N: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The tensors in step, some tokens at a time."""
+    """Chunks of tokens of all tensors in parallel."""
     size = chunk_tokens(tensors_N[0].device)
     yield from zip(*(t.split(size) for t in tensors_N), strict=True)
 

@@ -1,9 +1,9 @@
 """Forward and backward pass of a layer with explicit gradients, as pure functions.
 
-A layer is cut at its attention: `inward` leads from x to q, k and v, `outward` from the attention's
-result to the next x; what lies between two attentions can then be compiled as one. The arithmetic
-is that of `architecture.py`, which stays the reference: tests/trainer/test_trunk.py compares every
-gradient with autograd's.
+A layer is split at its attention: `inward` computes q, k and v from x, `outward` the next x from
+the attention's result; the part between two attentions can then be compiled as one. The arithmetic
+is that of `architecture.py`, which remains the reference: tests/trainer/test_trunk.py compares
+every gradient with autograd's.
 
 B rows, T tokens, D model width, H heads, K key/value heads, C head_dim, W = K C. `d_` is the
 gradient of the loss for what follows.
@@ -21,14 +21,14 @@ from torch import Tensor
 from trainer.contract.shape import VE_GATE_CHANNELS
 from trainer.model.architecture import QK_SCALE, VE_GATE_SCALE, lookup
 
-EPS = torch.finfo(torch.float32).eps  # what F.rms_norm takes where none is given
+EPS = torch.finfo(torch.float32).eps  # the default of F.rms_norm
 
 
 class Inward(NamedTuple):
     """A layer's weights before its attention.
 
-    mix: both lambdas (2,), float32. qkv: one to three matrices that yield q, k and v, in this
-    order. ve_gate, table: of the value embedding, where the layer has one.
+    mix: both lambdas (2,), float32. qkv: one to three matrices for q, k and v, in this order.
+    ve_gate, table: of the value embedding, if the layer has one.
     """
 
     mix: Tensor
@@ -156,12 +156,12 @@ def outward(x: Tensor, y: Tensor, fixed: Fixed, weights: Outward, relu2: Relu2) 
 
 
 def finish(x: Tensor, middle: Tensor, backout_lambda: Tensor) -> tuple[Tensor, Tensor]:
-    """The trunk's result and its norm's 1 / rms. middle: the middle layer's x."""
+    """The trunk's result (after the final norm) and its 1 / rms. middle: the middle layer's x."""
     return _norm(x - backout_lambda.to(x.dtype) * middle)
 
 
 def _smear_gate(n: Tensor, gate: Tensor) -> Tensor:
-    """How much of the position to its left each one but the first takes: (B, T - 1, 1), float32."""
+    """Smear gate of all positions but the first: (B, T - 1, 1), float32."""
     return torch.sigmoid((n[:, 1:, : gate.size(-1)].float() * gate).sum(-1, keepdim=True))
 
 
@@ -180,8 +180,8 @@ def _norm(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _scaled_norm(x: Tensor, fixed: Fixed) -> tuple[Tensor, Tensor]:
-    """Heads (B, T, H, C) rotated, normed, scaled. The rotation leaves the norm as it is, so nothing
-    rotated has to be stored before it is normed."""
+    """QK norm with RoPE: heads (B, T, H, C) rotated, normed, scaled. The rotation preserves the
+    norm, so the rotated heads need not be stored before the norm."""
     inv = _inverse_rms(x)
     return (_rotated(x, fixed.cos, fixed.sin) * (QK_SCALE * inv)).to(x.dtype), inv
 
@@ -191,8 +191,8 @@ def _inverse_rms(x: Tensor) -> Tensor:
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """`architecture._rotate` in float32, by a swap of both halves: an index to a compiler, where a
-    concatenation may be a kernel."""
+    """`architecture._rotate` (RoPE) in float32, by swapping both halves: to a compiler that is an
+    index, where a concatenation may be a kernel."""
     swapped = x.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
     return x.float() * cos[:, None] + swapped.float() * sin[:, None]
 
@@ -223,7 +223,7 @@ def d_finish(
 
 
 def d_start(d_x0: Tensor, tokens: Tensor, weights: Start) -> DStart:
-    """The rows are read and normed once more: cheaper than to keep them through the pass."""
+    """Gradients of `start`. Recomputes the normed rows, which is cheaper than storing them."""
     n, inv = _norm(lookup(tokens, weights.table, d_x0.dtype))
     if weights.smear_gate is None or weights.smear_lambda is None:
         return DStart(_d_norm(d_x0, n, inv).to(d_x0.dtype), None, None)
@@ -245,7 +245,7 @@ def d_outward(d_x: Tensor, hidden: Hidden, weights: Outward, d_relu2: Relu2Gradi
 
 
 def d_relu2(d_x: Tensor, mlp_proj: Tensor, relu2: Tensor) -> Tensor:
-    """relu² is the square of what its derivative doubles: its input need not be kept."""
+    """Gradient of relu². Its derivative is 2 sqrt(relu²), so its input need not be kept."""
     return (d_x @ mlp_proj) * (2 * relu2.sqrt())
 
 
@@ -258,14 +258,14 @@ def d_inward(
     fixed: Fixed,
     weights: Inward,
 ) -> DInward:
-    """d_u: of the mixed x, by way of the residual sum. d_x0: of the layers above."""
+    """Gradients of `inward`. d_u: of the mixed x, by the residual. d_x0: of the layers above."""
     d_q, d_k, d_v = d_heads
     d_rows = d_gate = None
     if weights.table is not None and heads.gate is not None:
         d_rows, d_gate = _d_value(d_v, heads.gate, fixed.tokens, weights.table)
     d_q = _d_scaled_norm(d_q, heads.q, heads.q_inv, fixed)
     d_k = _d_scaled_norm(d_k, heads.k, heads.k_inv, fixed)
-    # head by head: what a compiler concatenates without a copy must not be a view
+    # head by head: a compiler concatenates without a copy only tensors that are not views
     d_qkv = torch.cat([d_q, d_k, d_v], dim=-2).flatten(-2)
     pieces = d_qkv.split([len(w) for w in weights.qkv], dim=-1)
     d_h, *others = (d @ w for d, w in zip(pieces, weights.qkv, strict=True))
@@ -280,12 +280,12 @@ def d_inward(
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Token by token first: part of the kernel that has the rows at hand, and closer."""
+    """Dot product, per token first: fuses with the kernel that reads the rows; more accurate."""
     return (a * b).sum(-1).sum()
 
 
 def _d_norm(d_y: Tensor, y: Tensor, inv: Tensor) -> Tensor:
-    """Of what was normed to y; float32."""
+    """Gradient of the input of an RMS norm with result y; float32."""
     wide = d_y.float()
     return inv * (wide - y * (wide * y).mean(-1, keepdim=True))
 

@@ -1,9 +1,9 @@
 """Matrix products on the CPU by oneDNN instead of torch's default library (MKL).
 
-MKL takes no AVX-512 on processors of AMD and packs the weight anew at each call; oneDNN does
-neither. Measured for float32, GFLOP/s a thread: 42 -> 64 on a Xeon (256 tokens, width 256,
-vocabulary 8,192), 105 -> 230 on an EPYC (2,048 tokens, width 64). For few rows its overhead per
-call is more than it saves.
+MKL uses no AVX-512 on AMD processors and repacks the weight at each call; oneDNN avoids both.
+Measured for float32, GFLOP/s per thread: 42 -> 64 on a Xeon (256 tokens, width 256, vocabulary
+8,192), 105 -> 230 on an EPYC (2,048 tokens, width 64). For few rows its overhead per call exceeds
+the gain.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ IS_AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(
 
 
 def helps(x: Tensor) -> bool:
-    """Whether a product of `x` can go through oneDNN here: float32 on the CPU."""
+    """True if a product of `x` can use oneDNN here: float32 on the CPU."""
     return IS_AVAILABLE and x.device.type == "cpu" and x.dtype == torch.float32
 
 

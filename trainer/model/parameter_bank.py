@@ -1,8 +1,8 @@
 """Parameter bank: all dense weights in one buffer, their gradients in another.
 
-Matrices of one shape lie side by side, so Muon's stack (K, rows, cols) is a view: nothing is
-stacked and copied back each step. One pass casts every weight to the compute dtype, one pass
-measures the gradient. Embedding tables are not here: see `embedding.py`.
+Matrices of one shape are contiguous, so Muon's stack (K, rows, cols) is a view: nothing is stacked
+and copied back each step. One pass casts every weight to the compute dtype, one pass computes the
+gradient norm. Embedding tables are not here: see `embedding.py`.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ class BankPlace:
         return math.prod(self.shape)
 
     def view(self, buffer: Tensor) -> Tensor:
-        """The same memory, but to autograd a tensor of its own: a compiler that is handed a view
-        traces the whole buffer for it, 0.7 s of a start."""
+        """The same memory, but a separate tensor for autograd: given a view, the compiler traces
+        the whole buffer, 0.7 s of a start."""
         return buffer[self.offset : self.offset + self.size].view(self.shape).detach()
 
 
 class ParameterBank:
-    """Master weights (float32), gradients (float32) and what the forward pass computes with.
+    """Master weights (float32), gradients (float32) and weights in the compute dtype.
 
     Layout: Muon's stacks in sorted order of shape, lm_head, then the scalars as one vector.
     """
@@ -92,11 +92,11 @@ class ParameterBank:
         return self.cast_buffer if self.casts else self.weights
 
     def computed(self, name: str) -> Tensor:
-        """A matrix in the compute dtype, which autograd does not follow."""
+        """A matrix in the compute dtype, without autograd."""
         return self.places[name].view(self.compute_buffer)
 
     def joined(self, names: Sequence[str]) -> list[BankPlace]:
-        """The places of these matrices, those that lie side by side as one: each (rows, cols)."""
+        """Places of these matrices, adjacent ones joined: each (rows, cols)."""
         found: list[BankPlace] = []
         for place in (self.places[name] for name in names):
             last = found[-1] if found else None
@@ -113,7 +113,7 @@ class ParameterBank:
         return offset
 
     def _make_cast_leaves(self) -> None:
-        """Matrices in the compute dtype; the lambdas stay float32 (docs/recipe.md, Model)."""
+        """Create the autograd leaves: matrices in the compute dtype, lambdas in float32."""
         self.cast_buffer = self.weights.to(self.compute_dtype)
         for name, place in self.places.items():
             if len(place.shape) == 2:

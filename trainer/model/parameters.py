@@ -1,7 +1,7 @@
 """Every parameter's name, shape and optimizer group, in nanochat's order (docs/recipe.md).
 
-The model is built from it, the optimizer groups by it, and
-checkpoints that come from outside are held against it.
+The model and the optimizer groups are built from it, and imported
+checkpoints are checked against it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class AdamGroup:
         return getattr(hyper, RATE_OF_GROUP[self.key])
 
     def settings(self, hyper: Hyperparameters) -> tuple[float, float, float]:
-        """(beta1, beta2, weight decay): the recipe's, or those that an import brought along."""
+        """(beta1, beta2, weight decay): the recipe's, or those of an import."""
         own = (hyper.adamw or {}).get(self.key)
         if own is None:
             return (*self.betas, self.weight_decay)
@@ -67,12 +67,12 @@ class MuonGroup:
 
 
 def attention_inputs(layer: int) -> tuple[str, str, str]:
-    """The matrices of q, k and v."""
+    """Names of the matrices of q, k and v."""
     return attention(layer, "c_q"), attention(layer, "c_k"), attention(layer, "c_v")
 
 
 def parameter_shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
-    """name -> shape for the whole model."""
+    """Shapes of all parameters of the model, by name."""
     vocab, width, kv = shape.padded_vocab_size, shape.n_embd, shape.kv_width
     shapes: dict[str, tuple[int, ...]] = {
         RESID_LAMBDAS: (shape.n_layer,),
@@ -105,12 +105,12 @@ def _layer_shapes(shape: ModelShape, layer: int) -> dict[str, tuple[int, ...]]:
 
 
 def table_names(shape: ModelShape) -> tuple[str, ...]:
-    """The embedding tables: wte, then the value embeddings by layer."""
+    """Names of the embedding tables: wte, then the value embeddings by layer."""
     return (WTE, *(value_embed(i) for i in shape.value_embed_layers))
 
 
 def scalar_names(shape: ModelShape) -> tuple[str, ...]:
-    """The few small parameters, in the order in which they are numbered."""
+    """Names of the scalar parameters, in the order of their numbers."""
     return (RESID_LAMBDAS, X0_LAMBDAS, *_last_scalars(shape))
 
 

@@ -1,16 +1,16 @@
 """MLP with relu² fused into the matrix products (Triton).
 
-The compiler leaves products to the vendor's library. So the hidden layer, four widths and the
-largest tensor of a block, goes to memory as a product's result, comes back for relu², and in the
-backward pass a gradient goes the same way for its derivative: four passes that need not be. Here
-each product does it on what it still holds in registers. Counted, not measured, at depth 12 and
-65,536 tokens a step: 19 GB less of memory traffic, 38 ms of an RTX 4070's 1,180.
+The compiler calls the vendor's library for products. So the hidden layer, four widths and the
+largest tensor of a block, is written to memory as a product's result and read again for relu², and
+so is a gradient for its derivative in the backward pass: four unnecessary passes. Here each product
+applies it to values still in registers. Counted, not measured, at depth 12 and 65,536 tokens a
+step: 19 GB less memory traffic, 38 ms of an RTX 4070's 1,180 ms.
 
-What it is worth depends on how close a Triton product comes to the library's, so each tile is raced
-against the compiler's own block and used only where it wins and agrees. The kernel rounds
-less often than the compiled block: the hidden layer before relu² never becomes bf16.
+The gain depends on how close a Triton product comes to the library's, so each tile is raced against
+the compiler's own block and used only if it is faster and agrees. The kernel rounds less often than
+the compiled block: the hidden layer before relu² is never rounded to bf16.
 
-Seen on no card yet: numbers by Triton's interpreter, code by its compiler (tests/trainer/
+Not yet run on a GPU: results checked by Triton's interpreter, code by its compiler (tests/trainer/
 test_relu2.py).
 """
 
@@ -31,12 +31,12 @@ from trainer.model.architecture import block, mlp
 from trainer.runtime import autotune
 
 COMPILED, RACE = "compiled", "race"
-# rows x columns of the result, terms at a time, warps, stages: what usually does well
+# rows x columns of the result, terms at a time, warps, stages: usually fast
 TILES = ("128x256x64x8x2", "128x256x64x8x3", "128x128x64x4x3", "128x128x32x4x4", "64x256x32x4x4")
 
 
 def block_with(tile: str) -> Callable[..., Tensor]:
-    """`architecture.block` with the MLP of this tile; COMPILED is the block itself."""
+    """`architecture.block` with the fused MLP of this tile; COMPILED: the block itself."""
     if tile == COMPILED:
         return block
 
@@ -129,10 +129,10 @@ def choose(
     *,
     compiled: bool = False,
 ) -> tuple[str, str]:
-    """(the tile to use, why). COMPILED stays; RACE becomes who wins here, by `memory` or by a race;
-    a tile stays where it runs and agrees with the block, else it becomes COMPILED.
+    """(the tile to use, why). COMPILED stays; RACE becomes the fastest, from the cache `memory` or
+    from a race; a tile stays if it runs and agrees with the block, else it becomes COMPILED.
 
-    Raises torch.OutOfMemoryError, which says nothing of any tile.
+    Raises torch.OutOfMemoryError, which decides nothing about a tile.
     """
     why = "not to be raced" if tile == COMPILED else missing(device, dtype)
     if why:
@@ -166,7 +166,7 @@ def candidates(shape: ModelShape) -> list[str]:
 
 
 class _Race:
-    """The MLP of a training shape, forward and backward, done one way after the other."""
+    """Race of the MLP of a training shape, forward and backward, one variant after another."""
 
     def __init__(
         self,
@@ -181,7 +181,7 @@ class _Race:
         self.right = _there_and_back(mlp, self.operands)
 
     def winner(self, names: tuple[str, ...], said: list[str]) -> str:
-        """The fastest of those that run and agree; what is to be said of each goes to `said`."""
+        """The fastest of those that run and agree; appends a remark on each to `said`."""
         seconds: dict[str, float] = {}
         for name in names:
             run, why = self.tried(name)
@@ -194,14 +194,14 @@ class _Race:
         return min(seconds, key=seconds.__getitem__)
 
     def tried(self, name: str) -> tuple[Callable[[], object], str | None]:
-        """(the way of that name, why it cannot take part)."""
+        """(the variant of that name, why it cannot be raced or None)."""
         way = mlp if name == COMPILED else partial(fused_mlp, tile=name)
         run = partial(_there_and_back, autotune.as_called(way, self.compiled), self.operands)
         try:
             return run, None if autotune.agree(run(), self.right) else "does not agree"
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # Triton's and the compiler's have no common kind
+        except Exception as error:  # errors of Triton and of the compiler have no common base
             return run, f"does not run ({type(error).__name__})"
 
 

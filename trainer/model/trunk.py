@@ -1,10 +1,11 @@
 """The trunk's training pass with explicit gradients, used on GPUs.
 
-Autograd over compiled blocks keeps what its partitioner finds cheapest, rounds each weight gradient
-to the compute dtype before adding it to the float32 sum, and ends every fused kernel at the end of
-a block. Here a layer keeps 11 widths a token (x, h, q, k, v, y, the MLP's h, and relu² alone, which
-is four), weight gradients are products that add to float32 in place, and what lies between two
-attentions is compiled as one. On the CPU training stays with autograd, whose bits runs rely on.
+Autograd over compiled blocks keeps the activations that its partitioner finds cheapest, rounds each
+weight gradient to the compute dtype before adding it to the float32 sum, and ends every fused
+kernel at the end of a block. Here a layer keeps 11 widths per token (x, h, q, k, v, y, the MLP's h,
+and relu², which is four), weight gradients are products that add to float32 in place, and the part
+between two attentions is compiled as one. On the CPU training uses autograd, on whose bits runs
+rely.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from trainer.model.layer import (
 # a function of tensors -> the same, with the kind of the call before its arguments
 Compile = Callable[[Callable[..., Any]], Callable[..., Any]]
 AddRows = Callable[[str, Tensor], None]  # a table's name, gradient of its rows (B, T, W)
-MIX_STRIDE = 16  # numbers from one layer's lambdas to the next: what is not aligned gets copied
+MIX_STRIDE = 16  # elements from one layer's lambdas to the next: unaligned tensors are copied
 
 
 @dataclass
@@ -117,7 +118,7 @@ class Trunk:
         self._start = _start(model)
         self._weights = [_weights(model, i, mix[:2]) for i, mix in enumerate(self._mix)]
         self._kinds = [w.kind for w in self._weights]
-        learns = model.bank.gradients is not None  # else its checkpoint is evaluated, and no more
+        learns = model.bank.gradients is not None  # otherwise its checkpoint is only evaluated
         self._gradients = [_Gradients(model, i) for i in range(model.shape.n_layer) if learns]
 
     @torch.no_grad()
@@ -150,8 +151,8 @@ class Trunk:
 
     @torch.no_grad()
     def backward(self, kept: Kept, d_result: Tensor, add_rows: AddRows, *, first: bool) -> None:
-        """The gradients of weights and lambdas are added to the bank's, or written there by the
-        first micro-batch of a step; those of table rows are handed to `add_rows`. Empties `kept`.
+        """Backward pass. Adds gradients of weights and lambdas to the bank's (the first micro-batch
+        of a step overwrites them), and passes those of table rows to `add_rows`. Empties `kept`.
         """
         d_x: Any
         at, kinds = kept.at, self._kinds
@@ -167,7 +168,7 @@ class Trunk:
             above = layers.pop()
             self._gradients[index].add_outward(d_x, d_out, above, first)
             d_heads = above.attend_back(d_out.y.view_as(above.heads.q))
-            # what is not needed any more goes before the next pass: here the step's peak is
+            # free unneeded tensors before the next pass: the step's memory peaks here
             x, heads, d_u = above.x, above.heads, d_out.u
             above = d_out = d_x = None
             arguments = (d_heads, d_u, d_x0, x, heads, fixed, self._weights[index].backward)
@@ -190,7 +191,7 @@ class Trunk:
         self._add_scalars(torch.stack(d_mix[::-1]), d_backout, d_start)
 
     def _rotation(self, length: int) -> tuple[Tensor, Tensor]:
-        """cos and sin (T, C) as `layer.Fixed` has them."""
+        """RoPE: cos and sin (T, C) as in `layer.Fixed`."""
         if self._turn is None or len(self._turn[0]) != length:
             cos, sin = self.model.rotary(length)
             self._turn = torch.cat([cos, cos], dim=-1), torch.cat([sin, -sin], dim=-1)
@@ -214,7 +215,7 @@ class Trunk:
 class _Weights:
     """kind: what distinguishes the pieces of one layer from those of another.
 
-    into: with v's product aside where v is kept as it is, or q and k would be kept with it;
+    into: with a separate product for v if v is kept as it is, or q and k would be kept with it;
     backward: with as few products as the bank allows.
     """
 
@@ -254,7 +255,7 @@ def _weights(model: GPT, index: int, mix: Tensor) -> _Weights:
 
 
 class _Gradients:
-    """Where a layer's weight gradients are summed, in float32: views of the bank's."""
+    """A layer's weight gradients, summed in float32: views of the bank's."""
 
     def __init__(self, model: GPT, index: int) -> None:
         bank = model.bank
