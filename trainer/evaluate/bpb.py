@@ -36,7 +36,7 @@ class BpbResult:
         return asdict(self)
 
     def per_bytes(self, num_bytes: int) -> BpbResult:
-        """The same losses over another count of the same tokens' bytes."""
+        """The value for the same losses and another byte count of the same tokens."""
         value = self.nats / (math.log(2) * num_bytes)
         return replace(self, value=value, bytes=num_bytes, seconds=0.0)
 
@@ -51,12 +51,12 @@ def measure(
     token_losses: TokenLosses | None = None,
     world: World | None = None,
 ) -> BpbResult | None:
-    """Bits per byte over batches of (inputs_BT, targets_BT); None when stopped.
+    """Bits per byte over batches of (inputs_BT, targets_BT); None if stopped.
 
     token_bytes (vocab_size,): bytes of each token, 0 for special ones, which do not count; neither
-    do targets of -1. seen: told the targets of each batch. token_losses: what computes the losses
-    instead of `model` uncompiled. world: ranks that take turns with the batches; the value is the
-    same to the last bit. Raises ValueError when nothing counts.
+    do targets of -1. seen: called with the targets of each batch. token_losses: computes the losses
+    instead of the uncompiled `model`. world: ranks that take turns with the batches; the value is
+    the same to the last bit. Raises ValueError if no target counts.
     """
     began, world, own = time.monotonic(), world or World(), []
     lengths = torch.as_tensor(token_bytes, device=model.device)
@@ -80,8 +80,8 @@ def measure(
 
 
 def plan_span(eval_tokens: int, rows: int, sequence_len: int, streams: int = 1) -> int:
-    """Number of batches of rows x sequence_len tokens in the span, the same of each stream (at
-    least one)."""
+    """Number of batches of rows x sequence_len tokens in the span, equal for each stream, at
+    least one."""
     return max(1, eval_tokens // (rows * sequence_len * streams)) * streams
 
 
@@ -96,10 +96,10 @@ def identity(
     streams: int = 1,
     token_bytes: str = "raw",
 ) -> str:
-    """Identity of a value: everything it depends on besides the weights.
+    """Identity of a value: a hash of everything it depends on except the weights.
 
-    rows counts: how documents are packed into rows depends on where the span ends, and it ends
-    after batches x rows rows. So do the streams that pack them, and the table of byte lengths.
+    It includes rows, since packing depends on where the span ends, after batches x rows rows; the
+    streams that pack them; and the table of byte lengths.
     """
     parts: dict[str, Any] = {
         "kind": "bpb",
@@ -118,7 +118,7 @@ def identity(
 
 
 def _added_in_order(sums_of_ranks: list[list[Any]]) -> tuple[float, int, int]:
-    """The sums of all batches, added in the order of batches, which ranks took in turns."""
+    """The sums of all batches, which ranks took in turns, added in the order of batches."""
     nats, num_bytes, tokens = 0.0, 0, 0
     for turn in zip_longest(*sums_of_ranks):
         for batch in filter(None, turn):

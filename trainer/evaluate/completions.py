@@ -1,8 +1,8 @@
 """Generates completions of prompts, streamed in pieces (`contract/completions.py`).
 
-Where an order is silent, it means what OpenAI's reference of /v1/completions says: the first n
-choices belong to the first prompt, a stop sequence is not part of the text, tokens that are no
-whole characters are named by their bytes.
+Otherwise it follows OpenAI's reference of /v1/completions: the first n choices belong to the first
+prompt, a stop sequence is not part of the text, tokens that are not whole characters are shown as
+bytes.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from trainer.evaluate.network import Network
 from trainer.evaluate.text_stream import Score, TextStream, token_score
 from trainer.evaluate.token_sampling import Rules
 
-PROMPT_TOKENS = 512  # forwarded at once, before others get a turn
-ECHOED_TOKENS = 128  # released at once
+PROMPT_TOKENS = 512  # tokens forwarded at once, before other orders get a turn
+ECHOED_TOKENS = 128  # tokens per piece
 
 
 class Unusable(Exception):
-    """An order that this model cannot follow. param: the field of it that is wrong."""
+    """An order that this model cannot serve. param: the field at fault."""
 
     def __init__(self, message: str, param: str) -> None:
         super().__init__(message)
@@ -36,7 +36,7 @@ class Unusable(Exception):
 def complete(
     net: Network, tokenizer: Tokenizer, order: CompletionOrder
 ) -> Iterator[TextPiece | Done | None]:
-    """Pieces of the answer to an order; None where nothing can be released yet.
+    """Pieces of the answer to an order; None while no text can be released yet.
 
     Raises Unusable before the first piece.
     """
@@ -78,7 +78,7 @@ def _beyond(token: int, tokenizer: Tokenizer) -> str:
 
 
 class _Forwarded:
-    """A prompt being read: its cache, the logits after it, and scores of its tokens if wanted."""
+    """Prefill of a prompt: its KV cache, the logits after it, and its tokens' scores on request."""
 
     def __init__(self, cache: Cache, ids: Sequence[int]) -> None:
         self.cache, self.ids = cache, list(ids)
@@ -86,7 +86,7 @@ class _Forwarded:
         self.scores: list[Score | None] = [None] * len(ids)
 
     def all(self, order: CompletionOrder) -> Iterator[None]:
-        """Read to the end, some tokens for each value."""
+        """Forward the whole prompt, in chunks; yields after each."""
         is_scored = order.echo and order.logprobs is not None
         for start in range(0, len(self.ids), PROMPT_TOKENS):
             some = self.ids[start : start + PROMPT_TOKENS]
@@ -97,7 +97,7 @@ class _Forwarded:
             yield None
 
     def _score(self, start: int, some: list[int], top: int) -> None:
-        """The logits after a token say how likely the next one was."""
+        """Score the next tokens by the logits after each token."""
         for at, logits_V in enumerate(self.cache.score(some), start + 1):
             if at < len(self.ids):
                 self.scores[at] = token_score(logits_V, self.ids[at], top)
@@ -105,7 +105,7 @@ class _Forwarded:
 
 
 class _Choice:
-    """One continuation being written."""
+    """One choice: a continuation being generated."""
 
     def __init__(
         self, index: int, tokenizer: Tokenizer, order: CompletionOrder, cache: Cache, seed: int
@@ -116,7 +116,7 @@ class _Choice:
         self.num_drawn = 0
 
     def write(self, read: _Forwarded, *, is_text: bool) -> Iterator[TextPiece | None]:
-        """Pieces, the last with a finish_reason."""
+        """Generate the pieces, the last with a finish_reason."""
         if self.order.echo:
             for at in range(int(is_text), len(read.ids)):
                 self.text.add(read.ids[at], read.scores[at])
@@ -133,9 +133,9 @@ class _Choice:
         yield TextPiece(index=self.index, text=text, logprobs=logprobs, finish_reason=reason)
 
     def _draw(self, logits_V: Tensor) -> Iterator[int | None]:
-        """Tokens as they are added to the text, one by one; None where another document begins.
+        """Draw tokens and add them to the text, one by one; None if another document begins.
 
-        That it would begin has a probability too, which is reported, and no text.
+        The token that begins it has no text, but its probability is reported.
         """
         order = self.order
         drawn = decoding.draw(

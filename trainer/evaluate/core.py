@@ -1,7 +1,7 @@
 """CORE: accuracy over the tasks of a bundle, centred on guessing (DCLM, arXiv 2406.11794).
 
-`CoreEvaluation.run` continues after a stop, so a pause in the middle costs nothing but the batch
-under way; `evaluate` is the same for callers that throw a stopped evaluation away.
+`CoreEvaluation.run` continues after a stop, so a pause only loses the current batch; `evaluate` is
+the same for callers that discard a stopped evaluation.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from trainer.evaluate.undisturbed import undisturbed
 from trainer.model.gpt import GPT
 from trainer.runtime.world import World
 
-BATCH_FLOPS_CPU = 2e11  # a stop is answered between batches: within seconds at any depth
+BATCH_FLOPS_CPU = 2e11  # a stop takes effect between batches: within seconds at any depth
 BATCH_TOKENS_CPU = 6144
 BATCH_TOKENS_DEVICE = 32_768
-NAMED = 20  # items that cannot be scored are counted all and named up to this many per task
+NAMED = 20  # items that cannot be scored are all counted, and up to this many named per task
 
 ReportItems = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One item: was it right, and if it could not be scored, why. scores only when asked for."""
+    """Result of one item: right or not, and why if it could not be scored. scores: on request."""
 
     right: bool
     why: str | None = None
@@ -49,10 +49,10 @@ class Outcome:
 
 @dataclass(frozen=True)
 class CoreResult:
-    """Accuracies are float32 means as nanochat's are, so that equal answers give equal numbers.
+    """CORE score. Accuracies are float32 means as in nanochat: equal answers give equal numbers.
 
     not_scored: {task: {"count": n, "items": [[index, why], ...]}} of items counted as wrong.
-    details: {task: outcomes in the order of the pool}, only when asked for.
+    details: {task: outcomes in the order of the pool}, only on request.
     """
 
     core_metric: float
@@ -64,7 +64,7 @@ class CoreResult:
     details: dict[str, list[Outcome]] = field(default_factory=dict, repr=False)
 
     def as_result(self) -> dict[str, Any]:
-        """What is reported in an evaluation event: all but seconds and details."""
+        """Content of an evaluation event: everything except seconds and details."""
         names = ("core_metric", "results", "centered_results", "num_items", "not_scored")
         return {name: getattr(self, name) for name in names}
 
@@ -80,7 +80,7 @@ def evaluate(
     details: bool = False,
     world: World | None = None,
 ) -> CoreResult | None:
-    """CORE of the current weights; None when stopped. progress(items done, items).
+    """CORE score of the current weights; None if stopped. progress(items done, items).
 
     world: ranks that take turns with the batches; each returns the same result, without details.
     """
@@ -91,7 +91,7 @@ def evaluate(
 
 
 def identity(bundle: Bundle, tokenizer_sha256: str, max_per_task: int | None) -> str:
-    """Identity of a score: everything it depends on besides the weights."""
+    """Identity of a score: a hash of everything it depends on except the weights."""
     parts = ["core", bundle.sha256, tokenizer_sha256, max_per_task]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
@@ -99,7 +99,7 @@ def identity(bundle: Bundle, tokenizer_sha256: str, max_per_task: int | None) ->
 class CoreEvaluation:
     """The evaluation of one set of weights, item by item in a fixed order.
 
-    state_dict: JSON-ready, to continue in another process with the same weights, bundle and cut.
+    state_dict: JSON, to continue in another process with the same weights, bundle and max_per_task.
     """
 
     def __init__(self, bundle: Bundle, max_per_task: int | None, *, details: bool = False) -> None:
@@ -138,9 +138,9 @@ class CoreEvaluation:
     def run_shared(
         self, model: GPT, tokenizer: Encoder, world: World, should_stop: Callable[[], bool]
     ) -> CoreResult | None:
-        """The same on several ranks, batch i on rank i modulo their number: the batches are those
-        of one rank, and so are the scores. None where a rank was told to stop, asked before each
-        round of batches; what was scored until then is lost."""
+        """`run` on several ranks, batch i on rank i modulo their number: batches and scores are the
+        same as on one rank. None if a rank was told to stop, checked before each round of
+        batches; the scores until then are lost."""
         began, stopped, own = time.monotonic(), False, []
 
         def turns() -> Iterator[list[Tree | Unscorable]]:
@@ -190,14 +190,14 @@ class CoreEvaluation:
         return {"key": self.key, "outcomes": outcomes, "seconds": self.seconds}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises ValueError when the state is that of another bundle or cut."""
+        """Load a state. Raises ValueError if it is of another bundle or max_per_task."""
         if state["key"] != self.key or len(state["outcomes"]) > self.num_items:
             raise ValueError("the saved evaluation is of another bundle or max_per_task")
         self.outcomes = [Outcome(right, why) for right, why in state["outcomes"]]
         self.seconds = state["seconds"]
 
     def _batches(self, model: GPT, tokenizer: Encoder) -> Iterator[list[Tree | Unscorable]]:
-        """The items not yet done, prepared, in batches of about as many tokens."""
+        """The remaining items, prepared, in batches of about equal numbers of tokens."""
         limit = _batch_tokens(model)
         longest = network.LONGEST_FACTOR * model.shape.sequence_len
         batch: list[Tree | Unscorable] = []
@@ -262,7 +262,7 @@ def _prepared(
 
 
 def is_right(item: Item, scores: Scores) -> bool:
-    """The gold prompt has the lowest mean loss (first of equals), or each token was likeliest."""
+    """True if the gold prompt has the lowest mean loss (first of equals), or all tokens match."""
     if item.gold is None:
         (prompt,) = item.prompts
         return scores.argmax[0] == prompt.ids[prompt.start : prompt.end].tolist()

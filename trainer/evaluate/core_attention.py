@@ -1,11 +1,11 @@
 """Attention over trees of tokens: each query attends only to its own branch.
 
-A run is some consecutive tokens of one prompt. Where it begins the prompt it is a causal square,
-which torch's kernels do without a mask. Elsewhere it is cut into blocks of queries; the keys of a
-block are the tokens before its end in that prompt, as far back as the layer's window. Squares and
-blocks of about one size, from all trees of a batch, are attended together. The work is that of
-the visible pairs and little more: a mask over a whole tree would cost each choice the keys of all
-the others.
+A run is a number of consecutive tokens of one prompt. At the beginning of the prompt it is a causal
+square, for which torch's kernels need no mask. Elsewhere it is cut into blocks of queries; the keys
+of a block are the tokens before its end in that prompt, as far back as the layer's window. Squares
+and blocks of about equal size, from all trees of a batch, are attended together. The cost is little
+more than the visible pairs: with a mask over a whole tree each choice would read the keys of all
+others.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from trainer.evaluate import network
 from trainer.model.architecture import attention
 
 QUERY_BLOCK = 64
-QUERY_STEP, KEY_STEP = 16, 32  # sizes are rounded up to these, so that there are few of them
+QUERY_STEP, KEY_STEP = 16, 32  # sizes are rounded up to these, so that few groups are needed
 
 
 class Run(NamedTuple):
     """Queries at positions [start, end) of one prompt.
 
-    Its token t lies at place `trunk_at + t` where t < trunk, else at `branch_at + t - trunk`.
+    Its token t is stored at `trunk_at + t` if t < trunk, else at `branch_at + t - trunk`.
     """
 
     start: int
@@ -38,15 +38,15 @@ class Run(NamedTuple):
 
     @property
     def places(self) -> np.ndarray:
-        """Of its queries: (end - start,)."""
+        """Storage indices of its queries: (end - start,)."""
         return _places(np.arange(self.start, self.end), self)
 
 
 class _Blocks(NamedTuple):
     """Queries at positions [begin, end) of a run's prompt, numbered from `number` in the output.
 
-    Their keys begin at position `low`. square: so do they, and none is hidden but by order.
-    All (B,), the last three as in Run.
+    Their keys begin at position `low`. square: the queries begin there too, and only the causal
+    order hides keys. All (B,), the last three as in Run.
     """
 
     number: np.ndarray
@@ -73,7 +73,8 @@ class _Group:
 
 
 class RunAttention:
-    """attend(layer, q, kv): queries are those of `runs`, in the last layer those of `last_runs`."""
+    """Attention over runs: attend(layer, q, kv), with the queries of `runs`, in the last layer of
+    `last_runs`."""
 
     def __init__(self, net: network.Network, runs: list[Run], last_runs: list[Run]) -> None:
         self.net, self.runs, self.last_runs = net, runs, last_runs
@@ -90,7 +91,7 @@ class RunAttention:
         return torch.cat(parts).index_select(0, order).view(-1, *q.shape[1:])
 
     def _plan(self, layer: int, like: Tensor) -> tuple[list[_Group], Tensor]:
-        """The groups, and where in their joined outputs each query's own lies."""
+        """The groups, and the index of each query in their joined outputs."""
         window, is_last = self.net.window(layer), layer == self.last
         if (window, is_last) not in self.plans:
             blocks = _blocks(self.last_runs if is_last else self.runs, window)
@@ -99,7 +100,7 @@ class RunAttention:
 
 
 def _rows(x: Tensor, places: Tensor, num_blocks: int) -> Tensor:
-    """x[places] (R, T, …): whole rows are copied at once, several times faster than indexing."""
+    """x[places] (R, T, …), by copies of whole rows, several times faster than indexing."""
     return x.index_select(0, places).view(num_blocks, -1, *x.shape[1:])
 
 
@@ -121,7 +122,7 @@ def _blocks(runs: list[Run], window: int) -> _Blocks:
 
 
 def _grouped(blocks: _Blocks, window: int, like: Tensor) -> tuple[list[_Group], Tensor]:
-    """Groups of one size. A square is padded at its end, queries and keys alike."""
+    """Group blocks by padded size. A square is padded at its end, queries and keys alike."""
     num_keys = _up(blocks.end - blocks.low, KEY_STEP)
     length = np.where(blocks.square, num_keys, _up(blocks.end - blocks.begin, QUERY_STEP))
     sizes = np.stack([length, num_keys, blocks.square])
@@ -142,12 +143,12 @@ def _grouped(blocks: _Blocks, window: int, like: Tensor) -> tuple[list[_Group], 
 
 
 def _numbers(blocks: _Blocks, length: int) -> np.ndarray:
-    """(R, T). Padding repeats a block's last query, and what comes of it is not looked at."""
+    """Query numbers (R, T). Padding repeats a block's last query; its output is ignored."""
     return blocks.number + np.minimum(np.arange(length), blocks.end - blocks.begin - 1)
 
 
 def _keys(blocks: _Blocks, num_keys: int) -> np.ndarray:
-    """Places (R, S). Padding repeats a block's last key, later than all that a query may see."""
+    """Key indices (R, S). Padding repeats a block's last key and is hidden by the causal order."""
     return _places(np.minimum(blocks.low + np.arange(num_keys), blocks.end - 1), blocks)
 
 
@@ -156,9 +157,9 @@ def _places(tokens: np.ndarray, of: Run | _Blocks) -> np.ndarray:
 
 
 def _visible(window: int, like: Tensor) -> Tensor:
-    """What is added to the scores of a row of keys, the query at place window + QUERY_BLOCK of it.
+    """Additive mask row: added to the scores of the query at index window + QUERY_BLOCK.
 
-    Another query's row is a cut of this one, as many places later as it stands before that.
+    The row of a query at a smaller index is the slice that begins later by the difference.
     """
     back = window + QUERY_BLOCK - torch.arange(2 * (window + QUERY_BLOCK) + KEY_STEP)
     hidden = (back < 0) | (back > window)
@@ -166,9 +167,9 @@ def _visible(window: int, like: Tensor) -> Tensor:
 
 
 def _mask(blocks: _Blocks, length: int, num_keys: int, visible: Tensor) -> Tensor:
-    """(R, 1, T, S) to be added, or (1, 1, T, S) where the blocks see alike."""
+    """Additive mask (R, 1, T, S), or (1, 1, T, S) if it is the same for all blocks."""
     first = blocks.begin - blocks.low
-    if (first == first[0]).all():  # deep in a prompt all of them are
+    if (first == first[0]).all():  # far into a prompt all of them are
         first = first[:1]
     seen = _on(visible.device, first + np.arange(length))
     cuts = (len(visible) - KEY_STEP) // 2 - seen
@@ -181,7 +182,7 @@ def _on(device: torch.device, array: np.ndarray) -> Tensor:
 
 
 def _before(counts: np.ndarray) -> np.ndarray:
-    """The sum of all earlier ones."""
+    """Exclusive cumulative sum."""
     return np.cumsum(counts) - counts
 
 

@@ -27,17 +27,17 @@ MAX_DATA_BYTES = 512 << 20
 MAX_LINE_BYTES = 4 << 20
 MAX_TASKS = 1000
 MAX_ITEMS = 1_000_000
-RECORD = "traind-bundle.json"  # what fetch wrote down: the sha256 of each file
+RECORD = "traind-bundle.json"  # written by fetch: the sha256 of each file
 
 TaskType = Literal["multiple_choice", "schema", "language_modeling"]
 
 
 class BundleError(ValueError):
-    """The bundle cannot be used; the message names the file and what is wrong with it."""
+    """The bundle cannot be used; the message names the file and the problem."""
 
 
 class TaskSpec(BaseModel):
-    """One entry of core.yaml; keys that do not matter here are ignored."""
+    """One entry of core.yaml; other keys are ignored."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -50,7 +50,7 @@ class TaskSpec(BaseModel):
 
 @dataclass(frozen=True)
 class Task:
-    """items: one parsed JSON value per line, None where a line is not JSON.
+    """One task. items: one parsed JSON value per line, None if a line is not JSON.
 
     baseline: the accuracy of guessing, a fraction.
     """
@@ -70,7 +70,7 @@ class Bundle:
 
 
 def load_bundle(path: str | Path) -> Bundle:
-    """The bundle in a directory. Raises BundleError."""
+    """Read and verify the bundle in a directory. Raises BundleError."""
     root = Path(os.path.expanduser(path))
     digest = hashlib.sha256()
     recorded = _recorded(root)
@@ -107,8 +107,8 @@ def load_bundle(path: str | Path) -> Bundle:
 
 
 def for_recipe(bundle: Bundle, recipe: RecipeName, max_per_task: int | None) -> Bundle:
-    """The bundle as a recipe evaluates it: tasks that are cut to fewer items than the examples they
-    show have as many examples as there are, if the recipe says so."""
+    """The bundle as a recipe evaluates it: if the recipe says so, a task with fewer items than its
+    few-shot examples shows as many examples as there are."""
     if not RECIPES[recipe].fewer_core_examples:
         return bundle
     tasks = tuple(_with_fewer_examples(task, max_per_task) for task in bundle.tasks)
@@ -127,7 +127,7 @@ def _with_fewer_examples(task: Task, max_per_task: int | None) -> Task:
 
 
 def _safe_relative(uri: str) -> str:
-    """A plain relative POSIX path. Raises BundleError for anything that could lead elsewhere."""
+    """A plain relative POSIX path. Raises BundleError for a path that could leave the bundle."""
     parts = PurePosixPath(uri).parts
     bad = uri.startswith("/") or ".." in parts or any(c in uri for c in "\\\0:")
     if bad or not parts:
@@ -154,7 +154,7 @@ def _read_inside(root: Path, relative: str, limit: int) -> bytes:
 
 
 def _recorded(root: Path) -> dict[str, str] | None:
-    """{relative path: sha256} that the fetch wrote down; None for a bundle from elsewhere."""
+    """{relative path: sha256} recorded by the fetch; None for a bundle from elsewhere."""
     if not (root / RECORD).exists():
         return None
     try:
@@ -168,7 +168,7 @@ def _recorded(root: Path) -> dict[str, str] | None:
 
 
 class _NoAliases(yaml.SafeLoader):
-    """Safe YAML without anchors: nothing that is small on disk can be large in memory."""
+    """Safe YAML without aliases: a small file cannot expand to a large object (billion laughs)."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()  # type: ignore[no-untyped-call]

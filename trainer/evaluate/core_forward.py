@@ -1,9 +1,9 @@
 """Scores many CORE items in one forward pass; shared prefixes are computed once.
 
-The choices of an item begin alike: a question and its examples, often nine tenths of the tokens.
-An item becomes a tree, a trunk followed by one branch per prompt; the trees of many items lie one
-after another as loose tokens, so that matrix products see thousands of tokens and none is padding.
-Logits are made for scored tokens alone.
+The choices of an item share a prefix: a question and its examples, often nine tenths of the tokens.
+An item becomes a tree, a trunk followed by one branch per prompt; the trees of many items are
+concatenated as loose tokens, so that matrix products get thousands of tokens without padding.
+Logits are computed only for scored tokens.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from trainer.evaluate.core_prompts import Item, common_prefix
 from trainer.model import head, onednn
 from trainer.model.architecture import NO_TOKEN
 
-LIKELIEST_TOKENS = 512  # logits of so many tokens exist at a time
+LIKELIEST_TOKENS = 512  # tokens whose logits exist at once
 
 
 @dataclass(frozen=True)
 class Scores:
     """Per prompt of an item: mean loss (nats) over its span, and the most likely tokens there.
 
-    argmax is made only where being right depends on it; empty for an item that has a gold prompt.
+    argmax is computed only if correctness depends on it; empty for an item with a gold prompt.
     """
 
     mean_losses: list[float]
@@ -39,7 +39,7 @@ class Scores:
 class Tree:
     """One item's N tokens: ids, previous, positions (N,).
 
-    Tokens [0, trunk) belong to all prompts; those of prompt p continue at place branches[p].
+    Tokens [0, trunk) belong to all prompts; those of prompt p continue at index branches[p].
     """
 
     item: Item
@@ -54,32 +54,32 @@ class Tree:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest prompt."""
+        """Number of tokens of the longest prompt."""
         return max(len(prompt.read) for prompt in self.item.prompts)
 
     @property
     def spans(self) -> list[int]:
-        """Scored tokens of each prompt."""
+        """Number of scored tokens of each prompt."""
         return [prompt.end - prompt.start for prompt in self.item.prompts]
 
     def runs(self, at: int) -> list[Run]:
-        """Every token once, in order, for a tree whose tokens begin at place `at`."""
+        """Runs that contain every token once, in order, for a tree that begins at index `at`."""
         ends = [(self.trunk, len(prompt.read)) for prompt in self.item.prompts]
         return [Run(0, self.trunk, self.trunk, at, at), *self._runs(ends, at)]
 
     def scored(self, at: int) -> list[Run]:
-        """The tokens from which each prompt's span is predicted."""
+        """Runs of the tokens from which each prompt's span is predicted."""
         ends = [(prompt.start - 1, prompt.end - 1) for prompt in self.item.prompts]
         return self._runs(ends, at)
 
     def _runs(self, ends: list[tuple[int, int]], at: int) -> list[Run]:
-        """One for each prompt."""
+        """One run for each prompt."""
         pairs = zip(ends, self.branches, strict=True)
         return [Run(*own, self.trunk, at, at + branch) for own, branch in pairs]
 
 
 def tree(item: Item) -> Tree:
-    """An item's prompts with their common beginning once."""
+    """Build the tree of an item's prompts, with their common prefix once."""
     sequences = [prompt.read for prompt in item.prompts]
     trunk = common_prefix(sequences) if len(sequences) > 1 else len(sequences[0])
     parts = [sequences[0][:trunk], *(s[trunk:] for s in sequences)]
@@ -93,7 +93,7 @@ def tree(item: Item) -> Tree:
     return Tree(item, ids, previous[:-1], positions, trunk, branches)
 
 
-@torch.inference_mode()  # nothing made in here outlives it; 1.05 times as fast as no_grad
+@torch.inference_mode()  # no tensor of it is used afterwards; 1.05 times as fast as no_grad
 def score(net: network.Network, trees: list[Tree]) -> list[Scores]:
     """The scores of each tree, in order."""
     device = net.model.device

@@ -1,6 +1,6 @@
 """CORE prompts: from a task's items to token sequences and scored spans (docs/recipe.md).
 
-Pure. An item that cannot be scored raises Unscorable, whose words end up in the report.
+Pure. An item that cannot be scored raises Unscorable, whose message is reported.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FEWSHOT_SEED = 1234
 
 
 class Unscorable(Exception):
-    """Counts as wrong, and is reported with this reason."""
+    """The item cannot be scored: it counts as wrong and is reported with this reason."""
 
 
 class Encoder(Protocol):
@@ -40,15 +40,15 @@ class ScoredPrompt:
 
     @property
     def read(self) -> np.ndarray:
-        """What has to be forwarded: the last scored token predicts none."""
+        """The tokens to forward: the last scored token predicts nothing."""
         return self.ids[: self.end - 1]
 
 
 @dataclass(frozen=True)
 class Item:
-    """prompts: one per choice or context, in their order; one alone for language modelling.
+    """One item. prompts: one per choice or context, in order; a single one for language modelling.
 
-    gold: index of the right prompt; None where being right means predicting every scored token.
+    gold: index of the right prompt; None if every scored token must be predicted.
     """
 
     prompts: tuple[ScoredPrompt, ...]
@@ -63,7 +63,7 @@ def pool(task: Task, max_per_task: int | None) -> list[Any]:
 
 
 def item(task: Task, items: list[Any], index: int, encoder: Encoder, max_tokens: int) -> Item:
-    """Item `index` of the pool, ready to be forwarded. Raises Unscorable."""
+    """Item `index` of the pool as token sequences. Raises Unscorable."""
     texts, gold = render(task, items, index)
     try:
         ids = encoder.encode_batch(texts, bos=True, threads=1)
@@ -79,7 +79,7 @@ def item(task: Task, items: list[Any], index: int, encoder: Encoder, max_tokens:
 
 
 def render(task: Task, items: list[Any], index: int) -> tuple[list[str], int | None]:
-    """The prompts of an item as text, and which is right.
+    """The prompts of an item as text, and the index of the right one.
 
     Language modelling gives [without, with] its continuation.
     """
@@ -140,7 +140,7 @@ def _object(it: Any) -> dict[str, Any]:
 
 
 def _as_text(value: Any, key: str) -> str:
-    """Numbers are written as nanochat's template writes them: as Python does."""
+    """The value as text; numbers in Python's format, as in nanochat's template."""
     if isinstance(value, str | int | float):
         return str(value)
     raise Unscorable(f"its {key} is not text")

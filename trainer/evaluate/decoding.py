@@ -14,7 +14,7 @@ from trainer.evaluate.token_sampling import Rules, choose
 
 
 class Drawn(NamedTuple):
-    """A token, and the logits (vocab_size,) that it was drawn from."""
+    """A sampled token, and the logits (vocab_size,) that it was drawn from."""
 
     token: int
     logits_V: Tensor
@@ -23,9 +23,9 @@ class Drawn(NamedTuple):
 def draw(
     cache: Cache, logits_V: Tensor, rules: Rules, max_tokens: int, randomness: torch.Generator
 ) -> Iterator[Drawn]:
-    """Up to max_tokens tokens. logits_V: those after what the cache holds.
+    """Sample up to max_tokens tokens. logits_V: those after the cache's content.
 
-    A token is appended to the cache when the next one is asked for; its caller decides what ends
+    A token is appended to the cache when the next one is requested; the caller decides what ends
     the text.
     """
     counts: Counter[int] = Counter()

@@ -1,8 +1,8 @@
 """`python -m trainer.evaluate.fetch core`: download, verify and unpack the CORE bundle.
 
 The archive is hashed as it streams, unpacked into a directory beside the target and renamed into
-place, so the target is either complete or absent. The sha256 of every file is written down, and
-`load_bundle` holds the files against it.
+place, so the target is either complete or absent. The sha256 of every file is recorded, and
+`load_bundle` verifies the files.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CORE_URL = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"
 MAX_ARCHIVE_BYTES = 2 << 30
 MAX_UNPACKED_BYTES = 8 << 30
 MAX_FILES = 10_000
-MAX_DIRECTORY_BYTES = 16 << 20  # of the archive's own list of files, which is read whole
+MAX_DIRECTORY_BYTES = 16 << 20  # of the archive's own list of files, which is read at once
 CHUNK_BYTES = 1 << 20
 TIMEOUT_SECONDS = 60.0
 
@@ -46,9 +46,9 @@ class FetchError(RuntimeError):
 def fetch(
     into: Path, url: str = CORE_URL, sha256: str | None = None, progress: ReportBytes | None = None
 ) -> str:
-    """Install the bundle at `url` as directory `into`; the sha256 of the archive.
+    """Install the bundle at `url` as directory `into`; returns the sha256 of the archive.
 
-    progress(bytes so far, total or None). Raises FetchError; `into` is then as it was before.
+    progress(bytes so far, total or None). Raises FetchError; `into` is then unchanged.
     """
     into = into.absolute()
     if into.exists():
@@ -72,7 +72,7 @@ def fetch(
 
 
 def download(url: str, path: Path, progress: ReportBytes | None = None) -> str:
-    """Stream `url` into `path`; its sha256. Raises FetchError."""
+    """Stream `url` into `path`; returns its sha256. Raises FetchError."""
     digest, done = hashlib.sha256(), 0
     try:
         with (
@@ -104,9 +104,9 @@ def download(url: str, path: Path, progress: ReportBytes | None = None) -> str:
 
 
 def unzip(archive: Path, into: Path) -> dict[str, str]:
-    """Unpack regular files only; {relative path: sha256}. Raises FetchError.
+    """Unpack regular files only; returns {relative path: sha256}. Raises FetchError.
 
-    Caps hold for what is really written, whatever the archive says about itself.
+    Limits apply to the bytes written, whatever sizes the archive states.
     """
     try:
         _check_directory_size(archive)
@@ -171,7 +171,7 @@ def _extract(
 
 
 def _bundle_root(unpacked: Path) -> Path:
-    """Where core.yaml lies: at the top, or in the archive's one directory."""
+    """The directory with core.yaml: the top, or the archive's only directory."""
     roots = [path.parent for path in [unpacked / "core.yaml", *unpacked.glob("*/core.yaml")]]
     found = [root for root in roots if (root / "core.yaml").is_file()]
     if len(found) != 1:
@@ -181,7 +181,7 @@ def _bundle_root(unpacked: Path) -> Path:
 
 
 def _below(inner: Path, files: dict[str, str]) -> dict[str, str]:
-    """The files inside `inner`, named from there."""
+    """The files inside `inner`, with paths relative to it."""
     prefix = "" if inner == Path() else f"{inner.as_posix()}/"
     return {n.removeprefix(prefix): v for n, v in files.items() if n.startswith(prefix)}
 

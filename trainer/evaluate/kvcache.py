@@ -10,33 +10,33 @@ from torch import Tensor
 from trainer.evaluate.network import Network
 from trainer.model import architecture
 
-SCORED_TOKENS = 256  # at a time: their logits are some 30 MB
+SCORED_TOKENS = 256  # tokens at a time: their logits take about 30 MB
 
 
 class Cache:
-    """A sequence that grows: its `architecture.KVCache`, filled by the faster `Network`."""
+    """A growing sequence: its `architecture.KVCache`, filled by the faster `Network`."""
 
     def __init__(self, net: Network, capacity: int = 64) -> None:
         self.net, self._kept = net, architecture.KVCache(net.shape.windows, capacity)
 
     def extend(self, tokens: list[int]) -> Tensor:
-        """Append tokens; the logits (vocab_size,) for the one that follows them."""
+        """Append tokens; returns the logits (vocab_size,) for the next one."""
         return self.net.logits(self._append(tokens, wanted=1))[0]
 
     def score(self, tokens: list[int]) -> Iterator[Tensor]:
-        """Append tokens, some at a time; the logits (vocab_size,) after each of them."""
+        """Append tokens in chunks; yields the logits (vocab_size,) after each token."""
         for start in range(0, len(tokens), SCORED_TOKENS):
             some = tokens[start : start + SCORED_TOKENS]
             yield from self.net.logits(self._append(some, wanted=len(some)))
 
     def copy(self) -> Cache:
-        """Another one that continues from here by itself."""
+        """An independent copy of the cache."""
         other = Cache(self.net)
         other._kept = self._kept.copy()
         return other
 
     def _append(self, tokens: list[int], wanted: int) -> Tensor:
-        """What the head reads for the last `wanted` of them: (wanted, D)."""
+        """Append tokens; returns the head's input for the last `wanted` of them: (wanted, D)."""
         device, kept = self.net.model.device, self._kept
         tokens_1T = torch.tensor([tokens], device=device)
         x_MD = self.net.hidden(

@@ -1,11 +1,11 @@
 """Inference forward pass: `architecture.hidden` for loose tokens, faster without gradients.
 
 Training forwards whole rows. Decoding forwards one token after many, CORE a prompt with several
-endings: each token has a position, a token before it and keys that it may see. The results are
-those of `trainer/model/architecture.py` (tests/trainer/evaluate/test_network.py). What is saved:
-query, key and value in one product, a rotation as one complex product, work in place, some tokens
-at a time so that what a layer makes of them stays in the processor's cache, products by oneDNN
-where there are enough rows, and in the last layer only the tokens that are wanted.
+endings: each token has a position, a previous token and keys visible to it. The results are those
+of `trainer/model/architecture.py` (tests/trainer/evaluate/test_network.py). It is faster because it
+computes query, key and value in one product, RoPE as one complex product, works in place, on chunks
+of tokens whose activations stay in the processor's cache, multiplies by oneDNN if there are enough
+rows, and in the last layer computes only the wanted tokens.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from trainer.model.architecture import NO_TOKEN, QK_SCALE, SOFTCAP, VE_GATE_SCAL
 from trainer.model.gpt import GPT
 
 LONGEST_FACTOR = 10  # longest prompt forwarded whole, in sequence_len (docs/recipe.md)
-CHUNK_TOKENS_CPU = 2048  # what a layer makes of so many stays in the cache (width 64)
-FEWEST_ROWS_ONEDNN = 64  # below, oneDNN's 11 us a call cost more than they save (width 64)
+CHUNK_TOKENS_CPU = 2048  # a layer's activations of this many stay in the cache (width 64)
+FEWEST_ROWS_ONEDNN = 64  # below, oneDNN's 11 us per call cost more than they save (width 64)
 
 # (layer, q (M, H, C), k and v (N, 2, K, C)) -> (M, H, C); M <= N, fewer in the last layer
 Attend = Callable[[int, Tensor, Tensor], Tensor]
@@ -32,7 +32,7 @@ Attend = Callable[[int, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class _Layer:
-    """A layer's matrices in the compute dtype; qkv is c_q, c_k and c_v one above the other.
+    """A layer's matrices in the compute dtype; qkv is c_q, c_k and c_v concatenated by rows.
 
     The channels of each query and key head are in the order of `_paired`.
     """
@@ -48,7 +48,7 @@ class _Layer:
 
 
 class Network:
-    """A model's weights as they are now, laid out for evaluation; later updates are not seen."""
+    """A copy of a model's current weights, laid out for inference; later updates do not apply."""
 
     def __init__(self, model: GPT) -> None:
         self.model, self.shape = model, model.shape
@@ -67,9 +67,9 @@ class Network:
         attend: Attend,
         wanted_M: Tensor,
     ) -> Tensor:
-        """What the head reads for the wanted ones of N loose tokens: (M, D), compute dtype.
+        """Head input of the wanted ones of N loose tokens: (M, D), compute dtype.
 
-        previous_N: the token before each one, NO_TOKEN at position 0. positions_N < length.
+        previous_N: the previous token of each, NO_TOKEN at position 0. positions_N < length.
         """
         x0 = self._smeared(tokens_N, previous_N)
         x, kept, last = x0.clone(), x0, len(self._layers) - 1
@@ -108,7 +108,7 @@ class Network:
         )
 
     def _smeared(self, tokens_N: Tensor, previous_N: Tensor) -> Tensor:
-        """`start` for loose tokens, each with the one before it, and alone where there is none."""
+        """`start` for loose tokens, each with its previous token, if any."""
         x = norm(self.model.rows_of(parameters.WTE, tokens_N))
         if not self.shape.traits.smear:
             return x
@@ -118,14 +118,14 @@ class Network:
         return x.addcmul_(weight.masked_fill_((previous_N == NO_TOKEN)[:, None], 0.0), before)
 
     def _turn(self, positions_N: Tensor, length: int) -> Tensor:
-        """What turns each token's pairs of channels as rotary does: (N, 1, C / 2), complex."""
+        """RoPE as complex factors of each token's channel pairs: (N, 1, C / 2)."""
         cos, sin = (table[positions_N, None].float() for table in self.model.rotary(length))
         return torch.complex(cos, -sin)
 
     def _attention_inputs(
         self, layer: _Layer, x_ND: Tensor, x0_ND: Tensor, tokens_N: Tensor, turn_N: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """q (N, H, C), k and v (N, 2, K, C): parts of one tensor. x becomes what is added to."""
+        """q (N, H, C), k and v (N, 2, K, C): parts of one tensor. Mixes x in place."""
         heads, kv_heads, channels = self.shape.n_head, self.shape.n_kv_head, self.shape.head_dim
         qkv_N = x_ND.new_empty(len(x_ND), heads + 2 * kv_heads, channels)
         x0_lambda = layer.x0.to(x_ND.dtype)
@@ -144,13 +144,13 @@ class Network:
         return qkv_N[:, :heads], qkv_N[:, heads:].unflatten(1, (2, kv_heads))
 
     def _add_outputs(self, layer: _Layer, x_MD: Tensor, y_MD: Tensor) -> None:
-        """Add what attention found, and what the MLP makes of it, to x in place."""
+        """Add the attention's output, then the MLP's, to x in place."""
         for x, y in self._chunks(x_MD, y_MD):
             wide = _linear_relu(norm(x.add_(_linear(y, layer.attn_proj))), layer.c_fc)
             x.add_(_linear(wide.mul_(wide), layer.mlp_proj))
 
     def _chunks(self, *tensors_N: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        """The tensors in step, some tokens at a time."""
+        """Chunks of tokens of all tensors in parallel."""
         whole = max(1, len(tensors_N[0]))
         size = CHUNK_TOKENS_CPU if self.model.device.type == "cpu" else whole
         return zip(*(t.split(size) for t in tensors_N), strict=True)
@@ -168,16 +168,17 @@ def _linear_relu(x_ND: Tensor, weight_OD: Tensor) -> Tensor:
 
 
 def _paired(weight: Tensor, channels: int) -> Tensor:
-    """Rows of c_q or c_k such that the two channels which rotary turns together lie side by side.
+    """Rows of c_q or c_k reordered so that the two channels of a RoPE pair are adjacent.
 
-    A score is a sum over channels: it does not notice their order.
+    A score is a sum over channels, so their order does not matter.
     """
     halves = weight.view(-1, 2, channels // 2, weight.size(-1))
     return halves.transpose(1, 2).reshape_as(weight)
 
 
 def _turn_and_norm(x_NHC: Tensor, turn_N: Tensor, out_NHC: Tensor) -> None:
-    """Into `out`: pairs of channels as complex numbers times `turn`, then `norm` times QK_SCALE.
+    """RoPE and QK norm into `out`: channel pairs as complex numbers times `turn`, then `norm` times
+    QK_SCALE.
 
     The mean over a few channels is a product with equal weights, three times as fast as `mean`.
     """

@@ -1,7 +1,7 @@
 """Runs independent work items in parallel on CPU cores, one thread per operation.
 
 Operations on small matrices gain nothing from a second thread (at width 64, CORE took as long with
-two as with one); two batches at once do.
+two as with one); two batches at once are faster.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ R = TypeVar("R")
 
 
 def side_by_side(work: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
-    """`work(item)` for each, in order, `workers` at once and one item waiting for them.
+    """Yield `work(item)` for each, in order, with `workers` at once and one item queued.
 
-    `work` runs in threads of its own, where autograd is on. Afterwards torch's number of threads
-    is what it was.
+    `work` runs in separate threads, where autograd is on. Restores torch's number of threads.
     """
     if workers == 1:
         yield from map(work, items)
@@ -38,4 +37,4 @@ def side_by_side(work: Callable[[T], R], items: Iterable[T], workers: int) -> It
             yield running.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(before)  # threads that begin later take what was set last
+        torch.set_num_threads(before)  # threads started later inherit the last setting

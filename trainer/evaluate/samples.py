@@ -29,9 +29,9 @@ class SampleTokenizer(Protocol):
 
 @dataclass(frozen=True)
 class Continuation:
-    """text: the continuation alone. ended: 'document' when the model began another document.
+    """text: only the continuation. ended: 'document' if the model began another document.
 
-    dropped_tokens: from the beginning of a prompt too long to be forwarded.
+    dropped_tokens: number dropped from the beginning of a prompt that is too long.
     """
 
     text: str
@@ -52,9 +52,9 @@ def generate(
     on_token: Callable[[str], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> Continuation | None:
-    """Continue `prompt` by up to max_tokens tokens; None when stopped; checked at each token.
+    """Continue `prompt` by up to max_tokens tokens; None if stopped, checked at each token.
 
-    temperature 0 takes the likeliest token. on_token gets text as it becomes whole characters.
+    temperature 0 takes the likeliest token. on_token gets the text in whole characters.
     """
     ids, dropped = _prompt_ids(model, tokenizer, prompt, max_tokens)
     drawn: list[int] = []
@@ -87,14 +87,14 @@ def stream(
     top_k: int | None = None,
     seed: int = 0,
 ) -> Iterator[int]:
-    """Tokens after `ids`, one by one. Uses its own random generator."""
+    """Generate tokens after `ids`, one by one. Uses its own random generator."""
     with undisturbed(model):
         cache = Cache(Network(model), len(ids) + max_tokens)
         logits_V = cache.extend(list(ids))
     randomness = torch.Generator().manual_seed(seed)
     drawn = decoding.draw(cache, logits_V, Rules(temperature, top_k), max_tokens, randomness)
     while True:
-        with undisturbed(model):  # left while the caller works with a token
+        with undisturbed(model):  # exited while the caller handles a token
             following = next(drawn, None)
         if following is None:
             return
@@ -104,7 +104,7 @@ def stream(
 def _prompt_ids(
     model: GPT, tokenizer: SampleTokenizer, prompt: str, max_tokens: int
 ) -> tuple[list[int], int]:
-    """(<|bos|> and the prompt, tokens dropped): what may be forwarded, with room to continue."""
+    """(<|bos|> and the prompt, number of tokens dropped), cut to leave room to continue."""
     ids = [tokenizer.bos_id, *tokenizer.encode_ordinary(prompt)]
     room = max(1, network.LONGEST_FACTOR * model.shape.sequence_len - max_tokens)
     return ids[-room:], max(0, len(ids) - room)

@@ -37,7 +37,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Measured:
-    """One value. other: the same losses by the other table of byte lengths."""
+    """A measured value. other: the same losses by the other table of byte lengths."""
 
     result: bpb.BpbResult
     identity: str
@@ -48,7 +48,7 @@ class Measured:
 def settings_of(
     spec: RunSpec, *, rows: int, sequence_len: int, eval_tokens: int | None = None
 ) -> Settings:
-    """The settings of a run, with its rows a pass. eval_tokens: another span than the spec's."""
+    """The settings of a run. rows: per pass. eval_tokens: overrides the spec's span."""
     return Settings(
         eval_tokens=eval_tokens or spec.evaluate.eval_tokens,
         rows=rows,
@@ -111,7 +111,7 @@ def _other(kind: TokenBytes) -> TokenBytes:
 
 
 def describe(data: PreparedData, settings: Settings) -> dict[str, Any]:
-    """Everything a value depends on besides the weights, field by field (JSON)."""
+    """Everything a value depends on except the weights, field by field (JSON)."""
     return {
         **asdict(settings),
         "batches": _num_batches(settings),
@@ -121,9 +121,9 @@ def describe(data: PreparedData, settings: Settings) -> dict[str, Any]:
 
 
 def identity(data: PreparedData, settings: Settings) -> str:
-    """Identity of a val bpb value: everything it depends on besides the weights."""
+    """Identity of a val bpb value: a hash of everything it depends on except the weights."""
     rows, count, packing = settings.rows, _num_batches(settings), settings.packing
-    if data.source == packed_rows.SOURCE:  # these rows are the same however many make a batch
+    if data.source == packed_rows.SOURCE:  # these rows do not depend on the batch size
         rows, count, packing = count * rows, 1, packed_rows.SOURCE
     return bpb.identity(
         data.val_identity(),

@@ -1,4 +1,4 @@
-"""Text that is streamed while its tokens are drawn: whole characters, stop sequences, scores."""
+"""Streams text while its tokens are sampled: whole characters, stop sequences, scores."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class TokenSpelling(Protocol):
 
 @dataclass(frozen=True)
 class Score:
-    """Log-probabilities (nats) of a token where it stands, and of the likeliest ones and itself."""
+    """Log-probabilities (nats) of a token at its position, and of the likeliest ones and itself."""
 
     logprob: float
     top: dict[int, float]
@@ -39,8 +39,8 @@ def token_score(logits_V: Tensor, token: int, top: int) -> Score:
 class TextStream:
     """Releases text once it is whole characters and cannot belong to a stop sequence.
 
-    A character may be several tokens; a stop sequence may begin anywhere after `begin`, and cuts
-    the text before it.
+    A character may take several tokens; a stop sequence may begin anywhere after `begin`, and the
+    text ends before it.
     """
 
     def __init__(
@@ -49,8 +49,8 @@ class TextStream:
         self.tokenizer, self.stops, self.with_scores = tokenizer, stops, with_scores
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.whole, self.released = "", 0
-        self.start: int | None = None  # where stop sequences are looked for
-        self.end: int | None = None  # where a stop sequence begins
+        self.start: int | None = None  # offset from which stop sequences are searched
+        self.end: int | None = None  # offset of a found stop sequence
         self.waiting: deque[tuple[int, int, Score | None]] = deque()  # (offset, token, score)
 
     @property
@@ -58,13 +58,13 @@ class TextStream:
         return self.end is not None
 
     def begin(self) -> None:
-        """What was added so far is the prompt: released as it is, stop sequences or not."""
+        """Mark the text added so far as the prompt: released unchanged, stop sequences or not."""
         self.start = len(self.whole)
 
     def add(self, token: int, score: Score | None = None) -> None:
         spelled = self.tokenizer.bytes_of(token)
         if self.decoder.getstate()[0] and not _continues(spelled):
-            self.whole += self.decoder.decode(b"", final=True)  # so that it is not this token's
+            self.whole += self.decoder.decode(b"", final=True)  # not part of this token
         if self.with_scores:
             self.waiting.append((len(self.whole), token, score))
         self.whole += self.decoder.decode(spelled)
@@ -73,7 +73,7 @@ class TextStream:
             self.end = min((at for at in found if at >= 0), default=None)
 
     def close(self, token: int, score: Score | None) -> None:
-        """The token that ends the document: at the end of the text, and none of it."""
+        """Add the token that ends the document: at the end of the text, without text."""
         self.whole += self.decoder.decode(b"", final=True)
         if self.with_scores:
             self.waiting.append((len(self.whole), token, score))
@@ -84,7 +84,7 @@ class TextStream:
         return self._emit(max(self.start or 0, len(self.whole) - held))
 
     def finish(self) -> tuple[str, Logprobs | None]:
-        """All the rest; what never became a character is U+FFFD."""
+        """Take the rest; incomplete characters become U+FFFD."""
         if self.end is not None:
             return self._emit(self.end)
         self.whole += self.decoder.decode(b"", final=True)
@@ -115,10 +115,10 @@ class TextStream:
 
 
 def _continues(spelled: bytes) -> bool:
-    """Whether the bytes continue an incomplete UTF-8 character."""
+    """True if the bytes continue an incomplete UTF-8 character."""
     return spelled[0] & 0xC0 == 0x80
 
 
 def _overlap(text: str, stop: str) -> int:
-    """The length of the longest end of `text` that `stop` begins with, and is not all of it."""
+    """Length of the longest suffix of `text` that is a proper prefix of `stop`."""
     return next((n for n in range(len(stop) - 1, 0, -1) if text.endswith(stop[:n])), 0)

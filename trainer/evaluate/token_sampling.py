@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-SMALLEST_TEMPERATURE = 1e-6  # logits are at most 15: what is divided by less is beyond float32
+SMALLEST_TEMPERATURE = 1e-6  # logits are at most 15: divided by less they exceed float32
 
 
 @dataclass(frozen=True)
 class Rules:
-    """temperature 0 takes the likeliest, and so does what is as good as 0. top_k and top_p keep the
-    k likeliest tokens, and the fewest of them that have probability p together.
+    """Sampling settings. temperature: 0, or practically 0, takes the likeliest token. top_k: keeps
+    the k likeliest tokens; top_p: the fewest of them with total probability p.
 
     A token drawn c > 0 times before loses presence_penalty + c * frequency_penalty of its logit;
     bias is added to it, by token.
@@ -31,9 +31,9 @@ class Rules:
 def choose(
     logits_V: Tensor, rules: Rules, drawn: Mapping[int, int], randomness: torch.Generator
 ) -> int:
-    """One token; drawn: how often each came before.
+    """Sample one token. drawn: number of times each was drawn before.
 
-    Done on the CPU, so that a seed means the same on every device up to rounding.
+    Runs on the CPU, so that a seed gives the same tokens on every device up to rounding.
     """
     logits_V = _shifted(logits_V, rules, drawn)
     if rules.temperature < SMALLEST_TEMPERATURE:
@@ -43,7 +43,7 @@ def choose(
 
 
 def _shifted(logits_V: Tensor, rules: Rules, drawn: Mapping[int, int]) -> Tensor:
-    """The logits with bias and penalties; the same tensor where there are none."""
+    """The logits with bias and penalties; the same tensor if there are none."""
     shifts = dict(rules.bias)
     if rules.presence_penalty or rules.frequency_penalty:
         for token, times in drawn.items():
@@ -57,12 +57,12 @@ def _shifted(logits_V: Tensor, rules: Rules, drawn: Mapping[int, int]) -> Tensor
 
 
 def _most_likely(logits_V: Tensor, rules: Rules) -> Tensor:
-    """Those beyond top_k and top_p get no chance."""
+    """The logits with tokens beyond top_k and top_p masked."""
     if rules.top_k is not None and rules.top_k < len(logits_V):
         least = logits_V.topk(rules.top_k).values[-1]
         logits_V = logits_V.masked_fill(logits_V < least, float("-inf"))
     if rules.top_p < 1:
         chances, tokens = logits_V.softmax(dim=-1).sort(descending=True)
-        before = chances.cumsum(dim=-1) - chances  # of the likelier ones together
+        before = chances.cumsum(dim=-1) - chances  # total probability of the likelier ones
         logits_V = logits_V.index_fill(0, tokens[before >= rules.top_p], float("-inf"))
     return logits_V

@@ -13,9 +13,9 @@ from trainer.model.gpt import GPT
 
 @contextmanager
 def undisturbed(model: GPT) -> Iterator[None]:
-    """Eval mode without gradients; mode and every generator are afterwards as they were before.
+    """Eval mode without gradients; restores the mode and every random generator afterwards.
 
-    Not inference_mode: tables that the model caches in here (rotary) are used in training later.
+    Not inference_mode: tables that the model caches here (RoPE) are later used in training.
     """
     was_training, python_state = model.training, random.getstate()
     devices = [model.device] if model.device.type == "cuda" else []
