@@ -19,9 +19,10 @@ from typing import Any
 
 import pytest
 
-from server.database.tables import Attempt, Point
-from server.domain import runs
+from server.database.tables import Attempt, Point, Run
+from server.domain import remedies, runs
 from server.launch import process
+from server.schemas.runs import ResumeRequest
 from tests.server.house import ROOT, House
 from trainer.contract import journal
 from trainer.contract.rundir import OUTBOX, boot_id
@@ -435,6 +436,25 @@ def test_f33_rewind_leaves_the_step_out(house: House, monkeypatch: pytest.Monkey
     assert run.skip_steps == [[15, 15]]
     assert run.rewinds == 1
     assert house.attempts(run_id)[1].start_step == 10
+
+
+def test_f33_the_remedy_after_the_last_rewind_rewinds_once_more(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nan = {"reason": "non_finite_loss"}
+    house.behave(monkeypatch, **{f"a{n}": nan | {"fail_at": 14 + n} for n in (1, 2, 3)})
+    recovery = {"on_non_finite": "rewind", "max_rewinds": 1}
+    run_id = house.create(steps=30, recovery=recovery)
+    with house.daemon():
+        run = house.becomes(run_id, "failed")
+        assert (run.rewinds, len(house.attempts(run_id))) == (1, 2)
+        with house.db.read() as session:
+            remedy = remedies.remedy(session, session.get_one(Run, run_id))
+        assert remedy is not None
+        house.ask(runs.resume, run_id, ResumeRequest.model_validate(remedy.request))
+        run = house.becomes(run_id, "completed")
+    assert (run.rewinds, run.skip_steps) == (2, [[15, 15], [17, 17]])
+    house.check(run_id)
 
 
 def test_f35_out_of_memory_does_not_loop_and_says_what_to_change(
