@@ -13,8 +13,8 @@ TraindError
 ├── TooLarge             413
 ├── IdempotencyMismatch  422
 ├── NotAcceptable        406
-├── Busy                 503  the database is locked by somebody else; Retry-After
-├── Unserved             503  a completion that the serving process could not give
+├── Busy                 503  the database is locked by another process; Retry-After
+├── Unserved             503  the serving process could not generate a completion
 ├── StorageBroken        503  the database cannot be read: damaged, or the disk fails
 └── DiskFull             507
 """
@@ -25,7 +25,8 @@ from typing import Any
 
 
 class TraindError(Exception):
-    """`detail` is a full sentence for a person; `errors` point into the body (RFC 6901)."""
+    """An error with an HTTP status. `detail` is a full sentence; `errors` hold JSON pointers (RFC
+    6901)."""
 
     code = "error"
     status = 500

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 LOCK = "daemon.lock"
 
-# data directory -> (pid, its open lock file): the process that ingests is a fork and holds nothing
+# data directory -> (pid, its open lock file): the ingesting process is a fork and does not hold it
 _held: dict[str, tuple[int, int]] = {}
 
 
@@ -42,7 +42,7 @@ def held(settings: Settings) -> Iterator[None]:
     """Hold the data directory for this process. Raises CannotServe naming who holds it."""
     root = settings.paths.root
     if is_held(root):
-        yield  # `serve` took it before it began to listen
+        yield  # `serve` takes it before it listens
         return
     with ExitStack() as stack:
         _take(root, stack)
@@ -84,14 +84,14 @@ def holding(root: Path, holder: str) -> Iterator[None]:
 
 
 def is_held(root: Path) -> bool:
-    """Whether this process holds the data directory."""
+    """True if this process holds the data directory."""
     return _own(root) is not None
 
 
 def require(root: Path) -> None:
-    """Raises Lost when this process took the lock and its file is not there any more: another
-    daemon could take the directory, so nothing more may be written. Does nothing in a process
-    that never took it."""
+    """Raises Lost if this process took the lock and the lock file has since been deleted or
+    replaced: another daemon could take the directory, so nothing more may be written. Does nothing
+    in a process that never took the lock."""
     fd = _own(root)
     if fd is not None and not is_at(fd, root / LOCK):
         raise Lost(
@@ -108,7 +108,7 @@ def _own(root: Path) -> int | None:
 
 
 def _lock_directory(root: Path) -> int:
-    """The descriptor that holds the directory; -1 where directories cannot be locked."""
+    """Lock the directory. Returns its descriptor, or -1 where directories cannot be locked."""
     fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -122,7 +122,7 @@ def _lock_directory(root: Path) -> int:
 
 
 def _holder_from_daemon_file(root: Path) -> str:
-    """The holder of the directory by daemon.json, when its lock file was deleted."""
+    """The holder named in daemon.json, for when the lock file was deleted."""
     with suppress(OSError):
         return f"{(root / 'daemon.json').read_text().strip()}; its {LOCK} was deleted"
     return f"a process whose {LOCK} was deleted"

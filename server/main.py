@@ -26,7 +26,7 @@ from server.supervision.context import SupervisorContext
 from server.supervision.startup import arrive
 from server.supervision.supervisor import Supervisor
 
-FIRST_LOOK_SECONDS = 5.0  # what runs already is taken back before the first request is served
+FIRST_LOOK_SECONDS = 5.0  # running processes are adopted before the first request is served
 
 log = logging.getLogger("traind")
 
@@ -38,10 +38,11 @@ def create_app(
     worker: Worker | None = None,
     on_failure: Callable[[BaseException], None] = lambda error: None,
 ) -> FastAPI:
-    """The app with its life: lock, database, supervisor up; streams, supervisor, database down.
+    """The app with its lifespan: starts lock, database, supervisor; stops streams, supervisor,
+    database.
 
-    db: opened already, or None. worker: the process that ingests, or None. on_failure is called
-    from the supervisor's thread when it died: the daemon must end then.
+    db: an open database, or None. worker: the ingesting process, or None. on_failure is called from
+    the supervisor's thread when that thread dies: the daemon must then exit.
     Raises BindRefused, TokenUnusable; entering its lifespan raises Held, Refused.
     """
 
@@ -53,7 +54,10 @@ def create_app(
             await run_in_threadpool(_sweep, opened, settings)
             try:
                 await run_in_threadpool(arrive, opened, settings.paths)
-            except (OSError, errors.TraindError) as error:  # a full disk, say: one sentence
+            except (
+                OSError,
+                errors.TraindError,
+            ) as error:  # such as a full disk: one sentence, no traceback
                 on_failure(lock.CannotServe.from_error(error))
                 raise
             housekeeping_thread = HousekeepingThread(
@@ -102,7 +106,7 @@ def create_app(
 
 
 def _sweep(db: Database, settings: Settings) -> None:
-    """What a start clears up; what cannot be removed is no reason not to start."""
+    """Remove leftovers at startup. What cannot be removed does not prevent the start."""
     try:
         run_deletion.sweep(db, settings.paths)
     except OSError as error:

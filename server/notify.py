@@ -1,7 +1,7 @@
 """systemd notifications (sd_notify): ready, watchdog, stopping. No-op without a manager.
 
 One datagram to the socket in NOTIFY_SOCKET. The watchdog is fed only while the supervisor is alive
-and the event loop answers, so that a daemon that hangs is restarted; its trainers live on.
+and the event loop answers, so that a daemon that hangs is restarted; its trainers keep running.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextlib import suppress
 
 
 def notify(words: str) -> bool:
-    """Send `words` to the service manager; whether there is one."""
+    """Send `words` to the service manager. Returns False if there is none."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if address[:1] not in ("/", "@"):
         return False

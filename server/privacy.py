@@ -1,9 +1,9 @@
 """File permissions of the data directory: files 0600, directories 0700.
 
-Notices, orders, specs and the database hold the addresses of `notify`, which may carry credentials.
-What this daemon and its trainers make is private by the umask; what was there before (an earlier
-version, a copy) is made so at each start. Links are followed only where runs and jobs may have been
-put on another disk: what else is linked into the directory may be somebody else's.
+Notices, orders, specs and the database contain the addresses of `notify`, which may include
+credentials. The umask makes new files of the daemon and its trainers private; each start does the
+same for files that exist already (from an earlier version or a copy). Links are followed only where
+runs and jobs may have been moved to another disk: other linked files may belong to somebody else.
 """
 
 from __future__ import annotations
@@ -21,26 +21,27 @@ log = logging.getLogger("traind")
 
 
 def begin() -> None:
-    """Files that this process and its children make are private from now on."""
+    """Set the umask: files that this process and its children create are private from now on."""
     os.umask(UMASK)
 
 
 def tighten(root: Path) -> int:
-    """Take all rights from others below `root`, which comes first; how many entries had some."""
+    """Remove the permissions of others on `root` and everything below. Returns the number
+    changed."""
     changed, refused = 0, []
     for path in _everything(root):
         try:
             changed += _close(path)
         except FileNotFoundError:
             continue
-        except OSError as error:  # of another owner, or on a file system without modes
+        except OSError as error:  # owned by another user, or on a file system without modes
             refused.append(f"{path} ({error.strerror})")
     if changed:
         log.info("made %d files and directories in %s private to their owner", changed, root)
     if refused:
         log.warning(
-            "others may have rights to %d files and directories that cannot be made private; "
-            "the first one: %s", len(refused), refused[0],
+            "could not make %d files and directories private, so other users may be able to read "
+            "them; the first one: %s", len(refused), refused[0],
         )  # fmt: skip
     return changed
 
@@ -53,7 +54,7 @@ def _everything(root: Path) -> Iterator[Path]:
 
 
 def _tops(root: Path) -> Iterator[Path]:
-    """The root, and the directories that links in it put elsewhere: runs, jobs, a run's own."""
+    """The root, and the linked directories outside it: runs, jobs, and single runs."""
     yield root
     linked = [root / "runs", root / "jobs", *_entries(root / "runs"), *_entries(root / "jobs")]
     yield from (path.resolve() for path in linked if path.is_symlink() and path.is_dir())
@@ -66,7 +67,7 @@ def _entries(directory: Path) -> list[Path]:
 
 
 def _close(path: Path) -> bool:
-    """Whether others had rights there; they have none now. A link is left as it is."""
+    """Remove the permissions of others. True if there were any. Links are left unchanged."""
     mode = path.lstat().st_mode
     if stat.S_ISLNK(mode) or not mode & UMASK:
         return False

@@ -1,9 +1,10 @@
 """Mutual proof (HMAC challenge) that client and daemon know the token, without sending it.
 
-The client asks GET /healthz with a random challenge; the daemon answers when it was asked and an
-HMAC over both under the token. A program that happens to listen on the daemon's port cannot, and
-is shown nothing. The client's own proof, an HMAC over the same two, is then its bearer for ten
-minutes: who relays or overhears it has those, and not the token.
+The client sends a random challenge to GET /healthz; the daemon answers with the time and an HMAC
+over both, keyed with the token. Another program that listens on the daemon's port cannot do this,
+so the client sends it nothing. The client's own proof, an HMAC over the same two values, is then
+its bearer for ten minutes: whoever relays or intercepts it has those ten minutes, but not the
+token.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from functools import lru_cache
 
 CHALLENGE_HEADER, PROOF_HEADER = "Traind-Challenge", "Traind-Proof"
 VALID_SECONDS = 600
-CLOCK_SECONDS = 300  # a clock may be set back by so much meanwhile
+CLOCK_SECONDS = 300  # tolerance for a clock that is set back meanwhile
 PREFIX = "traind1"
-_ITERATIONS = 20_000  # 10 ms: a token that somebody thought up is not guessed from its proofs
+_ITERATIONS = 20_000  # 10 ms, so that a token chosen by hand cannot be guessed from its proofs
 _CHALLENGE = re.compile(r"[A-Za-z0-9_-]{22,128}\Z")
 _ISSUED = re.compile(r"\d{1,12}-[0-9a-f]{32}\Z")
 
@@ -47,7 +48,7 @@ def bearer(token: str, asked: str, answer: str) -> str | None:
 
 
 def is_bearer(token: str, given: bytes) -> bool:
-    """Whether it is a client's bearer of the last ten minutes."""
+    """True if `given` is a bearer issued in the last ten minutes."""
     prefix, *parts = given.decode("latin-1").split(".")
     if prefix != PREFIX or len(parts) != 3:
         return False

@@ -1,8 +1,8 @@
 """Webhook receivers: how a URL of `notify` is validated, masked and called.
 
-A web address gets the whole notice as JSON, signed. With the extra `notify` an address of the
-apprise library (mail, chats, phones) gets its sentence. An address may hold a credential: what is
-shown or logged of it goes through `masked`.
+A web address receives the whole notice as signed JSON. With the extra `notify`, an address of the
+apprise library (mail, chat, phone) receives its sentence. An address may contain a credential:
+whatever is shown or logged of it passes through `masked`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ WEB = ("http://", "https://")
 ANSWER_SECONDS = 10.0
 MASK = "***"
 ONLY_WEB = (
-    "only http and https addresses are possible; with pip install 'traind[notify]' also those that "
+    "only http and https addresses are accepted; pip install 'traind[notify]' adds those that "
     "the apprise library knows"
 )
 UNKNOWN = "apprise does not recognise this address; its documentation lists the services"
@@ -34,9 +34,9 @@ log = logging.getLogger("traind.notices")
 
 
 def why_not(url: str) -> str | None:
-    """Why the address cannot be a receiver; None when it can."""
+    """Why the address is invalid as a receiver; None if it is valid."""
     if is_masked(url):
-        return "this is an address as answers show it, with its secret part masked: write it whole"
+        return "this address is masked, as the API shows it: give it in full, with its secret part"
     if url.startswith(WEB):
         return None if _split(url).hostname else "the address names no host"
     if find_spec("apprise") is None:
@@ -45,22 +45,23 @@ def why_not(url: str) -> str | None:
 
 
 def deliver(url: str, body: bytes, headers: dict[str, str]) -> str | None:
-    """Send a notice; the receiver's refusal without secrets, or None. Never raises.
+    """Send a notice. Returns None on success, else the error without secrets. Never raises.
 
     headers: for a web address.
     """
     try:
         return _post(url, body, headers) if url.startswith(WEB) else _by_apprise(url, body)
-    except Exception as error:  # a client that cannot be made (a proxy's scheme, a certificate
-        return _error_text(error, url)  # file) loses no notice: it is tried again like any other
+    except Exception as error:  # a client that cannot be created (a proxy's scheme, a certificate
+        return _error_text(error, url)  # file) loses no notice: it is retried
 
 
 def _post(url: str, body: bytes, headers: dict[str, str]) -> str | None:
-    """None when it was answered with 2xx. A redirect is none: the body was for this receiver."""
+    """POST a notice; None on a 2xx status. A redirect is an error: the body is for this receiver
+    only."""
     import httpx
 
-    # a transport of our own takes no proxy from the environment, and no proxy is for loopback;
-    # without TLS a certificate file that is not there is no obstacle
+    # our own transport ignores the environment's proxy, which must not be used for loopback;
+    # without TLS a missing certificate file does not matter
     is_near = is_loopback(_split(url).hostname or "")
     transport = httpx.HTTPTransport(verify=url.startswith("https:")) if is_near else None
     with (
@@ -83,7 +84,7 @@ def _by_apprise(url: str, body: bytes) -> str | None:
 
 
 def _of_apprise(url: str) -> Any:
-    """What apprise makes of an address; None when it knows none such."""
+    """The apprise service of an address; None if apprise does not recognise it."""
     return _apprise().Apprise.instantiate(url, suppress_exceptions=True)
 
 
@@ -91,13 +92,13 @@ def _of_apprise(url: str) -> Any:
 def _apprise() -> ModuleType:
     import apprise
 
-    logging.getLogger("apprise").setLevel(logging.CRITICAL)  # errors are reported by this module
+    logging.getLogger("apprise").setLevel(logging.CRITICAL)  # this module reports the errors
     spare_loopback(os.environ)
     return apprise
 
 
 def spare_loopback(environment: MutableMapping[str, str]) -> None:
-    """Loopback is asked without the proxy that the environment names, also by libraries."""
+    """Bypass the environment's proxy for loopback, in libraries too."""
     named = environment.get("no_proxy") or environment.get("NO_PROXY") or ""
     hosts = [host.strip() for host in named.split(",") if host.strip()]
     merged = ",".join([*hosts, *(host for host in _NO_PROXY if host not in hosts)])
@@ -105,7 +106,7 @@ def spare_loopback(environment: MutableMapping[str, str]) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether the name or address is of this machine's loopback."""
+    """True if the name or address belongs to this machine's loopback."""
     if host.rstrip(".").lower() == "localhost" or host.rstrip(".").lower().endswith(".localhost"):
         return True
     try:
@@ -120,10 +121,10 @@ def is_loopback(host: str) -> bool:
 
 
 def masked(url: str) -> str:
-    """The address without what may be a credential: https://host/***, tgram://***.
+    """The address without anything that may be a credential: https://host/***, tgram://***.
 
-    User, password, path and query of a web address; of any other everything behind the scheme,
-    since a token may stand where a host does.
+    Masks user, password, path and query of a web address, and everything after the scheme of any
+    other address, where the host may be a token.
     """
     if is_masked(url):
         return url
@@ -138,7 +139,7 @@ def masked(url: str) -> str:
 
 
 def all_masked(urls: Sequence[str]) -> list[str]:
-    """Each address masked; those that would look alike are numbered, so that each can be named."""
+    """Each address masked; identical results are numbered, so that each can be named."""
     seen: dict[str, int] = {}
     shown = []
     for url in urls:
@@ -150,7 +151,7 @@ def all_masked(urls: Sequence[str]) -> list[str]:
 
 
 def unmasked(urls: Sequence[str], known: Sequence[str]) -> list[str]:
-    """The addresses with each masked one that `all_masked(known)` shows replaced by its own."""
+    """The addresses, with each one that `all_masked(known)` contains replaced by its original."""
     whole = dict(zip(all_masked(known), known, strict=True))
     return [whole.get(url, url) for url in urls]
 
@@ -160,7 +161,7 @@ def is_masked(url: str) -> bool:
 
 
 def _split(url: str) -> SplitResult:
-    """The parts of an address; without a host where it cannot be understood."""
+    """The parts of an address; without a host if it cannot be parsed."""
     try:
         parts = urlsplit(url)
         _ = parts.hostname, parts.port
@@ -170,7 +171,7 @@ def _split(url: str) -> SplitResult:
 
 
 def _error_text(error: Exception, url: str) -> str:
-    """What went wrong, unless the words repeat a part of the address that may be secret."""
+    """The error as text, unless it repeats a part of the address that may be secret."""
     message, parts = " ".join(str(error).split())[:300], _split(url)
     secrets = (url, parts.username, parts.password, parts.path.strip("/"), parts.query)
     if not message or any(secret and secret in message for secret in secrets):

@@ -27,35 +27,35 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     """Address the daemon listens on."""
     port: int = Field(default=8321, ge=0, le=65535)
-    """TCP port; 0 takes a free one."""
+    """TCP port; 0 picks a free one."""
     auth: Literal["auto", "always"] = "auto"
-    """auto asks for the token except on loopback; always asks everywhere."""
+    """Where a token is required: auto (everywhere except on loopback) or always."""
     allow_hosts: list[str] = []
     """Additional host names accepted in the Host header."""
     allow_remote: bool = False
-    """Permit listening on an address other than loopback."""
+    """Allow listening on an address other than loopback."""
     token_file: Path | None = None
     """File with the access token; the default is `token` in the data directory."""
     trainer_python: str = sys.executable
     """Python interpreter that runs trainers and jobs."""
     stop_trainers: bool = False
-    """End trainers with the daemon, after a checkpoint, instead of leaving them running."""
+    """Stop trainers with the daemon, after a checkpoint, instead of leaving them running."""
     max_body_bytes: int = Field(default=1 << 20, ge=1024)
-    """Largest accepted request body, in bytes."""
+    """Maximum size of a request body, in bytes."""
     tick_seconds: float = Field(default=0.25, gt=0, le=60)
-    """Seconds between two passes of the supervisor."""
+    """Interval of the supervisor's passes, in seconds."""
     pause_deadline_seconds: float = Field(default=600.0, gt=0)
-    """Seconds a trainer may take to save and end before it is killed."""
+    """Time a trainer may take to save and exit before it is killed, in seconds."""
     stall_seconds: float = Field(default=600.0, gt=0)
     """Minimum silence, in seconds, before a run counts as stalled."""
     keep_jobs_days: float = Field(default=30.0, ge=1)
-    """Days that ended jobs, commands, and corpora without a run are kept."""
+    """Retention of ended jobs, commands and unused corpora, in days."""
     token_cache_bytes: int = Field(default=200 << 30, ge=0)
-    """Largest size of the token caches, in bytes."""
+    """Maximum total size of the token caches, in bytes."""
     log_format: Literal["text", "json"] = "text"
-    """Format of log lines on stderr."""
+    """Format of log lines on stderr: text or json."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """Lowest level of log lines that are written."""
+    """Minimum level of log lines: debug, info, warning or error."""
     energy_price_per_kwh: float | None = Field(default=None, ge=0)
     """Price of a kilowatt-hour, in your currency; used for costs where no tariff is known."""
     slurm_prologue: Path | None = None

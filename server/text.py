@@ -1,7 +1,7 @@
 """Escapes untrusted strings for terminals, logs, error messages and documents.
 
-Names, titles, log lines and model samples may hold anything. What would move the cursor, set a
-title, turn the reading direction or hide text is shown as an escape.
+Names, titles, log lines and model samples may contain any character. Those that would move the
+cursor, set a title, change the reading direction or hide text are shown as escapes.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ def printable(value: object, limit: int = 80) -> str:
 
 
 def log_line(line: str) -> str:
-    """A line of a log: control bytes as escapes, and of a progress bar only its last state."""
+    """A line of a log: control bytes escaped, and only the last state of a progress bar."""
     line = line.rpartition("\r")[2] if not line.endswith("\r") else line.rstrip("\r")
     return clean_lines(line)
 
 
 def spaced(value: str) -> str:
-    """`value` in a document that is read away from a terminal, such as Markdown or SVG: a space for
-    every character that cannot be printed, line feeds included."""
+    """`value` in a document such as Markdown or SVG: every unprintable character, line feeds
+    included, becomes a space."""
     return "".join(char if char.isprintable() else " " for char in value)
 
 

@@ -1,7 +1,7 @@
 """The FastAPI application: middleware, routes, error handlers, OpenAPI.
 
-Layers, outermost first: counting, access, bodies, compression, HEAD, then FastAPI. Everything a
-request may be refused for by its envelope is settled before a handler runs.
+Layers, outermost first: counting, access, bodies, compression, HEAD, then FastAPI. Everything that
+a request's headers and size decide is checked before a handler runs.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ DESCRIPTION = (
 
 
 def make(settings: Settings, lifespan: Callable[[FastAPI], Any] | None = None) -> FastAPI:
-    """The app without its database: `connect` gives it one. Raises BindRefused, TokenUnusable."""
+    """Build the app without its database, which `connect` adds. Raises BindRefused,
+    TokenUnusable."""
     app = FastAPI(
         title="traind",
         version=version(),
@@ -105,7 +106,7 @@ def connect(
     notices: Any = None,
     surroundings: Any = None,
 ) -> None:
-    """Give the app what it serves from. Call before the first request."""
+    """Connect the app to its database and workers. Call before the first request."""
     app.state.db, app.state.feed, app.state.supervisor = db, feed, supervisor
     app.state.notices, app.state.surroundings = notices, surroundings
     app.state.stream = Hub(source_of(db), feed)
@@ -113,7 +114,7 @@ def connect(
 
 
 def end_streams(app: FastAPI) -> None:
-    """Say goodbye to every live stream; call it first when stopping, from any thread."""
+    """End every live stream with `bye`; call it first when stopping, from any thread."""
     stream: Hub | None = getattr(app.state, "stream", None)
     if stream is not None:
         stream.stop()
@@ -128,10 +129,10 @@ def _add_layers(app: FastAPI, settings: Settings, policy: Policy, counted: Metri
 
 
 class Compressed:
-    """Answers of some size as gzip, for who takes it; live streams are left as they are.
+    """Compresses large responses with gzip if the client accepts it; leaves live streams unchanged.
 
-    Files of checkpoints and exports are sent uncompressed: they are large, do not get smaller, and
-    are asked for in ranges.
+    Files of checkpoints and exports are sent uncompressed: they are large, hardly compress, and are
+    requested in ranges.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -144,7 +145,7 @@ class Compressed:
 
 
 class Counted:
-    """Counts each request by the route it took, never by the path it named."""
+    """Counts requests by route template, never by path."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app, self.metrics = app, metrics

@@ -28,7 +28,7 @@ def catalog() -> Catalog:
     """Vocabulary of the API, for clients.
 
     The registry of metrics, verbs and requests with the states they are legal in, states, presets,
-    and the fields of a spec, an extend and a resume that take one of a few words.
+    and the accepted values of enumerated fields of a spec, an extend and a resume.
     """
     return _catalog()
 
@@ -51,7 +51,7 @@ def _catalog() -> Catalog:
 
 
 def _choices(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, list[str]]]:
-    """(pointer, words) of each field of `model` that takes one of a few words."""
+    """(pointer, accepted values) of each enumerated field of `model`."""
     for name, field in model.model_fields.items():
         for part in _parts(field.annotation):
             if isinstance(part, type) and issubclass(part, BaseModel):
@@ -67,7 +67,7 @@ def _choices(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, li
 
 
 def _parts(annotation: Any) -> Iterator[Any]:
-    """The members of a union, out of their Annotated; a type alone is its only member."""
+    """The members of a union, without Annotated; any other type is its own only member."""
     if annotation is not None and get_origin(annotation) is not Literal and get_args(annotation):
         for part in get_args(annotation):
             yield from _parts(part)

@@ -92,7 +92,7 @@ def delete(run: RunRef, checkpoint: CheckpointRef, act: Doing, conf: Conf) -> Re
 def download(
     request: Request, run: RunRef, checkpoint: CheckpointRef, name: FileName, db: Db, conf: Conf
 ) -> Response:
-    """One file; Range and If-Range resume a download, the ETag is the sha256."""
+    """Download one file; Range and If-Range resume a download. The ETag is the sha256."""
     with db.read() as session:
         row = store.get_run(session, run)
         kept = checkpoints.get(session, row, checkpoint)

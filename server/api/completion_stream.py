@@ -1,6 +1,6 @@
-"""Responses to completion requests: from the serving job's socket to the client, streamed or whole.
+"""Responses to completion requests: relayed from the serving job's socket, streamed or whole.
 
-Nothing of it is durable. Whoever hangs up ends the work on both sides.
+Nothing here is durable. A disconnect on either side ends the work on both.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from trainer.contract.completions import (
 )
 
 MAX_OPEN = 64
-LOOK_SECONDS = 0.5  # between two looks at the job, and at whether the daemon stops
-CONNECT_SECONDS = 0.05  # between two tries to reach a job that is starting
-START_SECONDS = 300.0  # for a job to start, behind what else the machine does
-TRIES = 3  # a job may end, idle, in the moment it is asked
+LOOK_SECONDS = 0.5  # interval at which the job and a stop of the daemon are checked
+CONNECT_SECONDS = 0.05  # between attempts to connect to a job that is starting
+START_SECONDS = 300.0  # for a job to start, on a busy machine
+TRIES = 3  # an idle job may exit at the moment of the request
 
 STOPPING = "The daemon is stopping."
 NONSENSE = "The serving process sent an invalid reply."
@@ -49,7 +49,7 @@ Reply = TextPiece | Done
 
 @dataclass(frozen=True)
 class ServingJob:
-    """The serving job by its row: where its socket is, or will be, and how it failed."""
+    """A serving job, from its row: the path of its socket, and how it failed."""
 
     job_id: str
     socket: Path
@@ -59,9 +59,9 @@ class ServingJob:
 async def replies_to(
     order: CompletionOrder, find: Callable[[str | None], ServingJob], hub: Hub
 ) -> AsyncGenerator[Reply | None, None]:
-    """The job's replies to an order; None about every LOOK_SECONDS without a reply.
+    """Yield the job's replies to an order; None about every LOOK_SECONDS without a reply.
 
-    find(job): the state of that serving job; without a name, of the present one, created if absent.
+    find(job): the state of that serving job; without a name, of the current one, created if absent.
     Raises Invalid for an order that the model cannot follow, Unserved.
     """
     until, silent, server = time.monotonic() + START_SECONDS, 0, None
@@ -86,7 +86,7 @@ async def replies_to(
 
 
 async def _connected(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
-    """A connection, or None when there is none within LOOK_SECONDS."""
+    """Connect to the job's socket; None if that fails for LOOK_SECONDS."""
     until = time.monotonic() + LOOK_SECONDS
     while time.monotonic() < until:
         with suppress(OSError), sockets.address(path) as address:
@@ -96,7 +96,7 @@ async def _connected(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWr
 
 
 def _require_startable(server: ServingJob, hub: Hub, *, is_late: bool) -> None:
-    """Raises Unserved when the job will not start."""
+    """Raises Unserved if the job failed or did not start in time."""
     if hub.stopping:
         raise Unserved(STOPPING)
     if server.failure is not None:
@@ -111,7 +111,7 @@ def _require_startable(server: ServingJob, hub: Hub, *, is_late: bool) -> None:
 async def _replies(
     order: CompletionOrder, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, hub: Hub
 ) -> AsyncGenerator[Reply | None, None]:
-    """Until the job hangs up. Raises Invalid, Unserved."""
+    """Yield replies until the job disconnects. Raises Invalid, Unserved."""
     try:
         writer.write(order.model_dump_json().encode() + b"\n")
         while not hub.stopping:
@@ -123,7 +123,7 @@ async def _replies(
                 return
             yield _read(line) if line is not None else None
         raise Unserved(STOPPING)
-    except ValueError:  # a line without end
+    except ValueError:  # a line beyond the limit
         raise Unserved(NONSENSE) from None
     except OSError:
         return
@@ -132,7 +132,7 @@ async def _replies(
 
 
 def _read(line: bytes) -> Reply:
-    """Raises Invalid, Unserved for a refusal."""
+    """Parse a reply. Raises Invalid or Unserved if it is an error."""
     try:
         reply = REPLY.validate_json(line)
     except ValueError:
@@ -148,8 +148,8 @@ def _read(line: bytes) -> Reply:
 class Answering(Response):
     """The HTTP response built from the replies.
 
-    among: those that are open, this one too while it is. act: of a request with an Idempotency-Key,
-    whose answer is kept, and is the kept one when it was asked before.
+    among: the set of open responses, which includes this one while it is open. act: for a request
+    with an Idempotency-Key; stores the response, or returns the stored one for a repeat.
     """
 
     def __init__(
@@ -190,13 +190,13 @@ class Answering(Response):
         return Busy(first, headers={"Retry-After": "1"})
 
     async def _until_stopped(self) -> None:
-        """A client that does not read must not hold up the daemon's end."""
+        """Wait for the daemon to stop: a client that does not read must not delay that."""
         await self.hub.until_stopped()
         await asyncio.sleep(LOOK_SECONDS + STOP_SECONDS)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            # asked again: another one with this key may have ended since the handler asked
+            # checked again: another request with this key may have ended since the handler checked
             if self.act is not None and (kept := await run_in_threadpool(self.act.kept)):
                 await kept(scope, receive, send)
             elif self.telling.is_streamed:
@@ -226,8 +226,8 @@ class Answering(Response):
         raise AssertionError("replies end with Done or raise")
 
     async def _in_parts(self, send: Send) -> None:
-        """Begun with the first token, so that an error has its status; or after a while without
-        one.
+        """Stream the reply. Starts with the first token, so that an earlier error has its HTTP
+        status, or after a while without one.
         """
         spoke = time.monotonic()
         async for reply in self.replies:

@@ -29,7 +29,7 @@ SSE = "text/event-stream"
 
 
 class OpenAIErrorRoute(StrictRoute):
-    """Adds to each refusal the `error` object that OpenAI's clients read."""
+    """Adds the `error` object that OpenAI's clients read to each error response."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
@@ -80,7 +80,7 @@ def complete(body: CompletionRequest, act: Doing, conf: Conf, request: Request) 
     minutes. With `stream` the text comes as server-sent events, `[DONE]` at the end.
     """
     state = request.app.state
-    if (kept := act.kept()) is not None:  # before the model is looked for: it may be gone by now
+    if (kept := act.kept()) is not None:  # before the model, which may be deleted, is looked up
         return kept
     with act.db.read() as session:
         model = models.find(session, body.model)
@@ -96,7 +96,8 @@ def complete(body: CompletionRequest, act: Doing, conf: Conf, request: Request) 
 @router.post("/chat/completions", include_in_schema=False)
 @router.post("/responses", include_in_schema=False)
 def chat(request: Request) -> Response:
-    """Not available: a base model has no conversation turns. The error names the alternative."""
+    """Chat is not available: a base model has no conversation turns. The error names the
+    alternative."""
     raise NotOffered(
         f"There is no {request.url.path}: a pretrained model has no conversation turns.",
         hint="Use POST /v1/completions with a `prompt`; in OpenAI's clients completions.create() "
@@ -106,7 +107,7 @@ def chat(request: Request) -> Response:
 
 @router.post("/embeddings", include_in_schema=False)
 def embeddings() -> Response:
-    """Not available. The error names the alternative."""
+    """Embeddings are not available. The error names the alternative."""
     raise NotOffered(
         "There is no /v1/embeddings: these models continue text.",
         hint="Use POST /v1/completions with a `prompt`; `logprobs` are given there.",
@@ -114,7 +115,7 @@ def embeddings() -> Response:
 
 
 def _server(db: Database, paths: DataDir, job_id: str | None) -> ServingJob:
-    """That serving job, or once it is over another one, unless it failed before it served."""
+    """The given serving job; once it has ended, a new one, unless it failed before it served."""
     with db.read() as session:
         row = session.get(tables.Job, job_id) if job_id else jobs.serving(session)
         if row is not None and row.state not in jobs.OVER:

@@ -1,7 +1,7 @@
 """Request dependencies: settings, database, idempotent actions, content negotiation.
 
-A handler parses, calls one function and returns. `Act.once` runs the effect in one transaction
-and keeps its answer beside it when the request carries an Idempotency-Key.
+A handler parses, calls one function and returns. `Act.once` runs the effect in one transaction,
+which also stores its response if the request carries an Idempotency-Key.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Superseded = Annotated[bool, Query(description="Include records that a later att
 
 
 class StrictRoute(APIRoute):
-    """Reads the body with our strict parser before FastAPI sees it."""
+    """Parses the body with our strict parser before FastAPI does."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
@@ -53,7 +53,7 @@ class StrictRoute(APIRoute):
             raw = await request.body() if request.method != "GET" else b""
             request.scope[RAW_BODY] = raw
             if raw:
-                request._json = bodies.parse(raw)  # where request.json() keeps its result
+                request._json = bodies.parse(raw)  # where request.json() caches its result
             return await handle(request)
 
         return strict
@@ -64,7 +64,7 @@ def _takes_many(parameter: Any) -> bool:
 
 
 def _refuse_repeated(request: Request, lists: set[str]) -> None:
-    """A parameter given twice means two things: refused, as a key of a body is."""
+    """Refuse a repeated query parameter, which is ambiguous, as a repeated key of a body is."""
     counted = Counter(key for key, _ in request.query_params.multi_items() if key not in lists)
     for key, times in counted.items():
         if times > 1:
@@ -86,7 +86,8 @@ Conf = Annotated[Settings, Depends(settings)]
 
 
 class Act:
-    """Execute a request once, in one transaction, and notify the readers."""
+    """Execute a request once (idempotently), in one transaction, and notify streams and
+    supervisor."""
 
     def __init__(self, request: Request, db: Db) -> None:
         self.db, self.request = db, request
@@ -95,7 +96,7 @@ class Act:
         self.door = _door(request)
 
     def kept(self) -> Response | None:
-        """The answer kept for this key, for what takes too long for a transaction."""
+        """The response stored for this key, for effects that take too long for a transaction."""
         if self.key is None:
             return None
         with self.db.read() as session:
@@ -103,13 +104,14 @@ class Act:
         return kept.response(replayed=True) if kept else None
 
     def keep(self, answer: StoredAnswer) -> None:
-        """Keep `answer` for this key."""
+        """Store `answer` for this key."""
         assert self.key is not None
         with self.db.write() as session:
             idempotency.store(session, self.key, answer, self.now)
 
     def once(self, effect: Callable[[Session], StoredAnswer]) -> Response:
-        """The answer of `effect`, or the kept one when this key was seen before."""
+        """Run `effect` and return its response, or return the stored one if the key was used
+        before."""
         with self.db.write() as session:
             if self.key and (kept := idempotency.stored(session, self.key, self.now)):
                 return kept.response(replayed=True)
@@ -120,7 +122,7 @@ class Act:
 
 
 def _door(request: Request) -> str:
-    """Which of our programs asks; any other client is the API's."""
+    """The client program (door) of a request, by its header; "api" if it is none of ours."""
     asked = request.headers.get(DOOR_HEADER, "")
     return asked if asked in DOORS else "api"
 
@@ -129,19 +131,21 @@ Doing = Annotated[Act, Depends(Act)]
 
 
 def negotiate(request: Request, *offered: str) -> str:
-    """The media type among `offered` that the Accept header likes best; the first without one.
+    """The media type among `offered` that the Accept header prefers; the first without a header.
 
-    Raises NotAcceptable when none is liked.
+    Raises NotAcceptable if the header accepts none.
     """
     accept = ",".join(request.headers.getlist("accept")) or "*/*"
-    liked = max(offered, key=lambda media: _quality(accept, media))  # max keeps the first of equals
+    liked = max(
+        offered, key=lambda media: _quality(accept, media)
+    )  # max returns the first of equals
     if _quality(accept, liked)[0] <= 0:
         raise NotAcceptable(f"Offered here: {', '.join(offered)}.")
     return liked
 
 
 def _quality(accept: str, media: str) -> tuple[float, int]:
-    """(q, how exactly it is named) of `media` in an Accept header (RFC 9110, section 12.5.1)."""
+    """(q, specificity) of `media` in an Accept header (RFC 9110, section 12.5.1)."""
     best = (0.0, 0)
     exactness = {media: 3, media.partition("/")[0] + "/*": 2, "*/*": 1}
     for part in accept.lower().split(","):

@@ -1,4 +1,4 @@
-"""Client disconnects: stop a long response when the client has left or no longer reads."""
+"""Client disconnects: stops a long response when the client has left or no longer reads."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ async def send_until_gone(
 ) -> None:
     """Run `sending` until it is done, the client is gone or one of `others` ends.
 
-    A client that is still there and stalls, or is left before it got everything, loses its
-    connection at once: an orderly close would wait for it to read what is buffered.
+    If the client stalls, or the response ends before everything was sent, the connection is
+    aborted: an orderly close would wait for the client to read what is buffered.
     """
     tasks = [asyncio.create_task(work) for work in (sending, _until_gone(receive), *others)]
     try:
@@ -42,7 +42,8 @@ async def _until_gone(receive: Receive) -> None:
 
 
 def _abort(receive: Receive) -> None:
-    """ASGI has no word for it; uvicorn's receive belongs to an object that has the transport."""
+    """Abort the connection. ASGI cannot; uvicorn's `receive` belongs to an object with the
+    transport."""
     transport = getattr(getattr(receive, "__self__", None), "transport", None)
     with suppress(AttributeError):
         transport.abort()  # type: ignore[union-attr]

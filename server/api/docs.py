@@ -11,7 +11,7 @@ from starlette.responses import Response
 from server.api.web import CachedFile, respond, send
 
 router = APIRouter(include_in_schema=False)
-_writing = threading.Lock()  # once, however many ask for it first
+_writing = threading.Lock()  # once, however many requests come first
 
 
 @router.get("/openapi.json")
@@ -25,8 +25,8 @@ async def docs(request: Request) -> Response:
 
 
 def document(app: FastAPI) -> CachedFile:
-    """The OpenAPI document, written at the first request, then kept as bytes: they take a tenth of
-    the memory of its objects."""
+    """The OpenAPI document. It is serialised at the first request and kept as bytes, which take a
+    tenth of the memory of its objects."""
     with _writing:
         made: CachedFile | None = getattr(app.state, "openapi", None)
         if made is None:

@@ -12,7 +12,7 @@ from server.guard.problems import problem
 from server.guard.validation import explain, model_in
 from server.text import printable
 
-INTERNAL = "The daemon failed to handle this request; it changed nothing."
+INTERNAL = "The daemon failed to handle this request. Nothing was changed."
 INTERNAL_HINT = "The daemon's log has the details. Training is not affected."
 
 

@@ -23,12 +23,19 @@ JSON, SSE = "application/json", "text/event-stream"
 MAX_STREAMS = 1000
 ANSWERS = {200: {"content": {SSE: {"schema": {"type": "string"}}}}} | problems(404, 406)
 
-After = Annotated[int | None, Query(ge=0, le=MAX_ID, description="Only events after this id.")]
+After = Annotated[
+    int | None, Query(ge=0, le=MAX_ID, description="Return only events after this id.")
+]
 Newest = Annotated[
     bool,
-    Query(description="The last `limit` ones, oldest first; with `after`, those below that id."),
+    Query(
+        description="Return the last `limit` events, oldest first; with `after`, those before it."
+    ),
 ]
-LastEventId = Annotated[str | None, Header(description="Sent by browsers when they reconnect.")]
+LastEventId = Annotated[
+    str | None,
+    Header(description="Id of the last event received; browsers send it when they reconnect."),
+]
 
 
 @router.get("/events", response_model=Page[EventView], responses=ANSWERS)
@@ -97,7 +104,7 @@ def _page(
 
 
 def _number(text: str | None) -> int | None:
-    """An id that a client saw; what is no number is as good as none."""
+    """Parse an event id from a client; None if it is not a number."""
     if text is None or not (text.isascii() and text.isdigit()) or len(text) > 18:
         return None
     return int(text)

@@ -1,6 +1,6 @@
 """File responses: ETag, one byte range, and a timeout for a client that stops reading.
 
-The file is opened before the answer begins, so one that is removed meanwhile is still sent whole.
+The file is opened before the response begins, so one that is deleted meanwhile is still sent whole.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ class RangeNotSatisfiable(TraindError):
 
 
 def file_answers(content: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
-    """What `send_file` answers when it does not refuse, for OpenAPI; content: by media type."""
+    """OpenAPI `responses` of a route that calls `send_file`. content: by media type."""
     return {
         200: {"content": content},
-        206: {"content": content, "description": "The part that Range asks for."},
-        304: {"description": "If-None-Match has it already."},
+        206: {"content": content, "description": "The requested range."},
+        304: {"description": "The client's copy, named by If-None-Match, is current."},
     }
 
 
 def send_file(
     request: Request, path: str, *, media_type: str, etag: str | None, headers: Mapping[str, str]
 ) -> Response:
-    """The file at `path`, which must be a regular file, as `request` wants it.
+    """Send the regular file at `path`, or the range of it that `request` asks for.
 
-    etag without quotes; None makes one of size and modification time.
+    etag is without quotes; None derives one from size and modification time.
     Raises NotFound, RangeNotSatisfiable. Call it in a thread.
     """
     file = _open(path)
@@ -72,7 +72,7 @@ def send_file(
 
 
 def header_name(name: str) -> str:
-    """A file's name as it may stand between the quotes of a Content-Disposition."""
+    """A file name made safe for the quotes of a Content-Disposition header."""
     return re.sub(r"[^A-Za-z0-9._-]", "_", name)
 
 
@@ -94,7 +94,7 @@ def _is_known(request: Request, etag: str) -> bool:
 
 
 def _part(request: Request, size: int, common: Mapping[str, str]) -> tuple[int, int] | None:
-    """[start, end) that Range asks for; None for all of it, also when Range is not understood
+    """[start, end) of the Range header; None for the whole file, also if Range is malformed
     (RFC 9110, section 14.2) or If-Range names another version."""
     match = _RANGE.match(request.headers.get("range", "").strip())
     if match is None or match[1] == match[2] == "":
@@ -144,7 +144,7 @@ class _Sent(Response):
         while left > 0:
             chunk = await run_in_threadpool(self.file.read, min(CHUNK_BYTES, left))
             if not chunk:
-                raise OSError("the file became shorter while it was sent")
+                raise OSError("the file was truncated while it was sent")
             left -= len(chunk)
             try:
                 async with asyncio.timeout(STALL_SECONDS):

@@ -27,9 +27,9 @@ router = APIRouter(prefix="/v1/groups", tags=["groups"], route_class=StrictRoute
     | {201: {"headers": {"Location": {"schema": {"type": "string"}}}, "description": "Created."}},
 )
 def create(body: GroupRequest, act: Doing, conf: Conf) -> Response:
-    """Create a run for each depth, each point of the grid and each seed, queued at low priority.
+    """Create a run for each depth, point of the grid and seed, queued at low priority.
 
-    All of them or none: an invalid member is reported with its position in the request.
+    All runs are created or none: the error for an invalid member points into the request.
     """
 
     def effect(session: Session) -> StoredAnswer:
@@ -43,7 +43,9 @@ def create(body: GroupRequest, act: Doing, conf: Conf) -> Response:
 @router.get("")
 def index(
     db: Db,
-    after: Annotated[str | None, Query(max_length=200, description="`next` of a page.")] = None,
+    after: Annotated[
+        str | None, Query(max_length=200, description="Value of `next` of the previous page.")
+    ] = None,
     limit: Limit = 50,
 ) -> Page[GroupSummary]:
     """Groups, newest first."""
@@ -65,10 +67,10 @@ def show(
     ] = None,
     next_depth: Annotated[
         int | None,
-        Query(ge=1, le=128, description="Depth that the fit predicts; the next rung by default."),
+        Query(ge=1, le=128, description="Depth to predict from the fit; the next rung by default."),
     ] = None,
 ) -> GroupDetail:
-    """The members and their comparison: noise, gains, multipliers, fits."""
+    """Show a group: its members and their comparison (noise, gains, multipliers, fits)."""
     with db.read() as session:
         row = groups.get(session, group)
         return group_queries.detail(session, conf, row, baseline=baseline, next_depth=next_depth)
@@ -100,12 +102,12 @@ def delete(
     conf: Conf,
     request: Request,
     runs: Annotated[
-        bool, Query(description="Delete its runs too, with their checkpoints and history.")
+        bool, Query(description="Also delete its runs, with their checkpoints and history.")
     ] = False,
 ) -> Response:
     """Delete the group; its runs remain as ordinary runs unless `runs` is true."""
     if runs and request.app.state.notices is not None:
-        request.app.state.notices.take_in(act.now)  # their events go with them
+        request.app.state.notices.take_in(act.now)  # their events are deleted too
     with act.db.write() as session:
         row = groups.get(session, group)
         removed = groups.delete(session, row, act.now, with_runs=runs)

@@ -41,11 +41,15 @@ LOCATION = {202: {"headers": {"Location": {"schema": {"type": "string"}}}, "desc
 @router.get("/jobs", responses=problems(404))
 def index(
     db: Db,
-    run: Annotated[str | None, Query(pattern=ID_PATTERN, description="Only of this run.")] = None,
+    run: Annotated[
+        str | None, Query(pattern=ID_PATTERN, description="Return only jobs of this run.")
+    ] = None,
     state: Annotated[
         Literal["queued", "running", "completed", "failed", "cancelled"] | None, Query()
     ] = None,
-    after: Annotated[str | None, Query(max_length=200, description="`next` of a page.")] = None,
+    after: Annotated[
+        str | None, Query(max_length=200, description="Value of `next` of the previous page.")
+    ] = None,
     limit: Limit = 50,
 ) -> Page[JobView]:
     """Jobs, newest first."""
@@ -69,8 +73,8 @@ def show(job: JobRef, db: Db) -> JobView:
 def stream(job: JobRef, db: Db, request: Request) -> Response:
     """The text of a sampling job while it is generated.
 
-    `event: token` with {prompt, text} for each piece, `event: end` with the job's state. What was
-    written before is repeated at the start; the job's result has the whole text.
+    Sends `event: token` with {prompt, text} for each piece and `event: end` with the job's state.
+    Text generated before the request is repeated first; the job's result has the whole text.
     """
     state = request.app.state
     with db.read() as session:
@@ -91,9 +95,11 @@ def show_log(
     job: JobRef,
     db: Db,
     conf: Conf,
-    tail: Annotated[int, Query(ge=1, le=10_000, description="Number of last lines.")] = 200,
+    tail: Annotated[
+        int, Query(ge=1, le=10_000, description="Number of lines, counted from the end.")
+    ] = 200,
 ) -> Response:
-    """The log of a job's process, control bytes escaped. Empty for one inside the trainer."""
+    """The log of a job's process, control bytes escaped. Empty for a job inside the trainer."""
     with db.read() as session:
         row = jobs.get(session, job)
     text = logs.tail(conf.paths.job(row.id) / LOG, tail).text
@@ -106,7 +112,7 @@ def show_log(
     responses=file_answers(FILES) | problems(404, 416),
 )
 def download(request: Request, job: JobRef, name: str, db: Db) -> Response:
-    """A file of an export, as `result.files` lists it; Range resumes a download."""
+    """Download a file of an export, as listed in `result.files`; Range resumes a download."""
     with db.read() as session:
         result = jobs.get(session, job).result or {}
     if name not in result.get("files", ()) or not isinstance(result.get("path"), str):
@@ -127,7 +133,8 @@ def download(request: Request, job: JobRef, name: str, db: Db) -> Response:
 @router.delete(
     "/jobs/{job}",
     status_code=202,
-    responses={200: {"model": JobView, "description": "It has already ended."}} | problems(404),
+    responses={200: {"model": JobView, "description": "The job has already ended."}}
+    | problems(404),
 )
 def cancel(job: JobRef, act: Doing, response: Response) -> JobView:
     """Cancel a job."""
@@ -175,7 +182,7 @@ def import_run(body: ImportParams, act: Doing) -> Response:
 
 
 def _ended(db: Database, job: str) -> str | None:
-    """The state of a job that is over; a job that is gone with its run is over as well."""
+    """The state of a job that has ended; a job deleted with its run counts as ended."""
     with db.read() as session:
         row = session.get(tables.Job, job)
         state = row.state if row is not None else "cancelled"
@@ -183,7 +190,7 @@ def _ended(db: Database, job: str) -> str | None:
 
 
 def accepted(session: Session, job: tables.Job) -> StoredAnswer:
-    """202 with the job and where to ask for it."""
+    """The 202 response: the job, and its URL in Location."""
     session.flush()
     return StoredAnswer.of(store.job(session, job), 202, Location=f"/v1/jobs/{job.id}")
 

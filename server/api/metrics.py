@@ -44,29 +44,38 @@ def metrics(
     run: RunRef,
     db: Db,
     keys: Annotated[
-        str | None, Query(max_length=400, description="Comma-separated; all of them by default.")
+        str | None,
+        Query(max_length=400, description="Comma-separated metric keys; all by default."),
     ] = None,
     from_step: Annotated[int | None, Query(ge=0, le=MAX_STEPS)] = None,
     to_step: Annotated[int | None, Query(ge=0, le=MAX_STEPS, description="Exclusive.")] = None,
-    max_points: Annotated[int, Query(ge=1, le=20_000, description="For each key.")] = 1000,
+    max_points: Annotated[
+        int, Query(ge=1, le=20_000, description="Maximum number of points per key.")
+    ] = 1000,
     bin_steps: Annotated[
-        int | None, Query(ge=1, le=MAX_STEPS, description="Bins of at least this power of two.")
+        int | None,
+        Query(ge=1, le=MAX_STEPS, description="Minimum bin size in steps, a power of two."),
     ] = None,
     columns: Annotated[
-        bool, Query(description="JSON as columns: steps and times once, six significant digits.")
+        bool,
+        Query(description="JSON as columns: steps and times only once, six significant digits."),
     ] = False,
     bands: Annotated[
         str | None,
-        Query(max_length=400, description="Of columns: keys that carry min and max; default all."),
+        Query(
+            max_length=400, description="With columns: keys that carry min and max; all by default."
+        ),
     ] = None,
     planned: Annotated[
         int,
         Query(
-            ge=0, le=2000, description="Of columns: points of the schedule ahead, for each phase."
+            ge=0,
+            le=2000,
+            description="With columns: number of points of the schedule ahead, per phase.",
         ),
     ] = 0,
     wide: Annotated[
-        bool, Query(description="CSV with a line a step and a column a key (means).")
+        bool, Query(description="CSV with one line per step and one column per key (means).")
     ] = False,
     superseded: Superseded = False,
 ) -> Response:
@@ -131,7 +140,8 @@ def _csv(answer: MetricsAnswer) -> str:
 
 
 def _wide_csv(answer: MetricsAnswer) -> str:
-    """step, unix_seconds, then the mean of each key; val_bpb and core at the steps they have."""
+    """Wide CSV: step, unix_seconds, then the mean of each key; val_bpb and core at their own
+    steps."""
     names = [_column_name(series) for series in answer.series]
     lines: dict[int, dict[str, float | None]] = {}
     times: dict[int, float] = {}

@@ -1,6 +1,6 @@
 """OpenAI's completion format: request and response models, and their translation.
 
-Unknown keys are refused as everywhere, and as OpenAI does. `null` means the default.
+Unknown keys are errors, as everywhere in this API and in OpenAI's. `null` means the default.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ Stop = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 
 def _prompts_in(prompt: Any) -> Any:
     if isinstance(prompt, list) and not prompt:
-        raise ValueError("an empty list is no prompt")
+        raise ValueError("the list of prompts is empty")
     return prompt
 
 
 class StreamOptions(Strict):
     include_usage: bool | None = None
-    """Whether a last event carries token counts."""
+    """Whether the last event carries token counts."""
     include_obfuscation: Literal[False] | None = None
     """Must be false."""
 
 
 class CompletionRequest(Strict):
-    """The body of OpenAI's legacy completions; top_k is ours. user is accepted and not kept."""
+    """Body of OpenAI's legacy completions, plus top_k. `user` is accepted and ignored."""
 
     model: Annotated[str, StringConstraints(pattern=MODEL_PATTERN)]
     prompt: Annotated[
@@ -55,20 +55,20 @@ class CompletionRequest(Strict):
     max_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = None
     temperature: Annotated[float, Field(ge=0, le=10)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Sample among the most likely tokens of this total probability."""
+    """Sample only from the most likely tokens whose probabilities sum to this value."""
     top_k: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
-    """Completions per prompt."""
+    """Number of completions per prompt."""
     best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
-    """Must equal n."""
+    """Must equal n if given."""
     stream: bool | None = None
-    """Whether to answer in server-sent events."""
+    """Whether to stream the response as server-sent events."""
     stream_options: StreamOptions | None = None
     """Options of the stream."""
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    """Number of likely tokens at each place to return."""
+    """Number of most likely tokens to return at each position."""
     echo: bool | None = None
-    """Whether the prompt is repeated before the completion."""
+    """Whether the completion starts with the prompt."""
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
     """Strings that end a completion."""
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
@@ -85,7 +85,7 @@ class CompletionRequest(Strict):
 
     @property
     def prompts(self) -> list[words.Prompt]:
-        """One for each n choices, whichever of the four forms they came in."""
+        """The list of prompts, from any of the four accepted forms."""
         alone = isinstance(self.prompt, str) or isinstance(self.prompt[0], int)
         return [self.prompt] if alone else self.prompt  # type: ignore[list-item,return-value]
 
@@ -93,9 +93,11 @@ class CompletionRequest(Strict):
     def _fits(self) -> CompletionRequest:
         n = self.n or 1
         if n * len(self.prompts) > MAX_CHOICES:
-            raise do_not_fit(("n",), f"n for each prompt may be {MAX_CHOICES} together")
+            raise do_not_fit(("n",), f"n times the number of prompts must be at most {MAX_CHOICES}")
         if self.best_of not in (None, n):
-            raise do_not_fit(("best_of",), "only n choices are made, so it can only be n")
+            raise do_not_fit(
+                ("best_of",), "best_of must equal n, since only n choices are generated"
+            )
         return self
 
 
@@ -130,18 +132,17 @@ class Choice(BaseModel):
 
 class Usage(BaseModel):
     prompt_tokens: int
-    """Tokens of the prompts."""
+    """Number of tokens of the prompts."""
     completion_tokens: int
-    """Tokens generated."""
+    """Number of generated tokens."""
     total_tokens: int
-    """Tokens of prompts and completions."""
+    """Number of tokens of prompts and completions."""
 
 
 class Completion(BaseModel):
-    """An answer, or a part of one that is streamed.
+    """A completion, or one chunk of a streamed one.
 
-    model: always RUN@STEP. system_fingerprint: the checkpoint, whose files
-    never change.
+    model: always RUN@STEP. system_fingerprint: the checkpoint, whose files never change.
     """
 
     id: str
@@ -149,7 +150,7 @@ class Completion(BaseModel):
     created: int
     model: str
     system_fingerprint: str
-    """Checkpoint that answered."""
+    """Name of the checkpoint that generated the text."""
     choices: list[Choice]
     """Completions."""
     usage: Usage | None = None
@@ -174,7 +175,7 @@ def view(model: Model) -> ModelView:
 
 
 class CompletionBuilder:
-    """The answer to one request, in parts or whole."""
+    """Builds the response to one request, in chunks or whole."""
 
     def __init__(self, ask: CompletionRequest, model: Model) -> None:
         self.head: dict[str, Any] = {
@@ -190,7 +191,7 @@ class CompletionBuilder:
         return Completion(**self.head, choices=[_choice([piece])])
 
     def last_part(self, done: Done) -> Completion | None:
-        """The usage, for those who asked for it."""
+        """The last chunk: the usage, if requested."""
         return Completion(**self.head, choices=[], usage=_usage(done)) if self.has_usage else None
 
     def whole(self, pieces: list[TextPiece], done: Done) -> Completion:
@@ -202,7 +203,7 @@ class CompletionBuilder:
 
 
 def _choice(pieces: list[TextPiece]) -> Choice:
-    """Pieces of one choice, in order, as one."""
+    """Merge the pieces of one choice, in order."""
     logprobs = [piece.logprobs for piece in pieces if piece.logprobs is not None]
     return Choice(
         index=pieces[0].index,

@@ -14,9 +14,9 @@ from trainer.contract.spec import RunSpec
 
 STATUS_DESCRIPTIONS = {
     401: "The token is missing or wrong.",
-    403: "Host, origin or site is not allowed.",
-    404: "Nothing has that name.",
-    406: "This representation is not available.",
+    403: "The host, origin or site is not allowed.",
+    404: "There is nothing with that name or id.",
+    406: "None of the representations in Accept is available.",
     408: "The body did not arrive in time.",
     409: "Not possible in this state; `legal` lists the verbs that are.",
     413: "The body is too large.",
@@ -31,7 +31,7 @@ WITH_BODY = (408, 415)
 CHANGING = (507,)
 _TAGS = [
     {"name": "runs", "description": "Train one model: create a run, control it, extend it."},
-    {"name": "groups", "description": "Runs of one spec and its variations, and their comparison."},
+    {"name": "groups", "description": "Run one spec in many variations, and compare the results."},
     {"name": "history", "description": "The history of a run: phases, attempts, metrics, events."},
     {"name": "checkpoints", "description": "Immutable, verified snapshots."},
     {"name": "jobs", "description": "Bounded work that is not training."},
@@ -41,12 +41,13 @@ _TAGS = [
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """`responses` of a route for the refusals that only some routes have."""
+    """OpenAPI `responses` for errors that only some routes return."""
     return {status: {"description": STATUS_DESCRIPTIONS[status]} for status in statuses}
 
 
 def install(app: FastAPI) -> None:
-    """Make `app.openapi()` complete. Built at each call; `docs` keeps what it serves."""
+    """Complete the document of `app.openapi()`. It is built at each call; `docs` caches what it
+    serves."""
     app.openapi = lambda: _build(app)
 
 
@@ -82,7 +83,8 @@ _REF = "#/components/schemas/{model}"
 
 
 def _complete(method: str, operation: dict[str, Any]) -> None:
-    """The summary, and every refusal of the layers below the handler as a problem document."""
+    """Add the summary, and the problem responses of the layers below the handler, to every
+    operation."""
     operation["summary"] = _first_sentence(operation["description"])
     responses = operation["responses"]
     extra = [*EVERYWHERE]
@@ -102,7 +104,7 @@ def _complete(method: str, operation: dict[str, Any]) -> None:
                 "name": "Idempotency-Key",
                 "in": "header",
                 "required": False,
-                "description": "The same key with the same request gets the same answer for a day.",
+                "description": "For a day, a repeated request gets the first response again.",
                 "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
             }
         )
@@ -129,7 +131,8 @@ def _set_body(operation: dict[str, Any], path: str) -> None:
 
 
 def _run_request() -> dict[str, Any]:
-    """A spec in a request: the preset fills in missing fields, the horizon included."""
+    """The schema of a spec in a request: the preset fills in missing fields, including the
+    horizon."""
     schema = RunSpec.model_json_schema(ref_template=_REF)
     schema["required"] = ["name"]
     schema["title"] = "RunRequest"

@@ -31,14 +31,15 @@ def phases(run: RunRef, db: Db) -> Page[PhaseView]:
 
 @router.get("/attempts", responses=problems(404))
 def attempts(run: RunRef, db: Db) -> Page[AttemptView]:
-    """One trainer process each, with its end and the last lines of its log."""
+    """Attempts of a run: its trainer processes, how each ended, and the last lines of its log."""
     with db.read() as session:
         return complete_page(history.attempts(session, store.get_run(session, run)))
 
 
 @router.get("/ranks", responses=problems(404))
 def ranks(run: RunRef, db: Db) -> Page[RankView]:
-    """The processes of a run on several devices, reported every 30 s; none of a run on one."""
+    """Ranks (processes) of a run on several devices, reported every 30 s; empty for a run on
+    one."""
     with db.read() as session:
         return complete_page(rank_rows.rows(store.get_run(session, run)))
 
@@ -69,17 +70,26 @@ def show_logs(
     run: RunRef,
     db: Db,
     conf: Conf,
-    attempt: Annotated[int | None, Query(ge=0, le=1_000_000, description="Default: newest")] = None,
-    tail: Annotated[int, Query(ge=1, le=10_000, description="Number of last lines.")] = 200,
+    attempt: Annotated[
+        int | None, Query(ge=0, le=1_000_000, description="Attempt number; the newest by default.")
+    ] = None,
+    tail: Annotated[
+        int, Query(ge=1, le=10_000, description="Number of lines, counted from the end.")
+    ] = 200,
     rank: Annotated[
         int, Query(ge=0, lt=MAX_RANKS, description="Rank of a run on several devices.")
     ] = 0,
     offset: Annotated[
         int | None,
-        Query(ge=0, le=MAX_ID, description="Traind-Next-Offset of an answer; only later output."),
+        Query(
+            ge=0,
+            le=MAX_ID,
+            description="Return only output after this offset (Traind-Next-Offset of a response).",
+        ),
     ] = None,
 ) -> Response:
-    """The trainer's log, control bytes escaped. Traind-Attempt names the attempt."""
+    """The trainer's log, control bytes escaped. The header Traind-Attempt has the attempt
+    number."""
     with db.read() as session:
         row = store.get_run(session, run)
         numbers = [view.number for view in history.attempts(session, row)]
@@ -92,12 +102,12 @@ def show_logs(
         )
     path = rank_log(conf.paths.run(row.id).attempt(number), rank)
     if rank and not path.exists():
-        raise NotFound(f"Attempt {number} of run {row.name} has no log of a rank {rank}.")
+        raise NotFound(f"Attempt {number} of run {row.name} has no log of rank {rank}.")
     part = logs.tail(path, tail) if offset is None else logs.after(path, offset)
     headers = {"Traind-Attempt": str(number), "Traind-Next-Offset": str(part.next_offset)}
     return Response(part.text, headers=headers, media_type="text/plain")
 
 
 def complete_page(items: list) -> Page:
-    """A list that is always complete."""
+    """A page that holds the complete list."""
     return Page(data=items, has_more=False, next=None)

@@ -38,9 +38,9 @@ router = APIRouter(prefix="/v1/plan", tags=["runs"], route_class=StrictRoute)
 def plan(
     request: Request, body: Annotated[dict[str, Any], Body()], act: Doing, conf: Conf
 ) -> Response:
-    """Parameters, batch, learning rates, FLOPs, memory, disk and time of a spec.
+    """Plan a spec: parameters, batch, learning rates, FLOPs, memory, disk and time.
 
-    With `{"run": …, "extend": {…}}` the preview of an extend, as a picture with
+    With `{"run": …, "extend": {…}}`, preview an extend, as a picture with
     `Accept: image/svg+xml` or `image/png`.
     """
     picture = previews.picture_type(request, is_offered="extend" in body)
@@ -57,7 +57,7 @@ def plan(
 
 
 def _answer(act: Act, effect: Callable[[Session], StoredAnswer]) -> Response:
-    """A question needs no write transaction, unless its answer is to be kept."""
+    """Compute the plan; in a write transaction only if the response is to be stored."""
     if act.key:
         return act.once(effect)
     with act.db.read() as session:
@@ -74,7 +74,7 @@ def _spec(session: Session, conf: Conf, body: dict[str, Any]) -> PlanAnswer:
 
 
 def _outlook(session: Session, spec: RunSpec, made: Plan) -> PlanOutlook:
-    """As if the run started now and waited for nothing but hours."""
+    """Expected end, energy and cost if the run started now and waited only for hours."""
     places, seconds = spec.rank_devices or [spec.device], made.eta.total
     end = outlook.of_hours(session, rules(spec.hours), places, seconds, time.time())
     watts = outlook.watts_of_device(session, places[0])
@@ -90,10 +90,12 @@ def _outlook(session: Session, spec: RunSpec, made: Plan) -> PlanOutlook:
 def _extend(session: Session, act: Act, body: dict[str, Any]) -> PlanAnswer:
     unknown = sorted(body.keys() - {"run", "extend"})
     if unknown or not isinstance(body.get("run"), str):
-        detail = f"unknown besides run and extend: {', '.join(unknown)}" if unknown else "required"
+        detail = (
+            f"unknown keys besides run and extend: {', '.join(unknown)}" if unknown else "required"
+        )
         pointer = f"/{unknown[0]}" if unknown else "/run"
         raise Invalid(
-            "The plan of an extend takes run (an id or name) and extend, nothing else.",
+            "The plan of an extend takes only run (an id or name) and extend.",
             errors=[{"pointer": pointer, "detail": detail}],
         )
     row = store.get_run(session, body["run"])
@@ -108,7 +110,7 @@ def _extend(session: Session, act: Act, body: dict[str, Any]) -> PlanAnswer:
 
 @contextmanager
 def _below(prefix: str) -> Iterator[None]:
-    """What is wrong with a part of the body is pointed at from the top of the body."""
+    """Prefix the error pointers of a part of the body with that part's pointer."""
     try:
         yield
     except Invalid as error:

@@ -22,8 +22,8 @@ OFFERED: dict[str, Any] = {
 
 
 def picture_type(request: Request, *, is_offered: bool) -> str | None:
-    """The media type of the picture that is wanted; None: JSON. Raises NotAcceptable for a type
-    that is not offered, as PNG is not without resvg.
+    """The media type of the requested picture; None for JSON. Raises NotAcceptable for a type that
+    is not offered, such as PNG without resvg.
     """
     pictures = (SVG, *((PNG,) if png.is_possible() else ())) if is_offered else ()
     liked = negotiate(request, JSON, *pictures)

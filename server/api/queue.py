@@ -25,7 +25,8 @@ DeviceRef = Annotated[
 
 @router.get("/queue")
 def show(request: Request, db: Db) -> QueueView:
-    """The queue: the run on each device, the waiting runs, and the reason and end of each wait."""
+    """The queue: the run on each device, and the waiting runs with the reason and end of each
+    wait."""
     source = request.app.state.surroundings
     around = source.seen() if source is not None else Surroundings(time.time())
     present, readings = devices.discover(), request.app.state.readings
@@ -36,7 +37,8 @@ def show(request: Request, db: Db) -> QueueView:
 
 @router.get("/devices/{device}/policy", responses=problems(422))
 def policy(device: DeviceRef, db: Db) -> PlacePolicyAnswer:
-    """Policy of a device: hours, programs that runs make way for, power limits and ceilings."""
+    """Policy of a device: hours, programs that runs yield to, power limits, temperature
+    ceilings."""
     found = _device(device)
     with db.read() as session:
         return _answer(found, policies.get(session, device))
@@ -48,7 +50,7 @@ def put_policy(
 ) -> PlacePolicyAnswer:
     """Replace the policy of a device; runs follow it within seconds.
 
-    `problems` explains why a power limit cannot be set, with the command to run.
+    `problems` explains why a power limit cannot be set, with the command that permits it.
     """
     found = _device(device)
     preflight.require_tariff(body.hours, conf.tariff)

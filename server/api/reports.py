@@ -20,8 +20,8 @@ REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; s
     | {200: {"content": {kind: {} for kind in ("text/markdown", "text/html", "application/json")}}},
 )
 def show_report(run: RunRef, db: Db, conf: Conf, request: Request) -> Response:
-    """The summary of a run: Markdown, HTML or JSON by Accept."""
-    from server.reporting import report  # 1 MB that a daemon takes for its first report
+    """Report of a run as Markdown, HTML or JSON, by Accept."""
+    from server.reporting import report  # 1 MB of memory, at the first report
 
     kind = negotiate(request, "text/markdown", "text/html", "application/json")
     write = {

@@ -27,7 +27,7 @@ from trainer.contract.plan import Plan
 from trainer.contract.spec import RunSpec
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"], route_class=StrictRoute)
-UNCHANGED = {200: {"model": RunDetail, "description": "Already in effect; nothing changed."}}
+UNCHANGED = {200: {"model": RunDetail, "description": "Already in effect; nothing was changed."}}
 Verb = {
     "status_code": 202,
     "response_model": RunDetail,
@@ -43,7 +43,8 @@ Verb = {
     | {201: {"headers": {"Location": {"schema": {"type": "string"}}}, "description": "Created."}},
 )
 def create(body: Annotated[dict[str, Any], Body()], act: Doing, conf: Conf) -> Response:
-    """Create a run from a spec; `{"name": "demo"}` is enough. `start: false` leaves it unqueued."""
+    """Create a run from a spec; `{"name": "demo"}` is enough. With `start: false` the run is not
+    queued."""
 
     def effect(session: Session) -> StoredAnswer:
         asked = plan_context.with_bundle(conf, body)
@@ -62,12 +63,16 @@ def create(body: Annotated[dict[str, Any], Body()], act: Doing, conf: Conf) -> R
 @router.get("")
 def index(
     db: Db,
-    state: Annotated[list[State] | None, Query(description="Only these states.")] = None,
-    after: Annotated[str | None, Query(max_length=200, description="`next` of a page.")] = None,
+    state: Annotated[
+        list[State] | None, Query(description="Return only runs in these states.")
+    ] = None,
+    after: Annotated[
+        str | None, Query(max_length=200, description="Value of `next` of the previous page.")
+    ] = None,
     limit: Limit = 50,
     order: Annotated[Literal["newest", "oldest"], Query()] = "newest",
 ) -> Page[RunSummary]:
-    """Runs, page by page."""
+    """List runs, page by page."""
     with db.read() as session:
         return store.list_runs(session, states=state, after=after, limit=limit, order=order)
 
@@ -88,8 +93,8 @@ def progress(run: RunRef, db: Db) -> Progress:
 
 @router.patch("/{run}", responses=problems(404, 409))
 def patch(run: RunRef, body: PatchRun, act: Doing, conf: Conf) -> RunDetail:
-    """Change settings of a run. Name, title, metadata, cadences, retention, recovery, notify,
-    priority, preemptible, hours and budget may change; anything else is fixed."""
+    """Change settings of a run: name, title, metadata, cadences, retention, recovery, notify,
+    priority, preemptible, hours and budget. Anything else is fixed."""
     preflight.require_tariff(body.hours, conf.tariff)
     with act.db.write() as session:
         row = store.get_run(session, run)
@@ -103,7 +108,7 @@ def patch(run: RunRef, body: PatchRun, act: Doing, conf: Conf) -> RunDetail:
 def delete(run: RunRef, act: Doing, conf: Conf, request: Request) -> Response:
     """Delete a run that has ended, with its checkpoints and history."""
     if request.app.state.notices is not None:
-        request.app.state.notices.take_in(act.now)  # its events go with it; its notices do not
+        request.app.state.notices.take_in(act.now)  # events are deleted, notices are not
     with act.db.write() as session:
         directory = conf.paths.root / runs.delete(session, store.get_run(session, run), act.now)
         run_deletion.mark(directory)
@@ -133,14 +138,14 @@ def pause(run: RunRef, act: Doing) -> Response:
 
 @router.post("/{run}/resume", **Verb)
 def resume(run: RunRef, act: Doing, body: ResumeRequest | None = None) -> Response:
-    """Queue a paused, failed or cancelled run; it continues from its newest checkpoint."""
+    """Resume a paused, failed or cancelled run: queue it to continue from its newest checkpoint."""
     ask = body or ResumeRequest()
     return _verb(act, run, lambda session, row: runs.resume(session, row, ask, now=act.now))
 
 
 @router.post("/{run}/cancel", **Verb)
 def cancel(run: RunRef, act: Doing) -> Response:
-    """Cancel the run without saving. A resume continues from its newest checkpoint."""
+    """Cancel a run without saving. A resume continues from its newest checkpoint."""
     return _verb(
         act, run, lambda session, row: runs.request_cancel(session, row, act.now, door=act.door)
     )
@@ -151,7 +156,7 @@ def cancel(run: RunRef, act: Doing) -> Response:
     status_code=202,
     response_model=ExtendAnswer,
     responses={
-        200: {"model": ExtendAnswer, "description": "A dry run, or nothing to change."}
+        200: {"model": ExtendAnswer, "description": "A dry run, or nothing was changed."}
         | previews.OFFERED
     }
     | problems(404, 406, 409),
@@ -161,9 +166,9 @@ def extend(
     run: RunRef,
     body: ExtendRequest,
     act: Doing,
-    dry_run: Annotated[bool, Query(description="Answer the preview and change nothing.")] = False,
+    dry_run: Annotated[bool, Query(description="Return the preview and change nothing.")] = False,
 ) -> Response:
-    """Append a phase. The answer has the new curve and its change at the joint.
+    """Extend a run by a phase. The response has the new curve and its change at the joint.
 
     A dry run with `Accept: image/svg+xml` or `image/png` returns a picture of both curves.
     """
@@ -197,7 +202,7 @@ def extend_answer(run: RunDetail, preview: Any) -> ExtendAnswer:
 
 
 def _verb(act: Act, run: str, do: Callable[[Session, tables.Run], bool]) -> Response:
-    """202 with the run when the verb changed something, 200 when it was so already."""
+    """Apply a verb: 202 with the run if it changed something, 200 if it was already in effect."""
 
     def effect(session: Session) -> StoredAnswer:
         row = store.get_run(session, run)

@@ -18,8 +18,8 @@ router = APIRouter(prefix="/v1/session", tags=["system"], route_class=StrictRout
 def log_in(request: Request) -> Response:
     """Exchange the bearer token (checked before this runs) for a session cookie.
 
-    Without a required token there is no cookie. An Idempotency-Key is not stored here: the
-    answer is a secret.
+    If no token is required, no cookie is set. An Idempotency-Key is not stored here: the
+    response is a secret.
     """
     policy: Policy = request.app.state.policy
     response = Response(status_code=204)
@@ -37,7 +37,7 @@ def log_in(request: Request) -> Response:
 
 @router.delete("", status_code=204, response_class=Response)
 def log_out(request: Request) -> Response:
-    """End the session of this cookie, here and in the browser."""
+    """Log out: end the session of this cookie, in the daemon and in the browser."""
     policy: Policy = request.app.state.policy
     session = session_of(request.scope)
     if policy.tokens is not None and session is not None:

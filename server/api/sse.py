@@ -1,7 +1,7 @@
 """Server-sent events: an ASGI response that sends as fast as its client reads.
 
-A client that takes nothing for STALL_SECONDS is cut off: it comes back with Last-Event-ID and
-misses nothing. One that is gone ends its task at once.
+A client that reads nothing for STALL_SECONDS is disconnected: it reconnects with Last-Event-ID and
+misses nothing. The task of a client that has left ends at once.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ HEADERS = {
 
 
 class EventStream(Response):
-    """Events after `position` (of one run, or all), then live ones until the client disconnects."""
+    """Streams events after `position` (of one run, or all), then live ones until the client
+    disconnects."""
 
     def __init__(self, hub: Hub, run_id: str | None, position: int) -> None:
         super().__init__(status_code=200, headers=HEADERS)
@@ -50,12 +51,12 @@ class EventStream(Response):
         await send_message(send, {"type": "http.response.body", "body": last, "more_body": False})
 
     async def _until_stopped(self) -> None:
-        """A client that does not read must not hold up the daemon's end."""
+        """Wait for the daemon to stop: a client that does not read must not delay that."""
         await self.hub.until_stopped()
         await asyncio.sleep(STOP_SECONDS)
 
     async def _follow(self, send: Send) -> bytes:
-        """Send until the stream is to end; returns the last words."""
+        """Send events until the stream should end; returns the final frame."""
         version = 0
         while not self.hub.stopping:
             events, position = await self.hub.events_after(self.position, self.run_id)
@@ -72,7 +73,7 @@ class EventStream(Response):
 
 
 async def send_part(send: Send, part: bytes) -> None:
-    """In slices: the server buffers a whole one before it makes us wait for the client."""
+    """Send in slices: the server buffers a whole slice before it makes us wait for the client."""
     for start in range(0, len(part), SLICE_BYTES):
         body = part[start : start + SLICE_BYTES]
         await send_message(send, {"type": "http.response.body", "body": body, "more_body": True})

@@ -38,7 +38,7 @@ def source_of(db: Database) -> EventSource:
             return store.newest_event_id(session)
 
     def progress(run_ids: set[str] | None) -> dict[str, str | None]:
-        """Rendered only for runs that changed since the last time."""
+        """Progress of the runs that changed since the last call."""
         with db.read() as session:
             rows = _rows(session, run_ids)
             answer: dict[str, str | None] = dict.fromkeys(run_ids or ())
@@ -59,8 +59,8 @@ def source_of(db: Database) -> EventSource:
 
 
 def _version(session: Session, run: tables.Run, stands: Standing | None) -> tuple[object, ...]:
-    """All that a client may see change. Of a condition its kind alone: what counts up is its age,
-    which clients can count by themselves."""
+    """Everything visible that may change. Of a condition only its kind: its age, which counts up,
+    is left to the client."""
     of_run = (run.version, run.step, run.last_step_at, run.state, run.reason_message)
     if stands is None:
         return of_run
@@ -79,7 +79,7 @@ def _rows(session: Session, run_ids: set[str] | None) -> list[tables.Run]:
     run = tables.Run
     if run_ids is not None:
         query = select(run).where(run.id.in_(run_ids))
-    else:  # those with a process first: they have no place in the queue
+    else:  # runs with a process first: they have no position in the queue
         active = select(run).where(run.state.not_in(SETTLED))
         query = active.order_by(run.queue_rank, run.queue_position).limit(MAX_LIVE_RUNS)
     return list(session.scalars(query))

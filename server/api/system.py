@@ -30,15 +30,15 @@ router = APIRouter(tags=["system"], route_class=StrictRoute)
 PACKAGES = ("torch", "numpy", "fastapi", "uvicorn", "sqlalchemy", "pydantic", "prometheus-client")
 LOW_DISK_BYTES = 5_000_000_000
 OTHERS = "others"
-FULL_DISK_BYTES = 8_000_000  # less than the database and its log need to take a request
+FULL_DISK_BYTES = 8_000_000  # less than the database and its log need for a request
 
 
 @router.get("/healthz")
 def healthz(request: Request, response: Response) -> dict[str, str]:
     """Liveness of the process.
 
-    To a `Traind-Challenge` it answers `Traind-Proof` if a token is required: proof that this daemon
-    knows the token, before a client shows that it does.
+    If a token is required, the response to a `Traind-Challenge` has a `Traind-Proof`: proof that
+    this daemon knows the token, before a client proves that it does.
     """
     tokens, asked = request.app.state.policy.tokens, request.headers.get(CHALLENGE_HEADER)
     if tokens is not None and asked is not None and (proof := tokens.prove(asked)) is not None:
@@ -48,7 +48,7 @@ def healthz(request: Request, response: Response) -> dict[str, str]:
 
 @router.get("/readyz", responses=problems(503))
 def readyz(request: Request, db: Db, conf: Conf) -> dict[str, str]:
-    """Readiness to serve requests. The database answers, the supervisor is alive, and the disk
+    """Readiness to serve requests: the database answers, the supervisor is alive, and the disk
     has room for what a request would write."""
     with db.read() as session:
         session.execute(text("SELECT 1"))
@@ -59,7 +59,7 @@ def readyz(request: Request, db: Db, conf: Conf) -> dict[str, str]:
     if free < FULL_DISK_BYTES:
         raise Busy(
             f"The disk is full: {num_bytes(free)} left in {conf.paths.root}. Runs wait for room.",
-            hint="Free some space there; everything continues by itself.",
+            hint="Free some space there; everything then continues by itself.",
             headers={"Retry-After": "5"},
         )
     return {"status": "ready"}
@@ -78,7 +78,7 @@ def metrics(request: Request, db: Db) -> Response:
 
 @router.get("/v1/system")
 def system(request: Request, db: Db, conf: Conf) -> SystemView:
-    """Devices, VRAM by owner, disk, versions, peak FLOP/s and its source."""
+    """The daemon's machine: devices, VRAM by owner, disk, versions, peak FLOP/s and its source."""
     disk = machine_disk.space(conf.paths.root)
     notices = getattr(request.app.state, "notices", None)
     undelivered = notices.problems(time.time()) if notices is not None else []
@@ -143,8 +143,9 @@ def _view(device: Device, readings: Readings, running: list[_Running]) -> Device
 def _memory_by_owner(
     now: DeviceReading, running: list[_Running], here: _Running | None
 ) -> dict[str, int]:
-    """Bytes by run or process. In a container NVIDIA's library names processes by the host's
-    numbers, or none: then the run on this device has what it reports, and others the rest."""
+    """Device memory by run or process, in bytes. In a container NVIDIA's library lists processes by
+    the host's pids, or none: the run on this device then counts with what it reports, and the rest
+    as others'."""
     if here and here.reserved_bytes and here.pid not in now.holders:
         rest = (now.memory_used_bytes or 0) - here.reserved_bytes
         return {here.run: here.reserved_bytes, **({OTHERS: rest} if rest > 0 else {})}
@@ -158,7 +159,7 @@ def _memory_by_owner(
 
 @dataclass(frozen=True)
 class _Running:
-    """An attempt that has not ended. reserved_bytes: device memory, as its last step reported."""
+    """A running attempt. reserved_bytes: device memory, as its last step reported."""
 
     pid: int | None
     device: str
@@ -191,7 +192,7 @@ def _disk_warning(free: int) -> list[str]:
 
 @cache
 def _version(package: str) -> str | None:
-    """As it was when first asked for: what runs does not change with what is installed."""
+    """The version at the first call: an upgrade on disk does not change the running process."""
     try:
         return version(package)
     except PackageNotFoundError:

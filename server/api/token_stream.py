@@ -1,7 +1,7 @@
 """GET /v1/jobs/{id}/stream: relays the tokens of a sampling job from its Unix socket.
 
 Nothing durable depends on it: the whole text is in the job's result. What a client does not read
-waits in the socket, and the job drops a listener that lags half a second behind.
+stays in the socket, and the job drops a listener that lags half a second behind.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from trainer.contract import sockets
 
 MAX_TOKEN_STREAMS = 64
 MAX_LINE_BYTES = 1 << 20
-CONNECT_SECONDS = 0.05  # between two tries: a small model is done in a blink
-LOOK_SECONDS = 0.5  # between two looks at whether the job is over
+CONNECT_SECONDS = 0.05  # between connection attempts: a small model is done quickly
+LOOK_SECONDS = 0.5  # interval at which the end of the job is checked
 
 
 class TokenStream(Response):
     """`event: token` for each piece of text, then `event: end` with the state of the job.
 
-    address: where the job's socket is, or will be. ended(): the job's state once it is over.
-    among: the streams that are open, this one too while it is.
+    address: path of the job's socket. ended(): the job's state once it has ended. among: the set of
+    open streams, which includes this one while it is open.
     """
 
     def __init__(
@@ -62,12 +62,12 @@ class TokenStream(Response):
         await send_message(send, {"type": "http.response.body", "body": last, "more_body": False})
 
     async def _until_stopped(self) -> None:
-        """A client that does not read must not hold up the daemon's end."""
+        """Wait for the daemon to stop: a client that does not read must not delay that."""
         await self.hub.until_stopped()
         await asyncio.sleep(STOP_SECONDS)
 
     async def _follow(self, send: Send) -> bytes:
-        """Pass on until the job is over and nothing is left; returns the last words."""
+        """Relay tokens until the job has ended and nothing is left; returns the final frame."""
         sent = looked = time.monotonic()
         while not self.hub.stopping:
             line = await self._next_line()
@@ -85,18 +85,18 @@ class TokenStream(Response):
         return goodbye_frame("the daemon is stopping")
 
     async def _next_line(self) -> bytes:
-        """A line, or nothing for the moment."""
+        """The next line, or nothing if none is available yet."""
         if self.reader is None:
             await self._connect()
         elif not self.reader.at_eof():
-            with suppress(TimeoutError, OSError, ValueError):  # ValueError: a line without end
+            with suppress(TimeoutError, OSError, ValueError):  # ValueError: a line beyond the limit
                 async with asyncio.timeout(LOOK_SECONDS):
                     return await self.reader.readline()
         await asyncio.sleep(CONNECT_SECONDS)
         return b""
 
     async def _connect(self) -> None:
-        """Not there before the job writes."""
+        """Connect to the job's socket, which does not exist before the job writes."""
         with suppress(TimeoutError, OSError), sockets.address(self.address) as address:
             async with asyncio.timeout(LOOK_SECONDS):
                 self.reader, self.writer = await asyncio.open_unix_connection(
@@ -105,7 +105,7 @@ class TokenStream(Response):
 
 
 def _frame(line: bytes) -> bytes:
-    """The message that a line becomes; nothing for a line that is not as the job writes them."""
+    """The SSE frame of a line; nothing for a malformed line."""
     with suppress(ValueError, KeyError, TypeError, RecursionError):
         token = json.loads(line)
         return frame_of(

@@ -1,7 +1,7 @@
-"""Descriptions of fields in the OpenAPI document: the docstring below a field, else its name's.
+"""Descriptions of fields in the OpenAPI document: a field's docstring, else that of its name here.
 
-A name that several models share means the same in each ("step", "loss") and is described here once.
-A field of one model, or one that differs from its namesakes, is described below the field.
+A name that several models share has the same meaning in each ("step", "loss"): it is described here
+once. A field of a single model, or with another meaning, is described below the field.
 """
 
 from __future__ import annotations
@@ -20,41 +20,41 @@ FIELDS: dict[str, str] = {
     # --- identity ---------------------------------------------------------------------------------
     "id": "Stable identifier.",
     "name": "Unique name.",
-    "title": "Free text shown beside the name.",
+    "title": "Free text shown next to the name.",
     "metadata": "Free key/value pairs.",
-    "run": "Run it belongs to.",
-    "job": "Job it belongs to.",
+    "run": "Id of the run it belongs to.",
+    "job": "Id of the job it belongs to.",
     "attempt": "Attempt number, counted from 1 within the run; 0 is an import.",
     "index": "Index, from 0.",
-    "kind": "What it is a record of.",
+    "kind": "Kind of the record.",
     "device": "Device: cpu, cuda:N or mps.",
     "data": "Items of this page.",
     # --- state ------------------------------------------------------------------------------------
-    "state": "What the run is doing now.",
-    "desired_state": "What was asked for.",
-    "reason": "Why it is in this state, as a stable code.",
+    "state": "Current state.",
+    "desired_state": "Requested state.",
+    "reason": "Why it is in this state: a stable code.",
     "reason_message": "The reason as a sentence.",
-    "advice": "What to do about the reason.",
-    "condition": "Why a running run makes no steps now; null for one that does.",
+    "advice": "Advice on what to do about the reason.",
+    "condition": "Why a running run makes no steps at the moment; null if it makes steps.",
     "message": "A sentence for people.",
-    "priority": "Who comes first, from -100 to 100; higher ones displace lower ones.",
+    "priority": "Priority from -100 to 100; higher runs go first and displace lower ones.",
     "hours": "When training is allowed; null is always, an empty list never.",
-    "problems": "What keeps a power limit from being set, with the line to type.",
-    "budget": "What a run may use before it is saved and paused; null is no limit.",
+    "problems": "Why a power limit cannot be set, with the command that permits it.",
+    "budget": "Budget: what a run may use before it is saved and paused; null is no limit.",
     # --- groups -----------------------------------------------------------------------------------
     "num_members": "Number of runs.",
     "depth": "Number of layers; null where the group varies no depth.",
     "variant": "Values of the grid, by dotted field of the spec.",
     "compute_multiplier": "FLOPs the baseline needs for this val bpb, over the FLOPs used here.",
-    "stage": "What the process is doing: preparing, compiling, training, evaluating, saving, …",
+    "stage": "Current stage: preparing, compiling, training, evaluating, saving, …",
     "stage_detail": "Details of the stage, for people.",
     "fraction": "Progress as a fraction of the whole, from 0 to 1.",
-    "overrides": "Choices that a resume replaced.",
-    "exact_resume": "Whether the resume repeated a recorded loss bit for bit.",
+    "overrides": "Choices that a resume overrides.",
+    "exact_resume": "Result of the resume check, which repeats a recorded loss bit for bit.",
     # --- progress ---------------------------------------------------------------------------------
     "step": "Optimizer steps done.",
     "start_step": "First step.",
-    "end_step": "Step at which it ends (exclusive).",
+    "end_step": "End step (exclusive).",
     "tokens_seen": "Tokens trained on.",
     "loss": "Training loss of the newest step, in nats per token.",
     "loss_smooth": "Exponentially smoothed training loss, in nats per token.",
@@ -62,12 +62,12 @@ FIELDS: dict[str, str] = {
     "momentum": "Muon's momentum.",
     "weight_decay": "Muon's weight decay as applied.",
     "tokens_per_second": "Throughput, in tokens per second.",
-    "peak_flops": "Peak that utilisation refers to.",
+    "peak_flops": "Peak FLOP/s that utilisation refers to.",
     "power_watts": "Power draw, in watts.",
     "temperature_celsius": "Temperature, in degrees Celsius.",
     "energy_joules": "Energy used so far, in joules.",
     "eta_seconds": "Time left, in seconds; null for a run that has ended.",
-    "training_seconds": "Time spent in steps so far, repeats included, in seconds.",
+    "training_seconds": "Time spent in steps so far, including repeated ones, in seconds.",
     "val_bpb": "Validation loss, in bits per byte.",
     # --- times ------------------------------------------------------------------------------------
     "created_at": "Creation time, in unix seconds.",
@@ -77,11 +77,11 @@ FIELDS: dict[str, str] = {
     "unix_seconds": "Time, in unix seconds.",
     # --- checkpoints, evaluations, samples --------------------------------------------------------
     "bytes": "Size, in bytes.",
-    "pinned": "Whether it is exempt from retention.",
+    "pinned": "Whether it is exempt from deletion by retention.",
     "best": "Whether it has the best value of the lineage.",
-    "superseded": "Whether a rewind set it aside.",
-    "identity": "What a value was measured under; values of two identities do not compare.",
-    "settings": "Settings of the measurement.",
+    "superseded": "Whether a later attempt superseded it.",
+    "identity": "Data, tokenizer and settings of the value; two identities do not compare.",
+    "settings": "Settings of the evaluation.",
     "result": "Result; the keys depend on the kind.",
     "prompt": "Prompt.",
     "text": "Text.",
@@ -90,41 +90,41 @@ FIELDS: dict[str, str] = {
     "key": "Metric key.",
     "bin_steps": "Steps per point.",
     "raw_points": "Number of steps that the points summarise.",
-    "segments": "Stretches of steps by phase and attempt.",
+    "segments": "Segments of the lineage by phase and attempt.",
     # --- phases and plans -------------------------------------------------------------------------
     "mode": "How the phase continues the schedule.",
     "schedule": "Schedule of the phase.",
-    "joint": "Values on both sides of the first step of the phase.",
+    "joint": "Values before and after the first step of the phase.",
     "from_checkpoint": "Checkpoint the phase starts from; null is the newest.",
     "spec": "Complete spec.",
-    "plan": "Arithmetic that follows from the spec.",
+    "plan": "Plan: the quantities derived from the spec.",
     "parameters": "Number of parameters, in all and by part.",
     "warmdown_start": "Step at which the learning rate starts to decay.",
     "eta": "Estimated time, in seconds.",
-    "warnings": "Sentences about what deserves attention.",
+    "warnings": "Warnings, as sentences.",
     "sequence_len": "Tokens per row.",
     "tokens": "Tokens.",
     "device_batch_size": "Rows per forward pass.",
     "steps": "Optimizer steps.",
-    "flops": "Floating-point operations in all.",
+    "flops": "Total number of floating-point operations.",
     "training": "Time in steps, in seconds.",
     "evaluation": "Time in evaluations, in seconds.",
     "saving": "Time for which checkpoints stall training, in seconds.",
-    "planned": "Schedule ahead, at some steps.",
-    "discarded_steps": "Steps of the lineage that the extend sets aside.",
-    "final_lr_frac": "Learning rate at the end, as a fraction of the peak.",
-    "rewarm_steps": "Steps of the ramp from the joint to the curve.",
+    "planned": "Planned schedule ahead, at selected steps.",
+    "discarded_steps": "Number of steps that the extend supersedes.",
+    "final_lr_frac": "Final learning rate, as a fraction of the peak.",
+    "rewarm_steps": "Length of the ramp from the joint to the curve, in steps.",
     "peak_frac": "Learning rate after the ramp, as a fraction of the peak.",
     # --- jobs -------------------------------------------------------------------------------------
-    "where": "Where it runs: inline in the trainer, on the cpu, or on the device.",
+    "where": "Where it runs: inline (in the trainer), cpu or device.",
     "checkpoint": "Directory name of the checkpoint; null is the newest.",
     "max_tokens": "Maximum number of new tokens.",
     "temperature": "Sampling temperature; 0 is greedy.",
-    "top_k": "Sample among the k most likely tokens only.",
-    "seed": "Seed of the random choices.",
+    "top_k": "Sample only from the k most likely tokens.",
+    "seed": "Seed of the random number generator.",
     "versions": "Versions of the libraries.",
     "recovery": "Recovery settings to change.",
-    "detail": "What is wrong, for people.",
+    "detail": "Description of the error.",
     # --- completions ------------------------------------------------------------------------------
     "object": "Kind of object, as OpenAI names it.",
     "created": "Creation time, in unix seconds.",
@@ -133,7 +133,7 @@ FIELDS: dict[str, str] = {
 
 
 def describe(schemas: dict[str, Any]) -> None:
-    """Give every property of OpenAPI `schemas` that has no description its own."""
+    """Add a description to every property of OpenAPI `schemas` that has none."""
     models = {model.__name__: model for model in _models(BaseModel)}
     for name, schema in schemas.items():
         model = models.get(name.partition("_")[0])  # Page_RunSummary_ is Page[RunSummary]
@@ -146,10 +146,10 @@ def describe(schemas: dict[str, Any]) -> None:
 
 
 def in_place(model: type[BaseModel]) -> dict[str, str]:
-    """Docstrings below the fields of a model and of the models it extends, by field.
+    """Docstrings of the fields of a model and of its base models, by field name.
 
-    Read from the source when they are asked for: pydantic's `use_attribute_docstrings` parses it
-    whenever a class is made, at each start of each command.
+    They are read from the source on demand: pydantic's `use_attribute_docstrings` parses it
+    whenever a class is created, at each start of each command.
     """
     found: dict[str, str] = {}
     bases = [

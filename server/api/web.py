@@ -1,7 +1,7 @@
 """Static files of the dashboard, served from this package.
 
-A first visit takes four of them, compressed once and kept: the page, an early script, and two that
-are put together here (`page.js`, `page.css`). The modules can be had one by one too.
+A first visit loads four files, compressed once and cached: the page, an early script, and two
+bundles (`page.js`, `page.css`). The modules are also served one by one.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ _TYPES = {".js": "text/javascript", ".mjs": "text/javascript", ".css": "text/css
     ".woff2": "font/woff2",
     ".map": "application/json",
 }
-_COMPRESSED_FROM = 500  # bytes: below that the header of gzip wins nothing
+_COMPRESSED_FROM = 500  # bytes; gzip does not shrink a smaller body
 _GZIP_WANTED = re.compile(r"\bgzip\b(?!\s*;\s*q=0(\.0*)?\s*(,|$))")
 router = APIRouter(include_in_schema=False)
 
 
 @dataclass(frozen=True)
 class CachedFile:
-    """stamp: what the content was made from; another stamp rebuilds it."""
+    """A cached file. stamp: identifies its sources; another stamp rebuilds it."""
 
     stamp: object
     content: bytes
@@ -57,7 +57,7 @@ class CachedFile:
 
     @classmethod
     def of(cls, content: bytes, media_type: str, stamp: object = None) -> CachedFile:
-        """Compressed where that is shorter by more than gzip's header."""
+        """Compress the content if that makes it shorter by more than gzip's header."""
         is_long = len(content) >= _COMPRESSED_FROM
         compressed = gzip.compress(content, mtime=0) if is_long else content
         etag = hashlib.sha256(content).hexdigest()[:32]
@@ -80,12 +80,13 @@ async def static(request: Request, name: str) -> Response:
 
 
 def send(request: Request, name: str) -> Response:
-    """A name is looked up among the files there are; it never becomes a path."""
+    """Send the file of a name, which is looked up among the existing files and never used as a
+    path."""
     return respond(request, _file(name))
 
 
 def respond(request: Request, file: CachedFile) -> Response:
-    """The file, compressed for who takes it; 304 for who has it."""
+    """The file, compressed if the client accepts it; 304 if the client has it."""
     is_compressed = (
         len(file.compressed) < len(file.content)
         and _GZIP_WANTED.search(request.headers.get("accept-encoding", "")) is not None
@@ -109,7 +110,7 @@ _known: dict[str, CachedFile] = {}
 
 
 def _file(name: str) -> CachedFile:
-    """The file of this name, read again when it changed on the disk. Raises NotFound."""
+    """The file of this name, read again if it changed on the disk. Raises NotFound."""
     parts = _parts(name)
     stamp = tuple(_stamp(_files()[part]) for part in parts)
     known = _known.get(name)

@@ -1,13 +1,12 @@
 """Bundler of the dashboard: its modules as one script, its style sheets as one.
 
-There is no build step: the modules are put together when they are first asked for, each in a
-function of its own, in the order of their imports. What they may write is what is read here, one
-form a statement, at the beginning of a line:
+There is no build step: the modules are bundled at the first request, each in its own function, in
+the order of their imports. Only these forms are supported, each at the beginning of a line:
 
     import { a, b as c } from "./x.js";    import * as x from "./x.js";    import x from "./x.js";
     export function f() …    export const c = …    export class C …    export { a as default };
 
-Anything else is a BundleError, which a test would show.
+Anything else is a WebBundleError, which a test would show.
 """
 
 from __future__ import annotations
@@ -25,11 +24,12 @@ Read = Callable[[str], str]
 
 
 class WebBundleError(Exception):
-    """A module imports or exports in a way that is not read here, or in a circle."""
+    """A module uses an unsupported form of import or export, or the imports are circular."""
 
 
 def script(entry: str, read: Read) -> str:
-    """`entry` and all it imports. read(name): a module's text by its path below the page."""
+    """Bundle `entry` and everything it imports. read(name): a module's text by its path below the
+    page."""
     order: list[str] = []
     _visit(entry, read, order, ())
     parts = [_wrapped(name, read(name)) for name in order]
@@ -37,7 +37,7 @@ def script(entry: str, read: Read) -> str:
 
 
 def modules(entry: str, read: Read) -> list[str]:
-    """Names in the order in which they have to run."""
+    """Names of the modules in the order in which they must run."""
     order: list[str] = []
     _visit(entry, read, order, ())
     return order

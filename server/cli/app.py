@@ -1,7 +1,7 @@
 """The `traind` command: its subcommands and exit statuses.
 
-Exit status: 0 done, 1 refused or failed, 2 wrong usage, 3 no daemon answers, 130 interrupted;
-`watch` and `run --watch` add 4 (the run waits for somebody) and 5 (it was cancelled).
+Exit status: 0 done, 1 refused or failed, 2 usage error, 3 no daemon answers, 130 interrupted;
+`watch` and `run --watch` add 4 (the run is paused or not started) and 5 (it was cancelled).
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from server.cli import interpreter, output, running
 def main(arguments: list[str] | None = None) -> None:
     """Run one command and exit with its status."""
     words = sys.argv[1:] if arguments is None else arguments
-    # the daemon keeps what its command line loaded: 2 MB with the modules of every command
+    # the daemon keeps the imported modules in memory: 2 MB for those of every command
     parts = _serve_parts() if words[:1] == ["serve"] else ()
     running.run(partial(build(*parts), args=arguments, prog_name="traind"))
 
 
 def build(*parts: ModuleType) -> typer.Typer:
-    """The command line with the commands of these modules; without any, of all."""
+    """Build the command line with the commands of `modules`, or of all modules."""
     app = typer.Typer(
         name="traind",
         help="Train GPTs on your own machine: start, watch, pause, resume and extend runs.",
@@ -38,7 +38,7 @@ def build(*parts: ModuleType) -> typer.Typer:
         part.register(app)
     app.command(
         rich_help_panel="Daemon",
-        add_help_option=False,  # the demo's own
+        add_help_option=False,  # the demo's own options
         context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     )(demo)
     return app
@@ -51,7 +51,7 @@ def _serve_parts() -> tuple[ModuleType, ...]:
 
 
 def _all_parts() -> tuple[ModuleType, ...]:
-    """In the order of the help."""
+    """Every command module, in the order of the help."""
     from server.cli import (
         backups,
         checkpoints,
@@ -90,7 +90,7 @@ def _version(wanted: bool) -> None:
 def root(
     url: Annotated[
         str | None,
-        typer.Option(help="Where the daemon listens [TRAIND_URL, http://127.0.0.1:8321]."),
+        typer.Option(help="URL of the daemon [TRAIND_URL, http://127.0.0.1:8321]."),
     ] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
@@ -100,7 +100,7 @@ def root(
 
 
 def demo(context: typer.Context) -> None:
-    """Train a small GPT with a daemon of its own: pause, resume, extend, report."""
+    """Run a demo: train a small GPT with its own daemon; pause, resume, extend, report."""
     interpreter.replace_by("server.demo", context.args)
 
 

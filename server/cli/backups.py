@@ -10,9 +10,11 @@ import typer
 from server.cli import options, output
 from server.cli.daemon import DataDirOption, Panel, read_settings
 
-To = Annotated[Path | None, typer.Option(help="Also copy it here: a directory or a new file.")]
+To = Annotated[
+    Path | None, typer.Option(help="Also copy the backup to this directory or new file.")
+]
 Backup = Annotated[
-    Path | None, typer.Argument(help="Backup file to restore [the newest that verifies].")
+    Path | None, typer.Argument(help="Backup file to restore [the newest verified one].")
 ]
 
 
@@ -22,8 +24,8 @@ def register(app: typer.Typer) -> None:
 
 
 def backup(data_dir: DataDirOption = None, to: To = None, json: options.Json = False) -> None:
-    """Back up the database, verified, while the daemon runs or not; copy the runs' directories
-    after it, not before."""
+    """Back up the database and verify the copy, with or without a running daemon. Copy the runs'
+    directories after this command, not before."""
     settings = read_settings(data_dir=data_dir)
     from server.maintenance import backup as making
 
@@ -45,14 +47,14 @@ def restore(
     yes: options.Yes = False,
     json: options.Json = False,
 ) -> None:
-    """Put a backup of the database back, and read from the runs' directories what came after it;
-    the daemon must not run."""
+    """Restore a backup of the database, and read newer records from the runs' directories. The
+    daemon must not be running."""
     settings = read_settings(data_dir=data_dir)
     from server.database.migrate import Refused
     from server.maintenance import restore as restoring
 
     which = backup or "the newest verified backup"
-    question = f"Restore {which} to {settings.paths.database}? The current one is kept beside it."
+    question = f"Restore {which} to {settings.paths.database}? The current one is kept next to it."
     if not options.confirmed(question, yes):
         raise typer.Exit(output.FAILED)
     try:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from server.schemas.checkpoints import CheckpointView
     from server.schemas.jobs import JobView
 
-CheckpointArgument = Annotated[str, typer.Argument(help="Name of a checkpoint, or its step.")]
+CheckpointArgument = Annotated[str, typer.Argument(help="Name or step of a checkpoint.")]
 
 
 class _ListByDefault(TyperGroup):
@@ -41,7 +41,7 @@ def register(app: typer.Typer) -> None:
 def list_(
     run: options.RunArgument,
     superseded: Annotated[
-        bool, typer.Option("--superseded", help="Also those of abandoned branches.")
+        bool, typer.Option("--superseded", help="Include superseded checkpoints.")
     ] = False,
     json: options.Json = False,
 ) -> None:
@@ -58,7 +58,7 @@ def list_(
                 mark
                 for mark, holds in (
                     ("newest", c.newest), ("best", c.best), ("pinned", c.pinned),
-                    ("superseded", c.superseded), (f"bad: {c.bad}", bool(c.bad)),
+                    ("superseded", c.superseded), (f"unusable: {c.bad}", bool(c.bad)),
                 )
                 if holds
             ),
@@ -72,11 +72,13 @@ def list_(
 
 def save(
     run: options.RunArgument,
-    pin: Annotated[bool, typer.Option("--pin", help="Pin it: retention never deletes it.")] = False,
+    pin: Annotated[
+        bool, typer.Option("--pin", help="Pin the checkpoint: retention never deletes it.")
+    ] = False,
     no_wait: options.NoWait = False,
     json: options.Json = False,
 ) -> None:
-    """Save a checkpoint at the running trainer's next step."""
+    """Save a checkpoint at the next step of the running trainer."""
     with output.connect() as traind:
         asked = traind.save_checkpoint(run, pin=pin)
         ended = asked if no_wait else waiting.for_job(traind, asked)
@@ -107,7 +109,7 @@ def delete(
     yes: options.Yes = False,
     json: options.Json = False,
 ) -> None:
-    """Delete a checkpoint; never one that a resume needs."""
+    """Delete a checkpoint. One that a resume needs is never deleted."""
     with output.connect() as traind:
         found = _found(traind.checkpoints(run, superseded=True), checkpoint)
         size = units.num_bytes(found.bytes)
@@ -127,7 +129,7 @@ def _set_pinned(run: str, checkpoint: str, pinned: bool, json: bool) -> None:
 
 
 def _found(checkpoints: list[CheckpointView], wanted: str) -> CheckpointView:
-    """The checkpoint of that name or step; of a step's several, the one that is current."""
+    """Find a checkpoint by name or step; of several at one step, the current one."""
     matching = [c for c in checkpoints if wanted in (c.name, str(c.step))]
     if not matching:
         raise output.CommandRefused(

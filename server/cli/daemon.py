@@ -18,49 +18,61 @@ Panel = "Daemon"
 # One option for each field of Settings; None leaves it to TRAIND_… and the default.
 DataDirOption = Annotated[Path | None, typer.Option(help="Data directory.")]
 Host = Annotated[str | None, typer.Option(help="Address to listen on [127.0.0.1].")]
-Port = Annotated[int | None, typer.Option(min=0, max=65535, help="0 takes a free one [8321].")]
-Auth = Annotated[str | None, typer.Option(help="auto (a token beyond loopback) or always.")]
+Port = Annotated[
+    int | None, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one [8321].")
+]
+Auth = Annotated[
+    str | None, typer.Option(help="Token required: auto (except on loopback) or always.")
+]
 AllowHost = Annotated[
     list[str] | None,
-    typer.Option("--allow-host", help="Another host name of this daemon; repeatable."),
+    typer.Option("--allow-host", help="Additional host name to accept; repeatable."),
 ]
 AllowRemote = Annotated[
-    bool | None, typer.Option("--allow-remote/--no-allow-remote", help="Listen beyond loopback.")
+    bool | None,
+    typer.Option("--allow-remote/--no-allow-remote", help="Allow an address beyond loopback."),
 ]
-TokenFile = Annotated[Path | None, typer.Option(help="The token's file [in the data directory].")]
-TrainerPython = Annotated[str | None, typer.Option(help="The interpreter with torch [this one].")]
+TokenFile = Annotated[Path | None, typer.Option(help="File with the token [data dir/token].")]
+TrainerPython = Annotated[
+    str | None, typer.Option(help="Python interpreter with torch [this one].")
+]
 StopTrainers = Annotated[
     bool | None,
-    typer.Option("--stop-trainers/--leave-trainers", help="Stop trainers when the daemon stops."),
+    typer.Option(
+        "--stop-trainers/--leave-trainers", help="Stop the trainers when the daemon stops."
+    ),
 ]
 MaxBody = Annotated[
     int | None, typer.Option(help="Maximum size of a request body.", metavar="BYTES")
 ]
-Tick = Annotated[float | None, typer.Option(help="Time between two supervisor ticks.", metavar="S")]
+Tick = Annotated[float | None, typer.Option(help="Interval of the supervisor.", metavar="S")]
 PauseDeadline = Annotated[
-    float | None, typer.Option(help="Time a pause may take before it is forced.", metavar="S")
+    float | None,
+    typer.Option(help="Time limit of a pause before the trainer is killed.", metavar="S"),
 ]
 Stall = Annotated[
     float | None, typer.Option(help="Minimum silence before a run counts as stalled.", metavar="S")
 ]
 TokenCache = Annotated[
-    int | None, typer.Option(help="Maximum size of all token caches.", metavar="BYTES")
+    int | None, typer.Option(help="Maximum total size of the token caches.", metavar="BYTES")
 ]
 KeepJobs = Annotated[
     float | None,
-    typer.Option(help="How long to keep ended jobs and unused corpora [30].", metavar="DAYS"),
+    typer.Option(help="Retention of ended jobs and unused corpora [30].", metavar="DAYS"),
 ]
-LogFormat = Annotated[str | None, typer.Option(help="text or json.")]
-LogLevel = Annotated[str | None, typer.Option(help="debug, info, warning or error.")]
+LogFormat = Annotated[str | None, typer.Option(help="Log format: text or json.")]
+LogLevel = Annotated[str | None, typer.Option(help="Log level: debug, info, warning or error.")]
 SlurmPrologue = Annotated[
     Path | None,
-    typer.Option(help="Shell lines for every Slurm job, such as module load.", metavar="FILE"),
+    typer.Option(help="Shell file that every Slurm job sources first.", metavar="FILE"),
 ]
 TariffSource = Annotated[
     str | None,
-    typer.Option(help="Prices over time, for hours with price_below.", metavar="FILE|URL"),
+    typer.Option(help="Energy prices over time (JSON).", metavar="FILE|URL"),
 ]
-EnergyPrice = Annotated[float | None, typer.Option(help="For energy costs.", metavar="PRICE")]
+EnergyPrice = Annotated[
+    float | None, typer.Option(help="Price of a kWh, for costs.", metavar="PRICE")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -70,7 +82,7 @@ def register(app: typer.Typer) -> None:
         service.command()(command)
     app.add_typer(service, name="service", rich_help_panel=Panel)
     app.command(rich_help_panel=Panel)(rebuild)
-    token = typer.Typer(help="The token of the data directory.", no_args_is_help=True)
+    token = typer.Typer(help="Show where the token is stored.", no_args_is_help=True)
     token.command("show-path")(token_path)
     token.callback()(lambda: None)
     app.add_typer(token, name="token", rich_help_panel=Panel)
@@ -98,7 +110,8 @@ def serve(
     slurm_prologue: SlurmPrologue = None,
     tariff: TariffSource = None,
 ) -> None:
-    """Run the daemon in the foreground. Every option is also TRAIND_… in the environment."""
+    """Run the daemon in the foreground. Every option can also be set as TRAIND_… in the
+    environment."""
     settings = read_settings(**locals())
     announce(settings)
     from server.daemon.serve import serve as run_daemon
@@ -120,29 +133,30 @@ def install(
     slurm_prologue: SlurmPrologue = None,
     tariff: TariffSource = None,
 ) -> None:
-    """Write the unit, enable it and start it; these settings (and TRAIND_…) become its flags."""
+    """Install and start the systemd user service, with these options and TRAIND_… as its flags."""
     _serviced("install", _unit(read_settings(**locals())))
 
 
 def uninstall() -> None:
-    """Stop, disable and remove the unit. Runs and data stay."""
+    """Stop, disable and remove the service. Runs and data are kept."""
     _serviced("uninstall")
 
 
 def show(data_dir: DataDirOption = None, stop_trainers: StopTrainers = None) -> None:
-    """Print the unit that install would write with the present settings."""
+    """Print the systemd unit that `install` would write with these options."""
     print(_unit(read_settings(**locals())), end="")
 
 
 def rebuild(
     data_dir: DataDirOption = None, yes: options.Yes = False, json: options.Json = False
 ) -> None:
-    """Rebuild the database from the run directories' journals; the daemon must not run."""
+    """Rebuild the database from the journals in the runs' directories. The daemon must not be
+    running."""
     settings = read_settings(data_dir=data_dir)
     from server.database.migrate import Refused
     from server.maintenance import rebuild as rebuilding
 
-    question = f"Rebuild {settings.paths.database}? The current one is kept beside it."
+    question = f"Rebuild {settings.paths.database}? The current one is kept next to it."
     if not options.confirmed(question, yes):
         raise typer.Exit(output.FAILED)
     try:
@@ -155,7 +169,7 @@ def rebuild(
     if made.set_aside:
         output.say(f"the old database is kept as {made.set_aside}")
     output.warn(made.problems)
-    output.say("not recovered, since no file holds it:")
+    output.say("not recovered, because no file contains it:")
     for one in made.not_on_disk:
         output.say(f"  {one}")
     return None
@@ -170,11 +184,11 @@ def token_path(data_dir: DataDirOption = None, json: options.Json = False) -> No
     else:
         output.say(str(path))
     if not path.exists():
-        output.note("it is made when a daemon that needs it starts")
+        output.note("it is created when a daemon that requires it starts")
 
 
 def read_settings(**given: Any) -> Settings:
-    """Settings from the flags that were given, then TRAIND_…, then defaults."""
+    """Settings from the given flags, then TRAIND_…, then defaults."""
     from pydantic import ValidationError
 
     from server.settings import Settings
@@ -190,8 +204,8 @@ def read_settings(**given: Any) -> Settings:
 
 
 def announce(settings: Settings) -> None:
-    """URL, data directory and, where one is needed, the token's file, for the person who waits."""
-    if settings.port:  # a free port is only known, and logged, when it has been taken
+    """Print URL, data directory and, if a token is required, its file."""
+    if settings.port:  # a free port is known, and logged, only once it is bound
         url = url_of(settings)
         _tell(f"traind is about to serve {url}/ (dashboard) and {url}/docs (API)")
     _tell(f"data in {settings.paths.root}")
@@ -201,7 +215,7 @@ def announce(settings: Settings) -> None:
 
 
 def _tell(message: str) -> None:
-    """Without rich, which would stay in the daemon; a full disk behind stderr ends nothing."""
+    """Print to stderr without rich, which would stay in memory; a full disk is ignored."""
     with suppress(OSError):
         print(message, file=sys.stderr, flush=True)
 
@@ -212,7 +226,7 @@ def url_of(settings: Settings) -> str:
 
 
 def flags_of(settings: Settings) -> list[str]:
-    """The flags that make `traind serve` have these settings again, wherever it is started."""
+    """The flags of `traind serve` for these settings, independent of the working directory."""
     from server.settings import Settings
 
     flags: list[str] = ["--data-dir", str(settings.paths.root)]

@@ -1,4 +1,4 @@
-"""`traind doctor`: diagnoses this machine, and how to fix what is wrong."""
+"""`traind doctor`: diagnoses this machine and advises how to fix problems."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TORCH_SECONDS = 60.0
 LEAST_FREE_BYTES, FEW_FREE_BYTES = 1e9, 20e9
 SERVER_PACKAGES = ("fastapi", "uvicorn", "pydantic", "sqlalchemy", "alembic", "httpx", "rich")
 
-# Asked of the trainer's interpreter: this process has no torch and wants none.
+# Runs in the trainer's interpreter: this process does not import torch.
 QUESTION = """
 import importlib.metadata as m, json, os, platform, sys, sysconfig
 found = {"python": platform.python_version(), "executable": sys.executable, "packages": {}}
@@ -65,7 +65,7 @@ print(json.dumps(found))
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at. advice: what to do; empty when nothing is to be done."""
+    """Result of one check. advice: what to do; empty if nothing."""
 
     name: str
     level: Level
@@ -78,14 +78,16 @@ def register(app: typer.Typer) -> None:
 
 
 def doctor(
-    timeout: Annotated[float, typer.Option(help="Time for the trainer to answer.")] = TORCH_SECONDS,
+    timeout: Annotated[
+        float, typer.Option(help="Time limit for the trainer's interpreter.")
+    ] = TORCH_SECONDS,
     slurm: Annotated[
-        bool, typer.Option(help="Submit a short job that probes the shared disk.")
+        bool, typer.Option(help="Also submit a short Slurm job that checks the shared disk.")
     ] = False,
-    partition: Annotated[str | None, typer.Option(help="Partition of that job.")] = None,
+    partition: Annotated[str | None, typer.Option(help="Slurm partition of that job.")] = None,
     json: options.Json = False,
 ) -> None:
-    """Check device, versions, disk and daemon; exit 1 when runs could not work."""
+    """Check device, versions, disk and daemon. Exit status 1 if runs cannot work."""
     from server.cli.daemon import read_settings
 
     settings = read_settings()
@@ -106,7 +108,7 @@ def doctor(
 
 
 def examine(settings: Settings, torch_seconds: float = TORCH_SECONDS) -> Iterable[Finding]:
-    """Every finding, the slow question to the trainer's interpreter last but one."""
+    """Yield every finding; the slow check of the trainer's interpreter comes last but one."""
     yield _python()
     yield _packages()
     yield _sqlite()
@@ -124,38 +126,38 @@ def examine(settings: Settings, torch_seconds: float = TORCH_SECONDS) -> Iterabl
 
 
 def slurm_findings(settings: Settings, partition: str | None, seconds: float) -> Iterable[Finding]:
-    """Findings of a Slurm job: whether a node of the cluster shares the data directory."""
+    """Findings of a Slurm job that checks whether a node shares the data directory."""
     try:
         found = slurm_probe.probe(settings.paths.root, settings.trainer_python, partition, seconds)
     except (slurm_probe.ProbeFailed, OSError) as error:
-        advice = "the data directory must be on a disk that the nodes share; or give more --timeout"
+        advice = "put the data directory on a disk that the nodes share, or raise --timeout"
         yield Finding("slurm", "problem", str(error), advice)
         return
-    took = f"a job on {found.host} was seen after {found.seconds:.1f} s"
+    took = f"output of a job on {found.host} appeared after {found.seconds:.1f} s"
     yield Finding("slurm", "ok", f"{took}; rename and fsync work")
     if not found.has_trainer:
         yield Finding(
             "slurm trainer", "problem", f"{settings.trainer_python} has no trainer on {found.host}",
-            "install traind on the shared disk, or set TRAIND_TRAINER_PYTHON to one that is there",
+            "install traind on the shared disk, or set TRAIND_TRAINER_PYTHON to one there",
         )  # fmt: skip
     if found.skew_seconds > slurm_probe.MOST_SKEW_SECONDS:
         yield Finding(
             "slurm clocks", "warning", f"up to {found.skew_seconds:.0f} s apart",
-            "set both by NTP: times in the reports of nodes are theirs",
+            "synchronise both by NTP: reports of nodes carry their times",
         )  # fmt: skip
     else:
         yield Finding("slurm clocks", "ok", f"at most {found.skew_seconds:.1f} s apart")
     if found.flock == "seen":
-        yield Finding("slurm locks", "ok", "a lock held here is seen on the node")
+        yield Finding("slurm locks", "ok", "a lock held here is respected on the node")
     else:
         yield Finding(
             "slurm locks", "warning", f"a lock held here does not lock nodes out ({found.flock})",
-            "nothing depends on it: a superseded trainer is fenced by rename",
+            "no action needed: a superseded trainer is fenced by rename",
         )  # fmt: skip
 
 
 def ask_trainer(python: str, seconds: float) -> dict[str, Any] | Finding:
-    """The trainer interpreter's report, or the finding that it fails."""
+    """The report of the trainer's interpreter, or the finding that it failed."""
     try:
         answer = subprocess.run(
             [python, "-P", "-c", QUESTION],
@@ -165,7 +167,7 @@ def ask_trainer(python: str, seconds: float) -> dict[str, Any] | Finding:
     except subprocess.TimeoutExpired:
         return Finding(
             "trainer", "problem", f"{python} did not answer in {units.seconds(seconds)}",
-            "a hanging driver does this: try nvidia-smi; or give more --timeout",
+            "the GPU driver may hang: try nvidia-smi, or raise --timeout",
         )  # fmt: skip
     except OSError as error:
         return Finding(
@@ -257,29 +259,29 @@ def _disk(settings: Settings) -> Finding:
     usage = shutil.disk_usage(nearest)
     summary = f"{units.num_bytes(usage.free)} free of {units.num_bytes(usage.total)}"
     if usage.free < LEAST_FREE_BYTES:
-        return Finding("disk", "problem", summary, "free some: checkpoints will not fit")
+        return Finding("disk", "problem", summary, "free some space: checkpoints will not fit")
     if usage.free < FEW_FREE_BYTES:
-        advice = "enough for small runs; a d12 keeps about 2 GB a checkpoint (see traind plan)"
+        advice = "enough for small runs; a d12 needs about 2 GB per checkpoint (see traind plan)"
         return Finding("disk", "warning", summary, advice)
     return Finding("disk", "ok", summary)
 
 
 def _driver(answer: dict[str, Any] | Finding) -> Iterable[Finding]:
-    """NVIDIA's driver beside what torch sees: reports a GPU that torch cannot use."""
+    """Compare NVIDIA's driver with torch: report a GPU that torch cannot use."""
     try:
         import pynvml
 
         pynvml.nvmlInit()
-    except Exception:  # no library, no driver, no permission: all mean that there is no GPU for us
+    except Exception:  # no library, driver or permission: no usable GPU
         return
     driver, count = str(pynvml.nvmlSystemGetDriverVersion()), pynvml.nvmlDeviceGetCount()
     pynvml.nvmlShutdown()
     if isinstance(answer, dict) and count and not answer.get("cuda"):
         build = answer.get("cuda_build")
-        why = f"torch is built for CUDA {build}" if build else "torch is the CPU build"
+        why = f"torch is built for CUDA {build}" if build else "torch is a CPU-only build"
         yield Finding(
             "driver", "problem", f"NVIDIA {driver}, {count} GPUs that torch does not see: {why}",
-            "install the CUDA build of torch that fits this driver (pytorch.org, Get started)",
+            "install the CUDA build of torch for this driver (pytorch.org, Get started)",
         )  # fmt: skip
     else:
         yield Finding("driver", "ok", f"NVIDIA {driver}, {count} GPUs")
@@ -328,13 +330,13 @@ def _service() -> Iterable[Finding]:
         return
     if not systemd.unit_path().exists():
         yield Finding(
-            "service", "warning", "not installed: runs do not resume by themselves after a reboot",
+            "service", "warning", "not installed: runs do not resume automatically after a reboot",
             "traind service install",
         )  # fmt: skip
     elif not systemd.lingers():
         yield Finding(
-            "service", "warning", f"{systemd.unit_path()}, but the user does not linger",
-            "loginctl enable-linger, or it ends at logout and waits for a login at boot",
+            "service", "warning", f"{systemd.unit_path()}, but lingering is off for this user",
+            "run loginctl enable-linger; otherwise it stops at logout and starts only at login",
         )  # fmt: skip
     else:
         yield Finding("service", "ok", f"{systemd.unit_path()}, lingering")

@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
 
 def extend(
     run: options.RunArgument,
-    to: Annotated[int | None, typer.Option("--to", min=1, help="New last step.")] = None,
+    to: Annotated[int | None, typer.Option("--to", min=1, help="New final step.")] = None,
     add_steps: Annotated[
         int | None, typer.Option(min=1, help="Number of additional steps.")
     ] = None,
@@ -31,48 +31,53 @@ def extend(
     ] = None,
     mode: Annotated[
         str | None,
-        typer.Option(help="replan (the curve over the new horizon), hold, rewarm or decay."),
+        typer.Option(help="replan (curve over the new horizon), hold, rewarm or decay."),
     ] = None,
     rewarm_steps: Annotated[
-        int | None, typer.Option(min=0, help="Ramp from the LR reached; 0 jumps, as nanochat does.")
+        int | None,
+        typer.Option(min=0, help="Steps of the ramp from the current LR; 0 jumps, like nanochat."),
     ] = None,
     peak_frac: Annotated[
-        float | None, typer.Option(help="rewarm: new peak, as a fraction of the planned one.")
+        float | None, typer.Option(help="rewarm: new peak LR, as a fraction of the planned peak.")
     ] = None,
     decay_ratio: Annotated[
-        float | None, typer.Option(help="rewarm, decay: fraction of the phase that decays.")
+        float | None,
+        typer.Option(help="rewarm, decay: fraction of the phase in which the LR decays."),
     ] = None,
     final_lr_frac: Annotated[
-        float | None, typer.Option(help="Final LR, as a fraction of the peak.")
+        float | None, typer.Option(help="Final LR, as a fraction of the planned peak.")
     ] = None,
     warmdown_ratio: Annotated[
-        float | None, typer.Option(help="replan: warmdown, as a fraction of the horizon.")
+        float | None,
+        typer.Option(help="replan: length of the warmdown, as a fraction of the horizon."),
     ] = None,
-    shape: Annotated[str | None, typer.Option(help="linear or cosine.")] = None,
+    shape: Annotated[str | None, typer.Option(help="Shape of the decay: linear or cosine.")] = None,
     keep_weight_decay: Annotated[
-        bool, typer.Option("--keep-weight-decay", help="Hold it at its value at the joint.")
+        bool,
+        typer.Option("--keep-weight-decay", help="Hold weight decay at its value at the joint."),
     ] = False,
     at: Annotated[
-        str | None, typer.Option(help="end (of the current phase) or now (the next step).")
+        str | None,
+        typer.Option(help="Where to begin: end (of the current phase) or now (the next step)."),
     ] = None,
     from_checkpoint: Annotated[
         str | None, typer.Option(help="Checkpoint to branch from; later steps are superseded.")
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the phase.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the new phase.")] = None,
     start: Annotated[
-        bool | None, typer.Option("--start/--no-start", help="Whether a paused run continues.")
+        bool | None, typer.Option("--start/--no-start", help="Whether to start a paused run.")
     ] = None,
     preview: Annotated[
-        bool, typer.Option("--preview", help="Show the effect and change nothing.")
+        bool, typer.Option("--preview", help="Show the new schedule and change nothing.")
     ] = False,
     picture: Annotated[
         Path | None,
-        typer.Option("--picture", help="Write the preview to this .svg or .png file."),
+        typer.Option("--picture", help="Write the preview as a picture to this .svg or .png file."),
     ] = None,
     yes: options.Yes = False,
     json: options.Json = False,
 ) -> None:
-    """Extend a run; at a terminal, show the new curve and ask first."""
+    """Extend a run. At a terminal, show the new schedule and ask for confirmation."""
     curve = {
         "mode": mode, "rewarm_steps": rewarm_steps, "peak_frac": peak_frac,
         "decay_ratio": decay_ratio, "final_lr_frac": final_lr_frac,
@@ -110,7 +115,7 @@ def extend(
 
 
 def draw(preview: ExtendPreview, *, width: int = 72, height: int = 14) -> plot.Plot:
-    """The LR multiplier: as planned before, continued, and the new curve from the joint."""
+    """Draw the LR multiplier: the old plan, and the new curve from the joint."""
     joint = preview.start_step
     return plot.draw(
         [
@@ -125,7 +130,7 @@ def draw(preview: ExtendPreview, *, width: int = 72, height: int = 14) -> plot.P
 
 
 def describe(preview: ExtendPreview) -> list[tuple[str, str]]:
-    """The joint and the size of the new phase, as names and values."""
+    """Describe the joint and the size of the new phase, as names and values."""
     joint = preview.joint
     rows = [
         ("steps", f"{preview.start_step:,} to {preview.end_step:,} "
@@ -174,7 +179,7 @@ def _check_picture(file: Path, preview: bool) -> None:
     if file.suffix.lower() not in (".svg", ".png"):
         output.usage("--picture writes files whose name ends in .svg or .png")
     if file.suffix.lower() == ".png" and not png.is_possible():
-        raise output.CommandRefused("a PNG needs resvg: pip install 'traind[png]', or take an .svg")
+        raise output.CommandRefused("a PNG needs resvg: pip install 'traind[png]', or choose .svg")
 
 
 def _write_picture(answer: ExtendAnswer, file: Path) -> None:
@@ -184,7 +189,7 @@ def _write_picture(answer: ExtendAnswer, file: Path) -> None:
     svg = preview.svg(answer.run.name, answer.plan)
     content = png.render(svg) if file.suffix.lower() == ".png" else svg.encode()
     file = file.resolve()
-    if file.exists() and not file.is_file():  # a rename would put a file in place of a device
+    if file.exists() and not file.is_file():  # a rename would replace a device by a file
         raise output.CommandRefused(f"{file} cannot be written: it is not a regular file")
     try:
         write_durably(file, content, mode=0o666)

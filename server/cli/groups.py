@@ -18,7 +18,7 @@ BUDGET_KEYS = ("minutes", "tokens", "kwh")
 
 def register(app: typer.Typer) -> None:
     group = typer.Typer(
-        help="Many runs of one spec and its variations, compared.", no_args_is_help=True
+        help="Run one spec in many variations, and compare the results.", no_args_is_help=True
     )
     group.command("list")(list_)
     for command in (create, show, cancel, delete):
@@ -29,25 +29,31 @@ def register(app: typer.Typer) -> None:
 def create(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the group.")],
     spec: Annotated[
-        str | None, typer.Option("--spec", metavar="SPEC", help="A YAML or JSON file, or -.")
+        str | None,
+        typer.Option("--spec", metavar="SPEC", help="YAML or JSON file of the base spec, or -."),
     ] = None,
     preset: options.Preset = None,
     settings: options.SpecKeys = None,
     depths: Annotated[
-        str | None, typer.Option(metavar="4,6,8", help="Ladder of depths, ascending.")
+        str | None, typer.Option(metavar="4,6,8", help="Depths of the ladder, ascending.")
     ] = None,
     grid: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY.PATH=A,B", help="Values of one key; repeatable (product)."),
+        typer.Option(
+            metavar="KEY.PATH=A,B",
+            help="Values of one key of the spec; repeatable (all combinations).",
+        ),
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, max=64, help="Number of seeds per variant.")] = 1,
     budget: Annotated[
         list[str] | None,
-        typer.Option(metavar="minutes=30", help="minutes, tokens or kwh per run; repeatable."),
+        typer.Option(
+            metavar="minutes=30", help="Budget per run: minutes, tokens or kwh; repeatable."
+        ),
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Create a run for each depth, point of the grid and seed, queued at low priority."""
+    """Create a group: a run for each depth, point of the grid and seed, queued at low priority."""
     body: dict[str, Any] = {
         "name": name,
         "base": specfile.read_spec(spec, settings or [], preset=preset),
@@ -68,7 +74,7 @@ def create(
 
 
 def list_(json: options.Json = False) -> None:
-    """List the groups, the newest first."""
+    """List groups, newest first."""
     with output.connect() as traind:
         page = traind.list_groups(limit=100)
     if json:
@@ -86,14 +92,14 @@ def list_(json: options.Json = False) -> None:
 def show(
     group: GroupArgument,
     baseline: Annotated[
-        str | None, typer.Option(metavar="GROUP", help="Compare with another group.")
+        str | None, typer.Option(metavar="GROUP", help="Group to compare with.")
     ] = None,
     next_depth: Annotated[
-        int | None, typer.Option(min=1, max=128, help="Depth that the fit predicts.")
+        int | None, typer.Option(min=1, max=128, help="Depth to predict from the fit.")
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Members, noise between seeds, gains, compute multipliers, and the fit of a ladder."""
+    """Show a group: members, noise between seeds, gains, compute multipliers, fit of a ladder."""
     with output.connect() as traind:
         found = traind.group(group, baseline=baseline, next_depth=next_depth)
     if json:
@@ -123,16 +129,17 @@ def cancel(group: GroupArgument, yes: options.Yes = False, json: options.Json = 
 def delete(
     group: GroupArgument,
     runs: Annotated[
-        bool, typer.Option("--runs", help="Also its runs, with their checkpoints and history.")
+        bool,
+        typer.Option("--runs", help="Also delete its runs, with their checkpoints and history."),
     ] = False,
     yes: options.Yes = False,
     json: options.Json = False,
 ) -> None:
-    """Delete a group; its runs stay unless --runs is given."""
+    """Delete a group. Its runs are kept unless --runs is given."""
     with output.connect() as traind:
         found = traind.group(group)
         what = f" and its {found.num_members} runs with their checkpoints" if runs else ""
-        if not options.confirmed(f"Delete group {clean(found.name)}{what} for good?", yes):
+        if not options.confirmed(f"Delete group {clean(found.name)}{what} permanently?", yes):
             raise typer.Exit(output.FAILED)
         traind.delete_group(found.id, runs=runs)
     output.deleted(found.name, json)
@@ -142,7 +149,7 @@ def delete(
 
 
 def _values(text: str) -> tuple[str, list[Any]]:
-    """'optimizer.matrix_lr=0.01,0.02' as a field and its values."""
+    """Parse 'optimizer.matrix_lr=0.01,0.02' into a field and its values."""
     from server.cli import spec_text
 
     path, equals, values = text.partition("=")

@@ -13,28 +13,38 @@ if TYPE_CHECKING:
     from server.schemas.jobs import JobView
     from trainer.contract.jobs import FoundCheckpoints, ImportPreview
 
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="nanochat's base directory, or below.")]
+Folder = Annotated[
+    Path, typer.Argument(metavar="DIR", help="nanochat's base directory, or one below it.")
+]
 
 
 def nanochat(
     directory: Folder,
     tag: Annotated[str | None, typer.Option(help="Model tag, e.g. d12.")] = None,
-    step: Annotated[int | None, typer.Option(min=0, help="Step; default: the newest.")] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the new run; none: list.")] = None,
+    step: Annotated[
+        int | None, typer.Option(min=0, help="Step of the checkpoint; default: the newest.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the new run; without it, list.")] = None,
     experiment: Annotated[str | None, typer.Option(help="Experiment below experiments/.")] = None,
-    stage: Annotated[str | None, typer.Option(help="base (default), chat, sft, …")] = None,
+    stage: Annotated[str | None, typer.Option(help="Kind: base (default), chat, sft, …")] = None,
     corpus: Annotated[Path | None, typer.Option(help="Folder of the text or shards.")] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="Folder with tokenizer.pkl.")] = None,
     weights_only: Annotated[
-        bool, typer.Option("--weights-only", help="Without the optimizer.")
+        bool, typer.Option("--weights-only", help="Import without the optimizer state.")
     ] = False,
-    muon: Annotated[str | None, typer.Option(help="2026-03, 2026-03-bf16 or 2026-07.")] = None,
-    precision: Annotated[str | None, typer.Option(help="bf16, fp32, fp16, fp8 or auto.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what it becomes.")] = False,
+    muon: Annotated[
+        str | None, typer.Option(help="Recipe: 2026-03, 2026-03-bf16 or 2026-07.")
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="Precision: bf16, fp32, fp16, fp8 or auto.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the run and import nothing.")
+    ] = False,
     no_wait: options.NoWait = False,
     json: options.Json = False,
 ) -> None:
-    """Import a nanochat checkpoint as a run with a finished phase, to be extended.
+    """Import a nanochat checkpoint as a finished run, which can be extended.
 
     Without --name the checkpoints below DIR are listed; with --dry-run one is read and described.
     """
@@ -57,7 +67,7 @@ def _print_result(job: JobView, name: str | None) -> None:
         for line in result.get("history", {}).get("inexact", []):
             output.note(line, "yellow")
         for line in result.get("history", {}).get("unknown", []):
-            output.note(f"not known: {line}", "yellow")
+            output.note(f"unknown: {line}", "yellow")
         output.say(f"imported as {name}; train it further with: traind extend {name} --to STEP")
         return
     answer = ImportAnswer.model_validate(result)
@@ -105,7 +115,7 @@ def _show(preview: ImportPreview) -> None:
             ("tokenizer", preview.tokenizer),
             *(("exact", line) for line in preview.exact),
             *(("not exact", line) for line in preview.inexact),
-            *(("not known", line) for line in preview.unknown),
+            *(("unknown", line) for line in preview.unknown),
             *(("note", line) for line in preview.notes),
         ],
     )  # fmt: skip

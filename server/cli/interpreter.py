@@ -1,4 +1,4 @@
-"""The Python interpreter and environment of the programs that the CLI starts."""
+"""Python interpreter and environment of the programs that the CLI starts."""
 
 from __future__ import annotations
 
@@ -21,9 +21,11 @@ def trainer_python() -> str:
 
 
 def environment() -> dict[str, str]:
-    """The environment, with a source tree on the path: it need not be installed.
+    """The environment of a child process; adds a source tree, which need not be installed, to the
+    path.
 
-    Only then: an installed package's folder holds other packages too, perhaps of another Python.
+    Only a source tree is added: an installed package's folder contains other packages too, perhaps
+    of another Python.
     """
     if not (ROOT / "pyproject.toml").exists():
         return dict(os.environ)
@@ -32,6 +34,6 @@ def environment() -> dict[str, str]:
 
 
 def replace_by(module: str, arguments: Sequence[str]) -> NoReturn:
-    """Execute `python -m module` in the place of this process."""
+    """Replace this process by `python -m module` (exec)."""
     command = [sys.executable, "-P", "-m", module, *arguments]
     os.execve(sys.executable, command, environment())

@@ -1,5 +1,5 @@
-"""`traind export`, `sample`, `eval`, `audit`, `fetch`, `jobs`, `job`: wait for the result unless
-`--no-wait`.
+"""`traind export`, `sample`, `eval`, `audit`, `fetch`, `jobs`, `job`. The first four wait for the
+result unless `--no-wait` is given.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 # Options of a command that hands all of them to another program.
 _PASS_ON = {"ignore_unknown_options": True, "allow_extra_args": True}
 
-CheckpointName = Annotated[str | None, typer.Option("--checkpoint", help="By name.")]
+CheckpointName = Annotated[str | None, typer.Option("--checkpoint", help="Name of the checkpoint.")]
 
 
 def register(app: typer.Typer) -> None:
     for command in (sample, eval_, export, audit, jobs, job):
         app.command(command.__name__.rstrip("_"), rich_help_panel="Results")(command)
-    imports = typer.Typer(help="Take over a run that was trained elsewhere.", no_args_is_help=True)
+    imports = typer.Typer(help="Import a run that was trained elsewhere.", no_args_is_help=True)
     imports.command("nanochat")(importing.nanochat)
     imports.callback()(lambda: None)  # keeps `nanochat` a subcommand, though it is the only one
     app.add_typer(imports, name="import", rich_help_panel="Runs")
-    fetches = typer.Typer(help="Download what evaluations need.", no_args_is_help=True)
+    fetches = typer.Typer(help="Download data that evaluations need.", no_args_is_help=True)
     fetches.command("core", add_help_option=False, context_settings=_PASS_ON)(fetch_core)
     fetches.callback()(lambda: None)
     app.add_typer(fetches, name="fetch", rich_help_panel="Daemon")
@@ -38,7 +38,8 @@ def register(app: typer.Typer) -> None:
 def export(
     run: options.RunArgument,
     format_: Annotated[
-        str, typer.Option("--format", help="nanochat, -v1, -v2 or huggingface.")
+        str,
+        typer.Option("--format", help="Format: nanochat, nanochat-v1, nanochat-v2 or huggingface."),
     ] = "nanochat",
     step: options.StepOption = None,
     checkpoint: CheckpointName = None,
@@ -47,7 +48,7 @@ def export(
 ) -> None:
     """Write a checkpoint in nanochat's or Hugging Face's layout.
 
-    nanochat is the generation of the run's recipe; nanochat-v1 and nanochat-v2 name one.
+    nanochat means the version that fits the run's recipe; nanochat-v1 and nanochat-v2 choose one.
     """
 
     def show(job: JobView) -> None:
@@ -72,7 +73,8 @@ def audit(
     no_wait: options.NoWait = False,
     json: options.Json = False,
 ) -> None:
-    """Repeat recorded steps and compare losses bit for bit; exit 1 when they differ."""
+    """Audit a run: repeat recorded steps and compare losses bit for bit. Exit status 1 if they
+    differ."""
     from trainer.contract.jobs import AuditResult
 
     ask = _without_none(step=step, checkpoint=checkpoint, steps=steps)
@@ -86,11 +88,13 @@ def audit(
 
 def sample(
     run: options.RunArgument,
-    prompt: Annotated[list[str], typer.Option(help="What to continue from; repeatable.")],
+    prompt: Annotated[list[str], typer.Option(help="Text to continue; repeatable.")],
     step: options.StepOption = None,
     checkpoint: CheckpointName = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, max=4096)] = None,
-    temperature: Annotated[float | None, typer.Option(min=0, help="0 is greedy.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, help="Sampling temperature; 0 is greedy.")
+    ] = None,
     top_k: Annotated[int | None, typer.Option(min=1)] = None,
     seed: Annotated[int | None, typer.Option(min=0)] = None,
     where: options.WhereOption = None,
@@ -116,16 +120,20 @@ def eval_(
     run: options.RunArgument,
     step: options.StepOption = None,
     checkpoint: CheckpointName = None,
-    bpb: Annotated[bool, typer.Option("--bpb", help="Validation bits per byte.")] = False,
-    core: Annotated[bool, typer.Option("--core", help="The CORE tasks.")] = False,
-    max_per_task: Annotated[int | None, typer.Option(min=1, help="CORE: items a task.")] = None,
-    bundle: Annotated[Path | None, typer.Option(help="CORE: the bundle's directory.")] = None,
-    eval_tokens: Annotated[int | None, typer.Option(min=1, help="bpb: tokens to measure.")] = None,
+    bpb: Annotated[bool, typer.Option("--bpb", help="Measure validation bits per byte.")] = False,
+    core: Annotated[bool, typer.Option("--core", help="Measure CORE.")] = False,
+    max_per_task: Annotated[
+        int | None, typer.Option(min=1, help="CORE: maximum number of items per task.")
+    ] = None,
+    bundle: Annotated[Path | None, typer.Option(help="CORE: directory of the bundle.")] = None,
+    eval_tokens: Annotated[
+        int | None, typer.Option(min=1, help="bpb: number of tokens to evaluate.")
+    ] = None,
     where: options.WhereOption = None,
     no_wait: options.NoWait = False,
     json: options.Json = False,
 ) -> None:
-    """Measure a checkpoint: --bpb (the default), --core, or both."""
+    """Evaluate a checkpoint: --bpb (the default), --core, or both."""
     ask = _without_none(
         step=step, checkpoint=checkpoint, bpb=bpb or not core, core=core,
         core_max_per_task=max_per_task, eval_tokens=eval_tokens, where=where,
@@ -143,7 +151,7 @@ def eval_(
 
 
 def jobs(
-    run: Annotated[str | None, typer.Option(help="Only of this run.")] = None,
+    run: Annotated[str | None, typer.Option(help="List only jobs of this run.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="Maximum number of results.")] = 50,
     json: options.Json = False,
 ) -> None:
@@ -167,12 +175,12 @@ def jobs(
 
 def job(
     job: Annotated[str, typer.Argument(metavar="JOB", help="Id of a job.")],
-    wait: Annotated[bool, typer.Option("--wait", help="Wait until it has ended.")] = False,
-    cancel: Annotated[bool, typer.Option("--cancel", help="Stop it.")] = False,
-    log: Annotated[bool, typer.Option("--log", help="The last lines of its log.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until the job has ended.")] = False,
+    cancel: Annotated[bool, typer.Option("--cancel", help="Cancel the job.")] = False,
+    log: Annotated[bool, typer.Option("--log", help="Print the last lines of its log.")] = False,
     json: options.Json = False,
 ) -> None:
-    """One job; the exit status is 1 when it failed."""
+    """Show a job, or wait for it or cancel it. Exit status 1 if it failed."""
     with output.connect() as traind:
         if log:
             return output.say(traind.job_log(job).rstrip())
@@ -199,7 +207,7 @@ def job(
 
 
 def fetch_core(context: typer.Context) -> None:
-    """Download the CORE evaluation bundle, checked against its checksum. --help: its options."""
+    """Download the CORE evaluation bundle and verify its checksum."""
     import os
 
     from server.cli import interpreter

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from server.client import Client
     from server.schemas.runs import RunDetail
 
-Wait = Annotated[bool, typer.Option("--wait", help="Wait until it is done, not only requested.")]
+Wait = Annotated[bool, typer.Option("--wait", help="Wait until the run has reached the new state.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -28,10 +28,10 @@ def run(
     preset: options.Preset = None,
     settings: options.SpecKeys = None,
     no_start: Annotated[
-        bool, typer.Option("--no-start", help="Create it and leave it in state 'created'.")
+        bool, typer.Option("--no-start", help="Create the run without starting it.")
     ] = False,
     watch: Annotated[
-        bool, typer.Option("--watch", "-w", help="Watch it; the exit status reports how it ended.")
+        bool, typer.Option("--watch", "-w", help="Watch the run; the exit status is its outcome.")
     ] = False,
     json: options.Json = False,
 ) -> None:
@@ -61,14 +61,15 @@ def start(run: options.RunArgument, json: options.Json = False) -> None:
 
 
 def pause(run: options.RunArgument, wait: Wait = False, json: options.Json = False) -> None:
-    """Save a checkpoint and free the device; resume continues exactly there."""
+    """Pause a run: save a checkpoint, end the trainer and free the device."""
     _act(lambda traind: traind.pause(run), json, wait_for={"paused"} if wait else None)
 
 
 def resume(
     run: options.RunArgument,
     device_batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Rows per forward pass; the batch stays the same.")
+        int | None,
+        typer.Option(min=1, help="Rows per forward pass; the total batch stays the same."),
     ] = None,
     compile_: Annotated[
         bool | None, typer.Option("--compile/--no-compile", help="Whether to compile the model.")
@@ -81,7 +82,8 @@ def resume(
         str | None, typer.Option(metavar="cuda:0,cuda:1", help="Devices from now on.")
     ] = None,
     on_non_finite: Annotated[
-        str | None, typer.Option(metavar="stop|rewind", help="After a loss that is not finite.")
+        str | None,
+        typer.Option(metavar="stop|rewind", help="On a NaN or infinite loss: stop or rewind."),
     ] = None,
     max_rewinds: Annotated[
         int | None,
@@ -91,15 +93,15 @@ def resume(
         list[str] | None,
         typer.Option(
             metavar="local|slurm|KEY=VALUE",
-            help="Where it trains from now on: local, slurm, or keys of its place, such as "
+            help="Where to train from now on: local, slurm, or keys of the place, such as "
             "partition=gpu; repeatable.",
         ),
     ] = None,
     wait: Wait = False,
     json: options.Json = False,
 ) -> None:
-    """Go on with a paused, failed or cancelled run. Overrides make exactness 'approximate', but for
-    a number of devices that share the run's lanes."""
+    """Resume a paused, failed or cancelled run from its newest checkpoint. An override makes the
+    resume 'approximate', except a number of devices that divides the run's lanes."""
     asked = {
         "device_batch_size": device_batch_size, "compile": compile_, "attention": attention,
         "gpus": int(gpus) if gpus and gpus.isdigit() else gpus,
@@ -126,7 +128,7 @@ def cancel(
     wait: Wait = False,
     json: options.Json = False,
 ) -> None:
-    """End a run without saving. Checkpoints stay; resume continues from the last."""
+    """Cancel a run without saving. A resume continues from its newest checkpoint."""
     if not options.confirmed(f"Cancel {clean(run)}?", yes):
         raise typer.Exit(output.FAILED)
     _act(lambda traind: traind.cancel(run), json, wait_for={"cancelled"} if wait else None)
@@ -137,7 +139,7 @@ def rename(
     name: Annotated[str, typer.Argument(help="New name, unique among runs.")],
     json: options.Json = False,
 ) -> None:
-    """Rename a run. Its id stays; its Prometheus counters continue under the new name."""
+    """Rename a run. Its id does not change; its Prometheus counters continue under the new name."""
     with output.connect() as traind:
         after = traind.patch_run(run, {"name": name})
     if json:
@@ -162,7 +164,7 @@ def delete(run: options.RunArgument, yes: options.Yes = False, json: options.Jso
 def _act(
     verb: Callable[[Client], RunDetail], json: bool, *, wait_for: set[str] | None = None
 ) -> None:
-    """Do it, perhaps wait until it is so, and say how the run stands."""
+    """Apply a verb, wait for its effect if requested, and print the run's state."""
     with output.connect() as traind:
         after = verb(traind)
         if wait_for and after.state not in wait_for:

@@ -1,4 +1,4 @@
-"""`traind ps`, `show`, `phases`, `attempts`, `events`, `logs`: what exists and what happened."""
+"""`traind ps`, `show`, `phases`, `attempts`, `events`, `logs`: runs and their history."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 FOLLOW_SECONDS = 0.5
 LEVELS = {"warning": "yellow", "error": "red"}
-Follow = Annotated[bool, typer.Option("--follow", "-f", help="Keep printing as more arrives.")]
+Follow = Annotated[bool, typer.Option("--follow", "-f", help="Keep printing new output.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -30,11 +30,11 @@ def register(app: typer.Typer) -> None:
 
 
 def ps(
-    state: Annotated[str | None, typer.Option(help="Only runs in this state.")] = None,
+    state: Annotated[str | None, typer.Option(help="List only runs in this state.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Maximum number of results.")] = 50,
     json: options.Json = False,
 ) -> None:
-    """List runs, the newest first."""
+    """List runs, newest first."""
     with output.connect() as traind:
         page = traind.list_runs(state=state, limit=min(limit, 100))
         runs = page.data
@@ -56,7 +56,7 @@ def ps(
         for run in runs
     ]  # fmt: skip
     columns = ("NAME", "STATE", "DEVICE", ">STEP", ">DONE", ">LOSS", ">RATE", ">ETA", "WHY")
-    output.table(columns, rows, "no runs; make one with: traind run --name demo --preset demo")
+    output.table(columns, rows, "no runs; create one with: traind run --name demo --preset demo")
     return None
 
 
@@ -138,13 +138,15 @@ def attempts(run: options.RunArgument, json: options.Json = False) -> None:
 def events(
     run: Annotated[
         str | None,
-        typer.Argument(metavar="[RUN]", help="Only this run.", autocompletion=options.run_names),
+        typer.Argument(
+            metavar="[RUN]", help="List only events of this run.", autocompletion=options.run_names
+        ),
     ] = None,
     tail: Annotated[int, typer.Option(min=1, max=1000, help="Number of most recent events.")] = 100,
     follow: Follow = False,
     json: options.Json = False,
 ) -> None:
-    """List events of one run or of all; --json --follow prints one per line."""
+    """List events of one run or of all runs. --json --follow prints one per line."""
     from server.schemas.events import EventView
 
     with output.connect() as traind:
@@ -165,11 +167,13 @@ def logs(
     run: options.RunArgument,
     follow: Follow = False,
     attempt: Annotated[
-        int | None, typer.Option(min=0, help="Attempt number; default: the last.")
+        int | None, typer.Option(min=0, help="Attempt number; default: the newest.")
     ] = None,
-    tail: Annotated[int, typer.Option(min=1, max=10_000, help="Number of last lines.")] = 200,
+    tail: Annotated[
+        int, typer.Option(min=1, max=10_000, help="Number of lines, counted from the end.")
+    ] = 200,
 ) -> None:
-    """The trainer's log; --follow continues over attempts until the run settles."""
+    """Print the trainer's log. --follow continues across attempts until the run settles."""
     with output.connect() as traind:
         if not follow:
             return _print_log(traind.logs(run, attempt=attempt, tail=tail).text)
@@ -200,14 +204,14 @@ def event_line(event: EventView, with_run: bool = False) -> Text:
 
 
 def _standing(run: RunDetail) -> str:
-    """ "Paused by you on the command line at 16:39:08."; of a run at work, what it does."""
+    """The state as a sentence: 'Paused by you on the command line at 16:39:08.'"""
     if run.state not in ("paused", "cancelled") or run.state_since is None:
         return run.reason_message
     return f"{run.reason_message.rstrip('.')} at {units.moment(run.state_since)}."
 
 
 def _details(run: RunDetail) -> list[tuple[str, object]]:
-    wanted = f" (asked: {run.desired_state})" if run.desired_state != run.state else ""
+    wanted = f" (requested: {run.desired_state})" if run.desired_state != run.state else ""
     rows: list[tuple[str, object]] = [
         ("id", run.id),
         ("title", clean(run.title or units.DASH)),
@@ -260,7 +264,7 @@ def _print_event(event: EventView, with_run: bool, json: bool) -> None:
 
 
 def _next_part(traind: Client, run: str, part: LogPart, attempt: int | None) -> LogPart:
-    """What came after `part`: more of its attempt, else the next attempt from its beginning."""
+    """The log after `part`: more of its attempt, else the next attempt from its beginning."""
     more = waiting.retrying(lambda: traind.logs(run, attempt=part.attempt, offset=part.next_offset))
     if more.text or attempt is not None:
         return more
@@ -277,7 +281,7 @@ def _print_log(text: str) -> None:
 
 
 def _connection_note() -> Callable[[bool], None]:
-    """Says once that the daemon is away, and once that it is back."""
+    """Prints once that the daemon does not answer, and once that it answers again."""
     was = [True]
 
     def report(connected: bool) -> None:

@@ -26,7 +26,8 @@ def register(app: typer.Typer) -> None:
 def metrics(
     run: options.RunArgument,
     keys: Annotated[
-        str | None, typer.Option(help="loss, val_bpb, tokens_per_second, …; comma-separated.")
+        str | None,
+        typer.Option(help="Metric keys, comma-separated: loss, val_bpb, tokens_per_second, …"),
     ] = None,
     from_step: Annotated[int | None, typer.Option(min=0)] = None,
     to_step: Annotated[int | None, typer.Option(min=0)] = None,
@@ -36,7 +37,7 @@ def metrics(
     file: Out = None,
     json: options.Json = False,
 ) -> None:
-    """Curves of a run, drawn in the terminal; --csv or --json prints the points."""
+    """Plot metrics of a run in the terminal. --csv or --json prints the points."""
     if parquet and file is None:
         output.usage("--parquet needs a file: -o FILE")
     wanted = [key.strip() for key in keys.split(",") if key.strip()] if keys else None
@@ -69,13 +70,13 @@ def metrics(
 
 
 def _named(series: Series, among: list[Series]) -> str:
-    """Its key, and its identity where it is not the only one of that key."""
+    """Label of a series: its key, and its identity if the key has several."""
     alone = sum(other.key == series.key for other in among) == 1
     return series.key if alone else f"{series.key} as {(series.identity or '')[:6]}"
 
 
 def evaluations(run: options.RunArgument, json: options.Json = False) -> None:
-    """List val bpb and CORE results with the settings they were measured under."""
+    """List val bpb and CORE results with their settings."""
     with output.connect() as traind:
         found = traind.evaluations(run)
     if json:
@@ -94,7 +95,7 @@ def evaluations(run: options.RunArgument, json: options.Json = False) -> None:
 
 
 def samples(run: options.RunArgument, json: options.Json = False) -> None:
-    """List samples, generated at intervals and on demand."""
+    """List samples generated at intervals or on request."""
     with output.connect() as traind:
         found = traind.samples(run)
     if json:
@@ -122,7 +123,7 @@ def report(
 
 
 def _write(text: str, file: Path | None) -> None:
-    """To `file` unchanged; to stdout with control characters escaped."""
+    """Write to `file` unchanged, or to stdout with control characters escaped."""
     if file is not None:
         return _write_bytes(text.encode(), file)
     sys.stdout.write(clean_lines(text).rstrip("\n") + "\n")

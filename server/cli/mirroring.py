@@ -64,5 +64,5 @@ def mirror(
             time.sleep(every)
     if json:
         return output.emit({"run": shown.name, "step": copier.last + 1, "state": state})
-    output.say(f"{clean(shown.name)} is copied up to step {copier.last + 1:,}")
+    output.say(f"copied {clean(shown.name)} up to step {copier.last + 1:,}")
     return None

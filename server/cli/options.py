@@ -10,7 +10,7 @@ from server.cli import output
 
 
 def run_names(incomplete: str) -> list[str]:
-    """Names for the shell's completion; silently none when no daemon answers."""
+    """Run names for shell completion; empty if no daemon answers."""
     from server.client import Client, ClientError
 
     try:
@@ -25,27 +25,30 @@ RunArgument = Annotated[
     str, typer.Argument(metavar="RUN", help="Name or id of a run.", autocompletion=run_names)
 ]
 SpecArgument = Annotated[
-    str | None, typer.Argument(metavar="SPEC", help="A YAML or JSON file, or - for a pipe.")
+    str | None,
+    typer.Argument(metavar="SPEC", help="YAML or JSON file of the spec, or - for stdin."),
 ]
-Preset = Annotated[str | None, typer.Option(help="demo, rtx4070-d12, nanochat-d12, …")]
+Preset = Annotated[str | None, typer.Option(help="Preset: demo, rtx4070-d12, nanochat-d12, …")]
 SpecKeys = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY.PATH=VALUE", help="One key of the spec; repeatable."),
+    typer.Option("--set", metavar="KEY.PATH=VALUE", help="Set one key of the spec; repeatable."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the API's JSON, for scripts.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
 WhereOption = Annotated[
     str | None,
-    typer.Option(help="auto, cpu, inline (in the running trainer) or device.", metavar="PLACE"),
+    typer.Option(
+        help="Where to run: auto, cpu, inline (in the running trainer) or device.", metavar="PLACE"
+    ),
 ]
-NoWait = Annotated[bool, typer.Option("--no-wait", help="Print the job and return.")]
+NoWait = Annotated[bool, typer.Option("--no-wait", help="Print the job and do not wait for it.")]
 StepOption = Annotated[
-    int | None, typer.Option(min=0, help="Checkpoint at this step; default newest.")
+    int | None, typer.Option(min=0, help="Step of the checkpoint; default: the newest.")
 ]
 
 
 def confirmed(question: str, yes: bool) -> bool:
-    """Whether to continue: asks at a terminal; a script needs --yes."""
+    """Ask for confirmation at a terminal; True to continue. A script needs --yes."""
     import sys
 
     if yes:

@@ -1,6 +1,6 @@
 """Output of the CLI: results to stdout, messages to stderr, errors, tables, JSON.
 
-All text from the daemon goes through `text.clean`; no string is ever read as rich markup.
+All text from the daemon passes through `text.clean`; no string is parsed as rich markup.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 PIPE_COLUMNS = 160
 OK, FAILED, USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
-# How `watch` and `run --watch` end when the run did neither complete nor fail.
+# Exit statuses of `watch` and `run --watch` for a run that neither completed nor failed.
 WAITING, CANCELLED = 4, 5
 
 _OUTPUT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EPIPE)
@@ -49,9 +49,9 @@ class CommandRefused(Exception):
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C, or another signal that ends the command.
 
-    A class of its own, because CPython remembers a bare KeyboardInterrupt that passed through any
-    `exec` of text (a dataclass being made, say) and at the end kills itself by SIGINT, whatever
-    status was asked for.
+    A separate class, because CPython remembers a bare KeyboardInterrupt that passed through an
+    `exec` of text (for example while a dataclass is created) and finally kills itself by SIGINT,
+    whatever the requested exit status.
     """
 
 
@@ -61,7 +61,7 @@ def interrupt(number: int, frame: object) -> NoReturn:
 
 
 def connect() -> Client:
-    """A client of the daemon that --url or TRAIND_URL names."""
+    """A client of the daemon at --url or TRAIND_URL."""
     from server.client import Client
 
     return Client(url.get(), door="cli")
@@ -80,12 +80,12 @@ def is_terminal() -> bool:
 
 
 def emit(value: BaseModel | Sequence[BaseModel] | Any) -> None:
-    """`value` as JSON on stdout: the API's own document."""
+    """Print `value` as JSON on stdout: the API's own document."""
     sys.stdout.write(to_json(_plain(value)) + "\n")
 
 
 def emit_line(value: BaseModel | Any) -> None:
-    """One JSON document on one line, for streams."""
+    """Print one JSON document on one line, for streams."""
     import json
 
     sys.stdout.write(json.dumps(_plain(value), ensure_ascii=True) + "\n")
@@ -93,19 +93,19 @@ def emit_line(value: BaseModel | Any) -> None:
 
 
 def deleted(name: str, json: bool) -> None:
-    """What is gone has no document of its own."""
+    """Report a deletion, for which the API returns no document."""
     if json:
         return emit({"deleted": name})
     return note(f"deleted {name}")
 
 
 def say(message: str = "", style: str = "") -> None:
-    """A line of the result."""
+    """Print a line of the result to stdout."""
     stdout().print(styled(clean_lines(message), style), soft_wrap=True)
 
 
 def note(message: str, style: str = "dim") -> None:
-    """A line about the result, out of the way of pipes; a full disk behind stderr ends nothing."""
+    """Print a note to stderr, where it does not disturb pipes; a full disk behind it is ignored."""
     with suppress(OSError):
         stderr().print(styled(clean_lines(message), style), soft_wrap=True)
 
@@ -116,7 +116,7 @@ def warn(messages: Iterable[str]) -> None:
 
 
 def styled(value: str, style: str = "") -> Text:
-    """`value` in `style`, which what is appended to it does not inherit."""
+    """`value` in `style`, which text appended to it does not inherit."""
     from rich.text import Text
 
     return Text().append(value, style=style)
@@ -127,7 +127,7 @@ def state(name: str) -> Text:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], empty: str) -> None:
-    """Rows under headings; a heading that begins with '>' is of numbers, to the right."""
+    """Print rows under headings; a heading that begins with '>' aligns its column to the right."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
@@ -150,7 +150,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], empty: str) 
 
 
 def pairs(title: str, rows: Iterable[tuple[str, object]]) -> None:
-    """A titled block of 'name  value' lines."""
+    """Print a titled block of 'name  value' lines."""
     from rich.table import Table
     from rich.text import Text
 
@@ -164,15 +164,15 @@ def pairs(title: str, rows: Iterable[tuple[str, object]]) -> None:
 
 
 def explain(error: Exception) -> int | None:
-    """Print an error to stderr; the exit status, or None for an error that has no explanation."""
+    """Print an error to stderr. Returns the exit status, or None for an unexpected error."""
     if isinstance(error, CommandRefused):
         _complain(error.message, error.hint)
         return error.code
     if isinstance(error, OSError) and error.filename is None and error.errno in _OUTPUT_ERRORS:
-        if error.errno != errno.EPIPE:  # `| head` has seen enough, which needs no sentence
+        if error.errno != errno.EPIPE:  # `| head` has closed the pipe, which needs no message
             _complain(f"the output cannot be written: {error.strerror}", None)
         return FAILED
-    if isinstance(error, RuntimeError) and "home directory" in str(error):  # pathlib's
+    if isinstance(error, RuntimeError) and "home directory" in str(error):  # pathlib's message
         _complain(
             f"{str(error).rstrip('.')}",
             "set HOME, or name the directory with --data-dir or TRAIND_DATA_DIR",

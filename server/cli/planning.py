@@ -23,18 +23,18 @@ def plan(
     preset: options.Preset = None,
     settings: options.SpecKeys = None,
     tokens_per_second: Annotated[
-        float | None, typer.Option(min=1e-3, help="Assume this rate.")
+        float | None, typer.Option(min=1e-3, help="Throughput to assume.")
     ] = None,
-    gpu: Annotated[str | None, typer.Option(help="Plan for this card, e.g. 'RTX 4070'.")] = None,
+    gpu: Annotated[str | None, typer.Option(help="GPU to plan for, e.g. 'RTX 4070'.")] = None,
     memory_gb: Annotated[
-        float | None, typer.Option(min=0.1, help="Assume this much device memory.")
+        float | None, typer.Option(min=0.1, help="Device memory to assume.")
     ] = None,
     offline: Annotated[
-        bool, typer.Option("--offline", help="Do not use the daemon's measurements.")
+        bool, typer.Option("--offline", help="Plan without the daemon and its measurements.")
     ] = False,
     json: options.Json = False,
 ) -> None:
-    """Parameters, batch, FLOPs, memory, disk and time of a spec. Creates nothing."""
+    """Plan a spec: parameters, batch, FLOPs, memory, disk and time. Creates nothing."""
     body = specfile.read_spec(spec, settings or [], preset=preset)
     body.setdefault("name", "plan")
     made = None
@@ -63,21 +63,21 @@ def sections(plan: Plan) -> list[tuple[str, Pairs]]:
 
 
 def _from_daemon(body: dict[str, Any]) -> Plan | None:
-    """The daemon's plan, which knows its device; None when there is no daemon."""
+    """The daemon's plan, for its device; None if no daemon answers."""
     from server.client import NotReachable
 
     try:
         with output.connect() as traind:
             return traind.plan(body).plan
     except NotReachable:
-        output.note("no daemon answers: planned here, without a known device")
+        output.note("no daemon answers: planned offline, without a known device")
         return None
 
 
 def _here(
     body: dict[str, Any], rate: float | None, gpu: str | None, memory_gb: float | None
 ) -> Plan:
-    """The same pure function, called here. Refuses with the pointers of what is wrong."""
+    """The plan by the same pure function, called here. Errors point to the invalid fields."""
     from pydantic import ValidationError
 
     from trainer.contract.plan import make_plan
@@ -100,7 +100,7 @@ def _context(rate: float | None, gpu: str | None, memory_gb: float | None) -> Pl
 
     peak = known_peak(gpu) if gpu else None
     if gpu and not peak:
-        output.note(f"the peak of {gpu!r} is not known here: give --tokens-per-second", "yellow")
+        output.note(f"the peak FLOP/s of {gpu!r} is unknown: give --tokens-per-second", "yellow")
     return PlanContext(
         device_name=gpu,
         device_memory_bytes=int(memory_gb * 1e9) if memory_gb else None,
@@ -131,7 +131,7 @@ def _model(plan: Plan) -> Pairs:
 
 
 def _recipe(plan: Plan) -> Pairs:
-    """Which recipe, and what it changes; nothing for the default one."""
+    """The recipe and its differences; nothing for the default recipe."""
     if not plan.recipe.changes:
         return []
     named = plan.recipe.model
@@ -142,7 +142,7 @@ def _recipe(plan: Plan) -> Pairs:
 
 def _rates(plan: Plan) -> Pairs:
     batch, rates = plan.batch, plan.hyperparameters
-    assumed = " (assumed; a probe may change it)" if batch.device_batch_size_assumed else ""
+    assumed = " (assumed; a measurement may change it)" if batch.device_batch_size_assumed else ""
     return [
         ("batch", f"{batch.tokens:,} tokens = {batch.device_batch_size} x {batch.sequence_len:,}"
                   f" x {batch.accumulation}{assumed}"),
@@ -169,8 +169,8 @@ def _horizon(plan: Plan) -> Pairs:
                                 f"{horizon.chinchilla_ratio:g}); {horizon.ratio_scaling:.1f} : 1 "
                                 "by matrix parameters"),
         ("FLOPs", f"{units.flops(horizon.flops)} "
-                  f"({horizon.flops_per_token / 1e6:,.0f} MFLOP a token; "
-                  f"{horizon.flops_per_token_causal / 1e6:,.0f} really done)"),
+                  f"({horizon.flops_per_token / 1e6:,.0f} MFLOP per token; "
+                  f"{horizon.flops_per_token_causal / 1e6:,.0f} computed)"),
     ]  # fmt: skip
 
 
@@ -202,7 +202,7 @@ def _disk(plan: Plan) -> Pairs:
 def _time(plan: Plan) -> Pairs:
     eta = plan.eta
     return [
-        ("rate", f"{eta.tokens_per_second:,.0f} tok/s, {units.seconds(eta_step(plan))} a step"),
+        ("rate", f"{eta.tokens_per_second:,.0f} tok/s, {units.seconds(eta_step(plan))} per step"),
         ("  from", eta.source),
         ("training", units.seconds(eta.training)),
         ("evaluation", units.seconds(eta.evaluation)),
@@ -214,5 +214,5 @@ def _time(plan: Plan) -> Pairs:
 
 
 def eta_step(plan: Plan) -> float:
-    """Seconds a step at the plan's rate."""
+    """Seconds per step at the plan's throughput."""
     return plan.batch.tokens / plan.eta.tokens_per_second

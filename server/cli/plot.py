@@ -1,6 +1,6 @@
 """Plots in a terminal: sparklines, and line plots in Braille characters. Pure.
 
-A Braille character holds 2 x 4 dots, so a plot of 72 x 14 cells resolves 144 x 56 points.
+A Braille character has 2 x 4 dots, so a plot of 72 x 14 cells resolves 144 x 56 points.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Plot:
     margin: int = field(default=0)
 
     def lines(self) -> list[str]:
-        """The plot as plain text, axes included."""
+        """The plot as plain text, including axes."""
         return ["".join(cell.char for cell in row) for row in self.framed()]
 
     def framed(self) -> list[list[PlotCell]]:
@@ -63,7 +63,7 @@ class Plot:
 
 
 def sparkline(values: list[float | None], width: int) -> str:
-    """The course of `values` in `width` bars, the mean of those that share one; gaps are blank."""
+    """Sparkline of `values` in `width` bars, each a mean of its values; gaps are blank."""
     if not values or width < 1:
         return ""
     means = _binned(values, min(width, len(values)))
@@ -72,7 +72,7 @@ def sparkline(values: list[float | None], width: int) -> str:
     if not finite:
         return " " * len(bins)
     low, high = min(finite), max(finite)
-    span = high / 2 - low / 2  # halves: the difference of two floats may not be one
+    span = high / 2 - low / 2  # halves: the difference of two floats may overflow
     return "".join(
         " " if v is None else BARS[round((v / 2 - low / 2) / span * 7) if span else 3] for v in bins
     )
@@ -94,7 +94,7 @@ def draw(
     joint: float | None = None,
     x_ticks: list[float] | None = None,
 ) -> Plot:
-    """`curves` in one frame, later ones above earlier ones; a broken line where x is `joint`."""
+    """Plot `curves` in one frame, later ones on top, with a broken line at x = `joint`."""
     points = [p for curve in curves for p in curve.points] or [(0.0, 0.0)]
     x_low, x_high = min(x for x, _ in points), max(x for x, _ in points)
     y_low, y_high = min(0.0, min(y for _, y in points)), max(y for _, y in points)

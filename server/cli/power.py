@@ -1,4 +1,4 @@
-"""`traind power`, `traind tune-power`: the power limit of a device, and which one pays."""
+"""`traind power`, `traind tune-power`: power limit of a device, set or chosen by measurement."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from server.client import Client
     from server.schemas.progress import Progress
 
-SETTLE_SECONDS = 20.0  # for clocks and temperature to follow a new limit
+SETTLE_SECONDS = 20.0  # for clocks and temperature to settle at a new limit
 POLL_SECONDS = 1.0
 SLOWER_AT_MOST = 0.10
 MIN_STEPS = 3
-DEFAULT_SHARES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of the present limit
+DEFAULT_SHARES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of the current limit
 
 
 @dataclass(frozen=True)
 class PowerMeasured:
-    """Result at one power limit. watts: the mean draw. hours, kwh: of the rest of the run."""
+    """Result at one power limit. watts: mean power draw. hours, kwh: for the rest of the run."""
 
     limit_watts: float
     tokens_per_second: float
@@ -42,18 +42,20 @@ def register(app: typer.Typer) -> None:
 
 def power(
     device: Annotated[str, typer.Argument(metavar="DEVICE", help="A GPU: cuda:0.")],
-    limit: Annotated[float | None, typer.Option(help="Power limit while runs use it, W.")] = None,
+    limit: Annotated[
+        float | None, typer.Option(help="Power limit while runs use the device, W.")
+    ] = None,
     ceiling: Annotated[
-        float | None, typer.Option(help="Temperature from which runs make way, °C.")
+        float | None, typer.Option(help="Temperature at which runs yield the device, °C.")
     ] = None,
     begin: Annotated[str | None, typer.Option("--from", metavar="HH:MM", help="Start.")] = None,
     end: Annotated[str | None, typer.Option("--to", metavar="HH:MM", help="End.")] = None,
     off: Annotated[bool, typer.Option("--off", help="Remove all limits and ceilings.")] = False,
     json: options.Json = False,
 ) -> None:
-    """Set the power limit and temperature ceiling of a device. Without options: show them.
+    """Set the power limit and temperature ceiling of a device. Without options, show them.
 
-    With --from and --to the rule holds in these hours, before those there are.
+    With --from and --to the rule applies in these hours, and precedes the existing rules.
     """
     hours = {key: value for key, value in {"from": begin, "to": end}.items() if value is not None}
     if hours and limit is None and ceiling is None:
@@ -81,16 +83,17 @@ def tune_power(
     run: options.RunArgument,
     caps: Annotated[
         str | None,
-        typer.Option(metavar="120,150,…", help="Limits to measure, W; 50 to 100 % when left out."),
+        typer.Option(metavar="120,150,…", help="Limits to measure, W [50 to 100 %]."),
     ] = None,
     minutes: Annotated[
         float, typer.Option(min=0.05, max=60, help="Minutes to measure at each limit.")
     ] = 1.0,
     json: options.Json = False,
 ) -> None:
-    """Measure a training run at several power limits: tokens a second and a joule, and which pays.
+    """Measure a training run at several power limits: tokens per second and per joule, and the
+    best.
 
-    The device's policy is put back at the end.
+    The device's policy is restored at the end.
     """
     with output.connect() as traind:
         device = _device_of(traind, run)
@@ -121,7 +124,7 @@ def tune_power(
 
 
 def recommended(found: list[PowerMeasured]) -> PowerMeasured:
-    """The most tokens a joule among those at most SLOWER_AT_MOST slower than the fastest."""
+    """The limit with the most tokens per joule, at most SLOWER_AT_MOST slower than the fastest."""
     fastest = max(one.tokens_per_second for one in found)
     quick = [one for one in found if one.tokens_per_second >= (1 - SLOWER_AT_MOST) * fastest]
     return max(quick, key=lambda one: one.tokens_per_joule)
@@ -148,7 +151,7 @@ def _measure(
 
 
 def _between(watts: float, first: Progress, last: Progress) -> PowerMeasured:
-    """From the counters of steps, tokens and energy at two steps."""
+    """The result between two reads of the step, token and energy counters."""
     tokens = last.tokens_seen - first.tokens_seen
     seconds = (last.training_seconds or 0.0) - (first.training_seconds or 0.0)
     joules = (last.energy_joules or 0.0) - (first.energy_joules or 0.0)
@@ -168,7 +171,7 @@ def _between(watts: float, first: Progress, last: Progress) -> PowerMeasured:
 def _training(traind: Client, run: str) -> Progress:
     now = traind.progress(run)
     if now.state != "running":
-        output.usage(f"{clean(now.name)} is {now.state}: tune-power measures a run that trains")
+        output.usage(f"{clean(now.name)} is {now.state}: tune-power needs a run that is training")
     return now
 
 
@@ -188,12 +191,12 @@ def _limits(traind: Client, device: str, caps: str | None) -> list[float]:
             output.usage(f"--caps {caps}: expected watts such as 120,150,180")
     place = next(one for one in traind.queue().places if one.device == device)
     if place.power_limit_watts is None:
-        output.usage(f"{device} reports no power limit: name the limits with --caps")
+        output.usage(f"{device} reports no power limit: give the limits with --caps")
     return [round(share * place.power_limit_watts) for share in DEFAULT_SHARES]
 
 
 def _in_words(rule: Any) -> str:
     parts = [f"{rule.power_limit_watts:g} W"] if rule.power_limit_watts is not None else []
-    parts += [f"runs leave at {rule.ceiling_celsius:g} °C"] if rule.ceiling_celsius else []
+    parts += [f"runs yield at {rule.ceiling_celsius:g} °C"] if rule.ceiling_celsius else []
     when = "".join(f" from {one.begin} to {one.end}" for one in rule.hours or ())
     return (", ".join(parts) or "nothing") + when

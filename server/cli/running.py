@@ -1,4 +1,4 @@
-"""Runs a command line to its exit status: errors become sentences, Ctrl-C a status."""
+"""Runs a command to its exit status: errors become messages, Ctrl-C a status."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from server.cli import output
 
 def run(command: Callable[[], object]) -> None:
     """Run one command and exit with its status."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else: it is ignored
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not if SIGINT is ignored
         signal.signal(signal.SIGINT, output.interrupt)
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError, ValueError):
@@ -22,7 +22,7 @@ def run(command: Callable[[], object]) -> None:
         try:
             command()
         finally:
-            sys.stdout.flush()  # here, where a full disk behind it can still be a sentence
+            sys.stdout.flush()  # flushed here, where a full disk can still be reported
     except Exception as error:
         status = output.explain(error)
         if status is None:
@@ -32,7 +32,7 @@ def run(command: Callable[[], object]) -> None:
 
 
 def _drop_output() -> None:
-    """What stdout could not take is not tried again when the interpreter ends."""
+    """Discard unwritten stdout, so that the interpreter does not retry at exit."""
     try:
         sys.stdout.flush()
     except OSError:

@@ -1,4 +1,4 @@
-"""`traind queue`, `priority`, `hours`: the queue of each device, its order and its hours."""
+"""`traind queue`, `priority`, `hours`: the queue, priorities, and hours of runs and devices."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def register(app: typer.Typer) -> None:
 
 
 def queue(json: options.Json = False) -> None:
-    """Who runs where, who waits, for what and until when."""
+    """Show the queue: the run on each device, and the waiting runs with the reason of each wait."""
     with output.connect() as traind:
         found = traind.queue()
     if json:
@@ -45,7 +45,7 @@ def queue(json: options.Json = False) -> None:
     ]  # fmt: skip
     output.warn(why for place in found.places for why in place.problems)
     columns = (">#", "RUN", ">PRIORITY", "FOR", "UNTIL", "WHY")
-    output.table(columns, rows, "no run waits")
+    output.table(columns, rows, "no runs are waiting")
     if found.num_waiting > len(found.waiting):
         output.note(
             f"{found.num_waiting - len(found.waiting):,} more runs are waiting behind these"
@@ -58,12 +58,15 @@ def priority(
     value: Annotated[
         int,
         typer.Argument(
-            min=-100, max=100, metavar="PRIORITY", help="Higher runs first; the default is 0."
+            min=-100,
+            max=100,
+            metavar="PRIORITY",
+            help="Priority; higher runs go first; the default is 0.",
         ),
     ],
     json: options.Json = False,
 ) -> None:
-    """Set the priority of a run: runs of lower priority make way for it and come back."""
+    """Set the priority of a run. Runs of lower priority yield to it, and resume later."""
     _patched(run, {"priority": value}, json)
 
 
@@ -72,19 +75,22 @@ def hours(
     begin: Annotated[str | None, typer.Option("--from", metavar="HH:MM", help="Start.")] = None,
     end: Annotated[str | None, typer.Option("--to", metavar="HH:MM", help="End.")] = None,
     days: Annotated[
-        str | None, typer.Option(help="Days on which it starts, like mon,tue; all when left out.")
+        str | None, typer.Option(help="Days on which the hours begin, like mon,tue [every day].")
     ] = None,
     zone: Annotated[
-        str | None, typer.Option(help="Time zone like Europe/Berlin; the machine's when left out.")
+        str | None, typer.Option(help="Time zone, like Europe/Berlin [the machine's].")
     ] = None,
     price_below: Annotated[
-        float | None, typer.Option(help="Only while a kWh costs less than this.")
+        float | None, typer.Option(help="Price of a kWh below which training is allowed.")
     ] = None,
-    add: Annotated[bool, typer.Option("--add", help="Add to the hours that are set.")] = False,
-    always: Annotated[bool, typer.Option("--always", help="Remove all hours.")] = False,
+    add: Annotated[bool, typer.Option("--add", help="Add to the existing hours.")] = False,
+    always: Annotated[
+        bool, typer.Option("--always", help="Remove all hours: always allowed.")
+    ] = False,
     json: options.Json = False,
 ) -> None:
-    """Say when a run, or whatever uses a device, may train. Without options: show it."""
+    """Set the hours in which a run, or any run on a device, may train. Without options, show
+    them."""
     rule = {
         "from": begin, "to": end, "zone": zone, "price_below": price_below,
         "days": days.split(",") if days else None,
@@ -122,7 +128,7 @@ def _patched(name: str, change: dict[str, Any], json: bool) -> None:
 
 
 def kept_policy(policy: PlacePolicyAnswer) -> dict[str, Any]:
-    """A policy as it is put back."""
+    """The body that restores a policy."""
     return policy.model_dump(mode="json", exclude={"problems"})
 
 

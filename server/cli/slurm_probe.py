@@ -1,7 +1,7 @@
-"""`traind doctor --slurm`: a short job shows whether the nodes share the data directory.
+"""`traind doctor --slurm`: submits a short job that checks whether nodes share the data directory.
 
-The job runs a program of the standard library alone, so that it says something even where the
-trainer's interpreter cannot be started.
+The job's program uses only the standard library, so that it reports even where the trainer's
+interpreter cannot start.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ os.rename(path + ".new", path)
 
 
 class ProbeFailed(Exception):
-    """The probe's job did not answer; the message gives the cause."""
+    """The probe job did not answer; the message has the cause."""
 
 
 @dataclass(frozen=True)
 class ProbeAnswer:
-    """Findings of a node. flock: "seen" where a lock held here keeps out a process there, "not
-    seen", or the error. skew_seconds: at most, since the time until it was seen counts too."""
+    """Findings of a node. flock: "seen" if a lock held here excludes a process there, "not seen",
+    or the error. skew_seconds: an upper bound, which includes the delay of the answer."""
 
     host: str
     flock: str
@@ -63,7 +63,7 @@ class ProbeAnswer:
 
 
 def probe(root: Path, python: str, partition: str | None, seconds: float) -> ProbeAnswer:
-    """Submit the job and wait for what it writes. Raises ProbeFailed."""
+    """Submit the job and wait for its answer. Raises ProbeFailed."""
     began = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix=".probe-", dir=root))
     job = None
@@ -104,7 +104,7 @@ def _submit(folder: Path, python: str, partition: str | None) -> str:
 
 def _wait(folder: Path, job: str, deadline: float) -> tuple[dict[str, Any], float]:
     while time.monotonic() < deadline:
-        os.listdir(folder)  # has a network file system look again
+        os.listdir(folder)  # makes a network file system refresh its cache
         with suppress(OSError, ValueError):
             answer = json.loads((folder / "answer.json").read_text())
             return answer, time.time()

@@ -1,4 +1,4 @@
-"""Run specs from a file, a pipe and --set: the body that `run` and `plan` send; and --place."""
+"""Run specs from a file, stdin and --set: the body that `run` and `plan` send; and --place."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from server.cli import output, spec_text
 
-# Paths in a spec; a file's relative ones are relative to the file's folder, not to wherever
-# the daemon was started.
+# Paths in a spec. A relative path in a file is relative to the file's folder, not to the daemon's
+# working directory.
 _PATHS = (("data", "path"), ("data", "tokenizer", "path"), ("evaluate", "core_bundle"))
 _PLACE_NUMBERS = frozenset({"nodes", "save_seconds", "cpus_per_task"})
 
@@ -22,7 +22,7 @@ def read_spec(
     name: str | None = None,
     preset: str | None = None,
 ) -> dict[str, Any]:
-    """The body: the file's content, then --set, --preset and --name over it."""
+    """The request body: the file's content, overridden by --set, --preset and --name."""
     base = (
         Path.cwd()
         if source in (None, "-")
@@ -43,7 +43,8 @@ def read_spec(
 
 
 def read_place(given: list[str]) -> dict[str, Any] | Literal["local"] | None:
-    """`--place` of a resume: a word, or keys of a Slurm job, whose values are text as sbatch's."""
+    """Parse `--place` of a resume: a word, or keys of a Slurm job with text values, as for
+    sbatch."""
     if not given:
         return None
     if given == ["local"]:
@@ -56,7 +57,9 @@ def read_place(given: list[str]) -> dict[str, Any] | Literal["local"] | None:
         if equals and key:
             place[key] = _of_place(key, text)
         elif setting != "slurm":
-            output.usage(f"--place {setting}: expected slurm or key=value; local stands alone")
+            output.usage(
+                f"--place {setting}: expected slurm or key=value; local cannot be combined"
+            )
     return place
 
 
@@ -80,7 +83,7 @@ def _parsed(source: str | None) -> dict[str, Any]:
 
 
 def _text(source: str) -> str:
-    """No more than can be a spec: a device or a wrong file may never end."""
+    """Read at most the size limit of a spec: a device or a wrong file may be endless."""
     limit = spec_text.MAX_CHARS + 1
     try:
         if source == "-":
@@ -103,7 +106,7 @@ def _set(body: dict[str, Any], setting: str) -> None:
         value = spec_text.read(text)
     except spec_text.Unreadable as error:
         if not text.startswith(("{", "[")) and not isinstance(error, spec_text.NotFinite):
-            value = text  # a word with a colon or a star in it
+            value = text  # a word that contains a colon or a star
         else:
             output.usage(f"--set {path}: {error}")
     for key in keys[:-1]:

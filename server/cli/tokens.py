@@ -1,4 +1,4 @@
-"""Prints samples as they are generated, without repeats when the stream has gaps."""
+"""Prints samples as they are generated, without repeats if the stream has gaps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class TokenPrinter:
-    """Prompts in bold, each followed by what the model wrote.
+    """Prints prompts in bold, each followed by the model's text.
 
     printed: for each prompt begun, the text printed so far.
     """
@@ -24,7 +24,7 @@ class TokenPrinter:
         self.printed: list[str] = []
 
     def listen(self, traind: Client, job: JobView) -> None:
-        """Print what comes until the stream ends; without a stream, nothing."""
+        """Print the stream until it ends; nothing without a stream."""
         from server.client import ApiError
 
         try:
@@ -48,7 +48,7 @@ class TokenPrinter:
         self._write(text)
 
     def rest(self, samples: list[dict[str, Any]]) -> None:
-        """Print what the job's result has beyond the text printed so far."""
+        """Print the part of the job's result that has not been printed."""
         for index, made in enumerate(samples):
             text = str(made.get("text", ""))
             printed = self.printed[index] if index < len(self.printed) else ""

@@ -14,7 +14,7 @@ def steps(value: float | None) -> str:
 
 
 def count(value: float | None) -> str:
-    """'286.3 M', '8.52 B', '812': three figures and a prefix of thousands."""
+    """A count as text: '286.3 M', '8.52 B', '812' (three digits and a prefix)."""
     return (
         DASH
         if value is None
@@ -23,7 +23,7 @@ def count(value: float | None) -> str:
 
 
 def num_bytes(value: float | None) -> str:
-    """Decimal: '793 MB', '1.25 GB'."""
+    """A size as text, with decimal units: '793 MB', '1.25 GB'."""
     if value is None:
         return DASH
     if abs(value) < 1000:
@@ -40,7 +40,7 @@ def flops(value: float | None) -> str:
 
 
 def seconds(value: float | None) -> str:
-    """'1 d 18 h', '42 h 30 min', '3 min 20 s', '8.1 s': the two largest parts that matter."""
+    """A duration as text, in its two largest units: '1 d 18 h', '3 min 20 s', '8.1 s'."""
     if value is None:
         return DASH
     if value < 9.95:
@@ -66,7 +66,7 @@ def percent(fraction: float | None, digits: int = 1) -> str:
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """A loss or a learning rate: fixed digits, or scientific when they would all be zero."""
+    """A loss or learning rate as text: fixed digits, or scientific if they would all be zero."""
     if value is None:
         return DASH
     if value and abs(value) < 10 ** (1 - digits):
@@ -75,7 +75,7 @@ def number(value: float | None, digits: int = 4) -> str:
 
 
 def moment(unix_seconds: float | None) -> str:
-    """Local time; the date only when it is not today's."""
+    """Local time as text; with the date unless it is today."""
     if unix_seconds is None:
         return DASH
     then, now = time.localtime(unix_seconds), time.localtime()

@@ -1,6 +1,6 @@
-"""The screen of `traind watch`: its state, and how it is drawn. No I/O.
+"""The screen of `traind watch`: its state and layout. No I/O.
 
-`View` takes in progress and events; `screen` draws it for a terminal and `line` for a pipe.
+`View` collects progress and events; `screen` draws it for a terminal, `line` for a pipe.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class View:
 
 
 def line(progress: Progress) -> str:
-    """One line: 'step 120/200  60.0 %  loss 3.2141  12.3 k tok/s  ETA 1 min 12 s'."""
+    """Progress on one line: 'step 120/200  60.0 %  loss 3.2141  12.3 k tok/s  ETA 1 min 12 s'."""
     if progress.state not in ("running", "pausing", "completed"):
         return clean(f"{progress.state}: {progress.reason_message}{_stage(progress)}")
     return clean(
@@ -64,13 +64,13 @@ def line(progress: Progress) -> str:
 
 
 def bar_line(progress: Progress, width: int = 100) -> Text:
-    """The same with a bar in front."""
+    """The progress line after a progress bar."""
     text = output.styled(plot.bar(progress.fraction, max(10, width - 78)), "green")
     return text.append(shorten(f" {line(progress)}", 77), style="default")
 
 
 def screen(view: View, width: int, height: int, now: float | None = None) -> RenderableType:
-    """The full-screen picture of `view` in `width` x `height` cells."""
+    """Draw the full screen of `view` in `width` x `height` cells."""
     from rich.console import Group
     from rich.panel import Panel
 
@@ -85,7 +85,7 @@ def screen(view: View, width: int, height: int, now: float | None = None) -> Ren
     hint = (
         "Ctrl-C stops watching, not the run"
         if view.connected
-        else "daemon does not answer, waiting …"
+        else "the daemon does not answer; waiting for it"
     )
     return Panel(
         Group(*rows),
@@ -98,7 +98,8 @@ def screen(view: View, width: int, height: int, now: float | None = None) -> Ren
 
 
 def by_step(losses: list[tuple[int, float]], width: int) -> list[float | None]:
-    """Means in `width` bins of equal steps, so that history and live points weigh the same."""
+    """Means in `width` bins of equal steps, so that history and live points have the same
+    weight."""
     if not losses:
         return []
     low, high = losses[0][0], losses[-1][0]
@@ -155,7 +156,7 @@ def _facts(progress: Progress, now: float) -> list[Text]:
     saved = progress.last_checkpoint
     rows = [
         ("speed", f"{units.rate(progress.tokens_per_second)}   "
-                  f"{units.seconds(progress.step_seconds)} a step"),
+                  f"{units.seconds(progress.step_seconds)} per step"),
         ("MFU", f"{units.percent(progress.mfu)} "
                 f"({units.percent(progress.mfu_causal)} causal){of_peak}"),
         ("schedule", f"LR × {units.number(progress.lr_multiplier)}   momentum "
@@ -196,7 +197,7 @@ def _condition(progress: Progress) -> str:
 
 
 def _stage(progress: Progress) -> str:
-    """'  [evaluating 40 %: hellaswag]' while it does something other than stepping."""
+    """The stage, like '  [evaluating 40 %: hellaswag]', while the run does not train."""
     if not progress.stage or progress.stage == "training":
         return ""
     share = (

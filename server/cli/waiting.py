@@ -19,7 +19,7 @@ T = TypeVar("T")
 SETTLED_STATES = frozenset({"completed", "failed", "cancelled", "paused", "created"})
 JOB_ENDED = frozenset({"completed", "failed", "cancelled"})
 POLL_SECONDS = 0.3
-AWAY_SECONDS = 60.0  # how long a daemon may be away before we stop waiting
+AWAY_SECONDS = 60.0  # how long the daemon may not answer before waiting ends
 
 
 def outcome(state: str) -> int:
@@ -37,7 +37,7 @@ def for_run(
     each: Callable[[Progress], None] | None = None,
     every_seconds: float = POLL_SECONDS,
 ) -> Progress:
-    """The first progress that `reached` accepts. Raises Refused when the time is over."""
+    """Wait for the first progress that `reached` accepts. Raises Refused after the timeout."""
     started = time.monotonic()
     while True:
         now = retrying(lambda: traind.progress(run))
@@ -53,7 +53,7 @@ def for_run(
 
 
 def for_job(traind: Client, job: JobView) -> JobView:
-    """The job when it has ended; shows what it is doing on stderr meanwhile."""
+    """Wait until the job has ended, and show its progress on stderr."""
     console = output.stderr()
     try:
         with console.status("…") as status:
@@ -81,7 +81,7 @@ def finish(job: JobView, show: Callable[[JobView], None], json: bool) -> None:
 
 
 def retrying(ask: Callable[[], T]) -> T:
-    """`ask()`, retried while the daemon does not answer, for AWAY_SECONDS."""
+    """Call `ask()`; retry for AWAY_SECONDS while the daemon does not answer."""
     from server.client import NotReachable
 
     deadline = time.monotonic() + AWAY_SECONDS
@@ -95,7 +95,7 @@ def retrying(ask: Callable[[], T]) -> T:
 
 
 def describe(job: JobView) -> str:
-    """One line: 'evaluate: sampling 40 % (hellaswag)'."""
+    """A job on one line: 'evaluate: sampling 40 % (hellaswag)'."""
     if job.state == "queued":
         return clean(f"{job.kind}: waiting ({job.message or job.where})")
     parts = [f"{job.kind}: {job.stage or job.state}"]

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from server.client import Client
 
 REDRAWS_PER_SECOND = 4
-LINE_SECONDS = 2.0  # between two lines of progress in a pipe
-QUIET_SECONDS = 2.0  # without progress on the stream, ask for it
+LINE_SECONDS = 2.0  # interval of progress lines in a pipe
+QUIET_SECONDS = 2.0  # request progress if the stream has none for this long
 HISTORY_POINTS = 1000
 PAST_EVENTS = 50
 
@@ -30,8 +30,8 @@ def register(app: typer.Typer) -> None:
 
 
 def watch(run: options.RunArgument, json: options.Json = False) -> None:
-    """Watch a run until it settles. Exit: 0 completed, 1 failed, 4 paused or not started, 5
-    cancelled, 130 Ctrl-C. --json prints one line a message."""
+    """Watch a run until it settles. Exit status: 0 completed, 1 failed, 4 paused or not started, 5
+    cancelled, 130 Ctrl-C. --json prints one line per message."""
     with output.connect() as traind:
         raise typer.Exit(follow(traind, run, json=json))
 
@@ -66,7 +66,7 @@ def follow(traind: Client, run: str, *, json: bool = False) -> int:
 def _messages(
     traind: Client, view: View, messages: queue.SimpleQueue[tuple[str, Any]]
 ) -> Iterator[tuple[str, Any]]:
-    """What changes the picture, already taken into `view`; ends when the run has settled."""
+    """Yield each message after `view` has taken it in; ends when the run has settled."""
     from server.client import NotReachable
     from server.schemas.events import EventView
     from server.schemas.progress import Progress
@@ -82,7 +82,7 @@ def _messages(
         elif kind == "event":
             data = EventView.model_validate(data)
             view.events.append(data)
-            # a settled run sends no more progress: look when something happened to its state
+            # a settled run sends no more progress: check when its state may have changed
             fresh = 0.0 if data.kind == "state" else fresh
         elif kind == "progress":
             data = Progress.model_validate(data)
@@ -107,7 +107,7 @@ def _next(messages: queue.SimpleQueue[tuple[str, Any]]) -> tuple[str, Any]:
 def _listening(
     traind: Client, run_id: str, after: int
 ) -> Iterator[queue.SimpleQueue[tuple[str, Any]]]:
-    """The stream's messages in a queue, read by a thread with a connection of its own."""
+    """A queue of the stream's messages, filled by a thread with its own connection."""
     from server.client import Client, ClientError
 
     messages: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
@@ -127,7 +127,7 @@ def _listening(
                     messages.put(("progress", message.data))
         except ClientError as error:
             messages.put(("error", error))
-        except RuntimeError:  # our own close() came in the middle of a read
+        except RuntimeError:  # our own close() interrupted a read
             if not stopped.is_set():
                 raise
 
@@ -158,7 +158,7 @@ def _screen(view: View) -> Iterator[Any]:
         refresh_per_second=REDRAWS_PER_SECOND,
         vertical_overflow="crop",
     ):
-        yield lambda kind, data: None  # it redraws itself
+        yield lambda kind, data: None  # rich redraws it
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Catalog of what interfaces offer: metrics, verbs, states, presets."""
+"""Catalog for clients: metrics, verbs, states, presets."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from server.schemas.states import State
 
 
 class MetricView(BaseModel):
-    """A metric of the registry: what a chart or table needs to know about a key."""
+    """A metric of the registry: name, unit and format of a key, for charts and tables."""
 
     key: str
     label: str
-    """Name of the metric for people."""
+    """Display name of the metric."""
     unit: str
     """Unit of the value; empty for none."""
     description: str
-    """What it is."""
+    """Description of the metric."""
     source: Literal["step", "rate", "evaluation"]
-    """step: reported by each step; rate: from its duration; evaluation."""
+    """Source: step (reported by each step), rate (derived from its duration) or evaluation."""
     format: Literal["number", "integer", "percent", "bytes", "seconds"]
-    """How the value is written."""
+    """Display format of the value."""
     digits: int
-    """Decimals shown."""
+    """Number of decimals to show."""
     gauge: str | None
     """Name of the Prometheus gauge without its prefix; null for none."""
 
@@ -37,19 +37,19 @@ class VerbView(BaseModel):
 
 
 class Catalog(BaseModel):
-    """GET /v1/catalog: what interfaces offer, so that none keeps a list of its own."""
+    """GET /v1/catalog: what a client can offer, so that no client keeps its own list."""
 
     metrics: list[MetricView]
     """The registry of metrics."""
     verbs: list[VerbView]
     """Verbs of a run and the states in which each is legal."""
     requests: list[VerbView]
-    """Requests beside the verbs and the states in which each can succeed."""
+    """Other requests, and the states in which each can succeed."""
     states: list[State]
     """States of a run."""
     settled_states: list[State]
-    """States in which no process of the run is alive or about to start."""
+    """Settled states: no process of the run is alive or about to start."""
     presets: dict[str, dict[str, Any]]
     """Presets with the values they set."""
     choices: dict[str, dict[str, list[str]]]
-    """Fields that take one of a few words, by JSON pointer."""
+    """Accepted values of enumerated fields, by JSON pointer."""

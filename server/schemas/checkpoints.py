@@ -24,12 +24,12 @@ class CheckpointView(BaseModel):
     attempt: int | None
     bytes: int
     manifest_sha256: str
-    """SHA-256 of the manifest, which holds those of the files."""
+    """SHA-256 of the manifest, which lists the hash of each file."""
     why: str
     """Why it was saved: cadence, requested, pause, end, …"""
     pinned: bool
     newest: bool
-    """Whether it is the newest usable one of the lineage."""
+    """Whether this is the newest usable checkpoint of the lineage."""
     best: bool
     superseded: bool
     bad: str | None
@@ -37,7 +37,7 @@ class CheckpointView(BaseModel):
     val_bpb: float | None
     """Validation loss of the checkpoint, in bits per byte."""
     next_loss: float | None
-    """Loss of the step after it, in nats per token, which a resume repeats."""
+    """Loss of the step after the checkpoint, in nats per token; a resume repeats it."""
     save_seconds: float
     """Time from the snapshot until the checkpoint was durable, in seconds."""
     stall_seconds: float

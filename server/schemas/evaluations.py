@@ -1,4 +1,4 @@
-"""Evaluations of a run's weights, and samples from them."""
+"""Evaluations and samples of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Events: what happened, in order."""
+"""Events, in the order in which they happened."""
 
 from __future__ import annotations
 

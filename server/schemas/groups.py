@@ -24,7 +24,7 @@ class GroupRequest(Strict):
     name: Name
     """Name of the group, unique among groups; its runs are named after it."""
     title: Annotated[str, StringConstraints(max_length=300)] | None = None
-    """Free text shown beside the name."""
+    """Free text shown next to the name."""
     base: Annotated[dict[str, Any], Field(max_length=64)] = {}  # noqa: RUF012
     """Run spec without a name that every member starts from."""
     depths: Annotated[list[Depth], Field(min_length=1, max_length=MAX_VALUES)] | None = None
@@ -33,17 +33,17 @@ class GroupRequest(Strict):
         dict[FieldPath, Annotated[list[Any], Field(min_length=1, max_length=MAX_VALUES)]],
         Field(max_length=8),
     ] = {}  # noqa: RUF012
-    """Values by dotted field of the spec; the first values are the baseline."""
+    """Values by dotted field of the spec; the first value of each is the baseline."""
     repeats: Annotated[int, Field(ge=1, le=64)] = 1
-    """Number of seeds of each, counted up from numerics.seed."""
+    """Number of seeds per variant, counting up from numerics.seed."""
     budget: BudgetSpec | None = None
-    """Budget of each member: when it is spent, the member is saved and paused."""
+    """Budget of each member; a member that has used it up is saved and paused."""
 
     @field_validator("name")
     @classmethod
     def _no_group_id(cls, name: str) -> str:
         if name.startswith("grp_"):
-            raise ValueError("a name must not begin with 'grp_', which is how ids begin")
+            raise ValueError("a name must not begin with 'grp_', the prefix of ids")
         return name
 
     @model_validator(mode="after")
@@ -51,18 +51,20 @@ class GroupRequest(Strict):
         if "name" in self.base:
             raise do_not_fit(("base", "name"), "members are named after the group")
         if "budget" in self.base and self.budget is not None:
-            raise do_not_fit(("budget",), "give the budget once: here or in base")
+            raise do_not_fit(("budget",), "give the budget either here or in base, not in both")
         if self.depths is not None and sorted(set(self.depths)) != self.depths:
-            raise do_not_fit(("depths",), "depths must be ascending, each of them once")
+            raise do_not_fit(("depths",), "depths must be ascending, without repeats")
         for path, values in self.grid.items():
             if path.split(".")[0] in _NOT_VARIED:
-                raise do_not_fit(("grid", path), "this field describes a run and is not varied")
+                raise do_not_fit(("grid", path), "this field cannot be varied")
             if path == "model.depth" and self.depths is not None:
-                raise do_not_fit(("grid", path), "depths varies it already")
+                raise do_not_fit(("grid", path), "depths already varies this field")
             if path == "numerics.seed":
-                raise do_not_fit(("grid", path), "seeds are varied by repeats")
+                raise do_not_fit(("grid", path), "use repeats to vary the seed")
             if len({repr(value) for value in values}) < len(values):
-                raise do_not_fit(("grid", path), "the same value twice; repeats varies the seed")
+                raise do_not_fit(
+                    ("grid", path), "a value is given twice; use repeats to vary the seed"
+                )
         if self.num_members > MAX_MEMBERS:
             raise do_not_fit(
                 ("grid",) if self.grid else ("repeats",),
@@ -88,9 +90,9 @@ class GroupSummary(BaseModel):
     created_at: float
     num_members: int
     counts: dict[str, int]
-    """Number of runs in each state that occurs."""
+    """Number of runs by state; states without runs are left out."""
     is_over: bool
-    """Whether no run can train on by itself."""
+    """Whether every run has settled: none continues without a request."""
     best_val_bpb: float | None
     """Lowest validation loss of its runs, in bits per byte."""
     training_seconds: float
@@ -98,8 +100,8 @@ class GroupSummary(BaseModel):
 
 
 class GroupMemberView(BaseModel):
-    """A run of a group. is_finished: it did every step of its plan; only such runs enter noise,
-    gains, multipliers and fits."""
+    """A run of a group. is_finished: it completed every step of its plan; only such runs count
+    towards noise, gains, multipliers and fits."""
 
     run: str
     """Id of the run."""
@@ -116,25 +118,25 @@ class GroupMemberView(BaseModel):
     end_step: int
     fraction: float
     is_finished: bool
-    """Whether the run did every step of its plan and was evaluated there."""
+    """Whether the run completed every step of its plan and was evaluated at the last one."""
     loss_smooth: float | None
     val_bpb: float | None
     parameters: int
     """Number of parameters."""
     tokens_seen: int
     flops: float
-    """Training FLOPs of the present lineage so far."""
+    """Training FLOPs of the current lineage so far."""
     flops_per_step: float
-    """Training FLOPs of a step: the x axis of curves is the step times this."""
+    """Training FLOPs per step: multiplied by the step, the x axis of curves."""
     planned_flops: float
-    """Training FLOPs of the whole plan."""
+    """Training FLOPs of the complete plan."""
     training_seconds: float | None
     energy_joules: float | None
     compute_multiplier: float | None
 
 
 class GroupCell(BaseModel):
-    """Members that differ only in their seed."""
+    """Cell of a group: members that differ only in their seed."""
 
     depth: int | None
     variant: dict[str, Any]
@@ -146,16 +148,17 @@ class GroupCell(BaseModel):
     val_bpb_mean: float | None
     """Mean validation loss of the finished runs, in bits per byte."""
     val_bpb_spread: float | None
-    """Standard deviation between seeds, in bits per byte; null below two."""
+    """Standard deviation between seeds, in bits per byte; null with fewer than two finished
+    runs."""
     gain: float | None
     """Mean val bpb of the baseline at this depth minus this one's, in bits per byte."""
     gain_uncertainty: float | None
-    """Half width of the gain's 95 % interval, in bits per byte."""
+    """Half-width of the gain's 95 % confidence interval, in bits per byte."""
     is_real: bool | None
-    """Whether the gain exceeds its uncertainty; null where that is not known."""
+    """Whether the gain exceeds its uncertainty; null if the uncertainty is unknown."""
     compute_multiplier: float | None
     multiplier_note: str
-    """Why there is no compute multiplier; empty where there is one."""
+    """Why there is no compute multiplier; empty if there is one."""
 
 
 class NoiseFloor(BaseModel):
@@ -164,7 +167,7 @@ class NoiseFloor(BaseModel):
     spread: float | None
     """Pooled standard deviation between seeds, in bits per byte."""
     degrees_of_freedom: int
-    """Number of independent differences that the spread is taken from."""
+    """Degrees of freedom: number of independent differences behind the spread."""
     note: str
     """The noise floor as a sentence."""
 
@@ -182,13 +185,14 @@ class LadderPrediction(BaseModel):
     val_bpb: float
     """Predicted validation loss, in bits per byte."""
     val_bpb_interval: tuple[float, float]
-    """Interval of val bpb of one such run, in bits per byte, at the confidence."""
+    """Prediction interval of val bpb for one such run, in bits per byte, at the given
+    confidence."""
     hours: float | None
-    """Predicted training time, in hours; null without a measured time."""
+    """Predicted training time, in hours; null if no time was measured."""
     kwh: float | None
-    """Predicted energy, in kilowatt-hours; null where the power is not reported."""
+    """Predicted energy, in kilowatt-hours; null if no power was reported."""
     time_source: str
-    """What the time is taken from."""
+    """Source of the predicted time."""
 
 
 class LadderFit(BaseModel):
@@ -198,13 +202,13 @@ class LadderFit(BaseModel):
     form: str
     """Formula of the law."""
     source: str
-    """Where the form comes from, and how it is fitted."""
+    """Source of the formula, and the method of the fit."""
     num_points: int
     """Number of runs in the fit."""
     points: list[tuple[float, float, int]]
     """Finished runs: [FLOPs, val bpb, depth]."""
     e: float
-    """Loss that no amount of compute removes, in bits per byte."""
+    """Irreducible loss, in bits per byte."""
     a: float
     """Loss above e at reference_flops, in bits per byte."""
     alpha: float
@@ -212,17 +216,17 @@ class LadderFit(BaseModel):
     reference_flops: float
     """Geometric mean of the points' training compute, in FLOPs."""
     e_interval: tuple[float, float]
-    """Interval of e in bits per byte, at the given confidence."""
+    """Confidence interval of e, in bits per byte."""
     alpha_interval: tuple[float, float]
-    """Interval of alpha, at the given confidence."""
+    """Confidence interval of alpha."""
     confidence: float
-    """Probability of the intervals, as a fraction from 0 to 1."""
+    """Confidence level of the intervals, as a fraction from 0 to 1."""
     residual_spread: float
-    """Standard deviation of the points around the law, in bits per byte."""
+    """Residual standard deviation of the points, in bits per byte."""
     prediction: LadderPrediction | None
-    """What the law expects of a further depth; null where it cannot be planned."""
+    """Prediction for a further depth; null if that depth cannot be planned."""
     not_told: list[str]
-    """What the fit does not know, one sentence each."""
+    """Limitations of the fit, one sentence each."""
 
 
 class GroupDetail(GroupSummary):
@@ -235,17 +239,17 @@ class GroupDetail(GroupSummary):
     grid: dict[str, list[Any]]
     """Values by dotted field of the spec."""
     repeats: int
-    """Number of seeds of each."""
+    """Number of seeds per variant."""
     budget: BudgetSpec | None
     baseline: str | None
-    """What gains and multipliers are taken against; null where there is nothing."""
+    """Baseline of gains and multipliers; null if there is none."""
     members: list[GroupMemberView]
-    """Runs of the group, in the order in which they were made."""
+    """Runs of the group, in order of creation."""
     cells: list[GroupCell]
-    """Members that differ by their seed alone, taken together."""
+    """Cells: members that differ only in their seed, taken together."""
     noise: NoiseFloor
-    """The noise floor: how far apart runs lie that differ by their seed alone."""
+    """The noise floor: the spread between runs that differ only in their seed."""
     fits: list[LadderFit]
-    """Scaling laws, one for each variant that has finished at four depths or more."""
+    """Scaling laws, one for each variant with finished runs at four or more depths."""
     notes: list[str]
-    """What is missing or was left out, one sentence each."""
+    """Missing or excluded results, one sentence each."""

@@ -11,7 +11,7 @@ SeriesPoint = tuple[int, float, float | None, float | None, float | None]
 class Series(BaseModel):
     """points: [step, unix_seconds, mean, min, max]; step is the last one of its bin.
 
-    identity: what evaluated values were measured under. Values of two identities are two series.
+    identity: what evaluated values depend on; each identity has its own series.
     """
 
     key: str
@@ -44,13 +44,14 @@ class Column(BaseModel):
     mean: list[float | None]
     """Mean of each bin, at the steps of the answer; null where nothing was reported."""
     min: list[float | None] | None
-    """Least value of each bin; null where bands were not asked for, or of one step."""
+    """Minimum of each bin; null if bands were not requested, or for a bin of one step."""
     max: list[float | None] | None
-    """Greatest value of each bin; null where bands were not asked for, or of a step."""
+    """Maximum of each bin; null if bands were not requested, or for a bin of one step."""
 
 
 class PlannedCurve(BaseModel):
-    """The schedule at some steps, in the units of the history, six significant digits."""
+    """The planned schedule at selected steps, in the units of the history, six significant
+    digits."""
 
     steps: list[int]
     lr_multiplier: list[float | None]
@@ -61,15 +62,15 @@ class PlannedCurve(BaseModel):
 class MetricColumns(BaseModel):
     """GET …/metrics?columns=true: steps and times once, six significant digits.
 
-    evaluations: what was measured at steps of its own, as series of points. planned: the schedule
-    ahead of the present step, where it was asked for.
+    evaluations: values measured at steps of their own, as series of points. planned: the schedule
+    after the current step, if requested.
     """
 
     steps: list[int]
     unix_seconds: list[float]
     series: list[Column]
     evaluations: list[Series]
-    """val_bpb and core, at steps of their own, a series an identity."""
+    """val_bpb and core at their own steps, one series per identity."""
     bin_steps: int
     raw_points: int
     segments: list[Segment]

@@ -10,10 +10,10 @@ T = TypeVar("T")
 
 
 class Page(BaseModel, Generic[T]):
-    """One page of a list; `next` goes into `after` of the following request."""
+    """One page of a list; pass `next` as `after` in the following request."""
 
     data: list[T]
     has_more: bool
     """Whether more items follow this page."""
     next: str | None
-    """Value of `after` that asks for the next page; null on the last page."""
+    """Value of `after` for the next page; null on the last page."""

@@ -1,4 +1,4 @@
-"""Phases of a run and the attempts that served them."""
+"""Phases of a run and their attempts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trainer.contract.schedule import PhaseSchedule
 
 
 class PhaseView(BaseModel):
-    """A planned stretch of a run, and where it ended."""
+    """A phase of a run: a planned stretch of steps, and where it ended."""
 
     index: int
     name: str
@@ -20,7 +20,7 @@ class PhaseView(BaseModel):
     start_step: int
     end_step: int
     ended_at_step: int | None
-    """Step at which the phase ended; null while it has not."""
+    """Step at which the phase ended; null until it has."""
     mode: str
     schedule: PhaseSchedule
     tokens: int
@@ -33,7 +33,7 @@ class PhaseView(BaseModel):
     """Whether the phase was imported."""
     superseded: bool = False
     lineage_end: int
-    """Step at which the phase ends in the present lineage."""
+    """Step at which the phase ends in the current lineage."""
 
 
 class AttemptView(BaseModel):
@@ -47,19 +47,19 @@ class AttemptView(BaseModel):
     """Process id on the daemon's machine."""
     device: str
     devices: list[str] = []
-    """Its devices, one for each process."""
+    """Devices of the attempt, one per process."""
     stage: str
     start_step: int | None
     last_step: int | None
     """Last step reported."""
     lineage_limit: int | None
-    """Highest step of the attempt that counts in the present lineage."""
+    """Last step of the attempt that belongs to the current lineage."""
     steps_done: int
-    """Steps made by the attempt."""
+    """Number of steps the attempt trained."""
     steps_lost: int
-    """Steps made by the attempt and set aside by a later one."""
+    """Number of the attempt's steps that a later attempt superseded."""
     slurm_job: str | None = None
-    """Number of the Slurm job, for an attempt on a cluster."""
+    """Slurm job id, for an attempt on a cluster."""
     outcome: str | None
     """How the attempt ended: completed, paused, failed, …; null while it runs."""
     reason: Reason | None
@@ -69,4 +69,4 @@ class AttemptView(BaseModel):
     versions: dict[str, Any]
     exact_resume: str | None
     report_gap: str | None
-    """Why the attempt's report ends early; null when it is complete."""
+    """Why the attempt's report ends early; null if it is complete."""

@@ -17,17 +17,16 @@ class PlanRequest(BaseModel):
 
 
 class PlanOutlook(BaseModel):
-    """When a run that started now would end under its hours and those of its device, with what
-    energy and cost."""
+    """Expected end, energy and cost of a run that started now, under its hours and its device's."""
 
     finish_at: float | None
     """Expected end of a run that started now, in unix seconds."""
     energy_joules: float | None
-    """Energy of the whole run, in joules."""
+    """Expected energy of the whole run, in joules."""
     cost: float | None
-    """Price of that energy by tariff or energy price, in their currency."""
+    """Cost of that energy at the tariff or energy price, in their currency."""
     energy_source: str | None
-    """The run whose mean power was taken."""
+    """Run whose mean power is used."""
 
 
 class PlanAnswer(BaseModel):

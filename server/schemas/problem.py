@@ -1,4 +1,4 @@
-"""Problem documents: how every refusal is answered."""
+"""Problem documents: the body of every error response."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Problem(BaseModel):
     """HTTP status."""
     detail: str
     errors: list[ErrorItem] = []
-    """Fields that are wrong."""
+    """Invalid fields of the request."""
     hint: str | None = None
-    """What to do."""
+    """Advice: what to do about the problem."""
     state: State | None = None
     """State of the run when the request was refused."""
     legal: list[str] | None = None
-    """Verbs that are legal in this state."""
+    """Verbs that are possible in this state."""

@@ -22,21 +22,21 @@ class EtaParts(BaseModel):
 
 class Vram(BaseModel):
     allocated: int | None = None
-    """Bytes in tensors."""
+    """Memory in use by tensors, in bytes."""
     reserved: int | None = None
-    """Bytes held by the allocator."""
+    """Memory reserved by the allocator, in bytes."""
     peak: int | None = None
-    """Bytes held by the allocator at its peak so far."""
+    """Peak memory reserved by the allocator so far, in bytes."""
     total: int | None = None
-    """Bytes the device has."""
+    """Memory of the device, in bytes."""
 
 
 class RankView(RankRow):
-    """GET /v1/runs/{id}/ranks: one process of a run on several devices, as its trainer reported it
-    last."""
+    """GET /v1/runs/{id}/ranks: the last report of one process (rank) of a run on several
+    devices."""
 
     seen_at: float
-    """When this was reported, in unix seconds."""
+    """Time of the report, in unix seconds."""
 
 
 class Progress(BaseModel):
@@ -71,9 +71,9 @@ class Progress(BaseModel):
     step_seconds: float | None
     """Duration of a step, in seconds."""
     mfu: float | None
-    """Model FLOPs utilisation: attention counted as if not causal, as the field does."""
+    """Model FLOPs utilisation, counting attention as non-causal by convention."""
     mfu_causal: float | None
-    """Model FLOPs utilisation with the attention really computed."""
+    """Model FLOPs utilisation, counting only the attention that is computed (causal)."""
     peak_flops: PeakFlops | None
     vram_bytes: Vram
     """Device memory, in bytes."""
@@ -82,15 +82,15 @@ class Progress(BaseModel):
     energy_joules: float | None
     eta_seconds: float | None
     finish_at: float | None
-    """Expected end under the hours of run and device, in unix seconds."""
+    """Expected end under the hours of the run and its device, in unix seconds."""
     energy_left_joules: float | None = None
-    """Energy that the rest takes at the mean power so far, in joules."""
+    """Energy still needed, at the mean power so far, in joules."""
     cost_left: float | None = None
-    """Price of that energy by tariff or energy price, in their currency."""
+    """Cost of that energy at the tariff or energy price, in their currency."""
     eta_parts: EtaParts | None
     """Time left by part, in seconds."""
     eta_source: str | None
-    """Which rate the ETA is taken from."""
+    """Throughput that the ETA is based on."""
     training_seconds: float | None = None
     started_at: float | None = None
     ended_at: float | None = None
@@ -100,11 +100,11 @@ class Progress(BaseModel):
     """Newest usable checkpoint of the lineage."""
     val_bpb: float | None
     core: float | None
-    """CORE score, centred on guessing."""
+    """CORE score, centred so that random guessing scores 0."""
     more: dict[str, float | None] = {}
     """Newest value of further metrics, by key; see GET /v1/catalog."""
     exact_resume: Literal["verified", "approximate", "mismatch"] | None
     devices: list[str] = []
-    """Devices of the newest attempt, one for each process."""
+    """Devices of the newest attempt, one per process."""
     ranks: list[RankView] = []
-    """The processes of a run on several devices, reported every 30 s."""
+    """Ranks (processes) of a run on several devices, reported every 30 s."""

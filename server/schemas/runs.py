@@ -1,4 +1,4 @@
-"""Runs: in a list, in detail, and what requests may change about them."""
+"""Runs: list and detail, and the bodies of requests that change a run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from trainer.contract.spec import (
 
 
 class Condition(BaseModel):
-    """Condition of a run that is running but takes no steps at the moment."""
+    """Condition of a running run that makes no steps at the moment."""
 
     code: Literal["disk_full", "silent"]
     """Stable code of the condition."""
@@ -50,7 +50,7 @@ class RunSummary(BaseModel):
     reason: Reason
     reason_message: str
     device: str
-    """Device that was asked for; auto until one is chosen."""
+    """Requested device; auto until one is chosen."""
     step: int
     end_step: int
     fraction: float
@@ -64,7 +64,7 @@ class RunSummary(BaseModel):
     parameters: int | None = None
     tokens_seen: int = 0
     queue_position: int | None
-    """Place in the queue of its device, lowest first; null when not queued."""
+    """Position in the queue of its device, lowest first; null if not queued."""
     num_phases: int
     """Number of phases."""
     created_at: float
@@ -72,10 +72,10 @@ class RunSummary(BaseModel):
     ended_at: float | None
     last_step_at: float | None
     state_since: float | None = None
-    """Time since when the run is in this state, in unix seconds."""
+    """Time at which the run entered this state, in unix seconds."""
     metadata: dict[str, str]
     sparkline: list[float | None] = []
-    """About 32 means of the loss over the lineage, in nats per token."""
+    """About 32 bin means of the loss over the lineage, in nats per token, for a sparkline."""
 
 
 class Remedy(BaseModel):
@@ -99,19 +99,21 @@ class RunDetail(RunSummary):
     """Choices fixed at the run's first start (micro-batch, kernels, precision, threads)."""
     overrides: dict[str, Any]
     fingerprint: dict[str, Any] | None
-    """What the bits of the weights depend on: versions, device, threads, choices."""
+    """Fingerprint: everything the bits of the weights depend on (versions, device, threads,
+    choices)."""
     exact_resume: Literal["verified", "approximate", "mismatch"] | None
     pending_extend: dict[str, Any] | None
-    """Extend that is applied when the present phase ends."""
+    """Extend that is applied when the current phase ends."""
     directory: str
     """Absolute path of the run's directory on the daemon's machine."""
 
 
 class PatchRun(Strict):
-    """What may change about a run; null title, hours or budget remove them. Parts replace key by
-    key, but a budget as a whole.
+    """Body of PATCH /v1/runs/{id}. A null title, hours or budget removes it. Objects are merged key
+    by key; a budget is replaced as a whole.
 
-    name: a free one; links by id keep working, and the counters in Prometheus continue under it.
+    name: any unused name. Links by id keep working; Prometheus counters continue under the new
+    name.
     """
 
     name: Name | None = None
@@ -123,10 +125,10 @@ class PatchRun(Strict):
     """Checkpoint settings to change."""
     recovery: dict[str, Any] | None = None
     notify: Annotated[list[Url], Field(max_length=16)] | None = None
-    """Webhook or apprise URLs; secrets are masked in answers."""
+    """Webhook or apprise URLs; responses mask their secrets."""
     priority: Priority | None = None
     preemptible: bool | None = None
-    """Whether the run makes way for higher priorities and other programs."""
+    """Whether the run yields its device to higher priorities and other programs."""
     hours: Hours | None = None
     budget: BudgetSpec | None = None
 
@@ -138,25 +140,26 @@ class Overrides(Strict):
     attention: AttentionBackend | None = None
     """Attention backend."""
     gpus: Gpus | None = None
-    """Another number of GPUs from now on, or all; instead of the spec's gpus and devices."""
+    """Number of GPUs from now on, or all; replaces the spec's gpus and devices."""
     devices: Annotated[list[RankDevice], Field(min_length=1, max_length=MAX_RANKS)] | None = None
-    """Other devices from now on; instead of the spec's gpus and devices."""
+    """Devices from now on; replaces the spec's gpus and devices."""
 
 
 class ResumeRecovery(Strict):
     on_non_finite: Literal["stop", "rewind"] | None = None
-    """What to do after a loss that is not finite; rewind trains on past the batch."""
+    """On a NaN or infinite loss: stop, or rewind to a checkpoint and skip the batches."""
     max_rewinds: Annotated[int, Field(ge=1, le=MAX_REWINDS)] | None = None
-    """Maximum number of rewinds in all, those already made included."""
+    """Maximum number of rewinds in total, including those already made."""
 
 
 class ResumeRequest(Strict):
-    """recovery: what a failure's advice may ask to change, as PATCH would, before the resume."""
+    """Body of POST …/resume. recovery: settings to change first, as by PATCH, where a failure's
+    advice suggests it."""
 
     overrides: Overrides | None = None
     recovery: ResumeRecovery | None = None
     place: PlaceSpec | None = None
-    """Cluster to train on from now on; null is the daemon's own machine."""
+    """Cluster to train on from now on; null is the daemon's machine."""
 
 
 class ExtendAnswer(BaseModel):

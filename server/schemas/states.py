@@ -1,4 +1,4 @@
-"""States of a run: the present one and the desired one."""
+"""States of a run: current and desired."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ class PeakFlops(BaseModel):
     value: float
     """Peak, in FLOP/s."""
     source: str
-    """Where the peak comes from: a table or a measurement."""
+    """Source of the peak: a table or a measurement."""
 
 
 class DeviceView(BaseModel):
@@ -23,14 +23,14 @@ class DeviceView(BaseModel):
     memory_used_bytes: int | None
     """Device memory in use, in bytes."""
     memory_by_owner: dict[str, int] = {}
-    """Device memory by owner, in bytes."""
+    """Device memory in use by owner, in bytes."""
     utilisation: float | None = None
-    """Share of time the device was busy, from 0 to 1."""
+    """Fraction of time the device was busy, from 0 to 1."""
     power_watts: float | None = None
     temperature_celsius: float | None = None
     peak_flops: PeakFlops | None
     run: str | None = None
-    """Name of the run that occupies the device."""
+    """Name of the run that uses the device."""
 
 
 class SystemView(BaseModel):
@@ -48,7 +48,7 @@ class SystemView(BaseModel):
     data_dir: str
     """Data directory."""
     disk_total_bytes: int
-    """Size of the disk, in bytes."""
+    """Size of the data directory's disk, in bytes."""
     disk_free_bytes: int
     """Free disk space, in bytes."""
     database_bytes: int
@@ -57,6 +57,6 @@ class SystemView(BaseModel):
     """Verified backups of the database."""
     warnings: list[str]
     uptime_seconds: float
-    """Time since the daemon started, in seconds."""
+    """Uptime of the daemon, in seconds."""
     auth: Literal["none", "token"]
-    """Whether a token is needed."""
+    """Whether requests need a token."""

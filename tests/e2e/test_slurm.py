@@ -288,7 +288,7 @@ def test_doctor_probes_the_shared_disk_from_a_job(cluster: SlurmCluster, tmp_pat
     assert findings["slurm"]["level"] == "ok", findings["slurm"]
     assert "rename and fsync work" in findings["slurm"]["detail"]
     assert findings["slurm clocks"]["level"] == "ok"
-    assert findings["slurm locks"]["detail"] == "a lock held here is seen on the node"
+    assert findings["slurm locks"]["detail"] == "a lock held here is respected on the node"
     assert "slurm trainer" not in findings
     assert not list(tmp_path.glob(".probe-*"))
     wrong = [*command, "--partition", "nope"]

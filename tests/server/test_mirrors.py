@@ -84,7 +84,7 @@ def test_tensorboard_gets_every_step_at_its_time(
     told: Reporter, client: Client, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert mirror(client, "--tensorboard", str(tmp_path)) == 0
-    assert "demo is copied up to step 60" in capsys.readouterr().out
+    assert "copied demo up to step 60" in capsys.readouterr().out
     assert mirror(client, "--tensorboard", str(tmp_path), "--json") == 0
     told_as_json = {"run": "demo", "step": 60, "state": "queued"}
     assert json.loads(capsys.readouterr().out) == told_as_json
