@@ -93,8 +93,11 @@ def progress(run: RunRef, db: Db) -> Progress:
 
 @router.patch("/{run}", responses=problems(404, 409))
 def patch(run: RunRef, body: PatchRun, act: Doing, conf: Conf) -> RunDetail:
-    """Change settings of a run: name, title, metadata, cadences, retention, recovery, notify,
-    priority, preemptible, hours and budget. Anything else is fixed."""
+    """Change settings of a run.
+
+    Name, title, metadata, cadences, retention, recovery, notify, priority, preemptible, hours and
+    budget may change; anything else is fixed.
+    """
     preflight.require_tariff(body.hours, conf.tariff)
     with act.db.write() as session:
         row = store.get_run(session, run)

@@ -48,8 +48,10 @@ def healthz(request: Request, response: Response) -> dict[str, str]:
 
 @router.get("/readyz", responses=problems(503))
 def readyz(request: Request, db: Db, conf: Conf) -> dict[str, str]:
-    """Readiness to serve requests: the database answers, the supervisor is alive, and the disk
-    has room for what a request would write."""
+    """Readiness to serve requests.
+
+    The database answers, the supervisor is alive, and the disk has room for what a request
+    writes."""
     with db.read() as session:
         session.execute(text("SELECT 1"))
     supervisor = getattr(request.app.state, "supervisor", None)
