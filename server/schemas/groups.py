@@ -167,7 +167,7 @@ class NoiseFloor(BaseModel):
     spread: float | None
     """Pooled standard deviation between seeds, in bits per byte."""
     degrees_of_freedom: int
-    """Degrees of freedom: number of independent differences behind the spread."""
+    """Number of independent differences behind the spread (degrees of freedom)."""
     note: str
     """The noise floor as a sentence."""
 

@@ -546,7 +546,7 @@ def test_an_import_says_what_is_not_exact_about_it(stub: Stub, traind: Traind):
     ran = traind("import", "nanochat", "/base", "--name", "mine")
     assert "traind extend mine --to STEP" in ran.out
     assert "an empty packing buffer" in ran.err
-    assert "not known: which Muon" in ran.err
+    assert "unknown: which Muon" in ran.err
 
 
 def test_an_export_says_what_nanochat_does_otherwise(stub: Stub, traind: Traind):
@@ -834,7 +834,7 @@ def test_a_power_rule_of_some_hours_comes_before_those_of_all(stub: Stub, traind
     stub.on("GET", path, Reply(power_policy(power=[always])))
     stub.on("PUT", path, Reply(power_policy(power=[always], problems=["type  sudo nvidia-smi"])))
     ran = traind("power", "cuda:0", "--limit", "120", "--from", "22:00", "--to", "07:00")
-    assert "200 W, runs leave at 80 °C" in ran.out
+    assert "200 W, runs yield at 80 °C" in ran.out
     assert "type  sudo nvidia-smi" in ran.err
     night = {"power_limit_watts": 120.0, "ceiling_celsius": None}
     [sent] = [one.body["power"] for one in stub.requests("PUT", path)]

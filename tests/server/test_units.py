@@ -37,7 +37,7 @@ ADJECTIVES = (
 )  # fmt: skip
 RATIO = re.compile(r"^(Share|Factor)\b|\bas (a )?(fraction|multiple)s?\b|\bfrom 0 to 1\b")
 POSITION = re.compile(
-    r"^((First|Last|Highest) )?step\b|^Place\b"
+    r"^((First|Last|Highest) )?step\b|^(Place|Position)\b"
     r"|^(Index|Number of the process|Attempt number)\b.* from",
     re.IGNORECASE,
 )
