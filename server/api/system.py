@@ -94,6 +94,7 @@ def system(request: Request, db: Db, conf: Conf) -> SystemView:
         data_dir=str(conf.paths.root),
         disk_total_bytes=disk.total,
         disk_free_bytes=disk.free,
+        disk_is_full=disk.free < FULL_DISK_BYTES,
         database_bytes=db.size_bytes,
         backups=[path.name for path in db.backups()],
         warnings=[

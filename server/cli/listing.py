@@ -46,11 +46,12 @@ def ps(
         return output.emit(runs)
     rows = [
         (
-            run.name, output.state(run.state), run.device,
+            run.name, output.state(run.state, run.condition), run.device,
             f"{units.steps(run.step)} / {units.steps(run.end_step)}",
             units.percent(run.fraction),
             units.number(run.loss if run.loss_smooth is None else run.loss_smooth),
-            units.rate(run.tokens_per_second), units.seconds(run.eta_seconds),
+            units.rate(None if run.condition else run.tokens_per_second),
+            units.seconds(None if run.condition else run.eta_seconds),
             _waiting(run),
         )
         for run in runs
@@ -215,7 +216,7 @@ def _details(run: RunDetail) -> list[tuple[str, object]]:
     rows: list[tuple[str, object]] = [
         ("id", run.id),
         ("title", clean(run.title or units.DASH)),
-        ("state", output.state(run.state).append(wanted, style="dim")),
+        ("state", output.state(run.state, run.condition).append(wanted, style="dim")),
         ("why", _standing(run)),
     ]
     if run.condition:

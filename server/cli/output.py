@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from server.client import Client
+    from server.schemas.runs import Condition
 
 PIPE_COLUMNS = 160
 OK, FAILED, USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
@@ -34,6 +35,8 @@ STATE_STYLES = {
     "pausing": "yellow", "recovering": "magenta", "cancelled": "dim", "cancelling": "dim",
     "starting": "cyan", "preparing": "cyan", "queued": "blue", "created": "dim",
 }  # fmt: skip
+
+CONDITION_WORDS = {"disk_full": "waiting for disk", "silent": "silent"}
 
 url: ContextVar[str | None] = ContextVar("url", default=None)
 
@@ -122,7 +125,10 @@ def styled(value: str, style: str = "") -> Text:
     return Text().append(value, style=style)
 
 
-def state(name: str) -> Text:
+def state(name: str, condition: Condition | None = None) -> Text:
+    """The state in its colour; of a run that stands still, what it waits for."""
+    if condition is not None and name == "running":
+        return styled(CONDITION_WORDS[condition.code], "yellow")
     return styled(clean(name), STATE_STYLES.get(name, ""))
 
 

@@ -111,7 +111,7 @@ def by_step(losses: list[tuple[int, float]], width: int) -> list[float | None]:
 
 def _title(progress: Progress) -> Text:
     title = output.styled(f" {clean(progress.name)} ", "bold").append_text(
-        output.state(progress.state)
+        output.state(progress.state, progress.condition)
     )
     parts = []
     if progress.phase:

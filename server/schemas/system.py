@@ -51,6 +51,8 @@ class SystemView(BaseModel):
     """Size of the data directory's disk, in bytes."""
     disk_free_bytes: int
     """Free disk space, in bytes."""
+    disk_is_full: bool = False
+    """Whether the disk has no room for what a request would write; runs wait until it has."""
     database_bytes: int
     """Size of the database, in bytes."""
     backups: list[str]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from server.database.tables import Attempt, CommandRow, Execution, Job, Run
 from server.domain import budget, events
 from server.domain.executions import ExecutionState
-from server.domain.states import YIELDS, Desired, State, move
+from server.domain.states import YIELDS, Desired, State, move, sentence
 from server.errors import Conflict
 from server.launch import kinds
 from server.scheduling import rows as scheduling_rows
@@ -274,7 +274,8 @@ class Reconciler:
             case decide.Move():
                 self._move(run, action)
             case decide.Explain():
-                self._explain(run, action.reason, action.message or action.reason.sentence)
+                words = action.message or sentence(State(run.state), action.reason)
+                self._explain(run, action.reason, words)
             case decide.Prepare():
                 job_processes.prepare(context, run.id)
             case decide.DropPreparation():

@@ -3,6 +3,7 @@
 import { onUnauthorized } from "./api.js";
 import * as catalog from "./catalog.js";
 import { awayBanner } from "./components/away.js";
+import { diskBanner } from "./components/disk-banner.js";
 import { askForToken } from "./components/login.js";
 import { problemBox } from "./components/problem.js";
 import { createTopbar } from "./components/topbar.js";
@@ -24,10 +25,14 @@ import * as router from "./router.js";
 // for while the daemon restarts would be missing until the page is loaded anew.
 const PAGES = { "": runs, runs: run, compare, playground, jobs, queue, groups, help, new: create };
 
+// The list asks for the machine, and a run says what is in its way: neither asks once more at first.
+const SAYS_ITSELF = new Set(["", "runs"]);
+
 onUnauthorized(askForToken);
 const topbar = createTopbar(document.getElementById("topbar"));
 const main = document.getElementById("main");
-main.before(awayBanner());
+const disk = diskBanner();
+main.before(awayBanner(), disk.element);
 let current = null; // {key, page}
 let turn = 0;
 
@@ -63,6 +68,7 @@ async function mount(module, place, mine) {
       const page = await module.mount(root, place, { setStatus: topbar.setStatus });
       if (mine !== turn) return page?.unmount?.();
       current.page = page;
+      if (!SAYS_ITSELF.has(place.parts[0] ?? "")) disk.look();
       break;
     } catch (problem) {
       if (mine !== turn) return;

@@ -17,6 +17,9 @@ export function conditionLine(run, now = Date.now() / 1000) {
  */
 export const reasonSentence = ({ state, reason_message: message }) => (["queued", "pausing"].includes(state) ? message : sentence(message));
 
+/** Does the run stand still? Then its rate and its time left are those of before. */
+export const standsStill = ({ state, condition }) => state === "running" && Boolean(condition);
+
 /** The word in the badge beside the name. */
 export function stateWord({ state, condition }) {
   if (state !== "running" || !condition) return state;

@@ -27,8 +27,8 @@ function card({ path, method, said }, api) {
   const body = said.requestBody?.content?.["application/json"];
   return h("details", { id: said.operationId },
     h("summary", {}, h(`span.method.${method}`, {}, method.toUpperCase()), h("span.path", {}, path),
-      h("span.what", {}, first(said.description) ?? said.summary)),
-    said.description && h("p", {}, said.description),
+      h("span.what", {}, marked(said.summary))),
+    said.description && h("p", {}, marked(said.description)),
     parameters(said.parameters ?? []),
     body && [h("h3", {}, "Body"), fields(body.schema, api)],
     h("h3", {}, "Answers"),
@@ -43,7 +43,7 @@ function card({ path, method, said }, api) {
 function parameters(given) {
   if (!given.length) return null;
   return [h("h3", {}, "Parameters"), table(["Name", "Where", "Type", ""], given.map((p) =>
-    [h("code", {}, p.name), p.in, typeOf(p.schema), p.description ?? ""]))];
+    [h("code", {}, p.name), p.in, typeOf(p.schema), marked(p.description)]))];
 }
 
 function fields(schema, api, prefix = "", depth = 0) {
@@ -58,7 +58,7 @@ function collect(schema, api, prefix, depth, rows) {
   for (const one of whole.oneOf ?? []) collect(one, api, prefix, depth, rows);
   for (const [name, field] of Object.entries(whole.properties ?? {})) {
     const required = whole.required?.includes(name) ? "required" : "";
-    rows.push([h("code", {}, prefix + name), typeOf(field), [field.description, required].filter(Boolean).join(" ")]);
+    rows.push([h("code", {}, prefix + name), typeOf(field), marked([field.description, required].filter(Boolean).join(" "))]);
     const inner = resolve(field.items ?? field.anyOf?.find((s) => s.$ref || s.items?.$ref) ?? field, api);
     if (inner?.properties) collect(inner, api, `${prefix}${name}${field.items ? "[]" : ""}.`, depth + 1, rows);
   }
@@ -91,7 +91,8 @@ function curl(path, method, body) {
   return `curl ${verb}${location.origin}${path.replaceAll("{run}", "demo")}${data}`;
 }
 
-const first = (text) => text?.split("\n")[0];
+/** What stands between backticks is code. */
+const marked = (text) => (text ?? "").split("`").map((part, i) => (i % 2 ? h("code", {}, part) : part));
 
 const response = await fetch("openapi.json", { cache: "no-store" });
 if (response.ok) show(await response.json());

@@ -657,10 +657,32 @@ def test_a_full_disk_is_said_where_one_looks(stub_url: str, open_page: OpenPage)
         re.compile(r"/events$"),
         lambda route: route.fulfill(content_type="text/event-stream", body=""),
     )
-    with_changes(page, r"/v1/runs/rtx4070-d12-200k(/progress)?$", condition=waits)
+    # by its name at first, then by its id
+    pattern = r"/v1/runs/(rtx4070-d12-200k|run_00000000)(/progress)?$"
+    with_changes(page, pattern, condition=waits)
     page.goto(f"{stub_url}/{RUN}")
     page.locator(".state[data-tone=warn]", has_text="waiting for disk").wait_for()
     page.locator(".standing", has_text="Waiting for disk space, 12 kB left.").wait_for()
+    for key, note in (("speed", "tok/s before"), ("eta", "once it trains again")):
+        tile = page.locator(f".stats [data-key={key}]")
+        tile.get_by_text("–", exact=True).wait_for()
+        tile.get_by_text(note).wait_for()
+    page.locator(".run-progress .bar[data-tone=warn]").wait_for()
+
+
+@pytest.mark.parametrize(
+    "place", ["", "#/compare", "#/playground", "#/jobs", "#/queue", "#/groups"]
+)
+def test_a_full_disk_is_named_on_every_page(stub_url: str, open_page: OpenPage, place: str) -> None:
+    page = open_page("about:blank")
+    with_changes(page, r"/v1/system$", disk_is_full=True, disk_free_bytes=12_345)
+    page.goto(f"{stub_url}/{place}")
+    page.locator(".disk-banner", has_text="The disk is full: 12.3 kB left.").wait_for()
+    settled(page)
+    assert serious(page) == []
+    page.unroute_all(behavior="wait")
+    page.evaluate("location.hash = '#/help'")
+    page.locator(".disk-banner").wait_for(state="hidden")
 
 
 def test_a_completed_run_says_what_it_took(stub_url: str, open_page: OpenPage) -> None:
@@ -698,6 +720,24 @@ def test_a_cause_of_failure_is_a_sentence_wherever_it_stands(
     page.goto(f"{stub_url}/#/")
     row = page.locator("tr", has_text="nanochat-d20-oom")
     row.get_by_text("No space is left on /data.", exact=True).wait_for()
+
+
+def test_a_long_path_in_a_cause_stays_within_its_card_on_a_phone(
+    stub_url: str, open_page: OpenPage
+) -> None:
+    page = open_page("about:blank")
+    page.set_viewport_size({"width": 390, "height": 844})
+    cause = f"the job could not be started: /data/{'job_65d891325f53ee61' * 5}/.order.json.5725.tmp"
+    with_changes(page, r"/v1/runs/nanochat-d20-oom$", reason_message=cause)
+    page.goto(f"{stub_url}/#/runs/nanochat-d20-oom")
+    card = page.get_by_role("region", name="Why this run failed")
+    card.get_by_text("The job could not be started").wait_for()
+    over = card.evaluate(
+        "(card) => [...card.querySelectorAll('p, a, button, pre')].filter((e) =>"
+        " e.getBoundingClientRect().right > card.getBoundingClientRect().right"
+        " || (e.tagName === 'P' && e.scrollWidth > e.clientWidth + 1)).map((e) => e.outerHTML)"
+    )
+    assert over == []
 
 
 def test_a_failed_run_says_what_to_do_and_does_it(stub_url: str, open_page: OpenPage) -> None:

@@ -83,6 +83,23 @@ def test_ps_lists_runs(stub: Stub, traind: Traind):
     assert [run["name"] for run in traind("ps", "--json").json] == ["a", "b"]
 
 
+@pytest.mark.parametrize(
+    ("code", "word"), [("disk_full", "waiting for disk"), ("silent", "silent")]
+)
+def test_ps_shows_what_a_run_waits_for_instead_of_a_rate(
+    stub: Stub, traind: Traind, code: str, word: str
+):
+    waits = {"code": code, "message": "No room.", "since": 1.0}
+    run = summary("a", condition=waits, tokens_per_second=123_000.0, eta_seconds=60.0)
+    stub.on("GET", "/v1/runs", page(run))
+    said = traind("ps").out
+    assert word in said
+    assert "No room." in said
+    assert "running" not in said
+    assert "tok/s" not in said
+    assert "1 min" not in said
+
+
 def test_ps_without_runs_says_how_to_make_one(stub: Stub, traind: Traind):
     stub.on("GET", "/v1/runs", page())
     ran = traind("ps")

@@ -124,11 +124,14 @@ def test_f19_a_daemon_on_a_full_disk_is_not_ready(
     asgi: Asgi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert asgi.get("/readyz").status_code == 200
+    assert asgi.get("/v1/system").json()["disk_is_full"] is False
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: Usage(10**12, 10**12, 12_345))
     answer = asgi.get("/readyz")
     assert answer.status_code == 503
     assert "The disk is full: 12 kB left" in answer.json()["detail"]
-    assert asgi.get("/v1/system").json()["warnings"] == ["Disk almost full: 12 kB left"]
+    system = asgi.get("/v1/system").json()
+    assert system["warnings"] == ["Disk almost full: 12 kB left"]
+    assert system["disk_is_full"] is True
 
 
 def test_the_eta_is_one_number_everywhere(asgi: Asgi) -> None:

@@ -28,6 +28,11 @@ def test_the_docs_page_shows_every_operation_without_a_complaint(asgi: Asgi) -> 
         page.goto(f"http://127.0.0.1:{served.port}/docs")
         page.wait_for_selector("details")
         assert page.locator("details").count() == sum(len(methods) for methods in paths.values())
+        told = page.locator("summary .what").all_inner_texts()
+        named = {
+            one["summary"].replace("`", "") for path in paths.values() for one in path.values()
+        }
+        assert set(told) == named
         page.get_by_label("Find an endpoint").fill("extend")
         shown = page.locator("details:visible .path").all_text_contents()
         assert "/v1/runs/{run}/extend" in shown

@@ -268,7 +268,8 @@ def test_a_disk_that_is_full_is_a_reason_until_the_next_step(
     reporter.steps(2, 3)
     reporter.ingest()
     with db.read() as session:
-        assert session.get_one(tables.Run, reporter.run_id).reason == "requested"
+        run = session.get_one(tables.Run, reporter.run_id)
+        assert (run.reason, run.reason_message) == ("requested", "Training.")
 
 
 # --- exactly once --------------------------------------------------------------------------------

@@ -120,7 +120,7 @@ export function createChart(options) {
   const hooks = {
     drawClear: [(u) => drawBands(u, picture.bands ?? [])],
     draw: [(u) => {
-      drawEdges(u, picture.edges ?? [], options.labels);
+      if (picture.x.length) drawEdges(u, picture.edges ?? [], options.labels);
       const banded = picture.yRange && picture.lines.find((line) => line.band);
       if (banded) drawPeaks(u, picture.x, banded.band.high);
       if (options.outside) drawOutside(u, picture);

@@ -17,6 +17,7 @@ export function deviceStrip() {
   async function refresh() {
     try {
       const system = await get("v1/system");
+      dispatchEvent(new CustomEvent("traind:system", { detail: system }));
       if (!stopped) draw(element, system);
     } catch {
       // the list below says it when the daemon is away

@@ -1,6 +1,7 @@
 /** What the list of runs can show of each, and how it is sorted. Pure. */
 
 import { ago, bpb, count, duration, exactly, integer, loss } from "../format.js";
+import { standsStill } from "../condition.js";
 import { isActive } from "../verbs.js";
 
 /** Tags are one entry of a run's metadata, "a, b"; notes another. */
@@ -15,7 +16,7 @@ export const COLUMNS = {
   progress: { label: "Progress", sort: (r) => r.fraction },
   loss: { label: "Loss", text: (r) => loss(r.loss_smooth ?? r.loss), sort: (r) => r.loss_smooth ?? r.loss, title: (r) => `smoothed; last step ${loss(r.loss)}` },
   val_bpb: { label: "Val bpb", text: (r) => bpb(r.val_bpb), sort: (r) => r.val_bpb },
-  rate: { label: "Tok/s", text: (r) => (isActive(r.state) ? integer(r.tokens_per_second) : "–"), sort: (r) => r.tokens_per_second },
+  rate: { label: "Tok/s", text: (r) => (isActive(r.state) && !standsStill(r) ? integer(r.tokens_per_second) : "–"), sort: (r) => r.tokens_per_second },
   eta: { label: "Time left", text: (r) => duration(leftOf(r)), sort: leftOf },
   took: { label: "Training time", text: (r) => duration(tookOf(r)), sort: tookOf },
   spark: { label: "Loss so far" },
@@ -30,7 +31,7 @@ export const SHOWN_FIRST = ["state", "progress", "loss", "val_bpb", "rate", "eta
 
 /** Of a run that is on its way. */
 function leftOf(run) {
-  return isActive(run.state) ? run.eta_seconds : null;
+  return isActive(run.state) && !standsStill(run) ? run.eta_seconds : null;
 }
 
 /** Seconds of training so far; null before the first. */

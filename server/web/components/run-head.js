@@ -1,6 +1,6 @@
 /** The head of a run's page: name, state, what to do, progress, and the numbers that matter. */
 
-import { conditionLine, reasonSentence } from "../condition.js";
+import { conditionLine, reasonSentence, standsStill } from "../condition.js";
 import { fill, h, setText, userText } from "../dom.js";
 import { ago, bpb, bytes, count, duration, energy, exactly, exponent, fixed, integer, loss, percent, sentence, when } from "../format.js";
 import { yieldLine } from "../yields.js";
@@ -13,7 +13,7 @@ const STATS = [
   ["loss", "Loss", (p) => [loss(p.loss_smooth ?? p.loss), p.loss === null ? "" : `raw ${loss(p.loss)}`]],
   ["bpb", "Val bpb", (p) => [bpb(p.val_bpb), "bits per byte"]],
   ["core", "CORE", (p) => [bpb(p.core), p.core === null ? "not evaluated" : "centred"]],
-  ["speed", "Throughput", (p) => [p.tokens_per_second === null ? "–" : `${integer(p.tokens_per_second)} tok/s`, p.step_seconds === null ? "" : `${duration(p.step_seconds)} per step`]],
+  ["speed", "Throughput", speedOf],
   ["mfu", "MFU", (p) => [percent(p.mfu, 1), p.peak_flops ? `of ${exponent(p.peak_flops.value)} FLOP/s, ${p.peak_flops.source}` : "no peak known"]],
   ["eta", "Time left", timeOf],
   ["tokens", "Tokens seen", (p, d) => [count(p.tokens_seen), `${fixed(p.tokens_seen / d.plan.parameters.total, 1)} per parameter`]],
@@ -42,8 +42,16 @@ function powerOf(p, d) {
   return [p.power_watts === null ? "–" : `${fixed(p.power_watts, 0)} W`, notes.filter(Boolean).join(", ")];
 }
 
+/** Of a run that stands still, what it was. */
+function speedOf(p) {
+  if (p.tokens_per_second === null) return ["–", ""];
+  const rate = `${integer(p.tokens_per_second)} tok/s`;
+  return standsStill(p) ? ["–", `${rate} before`] : [rate, p.step_seconds === null ? "" : `${duration(p.step_seconds)} per step`];
+}
+
 /** What is left; of a run that has ended, what it took. */
 function timeOf(p) {
+  if (standsStill(p)) return ["–", p.eta_seconds === null ? "" : `${duration(p.eta_seconds)} once it trains again`];
   if (!ENDED.includes(p.state)) return [duration(p.eta_seconds), [p.finish_at ? `done ${when(p.finish_at)}` : p.eta_source ?? "", spendOf(p)].filter(Boolean).join(", ")];
   const whole = p.started_at && p.ended_at ? `training; ${duration(p.ended_at - p.started_at)} from start to end` : "training";
   return [duration(p.training_seconds), whole, "Took"];

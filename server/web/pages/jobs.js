@@ -6,7 +6,7 @@ import { problemBox } from "../components/problem.js";
 import { table } from "../components/table.js";
 import { toast } from "../components/toast.js";
 import { fill, h, userText } from "../dom.js";
-import { ago, duration, exactly, percent } from "../format.js";
+import { ago, duration, exactly, percent, sentence } from "../format.js";
 import { createLoader } from "../loader.js";
 import { link } from "../router.js";
 
@@ -64,5 +64,5 @@ function progressOf({ state, stage, stage_detail: detail, fraction }) {
 /** Where it is, or what it says; all of it on request. */
 function resultOf({ id, result, message, state }, opened) {
   const said = state === "failed" || state === "cancelled" ? message : result?.path ?? "";
-  return [said && userText(said), result && h("details.inline", { open: opened.has(id), ontoggle: (event) => (event.target.open ? opened.add(id) : opened.delete(id)) }, h("summary", {}, "Details"), h("pre", {}, JSON.stringify(result, null, 2)))];
+  return [said && userText(state === "failed" ? sentence(said) : said), result && h("details.inline", { open: opened.has(id), ontoggle: (event) => (event.target.open ? opened.add(id) : opened.delete(id)) }, h("summary", {}, "Details"), h("pre", {}, JSON.stringify(result, null, 2)))];
 }
