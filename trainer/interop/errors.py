@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 class InteropError(Exception):
-    """A file that was not taken, and why. `str()` is one sentence for a person."""
+    """A file was refused. `str()` is one sentence for a person: the file and the reason."""
 
     def __init__(self, file: Path | str, reason: str) -> None:
         super().__init__(f"{file}: {reason}")

@@ -1,9 +1,9 @@
 """Hugging Face export: config.json, model.safetensors, tokenizer.json, modeling_traind.py.
 
-`transformers` has no class for this architecture, so the folder brings its own small model file. It
-is assembled from the source of `trainer/model/architecture.py` and needs torch and safetensors
-only. `python modeling_traind.py "Once upon a time"` continues a text when `tokenizers` is
-installed; README.md in the folder says how to load it from code.
+`transformers` has no class for this architecture, so the folder contains its own small model file.
+It is assembled from the source of `trainer/model/architecture.py` and needs only torch and
+safetensors. `python modeling_traind.py "Once upon a time"` continues a text if `tokenizers` is
+installed; README.md in the folder explains how to load it from code.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def export_huggingface(
 def config_for(
     shape: ModelShape, tokenizer: Tokenizer, weights: Mapping[str, Tensor]
 ) -> dict[str, Any]:
-    """config.json: what `modeling_traind.py` needs to know, and what others expect."""
+    """Content of config.json: the fields that `modeling_traind.py` and other programs need."""
     dtype = str(weights[parameters.WTE].dtype).removeprefix("torch.")
     return {
         "architectures": ["TraindGPT"],
@@ -102,10 +102,10 @@ def config_for(
 
 
 def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
-    """The `tokenizers` format: byte-level BPE with our ranks written as merges.
+    """Content of tokenizer.json: byte-level BPE, with traind's ranks written as merges.
 
-    tiktoken merges the pair whose union has the lowest rank; `tokenizers` wants the pairs. A
-    token's pair is what merging with all lower ranks leaves of its bytes.
+    tiktoken merges the pair whose union has the lowest rank; `tokenizers` needs the pairs. A
+    token's pair is the result of merging its bytes with all lower ranks.
     """
     letters = _byte_letters()
     ranks = {token: rank for rank, token in enumerate(tokenizer.tokens)}
@@ -154,7 +154,7 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _parts(token: bytes, ranks: Mapping[bytes, int], below: int) -> list[bytes]:
-    """The token's bytes after every merge of a rank below its own: two parts."""
+    """Split a token's bytes by every merge of a rank below its own: two parts."""
     parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 1:
         pairs = [ranks.get(parts[i] + parts[i + 1], below) for i in range(len(parts) - 1)]
@@ -167,7 +167,7 @@ def _parts(token: bytes, ranks: Mapping[bytes, int], below: int) -> list[bytes]:
 
 
 def _byte_letters() -> list[str]:
-    """GPT-2's printable letter for each byte, which the `tokenizers` format spells tokens with."""
+    """GPT-2's printable letter for each byte, used by the `tokenizers` format."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     moved = (byte for byte in range(256) if byte not in printable)
     letters = {byte: chr(byte) for byte in printable}

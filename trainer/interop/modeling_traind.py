@@ -35,7 +35,7 @@ def load(folder: str | Path, device: str = "cpu") -> TraindGPT:
 
 
 class TraindGPT(nn.Module):
-    """config: the content of config.json. state: tensors by name; they stay where they are."""
+    """A GPT. config: the content of config.json. state: tensors by name, which are not copied."""
 
     def __init__(self, config: dict, state: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class TraindGPT(nn.Module):
 
     @torch.no_grad()
     def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Logits (B, T, vocabulary) float32 of whole rows, or of what follows the cache."""
+        """Logits (B, T, vocabulary) float32 of whole rows, or of tokens after the cache."""
         if cache is None:
             positions, previous = torch.arange(tokens.size(1), device=tokens.device), None
             attends = [_causal(window) for window in self.windows]
@@ -67,7 +67,7 @@ class TraindGPT(nn.Module):
 
     @torch.no_grad()
     def generate(self, tokens: Tensor, count: int) -> Tensor:
-        """Greedy: `count` more tokens, always the most likely one."""
+        """Greedy decoding: `count` more tokens, always the most likely one."""
         cache, following = self.cache(), tokens
         for _ in range(count):
             following = self(following, cache)[:, -1].argmax(-1, keepdim=True)

@@ -1,8 +1,7 @@
 """Reads nanochat checkpoints of every generation from 14 March 2026 on (docs/nanochat.md).
 
-Verified in every part before anything is handed on: `read` runs no code of the files, fetches
-nothing, and either returns a complete state under our names or raises InteropError with the file
-and the reason.
+Every part is verified first: `read` runs no code from the files, downloads nothing, and either
+returns a complete state under traind's names or raises InteropError with the file and the reason.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ Result = TypeVar("Result")
 Precision = Literal["auto", "bf16", "fp32", "fp16", "fp8"]
 COMPILED_PREFIX = "_orig_mod."
 BETWEEN = "between two generations"
-OUR_KEY = "traind"  # in an exported meta file: what nanochat has no field for
+OUR_KEY = "traind"  # in an exported meta file: data without a field in nanochat
 MAX_LOG_BYTES = 4 << 20
 LOGGED_DTYPE = re.compile(r"^COMPUTE_DTYPE: torch\.(float32|bfloat16|float16)\b", re.MULTILINE)
 LOGGED: dict[str, Precision] = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
@@ -47,9 +46,9 @@ LOGGED: dict[str, Precision] = {"float32": "fp32", "bfloat16": "bf16", "float16"
 
 @dataclass(frozen=True)
 class Options:
-    """Options for what the files do not contain, or overrides.
+    """Options that supply what the files do not contain, or override it.
 
-    weights_only: leave the optimizer out.
+    weights_only: import without the optimizer.
     """
 
     muon: MuonName | None = None
@@ -59,11 +58,11 @@ class Options:
 
 @dataclass(frozen=True)
 class NanochatRun:
-    """One checkpoint under our names.
+    """One nanochat checkpoint under traind's names.
 
-    optimizer: None where only weights are taken. muon: the variant it continues with. muon_shown:
-    how the second moments show it. key_order: the names in the model file as they lie there.
-    raw_meta: the meta file as it was, for an export.
+    optimizer: None if only weights are imported. muon: the variant it continues with. muon_shown:
+    how the second moments show it. key_order: the names in the order of the model file.
+    raw_meta: the unchanged meta file, for an export.
     """
 
     found: NanochatFolder
@@ -87,7 +86,7 @@ class NanochatRun:
 
     @property
     def world(self) -> int:
-        """GPUs that the run was trained on, by its optimizer; 1 where that is not there."""
+        """Number of GPUs that the run was trained on, by its optimizer; 1 without one."""
         return self.optimizer.world if self.optimizer else 1
 
     @property
@@ -95,7 +94,7 @@ class NanochatRun:
         return self.meta.dataloader_state_dict
 
     def optimizer_state(self) -> dict[str, Tensor]:
-        """Our flat state; of weights alone, fresh moments."""
+        """traind's flat optimizer state; fresh moments if only weights are imported."""
         if self.optimizer is not None:
             return self.optimizer.state
         return fresh_state(self.shape, self.model[parameters.WTE].dtype)
@@ -104,13 +103,13 @@ class NanochatRun:
 def read_nanochat(
     base_dir: Path | str, tag: str, step: int, options: Options | None = None
 ) -> NanochatRun:
-    """The checkpoint `tag` at `step` below `base_dir`. Raises InteropError."""
+    """Read the checkpoint `tag` at `step` below `base_dir`. Raises InteropError."""
     found, _ = layout.choose(layout.find(base_dir), base_dir, tag=tag, step=step)
     return read(found, step, options or Options())
 
 
 def read(found: NanochatFolder, step: int, options: Options) -> NanochatRun:
-    """The checkpoint of a folder at `step`. Raises InteropError."""
+    """Read the checkpoint of a folder at `step`. Raises InteropError."""
     meta, raw = read_meta(found.meta(step), found.root)
     if meta.step != step:
         raise InteropError(
@@ -159,7 +158,7 @@ def _require_training_fields(path: Path, meta: NanochatMeta) -> None:
 
 
 def fresh_state(shape: ModelShape, table_dtype: torch.dtype) -> dict[str, Tensor]:
-    """An optimizer state before its first update: every moment zero."""
+    """A fresh optimizer state: every moment is zero."""
     shapes, tables = parameters.parameter_shapes(shape), parameters.table_names(shape)
     state: dict[str, Tensor] = {ADAMW_STEP: torch.zeros((), dtype=torch.int64)}
     for name in (n for group in parameters.adam_groups(shape) for n in group.names):
@@ -179,7 +178,7 @@ def fresh_state(shape: ModelShape, table_dtype: torch.dtype) -> dict[str, Tensor
 def _load_model(
     path: Path, root: Path, meta: NanochatMeta
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """({name: whatever is there}, the names in the file's order)."""
+    """({name: unchecked value}, the names in the file's order)."""
     most = 4 * count_parameters(meta.shape(Architecture())).total + SLACK_BYTES
     found = torchfile.load(path, root, most)
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
@@ -222,7 +221,7 @@ def _refuse_older(path: Path, traits: Traits) -> None:
 
 
 def _architecture(traits: Traits, meta: NanochatMeta) -> Architecture:
-    """The traits of the architecture, each as the files show it."""
+    """The traits of the architecture, detected from the files."""
     is_wide = traits.float32_tables and not traits.smear
     return Architecture(
         smear=traits.smear,
@@ -234,13 +233,13 @@ def _architecture(traits: Traits, meta: NanochatMeta) -> Architecture:
 
 
 def _as_counted(shape: ModelShape, muon: MuonName | None) -> ModelShape:
-    """nanochat counts the smear gate's FLOPs since it has Muon of July."""
+    """The shape for FLOP counts: nanochat counts the smear gate's since its Muon of July."""
     counts = shape.traits.smear and muon in (None, "2026-07")
     return replace(shape, traits=replace(shape.traits, counts_smear_gate=counts))
 
 
 def _against_each(traits: Traits, read: Callable[[], Result]) -> Result:
-    """read(); a refusal of a file of no known generation lists the traits against each."""
+    """Call `read`; its error for a file of no known generation lists the traits against each."""
     try:
         return read()
     except InteropError as error:
@@ -304,13 +303,13 @@ def _muon(
 
 
 def _precision(found: NanochatFolder, traits: Traits, options: Options) -> tuple[Precision, str]:
-    """(the precision to continue in, where it is known from).
+    """(the precision to continue in, how it is known).
 
-    v1 stores tables in the compute dtype. v2 stores them in float32 in every case: only
-    its training log states it.
+    v1 stores tables in the compute dtype. v2 always stores them in float32: only its training
+    log states the precision.
     """
     if options.precision is not None:
-        return options.precision, "as asked for"
+        return options.precision, "as requested"
     if not traits.float32_tables:
         return "bf16", "embedding tables are stored in bfloat16"
     if traits.smear:

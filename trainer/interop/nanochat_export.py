@@ -1,8 +1,8 @@
 """Writes nanochat's own checkpoint layouts; its scripts can continue a run (docs/nanochat.md).
 
 v1 has `base_checkpoints/TAG/`, v2 `experiments/NAME/TAG/base/`: other keys, another order of them
-(v2 numbers the optimizer by it), other meta fields. What a generation has no place for is refused
-by name; what it would do otherwise is returned as notes.
+(v2 numbers the optimizer by it), other meta fields. A model that a generation cannot represent is
+refused by name; differences in behaviour are returned as notes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from trainer.optim.optimizer import ADAMW_STEP
 ExportGeneration = Literal["v1", "v2"]
 WINDOW_UNIT = 128  # v2's short_seq_len is a multiple of it
 DEFAULT_WINDOW = 512
-V2_SPECIALS = ("<|bos|>", "<|assistant_end|>")  # those that it asks for by name
+V2_SPECIALS = ("<|bos|>", "<|assistant_end|>")  # those that v2 looks up by name
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Rates:
 
 
 def generation_for(shape: ModelShape) -> ExportGeneration:
-    """The generation whose architecture it is."""
+    """The generation with this architecture."""
     return "v1" if shape.traits.smear else "v2"
 
 
@@ -59,9 +59,9 @@ def write_nanochat(
     rates: Rates,
     experiment: str | None = None,
 ) -> list[Path]:
-    """Model, optimizer and meta of one checkpoint; returns the files, each complete or not there.
+    """Write model, optimizer and meta of a checkpoint; returns the files, each complete or absent.
 
-    meta: see `nanochat_export_meta`, or the one that an import kept. experiment: its name makes it
+    meta: see `nanochat_export_meta`, or the one kept by an import. experiment: its name selects
     v2's layout, keys and numbering. Raises InteropError for a model that cannot be expressed.
     """
     folder = folder_of(Path(base_dir), tag, experiment)
@@ -92,7 +92,7 @@ def write_nanochat(
 def expressed(
     generation: ExportGeneration, shape: ModelShape, model_state: Mapping[str, Tensor]
 ) -> ModelShape:
-    """The shape as the generation has it. Raises InteropError where it cannot express the model."""
+    """The shape in the generation's terms. Raises InteropError if it cannot express the model."""
 
     def refuse(why: str) -> InteropError:
         return InteropError(f"nanochat {generation}", why)
@@ -120,7 +120,7 @@ def expressed(
 
 
 def require_specials(generation: ExportGeneration, special_tokens: tuple[str, ...]) -> None:
-    """Raises InteropError for a tokenizer without the tokens that v2 asks for by name."""
+    """Raises InteropError for a tokenizer without the tokens that v2 looks up by name."""
     missing = [name for name in V2_SPECIALS if name not in special_tokens]
     if generation == "v2" and missing:
         raise InteropError(
@@ -129,13 +129,13 @@ def require_specials(generation: ExportGeneration, special_tokens: tuple[str, ..
 
 
 def uses_short_window(shape: ModelShape) -> bool:
-    """Whether any layer has it: the last one never does."""
+    """True if any layer has the short window; the last one never does."""
     pattern = shape.window_pattern
     return any(pattern[i % len(pattern)] == "S" for i in range(shape.n_layer - 1))
 
 
 def short_seq_len(shape: ModelShape) -> int:
-    """What v2's meta states; of a model without short windows its default."""
+    """short_seq_len of v2's meta; its default for a model without short windows."""
     return shape.short_window if uses_short_window(shape) else DEFAULT_WINDOW
 
 
@@ -233,7 +233,7 @@ def _temporary(path: Path) -> Path:
 
 
 def _move_into_place(beside: Path, path: Path) -> None:
-    """Durable first, then under its name: a torn file never has it."""
+    """fsync the file, then rename it into place: a torn file never has the final name."""
     with beside.open("rb") as file:
         os.fsync(file.fileno())
     beside.replace(path)

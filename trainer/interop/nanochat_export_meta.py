@@ -32,7 +32,7 @@ class ExportState:
 def meta_for(
     spec: RunSpec, shape: ModelShape, at: ExportState, generation: ExportGeneration = "v1"
 ) -> dict[str, Any]:
-    """The meta file. at.cursor: {pq_idx, rg_idx, epoch} last read of v1, {row} of v2."""
+    """Content of the meta file. at.cursor: last read {pq_idx, rg_idx, epoch} in v1, {row} in v2."""
     own: dict[str, Any] = {}
     if at.updates not in (None, at.step):
         own[OUR_KEY] = {"optimizer_updates": at.updates}
@@ -58,7 +58,7 @@ def meta_for(
 
 
 def experiment_meta(name: str, dataset: str) -> dict[str, Any]:
-    """v2's meta.json of an experiment: there is no commit to name."""
+    """v2's meta.json of an experiment, without a git commit."""
     return {
         "name": name,
         "created": time.strftime("%Y-%m-%dT%H:%M:%S"),

@@ -23,8 +23,8 @@ FRESH = (
 class Findings:
     """Findings of an import, as sentences.
 
-    exact, inexact: what continues as nanochat's own resume would, and what does not. unknown: what
-    the files do not contain, each with the option that states it. notes: the rest.
+    exact, inexact: what continues as in nanochat's own resume, and what does not. unknown: what the
+    files do not contain, each with the option that supplies it. notes: the rest.
     """
 
     exact: list[str] = field(default_factory=list)
@@ -34,7 +34,7 @@ class Findings:
 
     @property
     def approximate(self) -> str | None:
-        """Cause of an inexact first resume; None where it is exact."""
+        """Cause of an inexact first resume; None if it is exact."""
         return "; ".join(self.inexact) or None
 
 

@@ -1,7 +1,7 @@
 """nanochat import: resolves its parameters to a run, or lists the checkpoints found.
 
-`listing` names the checkpoints below a path; `consider` reads one checkpoint with its tokenizer and
-says what run it would become. Neither writes anything.
+`listing` finds the checkpoints below a path; `consider` reads one checkpoint with its tokenizer and
+describes the run it would become. Neither writes anything.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ UNNAMED = "imported"
 class Candidate:
     """A checkpoint that was read, and the run it would become.
 
-    corpus: None has the built-in text in its place. body: the spec as it is stored with the run.
+    corpus: None if the built-in text replaces it. body: the spec as stored with the run.
     """
 
     run: NanochatRun
@@ -58,7 +58,7 @@ class Candidate:
 
 
 def listing(path: Path) -> ImportListing:
-    """Every folder of checkpoints below `path`. Raises InteropError when there is none."""
+    """Every folder of checkpoints below `path`. Raises InteropError if there is none."""
     found = layout.find(path)
     if not found:
         raise InteropError(path, layout.NOTHING)
@@ -66,7 +66,7 @@ def listing(path: Path) -> ImportListing:
 
 
 def consider(params: ImportParams) -> Candidate:
-    """The checkpoint that was asked for. Raises InteropError, DataError."""
+    """Read the requested checkpoint. Raises InteropError, DataError."""
     root = Path(params.path).expanduser()
     found, saved = layout.choose(
         layout.find(root),

@@ -1,8 +1,8 @@
 """Locates nanochat checkpoints below a folder: layouts, tags, experiments, steps.
 
 Three layouts are known: `base_checkpoints/TAG/` (and other `…_checkpoints/`), `experiments/NAME/`
-with `TAG/STAGE/` below it and `datasets/` beside it, and a single folder of files, as models are
-shared. Only names are read here and small JSON files; nothing is loaded.
+with `TAG/STAGE/` below it and `datasets/` beside it, and a single folder of files, as for shared
+models. This module reads only names and small JSON files.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from trainer.interop.errors import InteropError
 FolderLayout = Literal["base_checkpoints", "experiments", "folder"]
 STAGES = ("base", "mid", "sft", "chat", "rl")
 FILE = re.compile(r"(model|meta)_(\d{6,9})\.(pt|json)")
-SHARD_FILE = re.compile(r"optim_(\d{6,9})_rank(\d{1,4})\.pt")  # a folder may be called …_rank1 too
+SHARD_FILE = re.compile(r"optim_(\d{6,9})_rank(\d{1,4})\.pt")  # a folder may also be named …_rank1
 DEFAULT_DATASET = "climbmix"
 DATASET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 NOTHING = (
@@ -34,7 +34,7 @@ MAX_JSON_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class NanochatStep:
-    """One step in a folder. ranks: of the optimizer files that are there, in order."""
+    """One step in a folder. ranks: ranks of the existing optimizer files, in order."""
 
     step: int
     ranks: tuple[int, ...]
@@ -48,7 +48,7 @@ class NanochatStep:
 
 @dataclass(frozen=True)
 class NanochatFolder:
-    """A folder of checkpoints. root: what the user named. base: NANOCHAT_BASE_DIR, if it shows."""
+    """A folder of checkpoints. root: the user's path. base: NANOCHAT_BASE_DIR, if known."""
 
     root: Path
     folder: Path
@@ -61,12 +61,12 @@ class NanochatFolder:
 
     @property
     def newest(self) -> NanochatStep:
-        """The newest step that is complete; the newest of all where none is."""
+        """The newest complete step; the newest of all if none is complete."""
         complete = [s for s in self.saved if s.is_complete]
         return (complete or self.saved)[-1]
 
     def describe(self) -> str:
-        """As a person names it: 'first_ladder/d4', or 'd4 (chat)'."""
+        """Name for people: 'first_ladder/d4', or 'd4 (chat)'."""
         name = f"{self.experiment}/{self.tag}" if self.experiment else self.tag
         return name if self.stage == "base" else f"{name} ({self.stage})"
 
@@ -110,9 +110,9 @@ def choose(
     stage: str | None = None,
     step: int | None = None,
 ) -> tuple[NanochatFolder, NanochatStep]:
-    """The one checkpoint that was meant: the newest step where none is named.
+    """Select the one matching checkpoint; the newest step if none is named.
 
-    Raises InteropError with what there is, when it is none or not one alone.
+    Raises InteropError, which lists the checkpoints, if none or several match.
     """
     if not found:
         raise InteropError(root, NOTHING)
@@ -124,7 +124,7 @@ def choose(
         and (f.stage == stage if stage else True)
         and (step is None or any(s.step == step for s in f.saved))
     ]
-    if len(fitting) > 1 and stage is None:  # "the model" is the pretrained one, in its own place
+    if len(fitting) > 1 and stage is None:  # then the pretrained model, in its own place
         fitting = [f for f in fitting if f.stage == "base"] or fitting
         fitting = [f for f in fitting if f.layout != "folder"] or fitting
     if len(fitting) != 1:
@@ -160,7 +160,7 @@ def tokenizer_candidates(found: NanochatFolder) -> list[Path]:
 
 
 def tokenizer_of(found: NanochatFolder) -> Path | None:
-    """The folder with tokenizer.pkl; None where there is none."""
+    """The folder with tokenizer.pkl; None if there is none."""
     for place in tokenizer_candidates(found):
         if (place / "tokenizer.pkl").is_file():
             return place
@@ -168,7 +168,7 @@ def tokenizer_of(found: NanochatFolder) -> Path | None:
 
 
 def corpus_of(found: NanochatFolder, packed: bool) -> Path | None:
-    """The folder with the text, or with the rows packed from it; None where there is none."""
+    """The folder with the text, or with the rows packed from it; None if there is none."""
     suffix = ".bin" if packed else ".parquet"
     candidates = dataset_candidates(found)
     if found.base is not None:

@@ -15,14 +15,14 @@ from trainer.interop import torchfile
 from trainer.interop.errors import InteropError
 
 MAX_META_BYTES = 1 << 20
-# what nanochat writes where it never evaluated; every other constant that is no JSON is an error
+# written by nanochat if it never evaluated; every other constant that is not JSON is an error
 UNMEASURED = re.compile(rb'("min_val_bpb":\s*)Infinity')
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Index = Annotated[int, Field(ge=0, le=10**9)]
 
 
 class Loose(BaseModel):
-    """Keys that newer nanochats add are kept out of our way; NaN and infinity are errors."""
+    """Base model: ignores keys of newer nanochat versions; NaN and infinity are errors."""
 
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False, strict=True)
 
@@ -60,7 +60,7 @@ class ModelConfig(Loose):
 class UserConfig(Loose):
     """nanochat's command line; -1 is unset. Defaults are nanochat's own.
 
-    Its keys distinguish the generations (`model_fields_set` has only those that are modelled here).
+    Its keys distinguish the generations (`model_fields_set` has only those defined here).
     """
 
     aspect_ratio: Annotated[int, Field(ge=1, le=1024)] | None = None
@@ -86,7 +86,7 @@ class UserConfig(Loose):
 
 
 class Cursor(Loose):
-    """The batch already fetched ahead; its packing buffer was not saved."""
+    """v1's data cursor: the batch already prefetched; its packing buffer was not saved."""
 
     pq_idx: Index
     rg_idx: Index
@@ -100,7 +100,7 @@ class LoopState(Loose):
 
 
 class NanochatMeta(Loose):
-    """A checkpoint's meta file. What a file of weights alone leaves out is None."""
+    """A checkpoint's meta file. Fields missing in a weights-only checkpoint are None."""
 
     step: Index
     val_bpb: float | None = None
@@ -130,7 +130,7 @@ class NanochatMeta(Loose):
 
     @property
     def training_fields_missing(self) -> list[str]:
-        """Fields that a run needs to continue and this file lacks."""
+        """Fields that a run needs to continue but this file lacks."""
         found = [
             name
             for name in ("device_batch_size", "total_batch_size")
@@ -142,7 +142,7 @@ class NanochatMeta(Loose):
 
 
 def read_meta(path: Path, root: Path) -> tuple[NanochatMeta, dict[str, Any]]:
-    """(the validated meta, the whole file as it is). Raises InteropError."""
+    """Read a meta file: (validated meta, unchanged content). Raises InteropError."""
     torchfile.check_file(path, root, MAX_META_BYTES)
     try:
         text = UNMEASURED.sub(rb"\1null", path.read_bytes())

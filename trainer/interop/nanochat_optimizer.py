@@ -1,6 +1,6 @@
 """Reads nanochat's optimizer files: merges the shards of one or several GPUs.
 
-R processes write `optim_SSSSSS_rank{r}.pt` each. An AdamW state that is spread has its rows on the
+Each of R processes writes `optim_SSSSSS_rank{r}.pt`. A sharded AdamW state has its rows on the
 ranks in order; a small one is the same on all. Of a Muon group of K matrices each rank holds
 ceil(K / R), padded with zeros at the end. v1 numbers parameters by module order, v2 by the order of
 keys in the model file beside it.
@@ -33,7 +33,7 @@ MUON_ENTRIES = {"momentum_buffer", "second_momentum_buffer"}
 
 @dataclass(frozen=True)
 class GroupSettings:
-    """Settings of an AdamW group as its file states them; None where it does not."""
+    """Settings of an AdamW group from its file; None if it does not state them."""
 
     lr: float | None
     betas: tuple[float, float] | None
@@ -44,8 +44,8 @@ class GroupSettings:
 class NanochatOptimizer:
     """A merged optimizer: flat state and the files' own metadata.
 
-    updates: optimizer steps done. world: how many GPUs it was spread over. stamped: whether the
-    files state that number themselves. groups: by our names of them. matrix_lr: Muon's base rate.
+    updates: optimizer steps done. world: number of GPUs it was sharded over. stamped: True if the
+    files state that number. groups: by traind's names. matrix_lr: Muon's base rate.
     """
 
     state: dict[str, Tensor]
@@ -81,9 +81,9 @@ class Numbering:
 def read_optimizer(
     shards: Sequence[tuple[int, Path]], root: Path, shape: ModelShape, key_order: Sequence[str]
 ) -> NanochatOptimizer:
-    """The optimizer in the files (rank, path) of one step, in order of rank.
+    """Read and merge the optimizer files (rank, path) of one step, in order of rank.
 
-    key_order: the names in the model file beside them, as they lie there. Raises InteropError.
+    key_order: the names in the order of the model file beside them. Raises InteropError.
     """
     loaded = _load_all(shards, root, shape)
     first = loaded[0]
@@ -140,7 +140,7 @@ def _world(
     numbering: Numbering,
     shape: ModelShape,
 ) -> int:
-    """How many GPUs the optimizer was spread over, by its rows; every one's file must be there."""
+    """Number of GPUs that the optimizer was sharded over, by its rows; all files must exist."""
     first, full = loaded[0], shape.padded_vocab_size
     moment = first.state.get(0, {}).get("exp_avg")
     rows = moment.shape[0] if isinstance(moment, Tensor) and moment.dim() == 2 else full
@@ -176,7 +176,7 @@ def _world(
 
 
 def numbering_of(shape: ModelShape, key_order: Sequence[str] | None) -> Numbering:
-    """Of v1 in the order of modules; with key_order in that of the model file."""
+    """Parameter numbering: v1's in the order of modules; with key_order, that of the model file."""
     adam, muon = parameters.adam_groups(shape), parameters.muon_groups(shape)
     place = {name: i for i, name in enumerate(key_order)} if key_order else {}
 
@@ -188,7 +188,7 @@ def numbering_of(shape: ModelShape, key_order: Sequence[str] | None) -> Numberin
 
 
 def _check_groups(shard: _Shard, first: _Shard, numbering: Numbering) -> None:
-    """Every group has the kind and the numbers that nanochat gives it; all ranks the same."""
+    """Check that every group has nanochat's kind and parameter numbers, the same on all ranks."""
     expected = [("adamw", names) for names in numbering.adam_names]
     expected += [("muon", names) for names in numbering.muon_names]
     if len(shard.groups) != len(expected):
@@ -222,7 +222,7 @@ def _check_entries(shard: _Shard, numbering: Numbering) -> None:
 
 
 def _settings(shard: _Shard, index: int) -> GroupSettings:
-    """initial_lr, betas and weight_decay of an AdamW group. eps must be nanochat's."""
+    """Read initial_lr, betas and weight_decay of an AdamW group. eps must be nanochat's."""
     group, what = shard.groups[index], f"group {index}"
     betas = group.get("betas")
     if betas is not None and not (
@@ -297,7 +297,7 @@ def _adam_state(loaded: list[_Shard], numbering: Numbering, shape: ModelShape) -
 
 
 def _step(shard: _Shard, numbering: Numbering, numbers: dict[str, int]) -> int:
-    """Updates done, the same for every parameter of a shard."""
+    """Number of updates done, which must be the same for every parameter of a shard."""
     names = [n for group in numbering.adam_names for n in group]
     steps = {_whole_number(shard.path, n, shard.state[numbers[n]]["step"]) for n in names}
     if len(steps) != 1:
@@ -313,7 +313,7 @@ def _merged_rows(
     size: tuple[int, ...],
     dtypes: tuple[torch.dtype, ...],
 ) -> Tensor:
-    """One AdamW moment: rows of the ranks in order, or what all of them have alike."""
+    """Merge one AdamW moment: rows of the ranks in order, or a copy that is the same on all."""
     world = len(loaded)
     whole = loaded[0].state[number][key]
     is_whole = world == 1 or (isinstance(whole, Tensor) and tuple(whole.shape) == size)
@@ -332,7 +332,7 @@ def _merged_rows(
 
 
 def _refuse_copies(loaded: list[_Shard], parts: list[Tensor], what: str) -> None:
-    """Each rank has other rows; two alike mean that one file was copied over another."""
+    """Refuse equal parts: ranks have different rows, so equal ones mean a copied file."""
     for later in range(1, len(parts)):
         for earlier in range(later):
             if torch.equal(parts[later], parts[earlier]) and parts[later].any():
@@ -361,7 +361,7 @@ def _muon_state(loaded: list[_Shard], numbering: Numbering) -> dict[str, Tensor]
 def _merged_stack(
     loaded: list[_Shard], number: int, what: str, key: str, count: int, size: tuple[int, ...]
 ) -> Tensor:
-    """One Muon buffer (K, …): the ranks' parts in order, without the padding behind the last."""
+    """Merge one Muon buffer (K, …): the ranks' parts in order, without the padding at the end."""
     each = -(-count // len(loaded))
     dtypes = (torch.float32,)
     parts = [checked(s.path, what, s.state[number][key], (each, *size), dtypes) for s in loaded]

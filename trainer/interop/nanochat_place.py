@@ -1,7 +1,7 @@
-"""Data position of an imported run, and whether the corpus at hand contains it.
+"""Data position of an imported run, and a check that the corpus contains it.
 
-nanochat records only a position, never what it read. A position that the corpus does not have, or
-a shard missing between others, shows another or an incomplete corpus.
+nanochat records only a position, not what it read. A position outside the corpus, or a missing
+shard between others, means another or an incomplete corpus.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _NUMBERED = re.compile(r"shard_(\d{5,})\.parquet")
 
 @dataclass(frozen=True)
 class DataPosition:
-    """The loader's cursor. doubts: why nanochat might continue elsewhere, in sentences."""
+    """The loader's cursor. doubts: sentences on why nanochat might continue elsewhere."""
 
     cursor: dict[str, Any]
     doubts: tuple[str, ...] = ()
@@ -31,10 +31,10 @@ class DataPosition:
 def find(
     meta: NanochatMeta, data: PreparedData, *, packing: str, streams: int, was_named: bool
 ) -> DataPosition:
-    """Data position of an import: at the row, behind the row group, or from the beginning.
+    """Data position of an import: at the row, after the row group, or at the beginning.
 
-    was_named: the user named this corpus. Raises InteropError where it was found beside the run and
-    cannot be the whole of what that read; a corpus that was named is then read from its beginning.
+    was_named: the user named this corpus. Raises InteropError if the corpus was found beside the
+    run and cannot be complete; a corpus that was named is then read from its beginning.
     """
     start = joined(packing, [first_cursor(packing, r, streams) for r in range(streams)], 0)
     if data.source == packed_rows.SOURCE:
@@ -57,7 +57,7 @@ def find(
 
 
 def _not_in(position: Cursor, data: PreparedData) -> str | None:
-    """Why this position cannot be one of this corpus."""
+    """Why this position cannot be in this corpus; None if it can."""
     files = data.train_files
     at = f"its cursor is at file {position.pq_idx}, row group {position.rg_idx}"
     if position.pq_idx >= len(files):
@@ -70,7 +70,7 @@ def _not_in(position: Cursor, data: PreparedData) -> str | None:
 
 
 def _gaps(data: PreparedData) -> list[str]:
-    """nanochat counts its shards without gap; the last one of its data set validates."""
+    """Missing shards: nanochat numbers them without gaps; the last of its data set validates."""
     names = [Path(file.path).name for file in data.train_files]
     numbers = [int(match[1]) for name in names if (match := _NUMBERED.fullmatch(name))]
     missing = sorted(set(range(max(numbers, default=-1) + 1)) - set(numbers))

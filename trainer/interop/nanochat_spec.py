@@ -1,7 +1,7 @@
 """Derives the run spec from a nanochat checkpoint.
 
-Flags of the command line give the schedule and the unscaled rates; the optimizer file has the last
-word on base rates, betas and AdamW's decays, because nanochat's own resume takes them from there.
+Command-line flags give the schedule and the unscaled rates; the optimizer file takes precedence for
+base rates, betas and AdamW's decays, because nanochat's own resume takes them from there.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ def spec_from_run(
 ) -> dict[str, Any]:
     """A complete run-spec body that plans what nanochat planned.
 
-    corpus: the folder of parquet files or packed shards; None has the built-in text in its place.
-    tokenizer: the folder of the imported tokenizer. Raises InteropError when nanochat's dials
-    cannot give the shape that meta states.
+    corpus: the folder of parquet files or packed shards; None for the built-in text.
+    tokenizer: the folder of the imported tokenizer. Raises InteropError if nanochat's flags
+    cannot give the shape in meta.
     """
     meta = run.meta
     user = meta.user_config
@@ -79,7 +79,7 @@ def _model_recipe(run: NanochatRun) -> RecipeName:
 
 
 def _model(run: NanochatRun, recipe: RecipeName) -> dict[str, Any]:
-    """The dials, and the traits that are not the recipe's."""
+    """Model settings: the flags, and the traits that differ from the recipe's."""
     shape, user = run.shape, run.meta.user_config
     model: dict[str, Any] = {
         "recipe": recipe,
@@ -114,7 +114,7 @@ def _validated(run: NanochatRun, model: dict[str, Any]) -> ModelSpec:
 
 
 def _sizes(shape: ModelShape) -> tuple[Any, ...]:
-    """All that decides the forward pass and the shapes of the weights."""
+    """Everything that determines the forward pass and the shapes of the weights."""
     return (
         shape.n_layer, shape.n_embd, shape.n_head, shape.n_kv_head, shape.head_dim,
         shape.sequence_len, shape.vocab_size, shape.windows, shape.traits.smear,
@@ -123,7 +123,7 @@ def _sizes(shape: ModelShape) -> tuple[Any, ...]:
 
 
 def _aspect_ratio(shape: ModelShape) -> int:
-    """One that gives the width, where the stored flags name none (weights of a chat stage)."""
+    """An aspect_ratio that gives the width, if the stored flags have none (chat stage weights)."""
     return max(1, shape.n_embd // shape.n_layer)
 
 
@@ -131,7 +131,7 @@ def _aspect_ratio(shape: ModelShape) -> int:
 
 
 def is_packed(meta: NanochatMeta) -> bool:
-    """Whether the run reads packed shards."""
+    """True if the run reads packed shards."""
     return meta.dataloader_row is not None or (
         meta.dataloader_state_dict is None and meta.model_config_.short_seq_len is not None
     )
@@ -153,7 +153,7 @@ def _data(run: NanochatRun, corpus: Path | str | None, tokenizer: Path | str) ->
 
 
 def _optimizer_recipe(run: NanochatRun, body: dict[str, Any]) -> dict[str, Any]:
-    """Whose rules the rates scale by, where not the model's recipe: the ones that give the base
+    """The optimizer's recipe if it is not the model's: the one whose scaling rules give the base
     rates of the optimizer file."""
     own: dict[str, Any] = {}
     named: RecipeName = body["model"]["recipe"]
@@ -167,7 +167,7 @@ def _optimizer_recipe(run: NanochatRun, body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fits_width(run: NanochatRun, planned: Hyperparameters) -> bool:
-    """Whether head and token embedding have the planned rates; nothing stated fits as well."""
+    """True if head and token embedding have the planned rates, or the file states none."""
     if run.optimizer is None:
         return True
     stated = {key: run.optimizer.groups[key].lr for key in ("lm_head", "wte")}
@@ -188,14 +188,14 @@ def _resolved(run: NanochatRun, body: dict[str, Any]) -> RunSpec:
 
 
 def _no_run(run: NanochatRun, error: ValidationError) -> InteropError:
-    """A meta file whose numbers make no valid run."""
+    """The error for a meta file whose numbers make no valid run."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"]) or "spec"
     return InteropError(run.found.meta(run.step), f"gives no run: {where}: {first['msg']}")
 
 
 def _stated_groups(run: NanochatRun, planned: Hyperparameters) -> dict[str, Any]:
-    """The groups of the optimizer file whose settings are not those that the spec plans."""
+    """Groups of the optimizer file whose settings differ from the planned ones."""
     if run.optimizer is None:
         return {}
     found: dict[str, Any] = {}
@@ -253,8 +253,8 @@ def _evaluate(run: NanochatRun) -> dict[str, Any]:
 
 
 def _eval_tokens(run: NanochatRun) -> int:
-    """As many as nanochat measured: of packed rows whole batches of all its GPUs; data streams of
-    v1 are counted by the evaluation itself."""
+    """Number of tokens that nanochat evaluated: of packed rows whole batches of all its GPUs; the
+    evaluation itself accounts for data streams of v1."""
     meta, asked = run.meta, run.meta.user_config.eval_tokens
     each = (meta.device_batch_size or 1) * meta.model_config_.sequence_len * run.world
     if not is_packed(meta) or run.world == 1:

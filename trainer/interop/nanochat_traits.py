@@ -1,8 +1,8 @@
 """Detects the generation of a nanochat checkpoint, trait by trait.
 
-What lay between two known generations may combine their traits. So each trait is a switch of its
-own; the generation's name is for people, and a file that fits none is still read where every one of
-its traits can be expressed.
+A version between two known generations may combine their traits. So each trait is a separate
+switch; the generation's name is for people, and a file of no known generation is still read if all
+of its traits can be expressed.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ V2_KEYS = ("num_shards", "short_seq_len")
 class Traits:
     """Traits detected in the files; None where undetermined.
 
-    smear, backout: weights of that name. absolute_window: short_seq_len is stated. row_cursor: the
-    data cursor is a row of packed shards, not a row group. stamped: the optimizer states its number
-    of GPUs. float32_tables: how embedding tables are stored. v2_flags: the command line is v2's.
-    experiments: the folder is below `experiments/`. muon: by the second moments.
+    smear, backout: has weights of that name. absolute_window: short_seq_len is stated. row_cursor:
+    the data cursor is a row of packed shards, not a row group. stamped: the optimizer states its
+    number of GPUs. float32_tables: embedding tables are stored in float32. v2_flags: the command
+    line is v2's. experiments: the folder is below `experiments/`. muon: by the second moments.
     """
 
     smear: bool
@@ -49,7 +49,7 @@ class Traits:
 
 @dataclass(frozen=True)
 class Generation:
-    """A known state of nanochat and the traits that all of its files have."""
+    """A known version of nanochat and the traits that all of its files have."""
 
     name: str
     traits: Mapping[str, Any]
@@ -106,9 +106,9 @@ _WORDS = {
 
 
 def generation_of(found: Traits) -> str | None:
-    """The generations that no trait contradicts, by name; None if every one is contradicted.
+    """Names of the generations that no trait contradicts; None if every one is contradicted.
 
-    Several only where the files cannot show it, as with weights alone: Muon leaves no trace.
+    Several if the files cannot distinguish them, as with weights alone, which do not show Muon.
     """
     return " or ".join(g.name for g in GENERATIONS if not g.against(found)) or None
 
@@ -124,7 +124,7 @@ def is_before_march(found: Traits) -> bool:
 
 
 def v2_flags(user_config: Mapping[str, Any]) -> bool | None:
-    """Whether the stored command line is v2's; None where neither's own flags are in it."""
+    """True if the stored command line is v2's; None if it has no flag specific to either."""
     old, new = (any(key in user_config for key in keys) for keys in (V1_KEYS, V2_KEYS))
     return None if old == new else new
 
@@ -135,10 +135,10 @@ def v2_flags(user_config: Mapping[str, Any]) -> bool | None:
 def muon_of(
     state: Mapping[str, Tensor], shape: ModelShape, updates: int
 ) -> tuple[MuonName | None, str]:
-    """(the variant that made the last steps, how it shows); None where nothing was recorded.
+    """(the Muon variant of the last steps, how it is detected); None if nothing was recorded.
 
     Muon of July renormalizes each update before the variance reduction, so the sum of its second
-    moments is known exactly; of the Muon before it the sums spread.
+    moments is known exactly; with the Muon before it the sums vary.
     """
     ratios, late = signature(state, shape, updates)
     if not len(ratios):
@@ -152,8 +152,8 @@ def muon_of(
 def signature(
     state: Mapping[str, Tensor], shape: ModelShape, updates: int
 ) -> tuple[Tensor, Tensor]:
-    """The sum of each matrix' second moments over that of Muon of July after `updates` steps, and
-    after one step fewer (a first gradient of zero); matrices that never moved are left out."""
+    """Ratio of the sum of each matrix's second moments to that of Muon of July after `updates`
+    steps, and after one step fewer (a first gradient of zero); skips matrices without updates."""
     filled, filled_late = (1 - MUON_BETA2**n for n in (updates, max(0, updates - 1)))
     found = []
     for group in parameters.muon_groups(shape):

@@ -1,6 +1,6 @@
-"""One Python file from a module and the modules of this program that it imports by name.
+"""Assembles one Python file from a module and the traind modules that it imports by name.
 
-For what must run where traind is not installed: there is no second text of it to keep equal.
+For code that must run without traind installed, so that no second copy must be maintained.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ PACKAGE = "trainer"
 
 
 def assemble(module: str) -> str:
-    """The source of `module`, before it that of each own module that it imports from.
+    """The source of `module`, preceded by that of each traind module that it imports from.
 
-    Raises ValueError where one file cannot say the same: an own module imported as a whole or under
+    Raises ValueError if one file cannot be equivalent: a traind module imported as a whole or under
     another name, a top-level name defined twice.
     """
     parts: dict[str, _Part] = {}
@@ -42,9 +42,9 @@ class _Part:
         source = Path(spec.origin).read_text(encoding="utf-8")
         tree, lines = ast.parse(source), source.splitlines()
         self.docstring = ast.get_docstring(tree, clean=False) or ""
-        self.own: list[str] = []  # modules of this program that it needs
-        self.whole: set[str] = set()  # modules of others, as `import` writes them
-        self.names: set[tuple[str, str]] = set()  # (module of others, name)
+        self.own: list[str] = []  # traind modules that it needs
+        self.whole: set[str] = set()  # other modules, as `import` names them
+        self.names: set[tuple[str, str]] = set()  # (other module, name)
         self.defined: list[str] = []
         for node in tree.body:
             if isinstance(node, ast.Import | ast.ImportFrom):
@@ -72,7 +72,7 @@ class _Part:
 
 
 def _collect(module: str, parts: dict[str, _Part]) -> None:
-    """Depth first: what is needed stands before what needs it."""
+    """Collect modules depth first: dependencies come before the modules that need them."""
     part = _Part(module)
     for needed in part.own:
         if needed not in parts:
@@ -93,7 +93,7 @@ def _names(node: ast.stmt) -> list[str]:
 
 
 def _titled(name: str, part: _Part) -> str:
-    """The text below its origin and its docstring, as comments."""
+    """The text, preceded by its origin and its docstring as comments."""
     words = [f"--- {name.replace('.', '/')}.py", "", *part.docstring.splitlines()]
     return "\n".join([*(f"# {line}".rstrip() for line in words), "", part.text])
 

@@ -1,7 +1,7 @@
 """Opens untrusted `.pt` files: size limits first, then weights-only loading.
 
 A `.pt` file is a zip archive with a pickle inside. `torch.load(weights_only=True)` refuses every
-global but tensors; what it does not bound is size, so `torch_archive` looks at the file first.
+global except tensors but does not limit sizes, so `torch_archive` checks the file first.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from trainer.interop.errors import InteropError
 
 
 def load(path: Path, root: Path, max_bytes: int) -> Any:
-    """The object in `path` (tensors, dicts, lists, numbers, strings). Raises InteropError.
+    """Load the object in `path` (tensors, dicts, lists, numbers, strings). Raises InteropError.
 
-    root: the folder that the user named; a link that leads out of it is refused.
+    root: the folder that the user named; refuses a link that leads out of it.
     """
     check_file(path, root, max_bytes)
     try:
@@ -38,7 +38,7 @@ def load(path: Path, root: Path, max_bytes: int) -> Any:
 
 
 def check_file(path: Path, root: Path, max_bytes: int) -> None:
-    """A regular, non-empty file of at most max_bytes inside root, or InteropError."""
+    """Check for a regular, non-empty file of at most max_bytes inside root. Raises InteropError."""
     try:
         real = path.resolve(strict=True)
         status = real.stat()
@@ -57,7 +57,7 @@ def check_file(path: Path, root: Path, max_bytes: int) -> None:
 
 
 def compare_keys(path: Path, what: str, found: set, wanted: set) -> None:
-    """Raises InteropError with the first few keys that are missing or too many."""
+    """Raises InteropError with the first few missing or unexpected keys."""
     if missing := sorted(map(str, wanted - found)):
         raise InteropError(path, f"{what} missing: {', '.join(missing[:5])}")
     if extra := sorted(map(str, found - wanted)):
@@ -67,7 +67,7 @@ def compare_keys(path: Path, what: str, found: set, wanted: set) -> None:
 def checked(
     path: Path, name: str, tensor: Any, size: tuple[int, ...], dtypes: tuple[torch.dtype, ...]
 ) -> torch.Tensor:
-    """A private contiguous copy of a tensor that is what it should be. Raises InteropError."""
+    """Check a tensor and return a private contiguous copy. Raises InteropError."""
     if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
         raise InteropError(path, f"{name} is no plain tensor")
     if tensor.device.type != "cpu":
