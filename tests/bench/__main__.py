@@ -1,6 +1,6 @@
 """All benchmarks, or the named ones: `python -m tests.bench [step packing …]`.
 
-Each part is a process of its own and prints lines. RESULTS.md keeps the latest of each part, with
+Each part is a separate process and prints lines. RESULTS.md keeps the latest of each part, with
 device, versions and commit, below a table of the bars. Nothing here asserts a time.
 """
 
@@ -23,7 +23,7 @@ PARTS = (
     "reporting", "daemon", "serving", "seeing", "tunnel", "core", "ranks", "slurm", "turns",
     "ladder", "gpu",
 )  # fmt: skip
-BY_HAND = "## On the null GPU"  # from here on the file is not the benchmarks' own
+BY_HAND = "## On the null GPU"  # the rest of the file does not belong to the benchmarks
 _SECTION = re.compile(r"^## (\w+)\n", re.MULTILINE)
 
 
@@ -58,7 +58,7 @@ def run(name: str) -> tuple[list[str], int]:
 
 
 def record(name: str, lines: list[str]) -> None:
-    """Put what a part said in the place of what it said before, and make the table anew."""
+    """Replace a part's earlier lines by the new ones, and rebuild the table."""
     text = RESULTS.read_text() if RESULTS.exists() else ""
     sections, by_hand = _sections(text), text.partition(f"\n{BY_HAND}")
     load = os.getloadavg()[0]

@@ -1,6 +1,6 @@
-"""How long an answer takes, asked again and again over one kept connection.
+"""Response time (p99) of repeated requests over one keep-alive connection.
 
-http.client, because a client's own work counts too.
+Uses http.client, because the client's own time counts too.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ ASKED = 300
 
 
 def p99(what: str, url: str, path: str, headers: dict[str, str] | None = None) -> float:
-    """Milliseconds of the slowest answer but 1 %, from the request to the last byte."""
+    """99th percentile of the response time in milliseconds, from the request to the last byte."""
     place = urlsplit(url)
     connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=30)
     _milliseconds(connection, path, headers or {})  # the first connects

@@ -1,4 +1,4 @@
-"""What a measured value is held against. A part prints `bar: …` lines; RESULTS.md collects them."""
+"""Bars: limits of measured values. A part prints `bar: …` lines; RESULTS.md collects them."""
 
 from __future__ import annotations
 
@@ -39,5 +39,5 @@ def at_most(what: str, value: float, limit: float, unit: str = "x") -> None:
 
 
 def cells(line: str) -> list[str] | None:
-    """What, measured, bar and verdict of a `bar:` line; None of any other line."""
+    """Name, value, bar and verdict of a `bar:` line; None for any other line."""
     return line.removeprefix(_MARK).split(" | ") if line.startswith(_MARK) else None

@@ -1,4 +1,4 @@
-"""Two ways of doing the same, timed in turn (A B B A): medians and quartiles of the ratio."""
+"""Comparison of two implementations, timed in turn (A B B A): median and quartiles of the ratio."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 
 @dataclass(frozen=True)
 class Comparison:
-    """Seconds per call. ratios: opponent / ours, one per pair of neighbours; above 1 we win."""
+    """Seconds per call. ratios: opponent / traind, per pair of neighbours; above 1 traind wins."""
 
     ours: list[float]
     opponent: list[float]
@@ -42,7 +42,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Contender:
-    """A call to time, and what must stand before it (not timed)."""
+    """A call to time, and its setup (not timed)."""
 
     call: Callable[[], object]
     prepare: Callable[[], object] = lambda: None
@@ -50,10 +50,10 @@ class Contender:
 
 @contextmanager
 def elsewhere(make: Callable[[], Callable[[], Any]]) -> Iterator[Callable[[], Any]]:
-    """`make()`'s function in a process of its own, whose allocator nobody has told anything.
+    """`make()`'s function in a separate process with the default allocator settings.
 
-    glibc cannot be asked for its own behaviour again: its thresholds follow the sizes that are
-    freed only until one of them was set, as the trainer does.
+    glibc's default behaviour cannot be restored: its thresholds adapt to the freed sizes only until
+    one of them is set, as the trainer does.
     """
     context = multiprocessing.get_context("spawn")
     near, far = context.Pipe()

@@ -1,12 +1,11 @@
 """CORE on the fixture's bundle: ours against one example at a time.
 
-`python -m tests.bench.core [threads]`; as many as torch takes by itself unless said. One example
-at a time is how nanochat evaluates: its choices as one padded batch, uncompiled since every length
-is another, with logits, loss and argmax of every token. The opponent of the bar is the plain
-reference model, as everywhere in these benchmarks. The same through our own model says what
-batching, shared prefixes and logits for scored tokens alone are worth; one prompt at a time, what
-padding costs. Each has a process of its own, ours with the trainer's allocator settings. All must
-give the same answers.
+`python -m tests.bench.core [threads]`; torch's default number of threads unless given. nanochat
+evaluates one example at a time: its choices as one padded batch, uncompiled since lengths differ,
+with logits, loss and argmax of every token. The opponent of the bar is the reference model, as in
+all benchmarks. The same with traind's model measures the gain of batching, shared prefixes and
+logits only for scored tokens; one prompt at a time measures the cost of padding. Each runs in a
+separate process, traind's with the trainer's allocator settings. All must give the same answers.
 """
 
 from __future__ import annotations

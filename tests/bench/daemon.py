@@ -1,4 +1,4 @@
-"""The daemon under a long history: ingest, memory, idle cost, and the answers people poll.
+"""The daemon with a long history: ingestion, memory, idle cost, and polled answers.
 
 A database of RUNS runs; one of them has STEPS steps and is read while records are ingested.
 """
@@ -74,7 +74,7 @@ def _run(db: Database, settings: Settings, name: str, steps: int) -> int:
 
 
 def _ingest(db: Database, settings: Settings, attempts: list[int]) -> int:
-    """Everything, a batch of each run in turn, as the supervisor takes them."""
+    """Ingest everything, a batch of each run in turn, as the supervisor does."""
     total, left = 0, list(attempts)
     while left:
         results = [(a, ingest.ingest(db, a, settings.paths)) for a in left]

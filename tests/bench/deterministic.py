@@ -1,4 +1,4 @@
-"""What deterministic algorithms cost a step: the same step with them and without."""
+"""Cost of deterministic algorithms: the same step with and without them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def main() -> None:
     torch.set_num_threads(2)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     step = training.ours(training.cpu_spec(8192, 4, 1), device, compile=False)
-    # on the CPU every kernel of the step repeats anyway: what is left is torch's own checks
+    # on the CPU every kernel of the step is deterministic: only torch's own checks cost time
     found = interleave(
         Contender(step, lambda: torch.use_deterministic_algorithms(False)),
         Contender(step, lambda: torch.use_deterministic_algorithms(True, warn_only=True)),

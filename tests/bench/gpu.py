@@ -1,11 +1,11 @@
-"""The GPU day: all that is worth knowing of traind on a card, most valuable first, in ten minutes.
+"""The GPU day: the checks and measurements of traind on a GPU, most valuable first, in ten minutes.
 
     python -m tests.bench.gpu [--only step,memory] [--seconds 570] [--small] [--slow 4]
 
-Each stage (`gpu_stages.py`) is a process of its own: one that dies or hangs costs its own time and
-no other's. The first group runs side by side, untimed; it also fills the compilers' caches for the
-second, whose stages have the card for themselves. --small: a small model, to see every stage run
-where no time is measured, as on a null GPU. What a stage left out or how it failed is printed.
+Each stage (`gpu_stages.py`) is a separate process: one that dies or hangs costs only its own time.
+The first group runs in parallel, untimed; it also fills the compilers' caches for the second, whose
+stages have the GPU exclusively. --small: a small model, to run every stage without timing, as on a
+null GPU. Prints what each stage skipped or why it failed.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-# seconds that each may take at most
+# time limit of each, in seconds
 TOGETHER = {"daemon": 215, "parity": 120, "resume": 200, "cards": 120, "warm": 200}
 ALONE = {"step": 140, "memory": 40, "determinism": 60, "save": 45, "races": 75, "variants": 75}
-MARGIN = 8  # seconds kept to print what was found
-LEAST = 15  # seconds below which no stage is begun
+MARGIN = 8  # seconds reserved for printing the results
+LEAST = 15  # seconds below which no stage starts
 
 
 def main() -> int:
@@ -51,7 +51,7 @@ def main() -> int:
 
 
 class Day:
-    """The stages so far. seconds: of the whole day. slow: how many times longer one may take."""
+    """The stages so far. seconds: of the whole day. slow: factor on the stages' time limits."""
 
     def __init__(self, folder: Path, seconds: float, small: bool, slow: float) -> None:
         self.folder, self.small, self.slow, self.failed = folder, small, slow, False
@@ -59,7 +59,7 @@ class Day:
         self.ends = self.began + seconds - MARGIN
 
     def run(self, stages: dict[str, int]) -> None:
-        """These side by side, each within its own time and the day's."""
+        """Run these in parallel, each within its own time limit and the day's."""
         left = self.ends - time.monotonic()
         if stages and left < LEAST:
             print(f"{', '.join(stages)}: left out, {left:.0f} s are left", flush=True)
@@ -84,7 +84,7 @@ class Day:
             )  # fmt: skip
 
     def _caches(self) -> dict[str, str]:
-        """One for all stages of the day: what one compiled, the next finds."""
+        """Compiler caches shared by all stages of the day."""
         place = Path(tempfile.gettempdir()) / "traind-gpu-day"
         own = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
         return {key: os.environ.get(key, str(place / name)) for key, name in own.items()}

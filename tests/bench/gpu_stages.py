@@ -1,6 +1,6 @@
 """The stages of the GPU day: `python -m tests.bench.gpu_stages NAME [--small]`.
 
-What a stage finds it prints in lines that begin with "> ".
+A stage prints its results in lines that begin with "> ".
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def preset(rows: int, **changes: Any) -> RunSpec:
 
 
 def milliseconds(call: Callable[[], object], repeats: int = 10, warm: int = 3) -> float:
-    """The device's median."""
+    """Median time of a call on the device, in milliseconds."""
     for _ in range(warm):
         call()
     times = []
@@ -64,11 +64,11 @@ def milliseconds(call: Callable[[], object], repeats: int = 10, warm: int = 3) -
     return statistics.median(times)
 
 
-# --- what the card is ----------------------------------------------------------------------------
+# --- the GPU -------------------------------------------------------------------------------------
 
 
 def card() -> None:
-    """The card, its software, what the daemon sees, and what its memory and products reach."""
+    """The GPU, its software, the daemon's view of it, speed of memory and matrix products."""
     from server.machine import devices
     from trainer.model import attention
     from trainer.runtime import compiler, device
@@ -92,7 +92,7 @@ def card() -> None:
 
 
 def daemon() -> None:
-    """The preset as its user trains it, on 12 GB of this card: save, pause, resume, kill -9."""
+    """The preset trained through the daemon, on 12 GB of this GPU: save, pause, resume, kill -9."""
     from tests.e2e.real_daemon import RealDaemon
 
     share = min(1.0, 12e9 / torch.cuda.get_device_properties(0).total_memory)
@@ -133,7 +133,7 @@ def daemon() -> None:
 
 
 def parity() -> None:
-    """nanochat's own run continued on the card, against the CPU in float32."""
+    """nanochat's own run continued on the GPU, compared with the CPU in float32."""
     from tests.reference import fixture
     from trainer.contract import schedule
     from trainer.contract.schedule import ExtendSchedule
@@ -181,7 +181,7 @@ def parity() -> None:
 
 
 def resume() -> None:
-    """A run that is paused and killed against its twin that is not: bits, by default and not."""
+    """A run that is paused and killed, compared bit for bit with an uninterrupted twin."""
     from tests.trainer.lab import Lab, write_corpus
     from trainer.contract import commands, journal
 
@@ -212,7 +212,7 @@ def resume() -> None:
             inbox.close()
         elif stop == "kill":
             process.kill()
-        process.wait()  # the day ends a stage whose time is up
+        process.wait()  # the day ends a stage at its time limit
         lab.close_attempt(directory)
 
     for deterministic in (True,) if SMALL else (True, False):
@@ -248,7 +248,7 @@ def cards() -> None:
 
 
 def warm() -> None:
-    """Fill the compilers' caches for the stages that have the card alone."""
+    """Fill the compilers' caches for the stages that have the GPU exclusively."""
     for name, make in (("ours", training.ours), ("the plain reference", training.opponent)):
         for rows in ROWS:
             began = time.monotonic()
@@ -262,11 +262,11 @@ def warm() -> None:
             torch.cuda.empty_cache()
 
 
-# --- alone on the card ---------------------------------------------------------------------------
+# --- alone on the GPU ----------------------------------------------------------------------------
 
 
 def step() -> None:
-    """Time and memory against the plain reference at equal rows, and where the time goes."""
+    """Time and memory against the reference at equal rows, and a profile of the time."""
     for rows in ROWS:
         spec = preset(rows)
         calls, peaks = {}, {}
@@ -344,12 +344,12 @@ def _bench(rows: int, **kind: Any) -> tuple[Any, Any, list[list[Any]]]:
 
 
 def memory() -> None:
-    """Peaks of a step and of a pause's loss, and whether that is the next step's to the bit."""
+    """Peak memory of a step and of a pause's loss, and if that loss is the next step's exactly."""
     _, stepper, (data, *_) = _bench(8)
     for _ in range(2):
         stepper.train_step(data, **RATES).loss.item()
     torch.cuda.set_sync_debug_mode("warn")
-    stepper.train_step(data, **RATES)  # waits are warned of in the log
+    stepper.train_step(data, **RATES)  # the log warns of synchronizations
     torch.cuda.set_sync_debug_mode("default")
     does = {
         "train_step": lambda: stepper.train_step(data, **RATES).loss.item(),
@@ -366,7 +366,7 @@ def memory() -> None:
 
 
 def determinism() -> None:
-    """Whether three steps repeat to the bit, and what that costs."""
+    """Bit equality of three repeated steps, and the cost of determinism."""
     from trainer.runtime import device
 
     for deterministic in (True, False):
@@ -380,7 +380,7 @@ def determinism() -> None:
         for _ in range(2):
             model, stepper, steps = _bench(8)  # the same weights each time
             for name, weights in model.named_parameters():
-                if "c_proj" in name:  # begins at zero: attention shall have something to do
+                if "c_proj" in name:  # starts at zero: give attention something to compute
                     draw = torch.Generator("cuda").manual_seed(len(name))
                     weights.data.normal_(0, 0.02, generator=draw)
             model.bank.refresh()
@@ -394,7 +394,7 @@ def determinism() -> None:
 
 
 def save() -> None:
-    """What a checkpoint costs the steps beside it."""
+    """Cost of a checkpoint for the steps during it."""
     from trainer.checkpoint.background_writer import Saver
     from trainer.checkpoint.store import FileEntry, Manifest
 
@@ -430,7 +430,7 @@ def save() -> None:
 
 
 def races() -> None:
-    """Each attention backend at the training shape: time, and how far from the mask in float32."""
+    """Each attention backend at the training shape: time, and error against the float32 mask."""
     from trainer.model import attention
     from trainer.runtime import autotune
 
@@ -444,13 +444,13 @@ def races() -> None:
             try:
                 agrees = autotune.agree([t[:1] for t in run()], right)
                 say(f"{name}, window {window}: {milliseconds(run):.3f} ms, agrees: {agrees}")
-            except Exception as error:  # Triton's and the compiler's have no common kind
+            except Exception as error:  # errors of Triton and of the compiler have no common base
                 say(f"{name}, window {window}: {type(error).__name__}: {error}"[:200])
         torch._dynamo.reset()
 
 
 def variants() -> None:
-    """fp8 and our own kernels, each against the compiler's bf16."""
+    """fp8 and traind's own kernels, each against the compiler's bf16."""
     from trainer.contract.peaks import fp8_missing
     from trainer.model import relu2
 

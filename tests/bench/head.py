@@ -31,7 +31,7 @@ def main() -> None:
 
 
 def heads(vocab: int) -> tuple[Contender, Contender]:
-    """Loss and both gradients: chunked, and compiled over whole logits."""
+    """Loss and both gradients: chunked, and compiled over complete logits."""
     x_ND = torch.randn(TOKENS, WIDTH)
     weight_VD = torch.randn(vocab, WIDTH) * 0.1
     targets_N = torch.randint(0, vocab, (TOKENS,))

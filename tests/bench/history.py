@@ -1,8 +1,8 @@
-"""A database as long runs leave it: `python -m tests.bench.history RUNS STEPS DIRECTORY`.
+"""Builds a database with long histories: `python -m tests.bench.history RUNS STEPS DIRECTORY`.
 
-Real history of this size takes hours to ingest. Here one run's steps go through the ingest's own
-function, and every other run gets a copy of its rows, made inside SQLite: 100 runs of 200,000 steps
-in minutes instead of hours, with the rows, rollups and live views that ingest would have written.
+Real history of this size takes hours to ingest. Here the ingestion code processes one run's steps,
+and every other run gets a copy of its rows, made inside SQLite: 100 runs of 200,000 steps in
+minutes instead of hours, with the rows, rollups and live views that ingestion would have written.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from trainer.contract.plan import PlanContext
 from trainer.contract.reasons import Reason
 
 RUNS, STEPS = 100, 200_000
-BATCH = 2_000  # steps a transaction, as ingest takes them
+BATCH = 2_000  # steps per transaction, as in ingestion
 STEP_SECONDS = 1.18
 PEAK_FLOPS = 58.3e12
 _COPIED = ("step", "tokens_seen", "last_step_at", "progress", "totals", "sparkline")
 
 
 def build(db: Database, num_runs: int, num_steps: int) -> list[str]:
-    """The ids of `num_runs` paused runs, `run-0` and on, whose every step is there."""
+    """Create `num_runs` paused runs, `run-0` and on, with every step; returns their ids."""
     now = time.time()
     attempt_ids = [_make(db, f"run-{i}", num_steps, now) for i in range(num_runs)]
     first, *others = attempt_ids
@@ -55,7 +55,7 @@ def build(db: Database, num_runs: int, num_steps: int) -> list[str]:
 
 
 def _make(db: Database, name: str, num_steps: int, now: float) -> int:
-    """The id of the one attempt of a new run."""
+    """Create a run with one attempt; returns the attempt's id."""
     body = {"name": name, "preset": "rtx4070-d12", "horizon": {"steps": max(num_steps, 1_000)}}
     with db.write() as session:
         run = runs.create(session, body, context=PlanContext(), now=now)
@@ -76,7 +76,7 @@ def _report(session: Session, attempt_id: int, numbers: range, now: float) -> No
 
 
 def _step(number: int) -> events.Step:
-    """A step of a loss that falls as real ones do, with noise and every field filled in."""
+    """A step with a realistic, noisy, falling loss and every field filled in."""
     draw = random.Random(number)
     loss = 2.6 + 8 * math.exp(-number / 400) + 0.9 * math.exp(-number / 30_000)
     return events.Step(
@@ -90,7 +90,7 @@ def _step(number: int) -> events.Step:
 
 
 def _copy(session: Session, source_id: int, target_id: int) -> None:
-    """What ingest wrote for one attempt, for the attempt of another run of the same plan."""
+    """Copy the ingested rows of one attempt to the attempt of another run of the same plan."""
     connection = session.connection()
     for table in (tables.Base.metadata.tables[n] for n in ("points", "rollups")):
         columns = ", ".join(f'"{c.name}"' for c in table.columns if c.name != "attempt_id")
@@ -107,7 +107,7 @@ def _copy(session: Session, source_id: int, target_id: int) -> None:
 
 
 def _settle(session: Session, attempt_id: int, now: float) -> str:
-    """The attempt ended by a pause, so that no daemon looks for its process; the run's id."""
+    """End the attempt by a pause, so that no daemon looks for its process; returns the run's id."""
     attempt = session.get_one(tables.Attempt, attempt_id)
     executions.end_as_found(attempt.execution, "paused", Reason.requested, "", now)
     run = session.get_one(tables.Run, attempt.run_id)
@@ -119,9 +119,9 @@ def _settle(session: Session, attempt_id: int, now: float) -> str:
 
 @contextmanager
 def asked_for(about: str | None) -> Iterator[Path]:
-    """A folder whose `data` has the history that the command line asks for: RUNS STEPS DIRECTORY.
+    """A folder whose `data` has the history given on the command line: RUNS STEPS DIRECTORY.
 
-    Made where it is not there yet; without a DIRECTORY it is gone at the end.
+    Created if missing; without a DIRECTORY it is removed at the end.
     """
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("runs", type=int, nargs="?", default=RUNS)

@@ -1,9 +1,9 @@
-"""The host's work for a step of the preset on CUDA, ours against the plain reference's, in turns.
+"""Host time of a step of the preset on CUDA, traind's against the reference's, in turns.
 
     python -m tests.bench.host [--rows 8] [--depth 12] [--pairs 60] [--profile]
 
-Processor seconds of this process, all its threads: what the host does while the card computes. On a
-null GPU (`tests/nullgpu`) nothing else is in them; on a card, waiting for it may be.
+CPU seconds of this process, all its threads: the host's work while the GPU computes. On a null GPU
+(`tests/nullgpu`) they contain nothing else; on a GPU they may include waiting for it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def spec(rows: int, depth: int) -> RunSpec:
 
 
 def ours(wanted: RunSpec) -> Callable[[], object]:
-    """A step as the training loop makes it, its numbers read."""
+    """A step as in the training loop, with its numbers read."""
     plan, shape = make_plan(wanted), shape_of(wanted.model)
     model = GPT(shape, compute_dtype=torch.bfloat16, device="cuda")
     optimizer = Optimizer(model, plan.hyperparameters)
@@ -66,7 +66,7 @@ def processor_seconds(call: Callable[[], object]) -> float:
 def in_turns(
     first: Callable[[], object], second: Callable[[], object], pairs: int
 ) -> tuple[list[float], list[float]]:
-    """Processor seconds of both, A B B A; garbage is collected between them, not within."""
+    """CPU seconds of both, A B B A; garbage is collected between them, not during them."""
     for _ in range(WARM_UP):
         first()
         second()
@@ -84,7 +84,7 @@ def in_turns(
 
 
 def measure(rows: int = 8, depth: int = 12, pairs: int = 60) -> dict[str, Any]:
-    """Least and median milliseconds of both; ratio: ours to plain's, median of the pairs."""
+    """Minimum and median milliseconds of both; ratio: traind to reference, median of the pairs."""
     wanted = spec(rows, depth)
     a, b = in_turns(ours(wanted), training.opponent(wanted, "cuda"), pairs)
     return {

@@ -1,6 +1,6 @@
-"""Four depths of the demo predict the fifth, which is then really trained: through the daemon.
+"""Scaling ladder: four depths of the demo predict the fifth, which is then trained, by the daemon.
 
-The demo's corpus at half its width, a few tokens a parameter; about ten minutes on one core.
+The demo's corpus at half its width, a few tokens per parameter; about ten minutes on one core.
 """
 
 from __future__ import annotations

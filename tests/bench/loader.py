@@ -1,8 +1,8 @@
-"""What the loop waits for data, and how fast batches can be made: `python -m tests.bench.loader`.
+"""Data loader: time the loop waits for data, and batch throughput: `python -m tests.bench.loader`.
 
-The wait is taken at 1 M tok/s: micro-batches of 8 x 2,048 tokens, 16.4 ms apart. In between the
-loop is busy without the interpreter lock, or asleep (then 5 us of each wait are the waking up of
-the processor, with or without a loader). The opponent tokenizes and packs in the loop, plainly.
+The wait is measured at 1 M tok/s: micro-batches of 8 x 2,048 tokens, 16.4 ms apart. In between the
+loop is busy without the interpreter lock, or asleep (then 5 us of each wait are the processor's
+wake-up, with or without a loader). The opponent tokenizes and packs in the loop.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def wait(data: PreparedData, name: str, pass_time: Callable[[float], object]) ->
 
 
 def _waited_share(loader: Loader, pass_time: Callable[[float], object]) -> float:
-    """Waited seconds over the seconds of a step of four micro-batches."""
+    """Share of waiting in the time of a step of four micro-batches."""
     before = loader.waited_seconds
     for _ in range(MICRO_BATCHES_PER_STEP):
         loader.next_batch()

@@ -1,7 +1,7 @@
-"""Peak memory of a step against the plain reference's: `python -m tests.bench.memory`.
+"""Peak memory of a step against the reference's: `python -m tests.bench.memory`.
 
-Each side runs in a process of its own. Counted is the peak of the resident memory during steps
-after the first two, less what the process held before it built the model.
+Each side runs in a separate process. Measures the peak resident memory during steps after the first
+two, minus the process's memory before it built the model.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def measure(asked: argparse.Namespace) -> int:
     for _ in range(2):
         step()
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     for _ in range(MEASURED_STEPS):
         step()
     return resident("VmHWM") - before

@@ -25,7 +25,7 @@ def main() -> None:
 
 
 def contenders(size: tuple[int, int, int]) -> tuple[Contender, Contender]:
-    """Ours on banks; the plain one compiled, with its stacking and copying back."""
+    """traind's Muon on banks; the reference's compiled, with stacking and copying back."""
     count, rows, cols = size
     second = (count, rows, 1) if rows >= cols else (count, 1, cols)
     p, g, m, v = torch.randn(size), torch.randn(size), torch.zeros(size), torch.zeros(second)

@@ -1,7 +1,7 @@
 """Best-fit packing, one thread, against the plain scan: `python -m tests.bench.packing`.
 
 Documents have the lengths of web text (log-normal, median 500 tokens), rows 2,049 slots. Both put
-tokens that are already there into rows; both give the same rows, which is checked.
+existing tokens into rows; both give the same rows, which is checked.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Ranks and lanes on the CPU: what two ranks gain, what they say to each other, what lanes cost.
+"""Ranks and lanes on the CPU: speedup of two ranks, their communication, and the cost of lanes.
 
-One thread a rank, gloo over loopback. Two ranks need two cores: on a busy machine they wait for the
-scheduler and for each other. No card was ever measured with several ranks.
+One thread per rank, gloo over loopback. Two ranks need two cores: on a busy machine they wait for
+the scheduler and for each other. No GPU was measured with several ranks.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def _recovers_after(when: str, fail: str) -> float:
-    """Seconds from kill -9 of rank 1 until the daemon has named it and the run recovers."""
+    """Seconds from kill -9 of rank 1 until the daemon reports it and the run recovers."""
     with tempfile.TemporaryDirectory(prefix="traind-bench-") as folder:
         daemon = RealDaemon(Path(folder), TRAIND_TICK_SECONDS="1", TRAIND_FAIL=fail)
         try:
@@ -146,7 +146,7 @@ def micro_batches(spec: RunSpec) -> list[MicroBatch]:
 
 
 class Gang:
-    """`count` ranks that work when they are asked to, so that two gangs can take turns."""
+    """`count` ranks that work on request, so that two gangs can take turns."""
 
     def __init__(self, count: int) -> None:
         with socket.socket() as free:
@@ -185,7 +185,7 @@ class Gang:
 
 
 def measure(count: int) -> None:
-    """Answer each line of the input with the median of what it asks for."""
+    """Answer each input line with the median of the requested measurement."""
     torch.set_num_threads(1)
     world = worlds.join(count, "cpu")
     step = step_of(spec_of(32), world, lanes=count)
@@ -198,7 +198,7 @@ def measure(count: int) -> None:
 
 
 def speak(world: World) -> None:
-    """What passes between ranks at a step boundary where nothing happens, and the step's rows."""
+    """Communication between ranks at an idle step boundary, and of the step's rows."""
     deal = Deal(world, 8, 2048, shifted=True, pin=False, vocab_size=32_768)
     world.agree([0, 0, 0, 0, 0])
     world.deal(deal.block(DEALT_TOKENS // (8 * 2048)))

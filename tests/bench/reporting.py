@@ -1,6 +1,6 @@
-"""What a step pays for being watched: inbox, journal record, its fsyncs, the smoothed loss.
+"""Cost of reporting per step: inbox, journal record, its fsyncs, the smoothed loss.
 
-Held against the fastest step of the goals: 65,536 tokens at 1,000,000 tokens/s.
+Compared with the fastest step of the goals: 65,536 tokens at 1,000,000 tokens/s.
 """
 
 from __future__ import annotations

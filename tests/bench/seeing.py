@@ -1,5 +1,5 @@
-"""What people look at, over a long history: the dashboard in Chromium, the curves, a scrape, and
-the memory of many live streams.
+"""Dashboard and monitoring over a long history: the dashboard in Chromium, the curves, a scrape,
+and the memory of many live streams.
 
 `python -m tests.bench.seeing [RUNS [STEPS [DIRECTORY]]]`, as tests.bench.serving.
 """
@@ -107,8 +107,8 @@ READY = {
 
 
 def _dashboard(url: str) -> None:
-    """From the navigation to every row or chart shown, each time in a browser that knows nothing,
-    and once more in one that was here before."""
+    """Time from the navigation until every row or chart is shown, with an empty browser cache, and
+    once more with a full one."""
     if not (chromium := shutil.which("chromium")):
         print("dashboard: no chromium here")
         return
@@ -165,7 +165,7 @@ def _stream(url: str) -> socket.socket:
 
 
 def _read_all(sock: socket.socket) -> None:
-    """To the last event there is."""
+    """Read up to the last event."""
     rest, seen = b"", 0
     while seen < EVENTS:
         part = sock.recv(1 << 20)

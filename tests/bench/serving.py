@@ -1,4 +1,4 @@
-"""A real daemon over HTTP with a long history, while a run reports: the answers people poll.
+"""A real daemon over HTTP with a long history, while a run reports: times of polled answers.
 
 `python -m tests.bench.serving [RUNS [STEPS [DIRECTORY]]]`; default 100 runs of 200,000 steps, some
 5 GB in a temporary directory. The run that reports has a trainer without torch.
@@ -70,7 +70,7 @@ def _wait_for_backup(folder: Path) -> None:
 
 
 def _idle_percent(process: psutil.Process) -> float:
-    time.sleep(2)  # what a start still has to do
+    time.sleep(2)  # remaining work of the start
     before = process.cpu_times()
     time.sleep(IDLE_SECONDS)
     after = process.cpu_times()
@@ -79,12 +79,12 @@ def _idle_percent(process: psutil.Process) -> float:
 
 
 def _asked(daemon: RealDaemon, path: str) -> float:
-    """Milliseconds of the slowest answer but 1 %."""
+    """99th percentile of the response time, in milliseconds."""
     return asking.p99(f"GET {path}", daemon.url, path)
 
 
 def _peak_bytes(daemon: psutil.Process) -> int:
-    """The daemon's largest, and what the process that ingests does not share with it."""
+    """Peak memory of the daemon, plus the ingesting process's unshared memory."""
     (worker,) = (c for c in daemon.children() if c.cmdline() == daemon.cmdline())
     for line in Path(f"/proc/{daemon.pid}/status").read_text().splitlines():
         if line.startswith("VmHWM"):

@@ -1,7 +1,7 @@
-"""Slurm against local: from the request to the first step, and what polling a cluster costs.
+"""Slurm against local: time from the request to the first step, and the cost of polling a cluster.
 
 The cluster is one of this machine (tests/slurm_cluster.py) with free nodes and a controller that
-schedules at once: the queue of a real one comes on top. Without Slurm's programs it says so.
+schedules at once: a real cluster's queue adds to it. Without Slurm's programs it reports that.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def _first_steps(folder: Path, cluster: SlurmCluster) -> None:
 
 
 def _first_step(daemon: RealDaemon, name: str, place: dict[str, Any] | None) -> float:
-    """Seconds until the daemon knows of a step; the run is gone afterwards."""
+    """Seconds until the daemon has a step; the run is removed afterwards."""
     began = time.perf_counter()
     daemon.client.create_run({**BODY, "name": name, "place": place})
     daemon.until(name, lambda now: now.step >= 1, seconds=DEADLINE_SECONDS)
@@ -99,7 +99,7 @@ def _until_polled(poller: SlurmPoller, count: int) -> None:
 
 
 def _cpu_seconds() -> float:
-    """Of this process and of its children that have ended."""
+    """CPU time of this process and of its children that have ended, in seconds."""
     used = os.times()
     return used.user + used.system + used.children_user + used.children_system
 

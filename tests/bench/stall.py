@@ -1,4 +1,4 @@
-"""What a checkpoint costs the training thread, against torch.save in that thread."""
+"""Cost of a checkpoint for the training thread, against torch.save in that thread."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _beside_training() -> tuple[float, float]:
         saver = Saver(Path(folder), torch.device("cpu"))
         alone, beside = [], []
         before = memory.resident("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         for turn in range(3):
             alone += [compare.seconds(step) for _ in range(3)]
             saver.begin(turn, tensors, {}, {}, _manifest(turn), "cadence")
@@ -59,7 +59,7 @@ def _beside_training() -> tuple[float, float]:
 
 
 def _ours(folder: Path, tensors: dict[str, torch.Tensor], step: int) -> tuple[float, float]:
-    """(seconds the thread stood, seconds until durable)."""
+    """(seconds the training thread was blocked, seconds until durable)."""
     saver = _savers.setdefault(folder, Saver(folder, torch.device("cpu")))
 
     began = time.perf_counter()

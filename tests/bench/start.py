@@ -1,9 +1,9 @@
-"""From nothing to the first step, compiled: our trainer's process against the plain reference's.
+"""Start-up time to the first compiled step: the trainer's process against the reference's.
 
-Depth 12, narrow: compiling grows with depth, computing does not matter. Cold: an empty compiler
-cache. Warm: the cache that the cold start left. Our side is the whole trainer as the daemon starts
-it (order, data, tokenizer, journal) up to the first step in the journal; the reference builds its
-model and trains one step. The daemon's own start stands in `serving`.
+Depth 12, narrow: compile time grows with depth, compute time does not matter. Cold: an empty
+compiler cache. Warm: the cache of the cold start. traind's side is the complete trainer as the
+daemon starts it (order, data, tokenizer, journal) up to the first step in the journal; the
+reference builds its model and trains one step. `serving` measures the daemon's own start.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The whole training step against the plain reference: `python -m tests.bench.step`.
 
-The opponent has a process of its own, with glibc's own allocator settings as nanochat's script has.
+The opponent runs in a separate process with glibc's default allocator settings, as nanochat does.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The two training steps that the benchmarks hold against each other, on the same tokens."""
+"""The two training steps that the benchmarks compare, on the same tokens."""
 
 from __future__ import annotations
 

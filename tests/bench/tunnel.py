@@ -1,6 +1,6 @@
-"""The dashboard through a slow tunnel: bytes, requests and the first chart of a run page, and what
-an open page of a running run costs a minute. A browser that knows nothing, throttled by itself;
-the daemon is the stub, whose files, compression and columns are the daemon's own."""
+"""The dashboard through a slow tunnel: bytes, requests and time to the first chart of a run page,
+and the traffic of an open page of a running run per minute. The browser has an empty cache and
+throttles itself; the daemon is the stub, with the daemon's own files, compression and columns."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def _watched(page: Any) -> dict[str, int]:
-    """Bytes that crossed the wire, and requests, counted as they come."""
+    """Counters of bytes on the wire and of requests."""
     seen = {"bytes": 0, "requests": 0}
     network = page.context.new_cdp_session(page)
     network.send("Network.enable")

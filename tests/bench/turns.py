@@ -1,6 +1,6 @@
-"""One decision of the queue: what a tick asks with 10,000 queued runs, of which it loads the heads.
+"""One scheduling decision: queries of a tick with 10,000 queued runs, of which it loads the heads.
 
-The heads are four runs of each pair of device and hours; here of 8 GPUs and 8 sets of hours, beside
+The heads are four runs of each pair of device and hours; here of 8 GPUs and 8 sets of hours, with
 a run on each GPU.
 """
 
@@ -37,7 +37,7 @@ def _running() -> list[Want]:
 
 
 def _heads() -> list[Want]:
-    """Of each queue; those of every other set of hours are shut."""
+    """The heads of each queue; every other set of hours is closed."""
     return [
         Want(
             f"q{gpu}-{hours}-{place}",

@@ -1,7 +1,7 @@
 """Build the stubs for the CUDA build of torch in an environment: `python -m tests.nullgpu.build`.
 
-What torch links and `driver/` does not define is added as functions: of cuBLAS they succeed and do
-nothing, of the driver and the runtime they answer "not supported" and print their name.
+Functions that torch links and `driver/` does not define are added: those of cuBLAS succeed and do
+nothing, those of the driver and the runtime return "not supported" and print their name.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ NOT_SUPPORTED = 801  # cudaErrorNotSupported
 
 
 class CannotBuild(Exception):
-    """The environment has no CUDA build of torch that this code knows, or gcc fails."""
+    """The environment has no known CUDA build of torch, or gcc fails."""
 
 
 def build(site_packages: Path, out: Path) -> None:
-    """The shared libraries, in `out`. Some two seconds."""
+    """Build the shared libraries into `out`; takes about two seconds."""
     cuda, torch = site_packages / "nvidia" / "cu13", site_packages / "torch"
     if not (cuda / "include").is_dir():
         raise CannotBuild(f"no CUDA 13 build of torch in {site_packages}")
@@ -32,7 +32,7 @@ def build(site_packages: Path, out: Path) -> None:
     driver, nvml = (set(re.findall(rf"_\(({kind}\w+)", asked)) for kind in ("cu[A-Z]", "nvml"))
     compile("libcuda.so.1", "cuda.c", driver, beside="card.c")
     (out / "libcuda.so").unlink(missing_ok=True)
-    (out / "libcuda.so").symlink_to("libcuda.so.1")  # what Triton links its launchers to
+    (out / "libcuda.so").symlink_to("libcuda.so.1")  # Triton links its launchers to it
     compile("libnvidia-ml.so.1", "nvml.c", nvml, beside="card.c")
     real = cuda / "lib"
     linked = _linked(torch / "lib") & _symbols(real / "libcudart.so.13")
@@ -52,9 +52,9 @@ def _compile(
     flags: Sequence[str] = (),
     missing: Callable[[str], str] | None = None,
 ) -> None:
-    """One library of `source`, with `missing` functions for those of `names` that it lacks.
+    """Compile one library of `source`, with `missing` functions for those of `names` that it lacks.
 
-    beside: the source of the card; without it the card is that of libcuda.so.1.
+    beside: the source of the GPU; without it the GPU is that of libcuda.so.1.
     """
     gcc = ["gcc", "-O2", "-w", "-fPIC", f"-I{SOURCES}", f"-I{include}", *flags]
     compiled, extra = out / f"{library}.o", out / f"{library}.c"

@@ -1,4 +1,4 @@
-"""`on_card`: call a function in a process of its own, on a null GPU."""
+"""`on_card`: fixture that calls a function in a separate process, on a null GPU."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def holders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def on_card(tmp_path_factory: pytest.TempPathFactory, holders: Path) -> Callable[..., Any]:
-    """on_card(card, function, seconds=300, variables={…}, **arguments): what the function returns.
+    """on_card(card, function, seconds=300, variables={…}, **arguments): the function's result.
 
-    The function stands at the top of a module, its arguments and result are JSON.
+    The function is defined at the top level of a module; its arguments and result are JSON.
     """
 
     def call(
@@ -52,7 +52,7 @@ def on_card(tmp_path_factory: pytest.TempPathFactory, holders: Path) -> Callable
             status: Any = child.wait(seconds)
         except subprocess.TimeoutExpired:
             status = f"nothing within {seconds} s"
-        finally:  # whatever ended the wait: its time, or the test's own
+        finally:  # the wait ended by its own timeout or the test's
             if child.poll() is None:
                 os.killpg(child.pid, signal.SIGKILL)
                 child.wait()

@@ -1,4 +1,4 @@
-"""What a call costs on this process' null GPU: memory, launches, products, copies and waits."""
+"""Cost of a call on this process's null GPU: memory, launches, products, copies and waits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 class Cost:
     """Bytes at the peak and before the call; counts by kind; `by_name`: count by "kind name".
 
-    kernels: torch's own; triton: of the compiler and of ours; products: cuBLAS' calls;
+    kernels: torch's own; triton: the compiler's and traind's; products: cuBLAS calls;
     pageable: copies between the device and host memory that is not pinned; waits: host for device.
     outcome: "done" or the name of the error.
     """
@@ -47,7 +47,7 @@ class Cost:
 
 
 def cost(call: Callable[[], object]) -> Cost:
-    """The cost of one call. Running out of device memory is an outcome and no error."""
+    """The cost of one call. Running out of device memory is an outcome, not an error."""
     torch.cuda.reset_peak_memory_stats()
     counted = Cost(before_bytes=torch.cuda.memory_allocated())
     driver().nullgpu_forget_counts()
@@ -63,8 +63,8 @@ def cost(call: Callable[[], object]) -> Cost:
 
 
 def host_calls(call: Callable[[], object]) -> int:
-    """How many functions the host calls in it, Python's and C's: its work, as a number that no busy
-    machine changes. Calls in other threads are not counted."""
+    """Number of Python and C functions that the host calls: its work, as a number that does not
+    depend on the machine's load. Calls in other threads are not counted."""
     count = 0
 
     def seen(_: Any, event: str, __: Any) -> None:
@@ -80,7 +80,7 @@ def host_calls(call: Callable[[], object]) -> int:
 
 
 def limit_memory(byte_count: int | None) -> None:
-    """From here on the card is full beyond this; None lifts it. What is cached is freed first."""
+    """Limit the GPU's memory from now on; None lifts the limit. Frees cached memory first."""
     torch.cuda.empty_cache()
     driver().nullgpu_limit(ctypes.c_size_t(byte_count or 0))
 

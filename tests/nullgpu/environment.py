@@ -1,4 +1,4 @@
-"""Where the CUDA build of torch is installed, and the variables of a process on a null GPU.
+"""Location of the CUDA build of torch, and the environment of a process on a null GPU.
 
 The environment is `.venv-cuda` (made by `make nullgpu`), or the one whose interpreter
 TRAIND_NULLGPU_PYTHON names: torch for CUDA and traind's dependencies. The stubs are built once per
@@ -54,9 +54,9 @@ def libraries() -> Path:
 
 
 def variables(card: str, holders: Path, **more: str) -> dict[str, str]:
-    """The environment of a process on a card: rtx4070, rtx3090, h200 or t4.
+    """The environment of a process on a GPU: rtx4070, rtx3090, h200 or t4.
 
-    holders: a folder in which NVML finds which process holds how much. more: NULLGPU_MEMORY_MB,
+    holders: folder in which NVML finds the memory of each process. more: NULLGPU_MEMORY_MB,
     NULLGPU_PINNED_MB, NULLGPU_NVML (see driver/) or any variable.
     """
     folder = str(libraries())
@@ -69,7 +69,7 @@ def variables(card: str, holders: Path, **more: str) -> dict[str, str]:
         "TRITON_LIBCUDA_PATH": folder,
         "TORCHINDUCTOR_CACHE_DIR": str(FOLDER / "inductor"),
         "TRITON_CACHE_DIR": str(FOLDER / "triton"),
-        # a pool of compilers in each process starts longer than it helps where all cores are busy
+        # a pool of compilers in each process costs more than it saves if all cores are busy
         "TORCHINDUCTOR_COMPILE_THREADS": "1",
         # kernels know the bytes they move (traffic.py); in every process, or caches are not shared
         "TORCHINDUCTOR_BENCHMARK_KERNEL": "1",

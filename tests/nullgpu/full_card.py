@@ -1,8 +1,8 @@
-"""The trainer on a card that is full at chosen places: `python -m tests.nullgpu.full_card -P -m …`.
+"""Out of memory at chosen places of the trainer: `python -m tests.nullgpu.full_card -P -m …`.
 
-What stands for TRAIND_TRAINER_PYTHON (`interpreter`) runs this. NULLGPU_FULL_AT names the places of
-each attempt: {"1": ["save"]}. Before the trainer's own function runs, all that is cached is freed
-and the driver gives no more; afterwards it does again.
+The program set as TRAIND_TRAINER_PYTHON (`interpreter`) runs this. NULLGPU_FULL_AT names the places
+of each attempt: {"1": ["save"]}. Before the trainer's own function runs, cached memory is freed and
+the driver refuses allocations; afterwards it allows them again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PLACES: dict[str, tuple[str, str | None, str, int]] = {
 
 
 def interpreter(folder: Path, python: Path) -> Path:
-    """A program to be used as the trainer's interpreter."""
+    """Write a program that serves as the trainer's interpreter."""
     file = folder / "python-full-card"
     file.write_text(f'#!/bin/sh\nexec {python} -P -m tests.nullgpu.full_card "$@"\n')
     file.chmod(0o755)
@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> None:
 
 
 def fill(module: str, owner: str | None, name: str, passes: int) -> None:
-    """From its call after `passes` on, the function finds the card full."""
+    """Make the GPU full for the function, from its call after `passes` on."""
     import importlib
 
     found: Any = importlib.import_module(module)

@@ -1,8 +1,8 @@
-"""Make the null GPU's environment, once: `python -m tests.nullgpu.install VENV [--local]`.
+"""Install the null GPU's environment, once: `python -m tests.nullgpu.install VENV [--local]`.
 
-torch's own build for CUDA with NVIDIA's libraries, about 5 GB, beside what traind needs. --local:
-only where pip has those packages on this machine's disk; otherwise nothing is downloaded, what is
-missing is printed and the exit status is 3. The version of torch: TRAIND_NULLGPU_TORCH or TORCH.
+It contains torch's CUDA build with NVIDIA's libraries, about 5 GB, and traind's dependencies.
+--local: install only if pip has those packages on this machine's disk; otherwise download nothing,
+print what is missing and exit with status 3. The version of torch: TRAIND_NULLGPU_TORCH or TORCH.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def main(venv: Path, local: bool) -> int:
 
 
 def remote(venv: Path, wanted: list[str]) -> list[str]:
-    """Of the large packages that pip would install, those it would download."""
+    """The large packages that pip would download."""
     report = _pip(venv, "install", "--quiet", "--dry-run", "--report=-", *wanted)
     return [
         item["metadata"]["name"]
@@ -52,7 +52,7 @@ def remote(venv: Path, wanted: list[str]) -> list[str]:
 
 
 def _requirements() -> list[str]:
-    """What traind, its trainer and the scenes need."""
+    """Requirements of traind, its trainer and the tests."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     version = os.environ.get("TRAIND_NULLGPU_TORCH", TORCH)
     trainer = [r for r in project["optional-dependencies"]["trainer"] if not r.startswith("torch")]
@@ -60,7 +60,7 @@ def _requirements() -> list[str]:
 
 
 def _constraints(folder: Path) -> Path:
-    """The project's, without its own torch."""
+    """The project's constraints file, without torch."""
     pins = (ROOT / "constraints.txt").read_text().splitlines()
     file = folder / "constraints.txt"
     file.write_text("\n".join(pin for pin in pins if not pin.startswith("torch==")))

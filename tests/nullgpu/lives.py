@@ -1,4 +1,4 @@
-"""What a run does on a card, each thing's cost in turn: the scenes of test_life.py."""
+"""The operations of a run on a GPU, and the cost of each: the scenes of test_life.py."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ STEPS_IN_A_PROBE = 1
 
 
 def life(rows: int, depth: int, whole: bool) -> dict[str, Any]:
-    """The cost of each thing a run does on this card, in this order, and of each on a full one.
+    """The cost of each operation of a run on this GPU, in order, and of each on a full one.
 
     Depth and rows: of the preset `rtx4070-d12`, whose step has 65,536 tokens. whole: with saves, a
     resume and probes that do not fit.
@@ -55,7 +55,7 @@ def _lived(rows: int, depth: int, whole: bool) -> tuple[dict[str, Any], Any, Any
         if whole:
             does["save"] = lambda: saved.append(save(bench, Path(folder), len(saved) + 1)[0])
             does["resume"] = lambda: resume(bench, saved[-1].path)
-        evaluate(bench)  # its first time may race configurations of a kernel, which counts as well
+        evaluate(bench)  # the first call may autotune a kernel, which is counted too
         found["free"] = {name: cost(call).to_json() for name, call in does.items()}
         limit_memory(int(found["free"]["train"]["before_bytes"] + (64 << 20)))
         found["full"] = {name: cost(call).outcome for name, call in does.items()}
@@ -67,7 +67,7 @@ def _lived(rows: int, depth: int, whole: bool) -> tuple[dict[str, Any], Any, Any
 
 
 def save(bench: Any, folder: Path, step: int = 1) -> Any:
-    """A save from begin to end; how it ended, and the saver."""
+    """One complete save; returns its result, and the saver."""
     from trainer.checkpoint.background_writer import Saver
     from trainer.checkpoint.store import Manifest
 
@@ -103,8 +103,8 @@ def resume(bench: Any, path: Path) -> None:
 
 
 def probe(spec: Any, plan: Any, whole: bool) -> dict[str, Any]:
-    """What `device_batch_size: auto` finds for these rows on the free card; `whole`: on a full one
-    and on one with little room beside."""
+    """Result of `device_batch_size: auto` for these rows on a free GPU; `whole`: also on a full one
+    and on one with little free memory."""
     from dataclasses import asdict
 
     import torch

@@ -1,4 +1,4 @@
-"""A small run in this process, on its card: prepared and trained."""
+"""A small run in this process, on its null GPU: prepared and trained."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SPEC: dict[str, Any] = {
 
 
 def prepared(folder: Path) -> Lab:
-    """With its data and its documents, as the server writes them."""
+    """Prepare a run with its data and documents, as the server writes them."""
     run = Lab(folder / "run", None, dict(SPEC))  # type: ignore[arg-type]
     write_corpus(folder / "corpus")
     run.prepare(folder / "corpus")
@@ -38,8 +38,8 @@ def prepared(folder: Path) -> Lab:
 
 
 def attempt(run: Lab, at_start: Callable[[Session], None] = lambda session: None) -> None:
-    """The trainer's own program to the end of the phase, in this process. at_start: handed the
-    session as it stands before its first step."""
+    """Run the trainer to the end of the phase, in this process. at_start: called with the session
+    before its first step."""
     import trainer.__main__ as program
     from trainer.train import loop
 

@@ -1,4 +1,4 @@
-"""A preset's training step on this process' null GPU."""
+"""A preset's training step on this process's null GPU."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ RATES = {"lr_multiplier": 0.5, "momentum": 0.9, "weight_decay": 0.1}
 class Bench:
     """Model, optimizer and stepper of a preset as the session builds them, and one step's batches.
 
-    race: let attention's backends race, as at a first start; else it is `attention`. Tokens are
-    drawn by Zipf's law, as text has them, from the preset's vocabulary.
+    race: autotune attention's backends, as at a first start; otherwise `attention` is used. Tokens
+    are drawn by Zipf's law, as in text, from the preset's vocabulary.
     """
 
     def __init__(

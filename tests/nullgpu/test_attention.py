@@ -1,4 +1,4 @@
-"""Attention's written-out gradient is autograd's: the same operators on the same layouts."""
+"""Attention's explicit gradient is autograd's: the same operators on the same layouts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ pytestmark = [pytest.mark.needs("nullgpu"), pytest.mark.timeout(300)]
 
 
 def operators() -> dict[str, Any]:
-    """What each way hands to the dispatcher: operator, shapes, strides and numbers."""
+    """Dispatcher calls of each variant: operator, shapes, strides and numbers."""
     from functools import partial
 
     import torch

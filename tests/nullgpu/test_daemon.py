@@ -1,4 +1,4 @@
-"""The daemon on a null RTX 4070: the preset made for that card, with fewer steps, start to end."""
+"""The daemon on a null RTX 4070: the preset made for that GPU, with fewer steps, start to end."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SHORT: dict[str, Any] = {
 
 
 class NullDaemon(RealDaemon):
-    """On a card; its trainers have the same."""
+    """A daemon on a null GPU, which its trainers use too."""
 
     def __init__(self, directory: Path, holders: Path, card: str, **more: str) -> None:
         self.command = (str(environment.python()), "-P", "-m", "server.cli.app", "serve")
@@ -40,11 +40,11 @@ class NullDaemon(RealDaemon):
     def until(
         self, run: str, reached: Callable[[Progress], bool], seconds: float = 400
     ) -> Progress:
-        """With time to compile for the card, cold."""
+        """Wait for `reached`, with time for a cold compilation."""
         return super().until(run, reached, seconds)
 
     def held_by(self, owner: str) -> int:
-        """Bytes of the card that NVML and the daemon say are held by this run."""
+        """GPU memory in bytes that NVML and the daemon report for this run."""
         (card,) = [d for d in self.client.system().devices if d.device == "cuda:0"]
         return card.memory_by_owner.get(owner, 0)
 
@@ -57,7 +57,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory, holders: Path) -> Iterator[
 
 
 def test_trained_paused_resumed_killed_ended_and_extended(daemon):
-    """Every way to leave the card takes a checkpoint along, within 12 GB."""
+    """Every way to leave the GPU saves a checkpoint, within 12 GB."""
     traind = daemon.client
     traind.create_run({"name": "d12", **SHORT})
     daemon.until("d12", lambda now: now.stage == "compiling")

@@ -1,4 +1,4 @@
-"""The null GPU itself: what it claims to be, counts and refuses."""
+"""The null GPU itself: its properties, counts and errors."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The evaluation of a checkpoint as a job, on a card: by the pieces that are compiled for training.
+"""Evaluation job on a GPU: it uses the functions that are compiled for training.
 
-Values mean nothing here; that they are those of the run's own evaluations is held on the CPU
+Values mean nothing here; the CPU tests check that they equal those of the run's own evaluations
 (tests/trainer/test_evaluate_job.py).
 """
 
@@ -21,7 +21,7 @@ LAUNCHES, GIGABYTES_MOVED, PEAK_GIGABYTES = 149, 17.0, 1.68
 
 
 def micro_batch() -> dict[str, Any]:
-    """What one micro-batch of the preset costs a job, and what it costs uncompiled."""
+    """Cost of one micro-batch of the preset in a job, and its cost uncompiled."""
     import torch
 
     from tests.nullgpu.counting import cost
@@ -57,7 +57,7 @@ def micro_batch() -> dict[str, Any]:
 
 
 def test_a_micro_batch_costs_what_it_does_in_training(on_card: Any) -> None:
-    """Golden numbers, with room for another version of torch; uncompiled 519 launches, 52 GB."""
+    """Golden numbers, with tolerance for torch versions; uncompiled 519 launches, 52 GB."""
     found = on_card("rtx4070", micro_batch, seconds=560)
     job, uncompiled = found["job"], found["uncompiled"]
     assert job["launches"] == pytest.approx(LAUNCHES, rel=0.03)
@@ -69,7 +69,7 @@ def test_a_micro_batch_costs_what_it_does_in_training(on_card: Any) -> None:
 
 
 def evaluate(folder: str) -> dict[str, Any]:
-    """The job on the checkpoint of a small run that asked for a compiler: all that it reports."""
+    """Events of the job on the checkpoint of a small compiled run."""
     from tests.nullgpu.small_run import attempt, prepared
     from trainer.contract.orders import JobOrder
     from trainer.jobs import evaluate

@@ -1,4 +1,4 @@
-"""What may be missing beside a card: readings of NVML, a compiler, a kernel that repeats."""
+"""Missing parts of a GPU machine: NVML readings, a compiler, a deterministic kernel."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_card_that_is_named_by_its_uuid(on_card):
 
 
 def hear(holders: str) -> dict[str, Any]:
-    """What the daemon's listener hears of an error of the card."""
+    """GPU errors that the daemon's listener receives."""
     import time
     from pathlib import Path
 
@@ -148,7 +148,7 @@ def test_a_deterministic_step_uses_kernels_that_repeat(on_card, card, kernel):
 
 
 def step_with_windows() -> dict[str, int]:
-    """How many block masks of flex attention a first step builds, and a later one."""
+    """Number of flex attention block masks that a first step builds, and a later one."""
     from tests.nullgpu.steps import Bench
     from trainer.model import attention
 
@@ -164,6 +164,6 @@ def step_with_windows() -> dict[str, int]:
 
 @pytest.mark.timeout(600)  # flex attention compiles, whatever the step does
 def test_a_block_mask_is_built_once_for_each_window(on_card):
-    """Within a compiled block it was part of the graph, and built in every layer of every pass."""
+    """In a compiled block it was part of the graph, and built in every layer of every pass."""
     found = on_card("rtx4070", step_with_windows, seconds=560)
     assert found == {"first": found["windows"], "later": 0, "windows": 2}

@@ -1,4 +1,4 @@
-"""Out of memory at each place of a run's life, in the daemon: what its user is told and keeps."""
+"""Out of memory at each stage of a run, in the daemon: the reported reason and what is kept."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FULL_AT = {
     "2": ["start"],
     "3": ["step"],
 }
-# large enough that a step needs far more than what allocations are rounded up to
+# large enough that a step needs far more than the rounding of allocations
 SPEC: dict[str, Any] = {
     "name": "full",
     "model": {"depth": 2, "aspect_ratio": 192, "head_dim": 64, "sequence_len": 1024,
@@ -46,7 +46,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory, holders: Path) -> Iterator[
         "TRAIND_TRAINER_PYTHON": str(full_card.interpreter(folder, python)),
         "NULLGPU_FULL_AT": json.dumps(FULL_AT),
         "NULLGPU_PINNED_MB": "8",  # less than a checkpoint: copied all the same, with a notice
-        "TRAIND_FAIL": "loop.step=delay(0.1)",  # a pause shall come before the end
+        "TRAIND_FAIL": "loop.step=delay(0.1)",  # long enough that a pause comes before the end
     }
     daemon = NullDaemon(folder, holders, "rtx4070", **more)
     yield daemon
@@ -84,7 +84,7 @@ def test_a_full_card_costs_what_has_no_room_and_never_a_checkpoint(daemon: NullD
     assert "device_batch_size" in (no_step.reason_message or "")
     assert (saved_at(no_step) or 0) >= paused.step
 
-    # and with room again, to the end
+    # with free memory again, it runs to the end
     traind.resume("full")
     ended = settled(daemon, attempt=4)
     assert (ended.state, saved_at(ended)) == ("completed", 60)
@@ -93,7 +93,7 @@ def test_a_full_card_costs_what_has_no_room_and_never_a_checkpoint(daemon: NullD
 
 
 def settled(daemon: NullDaemon, attempt: int) -> Progress:
-    """How this attempt ended, whichever way."""
+    """The progress once this attempt has ended, in any way."""
     deadline = time.monotonic() + 150
     while True:
         now = daemon.client.progress("full")

@@ -1,6 +1,6 @@
-"""The GPU day runs dry, with a small model: every stage but the tests of a card's numbers.
+"""Dry run of the GPU day with a small model: every stage except the tests of a GPU's numbers.
 
-Its output means nothing; that a stage fails, hangs or waits for a file that moved is what shows.
+Its output means nothing; it shows stages that fail, hang or wait for a file that moved.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tests.nullgpu import environment
 pytestmark = [pytest.mark.needs("nullgpu"), pytest.mark.timeout(1800)]
 
 STAGES = ["card", *gpu.TOGETHER, *gpu.ALONE]
-VALUES = {"cards"}  # numbers of a card, which a null one has not
+VALUES = {"cards"}  # needs a GPU's numbers, which a null GPU does not have
 
 
 def test_the_day_runs_through(tmp_path: Path, holders: Path) -> None:

@@ -1,4 +1,4 @@
-"""The step's Triton kernels by Triton's interpreter, which computes where a null card does not."""
+"""The step's Triton kernels by Triton's interpreter, since a null GPU computes nothing."""
 
 from __future__ import annotations
 

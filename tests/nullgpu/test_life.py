@@ -1,7 +1,7 @@
-"""What a run holds, launches, copies and waits for on three cards, at each place of its life.
+"""Memory, launches, copies and waits of a run on three GPUs, at each stage.
 
-One process a card, side by side. What depends on no card or shape, such as saves, is shown on the
-smallest. No card has run any of it: times and values are unknown.
+One process per GPU, in parallel. Tests that depend on no GPU or shape, such as saves, use the
+smallest. No real GPU ran any of it: times and values are unknown.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def lived(on_card: Any, request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 def test_a_step_peaks_at_what_the_plan_says(lived):
-    """And needs no more at the first time, while it compiles."""
+    """The first step, which compiles, needs no more."""
     peak = lived["free"]["train"]["peak_bytes"]
     assert peak == pytest.approx(lived["card"].peak_gigabytes * GB, rel=0.03)
     assert lived["planned"] == pytest.approx(peak, rel=0.05)
@@ -83,7 +83,7 @@ def test_a_save_and_a_resume_take_nothing_of_the_card(lived):
 
 
 def test_a_full_card_ends_a_step_and_never_a_save(lived):
-    """What was out of memory leaves nothing behind: the next step is as large as before."""
+    """Running out of memory leaks nothing: the next step is as large as before."""
     ran_out = {name for name, outcome in lived["full"].items() if outcome == "OutOfMemoryError"}
     assert ran_out == {"train", "loss_only", "evaluation"}
     assert lived["again"]["outcome"] == "done"
@@ -105,7 +105,7 @@ def test_a_probe_answers_no_where_a_step_does_not_fit_and_leaves_the_card_as_it_
 
 @on_the_smallest
 def test_a_probe_leaves_a_margin(lived):
-    """Its steps ran, and a twentieth more of the card was not there: a desktop's share."""
+    """Its steps ran, but less than a twentieth of the GPU was left, a desktop's share."""
     tight = lived["probe"]["tight"]
     assert not tight["fits"]
     assert tight["peak_bytes"] == pytest.approx(lived["probe"]["free"]["peak_bytes"], rel=0.02)
@@ -127,7 +127,7 @@ def test_every_compiled_function_is_one_graph(lived):
 
 
 def test_launches(lived):
-    """A golden number, with room for another version of torch."""
+    """A golden number, with tolerance for other versions of torch."""
     assert lived["free"]["train"]["launches"] == pytest.approx(lived["card"].launches, rel=0.03)
 
 
@@ -143,7 +143,7 @@ def test_bytes(lived):
 
 
 def test_an_evaluation_is_compiled(lived):
-    """One pass launches less than a third of what a step's micro-batch does, and it is no eager
-    one: that had 1.9 times as many."""
+    """One pass has less than a third of the launches of a step's micro-batch; an eager pass had 1.9
+    times as many."""
     counted = lived["free"]["evaluation"]
     assert counted["triton"] > 0.4 * counted["launches"]

@@ -1,4 +1,4 @@
-"""Saves on a host that pins little memory. What a run holds of a card: test_life.py."""
+"""Saves on a host that pins little memory. GPU memory of a run: test_life.py."""
 
 from __future__ import annotations
 

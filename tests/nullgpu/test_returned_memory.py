@@ -1,4 +1,4 @@
-"""What an evaluation took of the card beyond a step is free again for another program."""
+"""GPU memory that an evaluation used beyond a step is free again for other programs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ GIGABYTE = 1 << 30
 
 
 def evaluations() -> dict[str, Any]:
-    """Bytes that the allocator holds after each way to evaluate, each of which left a gigabyte."""
+    """Bytes that the allocator holds after each kind of evaluation, each of which left 1 GB."""
     from types import SimpleNamespace
     from typing import cast
 

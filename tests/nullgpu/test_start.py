@@ -1,4 +1,4 @@
-"""What an attempt holds of a card, and pins of the host's memory, when its session is built."""
+"""GPU memory and pinned host memory of an attempt when its session is built."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ GIGABYTE = 1 << 30
 
 
 def start(folder: str) -> dict[str, int]:
-    """Bytes that the allocator holds once races left a gigabyte, and before the first step; bytes
+    """Bytes that the allocator holds after autotuning left 1 GB, and before the first step; bytes
     of a checkpoint and of pinned memory then."""
     import torch
 
@@ -51,6 +51,6 @@ def test_what_races_held_is_given_back_before_the_first_step(started: dict[str, 
 
 
 def test_the_memory_of_saves_is_pinned_before_the_first_step(started: dict[str, Any]) -> None:
-    """Or the first save would hold the step for as long as the host takes to pin it."""
+    """Otherwise the first save would block the step while the host pins the memory."""
     assert not started["refused"]
     assert started["pinned"] >= started["checkpoint"]

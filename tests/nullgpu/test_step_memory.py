@@ -1,4 +1,4 @@
-"""Where the preset fits: 4 rows beside a desktop, 16 on the whole card, as the plan says."""
+"""Memory of the preset: 4 rows fit beside a desktop, 16 on the whole GPU, as planned."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_the_plan_lets_through_what_fits(on_card, rows: int, bar: float) -> None
 
 
 def test_the_plan_refuses_what_does_not_fit(on_card) -> None:
-    """32 rows: out of memory in the forward pass, before anything of the backward is compiled."""
+    """32 rows: out of memory in the forward pass, before the backward pass is compiled."""
     batch = {"tokens": 65_536, "device_batch_size": 32}
     body = {"name": "x", "preset": "rtx4070-d12", "batch": batch}
     context = PlanContext(device_type="cuda", device_memory_bytes=RTX_4070)

@@ -1,9 +1,9 @@
-"""Bytes that a call moves between the card's memory and its cores, counted and not measured.
+"""Memory traffic of a call in bytes, between the GPU's memory and its cores: counted, not measured.
 
-Of the compiler's kernels: what inductor counts for each (`kernel_num_gb`, which it notes where
-TORCHINDUCTOR_BENCHMARK_KERNEL is set: environment.py). Of products: operands
-and result, the result twice where it is added to. Of our own kernels: what each reads and writes by
-its arguments. Of torch's operators: every operand and result once. Caches are taken for absent.
+The compiler's kernels: inductor's count for each (`kernel_num_gb`, which it records if
+TORCHINDUCTOR_BENCHMARK_KERNEL is set: environment.py). Products: operands
+and result, the result twice if it is accumulated. traind's own kernels: reads and writes by their
+arguments. torch's operators: every operand and result once. Assumes no caches.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Traffic:
 
 
 def traffic(call: Callable[[], object]) -> Traffic:
-    """What one call moves, which has been called before and compiles nothing any more."""
+    """Traffic of one call, which has been called before and no longer compiles."""
     found = Traffic()
     found.products = sum(map(_product_bytes, *zip(*cost(call).by_name.items(), strict=True)))
     with _compiled_into(found), _own_kernels_into(found), _Operators(found):
@@ -95,7 +95,7 @@ class _own_kernels_into:
         self.before = (embedding_kernel.add_rows, head_kernel.loss_and_gradient_in_place)
 
         def add_rows(total: Tensor, gradient: Tensor, slots: Tensor, order: Tensor) -> None:
-            # values are meaningless here: as many slots are taken for touched as tokens there are,
+            # values are meaningless here: assume as many touched slots as there are tokens,
             # or half of them, which is nearer to text
             touched = 8 * gradient.numel() // 2
             self.found.own_kernels += gradient.numel() * gradient.element_size() + touched

@@ -1,5 +1,5 @@
-"""The plain, obviously right version of model, loss and optimizer step, and of the packing.
+"""Reference implementation: plain, obviously correct model, loss, optimizer step and packing.
 
-Nothing here is fast and nothing is shared with `trainer`: it says in the shortest way what the
-recipe is, so that the trainer can be held against it.
+Nothing here is fast and nothing is shared with `trainer`: it is the shortest form of the recipe,
+against which tests compare the trainer.
 """

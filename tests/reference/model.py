@@ -1,4 +1,4 @@
-"""The model as the recipe tells it: whole logits, dense gradients, no banks, no chunks."""
+"""Reference model: complete logits, dense gradients, no banks, no chunks (docs/recipe.md)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SOFTCAP = 15.0
 
 
 class Linear(nn.Linear):
-    """No bias; the float32 weight is cast to the dtype of what comes in."""
+    """Linear layer without bias; the float32 weight is cast to the dtype of its input."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, bias=False)
@@ -146,7 +146,7 @@ def norm(x: Tensor) -> Tensor:
 
 
 def rotary(length: int, head_dim: int, dtype: torch.dtype, device: torch.device):
-    """cos and sin, each (1, T, 1, head_dim / 2)."""
+    """RoPE: cos and sin, each (1, T, 1, head_dim / 2)."""
     j = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device)
     frequencies = 1.0 / (100_000 ** (j / head_dim))
     angles = torch.outer(torch.arange(length, dtype=torch.float32, device=device), frequencies)
@@ -160,7 +160,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def visible(length: int, window: int, device: torch.device) -> Tensor:
-    """mask[q, k]: may query q see key k?"""
+    """Attention mask: mask[q, k] is true if key k is visible to query q."""
     position = torch.arange(length, device=device)
     back = position[:, None] - position[None, :]
     mask = back >= 0

@@ -1,4 +1,4 @@
-"""nanochat v2's packed shards in plain Python: each text file by itself, documents cut to a row."""
+"""nanochat v2's packed shards in plain Python: each text file alone, documents cut to a row."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-Encode = Callable[[str], list[int]]  # with <|bos|> in front
+Encode = Callable[[str], list[int]]  # preceded by <|bos|>
 MAGIC, VERSION = 20260902, 1
 BUFFER_DOCUMENTS = 1000
 
@@ -29,7 +29,7 @@ def pack(texts: list[str], encode: Encode, row_len: int) -> list[list[int]]:
                     break
                 buffer.append(document)
             if not buffer:
-                return rows  # what is left fills no row
+                return rows  # the rest fills no row
             left = row_len + 1 - len(row)
             whole = [d for d in buffer if len(d) <= left]
             chosen = max(whole, key=len) if whole else min(buffer, key=len)

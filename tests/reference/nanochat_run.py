@@ -1,7 +1,8 @@
-"""A run as nanochat would have made it, by the plain reference alone: trained, written, continued.
+"""A nanochat run made by the reference alone: trained, written, resumed.
 
-It makes what the fixture does not have: windows, odd head counts, grouped queries, padding. The
-files have nanochat's names, numbering and contents (docs/nanochat.md), written by no code of ours.
+It covers what the fixture does not: windows, odd head counts, grouped queries, padding. The files
+have nanochat's names, numbering and contents (docs/nanochat.md), and are not written by traind's
+code.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class PlainRun:
 
     @property
     def cursor(self) -> Cursor:
-        """(shard, row group, epoch) of the batch fetched ahead, which is what nanochat saves."""
+        """(shard, row group, epoch) of the prefetched batch, which nanochat saves."""
         return self._ahead[1]
 
     def train(self, to_step: int, horizon: int) -> dict[int, float]:
@@ -94,7 +95,7 @@ class PlainRun:
         return losses
 
     def resume(self) -> None:
-        """As nanochat resumes: at the row group after the cursor's, with an empty buffer."""
+        """Resume as nanochat does: at the row group after the cursor's, with an empty buffer."""
         shard, group, epoch = self.cursor
         self._batches = self._rows(_shards(self.base)[:-1], shard, group + 1, epoch)
         self._ahead = next(self._batches)
@@ -124,7 +125,7 @@ class PlainRun:
         return self.encoding.decode(drawn)
 
     def write(self, tag: str, *, horizon: int, prefix: str = "") -> None:
-        """The checkpoint of the present step."""
+        """Write the checkpoint of the current step."""
         folder = self.base / "base_checkpoints" / tag
         folder.mkdir(parents=True, exist_ok=True)
         model = {f"{prefix}{n}": t.clone() for n, t in self.model.state_dict().items()}
@@ -223,7 +224,7 @@ def load_encoding(folder: Path) -> tiktoken.Encoding:
 
 
 def make_base(base: Path, vocab_size: int) -> Path:
-    """Tokenizer, two shards to train on and one to validate with, of the library's own text."""
+    """Make a tokenizer, two training shards and a validation shard of the library's own text."""
     source = "\n".join(inspect.getsource(module) for module in TEXT)
     documents = [part.strip() for part in source.split("\n\n") if part.strip()][:1500]
     shards, third = base / "base_data_climbmix", len(documents) // 3
@@ -263,7 +264,7 @@ def token_lengths(encoding: tiktoken.Encoding) -> list[int]:
 
 @torch.no_grad()
 def _initialize(model: PlainGPT, seed: int) -> None:
-    """Away from the recipe's zeros: from there no two implementations agree."""
+    """Initialize without the recipe's zeros, from which no two implementations agree."""
     draw = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         if parameter.dim() == 2:

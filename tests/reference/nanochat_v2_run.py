@@ -1,7 +1,7 @@
-"""A run as nanochat's v2 would have made it, by the plain reference alone.
+"""A nanochat v2 run made by the reference alone.
 
-It makes what the fixtures do not have: windows shorter than the rows, odd head counts, grouped
-queries, padding, rows longer than the model's context, a part of the shards.
+It covers what the fixtures do not: windows shorter than the rows, odd head counts, grouped queries,
+padding, rows longer than the model's context, a subset of the shards.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class PlainV2Run(PlainRun):
         super().__init__(base, dials, **options)
 
     def resume(self) -> None:
-        """At the very batch that was fetched ahead: nothing is lost."""
+        """Resume at exactly the prefetched batch: nothing is lost."""
         self._batches = self._training(self.cursor[0])
         self._ahead = next(self._batches)
 
@@ -73,7 +73,7 @@ class PlainV2Run(PlainRun):
             row += self.rows
 
     def _model(self) -> dict[str, Tensor]:
-        """In v2's order: the tables, the layers, the lambdas, value embeddings, all gates last."""
+        """State in v2's order: tables, layers, lambdas, value embeddings, all gates last."""
         state = self.model.state_dict()
         layers = [n for n in state if n.startswith("transformer.h.")]
         gates = [n for n in layers if "ve_gate" in n]
@@ -83,7 +83,7 @@ class PlainV2Run(PlainRun):
         return {name: state[name].clone() for name in [*first, *lambdas, *values, *gates]}
 
     def optimizer_state(self) -> dict[str, Any]:
-        """With the base rates, betas and decays that v2 keeps in its groups."""
+        """Optimizer state with the base rates, betas and decays that v2 keeps in its groups."""
         content = super().optimizer_state()
         names = [group[0] for group in self._adam_names()]
         for group, name in zip(content["param_groups"], names, strict=False):
@@ -106,7 +106,7 @@ class PlainV2Run(PlainRun):
 
 
 def make_v2_base(base: Path, vocab_size: int, row_len: int) -> Path:
-    """The texts and the tokenizer of `make_base` where v2 has them, and the shards packed."""
+    """Make the texts and the tokenizer of `make_base` in v2's places, and pack the shards."""
     old, data = make_base(base / "old", vocab_size), base / DATA
     data.parent.mkdir(parents=True)
     shutil.move(old / "base_data_climbmix", data)

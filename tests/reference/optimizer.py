@@ -1,4 +1,4 @@
-"""The optimizer step as the recipe tells it: AdamW for tables, head and scalars; Muon for matrices.
+"""Reference optimizer step: AdamW for tables, head and scalars; Muon for matrices.
 
 Muon works on a stack that is built from the matrices and copied back, as nanochat does.
 """
@@ -71,7 +71,7 @@ def muon(
 def muon_of_march(
     p: Tensor, g: Tensor, m: Tensor, v: Tensor, lr, momentum, weight_decay, dtype: torch.dtype
 ) -> None:
-    """Muon of recipe 2026-03: neither are rows equilibrated, nor is the update renormalized."""
+    """Muon of recipe 2026-03: without row equilibration and renormalization of the update."""
     rows, cols = p.shape[-2:]
     m.copy_(torch.lerp(m, g, 1 - momentum))
     x = torch.lerp(g, m, momentum)

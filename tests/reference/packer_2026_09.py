@@ -1,4 +1,4 @@
-"""nanochat's base_prepare of September 2026, written again from its description: text to .bin."""
+"""nanochat's base_prepare of September 2026, rewritten from its description: text to .bin."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def pack(documents: Sequence[Sequence[int]], row_len: int) -> np.ndarray:
             _refill(buffer, waiting)
             if not buffer:
                 shape = (len(rows), capacity)
-                return np.array(rows, dtype=np.uint16).reshape(shape)  # the last one is not full
+                return np.array(rows, dtype=np.uint16).reshape(shape)  # the last row is not full
             row.extend(_take(buffer, capacity - len(row)))
         rows.append(row)
 
@@ -45,7 +45,7 @@ def _take(buffer: list[list[int]], room: int) -> list[int]:
 
 
 def shard_bytes(rows: np.ndarray, vocab_size: int, tokenizer_id: int) -> bytes:
-    """A whole file: header, inputs, targets."""
+    """Bytes of a complete file: header, inputs, targets."""
     num_rows, row_len = rows.shape[0], rows.shape[1] - 1
     header = struct.pack(
         "<64i", MAGIC, VERSION, row_len, num_rows, vocab_size, tokenizer_id, *[0] * 58

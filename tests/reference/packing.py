@@ -1,4 +1,4 @@
-"""Best-fit packing exactly as the recipe tells it, in plain Python lists."""
+"""Reference best-fit packing, exactly by the recipe, in plain Python lists."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Sections 1, 3 and 5 of the recipe as plain arithmetic: shape, scaled rates, schedule.
 
-Only containers are shared with `trainer`; every number in them is worked out here.
+Only containers are shared with `trainer`; this module computes every number in them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from trainer.contract.recipe import Architecture
 from trainer.contract.shape import ModelShape
 
 B_REF = 524_288
-# none is nanochat's default: small batches learn faster so, and a value not taken over shows
+# none is nanochat's default: small batches learn faster, and a value that was not applied shows
 OPTIMIZER = {
     "matrix_lr": 0.1,
     "embedding_lr": 2.0,
@@ -26,7 +26,7 @@ WARMUP, WARMDOWN, FINAL = 6, 0.5, 0.1
 
 @dataclass(frozen=True)
 class Dials:
-    """What a user of nanochat turns; heads: n_kv_head where it is not n_head."""
+    """Settings of a nanochat user; heads: n_kv_head if it differs from n_head."""
 
     depth: int
     aspect_ratio: int
@@ -71,7 +71,7 @@ class Dials:
         )
 
     def scaling_parameters(self) -> int:
-        """Transformer matrices, the gates of the value embeddings among them, and lm_head."""
+        """Transformer matrices, including the gates of the value embeddings, and lm_head."""
         width, kv_heads = self.n_embd, self.n_kv_head or self.n_head
         kv_width = kv_heads * self.head_dim
         layer = width * width + 2 * kv_width * width + width * width + 2 * 4 * width * width

@@ -1,4 +1,4 @@
-"""One training step as the recipe tells it: gradients are the mean over micro-batches."""
+"""Reference training step: gradients are the mean over micro-batches."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def train_step(
     weight_decay: float,
     loss_function=None,
 ) -> float:
-    """The mean loss. Waits for the device at each step, as nanochat's script does."""
+    """Train one step; returns the mean loss. Synchronizes, as nanochat's script does."""
     compute = loss_function or model.loss
     losses = []
     for tokens, targets in micro_batches:
