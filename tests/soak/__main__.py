@@ -28,7 +28,7 @@ from tests.soak import (
 )
 from tests.soak.counts import Counts
 
-CI_SEED = 20261122  # what fails in a check must fail again when it is looked at
+CI_SEED = 20261122  # a failed check must fail again when repeated
 
 # Each with its share of the time, and its seconds in --ci.
 CAMPAIGNS: dict[str, tuple[Callable[[float, int], Counts], float, float]] = {
@@ -52,7 +52,7 @@ CAMPAIGNS: dict[str, tuple[Callable[[float, int], Counts], float, float]] = {
 
 
 def main(argv: list[str]) -> int:
-    """Exit status 1 when any promise was not kept."""
+    """Exit status 1 if any promise was broken."""
     asked = _parse(argv)
     chosen = asked.campaign or list(CAMPAIGNS)
     whole = sum(CAMPAIGNS[name][1] for name in chosen)
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> int:
         seconds = ci_seconds if asked.ci else asked.seconds * share / whole
         seed = CI_SEED if asked.ci else asked.seed
         failures += _run(name, campaign, seconds, seed, asked.results)
-    for words in failures:  # once more at the end, where the reader of a long log looks
+    for words in failures:  # repeated at the end of the log
         print(f"FAILED: {words}")
     print(f"{len(failures)} failures; the counts are in {asked.results}")
     return 1 if failures else 0
@@ -75,12 +75,12 @@ def _run(
     seed: int,
     results: Path,
 ) -> list[str]:
-    """What did not hold, each with the campaign's name."""
+    """Run a campaign; returns its failures, each with the campaign's name."""
     print(f"--- {name}: {seconds:.0f} s, seed {seed} ---", flush=True)
     began = time.monotonic()
     try:
         counts = campaign(seconds, seed)
-    except Exception as error:  # a harness that breaks is a failure too, and the others continue
+    except Exception as error:  # an error of the harness is a failure too, and the others continue
         traceback.print_exc()
         counts = Counts(name, seed, failures=[f"the harness broke: {error!r}"])
     table.append(counts, results)

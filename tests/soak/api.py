@@ -1,4 +1,4 @@
-"""API: eight threads ask for everything at once on a few runs."""
+"""API: eight threads request everything at once on a few runs."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def run(budget: float, seed: int) -> Counts:
 
 
 def control(seed: int) -> Counts:
-    """A history with a move taken out of it, and a run with two trainers: both must be noticed."""
+    """A history without one of its moves, and a run with two trainers: both must be detected."""
     counts = Counts("api", seed)
     with tempfile.TemporaryDirectory(prefix="soak-api-") as folder:
         db = Database.open(Settings(data_dir=Path(folder)))
@@ -76,7 +76,7 @@ def control(seed: int) -> Counts:
 
 
 def control_unguarded(seed: int) -> Counts:
-    """A DELETE that takes the rows of a run that is training: its trainer is then nobody's."""
+    """A DELETE that removes the rows of a run that is training, and orphans its trainer."""
     counts = Counts("api", seed)
     with tempfile.TemporaryDirectory(prefix="soak-api-") as folder:
         house = House(Path(folder))
@@ -157,7 +157,7 @@ def _ask(client: httpx.Client, verb: str, name: str, draw: random.Random) -> int
 
 
 class Watcher:
-    """Looks at the process table: at most one trainer of a run lives."""
+    """Watches the process table: at most one trainer of a run may be alive."""
 
     def __init__(self, counts: Counts) -> None:
         self._counts = counts
@@ -178,7 +178,7 @@ class Watcher:
 
 
 def nothing_lives(data_dir: Path, counts: Counts) -> None:
-    """No process of a run outlives the rows: every run has ended and the daemon is gone."""
+    """Check that no process of a run is left when every run has ended and the daemon has exited."""
     place = str(data_dir / "runs").encode()
     left = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
@@ -189,7 +189,7 @@ def nothing_lives(data_dir: Path, counts: Counts) -> None:
 
 
 def _look_at_history(data_dir: Path, counts: Counts, opened: Database | None = None) -> None:
-    """Every move was legal and began where the one before it ended; rows agree with journals."""
+    """Check that moves are legal and begin where the previous one ended; rows match journals."""
     settings = Settings(data_dir=data_dir)
     db = opened or Database.open(settings)
     try:

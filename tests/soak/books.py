@@ -1,4 +1,4 @@
-"""The audit: rows against journals. Every valid record is in the rows once, and nothing else is."""
+"""Audit of rows against journals: every valid record is in the rows once, and nothing else is."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def records(path: Path) -> list[dict[str, Any]]:
 
 
 def differences(db: Database, paths: DataDir) -> list[str]:
-    """What rows and journals do not agree about, and moves that are not legal; empty is right."""
+    """Differences between rows and journals, and illegal moves; empty if correct."""
     with db.read() as session:
         found = [
             f"{run.name}: {words}"
@@ -82,7 +82,7 @@ def _of_events(session: Session, attempt: Attempt, read: list[dict[str, Any]]) -
 
 
 def illegal_moves(session: Session, run: Run) -> list[str]:
-    """Moves of a run that the table forbids, or that do not begin where the last one ended."""
+    """Moves of a run that the table forbids, or that do not begin where the previous one ended."""
     found, state = [], State.created
     moves = select(Event).where(Event.run_id == run.id, Event.kind == "state").order_by(Event.id)
     for event in session.scalars(moves):

@@ -30,11 +30,11 @@ from trainer.contract.rundir import checkpoint_name
 FILES = (MODEL, OPTIMIZER, STATE, MANIFEST)
 STEPS = (10, 20, 30)
 LINEAGE = Lineage(limits={1: 10**9})
-AT_LEAST = 100  # damages, whatever the budget
+AT_LEAST = 100  # minimum number of damages, whatever the budget
 
 
 def run(budget: float, seed: int) -> Counts:
-    """Damages, one after the other, while there is time."""
+    """Damage checkpoints, one after the other, while there is time."""
     counts, left = Counts("checkpoints", seed), Budget(budget)
     draw = random.Random(seed)
     with tempfile.TemporaryDirectory(prefix="soak-checkpoints-") as folder:
@@ -45,7 +45,7 @@ def run(budget: float, seed: int) -> Counts:
 
 
 def control(seed: int) -> Counts:
-    """The same with the verification left out: it must be noticed."""
+    """The same without verification: it must be detected."""
     counts = Counts("checkpoints", seed)
     draw = random.Random(seed)
 
@@ -99,7 +99,7 @@ def _describe(step: int) -> Callable[[dict[str, FileEntry]], Manifest]:
 
 
 def _one(originals: Path, directory: Path, counts: Counts, draw: random.Random) -> None:
-    """One damage to the newest; the one before it must be what is loaded."""
+    """Damage the newest checkpoint; the previous one must be loaded."""
     shutil.rmtree(directory, ignore_errors=True)
     shutil.copytree(originals, directory)
     newest = directory / checkpoint_name(STEPS[-1], 1)
@@ -117,7 +117,7 @@ def _one(originals: Path, directory: Path, counts: Counts, draw: random.Random) 
     counts.expect(passed == [newest.name], f"{words}: passed over {passed}")
 
 
-# --- damages: each says what it did --------------------------------------------------------------
+# --- damages: each returns a description ---------------------------------------------------------
 
 
 def _flip(path: Path, draw: random.Random) -> str:
@@ -192,7 +192,7 @@ def _edit(path: Path, draw: random.Random) -> str:
 
 
 def _replace(path: Path, draw: random.Random) -> str:
-    """A whole other checkpoint under this name."""
+    """Another complete checkpoint under this name."""
     shutil.rmtree(path)
     shutil.copytree(path.with_name(checkpoint_name(STEPS[0], 1)), path)
     return "another checkpoint under its name"

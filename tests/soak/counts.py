@@ -1,4 +1,4 @@
-"""What a campaign counts and how it says what it does."""
+"""Counters and progress messages of a campaign."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SHOWN = 20  # failures of one campaign that are printed; all are counted
 
 @dataclass
 class Counts:
-    """done: how often each thing happened. failures: a line for each promise that was not kept."""
+    """done: number of times each event happened. failures: one line for each broken promise."""
 
     campaign: str
     seed: int
@@ -33,14 +33,14 @@ class Counts:
             self.fail(why)
 
     def merge(self, part: Counts) -> None:
-        """Take over what a part of the campaign counted."""
+        """Add the counts of a part of the campaign."""
         self.done += part.done
         self.failures += part.failures
         for what, seconds in part.worst.items():
             self.longest(what, seconds)
 
     def longest(self, what: str, seconds: float) -> None:
-        """Remember the longest time that something took."""
+        """Record the longest duration of `what`."""
         self.worst[what] = max(seconds, self.worst.get(what, 0.0))
 
     def say(self, words: str) -> None:
@@ -71,10 +71,10 @@ class Budget:
 
 
 class Stopwatch:
-    """Seconds since it was made, less those in which this machine did not run what was ready.
+    """Seconds since its creation, minus those in which the machine did not run ready threads.
 
-    A thread that sleeps `NAP_SECONDS` at a time adds up how late it wakes: a promise in seconds is
-    one about the program, and a processor lent to somebody else is not the program's time.
+    A thread that sleeps `NAP_SECONDS` at a time adds up its wake-up delays: a promise in seconds is
+    about the program, and CPU time given to other processes is not the program's.
     """
 
     NAP_SECONDS = 0.005

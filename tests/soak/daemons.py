@@ -20,12 +20,12 @@ from tests.soak.processes import Settlement
 PLACES = ("ingest.rows", "ingest.cursor", "db.commit", "ingest.committed")
 ADOPTION_SECONDS = 1.0
 KILLS_PER_RUN = 15
-WHOLE_SHARE = 0.4  # of the time, at most, for the whole daemon
+WHOLE_SHARE = 0.4  # maximum share of the time for the complete daemon
 FAST = {"step_seconds": 0.0005, "save_every": 500}
 
 
 def run(budget: float, seed: int) -> Counts:
-    """First the whole daemon with its HTTP, then its inside, which starts faster."""
+    """First the complete daemon with its HTTP, then its internals, which start faster."""
     counts, left = Counts("daemons", seed), Budget(budget)
     draw = random.Random(seed)
     _whole(counts, draw, 3 if budget < 300 else 20, left)
@@ -38,7 +38,7 @@ def run(budget: float, seed: int) -> Counts:
 
 
 def _whole(counts: Counts, draw: random.Random, kills: int, left: Budget) -> None:
-    """After /readyz says 200, what the trainer reports is read within a second."""
+    """Once /readyz returns 200, the trainer's reports must be read within a second."""
     with tempfile.TemporaryDirectory(prefix="soak-whole-") as folder:
         manners = '{"*": {"step_seconds": 0.002, "save_every": 500}}'
         python = launcher(Path(folder))
@@ -125,7 +125,7 @@ def _one_kill(town: Settlement, counts: Counts, draw: random.Random) -> None:
 
 
 def control_by_kill(seed: int) -> Counts:
-    """A daemon that commits its cursor apart from the rows, killed between the two."""
+    """A daemon that commits its cursor separately from the rows, killed between the two."""
     counts = Counts("daemons", seed)
     town = Settlement(**FAST)
     try:
@@ -143,7 +143,7 @@ def control_by_kill(seed: int) -> Counts:
 
 
 def control(seed: int, how: str = "advanced") -> Counts:
-    """A cursor that does not move with its rows, as if it were committed apart from them."""
+    """A cursor that does not advance with its rows, as if committed separately."""
     counts = Counts("daemons", seed)
     with tempfile.TemporaryDirectory(prefix="soak-cursor-") as folder:
         settings = Settings(data_dir=Path(folder))

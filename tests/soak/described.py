@@ -1,7 +1,7 @@
-"""OpenAPI: schemathesis over our own document, in all its phases, against a real socket.
+"""OpenAPI: schemathesis over traind's API document, in all its phases, against a real socket.
 
-No 5xx, no status that is not documented, no answer that differs from its schema. The answers are
-counted where they are made, so that what the client's library hides is counted too.
+No 5xx, no undocumented status, no answer that violates its schema. The server counts the answers,
+so that those hidden by the client's library are counted too.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def run(budget: float, seed: int) -> Counts:
 
 
 def _shares(budget: float) -> list[tuple[tuple[str, ...], float | None]]:
-    """Phases and their seconds: with enough time the first two are done to their end, which does
-    not depend on the seed, and the others have what is left."""
+    """Phases and their seconds: with enough time the first two run to their end, which does not
+    depend on the seed, and the others share the rest."""
     if budget < LONG_SECONDS:
         return [(PHASES, budget)]
     return [(PHASES[:2], None), (PHASES[2:], budget - WHOLE_SECONDS)]
@@ -59,7 +59,7 @@ def _shares(budget: float) -> list[tuple[tuple[str, ...], float | None]]:
 
 @contextmanager
 def _served(folder: Path) -> Iterator[tuple[dict[str, Any], Counter[str]]]:
-    """What the app says about itself; the answers by status are known when it has ended."""
+    """The app's description of itself; counts of answers by status, known when it has ended."""
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(
         prefix="soak-openapi-", dir=memory if memory.is_dir() else folder
@@ -111,8 +111,8 @@ def _ask(
 
 
 def _requests(report: Path, counts: Counts) -> Counter[str]:
-    """How many requests each phase made; a check that failed is a failure of ours, told once for
-    each operation."""
+    """Number of requests of each phase; a failed check is a failure of the campaign, reported once
+    for each operation."""
     requests: Counter[str] = Counter()
     told: set[tuple[str, str]] = set()
     for line in report.read_text().splitlines():

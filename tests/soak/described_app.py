@@ -1,7 +1,7 @@
-"""The app behind a real socket with something of everything in it: says where it listens and what
-is there, keeps it there, and when its input ends says how often it answered what. DIRECTORY.
+"""The app on a real socket, with resources of every kind: prints its address and its resources,
+keeps them in place, and at the end of its input prints the counts of its answers. DIRECTORY.
 
-There is no supervisor: this is about requests, and no request may start a process.
+There is no supervisor: this tests requests, and no request may start a process.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def main(directory: Path) -> None:
 
 
 class _Counting:
-    """Counts the answers by status, below everything that a client or its library may hide."""
+    """Counts the answers by status in the server, where no client library can hide one."""
 
     def __init__(self, app: Any) -> None:
         self._app = app
@@ -74,8 +74,8 @@ class _Counting:
 
 
 def _keep(asgi: Asgi, ended: threading.Event) -> None:
-    """Put back what was deleted and what was moved: a request is to meet every state again. Jobs
-    come to their end, as they would, so that nobody follows one for ever."""
+    """Restore deleted and moved resources, so that requests meet every state again. Ends jobs, so
+    that no request follows one for ever."""
     while not ended.wait(CHECK_SECONDS):
         with asgi.db.write() as session:
             over = {"state": "ended", "outcome": "completed", "ended_at": time.time()}

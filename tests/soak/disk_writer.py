@@ -1,6 +1,6 @@
 """Writes journal records, checkpoints and rows until the disk is half full: DISK.
 
-Claims each when it is durable. A copy of the disk must leave room to open the database in it.
+Claims each when it is durable. A copy of the disk needs space to open the database in it.
 
 --forgetful: an fsync that does nothing, as a control.
 """

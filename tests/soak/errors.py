@@ -1,7 +1,7 @@
 """Errors: ENOSPC and EIO at each pass of each place where a checkpoint or journal is written.
 
-In this process at every pass; through real trainers at random passes; and, where strace may trace,
-as failing system calls of a process that knows of no failpoint.
+In this process at every pass; through real trainers at random passes; and, if strace is permitted,
+as failing system calls of a process without failpoints.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ CHECKPOINT_PLACES = (
 )  # fmt: skip
 JOURNAL_PLACES = ("journal.append", "journal.fsync")
 CHANGING = ("write", "fsync", "fdatasync", "rename", "mkdir", "openat")
-LOOKING = ("close", "read", "newfstatat")  # which do not fail for want of space
+LOOKING = ("close", "read", "newfstatat")  # which never fail with ENOSPC
 STRIKES_FOR_EACH_TRAINER = 24
 ANY = Lineage(limits={1: 10**9})
 
@@ -67,7 +67,7 @@ def run(budget: float, seed: int) -> Counts:
 
 
 def control(seed: int) -> Counts:
-    """The same with failed fsyncs not looked at: claims are made that nothing stands behind."""
+    """The same with errors of fsync ignored: the process claims data that is not durable."""
     counts = Counts("errors", seed)
     with (
         patch.object(safetensors_writer, "failpoint", _Deaf()),
@@ -78,7 +78,7 @@ def control(seed: int) -> Counts:
 
 
 class _Deaf:
-    """Failpoints of an fsync whose errors nobody looks at."""
+    """Failpoints of an fsync whose errors are ignored."""
 
     @staticmethod
     def hit(name: str) -> None:
@@ -116,7 +116,7 @@ def _failing(terms: str) -> Iterator[None]:
 
 
 def _refuse_checkpoint(counts: Counts, place: str, passes: int, number: int) -> bool:
-    """One save with an error at its n-th pass of `place`. False when it passes less often."""
+    """One save with an error at its n-th pass of `place`. Returns False if it passes less often."""
     words = f"{place} pass {passes} {errno.errorcode[number]}"
     with tempfile.TemporaryDirectory(prefix="soak-errors-") as folder:
         directory, draw = Path(folder) / "run" / "checkpoints", random.Random(1)
@@ -142,7 +142,7 @@ def _refuse_checkpoint(counts: Counts, place: str, passes: int, number: int) -> 
 
 
 def _refuse_record(counts: Counts, place: str, passes: int, number: int) -> None:
-    """A record that was refused is not there; one that was not claimed is not claimed later."""
+    """A refused record must be absent; one that was not claimed must not be claimed later."""
     words = f"{place} pass {passes} {errno.errorcode[number]}"
     with tempfile.TemporaryDirectory(prefix="soak-errors-") as folder:
         path = Path(folder) / "outbox.jsonl"
@@ -168,7 +168,7 @@ def _refuse_record(counts: Counts, place: str, passes: int, number: int) -> None
 
 
 def _one_trainer(context: weights.Workshop, counts: Counts, draw: random.Random) -> None:
-    """A trainer with errors at random passes; it, or its next attempt, ends as the twin."""
+    """A trainer with errors at random passes; it, or its next attempt, must end as its twin."""
     packing = draw.choice(weights.PACKINGS)
     lab = context.lab(packing)
     place = draw.choice((*CHECKPOINT_PLACES, *JOURNAL_PLACES, "checkpoint.remove"))
@@ -189,7 +189,7 @@ def _one_trainer(context: weights.Workshop, counts: Counts, draw: random.Random)
 
 
 def _reason(lab: Lab) -> str | None:
-    """None where the disk refused even the words about it: the supervisor then asks the status."""
+    """Reason of the attempt; None if the disk refused its record: the exit status decides."""
     try:
         return lab.exit()["reason"]
     except FileNotFoundError:
@@ -219,7 +219,7 @@ def every_strike(draw: random.Random) -> list[Strike]:
 
 
 def _passes() -> dict[str, range]:
-    """The passes of each call after the writer has loaded, as one undisturbed writer makes them."""
+    """Passes of each system call after the writer has loaded, from an undisturbed writer."""
     before, after = Counter[str](), Counter[str]()
     counted = before
     with tempfile.TemporaryDirectory(prefix="soak-strace-") as folder:
@@ -246,8 +246,8 @@ def _traced(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
 
 
 def _struck(seed: int, strike: Strike) -> Counts:
-    """What the process claimed before and after a strike must be there, and what has its final name
-    must be whole."""
+    """Data that the process claimed before and after a strike must exist, and files with their
+    final name must be complete."""
     counts = Counts("errors", seed)
     with tempfile.TemporaryDirectory(prefix="soak-strace-") as folder:
         inject = f"inject={strike.call}:{strike.how}:when={strike.when}"

@@ -1,7 +1,7 @@
-"""Folders as people have them, drawn at random: prepared or refused in a sentence, nothing lost.
+"""Realistic random data folders: prepared, or refused with a sentence; nothing is lost silently.
 
-Each document begins with the name of its file, so that what trains and what validates can be read
-off the shards; every file is either read or in the account of what is left out.
+Each document begins with the name of its file, so that the shards show which files train and which
+validate; every file is either read or counted as skipped.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PACKING: dict[str, Callable[[bytes], bytes]] = {
 }
 PLAIN = ("a", "b", "part-1", "part-2")
 NAMED = ("train", "train-00000-of-00002", "train-00001-of-00002", "test", "validation", "dev")
-EVALUATIONS = ("test", "validation", "dev")  # by the words, not by the code under test
+EVALUATIONS = ("test", "validation", "dev")  # by the names, not by the code under test
 ODD = (".hidden", "._a", "empty", "binary", "blank")
 
 
@@ -43,7 +43,7 @@ def try_one(place: Path, counts: Counts, draw: random.Random) -> None:
 
 
 def check_splits(place: Path, counts: Counts, draw: random.Random) -> None:
-    """The layout that every tool writes, for the control."""
+    """The common layout of splits, for the control."""
     root, written = _make(place, "jsonl", list(NAMED), draw)
     _check(place, "jsonl", root, written, counts)
 

@@ -1,6 +1,6 @@
 """Journals: cut at every byte and flipped at every bit of 10 kB.
 
-All of them are read as ingestion reads them; as many as the time allows go through the database.
+All are read as in ingestion; as many as the time allows are ingested into the database.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from trainer.contract import journal
 from trainer.contract.rundir import OUTBOX
 
 STEPS = 26
-SECONDS_PER_FLIP = 0.006  # about what one costs: decides how many of them a budget allows
+SECONDS_PER_FLIP = 0.006  # approximate seconds of one: determines how many a budget allows
 
 
 def run(budget: float, seed: int) -> Counts:
@@ -44,7 +44,7 @@ def run(budget: float, seed: int) -> Counts:
 
 
 def control(seed: int) -> Counts:
-    """The same with records believed whatever their CRC says: it must be noticed."""
+    """The same with CRCs ignored: it must be detected."""
 
     def believe(line: bytes) -> dict[str, object] | None:
         try:
@@ -64,7 +64,7 @@ def control(seed: int) -> Counts:
 
 @contextmanager
 def _place() -> Iterator[tuple[Database, Settings]]:
-    """A database in memory where there is some: this is about bytes, not about the disk."""
+    """A database in a memory file system if there is one: this tests bytes, not the disk."""
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(
         prefix="soak-journal-", dir=memory if memory.is_dir() else None
@@ -78,7 +78,7 @@ def _place() -> Iterator[tuple[Database, Settings]]:
 
 
 def _written(db: Database, settings: Settings) -> bytes:
-    """The bytes of a whole attempt's journal, of which nothing is read yet."""
+    """The bytes of a complete attempt's journal, of which nothing is ingested yet."""
     reporter = _reporter(db, settings)
     reporter.begin()
     reporter.steps(0, STEPS // 2)
@@ -96,8 +96,8 @@ def _reporter(db: Database, settings: Settings) -> Reporter:
 
 
 def _read_all(db: Database, settings: Settings, raw: bytes, counts: Counts) -> None:
-    """Each cut gives the whole records before it and waits for the rest; each flip ends the reading
-    at the record before it. The cursor stands at the damaged line, as it would have come to."""
+    """Check that each cut gives the whole records before it and waits for the rest, and each flip
+    ends reading at the record before it. The cursor starts at the damaged line."""
     with db.read() as session:
         attempt = session.scalars(select(Attempt)).one()
     path = settings.paths.run(attempt.run_id).attempt(attempt.number) / OUTBOX
@@ -145,7 +145,7 @@ def _sweep(
     stride: int,
     phase: int,
 ) -> None:
-    """Line by line: damage it in every way while it is next to be read, then read it whole."""
+    """Line by line: damage the next line in every way, then ingest it undamaged."""
     with db.read() as session:
         attempt = session.scalars(select(Attempt)).one()
     reporter = Reporter(db, settings, attempt.run_id, attempt.id, 1, None)  # type: ignore[arg-type]
@@ -157,7 +157,7 @@ def _sweep(
             _cut(reporter, raw, cut, counts)
         before = _points(db)
         for bit in range(8 * start, 8 * end):
-            is_least = bit % (4 * stride) == phase  # done however busy the machine is
+            is_least = bit % (4 * stride) == phase  # always done, however busy the machine is
             if is_least or (bit % stride == phase and not left.is_over):
                 _flip(reporter, raw, bit, end, counts)
         counts.expect(_points(db) == before, f"points from the line that ends at byte {end}")
@@ -170,7 +170,7 @@ def _sweep(
 
 
 def _put(path: Path, raw: bytes | bytearray) -> None:
-    """Replace what the file holds, in place: it stays the same file."""
+    """Replace the file's content in place, keeping its inode."""
     fd = os.open(path, os.O_WRONLY)
     os.pwrite(fd, raw, 0)
     os.ftruncate(fd, len(raw))
@@ -185,8 +185,8 @@ def _cut(reporter: Reporter, raw: bytes, at: int, counts: Counts) -> None:
 
 
 def _flip(reporter: Reporter, raw: bytes, bit: int, end: int, counts: Counts) -> None:
-    """Nothing of the line may be believed. A lost newline looks like a line still being written
-    while nothing follows it."""
+    """No part of the line may be accepted. A lost newline looks like an unfinished line while
+    nothing follows it."""
     damaged = bytearray(raw)
     damaged[bit // 8] ^= 1 << (bit % 8)
     waits = bit // 8 == len(raw) - 1
@@ -201,7 +201,7 @@ def _flip(reporter: Reporter, raw: bytes, bit: int, end: int, counts: Counts) ->
 
 
 def _forgive(reporter: Reporter) -> None:
-    """The journal is to be read on, as if the damage had never been seen."""
+    """Reset the reader's state, as if the damage had not been seen."""
     with reporter.db.write() as session:
         session.get_one(Attempt, reporter.attempt_id).outbox_problem = None
         session.execute(delete(Event).where(Event.kind == "report_gap"))

@@ -1,7 +1,7 @@
-"""Limits: inputs at and beyond every edge: no 5xx, little memory, and nobody is shut out.
+"""Limits: inputs at and beyond every limit: no 5xx, little memory, no client is locked out.
 
-Five rounds in turn: spec fields at their edges in twos and threes, bodies of many keys, sockets
-that never read, small pickles, and folders as people have them.
+Five rounds in turn: spec fields at their limits in pairs and triples, bodies with many keys,
+sockets that never read, small pickles, and realistic data folders.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from tests.server.spec_edges import body_of, edges
 from tests.soak import folders
 from tests.soak.counts import Budget, Counts
 
-MANY_BYTES = 48 << 20  # of Python's own memory for one request; 76 MB without a limit of keys
+MANY_BYTES = 48 << 20  # Python memory for one request; 76 MB without a limit on keys
 PICKLE_BYTES = 64 << 20
 ANSWER_SECONDS = 10.0
-PLACES = 40  # connections at once, so that few sockets fill them
+PLACES = 40  # concurrent connections; low, so that few sockets use them up
 PIPELINED = b"GET /openapi.json HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 100
 
 
@@ -52,7 +52,7 @@ def run(budget: float, seed: int) -> Counts:
 
 
 def control(seed: int) -> Counts:
-    """Without the limits: what they hold must show as failures, one for each round."""
+    """Without the limits: each round must show a failure."""
     from trainer.data import splits, torch_archive
 
     counts, draw = Counts("limits", seed), random.Random(seed)
@@ -111,7 +111,7 @@ def _unknown_keys(number: int) -> bytes:
 
 
 def _ask_many(asgi: Asgi, counts: Counts, content: bytes) -> None:
-    asgi.post("/v1/runs", {})  # what is loaded once is not the body's
+    asgi.post("/v1/runs", {})  # memory loaded once is not the body's
     tracemalloc.start()
     answer = asgi.post("/v1/runs", content=content, headers={"content-type": "application/json"})
     peak = tracemalloc.get_traced_memory()[1]
@@ -125,8 +125,8 @@ def _ask_many(asgi: Asgi, counts: Counts, content: bytes) -> None:
 
 
 def _sockets(asgi: Asgi, counts: Counts) -> None:
-    """All places are taken by clients that never read; newcomers are served all the same."""
-    asgi.get("/openapi.json")  # what they ask for is written once
+    """Clients that never read take all connections; new clients must still be served."""
+    asgi.get("/openapi.json")  # the requested answer is written once
     with (
         patch.object(connections, "MAX_CONNECTIONS", PLACES),
         serving(asgi, http=Connection) as served,
@@ -142,7 +142,7 @@ def _sockets(asgi: Asgi, counts: Counts) -> None:
 
 
 def has_unread_answers(connection: object) -> bool:
-    """Whether its answers have filled what there is to fill."""
+    """True if unread answers have filled the connection's buffers."""
     return isinstance(connection, Connection) and connection.flow.write_paused
 
 
@@ -192,7 +192,7 @@ def _bytearray(size: int) -> bytes:
 
 
 def _load_pickle(place: Path, counts: Counts, content: bytes) -> None:
-    """A file with this index beside the data of a good one: refused or read, in little memory."""
+    """Load a file with this pickle and valid data: it must be refused or read, in little memory."""
     from trainer.interop import torchfile
     from trainer.interop.errors import InteropError
 

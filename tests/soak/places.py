@@ -1,4 +1,4 @@
-"""Places: a data directory that is moved, copied beside its original, backed up and put back."""
+"""Places: a data directory that is moved, copied beside its original, backed up and restored."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def moves(budget: float, seed: int) -> Counts:
 
 
 def control_moves(seed: int) -> Counts:
-    """Orders that name their directories by absolute path: a move must find them."""
+    """Orders with absolute directory paths: a move must detect them."""
     from trainer.contract import orders
 
     real = orders._relative
@@ -77,7 +77,7 @@ def copies(budget: float, seed: int) -> Counts:
 
 
 def restores(budget: float, seed: int) -> Counts:
-    """Put an older database back at a random moment: no step and no run is lost."""
+    """Restore an older database at a random moment: no step and no run is lost."""
     counts, left, draw = Counts("restores", seed), Budget(budget), random.Random(seed)
     while left.has_more():
         _restored(counts, draw, MANNERS, catches_up=True)
@@ -85,7 +85,7 @@ def restores(budget: float, seed: int) -> Counts:
 
 
 def strangers(budget: float, seed: int) -> Counts:
-    """The process table changes under the rows: the recorded process is another program now."""
+    """Pid reuse: the recorded process is now another program."""
     counts, left, draw = Counts("strangers", seed), Budget(budget), random.Random(seed)
     while left.has_more():
         _strange(counts, draw)
@@ -93,7 +93,7 @@ def strangers(budget: float, seed: int) -> Counts:
 
 
 def control_strangers(seed: int) -> Counts:
-    """A daemon that asks only for pid and start time: it waits for the stranger for ever."""
+    """A daemon that checks only pid and start time, and waits for the other program for ever."""
     real = process.works_in
     process.works_in = lambda pid, directory: True
     counts = Counts("strangers", seed)
@@ -105,7 +105,7 @@ def control_strangers(seed: int) -> Counts:
 
 
 def _strange(counts: Counts, draw: random.Random, seconds: float = 60.0) -> None:
-    """After a daemon was down, the row names a stranger that took the pid within one tick."""
+    """After a daemon was down, the row names another program that took the pid within a tick."""
     with tempfile.TemporaryDirectory(prefix="soak-strange-") as folder:
         house = House(Path(folder))
         os.environ["FAKE"] = json.dumps({"1": {**MANNERS, "hold_at": 40}, "*": MANNERS})
@@ -171,7 +171,7 @@ def _end_trainer(town: Settlement, run_id: str) -> None:
 
 
 def _replace_trainer(town: Settlement, run_id: str) -> None:
-    """End the trainer and wait for that of the next attempt, or for the end of the run."""
+    """End the trainer and wait for the next attempt's, or for the end of the run."""
     known = len(town.house.attempts(run_id))
     _end_trainer(town, run_id)
     town.sees(lambda: len(town.house.attempts(run_id)) > known or _is_completed(town, run_id))
@@ -183,7 +183,7 @@ def _is_completed(town: Settlement, run_id: str) -> bool:
 
 
 def _rename(town: Settlement, draw: random.Random) -> None:
-    """The directory gets another name; the house looks at it there."""
+    """Rename the directory; `house` then uses the new path."""
     settings = town.house.settings
     target = settings.data_dir.with_name(f"data-{draw.randrange(10**9)}")
     town.house.db.close()
@@ -207,7 +207,7 @@ def _bytes(path: Path) -> bytes:
 
 
 def control_copies(seed: int) -> Counts:
-    """A copy that believes its rows alone: it must be noticed that it ends another's trainer."""
+    """A copy that trusts only its rows: it must be detected that it ends the original's trainer."""
     real = process.works_in
     process.works_in = lambda pid, directory: True
     counts = Counts("copies", seed)
@@ -234,7 +234,7 @@ def _copied(counts: Counts, draw: random.Random, *, guarded: bool) -> None:
             from server.supervision.startup import arrive
 
             arrive(copy.db, copy.settings.paths)
-        elif trainer is not None:  # what a copy did: take the process for its own, and end it
+        elif trainer is not None:  # such a copy takes the process for its own, and ends it
             copy.ask(runs.request_cancel, run_id)
         with copy.daemon():
             settled = ("paused",) if guarded else ("cancelled",)
@@ -272,9 +272,9 @@ def _copy_of(town: Settlement) -> House:
 
 
 def control_restores(seed: int) -> Counts:
-    """An older database put back without reading the disk again: lost steps must be noticed."""
+    """An older database restored without reading the disk again: lost steps must be detected."""
     counts = Counts("restores", seed)
-    slowly = {**MANNERS, "step_seconds": 0.02}  # not over before attempts were lost
+    slowly = {**MANNERS, "step_seconds": 0.02}  # still running when attempts are lost
     _restored(counts, random.Random(seed), slowly, catches_up=False)
     return counts
 
@@ -289,7 +289,7 @@ def _restored(
         town.sees(lambda: _has_steps(town.house, run_id))
         time.sleep(draw.uniform(0.0, 0.3))
         made = backup.backup(town.house.settings)
-        for _ in range(draw.randrange(1, 4)):  # attempts that the backup does not know
+        for _ in range(draw.randrange(1, 4)):  # attempts that are not in the backup
             time.sleep(draw.uniform(0.1, 0.4))
             _replace_trainer(town, run_id)
         _end_trainer(town, run_id)

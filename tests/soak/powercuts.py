@@ -1,8 +1,8 @@
-"""Power cuts: the image of a mounted ext4 copied at random moments, mounted anew, and looked into.
+"""Power cuts: the image of a mounted ext4 is copied at random moments, mounted again and checked.
 
-A process writes journals, checkpoints and a database on that disk and claims, line by line, what it
-was told is durable. Whatever was claimed before a copy began must be in the copy; everything that
-bears a final name must be whole. Needs a kernel that lets us mount.
+A process writes journals, checkpoints and a database on that disk and claims, line by line, the
+data reported as durable. Data claimed before a copy began must be in the copy; every file with a
+final name must be complete. Needs permission to mount.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ def run(budget: float, seed: int) -> Counts:
 
 
 def control(seed: int) -> Counts:
-    """The same with an fsync that does nothing: it must be noticed."""
+    """The same with an fsync that does nothing: it must be detected."""
     counts = Counts("powercuts", seed)
     _one_disk(counts, random.Random(seed), Budget(60), 1, "--forgetful")
     return counts
 
 
 def _one_disk(counts: Counts, draw: random.Random, left: Budget, cuts: int, *manners: str) -> None:
-    memory = Path("/dev/shm")  # what the disk was told counts here, not how fast it is
+    memory = Path("/dev/shm")  # this checks what was written to the disk, not its speed
     with tempfile.TemporaryDirectory(
         prefix="soak-power-", dir=memory if memory.is_dir() else None
     ) as name:
@@ -82,7 +82,7 @@ def _wait_for(claims: list[str], number: int) -> None:
 
 @contextmanager
 def _writing(disk: Path, *manners: str) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
-    """The writer, and the claims it has made so far."""
+    """Start the writer; yields it and its claims so far."""
     command = [sys.executable, "-m", "tests.soak.disk_writer", str(disk), *manners]
     writer = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     claims: list[str] = []
@@ -106,7 +106,7 @@ def _writing(disk: Path, *manners: str) -> Iterator[tuple[subprocess.Popen[str],
 
 
 def _cut(writer: subprocess.Popen[str], claims: list[str], image: Path, copy: Path) -> list[str]:
-    """Copy the disk as it is now, while nobody writes; the claims made before it."""
+    """Copy the disk while the writer is stopped; returns the claims made before."""
     os.kill(writer.pid, signal.SIGSTOP)
     try:
         claimed = list(claims)
@@ -133,7 +133,7 @@ def _records(after: Path) -> Iterator[str]:
 
 
 def _checkpoints(after: Path, counts: Counts) -> Iterator[str]:
-    """The newest must verify; what was removed on purpose is still claimed as once made."""
+    """Check that the newest verifies; those removed on purpose still count as made."""
     for path in sorted((after / "run" / "checkpoints").glob("step-*")):
         try:
             store.verify(path)

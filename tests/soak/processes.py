@@ -1,4 +1,4 @@
-"""A daemon in a process of its own over fake trainers, for campaigns that kill both."""
+"""A daemon in a separate process with fake trainers, for campaigns that kill both."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from trainer.contract.rundir import OUTBOX
 
 
 class Settlement:
-    """A data directory, a daemon process that comes and goes, and fake trainers of given manners.
+    """A data directory, a daemon process that is started and killed, and fake trainers with given
+    behaviour.
 
-    `house` looks at the same database from this process.
+    `house` opens the same database in this process.
     """
 
     def __init__(self, **manners: Any) -> None:
@@ -33,7 +34,7 @@ class Settlement:
         self.daemon: subprocess.Popen[str] | None = None
 
     def start(self, fail: str = "", sabotage: str = "") -> float:
-        """Start the daemon; seconds until it says it is ready, or is dead by its failpoint."""
+        """Start the daemon; returns the seconds until it is ready, or dead by its failpoint."""
         began = time.monotonic()
         environment = {**self._environment, **({"TRAIND_FAIL": fail} if fail else {})}
         settings = self.house.settings
@@ -48,7 +49,7 @@ class Settlement:
         return time.monotonic() - began
 
     def kill(self) -> None:
-        """kill -9 the daemon, and gone; harmless when it is dead."""
+        """kill -9 the daemon and wait for its end; no-op if it is dead."""
         if self.daemon is None:
             return
         self.daemon.kill()
@@ -64,7 +65,7 @@ class Settlement:
         return self.sees(lambda: self.house.run(run_id).state == "completed", seconds)
 
     def sees(self, holds: Callable[[], Any], seconds: float = 30) -> bool:
-        """Whether something becomes true in time."""
+        """True if the condition becomes true in time."""
         deadline = time.monotonic() + seconds
         while not holds():
             if time.monotonic() > deadline:
@@ -79,13 +80,13 @@ class Settlement:
         return (found.pid, last) if found is not None and last is not None else None
 
     def place(self, attempt: Attempt) -> str:
-        """The last word of an attempt, which is where it stands."""
+        """Last record of an attempt, which shows its progress."""
         said = self._said(attempt)
         last = said[-1] if said else {"kind": "nothing said"}
         return f"attempt {attempt.number}, {last['kind']} {last.get('step', '')}".strip()
 
     def has_stepped(self, attempt: Attempt) -> bool:
-        """Whether the journal of an attempt holds a step."""
+        """True if the journal of an attempt has a step."""
         return any(r["kind"] == "step" for r in self._said(attempt))
 
     def _said(self, attempt: Attempt) -> list[dict[str, Any]]:
@@ -93,7 +94,7 @@ class Settlement:
         return books.records(paths.run(attempt.run_id).attempt(attempt.number) / OUTBOX)
 
     def audit(self, counts: Counts) -> None:
-        """Rows against journals, and nothing alive."""
+        """Check rows against journals, and that no process is alive."""
         for words in books.differences(self.house.db, self.house.settings.paths):
             counts.fail(words)
         living = self.house.living()

@@ -1,7 +1,7 @@
 """Ranks: runs interrupted at random, each attempt on 1, 2 or 4 ranks, end with their twin's bits.
 
-The twin is undisturbed and of one rank. Now and then torchrun itself starts the ranks and its agent
-is killed: they train on, and end when they are asked to.
+The twin is uninterrupted and has one rank. Sometimes torchrun itself starts the ranks and its agent
+is killed: they continue training, and end on request.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from trainer.contract.rundir import identify
 STEPS = 36
 SIZES = (1, 2, 2, 4)
 WAYS = ("kill", "kill", "kill", "terminate", "pause")
-AGENTS = 0.04  # share of the attempts that torchrun starts: that takes seconds each
-GONE_SECONDS = 60.0  # after one rank was killed or told to end, for the last of them
+AGENTS = 0.04  # share of the attempts that torchrun starts, which takes seconds each
+GONE_SECONDS = 60.0  # until the last rank has ended, after one was killed or told to end
 CHANGES = {
     "batch": {"tokens": 256, "device_batch_size": 2},  # four micro-batches: one a lane
     "numerics": {"threads": 1, "compile": False, "lanes": 4},
@@ -46,7 +46,7 @@ def run(budget: float, seed: int) -> Counts:
 
 
 def control(seed: int) -> Counts:
-    """The same with the optimizer's state of one checkpoint gone: it must be noticed."""
+    """The same with one checkpoint's optimizer state removed: it must be detected."""
     counts = Counts("ranks", seed)
     with Workshop(**CHANGES) as context:
         lab = context.lab("best_fit")
@@ -87,7 +87,7 @@ def _finish(lab: Lab, counts: Counts, draw: random.Random) -> None:
 
 
 def _interrupt(lab: Lab, counts: Counts, draw: random.Random) -> bool:
-    """One attempt, struck at a random step at one of its ranks. False when it was done before."""
+    """One attempt, with one rank struck at a random step. Returns False if it had ended before."""
     ranks, how = draw.choice(SIZES), draw.choice(WAYS)
     victim = draw.randrange(ranks)
     directory = lab.order(devices=["cpu"] * ranks if ranks > 1 else [])
@@ -118,10 +118,10 @@ def _interrupt(lab: Lab, counts: Counts, draw: random.Random) -> bool:
 
 
 def _kill_agent(lab: Lab, counts: Counts, draw: random.Random) -> bool:
-    """torchrun's agent killed: the ranks do not need it, and leave nothing behind when paused."""
+    """Kill torchrun's agent: the ranks do not need it, and leave no process when paused."""
     directory = lab.order(devices=["cpu"] * 2)
     agent = start_torchrun(directory, 2)
-    _await_steps(directory, draw.randrange(5, 8))  # from the fourth on the ranks have rows
+    _await_steps(directory, draw.randrange(5, 8))  # from the fourth step on the ranks have rows
     agent.kill()
     agent.wait()
     before = _steps(directory)
@@ -131,7 +131,7 @@ def _kill_agent(lab: Lab, counts: Counts, draw: random.Random) -> bool:
     took = _await_end(pids)
     lab.close_attempt(directory)
     counts.say(f"agent killed after {before} steps, paused after {_steps(directory)}, {took:.2f} s")
-    if lab.exit()["outcome"] == "completed":  # before the agent was killed, or behind it
+    if lab.exit()["outcome"] == "completed":  # before the agent was killed, or after it
         return False
     counts.expect(len(set(pids)) == 2, f"ranks without a row: {pids}")
     counts.expect(took < GONE_SECONDS, f"ranks without an agent: {took:.0f} s to their end")
@@ -142,7 +142,7 @@ def _kill_agent(lab: Lab, counts: Counts, draw: random.Random) -> bool:
 
 
 def _strike(how: str, pid: int, directory: Path) -> bool:
-    """False when there was nobody left."""
+    """Strike a rank; returns False if no process was left."""
     if how == "pause":
         _pause(directory)
     elif identify(pid) is None:
@@ -171,7 +171,7 @@ def _steps(directory: Path) -> int:
 
 
 def _await_end(pids: list[int]) -> float:
-    """Seconds until the last of them was gone; what does not end is killed."""
+    """Seconds until the last process has exited; kills those that do not end."""
     began = time.monotonic()
     if not _await(lambda: not any(map(_lives, pids)), GONE_SECONDS):
         for pid in filter(_lives, pids):
@@ -180,7 +180,7 @@ def _await_end(pids: list[int]) -> float:
 
 
 def _lives(pid: int) -> bool:
-    """Not gone, and no zombie that its parent has still to look at."""
+    """True if the process is running, and not a zombie that awaits its parent."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:

@@ -1,4 +1,4 @@
-"""Ways to break the program on purpose, for controls: a campaign must notice each of them."""
+"""Deliberate faults in the program, for controls: a campaign must detect each of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trainer.contract import failpoint
 
 
 def cursor_apart() -> None:
-    """Commit the cursor in a transaction of its own, before the rows."""
+    """Commit the cursor in a separate transaction, before the rows."""
 
     def commit(
         db: Database,

@@ -1,8 +1,8 @@
-"""Aims the requests of schemathesis: half of them go to something that is there, since a random
-name would only ever be not found. THERE holds the names as JSON.
+"""Hooks for schemathesis: half of the requests go to existing resources, since a random name would
+always give 404. THERE contains the names as JSON.
 
-A rename takes a name that no other request would draw: completions of a run that is there wait for
-a process, which the app under test, having no supervisor, never starts."""
+A rename uses a name that no other request draws: completions of an existing run wait for a process,
+which the app under test, without a supervisor, never starts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""RESULTS.md: one row for each campaign that ran, and the sums over all of them."""
+"""RESULTS.md: one row for each campaign that ran, and the totals."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COLUMNS = (
 
 
 def append(counts: Counts, path: Path = PATH) -> None:
-    """Add the row of one campaign and make the sums anew."""
+    """Add the row of one campaign and recompute the totals."""
     rows = [*_rows(path), _row(counts)]
     write_durably(path, _page(rows).encode())
 
@@ -80,7 +80,7 @@ def _told(done: Counter[str]) -> str:
 
 
 def commit() -> str:
-    """The commit that ran, with a + when files of the program differ from it."""
+    """The commit that ran, with a + if the program's files differ from it."""
     try:
         head = _git("rev-parse", "--short", "HEAD")
         changed = _git("status", "--porcelain", "--untracked-files=no", "server", "trainer")

@@ -33,7 +33,7 @@ def run(budget: float, seed: int) -> Counts:
 
 
 def control(seed: int) -> Counts:
-    """The same, then one point row deleted behind the program's back: it must be noticed."""
+    """The same, then one point row deleted without the program: it must be detected."""
     counts = Counts("trainers", seed)
     town = Settlement(step_seconds=0.004, save_every=10)
     try:
@@ -58,7 +58,7 @@ def _one_run(
     for _ in range(kills):
         if town.house.run(run_id).state == "completed":
             break
-        if draw.random() < 0.75:  # most while it steps: a start takes longer than that
+        if draw.random() < 0.75:  # mostly while it steps: a start takes longer than that
             town.sees(lambda: _has_begun(town, run_id), 10)
         time.sleep(draw.uniform(0.0, 0.4))
         _kill(town, counts, run_id)
@@ -91,7 +91,7 @@ def _kill(town: Settlement, counts: Counts, run_id: str) -> None:
 
 
 def _closed(town: Settlement, attempt: Attempt) -> Attempt | None:
-    """The row of an attempt once the daemon has closed it; None where it does not in 10 s."""
+    """The row of an attempt once the daemon has closed it; None if not within 10 s."""
 
     def closed() -> Attempt | None:
         rows = town.house.attempts(attempt.run_id)
@@ -102,7 +102,7 @@ def _closed(town: Settlement, attempt: Attempt) -> Attempt | None:
 
 
 def _expect_noticed(counts: Counts, attempt: Attempt, row: Attempt | None, seconds: float) -> None:
-    """The daemon closed the attempt as crashed by SIGKILL, and soon."""
+    """Check that the daemon closed the attempt as crashed by SIGKILL, soon enough."""
     counts.longest("until a kill was noticed", seconds)
     counts.expect(seconds <= NOTICED_SECONDS, f"a kill was noticed after {seconds:.2f} s")
     said = (row.outcome, row.message) if row else ("nothing", "")
@@ -112,7 +112,7 @@ def _expect_noticed(counts: Counts, attempt: Attempt, row: Attempt | None, secon
 
 
 def _has_begun(town: Settlement, run_id: str) -> bool:
-    """Whether the newest attempt is past its start, or the run has ended."""
+    """True if the newest attempt is past its start, or the run has ended."""
     if town.house.run(run_id).state == "completed":
         return True
     return town.house.last(run_id, lambda a: a.start_step is not None and not a.is_over) is not None

@@ -35,8 +35,8 @@ Spoil = Callable[[Lab], None]
 
 
 def run(budget: float, seed: int) -> Counts:
-    """Runs, each interrupted two to five times, until the time is up. Kills that only ever hit
-    the start would prove nothing: that is a failure too."""
+    """Runs, each interrupted two to five times, until the time is up. It is a failure if kills only
+    hit the start, since that proves nothing."""
     counts, left = Counts("weights", seed), Budget(budget)
     with Workshop() as context:
         number = 0
@@ -51,7 +51,7 @@ def run(budget: float, seed: int) -> Counts:
 
 
 def control(seed: int, piece: str = "cursor") -> Counts:
-    """The same with one piece of the state left out of a checkpoint: it must be noticed."""
+    """The same with one piece of the state missing in a checkpoint: it must be detected."""
     counts = Counts("weights", seed)
     with Workshop() as context:
         _one_run(context, counts, seed, spoil=lambda lab: forget(lab, piece))
@@ -86,7 +86,7 @@ class Workshop:
         return made
 
     def twin(self, packing: str) -> Any:
-        """The picture of an undisturbed run."""
+        """The picture of an uninterrupted run."""
         if packing not in self._twins:
             calm = self.lab(packing)
             if calm.run() != 0:
@@ -130,8 +130,8 @@ def _finish(lab: Lab, counts: Counts) -> None:
 
 
 def _interrupt(lab: Lab, counts: Counts, draw: random.Random) -> bool:
-    """One attempt that is interrupted: mostly at a random step, some while it starts, some by a
-    kill at a random pass of a named place. False when it was done before that."""
+    """One interrupted attempt: mostly at a random step, some during the start, some by a kill at a
+    random pass of a named place. Returns False if it had ended before."""
     how = draw.choice(WAYS)
     directory = lab.order()
     if how == "failpoint":
@@ -156,7 +156,7 @@ def _interrupt(lab: Lab, counts: Counts, draw: random.Random) -> bool:
 
 
 def _wait(directory: Path, draw: random.Random) -> None:
-    """Until some steps are done and a little longer, or only for a part of the start."""
+    """Wait until some steps are done and a little longer, or only for part of the start."""
     steps = draw.randrange(1, 25) if draw.random() < 0.85 else 0
     deadline = time.monotonic() + (60 if steps else draw.uniform(0, 1))
     outbox = directory / "outbox.jsonl"
@@ -186,11 +186,11 @@ def place(lab: Lab, directory: Path) -> str:
     return where + (", writing a checkpoint" if writing else "")
 
 
-# --- what a control leaves out -------------------------------------------------------------------
+# --- pieces that a control removes ---------------------------------------------------------------
 
 
 def forget(lab: Lab, piece: str) -> None:
-    """Write the newest checkpoint anew, valid in every respect, without one piece of its state."""
+    """Rewrite the newest checkpoint, valid in every respect, without one piece of its state."""
     path = max(lab.run_dir.checkpoints.glob("step-*"))
     if piece == "optimizer":
         tensors = load_file(path / store.OPTIMIZER)
@@ -212,7 +212,7 @@ def forget(lab: Lab, piece: str) -> None:
 
 
 def reseal(path: Path) -> None:
-    """Make the manifest agree with the files as they are."""
+    """Update the manifest to match the files."""
     old = store.read_manifest(path)
     files = {
         name: store.FileEntry(bytes=size, sha256=sha256)

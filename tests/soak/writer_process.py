@@ -1,6 +1,6 @@
-"""Writes a journal and checkpoints and claims, line by line, what is durable: DIRECTORY.
+"""Writes a journal and checkpoints and claims, line by line, the durable data: DIRECTORY.
 
-Errors of the disk are caught and said, as the trainer does; what was claimed must then be there.
+Disk errors are caught and printed, as in the trainer; claimed data must exist then.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def main(directory: Path) -> None:
 
 
 def claim(words: str) -> None:
-    """One line in one write. Where the strike meets this very write, nothing was claimed: a print
-    would keep the words and say them later, as part of another line."""
+    """Print one line in one write. If the strike hits this write, nothing was claimed: print would
+    buffer the line and write it later, as part of another."""
     with contextlib.suppress(OSError):
         os.write(1, f"{words}\n".encode())
 

@@ -1,4 +1,4 @@
-"""Yields: a run that makes way at random, by its device's hours, ends with the bits of its twin."""
+"""Yields: a run that yields at random times, by its device's hours, ends with its twin's bits."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from trainer.checkpoint import store
 YIELDS_PER_RUN = 25
 STEPS = 160
 SPEC = {**TINY, "horizon": {"steps": STEPS}, "checkpoint": {"every_steps": 40}}
-SECONDS = 90.0  # for a run to leave, or to come back and train
+SECONDS = 90.0  # time for a run to yield, or to resume training
 
 
 def run(budget: float, seed: int) -> Counts:
-    """One run after another, until the time is up; each ends, however often it made way."""
+    """One run after another, until the time is up; each must end, however often it yields."""
     counts, left = Counts("yields", seed), Budget(budget)
     draw = random.Random(seed)
     with tempfile.TemporaryDirectory(prefix="soak-yields-") as folder:
@@ -81,8 +81,8 @@ def _start(daemon: RealDaemon, name: str) -> None:
 
 
 def _make_way(daemon: RealDaemon, name: str, steps: int) -> int | None:
-    """Shut the device once the run has done some steps of an attempt, and wait until it has left.
-    The step that it left at; None when it was done before that."""
+    """Close the device's hours once the run has done some steps of an attempt, and wait until it
+    has yielded. Returns the step at which it did; None if it had ended before."""
     begun = daemon.client.progress(name).step
     now = daemon.until(
         name, lambda p: p.state == "completed" or p.step >= begun + steps, seconds=SECONDS
@@ -106,7 +106,7 @@ def _shut() -> dict[str, object]:
 def _compare(daemon: RealDaemon, counts: Counts, name: str, twin: str) -> None:
     daemon.until_state(name, "completed", seconds=300)
     begun = [a for a in daemon.client.attempts(name) if a.start_step]
-    # one that made way between its last step and its last evaluation trains no more
+    # a run that yielded between its last step and its last evaluation has no more steps
     resumed = [a.exact_resume for a in begun if a.start_step != STEPS]
     counts.expect(set(resumed) <= {"verified"}, f"{name}: resumes were {resumed}")
     counts.expect(_weights(daemon, name) == twin, f"{name} is not its twin")
@@ -126,7 +126,7 @@ def _weights(daemon: RealDaemon, name: str) -> str:
 
 
 def _alter(path: Path) -> None:
-    """Zeros in the place of one piece of the optimizer's state; valid in every other respect."""
+    """Replace one piece of the optimizer's state by zeros; valid in every other respect."""
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(path / store.OPTIMIZER)
