@@ -63,7 +63,7 @@ def test_two_ranks_of_the_cpu_take_the_one_place(tmp_path: Path) -> None:
     [
         ({"gpus": 3}, "power of two, such as 2 or 4"),
         ({"gpus": 2, "devices": ["cuda:0", "cuda:1"]}, "gpus or devices, not both"),
-        ({"gpus": 2, "device": "cpu"}, "device is of a run on one device"),
+        ({"gpus": 2, "device": "cpu"}, "device is for a run on one device"),
         ({"devices": ["cuda:0", "cuda:0"]}, "different GPUs"),
         ({"devices": ["cuda:0", "cpu"]}, "different GPUs"),
         ({"devices": ["cuda:0"]}, "at least 2"),
@@ -71,7 +71,7 @@ def test_two_ranks_of_the_cpu_take_the_one_place(tmp_path: Path) -> None:
         ({"gpus": 4, "numerics": {"lanes": 2}}, "2 lanes cannot be shared by 4 devices"),
         ({"numerics": {"lanes": 6}}, "power of two, such as 4 or 8"),
         ({"gpus": "some"}, "gpus"),
-        ({"gpus": "all", "device": "cuda:0"}, "device is of a run on one device"),
+        ({"gpus": "all", "device": "cuda:0"}, "device is for a run on one device"),
     ],
 )
 def test_what_cannot_train_together_is_an_error_of_its_field(body: dict, words: str) -> None:

@@ -188,7 +188,7 @@ def test_devices_are_shared_by_the_nodes() -> None:
         resolve({**body, "place": {"engine": "slurm", "nodes": 3}})
     with pytest.raises(ValidationError, match="leaves too little beside save_seconds"):
         resolve({**body, "place": {"engine": "slurm", "time_limit": "5"}})
-    with pytest.raises(ValidationError, match="hours are of this machine"):
+    with pytest.raises(ValidationError, match="hours are for this machine"):
         resolve({**body, "place": {"engine": "slurm"}, "hours": [{"from": "08:00"}]})
 
 

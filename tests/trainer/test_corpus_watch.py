@@ -76,6 +76,6 @@ def test_what_was_touched_is_reported(run: Lab) -> None:
         run.run()
     assert run.exit()["outcome"] == "completed"
     done, touched = hashing_notices(run)
-    assert "a change of any byte is noticed from now on" in done["message"]
+    assert "a change of any byte is detected from now on" in done["message"]
     assert touched["code"] == "corpus_touched"
     assert path in touched["message"]

@@ -273,7 +273,7 @@ def test_a_rank_of_another_machine_that_is_killed_before_the_join_is_named(lab):
     assert start_first_node(directory, TRAIND_RANKS_SILENCE_SECONDS="1").wait(60) == 1
     record = run.exit()
     assert (record["outcome"], record["reason"]) == ("failed", "rank_lost")
-    assert "rank 1 (cpu, process 4711 on second-box): no sign of life" in record["message"]
+    assert "rank 1 (cpu, process 4711 on second-box): no heartbeat" in record["message"]
 
 
 def start_first_node(directory: Path, **environment: str) -> subprocess.Popen[bytes]:

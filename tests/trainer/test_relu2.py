@@ -100,7 +100,7 @@ def settled(tile: str, memory: Path | None = None) -> tuple[str, str]:
 
 
 def test_a_cpu_has_no_race_and_says_why() -> None:
-    assert settled(relu2.COMPILED) == (relu2.COMPILED, "not to be raced")
+    assert settled(relu2.COMPILED) == (relu2.COMPILED, "not requested")
     for tile in (relu2.RACE, TILE):
         used, why = settled(tile)
         assert used == relu2.COMPILED
@@ -153,7 +153,7 @@ def test_the_fastest_that_agrees_wins_and_is_remembered(
     assert list(json.loads(memory.read_text()).values()) == ["quick"]
 
     monkeypatch.setattr(relu2._Race, "winner", lambda *_: pytest.fail("raced again"))
-    assert settled(relu2.RACE, memory) == ("quick", "won on this card before")
+    assert settled(relu2.RACE, memory) == ("quick", "won on this GPU before")
 
 
 def test_where_no_tile_wins_the_compilers_block_stays(
@@ -168,7 +168,7 @@ def test_a_tile_settled_once_stays_where_it_runs_and_agrees(
     everywhere: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     contestants(monkeypatch)
-    assert settled("slow") == ("slow", "settled at the first start")
+    assert settled("slow") == ("slow", "chosen at the first start")
     assert settled("broken") == (relu2.COMPILED, "broken does not run (TritonError)")
     assert settled("wrong") == (relu2.COMPILED, "wrong does not agree")
 

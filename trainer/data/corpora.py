@@ -57,7 +57,7 @@ def collect(
     progress = _throttled(progress)
     if spec.source == "hf":
         return _from_hub(spec, corpora_dir, shards, progress, revision)
-    progress(None, f"looking at {spec.path}" if spec.path else "scanning the standard library")
+    progress(None, f"reading {spec.path}" if spec.path else "scanning the standard library")
     if spec.source == "parquet":
         return _from_parquet(spec, corpora_dir, shards, progress)
     sources = documents.builtin() if spec.source == "builtin" else documents.find(spec)
@@ -221,7 +221,7 @@ def _from_hub(
 ) -> Corpus:
     """Validation and the first training shard are fetched now, the others while training."""
     name, column = spec.name or "", spec.column or TEXT_COLUMN
-    progress(None, f"asking the Hugging Face hub for {name}")
+    progress(None, f"listing {name} on the Hugging Face hub")
     listing, notes = hub.listed(name, corpora_dir, revision)
     train, val, choice = _chosen(listing, spec)
     wanted = train[:shards]
@@ -238,7 +238,7 @@ def _from_hub(
         for file in wanted[1:]
     ]
     if shards and shards > len(wanted):
-        notes.append(f"{shards} shards wanted, '{name}' has {len(wanted)}: text will repeat")
+        notes.append(f"'{name}' has {len(wanted)} of the {shards} shards needed: text will repeat")
     arrived = [file for file in [*first, *others] if file.num_documents != 0]
     _require_both(arrived, val, Path(name))
     for index in choice.left:

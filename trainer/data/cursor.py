@@ -102,7 +102,7 @@ def skip_to_row_group(
         return joined(packing, each, 0)
     file, group, epoch = (position[key] for key in ("pq_idx", "rg_idx", "epoch"))
     if file < 0 or group < 0 or epoch < 1:
-        raise DataError("bad_cursor", f"{position} is no position in a data set")
+        raise DataError("bad_cursor", f"{position} is not a position in a data set")
     cursor = first_cursor(packing, rank, world)
     following = (group // world + 1) * world + rank
     cursor["position"] = asdict(Position(epoch - 1, file, following))

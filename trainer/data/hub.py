@@ -51,7 +51,7 @@ def listed(name: str, corpora_dir: Path, revision: str | None = None) -> tuple[L
         remembered = _cached(memo) if error.code == "download_failed" else None
         if remembered is None:
             raise
-        return remembered, [f"{error.message}; taken is what it listed before"]
+        return remembered, [f"{error.message}; using its last known listing"]
     content = {
         "files": [_portable(file, corpora_dir) for file in listing.files],
         "card": listing.card,

@@ -125,7 +125,7 @@ def paths(directory: str | Path, split: str) -> list[Path]:
 
 
 def _corrupt(path: Path, why: str) -> DataError:
-    return DataError("corrupt_shard", f"{path} is no packed shard that can be read: {why}", path)
+    return DataError("corrupt_shard", f"{path} is not a readable packed shard: {why}", path)
 
 
 # --- cursor --------------------------------------------------------------------------------------
@@ -144,7 +144,7 @@ class RowSnapshot:
 def cursor_at(row: int) -> dict[str, Any]:
     """The cursor at nanochat's `dataloader_row`. Raises DataError for a negative row."""
     if isinstance(row, bool) or not isinstance(row, int) or row < 0:
-        raise DataError("bad_cursor", f"{row!r} is no row of packed shards")
+        raise DataError("bad_cursor", f"{row!r} is not a row of packed shards")
     return {"version": CURSOR_VERSION, "packing": SOURCE, "row": row}
 
 

@@ -86,7 +86,7 @@ def choose(
     if validation:
         rule = BY_NAME.format(train=rest[train[0]].split or "the rest", validation=named)
         if kinds[validation[0]].kind == "test":
-            notes.append(f"{where} has no validation split: its test split is what is measured")
+            notes.append(f"{where} has no validation split: its test split is used for validation")
     return SplitChoice(train, validation, left, notes, rule)
 
 

@@ -187,5 +187,5 @@ def _cropped(ids: np.ndarray, start: int, end: int, max_tokens: int) -> ScoredPr
         raise Unscorable("nothing is left to score: its options do not differ")
     away = max(0, len(ids) - max_tokens)
     if start - away < 1:
-        raise Unscorable("the scored tokens have none before them to be predicted from")
+        raise Unscorable("no token precedes the scored tokens")
     return ScoredPrompt(ids[away:], start - away, end - away)

@@ -96,7 +96,7 @@ def find(root: Path | str) -> list[NanochatFolder]:
     """Every folder with checkpoints below `root`, in order of name. Raises InteropError."""
     root = Path(root).expanduser().absolute()
     if not root.is_dir():
-        raise InteropError(root, "is no folder that can be read")
+        raise InteropError(root, "is not a readable folder")
     folders = [_described(root, folder, saved) for folder, saved in _folders(root)]
     return sorted(folders, key=lambda found: str(found.folder))
 

@@ -120,7 +120,9 @@ class NanochatMeta(Loose):
             raise ValueError("max_seq_len is not the model's sequence_len")
         rows = self.device_batch_size or 1
         if self.total_batch_size and self.total_batch_size % (rows * length):
-            raise ValueError("total_batch_size is no multiple of device_batch_size x max_seq_len")
+            raise ValueError(
+                "total_batch_size is not a multiple of device_batch_size x max_seq_len"
+            )
         if self.dataloader_state_dict and self.dataloader_row is not None:
             raise ValueError("it has two data cursors, dataloader_state_dict and dataloader_row")
         return self
@@ -155,8 +157,8 @@ def read_meta(path: Path, root: Path) -> tuple[NanochatMeta, dict[str, Any]]:
         where = ".".join(str(part) for part in first["loc"])
         raise InteropError(path, f"{where or 'the whole'}: {first['msg']}") from None
     except (ValueError, RecursionError) as error:
-        raise InteropError(path, f"is no valid JSON meta file ({str(error)[:200]})") from None
+        raise InteropError(path, f"is not a valid JSON meta file ({str(error)[:200]})") from None
 
 
 def _no_constants(text: str) -> float:
-    raise ValueError(f"{text} is no JSON number")
+    raise ValueError(f"{text} is not a JSON number")

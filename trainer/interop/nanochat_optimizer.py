@@ -120,15 +120,15 @@ def _load(path: Path, root: Path, shape: ModelShape) -> _Shard:
     most = 8 * count_parameters(shape).total + SLACK_BYTES
     found = torchfile.load(path, root, most)
     if not isinstance(found, dict) or not {"state", "param_groups"} <= set(found):
-        raise InteropError(path, "is no optimizer: it needs state and param_groups")
+        raise InteropError(path, "is not an optimizer: it needs state and param_groups")
     compare_keys(path, "entries", set(found) - {"world_size"}, {"state", "param_groups"})
     groups, state, world = found["param_groups"], found["state"], found.get("world_size")
     if not isinstance(groups, list) or not isinstance(state, dict):
-        raise InteropError(path, "is no optimizer: state or param_groups have the wrong type")
+        raise InteropError(path, "is not an optimizer: state or param_groups have the wrong type")
     if "world_size" in found and not (
         isinstance(world, int) and not isinstance(world, bool) and 1 <= world <= MAX_WORLD
     ):
-        raise InteropError(path, f"its world_size {world!r:.40} is no number of GPUs")
+        raise InteropError(path, f"its world_size {world!r:.40} is not a number of GPUs")
     if not all(isinstance(entry, dict) for entry in state.values()):
         raise InteropError(path, "holds a state that is no mapping")
     return _Shard(path, state, groups, world)
@@ -374,7 +374,7 @@ def _merged_stack(
 def _whole_number(path: Path, name: str, step: Any) -> int:
     value = step.item() if isinstance(step, Tensor) and step.numel() == 1 else step
     if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1:
-        raise InteropError(path, f"{name}: step is no whole number")
+        raise InteropError(path, f"{name}: step is not a whole number")
     if not 0 <= value <= 10**9:
         raise InteropError(path, f"{name}: step {value} is out of range")
     return int(value)

@@ -69,7 +69,7 @@ def checked(
 ) -> torch.Tensor:
     """Check a tensor and return a private contiguous copy. Raises InteropError."""
     if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
-        raise InteropError(path, f"{name} is no plain tensor")
+        raise InteropError(path, f"{name} is not a plain tensor")
     if tensor.device.type != "cpu":
         raise InteropError(path, f"{name} has no data (device {tensor.device})")
     if tuple(tensor.shape) != size:

@@ -134,19 +134,19 @@ def choose(
 
     Raises torch.OutOfMemoryError, which decides nothing about a tile.
     """
-    why = "not to be raced" if tile == COMPILED else missing(device, dtype)
+    why = "not requested" if tile == COMPILED else missing(device, dtype)
     if why:
         return COMPILED, why
     race = partial(_Race, shape, rows, dtype, device, compiled)
     if tile != RACE:
         _, fault = race().tried(tile)
-        return (COMPILED, f"{tile} {fault}") if fault else (tile, "settled at the first start")
+        return (COMPILED, f"{tile} {fault}") if fault else (tile, "chosen at the first start")
     names = (COMPILED, *candidates(shape))
     said: list[str] = []
     way = "compiled" if compiled else "not compiled"
     key = autotune.key(shape, rows, dtype, device, f"relu2 of width {shape.n_embd}, {way}")
     won = autotune.Memory(memory).winner(key, names, lambda: race().winner(names, said))
-    return won, "; ".join(said) or "won on this card before"
+    return won, "; ".join(said) or "won on this GPU before"
 
 
 def missing(device: torch.device, dtype: torch.dtype) -> str | None:

@@ -27,7 +27,7 @@ class Compiler:
     """Compiles functions, or records why it does not."""
 
     def __init__(self, wanted: bool, device: torch.device) -> None:
-        self.reason = None if wanted else "not asked for"
+        self.reason = None if wanted else "not requested"
         if wanted:
             self.reason = missing(device) or launcher_fault(device)
             torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT

@@ -35,7 +35,7 @@ def resolve(name: str) -> torch.device:
         device = torch.device("cuda", device.index or 0)
         torch.cuda.set_device(device)
     elif device.type == "mps" and not torch.backends.mps.is_available():
-        raise DeviceMissing("device mps is not there")
+        raise DeviceMissing("device mps is not available")
     return device
 
 
@@ -47,7 +47,7 @@ def _why_missing(name: str, count: int) -> str:
             "install the CUDA build (pytorch.org, Get started)"
         )
     driver, newest = _driver()
-    seen = f"device {name} is not there: torch sees {count} CUDA devices; "
+    seen = f"device {name} is not available: torch sees {count} CUDA devices; "
     if driver is None:
         return f"{seen}NVIDIA's driver does not answer: see what nvidia-smi prints"
     if newest is not None and newest < _numbers(torch.version.cuda)[:1]:

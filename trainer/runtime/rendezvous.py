@@ -115,7 +115,7 @@ class Rendezvous:
             f"{others[rank].host})"
             for rank in ranks
         )
-        return f"{named}: no sign of life for {self._beats.seconds:.0f} s before all had joined"
+        return f"{named}: no heartbeat for {self._beats.seconds:.0f} s before all had joined"
 
     def _after_sigterm(self, found: dict[int, Registration]) -> Exception | None:
         if not self._was_told():

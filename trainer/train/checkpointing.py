@@ -229,8 +229,8 @@ def _room(session: Session) -> bool:
     session.reporter.emit(
         events.CheckpointFailed(
             step=session.state.step,
-            message=f"no room: a checkpoint takes {need / 1e9:.2f} GB, {free / 1e9:.2f} GB are "
-            "free; training continues, the last good checkpoint is kept",
+            message=f"not enough disk space: a checkpoint takes {need / 1e9:.2f} GB, "
+            f"{free / 1e9:.2f} GB are free; training continues, the last good checkpoint is kept",
             errno=errno.ENOSPC,
         )
     )

@@ -29,7 +29,7 @@ def report(session: Session) -> None:
 def _sentence(found: HashingProgress) -> str:
     total = f"{found.total_bytes / 1e9:,.1f} GB"
     if found.finished:
-        return f"all {total} of the corpus are hashed: a change of any byte is noticed from now on"
+        return f"all {total} of the corpus are hashed: a change of any byte is detected from now on"
     share = found.done_bytes / max(1, found.total_bytes)
     return (
         f"{found.done_bytes / 1e9:,.1f} of {total} of the corpus are hashed ({share:.0%}), in the "

@@ -165,7 +165,7 @@ class Session:
                     level="warning",
                     code="compile_failed",
                     message="torch.compile cannot be used, so the run continues without it, "
-                    f"slower: {reason}. Once that is mended, resume with overrides.compile true",
+                    f"slower: {reason}. Once that is fixed, resume with overrides.compile true",
                     step=self.state.step,
                 )
             )

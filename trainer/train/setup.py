@@ -53,7 +53,7 @@ def build(
     where = device.resolve(order.device_of(world.rank))
     world.use(where)
     _warn_if_gpu_is_idle(order, where, reporter)
-    reporter.emit(events.Stage(stage="probing", detail="settling the run's choices"))
+    reporter.emit(events.Stage(stage="probing", detail="choosing batch size and kernels"))
     chosen = _choose(order, run_dir, where, world)
     seed_rng(order.spec.numerics.seed)
     data = prepared.read(run_dir.data, Path(order.data_dir))
@@ -177,7 +177,7 @@ def _warn_if_gpu_is_idle(order: AttemptOrder, where: torch.device, reporter: Rep
             level="warning",
             code="gpu_unused",
             message=f"this run trains on the CPU: {why}. See traind doctor; "
-            "a run with device cpu says that it is meant so",
+            "set device cpu if this is intended",
         )
     )
 
@@ -190,7 +190,7 @@ def _warn_if_missing(reporter: Reporter, wanted: dict[str, str], found: dict[str
                 events.Notice(
                     level="warning",
                     code="attention_replaced",
-                    message=f"attention backend {name} is not there on this device: "
+                    message=f"attention backend {name} is not available on this device: "
                     f"{found[window]} is used instead",
                 )
             )

@@ -148,7 +148,7 @@ def test_without_a_network_what_was_listed_before_will_do(mirror, tmp_path, monk
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     again = prepared(tmp_path)
     assert again.identity() == first.identity()
-    assert "taken is what it listed before" in again.notes[0]
+    assert "using its last known listing" in again.notes[0]
 
 
 def _take(loader: Loader, number: int) -> None:
@@ -218,7 +218,7 @@ def test_a_train_and_a_test_file_are_enough(mirror, tmp_path) -> None:
     layout(mirror, "test-00000-of-00001", "train-00000-of-00001")
     data = prepared(tmp_path, DataSpec(source="hf", name=NAME))
     assert names_of(data) == (["train-00000-of-00001"], ["test-00000-of-00001"])
-    assert any("its test split is what is measured" in note for note in data.notes)
+    assert any("its test split is used for validation" in note for note in data.notes)
 
 
 @pytest.mark.parametrize("with_card", [True, False])

@@ -23,7 +23,7 @@ from trainer.contract.spec.training import BatchSpec, HorizonSpec, NumericsSpec,
 FP8_TILE = 16
 MAX_RANKS = 64
 Gpus = Annotated[int, Field(ge=1, le=MAX_RANKS)] | Literal["all"]
-_HOURS_OF_A_PLACE = "hours are of this machine's devices: a cluster's scheduler has its own"
+_HOURS_OF_A_PLACE = "hours are for this machine's devices: a cluster's scheduler has its own"
 RankDevice = Annotated[str, StringConstraints(pattern=r"^(cpu|cuda:\d{1,3})$")]
 Url = Annotated[str, StringConstraints(max_length=2048, pattern=r"^[a-z][a-z0-9+.-]*://\S+$")]
 MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
@@ -164,7 +164,9 @@ class RunSpec(Strict):
             raise do_not_fit(("gpus",), "give gpus or devices, not both")
         if (count > 1 or self.gpus == "all") and self.device != "auto":
             field = "devices" if self.devices is not None else "gpus"
-            raise do_not_fit(("device",), f"device is of a run on one device: {field} names them")
+            raise do_not_fit(
+                ("device",), f"device is for a run on one device: {field} sets those of this one"
+            )
         if count != power_of_two(count):
             near = power_of_two(count)
             raise do_not_fit(
