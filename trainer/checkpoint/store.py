@@ -154,6 +154,7 @@ def seal(manifest: Manifest) -> bytes:
 
 
 def free_bytes(directory: Path) -> int:
+    """Free disk space at a directory, in bytes."""
     existing = directory if directory.exists() else directory.parent
     return shutil.disk_usage(existing).free
 

@@ -247,4 +247,5 @@ NOT_DURABLE = frozenset({"step", "stage", "ranks"})
 
 
 def is_durable(event: TrainerEvent) -> bool:
+    """True if an event must be durable before the trainer continues."""
     return getattr(event, "kind", "") not in NOT_DURABLE

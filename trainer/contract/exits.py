@@ -33,6 +33,7 @@ class ExitRecord(BaseModel):
 
 
 def write_exit(directory: Path, record: ExitRecord) -> None:
+    """Write the exit record durably. Raises OSError."""
     write_durably(directory / "exit.json", record.model_dump_json().encode())
 
 

@@ -197,6 +197,8 @@ def schedule_at(phases: list[PhaseSchedule], step: int) -> PhaseSchedule:
 def joint_between(
     before: PhaseSchedule, after: PhaseSchedule, step: int, peak_weight_decay: float
 ) -> Joint:
+    """Schedule values on both sides of a joint at `step`."""
+
     def pair(of: Callable[[PhaseSchedule, int], float]) -> tuple[float, float]:
         return of(before, step), of(after, step)
 

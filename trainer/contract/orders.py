@@ -33,6 +33,7 @@ class Lineage(Order):
     limits: dict[int, int]
 
     def holds(self, attempt: int, step: int) -> bool:
+        """True if the checkpoint of `attempt` at `step` is in the lineage."""
         return step <= self.limits.get(attempt, -1)
 
 

@@ -37,6 +37,7 @@ POLL_SECONDS = 0.2
 
 
 def cache_path(cache_dir: str | Path, text_sha256: str) -> Path:
+    """Path of the token cache file of a text."""
     return Path(cache_dir) / f"{text_sha256[:32]}.tokens"
 
 

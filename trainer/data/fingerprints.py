@@ -74,6 +74,7 @@ def recorded(corpora_dir: Path, seen: FileStat) -> str | None:
 
 
 def record(corpora_dir: Path, seen: FileStat, sha256: str) -> None:
+    """Record the sha256 of every byte of a file with this stat."""
     content = json.dumps({"name": Path(seen.path).name, "sha256": sha256})
     durable.write_shared(_memo(corpora_dir, seen), content.encode())
 

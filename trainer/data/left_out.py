@@ -45,6 +45,7 @@ class Account:
         self._once: set[tuple[str, str]] = set()
 
     def add(self, reason: str, where: str | PurePath, count: int = 1) -> None:
+        """Count skipped input under a reason. where: an example, kept if it is the first."""
         assert reason in _REASONS or reason in _CHANGED, reason
         self._counts[reason] = self._counts.get(reason, 0) + count
         self._first.setdefault(reason, shown(where))

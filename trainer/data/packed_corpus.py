@@ -1,4 +1,4 @@
-"""Prepares packed shards: which files, which tokenizer, and whether they match."""
+"""Prepares packed shards: selects the files and the tokenizer, and checks that they match."""
 
 from __future__ import annotations
 

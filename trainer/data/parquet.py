@@ -98,6 +98,7 @@ class TextWriter:
         self._writer = pq.ParquetWriter(path, schema, compression="zstd")
 
     def add(self, text: str) -> None:
+        """Append a document; writes a row group when it is full."""
         self._texts.append(text)
         self.documents += 1
         self.chars += len(text)
@@ -127,6 +128,7 @@ class ShardWriter:
         self._writer: TextWriter | None = None
 
     def add(self, text: str) -> None:
+        """Append a document; starts a new shard when the current one is full."""
         if self._writer is None:
             path = self._directory / f"shard_{self._shards:05d}.parquet"
             self._writer = TextWriter(path)

@@ -97,6 +97,7 @@ class DocumentReader:
 
 
 def arrival_number(epoch: int, file: int, document: int, num_files: int) -> int:
+    """Arrival number of a document: `visit · 2^32 + document`."""
     return ((epoch * num_files + file) << _DOCUMENT_BITS) | document
 
 

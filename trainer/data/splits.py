@@ -311,7 +311,7 @@ def read_card(folder: Path) -> list[dict[str, Any]] | None:
 
 
 def configs_of(card: Any) -> list[dict[str, Any]] | None:
-    """The entries of `configs` that name files, None where there are none."""
+    """The entries of `configs` that name files; None if there are none."""
     configs = card.get("configs") if isinstance(card, dict) else None
     if not isinstance(configs, list):
         return None

@@ -112,6 +112,7 @@ class Tokenizer:
         return self.encoding.decode_single_token_bytes(token)
 
     def to_json(self) -> bytes:
+        """Content of tokenizer.json."""
         content = {
             "format": FORMAT,
             "version": 1,
@@ -122,6 +123,7 @@ class Tokenizer:
         return json.dumps(content, indent=0, ensure_ascii=True).encode()
 
     def save(self, directory: Path) -> Path:
+        """Write tokenizer.json durably; returns its path. Raises OSError."""
         path = Path(directory) / FILE_NAME
         durable.write_shared(path, self.to_json())
         return path

@@ -62,6 +62,7 @@ class TextStream:
         self.start = len(self.whole)
 
     def add(self, token: int, score: Score | None = None) -> None:
+        """Add a sampled token to the text, with its score."""
         spelled = self.tokenizer.bytes_of(token)
         if self.decoder.getstate()[0] and not _continues(spelled):
             self.whole += self.decoder.decode(b"", final=True)  # not part of this token

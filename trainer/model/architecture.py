@@ -162,6 +162,7 @@ def lookup(tokens_BT: Tensor, table_VW: Tensor, compute_dtype: torch.dtype) -> T
 
 
 def norm(x: Tensor) -> Tensor:
+    """RMS norm over the last dimension, without a weight."""
     return F.rms_norm(x, (x.size(-1),))
 
 
@@ -186,11 +187,13 @@ def start(
 
 
 def smear(x: Tensor, before: Tensor, smear_gate: Tensor, smear_lambda: Tensor) -> Tensor:
+    """Smear: x plus a gated part of `before`, the previous position; both (..., D)."""
     gate = torch.sigmoid(F.linear(x[..., : smear_gate.size(-1)], smear_gate))
     return x + smear_lambda.to(x.dtype) * gate * before
 
 
 def mlp(x_BTD: Tensor, c_fc: Tensor, mlp_proj: Tensor, linear: Linear = F.linear) -> Tensor:
+    """MLP with relu²: (B, T, D) -> (B, T, D)."""
     return linear(F.relu(linear(x_BTD, c_fc)).square(), mlp_proj)
 
 
@@ -206,12 +209,14 @@ def block(
     linear: Linear = F.linear,
     mlp: Mlp = mlp,
 ) -> Tensor:
+    """Transformer block (B, T, D) -> (B, T, D): x0 mix, attention, MLP."""
     x = weights.resid * x_BTD + weights.x0 * x0_BTD
     x = x + _attention(norm(x), value_rows_BTW, weights, cos_TC, sin_TC, head_dim, attend, linear)
     return x + mlp(norm(x), weights.c_fc, weights.mlp_proj)
 
 
 def finish(x_BTD: Tensor, kept_BTD: Tensor, backout_lambda: Tensor) -> Tensor:
+    """Final norm (B, T, D), after subtracting the kept middle layer (backout)."""
     return norm(x_BTD - backout_lambda.to(x_BTD.dtype) * kept_BTD)
 
 

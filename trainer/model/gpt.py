@@ -145,6 +145,7 @@ class GPT(nn.Module):
         return self.bank.leaves[parameters.LM_HEAD][: self.shape.vocab_size]
 
     def rotary(self, length: int) -> tuple[Tensor, Tensor]:
+        """RoPE: cached cos and sin (length, C/2) of the positions from 0."""
         if self._rotary is None or len(self._rotary[0]) < length:
             longest = max(length, self.shape.sequence_len)
             positions = torch.arange(longest, dtype=torch.float32, device=self.device)

@@ -109,6 +109,7 @@ def chunk_token_losses(z_NV: Tensor, targets_N: Tensor) -> Tensor:
 
 
 def chunk_tokens(device: torch.device) -> int:
+    """Tokens per chunk of the loss head, by device type."""
     return CHUNK_TOKENS.get(device.type, CHUNK_TOKENS["cpu"])
 
 

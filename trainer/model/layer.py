@@ -135,6 +135,7 @@ def start(tokens: Tensor, weights: Start, dtype: torch.dtype) -> Tensor:
 
 
 def inward(x: Tensor, fixed: Fixed, weights: Inward, head_dim: int) -> Heads:
+    """From x (B, T, D) to q, k and v: x0 mix, RMS norm, projections, value embedding, RoPE."""
     h, h_inv = _norm(_mixed(x, fixed.x0, weights.mix))
     q, k, v = (t.unflatten(-1, (-1, head_dim)) for t in _qkv(h, weights.qkv))
     gate = None
@@ -149,6 +150,7 @@ def inward(x: Tensor, fixed: Fixed, weights: Inward, head_dim: int) -> Heads:
 
 
 def outward(x: Tensor, y: Tensor, fixed: Fixed, weights: Outward, relu2: Relu2) -> Hidden:
+    """From the attention's result y (B, T, D) to the next x: output projection and MLP."""
     u = _mixed(x, fixed.x0, weights.mix) + F.linear(y, weights.attn_proj)
     h, h_inv = _norm(u)
     hidden = relu2(h, weights.c_fc)
@@ -166,6 +168,7 @@ def _smear_gate(n: Tensor, gate: Tensor) -> Tensor:
 
 
 def relu2(h: Tensor, c_fc: Tensor) -> Tensor:
+    """First product of the MLP with relu²: (B, T, 4 D)."""
     return F.relu(F.linear(h, c_fc)).square()
 
 
@@ -239,6 +242,7 @@ def d_start(d_x0: Tensor, tokens: Tensor, weights: Start) -> DStart:
 
 
 def d_outward(d_x: Tensor, hidden: Hidden, weights: Outward, d_relu2: Relu2Gradient) -> DOutward:
+    """Gradients of `outward`. d_x: of its result (B, T, D)."""
     d_fc = d_relu2(d_x, weights.mlp_proj, hidden.relu2)
     d_u = (d_x + _d_norm(d_fc @ weights.c_fc, hidden.h, hidden.h_inv)).to(d_x.dtype)
     return DOutward(d_fc, d_u, d_u @ weights.attn_proj)
@@ -291,7 +295,7 @@ def _d_norm(d_y: Tensor, y: Tensor, inv: Tensor) -> Tensor:
 
 
 def _d_scaled_norm(d_y: Tensor, y: Tensor, inv: Tensor, fixed: Fixed) -> Tensor:
-    """Of what was rotated, normed and scaled to y (B, T, H, C)."""
+    """Gradient of `_scaled_norm` (RoPE, QK norm) with result y (B, T, H, C)."""
     mean = (d_y.float() * y).mean(-1, keepdim=True) / QK_SCALE
     back = (fixed.cos, -fixed.sin)
     turned = QK_SCALE * _rotated(d_y, *back) - _rotated(y, *back) * mean
@@ -299,7 +303,7 @@ def _d_scaled_norm(d_y: Tensor, y: Tensor, inv: Tensor, fixed: Fixed) -> Tensor:
 
 
 def _d_value(d_v: Tensor, gate: Tensor, tokens: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
-    """Of the table's rows (B, T, W) and of the gate before its sigmoid (B, T, K)."""
+    """Gradients of the table's rows (B, T, W) and of the gate before its sigmoid (B, T, K)."""
     rows = lookup(tokens, table, d_v.dtype).view_as(d_v)
     d_rows = VE_GATE_SCALE * gate.unsqueeze(-1) * d_v
     d_gate = VE_GATE_SCALE * (d_v.float() * rows).sum(-1) * gate * (1 - gate)

@@ -37,6 +37,7 @@ class AdamGroup:
     weight_decay: float
 
     def lr(self, hyper: Hyperparameters) -> float:
+        """The group's learning rate at the schedule's peak."""
         return getattr(hyper, RATE_OF_GROUP[self.key])
 
     def settings(self, hyper: Hyperparameters) -> tuple[float, float, float]:
@@ -120,6 +121,7 @@ def _last_scalars(shape: ModelShape) -> tuple[str, ...]:
 
 
 def adam_groups(shape: ModelShape) -> tuple[AdamGroup, ...]:
+    """The AdamW groups, with the recipe's betas and weight decays."""
     tables = tuple(value_embed(i) for i in shape.value_embed_layers)
     return (
         AdamGroup("lm_head", (LM_HEAD,), (0.8, 0.96), 0.01),

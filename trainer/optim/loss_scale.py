@@ -19,6 +19,7 @@ class LossScale:
         self.good_steps = torch.zeros((), dtype=torch.int64, device=device)
 
     def update(self, finite: Tensor) -> None:
+        """Halve the scale after an overflow, double it after 2,000 good steps."""
         good = torch.where(finite, self.good_steps + 1, 0)
         grow = good >= GROW_AFTER_STEPS
         grown = torch.where(grow, self.scale * 2, self.scale)

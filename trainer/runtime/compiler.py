@@ -37,7 +37,7 @@ class Compiler:
             autograd.force_non_lazy_backward_lowering = True
             if self.active and device.type == "cpu":
                 cpu_isa.remember_answers()
-            if torch.are_deterministic_algorithms_enabled():  # tells the compiler so, too
+            if torch.are_deterministic_algorithms_enabled():  # for the compiler too
                 warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
                 torch.use_deterministic_algorithms(True, warn_only=warn_only)
 

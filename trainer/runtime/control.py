@@ -31,6 +31,7 @@ class Control:
         self._save_requested = False
 
     def install_signals(self) -> None:
+        """Install the handlers for SIGTERM, SIGINT, SIGUSR1, SIGUSR2 and the stack dump."""
         signal.signal(signal.SIGTERM, self._on_terminate)
         signal.signal(signal.SIGINT, self._on_terminate)
         self.terminated |= early_signals.has_received()

@@ -210,6 +210,7 @@ class Sensors:
 
     @classmethod
     def open(cls, device: torch.device) -> Sensors:
+        """Open the sensors of a device; without NVML only its memory."""
         if device.type != "cuda":
             return cls(device)
         try:

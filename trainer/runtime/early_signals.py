@@ -13,6 +13,7 @@ _received: list[int] = []
 
 
 def install() -> None:
+    """Install handlers for SIGTERM and SIGINT that only record the signal."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _on_signal)
 

@@ -169,6 +169,7 @@ class Beats:
         self._looks: dict[int, int] = {}
 
     def silent(self, others: dict[int, Registration]) -> list[int]:
+        """Count one poll; returns the ranks without a heartbeat for `seconds`."""
         for rank, one in others.items():
             now = (one.identity, one.beat)
             is_still = not one.is_here and self._last.get(rank) == now

@@ -67,6 +67,7 @@ class World:
         return list(numbers)
 
     def any(self, flag: bool) -> bool:
+        """True on all ranks if the flag is true on any rank."""
         return bool(self.agree([int(flag)])[0])
 
     def gather(self, value: T) -> list[T]:

@@ -91,6 +91,7 @@ class Deal:
         return torch.zeros(1 + accumulation * self._tokens, dtype=dtype)
 
     def step(self, loader: Loader | NoLoader, accumulation: int) -> StepBatches:
+        """Broadcast the next step from rank 0. Raises NotDealt if rank 0 could not read it."""
         block = self.block(accumulation)
         digest, failure = "", None
         if isinstance(loader, Loader):

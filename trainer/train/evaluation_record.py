@@ -17,6 +17,7 @@ def record(
     result: dict[str, Any],
     seconds: float,
 ) -> None:
+    """Record an evaluation in the training state and report it as an event."""
     step = session.state.step
     session.state.evaluations[kind] = {"value": value, "identity": name, "step": step}
     session.reporter.emit(

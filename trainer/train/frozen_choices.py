@@ -1,7 +1,7 @@
 """Frozen choices: made at a run's first start and part of its fingerprint.
 
 Micro-batch, compile, threads, precision, determinism and the peak that MFU refers to. Later
-attempts read them back; `overrides` of a resume replace single ones, and are said.
+attempts read them back; `overrides` of a resume replace single ones, and are reported.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class Choices(BaseModel):
     """Choices frozen for this run on this machine.
 
     attention: {window: backend}, relu2: tile of traind's own kernel, if requested; both were
-    autotuned by the first attempt, empty until then. lanes: groups of micro-batches that are
-    summed apart. probed: what each micro-batch that was
-    tried cost, where `auto` asked for it; no choice itself.
+    autotuned by the first attempt, empty until then. lanes: number of groups of micro-batches that
+    are summed separately. probed: measurements of the batch size probe, if `auto` ran it; for
+    information only.
     """
 
     model_config = ConfigDict(extra="forbid")

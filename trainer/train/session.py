@@ -91,6 +91,7 @@ class Session:
 
     @property
     def accumulation(self) -> int:
+        """Micro-batches per step on this rank."""
         batch = self.order.plan.batch
         return batch.tokens // (self.choices.device_batch_size * batch.sequence_len)
 

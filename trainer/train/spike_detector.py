@@ -19,6 +19,7 @@ class SpikeWatch:
         self._recent: deque[float] = deque(maxlen=WINDOW_STEPS)
 
     def observe(self, step: int, loss: float) -> events.Notice | None:
+        """Add the loss of a step; returns a notice if it is a spike."""
         window = self._recent
         if len(window) == WINDOW_STEPS:
             mean = sum(window) / WINDOW_STEPS

@@ -206,7 +206,7 @@ def test_a_span_cropped_away_is_reported():
     """Ten times sequence_len is kept from the end; a span longer than that has no beginning."""
     long = {"context": "a", "continuation": "0 1" * 2000}
     result = evaluated(task("language_modeling", [long]))
-    assert "none before them" in result.not_scored["t"]["items"][0][1]
+    assert "no token precedes" in result.not_scored["t"]["items"][0][1]
 
 
 def test_a_continuation_that_merges_with_the_prompt_is_reported():

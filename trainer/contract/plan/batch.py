@@ -11,6 +11,7 @@ from trainer.contract.spec import RunSpec
 
 
 def plan_batch(spec: RunSpec, shape: ModelShape, context: PlanContext) -> BatchPlan:
+    """The batch plan of a spec. Raises CannotPlan if its sizes do not divide."""
     tokens = spec.batch.tokens if isinstance(spec.batch.tokens, int) else auto_batch(spec.model)
     rows_total, rest = divmod(tokens, shape.sequence_len)
     if rest or rows_total == 0:

@@ -63,6 +63,7 @@ def make_plan(spec: RunSpec, context: PlanContext | None = None) -> Plan:
 
 
 def describe(shape: ModelShape) -> PlannedShape:
+    """The model's dimensions for the plan."""
     return PlannedShape(
         n_layer=shape.n_layer,
         n_embd=shape.n_embd,

@@ -18,6 +18,7 @@ SHARD_BYTES = 100_000_000
 def estimate_disk(
     spec: RunSpec, shape: ModelShape, horizon: Horizon, shards: int | None, context: PlanContext
 ) -> Disk:
+    """Disk space of a run in bytes: checkpoints, downloads, token cache."""
     model, optimizer = checkpoint_bytes(spec, shape, context)
     every = spec.checkpoint.keep_every
     # one being written, the newest ones, the pinned one at the warmdown, the best by val bpb

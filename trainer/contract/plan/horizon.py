@@ -17,6 +17,7 @@ MAX_TOKENS = 10**18  # what counters of 64 bits hold, with room for an extend
 
 
 def plan_horizon(spec: RunSpec, shape: ModelShape, batch_tokens: int) -> Horizon:
+    """The horizon of a spec. Raises CannotPlan if it is too short or too long."""
     counts = count_parameters(shape)
     per_token = flops_per_token(shape)
     ask = spec.horizon

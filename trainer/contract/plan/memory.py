@@ -115,6 +115,7 @@ def cannot_fit(memory: MemoryEstimate) -> bool:
 
 
 def is_near_the_limit(memory: MemoryEstimate) -> bool:
+    """True if the expected peak is close to the available memory."""
     return memory.available is not None and memory.expected > NEAR_THE_LIMIT * memory.available
 
 
@@ -133,6 +134,7 @@ def table_bytes(spec: RunSpec, context: PlanContext) -> int:
 
 
 def compute_dtype(spec: RunSpec, context: PlanContext) -> Literal["bf16", "fp16", "fp32"]:
+    """The compute dtype of a run, with `auto` resolved for the device."""
     asked = spec.numerics.precision
     if asked == "auto":
         return "bf16" if context.device_type == "cuda" else "fp32"

@@ -16,6 +16,7 @@ LONG_DAYS = {"cpu": 3.0, "cuda": 60.0, "mps": 60.0}  # a longer run is probably 
 
 
 def warnings_about(spec: RunSpec, plan: Plan, context: PlanContext) -> list[str]:
+    """Warnings about a plan, one sentence each; empty if there is none."""
     found = []
     share = plan.eta.evaluation / max(1e-9, plan.eta.total)
     if share > EVALUATION_WARNING_SHARE:
