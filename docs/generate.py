@@ -51,21 +51,20 @@ def spec_page() -> Iterator[str]:
         "but `name` has a default; unknown keys are errors. `GET /docs` shows the same for the "
         "daemon you run.\n"
     )
-    yield from _model("Top level", spec.RunSpec)
-    for name, field in spec.RunSpec.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _model(f"`{name}`", field.annotation)
-            yield from _nested(name, field.annotation)
+    yield from _sections("", spec.RunSpec)
     yield "## Presets\n"
     yield "A preset is a set of defaults that the body overrides key by key.\n"
     for name, preset in spec.PRESETS.items():
         yield f"`{name}`\n: {_flat(preset)}\n"
 
 
-def _nested(prefix: str, model: type[BaseModel]) -> Iterator[str]:
+def _sections(path: str, model: type[BaseModel]) -> Iterator[str]:
+    """A table of `model`, then those of every model inside it, each under its path in the spec."""
+    yield from _model(f"`{path}`" if path else "Top level", model)
     for name, field in model.model_fields.items():
         for inner in _models_in(field.annotation):
-            yield from _model(f"`{prefix}.{name}`", inner)
+            key = field.alias or name
+            yield from _sections(f"{path}.{key}" if path else key, inner)
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
@@ -85,7 +84,7 @@ def settings_page() -> Iterator[str]:
         default = "" if name in ("data_dir", "trainer_python") else _default(field)
         yield (
             f"| `TRAIND_{name.upper()}` | {_type(field.annotation)} | {default} | "
-            f"{field.description} |"
+            f"{_description(field)} |"
         )
 
 
@@ -94,10 +93,15 @@ def _model(title: str, model: type[BaseModel]) -> Iterator[str]:
     yield "| field | type | default | description |\n|---|---|---|---|"
     for name, field in model.model_fields.items():
         yield (
-            f"| `{name}` | {_type(field.annotation)}{_limits(field)} | {_default(field)} | "
-            f"{field.description} |"
+            f"| `{field.alias or name}` | {_type(field.annotation)}{_limits(field)} | "
+            f"{_default(field)} | {_description(field)} |"
         )
     yield ""
+
+
+def _description(field: FieldInfo) -> str:
+    """The description in one line, so that it stays one cell of the table."""
+    return " ".join((field.description or "").split()).replace("|", "\\|")
 
 
 def _default(field: FieldInfo) -> str:
