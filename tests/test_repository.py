@@ -83,6 +83,17 @@ def test_paths_named_in_the_pages_exist() -> None:
             assert (ROOT / path).exists(), f"{page.name} names {path}"
 
 
+def test_the_faults_of_the_page_are_those_that_tests_name() -> None:
+    page = (ROOT / "docs" / "faults.md").read_text()
+    rows = [int(number) for number in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)]
+    prefixes = [
+        prefix
+        for path in (ROOT / "tests").rglob("*.py")
+        for prefix in re.findall(r"^ *(?:async )?def test_((?:f\d+_)+)", path.read_text(), re.M)
+    ]
+    assert rows == sorted({int(number) for p in prefixes for number in re.findall(r"\d+", p)})
+
+
 def test_the_workflow_and_the_hooks_call_targets_and_tools_that_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
