@@ -187,11 +187,11 @@ def extend(
         answer = extend_answer(store.detail(session, row), shown)
         return StoredAnswer.of(answer, 202 if outcome.changed and not dry_run else 200)
 
-    told = act.once(effect)
+    stored = act.once(effect)
     if picture is None:
-        return told
-    answer = ExtendAnswer.model_validate_json(bytes(told.body))
-    return previews.picture_response(picture, told, answer.run.name, answer.plan)
+        return stored
+    answer = ExtendAnswer.model_validate_json(bytes(stored.body))
+    return previews.picture_response(picture, stored, answer.run.name, answer.plan)
 
 
 def extend_answer(run: RunDetail, preview: Any) -> ExtendAnswer:

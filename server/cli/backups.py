@@ -27,11 +27,11 @@ def backup(data_dir: DataDirOption = None, to: To = None, json: options.Json = F
     """Back up the database and verify the copy, with or without a running daemon. Copy the runs'
     directories after this command, not before."""
     settings = read_settings(data_dir=data_dir)
-    from server.maintenance import backup as making
+    from server.maintenance import backup as backups
 
     try:
-        made = making.backup(settings, to)
-    except (making.CannotBackUp, OSError) as error:
+        made = backups.backup(settings, to)
+    except (backups.CannotBackUp, OSError) as error:
         raise output.CommandRefused(f"No backup was made: {error}") from error
     if json:
         return output.emit(made)

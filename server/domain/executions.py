@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from server.database import tables
 from server.domain import events
 from server.errors import IllegalMove
-from server.launch import kinds
+from server.launch import registry
 from trainer.contract import holds, rundir
 from trainer.contract.reasons import Reason
 
@@ -93,7 +93,7 @@ def of_job(job_id: str, *, place: str, now: float, message: str = "") -> tables.
 
 def reports_process(execution: tables.Execution, identity: rundir.ProcessIdentity) -> None:
     """The process says who it is; that is its handle where it runs on this machine."""
-    if execution.launcher in kinds.ON_THIS_MACHINE:
+    if execution.launcher in registry.ON_THIS_MACHINE:
         named = {"boot_id": identity.boot_id, "pid": identity.pid}
         execution.handle = {**execution.handle, **named, "start_ticks": identity.start_ticks}
 

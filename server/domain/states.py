@@ -99,10 +99,6 @@ def can_move(before: State, after: State) -> bool:
     return after in MOVES[before]
 
 
-def legal_from(state: State) -> list[str]:
-    return sorted(MOVES[state])
-
-
 def move(
     session: Session,
     run: tables.Run,

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from server import proof
-from trainer.contract.durable import fsync_directory, write_all, write_durably
+from trainer.contract.durable import write_durably
 
 MIN_TOKEN_CHARS = 16
 SESSION_SECONDS = 30 * 86_400
@@ -57,15 +57,7 @@ def read_or_make(path: Path, *, ours: bool) -> str:
 def _make(path: Path) -> str:
     token = secrets.token_urlsafe(32)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        write_all(fd, token.encode() + b"\n")
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    os.replace(temp, path)
-    fsync_directory(path.parent)
+    write_durably(path, token.encode() + b"\n")
     return token
 
 

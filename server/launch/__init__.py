@@ -1,6 +1,6 @@
 """Launchers: how a process is started in a place, found again, signalled and cleared up.
 
-`launcher` has the protocol, `kinds` the table of them, `local` the one for a process of this
+`launcher` has the protocol, `registry` the table of them, `local` the one for a process of this
 machine, `torchrun` for several, `slurm` for jobs of a cluster; `process` is what the operating
 system offers. To add a launcher:
 
@@ -12,6 +12,6 @@ system offers. To add a launcher:
    not the death of a job, and the supervisor then waits. Never block: poll a slow engine in a
    thread, and answer from what it saw last.
 4. Send a signal only to what is certainly the same process or job; in doubt return False.
-5. Enter it in `kinds.make`, and name it in the orders that need it.
+5. Enter it in `registry.make`, and name it in the orders that need it.
 6. Run `tests/server/test_launchers.py` on it: the laws there hold for every kind.
 """

@@ -80,7 +80,7 @@ _PHASES = (
 )
 _SAVED = (
     select(_kept.run_id, func.max(_kept.created_at))
-    .where(_kept.run_id.in_(_GIVEN))
+    .where(_kept.run_id.in_(_GIVEN), _kept.bad.is_(None))
     .group_by(_kept.run_id)
 )
 _COUNTED = select(_counter.name, _counter.run, _counter.label, _counter.value).where(

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from server.schemas.metrics import PlannedCurve
 from trainer.contract.extend import ExtendPreview
 from trainer.contract.plan import Plan
 from trainer.contract.spec import RunSpec
-
-
-class PlanRequest(BaseModel):
-    """Either a spec, or {"run": id or name, "extend": {...}}. Validated by hand: the two differ."""
-
-    model_config = ConfigDict(extra="allow")
 
 
 class PlanOutlook(BaseModel):

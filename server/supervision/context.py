@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from server.database import tables
 from server.database.db import Database
 from server.ingestion.worker import Worker
-from server.launch import kinds
+from server.launch import registry
 from server.launch.launcher import Launcher, Spot
 from server.machine.devices import Device
 from server.machine.xid_events import XidListener
@@ -37,7 +37,7 @@ class SupervisorContext:
 
     def __post_init__(self) -> None:
         if not self.launchers:
-            object.__setattr__(self, "launchers", kinds.make(self.settings))
+            object.__setattr__(self, "launchers", registry.make(self.settings))
 
     def launcher(self, execution: tables.Execution) -> Launcher:
         return self.launchers[execution.launcher]

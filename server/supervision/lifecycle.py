@@ -11,7 +11,7 @@ from pathlib import Path
 
 from server.database.tables import Attempt, Execution, Job
 from server.domain import events
-from server.launch import kinds
+from server.launch import registry
 from server.launch.launcher import Handle, Work
 from server.supervision import post_mortem, recovery
 from server.supervision.context import SupervisorContext
@@ -204,7 +204,7 @@ def _reported_by_rank(execution: Execution, watch: Watch) -> recovery.ExitReport
 def _circumstances(row: ExecutionRow, watch: Watch, findings: PostMortem) -> recovery.Circumstances:
     execution = row.execution
     stalled = execution.message if execution.reason == Reason.stalled else watch.stalled
-    is_here = execution.launcher in kinds.ON_THIS_MACHINE
+    is_here = execution.launcher in registry.ON_THIS_MACHINE
     return recovery.Circumstances(
         exit_code=findings.exit_code,
         last_words=findings.last_words,

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from server.launch import kinds, process, torchrun
+from server.launch import process, registry, torchrun
 from server.machine import kernel_log
 from server.machine.kernel_log import Xid
 from server.machine.xid_events import XidListener
@@ -46,7 +46,7 @@ def examine(
     used, if known. xids: heard from NVIDIA's library; the kernel's log, where it can be read, names
     processes too.
     """
-    if watch.launcher.name not in kinds.ON_THIS_MACHINE:
+    if watch.launcher.name not in registry.ON_THIS_MACHINE:
         tail = process.log_tail(watch.directory / LOG)
         return PostMortem(watch.exit_code, None, None, tail)
     start = _kernel_log_start(watch)

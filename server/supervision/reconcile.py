@@ -11,7 +11,7 @@ from server.domain import budget, events
 from server.domain.executions import ExecutionState
 from server.domain.states import YIELDS, Desired, State, move, sentence
 from server.errors import Conflict
-from server.launch import kinds
+from server.launch import registry
 from server.scheduling import rows as scheduling_rows
 from server.scheduling.decide import SchedulingVerdict
 from server.supervision import (
@@ -176,7 +176,7 @@ class Reconciler:
 
     def _stall_timeout(self, row: Attempt | Job, watch: Watch) -> float:
         least = self._context.settings.stall_seconds
-        if row.execution.launcher not in kinds.ON_THIS_MACHINE:
+        if row.execution.launcher not in registry.ON_THIS_MACHINE:
             least += SHARED_DISK_SECONDS
         if watch.silence < least:
             return least

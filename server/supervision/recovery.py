@@ -83,9 +83,9 @@ class Ending:
 def classify(said: ExitReport | None, seen: Circumstances) -> Ending:
     """Classify an attempt's ending. Its own report takes precedence, except over an Xid."""
     if said is not None and said.outcome == "terminated" and seen.engine is not None:
-        told = seen.engine
+        by_engine = seen.engine
         saved = said.message.rstrip(".") or "it saved a checkpoint first"
-        return Ending("terminated", told.reason, f"{told.message}; {saved}", said.step)
+        return Ending("terminated", by_engine.reason, f"{by_engine.message}; {saved}", said.step)
     if said is not None and said.outcome != "failed":
         reason = Reason.stalled if seen.stalled and said.outcome == "terminated" else said.reason
         return Ending(said.outcome, reason, said.message or reason.sentence, said.step)

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from server.database.tables import Attempt, CommandRow, Execution, Phase, Run
 from server.domain import attempts, checkpoints, executions, gang, remedies, saved
 from server.domain.states import Desired, State, can_move, move
-from server.launch import kinds
+from server.launch import registry
 from server.supervision import lifecycle, recovery
 from server.supervision.context import SupervisorContext
 from server.supervision.recovery import Ending, Verdict
@@ -47,7 +47,7 @@ def launch(context: SupervisorContext, run_id: str, device: str) -> tuple[Execut
         )
         execution = attempt.execution
         order = attempts.build_order(session, run, attempt, context.settings, devices)
-        execution.launcher = kinds.name_for(order.num_ranks, order.spec.place)
+        execution.launcher = registry.name_for(order.num_ranks, order.spec.place)
         execution.handle = dict(context.launcher(execution).reserve())
         run.not_before = None
         if run.state != State.starting:

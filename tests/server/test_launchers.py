@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from server.domain import runs
-from server.launch import kinds, process, torchrun
+from server.launch import process, registry, torchrun
 from server.launch.launcher import Handle, Launcher, Liveness, Spot, Work
 from server.launch.local import Local
 from server.settings import Settings
@@ -31,7 +31,7 @@ def launcher(request: pytest.FixtureRequest, tmp_path: Path) -> Launcher:
     python.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{_PROGRAM}"\n')
     python.chmod(0o755)
     settings = Settings(data_dir=tmp_path / "data", trainer_python=str(python))
-    return kinds.make(settings)[request.param]
+    return registry.make(settings)[request.param]
 
 
 _PROGRAM = (
@@ -105,7 +105,7 @@ def test_a_gang_ends_with_the_exit_code_of_the_rank_that_failed_first(
     python.chmod(0o755)
     (tmp_path / rundir.LOG).write_text(_REPORT)
     settings = Settings(data_dir=tmp_path / "data", trainer_python=str(python))
-    launcher, spot = kinds.make(settings)[kind], Spot(tmp_path, secrets.token_hex(8))
+    launcher, spot = registry.make(settings)[kind], Spot(tmp_path, secrets.token_hex(8))
     launcher.spawn(Work(spot, "trainer"))
     assert _until(lambda: launcher.exit_code(spot)) == code
     launcher.release(spot)

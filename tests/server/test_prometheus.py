@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
+from sqlalchemy import select
 
 from server.database import tables
 from server.metrics import counters
@@ -145,6 +146,14 @@ def test_an_ended_run_is_shown_for_an_hour(asgi: Asgi) -> None:
     with asgi.db.write() as session:
         store.get_run(session, "demo").ended_at = time.time() - 3700
     assert value(asgi, "traind_train_step", run="demo") is None
+
+
+def test_a_damaged_checkpoint_is_no_success(asgi: Asgi) -> None:
+    running(asgi)
+    with asgi.db.write() as session:
+        (saved,) = session.scalars(select(tables.Checkpoint))
+        saved.bad = "sha256 differs"
+    assert value(asgi, "traind_checkpoint_last_success_timestamp_seconds") is None
 
 
 def test_f55_cardinality_is_capped_and_what_is_dropped_counted(

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -187,12 +186,3 @@ def _tokenizer_config(tokenizer: Tokenizer, shape: ModelShape) -> dict[str, Any]
         "model_max_length": shape.sequence_len,
         "clean_up_tokenization_spaces": False,
     }
-
-
-def load_weights(directory: Path | str) -> dict[str, Tensor]:
-    """The tensors of an exported folder, for comparisons."""
-    from safetensors.torch import load_file
-
-    state = load_file(Path(directory) / "model.safetensors")
-    assert all(isinstance(t, torch.Tensor) for t in state.values())
-    return state

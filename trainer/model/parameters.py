@@ -23,9 +23,6 @@ from trainer.model.names import (
 from trainer.model.names import attention_weight as attention
 from trainer.model.names import mlp_weight as mlp
 
-ATTENTION_MATRICES = ("c_q", "c_k", "c_v", "c_proj", "ve_gate")
-MLP_MATRICES = ("c_fc", "c_proj")
-
 
 @dataclass(frozen=True)
 class AdamGroup:

@@ -99,9 +99,9 @@ class Rendezvous:
             others = {rank: one for rank, one in found.items() if rank != self._rank}
             gone = {rank for rank, one in others.items() if one.is_gone}
             records = rank_records(self._attempt)  # read after the processes: written before
-            told = [rank for rank in sorted(records) if records[rank].outcome == "terminated"]
-            if told:
-                return Terminated(f"rank {told[0]} got SIGTERM before all ranks had joined")
+            terminated = [rank for rank in sorted(records) if records[rank].outcome == "terminated"]
+            if terminated:
+                return Terminated(f"rank {terminated[0]} got SIGTERM before all ranks had joined")
             if gone or records.keys() - {self._rank}:
                 return LostPeer("it ended before all ranks had joined", self._members(found))
             if silent := self._beats.silent(others):

@@ -1,4 +1,4 @@
-"""The launchers there are, and which of them starts an order."""
+"""Registry of launchers: one of each kind, and the kind that starts an order."""
 
 from __future__ import annotations
 
