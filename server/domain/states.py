@@ -114,8 +114,8 @@ def move(
     """Move `run` to `after`, with one event row. Raises IllegalMove when the table forbids it.
 
     A run that becomes queued goes to the end of the queue, or to its front. door: one of DOORS, of
-    a request. is_found: the state was not reached here but read from an import or from the disk:
-    any is legal, and it is no news.
+    a request. by: names of what it makes way for. is_found: the state was not reached here but read
+    from an import or from the disk: any is legal, and it is no news.
     """
     before = State(run.state)
     if not is_found and not can_move(before, after):
@@ -138,6 +138,7 @@ def move(
     if is_found:
         return
     if after is State.pausing and reason in YIELDS:
+        data["is_yield"] = True
         counters.add(session, counters.YIELDS, run.name, 1, reason)
     if after is State.running and (left := _made_way(session, run)) is not None:
         waited = max(0.0, run.state_since - left.unix_seconds)

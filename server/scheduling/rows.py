@@ -195,6 +195,13 @@ def in_words(
     return reason, reason.sentence
 
 
+def makes_way_for(verdict: SchedulingVerdict | None, names: Mapping[str, str]) -> tuple[str, ...]:
+    """Names of the runs, jobs or programs that need the place; empty for hours and heat."""
+    if verdict is None or verdict.cause not in (WaitCause.displaced, WaitCause.neighbour):
+        return ()
+    return tuple(names.get(other, other) for other in verdict.by)
+
+
 def _in_series(names: Sequence[str]) -> str:
     """'a', 'a and b', 'a, b and c'."""
     *most, last = names or [""]

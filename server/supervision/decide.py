@@ -33,11 +33,12 @@ class Action:
 
 @dataclass(frozen=True)
 class Move(Action):
-    """Move the run, with nothing else to do."""
+    """Move the run, with nothing else to do. by: names of what it makes way for."""
 
     state: State
     reason: Reason
     message: str | None = None
+    by: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -140,8 +141,9 @@ class RunSeen:
     """A run at this tick. preparation: state of its newest prepare job that still matters.
 
     wants_to_run: what was asked last; a resume while it is pausing takes effect after the pause.
-    yields, waits: why it is to make way or has to wait, in words for its row. budget_spent: which
-    part of its budget is, None while some is left.
+    yields, waits: why it is to make way or has to wait, in words for its row. makes_way_for: names
+    of what it makes way for, where `yields` has one. budget_spent: which part of its budget is,
+    None while some is left.
     """
 
     state: State
@@ -154,6 +156,7 @@ class RunSeen:
     preparation_reason: Reason | None = None
     may_use_device: bool = False
     yields: tuple[Reason, str] | None = None
+    makes_way_for: tuple[str, ...] = ()
     waits: tuple[Reason, str] | None = None
     budget_spent: str | None = None
     message: str = ""
@@ -209,7 +212,7 @@ def _while_alive(seen: RunSeen) -> Action:
     if seen.budget_spent is not None:
         return Move(State.pausing, Reason.budget_spent, seen.budget_spent)
     if seen.yields is not None:
-        return Move(State.pausing, *seen.yields)
+        return Move(State.pausing, *seen.yields, by=seen.makes_way_for)
     if seen.state is State.starting and process.has_begun:
         return Move(State.running, Reason.requested)
     if process.has_commands:
@@ -331,7 +334,7 @@ def _on_the_way(seen: RunSeen) -> Action:
     if seen.budget_spent is not None:
         return Move(State.pausing, Reason.budget_spent, seen.budget_spent)
     if seen.yields is not None:
-        return Move(State.pausing, *seen.yields)
+        return Move(State.pausing, *seen.yields, by=seen.makes_way_for)
     if seen.is_backing_off:
         return WAIT
     if not seen.has_data:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from server.database.tables import Attempt, CommandRow, Execution, Job, Run
 from server.domain import budget, events
@@ -225,6 +226,7 @@ class Reconciler:
 
     def _see_run(self, seen: Worklist, entry: Entry) -> decide.RunSeen:
         run, preparation = entry.run, entry.preparation
+        yields = seen.yields(entry)
         return decide.RunSeen(
             state=State(run.state),
             wants_to_run=run.desired_state == Desired.running,
@@ -237,7 +239,8 @@ class Reconciler:
             if preparation and preparation.reason
             else None,
             may_use_device=may_use(seen.turn, entry),
-            yields=self._verdict(seen, entry, seen.yields(entry)),
+            yields=self._verdict(seen, entry, yields),
+            makes_way_for=scheduling_rows.makes_way_for(yields, seen.names),
             waits=self._verdict(seen, entry, seen.waits(entry)),
             budget_spent=budget.spent(run),
             message=run.reason_message,
@@ -306,7 +309,9 @@ class Reconciler:
                 if action.reason is Reason.budget_spent:
                     row.desired_state = Desired.paused  # it does not come back by itself
                 comes_back = action.state is State.queued and action.reason in YIELDS
-                move(session, row, action.state, action.reason, action.message, front=comes_back)
+                data: dict[str, Any] = {"by": list(action.by)} if action.by else {}
+                message = action.message
+                move(session, row, action.state, action.reason, message, front=comes_back, **data)
 
     def _explain(self, run: Run, reason: Reason, message: str) -> None:
         with self._context.db.write() as session:

@@ -1,17 +1,18 @@
-/** When a run made way, for whom, and when it was back: read from its state events. Pure. */
+/** When a run made way, for what, and when it was back: read from its state events. Pure. */
 
 import { when } from "./format.js";
 
-const REASONS = new Set(["preempted", "outside_hours", "device_wanted"]);
+// An event recorded before `is_yield` existed has the reason alone; later reasons always have it.
+const REASONS_WITHOUT_FIELD = new Set(["preempted", "outside_hours", "device_wanted", "device_hot"]);
 
 /** @param {any[]} events of a run, in any order @returns {{at: number, until: number|null, by: string}[]} in order */
 export function yieldsOf(events) {
   const found = [];
   const moves = events.filter((event) => event.kind === "state").sort((a, b) => a.id - b.id);
-  for (const { data, message, unix_seconds: at } of moves) {
+  for (const { data, unix_seconds: at } of moves) {
     const open = found.at(-1)?.until === null ? found.at(-1) : null;
-    if (data?.after === "pausing" && REASONS.has(data.reason)) {
-      if (!open) found.push({ at, until: null, by: byOf(data.reason, message) });
+    if (isYield(data)) {
+      if (!open) found.push({ at, until: null, by: byOf(data) });
     } else if (open && data?.after === "running") open.until = at;
     else if (open && ["paused", "cancelled", "completed", "failed"].includes(data?.after)) open.isOver = true;
   }
@@ -24,9 +25,20 @@ export function yieldLine({ at, until, by, isOver }, now) {
   return `${by} at ${when(at, now)}${back}`;
 }
 
-/** The message names who: "steam uses cuda:0. …", "probe has a higher priority and needs cuda:0." */
-function byOf(reason, message) {
-  if (reason === "outside_hours") return "paused outside its hours";
-  const [, who] = message.match(/^(?:running -> pausing: )?(.+?) (?:uses|has a higher priority and needs) /) ?? [];
-  return `yielded to ${who ?? (reason === "preempted" ? "a run of higher priority" : "another program")}`;
+function isYield(data) {
+  return data?.is_yield ?? (data?.after === "pausing" && REASONS_WITHOUT_FIELD.has(data.reason));
 }
+
+/** "yielded to steam and obs"; of heat and hours, the cause. */
+function byOf({ reason, by }) {
+  if (by?.length) return `yielded to ${SERIES.format(by)}`;
+  return CAUSES[reason] ?? "made way";
+}
+
+const SERIES = new Intl.ListFormat("en-GB");
+const CAUSES = {
+  outside_hours: "paused outside its hours",
+  device_hot: "paused for heat",
+  preempted: "yielded to a run of higher priority",
+  device_wanted: "yielded to another program",
+};

@@ -15,7 +15,7 @@ import pytest
 
 from server.api import catalog as catalog_api
 from server.api import web, web_bundle
-from server.domain.states import REQUESTS, SETTLED, VERBS, State
+from server.domain.states import REQUESTS, SETTLED, VERBS, YIELDS, State
 from server.queries import planned
 from server.schemas.groups import GroupRequest
 from trainer.contract.schedule import initial_schedule, weight_decay_multiplier
@@ -503,41 +503,67 @@ def test_a_queue_in_another_order_has_priorities_that_make_that_order() -> None:
     assert in_node(script, [[lowest, 1, 0]]) == [None]
 
 
-def test_yields_name_who_and_until_when() -> None:
-    def moved(number: int, before: str, after: str, reason: str, at: float, message: str) -> Any:
-        data = {"before": before, "after": after, "reason": reason}
-        return {
-            "id": number, "kind": "state", "unix_seconds": at, "data": data,
-            "message": f"{before} -> {after}: {message}",
-        }  # fmt: skip
+def _moved(number: int, before: str, after: str, reason: str, **data: Any) -> Any:
+    return {
+        "id": number, "kind": "state", "unix_seconds": 100.0 * number, "message": "",
+        "data": {"before": before, "after": after, "reason": reason, **data},
+    }  # fmt: skip
 
-    steam = "steam uses cuda:0. It trains again when that has ended."
-    probe = "a-probe has a higher priority and needs cuda:0."
+
+def test_yields_name_who_and_until_when() -> None:
+    def yielded(number: int, reason: str, *by: str) -> Any:
+        names = {"by": list(by)} if by else {}
+        return _moved(number, "running", "pausing", reason, is_yield=True, **names)
+
     events = [
-        moved(2, "running", "pausing", "device_wanted", 100.0, steam),
-        moved(3, "pausing", "queued", "device_wanted", 101.0, steam),
-        moved(5, "starting", "running", "requested", 200.0, "x"),
-        moved(6, "running", "pausing", "requested", 250.0, "a pause that was asked for"),
-        moved(7, "running", "pausing", "preempted", 300.0, probe),
-        moved(4, "queued", "starting", "requested", 190.0, "x"),
-        moved(8, "queued", "starting", "requested", 390.0, "x"),
-        moved(9, "starting", "running", "requested", 400.0, "x"),
-        moved(10, "running", "pausing", "outside_hours", 500.0, "Outside its hours."),
+        yielded(2, "device_wanted", "steam", "obs"),
+        _moved(3, "pausing", "queued", "device_wanted"),
+        _moved(5, "starting", "running", "requested"),
+        _moved(6, "running", "pausing", "requested"),
+        yielded(7, "preempted", "a-probe"),
+        _moved(4, "queued", "starting", "requested"),
+        _moved(8, "queued", "starting", "requested"),
+        _moved(9, "starting", "running", "requested"),
+        yielded(10, "device_hot"),
+        _moved(11, "starting", "running", "requested"),
+        yielded(12, "a_later_reason", "a", "b", "c"),
+        _moved(13, "starting", "running", "requested"),
+        yielded(14, "outside_hours"),
     ]
     script = """
         import { when } from "./format.js";
         import { yieldLine, yieldsOf } from "./yields.js";
         const found = yieldsOf(given);
-        console.log(JSON.stringify({ found, line: yieldLine(found[0], 150),
-          wanted: `yielded to steam at ${when(100, 150)}, back at ${when(200, 150)}` }));
+        console.log(JSON.stringify({ found, line: yieldLine(found[0], 250),
+          wanted: `yielded to steam and obs at ${when(200, 250)}, back at ${when(500, 250)}` }));
     """
     told = in_node(script, events)
     assert told["line"] == told["wanted"]
     assert [(y["by"], y["at"], y["until"]) for y in told["found"]] == [
-        ("yielded to steam", 100, 200),
-        ("yielded to a-probe", 300, 400),
-        ("paused outside its hours", 500, None),
+        ("yielded to steam and obs", 200, 500),
+        ("yielded to a-probe", 700, 900),
+        ("paused for heat", 1000, 1100),
+        ("yielded to a, b and c", 1200, 1300),
+        ("paused outside its hours", 1400, None),
     ]
+
+
+def test_every_reason_of_a_yield_is_shown_for_an_event_without_the_field() -> None:
+    events = [
+        _moved(2 * number + at, before, after, reason)
+        for number, reason in enumerate(sorted(YIELDS))
+        for at, before, after in ((0, "running", "pausing"), (1, "starting", "running"))
+    ]
+    script = """
+        import { yieldsOf } from "./yields.js";
+        console.log(JSON.stringify(yieldsOf(given).map(({ by }) => by)));
+    """
+    assert in_node(script, events) == [
+        "paused for heat", "yielded to another program", "paused outside its hours",
+        "yielded to a run of higher priority",
+    ]  # fmt: skip
+    paused = _moved(1, "running", "pausing", "preempted", is_yield=False)
+    assert in_node(script, [paused, _moved(2, "running", "pausing", "requested")]) == []
 
 
 def test_what_is_typed_of_a_group_is_a_body_the_daemon_takes() -> None:

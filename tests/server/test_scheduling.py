@@ -68,6 +68,17 @@ def test_what_is_waited_for_is_named_in_a_sentence() -> None:
     assert said("a", "b", "c") == "long, short and third come first on cuda:0."
 
 
+def test_a_yield_names_the_runs_and_programs_that_need_the_place() -> None:
+    def named(cause: decide.WaitCause, *by: str) -> tuple[str, ...]:
+        return rows.makes_way_for(decide.SchedulingVerdict(cause, by), {"a": "long"})
+
+    assert named(decide.WaitCause.displaced, "a") == ("long",)
+    assert named(decide.WaitCause.neighbour, "steam", "obs") == ("steam", "obs")
+    assert named(decide.WaitCause.heat, "85 °C, ceiling 80 °C") == ()
+    assert named(decide.WaitCause.hours) == ()
+    assert rows.makes_way_for(None, {}) == ()
+
+
 def test_an_experiment_of_higher_priority_gets_the_device_and_gives_it_back(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,6 +107,8 @@ def test_an_experiment_of_higher_priority_gets_the_device_and_gives_it_back(
         )
         [(reason, seconds)] = [tuple(row) for row in waited]
     assert (reason, seconds > 0) == ("preempted", True)
+    [left] = [e for e in house.events(long, "state") if e.data["after"] == "pausing"]
+    assert (left.data["is_yield"], left.data["by"]) == (True, ["short"])
     [back] = [e for e in house.events(long, "state") if "made_way_at" in e.data]
     assert back.data["made_way_for"] == "preempted"
     assert back.message.startswith("It made way at 20")

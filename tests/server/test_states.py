@@ -39,6 +39,17 @@ def test_a_legal_move_and_its_event_are_one(db: Database, before: State, after: 
         assert event.data == {"before": before, "after": after, "reason": "crashed"}
 
 
+@pytest.mark.parametrize("reason", [*sorted(states.YIELDS), Reason.requested])
+def test_the_event_of_a_pause_says_whether_it_is_a_yield(db: Database, reason: Reason) -> None:
+    run_id = _in(db, State.running)
+    with db.write() as session:
+        states.move(session, session.get_one(tables.Run, run_id), State.pausing, reason)
+    with db.read() as session:
+        event = session.query(tables.Event).order_by(tables.Event.id.desc()).first()
+        assert event is not None
+        assert event.data.get("is_yield", False) is (reason in states.YIELDS)
+
+
 @pytest.mark.parametrize(("before", "after"), [p for p in PAIRS if p[1] not in MOVES[p[0]]])
 def test_an_illegal_move_changes_nothing(db: Database, before: State, after: State) -> None:
     run_id = _in(db, before)
