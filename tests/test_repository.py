@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from server.daemon import systemd
+from server.domain.states import VERBS
 from server.settings import Settings
 from trainer.contract.plan import make_plan
 from trainer.contract.spec import resolve
@@ -81,6 +82,15 @@ def test_paths_named_in_the_pages_exist() -> None:
     for page in (ROOT / "docs").glob("*.md"):
         for path in PATH.findall(page.read_text()):
             assert (ROOT / path).exists(), f"{page.name} names {path}"
+
+
+def test_the_verbs_of_the_page_are_legal_in_the_states_it_lists() -> None:
+    page = (ROOT / "docs" / "api.md").read_text().partition("## Verbs")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| ([\w, ]+) \|", page, re.MULTILINE)
+    assert {verb: states.split(", ") for verb, states in rows} == {
+        verb: [state.value for state, legal in VERBS.items() if verb in legal]
+        for verb in {verb for legal in VERBS.values() for verb in legal}
+    }
 
 
 def test_the_faults_of_the_page_are_those_that_tests_name() -> None:
