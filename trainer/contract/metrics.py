@@ -21,7 +21,7 @@ class Metric:
     """One curve.
 
     source: "step" is reported by each step, "rate" follows from its duration, "evaluation" is
-    measured by evaluations. is_live: progress and Prometheus show it only while the run steps.
+    measured by evaluations. is_live: Prometheus shows it only while the run steps.
     gauge: name of its Prometheus gauge (prefix `traind_`), None for none. digits: decimals shown.
     """
 
