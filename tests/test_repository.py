@@ -84,6 +84,29 @@ def test_paths_named_in_the_pages_exist() -> None:
             assert (ROOT / path).exists(), f"{page.name} names {path}"
 
 
+@pytest.mark.parametrize("program", ["server", "trainer"])
+def test_every_package_and_module_at_the_top_is_in_the_table_of_the_architecture(
+    program: str,
+) -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    table = "\n".join(line.split("|")[1] for line in page.splitlines() if line.startswith("| `"))
+    parts = {
+        f"{program}/{path.name}"
+        for path in (ROOT / program).iterdir()
+        if (path.suffix == ".py" and path.name != "__init__.py")
+        or (path.is_dir() and any(file.suffix in (".py", ".js") for file in path.rglob("*.*")))
+    }
+    assert len(parts) > 8
+    assert parts <= set(re.findall(r"`([^`]+)`", table))
+
+
+def test_each_status_of_a_decision_is_defined_in_the_header() -> None:
+    header, _, entries = " ".join((ROOT / "DECISIONS.md").read_text().split()).partition(" ## ")
+    statuses = set(re.findall(r"\*\d{4}-\d\d-\d\d, ([^*]+)\.\*", entries))
+    assert {"accepted", "accepted, untested on a GPU"} <= statuses
+    assert statuses <= set(re.findall(r"\*(accepted[^*]*)\*", header))
+
+
 def test_the_verbs_of_the_page_are_legal_in_the_states_it_lists() -> None:
     page = (ROOT / "docs" / "api.md").read_text().partition("## Verbs")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| `(\w+)` \| ([\w, ]+) \|", page, re.MULTILINE)
