@@ -11,11 +11,11 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 from server.api.deps import StrictRoute
-from server.domain.states import REQUESTS, SETTLED, VERBS
+from server.domain.states import ENDED, REQUESTS, SETTLED, VERBS
 from server.schemas.catalog import Catalog, MetricView, VerbView
 from server.schemas.runs import ResumeRequest
 from server.schemas.states import State
-from trainer.contract.extend import ExtendRequest
+from trainer.contract.extend import JUMP, ExtendRequest
 from trainer.contract.metrics import METRICS
 from trainer.contract.spec import PRESETS, RunSpec
 
@@ -45,6 +45,8 @@ def _catalog() -> Catalog:
         ],
         states=list(State),
         settled_states=[state for state in State if state in SETTLED],
+        ended_states=[state for state in State if state in ENDED],
+        learning_rate_jump=JUMP,
         presets=PRESETS,
         choices={body: dict(_choices(model)) for body, model in BODIES.items()},
     )

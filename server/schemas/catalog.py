@@ -49,6 +49,11 @@ class Catalog(BaseModel):
     """States of a run."""
     settled_states: list[State]
     """Settled states: no process of the run is alive or about to start."""
+    ended_states: list[State]
+    """Ended states of a run; a job ends in the same ones."""
+    learning_rate_jump: float
+    """Factor between the learning rates of two consecutive steps, up or down, above which an extend
+    gives a warning."""
     presets: dict[str, dict[str, Any]]
     """Presets with the values they set."""
     choices: dict[str, dict[str, list[str]]]

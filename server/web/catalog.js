@@ -23,6 +23,10 @@ export const metrics = () => known.metrics;
 export const metric = (key) => known.metrics.find((m) => m.key === key);
 export const presets = () => known.presets;
 export const isSettled = (state) => known.settled_states.includes(state);
+/** Has a run or a job in `state` ended? */
+export const isEnded = (state) => known.ended_states.includes(state);
+/** The factor from which an extend warns of a change of the learning rate. */
+export const learningRateJump = () => known.learning_rate_jump;
 
 /** May `verb` (a verb, or a request such as "checkpoint") be asked in `state`? */
 export const isLegal = (verb, state) =>

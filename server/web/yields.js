@@ -1,5 +1,6 @@
 /** When a run made way, for what, and when it was back: read from its state events. Pure. */
 
+import { isEnded } from "./catalog.js";
 import { when } from "./format.js";
 
 // An event recorded before `is_yield` existed has the reason alone; later reasons always have it.
@@ -14,7 +15,7 @@ export function yieldsOf(events) {
     if (isYield(data)) {
       if (!open) found.push({ at, until: null, by: byOf(data) });
     } else if (open && data?.after === "running") open.until = at;
-    else if (open && ["paused", "cancelled", "completed", "failed"].includes(data?.after)) open.isOver = true;
+    else if (open && (data?.after === "paused" || isEnded(data?.after))) open.isOver = true;
   }
   return found;
 }

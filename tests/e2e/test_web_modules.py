@@ -15,9 +15,10 @@ import pytest
 
 from server.api import catalog as catalog_api
 from server.api import web, web_bundle
-from server.domain.states import REQUESTS, SETTLED, VERBS, YIELDS, State
+from server.domain.states import ENDED, REQUESTS, SETTLED, VERBS, YIELDS, State
 from server.queries import planned
 from server.schemas.groups import GroupRequest
+from trainer.contract.extend import JUMP
 from trainer.contract.schedule import initial_schedule, weight_decay_multiplier
 
 WEB = Path(__file__).parents[2] / "server" / "web"
@@ -564,6 +565,25 @@ def test_every_reason_of_a_yield_is_shown_for_an_event_without_the_field() -> No
     ]  # fmt: skip
     paused = _moved(1, "running", "pausing", "preempted", is_yield=False)
     assert in_node(script, [paused, _moved(2, "running", "pausing", "requested")]) == []
+
+
+def test_the_ended_states_and_the_jump_of_the_page_are_those_of_the_catalog() -> None:
+    events = [
+        _moved(1, "running", "pausing", "preempted", is_yield=True),
+        _moved(2, "pausing", "failed", "crashed"),
+    ]
+    script = """
+        import { yieldsOf } from "./yields.js";
+        const told = () => [yieldsOf(given.events)[0].isOver === true, catalog.learningRateJump(),
+          given.states.filter(catalog.isEnded)];
+        const own = told();
+        catalog.take({ ...given.catalog, ended_states: ["created"], learning_rate_jump: 9 });
+        console.log(JSON.stringify([own, told()]));
+    """
+    given = {"events": events, "states": list(State), "catalog": catalog()}
+    own, other = in_node(script, given)
+    assert own == [True, JUMP, [state for state in State if state in ENDED]]
+    assert other == [False, 9, ["created"]]
 
 
 def test_what_is_typed_of_a_group_is_a_body_the_daemon_takes() -> None:

@@ -7,7 +7,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from server.database import tables
-from server.domain.states import REQUESTS, SETTLED, VERBS, State
+from server.domain.jobs import OVER
+from server.domain.states import ENDED, REQUESTS, SETTLED, VERBS, State
 from server.ingestion import steps
 from server.metrics import rollups
 from server.metrics.counters import Tally
@@ -17,6 +18,7 @@ from tests.server import rows
 from tests.server.asgi import Asgi
 from trainer.contract import metrics
 from trainer.contract.events import Step
+from trainer.contract.extend import JUMP
 from trainer.contract.spec import PRESETS
 
 
@@ -31,6 +33,8 @@ def test_the_catalog_has_every_metric_verb_state_and_preset(asgi: Asgi) -> None:
     requests = {v["verb"]: set(v["legal_in"]) for v in catalog["requests"]}
     assert requests == {name: set(legal) for name, legal in REQUESTS.items()}
     assert set(catalog["settled_states"]) == SETTLED
+    assert set(catalog["ended_states"]) == ENDED == OVER
+    assert catalog["learning_rate_jump"] == JUMP
     assert catalog["presets"].keys() == PRESETS.keys()
     assert catalog["choices"]["spec"]["/data/packing"] == ["best_fit", "lossless"]
     assert catalog["choices"]["extend"]["/schedule/mode"] == ["replan", "hold", "rewarm", "decay"]

@@ -1,13 +1,12 @@
 /** What an extend would do: the new curve against the old, the joint in numbers, the cost. */
 
+import { learningRateJump } from "../catalog.js";
 import { makeAxis } from "../charts/axis.js";
 import { createChart } from "../charts/chart.js";
 import { join } from "../charts/join.js";
 import { fill, h } from "../dom.js";
 import { count, duration, exponent, fixed, integer, significant } from "../format.js";
 import { facts } from "./table.js";
-
-const JUMP = 1.5; // trainer/contract/extend.py warns from this factor on
 
 /** @param {import("../pages/run.js").RunContext} run */
 export function createPreview(run) {
@@ -59,9 +58,10 @@ function pictureOf(plan, run) {
 
 /** [before, after] of the three that change at the joint. */
 function jointTable({ step, lr_multiplier: lr, momentum, weight_decay: decay }) {
+  const jump = learningRateJump();
   const line = (name, [before, after], write = (v) => fixed(v, 4)) => {
     const factor = before > 0 ? after / before : null;
-    const isJump = name === "Learning rate" && factor !== null && (factor > JUMP || factor < 1 / JUMP);
+    const isJump = name === "Learning rate" && factor !== null && (factor > jump || factor < 1 / jump);
     return h("tr", { dataset: { jump: isJump ? "yes" : "no" } },
       h("th", { scope: "row" }, name), h("td.num", {}, write(before)), h("td.num", {}, write(after)),
       h("td.num", {}, factor === null ? "" : Math.abs(factor - 1) < 5e-4 ? "no change" : `× ${significant(factor, 3)}`));

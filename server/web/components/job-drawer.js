@@ -1,6 +1,7 @@
 /** One job, live: how far it is, its result with its files, its log, and cancel. */
 
 import { get, path, remove } from "../api.js";
+import { isEnded } from "../catalog.js";
 import { fill, h, setText, userText } from "../dom.js";
 import { duration, exactly, percent, sentence } from "../format.js";
 import { link } from "../router.js";
@@ -11,7 +12,6 @@ import { facts } from "./table.js";
 
 const EVERY_MILLISECONDS = 2_000;
 const TAIL_LINES = 200;
-const OPEN = new Set(["queued", "running"]);
 
 /** @param {string} id @returns {Promise<void>} when it is closed */
 export async function openJob(id) {
@@ -38,7 +38,7 @@ export async function openJob(id) {
         setText(log, text);
         if (isAtEnd) log.scrollTop = log.scrollHeight;
         fill(refused);
-        if (OPEN.has(job.state)) timer = setTimeout(look, EVERY_MILLISECONDS);
+        if (!isEnded(job.state)) timer = setTimeout(look, EVERY_MILLISECONDS);
       } catch (problem) {
         fill(refused, problemBox(problem));
         if (problem.mayPass) timer = setTimeout(look, EVERY_MILLISECONDS);
@@ -55,7 +55,7 @@ export async function openJob(id) {
       bar.hidden = job.state !== "running";
       if (job.fraction === null) bar.removeAttribute("value");
       else bar.value = job.fraction;
-      cancel.hidden = !OPEN.has(job.state);
+      cancel.hidden = isEnded(job.state);
       if (job.result && !isResultShown) {
         isResultShown = true;
         fill(files, resultOf(job));

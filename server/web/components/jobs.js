@@ -1,15 +1,15 @@
 /** Jobs: bounded work beside the training. */
 
 import { get, path } from "../api.js";
+import { isEnded } from "../catalog.js";
 import { sentence } from "../format.js";
 import { toast } from "./toast.js";
 
-const ENDED = new Set(["completed", "failed", "cancelled"]);
 const EVERY_MILLISECONDS = 800;
 
 /** Follows a job to its end. @returns {Promise<any>} JobView */
 export async function waitFor(job, onStep = () => {}) {
-  while (!ENDED.has(job.state)) {
+  while (!isEnded(job.state)) {
     onStep(job);
     await new Promise((resolve) => setTimeout(resolve, EVERY_MILLISECONDS));
     job = await get(path("jobs", job.id)).catch((problem) => {

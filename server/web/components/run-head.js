@@ -1,12 +1,11 @@
 /** The head of a run's page: name, state, what to do, progress, and the numbers that matter. */
 
+import { isEnded } from "../catalog.js";
 import { conditionLine, reasonSentence, standsStill } from "../condition.js";
 import { fill, h, setText, userText } from "../dom.js";
 import { ago, bpb, bytes, count, duration, energy, exactly, exponent, fixed, integer, loss, percent, sentence, when } from "../format.js";
 import { yieldLine } from "../yields.js";
 import { progressBar, setState, stateBadge } from "./state.js";
-
-const ENDED = ["completed", "failed", "cancelled"];
 
 /** [key, label, (progress, detail) => [value, note, another label]] */
 const STATS = [
@@ -52,7 +51,7 @@ function speedOf(p) {
 /** What is left; of a run that has ended, what it took. */
 function timeOf(p) {
   if (standsStill(p)) return ["–", p.eta_seconds === null ? "" : `${duration(p.eta_seconds)} once it trains again`];
-  if (!ENDED.includes(p.state)) return [duration(p.eta_seconds), [p.finish_at ? `done ${when(p.finish_at)}` : p.eta_source ?? "", spendOf(p)].filter(Boolean).join(", ")];
+  if (!isEnded(p.state)) return [duration(p.eta_seconds), [p.finish_at ? `done ${when(p.finish_at)}` : p.eta_source ?? "", spendOf(p)].filter(Boolean).join(", ")];
   const whole = p.started_at && p.ended_at ? `training; ${duration(p.ended_at - p.started_at)} from start to end` : "training";
   return [duration(p.training_seconds), whole, "Took"];
 }
@@ -101,7 +100,7 @@ export function createRunHead() {
     reason.hidden = advice.hidden = detail.state === "failed"; // the card below has them
     setText(advice, detail.state === "running" && detail.reason === "requested" ? "" : progress.advice ?? detail.advice);
     const last = yields.at(-1);
-    setText(yielded, last && !ENDED.includes(detail.state) ? sentence(yieldLine(last)) : "");
+    setText(yielded, last && !isEnded(detail.state) ? sentence(yieldLine(last)) : "");
     bar.update({ ...progress, state: detail.state });
     setText(stage, stageOf(progress));
     STATS.forEach(([, label, of], i) => {

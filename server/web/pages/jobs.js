@@ -1,6 +1,7 @@
 /** Bounded work beside the training: what waits, runs and is done, with its result; cancelled here too. */
 
 import { get, path, remove } from "../api.js";
+import { isEnded } from "../catalog.js";
 import { openJob } from "../components/job-drawer.js";
 import { problemBox } from "../components/problem.js";
 import { table } from "../components/table.js";
@@ -12,7 +13,6 @@ import { link } from "../router.js";
 
 const EVERY_MILLISECONDS = 3_000;
 const MOST = 100;
-const OPEN = new Set(["queued", "running"]);
 const TONE = { queued: "calm", running: "good", completed: "done", failed: "bad", cancelled: "quiet" };
 
 export function mount(root, place) {
@@ -50,7 +50,7 @@ export function mount(root, place) {
     { label: "Created", cell: (job) => h("span", { title: exactly(job.created_at) }, ago(job.created_at)) },
     { label: "Took", num: true, cell: (job) => (job.started_at ? duration((job.ended_at ?? Date.now() / 1000) - job.started_at) : "–") },
     { label: "Result", cell: (job) => resultOf(job, opened) },
-    { label: "", cell: (job) => OPEN.has(job.state) && h("button.small", { type: "button", "aria-label": `Cancel ${job.kind} ${job.id}`, onclick: () => cancel(job) }, "Cancel") },
+    { label: "", cell: (job) => !isEnded(job.state) && h("button.small", { type: "button", "aria-label": `Cancel ${job.kind} ${job.id}`, onclick: () => cancel(job) }, "Cancel") },
   ];
 
   return { unmount: () => (clearInterval(timer), close()), update: (now) => now.parts[1] && openJob(now.parts[1]) };
