@@ -139,7 +139,7 @@ def has_user_manager() -> bool:
 
 
 def lingers() -> bool:
-    """Whether lingering is on: the user's services run without a login."""
+    """True if lingering is on: the user's services run without a login."""
     return Path("/var/lib/systemd/linger", getpass.getuser()).exists()
 
 

@@ -96,7 +96,7 @@ def _wait_until_ready(daemon: Daemon) -> None:
 
 
 def _is_ready(daemon: Daemon) -> bool:
-    """Whether it answers at the URL it has written down, which is then ours too."""
+    """True if it answers at the URL it has written down, which is then ours too."""
     from server.client import Client
 
     if daemon.process is not None:

@@ -1,4 +1,4 @@
-"""Attempts: the row and the order of a run's next trainer process."""
+"""Attempts: creates the row and the order of a run's next trainer process."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ LAST_ATTEMPT = (
 def next_attempt(
     session: Session, run: tables.Run, *, device: str, now: float, devices: Sequence[str] = ()
 ) -> tables.Attempt:
-    """The row of a new attempt at the first phase that is not done. Raises Conflict without one.
+    """Create the row of a new attempt at the first unfinished phase. Raises Conflict without one.
 
     devices: one for each rank, where there are several; `device` is then the first.
-    Commands that the last attempt did not answer are told again or lapse.
+    Commands that the last attempt did not answer are resent or dropped.
     """
     phase = current_phase(session, run)
     if phase is None:
@@ -66,12 +66,12 @@ def current_phase(session: Session, run: tables.Run) -> tables.Phase | None:
 
 
 def last_attempt(session: Session, run_id: str) -> tables.Attempt | None:
-    """The newest trainer of the run; an import (number 0) is none."""
+    """The newest attempt of the run, without an import (number 0)."""
     return session.scalar(LAST_ATTEMPT, {"run": run_id})
 
 
 def open_ones(session: Session, run_id: str | None = None) -> list[tables.Attempt]:
-    """Attempts whose execution has not ended, the oldest first; of one run, or of all."""
+    """Attempts whose execution has not ended, oldest first; of one run, or of all."""
     attempt, row = tables.Attempt, tables.Execution
     query = select(attempt).join(row, row.id == attempt.execution_id).where(executions.IS_OPEN)
     if run_id is not None:
@@ -126,7 +126,7 @@ def _rechecks(spec: RunSpec, begins_phase: bool) -> bool:
 
 
 def _has_begun(session: Session, run_id: str, phase: tables.Phase, attempt: tables.Attempt) -> bool:
-    """Whether an earlier attempt has already done steps of this phase."""
+    """True if an earlier attempt has made steps of this phase."""
     table = tables.Attempt
     query = select(table.id).where(
         table.run_id == run_id,

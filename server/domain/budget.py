@@ -10,7 +10,7 @@ from trainer.contract.metrics import JOULES_PER_KWH
 def spent(run: tables.Run) -> str | None:
     """Sentence naming the exhausted part of the budget; None while the run may train.
 
-    Repeated steps count: they took the time. A run at the end of its plan is left to finish.
+    Repeated steps count, since they took time. A run at the end of its plan may finish.
     """
     budget, totals = run.spec.get("budget"), run.totals
     if not budget or run.step >= run.end_step:
@@ -32,7 +32,7 @@ def _number(limit: float) -> str:
 
 
 def require_left(run: tables.Run) -> None:
-    """Raises Conflict for a run that could not do a step."""
+    """Raises Conflict if the run has no budget left for a step."""
     sentence = spent(run)
     if sentence is not None:
         raise Conflict(

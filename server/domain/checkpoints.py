@@ -21,7 +21,7 @@ from trainer.contract.rundir import RunDir, parse_checkpoint_name, remove_checkp
 
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 4 << 20
-_TRASH = ".removing-"  # as the trainer names what it removes, so that either sweeps after the other
+_TRASH = ".removing-"  # the same as the trainer, so that each sweeps after the other
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Part:
 
 
 def get(session: Session, run: tables.Run, name: str) -> tables.Checkpoint:
-    """The row of a checkpoint that is there. Raises NotFound."""
+    """The row of an existing checkpoint. Raises NotFound."""
     found = saved.by_name(session, run.id, name)
     if found is None or found.deleted_at is not None:
         raise NotFound(f"Run {run.name} has no checkpoint {name}.")
@@ -41,8 +41,9 @@ def get(session: Session, run: tables.Run, name: str) -> tables.Checkpoint:
 
 
 def record_found(session: Session, run: tables.Run) -> list[str]:
-    """Rows of checkpoints that were committed and not reported (a kill between the two): a resume
-    uses them, so they are listed, pinned and extended from like all others. Their names."""
+    """Create rows of checkpoints that were committed but not reported, because of a kill between
+    the two: a resume uses them, so they are listed and pinned like all others. Returns their
+    names."""
     directory: RunDir = session.info["paths"].run(run.id)
     known = set(
         session.scalars(select(tables.Checkpoint.name).where(tables.Checkpoint.run_id == run.id))
@@ -72,7 +73,7 @@ def _names(checkpoints: Path) -> set[str]:
 def _from_manifest(
     session: Session, run: tables.Run, home: Path, step: int, number: int
 ) -> tables.Checkpoint | None:
-    """The row of a checkpoint of this run as its manifest has it, None for any other."""
+    """The row of a checkpoint of this run from its manifest; None if it belongs to another run."""
     raw = _read_manifest(home)
     with suppress(ValueError, KeyError, TypeError, AttributeError):
         manifest = json.loads(raw or b"")
@@ -101,7 +102,7 @@ def _from_manifest(
 
 
 def _record_found(session: Session, run: tables.Run, row: tables.Checkpoint) -> None:
-    words = f"{row.name} was found on the disk: written in full, and not reported before its "
+    words = f"{row.name} was found on the disk: complete, but not reported before its "
     events.record(
         session, "checkpoint", f"{words}trainer ended", run_id=run.id, step=row.step,
         data={"name": row.name}, now=row.created_at,
@@ -109,10 +110,10 @@ def _record_found(session: Session, run: tables.Run, row: tables.Checkpoint) -> 
 
 
 def delete(session: Session, run: tables.Run, checkpoint: tables.Checkpoint, now: float) -> None:
-    """Mark it deleted; `remove` takes the files once that is committed. Raises Conflict."""
+    """Mark a checkpoint deleted; `remove` deletes its files after the commit. Raises Conflict."""
     why = _needed(session, run, checkpoint)
     if why:
-        raise Conflict(f"checkpoint {checkpoint.name} must stay: {why}", state=run.state)
+        raise Conflict(f"checkpoint {checkpoint.name} cannot be deleted: {why}", state=run.state)
     checkpoint.deleted_at = now
     events.record(
         session, "checkpoint_removed", f"checkpoint {checkpoint.name} was deleted on request",
@@ -121,7 +122,7 @@ def delete(session: Session, run: tables.Run, checkpoint: tables.Checkpoint, now
 
 
 def remove(directory: RunDir, name: str) -> None:
-    """Take the files away: renamed first, so that half a checkpoint is never seen."""
+    """Delete the files, after a rename, so that a partial checkpoint is never visible."""
     trash = directory.checkpoints / f"{_TRASH}{name}-{time.time_ns()}"
     with suppress(OSError):
         os.rename(directory.checkpoints / name, trash)
@@ -129,9 +130,9 @@ def remove(directory: RunDir, name: str) -> None:
 
 
 def part(directory: RunDir, checkpoint: tables.Checkpoint, name: str) -> Part:
-    """A file by a name that the checkpoint's own manifest lists. Raises NotFound.
+    """A file of a checkpoint, by a name in its manifest. Raises NotFound.
 
-    The name is compared with those there are; it becomes a path only when it is one of them.
+    The name is compared with the listed ones, and becomes a path only if it is one of them.
     """
     home = directory.checkpoints / checkpoint.name
     raw = _read_manifest(home)
@@ -147,7 +148,7 @@ def part(directory: RunDir, checkpoint: tables.Checkpoint, name: str) -> Part:
 
 
 def _listed(raw: bytes | None, checkpoint: tables.Checkpoint) -> dict[str, str]:
-    """{name: sha256} from a manifest that is the one which was reported; else nothing."""
+    """{name: sha256} from the manifest; empty if it is not the one that was reported."""
     if raw is None or hashlib.sha256(raw).hexdigest() != checkpoint.manifest_sha256:
         return {}
     with suppress(ValueError, KeyError, TypeError, AttributeError):
@@ -171,7 +172,7 @@ def _needed(session: Session, run: tables.Run, checkpoint: tables.Checkpoint) ->
         return "a job is reading it"
     newest = saved.newest(session, run.id)
     if newest is not None and newest.id == checkpoint.id:
-        return "it is the newest one, from which a resume or an extend continues"
+        return "it is the newest one, which a resume or an extend needs"
     waiting = session.scalar(
         select(tables.Phase.name).where(
             tables.Phase.run_id == run.id,
@@ -179,4 +180,4 @@ def _needed(session: Session, run: tables.Run, checkpoint: tables.Checkpoint) ->
             tables.Phase.started_at.is_(None),
         )
     )
-    return f"phase {waiting} is to begin from it" if waiting else None
+    return f"phase {waiting} will begin from it" if waiting else None

@@ -10,8 +10,8 @@ from sqlalchemy.orm import Session
 from server.database import tables
 from trainer.contract.commands import Command
 
-# What the next attempt must still be told when this one ended before it could answer. A pause or
-# a cancel never is a row: the run's state is the order, anew for each attempt.
+# Commands to resend to the next attempt if this one ended before it answered. A pause or a cancel
+# is never a row: the run's state is the order, for each attempt anew.
 CARRIED = frozenset({"end_phase", "save", "evaluate"})
 
 
@@ -34,7 +34,7 @@ def send(
 
 
 def undelivered(session: Session, run_id: str) -> list[tables.CommandRow]:
-    """In the order in which they were asked for."""
+    """Undelivered commands, in the order of the requests."""
     row = tables.CommandRow
     return list(
         session.scalars(
@@ -46,7 +46,7 @@ def undelivered(session: Session, run_id: str) -> list[tables.CommandRow]:
 
 
 def carry_over(session: Session, run: tables.Run, now: float) -> None:
-    """Before a new attempt: resend the commands that still apply and drop the rest."""
+    """Resend the commands that still apply to a new attempt and drop the rest."""
     row = tables.CommandRow
     for command in session.scalars(select(row).where(row.run_id == run.id, row.done_at.is_(None))):
         kind = command.body.get("kind")

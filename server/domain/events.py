@@ -40,7 +40,7 @@ def record(
 
 
 def about(row: tables.Attempt | tables.Job) -> dict[str, Any]:
-    """Whose event it is: the arguments of `record` for one of an attempt or a job."""
+    """The subject of an event: the arguments of `record` for an attempt or a job."""
     if isinstance(row, tables.Attempt):
         return {"run_id": row.run_id, "attempt": row.number}
     return {"run_id": row.run_id, "job_id": row.id}

@@ -1,4 +1,4 @@
-"""Executions: made with an order, moved by `move` alone, ended in one place with their event.
+"""Executions: created with an order, moved only by `move`, ended in one place with their event.
 
 queued -> running -> ended. An attempt is made running, when it is launched; a job waits first. How
 an execution ended is its outcome; for a job that is the state that the API shows.
@@ -58,7 +58,7 @@ def move(execution: tables.Execution, after: ExecutionState) -> None:
 def of_attempt(
     run_id: str, number: int, *, place: str, now: float, token: str | None = None, **found: Any
 ) -> tables.Execution:
-    """The execution of an attempt, running. found: columns that are known from elsewhere."""
+    """Create the running execution of an attempt. found: columns known from elsewhere."""
     return tables.Execution(
         kind="attempt",
         directory=f"runs/{run_id}/attempts/{number:04d}",
@@ -78,7 +78,7 @@ def of_import(run_id: str, *, now: float, **found: Any) -> tables.Execution:
 
 
 def of_job(job_id: str, *, place: str, now: float, message: str = "") -> tables.Execution:
-    """The execution of a job, queued."""
+    """Create the queued execution of a job."""
     return tables.Execution(
         kind="job",
         directory=f"jobs/{job_id}",
@@ -92,7 +92,8 @@ def of_job(job_id: str, *, place: str, now: float, message: str = "") -> tables.
 
 
 def reports_process(execution: tables.Execution, identity: rundir.ProcessIdentity) -> None:
-    """The process says who it is; that is its handle where it runs on this machine."""
+    """Record the pid and start time that a process reports: its handle, if it runs on this
+    machine."""
     if execution.launcher in registry.ON_THIS_MACHINE:
         named = {"boot_id": identity.boot_id, "pid": identity.pid}
         execution.handle = {**execution.handle, **named, "start_ticks": identity.start_ticks}
@@ -111,7 +112,7 @@ def end_attempt(
     log_tail: str | None = None,
     exit_code: int | None = None,
 ) -> None:
-    """Write how an attempt ended; with an event where that was not as it should be."""
+    """Record how an attempt ended, with an event unless it ended as planned."""
     _end(attempt.execution, outcome, reason, message, log_tail, exit_code)
     if outcome in ("crashed", "failed"):
         where = f" after step {attempt.last_step:,}" if attempt.last_step is not None else ""
@@ -131,7 +132,7 @@ def end_job(
     exit_code: int | None = None,
     now: float | None = None,
 ) -> None:
-    """Write how a job ended, with its event, and release the checkpoints it held."""
+    """Record how a job ended, with its event, and release the checkpoints it held."""
     _end(job.execution, outcome, reason, message, log_tail, exit_code, now)
     if job.run_id is not None:
         holds.release(session.info["paths"].run(job.run_id).checkpoints, job.id)
@@ -150,7 +151,7 @@ def _end(
     now: float | None = None,
 ) -> None:
     move(execution, ExecutionState.ended)
-    began = execution.started_at or execution.created_at  # a clock may be set back meanwhile
+    began = execution.started_at or execution.created_at  # a clock may have been set back meanwhile
     at = (execution.ended_at or time.time()) if now is None else now
     execution.ended_at = max(at, began)
     execution.outcome, execution.reason, execution.message = outcome, reason, message
@@ -165,7 +166,7 @@ def end_as_found(
     message: str,
     at: float | None,
 ) -> None:
-    """The end of an execution that was read from the disk: no event, it is no news."""
+    """End an execution that was read from the disk, without an event, since it is not new."""
     move(execution, ExecutionState.ended)
     execution.outcome, execution.reason, execution.message = outcome, reason, message
     execution.ended_at = at

@@ -20,13 +20,13 @@ from trainer.contract.rundir import DataDir
 from trainer.contract.schedule import PhaseSchedule
 from trainer.contract.spec import MAX_STEPS, RunSpec
 
-# States in which a trainer may be stepping, so that "now" is a step only it can name.
+# States in which a trainer may be making steps, so that only it knows the step of "now".
 _STEPPING = frozenset({State.starting, State.running, State.recovering, State.pausing})
 
 
 @dataclass(frozen=True)
 class ExtendOutcome:
-    """preview: the new phase, None for a no-op. changed: whether the run is another one now."""
+    """Result. preview: the new phase, None for a no-op. changed: whether the run was changed."""
 
     preview: ExtendPreview | None
     changed: bool
@@ -44,8 +44,8 @@ def extend(
 ) -> ExtendOutcome:
     """Append a phase, or ask a stepping trainer to end its own first (`at: now`).
 
-    Raises Invalid for an end that is not beyond the joint or a checkpoint that is not there,
-    IllegalMove where the state forbids it, Conflict while another extend is on its way.
+    Raises Invalid for an end that is not beyond the joint or a missing checkpoint, IllegalMove
+    where the state forbids it, Conflict while another extend is pending.
     """
     state = states.require(run, "extend")
     end = _end_step(run, ask)
@@ -65,7 +65,7 @@ def extend(
         said = ask.model_dump(mode="json", exclude_unset=True, exclude={"add_steps", "add_tokens"})
         run.pending_extend = {**said, "to_step": end}
         commands.send(session, run, EndPhase(id=commands.new_id()), now)
-        _record(session, run, now, f"the present phase ends at the next step: extend to {end:,}")
+        _record(session, run, now, f"the current phase ends at the next step: extend to {end:,}")
         return ExtendOutcome(shown, True)
     _append(session, run, ask, joint, shown, now)
     _start_after(session, run, ask, state, now)
@@ -73,14 +73,16 @@ def extend(
 
 
 def apply_pending(session: Session, run: tables.Run, step: int, now: float) -> bool:
-    """The phase that an extend `at: now` asked for, at the step where the trainer really ended."""
+    """Append the phase of a pending extend `at: now`, at the step where the trainer ended."""
     if run.pending_extend is None:
         return False
     ask = ExtendRequest.model_validate(run.pending_extend)
     run.pending_extend = None
     end = _end_step(run, ask)
     if end <= step:
-        _record(session, run, now, f"the extend to {end:,} is obsolete: step {step:,} is done")
+        _record(
+            session, run, now, f"the extend to {end:,} is obsolete: step {step:,} has been trained"
+        )
         return False
     joint = _Joint(step, step)
     _append(session, run, ask, joint, _preview(session, run, ask, joint, end), now)
@@ -101,7 +103,7 @@ def _end_step(run: tables.Run, ask: ExtendRequest) -> int:
 
 
 def _is_repeated(session: Session, run: tables.Run, ask: ExtendRequest, end: int) -> bool:
-    """A to_step that is already planned changes nothing; nor does the same ask a second time."""
+    """True if the request changes nothing: its end is already planned, or it repeats a request."""
     if ask.to_step is None:
         return False
     if ask.at == "end" and ask.from_checkpoint is None and run.pending_extend is None:
@@ -121,7 +123,7 @@ def _joint(session: Session, run: tables.Run, ask: ExtendRequest, state: State) 
     if ask.from_checkpoint is not None:
         if state not in states.SETTLED:
             raise IllegalMove(
-                f"run {run.name} is {state}: it can go back to a checkpoint only when nothing runs",
+                f"run {run.name} is {state}: a run with a trainer cannot go back to a checkpoint",
                 hint="Pause it first, then extend from the checkpoint.",
                 state=state,
                 legal=sorted(states.VERBS[state]),
@@ -143,9 +145,9 @@ def _checkpoint(session: Session, run: tables.Run, asked: str) -> tables.Checkpo
             return checkpoint
     there = ", ".join(c.name for c in usable[:10]) or "none"
     raise Invalid(
-        f"run {run.name} has no usable checkpoint {asked!r} in its present lineage",
+        f"run {run.name} has no usable checkpoint {asked!r} in its current lineage",
         hint=f"Usable, newest first: {there}.",
-        errors=[_at("from_checkpoint", "not a checkpoint of the present lineage")],
+        errors=[_at("from_checkpoint", "not a checkpoint of the current lineage")],
     )
 
 
@@ -170,14 +172,14 @@ def _preview(
     replaced = [p for p in phases if p.start_step > joint.step and p.start_step >= joint.reached]
     if replaced:
         names = ", ".join(p.name for p in replaced)
-        shown.warnings.append(f"planned phases not yet begun are replaced: {names}")
+        shown.warnings.append(f"planned phases that have not begun are replaced: {names}")
     if fresh := _fresh_moments(run, joint):
         shown.warnings.append(fresh)
     return shown
 
 
 def _fresh_moments(run: tables.Run, joint: _Joint) -> str | None:
-    """What to say of a joint at weights that were imported without their optimizer."""
+    """Warning for a joint at weights that were imported without their optimizer state."""
     imported = (run.totals or {}).get("imported", {})
     if not imported.get("weights_only") or joint.step != imported.get("step"):
         return None
@@ -189,10 +191,10 @@ def _fresh_moments(run: tables.Run, joint: _Joint) -> str | None:
 
 def _check_end(run: tables.Run, ask: ExtendRequest, joint: _Joint, end: int) -> None:
     if ask.at == "end" and joint.checkpoint is None and end <= run.end_step:
-        where = f"at or below the present step {run.step:,}" if end <= run.step else "earlier"
+        where = f"at or below the current step {run.step:,}" if end <= run.step else "earlier"
         raise Invalid(
             f"run {run.name} is planned to step {run.end_step:,}; step {end:,} is {where}",
-            hint='A shorter plan from the present step on needs "at": "now".',
+            hint='To shorten the plan from the current step on, use "at": "now".',
             errors=[_at(_key(ask), f"must be above {run.end_step}")],
         )
     floor = joint.step if joint.checkpoint is not None else max(joint.step, run.step)
@@ -222,7 +224,7 @@ def _append(
     shown: ExtendPreview,
     now: float,
 ) -> None:
-    """The phase row; a joint before the end cuts the phases, and the steps beyond it."""
+    """Add the phase row; a joint before the end cuts the phases and steps beyond it."""
     for phase in lineage.phases(session, run.id):
         if lineage.phase_end(phase) > joint.step:
             phase.lineage_limit = max(joint.step, phase.start_step)
@@ -257,13 +259,13 @@ def _append(
 
 
 def _kept(shown: ExtendPreview) -> dict[str, Any]:
-    """The preview as stored: curves are functions of the schedules and need no row."""
+    """The preview as stored: without curves, which follow from the schedules."""
     return shown.model_dump(mode="json", exclude={"curve", "present_curve", "eta"})
 
 
 def next_number(session: Session, run_id: str) -> int:
-    """Beyond every attempt in the rows and on the disk: a database restored from an older copy
-    knows fewer than there were, and a number is never given twice."""
+    """The next attempt number, beyond every attempt in the rows and on the disk: a restored
+    database may lack the latest attempts, and a number is never used twice."""
     attempt = tables.Attempt
     known = session.scalar(select(func.max(attempt.number)).where(attempt.run_id == run_id)) or 0
     paths: DataDir = session.info["paths"]
@@ -288,7 +290,7 @@ def _start_after(
 def _start_if_asked(
     session: Session, run: tables.Run, ask: ExtendRequest, now: float, dry_run: bool
 ) -> bool:
-    """A repeat of an extend that only adds `start: true` starts the paused run."""
+    """Start the paused run if a repeated extend only adds `start: true`."""
     waiting = run.state in (State.created, State.paused)
     if dry_run or not (ask.start and waiting and run.step < run.end_step):
         return False

@@ -1,4 +1,4 @@
-"""Gangs: the devices that a run on several trains on, by its spec or by a resume's overrides.
+"""Gangs: the devices of a run on several devices, by its spec or by a resume's overrides.
 
 `gpus: all` is resolved here, when an attempt starts or a plan is made: the GPUs of this machine
 that are like its first, as many as share the run's lanes, so that a resume stays exact.
@@ -26,18 +26,18 @@ def wanted(run: Run) -> Mapping[str, Any]:
 
 
 def is_elsewhere(run: Run) -> bool:
-    """Whether a cluster's scheduler decides when it starts, so that nothing is decided here."""
+    """True if a cluster's scheduler decides when the run starts."""
     return bool(run.spec.get("place"))
 
 
 def is_asked_for(run: Run) -> bool:
-    """Whether the run is for several devices, or for as many as there are."""
+    """True if the run requests several devices, or all of them."""
     asked = wanted(run)
     return asked.get("gpus") == "all" or bool(rank_devices(asked))
 
 
 def of_run(run: Run, found: Sequence[Device]) -> list[str]:
-    """One device for each rank; empty for a run on one."""
+    """The devices, one per rank; empty for a run on one device."""
     asked = wanted(run)
     if asked.get("gpus") != "all":
         return rank_devices(asked)
@@ -46,7 +46,7 @@ def of_run(run: Run, found: Sequence[Device]) -> list[str]:
 
 
 def override(run: Run, changes: Mapping[str, Any]) -> None:
-    """Take over a resume's overrides; a choice of devices replaces an earlier one whole."""
+    """Store a resume's overrides; a choice of devices replaces an earlier one completely."""
     chooses = "gpus" in changes or "devices" in changes
     kept = {k: v for k, v in run.overrides.items() if not (chooses and k in ("gpus", "devices"))}
     run.overrides = {**kept, **changes}
@@ -67,14 +67,15 @@ def effective_spec(run: Run, changes: Mapping[str, Any]) -> dict[str, Any]:
         "devices": devices if len(devices) > 1 else None,
         "device": alone if count == 1 and gpus != "all" else "auto",
         "batch": {**run.spec["batch"], **({"device_batch_size": rows} if rows else {})},
-        # lanes that the devices cannot share become one a device, and the resume approximate
+        # lanes that do not divide among the devices become one per device; the resume is
+        # approximate
         "numerics": {**run.spec["numerics"], "lanes": None if lanes and lanes % count else lanes},
     }
 
 
 def device_column(spec: Mapping[str, Any]) -> str:
-    """What the queue knows a run by: its device, or the first of several; of a run on a cluster,
-    the engine, which has a queue of its own."""
+    """Device by which a run is queued: its device, or the first of several; for a run on a cluster,
+    the engine, which has its own queue."""
     if spec.get("place"):
         return spec["place"]["engine"]
     if spec.get("gpus") == "all":
@@ -83,7 +84,7 @@ def device_column(spec: Mapping[str, Any]) -> str:
 
 
 def as_place(device: str, gang: Sequence[str]) -> str:
-    """The devices of an execution, as its row has them."""
+    """The devices of an execution, from its row."""
     return ",".join(gang or [device])
 
 
@@ -104,7 +105,7 @@ def used_by(attempt: Attempt) -> list[str]:
 
 
 def _units_of_run(run: Run) -> int:
-    """What the ranks of a run have to share: its lanes, once they are frozen."""
+    """Number of units the ranks share: the run's lanes, once they are frozen."""
     lanes = run.frozen.get("lanes") or run.spec.get("numerics", {}).get("lanes")
     if lanes:
         return int(lanes)

@@ -26,14 +26,14 @@ from server.settings import Settings
 from trainer.contract.plan import Plan
 from trainer.contract.spec import NAME_PATTERN, NumericsSpec, RunSpec
 
-PRIORITY = -10  # of members: below what runs, unless the base says another
-TICK_SECONDS = 1e-6  # between the members' times of creation, which keep them in order
+PRIORITY = -10  # of members: below ordinary runs, unless the base sets another
+TICK_SECONDS = 1e-6  # seconds between the members' creation times, which keep them in order
 MAX_NAME = 64
 
 
 @dataclass(frozen=True)
 class PlannedMember:
-    """One run to be made. places: JSON pointer into the request by dotted field that it varies."""
+    """A planned member run. places: JSON pointer into the request, by varied dotted field."""
 
     depth: int | None
     variant: dict[str, Any]
@@ -41,7 +41,7 @@ class PlannedMember:
     places: dict[str, str] = field(default_factory=dict)
 
     def words(self) -> str:
-        """How the member differs: 'd8, optimizer.matrix_lr=0.02, seed +1'."""
+        """The member's differences as text: 'd8, optimizer.matrix_lr=0.02, seed +1'."""
         parts = [f"d{self.depth}"] if self.depth is not None else []
         parts += [f"{path}={_plain(value)}" for path, value in self.variant.items()]
         parts += [f"seed +{self.seed_offset}"] if self.seed_offset else []
@@ -49,8 +49,8 @@ class PlannedMember:
 
 
 def create(session: Session, request: GroupRequest, settings: Settings, now: float) -> tables.Group:
-    """The group and all its runs. Raises Invalid naming the member, NameTaken; then the caller's
-    transaction keeps none of them.
+    """Create the group and all its runs. Raises Invalid naming the member, NameTaken; the caller's
+    transaction then keeps none of them.
     """
     if session.scalar(select(tables.Group.id).where(tables.Group.name == request.name)):
         raise NameTaken(
@@ -77,7 +77,8 @@ def create(session: Session, request: GroupRequest, settings: Settings, now: flo
 
 
 def members(request: GroupRequest) -> Iterator[PlannedMember]:
-    """Depth by depth, so that a ladder begins with its cheapest runs; then the grid, then seeds."""
+    """The planned members: by depth, so that a ladder begins with its cheapest runs; then grid,
+    seeds."""
     depths: list[tuple[int, int | None]] = list(enumerate(request.depths or [None]))
     grid = itertools.product(*(list(enumerate(values)) for values in request.grid.values()))
     for (at, depth), chosen, offset in itertools.product(depths, grid, range(request.repeats)):
@@ -109,7 +110,7 @@ def base_seed(request: GroupRequest) -> int:
 
 
 def get(session: Session, ref: str) -> tables.Group:
-    """By id or by name. Raises NotFound."""
+    """The group of an id or name. Raises NotFound."""
     table = tables.Group
     key = table.id if ref.startswith("grp_") else table.name
     found = session.scalar(select(table).where(key == ref))
@@ -126,7 +127,7 @@ def runs_of(session: Session, group: tables.Group) -> list[tables.Run]:
 
 
 def cancel(session: Session, group: tables.Group, now: float, door: str | None = None) -> int:
-    """Cancel every run that may still train. Returns how many that were."""
+    """Cancel every run that may still train. Returns their number."""
     count = 0
     for run in runs_of(session, group):
         if State(run.state) not in states.ENDED:
@@ -135,7 +136,7 @@ def cancel(session: Session, group: tables.Group, now: float, door: str | None =
 
 
 def delete(session: Session, group: tables.Group, now: float, *, with_runs: bool) -> list[Path]:
-    """Delete the group; its runs stay, unless all of them are asked for too and have ended.
+    """Delete the group; its runs are kept, unless their deletion is requested and all have ended.
 
     Returns the directories of deleted runs, relative to the data directory. Raises Conflict.
     """
@@ -190,7 +191,7 @@ def _add(
 
 
 def _run(session: Session, body: dict[str, Any], settings: Settings, now: float) -> tables.Run:
-    """As POST /v1/runs makes one. Raises Invalid, NameTaken."""
+    """Create a run like POST /v1/runs. Raises Invalid, NameTaken."""
     asked = plan_context.with_bundle(settings, body)
     context = plan_context.context_for(session, settings, asked)
     try:
@@ -216,7 +217,7 @@ def _set(body: dict[str, Any], path: str, value: Any) -> None:
 
 
 def _placed(error: Invalid, member: PlannedMember, index: int, request: GroupRequest) -> Invalid:
-    """What is wrong with a member, pointed at in the request."""
+    """The error of a member, with pointers into the request."""
     where = f"member {index + 1} of {request.num_members} ({member.words()})"
     errors = [
         {"pointer": _pointer(item["pointer"], member), "detail": f"{where}: {item['detail']}"}
@@ -236,7 +237,8 @@ def _pointer(pointer: str, member: PlannedMember) -> str:
 
 
 def _name(request: GroupRequest, member: PlannedMember, index: int) -> str:
-    """Of what it varies, as far as that is a name: ladder-d8-matrix_lr0.02-s1; else its number."""
+    """The member's name, from its values where valid (ladder-d8-matrix_lr0.02-s1), else its
+    number."""
     parts = [request.name]
     parts += [f"d{member.depth}"] if member.depth is not None else []
     parts += [f"{p.rsplit('.', 1)[-1]}{_plain(v)}" for p, v in member.variant.items()]

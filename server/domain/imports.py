@@ -23,12 +23,12 @@ STAGING = "import"  # in the job's directory, where the job has laid the run out
 
 
 def makes_a_run(job: tables.Job) -> bool:
-    """Whether an import asked for a run: a listing and a dry run only answer."""
+    """True if an import creates a run: a listing and a dry run do not."""
     return ImportParams.model_validate(job.params).makes_a_run
 
 
 def adopt(session: Session, job: tables.Job, paths: DataDir) -> tables.Run:
-    """Make the rows of a finished import and move its directory into place.
+    """Create the rows of a finished import and move its directory into place.
 
     The id follows from the job's, so that a kill between the move and the commit is healed by
     doing it again. Raises NameTaken, Invalid, ValueError.

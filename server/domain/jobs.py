@@ -33,14 +33,14 @@ JobPlace = Literal["inline", "cpu", "device"]
 
 
 def save(session: Session, run: tables.Run, now: float, *, pin: bool) -> tables.Job:
-    """A checkpoint at the next step boundary of the running trainer."""
+    """Save a checkpoint at the next step boundary of the running trainer."""
     job = _add(session, "save", run, "inline", {"pin": pin}, now)
     runs.save_checkpoint(session, run, now, pin=pin, job_id=job.id)
     return job
 
 
 def evaluate(session: Session, run: tables.Run, params: EvaluateParams, now: float) -> tables.Job:
-    """Inline where the present weights are asked for and a trainer has them, else on the CPU."""
+    """Queue an evaluation: inline for the current weights of a running trainer, else on the CPU."""
     if not params.bpb and not params.core:
         raise Invalid("Nothing to evaluate: set bpb or core.", errors=_at("/bpb"))
     chosen = params.step is not None or params.checkpoint is not None
@@ -68,14 +68,14 @@ def sample(session: Session, run: tables.Run, params: SampleParams, now: float) 
 
 
 def serving(session: Session) -> tables.Job | None:
-    """The job that answers completions, or will when it has started."""
+    """The job that serves completions, running or queued; None without one."""
     table = tables.Job
     query = open_jobs().where(table.kind == "serve", table.cancel_requested.is_(False))
     return session.scalars(query).first()
 
 
 def serve(session: Session, now: float) -> tables.Job:
-    """The job that answers completions; a new one where there is none."""
+    """The job that serves completions; created if there is none."""
     return serving(session) or _add(session, "serve", None, "cpu", _dump(ServeParams()), now)
 
 
@@ -85,7 +85,7 @@ def export(session: Session, run: tables.Run, params: ExportParams, now: float) 
 
 
 def audit(session: Session, run: tables.Run, params: AuditParams, now: float) -> tables.Job:
-    """On the device that made the steps: another one has other bits and would prove nothing."""
+    """Queue an audit on the device that made the steps: another one would compute other bits."""
     _require_checkpoint(session, run, params.checkpoint, params.step)
     device = _device_of_steps(session, run, params) or _device_of(session, run) or "cpu"
     where: JobPlace = "cpu" if device == "cpu" else "device"
@@ -93,7 +93,7 @@ def audit(session: Session, run: tables.Run, params: AuditParams, now: float) ->
 
 
 def _device_of_steps(session: Session, run: tables.Run, params: AuditParams) -> str | None:
-    """Where the steps were made that an audit would repeat now."""
+    """The device of the steps that an audit would repeat now."""
     if params.checkpoint is None and params.step is None:
         usable = saved.usable(session, run.id)
     else:
@@ -104,13 +104,14 @@ def _device_of_steps(session: Session, run: tables.Run, params: AuditParams) -> 
 
 
 def _device_of(session: Session, run: tables.Run) -> str | None:
-    """Where the run was trained last."""
+    """The device on which the run was trained last."""
     last = attempts.last_attempt(session, run.id)
     return last.device if last is not None else None
 
 
 def import_run(session: Session, params: ImportParams, now: float) -> tables.Job:
-    """Check what is known without reading the files; the job reads them. Raises NameTaken."""
+    """Queue an import after checks that do not read the files; the job reads them. Raises
+    NameTaken."""
     if params.name is not None:
         require_free(session, params.name)
     for field in ("path", "corpus", "tokenizer"):
@@ -129,7 +130,7 @@ def _require_folder(field: str, path: str) -> None:
 
 
 def cancel(job: tables.Job) -> bool:
-    """Ask for the end of a job; False when it has ended or was asked before."""
+    """Cancel a job; False if it has ended or was cancelled before."""
     if job.is_over or job.cancel_requested:
         return False
     job.cancel_requested = True
@@ -152,10 +153,10 @@ def get(session: Session, job_id: str) -> tables.Job:
 def token_socket(job: tables.Job, paths: DataDir) -> Path:
     """Path of the socket that streams a job's text. Raises Conflict."""
     if job.kind != "sample":
-        raise Conflict(f"a job of kind {job.kind} writes no text", state=job.state)
+        raise Conflict(f"a job of kind {job.kind} generates no text", state=job.state)
     if job.state in OVER:
         raise Conflict(
-            f"job {job.id} has ended and writes no more text",
+            f"job {job.id} has ended and generates no more text",
             hint=f"GET /v1/jobs/{job.id} has the whole text as its result.",
             state=job.state,
         )
@@ -219,7 +220,7 @@ def new_job(
     now: float,
     message: str = "",
 ) -> tables.Job:
-    """The rows of a job that waits."""
+    """Create the rows of a queued job."""
     job_id = f"job_{secrets.token_hex(8)}"
     place = str(params.get("device") or where) if where == "device" else where
     job = tables.Job(
@@ -236,7 +237,7 @@ def new_job(
 
 
 def _wait(session: Session, device: object) -> str:
-    """What a job for the device has to wait for, said before it is queued behind it."""
+    """The wait of a job for the device, reported when it is queued."""
     for busy in session.scalars(select(tables.Run).where(tables.Run.state.in_(states.OCCUPYING))):
         if device in (None, _device_of(session, busy)):
             left = f"{busy.end_step - busy.step:,} steps to go"

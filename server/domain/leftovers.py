@@ -1,6 +1,6 @@
 """Retention of finished jobs and commands: what is removed, and when.
 
-Runs keep everything while they are there: rows, journals, logs and the checkpoints of their
+Runs keep everything until they are deleted: rows, journals, logs and the checkpoints of their
 retention; deleting the run deletes them. Jobs (samples, exports, audits, evaluations) and the
 commands of trainers keep their rows and directories for `keep_jobs_days`; what they made (samples,
 evaluations, exports, events) stays. The preparation and the import of a run stay with the run: its
@@ -29,13 +29,13 @@ from trainer.contract.rundir import DataDir
 
 STAY_WITH_THE_RUN = ("prepare", "import")
 NOT_CORPORA = frozenset({"known", "hub", "tokens", "tokenizers"})
-AT_A_TIME = 500  # rows in one transaction: others write meanwhile
+AT_A_TIME = 500  # rows per transaction, so that others can write in between
 
 log = logging.getLogger("traind.housekeeping")
 
 
 def sweep(db: Database, paths: DataDir, days: float, now: float) -> int:
-    """Remove jobs and commands that ended more than `days` ago; how many jobs there were."""
+    """Remove jobs and commands that ended more than `days` ago. Returns the number of jobs."""
     before, removed = now - days * 86_400, 0
     while True:
         with db.write() as session:
@@ -78,14 +78,14 @@ def _remove_unknown(db: Database, paths: DataDir, before: float) -> None:
 
 
 def _rests(paths: DataDir, directory: Path) -> bool:
-    """Whether a run on this disk may need the job for a rebuild, also one without a row."""
+    """True if a run on this disk, with or without a row, may need the job for a rebuild."""
     try:
         order = json.loads((directory / ORDER).read_bytes())
         kind, run_id = str(order["job"]), str(order.get("run_id") or "")
     except FileNotFoundError:
         return False
     except (OSError, ValueError, KeyError, TypeError):
-        return True  # in doubt it stays
+        return True  # kept in doubt
     if kind == "import":  # its run has the job's name in no order: kept while there are runs
         return any(True for _ in _entries(paths.root / "runs"))
     return kind == "prepare" and paths.run(run_id).root.exists()
@@ -138,7 +138,7 @@ def _entries(directory: Path) -> list[Path]:
 
 
 def _touched(path: Path) -> float:
-    """When it, or something directly in it, was changed last."""
+    """Time of the last change of the directory or something directly in it."""
     times = [time.time()]
     with suppress(OSError):
         times = [path.stat().st_mtime, *(one.stat().st_mtime for one in _entries(path))]

@@ -1,4 +1,4 @@
-"""Lineage: what the present state of a run descends from, and the only place where it is cut.
+"""Lineage: what the current state of a run descends from; the only place where it is cut.
 
 An attempt that begins at step s sets aside what earlier attempts reported beyond s: the rows stay,
 marked. Steps are counted as done, so a checkpoint at s belongs to both sides, a point at s (whose
@@ -18,11 +18,11 @@ from server.metrics import counters, rollups, sparkline
 from trainer.contract.orders import Lineage
 from trainer.contract.spec import MAX_STEPS
 
-# Asked many times a second; building a statement takes longer than running it.
+# Used many times a second; building a statement takes longer than running it.
 _PHASES = (
     select(tables.Phase).where(tables.Phase.run_id == bindparam("run")).order_by(tables.Phase.index)
 )
-IS_CURRENT = or_(  # what `is_current` says, as a condition
+IS_CURRENT = or_(  # `is_current` as an SQL condition
     tables.Phase.lineage_limit.is_(None), tables.Phase.lineage_limit > tables.Phase.start_step
 )
 _WORSE = {"verified": 0, "approximate": 1, "mismatch": 2}
@@ -39,7 +39,8 @@ class Stretch(NamedTuple):
 
 
 def supersede(session: Session, run: tables.Run, from_step: int, by_attempt: int) -> int:
-    """Set aside what attempts before number `by_attempt` did beyond `from_step`; steps lost.
+    """Supersede what attempts before number `by_attempt` did beyond `from_step`; returns steps
+    lost.
 
     Cuts the attempts, marks checkpoints, evaluations and samples, counts the lost steps and moves
     the run back. Calling it again changes nothing.
@@ -67,7 +68,7 @@ def supersede(session: Session, run: tables.Run, from_step: int, by_attempt: int
 
 
 def stretches(session: Session, run_id: str, *, superseded: bool = False) -> list[Stretch]:
-    """The points that make the curve, in order; with `superseded` also those set aside."""
+    """The stretches of points of the curve, in order; with `superseded` also superseded ones."""
     found = []
     for attempt in _attempts(session, run_id):
         if attempt.last_step is None:
@@ -91,7 +92,7 @@ def limits(session: Session, run_id: str) -> Lineage:
 
 
 def phases(session: Session, run_id: str) -> list[tables.Phase]:
-    """The phases of the present lineage, in order: they tile its steps."""
+    """The phases of the current lineage, in order: they tile its steps."""
     return [phase for phase in session.scalars(_PHASES, {"run": run_id}) if is_current(phase)]
 
 
@@ -129,7 +130,7 @@ def recorded_steps(
 
 
 def exactness(session: Session, run_id: str) -> str | None:
-    """The worst verdict of the attempts that still count."""
+    """The worst resume verdict of the attempts in the current lineage."""
     verdicts = [
         a.exact_resume
         for a in _attempts(session, run_id)
@@ -150,7 +151,7 @@ def _attempts(session: Session, run_id: str, below: int | None = None) -> list[t
 
 
 def _cut(attempt: tables.Attempt, step: int) -> int:
-    """Lower the attempt's limit to `step`; how many of its points that sets aside."""
+    """Lower the attempt's limit to `step`; returns the number of points that this supersedes."""
     if attempt.lineage_limit is not None and attempt.lineage_limit <= step:
         return 0
     done = 0 if attempt.last_step is None else attempt.last_step + 1

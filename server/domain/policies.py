@@ -1,4 +1,4 @@
-"""Policies of devices: hours, programs that runs make way for, power and temperature.
+"""Policies of devices: hours, programs that runs yield to, power and temperature.
 
 `policies.json` in the data directory repeats them, so that a rebuild can restore them.
 """
@@ -24,7 +24,7 @@ _FILE: TypeAdapter[dict[str, PlacePolicyView]] = TypeAdapter(dict[str, PlacePoli
 
 
 def get(session: Session, place: str) -> PlacePolicyView:
-    """The policy of a device; always open where none was set."""
+    """The policy of a device; always open if none was set."""
     row = session.get(PlacePolicy, place)
     if row is None:
         return PlacePolicyView()
@@ -44,13 +44,13 @@ def put(session: Session, place: str, policy: PlacePolicyView, now: float) -> No
 
 
 def all_of_them(session: Session) -> dict[str, PlacePolicyView]:
-    """By device."""
+    """All policies, by device."""
     places = session.scalars(select(PlacePolicy.place).order_by(PlacePolicy.place))
     return {place: get(session, place) for place in places}
 
 
 def write_file(paths: DataDir, known: dict[str, PlacePolicyView]) -> None:
-    """Raises OSError."""
+    """Write all policies to the policy file. Raises OSError."""
     write_durably(_file(paths), _FILE.dump_json(known, indent=1, exclude_none=True, by_alias=True))
 
 
@@ -63,12 +63,12 @@ def read_file(paths: DataDir) -> dict[str, PlacePolicyView]:
 
 
 def problems(device: Device, policy: PlacePolicyView) -> list[str]:
-    """Why parts of it have no effect now, each with what to do."""
+    """Problems of a policy: why parts of it have no effect now, each with advice."""
     found: list[str] = []
     if policy.neighbours and device.uuid is None:
         found.append(
-            f"No run on {device.device} makes way for another program: only those on an NVIDIA GPU "
-            "are known."
+            f"No run on {device.device} yields to another program: programs are detected only on "
+            "NVIDIA GPUs."
         )
     for rule in policy.power or ():
         if rule.power_limit_watts is not None and device.uuid is not None:
@@ -80,7 +80,7 @@ def problems(device: Device, policy: PlacePolicyView) -> list[str]:
 def require_power(device: Device, policy: PlacePolicyView) -> None:
     """Rules of power need a device that reports it. Raises Invalid."""
     if policy.power and device.uuid is None:
-        detail = f"{device.device} reports neither power nor temperature, so neither can be held"
+        detail = f"{device.device} reports neither power nor temperature, so neither can be limited"
         raise Invalid(f"{detail}.", errors=[{"pointer": "/power", "detail": detail}])
 
 

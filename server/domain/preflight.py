@@ -1,6 +1,6 @@
 """Preflight checks of a spec before its run is created: device, memory, corpus, tokenizer, bundle.
 
-Only what can be known at once, without reading the corpus: the prepare job looks inside.
+Only fast checks, which do not read the corpus: the prepare job reads it.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ from trainer.contract.plan.batch import fitting_rows
 from trainer.contract.shape import shape_of
 from trainer.contract.spec import HoursRule, RunSpec
 
-_PARQUET_FILES = 2  # one of them for validation
+_PARQUET_FILES = 2  # one instance for validation
 
 
 def require(session: Session, spec: RunSpec, plan: Plan, found: tuple[Device, ...]) -> None:
-    """Raises Invalid with a pointer to each field whose thing is missing or cannot fit."""
+    """Raises Invalid with a pointer to each field that names something missing or that cannot
+    fit."""
     problems = [
         {"pointer": pointer, "detail": detail}
         for pointer, detail in (
@@ -63,7 +64,7 @@ def require_receivers(urls: list[str]) -> None:
 
 
 def require_tariff(hours: Sequence[HoursRule] | None, tariff: str | None) -> None:
-    """Hours that depend on a price need prices. Raises Invalid."""
+    """Require a tariff for hours that depend on a price. Raises Invalid."""
     if tariff is not None:
         return
     for index, rule in enumerate(hours or ()):
@@ -134,13 +135,13 @@ def _device(spec: RunSpec, found: tuple[Device, ...]) -> Iterator[tuple[str, str
 
 
 def _energy(spec: RunSpec, found: tuple[Device, ...]) -> Iterator[tuple[str, str]]:
-    """A budget in kWh needs a device that reports its power."""
+    """Check that the device of a budget in kWh reports its power."""
     if spec.budget is None or spec.budget.kwh is None:
         return
     try:
         names = spec.rank_devices or [devices.resolve(spec.device, found)]
     except DeviceMissing:
-        return  # reported already
+        return  # already reported
     if not all(name.startswith("cuda") for name in names):
         yield (
             "/budget/kwh",
@@ -154,13 +155,13 @@ def _place(spec: RunSpec) -> Iterator[tuple[str, str]]:
     if missing:
         yield (
             "/place",
-            f"{' and '.join(missing)} not found on the daemon's machine: it must be one from which "
-            "jobs are submitted, such as a login node.",
+            f"{' and '.join(missing)} not found on the daemon's machine, which must be one that "
+            "submits jobs, such as a login node.",
         )
 
 
 def _gang(spec: RunSpec, found: tuple[Device, ...]) -> Iterator[tuple[str, str]]:
-    """Each device of a run on several; all of one kind, or their bits would differ."""
+    """Check the devices of a run on several: they must exist and be of one kind, for equal bits."""
     field = "/gpus" if spec.devices is None else "/devices"
     present = {device.device: device for device in found}
     there = ", ".join(present) or "none"
@@ -169,7 +170,7 @@ def _gang(spec: RunSpec, found: tuple[Device, ...]) -> Iterator[tuple[str, str]]
         yield field, f"There is no {' and no '.join(missing)} on this machine; there is: {there}."
         return
     if not torchrun.is_supported():
-        yield field, "Several devices train together on Linux only."
+        yield field, "Training on several devices requires Linux."
     names = {present[name].name for name in spec.rank_devices}
     if len(names) > 1:
         yield (
@@ -189,9 +190,9 @@ def _may_have_fp8(device: Device) -> bool:
 
 
 def _memory(spec: RunSpec, plan: Plan) -> Iterator[tuple[str, str]]:
-    """A run that would end out of memory. There is no way to insist: what is refused is beyond the
-    device by more than the estimate may be wrong, or was measured; `auto` runs real steps and
-    takes what fits.
+    """Check for a run that would end out of memory. There is no override: a refused plan exceeds
+    the device by more than the estimate's error, or was measured; `auto` runs real steps and takes
+    what fits.
     """
     if not memory.cannot_fit(plan.memory):
         return
@@ -200,10 +201,10 @@ def _memory(spec: RunSpec, plan: Plan) -> Iterator[tuple[str, str]]:
     batch = plan.batch
     fits = fitting_rows(spec, shape_of(spec.model), batch.tokens // batch.sequence_len, context)
     how = "as measured in an earlier run" if plan.memory.measured else "estimated"
-    advice = f"{fits} should fit" if fits else "not even 1 should fit: make the model smaller"
+    advice = f"{fits} should fit" if fits else "not even 1 row should fit: make the model smaller"
     yield (
         "/batch/device_batch_size",
-        f"With {batch.device_batch_size} rows of {batch.sequence_len:,} tokens a pass the run "
+        f"With {batch.device_batch_size} rows of {batch.sequence_len:,} tokens per pass the run "
         f"needs about {gigabytes(plan.memory.expected)} of device memory ({how}) and the device "
         f"has {gigabytes(there)}; {advice}.",
     )
@@ -235,7 +236,7 @@ def _corpus(spec: RunSpec) -> Iterator[tuple[str, str]]:
 
 
 def _has_files(place: Path) -> bool:
-    """Whether any file below `place` is not empty."""
+    """True if any file below `place` is not empty."""
     for folder, _, names in os.walk(place):
         for name in names:
             try:
@@ -247,7 +248,7 @@ def _has_files(place: Path) -> bool:
 
 
 def _parquet_files(place: Path) -> int:
-    """The .parquet files below a folder, counted no further than is needed; 0 for a file."""
+    """Number of .parquet files below a folder, counted only as far as needed; 0 for a file."""
     found = 0
     for folder, folders, names in os.walk(place):
         folders[:] = [name for name in folders if not name.startswith(".")]

@@ -1,4 +1,4 @@
-"""Renaming a run: the id stays, and what is kept under the name moves with it."""
+"""Renames a run: the id does not change, and everything stored under the name moves with it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from server.metrics import counters
 
 
 def rename(session: Session, run: tables.Run, name: str, now: float) -> None:
-    """Give `run` a name that is free, with an event.
+    """Give `run` an unused name, with an event.
 
     Its Prometheus counters continue under the new name. Specs that take this run's tokenizer name
     it by its id from now on: the old name may become another run's.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def found(path: str) -> tuple[Path | None, str]:
-    """(the place, "") or (None, why it cannot be meant): any text may stand in a spec."""
+    """Resolve a path of a request: (the path, "") or (None, why it is invalid)."""
     if "\0" in path:
         return None, f"{path!r} must be an absolute path on the daemon's machine."
     try:

@@ -34,7 +34,7 @@ log = logging.getLogger("traind")
 
 
 def mark(directory: Path) -> None:
-    """Say that this run is about to be deleted; nothing while its row is there."""
+    """Mark the directory of a run to be deleted; the mark has no effect while its row exists."""
     if directory.is_dir():
         write_durably(directory / MARK, b"deleted on request\n")
 
@@ -60,7 +60,7 @@ def remove_files(directory: Path) -> list[str]:
 
 
 def report(session: Session, run_id: str, problems: list[str], now: float) -> None:
-    """An event: the run is gone from the rows, and some of its files are not."""
+    """Record an event: the run was deleted, but some of its files were not."""
     message = f"files of the deleted run {run_id} could not be removed: {'; '.join(problems[:3])}"
     log.error(message)
     data = {"run": run_id, "problems": problems[:20]}
@@ -139,7 +139,7 @@ def _belongs_to(target: Path, others: list[Path]) -> bool:
 
 
 def sweep(db: Database, paths: DataDir) -> list[str]:
-    """Finish deletions that a kill interrupted; the ids of what was removed."""
+    """Finish deletions that a kill interrupted. Returns the ids of the removed runs."""
     with db.read() as session:
         known = set(session.scalars(select(tables.Run.id)))
     marked = [path.parent for path in (paths.root / "runs").glob(f"*/{MARK}")]

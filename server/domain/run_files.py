@@ -122,14 +122,14 @@ def _group(session: Session, run_id: str) -> GroupFile | None:
 
 
 def write(paths: DataDir, document: RunFile) -> None:
-    """Store it; the directory is made where there is none. Raises OSError."""
+    """Write the document, and create the directory if it is missing. Raises OSError."""
     directory = paths.run(document.id).root
     directory.mkdir(parents=True, exist_ok=True)
     write_durably(directory / FILE, document.model_dump_json(indent=1).encode())
 
 
 def read(directory: RunDir) -> RunFile | None:
-    """The document, None when there is none that can be read."""
+    """Read the document; None if it is missing or unreadable."""
     try:
         return RunFile.model_validate(json.loads((directory.root / FILE).read_bytes()))
     except (OSError, ValueError):

@@ -19,7 +19,7 @@ from trainer.contract.spec import HoursRule, RunSpec
 
 
 def plan_for(spec: RunSpec, context: PlanContext | None) -> Plan:
-    """The plan of a spec. Raises Invalid where its numbers cannot be met."""
+    """The plan of a spec. Raises Invalid if its numbers are impossible."""
     try:
         return make_plan(spec, context)
     except CannotPlan as error:
@@ -28,7 +28,7 @@ def plan_for(spec: RunSpec, context: PlanContext | None) -> Plan:
 
 
 def require_free(session: Session, name: str) -> None:
-    """Raises NameTaken when another run has the name."""
+    """Raises NameTaken if another run has the name."""
     if session.scalar(select(tables.Run.id).where(tables.Run.name == name)):
         raise NameTaken(
             f"a run named {name} already exists",
@@ -40,7 +40,7 @@ def require_free(session: Session, name: str) -> None:
 def new_run(
     session: Session, spec: RunSpec, plan: Plan, now: float, run_id: str | None = None
 ) -> tables.Run:
-    """A run in state `created`, with its event; flushed, without phases."""
+    """Create a run in state `created`, with its event; flushed, without phases."""
     run = tables.Run(
         id=run_id or f"run_{secrets.token_hex(8)}",
         name=spec.name,
@@ -69,7 +69,7 @@ def new_run(
 
 
 def set_scheduling(run: tables.Run, spec: RunSpec) -> None:
-    """Copy what the queue is walked by from the spec into its columns."""
+    """Copy the fields that order the queue from the spec into columns."""
     run.queue_rank, run.hours = -spec.priority, hours_column(spec.hours)
 
 

@@ -50,7 +50,7 @@ from trainer.contract.spec import PlaceSpec, RunSpec, resolve
 def create(
     session: Session, body: dict[str, Any], *, context: PlanContext | None = None, now: float
 ) -> tables.Run:
-    """A run and its first phase; queued when the spec says start.
+    """Create a run and its first phase; queued if the spec's `start` is true.
 
     Raises pydantic.ValidationError with paths into the body, Invalid where the numbers cannot be
     met, NameTaken.
@@ -80,9 +80,9 @@ def start(session: Session, run: tables.Run, now: float) -> bool:
 def request_pause(
     session: Session, run: tables.Run, now: float, *, door: str | None = None
 ) -> bool:
-    """Ask for a checkpoint and an end; the run is `paused` when the process is gone.
+    """Request a pause: a checkpoint, then the end; the run is `paused` once the process is gone.
 
-    The state itself is the order: while it is `pausing`, the supervisor sees to it that the trainer
+    The state itself is the order: while it is `pausing`, the supervisor makes sure that the trainer
     has the command.
     """
     state = states.require(run, "pause")
@@ -126,7 +126,7 @@ def resume(
 
 
 def _move_to(run: tables.Run, place: PlaceSpec | None) -> None:
-    """Have the next attempt start there. Raises Invalid, ValidationError."""
+    """Set the place of the next attempt. Raises Invalid, ValidationError."""
     spec = RunSpec.model_validate(
         {**run.spec, "place": place.model_dump(mode="json") if place else None}
     )
@@ -162,7 +162,7 @@ def delete(session: Session, run: tables.Run, now: float) -> Path:
     busy = session.scalar(working.where(job.run_id == run.id, executions.IS_OPEN))
     if busy:
         raise Conflict(
-            f"job {busy} still works with run {run.name}",
+            f"job {busy} still uses run {run.name}",
             hint="Wait for the job, or cancel it.",
             state=run.state,
         )
@@ -176,14 +176,14 @@ def delete(session: Session, run: tables.Run, now: float) -> Path:
 
 
 def patch(session: Session, run: tables.Run, change: PatchRun, now: float) -> bool:
-    """Change what may change; a running trainer gets the change.
+    """Change settings of a run; a running trainer receives the change.
 
     Raises ValidationError, Invalid, NameTaken.
     """
     given = change.model_dump(exclude_unset=True)
     if given.get("name") not in (None, run.name):
         require_free(session, given["name"])
-    if change.notify is not None:  # masked ones, as answers show them, stay what they are
+    if change.notify is not None:  # addresses that come back masked are left unchanged
         given["notify"] = receivers.unmasked(change.notify, run.spec.get("notify", []))
         preflight.require_receivers(given["notify"])
     spec = dict(run.spec)
@@ -214,7 +214,7 @@ _MAY_BE_NULL = ("title", "hours", "budget")
 def save_checkpoint(
     session: Session, run: tables.Run, now: float, *, pin: bool = False, job_id: str | None = None
 ) -> tables.CommandRow:
-    """A checkpoint at the next step boundary of the running trainer."""
+    """Save a checkpoint at the next step boundary of the running trainer."""
     _require_trainer(run, "save a checkpoint")
     return commands.send(session, run, Save(id=commands.new_id(), pin=pin), now, job_id)
 
@@ -227,8 +227,8 @@ def evaluate_inline(
     *,
     job_id: str | None = None,
 ) -> tables.CommandRow:
-    """An evaluation of the present weights at the next step boundary of the running trainer."""
-    _require_trainer(run, "evaluate the present weights")
+    """Evaluate the current weights at the next step boundary of the running trainer."""
+    _require_trainer(run, "evaluate the current weights")
     command = Evaluate(
         id=commands.new_id(),
         bpb=params.bpb,
@@ -243,7 +243,7 @@ def pin(session: Session, checkpoint: tables.Checkpoint, pinned: bool, now: floa
     if checkpoint.pinned == pinned:
         return False
     if pinned and (checkpoint.deleted_at is not None or checkpoint.bad is not None):
-        raise Conflict(f"checkpoint {checkpoint.name} is no longer there to be kept")
+        raise Conflict(f"checkpoint {checkpoint.name} no longer exists")
     checkpoint.pinned = pinned
     run = session.get_one(tables.Run, checkpoint.run_id)
     run.version += 1
@@ -258,10 +258,10 @@ def pin(session: Session, checkpoint: tables.Checkpoint, pinned: bool, now: floa
 
 
 def _require_work(session: Session, run: tables.Run) -> None:
-    """A run whose every phase is done has nothing to be resumed for."""
+    """Raises Conflict for a run that has completed every phase."""
     if current_phase(session, run) is None:
         raise IllegalMove(
-            f"run {run.name} has done every step of its plan",
+            f"run {run.name} has completed every step of its plan",
             hint="Extend it to train further.",
             state=run.state,
             legal=sorted(states.VERBS[State(run.state)] - {"resume"}),
@@ -269,7 +269,7 @@ def _require_work(session: Session, run: tables.Run) -> None:
 
 
 def _require_divisible(run: tables.Run, rows: int | None) -> None:
-    """A step must stay as many tokens as it was, whatever the rows of a pass. Raises Invalid."""
+    """The rows per pass must divide the step, whose tokens stay the same. Raises Invalid."""
     sequence_len = run.plan["shape"]["sequence_len"]
     rows_total = run.batch_tokens // sequence_len
     lanes = remedies.lanes(run)
@@ -288,7 +288,7 @@ def _require_trainer(run: tables.Run, what: str) -> None:
     if state not in states.REQUESTS["checkpoint"]:
         raise IllegalMove(
             f"run {run.name} is {state}: only a running trainer can {what}",
-            hint="Resume it first, or ask for the job on a saved checkpoint.",
+            hint="Resume it first, or request the job for a saved checkpoint.",
             state=state,
             legal=sorted(states.VERBS[state]),
         )

@@ -15,7 +15,7 @@ from server.database import tables
 _table = tables.Checkpoint
 IS_THERE = and_(_table.deleted_at.is_(None), _table.bad.is_(None))
 IS_USABLE = and_(IS_THERE, _table.superseded.is_(False))
-# Asked many times a second; building a statement takes longer than running it.
+# Used many times a second; building a statement takes longer than running it.
 _NEWEST_FIRST = (_table.step.desc(), _table.id.desc())
 _USABLE = (
     select(_table).where(_table.run_id == bindparam("run"), IS_USABLE).order_by(*_NEWEST_FIRST)
@@ -34,23 +34,23 @@ def usable(session: Session, run_id: str) -> list[tables.Checkpoint]:
 
 
 def newest(session: Session, run_id: str) -> tables.Checkpoint | None:
-    """The newest usable one: what a resume begins from."""
+    """The newest usable checkpoint: a resume starts from it."""
     return session.scalar(NEWEST, {"run": run_id})
 
 
 def durable_step(session: Session, run_id: str) -> int:
-    """The step of the newest usable one, 0 without one."""
+    """The step of the newest usable checkpoint; 0 without one."""
     found = newest(session, run_id)
     return found.step if found is not None else 0
 
 
 def of_any_lineage(session: Session, run_id: str) -> list[tables.Checkpoint]:
-    """Also those set aside, after the lineage's own; each time the newest first."""
+    """Usable checkpoints, the current lineage's before superseded ones; each newest first."""
     return list(session.scalars(_THERE, {"run": run_id}))
 
 
 def best(found: Sequence[tables.Checkpoint]) -> tables.Checkpoint | None:
-    """The one with the lowest val bpb; None where none was measured."""
+    """The checkpoint with the lowest val bpb; None if none was measured."""
     measured = [one for one in found if one.val_bpb is not None]
     return min(measured, key=lambda one: (one.val_bpb, one.id), default=None)
 
@@ -58,7 +58,7 @@ def best(found: Sequence[tables.Checkpoint]) -> tables.Checkpoint | None:
 def named(
     session: Session, run_id: str, name: str | None, step: int | None
 ) -> tables.Checkpoint | None:
-    """The good one of that name or at that step, of the present lineage if there is one."""
+    """The usable checkpoint of a name or step, preferably of the current lineage."""
     for one in of_any_lineage(session, run_id):
         if one.name == name if name is not None else one.step == step:
             return one
@@ -66,14 +66,14 @@ def named(
 
 
 def by_name(session: Session, run_id: str, name: str | None) -> tables.Checkpoint | None:
-    """The row of that name, whatever became of it."""
+    """The row of a name, including deleted and unusable ones."""
     return session.scalar(select(_table).where(_table.run_id == run_id, _table.name == name))
 
 
 def at_step(
     session: Session, run_id: str, step: int, *, attempt_id: int | None = None
 ) -> tables.Checkpoint | None:
-    """The row at that step: of one attempt, or the newest of the lineage; whatever became of it."""
+    """The row at a step, of one attempt or the newest of the lineage; including unusable ones."""
     query = select(_table).where(_table.run_id == run_id, _table.step == step)
     if attempt_id is not None:
         return session.scalar(query.where(_table.attempt_id == attempt_id))
@@ -82,6 +82,7 @@ def at_step(
 
 
 def any_in_lineage(session: Session, run_id: str) -> bool:
-    """Whether the lineage ever had one, good or not: then step 0 is no place to begin unasked."""
+    """True if the lineage ever had a checkpoint, usable or not: then no silent start from step
+    0."""
     query = select(_table.id).where(_table.run_id == run_id, _table.superseded.is_(False))
     return session.scalar(query.limit(1)) is not None

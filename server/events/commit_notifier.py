@@ -30,7 +30,7 @@ class Feed:
         return len(self._waiters)
 
     def notify(self) -> None:
-        """Something was committed: every waiter wakes."""
+        """Wake every waiter after a commit."""
         with self._lock:
             self._version += 1
             woken, self._waiters = self._waiters, {}

@@ -1,4 +1,4 @@
-"""A thread that works whenever something was committed, and now and then without."""
+"""A thread that runs a pass after each commit, and at intervals without one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ MOST_QUIET_SECONDS = 60.0
 
 
 class CommitThread:
-    """Subclasses say what a pass does. One instance, one thread."""
+    """Base of threads that react to commits; subclasses define the pass. One instance, one
+    thread."""
 
     rest = 0.0  # seconds of quiet for each second that a pass took
     stop_seconds = 1.0  # how long a stop waits for the pass under way
@@ -23,18 +24,18 @@ class CommitThread:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def one_pass(self) -> float:
-        """Do the work; the seconds until the next pass if nothing is committed. Never raises."""
+        """Run one pass. Returns the seconds until the next one without a commit. Never raises."""
         raise NotImplementedError
 
     def last_pass(self) -> None:
-        """What is still to be done at the end."""
+        """The work that is left when the thread stops."""
 
     def start(self) -> None:
         self._db.on_commit(self._woken.set)
         self._thread.start()
 
     def stop(self) -> None:
-        """End after the pass under way and the last one."""
+        """Stop after the current pass and the last one."""
         self._ended.set()
         self._woken.set()
         self._thread.join(timeout=self.stop_seconds)

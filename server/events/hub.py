@@ -62,7 +62,7 @@ class EventSource:
 
 
 class Hub:
-    """Everything here runs on the event loop, except `stop`, which any thread may call."""
+    """The hub. Everything runs on the event loop, except `stop`, which any thread may call."""
 
     def __init__(self, source: EventSource, feed: Feed) -> None:
         self.source, self._feed = source, feed
@@ -82,7 +82,7 @@ class Hub:
     # --- for clients -----------------------------------------------------------------------------
 
     async def join(self, run_id: str | None) -> None:
-        """Begin to listen; the first client starts the reading."""
+        """Add a client; the first one starts the reader."""
         self._loop = asyncio.get_running_loop()
         self.clients[run_id] += 1
         try:
@@ -97,7 +97,7 @@ class Hub:
             raise
 
     def leave(self, run_id: str | None) -> None:
-        """Stop to listen; the last client ends the reading."""
+        """Remove a client; the last one stops the reader."""
         self.clients[run_id] -= 1
         if self.clients[run_id] <= 0:
             del self.clients[run_id]
@@ -142,7 +142,7 @@ class Hub:
     # --- for the daemon --------------------------------------------------------------------------
 
     def stop(self) -> None:
-        """End every stream, so that the server can stop: each client gets its last words."""
+        """End every stream, so that the server can stop: each client gets a `bye` frame."""
         self.stopping = True
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._wake)

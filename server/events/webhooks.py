@@ -67,16 +67,16 @@ class Delivery:
         return str(json.loads(self.body).get("what", "?"))
 
     def failed(self, now: float, why: str) -> None:
-        """Due again later."""
+        """Schedule a retry after a failure."""
         self.due = now + WAITS_SECONDS[min(self.tries, len(WAITS_SECONDS) - 1)]
         self.tries, self.why = self.tries + 1, why
 
     def is_due(self, now: float) -> bool:
-        """Also when the clock was set back since: no wait is longer than the last one."""
+        """True if a retry is due, also if the clock was set back: no wait exceeds the last one."""
         return not now < self.due <= now + WAITS_SECONDS[-1]
 
     def is_given_up(self, now: float) -> bool:
-        """Only after MIN_TRIES tries: a machine may have slept for a week, or its clock jumped."""
+        """True after the time limit and MIN_TRIES tries: a machine may sleep, or its clock jump."""
         return now - self.since > GIVE_UP_SECONDS and self.tries >= len(WAITS_SECONDS)
 
 
@@ -138,7 +138,7 @@ class WebhookThread(CommitThread):
         return min((d.due for d in place.waiting), default=None)
 
     def take_in(self, now: float) -> DeliveryState:
-        """Make deliveries of what happened. Also called before a run is deleted with its events."""
+        """Create deliveries for new events. Also called before a run is deleted with its events."""
         with self._lock:
             self._place = place = self._place or self._load()
             after, found = self._new_deliveries(place.after, now)
@@ -208,7 +208,7 @@ class WebhookThread(CommitThread):
         ]
 
     def _report_failing(self, place: DeliveryState, one: Delivery) -> None:
-        """Once for a receiver of a run, as long as it fails."""
+        """Report a failing receiver once per run, while it fails."""
         same = (d for d in place.waiting if (d.url, d.run) == (one.url, one.run))
         if any(other.reported for other in same):
             return

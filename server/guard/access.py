@@ -89,7 +89,7 @@ def policy_for(settings: Settings) -> Policy:
 
 
 class Access:
-    """The ASGI layer that refuses; it also adds the security headers to every answer."""
+    """The ASGI layer of access control; it also adds the security headers to every response."""
 
     def __init__(self, app: ASGIApp, policy: Policy) -> None:
         self.app, self.policy = app, policy
@@ -155,7 +155,7 @@ def _check_site(host: str | None, scope: Scope) -> None:
     if _single(scope, b"sec-fetch-site") == "cross-site" and not (is_safe and _is_visit(scope)):
         what = "ask" if is_safe else "change"
         raise Forbidden(
-            f"A page of another site may not {what} anything here.",
+            f"A page of another site cannot {what} anything here.",
             hint="Follow a link to it, or open the dashboard at its own address.",
         )
     if is_safe:
@@ -166,13 +166,13 @@ def _check_site(host: str | None, scope: Scope) -> None:
     scheme, _, authority = origin.partition("://")
     if scheme not in ("http", "https") or authority.lower() != (host or "").lower():
         raise Forbidden(
-            f"A page from {printable(origin)} may not change anything here.",
+            f"A page from {printable(origin)} cannot change anything here.",
             hint="Open the dashboard under the same host and port as the API.",
         )
 
 
 def _is_visit(scope: Scope) -> bool:
-    """Whether a person follows a link to a page here: a navigation of the whole tab, and by a
+    """True if a person follows a link to a page here: a navigation of the whole tab, and by a
     click unless it leads to the dashboard. Not an image, a frame, a fetch or a prefetch."""
     wanted = (_single(scope, b"sec-fetch-mode"), _single(scope, b"sec-fetch-dest"))
     if wanted != ("navigate", "document") or _single(scope, b"sec-purpose") is not None:

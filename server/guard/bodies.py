@@ -131,7 +131,7 @@ def parse(raw: bytes) -> Any:
         raise Invalid(f"The body is nested deeper than {MAX_DEPTH} levels.") from None
     except json.JSONDecodeError as error:
         place = f"line {error.lineno} column {error.colno}"
-        raise Invalid(f"The body is not JSON: {error.msg} at {place}.") from None
+        raise Invalid(f"Invalid JSON: {error.msg} at {place}.") from None
     except ValueError as error:
         raise Invalid(f"Invalid JSON: {printable(str(error), 200)}.") from None
     _check(value)
@@ -139,7 +139,7 @@ def parse(raw: bytes) -> Any:
 
 
 def _check(value: Any) -> None:
-    """Depth, sizes of numbers, lone surrogates; iterative, so depth cannot hurt it."""
+    """Check depth, sizes of numbers and lone surrogates; iterative, so that depth is harmless."""
     if not isinstance(value, dict | list):
         _check_scalar(value, "")
         return

@@ -53,7 +53,7 @@ class AppliedAttempt(applied.Applied):
         return self.run.last_step_at or self.execution.created_at
 
     def is_beyond(self, step: int) -> bool:
-        """Whether a checkpoint or evaluation at `step` was set aside before it was reported."""
+        """True if a checkpoint or evaluation at `step` was set aside before it was reported."""
         limit = self.attempt.lineage_limit
         return limit is not None and step > limit
 

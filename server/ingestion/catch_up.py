@@ -62,7 +62,7 @@ def _directories(paths: DataDir) -> list[Path]:
 
 
 def _is_whole(directory: Path) -> bool:
-    """Whether it was a run: an import that is being moved into place has neither file yet."""
+    """True if it was a run: an import that is being moved into place has neither file yet."""
     if (directory / run_deletion.MARK).exists():
         return False
     return (directory / run_files.FILE).exists() or bool(_ordered(directory))

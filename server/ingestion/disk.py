@@ -75,7 +75,7 @@ def orders_of(directory: Path, found: Found) -> list[AttemptOrder]:
 
 
 def is_alive(paths: DataDir, directory: Path, order: AttemptOrder) -> bool:
-    """Whether a trainer holds the lock of this attempt."""
+    """True if a trainer holds the lock of this attempt."""
     return is_held(paths.run(directory.name).attempt(order.attempt) / LOCK)
 
 

@@ -177,7 +177,7 @@ def _records(batch: JournalBatch, tell_gap: Callable[[str, dict[str, Any]], None
 
 
 def _is_of_a_record(error: Exception, read: _Read) -> bool:
-    """Whether a record is to blame, so that it is found and passed over: nothing else is lost."""
+    """True if a record is to blame, so that it is found and passed over: nothing else is lost."""
     of_the_machine = (TraindError, OSError, MemoryError, exc.OperationalError, exc.TimeoutError)
     return bool(read.batch.records) and not isinstance(error, of_the_machine)
 

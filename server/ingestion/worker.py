@@ -84,7 +84,7 @@ class Worker:
 
     @property
     def is_ready(self) -> bool:
-        """Whether it can be asked now. Raises WorkerGone when it ended before it was ready."""
+        """True if it can be asked now. Raises WorkerGone when it ended before it was ready."""
         try:
             if not self._is_ready and self._channel.poll(0):
                 self._is_ready = self._channel.recv() == READY
@@ -126,7 +126,7 @@ class Worker:
         return answer
 
     def _answers(self) -> bool:
-        """Whether an answer came in time. The turn to write is lent meanwhile, so it is short for
+        """True if an answer came in time. The turn to write is lent meanwhile, so it is short for
         one that hangs, and shorter for one that was stopped."""
         began = stopped_since = time.monotonic()
         while not self._channel.poll(min(LOOK_SECONDS, ANSWER_SECONDS)):

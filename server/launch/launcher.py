@@ -94,7 +94,7 @@ class Launcher(Protocol):
         ...
 
     def is_known(self, handle: Handle) -> bool:
-        """Whether the handle names something that was started."""
+        """True if the handle names something that was started."""
         ...
 
     def is_alive(self, spot: Spot, handle: Handle) -> Liveness:
@@ -102,7 +102,7 @@ class Launcher(Protocol):
         ...
 
     def is_stopped(self, handle: Handle) -> bool:
-        """Whether a signal or a debugger stopped it."""
+        """True if a signal or a debugger stopped it."""
         ...
 
     def signal(self, spot: Spot, handle: Handle, *signals: signal.Signals) -> bool:
@@ -111,7 +111,7 @@ class Launcher(Protocol):
         ...
 
     def has_leftovers(self, spot: Spot) -> bool:
-        """Whether something of an execution that is gone still lives or holds its lock."""
+        """True if something of an execution that is gone still lives or holds its lock."""
         ...
 
     def sweep(self, spot: Spot) -> None:
@@ -132,7 +132,7 @@ class Launcher(Protocol):
         ...
 
     def is_of_another_boot(self, handle: Handle) -> bool:
-        """Whether the place was restarted since, so that nothing of it can live."""
+        """True if the place was restarted since, so that nothing of it can live."""
         ...
 
     def process(self, handle: Handle) -> ProcessIdentity | None:

@@ -127,12 +127,12 @@ def _allocator(kept: Mapping[str, str]) -> dict[str, str]:
 
 
 def is_alive(identity: ProcessIdentity) -> bool:
-    """Whether exactly this process still runs; a zombie does not."""
+    """True if exactly this process still runs; a zombie does not."""
     return identity.boot_id == rundir.boot_id() and rundir.identify(identity.pid) == identity
 
 
 def is_stopped(pid: int) -> bool:
-    """Whether the process is stopped by a signal or a debugger."""
+    """True if the process is stopped by a signal or a debugger."""
     try:
         stat = (_PROC / str(pid) / "stat").read_text()
     except OSError:
@@ -141,7 +141,7 @@ def is_stopped(pid: int) -> bool:
 
 
 def carries(pid: int, token: str) -> bool:
-    """Whether the process was started with this token in its environment."""
+    """True if the process was started with this token in its environment."""
     try:
         environ = (_PROC / str(pid) / "environ").read_bytes()
     except FileNotFoundError:
@@ -183,7 +183,7 @@ def _carries_portably(pid: int, token: str) -> bool:
 
 
 def works_in(pid: int, directory: Path) -> bool:
-    """Whether the process was started in this very directory.
+    """True if the process was started in this very directory.
 
     A copy of a data directory holds the tokens and process ids of the original's trainers, which
     work in another one. True where that cannot be seen: the other checks then decide.

@@ -28,7 +28,7 @@ _AGENT_SIGNALLED = re.compile(r"Process \d+ got signal: (\d+)")
 
 
 def is_supported() -> bool:
-    """Whether ranks can be identified here, by their environment in /proc."""
+    """True if ranks can be identified here, by their environment in /proc."""
     return sys.platform == "linux"
 
 

@@ -17,14 +17,16 @@ from trainer.contract.plan import hours, num_bytes
 from trainer.contract.reasons import Reason
 from trainer.contract.rundir import LOCK, RunDir
 
-SILENT_STEPS = 10  # as many times its usual step without one is worth a line; twenty is a stall
+SILENT_STEPS = (
+    10  # multiples of the usual step time without a step that are reported; twenty is a stall
+)
 SILENT_AT_LEAST_SECONDS = 15.0
 
 
 def condition(
     paths: RunDir, run: tables.Run, attempt: tables.Attempt | None, now: float
 ) -> Condition | None:
-    """None for a run that steps, or that has another reason to stand still."""
+    """The condition of a run; None if it makes steps, or waits for another reason."""
     if run.state != State.running or attempt is None:
         return None
     if run.reason == Reason.disk_full or _waits_for_space(paths.attempt(attempt.number)):

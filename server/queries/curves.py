@@ -1,4 +1,4 @@
-"""Metric series over the present lineage at any zoom."""
+"""Metric series over the current lineage at any zoom."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _rows(
 ) -> list[Bin]:
     connection = session.connection()
     parts = [rollups.read(connection, s.attempt_id, s.low, s.high, size, keys) for s in found]
-    if superseded:  # attempts overlap: each keeps its own bins
+    if superseded:  # attempts overlap, so each has its own bins
         return [one for part in parts for one in rollups.binned(part, size)]
     return rollups.binned((one for part in parts for one in part), size)
 

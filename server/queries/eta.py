@@ -56,7 +56,7 @@ _OTHERS = tuple(
 def progress(
     session: Session, run: tables.Run, now: float | None = None, stands: Standing | None = None
 ) -> Progress:
-    """The live view: a value that this attempt has not reported yet is null."""
+    """Progress of a run now; a value that the attempt has not reported yet is null."""
     now = time.time() if now is None else now
     stands = stands or standing(session, run.id)
     attempt, view = stands.attempt, run.progress
@@ -125,7 +125,8 @@ def fraction(run: tables.Run) -> float:
 
 
 def remaining(session: Session, run: tables.Run, stands: Standing) -> Remaining | None:
-    """From the present step to the planned end; None for a run that has ended."""
+    """The remaining time from the current step to the planned end; None for a run that has
+    ended."""
     if run.state in (State.completed, State.failed, State.cancelled):
         return None
     if run.step >= run.end_step:
@@ -174,7 +175,7 @@ def between(
     context = PlanContext(tokens_per_second=rate.tokens_per_second)
     left = estimate_eta(spec, shape_of(spec.model), plan.batch, first, last, context)
     planned = evaluation_time(spec, plan.batch, first, last, rate.tokens_per_second)
-    # how often is the plan's, how long is what it really took here
+    # the count is planned, the duration is measured on this run
     evaluation = planned._replace(
         bpb_seconds=stands.bpb_seconds or planned.bpb_seconds,
         core_seconds=stands.core_seconds or planned.core_seconds,

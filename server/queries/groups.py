@@ -1,4 +1,4 @@
-"""Groups as the API answers them: members, cells over seeds, noise, gains and multipliers."""
+"""Groups in API form: members, cells over seeds, noise, gains and multipliers."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class _Baseline:
 
 
 def list_groups(session: Session, after: str | None, limit: int) -> Page[GroupSummary]:
-    """A page of groups, the newest first."""
+    """A page of groups, newest first."""
     table = tables.Group
     query = store.paged(select(table), table.created_at, table.id, after, newest=True)
     rows = list(session.scalars(query.limit(min(limit, store.MAX_PAGE) + 1)))
@@ -188,7 +188,7 @@ def _final_losses(session: Session, runs: Sequence[tables.Run]) -> dict[str, tup
 
 
 def _shown_base(base: dict[str, Any]) -> dict[str, Any]:
-    """The base as anybody may see it: the addresses of `notify` masked."""
+    """The base spec with the addresses of `notify` masked."""
     if not isinstance(base.get("notify"), list):
         return base
     return {**base, "notify": receivers.all_masked(base["notify"])}
@@ -238,7 +238,7 @@ def _loss(view: GroupMemberView) -> float | None:
 
 
 def _flops(members: Sequence[GroupMemberView]) -> float:
-    """Of one finished member; planned while there is none."""
+    """FLOPs of one finished member; planned FLOPs if there is none."""
     spent = [view.flops for view in members if view.is_finished]
     return fmean(spent) if spent else members[0].planned_flops
 

@@ -21,7 +21,7 @@ from trainer.contract.schedule import PhaseSchedule, weight_decay_multiplier
 
 
 def phases(session: Session, run: tables.Run, *, superseded: bool = True) -> list[PhaseView]:
-    """In order; those that a rewind set aside are marked."""
+    """Phases of a run, in order; superseded ones are marked."""
     table = tables.Phase
     rows = session.scalars(select(table).where(table.run_id == run.id).order_by(table.index))
     return [_phase(run, p) for p in rows if superseded or lineage.is_current(p)]
@@ -36,7 +36,7 @@ def attempts(session: Session, run: tables.Run) -> list[AttemptView]:
 def checkpoints(
     session: Session, run: tables.Run, *, superseded: bool = False
 ) -> list[CheckpointView]:
-    """Those that are there, the newest first."""
+    """Checkpoints that exist, newest first."""
     table = tables.Checkpoint
     query = select(table, tables.Attempt.number).outerjoin(
         tables.Attempt, tables.Attempt.id == table.attempt_id
@@ -52,7 +52,7 @@ def checkpoints(
 
 
 def checkpoint(session: Session, run: tables.Run, name: str) -> CheckpointView:
-    """One by its name, with its files. Raises NotFound."""
+    """A checkpoint by its name, with its files. Raises NotFound."""
     found = [c for c in checkpoints(session, run, superseded=True) if c.name == name]
     if not found:
         raise NotFound(f"Run {run.name} has no checkpoint {name[:80]!r}.")
@@ -62,7 +62,7 @@ def checkpoint(session: Session, run: tables.Run, name: str) -> CheckpointView:
 def evaluations(
     session: Session, run: tables.Run, *, superseded: bool = False
 ) -> list[EvaluationView]:
-    """In order of steps. best: the lowest bpb, or highest CORE, among those of its identity."""
+    """Evaluations, in order of steps. best: lowest bpb or highest CORE of its identity."""
     table = tables.Evaluation
     rows = _owned(session, table, run.id, superseded)
     best: dict[tuple[str, str], tuple[float, int]] = {}
@@ -132,7 +132,7 @@ def _phase(run: tables.Run, row: tables.Phase) -> PhaseView:
 
 
 def _joint(run: tables.Run, row: tables.Phase) -> Joint | None:
-    """As it was previewed; weight decay follows from the schedule, in the unit of the history."""
+    """The joint as previewed, with weight decay from the schedule, in the unit of the history."""
     kept = (row.preview or {}).get("joint")
     if kept is None:
         return None
@@ -198,7 +198,7 @@ def _checkpoint(
 
 
 def _files(session: Session, run: tables.Run, name: str) -> list[str]:
-    """The files that the checkpoint's manifest lists; empty when it cannot be read."""
+    """Files in the checkpoint's manifest; empty if the manifest is unreadable."""
     path = session.info["paths"].run(run.id).checkpoints / name / "manifest.json"
     with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         return sorted([*json.loads(path.read_bytes())["files"], path.name])

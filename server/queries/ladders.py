@@ -45,7 +45,7 @@ def fits(
 
 
 def missing(request: GroupRequest, views: Sequence[GroupMemberView]) -> list[str]:
-    """Reasons why there is no fit yet, a sentence a variant."""
+    """Reasons why there is no fit yet, one sentence per variant."""
     if request.depths is None:
         return []
     if len(request.depths) < fit.MIN_SIZES:
@@ -119,7 +119,7 @@ def _next_rung(
 def _prediction(
     found: Fit, done: Sequence[GroupMemberView], depth: int, plan: Plan
 ) -> LadderPrediction:
-    # as the members count it: what is trained, not what was planned before rounding
+    # counted as for members: the trained steps, not the plan before rounding
     flops = float(plan.horizon.flops_per_token) * plan.batch.tokens * plan.horizon.steps
     seconds, joules, source = _cost(done, flops, plan)
     return LadderPrediction(
@@ -157,7 +157,7 @@ def _cost(
     return seconds, seconds * fmean(watts) if watts else None, source
 
 
-# --- what the fit does not know ------------------------------------------------------------------
+# --- limitations of the fit ------------------------------------------------------------------
 
 
 def _not_told(
@@ -177,7 +177,7 @@ def _not_told(
     )
     sizes = {view.depth for view in done}
     if len(done) == len(sizes):
-        yield "One seed a depth: what part of each point is noise is not known."
+        yield "There is one seed per depth, so the noise of each point is unknown."
     if found.law.a == 0:
         yield (
             "The val bpb does not fall as the FLOPs grow: the fit is a constant, alpha means "

@@ -20,7 +20,7 @@ class Tail:
 
 
 def tail(path: Path, lines: int) -> Tail:
-    """The last `lines` lines; an unfinished last line is left for later unless it is all."""
+    """The last `lines` lines, without an unfinished last line unless there is nothing else."""
     raw, end = _read_end(path)
     whole = raw[: raw.rfind(b"\n") + 1] or raw
     shown = whole.split(b"\n")
@@ -30,7 +30,7 @@ def tail(path: Path, lines: int) -> Tail:
 
 
 def after(path: Path, offset: int) -> Tail:
-    """The whole lines behind `offset`; nothing when there are none yet."""
+    """The complete lines after `offset`; empty if there are none yet."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -40,7 +40,7 @@ def after(path: Path, offset: int) -> Tail:
         return Tail("", 0)
     whole = raw[: raw.rfind(b"\n") + 1]
     if not whole and len(raw) == MAX_BYTES:
-        whole = raw  # one line longer than all we show: in pieces
+        whole = raw  # a line longer than the limit is returned in pieces
     shown = whole.split(b"\n")
     return Tail(
         _shown(shown[:-1] if whole.endswith(b"\n") else shown), min(offset, size) + len(whole)

@@ -24,7 +24,7 @@ _STEP = re.compile(r"[0-9]{1,10}\Z")
 
 @dataclass(frozen=True)
 class Model:
-    """A checkpoint that can be asked for completions."""
+    """A checkpoint that can generate completions."""
 
     run_id: str
     run: str
@@ -38,7 +38,7 @@ class Model:
 
 
 def find(session: Session, name: str) -> Model:
-    """The model of that name. Raises NotFound with the names there are."""
+    """The model of a name. Raises NotFound with the available names."""
     run_name, _, at = name.partition("@")
     run = store.get_run(session, run_name)
     usable = saved.of_any_lineage(session, run.id)

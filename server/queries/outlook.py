@@ -56,7 +56,7 @@ def bill(session: Session, watts: float | None, seconds: float, end: Outlook | N
 
 
 def mean_watts(run: Run) -> float | None:
-    """Over all steps of the run so far; None where its device reports no energy."""
+    """Mean power over all steps of the run so far; None if its device reports no energy."""
     energy, seconds = run.totals.get("energy_joules"), run.totals.get("seconds")
     return energy / seconds if energy and seconds else None
 

@@ -1,4 +1,4 @@
-"""The schedule ahead, at the steps of a chart: what the trainer's own functions give."""
+"""The planned schedule at the steps of a chart, computed by the trainer's own functions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PLAN_POINTS = 300
 def of_run(
     session: Session, run: tables.Run, from_step: int, to_step: int | None, max_points: int
 ) -> PlannedCurve:
-    """From the present step on, each phase up to where the next one begins."""
+    """The schedule from the current step on, each phase up to the start of the next one."""
     phases = lineage.phases(session, run.id)
     schedules = [PhaseSchedule.model_validate(phase.schedule) for phase in phases]
     peak = Plan.model_validate(run.plan).hyperparameters.weight_decay
@@ -33,7 +33,7 @@ def along(
     to_step: int | None,
     max_points: int,
 ) -> PlannedCurve:
-    """Of several phases in order; at a joint the value that the earlier one arrives at."""
+    """The schedule over several phases; at a joint, the value that the earlier one reaches."""
     ends = [s.start_step for s in schedules[1:]] + [s.end_step for s in schedules[-1:]]
     points: dict[int, tuple[int, float, float, float]] = {}
     for schedule, end in zip(schedules, ends, strict=True):

@@ -1,4 +1,5 @@
-"""GET /v1/queue: who runs where, who waits, for what and until when."""
+"""GET /v1/queue: the run on each device, and the waiting runs with the reason and end of each
+wait."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ def view(
     around: Surroundings,
     power_limits: Mapping[str, float | None],
 ) -> QueueView:
-    """The queue as the next look of the supervisor would find it; the first MAX_WAITING runs.
+    """The queue as the supervisor's next tick would see it; the first MAX_WAITING runs.
 
     power_limits: {device: its limit in watts}.
     """

@@ -1,4 +1,4 @@
-"""The ranks of a run on several devices: a row for each, and what their devices take together."""
+"""Ranks of a run on several devices: their rows, and the total memory of their devices."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from server.schemas.progress import RankView, Vram
 
 
 def rows(run: tables.Run) -> list[RankView]:
-    """The rows of the newest attempt's ranks, as they were last reported."""
+    """Rows of the newest attempt's ranks, as last reported."""
     rows, seen_at = run.progress.get("ranks", ()), run.progress.get("ranks_at", 0.0)
     return [RankView(**row, seen_at=seen_at) for row in rows]
 
@@ -26,6 +26,6 @@ def vram(view: Mapping[str, Any]) -> dict[str, int | None]:
 
 
 def _sum(values: Iterable[int | None]) -> int | None:
-    """None where one of them is not known."""
+    """The sum; None if one of the values is unknown."""
     known = list(values)
     return None if None in known else sum(value for value in known if value is not None)

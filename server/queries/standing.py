@@ -32,7 +32,7 @@ def standing(session: Session, run_id: str) -> Standing:
 
 
 def _phase_name() -> ScalarSelect[str]:
-    """The first that has not ended, else the last; of the present lineage."""
+    """Name of the first phase of the current lineage that has not ended, else of the last."""
     phase, ended = tables.Phase, tables.Phase.ended_at_step.is_not(None)
     return (
         select(phase.name)

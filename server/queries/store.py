@@ -39,7 +39,7 @@ _WIDE = ("spec", "plan", "frozen", "overrides", "fingerprint", "pending_extend",
 
 
 def get_run(session: Session, run: str) -> tables.Run:
-    """By id or by name. Raises NotFound."""
+    """The run of an id or name. Raises NotFound."""
     found = session.scalar(_BY_ID if run.startswith("run_") else _BY_NAME, {"run": run})
     if found is None:
         raise NotFound(f"There is no run {run[:80]!r}.", hint=_renamed(session, run))
@@ -47,13 +47,13 @@ def get_run(session: Session, run: str) -> tables.Run:
 
 
 def _renamed(session: Session, name: str) -> str:
-    """What became of a run that had this name."""
+    """Hint for the former name of a renamed run."""
     event = tables.Event
     former = select(tables.Run.name).join(event, event.run_id == tables.Run.id)
     query = former.where(event.kind == "renamed", event.data["before"].as_string() == name)
     after = session.scalar(query.order_by(event.id.desc()).limit(1))
     if after is None:
-        return "`traind ps` lists the runs there are."
+        return "`traind ps` lists the existing runs."
     return f"The run that had this name is now {after}."
 
 
@@ -110,7 +110,7 @@ def detail(session: Session, run: tables.Run) -> RunDetail:
 
 
 def shown_spec(spec: dict[str, Any]) -> RunSpec:
-    """The spec as anybody may see it: the addresses of `notify` masked."""
+    """The spec with the addresses of `notify` masked."""
     whole = RunSpec.model_validate(spec)
     return whole.model_copy(update={"notify": receivers.all_masked(whole.notify)})
 
@@ -170,7 +170,7 @@ def jobs(
     after: str | None = None,
     limit: int = 50,
 ) -> Page[JobView]:
-    """A page of jobs, the newest first."""
+    """A page of jobs, newest first."""
     table, row = tables.Job, tables.Execution
     query = select(table).join(row, row.id == table.execution_id)
     if run is not None:
@@ -302,7 +302,7 @@ def _phase_counts(session: Session, rows: list[tables.Run]) -> dict[str, int]:
 
 
 def _parameter_counts(session: Session, rows: list[tables.Run]) -> dict[str, int]:
-    """Of plans, which are too wide to read for a list."""
+    """Parameter counts from plans, whose rows are too wide to read for a list."""
     run = tables.Run
     total = run.plan["parameters"]["total"].as_integer()
     found = session.execute(select(run.id, total).where(run.id.in_([row.id for row in rows])))
@@ -310,7 +310,7 @@ def _parameter_counts(session: Session, rows: list[tables.Run]) -> dict[str, int
 
 
 def paged(query: Select[Any], at: Any, key: Any, after: str | None, newest: bool) -> Select[Any]:
-    """The query from `after`, the `next` of a page, on, in order of time. Raises Invalid."""
+    """Limit a query to the page after `after`, in order of time. Raises Invalid."""
     if after is not None:
         seconds, last = _read_cursor(after)
         if newest:
@@ -332,7 +332,7 @@ def _read_cursor(text: str) -> tuple[float, str]:
     except (ValueError, TypeError, binascii.Error, RecursionError) as error:
         raise Invalid(
             "`after` is not the `next` of a page",
-            errors=[{"pointer": "/after", "detail": "take it from `next`"}],
+            errors=[{"pointer": "/after", "detail": "use the `next` of the previous page"}],
         ) from error
 
 

@@ -83,7 +83,7 @@ def _summary(r: Report) -> Iterator[str | Chart]:
         yield f"About {hours(s.eta_seconds)} left{finish} (from {s.eta_source})."
     if r.exact_resume:
         yield f"Exact resume: {r.exact_resume}."
-    yield from (f"Look at this: {d.sentence}." for d in r.differences)
+    yield from (f"Warning: {d.sentence}." for d in r.differences)
     labels = {e.identity: e.label for e in r.evaluations}
     keys = [curve.key for curve in r.curves]
     for curve in r.curves:

@@ -10,12 +10,12 @@ _FONT, _FAMILY = "DejaVuSans.ttf", "DejaVu Sans"
 
 
 def is_possible() -> bool:
-    """Whether resvg is installed: the extra `png`."""
+    """True if resvg is installed: the extra `png`."""
     return find_spec("resvg_py") is not None
 
 
 def render(svg: str) -> bytes:
-    """In the colours of a light page. Only when `is_possible`."""
+    """Render in light colours. Call only if `is_possible`."""
     import resvg_py
 
     font = resources.files("server.reporting") / "fonts" / _FONT

@@ -106,7 +106,7 @@ def _progress(session: Session, run: tables.Run, now: float) -> answer.RunProgre
 
 
 def _peak(session: Session, run: tables.Run) -> PeakFlops | None:
-    """What MFU refers to: what the newest attempt reported, else the table's for its device."""
+    """Peak FLOP/s that MFU refers to: from the newest attempt, else from the table of devices."""
     for row in _attempt_rows(session, run):
         if row.peak_flops:
             return PeakFlops(value=row.peak_flops, source=row.peak_source or "reported")
@@ -204,7 +204,7 @@ def _energy(run: tables.Run, everything: phases.Sums, price: float | None) -> an
 
 
 def _samples(views: list[SampleView]) -> list[answer.SampleReport]:
-    """Those of the newest step that has any."""
+    """Samples of the newest step that has any."""
     if not views:
         return []
     newest = max(view.step for view in views)

@@ -59,7 +59,7 @@ class Fit:
 
     @property
     def is_curvature_known(self) -> bool:
-        """Whether E and alpha both lie inside their ranges; else fewer parameters would do."""
+        """True if E and alpha both lie inside their ranges; else fewer parameters would do."""
         is_inside = LOW_ALPHA * 1.05 < self.law.alpha < HIGH_ALPHA / 1.05
         return is_inside and self.law.e > 0 and self.law.a > 0
 

@@ -1,4 +1,4 @@
-"""The scheduler's decision: which runs start, make way and wait, from places and wants. Pure.
+"""The scheduler's decision: which runs start, yield and wait, from places and wants. Pure.
 
 A place is a device, or a seat such as the one for work on the CPU; it holds one want at a time. A
 want is a run or a job that holds places or waits for them. Nothing is remembered between two
@@ -22,18 +22,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-START_LEAD_SECONDS = 600.0  # nothing starts that would have to leave sooner
+START_LEAD_SECONDS = 600.0  # nothing starts that would have to yield sooner
 MINIMUM_RUN_SECONDS = 600.0  # before a run may be displaced: a start costs a minute or two
 
 
 class WaitCause(StrEnum):
-    """Why a want makes way or waits."""
+    """Why a want yields or waits."""
 
     displaced = "displaced"  # one of higher priority needs the place
     hours = "hours"  # its own hours, or those of the place
     neighbour = "neighbour"  # another program uses the device
     heat = "heat"  # the device is hotter than its ceiling
-    queue = "queue"  # others come first
+    queue = "queue"  # others are ahead in the queue
     unavailable = "unavailable"  # this machine has no such place
 
 
@@ -114,14 +114,14 @@ def decide(places: Iterable[Place], wants: Iterable[Want], now: float) -> Decisi
 
 
 class _Table:
-    """One decision in the making: what is free, and for whom the rest is kept."""
+    """State of one decision: the free places, and the wants for which others are reserved."""
 
     def __init__(self, places: Iterable[Place], wants: Iterable[Want], now: float) -> None:
         self.now = now
         self.places = {place.name: place for place in places}
         self.wants = sorted(wants, key=lambda w: (-w.priority, not w.holds, w.order, w.id))
         self.holders = {name: want for want in self.wants for name in want.holds}
-        self.kept: dict[str, str] = {}  # {place: the waiting want that it is kept for}
+        self.kept: dict[str, str] = {}  # {place: the waiting want for which it is reserved}
         self.decision = Decision()
 
     def decide(self) -> Decision:
@@ -134,7 +134,7 @@ class _Table:
         return self.decision
 
     def _look_at_the_clock(self, want: Want) -> None:
-        """Has a want that holds places leave where they, or its own hours, are about to close."""
+        """Let a want yield if its places or its own hours are about to close."""
         verdict = self._closing(want)
         if verdict is not None and not want.is_leaving:
             self.decision.yields[want.id] = verdict
@@ -181,7 +181,7 @@ class _Table:
         missing = want.count - len(free)
         leaving = [n for n in usable if self._is_leaving(n) and n not in self.kept]
         victims, until = self._victims(want, usable, missing - len(leaving)), None
-        if victims is None:  # wait in order; what is free is kept, so that the rest can join it
+        if victims is None:  # wait in order; free places are reserved until the others are free too
             until = self._makes_way_at(want, usable) if missing == 1 else None
             others = [n for n in usable if n in self.holders and n not in self.kept]
             self._keep(want, [*free, *leaving, *others][: want.count])
@@ -211,7 +211,7 @@ class _Table:
         return min((at for at in times if at > self.now), default=None)
 
     def _victims(self, want: Want, usable: Sequence[str], missing: int) -> list[Want] | None:
-        """The fewest and least important wants whose leaving is enough; None if none is."""
+        """The fewest and least important wants that must yield; None if that is not enough."""
         if missing <= 0:
             return []
         if not want.may_displace:
@@ -267,7 +267,7 @@ class _Table:
         return SchedulingVerdict(WaitCause.hours, until=opening.opens_at)
 
     def _is_too_late(self, want: Want, opening: Opening, start: float) -> bool:
-        """Whether it would have to leave again right after a start at that time."""
+        """True if a want started at that time would have to yield again at once."""
         lead = max(START_LEAD_SECONDS, 2 * want.save_seconds)
         return opening.closes_at is not None and opening.closes_at - start < lead
 

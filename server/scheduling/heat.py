@@ -12,8 +12,8 @@ from server.scheduling import hours
 from server.scheduling.hours import Price
 from server.schemas.policies import PowerRule
 
-HOT_SECONDS = 10.0  # at the ceiling for so long: a peak of a second costs no save
-COOL_DEGREES = 10.0  # below the ceiling, and for so long, before a run comes back
+HOT_SECONDS = 10.0  # time at the ceiling before runs yield: a short peak costs no save
+COOL_DEGREES = 10.0  # margin below the ceiling, and its duration, before a run returns
 COOL_SECONDS = 60.0
 _RULES = TypeAdapter(list[PowerRule])
 
@@ -28,7 +28,7 @@ def rule_at(column: list[Any] | None, now: float, prices: Sequence[Price] = ()) 
 
 @dataclass
 class Heat:
-    """Temperature ceilings: devices that are too hot. Times on a clock that never jumps.
+    """Temperature ceilings: devices that are too hot. Times on a monotonic clock.
 
     A device becomes too hot once it has been at its ceiling for HOT_SECONDS, and is cool again
     once it has been COOL_DEGREES below it for COOL_SECONDS: a run leaves and comes back at most
@@ -39,7 +39,7 @@ class Heat:
     _hot: set[str] = field(default_factory=set)
 
     def look(self, device: str, celsius: float | None, ceiling: float | None, now: float) -> bool:
-        """Whether the device is too hot. ceiling: None is off; celsius: None leaves it as it is."""
+        """True if the device is too hot. ceiling: None is off; celsius: None leaves it as it is."""
         if ceiling is None:
             self._hot.discard(device)
             self._since.pop(device, None)

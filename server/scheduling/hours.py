@@ -112,7 +112,7 @@ def open_stretches(
 
 
 def overlaps(some: Iterable[OpenStretch], others: Sequence[OpenStretch]) -> Iterable[OpenStretch]:
-    """The times that lie in one of both."""
+    """The intersection of both."""
     for one in some:
         for other in others:
             begin, end = max(one.begin, other.begin), min(one.end, other.end)
@@ -121,6 +121,6 @@ def overlaps(some: Iterable[OpenStretch], others: Sequence[OpenStretch]) -> Iter
 
 
 def _epoch(day: date, clock: time, zone: ZoneInfo | None) -> float:
-    """That time of that day. One that the clock skips is as long after midnight as it reads; of
-    one that the clock shows twice, the first."""
+    """A wall-clock time of a day, in seconds since the epoch. A time that the clock skips counts
+    from midnight; of one that occurs twice, the first."""
     return datetime.combine(day, clock, zone).timestamp()

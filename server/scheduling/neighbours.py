@@ -15,7 +15,7 @@ from server.machine.gpu_programs import GpuProgram
 ARRIVES_SECONDS = 5.0
 LEAVES_SECONDS = 120.0
 
-# What draws the screen holds memory for as long as somebody is logged in.
+# The desktop's programs hold memory as long as somebody is logged in.
 DESKTOP = frozenset(
     {
         "Xorg", "Xwayland", "X", "gnome-shell", "kwin_x11", "kwin_wayland", "plasmashell", "sway",

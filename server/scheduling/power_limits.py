@@ -31,7 +31,7 @@ class PowerControl(Protocol):
 
 
 class PowerLimits:
-    """Holds limits. problems: what keeps one from being set, by device."""
+    """Holds power limits. problems: why a limit cannot be set, by device."""
 
     def __init__(self, db: Database, control: PowerControl) -> None:
         self._db, self._control = db, control
@@ -43,7 +43,7 @@ class PowerLimits:
         wanted: Mapping[str, float],
         now: float,
     ) -> None:
-        """Have each device at its wanted limit, and all others at the one they had before."""
+        """Set each device to its wanted limit, and all others to their previous one."""
         with self._db.read() as session:
             held = {row.place: row for row in session.scalars(select(PowerLimit))}
         self.problems = {name: why for name, why in self.problems.items() if name in wanted}
@@ -59,7 +59,7 @@ class PowerLimits:
                 self.put_back(row)
 
     def put_back_all(self) -> None:
-        """At the end of the daemon."""
+        """Restore all power limits when the daemon stops."""
         with self._db.read() as session:
             held = list(session.scalars(select(PowerLimit)))
         for row in held:
@@ -108,7 +108,7 @@ class PowerLimits:
             _record(session, words, device.device, watts)
 
     def _forget(self, place: str, row: PowerLimit | None) -> None:
-        """Nothing was set: the row is what it was."""
+        """Undo the row of a limit that was not set."""
         with self._db.write() as session:
             if row is None:
                 session.delete(session.get_one(PowerLimit, place))

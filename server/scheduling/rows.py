@@ -21,13 +21,13 @@ from server.scheduling.surroundings import Surroundings
 from trainer.contract.reasons import Reason
 from trainer.contract.spec import HoursRule
 
-JOB_PRIORITY = 1_000  # a short job goes before any run that waits, and displaces none
+JOB_PRIORITY = 1_000  # a short job precedes any waiting run, and displaces none
 LEAST_SAVE_SECONDS = 60.0
 END_SECONDS = 15.0  # for the process to end, and the supervisor to see it
 SAVE_MARGIN = 2.0  # of the slowest save so far: a disk may be busier next time
 COMPLETIONS = "completions"
 CPU_JOB = "cpu job"
-SEATS = (CPU_JOB, COMPLETIONS)  # places that are no devices
+SEATS = (CPU_JOB, COMPLETIONS)  # places that are not devices
 _HOURS = TypeAdapter(list[HoursRule])
 _LEAVING = frozenset({State.pausing, State.cancelling})
 

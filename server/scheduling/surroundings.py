@@ -88,7 +88,8 @@ class SurroundingsThread:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread and put power limits back; one that waits for a driver is left behind."""
+        """Stop the thread and restore power limits; a thread that waits for a driver is
+        abandoned."""
         self._ends.set()
         if self._thread is not None:
             self._thread.join(timeout=1.0)
@@ -97,14 +98,14 @@ class SurroundingsThread:
         try:
             self._limits.put_back_all()
         except TraindError as error:
-            log.warning("power limits are put back at the next start: %s", error)
+            log.warning("power limits will be restored at the next start: %s", error)
 
     def _run(self) -> None:
         while not self._ends.wait(LOOK_SECONDS):
             self.look(time.monotonic())
 
     def look(self, now: float) -> None:
-        """Look at the tariff and the devices once. `now`: on a clock that never jumps."""
+        """Read the tariff and the devices once. `now`: on a monotonic clock."""
         if self.tariff is not None:
             self.tariff.refresh(now)
             self._db.lend_prices(self.tariff.prices)
@@ -152,7 +153,7 @@ class SurroundingsThread:
         self.problem = None
         if programs is None:
             self.problem = (
-                "runs cannot make way for other programs: the driver does not name the processes "
+                "runs cannot yield to other programs: the driver does not list the processes "
                 "on its GPUs"
             )
         for device in self._devices:
@@ -189,7 +190,7 @@ def watched_of(neighbours: dict[str, Any] | None) -> Watched | None:
 
 
 def _is_ours(process: psutil.Process) -> bool:
-    """Whether it carries a token of a daemon. Another user's process cannot be asked, and is none
+    """True if it carries a token of a daemon. Another user's process cannot be asked, and is none
     of ours."""
     try:
         return TOKEN_VARIABLE in process.environ()

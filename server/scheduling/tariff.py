@@ -37,7 +37,7 @@ _ENTRIES = TypeAdapter(list[TariffEntry])
 
 
 class Tariff:
-    """The prices of one source, read again every REFRESH_SECONDS."""
+    """Prices of one source, refreshed every REFRESH_SECONDS."""
 
     def __init__(self, source: str) -> None:
         self.source = source
@@ -46,7 +46,7 @@ class Tariff:
         self._read_at = float("-inf")
 
     def refresh(self, now: float) -> None:
-        """Read the source if it is time to. `now`: on a clock that never jumps. Never raises."""
+        """Read the source if it is due. `now`: on a monotonic clock. Never raises."""
         if now - self._read_at < REFRESH_SECONDS:
             return
         self._read_at = now
@@ -58,7 +58,7 @@ class Tariff:
 
 
 def parse(text: bytes) -> list[Price]:
-    """The prices in order of time. Raises ValueError where it is no such list."""
+    """Parse the list of prices, in order of time. Raises ValueError."""
     entries = _ENTRIES.validate_json(text)
     found = [Price(OpenStretch(_epoch(e.start), _epoch(e.end)), e.price) for e in entries]
     if wrong := [price for price in found if price.stretch.end <= price.stretch.begin]:

@@ -20,9 +20,9 @@ from server.supervision.watch import Watch
 
 @dataclass(frozen=True)
 class SupervisorContext:
-    """backoff: seconds before the first, second, … attempt anew. worker: the process that ingests;
-    None where the supervisor's own thread does. xids: errors of GPUs as NVIDIA's library reports
-    them. launchers: by name; left out, those of this traind. surroundings: prices and
+    """Shared context. backoff: seconds before the first, second, … retry. worker: the ingesting
+    process; None where the supervisor's own thread does. xids: errors of GPUs as NVIDIA's library
+    reports them. launchers: by name; left out, those of this traind. surroundings: prices and
     other programs; None where there are none.
     """
 
@@ -43,6 +43,6 @@ class SupervisorContext:
         return self.launchers[execution.launcher]
 
     def watch(self, execution: tables.Execution) -> Watch:
-        """The directory of an execution, to be observed from now on."""
+        """Start to watch the directory of an execution."""
         directory = self.settings.paths.root / execution.directory
         return Watch(Spot(directory, execution.token), self.launcher(execution))

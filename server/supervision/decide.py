@@ -16,11 +16,11 @@ from trainer.contract.reasons import Reason
 from trainer.contract.rundir import DUMP_SIGNAL
 
 DUMP_SECONDS = 2.0  # for the stack dump to reach the log
-TERM_SECONDS = 10.0  # for a stalled or unwilling process to end by itself
+TERM_SECONDS = 10.0  # for a stalled or unresponsive process to end by itself
 SAVE_SECONDS = 60.0  # for a checkpoint after SIGTERM, past the deadline of a pause
 CANCEL_SECONDS = 30.0
 DISK_SILENCE_SECONDS = 5.0
-ENGINE_SECONDS = 30.0  # before a cluster is asked again to give a waiting job up
+ENGINE_SECONDS = 30.0  # before a cluster is asked again to cancel a waiting job
 
 
 # --- actions -------------------------------------------------------------------------------------
@@ -28,12 +28,12 @@ ENGINE_SECONDS = 30.0  # before a cluster is asked again to give a waiting job u
 
 @dataclass(frozen=True)
 class Action:
-    """Nothing, unless it is one of those below."""
+    """An action of the supervisor; the base class itself means no action."""
 
 
 @dataclass(frozen=True)
 class Move(Action):
-    """Move the run, with nothing else to do. by: names of what it makes way for."""
+    """Move the run to another state; nothing else is needed. by: names for which it yields."""
 
     state: State
     reason: Reason
@@ -43,7 +43,7 @@ class Move(Action):
 
 @dataclass(frozen=True)
 class Explain(Action):
-    """The state stays, its reason changes. message: None is the reason's own sentence."""
+    """Change the reason of the state. message: None is the reason's own sentence."""
 
     reason: Reason
     message: str | None = None
@@ -51,12 +51,12 @@ class Explain(Action):
 
 @dataclass(frozen=True)
 class Prepare(Action):
-    """Have the data made ready by a job."""
+    """Start a job that prepares the data."""
 
 
 @dataclass(frozen=True)
 class DropPreparation(Action):
-    """Cancel the job that makes the data ready."""
+    """Cancel the job that prepares the data."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +71,12 @@ class Adopt(Action):
 
 @dataclass(frozen=True)
 class Deliver(Action):
-    """Put the waiting commands into the inbox."""
+    """Write the waiting commands into the inbox."""
 
 
 @dataclass(frozen=True)
 class SendCommand(Action):
-    """Ask for it by command: 'pause' or 'cancel'."""
+    """Send the command 'pause' or 'cancel'."""
 
     kind: str
 
@@ -93,7 +93,7 @@ class Signal(Action):
 
 @dataclass(frozen=True)
 class ClearStall(Action):
-    """It was thought to hang and has moved again."""
+    """Clear a stall: the process reports again."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Sweep(Action):
 
 @dataclass(frozen=True)
 class Close(Action):
-    """The process is gone and its journal read to the end: say how it ended and what follows."""
+    """Record how the process ended and what follows; it is gone and its journal read to the end."""
 
 
 WAIT = Action()
@@ -182,12 +182,12 @@ class JobSeen:
 
 
 def for_run(seen: RunSeen) -> Action:
-    """The one thing to do about this run now."""
+    """The next action for this run."""
     match seen.process.presence:
         case Presence.unknown:
             return Adopt()
         case Presence.unreachable:
-            return _explain_the_engine(seen)  # silence of a controller is no death
+            return _explain_the_engine(seen)  # a controller that does not answer proves no end
         case Presence.waiting:
             return _while_waiting(seen)
         case Presence.lingering:
@@ -221,7 +221,7 @@ def _while_alive(seen: RunSeen) -> Action:
 
 
 def _while_waiting(seen: RunSeen) -> Action:
-    """Its engine has not started it: one that is to stop is taken out of the engine's queue."""
+    """Its engine has not started it: if it should stop, remove it from the engine's queue."""
     leaves = seen.state in (State.pausing, State.cancelling) or seen.state in SETTLED
     if leaves or (seen.is_shutting_down and seen.stops_trainers):
         if seen.process.step and seen.process.since_step < ENGINE_SECONDS:
@@ -260,7 +260,7 @@ def _asking_to_end(process: Seen) -> tuple[signal.Signals, ...]:
 
 
 def _end_in_order(process: Seen, timeout: float) -> Action:
-    """The daemon ends and takes its trainers along: checkpoint, end, or in time be killed."""
+    """The daemon stops with its trainers: checkpoint and end, or be killed after the deadline."""
     if process.step < 2:
         return Signal((signal.SIGTERM, signal.SIGCONT), 2, "the daemon ends with its trainers")
     if process.step == 2 and process.since_step >= timeout:
@@ -269,7 +269,7 @@ def _end_in_order(process: Seen, timeout: float) -> Action:
 
 
 def _stall(process: Seen) -> Action | None:
-    """A hang: dump the stacks, ask it to end, kill it. None while there is none."""
+    """Escalation of a stall: dump the stacks, terminate, kill. None without a stall."""
     if process.stall_step == 0:
         if process.silence < process.timeout or process.waits_for_space:
             return None
@@ -282,7 +282,7 @@ def _stall(process: Seen) -> Action | None:
     if process.stall_step <= 2 and process.since_step >= DUMP_SECONDS:
         why = "the stack dump is in its log"
         return Signal(_asking_to_end(process), 3, why, stall=True)
-    # one that speaks again is saving
+    # a process that reports again is saving
     grace = SAVE_SECONDS if process.silence < process.since_step else TERM_SECONDS
     if process.stall_step == 3 and process.since_step >= grace:
         return Signal((signal.SIGKILL,), 4, "it did not end after SIGTERM", stall=True)
@@ -319,7 +319,7 @@ def _without_process(seen: RunSeen) -> Action:
 
 
 def _stop(seen: RunSeen) -> Move:
-    """No process is left of a run that was to pause or to be cancelled."""
+    """A run that should pause or be cancelled has no process left."""
     if seen.state is State.cancelling:
         return Move(State.cancelled, Reason.requested)
     if seen.reason is Reason.budget_spent and not seen.wants_to_run:
@@ -347,7 +347,7 @@ def _on_the_way(seen: RunSeen) -> Action:
 
 
 def _explain_the_wait(seen: RunSeen) -> Action:
-    """Keep the reason hours, neighbour or preempting run as long as it is the cause."""
+    """Keep hours, another program or a preempting run as the reason while it is the cause."""
     if seen.waits is None or seen.waits == (seen.reason, seen.message):
         return WAIT
     is_queue = seen.waits[0] is Reason.waiting_for_device
@@ -360,7 +360,7 @@ def _explain_the_wait(seen: RunSeen) -> Action:
     return Explain(*seen.waits)
 
 
-# Why a preparation failed that says nothing about the data: the advice is another one then.
+# Failures of a preparation that are not caused by the data and need other advice.
 _OF_THE_MACHINE = frozenset({
     Reason.disk_full, Reason.host_out_of_memory, Reason.too_many_open_files, Reason.io_error,
     Reason.not_permitted, Reason.network_failed, Reason.software_missing,
@@ -381,7 +381,7 @@ def _prepare(seen: RunSeen) -> Action:
 
 
 def for_job(seen: JobSeen) -> Action:
-    """The one thing to do about this job now."""
+    """The next action for this job."""
     if seen.state == "queued":
         if seen.is_cancelled:
             return Close()
@@ -390,7 +390,7 @@ def for_job(seen: JobSeen) -> Action:
         case Presence.unknown:
             return Adopt()
         case Presence.unreachable | Presence.waiting:
-            return WAIT  # silence of a controller is no death
+            return WAIT  # a controller that does not answer proves no end
         case Presence.lingering:
             return Sweep()
         case Presence.gone:

@@ -24,14 +24,14 @@ from trainer.contract.reasons import Reason
 TRIES = 3
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 60.0
 
-# What concerns every run alike: the whole tick waits for it.
+# Errors that concern every run: the whole tick waits for them.
 OF_ALL = (Busy, DiskFull, StorageBroken)
 
 log = logging.getLogger("traind.supervisor")
 
 
 class FailureGuard:
-    """Errors in a row by run or job, and until when each is left alone."""
+    """Consecutive errors by run or job, and the time of each retry."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -43,7 +43,7 @@ class FailureGuard:
     ) -> bool:
         """Run `act` with back-off after a failure; `give_up(error)` after repeated failures.
 
-        Whether there is something to watch. Raises only what concerns every run alike.
+        Returns whether there is something to watch. Raises only errors that concern every run.
         """
         if self._clock() < self._until.get(key, 0.0):
             return True
@@ -61,7 +61,7 @@ class FailureGuard:
         return done
 
     def keep_only(self, keys: set[str]) -> None:
-        """Forget what is settled."""
+        """Forget runs and jobs that have settled."""
         for key in self._errors.keys() - keys:
             del self._errors[key]
             self._until.pop(key, None)
@@ -81,17 +81,17 @@ class FailureGuard:
         except Exception as second:
             if concerns_all(second):
                 raise
-            log.critical("%s cannot even be ended: %s", key, in_words(second), exc_info=second)
+            log.critical("%s cannot be ended either: %s", key, in_words(second), exc_info=second)
 
 
 def concerns_all(error: Exception) -> bool:
-    """Whether no run or job is to blame: the database, or no file descriptor is left."""
+    """True if no run or job is the cause: the database failed, or no file descriptor is left."""
     out_of_files = isinstance(error, OSError) and error.errno in process.OUT_OF_FILES
     return isinstance(error, OF_ALL) or out_of_files
 
 
 def in_words(error: BaseException) -> str:
-    """One line for an error: what failed, where, and what to do."""
+    """An error on one line: what failed, where, and what to do."""
     if isinstance(error, OSError) and error.strerror:
         where = " -> ".join(str(name) for name in (error.filename, error.filename2) if name)
         place = f"{where}: " if where else ""
@@ -127,7 +127,7 @@ def reason_of(error: BaseException) -> Reason:
 
 
 def end_run(db: Database, run_id: str, error: Exception, is_alive: bool) -> bool:
-    """Fail the run and close its attempts. With a live trainer only say so: it trains on."""
+    """Fail the run and close its attempts. If a trainer is alive, only report: it continues."""
     words = in_words(error)
     with db.write() as session:
         run = session.get(Run, run_id)
@@ -153,7 +153,7 @@ def _fail(session: Session, run: Run, error: Exception, words: str) -> None:
 
 
 def end_job(db: Database, job_id: str, error: Exception, is_alive: bool) -> bool:
-    """Fail the job. With a live process only say so."""
+    """Fail the job. If its process is alive, only report."""
     words = in_words(error)
     with db.write() as session:
         job = session.get(Job, job_id)

@@ -15,12 +15,12 @@ from server.supervision.watch import Watch
 
 log = logging.getLogger("traind.intake")
 
-RESTART_SECONDS = (1.0, 5.0, 30.0, 60.0)  # before the process that ingests is started again
-READS_PER_TICK = 20  # of one journal: others have their turn, and a tick stays short
+RESTART_SECONDS = (1.0, 5.0, 30.0, 60.0)  # before the ingesting process is restarted
+READS_PER_TICK = 20  # per journal, so that others get their turn and a tick stays short
 
 
 class Intake:
-    """Feeds what trainers and jobs report into the rows."""
+    """Ingests the reports of trainers and jobs into rows."""
 
     def __init__(self, context: SupervisorContext) -> None:
         self._context, self._worker = context, context.worker
@@ -28,7 +28,7 @@ class Intake:
         self._deaths, self._again_at = 0, 0.0
 
     def read(self, watches: dict[int, Watch]) -> None:
-        """Read every journal that has moved since it was last read to its end.
+        """Read every journal that changed since it was last read to its end.
 
         watches: by the id of the execution.
         """
@@ -37,12 +37,12 @@ class Intake:
             _drain(watch, lambda key=execution_id: self._ingest(key))
 
     def close(self) -> None:
-        """Let a process that was started here end."""
+        """Stop the ingesting process if it was started here."""
         if self._worker is not None and self._worker is not self._context.worker:
             self._worker.close()
 
     def _ingest(self, execution_id: int) -> IngestResult:
-        """By the process that ingests while there is one; here while it is being started again."""
+        """Ingest in the ingesting process, or in this one while that is being restarted."""
         db, paths = self._context.db, self._context.settings.paths
         try:
             if self._worker is not None and self._worker.is_ready:
@@ -61,7 +61,7 @@ class Intake:
             worker.close()
 
     def _keep_worker(self) -> None:
-        """Start the process again when it has ended, a little later each time."""
+        """Restart the process if it has ended, with increasing delay."""
         if not self._has_worker or self._worker is not None or time.monotonic() < self._again_at:
             return
         try:
@@ -71,13 +71,13 @@ class Intake:
 
 
 def _drain(watch: Watch, read: Callable[[], IngestResult]) -> None:
-    """Read until nothing is left for now. One report that cannot be read holds up no other."""
+    """Read until nothing is left for now. An unreadable report does not block others."""
     for _ in range(READS_PER_TICK):
         if watch.exhausted:
             return
         try:
             watch.exhausted = not read().more
-        except Exception as error:  # what was read stays read
+        except Exception as error:  # what was read is kept
             if failure_guard.concerns_all(error):
                 raise
             words = failure_guard.in_words(error)

@@ -1,6 +1,6 @@
 """Resolves a job's parameters at its start: names become checkpoints.
 
-A job starts maybe hours after it was asked for; which checkpoint is the newest is decided then.
+A job may start hours after its request; the newest checkpoint is determined at its start.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from trainer.contract.rundir import DataDir
 
 
 class Unresolvable(Exception):
-    """The job cannot be started; the message gives the cause."""
+    """The job cannot be started; the message has the cause."""
 
 
 def resolve(session: Session, job: tables.Job, settings: Settings) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def resolve(session: Session, job: tables.Job, settings: Settings) -> dict[str, 
     run = session.get(tables.Run, job.run_id) if job.run_id else None
     if job.kind == "prepare":
         return {**params, "tokenizer_run_id": _tokenizer_run(session, params)}
-    if job.kind == "serve":  # what says nothing for thrice as long is taken for hung
+    if job.kind == "serve":  # a process silent for three times as long counts as hung
         often = min(ServeParams().report_seconds, settings.stall_seconds)
         return {**params, "report_seconds": often}
     if run is None or job.kind not in ("sample", "evaluate", "export", "audit"):
@@ -67,7 +67,7 @@ def _for_audit(
 def _checkpoint(
     session: Session, run: tables.Run, params: dict[str, Any], job_id: str
 ) -> tables.Checkpoint:
-    """The named one, the one at the step, or the newest good one of the lineage."""
+    """The named checkpoint, the one at the step, or the newest usable one of the lineage."""
     name, step = params.get("checkpoint"), params.get("step")
     if name is None and step is None:
         usable = saved.usable(session, run.id)
@@ -82,7 +82,7 @@ def _checkpoint(
 
 
 def _hold(session: Session, checkpoint: tables.Checkpoint, job_id: str) -> bool:
-    """Whether it is there; it then stays until the job has read it."""
+    """Hold the checkpoint until the job has read it. False if it no longer exists."""
     directory = session.info["paths"].run(checkpoint.run_id).checkpoints
     return holds.hold(directory, checkpoint.name, job_id)
 
@@ -90,7 +90,7 @@ def _hold(session: Session, checkpoint: tables.Checkpoint, job_id: str) -> bool:
 def _for_export(
     session: Session, run: tables.Run, chosen: tables.Checkpoint, paths: DataDir, job: tables.Job
 ) -> dict[str, Any]:
-    """The schedule of the checkpoint's last step, the horizon, and where the folder goes."""
+    """The schedule of the checkpoint's last step, the horizon, and the target folder."""
     phases = lineage.phases(session, run.id)
     phase = next((p for p in reversed(phases) if p.start_step < chosen.step), phases[0])
     target = paths.root / "exports" / f"{run.name}-{chosen.step:09d}-{job.params['format']}"
@@ -103,7 +103,7 @@ def _for_export(
 
 
 def _tokenizer_run(session: Session, params: dict[str, Any]) -> str | None:
-    """The id of the run whose tokenizer the spec asks for."""
+    """The id of the run whose tokenizer the spec names."""
     asked = params["spec"]["data"]["tokenizer"].get("run")
     if not asked:
         return None

@@ -38,7 +38,7 @@ _INLINE_KINDS = ("evaluate",)
 
 
 def prepare(context: SupervisorContext, run_id: str) -> None:
-    """A job that makes the data of this run ready, and the run waits for it."""
+    """Create the job that prepares the data of a run, which waits for it."""
     with context.db.write() as session:
         run = session.get_one(Run, run_id)
         waits = run.state in (State.preparing, State.recovering, State.starting)
@@ -55,7 +55,7 @@ def prepare(context: SupervisorContext, run_id: str) -> None:
 
 
 def drop(context: SupervisorContext, job_id: str) -> None:
-    """Ask for the end of a job."""
+    """Request the end of a job."""
     with context.db.write() as session:
         session.get_one(Job, job_id).cancel_requested = True
 
@@ -95,7 +95,7 @@ def launch(context: SupervisorContext, job_id: str) -> tuple[Execution, Watch] |
 
 
 def _require_device(context: SupervisorContext, job: Job) -> None:
-    """A job that names its device gets no other: an audit there would prove nothing."""
+    """Raises if the device that a job names is missing: an audit elsewhere would prove nothing."""
     named, there = job.params.get("device"), [device.device for device in context.devices]
     if job.where == "device" and named and named not in there:
         raise job_params.Unresolvable(
@@ -131,7 +131,7 @@ def _make_room(directory: Path, order: orders.JobOrder) -> None:
 
 
 def close(context: SupervisorContext, job_id: str, watch: Watch | None) -> None:
-    """Write how the job ended. Without a watch it never began."""
+    """Record how the job ended. Without a watch it never started."""
     if watch is None:
         with context.db.write() as session:
             job = session.get_one(Job, job_id)
@@ -175,7 +175,7 @@ def _report_verdict(session: Session, job: Job) -> str:
 
 
 def _why(ending: Ending, findings: PostMortem) -> str:
-    """One that left no report has its last lines in the message: a job shows no log."""
+    """The message of a job without a report: the last lines of its log."""
     tail = findings.log_tail if ending.outcome == "crashed" else ""
     return "\n".join(filter(None, (ending.message, tail)))
 
@@ -195,7 +195,7 @@ def _end(
 def follow_inline(
     context: SupervisorContext, job: Job, command: CommandRow | None, run_state: str
 ) -> None:
-    """Carry a job that the running trainer does on to its end, unless the trainer reports that."""
+    """Follow an inline job of the running trainer to its end, unless the trainer reports it."""
     with context.db.write() as session:
         job = session.get_one(Job, job.id)
         if job.is_over:
@@ -220,7 +220,7 @@ def follow_inline(
 
 
 def needs_attention(job: Job, command: CommandRow | None, run_state: str) -> bool:
-    """Whether `follow_inline` has something to do."""
+    """True if `follow_inline` has something to do."""
     return (
         command is None
         or command.done_at is not None
@@ -231,7 +231,7 @@ def needs_attention(job: Job, command: CommandRow | None, run_state: str) -> boo
 
 
 def _command(session: Session, job: Job) -> None:
-    """The command that the job is, for the trainer of its run."""
+    """The command of an inline job, for the trainer of its run."""
     run = session.get(Run, job.run_id) if job.run_id else None
     if job.kind not in _INLINE_KINDS or run is None:
         words = f"{job.kind} cannot be done inline"

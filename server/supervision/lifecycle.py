@@ -69,7 +69,7 @@ def _write_directory(directory: Path, order: AttemptOrder | JobOrder) -> None:
 
 
 def record(context: SupervisorContext, execution_id: int, watch: Watch, handle: Handle) -> None:
-    """Write down what was started."""
+    """Record the handle of the started process."""
     watch.handle = handle
     with context.db.write() as session:
         session.get_one(Execution, execution_id).handle = dict(handle)
@@ -98,7 +98,7 @@ def _why_not_started(error: OSError, trainer_python: str) -> Reason:
 
 
 def adopt(context: SupervisorContext, row: ExecutionRow, watch: Watch) -> None:
-    """Look for what was started and never recorded; found by the token it carries."""
+    """Find a process that was started but not recorded, by its token."""
     handle = watch.launcher.find(watch.spot)
     if handle is not None:
         record(context, row.execution_id, watch, handle)
@@ -108,7 +108,7 @@ def adopt(context: SupervisorContext, row: ExecutionRow, watch: Watch) -> None:
 
 
 def send(context: SupervisorContext, row: ExecutionRow, watch: Watch, action: Signal) -> None:
-    """Signal it and remember the rung; a stall is written down before the signal goes."""
+    """Send a signal and record the rung; a stall is recorded before the signal is sent."""
     why = _with_stopped_ranks(watch, action)
     with context.db.write() as session:
         execution = session.get_one(Execution, row.execution_id)
@@ -123,20 +123,20 @@ def send(context: SupervisorContext, row: ExecutionRow, watch: Watch, action: Si
     names = " and ".join(s.name for s in action.signals)
     words = f"sent {names} to the {_what(row)}: {why}"
     if not sent:
-        words = f"did not send {names}: it is not certain whose process that is"
+        words = f"did not send {names}: the process could not be identified"
     with context.db.write() as session:
         events.record(session, "signal", words, **events.about(row), level="warning")
 
 
 def _with_stopped_ranks(watch: Watch, action: Signal) -> str:
-    """Why it is signalled; of a stall of several ranks, which of them a signal stopped."""
+    """Why it is signalled; for a stall of several ranks, names those that a signal stopped."""
     stopped = watch.stopped_ranks if action.stall else []
     named = ", ".join(f"rank {rank}" for rank in stopped)
     return f"{action.why}; {named} was stopped by a signal" if stopped else action.why
 
 
 def clear_stall(context: SupervisorContext, row: ExecutionRow, watch: Watch) -> None:
-    """One that moved again after its stack dump is left alone."""
+    """A process that reports again after its stack dump is left running."""
     watch.stall_step, watch.since_step, watch.stalled = 0, 0.0, None
     with context.db.write() as session:
         execution = session.get_one(Execution, row.execution_id)
@@ -146,14 +146,14 @@ def clear_stall(context: SupervisorContext, row: ExecutionRow, watch: Watch) -> 
 
 
 def restart_ladder(context: SupervisorContext, row: ExecutionRow) -> None:
-    """It is asked for another thing now: the signals begin at the first rung again."""
+    """The request has changed: the signals begin at the first rung again."""
     if row.execution.escalation:
         with context.db.write() as session:
             session.get_one(Execution, row.execution_id).escalation = 0
 
 
 def sweep(watch: Watch) -> None:
-    """End what a dead execution left behind."""
+    """Kill the remaining processes of a dead execution."""
     watch.launcher.sweep(watch.spot)
 
 
@@ -177,7 +177,7 @@ def ending(row: ExecutionRow, watch: Watch, findings: PostMortem) -> recovery.En
 
 
 def _reported(row: ExecutionRow, watch: Watch) -> recovery.ExitReport | None:
-    """The process's own last word: its exit record, or what its outbox said in the end."""
+    """The process's own report: its exit record, or the last record of its outbox."""
     record = exits.read_exit(watch.directory)
     if record is not None:
         return recovery.ExitReport(record.outcome, record.reason, record.message, record.step)
@@ -190,7 +190,7 @@ def _reported(row: ExecutionRow, watch: Watch) -> recovery.ExitReport | None:
 
 
 def _reported_by_rank(execution: Execution, watch: Watch) -> recovery.ExitReport | None:
-    """Where rank 0 left no word: that of the rank that failed first."""
+    """The report of the rank that failed first, if rank 0 has none."""
     failed = exits.first_failure(watch.directory)
     if failed is None:
         return None
@@ -217,7 +217,7 @@ def _circumstances(row: ExecutionRow, watch: Watch, findings: PostMortem) -> rec
 
 
 def _save_seconds(watch: Watch) -> float:
-    """Seconds before the time limit of its place at which it saves, as ordered."""
+    """Seconds before the time limit of its place at which it saves, from its order."""
     try:
         place = orders.read(watch.directory, AttemptOrder).spec.place
     except (OSError, ValueError):

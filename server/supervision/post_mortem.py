@@ -17,14 +17,14 @@ from server.supervision.watch import Watch
 from trainer.contract.exits import first_failure
 from trainer.contract.rundir import LOG, rank_log
 
-KERNEL_LOG_SECONDS = 600.0  # how long before a death a line of the kernel may have to do with it
+KERNEL_LOG_SECONDS = 600.0  # age at which a kernel message may still be related to an exit
 STACK_DUMP_LINES = 120
 LAST_WORDS_CHARACTERS = 200
 
 
 @dataclass(frozen=True)
 class PostMortem:
-    """oom: the limits in words when the kernel killed it for memory, None when it did not."""
+    """Findings. oom: the limits, as text, if the kernel killed it for memory, else None."""
 
     exit_code: int | None
     oom: str | None
@@ -33,7 +33,7 @@ class PostMortem:
 
     @property
     def last_words(self) -> str:
-        """Last line of the log that is not blank, cut to fit a sentence."""
+        """Last non-blank line of the log, shortened to fit a sentence."""
         own = torchrun.without_report(self.log_tail)
         said = [line.strip() for line in own.splitlines() if line.strip()]
         return said[-1][:LAST_WORDS_CHARACTERS] if said else ""
@@ -65,7 +65,7 @@ def examine(
 
 
 def _log_tail(directory: Path, lines: int) -> str:
-    """The end of the log; behind that of the rank that failed first, where it was another one."""
+    """The end of the log; preceded by that of the rank that failed first, if it was another one."""
     tail = process.log_tail(directory / LOG, lines)
     failed = first_failure(directory)
     if failed is None:
@@ -76,7 +76,7 @@ def _log_tail(directory: Path, lines: int) -> str:
 
 
 def _kernel_log_start(watch: Watch) -> float:
-    """Uptime in seconds from which the kernel's log may have to do with this process."""
+    """Uptime in seconds from which the kernel's log may be related to this process."""
     uptime = time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else 0.0
     began = 0.0
     if (found := watch.process) is not None:

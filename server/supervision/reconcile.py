@@ -34,7 +34,7 @@ from trainer.contract.rundir import ProcessIdentity
 
 log = logging.getLogger("traind.supervisor")
 
-SHARED_DISK_SECONDS = 90.0  # what is written on a node may be seen here so much later
+SHARED_DISK_SECONDS = 90.0  # delay until a write on a node is visible here
 
 
 class Reconciler:
@@ -79,7 +79,8 @@ class Reconciler:
         watch.launcher.release(watch.spot)
 
     def reconcile(self, seen: Worklist) -> bool:
-        """At most one action for each run and each job. Whether there is anything to watch."""
+        """Take at most one action for each run and job. Returns whether there is anything to
+        watch."""
         self._drop_finished(seen)
         acted = [self._guarded_run(seen, entry) for entry in seen.entries]
         acted += [self._guarded_job(seen, job) for job in seen.jobs]
@@ -89,7 +90,7 @@ class Reconciler:
         return bool(self.watches or self._backoff or any(acted))
 
     def _drop_finished(self, seen: Worklist) -> None:
-        """Let go of directories that are settled, and of waits that are over."""
+        """Forget directories that have settled, and waits that are over."""
         running = {e.attempt.execution_id for e in seen.entries if e.attempt is not None}
         running |= {job.execution_id for job in seen.jobs if job.state == ExecutionState.running}
         for execution_id in self.watches.keys() - running:
@@ -185,7 +186,7 @@ class Reconciler:
             return stall_timeout.of(session, row, least)
 
     def _do(self, row: Attempt | Job, action: decide.Action) -> None:
-        """What an action does to the execution itself."""
+        """Apply an action to the execution itself."""
         watch = self.watches[row.execution_id]
         match action:
             case decide.Adopt():
@@ -200,7 +201,7 @@ class Reconciler:
                 lifecycle.sweep(watch)
 
     def _send_command(self, row: Attempt | Job, watch: Watch, kind: str) -> None:
-        """A pause or a cancel, which follows from the state of the run or job alone."""
+        """Send a pause or a cancel, as the state of the run or job requires."""
         command_type = commands.Pause if kind == "pause" else commands.Cancel
         watch.since_step = 0.0
         try:
@@ -213,7 +214,7 @@ class Reconciler:
     # --- runs ------------------------------------------------------------------------------------
 
     def _reconcile_run(self, seen: Worklist, entry: Entry) -> bool:
-        """Decide about one run and do it. Whether there was anything to do."""
+        """Decide and apply the action of one run. Returns whether there was one."""
         if entry.missing is not None and entry.run.state in _NEED_A_DEVICE:
             action = decide.Move(State.failed, Reason.device_missing, entry.missing)
         else:
@@ -265,7 +266,7 @@ class Reconciler:
         return self._see(attempt, has_begun=has_begun, has_commands=has_commands)
 
     def _is_backing_off(self, run: Run) -> bool:
-        """Counted on the monotonic clock: the wall clock may be set back by an hour meanwhile."""
+        """True during back-off, measured on the monotonic clock: the wall clock may be set back."""
         if run.id not in self._backoff:
             left = (run.not_before or 0.0) - time.time()
             self._backoff[run.id] = self._clock() + min(max(left, 0.0), max(self._context.backoff))
@@ -305,9 +306,11 @@ class Reconciler:
     def _move(self, run: Run, action: decide.Move) -> None:
         with self._context.db.write() as session:
             row = session.get_one(Run, run.id)
-            if row.state == run.state:  # otherwise somebody moved it since: look again next tick
+            if (
+                row.state == run.state
+            ):  # otherwise it was moved in between: decide again at the next tick
                 if action.reason is Reason.budget_spent:
-                    row.desired_state = Desired.paused  # it does not come back by itself
+                    row.desired_state = Desired.paused  # it does not return by itself
                 comes_back = action.state is State.queued and action.reason in YIELDS
                 data: dict[str, Any] = {"by": list(action.by)} if action.by else {}
                 message = action.message
@@ -322,7 +325,8 @@ class Reconciler:
                 events.record(session, "reason", message, run_id=run.id, level=level)
 
     def _deliver(self, entry: Entry, attempt: Attempt, watch: Watch) -> None:
-        """Into the inbox first, then into the row; a second time changes nothing."""
+        """Deliver commands: into the inbox first, then into the row; repeating it changes
+        nothing."""
         delivered = []
         try:
             for row in entry.commands:
@@ -336,7 +340,7 @@ class Reconciler:
             trainers.mark_delivered(self._context, attempt, delivered)
 
     def _report_lost_inbox(self, attempt: Attempt, watch: Watch, error: Exception) -> None:
-        """Once; what was to be delivered waits for the next attempt, signals still arrive."""
+        """Report a lost inbox once. Commands wait for the next attempt; signals still arrive."""
         watch.inbox_failed = True
         words = f"commands cannot reach the trainer ({error}); pause and resume the run"
         about = events.about(attempt)
@@ -346,7 +350,7 @@ class Reconciler:
     # --- jobs ------------------------------------------------------------------------------------
 
     def _reconcile_job(self, seen: Worklist, job: Job) -> bool:
-        """Decide about one job and do it. Whether there was anything to do."""
+        """Decide and apply the action of one job. Returns whether there was one."""
         action = decide.for_job(self._see_job(seen, job))
         if action == decide.WAIT:
             return False
@@ -383,13 +387,13 @@ _ENGINE_HAS_IT = frozenset({Presence.waiting, Presence.unreachable})
 _ENDS = frozenset({"pause", "cancel"})
 _NEED_A_DEVICE = frozenset({State.queued, State.preparing, State.starting, State.recovering})
 
-# A job that ended so may do better the next time; once, for what may be its own fault.
+# Outcomes after which a job is retried; once if the job itself may be the cause.
 _NOT_ITS_FAULT = frozenset({Reason.host_restarted, Reason.terminated})
 _WORTH_ONE_MORE = frozenset({Reason.crashed, Reason.stalled, Reason.host_out_of_memory})
 
 
 def _state_of(preparation: Job | None, num_made: int) -> str | None:
-    """The state of the newest job that prepares the data; None when another one is to be made."""
+    """State of the newest job that prepares the data; None if a new one is needed."""
     if preparation is None or preparation.state != "failed":
         return preparation.state if preparation else None
     again = preparation.reason in _NOT_ITS_FAULT

@@ -1,7 +1,7 @@
 """Recovery: classifies how an attempt ended and decides what the run does next. Pure.
 
-`classify` says how it ended, from the exit record or, without one, from what the kernel knows.
-`follow` says what the run does next under its recovery policy.
+`classify` determines how it ended, from the exit record or, without one, from the kernel's
+evidence. `follow` determines what the run does next under its recovery policy.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from trainer.contract.spec import RecoverySpec
 
 BACKOFF_SECONDS = (1.0, 5.0, 15.0, 60.0)
 
-# Trying again would meet the same thing, so the run stops at once and says what to do.
+# A retry would fail in the same way, so the run stops at once with advice.
 _HOPELESS = frozenset(
     {
         Reason.out_of_memory,
@@ -36,7 +36,7 @@ _HOPELESS = frozenset(
 # The cluster took the job away.
 _NO_FAULT_OF_THE_RUN = frozenset({Reason.preempted, Reason.node_failed, Reason.engine_cancelled})
 
-# A trainer whose GPU goes away sees an exception like any other; the kernel knows better.
+# A trainer whose GPU is lost sees an ordinary exception; the kernel's message is more precise.
 _MAYBE_THE_GPU = frozenset({Reason.crashed, Reason.gpu_lost})
 
 
@@ -102,7 +102,7 @@ def classify(said: ExitReport | None, seen: Circumstances) -> Ending:
 
 
 def _was_terminated_early(said: ExitReport | None, seen: Circumstances) -> bool:
-    """Whether SIGTERM came before its handler: afterwards it ends no process. Of several ranks the
+    """True if SIGTERM came before its handler: afterwards it ends no process. Of several ranks the
     others then report a lost one."""
     is_unexplained = said is None or said.reason is Reason.rank_lost
     is_signal_alone = not (seen.stalled or seen.other_boot or seen.engine or seen.xid)
@@ -141,9 +141,9 @@ def _exit_words(code: int | None) -> str:
 
 @dataclass(frozen=True)
 class History:
-    """A run as far as recovery looks at it.
+    """History of a run, as needed by recovery.
 
-    durable_step: the step of the newest checkpoint that counts, 0 without one.
+    durable_step: the step of the newest usable checkpoint, 0 without one.
     same_before: how many of the last attempts in a row ended for the same reason.
     """
 
@@ -164,7 +164,7 @@ class History:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The move and what changes with it. delay_seconds: before the next attempt may start."""
+    """The next move and its side effects. delay_seconds: before the next attempt may start."""
 
     state: State
     reason: Reason
@@ -205,7 +205,7 @@ def _after_completion(ending: Ending, history: History) -> Verdict:
 
 
 def _while_pausing(ending: Ending, history: History, kept: dict[str, Any]) -> Verdict:
-    """It was to stop, and it has stopped: however it ended, nothing is started again."""
+    """A run that should stop has stopped: whatever its outcome, it is not restarted."""
     if history.reason is Reason.copied:
         return Verdict(State.paused, Reason.copied, Reason.copied.sentence, **kept)
     if history.wants_to_run and history.reason in YIELDS:
@@ -230,7 +230,7 @@ def _recover(
         return _stop_orderly(history, Reason.host_restarted, ending.message, kept)
     if ending.reason is Reason.data_changed:
         return _stop_orderly(history, ending.reason, ending.message, kept)
-    if ending.reason is Reason.engine_cancelled:  # somebody meant it: no new job against them
+    if ending.reason is Reason.engine_cancelled:  # cancelled deliberately: no new job
         return _stop_orderly(history, ending.reason, ending.message, kept)
     if ending.reason is Reason.time_limit:
         return _after_time_limit(ending, history, kept, backoff)
@@ -252,7 +252,7 @@ def _stop_orderly(history: History, reason: Reason, message: str, kept: dict[str
 def _after_orders(
     ending: Ending, history: History, kept: dict[str, Any], backoff: tuple[float, ...]
 ) -> Verdict:
-    """Ended by a signal or a reboot: no fault of the run, so nothing is counted against it."""
+    """Ended by a signal or a reboot, which does not count as a failure of the run."""
     reason = Reason.stalled if ending.reason is Reason.stalled else ending.reason
     if reason is Reason.stalled:
         return _after_failure(ending, history, backoff)
@@ -286,7 +286,7 @@ def _after_non_finite(ending: Ending, history: History, kept: dict[str, Any]) ->
 
 
 def _hopeless(ending: Ending, history: History) -> str | None:
-    """Why another attempt is not worth making, None when it is."""
+    """Why another attempt would be useless; None if it may succeed."""
     if history.recovery.on_crash == "stop":
         return f"{ending.message.rstrip('.')}. The run's recovery.on_crash is 'stop'."
     if ending.reason is Reason.out_of_memory:
@@ -310,7 +310,10 @@ def _after_failure(ending: Ending, history: History, backoff: tuple[float, ...])
             f"{failures} consecutive attempts did not get beyond step {best:,}; "
             f"the last one: {ending.message}"
         )
-        if ending.reason not in (Reason.crashed, Reason.stalled):  # there is more than its log
+        if ending.reason not in (
+            Reason.crashed,
+            Reason.stalled,
+        ):  # there is more evidence than its log
             message = f"{message.rstrip('.')}. {ending.reason.advice_once_stopped}"
         return Verdict(
             State.failed, Reason.no_progress, message, failures=failures, best_failed_step=best

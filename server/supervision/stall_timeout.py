@@ -11,12 +11,12 @@ from server.database.tables import Attempt, Job, Point
 
 STEPS_OF_SILENCE = 20
 RECENT_STEPS = 50
-# Reading corpora, compiling, probing, evaluating and saving report seldom; give them longer.
+# Reading corpora, compiling, probing, evaluating and saving report rarely and get more time.
 OTHER_STAGES = 3.0
 
 
 def of(session: Session, row: Attempt | Job, at_least: float) -> float:
-    """Seconds of silence allowed: twenty of its own steps, and no less than `at_least`."""
+    """Stall timeout in seconds: twenty of the run's steps, and at least `at_least`."""
     if isinstance(row, Job) or row.stage != "training":
         return OTHER_STAGES * at_least
     recent = session.scalars(

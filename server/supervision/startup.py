@@ -28,7 +28,7 @@ log = logging.getLogger("traind")
 
 
 def arrive(db: Database, paths: DataDir) -> None:
-    """Let the runs of a copy wait, and give rows to what a restored database does not know."""
+    """Hold the runs of a copied directory, and create rows that a restored database lacks."""
     came = provenance.inspect(db, paths)
     if came.copied_from is not None:
         _refuse_hard_links(paths, came.copied_from)
@@ -69,7 +69,7 @@ def _refuse_hard_links(paths: DataDir, original: str) -> None:
 
 
 def _hold_back(db: Database, original: str) -> None:
-    """The original may be training these runs at this moment: nothing is started unasked."""
+    """Hold the runs of a copy: the original may be training them, so none starts by itself."""
     words = f"this data directory is a copy of {original}, which may still train this run"
     with db.write() as session:
         for run in session.scalars(select(Run).where(Run.state.in_(_WAITING))):
@@ -102,7 +102,7 @@ def _place_of_orders(paths: DataDir) -> str | None:
 
 
 def _rename_root(db: Database, paths: DataDir, before: str) -> None:
-    """What rows name in the old place (a bundle, a tokenizer, an export) is named in this one."""
+    """Update paths in rows (a bundle, a tokenizer, an export) from the old place to this one."""
     with db.write() as session:
         for run in session.scalars(select(Run)):
             spec = _renamed(run.spec, before, str(paths.root))
@@ -136,7 +136,7 @@ def _renamed(value: Any, before: str, after: str) -> Any:
 def _begin_timeline(db: Database, paths: DataDir, came: Provenance, found: Found) -> None:
     last = provenance.new_timeline(db, paths)
     webhooks.begin_after(paths.root, last)
-    words = "the database is older than the data directory (a backup was put back)"
+    words = "the database is older than the data directory (a backup was restored)"
     if found.attempts or found.runs:
         words += f": {found.attempts} attempts and {len(found.runs)} runs were read from the disk"
     with db.write() as session:

@@ -23,9 +23,9 @@ from server.supervision.worklist import Worklist
 
 log = logging.getLogger("traind.supervisor")
 
-IDLE_SECONDS = 5.0  # between looks while nothing runs; a commit wakes it at once
+IDLE_SECONDS = 5.0  # interval of ticks while nothing runs; a commit wakes it at once
 RETRY_SECONDS = 1.0  # after the database was busy or full
-STOP_SECONDS = 150.0  # for trainers to save and end when the daemon takes them along
+STOP_SECONDS = 150.0  # for trainers to save and end when they stop with the daemon
 
 
 class Supervisor:
@@ -47,7 +47,7 @@ class Supervisor:
     # --- the thread ------------------------------------------------------------------------------
 
     def start(self, on_failure: Callable[[BaseException], None] = lambda error: None) -> None:
-        """Begin to tick. An error that no tick expects ends the thread and calls `on_failure`."""
+        """Start the thread. An unexpected error ends it and calls `on_failure`."""
         self._thread = threading.Thread(
             target=self._run, args=(on_failure,), name="supervisor", daemon=True
         )
@@ -55,7 +55,7 @@ class Supervisor:
         self._thread.start()
 
     def wait_for_first_look(self, seconds: float) -> bool:
-        """Whether all running processes were adopted within that time."""
+        """Wait for the first tick. True if all running processes were adopted within that time."""
         return self._looked.wait(seconds)
 
     @property
@@ -63,7 +63,7 @@ class Supervisor:
         return self._thread is not None and self._thread.is_alive() and self.failure is None
 
     def wake(self) -> None:
-        """Look now: something was committed. Its own commits do not count."""
+        """Wake the supervisor after a commit; its own commits do not wake it."""
         if threading.current_thread() is not self._thread:
             self._wakeup.ring()
 
@@ -98,7 +98,7 @@ class Supervisor:
         try:
             busy = self.tick()
         except lock.Lost:
-            raise  # another daemon may come: this one ends at once
+            raise  # another daemon may take over: this one ends at once
         except (Busy, DiskFull, StorageBroken) as error:
             log.warning("the supervisor waits for the database: %s", error)
             return RETRY_SECONDS
@@ -128,7 +128,9 @@ class Supervisor:
         self._intake.read(self._reconciler.watches)
         busy = self._reconciler.reconcile(self._load())
         self._wakeup.watch(self._reconciler.living())
-        if self.ticks or not busy:  # the first tick finds what lives, the second reads its reports
+        if (
+            self.ticks or not busy
+        ):  # the first tick finds living processes, the second reads their reports
             self._looked.set()
         self.ticks += 1
         return busy

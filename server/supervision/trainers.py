@@ -22,7 +22,7 @@ from trainer.contract.spec import RecoverySpec
 
 MODULE = "trainer"
 
-# States of a run that wait for what its attempt comes to.
+# States of a run that wait for the outcome of its attempt.
 _WAITING = frozenset(
     {State.starting, State.running, State.recovering, State.pausing, State.cancelling}
 )
@@ -32,7 +32,7 @@ _WAITING = frozenset(
 
 
 def launch(context: SupervisorContext, run_id: str, device: str) -> tuple[Execution, Watch] | None:
-    """Start the next attempt of a run. None when the run changed its mind in the meantime."""
+    """Start the next attempt of a run. None if the run's state changed in the meantime."""
     with context.db.write() as session:
         run = session.get_one(Run, run_id)
         if run.state != State.starting and not can_move(State(run.state), State.starting):
@@ -76,7 +76,7 @@ def _write_run(context: SupervisorContext, order: orders.AttemptOrder) -> None:
 
 
 def close(context: SupervisorContext, attempt_id: int, watch: Watch) -> Verdict | None:
-    """Write how the attempt ended and move its run on, in one transaction.
+    """Record how the attempt ended and move its run, in one transaction.
 
     None when the run's state does not wait for this attempt (it was moved on already).
     """
@@ -128,7 +128,7 @@ def _history(session: Session, run: Run, attempt: Attempt, watch: Watch) -> reco
 
 
 def _end_phase(session: Session, run: Run, attempt: Attempt, ending: Ending) -> None:
-    """The phase has its end, also where only the exit record is left to say so."""
+    """End the phase, also if only the exit record reports it."""
     phase = session.scalar(
         select(Phase).where(Phase.run_id == run.id, Phase.index == attempt.phase_index)
     )
@@ -139,7 +139,7 @@ def _end_phase(session: Session, run: Run, attempt: Attempt, ending: Ending) -> 
 
 
 def apply(session: Session, run: Run, verdict: Verdict) -> None:
-    """Move the run as the verdict says, through `running` where the table asks for it."""
+    """Move the run by the verdict, through `running` where the table of moves requires it."""
     if not can_move(State(run.state), verdict.state) and run.state == State.starting:
         move(session, run, State.running, Reason.requested)
     front = {"front": True} if verdict.keeps_device else {}
@@ -158,7 +158,7 @@ def apply(session: Session, run: Run, verdict: Verdict) -> None:
 
 
 def mark_delivered(context: SupervisorContext, attempt: Attempt, command_ids: list[str]) -> None:
-    """These commands are in the inbox of this attempt."""
+    """Mark commands as delivered to the inbox of this attempt."""
     with context.db.write() as session:
         for row in session.scalars(select(CommandRow).where(CommandRow.id.in_(command_ids))):
             row.delivered_at, row.attempt_number = time.time(), attempt.number

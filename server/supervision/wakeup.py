@@ -20,12 +20,12 @@ class Wakeup:
         self._ends: dict[ProcessIdentity, int] = {}
 
     def ring(self) -> None:
-        """From any thread, at any time; a wakeup that is already ringing stays so."""
+        """Wake the waiter, from any thread; repeated calls have no further effect."""
         with suppress(BlockingIOError, OSError):
             os.write(self._write, b"!")
 
     def watch(self, living: Iterable[ProcessIdentity]) -> None:
-        """Wait for the end of these processes and of no others."""
+        """Watch for the end of these processes only."""
         wanted = set(living)
         for identity in set(self._ends) - wanted:
             os.close(self._ends.pop(identity))

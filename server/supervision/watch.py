@@ -72,7 +72,7 @@ class Watch:
     # --- seeing ----------------------------------------------------------------------------------
 
     def update(self, monotonic: float) -> None:
-        """Count the time since the last look, and whether the outbox moved in it."""
+        """Count the time since the last tick, and check whether the outbox changed."""
         passed = 0.0 if self._last_look is None else monotonic - self._last_look
         passed = min(max(passed, 0.0), LONGEST_TICK_SECONDS)
         self._last_look = monotonic
@@ -84,7 +84,7 @@ class Watch:
             self._outbox, self.silence, self.exhausted = seen, 0.0, False
 
     def presence(self, recorded: Handle) -> Presence:
-        """Whether the process of this directory lives. `recorded` is what the row says."""
+        """Liveness of the directory's process. `recorded`: the handle in the row."""
         if self.launcher.is_known(recorded):
             self.handle = recorded
         if self.exit_code is None:
@@ -94,7 +94,7 @@ class Watch:
             if liveness is not Liveness.gone:
                 return Presence(liveness)
             if not self._dead:
-                self._dead, self.exhausted = True, False  # it may have written since the last read
+                self._dead, self.exhausted = True, False  # it may have written after the last read
         else:
             starting = self.launcher.starting(self.spot)
             if starting is Liveness.waiting:
@@ -106,12 +106,12 @@ class Watch:
 
     @property
     def is_known(self) -> bool:
-        """Whether it is known what was started here."""
+        """True if the started process is recorded."""
         return self.launcher.is_known(self.handle)
 
     @property
     def lives(self) -> bool:
-        """Whether the process is alive, as last observed."""
+        """True if the process was alive when last observed."""
         return self.is_known and not self._dead
 
     @property
@@ -135,7 +135,7 @@ class Watch:
 
     @property
     def waits_for_space(self) -> bool:
-        """Whether the process says, in its lock file, that it waits for room on the disk."""
+        """True if the process reports in its lock file that it waits for disk space."""
         try:
             holder = json.loads((self.directory / LOCK).read_bytes())
             return holder.get("waiting") == Reason.disk_full

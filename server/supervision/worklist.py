@@ -80,7 +80,7 @@ class Entry:
 
 
 def may_use(turn: dict[str, str], entry: Entry) -> bool:
-    """Whether it is the entry's turn everywhere it needs; a cluster queues by itself."""
+    """True if it is the entry's turn everywhere it needs; a cluster queues by itself."""
     if gang.is_elsewhere(entry.run):
         return True
     return all(turn.get(device) == entry.run.id for device in entry.devices)
@@ -227,7 +227,7 @@ def tokens_needed(run: Run) -> int:
 
 
 def _has_data(run: Run, preparation: Job | None, paths: DataDir) -> bool:
-    """Whether its data is ready; data that comes by the shard must also be enough."""
+    """True if its data is ready; data that comes by the shard must also be enough."""
     if not paths.run(run.id).data.exists():
         return False
     if run.spec.get("data", {}).get("source") != "hf" or preparation is None:

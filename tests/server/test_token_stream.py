@@ -98,7 +98,7 @@ def test_a_client_that_leaves_and_a_daemon_that_stops_end_it(asgi: Asgi) -> None
 
 @pytest.mark.parametrize(
     ("state", "kind", "why"),
-    [("running", "export", "writes no text"), ("completed", "sample", "has ended")],
+    [("running", "export", "generates no text"), ("completed", "sample", "has ended")],
 )
 def test_what_has_no_stream_is_409(asgi: Asgi, state: str, kind: str, why: str) -> None:
     add_job(asgi, state, kind)

@@ -56,7 +56,7 @@ class JobRow:
 
     @property
     def is_requeued(self) -> bool:
-        """Whether it was killed and put back into the queue; its script then starts nothing."""
+        """True if it was killed and put back into the queue; its script then starts nothing."""
         return self.is_waiting and self.restarts > 0
 
     @property
@@ -121,7 +121,7 @@ def parse_submitted(text: str) -> str | None:
 
 
 def may_pass(text: str) -> bool:
-    """Whether an error of a command is about the moment, and not about what was asked."""
+    """True if an error of a command is about the moment, and not about what was asked."""
     return _LATER.search(text) is not None
 
 

@@ -137,7 +137,7 @@ class SlurmLauncher:
         return Liveness.alive
 
     def _moves(self, spot: Spot) -> bool:
-        """Whether the trainer was seen to write lately."""
+        """True if the trainer was seen to write lately."""
         age = self._outboxes.setdefault(spot.token, _OutboxAge())
         try:
             found = (spot.directory / OUTBOX).stat()

@@ -145,7 +145,7 @@ class SlurmPoller:
         self._changed.notify_all()
 
     def has_answered_since(self, when: float) -> bool:
-        """Whether a poll that started after `when` was answered."""
+        """True if a poll that started after `when` was answered."""
         return self._shared.answered_at is not None and self._shared.answered_at >= when
 
     @property
