@@ -286,7 +286,7 @@ class TestPolicy:
         body = {"neighbours": {"yield_to": ["steam"]}}
         answer = asgi.request("PUT", "/v1/devices/cpu/policy", json=body).json()
         assert answer["neighbours"]["yield_to"] == ["steam"]
-        assert "only those on an NVIDIA GPU are known" in answer["problems"][0]
+        assert "programs are detected only on NVIDIA GPUs" in answer["problems"][0]
 
     def test_a_device_without_power_figures_takes_no_rule(self, asgi: Asgi) -> None:
         body = {"power": [{"power_limit_watts": 150}]}

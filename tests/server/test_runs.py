@@ -343,7 +343,7 @@ def test_a_rewind_sets_aside_everything_beyond_the_checkpoint(
         assert whole.series[0].points[-1][0] == 39
         assert store.attempts(session, run)[0].steps_lost == 20
     _set(db, run_id, state="paused")
-    with pytest.raises(Invalid, match="present lineage"):
+    with pytest.raises(Invalid, match="current lineage"):
         _extend(db, run_id, to_step=200, from_checkpoint=last)
     _set(db, run_id, state="queued")
     second = attempt(db, settings, run_id)

@@ -144,7 +144,7 @@ class TestThread:
         self.set_policy(db, PlacePolicyView(neighbours=NeighbourRule()))
         around = SurroundingsThread(db, (CARD,), programs=lambda: None)
         around.look(0.0)
-        assert "does not name the processes" in around.problems()[0]
+        assert "does not list the processes" in around.problems()[0]
 
     def test_processes_of_ours_carry_a_token(self, monkeypatch: pytest.MonkeyPatch) -> None:
         mine = psutil.Process()
