@@ -17,9 +17,7 @@ from trainer.contract.plan import hours, num_bytes
 from trainer.contract.reasons import Reason
 from trainer.contract.rundir import LOCK, RunDir
 
-SILENT_STEPS = (
-    10  # multiples of the usual step time without a step that are reported; twenty is a stall
-)
+SILENT_STEPS = 10  # usual step times without a step that are reported; twenty are a stall
 SILENT_AT_LEAST_SECONDS = 15.0
 
 

@@ -306,9 +306,7 @@ class Reconciler:
     def _move(self, run: Run, action: decide.Move) -> None:
         with self._context.db.write() as session:
             row = session.get_one(Run, run.id)
-            if (
-                row.state == run.state
-            ):  # otherwise it was moved in between: decide again at the next tick
+            if row.state == run.state:  # otherwise moved in between: decide at the next tick
                 if action.reason is Reason.budget_spent:
                     row.desired_state = Desired.paused  # it does not return by itself
                 comes_back = action.state is State.queued and action.reason in YIELDS

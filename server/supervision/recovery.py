@@ -310,10 +310,7 @@ def _after_failure(ending: Ending, history: History, backoff: tuple[float, ...])
             f"{failures} consecutive attempts did not get beyond step {best:,}; "
             f"the last one: {ending.message}"
         )
-        if ending.reason not in (
-            Reason.crashed,
-            Reason.stalled,
-        ):  # there is more evidence than its log
+        if ending.reason not in (Reason.crashed, Reason.stalled):  # their log says more
             message = f"{message.rstrip('.')}. {ending.reason.advice_once_stopped}"
         return Verdict(
             State.failed, Reason.no_progress, message, failures=failures, best_failed_step=best

@@ -128,9 +128,7 @@ class Supervisor:
         self._intake.read(self._reconciler.watches)
         busy = self._reconciler.reconcile(self._load())
         self._wakeup.watch(self._reconciler.living())
-        if (
-            self.ticks or not busy
-        ):  # the first tick finds living processes, the second reads their reports
+        if self.ticks or not busy:  # the first tick finds processes, the second their reports
             self._looked.set()
         self.ticks += 1
         return busy
