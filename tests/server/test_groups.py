@@ -242,7 +242,7 @@ class TestLadder:
         assert "depth 5, measured" in ahead["time_source"]
         assert ahead["kwh"] is None
         assert "Hoffmann" in fit["source"]
-        assert any("One seed a depth" in s for s in fit["not_told"])
+        assert any("There is one seed per depth" in s for s in fit["not_told"])
         assert any("times beyond the largest run" in s for s in fit["not_told"])
         further = asgi.get("/v1/groups/ladder?next_depth=8").json()["fits"][0]["prediction"]
         assert further["depth"] == 8
