@@ -119,7 +119,8 @@ CONTROLS = (
     ),
     Control(
         "memory of races", "trainer/train/setup.py",
-        "        torch.cuda.empty_cache()  # what races held", "        pass  # what races held",
+        "        torch.cuda.empty_cache()  # give autotuning's memory back to other programs",
+        "        pass",
         "tests/nullgpu/test_start.py",
     ),
     Control(

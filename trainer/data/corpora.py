@@ -57,7 +57,7 @@ def collect(
     progress = _throttled(progress)
     if spec.source == "hf":
         return _from_hub(spec, corpora_dir, shards, progress, revision)
-    progress(None, f"reading {spec.path}" if spec.path else "scanning the standard library")
+    progress(None, f"scanning {spec.path}" if spec.path else "scanning the standard library")
     if spec.source == "parquet":
         return _from_parquet(spec, corpora_dir, shards, progress)
     sources = documents.builtin() if spec.source == "builtin" else documents.find(spec)
