@@ -212,7 +212,8 @@ def _standing(run: RunDetail) -> str:
 
 
 def _details(run: RunDetail) -> list[tuple[str, object]]:
-    wanted = f" (requested: {run.desired_state})" if run.desired_state != run.state else ""
+    is_pending = run.ended_at is None and run.desired_state != run.state
+    wanted = f" (requested: {run.desired_state})" if is_pending else ""
     rows: list[tuple[str, object]] = [
         ("id", run.id),
         ("title", clean(run.title or units.DASH)),

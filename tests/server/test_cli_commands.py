@@ -233,6 +233,20 @@ def test_a_pause_that_ended_otherwise_is_1(stub: Stub, traind: Traind):
     assert traind("pause", "demo", "--wait").code == 1
 
 
+@pytest.mark.parametrize(
+    ("state", "ended_at", "words"),
+    [("queued", None, "(requested: running)"), ("completed", 9.0, ""), ("failed", 9.0, "")],
+)
+def test_show_names_what_was_requested_until_the_run_has_ended(
+    stub: Stub, traind: Traind, state: str, ended_at: float | None, words: str
+):
+    stub.on("GET", "/v1/runs/demo", Reply(detail(state=state, ended_at=ended_at)))
+    shown = traind("show", "demo").out
+    assert state in shown
+    assert words in shown
+    assert ("requested:" in shown) is bool(words)
+
+
 def test_resume_sends_only_the_overrides_given(stub: Stub, traind: Traind):
     stub.on("POST", "/v1/runs/demo/resume", Reply(detail(), 202))
     traind("resume", "demo")
