@@ -68,7 +68,8 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 @pytest.hookimpl(wrapper=True, trylast=True)  # inside of pytest-cov's own
 def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
     """Removes the tracer for `no_cover`: a pytest-xdist worker has two; pytest-cov pauses one."""
-    if item.get_closest_marker("no_cover") is None:
+    is_measured = item.config.pluginmanager.hasplugin("_cov")  # else a tracer is a debugger's
+    if not is_measured or item.get_closest_marker("no_cover") is None:
         return (yield)
     here, in_threads = sys.gettrace(), threading.gettrace()
     sys.settrace(None)

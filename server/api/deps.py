@@ -136,9 +136,7 @@ def negotiate(request: Request, *offered: str) -> str:
     Raises NotAcceptable if the header accepts none.
     """
     accept = ",".join(request.headers.getlist("accept")) or "*/*"
-    liked = max(
-        offered, key=lambda media: _quality(accept, media)
-    )  # max returns the first of equals
+    liked = max(offered, key=lambda media: _quality(accept, media))  # the first of equals
     if _quality(accept, liked)[0] <= 0:
         raise NotAcceptable(f"Offered here: {', '.join(offered)}.")
     return liked

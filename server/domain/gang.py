@@ -13,7 +13,7 @@ from server.database.tables import Attempt, Run
 from server.launch import torchrun
 from server.machine.devices import Device, all_gpus
 from trainer.contract.lanes import most_that_share
-from trainer.contract.spec import rank_devices
+from trainer.contract.spec import RunSpec, rank_devices
 
 ANY_GPU = "cuda"  # as Run.device has it where all GPUs are asked for
 
@@ -102,6 +102,20 @@ def used_by(attempt: Attempt) -> list[str]:
     """One device for each rank of an attempt, as ordered; its one device as it reported it."""
     named = attempt.execution.place.split(",")
     return named if len(named) > 1 else [attempt.device]
+
+
+def dividing_rows(run: Run, most: int = 256) -> list[int]:
+    """Rows per pass, up to `most`, that divide a step of the run into whole passes of its lanes."""
+    rows_of_a_step = run.batch_tokens // run.plan["shape"]["sequence_len"]
+    num_lanes = lanes(run)
+    return [
+        r for r in range(1, min(rows_of_a_step, most) + 1) if rows_of_a_step % (r * num_lanes) == 0
+    ]
+
+
+def lanes(run: Run) -> int:
+    """Number of lanes: fixed at the first start, of the spec before it."""
+    return run.frozen.get("lanes") or RunSpec.model_validate(run.spec).lanes
 
 
 def _units_of_run(run: Run) -> int:

@@ -10,12 +10,12 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from server.database.tables import Run
-from server.domain import saved
+from server.domain import gang, saved
 from server.domain.states import SETTLED, State
 from server.schemas.runs import Remedy
 from trainer.contract.plan import gigabytes
 from trainer.contract.reasons import Reason
-from trainer.contract.spec import MAX_REWINDS, RecoverySpec, RunSpec
+from trainer.contract.spec import MAX_REWINDS, RecoverySpec
 
 _TOO_SMALL = (
     "One row per pass does not fit either: free the memory that other programs hold, or train a "
@@ -124,17 +124,4 @@ def _rows(run: Run) -> int | None:
 def _fewer_rows(run: Run) -> int | None:
     """The largest number of rows per pass, at most half of today's, that a resume accepts."""
     half = (_rows(run) or 0) // 2
-    return next((rows for rows in reversed(divisors(run)) if rows <= half), None)
-
-
-def divisors(run: Run, most: int = 256) -> list[int]:
-    """Rows per pass, up to `most`, that divide a step of the run into whole passes of its lanes."""
-    rows_of_a_step = run.batch_tokens // run.plan["shape"]["sequence_len"]
-    num_lanes = lanes(run)
-    return [
-        r for r in range(1, min(rows_of_a_step, most) + 1) if rows_of_a_step % (r * num_lanes) == 0
-    ]
-
-
-def lanes(run: Run) -> int:
-    return run.frozen.get("lanes") or RunSpec.model_validate(run.spec).lanes
+    return next((rows for rows in reversed(gang.dividing_rows(run)) if rows <= half), None)

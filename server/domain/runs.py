@@ -20,7 +20,6 @@ from server.domain import (
     executions,
     gang,
     preflight,
-    remedies,
     renaming,
     saved,
     states,
@@ -272,9 +271,9 @@ def _require_divisible(run: tables.Run, rows: int | None) -> None:
     """The rows per pass must divide the step, whose tokens stay the same. Raises Invalid."""
     sequence_len = run.plan["shape"]["sequence_len"]
     rows_total = run.batch_tokens // sequence_len
-    lanes = remedies.lanes(run)
+    lanes = gang.lanes(run)
     if rows is not None and rows_total % (rows * lanes):
-        fitting = ", ".join(map(str, remedies.divisors(run)))
+        fitting = ", ".join(map(str, gang.dividing_rows(run)))
         raise Invalid(
             f"a step of run {run.name} is {rows_total} rows of {sequence_len:,} tokens, which "
             f"{rows} does not divide{f' into {lanes} lanes' if lanes > 1 else ''}",

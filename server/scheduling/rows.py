@@ -195,9 +195,9 @@ def in_words(
     return reason, reason.sentence
 
 
-def makes_way_for(verdict: SchedulingVerdict | None, names: Mapping[str, str]) -> tuple[str, ...]:
+def makes_way_for(verdict: SchedulingVerdict, names: Mapping[str, str]) -> tuple[str, ...]:
     """Names of the runs, jobs or programs that need the place; empty for hours and heat."""
-    if verdict is None or verdict.cause not in (WaitCause.displaced, WaitCause.neighbour):
+    if verdict.cause not in (WaitCause.displaced, WaitCause.neighbour):
         return ()
     return tuple(names.get(other, other) for other in verdict.by)
 

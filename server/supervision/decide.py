@@ -141,9 +141,8 @@ class RunSeen:
     """A run at this tick. preparation: state of its newest prepare job that still matters.
 
     wants_to_run: what was asked last; a resume while it is pausing takes effect after the pause.
-    yields, waits: why it is to make way or has to wait, in words for its row. makes_way_for: names
-    of what it makes way for, where `yields` has one. budget_spent: which part of its budget is,
-    None while some is left.
+    yields: the move by which it makes way. waits: why it has to wait, in words for its row.
+    budget_spent: which part of its budget is, None while some is left.
     """
 
     state: State
@@ -155,8 +154,7 @@ class RunSeen:
     preparation_message: str = ""
     preparation_reason: Reason | None = None
     may_use_device: bool = False
-    yields: tuple[Reason, str] | None = None
-    makes_way_for: tuple[str, ...] = ()
+    yields: Move | None = None
     waits: tuple[Reason, str] | None = None
     budget_spent: str | None = None
     message: str = ""
@@ -212,7 +210,7 @@ def _while_alive(seen: RunSeen) -> Action:
     if seen.budget_spent is not None:
         return Move(State.pausing, Reason.budget_spent, seen.budget_spent)
     if seen.yields is not None:
-        return Move(State.pausing, *seen.yields, by=seen.makes_way_for)
+        return seen.yields
     if seen.state is State.starting and process.has_begun:
         return Move(State.running, Reason.requested)
     if process.has_commands:
@@ -334,7 +332,7 @@ def _on_the_way(seen: RunSeen) -> Action:
     if seen.budget_spent is not None:
         return Move(State.pausing, Reason.budget_spent, seen.budget_spent)
     if seen.yields is not None:
-        return Move(State.pausing, *seen.yields, by=seen.makes_way_for)
+        return seen.yields
     if seen.is_backing_off:
         return WAIT
     if not seen.has_data:

@@ -14,7 +14,6 @@ from server.domain.states import YIELDS, Desired, State, move, sentence
 from server.errors import Conflict
 from server.launch import registry
 from server.scheduling import rows as scheduling_rows
-from server.scheduling.decide import SchedulingVerdict
 from server.supervision import (
     decide,
     failure_guard,
@@ -226,8 +225,7 @@ class Reconciler:
         return True
 
     def _see_run(self, seen: Worklist, entry: Entry) -> decide.RunSeen:
-        run, preparation = entry.run, entry.preparation
-        yields = seen.yields(entry)
+        run, preparation, waits = entry.run, entry.preparation, seen.waits(entry)
         return decide.RunSeen(
             state=State(run.state),
             wants_to_run=run.desired_state == Desired.running,
@@ -240,9 +238,8 @@ class Reconciler:
             if preparation and preparation.reason
             else None,
             may_use_device=may_use(seen.turn, entry),
-            yields=self._verdict(seen, entry, yields),
-            makes_way_for=scheduling_rows.makes_way_for(yields, seen.names),
-            waits=self._verdict(seen, entry, seen.waits(entry)),
+            yields=self._yield(seen, entry),
+            waits=waits and scheduling_rows.in_words(waits, seen.names, entry.device),
             budget_spent=budget.spent(run),
             message=run.reason_message,
             is_backing_off=run.state == State.recovering and self._is_backing_off(run),
@@ -251,12 +248,13 @@ class Reconciler:
             pause_seconds=self._context.settings.pause_deadline_seconds,
         )
 
-    def _verdict(
-        self, seen: Worklist, entry: Entry, verdict: SchedulingVerdict | None
-    ) -> tuple[Reason, str] | None:
+    def _yield(self, seen: Worklist, entry: Entry) -> decide.Move | None:
+        verdict = seen.yields(entry)
         if verdict is None:
             return None
-        return scheduling_rows.in_words(verdict, seen.names, entry.device)
+        reason, words = scheduling_rows.in_words(verdict, seen.names, entry.device)
+        by = scheduling_rows.makes_way_for(verdict, seen.names)
+        return decide.Move(State.pausing, reason, words, by)
 
     def _see_attempt(self, entry: Entry) -> decide.Seen:
         attempt = entry.attempt

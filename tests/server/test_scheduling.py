@@ -76,7 +76,6 @@ def test_a_yield_names_the_runs_and_programs_that_need_the_place() -> None:
     assert named(decide.WaitCause.neighbour, "steam", "obs") == ("steam", "obs")
     assert named(decide.WaitCause.heat, "85 °C, ceiling 80 °C") == ()
     assert named(decide.WaitCause.hours) == ()
-    assert rows.makes_way_for(None, {}) == ()
 
 
 def test_an_experiment_of_higher_priority_gets_the_device_and_gives_it_back(
