@@ -1,4 +1,4 @@
-"""Fixtures, the `needs` marker, and which tests are traced for coverage.
+"""Fixtures, the `needs` marker, which tests are traced for coverage and which run a second time.
 
 A test that needs root, strace, a browser, a Prometheus, Slurm or a GPU says so with `needs("…")`:
 without it the test skips with the reason, and under TRAIND_TEST_REQUIRE=all the skip is a failure.
@@ -29,6 +29,11 @@ os.environ.pop("COLUMNS", None)  # a width that some plugin sets is not the widt
 HERE = Path(__file__).parent
 FIXTURES = HERE / "fixtures"
 TRACED = (HERE / "contract", HERE / "server", HERE / "trainer")  # others mostly start processes
+# Fixtures behind which a supervisor, a server or trainers run beside the test.
+CONCURRENT = {
+    "asgi", "colleague", "daemon", "fork_server", "hook", "house", "lab", "launcher", "served",
+    "site", "stub",
+}  # fmt: skip
 
 
 def _has_gpu() -> bool:
@@ -63,6 +68,9 @@ NEVER_REQUIRED = {
 def pytest_itemcollected(item: pytest.Item) -> None:
     if not any(folder in item.path.parents for folder in TRACED):
         item.add_marker("no_cover")
+    fixtures = set(getattr(item, "fixturenames", ()))
+    if item.get_closest_marker("no_cover") or fixtures & CONCURRENT:
+        item.add_marker(pytest.mark.flaky(reruns=1))  # listed as RERUN: it wants mending
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)  # inside of pytest-cov's own

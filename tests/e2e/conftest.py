@@ -39,14 +39,6 @@ OpenPage = Callable[..., Any]
 WHEN = r"(\d{4}-\d\d-\d\d )?\d\d:\d\d"  # a time of today, or of the day before or after
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A browser, a daemon and its trainers take turns as the machine lets them: a test here that
-    fails has a second try. One that needed it is listed as RERUN at the end: it wants mending."""
-    for item in items:
-        if item.path.is_relative_to(HERE):
-            item.add_marker(pytest.mark.flaky(reruns=1))
-
-
 @pytest.fixture(autouse=True)
 def second_try(request: pytest.FixtureRequest) -> None:
     """A daemon that a module shares holds nothing of the first try."""
