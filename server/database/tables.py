@@ -129,8 +129,8 @@ class Execution(Base):
 
     kind: `attempt` or `job`, which refer to it. directory: relative to the data directory.
     launcher: who started it; place: the device it was ordered for. handle: what the launcher knows
-    it by. token: carried by its processes and journals. state: queued, running, ended (written by
-    `domain.executions` alone); outcome, reason, message: its last word, final once it has ended.
+    it by. token: carried by its processes and journals. state: queued, running, ended; outcome,
+    reason: how it ended and why, message: the same in a sentence; `domain.executions` writes them.
     outbox_*: the ingest cursor, committed with the rows it produced. escalation: the rung reached.
     """
 

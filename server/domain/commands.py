@@ -51,6 +51,11 @@ def carry_over(session: Session, run: tables.Run, now: float) -> None:
     for command in session.scalars(select(row).where(row.run_id == run.id, row.done_at.is_(None))):
         kind = command.body.get("kind")
         if (kind == "end_phase" and run.pending_extend is None) or kind not in CARRIED:
-            command.done_at, command.outcome = now, "lapsed"
+            answer(command, "lapsed", now)
         else:
             command.attempt_number = command.delivered_at = None
+
+
+def answer(command: tables.CommandRow, outcome: str, at: float) -> None:
+    """Record what became of a command: done, failed or lapsed. at: in unix seconds."""
+    command.done_at, command.outcome = at, outcome

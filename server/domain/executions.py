@@ -1,4 +1,4 @@
-"""Executions: created with an order, moved only by `move`, ended in one place with their event.
+"""Executions: created with an order, moved only by `move`, ended only by `end` with their event.
 
 queued -> running -> ended. An attempt is made running, when it is launched; a job waits first. How
 an execution ended is its outcome; for a job that is the state that the API shows.
@@ -102,28 +102,28 @@ def reports_process(execution: tables.Execution, identity: rundir.ProcessIdentit
 # --- ended ---------------------------------------------------------------------------------------
 
 
-def end_attempt(
-    session: Session,
-    attempt: tables.Attempt,
-    outcome: str,
-    reason: Reason,
-    message: str,
-    *,
-    log_tail: str | None = None,
-    exit_code: int | None = None,
+def conclude(
+    execution: tables.Execution, outcome: str | None, reason: str | None, message: str
 ) -> None:
-    """Record how an attempt ended, with an event unless it ended as planned."""
-    _end(attempt.execution, outcome, reason, message, log_tail, exit_code)
-    if outcome in ("crashed", "failed"):
-        where = f" after step {attempt.last_step:,}" if attempt.last_step is not None else ""
-        words = f"attempt {attempt.number} {outcome}{where}: {message}"
-        data = {"reason": reason, "log_tail": log_tail}
-        events.record(session, "attempt", words, **events.about(attempt), level="error", data=data)
+    """Write how the execution ends and why. Nothing else writes an outcome or a reason."""
+    execution.outcome, execution.reason, execution.message = outcome, reason, message
 
 
-def end_job(
+def report(execution: tables.Execution, outcome: str, reason: Reason, message: str) -> None:
+    """Record an ending that is reported before the process is gone; the first report stays.
+
+    Why the supervisor stopped it takes precedence over how the process ended.
+    """
+    first = execution.outcome or outcome
+    if execution.reason is None:
+        conclude(execution, first, reason, message)
+    else:
+        conclude(execution, first, execution.reason, execution.message)
+
+
+def end(
     session: Session,
-    job: tables.Job,
+    row: tables.Attempt | tables.Job,
     outcome: str,
     reason: Reason,
     message: str,
@@ -132,31 +132,39 @@ def end_job(
     exit_code: int | None = None,
     now: float | None = None,
 ) -> None:
-    """Record how a job ended, with its event, and release the checkpoints it held."""
-    _end(job.execution, outcome, reason, message, log_tail, exit_code, now)
-    if job.run_id is not None:
-        holds.release(session.info["paths"].run(job.run_id).checkpoints, job.id)
-    level = "error" if outcome == "failed" else "info"
-    words = f"{job.kind} job {outcome}" + (f": {message}" if message else "")
-    events.record(session, "job", words, **events.about(job), level=level, now=now)
-
-
-def _end(
-    execution: tables.Execution,
-    outcome: str | None,
-    reason: Reason | None,
-    message: str,
-    log_tail: str | None = None,
-    exit_code: int | None = None,
-    now: float | None = None,
-) -> None:
+    """End the execution of an attempt or a job, with its event, and release what it held."""
+    execution = row.execution
     move(execution, ExecutionState.ended)
     began = execution.started_at or execution.created_at  # a clock may have been set back meanwhile
     at = (execution.ended_at or time.time()) if now is None else now
     execution.ended_at = max(at, began)
-    execution.outcome, execution.reason, execution.message = outcome, reason, message
+    conclude(execution, outcome, reason, message)
     execution.log_tail = log_tail if log_tail is not None else execution.log_tail
     execution.exit_code = exit_code
+    if isinstance(row, tables.Job):
+        _release(session, row)
+        _record_job(session, row, now)
+    elif outcome in ("crashed", "failed"):  # one that ended as planned is no news
+        _record_attempt(session, row, log_tail)
+
+
+def _release(session: Session, job: tables.Job) -> None:
+    """Release the checkpoints that the job held."""
+    if job.run_id is not None:
+        holds.release(session.info["paths"].run(job.run_id).checkpoints, job.id)
+
+
+def _record_job(session: Session, job: tables.Job, now: float | None) -> None:
+    level = "error" if job.execution.outcome == "failed" else "info"
+    words = f"{job.kind} job {job.execution.outcome}" + (f": {job.message}" if job.message else "")
+    events.record(session, "job", words, **events.about(job), level=level, now=now)
+
+
+def _record_attempt(session: Session, attempt: tables.Attempt, log_tail: str | None) -> None:
+    where = f" after step {attempt.last_step:,}" if attempt.last_step is not None else ""
+    words = f"attempt {attempt.number} {attempt.outcome}{where}: {attempt.message}"
+    data = {"reason": attempt.reason, "log_tail": log_tail}
+    events.record(session, "attempt", words, **events.about(attempt), level="error", data=data)
 
 
 def end_as_found(
@@ -168,7 +176,7 @@ def end_as_found(
 ) -> None:
     """End an execution that was read from the disk, without an event, since it is not new."""
     move(execution, ExecutionState.ended)
-    execution.outcome, execution.reason, execution.message = outcome, reason, message
+    conclude(execution, outcome, reason, message)
     execution.ended_at = at
 
 

@@ -127,8 +127,8 @@ def move(
     door = data.get("door") or _door(session, run, after)
     if reason == Reason.requested and door in DOORS and after in _ASKED:
         message, data["detail"] = None, message
-    run.state, run.reason = after, reason
-    run.reason_message = message or sentence(after, reason, door)
+    run.state = after
+    explain(run, reason, message or sentence(after, reason, door))
     run.state_since = time.time() if now is None else now
     run.version = (run.version or 0) + 1
     run.queue_position = _queue_place(session, front) if after is State.queued else None
@@ -153,6 +153,11 @@ def move(
         run_id=run.id, level="error" if after is State.failed else "info", now=run.state_since,
         data={"before": before, "after": after, "reason": reason, **data},
     )  # fmt: skip
+
+
+def explain(run: tables.Run, reason: Reason, message: str) -> None:
+    """Change why the run is in its state, which stays."""
+    run.reason, run.reason_message = reason, message
 
 
 def _made_way(session: Session, run: tables.Run) -> tables.Event | None:

@@ -118,10 +118,7 @@ def notice(applied: Applied, event: events.Notice, seconds: float) -> None:
 
 def ended(applied: Applied, event: events.Ended, seconds: float) -> None:
     """The last word; the execution is over when its process is gone, which the supervisor sees."""
-    execution = applied.execution
-    execution.outcome = execution.outcome or event.outcome
-    if execution.reason is None:  # why the supervisor stopped it counts more than how it took that
-        execution.reason, execution.message = event.reason, event.message
+    executions.report(applied.execution, event.outcome, event.reason, event.message)
 
 
 COMMON: Mapping[type[events.TrainerEvent], Handler] = {

@@ -8,7 +8,7 @@ from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.orm import Session
 
 from server.database import tables
-from server.domain import executions, extend, lineage, saved, states
+from server.domain import commands, executions, extend, lineage, saved, states
 from server.domain.states import State
 from server.ingestion import applied, steps
 from server.machine import throughput
@@ -288,19 +288,19 @@ def _notice(target: AppliedAttempt, event: events.Notice, seconds: float) -> Non
     applied.notice(target, event, seconds)
     run = target.run
     if event.code == Reason.disk_full and target.is_newest and run.state == State.running:
-        run.reason, run.reason_message = Reason.disk_full, event.message
+        states.explain(run, Reason.disk_full, event.message)
 
 
 def _command_done(applied: AppliedAttempt, event: events.CommandDone, seconds: float) -> None:
     command = applied.session.get(tables.CommandRow, event.command_id)
     if command is None or command.done_at is not None:
         return
-    command.done_at, command.outcome = seconds, event.outcome
+    commands.answer(command, event.outcome, seconds)
     job = applied.session.get(tables.Job, command.job_id) if command.job_id else None
     if job is not None and not job.is_over:
         done = event.outcome == "done"
         outcome, reason = ("completed", Reason.finished) if done else ("failed", Reason.job_failed)
-        executions.end_job(applied.session, job, outcome, reason, event.message, now=seconds)
+        executions.end(applied.session, job, outcome, reason, event.message, now=seconds)
 
 
 def _ended(target: AppliedAttempt, event: events.Ended, seconds: float) -> None:

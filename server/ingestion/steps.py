@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from server.database import tables
-from server.domain.states import State, sentence
+from server.domain.states import State, explain, sentence
 from server.metrics import counters, rollups, sparkline
 from server.metrics.counters import Tally
 from trainer.contract.events import Step
@@ -118,8 +118,7 @@ def _follow(run: tables.Run, attempt: tables.Attempt, new: Sequence[Reported]) -
     run.progress = _progress(run, attempt, new)
     run.sparkline = sparkline.add(run.sparkline, [(s.step, _finite(s.loss)) for _, s in new])
     if run.reason == Reason.disk_full and run.state == State.running:
-        run.reason = Reason.requested
-        run.reason_message = sentence(State.running, Reason.requested)
+        explain(run, Reason.requested, sentence(State.running, Reason.requested))
 
 
 def _progress(run: tables.Run, attempt: tables.Attempt, new: Sequence[Reported]) -> dict[str, Any]:

@@ -140,7 +140,7 @@ def end_run(db: Database, run_id: str, error: Exception, is_alive: bool) -> bool
         for attempt in attempts.open_ones(session, run_id):
             outcome, reason = attempt.outcome or "failed", attempt.reason or reason_of(error)
             message = attempt.message or words
-            executions.end_attempt(session, attempt, outcome, Reason(reason), message)
+            executions.end(session, attempt, outcome, Reason(reason), message)
         _fail(session, run, error, words)
     return True
 
@@ -163,5 +163,5 @@ def end_job(db: Database, job_id: str, error: Exception, is_alive: bool) -> bool
             message = f"the daemon cannot manage job {job_id}, its process continues: {words}"
             events.record(session, "trouble", message, **events.about(job), level="error")
             return False
-        executions.end_job(session, job, "failed", reason_of(error), words)
+        executions.end(session, job, "failed", reason_of(error), words)
     return True

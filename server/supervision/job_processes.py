@@ -73,11 +73,11 @@ def launch(context: SupervisorContext, job_id: str) -> tuple[Execution, Watch] |
             _require_device(context, job)
             params = job_params.resolve(session, job, context.settings)
         except job_params.Unresolvable as error:
-            executions.end_job(session, job, "failed", Reason.job_failed, str(error))
+            executions.end(session, job, "failed", Reason.job_failed, str(error))
             return None
         except OSError as error:
             words = failure_guard.in_words(error)
-            executions.end_job(session, job, "failed", Reason.job_failed, words)
+            executions.end(session, job, "failed", Reason.job_failed, words)
             return None
         order = _order(context, job, params)
         execution = job.execution
@@ -130,39 +130,27 @@ def _make_room(directory: Path, order: orders.JobOrder) -> None:
 # --- close ---------------------------------------------------------------------------------------
 
 
-def close(context: SupervisorContext, job_id: str, watch: Watch | None) -> None:
-    """Record how the job ended. Without a watch it never started."""
-    if watch is None:
-        with context.db.write() as session:
-            job = session.get_one(Job, job_id)
-            executions.end_job(session, job, "cancelled", Reason.requested, "")
-        return
-    with context.db.read() as session:
-        findings = lifecycle.examine(context, session.get_one(Job, job_id), watch)
-    with context.db.write() as session:
-        job = session.get_one(Job, job_id)
-        ending = lifecycle.ending(job, watch, findings)
-        if ending.outcome == "completed":
-            _complete(context, session, job, findings)
-        elif job.cancel_requested:
-            _end(session, job, "cancelled", Reason.requested, "", findings)
-        else:
-            _end(session, job, "failed", ending.reason, _why(ending, findings), findings)
+def _settle(
+    context: SupervisorContext, session: Session, job: Job, ending: Ending, findings: PostMortem
+) -> Ending:
+    """Adopt the result of a completed job. Any other ending is `failed` or `cancelled`."""
+    if ending.outcome == "completed":
+        return _complete(context, session, job)
+    if job.cancel_requested:
+        return Ending("cancelled", Reason.requested, "")
+    return Ending("failed", ending.reason, _why(ending, findings))
 
 
-def _complete(context: SupervisorContext, session: Session, job: Job, findings: PostMortem) -> None:
+def _complete(context: SupervisorContext, session: Session, job: Job) -> Ending:
     try:
         if job.kind == "import" and imports.makes_a_run(job):
             imports.adopt(session, job, context.settings.paths)
     except (TraindError, ValueError, OSError) as error:
         session.rollback()
-        job = session.get_one(Job, job.id)
         imports.discard(job, context.settings.paths)
-        words = failure_guard.in_words(error)
-        _end(session, job, "failed", Reason.job_failed, words, findings)
-        return
+        return Ending("failed", Reason.job_failed, failure_guard.in_words(error))
     message = _report_verdict(session, job) if job.kind == "audit" else job.message
-    _end(session, job, "completed", Reason.finished, message, findings)
+    return Ending("completed", Reason.finished, message)
 
 
 def _report_verdict(session: Session, job: Job) -> str:
@@ -180,13 +168,7 @@ def _why(ending: Ending, findings: PostMortem) -> str:
     return "\n".join(filter(None, (ending.message, tail)))
 
 
-def _end(
-    session: Session, job: Job, outcome: str, reason: Reason, message: str, findings: PostMortem
-) -> None:
-    executions.end_job(
-        session, job, outcome, reason, message,
-        log_tail=findings.log_tail, exit_code=findings.exit_code,
-    )  # fmt: skip
+KIND = lifecycle.ExecutionKind(Job, _settle)
 
 
 # --- inline --------------------------------------------------------------------------------------
@@ -206,14 +188,13 @@ def follow_inline(
             done = command.outcome == "done"
             reason = Reason.finished if done else Reason.job_failed
             outcome = "completed" if done else "failed"
-            executions.end_job(session, job, outcome, reason, job.message)
+            executions.end(session, job, outcome, reason, job.message)
         elif job.cancel_requested and command.delivered_at is None:
-            row = session.get_one(CommandRow, command.id)
-            row.done_at, row.outcome = time.time(), "failed"
-            executions.end_job(session, job, "cancelled", Reason.requested, "")
+            commands.answer(session.get_one(CommandRow, command.id), "failed", time.time())
+            executions.end(session, job, "cancelled", Reason.requested, "")
         elif run_state in SETTLED:
             words = f"the run became {run_state} before it was done"
-            executions.end_job(session, job, "failed", Reason.job_failed, words)
+            executions.end(session, job, "failed", Reason.job_failed, words)
         elif job.state == ExecutionState.queued:
             executions.move(job.execution, ExecutionState.running)
             job.started_at = command.delivered_at
@@ -235,7 +216,7 @@ def _command(session: Session, job: Job) -> None:
     run = session.get(Run, job.run_id) if job.run_id else None
     if job.kind not in _INLINE_KINDS or run is None:
         words = f"{job.kind} cannot be done inline"
-        executions.end_job(session, job, "failed", Reason.job_failed, words)
+        executions.end(session, job, "failed", Reason.job_failed, words)
         return
     given = {k: job.params[k] for k in ("bpb", "core", "core_max_per_task") if k in job.params}
     command = Evaluate.model_validate({"id": commands.new_id(), **given})

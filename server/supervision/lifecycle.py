@@ -7,10 +7,14 @@ and the handle after it, so that a daemon killed anywhere between finds it by it
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from sqlalchemy.orm import Session
 
 from server.database.tables import Attempt, Execution, Job
-from server.domain import events
+from server.domain import events, executions
 from server.launch import registry
 from server.launch.launcher import Handle, Work
 from server.supervision import post_mortem, recovery
@@ -18,6 +22,7 @@ from server.supervision.context import SupervisorContext
 from server.supervision.decide import Signal
 from server.supervision.failure_guard import in_words
 from server.supervision.post_mortem import PostMortem
+from server.supervision.recovery import Ending
 from server.supervision.watch import Watch
 from trainer.contract import exits, journal, orders, os_errors
 from trainer.contract.orders import AttemptOrder, JobOrder
@@ -26,6 +31,7 @@ from trainer.contract.rundir import INBOX
 from trainer.contract.spec import PlaceSpec
 
 ExecutionRow = Attempt | Job
+OfKind = TypeVar("OfKind", Attempt, Job)
 
 
 # --- start ---------------------------------------------------------------------------------------
@@ -78,10 +84,10 @@ def record(context: SupervisorContext, execution_id: int, watch: Watch, handle: 
 def _cannot_start(context: SupervisorContext, execution_id: int, error: OSError) -> None:
     with context.db.write() as session:
         row = session.get_one(Execution, execution_id)
-        python = context.settings.trainer_python
-        row.outcome, row.reason = "failed", _why_not_started(error, python)
+        reason = _why_not_started(error, context.settings.trainer_python)
         what = "trainer" if row.kind == "attempt" else "job"
-        row.message = f"the {what} could not be started: {in_words(error)}"
+        words = f"the {what} could not be started: {in_words(error)}"
+        executions.report(row, "failed", reason, words)
 
 
 def _why_not_started(error: OSError, trainer_python: str) -> Reason:
@@ -115,7 +121,7 @@ def send(context: SupervisorContext, row: ExecutionRow, watch: Watch, action: Si
         if not action.stall:
             execution.escalation = action.step
         elif execution.reason != Reason.stalled:
-            execution.reason, execution.message = Reason.stalled, why
+            executions.conclude(execution, execution.outcome, Reason.stalled, why)
     sent = watch.launcher.signal(watch.spot, watch.handle, *action.signals)
     watch.since_step = 0.0
     if action.stall:
@@ -140,7 +146,7 @@ def clear_stall(context: SupervisorContext, row: ExecutionRow, watch: Watch) -> 
     watch.stall_step, watch.since_step, watch.stalled = 0, 0.0, None
     with context.db.write() as session:
         execution = session.get_one(Execution, row.execution_id)
-        execution.reason, execution.message = None, ""
+        executions.conclude(execution, execution.outcome, None, "")
         words = "it continues by itself; the stack dump is in its log"
         events.record(session, "signal", words, **events.about(row))
 
@@ -164,14 +170,51 @@ def _what(row: ExecutionRow) -> str:
 # --- close ---------------------------------------------------------------------------------------
 
 
-def examine(context: SupervisorContext, row: ExecutionRow, watch: Watch) -> PostMortem:
+@dataclass(frozen=True)
+class ExecutionKind(Generic[OfKind]):
+    """What attempts and jobs add to the close of an execution.
+
+    settle: writes what an ending means for the rows of its kind, returns the ending to record.
+    follow: what comes next, once the ending and its event are recorded.
+    """
+
+    table: type[OfKind]
+    settle: Callable[[SupervisorContext, Session, OfKind, Ending, PostMortem], Ending]
+    follow: Callable[[SupervisorContext, Session, OfKind, Ending, Watch], None] = lambda *_: None
+
+
+def close(
+    context: SupervisorContext, kind: ExecutionKind[OfKind], row_id: Any, watch: Watch | None
+) -> None:
+    """Record how an execution ended, in one transaction with what follows from it.
+
+    Without a watch it was cancelled before it was started.
+    """
+    if watch is None:
+        with context.db.write() as session:
+            row = session.get_one(kind.table, row_id)
+            executions.end(session, row, "cancelled", Reason.requested, "")
+        return
+    with context.db.read() as session:
+        findings = _examine(context, session.get_one(kind.table, row_id), watch)
+    with context.db.write() as session:
+        row = session.get_one(kind.table, row_id)
+        ending = kind.settle(context, session, row, _ending(row, watch, findings), findings)
+        executions.end(
+            session, row, ending.outcome, ending.reason, ending.message,
+            log_tail=findings.log_tail, exit_code=findings.exit_code,
+        )  # fmt: skip
+        kind.follow(context, session, row, ending, watch)
+
+
+def _examine(context: SupervisorContext, row: ExecutionRow, watch: Watch) -> PostMortem:
     """Evidence that a dead process left."""
     used = row.execution.place.split(",")
     cards = {d.pci: d.device for d in context.devices if d.device in used and d.pci}
     return post_mortem.examine(watch, cards, context.xids)
 
 
-def ending(row: ExecutionRow, watch: Watch, findings: PostMortem) -> recovery.Ending:
+def _ending(row: ExecutionRow, watch: Watch, findings: PostMortem) -> Ending:
     """The ending by the exit record, or else by outside evidence."""
     return recovery.classify(_reported(row, watch), _circumstances(row, watch, findings))
 

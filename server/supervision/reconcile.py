@@ -10,7 +10,7 @@ from typing import Any
 from server.database.tables import Attempt, CommandRow, Execution, Job, Run
 from server.domain import budget, events
 from server.domain.executions import ExecutionState
-from server.domain.states import YIELDS, Desired, State, move, sentence
+from server.domain.states import YIELDS, Desired, State, explain, move, sentence
 from server.errors import Conflict
 from server.launch import registry
 from server.scheduling import rows as scheduling_rows
@@ -288,7 +288,8 @@ class Reconciler:
             case decide.Deliver() if attempt is not None:
                 self._deliver(entry, attempt, self.watches[attempt.execution_id])
             case decide.Close() if attempt is not None:
-                trainers.close(context, attempt.id, self.watches[attempt.execution_id])
+                watch = self.watches[attempt.execution_id]
+                lifecycle.close(context, trainers.KIND, attempt.id, watch)
             case _ if attempt is not None:
                 self._do(attempt, action)
 
@@ -316,7 +317,7 @@ class Reconciler:
         with self._context.db.write() as session:
             row = session.get_one(Run, run.id)
             if row.state == run.state:
-                row.reason, row.reason_message = reason, message
+                explain(row, reason, message)
                 level = "warning" if reason is Reason.disk_full else "info"
                 events.record(session, "reason", message, run_id=run.id, level=level)
 
@@ -374,7 +375,7 @@ class Reconciler:
                     self._keep(*launched)
             case decide.Close():
                 watch = self.watches.get(job.execution_id)
-                job_processes.close(self._context, job.id, watch)
+                lifecycle.close(self._context, job_processes.KIND, job.id, watch)
             case _:
                 self._do(job, action)
 

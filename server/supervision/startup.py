@@ -15,7 +15,7 @@ from server.database.db import Database
 from server.database.provenance import Provenance
 from server.database.tables import Job, Run
 from server.domain import events
-from server.domain.states import Desired, State, can_move, move
+from server.domain.states import Desired, State, can_move, explain, move
 from server.errors import StorageBroken
 from server.events import webhooks
 from server.ingestion.catch_up import catch_up
@@ -75,7 +75,7 @@ def _hold_back(db: Database, original: str) -> None:
         for run in session.scalars(select(Run).where(Run.state.in_(_WAITING))):
             if can_move(State(run.state), State.pausing):
                 move(session, run, State.pausing, Reason.copied, words)
-            run.reason, run.reason_message = Reason.copied, words
+            explain(run, Reason.copied, words)
             run.desired_state = Desired.paused
         message = f"this data directory is a copy of {original}: its runs wait to be resumed"
         events.record(session, "copied", message, level="warning")

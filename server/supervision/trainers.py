@@ -8,11 +8,13 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from server.database.tables import Attempt, CommandRow, Execution, Phase, Run
-from server.domain import attempts, checkpoints, executions, gang, remedies, saved
+from server.domain import attempts, checkpoints, gang, remedies, saved
 from server.domain.states import Desired, State, can_move, move
 from server.launch import registry
 from server.supervision import lifecycle, recovery
 from server.supervision.context import SupervisorContext
+from server.supervision.lifecycle import ExecutionKind
+from server.supervision.post_mortem import PostMortem
 from server.supervision.recovery import Ending, Verdict
 from server.supervision.watch import Watch
 from trainer.contract import orders
@@ -75,31 +77,28 @@ def _write_run(context: SupervisorContext, order: orders.AttemptOrder) -> None:
 # --- close ---------------------------------------------------------------------------------------
 
 
-def close(context: SupervisorContext, attempt_id: int, watch: Watch) -> Verdict | None:
-    """Record how the attempt ended and move its run, in one transaction.
+def _settle(
+    context: SupervisorContext, session: Session, attempt: Attempt, ending: Ending, _: PostMortem
+) -> Ending:
+    """Record what the attempt left: its checkpoints, and the end of its phase."""
+    run = session.get_one(Run, attempt.run_id)
+    checkpoints.record_found(session, run)
+    if ending.outcome == "completed":
+        _end_phase(session, run, attempt, ending)
+    return ending
 
-    None when the run's state does not wait for this attempt (it was moved on already).
-    """
-    with context.db.read() as session:
-        findings = lifecycle.examine(context, session.get_one(Attempt, attempt_id), watch)
-    with context.db.write() as session:
-        attempt = session.get_one(Attempt, attempt_id)
-        run = session.get_one(Run, attempt.run_id)
-        ending = lifecycle.ending(attempt, watch, findings)
-        checkpoints.record_found(session, run)
-        if ending.outcome == "completed":
-            _end_phase(session, run, attempt, ending)
-        verdict = None
-        if State(run.state) in _WAITING:
-            history = _history(session, run, attempt, watch)
-            verdict = recovery.follow(ending, history, context.backoff)
-        executions.end_attempt(
-            session, attempt, ending.outcome, ending.reason, ending.message,
-            log_tail=findings.log_tail, exit_code=findings.exit_code,
-        )  # fmt: skip
-        if verdict is not None:
-            apply(session, run, verdict)
-    return verdict
+
+def _follow(
+    context: SupervisorContext, session: Session, attempt: Attempt, ending: Ending, watch: Watch
+) -> None:
+    """Move the run, unless it was moved on already and does not wait for this attempt."""
+    run = session.get_one(Run, attempt.run_id)
+    if State(run.state) in _WAITING:
+        history = _history(session, run, attempt, watch)
+        apply(session, run, recovery.follow(ending, history, context.backoff))
+
+
+KIND = ExecutionKind(Attempt, _settle, _follow)
 
 
 def _history(session: Session, run: Run, attempt: Attempt, watch: Watch) -> recovery.History:

@@ -1,4 +1,8 @@
-"""A state has one writer: `states.move` for runs, `executions.move` for executions."""
+"""A state has one writer: `states.move` for runs, `executions.move` for executions.
+
+So have the outcome and the reason of an execution (`executions.conclude`), the reason of a run
+(`states.explain`) and the answer to a command (`commands.answer`).
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from sqlalchemy import event
 
 from server.database.db import Database
@@ -45,13 +50,35 @@ def test_only_move_assigns_a_state() -> None:
     assert found == WRITERS
 
 
+ENDINGS = {
+    "outcome": {"domain/executions.py": ["conclude"], "domain/commands.py": ["answer"]},
+    "reason": {"domain/executions.py": ["conclude"], "domain/states.py": ["explain"]},
+    "reason_message": {"domain/states.py": ["explain"]},
+    "log_tail": {"domain/executions.py": ["end"]},
+    "exit_code": {"domain/executions.py": ["end"]},
+}
+FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef
+NO_ROWS = {"supervision/watch.py"}  # a Watch keeps what the launcher reports
+
+
+@pytest.mark.parametrize("column", sorted(ENDINGS))
+def test_one_function_writes_how_something_ended_and_why(column: str) -> None:
+    found: dict[str, list[str]] = {}
+    for name, tree in _modules():
+        for function in (n for n in ast.walk(tree) if isinstance(n, FUNCTION)):
+            written = [one for one in _assignments(function) if one.attr == column]
+            if written and name not in NO_ROWS:
+                found.setdefault(name, []).append(function.name)
+    assert found == ENDINGS[column]
+
+
 def test_only_new_rows_are_made_with_a_state_and_no_statement_updates_one() -> None:
     for name, tree in _modules():
         for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
             called = getattr(call.func, "attr", getattr(call.func, "id", ""))
-            gives_state = any(keyword.arg == "state" for keyword in call.keywords)
+            given = {keyword.arg for keyword in call.keywords} & {"state", "outcome", "reason"}
             if called == "values" or (called in ("Run", "Execution") and name not in BIRTHS):
-                assert not gives_state, f"{name}:{call.lineno}"
+                assert not given, f"{name}:{call.lineno}"
 
 
 def test_a_state_that_is_written_comes_from_move(db: Database, settings: Settings) -> None:
