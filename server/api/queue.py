@@ -58,7 +58,7 @@ def put_policy(
         preflight.require_tariff(rule.hours, conf.tariff)
     policies.require_power(found, body)
     with act.db.write() as session:
-        policies.put(session, device, body, act.now)
+        policies.put(session, device, body)
         session.flush()
         kept = policies.get(session, device)
     return _answer(found, kept)

@@ -123,14 +123,16 @@ def attempts(run: options.RunArgument, json: options.Json = False) -> None:
         (
             attempt.number, attempt.phase_index, attempt.device, units.steps(attempt.start_step),
             units.steps(attempt.last_step), units.steps(attempt.steps_lost),
-            attempt.outcome or attempt.stage, units.moment(attempt.started_at),
+            attempt.outcome or attempt.stage,
+            units.DASH if attempt.exit_code is None else attempt.exit_code,
+            units.moment(attempt.started_at),
             units.moment(attempt.ended_at), attempt.exact_resume or units.DASH, attempt.message,
         )
         for attempt in found
     ]  # fmt: skip
     columns = (
-        ">#", ">PHASE", "DEVICE", ">FROM", ">LAST", ">LOST", "OUTCOME", "STARTED", "ENDED",
-        "RESUME", "MESSAGE",
+        ">#", ">PHASE", "DEVICE", ">FROM", ">LAST", ">LOST", "OUTCOME", ">EXIT", "STARTED",
+        "ENDED", "RESUME", "MESSAGE",
     )  # fmt: skip
     output.table(columns, rows, "no attempts yet")
     return None

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 KEPT_EVENTS = 200
 KEPT_LOSSES = 4096
+LONG_STAGE_SECONDS = 60.0  # a shorter one is over before its duration is read
 
 
 @dataclass
@@ -197,11 +198,14 @@ def _condition(progress: Progress) -> str:
 
 
 def _stage(progress: Progress) -> str:
-    """The stage, like '  [evaluating 40 %: hellaswag]', while the run does not train."""
+    """The stage, like '  [evaluating 40 %: hellaswag]', while the run does not train; of a longer
+    one how long it lasts."""
     if not progress.stage or progress.stage == "training":
         return ""
     share = (
         "" if progress.stage_fraction is None else f" {units.percent(progress.stage_fraction, 0)}"
     )
     detail = f": {progress.stage_detail}" if progress.stage_detail else ""
-    return clean(f"  [{progress.stage}{share}{detail}]")
+    lasts = time.time() - (progress.stage_since or time.time())
+    since = f" for {units.seconds(lasts)}" if lasts >= LONG_STAGE_SECONDS else ""
+    return clean(f"  [{progress.stage}{share}{since}{detail}]")

@@ -131,6 +131,7 @@ class Execution(Base):
     launcher: who started it; place: the device it was ordered for. handle: what the launcher knows
     it by. token: carried by its processes and journals. state: queued, running, ended; outcome,
     reason: how it ended and why, message: the same in a sentence; `domain.executions` writes them.
+    exit_code: negative for a signal, None if unknown. stage_since: when the stage began.
     outbox_*: the ingest cursor, committed with the rows it produced. escalation: the rung reached.
     """
 
@@ -189,6 +190,7 @@ class OfExecution:
     handle: AssociationProxy[dict[str, Any]] = association_proxy("execution", "handle")
     reason: AssociationProxy[str | None] = association_proxy("execution", "reason")
     message: AssociationProxy[str] = association_proxy("execution", "message")
+    exit_code: AssociationProxy[int | None] = association_proxy("execution", "exit_code")
     log_tail: AssociationProxy[str | None] = association_proxy("execution", "log_tail")
     created_at: AssociationProxy[float] = association_proxy("execution", "created_at")
     started_at: AssociationProxy[float | None] = association_proxy("execution", "started_at")
@@ -262,7 +264,6 @@ class Point(Base):
     vram_reserved_bytes: Mapped[int | None] = mapped_column(Integer)
     power_watts: Mapped[float | None] = mapped_column(Float)
     temperature_celsius: Mapped[float | None] = mapped_column(Float)
-    batch_sha256: Mapped[str | None] = mapped_column(String(64))
     more: Mapped[dict[str, Any] | None] = mapped_column(JSON)  # metrics without a column, by key
 
     __mapper_args__ = {"primary_key": ["attempt_id", "step"]}  # noqa: RUF012
@@ -411,7 +412,6 @@ class CommandRow(Base):
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
     run_id: Mapped[str] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), index=True)
     job_id: Mapped[str | None] = mapped_column(String(40))
-    attempt_number: Mapped[int | None] = mapped_column(Integer)
     body: Mapped[dict[str, Any]] = mapped_column(JSON)
     created_at: Mapped[float] = mapped_column(Float)
     delivered_at: Mapped[float | None] = mapped_column(Float)
@@ -444,7 +444,6 @@ class Throughput(Base):
     peak_bytes: Mapped[int | None] = mapped_column(Integer)
     steps: Mapped[int] = mapped_column(Integer)
     run_name: Mapped[str] = mapped_column(String(64))
-    unix_seconds: Mapped[float] = mapped_column(Float)
 
 
 class Counter(Base):
@@ -470,7 +469,6 @@ class PlacePolicy(Base):
     hours: Mapped[str] = mapped_column(Text, default="")
     neighbours: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     power: Mapped[list[Any] | None] = mapped_column(JSON(none_as_null=True))
-    updated_at: Mapped[float] = mapped_column(Float)
 
 
 class PowerLimit(Base):
@@ -482,7 +480,6 @@ class PowerLimit(Base):
     uuid: Mapped[str] = mapped_column(String(64))
     watts_before: Mapped[float] = mapped_column(Float)
     watts: Mapped[float] = mapped_column(Float)
-    set_at: Mapped[float] = mapped_column(Float)
 
 
 class Group(Base):

@@ -53,7 +53,7 @@ def carry_over(session: Session, run: tables.Run, now: float) -> None:
         if (kind == "end_phase" and run.pending_extend is None) or kind not in CARRIED:
             answer(command, "lapsed", now)
         else:
-            command.attempt_number = command.delivered_at = None
+            command.delivered_at = None
 
 
 def answer(command: tables.CommandRow, outcome: str, at: float) -> None:

@@ -87,6 +87,7 @@ def of_job(job_id: str, *, place: str, now: float, message: str = "") -> tables.
         created_at=now,
         state=ExecutionState.queued,
         stage="queued",
+        stage_since=now,
         message=message,
     )
 
@@ -97,6 +98,19 @@ def reports_process(execution: tables.Execution, identity: rundir.ProcessIdentit
     if execution.launcher in registry.ON_THIS_MACHINE:
         named = {"boot_id": identity.boot_id, "pid": identity.pid}
         execution.handle = {**execution.handle, **named, "start_ticks": identity.start_ticks}
+
+
+def enter_stage(
+    execution: tables.Execution,
+    stage: str,
+    at: float,
+    detail: str = "",
+    fraction: float | None = None,
+) -> None:
+    """Record the stage that a process reports; it begins with the first report of it, `at`."""
+    if execution.stage != stage or execution.stage_since is None:
+        execution.stage, execution.stage_since = stage, at
+    execution.stage_detail, execution.stage_fraction = detail, fraction
 
 
 # --- ended ---------------------------------------------------------------------------------------

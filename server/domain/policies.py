@@ -34,11 +34,11 @@ def get(session: Session, place: str) -> PlacePolicyView:
     )
 
 
-def put(session: Session, place: str, policy: PlacePolicyView, now: float) -> None:
+def put(session: Session, place: str, policy: PlacePolicyView) -> None:
     """Replace the policy of a device."""
     neighbours = policy.neighbours.model_dump(mode="json") if policy.neighbours else None
     row = session.get(PlacePolicy, place) or PlacePolicy(place=place)
-    row.hours, row.neighbours, row.updated_at = hours_column(policy.hours), neighbours, now
+    row.hours, row.neighbours = hours_column(policy.hours), neighbours
     row.power = [rule.model_dump(mode="json") for rule in policy.power] if policy.power else None
     session.add(row)
 

@@ -105,9 +105,7 @@ def started(applied: Applied, event: events.Started, seconds: float) -> None:
 
 
 def stage(applied: Applied, event: events.Stage, seconds: float) -> None:
-    execution = applied.execution
-    execution.stage, execution.stage_since = event.stage, seconds
-    execution.stage_detail, execution.stage_fraction = event.detail, event.fraction
+    executions.enter_stage(applied.execution, event.stage, seconds, event.detail, event.fraction)
 
 
 def notice(applied: Applied, event: events.Notice, seconds: float) -> None:

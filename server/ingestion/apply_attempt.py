@@ -144,7 +144,7 @@ def _resumed(applied: AppliedAttempt, event: events.Resumed, seconds: float) -> 
 def _frozen(applied: AppliedAttempt, event: events.Frozen, seconds: float) -> None:
     run = applied.run
     for tried in event.probed:
-        throughput.record_probe(applied.session, run, applied.attempt, tried, seconds)
+        throughput.record_probe(applied.session, run, applied.attempt, tried)
     if run.frozen != event.choices:
         words = (
             "Kernel and batch choices changed by overrides"

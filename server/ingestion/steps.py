@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from server.database import tables
+from server.domain import executions
 from server.domain.states import State, explain, sentence
 from server.metrics import counters, rollups, sparkline
 from server.metrics.counters import Tally
@@ -19,7 +20,7 @@ from trainer.contract.reasons import Reason
 
 # Weight of a new step in the smoothed rate: about the last twenty steps.
 SMOOTHING = 0.05
-_COLUMNS = ("attempt_id", "step", "unix_seconds", *rollups.COLUMNS, "batch_sha256", "more")
+_COLUMNS = ("attempt_id", "step", "unix_seconds", *rollups.COLUMNS, "more")
 _POINT = f"INSERT INTO points ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"
 
 Reported = tuple[float, Step]  # unix seconds, record
@@ -60,10 +61,7 @@ def _store(
         points.append((s.step, seconds, values))
         columns, more = values[: len(rollups.COLUMNS)], values[len(rollups.COLUMNS) :]
         later = dict(zip(rollups.KEYS[len(rollups.COLUMNS) :], more, strict=True))
-        rows.append(
-            (attempt.id, s.step, seconds, *columns, s.batch_sha256,
-             json.dumps(later) if later else None)
-        )  # fmt: skip
+        rows.append((attempt.id, s.step, seconds, *columns, json.dumps(later) if later else None))
     connection = session.connection()
     connection.exec_driver_sql(_POINT, rows)
     rollups.add(connection, attempt.id, points)
@@ -108,8 +106,7 @@ def _count(run: tables.Run, attempt: tables.Attempt, new: Sequence[Reported], ta
 
 def _follow(run: tables.Run, attempt: tables.Attempt, new: Sequence[Reported]) -> None:
     seconds, step = new[-1]
-    attempt.stage, attempt.stage_since = "training", seconds
-    attempt.stage_detail, attempt.stage_fraction = "", None
+    executions.enter_stage(attempt.execution, "training", seconds)
     if attempt.lineage_limit is not None:
         return
     run.step = step.step + 1

@@ -58,22 +58,20 @@ def record(session: Session, run: tables.Run, attempt: tables.Attempt) -> None:
         tokens_per_second=rate,
         peak_bytes=progress.get("vram_peak_bytes"),
     )
-    _keep(session, run, attempt, seen, progress["unix_seconds"])
+    _keep(session, run, attempt, seen)
 
 
 def record_probe(
-    session: Session, run: tables.Run, attempt: tables.Attempt, probed: Probed, seconds: float
+    session: Session, run: tables.Run, attempt: tables.Attempt, probed: Probed
 ) -> None:
     """Record what a probe measured, unless a whole run has measured it."""
     place = (_device(attempt), shape_key(RunSpec.model_validate(run.spec)), probed.rows)
     known = session.get(tables.Throughput, place)
     if known is None or known.steps <= probed.steps:
-        _keep(session, run, attempt, probed, seconds)
+        _keep(session, run, attempt, probed)
 
 
-def _keep(
-    session: Session, run: tables.Run, attempt: tables.Attempt, seen: Probed, seconds: float
-) -> None:
+def _keep(session: Session, run: tables.Run, attempt: tables.Attempt, seen: Probed) -> None:
     session.merge(
         tables.Throughput(
             device=_device(attempt),
@@ -83,7 +81,6 @@ def _keep(
             peak_bytes=seen.peak_bytes,
             steps=seen.steps,
             run_name=run.name,
-            unix_seconds=seconds,
         )
     )
 

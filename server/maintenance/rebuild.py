@@ -116,7 +116,7 @@ def _add_policies(db: Database, paths: DataDir, found: Found) -> None:
         return
     with db.write() as session:
         for place, policy in known.items():
-            policies.put(session, place, policy, time.time())
+            policies.put(session, place, policy)
 
 
 def _refuse_alive(name: str) -> None:

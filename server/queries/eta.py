@@ -78,6 +78,7 @@ def progress(
         phase=stands.phase,
         attempt=attempt.number if attempt else None,
         stage=attempt.stage if attempt and not attempt.is_over else None,
+        stage_since=attempt.stage_since if attempt and not attempt.is_over else None,
         stage_detail=attempt.stage_detail if attempt else "",
         stage_fraction=attempt.stage_fraction if attempt else None,
         step=run.step,

@@ -152,6 +152,7 @@ def _attempt(row: tables.Attempt) -> AttemptView:
         device=row.device,
         devices=gang.used_by(row),
         stage=row.stage,
+        stage_since=row.stage_since,
         start_step=row.start_step,
         last_step=row.last_step,
         lineage_limit=row.lineage_limit,
@@ -161,8 +162,10 @@ def _attempt(row: tables.Attempt) -> AttemptView:
         outcome=row.outcome,
         reason=Reason(row.reason) if row.reason else None,
         message=row.message,
+        exit_code=row.exit_code,
         log_tail=row.log_tail,
         versions=row.versions,
+        fingerprint=row.fingerprint,
         exact_resume=row.exact_resume,
         report_gap=row.outbox_problem,
     )

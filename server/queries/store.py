@@ -202,6 +202,8 @@ def job(session: Session, row: tables.Job) -> JobView:
         stage=row.stage,
         stage_detail=row.stage_detail,
         fraction=row.stage_fraction,
+        stage_since=row.stage_since,
+        exit_code=row.exit_code,
         params=_shown_params(row.params),
         result=row.result,
         created_at=row.created_at,

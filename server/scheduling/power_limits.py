@@ -37,12 +37,7 @@ class PowerLimits:
         self._db, self._control = db, control
         self.problems: dict[str, str] = {}
 
-    def hold(
-        self,
-        devices: Sequence[Device],
-        wanted: Mapping[str, float],
-        now: float,
-    ) -> None:
+    def hold(self, devices: Sequence[Device], wanted: Mapping[str, float]) -> None:
         """Set each device to its wanted limit, and all others to their previous one."""
         with self._db.read() as session:
             held = {row.place: row for row in session.scalars(select(PowerLimit))}
@@ -50,7 +45,7 @@ class PowerLimits:
         for device in devices:
             if device.uuid is not None and device.device in wanted:
                 try:
-                    self._set(device, held.get(device.device), wanted[device.device], now)
+                    self._set(device, held.get(device.device), wanted[device.device])
                     self.problems.pop(device.device, None)
                 except PowerDenied as error:
                     self._problem(device.device, error.detail)
@@ -81,7 +76,7 @@ class PowerLimits:
             words = f"the power limit of {row.place} is {row.watts_before:g} W again"
             _record(session, words, row.place, row.watts_before)
 
-    def _set(self, device: Device, row: PowerLimit | None, watts: float, now: float) -> None:
+    def _set(self, device: Device, row: PowerLimit | None, watts: float) -> None:
         uuid = device.uuid or ""
         before = self._control.read(uuid).limit_watts
         if before is None:
@@ -95,7 +90,6 @@ class PowerLimits:
                     uuid=uuid,
                     watts_before=row.watts_before if row is not None else before,
                     watts=watts,
-                    set_at=now,
                 )
             )
         try:

@@ -131,7 +131,7 @@ class SurroundingsThread:
             for place, rule in rules.items()
             if rule.power_limit_watts is not None and place in in_use
         }
-        self._limits.hold(self._devices, wanted, clock)
+        self._limits.hold(self._devices, wanted)
         for device in self._devices:
             rule = rules.get(device.device)
             ceiling = rule.ceiling_celsius if rule is not None else None

@@ -21,6 +21,10 @@ class JobView(BaseModel):
     stage: str
     stage_detail: str
     fraction: float | None
+    stage_since: float | None = None
+    """When the stage began, in unix seconds."""
+    exit_code: int | None = None
+    """Exit code of the process, negative for a signal; null while it runs or if it is unknown."""
     params: dict[str, Any]
     """Parameters of the job."""
     result: dict[str, Any] | None

@@ -49,6 +49,8 @@ class AttemptView(BaseModel):
     devices: list[str] = []
     """Devices of the attempt, one per process."""
     stage: str
+    stage_since: float | None = None
+    """When the stage began, in unix seconds."""
     start_step: int | None
     last_step: int | None
     """Last step reported."""
@@ -64,9 +66,13 @@ class AttemptView(BaseModel):
     """How the attempt ended: completed, paused, failed, …; null while it runs."""
     reason: Reason | None
     message: str
+    exit_code: int | None = None
+    """Exit code of the process, negative for a signal; null while it runs or if it is unknown."""
     log_tail: str | None
     """Last lines of the log of an attempt that failed."""
     versions: dict[str, Any]
+    fingerprint: dict[str, Any] = {}
+    """Hardware, software and numeric settings of the attempt, which decide its bits."""
     exact_resume: str | None
     report_gap: str | None
     """Why the attempt's report ends early; null if it is complete."""

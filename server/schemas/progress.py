@@ -53,6 +53,8 @@ class Progress(BaseModel):
     """Name of the phase."""
     attempt: int | None
     stage: str | None
+    stage_since: float | None = None
+    """When the stage began, in unix seconds."""
     stage_detail: str
     stage_fraction: float | None
     """Progress as a fraction of the stage, from 0 to 1."""

@@ -334,7 +334,7 @@ class Reconciler:
             self._report_lost_inbox(attempt, watch, error)
         if delivered:
             watch.since_step = 0.0
-            trainers.mark_delivered(self._context, attempt, delivered)
+            trainers.mark_delivered(self._context, delivered)
 
     def _report_lost_inbox(self, attempt: Attempt, watch: Watch, error: Exception) -> None:
         """Report a lost inbox once. Commands wait for the next attempt; signals still arrive."""

@@ -156,8 +156,8 @@ def apply(session: Session, run: Run, verdict: Verdict) -> None:
 # --- commands ------------------------------------------------------------------------------------
 
 
-def mark_delivered(context: SupervisorContext, attempt: Attempt, command_ids: list[str]) -> None:
-    """Mark commands as delivered to the inbox of this attempt."""
+def mark_delivered(context: SupervisorContext, command_ids: list[str]) -> None:
+    """Mark commands as delivered to the inbox of the running attempt."""
     with context.db.write() as session:
         for row in session.scalars(select(CommandRow).where(CommandRow.id.in_(command_ids))):
-            row.delivered_at, row.attempt_number = time.time(), attempt.number
+            row.delivered_at = time.time()

@@ -132,7 +132,7 @@ class TestProgress:
             hours = json.dumps([{"from": begin, "to": end}])
             device = standing(session, run.id).attempt
             assert device is not None
-            session.add(PlacePolicy(place=device.device, hours=hours, updated_at=1.0))
+            session.add(PlacePolicy(place=device.device, hours=hours))
         db.lend_prices([Price(OpenStretch(0.0, 1e9), 0.5)])
         shut = self._shown(db, 5000.0)
         assert free.finish_at is not None

@@ -51,7 +51,7 @@ def test_a_measured_rate_is_used_and_named(asgi: Asgi) -> None:
         session.add(
             tables.Throughput(
                 device=CPU.name, shape_key=throughput.shape_key(asked), rows=8, steps=100,
-                tokens_per_second=1234.0, run_name="earlier", unix_seconds=1.0,
+                tokens_per_second=1234.0, run_name="earlier",
             )
         )  # fmt: skip
         session.flush()
@@ -147,7 +147,7 @@ def test_near_the_limit_is_a_warning_and_a_measured_peak_decides(asgi: Asgi) -> 
         session.add(
             tables.Throughput(
                 device=GPU.name, shape_key=throughput.shape_key(asked), rows=64, steps=100,
-                tokens_per_second=9.0, peak_bytes=11 << 30, run_name="earlier", unix_seconds=1.0,
+                tokens_per_second=9.0, peak_bytes=11 << 30, run_name="earlier",
             )
         )  # fmt: skip
     assert refusal(asgi, large(64)) is None, "it ran before"

@@ -49,7 +49,7 @@ def card() -> Card:
 
 
 def hold(limits: PowerLimits, watts: float | None = None) -> None:
-    limits.hold([CARD], {} if watts is None else {"cuda:0": watts}, 1.0)
+    limits.hold([CARD], {} if watts is None else {"cuda:0": watts})
 
 
 class TestLimits:
@@ -169,7 +169,7 @@ class TestThread:
     def test_the_limit_holds_while_something_of_ours_runs(self, db: Database, card: Card) -> None:
         rule = PowerRule(power_limit_watts=140.0, ceiling_celsius=80.0)
         with db.write() as session:
-            policies.put(session, "cuda:0", PlacePolicyView(power=[rule]), 0.0)
+            policies.put(session, "cuda:0", PlacePolicyView(power=[rule]))
         thread = SurroundingsThread(db, [CARD], programs=dict, control=card)
         thread.look(0.0)
         assert card.limit == 215.0  # nothing runs
@@ -188,7 +188,7 @@ class TestThread:
     def test_a_clean_stop_puts_the_limit_back(self, db: Database, card: Card) -> None:
         with db.write() as session:
             rule = PowerRule(power_limit_watts=140.0)
-            policies.put(session, "cuda:0", PlacePolicyView(power=[rule]), 0.0)
+            policies.put(session, "cuda:0", PlacePolicyView(power=[rule]))
         self.runs_on_the_card(db)
         thread = SurroundingsThread(db, [CARD], programs=dict, control=card)
         thread.start()
@@ -199,7 +199,7 @@ class TestThread:
     def test_what_keeps_a_limit_from_being_set_is_reported(self, db: Database, card: Card) -> None:
         with db.write() as session:
             rule = PowerRule(power_limit_watts=140.0)
-            policies.put(session, "cuda:0", PlacePolicyView(power=[rule]), 0.0)
+            policies.put(session, "cuda:0", PlacePolicyView(power=[rule]))
         self.runs_on_the_card(db)
         card.is_root = False
         thread = SurroundingsThread(db, [CARD], programs=dict, control=card)

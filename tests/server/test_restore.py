@@ -321,7 +321,7 @@ def test_rebuild_gives_back_groups_and_policies_of_devices(settings: Settings) -
         for name in ("kept", "deleted"):
             request = GroupRequest.model_validate({"name": name, **asked})
             groups.create(session, request, settings, time.time())
-        policies.put(session, "cuda:0", policy, time.time())
+        policies.put(session, "cuda:0", policy)
     housekeeping.one_pass()
     with db.write() as session:
         groups.delete(session, groups.get(session, "deleted"), time.time(), with_runs=False)

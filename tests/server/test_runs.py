@@ -303,7 +303,7 @@ def test_an_end_phase_that_the_attempt_did_not_answer_is_told_again(
         run = session.get_one(tables.Run, run_id)
         runs.request_pause(session, run, 5.0)  # no command: the state is the order
         for command in session.query(tables.CommandRow):
-            command.delivered_at, command.attempt_number = 4.0, 1
+            command.delivered_at = 4.0
     attempt(db, settings, run_id)
     with db.read() as session:
         by_kind = {c.body["kind"]: c for c in session.query(tables.CommandRow)}

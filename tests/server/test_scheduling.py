@@ -52,7 +52,7 @@ def patch(house: House, run_id: str, **change: Any) -> None:
 
 def set_policy(house: House, place: str, hours_text: str) -> None:
     with house.db.write() as session:
-        session.merge(PlacePolicy(place=place, hours=hours_text, updated_at=time.time()))
+        session.merge(PlacePolicy(place=place, hours=hours_text))
 
 
 def test_what_is_waited_for_is_named_in_a_sentence() -> None:

@@ -118,7 +118,7 @@ class TestThread:
     @staticmethod
     def set_policy(db: Database, policy: PlacePolicyView) -> None:
         with db.write() as session:
-            policies.put(session, "cuda:0", policy, 0.0)
+            policies.put(session, "cuda:0", policy)
 
     def test_a_neighbour_is_seen_where_the_policy_asks_for_it(self, db: Database) -> None:
         found = {"GPU-1": [GpuProgram(7, "game", 10**9)]}

@@ -51,6 +51,7 @@ export async function openJob(id) {
         job.run && ["run", h("a", { href: link(["runs", job.run]) }, userText(job.run))],
         job.state === "running" && ["stage", [job.stage, job.fraction === null ? "" : percent(job.fraction), job.stage_detail].filter(Boolean).join(" ")],
         job.message && ["message", userText(sentence(job.message))], ["created", exactly(job.created_at)], job.started_at && ["took", took],
+        job.exit_code && ["exit code", String(job.exit_code)],
       ]));
       bar.hidden = job.state !== "running";
       if (job.fraction === null) bar.removeAttribute("value");

@@ -8,6 +8,7 @@ import { yieldLine } from "../yields.js";
 import { progressBar, setState, stateBadge } from "./state.js";
 
 /** [key, label, (progress, detail) => [value, note, another label]] */
+const LONG_STAGE_SECONDS = 60; // a shorter one is over before its duration is read
 const STATS = [
   ["loss", "Loss", (p) => [loss(p.loss_smooth ?? p.loss), p.loss === null ? "" : `raw ${loss(p.loss)}`]],
   ["bpb", "Val bpb", (p) => [bpb(p.val_bpb), "bits per byte"]],
@@ -128,8 +129,10 @@ function runningLine(progress) {
   return progress.last_step_at ? `${where}: last step ${ago(progress.last_step_at)}.` : `${where}.`;
 }
 
-function stageOf({ stage, stage_detail: detail, stage_fraction: part }) {
+function stageOf({ stage, stage_since: since, stage_detail: detail, stage_fraction: part }) {
   if (!stage || stage === "training") return "";
   const how = part === null ? "" : ` ${percent(part)}`;
-  return `${stage}${how}${detail ? `: ${detail}` : ""}`;
+  const lasts = since ? Date.now() / 1000 - since : 0;
+  const long = lasts >= LONG_STAGE_SECONDS ? ` for ${duration(lasts)}` : "";
+  return `${stage}${how}${long}${detail ? `: ${detail}` : ""}`;
 }

@@ -19,7 +19,7 @@ const PHASES = [
 const ATTEMPTS = [
   { label: "Attempt", num: true, cell: (a) => h("b", {}, integer(a.number)) },
   { label: "Steps", num: true, cell: (a) => `${integer(a.start_step)} → ${integer(a.last_step)}` },
-  { label: "How it ended", cell: (a) => [a.outcome ? words(a.outcome) : "running", a.reason && a.reason !== "requested" && h("span.tag", { dataset: { tone: a.outcome === "failed" || a.reason === "crashed" ? "bad" : "quiet" } }, words(a.reason)), a.message && userText(sentence(a.message), "small")] },
+  { label: "How it ended", cell: (a) => [a.outcome ? words(a.outcome) : "running", a.reason && a.reason !== "requested" && h("span.tag", { dataset: { tone: a.outcome === "failed" || a.reason === "crashed" ? "bad" : "quiet" } }, words(a.reason)), a.message && userText(sentence(a.message), "small"), a.exit_code && h("small", {}, `Exit code ${a.exit_code}.`)] },
   { label: "Done", num: true, cell: (a) => integer(a.steps_done) },
   { label: "Lost", num: true, cell: (a) => integer(a.steps_lost) },
   { label: "Resume", cell: (a) => a.exact_resume ?? "–" },
