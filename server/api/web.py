@@ -20,7 +20,7 @@ from pathlib import Path
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from server.api import web_bundle
+from server.dashboard import bundle
 from server.errors import NotFound
 
 CONTENT_SECURITY_POLICY = (
@@ -131,9 +131,9 @@ def _parts(name: str) -> Iterable[str]:
 
 def _made(name: str, stamp: object) -> CachedFile:
     if name == SCRIPT:
-        content = web_bundle.script(ENTRY, _text).encode()
+        content = bundle.script(ENTRY, _text).encode()
     elif name == STYLES:
-        content = web_bundle.styles(STYLE_SHEETS, _text).encode()
+        content = bundle.styles(STYLE_SHEETS, _text).encode()
     else:
         content = _files()[name].read_bytes()
     suffix = "." + name.rpartition(".")[2]

@@ -14,7 +14,8 @@ from urllib.parse import unquote
 import pytest
 
 from server.api import catalog as catalog_api
-from server.api import web, web_bundle
+from server.api import web
+from server.dashboard import bundle
 from server.domain.states import ENDED, REQUESTS, SETTLED, VERBS, YIELDS, State
 from server.queries import planned
 from server.schemas.groups import GroupRequest
@@ -111,7 +112,7 @@ def test_the_page_is_four_files_and_every_module_is_in_its_script() -> None:
             folder = (WEB / module).parent
             names = [(folder / name).resolve() for name in IMPORT.findall(text)]
             waiting += [str(name.relative_to(WEB)) for name in names]
-    assert set(web_bundle.modules("app.js", web._text)) == found
+    assert set(bundle.modules("app.js", web._text)) == found
     kept = {str(p.relative_to(WEB)) for p in WEB.rglob("*.js")} - {"early.js", "docs.js"}
     assert kept == found, "a module that no page needs"
     page = (WEB / "index.html").read_text()
@@ -138,7 +139,7 @@ BUNDLED = {
 
 def test_the_bundle_runs_as_the_modules_do() -> None:
     done = subprocess.run(
-        ["node", "-e", web_bundle.script("app.js", BUNDLED.__getitem__)],
+        ["node", "-e", bundle.script("app.js", BUNDLED.__getitem__)],
         capture_output=True, text=True, timeout=60, check=True,
     )  # fmt: skip
     assert json.loads(done.stdout) == [1, 8, 1, 7, 4, "import x from"]
@@ -156,8 +157,8 @@ def test_the_bundle_runs_as_the_modules_do() -> None:
     ],
 )
 def test_what_the_bundle_cannot_read_is_an_error(modules: dict[str, str], said: str) -> None:
-    with pytest.raises(web_bundle.WebBundleError, match=re.escape(said)):
-        web_bundle.script("app.js", modules.__getitem__)
+    with pytest.raises(bundle.WebBundleError, match=re.escape(said)):
+        bundle.script("app.js", modules.__getitem__)
 
 
 def test_event_streams_are_parsed_however_they_are_cut() -> None:
