@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import tomllib
 from pathlib import Path
@@ -98,6 +99,21 @@ def test_every_package_and_module_at_the_top_is_in_the_table_of_the_architecture
     }
     assert len(parts) > 8
     assert parts <= set(re.findall(r"`([^`]+)`", table))
+
+
+FILE_METHODS = {
+    "open", "fdopen", "stat", "lstat", "exists", "is_file", "is_dir", "is_symlink", "iterdir",
+    "glob", "rglob", "read_text", "read_bytes", "write_text", "write_bytes", "mkdir", "rmdir",
+    "unlink", "touch", "symlink_to",
+}  # fmt: skip
+
+
+def test_handlers_open_and_look_at_no_file() -> None:
+    """Beside the import contract: a path that is handed to a handler has methods of its own."""
+    for path in sorted((ROOT / "server" / "api").rglob("*.py")):
+        for call in (n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)):
+            named = getattr(call.func, "attr", getattr(call.func, "id", ""))
+            assert named not in FILE_METHODS, f"{path.name}:{call.lineno} calls {named}"
 
 
 def test_each_status_of_a_decision_is_defined_in_the_header() -> None:

@@ -23,7 +23,7 @@ from server.api.openapi import problems
 from server.api.phases import complete_page
 from server.domain import checkpoints, jobs, runs
 from server.guard.idempotency import StoredAnswer
-from server.queries import history, store
+from server.queries import downloads, history, store
 from server.schemas.checkpoints import CheckpointView, PatchCheckpoint, SaveRequest
 from server.schemas.jobs import JobView
 from server.schemas.page import Page
@@ -100,7 +100,7 @@ def download(
     kind = "application/json" if name.endswith(".json") else "application/octet-stream"
     return send_file(
         request,
-        str(part.path),
+        downloads.opened(part.path),
         media_type=kind,
         etag=part.sha256,
         headers={"Content-Disposition": f'attachment; filename="{row.name}-{checkpoint}-{name}"'},

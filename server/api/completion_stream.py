@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
@@ -34,6 +34,9 @@ from trainer.contract.completions import (
     OrderRefused,
     TextPiece,
 )
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 MAX_OPEN = 64
 LOOK_SECONDS = 0.5  # interval at which the job and a stop of the daemon are checked

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Coroutine
-from pathlib import Path as FilePath
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Path, Request
 from fastapi.exceptions import RequestValidationError
@@ -24,6 +23,9 @@ from server.errors import Busy, NotOffered, TraindError
 from server.queries import models
 from trainer.contract.completions import SERVE_SOCKET
 from trainer.contract.rundir import DataDir
+
+if TYPE_CHECKING:
+    from pathlib import Path as FilePath
 
 SSE = "text/event-stream"
 

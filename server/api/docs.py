@@ -8,7 +8,8 @@ import threading
 from fastapi import APIRouter, FastAPI, Request
 from starlette.responses import Response
 
-from server.api.web import CachedFile, respond, send
+from server.api.web import respond, send
+from server.dashboard.files import CachedFile
 
 router = APIRouter(include_in_schema=False)
 _writing = threading.Lock()  # once, however many requests come first

@@ -1,14 +1,9 @@
-"""File responses: ETag, one byte range, and a timeout for a client that stops reading.
-
-The file is opened before the response begins, so one that is deleted meanwhile is still sent whole.
-"""
+"""File responses: ETag, one byte range, and a timeout for a client that stops reading."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import re
-import stat
 from collections.abc import Mapping
 from email.utils import formatdate
 from typing import Any, BinaryIO
@@ -19,7 +14,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from server.api.disconnect import Stalled, send_until_gone
-from server.errors import NotFound, TraindError
+from server.errors import TraindError
+from server.queries.downloads import Download
 
 CHUNK_BYTES = 256 << 10
 STALL_SECONDS = 60.0
@@ -40,51 +36,43 @@ def file_answers(content: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
 
 
 def send_file(
-    request: Request, path: str, *, media_type: str, etag: str | None, headers: Mapping[str, str]
+    request: Request,
+    sent: Download,
+    *,
+    media_type: str,
+    etag: str | None,
+    headers: Mapping[str, str],
 ) -> Response:
-    """Send the regular file at `path`, or the range of it that `request` asks for.
+    """Send the file, or the range of it that `request` asks for, and close it.
 
     etag is without quotes; None derives one from size and modification time.
-    Raises NotFound, RangeNotSatisfiable. Call it in a thread.
+    Raises RangeNotSatisfiable. Call it in a thread.
     """
-    file = _open(path)
-    status = os.fstat(file.fileno())
-    etag = etag or f"{status.st_size:x}-{status.st_mtime_ns:x}"
+    file, etag = sent.file, etag or sent.version
     common = {
         "ETag": f'"{etag}"',
         "Accept-Ranges": "bytes",
-        "Last-Modified": formatdate(status.st_mtime, usegmt=True),
+        "Last-Modified": formatdate(sent.modified_at, usegmt=True),
         **headers,
     }
     try:
         if _is_known(request, etag):
             file.close()
             return Response(status_code=304, headers=common)
-        part = _part(request, status.st_size, common)
+        part = _part(request, sent.size_bytes, common)
     except BaseException:
         file.close()
         raise
     if part is None:
-        return _Sent(file, 0, status.st_size, 200, common, media_type)
+        return _Sent(file, 0, sent.size_bytes, 200, common, media_type)
     start, end = part
-    common["Content-Range"] = f"bytes {start}-{end - 1}/{status.st_size}"
+    common["Content-Range"] = f"bytes {start}-{end - 1}/{sent.size_bytes}"
     return _Sent(file, start, end, 206, common, media_type)
 
 
 def header_name(name: str) -> str:
     """A file name made safe for the quotes of a Content-Disposition header."""
     return re.sub(r"[^A-Za-z0-9._-]", "_", name)
-
-
-def _open(path: str) -> BinaryIO:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
-        raise NotFound("That file is not there (any more).") from None
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise NotFound("That file is not there (any more).")
-    return os.fdopen(fd, "rb", buffering=0)
 
 
 def _is_known(request: Request, etag: str) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request
@@ -17,12 +16,11 @@ from server.api.token_stream import MAX_TOKEN_STREAMS, TokenStream
 from server.database import tables
 from server.database.db import Database
 from server.domain import jobs
-from server.errors import Busy, NotFound
+from server.errors import Busy
 from server.guard.idempotency import StoredAnswer
-from server.queries import logs, store
+from server.queries import downloads, logs, store
 from server.schemas.jobs import JobView
 from server.schemas.page import Page
-from server.text import printable
 from trainer.contract.jobs import (
     AuditParams,
     EvaluateParams,
@@ -114,16 +112,11 @@ def show_log(
 def download(request: Request, job: JobRef, name: str, db: Db) -> Response:
     """Download a file of an export, as listed in `result.files`; Range resumes a download."""
     with db.read() as session:
-        result = jobs.get(session, job).result or {}
-    if name not in result.get("files", ()) or not isinstance(result.get("path"), str):
-        raise NotFound(
-            f"Job {job} has no file {printable(name, 200)}.",
-            hint=f"GET /v1/jobs/{job} lists them as result.files.",
-        )
+        path = downloads.path_of_export(jobs.get(session, job), name)
     last = name.rpartition("/")[2]
     return send_file(
         request,
-        str(Path(result["path"]) / name),
+        downloads.opened(path),
         media_type="application/octet-stream",
         etag=None,
         headers={"Content-Disposition": f'attachment; filename="{header_name(last)}"'},

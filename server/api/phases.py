@@ -9,14 +9,12 @@ from starlette.responses import Response
 
 from server.api.deps import MAX_ID, Conf, Db, RunRef, StrictRoute, Superseded
 from server.api.openapi import problems
-from server.errors import NotFound
 from server.queries import history, logs, store
 from server.queries import ranks as rank_rows
 from server.schemas.evaluations import EvaluationView, SampleView
 from server.schemas.page import Page
 from server.schemas.phases import AttemptView, PhaseView
 from server.schemas.progress import RankView
-from trainer.contract.rundir import rank_log
 from trainer.contract.spec import MAX_RANKS
 
 router = APIRouter(prefix="/v1/runs/{run}", tags=["history"], route_class=StrictRoute)
@@ -92,17 +90,7 @@ def show_logs(
     number."""
     with db.read() as session:
         row = store.get_run(session, run)
-        numbers = [view.number for view in history.attempts(session, row)]
-    if not numbers:
-        raise NotFound(f"Run {row.name} has not been started: there is no log.")
-    number = max(numbers) if attempt is None else attempt
-    if number not in numbers:
-        raise NotFound(
-            f"Run {row.name} has no attempt {number}; it has {numbers[0]} to {max(numbers)}."
-        )
-    path = rank_log(conf.paths.run(row.id).attempt(number), rank)
-    if rank and not path.exists():
-        raise NotFound(f"Attempt {number} of run {row.name} has no log of rank {rank}.")
+        number, path = logs.of_attempt(session, conf.paths, row, attempt, rank)
     part = logs.tail(path, tail) if offset is None else logs.after(path, offset)
     headers = {"Traind-Attempt": str(number), "Traind-Next-Offset": str(part.next_offset)}
     return Response(part.text, headers=headers, media_type="text/plain")

@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
@@ -21,6 +21,9 @@ from server.api.disconnect import send_until_gone
 from server.api.sse import HEADERS, HEARTBEAT_SECONDS, STOP_SECONDS, send_message, send_part
 from server.events.hub import Hub, frame_of, goodbye_frame
 from trainer.contract import sockets
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 MAX_TOKEN_STREAMS = 64
 MAX_LINE_BYTES = 1 << 20

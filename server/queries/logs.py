@@ -1,4 +1,4 @@
-"""Tail of an attempt's log: control bytes escaped, length bounded."""
+"""Logs of attempts and jobs: control bytes escaped, length bounded."""
 
 from __future__ import annotations
 
@@ -6,7 +6,13 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from server.database import tables
+from server.errors import NotFound
 from server.text import log_line
+from trainer.contract.rundir import DataDir, rank_log
 
 MAX_BYTES = 4 << 20
 
@@ -17,6 +23,26 @@ class Tail:
 
     text: str
     next_offset: int
+
+
+def of_attempt(
+    session: Session, paths: DataDir, run: tables.Run, attempt: int | None, rank: int
+) -> tuple[int, Path]:
+    """Number of the attempt, the newest by default, and the log of its rank. Raises NotFound."""
+    table = tables.Attempt
+    query = select(table.number).where(table.run_id == run.id).order_by(table.number)
+    numbers = list(session.scalars(query))
+    if not numbers:
+        raise NotFound(f"Run {run.name} has not been started: there is no log.")
+    number = numbers[-1] if attempt is None else attempt
+    if number not in numbers:
+        raise NotFound(
+            f"Run {run.name} has no attempt {number}; it has {numbers[0]} to {numbers[-1]}."
+        )
+    path = rank_log(paths.run(run.id).attempt(number), rank)
+    if rank and not path.exists():
+        raise NotFound(f"Attempt {number} of run {run.name} has no log of rank {rank}.")
+    return number, path
 
 
 def tail(path: Path, lines: int) -> Tail:

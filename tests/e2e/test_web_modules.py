@@ -14,8 +14,7 @@ from urllib.parse import unquote
 import pytest
 
 from server.api import catalog as catalog_api
-from server.api import web
-from server.dashboard import bundle
+from server.dashboard import bundle, files
 from server.domain.states import ENDED, REQUESTS, SETTLED, VERBS, YIELDS, State
 from server.queries import planned
 from server.schemas.groups import GroupRequest
@@ -112,7 +111,7 @@ def test_the_page_is_four_files_and_every_module_is_in_its_script() -> None:
             folder = (WEB / module).parent
             names = [(folder / name).resolve() for name in IMPORT.findall(text)]
             waiting += [str(name.relative_to(WEB)) for name in names]
-    assert set(bundle.modules("app.js", web._text)) == found
+    assert set(bundle.modules("app.js", files.read_text)) == found
     kept = {str(p.relative_to(WEB)) for p in WEB.rglob("*.js")} - {"early.js", "docs.js"}
     assert kept == found, "a module that no page needs"
     page = (WEB / "index.html").read_text()
@@ -123,7 +122,7 @@ def test_the_page_is_four_files_and_every_module_is_in_its_script() -> None:
     drawn = re.sub(r">\s+<", "><", (WEB / "favicon.svg").read_text().strip())
     assert unquote(icon) == drawn.replace('"', "'"), "the icon in the page is another"
     sheets = {str(p.relative_to(WEB)) for p in WEB.rglob("*.css")} - {"docs.css"}
-    assert set(web.STYLE_SHEETS) == sheets
+    assert set(files.STYLE_SHEETS) == sheets
 
 
 BUNDLED = {

@@ -13,7 +13,7 @@ import httpx
 import pyarrow.parquet
 import pytest
 
-from server.api import web
+from server.dashboard import files
 from server.database import tables
 from server.metrics import parquet
 from server.queries import store
@@ -173,7 +173,7 @@ def test_every_file_of_the_dashboard_has_its_type_and_a_strict_policy(asgi: Asgi
         "svg": "image/svg+xml",
         "html": "text/html",
     }
-    for name in web._files():
+    for name in files.names():
         answer = asgi.get(f"/static/{name}")
         assert answer.status_code == 200, name
         kind = types.get(name.rpartition(".")[2])
