@@ -12,9 +12,10 @@ from pydantic import BaseModel
 
 from server.api.deps import StrictRoute
 from server.domain.states import ENDED, REQUESTS, SETTLED, VERBS
-from server.schemas.catalog import Catalog, MetricView, VerbView
+from server.schemas.catalog import Catalog, EvaluationTypeView, MetricView, VerbView
 from server.schemas.runs import ResumeRequest
 from server.schemas.states import State
+from trainer.contract.evaluations import EVALUATIONS
 from trainer.contract.extend import JUMP, ExtendRequest
 from trainer.contract.metrics import METRICS
 from trainer.contract.spec import PRESETS, RunSpec
@@ -27,8 +28,8 @@ BODIES = {"spec": RunSpec, "extend": ExtendRequest, "resume": ResumeRequest}
 def catalog() -> Catalog:
     """Vocabulary of the API, for clients.
 
-    The registry of metrics, verbs and requests with the states they are legal in, states, presets,
-    and the accepted values of enumerated fields of a spec, an extend and a resume.
+    The registries of metrics and evaluations, verbs and requests with the states they are legal in,
+    states, presets, and the accepted values of enumerated fields of a spec, an extend and a resume.
     """
     return _catalog()
 
@@ -38,6 +39,7 @@ def _catalog() -> Catalog:
     verbs = sorted(set().union(*VERBS.values()))
     return Catalog(
         metrics=[MetricView.model_validate(asdict(metric)) for metric in METRICS],
+        evaluations=[EvaluationTypeView.model_validate(asdict(one)) for one in EVALUATIONS],
         verbs=[VerbView(verb=v, legal_in=[s for s in State if v in VERBS[s]]) for v in verbs],
         requests=[
             VerbView(verb=v, legal_in=[s for s in State if s in legal])

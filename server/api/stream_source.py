@@ -14,6 +14,7 @@ from server.events.hub import BufferedEvent, EventSource, frame_of
 from server.queries import eta, store
 from server.queries.condition import condition
 from server.queries.standing import Standing, standing
+from trainer.contract.evaluations import KIND_OF_METRIC
 
 MAX_LIVE_RUNS = 100
 WITH_A_PROCESS = (
@@ -70,7 +71,7 @@ def _version(session: Session, run: tables.Run, stands: Standing | None) -> tupl
         *of_run,
         attempt and (attempt.number, attempt.stage, attempt.stage_detail, attempt.stage_fraction),
         saved and saved.name,
-        (view.get("val_bpb"), view.get("core"), run.exact_resume),
+        (*map(view.get, KIND_OF_METRIC), run.exact_resume),
         now and now.code,
     )
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from server.cli import importing, options, output, tokens, units, waiting
+from trainer.contract.evaluations import BY_KIND
 
 if TYPE_CHECKING:
     from server.client import Client
@@ -120,8 +121,8 @@ def eval_(
     run: options.RunArgument,
     step: options.StepOption = None,
     checkpoint: CheckpointName = None,
-    bpb: Annotated[bool, typer.Option("--bpb", help="Measure validation bits per byte.")] = False,
-    core: Annotated[bool, typer.Option("--core", help="Measure CORE.")] = False,
+    bpb: Annotated[bool, typer.Option("--bpb", help=BY_KIND["bpb"].title)] = False,
+    core: Annotated[bool, typer.Option("--core", help=BY_KIND["core"].title)] = False,
     max_per_task: Annotated[
         int | None, typer.Option(min=1, help="CORE: maximum number of items per task.")
     ] = None,
@@ -144,7 +145,8 @@ def eval_(
         if json or ended.state != "completed":
             return waiting.finish(ended, lambda job: None, json)
         for found in (e for e in traind.evaluations(run) if e.job == ended.id):
-            output.say(f"{found.kind} {units.number(found.value, 6)} at step {found.step:,}")
+            of = BY_KIND[found.kind]
+            output.say(f"{of.label} {of.text(found.value)} at step {found.step:,}")
             for line in _core_lines(found.result):
                 output.say(f"  {line}")
     return None

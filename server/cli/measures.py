@@ -10,6 +10,7 @@ import typer
 
 from server.cli import options, output, plot, units
 from server.text import clean_lines
+from trainer.contract.evaluations import BY_KIND
 
 if TYPE_CHECKING:
     from server.client import ReportFormat
@@ -83,7 +84,8 @@ def evaluations(run: options.RunArgument, json: options.Json = False) -> None:
         return output.emit(found)
     rows = [
         (
-            e.kind, units.steps(e.step), units.number(e.value, 6), e.identity[:12],
+            BY_KIND[e.kind].label, units.steps(e.step), BY_KIND[e.kind].text(e.value),
+            e.identity[:12],
             units.seconds(e.seconds), units.moment(e.unix_seconds),
             "best" if e.best else "superseded" if e.superseded else "",
         )

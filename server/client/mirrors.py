@@ -11,13 +11,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
+from trainer.contract.evaluations import KIND_OF_METRIC
+
 if TYPE_CHECKING:
     from server.client import Client
     from server.schemas.metrics import Series, SeriesPoint
     from server.schemas.runs import RunDetail
 
 MAX_POINTS = 20_000  # for each key; beyond that many steps, means of bins
-EVALUATED = ("val_bpb", "core")
 
 
 class Missing(Exception):
@@ -94,12 +95,12 @@ class Copier:
         self._go_back()
         answer = self._client.metrics(self._run, from_step=self.last + 1, max_points=MAX_POINTS)
         for series in answer.series:
-            if series.key not in EVALUATED:
+            if series.key not in KIND_OF_METRIC:
                 for point in series.points:
                     self._put(series, point)
                     self.last = max(self.last, point[0])
         # a job may evaluate an old checkpoint at any time; there are few of them
-        answer = self._client.metrics(self._run, keys=list(EVALUATED), max_points=MAX_POINTS)
+        answer = self._client.metrics(self._run, keys=list(KIND_OF_METRIC), max_points=MAX_POINTS)
         for series in answer.series:
             for point in series.points:
                 place = (_tag(series), point[0], point[1])

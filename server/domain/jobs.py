@@ -16,6 +16,7 @@ from server.domain.executions import IS_OPEN, ExecutionState
 from server.domain.run_rows import require_free
 from server.domain.states import State
 from server.errors import Conflict, Invalid, NotFound
+from trainer.contract.evaluations import BY_KIND
 from trainer.contract.jobs import (
     TOKEN_SOCKET,
     AuditParams,
@@ -41,8 +42,8 @@ def save(session: Session, run: tables.Run, now: float, *, pin: bool) -> tables.
 
 def evaluate(session: Session, run: tables.Run, params: EvaluateParams, now: float) -> tables.Job:
     """Queue an evaluation: inline for the current weights of a running trainer, else on the CPU."""
-    if not params.bpb and not params.core:
-        raise Invalid("Nothing to evaluate: set bpb or core.", errors=_at("/bpb"))
+    if not any(getattr(params, kind) for kind in BY_KIND):
+        raise Invalid(f"Nothing to evaluate: set {' or '.join(BY_KIND)}.", errors=_at("/bpb"))
     chosen = params.step is not None or params.checkpoint is not None
     special = params.eval_tokens is not None or params.core_bundle is not None
     where = _place(run, params.where, inline=not chosen and not special)

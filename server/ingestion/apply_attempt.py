@@ -15,6 +15,7 @@ from server.machine import throughput
 from server.metrics import counters
 from server.metrics.counters import Tally
 from trainer.contract import events, peaks
+from trainer.contract.evaluations import BY_KIND
 from trainer.contract.reasons import Reason
 
 
@@ -160,7 +161,8 @@ def _evaluation(applied: AppliedAttempt, event: events.Evaluation, seconds: floa
     table = tables.Evaluation
     _set_aside_repeated(applied, table, event.step, table.kind == event.evaluation)
     applied.evaluation(event, seconds, attempt_id=applied.attempt.id, superseded=beyond)
-    key = "val_bpb" if event.evaluation == "bpb" else "core"
+    of = BY_KIND[event.evaluation]
+    key = of.metric
     if applied.is_newest and not beyond:
         run.progress = {**run.progress, key: event.value}
     if event.evaluation == "bpb":
@@ -169,7 +171,7 @@ def _evaluation(applied: AppliedAttempt, event: events.Evaluation, seconds: floa
         )
         if checkpoint is not None:
             checkpoint.val_bpb = event.value
-    shown = f"{key} {event.value:.6f} at step {event.step:,}"
+    shown = f"{key} {of.text(event.value)} at step {event.step:,}"
     applied.record("evaluation", shown, seconds, step=event.step, data={key: event.value})
 
 

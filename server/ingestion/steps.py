@@ -14,6 +14,7 @@ from server.domain import executions
 from server.domain.states import State, explain, sentence
 from server.metrics import counters, rollups, sparkline
 from server.metrics.counters import Tally
+from trainer.contract.evaluations import KIND_OF_METRIC
 from trainer.contract.events import Step
 from trainer.contract.metrics import STEP_KEYS
 from trainer.contract.reasons import Reason
@@ -135,7 +136,7 @@ def _progress(run: tables.Run, attempt: tables.Attempt, new: Sequence[Reported])
     horizon = run.plan["horizon"]
     peak = attempt.peak_flops
     return {
-        **{k: before[k] for k in ("val_bpb", "core", "slowest_save_seconds") if k in before},
+        **{k: before[k] for k in (*KIND_OF_METRIC, "slowest_save_seconds") if k in before},
         **{k: before[k] for k in ("ranks", "ranks_at") if same and k in before},
         "attempt": attempt.number,
         "unix_seconds": seconds,

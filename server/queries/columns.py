@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from server.queries.curves import EVALUATED
 from server.schemas.metrics import Column, MetricColumns, MetricsAnswer, Series
+from trainer.contract.evaluations import KIND_OF_METRIC
 
 
 def columns(answer: MetricsAnswer, banded: set[str] | None = None) -> MetricColumns:
     """banded: keys that carry min and max; None: all. Bins of one step need neither."""
-    plain = [s for s in answer.series if s.key not in EVALUATED]
+    plain = [s for s in answer.series if s.key not in KIND_OF_METRIC]
     shared = plain[0].points if plain else []
     wide = answer.bin_steps > 1
     return MetricColumns(
@@ -25,7 +25,7 @@ def columns(answer: MetricsAnswer, banded: set[str] | None = None) -> MetricColu
         evaluations=[
             Series(key=s.key, identity=s.identity, points=s.points)
             for s in answer.series
-            if s.key in EVALUATED and s.points
+            if s.key in KIND_OF_METRIC and s.points
         ],
         bin_steps=answer.bin_steps,
         raw_points=answer.raw_points,

@@ -12,10 +12,10 @@ from server.errors import Invalid
 from server.metrics import rollups
 from server.metrics.rollups import Bin
 from server.schemas.metrics import MetricsAnswer, Segment, Series, SeriesPoint
+from trainer.contract.evaluations import KIND_OF_METRIC
 from trainer.contract.metrics import BY_KEY
 from trainer.contract.spec import MAX_STEPS
 
-EVALUATED = {"val_bpb": "bpb", "core": "core"}
 METRIC_KEYS = tuple(BY_KEY)
 
 
@@ -47,7 +47,7 @@ def metrics(
     if found:
         first, last = min(s.low for s in found), max(s.high for s in found)
         size = max(bin_steps or 1, rollups.bin_steps_for(first, last, max_points))
-    plain = [key for key in asked if key not in EVALUATED]
+    plain = [key for key in asked if key not in KIND_OF_METRIC]
     rows = _rows(session, found, size, plain, superseded) if plain else []
     series: list[Series] = []
     for key in asked:
@@ -105,7 +105,10 @@ def _evaluated(
     """A series for each identity, a point for each measurement, at the number of steps done."""
     table = tables.Evaluation
     query = select(table.identity, table.step, table.unix_seconds, table.value).where(
-        table.run_id == run_id, table.kind == EVALUATED[key], table.step >= low, table.step <= high
+        table.run_id == run_id,
+        table.kind == KIND_OF_METRIC[key],
+        table.step >= low,
+        table.step <= high,
     )
     if not superseded:
         query = query.where(table.superseded.is_(False))

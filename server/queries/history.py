@@ -15,6 +15,7 @@ from server.errors import NotFound
 from server.schemas.checkpoints import CheckpointView
 from server.schemas.evaluations import EvaluationView, SampleView
 from server.schemas.phases import AttemptView, PhaseView
+from trainer.contract.evaluations import BY_KIND
 from trainer.contract.extend import Joint
 from trainer.contract.reasons import Reason
 from trainer.contract.schedule import PhaseSchedule, weight_decay_multiplier
@@ -62,13 +63,13 @@ def checkpoint(session: Session, run: tables.Run, name: str) -> CheckpointView:
 def evaluations(
     session: Session, run: tables.Run, *, superseded: bool = False
 ) -> list[EvaluationView]:
-    """Evaluations, in order of steps. best: lowest bpb or highest CORE of its identity."""
+    """Evaluations, in order of steps. best: the best of its kind and identity."""
     table = tables.Evaluation
     rows = _owned(session, table, run.id, superseded)
     best: dict[tuple[str, str], tuple[float, int]] = {}
     for row, _ in rows:
         if not row.superseded:
-            score = row.value if row.kind == "bpb" else -row.value
+            score = BY_KIND[row.kind].score(row.value)
             key = (row.kind, row.identity)
             best[key] = min(best.get(key, (score, row.id)), (score, row.id))
     winners = {row_id for _, row_id in best.values()}

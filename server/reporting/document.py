@@ -9,10 +9,10 @@ from typing import Any
 
 from server.reporting import answer
 from server.reporting.answer import Report
+from trainer.contract.evaluations import BY_KIND, KIND_OF_METRIC
 from trainer.contract.plan import gigabytes, hours, number
 
 DASH = "–"
-KINDS = {"bpb": "val bpb", "core": "CORE"}
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def _summary(r: Report) -> Iterator[str | Chart]:
             title = CHARTS.get(curve.key, curve.key)
             if keys.count(curve.key) > 1:
                 title += f", measured as {labels.get(curve.identity or '', '?')}"
-            evaluated = curve.key in ("val_bpb", "core")
+            evaluated = curve.key in KIND_OF_METRIC
             yield Chart(title, named, 1 if evaluated else r.curve_bin_steps)
 
 
@@ -188,7 +188,8 @@ def _evaluations(r: Report) -> Iterator[str | Table]:
     yield Table(
         ["step", "kind", "value", "settings", "attempt", "took"],
         [
-            [f"{e.step:,}", KINDS[e.kind], f"{e.value:.6f}" + (" (best)" if e.best else ""),
+            [f"{e.step:,}", BY_KIND[e.kind].label,
+             BY_KIND[e.kind].text(e.value) + (" (best)" if e.best else ""),
              e.label, _whole(e.attempt), hours(e.seconds)]
             for e in r.evaluations
         ],
@@ -197,7 +198,7 @@ def _evaluations(r: Report) -> Iterator[str | Table]:
     yield (
         "Settings: "
         + ", ".join(
-            f"{KINDS[kind]} {label} = {e.identity[:12]}{_rules(e.settings)}"
+            f"{BY_KIND[kind].label} {label} = {e.identity[:12]}{_rules(e.settings)}"
             for (kind, label), e in labels.items()
         )
         + ". Values under different settings are not comparable."

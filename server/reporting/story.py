@@ -20,12 +20,12 @@ from server.reporting.answer import (
 from server.schemas.evaluations import EvaluationView
 from server.schemas.phases import PhaseView
 from trainer.contract import bpb_causes
+from trainer.contract.evaluations import BY_KIND
 from trainer.contract.plan import hours
 from trainer.contract.reasons import Reason
 
 MAX_INCIDENTS = 100
 EQUAL = 1e-6  # relative: the same weights on the same span give the same value
-KINDS = {"bpb": "val bpb", "core": "CORE"}
 
 
 def attempts(
@@ -136,10 +136,10 @@ def differences(evaluated: list[EvaluationReport]) -> list[EvaluationDifference]
 
 
 def _difference(one: EvaluationReport, two: EvaluationReport) -> EvaluationDifference:
-    kind, comparable = KINDS[one.kind], one.identity == two.identity
+    kind, comparable = BY_KIND[one.kind], one.identity == two.identity
     sentence = (
-        f"{kind} of the weights at step {one.step:,} was {one.value:.6f} and then {two.value:.6f} "
-        f"({two.value - one.value:+.6f}): "
+        f"{kind.label} of the weights at step {one.step:,} was {kind.text(one.value)} and then "
+        f"{kind.text(two.value)} ({two.value - one.value:+.{kind.digits}f}): "
     )
     sentence += (
         "the same weights under the same settings should give the same value"

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from server.schemas.states import State
+from trainer.contract.evaluations import EvaluationKind
 
 
 class MetricView(BaseModel):
@@ -29,6 +30,27 @@ class MetricView(BaseModel):
     """Name of the Prometheus gauge without its prefix; null for none."""
 
 
+class EvaluationTypeView(BaseModel):
+    """An evaluation of the registry: name, direction and metric of a kind."""
+
+    kind: EvaluationKind
+    """Kind of the evaluation."""
+    label: str
+    """Name in tables."""
+    title: str
+    """What it measures, for forms."""
+    metric: str
+    """Key of the metric that its values form; unit and format are those of the metric."""
+    higher_is_better: bool
+    """Direction: whether the highest value is the best."""
+    digits: int
+    """Number of decimals of a single value."""
+    cost: str
+    """How long it takes, where that matters; else empty."""
+    job: str
+    """Kind of the job that measures it outside of training."""
+
+
 class VerbView(BaseModel):
     verb: str
     """Verb."""
@@ -41,6 +63,8 @@ class Catalog(BaseModel):
 
     metrics: list[MetricView]
     """The registry of metrics."""
+    evaluations: list[EvaluationTypeView]
+    """The registry of evaluations."""
     verbs: list[VerbView]
     """Verbs of a run and the states in which each is legal."""
     requests: list[VerbView]

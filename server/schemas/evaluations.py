@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel
+
+from trainer.contract.evaluations import EvaluationKind
 
 
 class EvaluationView(BaseModel):
     id: int
-    kind: Literal["bpb", "core"]
+    kind: EvaluationKind
     step: int
     value: float
     """Measured value."""

@@ -218,6 +218,6 @@ def _command(session: Session, job: Job) -> None:
         words = f"{job.kind} cannot be done inline"
         executions.end(session, job, "failed", Reason.job_failed, words)
         return
-    given = {k: job.params[k] for k in ("bpb", "core", "core_max_per_task") if k in job.params}
+    given = {k: v for k, v in job.params.items() if k in Evaluate.model_fields}
     command = Evaluate.model_validate({"id": commands.new_id(), **given})
     commands.send(session, run, command, time.time(), job.id)

@@ -1,5 +1,5 @@
 /**
- * What the daemon offers (GET /v1/catalog): metrics, verbs, states, presets, the words of a field.
+ * What the daemon offers (GET /v1/catalog): metrics, evaluations, verbs, states, presets, the words of a field.
  * The page keeps no list of these; only how they look is written here.
  */
 
@@ -36,7 +36,9 @@ export const isLegal = (verb, state) =>
 export const choices = (body, pointer) => known.choices[body][pointer] ?? [];
 
 /** The kind of evaluation that measures a metric, null for one that steps report. */
-export const evaluationOf = ({ key, source }) => (source !== "evaluation" ? null : key === "val_bpb" ? "bpb" : key);
+export const evaluationOf = ({ key }) => known.evaluations.find((e) => e.metric === key)?.kind ?? null;
+export const evaluations = () => known.evaluations;
+export const evaluation = (kind) => known.evaluations.find((e) => e.kind === kind);
 
 /** How a metric's values are written. */
 export function writerOf({ format, digits, unit }) {

@@ -613,7 +613,7 @@ def test_eval_prints_the_value_and_what_each_task_of_core_scored(stub: Stub, tra
     stub.on("GET", "/v1/runs/demo/evaluations", page(found))
     ran = traind("eval", "demo", "--core")
     assert ran.out.splitlines() == [
-        "core 0.191600 at step 100",
+        "CORE 0.191600 at step 100",
         "  piqa: accuracy 0.6110, centred 0.2220",
         "  copa: accuracy 0.6000, centred 0.2000, 2 items not scored",
     ]

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from trainer.contract.evaluations import EvaluationKind
 from trainer.contract.ranks import RankRow
 from trainer.contract.reasons import Reason
 
@@ -122,7 +123,7 @@ class Evaluation(TrainerEvent):
     """An evaluation. identity: what the value depends on; never compare across identities."""
 
     kind: Literal["evaluation"] = "evaluation"
-    evaluation: Literal["bpb", "core"]
+    evaluation: EvaluationKind
     step: int
     value: float
     identity: str

@@ -76,7 +76,7 @@ METRICS: tuple[Metric, ...] = (
         source="evaluation", is_live=False, gauge="val_bpb",
     ),
     Metric(
-        "core", "CORE", "", "CORE score, centred on guessing.", source="evaluation",
+        "core", "CORE", "centred", "CORE score, centred on guessing.", source="evaluation",
         is_live=False, gauge="core_metric",
     ),
 )  # fmt: skip

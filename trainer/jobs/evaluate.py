@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from trainer.contract import events
+from trainer.contract.evaluations import EVALUATIONS, EvaluationKind
 from trainer.contract.orders import JobOrder
 from trainer.runtime.process import Process
 
@@ -18,12 +19,12 @@ def run(order: JobOrder, own: Process) -> dict[str, Any]:
     loaded = load(order)
     _configure(loaded)
     result: dict[str, Any] = {"step": loaded.manifest.step, "checkpoint": loaded.path.name}
-    for kind in ("bpb", "core"):
-        if order.params[kind]:
-            value = _measure(kind, loaded, order, own)
+    for one in EVALUATIONS:
+        if order.params[one.kind]:
+            value = _measure(one.kind, loaded, order, own)
             if value is None:
                 return {}
-            result[kind] = value
+            result[one.kind] = value
     return result
 
 
@@ -37,9 +38,9 @@ def _configure(loaded: Any) -> None:
         device.configure(where, threads=None, deterministic=deterministic)
 
 
-def _measure(kind: Literal["bpb", "core"], loaded: Any, order: JobOrder, own: Process):
+def _measure(kind: EvaluationKind, loaded: Any, order: JobOrder, own: Process):
     own.reporter.emit(events.Stage(stage="evaluating", detail=kind))
-    found = (_bpb if kind == "bpb" else _core)(loaded, order, own)
+    found = _MEASURES[kind](loaded, order, own)
     if found is None:
         return None
     for value, identity, settings, result, seconds in found:
@@ -112,3 +113,6 @@ def _core(loaded: Any, order: JobOrder, own: Process):
     name = core.identity(bundle, loaded.data.tokenizer_sha256, limit)
     settings = {"max_per_task": limit, "bundle": bundle.sha256}
     return [(result.core_metric, name, settings, result.as_result(), result.seconds)]
+
+
+_MEASURES = {"bpb": _bpb, "core": _core}

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from trainer.contract import events
+from trainer.contract.evaluations import EvaluationKind
 from trainer.train.session import Session
 
 
 def record(
     session: Session,
-    kind: Literal["bpb", "core"],
+    kind: EvaluationKind,
     value: float,
     name: str,
     settings: dict[str, Any],

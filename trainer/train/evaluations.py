@@ -9,19 +9,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 from trainer.contract import commands, events
+from trainer.contract.evaluations import EVALUATIONS, MEASUREMENTS, MeasurementKind
 from trainer.evaluate import core, core_bundle, samples
 from trainer.train import val_bpb
 from trainer.train.evaluation_record import record
 from trainer.train.session import Session
 
-Kind = Literal["bpb", "core", "sample"]
 SAMPLE_TOKENS = 64
-NAMES: dict[Kind, str] = {"bpb": "val bpb", "core": "CORE", "sample": "samples"}
+_LABELS = {one.kind: one.label for one in MEASUREMENTS}
 
 
 def due(step: int, every: int | Literal["end"] | None, at_end: bool) -> bool:
@@ -31,22 +31,17 @@ def due(step: int, every: int | Literal["end"] | None, at_end: bool) -> bool:
     return at_end or (every != "end" and step % every == 0)
 
 
-def due_kinds(session: Session, at_end: bool) -> list[Kind]:
+def due_kinds(session: Session, at_end: bool) -> list[MeasurementKind]:
     """Evaluations that are due at this boundary and not measured yet."""
     spec, step = session.order.spec.evaluate, session.state.step
-    cadences: list[tuple[Kind, Any]] = [
-        ("bpb", spec.bpb_every),
-        ("core", spec.core_every if spec.core_bundle else None),
-        ("sample", spec.sample_every if spec.prompts else None),
-    ]
     return [
-        kind
-        for kind, every in cadences
-        if due(step, every, at_end) and session.state.evaluated.get(kind) != step
+        one.kind
+        for one in MEASUREMENTS
+        if due(step, one.cadence(spec), at_end) and session.state.evaluated.get(one.kind) != step
     ]
 
 
-def measure(session: Session, kinds: list[Kind]) -> bool:
+def measure(session: Session, kinds: list[MeasurementKind]) -> bool:
     """Measure each; returns False if a command arrived first."""
     for kind in kinds:
         if not _measure(session, kind):
@@ -59,10 +54,9 @@ def measure(session: Session, kinds: list[Kind]) -> bool:
 
 def measure_on_request(session: Session, command: commands.Evaluate) -> None:
     """Evaluate now, at this boundary; a command that stops it leaves no partial result."""
-    if command.bpb:
-        _measure(session, "bpb")
-    if command.core:
-        _measure(session, "core", command.core_max_per_task)
+    for one in EVALUATIONS:
+        if getattr(command, one.kind):
+            _measure(session, one.kind, command.core_max_per_task)
     _give_memory_back(session)
     session.reporter.emit(events.Stage(stage="training"))
 
@@ -76,7 +70,7 @@ def _give_memory_back(session: Session) -> None:
 # --- measuring -----------------------------------------------------------------------------------
 
 
-def _measure(session: Session, kind: Kind, max_per_task: int | None = None) -> bool:
+def _measure(session: Session, kind: MeasurementKind, max_per_task: int | None = None) -> bool:
     """Measure and report; returns False if a command interrupted it. If the device runs out of
     memory, the evaluation is skipped with a notice and training continues."""
     try:
@@ -90,7 +84,7 @@ def _measure(session: Session, kind: Kind, max_per_task: int | None = None) -> b
         events.Notice(
             level="warning",
             code="evaluation_out_of_memory",
-            message=f"{NAMES[kind]} at step {session.state.step:,} skipped, training continues: "
+            message=f"{_LABELS[kind]} at step {session.state.step:,} skipped, training continues: "
             f"the device ran out of memory. {why}",
             step=session.state.step,
         )
@@ -98,7 +92,7 @@ def _measure(session: Session, kind: Kind, max_per_task: int | None = None) -> b
     return True
 
 
-def _measured(session: Session, kind: Kind, max_per_task: int | None) -> bool:
+def _measured(session: Session, kind: MeasurementKind, max_per_task: int | None) -> bool:
     if kind == "sample":
         return _on_rank_0(session, lambda: _sample(session))
     session.reporter.emit(events.Stage(stage="evaluating", detail=kind))

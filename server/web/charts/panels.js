@@ -8,14 +8,16 @@
  * @property {{key: string, label: string, colour: string, band?: boolean, width?: number,
  *   scale?: "y2", format?: (v: number) => string, factor?: number, noisy?: boolean}[]} lines
  *   noisy: the smoothing slider draws its average over it
- * @property {"bpb"|"core"} [evaluation] read from /evaluations instead, split by identity
+ * @property {string} [evaluation] a kind of the catalog, read from /evaluations instead, split by identity
  * @property {("lr_multiplier"|"momentum"|"weight_decay")[]} [planned] also drawn ahead of now
  */
 
-import { evaluationOf, metric, metrics, writerOf } from "../catalog.js";
+import { evaluationOf, evaluations, metric, metrics, writerOf } from "../catalog.js";
 import { count, fixed, percent, significant } from "../format.js";
 
 const gigabytes = (v) => (v === null || v === undefined ? "–" : `${fixed(v, 2)} GB`);
+
+const EVALUATED = Symbol("the evaluations of the catalog, in its order");
 
 /** Where a metric has its place, and how it is drawn; name, unit and digits are the catalog's. */
 const LAID = [
@@ -28,8 +30,7 @@ const LAID = [
   },
   { id: "lr", metric: "lr_multiplier",
     lines: [{ key: "lr_multiplier", label: "followed", colour: "line-1", width: 2 }], planned: ["lr_multiplier"] },
-  { id: "val_bpb", metric: "val_bpb" },
-  { id: "core", metric: "core", unit: "centred" },
+  EVALUATED,
   { id: "speed", metric: "tokens_per_second", tick: (v) => count(v),
     lines: [{ key: "tokens_per_second", label: "tok/s", colour: "line-3", band: true, noisy: true }] },
   { id: "mfu", metric: "mfu", tick: (v, decimals) => percent(v, Math.max(0, decimals - 2)),
@@ -54,9 +55,10 @@ const WITHOUT_PANEL = new Set(["step_seconds"]);
 
 /** Every metric of the catalog: in the panel laid out for it, or in one of its own. @returns {Panel[]} */
 export function panels() {
-  const laid = new Set(LAID.flatMap((panel) => [panel.metric, ...(panel.lines ?? []).map((line) => line.key)]));
+  const placed = LAID.flatMap((panel) => (panel === EVALUATED ? evaluations().map(({ metric: key }) => ({ id: key, metric: key })) : panel));
+  const laid = new Set(placed.flatMap((panel) => [panel.metric, ...(panel.lines ?? []).map((line) => line.key)]));
   const others = metrics().filter(({ key }) => !laid.has(key) && !WITHOUT_PANEL.has(key)).map(({ key }) => ({ id: key, metric: key }));
-  return [...LAID, ...others].map(dressed);
+  return [...placed, ...others].map(dressed);
 }
 
 function dressed({ metric: key, lines, ...panel }) {

@@ -1,5 +1,6 @@
 /** From the API's answers to what a chart shows. Pure: no DOM, no network. */
 
+import { evaluation } from "../catalog.js";
 import { words } from "../format.js";
 import { yieldLine } from "../yields.js";
 import { join } from "./join.js";
@@ -95,7 +96,7 @@ function evaluationParts(panel, { evaluations, axis }) {
       x: kept.map((e) => axis.toX(e.step, e.unix_seconds)),
       values: [kept.map((e) => e.value)],
       line: {
-        label: identities.length > 1 ? `as ${identity.slice(0, 6)}` : words(panel.evaluation),
+        label: identities.length > 1 ? `as ${identity.slice(0, 6)}` : evaluation(panel.evaluation).label,
         colour: LINES[i % LINES.length], points: true, joined: true, width: 1.5,
       },
     };

@@ -1,18 +1,18 @@
 /** The head of a run's page: name, state, what to do, progress, and the numbers that matter. */
 
-import { isEnded } from "../catalog.js";
+import { evaluations, isEnded, metric, writerOf } from "../catalog.js";
 import { conditionLine, reasonSentence, standsStill } from "../condition.js";
 import { fill, h, setText, userText } from "../dom.js";
-import { ago, bpb, bytes, count, duration, energy, exactly, exponent, fixed, integer, loss, percent, sentence, when } from "../format.js";
+import { ago, bytes, count, duration, energy, exactly, exponent, fixed, integer, loss, percent, sentence, when } from "../format.js";
 import { yieldLine } from "../yields.js";
 import { progressBar, setState, stateBadge } from "./state.js";
 
-/** [key, label, (progress, detail) => [value, note, another label]] */
 const LONG_STAGE_SECONDS = 60; // a shorter one is over before its duration is read
-const STATS = [
+
+/** [key, label, (progress, detail) => [value, note, another label]] */
+const statsOf = () => [
   ["loss", "Loss", (p) => [loss(p.loss_smooth ?? p.loss), p.loss === null ? "" : `raw ${loss(p.loss)}`]],
-  ["bpb", "Val bpb", (p) => [bpb(p.val_bpb), "bits per byte"]],
-  ["core", "CORE", (p) => [bpb(p.core), p.core === null ? "not evaluated" : "centred"]],
+  ...evaluations().map(evaluationStat),
   ["speed", "Throughput", speedOf],
   ["mfu", "MFU", (p) => [percent(p.mfu, 1), p.peak_flops ? `of ${exponent(p.peak_flops.value)} FLOP/s, ${p.peak_flops.source}` : "no peak known"]],
   ["eta", "Time left", timeOf],
@@ -23,6 +23,13 @@ const STATS = [
   ["checkpoint", "Last checkpoint", (p) => [p.last_checkpoint ? integer(p.last_checkpoint.step) : "–", p.last_checkpoint ? `${ago(p.last_checkpoint.created_at)}, ${bytes(p.last_checkpoint.bytes)}` : "none yet"]],
   ["exact", "Resume", (p) => [p.exact_resume ?? "–", p.exact_resume === "verified" ? "bit for bit" : p.exact_resume === null ? "not resumed yet" : ""]],
 ];
+
+function evaluationStat({ kind, label, metric: key }) {
+  const { unit } = metric(key);
+  const write = writerOf(metric(key));
+  const of = (p) => p[key] ?? p.more[key] ?? null;
+  return [kind, `${label[0].toUpperCase()}${label.slice(1)}`, (p) => [write(of(p)), of(p) === null ? "not evaluated" : unit]];
+}
 
 /** Of a device; on the CPU that of the process. */
 function memoryOf(p, d) {
@@ -78,7 +85,8 @@ export function createRunHead() {
   const yielded = h("p.yielded");
   const stage = h("span.stage");
   const bar = progressBar("Progress of this run");
-  const cells = STATS.map(([key, label]) => {
+  const shown = statsOf();
+  const cells = shown.map(([key, label]) => {
     const [name, value, note] = [h("dt", {}, label), h("dd"), h("dd.note")];
     return { name, value, note, element: h("div", { dataset: { key } }, name, value, note) };
   });
@@ -104,7 +112,7 @@ export function createRunHead() {
     setText(yielded, last && !isEnded(detail.state) ? sentence(yieldLine(last)) : "");
     bar.update({ ...progress, state: detail.state });
     setText(stage, stageOf(progress));
-    STATS.forEach(([, label, of], i) => {
+    shown.forEach(([, label, of], i) => {
       const [value, note, otherLabel] = of(progress, detail);
       setText(cells[i].name, otherLabel ?? label);
       setText(cells[i].value, value);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+from trainer.contract.evaluations import BY_KIND
 from trainer.contract.plan.answer import BatchPlan, Eta
 from trainer.contract.plan.context import PlanContext
 from trainer.contract.plan.disk import checkpoint_bytes
@@ -104,11 +105,10 @@ def evaluation_time(
     span_tokens = max(1, asked.eval_tokens // per_pass) * per_pass
     items = asked.core_max_per_task or CORE_ITEMS_PER_TASK
     core_tokens = CORE_TASKS * min(items, CORE_ITEMS_PER_TASK) * CORE_TOKENS_PER_ITEM
-    core_every = asked.core_every if asked.core_bundle else None
     return EvaluationTime(
-        bpb_times=_times_due(asked.bpb_every, start_step, end_step),
+        bpb_times=_times_due(BY_KIND["bpb"].cadence(asked), start_step, end_step),
         bpb_seconds=span_tokens / forward,
-        core_times=_times_due(core_every, start_step, end_step),
+        core_times=_times_due(BY_KIND["core"].cadence(asked), start_step, end_step),
         core_seconds=core_tokens / forward,
     )
 

@@ -1,6 +1,7 @@
 /** Every measured quality, with the identity that says what it may be compared with. */
 
 import { list, path } from "../../api.js";
+import { evaluation } from "../../catalog.js";
 import { facts, table } from "../../components/table.js";
 import { fill, h } from "../../dom.js";
 import { ago, duration, exactly, fixed, integer, significant } from "../../format.js";
@@ -8,8 +9,8 @@ import { createLoader } from "../../loader.js";
 
 const COLUMNS = [
   { label: "Step", num: true, cell: (e) => h("b", {}, integer(e.step)) },
-  { label: "Kind", cell: (e) => [e.kind === "bpb" ? "val bpb" : "CORE", e.best && h("span.tag", { dataset: { tone: "good" } }, "best"), e.superseded && h("span.tag", {}, "superseded")] },
-  { label: "Value", num: true, cell: (e) => fixed(e.value, 6) },
+  { label: "Kind", cell: (e) => [evaluation(e.kind)?.label ?? e.kind, e.best && h("span.tag", { dataset: { tone: "good" } }, "best"), e.superseded && h("span.tag", {}, "superseded")] },
+  { label: "Value", num: true, cell: (e) => fixed(e.value, evaluation(e.kind)?.digits ?? 6) },
   { label: "Identity", cell: (e) => h("details.inline", {}, h("summary.mono", {}, e.identity.slice(0, 12)), facts(Object.entries({ ...e.settings, ...flat(e.result) }).map(([k, v]) => [k, said(v)]))) },
   { label: "Took", num: true, cell: (e) => duration(e.seconds) },
   { label: "When", cell: (e) => h("span", { title: exactly(e.unix_seconds) }, ago(e.unix_seconds)) },
