@@ -62,17 +62,18 @@ def source_of(db: Database) -> EventSource:
 def _version(session: Session, run: tables.Run, stands: Standing | None) -> tuple[object, ...]:
     """Everything visible that may change. Of a condition only its kind: its age, which counts up,
     is left to the client."""
+    attempt = stands.attempt if stands is not None else None
+    now = condition(session.info["paths"].run(run.id), run, attempt, time.time())
     of_run = (run.version, run.step, run.last_step_at, run.state, run.reason_message)
+    of_run = (*of_run, now and now.code)
     if stands is None:
         return of_run
-    attempt, saved, view = stands.attempt, stands.checkpoint, run.progress
-    now = condition(session.info["paths"].run(run.id), run, attempt, time.time())
+    saved, view = stands.checkpoint, run.progress
     return (
         *of_run,
         attempt and (attempt.number, attempt.stage, attempt.stage_detail, attempt.stage_fraction),
         saved and saved.name,
         (*map(view.get, KIND_OF_METRIC), run.exact_resume),
-        now and now.code,
     )
 
 

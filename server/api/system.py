@@ -30,7 +30,6 @@ router = APIRouter(tags=["system"], route_class=StrictRoute)
 PACKAGES = ("torch", "numpy", "fastapi", "uvicorn", "sqlalchemy", "pydantic", "prometheus-client")
 LOW_DISK_BYTES = 5_000_000_000
 OTHERS = "others"
-FULL_DISK_BYTES = 8_000_000  # less than the database and its log need for a request
 
 
 @router.get("/healthz")
@@ -57,10 +56,11 @@ def readyz(request: Request, db: Db, conf: Conf) -> dict[str, str]:
     supervisor = getattr(request.app.state, "supervisor", None)
     if supervisor is not None and not supervisor.is_alive:
         raise Busy("The supervisor is not running.", headers={"Retry-After": "1"})
-    free = machine_disk.space(conf.paths.root).free
-    if free < FULL_DISK_BYTES:
+    disk = machine_disk.space(conf.paths.root)
+    if disk.is_full:
         raise Busy(
-            f"The disk is full: {num_bytes(free)} left in {conf.paths.root}. Runs wait for room.",
+            f"The disk is full: {num_bytes(disk.free)} left in {conf.paths.root}. "
+            "Runs wait for room.",
             hint="Free some space there; everything then continues by itself.",
             headers={"Retry-After": "5"},
         )
@@ -94,7 +94,7 @@ def system(request: Request, db: Db, conf: Conf) -> SystemView:
         data_dir=str(conf.paths.root),
         disk_total_bytes=disk.total,
         disk_free_bytes=disk.free,
-        disk_is_full=disk.free < FULL_DISK_BYTES,
+        disk_is_full=disk.is_full,
         database_bytes=db.size_bytes,
         backups=[path.name for path in db.backups()],
         warnings=[

@@ -127,7 +127,7 @@ def styled(value: str, style: str = "") -> Text:
 
 def state(name: str, condition: Condition | None = None) -> Text:
     """The state in its colour; of a run that stands still, what it waits for."""
-    if condition is not None and name == "running":
+    if condition is not None:
         return styled(CONDITION_WORDS[condition.code], "yellow")
     return styled(clean(name), STATE_STYLES.get(name, ""))
 

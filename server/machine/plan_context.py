@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +12,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from server.database import tables
-from server.machine import devices, throughput
+from server.machine import devices, disk, throughput
 from server.machine.devices import Device, DeviceMissing
 from server.settings import Settings
 from trainer.contract.lanes import most_that_share, named_together
@@ -74,7 +72,7 @@ def context(
         throughput_source=seen.source if seen else None,
         measured_rows=seen.rows if seen else None,
         measured_peak_bytes=seen.peak_bytes if seen else None,
-        disk_free_bytes=disk_free(settings.paths.root),
+        disk_free_bytes=disk.least_free(settings.paths.root),
         corpus_tokens=_corpus_tokens(session, settings, spec),
         gpu_unusable=devices.unusable_gpu() if found is None else None,
         capability=device.capability if device else None,
@@ -93,14 +91,6 @@ def num_gpus(spec: RunSpec, found: Sequence[Device]) -> int | None:
     if spec.numerics.lanes is None and isinstance(tokens, int):
         whole = tokens // spec.model.sequence_len // (rows if isinstance(rows, int) else 1)
     return most_that_share(min(len(cards), MAX_RANKS), whole)
-
-
-def disk_free(path: Path) -> int | None:
-    """Free bytes on the file system of `path`, which may not exist yet."""
-    for place in (path, *path.parents):
-        with suppress(OSError):
-            return shutil.disk_usage(place).free
-    return None
 
 
 def _device(wanted: str, found: tuple[Device, ...]) -> Device | None:

@@ -15,17 +15,31 @@ from server.domain import executions
 from server.domain.states import ENDED, OCCUPYING, State
 from server.metrics import counters
 from server.queries import eta
+from server.queries.condition import condition
 from server.queries.standing import standing
 from trainer.contract.rundir import OUTBOX, DataDir
 
 MAX_RUNS = 200
 LIVE = (State.running, State.pausing)
 ENDED_SECONDS = 3600.0
+QUIET_SECONDS = 5.0  # without a step, after which it may stand still
 PER_RUN = (
     counters.TOKENS, counters.STEPS, counters.LOST_STEPS, counters.RESTARTS, counters.YIELDS,
     counters.WAITING_SECONDS, counters.ENERGY,
     counters.CHECKPOINT_BYTES,
 )  # fmt: skip
+
+
+class Motion(NamedTuple):
+    """Expected end of a run in unix seconds, and whether it makes no steps.
+
+    moved, looked_at: the columns and the time of the look.
+    """
+
+    moved: object
+    looked_at: float
+    finish_at: float | None
+    stands_still: bool
 
 
 class Facts(NamedTuple):
@@ -45,6 +59,7 @@ class Facts(NamedTuple):
     checkpoint_at: float | None
     model: str
     finish_at: float | None
+    stands_still: bool
 
 
 _run: Any = tables.Run.__table__.c
@@ -95,10 +110,10 @@ _UNREAD = (
 
 
 class Known(NamedTuple):
-    """Values a scrape caches for the next one: depth as shown, and the ETA of a step, by run."""
+    """Values a scrape caches for the next one: depth as shown, and its motion, by run."""
 
     models: dict[str, str]
-    finishes: dict[str, tuple[object, float | None]]
+    motions: dict[str, Motion]
 
 
 def runs(session: Session, now: float, known_before: Known) -> list[Facts]:
@@ -113,10 +128,10 @@ def runs(session: Session, now: float, known_before: Known) -> list[Facts]:
     known = {"ids": json.dumps(ids)}
     phases = dict(connection.execute(_PHASES, known).all())
     saved = dict(connection.execute(_SAVED, known).all())
-    models, finishes = known_before
+    models, motions = known_before
     _name_models(session, ids, models)
-    for gone in finishes.keys() - {row[0] for row in rows if row[2] in LIVE}:
-        del finishes[gone]
+    for gone in motions.keys() - {row[0] for row in rows if row[2] in LIVE}:
+        del motions[gone]
     return [
         Facts._make(
             (
@@ -124,25 +139,29 @@ def runs(session: Session, now: float, known_before: Known) -> list[Facts]:
                 phases.get(row[0], ""),
                 saved.get(row[0]),
                 models.get(row[0], ""),
-                _finish_at(session, row, now, finishes) if row[2] in LIVE else None,
+                *(_motion(session, row, now, motions)[2:] if row[2] in LIVE else (None, False)),
             )
         )
         for row in rows
     ]
 
 
-def _finish_at(
-    session: Session, row: Any, now: float, finishes: dict[str, tuple[object, float | None]]
-) -> float | None:
-    """As in GET …/progress. It reads the run's plan, so it is kept until the run has moved on."""
-    run_id, moved = row[0], tuple(row[4:9])
-    if run_id not in finishes or finishes[run_id][0] != moved:
-        run = session.get_one(tables.Run, run_id)
-        stands = standing(session, run_id)
-        left = eta.remaining(session, run, stands)
-        end = eta.expected_end(session, run, stands.attempt, left, now)
-        finishes[run_id] = moved, end.finish_at if end else None
-    return finishes[run_id][1]
+def _motion(session: Session, row: Any, now: float, known: dict[str, Motion]) -> Motion:
+    """As in GET …/progress. It reads the run's plan, so it is kept until the run has moved on; of
+    one that may stand still, for a few seconds."""
+    run_id, moved, last_step_at = row[0], tuple(row[4:9]), row[7]
+    found = known.get(run_id)
+    if found is not None and found.moved == moved:
+        is_quiet = last_step_at is None or now - last_step_at >= QUIET_SECONDS
+        if not is_quiet or now - found.looked_at < QUIET_SECONDS:
+            return found
+    run = session.get_one(tables.Run, run_id)
+    stands = standing(session, run_id)
+    still = condition(session.info["paths"].run(run_id), run, stands.attempt, now)
+    left = eta.remaining(session, run, stands, still)
+    end = eta.expected_end(session, run, stands.attempt, left, now)
+    known[run_id] = Motion(moved, now, end.finish_at if end else None, still is not None)
+    return known[run_id]
 
 
 def _name_models(session: Session, ids: list[str], models: dict[str, str]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from server.domain.states import State
 from server.metrics import counters
 from server.prometheus.rows import LIVE, MAX_RUNS, Facts
-from server.queries import ranks
+from server.queries import eta, ranks
 from trainer.contract.metrics import METRICS
 from trainer.contract.reasons import Reason
 
@@ -69,10 +69,10 @@ def _kept(key: str) -> Callable[[_Run], Iterator[MetricSample]]:
 
 
 def _live(key: str) -> Callable[[_Run], Iterator[MetricSample]]:
-    """Shown only while it is true: a run that has stopped has no speed."""
+    """Shown only while it is true: a run that has stopped, or makes no steps, has no speed."""
 
     def samples(run: _Run) -> Iterator[MetricSample]:
-        if run.is_live:
+        if run.is_live and not (run.facts.stands_still and key in eta.RATES):
             yield run.label, run.progress.get(key)
 
     return samples

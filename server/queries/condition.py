@@ -1,4 +1,4 @@
-"""Condition of a running run that makes no steps: full disk, or silent trainer.
+"""Condition of an active run that makes no steps: full disk, or silent trainer.
 
 The database may be on the disk that is full, so nothing here depends on a row that had to be
 written when it filled up: the trainer's lock file, the free space and the clock are read instead.
@@ -7,11 +7,11 @@ written when it filled up: the trainer's lock file, the free space and the clock
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 from server.database import tables
-from server.domain.states import State
+from server.domain.states import YIELDS, State
+from server.machine import disk
 from server.schemas.runs import Condition
 from trainer.contract.plan import hours, num_bytes
 from trainer.contract.reasons import Reason
@@ -20,16 +20,28 @@ from trainer.contract.rundir import LOCK, RunDir
 SILENT_STEPS = 10  # usual step times without a step that are reported; twenty are a stall
 SILENT_AT_LEAST_SECONDS = 15.0
 
+# States in which no process of the run is alive and one is started as soon as possible.
+_TO_START = frozenset({State.queued, State.preparing, State.recovering})
+
 
 def condition(
     paths: RunDir, run: tables.Run, attempt: tables.Attempt | None, now: float
 ) -> Condition | None:
     """The condition of a run; None if it makes steps, or waits for another reason."""
+    if run.state in _TO_START:
+        return _full(paths.root, run, "it starts") if _finds_no_room(paths.root, run) else None
     if run.state != State.running or attempt is None:
         return None
     if run.reason == Reason.disk_full or _waits_for_space(paths.attempt(attempt.number)):
-        return Condition(code="disk_full", message=_full(paths.root), since=run.last_step_at)
+        return _full(paths.root, run, "training continues")
     return _silence(run, attempt, now)
+
+
+def _finds_no_room(root: Path, run: tables.Run) -> bool:
+    if run.reason in YIELDS:
+        return False
+    free = disk.least_free(root)
+    return run.reason == Reason.disk_full or (free is not None and free < disk.FULL_BYTES)
 
 
 def _waits_for_space(directory: Path) -> bool:
@@ -39,12 +51,11 @@ def _waits_for_space(directory: Path) -> bool:
         return False
 
 
-def _full(root: Path) -> str:
-    try:
-        left = f", {num_bytes(shutil.disk_usage(root).free)} left"
-    except OSError:
-        left = ""
-    return f"Waiting for disk space{left}: training continues by itself once space is free."
+def _full(root: Path, run: tables.Run, then: str) -> Condition:
+    free = disk.least_free(root)
+    left = f", {num_bytes(free)} left" if free is not None else ""
+    message = f"Waiting for disk space{left}: {then} by itself once space is free."
+    return Condition(code="disk_full", message=message, since=run.last_step_at)
 
 
 def _silence(run: tables.Run, attempt: tables.Attempt, now: float) -> Condition | None:

@@ -18,6 +18,7 @@ from server.queries.standing import Standing, standing
 from server.scheduling.outlook import Outlook
 from server.schemas.checkpoints import CheckpointBrief
 from server.schemas.progress import EtaParts, Progress, Vram
+from server.schemas.runs import Condition
 from server.schemas.system import PeakFlops
 from trainer.contract.extend import ExtendPreview
 from trainer.contract.metrics import STEP_KEYS
@@ -25,6 +26,9 @@ from trainer.contract.plan import Eta, Plan, PlanContext, estimate_eta, evaluati
 from trainer.contract.reasons import Reason
 from trainer.contract.shape import shape_of
 from trainer.contract.spec import RunSpec
+
+# Metrics that are speeds: none while a run makes no steps.
+RATES = frozenset({"tokens_per_second", "mfu", "mfu_causal"})
 
 # Steps of this attempt before its own rate is used.
 MIN_STEPS = 3
@@ -61,7 +65,9 @@ def progress(
     stands = stands or standing(session, run.id)
     attempt, view = stands.attempt, run.progress
     live = run.state == State.running and attempt and view.get("attempt") == attempt.number
-    left = remaining(session, run, stands)
+    still = condition(session.info["paths"].run(run.id), run, attempt, now)
+    moves = live and still is None
+    left = remaining(session, run, stands, still)
     end = expected_end(session, run, attempt, left, now)
     bill = outlook.Bill()
     if left is not None:
@@ -91,10 +97,10 @@ def progress(
         momentum=view.get("momentum"),
         weight_decay=view.get("weight_decay"),
         grad_norm=view.get("grad_norm"),
-        tokens_per_second=view.get("tokens_per_second") if live else None,
+        tokens_per_second=view.get("tokens_per_second") if moves else None,
         step_seconds=view.get("step_seconds") if live else None,
-        mfu=view.get("mfu") if live else None,
-        mfu_causal=view.get("mfu_causal") if live else None,
+        mfu=view.get("mfu") if moves else None,
+        mfu_causal=view.get("mfu_causal") if moves else None,
         peak_flops=_peak(view, attempt),
         vram_bytes=Vram(**ranks.vram(view)) if live else Vram(),
         power_watts=view.get("power_watts") if live else None,
@@ -109,7 +115,7 @@ def progress(
         training_seconds=run.totals.get("seconds"),
         started_at=run.started_at,
         ended_at=run.ended_at,
-        condition=condition(session.info["paths"].run(run.id), run, attempt, now),
+        condition=still,
         last_step_at=run.last_step_at,
         last_checkpoint=_brief(stands.checkpoint),
         val_bpb=view.get("val_bpb"),
@@ -125,10 +131,12 @@ def fraction(run: tables.Run) -> float:
     return min(1.0, run.step / run.end_step) if run.end_step else 0.0
 
 
-def remaining(session: Session, run: tables.Run, stands: Standing) -> Remaining | None:
-    """The remaining time from the current step to the planned end; None for a run that has
-    ended."""
-    if run.state in (State.completed, State.failed, State.cancelled):
+def remaining(
+    session: Session, run: tables.Run, stands: Standing, still: Condition | None
+) -> Remaining | None:
+    """The remaining time from the current step to the planned end; None for a run that has ended,
+    and for one that makes no steps: nobody knows for how long (`still`: its condition)."""
+    if still is not None or run.state in (State.completed, State.failed, State.cancelled):
         return None
     if run.step >= run.end_step:
         rate = Rate(run.progress.get("tokens_per_second") or 0.0, "nothing is left to train")

@@ -244,8 +244,9 @@ def _summary(
     running, view, now = run.state == State.running, run.progress, time.time()
     # a statement for each run that trains: there are as many of those as devices
     stands = standing(session, run.id) if running else None
-    left = eta.remaining(session, run, stands) if stands else None
-    paths = session.info["paths"]
+    still = condition(session.info["paths"].run(run.id), run, stands and stands.attempt, now)
+    left = eta.remaining(session, run, stands, still) if stands else None
+    moves = running and still is None
     return {
         "id": run.id,
         "name": run.name,
@@ -261,10 +262,10 @@ def _summary(
         "loss": view.get("loss"),
         "loss_smooth": view.get("loss_smooth"),
         "val_bpb": view.get("val_bpb"),
-        "tokens_per_second": view.get("tokens_per_second") if running else None,
+        "tokens_per_second": view.get("tokens_per_second") if moves else None,
         "eta_seconds": left.seconds if left else None,
         "training_seconds": run.totals.get("seconds"),
-        "condition": condition(paths.run(run.id), run, stands.attempt, now) if stands else None,
+        "condition": still,
         "queue_position": place,
         "num_phases": num_phases,
         "created_at": run.created_at,

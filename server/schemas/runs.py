@@ -30,10 +30,11 @@ from trainer.contract.spec import (
 
 
 class Condition(BaseModel):
-    """Condition of a running run that makes no steps at the moment."""
+    """Condition of an active run that makes no steps at the moment."""
 
     code: Literal["disk_full", "silent"]
-    """Stable code of the condition."""
+    """`disk_full`: it waits for disk space, to start or to continue. `silent`: its trainer reports
+    no step."""
     message: str
     since: float | None
     """Time of the last step, in unix seconds."""

@@ -142,6 +142,7 @@ class RunSeen:
 
     wants_to_run: what was asked last; a resume while it is pausing takes effect after the pause.
     yields: the move by which it makes way. waits: why it has to wait, in words for its row.
+    lacks_disk: nothing can be started for want of disk space.
     budget_spent: which part of its budget is, None while some is left.
     """
 
@@ -156,6 +157,7 @@ class RunSeen:
     may_use_device: bool = False
     yields: Move | None = None
     waits: tuple[Reason, str] | None = None
+    lacks_disk: bool = False
     budget_spent: str | None = None
     message: str = ""
     is_backing_off: bool = False
@@ -172,6 +174,8 @@ class JobSeen:
     process: Seen = field(default_factory=Seen)
     is_cancelled: bool = False
     may_start: bool = False
+    reason: Reason | None = None
+    lacks_disk: bool = False
     is_shutting_down: bool = False
     stops_trainers: bool = False
 
@@ -338,7 +342,7 @@ def _on_the_way(seen: RunSeen) -> Action:
     if not seen.has_data:
         return _prepare(seen)
     if seen.may_use_device:
-        return Launch()
+        return _wait_for_disk(seen.reason) if seen.lacks_disk else Launch()
     if seen.state is State.preparing:
         return Move(State.queued, *(seen.waits or (Reason.waiting_for_device, None)))
     return _explain_the_wait(seen)
@@ -353,25 +357,34 @@ def _explain_the_wait(seen: RunSeen) -> Action:
         Reason.outside_hours,
         Reason.device_wanted,
         Reason.device_hot,
+        Reason.disk_full,
     ):
         return WAIT
     return Explain(*seen.waits)
 
 
+def _wait_for_disk(reason: Reason | None, message: str | None = None) -> Action:
+    return WAIT if reason is Reason.disk_full else Explain(Reason.disk_full, message or None)
+
+
 # Failures of a preparation that are not caused by the data and need other advice.
 _OF_THE_MACHINE = frozenset({
-    Reason.disk_full, Reason.host_out_of_memory, Reason.too_many_open_files, Reason.io_error,
+    Reason.host_out_of_memory, Reason.too_many_open_files, Reason.io_error,
     Reason.not_permitted, Reason.network_failed, Reason.software_missing,
 })  # fmt: skip
 
 
 def _prepare(seen: RunSeen) -> Action:
-    if seen.preparation in ("queued", "running"):
-        return WAIT
+    if seen.preparation == "running" or (seen.preparation == "queued" and not seen.lacks_disk):
+        is_over = seen.reason is Reason.disk_full
+        return Explain(Reason.waiting_for_data) if is_over else WAIT
     if seen.preparation == "failed" and seen.state is State.preparing:
         of_machine = seen.preparation_reason in _OF_THE_MACHINE
         reason = seen.preparation_reason if of_machine else None
         return Move(State.failed, reason or Reason.data_unusable, seen.preparation_message)
+    if seen.lacks_disk:
+        ended_for_it = seen.preparation_reason is Reason.disk_full
+        return _wait_for_disk(seen.reason, seen.preparation_message if ended_for_it else None)
     return Prepare()
 
 
@@ -383,7 +396,9 @@ def for_job(seen: JobSeen) -> Action:
     if seen.state == "queued":
         if seen.is_cancelled:
             return Close()
-        return Launch() if seen.may_start and not seen.is_shutting_down else WAIT
+        if seen.is_shutting_down or not seen.may_start:
+            return WAIT
+        return _wait_for_disk(seen.reason) if seen.lacks_disk else Launch()
     match seen.process.presence:
         case Presence.unknown:
             return Adopt()

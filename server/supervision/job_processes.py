@@ -32,6 +32,7 @@ from trainer.contract.reasons import Reason
 
 MODULE = "trainer.jobs"
 _INLINE_KINDS = ("evaluate",)
+_WAITS_FOR_DISK = "The disk is full: it starts by itself once there is room."
 
 
 # --- making --------------------------------------------------------------------------------------
@@ -63,6 +64,17 @@ def drop(context: SupervisorContext, job_id: str) -> None:
 # --- launch --------------------------------------------------------------------------------------
 
 
+def explain(context: SupervisorContext, job_id: str, reason: Reason) -> None:
+    """Record why a queued job waits."""
+    with context.db.write() as session:
+        job = session.get_one(Job, job_id)
+        if job.state != ExecutionState.queued:
+            return
+        job.execution.reason, job.execution.message = reason, _WAITS_FOR_DISK
+        words = f"{job.kind} job: {_WAITS_FOR_DISK}"
+        events.record(session, "job", words, **events.about(job), level="warning")
+
+
 def launch(context: SupervisorContext, job_id: str) -> tuple[Execution, Watch] | None:
     """Start a queued job. None when it was cancelled in the meantime, or cannot be started."""
     with context.db.write() as session:
@@ -84,6 +96,8 @@ def launch(context: SupervisorContext, job_id: str) -> tuple[Execution, Watch] |
         executions.move(execution, ExecutionState.running)
         execution.handle = dict(context.launcher(execution).reserve())
         execution.place = order.device
+        if execution.reason is not None:  # it waited
+            execution.reason, execution.message = None, ""
         execution.started_at = max(time.time(), execution.created_at)
         events.record(session, "job", f"{job.kind} job started", **events.about(job))
     watch = lifecycle.start(

@@ -23,6 +23,7 @@ from server.supervision import (
     trainers,
 )
 from server.supervision.context import SupervisorContext
+from server.supervision.disk_room import DiskRoom
 from server.supervision.failure_guard import FailureGuard
 from server.supervision.watch import Presence, Watch
 from server.supervision.worklist import Entry, Worklist, may_use
@@ -49,6 +50,7 @@ class Reconciler:
         self.watches: dict[int, Watch] = {}
         self._backoff: dict[str, float] = {}
         self._failures = FailureGuard(clock)
+        self._disk = DiskRoom(clock)
         self.is_shutting_down = self.stops_trainers = False
         self.has_nothing_left = False
 
@@ -102,6 +104,7 @@ class Reconciler:
         names = {f"run {e.run.name}" for e in seen.entries}
         ids = {f"job {job.id}" for job in (*seen.jobs, *(one for one, *_ in seen.inline))}
         self._failures.keep_only(names | ids)
+        self._disk.keep_only({e.run.id for e in seen.entries})
 
     # --- one that fails is ended, the others continue --------------------------------------------
 
@@ -240,12 +243,25 @@ class Reconciler:
             may_use_device=may_use(seen.turn, entry),
             yields=self._yield(seen, entry),
             waits=waits and scheduling_rows.in_words(waits, seen.names, entry.device),
+            lacks_disk=self._lacks_disk(entry),
             budget_spent=budget.spent(run),
             message=run.reason_message,
             is_backing_off=run.state == State.recovering and self._is_backing_off(run),
             is_shutting_down=self.is_shutting_down,
             stops_trainers=self.stops_trainers,
             pause_seconds=self._context.settings.pause_deadline_seconds,
+        )
+
+    def _lacks_disk(self, entry: Entry) -> bool:
+        """True if a process of this run could not be started, or could not at the last try."""
+        if entry.attempt is not None:
+            return False
+        run, paths, last = entry.run, self._context.settings.paths, entry.preparation
+        failed_at = run.state_since if _ended_for_space(run) else None
+        if not entry.has_data and last is not None and last.reason == Reason.disk_full:
+            failed_at = last.ended_at
+        return self._disk.is_missing(
+            run.id, paths.root, paths.run(run.id).root, failed_at=failed_at
         )
 
     def _yield(self, seen: Worklist, entry: Entry) -> decide.Move | None:
@@ -363,12 +379,20 @@ class Reconciler:
             process=self._see(job, has_begun=True, has_commands=False) if runs else decide.Seen(),
             is_cancelled=job.cancel_requested,
             may_start=seen.turn.get(place) == job.id,
+            reason=Reason(job.reason) if job.reason else None,
+            lacks_disk=job.state == ExecutionState.queued and self._job_lacks_disk(job),
             is_shutting_down=self.is_shutting_down,
             stops_trainers=self.stops_trainers,
         )
 
+    def _job_lacks_disk(self, job: Job) -> bool:
+        paths = self._context.settings.paths
+        return self._disk.is_missing(job.id, paths.root, paths.job(job.id))
+
     def _do_for_job(self, job: Job, action: decide.Action) -> None:
         match action:
+            case decide.Explain():
+                job_processes.explain(self._context, job.id, action.reason)
             case decide.Launch():
                 launched = job_processes.launch(self._context, job.id)
                 if launched is not None:
@@ -385,8 +409,12 @@ _ENDS = frozenset({"pause", "cancel"})
 _NEED_A_DEVICE = frozenset({State.queued, State.preparing, State.starting, State.recovering})
 
 # Outcomes after which a job is retried; once if the job itself may be the cause.
-_NOT_ITS_FAULT = frozenset({Reason.host_restarted, Reason.terminated})
+_NOT_ITS_FAULT = frozenset({Reason.host_restarted, Reason.terminated, Reason.disk_full})
 _WORTH_ONE_MORE = frozenset({Reason.crashed, Reason.stalled, Reason.host_out_of_memory})
+
+
+def _ended_for_space(run: Run) -> bool:
+    return run.state == State.recovering and run.reason == Reason.disk_full
 
 
 def _state_of(preparation: Job | None, num_made: int) -> str | None:

@@ -238,6 +238,8 @@ def _recover(
         return _after_orders(ending, history, kept, backoff)
     if ending.reason is Reason.non_finite_loss:
         return _after_non_finite(ending, history, kept)
+    if ending.reason is Reason.disk_full and policy.on_crash != "stop":
+        return Verdict(State.recovering, ending.reason, ending.message, backoff[0], **kept)
     if (why_not := _hopeless(ending, history)) is not None:
         return Verdict(State.failed, ending.reason, why_not, **kept)
     return _after_failure(ending, history, backoff)

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 from server.api.stream_source import source_of
+from server.cli.view import line
 from server.database import tables
 from server.machine import disk
 from server.queries import store
+from server.schemas.progress import Progress
 from tests.server import rows
 from tests.server.asgi import Asgi
 from trainer.contract.rundir import LOCK
@@ -148,6 +150,69 @@ def test_the_eta_is_one_number_everywhere(asgi: Asgi) -> None:
         if line.startswith("traind_eta_timestamp_seconds{")
     )  # fmt: skip
     assert float(scraped.split()[-1]) == pytest.approx(shown["finish_at"], abs=1.0)
+
+
+@pytest.mark.parametrize("cause", ["disk", "silence"])
+def test_a_run_that_stands_still_has_neither_a_time_left_nor_a_speed(
+    asgi: Asgi, cause: str
+) -> None:
+    trains(asgi)
+    moving = scraped(asgi)
+    assert {"traind_eta_timestamp_seconds", "traind_tokens_per_second"} <= moving
+    with asgi.db.write() as session:
+        store.get_run(session, "demo").last_step_at = time.time() - (6 if cause == "disk" else 100)
+    if cause == "disk":
+        waits_for_space(asgi)
+    live = source_of(asgi.db).progress(None)
+    for answer in (
+        asgi.get("/v1/runs").json()["data"][0],
+        asgi.get("/v1/runs/demo").json(),
+        asgi.get("/v1/runs/demo/progress").json(),
+        *(json.loads(text or "{}") for text in live.values()),
+    ):
+        assert answer["condition"] is not None
+        assert answer["eta_seconds"] is None
+        assert answer["tokens_per_second"] is None
+        assert answer.get("mfu") is None
+    shown = Progress.model_validate(asgi.get("/v1/runs/demo/progress").json())
+    assert (shown.finish_at, shown.eta_parts, shown.step_seconds) == (None, None, STEP_SECONDS)
+    assert "ETA –" in line(shown)
+    gone = {"traind_eta_timestamp_seconds", "traind_tokens_per_second", "traind_mfu_ratio"}
+    assert not scraped(asgi) & gone
+    assert "traind_last_step_timestamp_seconds" in scraped(asgi)
+
+
+def scraped(asgi: Asgi) -> set[str]:
+    """Names of the metrics that a scrape has of the run."""
+    rows = asgi.get("/metrics").text.splitlines()
+    return {row.partition("{")[0] for row in rows if 'run="demo"' in row}
+
+
+@pytest.mark.parametrize("state", ["queued", "preparing", "recovering"])
+def test_a_run_that_cannot_start_on_a_full_disk_says_so(
+    asgi: Asgi, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    asgi.create("demo")
+    with asgi.db.write() as session:
+        store.get_run(session, "demo").state = state
+    assert seen(asgi) == [None] * 4
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: Usage(10**12, 10**12, 12_345))
+    found = seen(asgi)
+    assert [c["code"] for c in found] == ["disk_full"] * 4
+    assert found[0]["message"] == (
+        "Waiting for disk space, 12 kB left: it starts by itself once space is free."
+    )
+    assert asgi.get("/v1/runs/demo/progress").json()["eta_seconds"] is None
+
+
+def test_a_run_that_waits_for_its_hours_does_not_wait_for_the_disk(
+    asgi: Asgi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asgi.create("demo")
+    with asgi.db.write() as session:
+        store.get_run(session, "demo").reason = "outside_hours"
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: Usage(10**12, 10**12, 12_345))
+    assert seen(asgi) == [None] * 4
 
 
 @pytest.mark.parametrize("state", ["completed", "failed", "cancelled"])

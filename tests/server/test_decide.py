@@ -71,6 +71,34 @@ def alive(**seen: Any) -> Seen:
         ("queued", {"may_use_device": True}, Launch()),
         ("queued", {}, WAIT),
         ("queued", {"has_data": False}, Prepare()),
+        # no room on the disk: nothing is started, and its reason says so once
+        ("queued", {"may_use_device": True, "lacks_disk": True}, Explain(Reason.disk_full)),
+        ("recovering", {"may_use_device": True, "lacks_disk": True}, Explain(Reason.disk_full)),
+        (
+            "queued",
+            {"may_use_device": True, "lacks_disk": True, "reason": Reason.disk_full},
+            WAIT,
+        ),
+        ("queued", {"may_use_device": True, "reason": Reason.disk_full}, Launch()),
+        ("queued", {"has_data": False, "lacks_disk": True}, Explain(Reason.disk_full)),
+        (
+            "preparing",
+            {"has_data": False, "lacks_disk": True, "preparation": "queued"},
+            Explain(Reason.disk_full),
+        ),
+        (
+            "preparing",
+            {"has_data": False, "preparation": "running", "reason": Reason.disk_full},
+            Explain(Reason.waiting_for_data),
+        ),
+        (
+            "queued",
+            {
+                "reason": Reason.disk_full,
+                "waits": (Reason.waiting_for_device, "another run uses it"),
+            },
+            Explain(Reason.waiting_for_device, "another run uses it"),
+        ),
         ("queued", {"has_data": False, "preparation": "failed"}, Prepare()),
         ("preparing", {"has_data": False, "preparation": "running"}, WAIT),
         ("preparing", {"has_data": False, "preparation": "cancelled"}, Prepare()),
@@ -84,10 +112,20 @@ def alive(**seen: Any) -> Seen:
             {
                 "has_data": False,
                 "preparation": "failed",
-                "preparation_message": "no room",
+                "preparation_message": "no memory",
+                "preparation_reason": Reason.host_out_of_memory,
+            },
+            Move(State.failed, Reason.host_out_of_memory, "no memory"),
+        ),
+        (
+            "preparing",  # its preparation ran out of room: tried again when there is more
+            {
+                "has_data": False,
+                "lacks_disk": True,
+                "preparation_message": "no room for the cache",
                 "preparation_reason": Reason.disk_full,
             },
-            Move(State.failed, Reason.disk_full, "no room"),
+            Explain(Reason.disk_full, "no room for the cache"),
         ),
         (
             "preparing",
@@ -226,6 +264,9 @@ def test_a_daemon_that_takes_its_trainers_along() -> None:
         ("queued", {}, WAIT),
         ("queued", {"may_start": True}, Launch()),
         ("queued", {"may_start": True, "is_shutting_down": True}, WAIT),
+        ("queued", {"may_start": True, "lacks_disk": True}, Explain(Reason.disk_full)),
+        ("queued", {"may_start": True, "lacks_disk": True, "reason": Reason.disk_full}, WAIT),
+        ("queued", {"may_start": True, "reason": Reason.disk_full}, Launch()),
         ("queued", {"may_start": True, "is_cancelled": True}, Close()),
         ("running", {"process": Seen(presence=Presence.unknown)}, Adopt()),
         ("running", {"process": Seen(presence=Presence.lingering)}, Sweep()),

@@ -260,6 +260,11 @@ def test_what_cannot_get_better_by_itself_is_not_tried_again() -> None:
         assert follow(ended("failed", reason), history()).state is State.recovering
 
 
+def test_an_end_for_want_of_disk_space_is_never_counted_as_a_failure() -> None:
+    verdict = follow(ended("failed", R.disk_full), history(failures=2))
+    assert (verdict.state, verdict.reason, verdict.failures) == (State.recovering, R.disk_full, 2)
+
+
 def test_f35_the_estimate_stands_beside_the_measured_peak() -> None:
     run = tables.Run(
         plan={
