@@ -5,7 +5,7 @@ import { duration, sentence } from "./format.js";
 /** @param {any} run RunDetail, RunSummary or Progress @param {number} [now] unix seconds @returns {string} "" when it steps */
 export function conditionLine(run, now = Date.now() / 1000) {
   const { condition } = run;
-  if (!condition || run.state !== "running") return "";
+  if (!condition) return "";
   if (condition.code !== "silent" || !condition.since) return sentence(condition.message);
   const usual = run.step_seconds ? `; a step usually takes ${duration(run.step_seconds)}` : "";
   return `No step for ${duration(Math.round(now - condition.since))}${usual}.`;
@@ -17,11 +17,11 @@ export function conditionLine(run, now = Date.now() / 1000) {
  */
 export const reasonSentence = ({ state, reason_message: message }) => (["queued", "pausing"].includes(state) ? message : sentence(message));
 
-/** Does the run stand still? Then its rate and its time left are those of before. */
-export const standsStill = ({ state, condition }) => state === "running" && Boolean(condition);
+/** Does the run stand still? Then it has neither a rate nor a time left. */
+export const standsStill = ({ condition }) => Boolean(condition);
 
 /** The word in the badge beside the name. */
 export function stateWord({ state, condition }) {
-  if (state !== "running" || !condition) return state;
+  if (!condition) return state;
   return condition.code === "disk_full" ? "waiting for disk" : "silent";
 }

@@ -663,7 +663,7 @@ def test_a_full_disk_is_said_where_one_looks(stub_url: str, open_page: OpenPage)
     page.goto(f"{stub_url}/{RUN}")
     page.locator(".state[data-tone=warn]", has_text="waiting for disk").wait_for()
     page.locator(".standing", has_text="Waiting for disk space, 12 kB left.").wait_for()
-    for key, note in (("speed", "tok/s before"), ("eta", "once it trains again")):
+    for key, note in (("speed", "no steps"), ("mfu", "no steps"), ("eta", "no steps")):
         tile = page.locator(f".stats [data-key={key}]")
         tile.get_by_text("–", exact=True).wait_for()
         tile.get_by_text(note).wait_for()

@@ -338,7 +338,7 @@ def test_time_has_gaps_where_no_attempt_ran_and_training_time_has_none() -> None
         import { breaksOf, makeAxis } from "./charts/axis.js";
         import { frameOf } from "./charts/pictures.js";
         const { steps, seconds, segments } = given;
-        const breaks = breaksOf(steps, segments);
+        const breaks = breaksOf(given);
         const clock = steps.map((s, i) => [s, seconds[i]]);
         const of = (mode) => frameOf(given, steps.length,
           makeAxis(mode, { tokensPerStep: 1, flopsPerToken: 1, clock, breaks }), breaks);
@@ -355,6 +355,27 @@ def test_time_has_gaps_where_no_attempt_ran_and_training_time_has_none() -> None
     assert told["time"]["at"] == [0, 1, -1, 2, 3]
     assert told["training"]["at"] == [0, 1, 2, 3]
     assert told["training"]["x"] == [0, 2, 4, 6]
+
+
+@pytest.mark.parametrize(("wait", "breaks"), [(1.0, []), (9.0, []), (100.0, [4])])
+def test_a_wait_inside_an_attempt_is_a_gap_of_time_and_no_training_time(
+    wait: float, breaks: list[int]
+) -> None:
+    """A disk wait does not end the attempt; a step that is a little slow is no wait."""
+    script = """
+        import { breaksOf, makeAxis } from "./charts/axis.js";
+        const clock = given.steps.map((s, i) => [s, given.seconds[i]]);
+        const breaks = breaksOf(given);
+        const axis = makeAxis("training", { tokensPerStep: 1, flopsPerToken: 1, clock, breaks });
+        const x = given.steps.map((s) => axis.toX(s));
+        console.log(JSON.stringify({ breaks: [...breaks], x }));
+    """
+    at = [0.0, 4.0, 8.0, 12.0, 16.0 + wait, 20.0 + wait]
+    segments = [{"attempt": 1, "from_step": 0, "to_step": 12}]
+    steps = [1, 3, 5, 7, 9, 11]  # two to a bin
+    told = in_node(script, {"steps": steps, "seconds": at, "segments": segments})
+    assert told["breaks"] == breaks
+    assert told["x"] == ([0, 4, 8, 12, 16, 20] if breaks else at)
 
 
 def test_times_on_the_axis_are_written_in_24_hours_with_iso_dates() -> None:

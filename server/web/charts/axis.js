@@ -15,7 +15,7 @@ export const MODES = [["step", "Step"], ["tokens", "Tokens"], ["flops", "FLOPs"]
 /**
  * @param {Mode} mode
  * @param {{tokensPerStep: number, flopsPerToken: number, clock?: [number, number][], breaks?: Set<number>}} run
- *   clock: (step, unix seconds) pairs in order; breaks: indices in it where another attempt begins
+ *   clock: (step, unix seconds) pairs in order; breaks: indices in it before which training stood still
  * @returns {Axis}
  */
 export function makeAxis(mode, { tokensPerStep, flopsPerToken, clock: pairs = [], breaks = new Set() }) {
@@ -42,15 +42,13 @@ function timeAxis(pairs) {
   };
 }
 
-/** Seconds spent training up to a step: between two attempts nothing passes but one more step. */
+/** Seconds spent training up to a step: a break takes no longer than the steps in it usually take. */
 function trainingAxis(pairs, breaks) {
+  const usual = usualStep(pairs);
   const spent = [];
   let sum = 0;
-  let usual = 0;
   pairs.forEach(([step, seconds], i) => {
-    const passed = i === 0 ? 0 : seconds - pairs[i - 1][1];
-    if (i > 0 && !breaks.has(i)) usual = passed;
-    sum += breaks.has(i) ? usual : passed;
+    if (i > 0) sum += breaks.has(i) ? usual * (step - pairs[i - 1][0]) : seconds - pairs[i - 1][1];
     spent.push([step, sum]);
   });
   return {
@@ -62,8 +60,26 @@ function trainingAxis(pairs, breaks) {
   };
 }
 
-/** Where one attempt ends and the next begins: indices into `steps`. */
-export function breaksOf(steps, segments) {
+const GAP_SPACINGS = 5; // times what its steps usually take, and at least GAP_SECONDS
+const GAP_SECONDS = 15;
+
+/**
+ * Where training stood still: another attempt begins, or the time since the point before is far
+ * longer than its steps usually take (a wait for disk space, a long evaluation).
+ * @param {{steps: number[], seconds: number[], segments: any[]}} history @returns {Set<number>} indices into `steps`
+ */
+export function breaksOf({ steps, seconds, segments }) {
+  const found = beginsOf(steps, segments);
+  const usual = usualStep(steps.map((step, i) => [step, seconds[i]]));
+  for (let i = 1; i < steps.length; i++) {
+    const expected = usual * (steps[i] - steps[i - 1]);
+    if (seconds[i] - seconds[i - 1] - expected > Math.max(GAP_SECONDS, GAP_SPACINGS * expected)) found.add(i);
+  }
+  return found;
+}
+
+/** Where one attempt ends and the next begins. */
+function beginsOf(steps, segments) {
   const starts = segments.slice(1).filter((s, i) => s.attempt !== segments[i].attempt).map((s) => s.from_step);
   const found = new Set();
   let next = 0;
@@ -73,6 +89,12 @@ export function breaksOf(steps, segments) {
     while (next < starts.length && steps[i] >= starts[next]) next += 1;
   }
   return found;
+}
+
+/** Median seconds of a step between two points. */
+function usualStep(pairs) {
+  const each = pairs.slice(1).map(([step, seconds], i) => (seconds - pairs[i][1]) / (step - pairs[i][0])).filter((s) => s >= 0);
+  return each.sort((a, b) => a - b)[each.length >> 1] ?? 0;
 }
 
 /** Tick labels of wall time: 24 hours, and the date (ISO) where a day begins or the axis does. */

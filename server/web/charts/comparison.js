@@ -113,7 +113,7 @@ function place({ detail, history }, mode) {
   if (mode === "step" || mode === "tokens" || mode === "flops") return makeAxis(mode, shape).toX;
   const { steps = [], seconds = [], segments = [] } = history ?? {};
   const clock = steps.map((step, i) => [step, seconds[i]]);
-  if (mode === "training") return makeAxis(mode, { ...shape, clock, breaks: breaksOf(steps, segments) }).toX;
+  if (mode === "training") return makeAxis(mode, { ...shape, clock, breaks: breaksOf({ steps, seconds, segments }) }).toX;
   const began = seconds[0] ?? detail.started_at ?? 0;
   return (_, at) => at - began;
 }

@@ -25,8 +25,8 @@ import { smooth } from "./smooth.js";
  */
 
 /**
- * The horizontal places of a history. On an axis of wall time a line ends with its attempt: nothing
- * was measured between two of them.
+ * The horizontal places of a history. On an axis of wall time a line ends where training stood
+ * still: nothing was measured until it went on.
  * @param {{steps: number[], seconds: number[]}} known @param {number} length points that are drawn
  * @param {Set<number>} breaks @returns {Frame}
  */

@@ -8,13 +8,14 @@ import { yieldLine } from "../yields.js";
 import { progressBar, setState, stateBadge } from "./state.js";
 
 const LONG_STAGE_SECONDS = 60; // a shorter one is over before its duration is read
+const NO_STEPS = "no steps at the moment";
 
 /** [key, label, (progress, detail) => [value, note, another label]] */
 const statsOf = () => [
   ["loss", "Loss", (p) => [loss(p.loss_smooth ?? p.loss), p.loss === null ? "" : `raw ${loss(p.loss)}`]],
   ...evaluations().map(evaluationStat),
   ["speed", "Throughput", speedOf],
-  ["mfu", "MFU", (p) => [percent(p.mfu, 1), p.peak_flops ? `of ${exponent(p.peak_flops.value)} FLOP/s, ${p.peak_flops.source}` : "no peak known"]],
+  ["mfu", "MFU", (p) => [percent(p.mfu, 1), standsStill(p) ? NO_STEPS : p.peak_flops ? `of ${exponent(p.peak_flops.value)} FLOP/s, ${p.peak_flops.source}` : "no peak known"]],
   ["eta", "Time left", timeOf],
   ["tokens", "Tokens seen", (p, d) => [count(p.tokens_seen), `${fixed(p.tokens_seen / d.plan.parameters.total, 1)} per parameter`]],
   ["lr", "Learning rate", (p) => [percent(p.lr_multiplier, 1), "of its peak"]],
@@ -49,16 +50,15 @@ function powerOf(p, d) {
   return [p.power_watts === null ? "–" : `${fixed(p.power_watts, 0)} W`, notes.filter(Boolean).join(", ")];
 }
 
-/** Of a run that stands still, what it was. */
 function speedOf(p) {
+  if (standsStill(p)) return ["–", NO_STEPS];
   if (p.tokens_per_second === null) return ["–", ""];
-  const rate = `${integer(p.tokens_per_second)} tok/s`;
-  return standsStill(p) ? ["–", `${rate} before`] : [rate, p.step_seconds === null ? "" : `${duration(p.step_seconds)} per step`];
+  return [`${integer(p.tokens_per_second)} tok/s`, p.step_seconds === null ? "" : `${duration(p.step_seconds)} per step`];
 }
 
 /** What is left; of a run that has ended, what it took. */
 function timeOf(p) {
-  if (standsStill(p)) return ["–", p.eta_seconds === null ? "" : `${duration(p.eta_seconds)} once it trains again`];
+  if (standsStill(p)) return ["–", NO_STEPS];
   if (!isEnded(p.state)) return [duration(p.eta_seconds), [p.finish_at ? `done ${when(p.finish_at)}` : p.eta_source ?? "", spendOf(p)].filter(Boolean).join(", ")];
   const whole = p.started_at && p.ended_at ? `training; ${duration(p.ended_at - p.started_at)} from start to end` : "training";
   return [duration(p.training_seconds), whole, "Took"];

@@ -117,9 +117,9 @@ export function mount(root, run) {
   }
 
   function keepClock() {
-    const { steps, seconds, segments } = history.known;
+    const { steps, seconds } = history.known;
     clock = steps.map((step, i) => [step, seconds[i]]);
-    clockBreaks = breaksOf(steps, segments);
+    clockBreaks = breaksOf(history.known);
   }
 
   async function askFrame() {
@@ -145,7 +145,7 @@ export function mount(root, run) {
   function draw() {
     const { known } = history;
     const axis = axisNow();
-    const breaks = breaksOf(known.steps, known.segments);
+    const breaks = breaksOf(known);
     const source = {
       ...other, columns: known.columns, axis, zoom: view.zoom, look: view.look, step: reached(), log: order.state.log, logX: view.logX,
       frame: frameOf(known, drawnLength(known, run.isActive() && !view.zoom), axis, breaks),
