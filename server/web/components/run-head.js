@@ -15,7 +15,7 @@ const statsOf = () => [
   ["loss", "Loss", (p) => [loss(p.loss_smooth ?? p.loss), p.loss === null ? "" : `raw ${loss(p.loss)}`]],
   ...evaluations().map(evaluationStat),
   ["speed", "Throughput", speedOf],
-  ["mfu", "MFU", (p) => [percent(p.mfu, 1), standsStill(p) ? NO_STEPS : p.peak_flops ? `of ${exponent(p.peak_flops.value)} FLOP/s, ${p.peak_flops.source}` : "no peak known"]],
+  ["mfu", "MFU", (p) => standsStill(p) ? ["–", NO_STEPS] : [percent(p.mfu, 1), p.peak_flops ? `of ${exponent(p.peak_flops.value)} FLOP/s, ${p.peak_flops.source}` : "no peak known"]],
   ["eta", "Time left", timeOf],
   ["tokens", "Tokens seen", (p, d) => [count(p.tokens_seen), `${fixed(p.tokens_seen / d.plan.parameters.total, 1)} per parameter`]],
   ["lr", "Learning rate", (p) => [percent(p.lr_multiplier, 1), "of its peak"]],
