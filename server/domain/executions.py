@@ -119,7 +119,10 @@ def enter_stage(
 def conclude(
     execution: tables.Execution, outcome: str | None, reason: str | None, message: str
 ) -> None:
-    """Write how the execution ends and why. Nothing else writes an outcome or a reason."""
+    """Write how the execution ends and why, or without an outcome why it is not running yet.
+
+    Nothing else writes an outcome or a reason.
+    """
     execution.outcome, execution.reason, execution.message = outcome, reason, message
 
 

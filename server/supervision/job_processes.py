@@ -70,7 +70,7 @@ def explain(context: SupervisorContext, job_id: str, reason: Reason) -> None:
         job = session.get_one(Job, job_id)
         if job.state != ExecutionState.queued:
             return
-        job.execution.reason, job.execution.message = reason, _WAITS_FOR_DISK
+        executions.conclude(job.execution, None, reason, _WAITS_FOR_DISK)
         words = f"{job.kind} job: {_WAITS_FOR_DISK}"
         events.record(session, "job", words, **events.about(job), level="warning")
 
@@ -96,8 +96,8 @@ def launch(context: SupervisorContext, job_id: str) -> tuple[Execution, Watch] |
         executions.move(execution, ExecutionState.running)
         execution.handle = dict(context.launcher(execution).reserve())
         execution.place = order.device
-        if execution.reason is not None:  # it waited
-            execution.reason, execution.message = None, ""
+        if execution.reason is not None:  # it has waited
+            executions.conclude(execution, None, None, "")
         execution.started_at = max(time.time(), execution.created_at)
         events.record(session, "job", f"{job.kind} job started", **events.about(job))
     watch = lifecycle.start(
