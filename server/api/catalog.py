@@ -1,27 +1,43 @@
-"""GET /v1/catalog: the metrics, verbs, states, presets and choices that interfaces list."""
+"""GET /v1/catalog: metrics, evaluations, verbs, states, reasons, presets and what fields accept."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Set
 from dataclasses import asdict
 from functools import cache
-from typing import Any, Literal, get_args, get_origin
 
 from fastapi import APIRouter
-from pydantic import BaseModel
 
+from server.api import field_rules
 from server.api.deps import StrictRoute
-from server.domain.states import ENDED, REQUESTS, SETTLED, VERBS
-from server.schemas.catalog import Catalog, EvaluationTypeView, MetricView, VerbView
+from server.api.openai_dialect import CompletionRequest
+from server.domain.states import ENDED, REPEATS, REQUESTS, SETTLED, VERBS, YIELDS
+from server.schemas.catalog import (
+    Catalog,
+    EvaluationTypeView,
+    ExtendModeView,
+    MetricView,
+    ReasonView,
+    VerbView,
+)
+from server.schemas.groups import GroupRequest
 from server.schemas.runs import ResumeRequest
 from server.schemas.states import State
 from trainer.contract.evaluations import EVALUATIONS
-from trainer.contract.extend import JUMP, ExtendRequest
-from trainer.contract.metrics import METRICS
+from trainer.contract.extend import EXTEND_LENGTHS, JUMP, ExtendRequest
+from trainer.contract.jobs import SampleParams
+from trainer.contract.metrics import JOULES_PER_KWH, METRICS
+from trainer.contract.reasons import Reason
+from trainer.contract.schedule import EXTEND_MODES
 from trainer.contract.spec import PRESETS, RunSpec
+from trainer.contract.spec.data import SOURCES_OF_FIELD
+from trainer.contract.spec.training import HORIZON_UNITS
 
 router = APIRouter(prefix="/v1/catalog", tags=["system"], route_class=StrictRoute)
-BODIES = {"spec": RunSpec, "extend": ExtendRequest, "resume": ResumeRequest}
+BODIES = {
+    "spec": RunSpec, "extend": ExtendRequest, "resume": ResumeRequest, "group": GroupRequest,
+    "sample": SampleParams, "completion": CompletionRequest,
+}  # fmt: skip
 
 
 @router.get("")
@@ -29,7 +45,8 @@ def catalog() -> Catalog:
     """Vocabulary of the API, for clients.
 
     The registries of metrics and evaluations, verbs and requests with the states they are legal in,
-    states, presets, and the accepted values of enumerated fields of a spec, an extend and a resume.
+    states, reasons, presets, and what the fields of a spec, an extend, a resume, a group, a sample
+    and a completion accept.
     """
     return _catalog()
 
@@ -40,40 +57,28 @@ def _catalog() -> Catalog:
     return Catalog(
         metrics=[MetricView.model_validate(asdict(metric)) for metric in METRICS],
         evaluations=[EvaluationTypeView.model_validate(asdict(one)) for one in EVALUATIONS],
-        verbs=[VerbView(verb=v, legal_in=[s for s in State if v in VERBS[s]]) for v in verbs],
-        requests=[
-            VerbView(verb=v, legal_in=[s for s in State if s in legal])
-            for v, legal in REQUESTS.items()
-        ],
+        verbs=[_verb(v, {s for s in State if v in VERBS[s]}) for v in verbs],
+        requests=[_verb(v, legal) for v, legal in REQUESTS.items()],
         states=list(State),
         settled_states=[state for state in State if state in SETTLED],
         ended_states=[state for state in State if state in ENDED],
+        reasons=[ReasonView(code=r, noun=r.noun, yields=YIELDS.get(r)) for r in Reason],
         learning_rate_jump=JUMP,
+        kilowatt_hour_joules=JOULES_PER_KWH,
+        extend_modes=[ExtendModeView.model_validate(asdict(mode)) for mode in EXTEND_MODES],
+        extend_lengths=EXTEND_LENGTHS,
+        horizons=HORIZON_UNITS,
+        data_sources={field: list(read) for field, read in SOURCES_OF_FIELD.items()},
         presets=PRESETS,
-        choices={body: dict(_choices(model)) for body, model in BODIES.items()},
+        choices={body: dict(field_rules.choices(model)) for body, model in BODIES.items()},
+        bounds={body: field_rules.bounds(model) for body, model in BODIES.items()},
     )
 
 
-def _choices(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, list[str]]]:
-    """(pointer, accepted values) of each enumerated field of `model`."""
-    for name, field in model.model_fields.items():
-        for part in _parts(field.annotation):
-            if isinstance(part, type) and issubclass(part, BaseModel):
-                yield from _choices(part, f"{prefix}/{name}")
-        words = [
-            word
-            for part in _parts(field.annotation)
-            if get_origin(part) is Literal
-            for word in get_args(part)
-        ]
-        if words:
-            yield f"{prefix}/{name}", words
-
-
-def _parts(annotation: Any) -> Iterator[Any]:
-    """The members of a union, without Annotated; any other type is its own only member."""
-    if annotation is not None and get_origin(annotation) is not Literal and get_args(annotation):
-        for part in get_args(annotation):
-            yield from _parts(part)
-    else:
-        yield annotation
+def _verb(name: str, legal: Set[State]) -> VerbView:
+    repeated = REPEATS.get(name, frozenset())
+    return VerbView(
+        verb=name,
+        legal_in=[s for s in State if s in legal],
+        changes_in=[s for s in State if s in legal - repeated],
+    )

@@ -228,13 +228,8 @@ def evaluate_inline(
 ) -> tables.CommandRow:
     """Evaluate the current weights at the next step boundary of the running trainer."""
     _require_trainer(run, "evaluate the current weights")
-    command = Evaluate(
-        id=commands.new_id(),
-        bpb=params.bpb,
-        core=params.core,
-        core_max_per_task=params.core_max_per_task,
-    )
-    return commands.send(session, run, command, now, job_id)
+    given = params.model_dump(include=set(Evaluate.model_fields))
+    return commands.send(session, run, Evaluate(id=commands.new_id(), **given), now, job_id)
 
 
 def pin(session: Session, checkpoint: tables.Checkpoint, pinned: bool, now: float) -> bool:

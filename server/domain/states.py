@@ -48,10 +48,13 @@ MOVES[State.pausing] |= {State.cancelling}
 OCCUPYING = frozenset(
     {State.starting, State.running, State.recovering, State.pausing, State.cancelling}
 )
-# Reasons for which a run makes way and comes back by itself.
-YIELDS = frozenset(
-    {Reason.preempted, Reason.outside_hours, Reason.device_wanted, Reason.device_hot}
-)
+# Reasons for which a run makes way and comes back by itself, as its history names them.
+YIELDS = {
+    Reason.preempted: "yielded to a run of higher priority",
+    Reason.outside_hours: "paused outside its hours",
+    Reason.device_wanted: "yielded to another program",
+    Reason.device_hot: "paused for heat",
+}
 ENDED = frozenset({State.completed, State.failed, State.cancelled})
 SETTLED = ENDED | {State.created, State.paused}
 
@@ -70,6 +73,14 @@ VERBS: dict[State, frozenset[str]] = {
     State.cancelled: frozenset({"cancel", "resume", "extend", "delete"}),
     State.completed: frozenset({"extend", "delete"}),
     State.failed: frozenset({"resume", "extend", "cancel", "delete"}),
+}
+
+# Where a verb repeats what the state already says: it is legal, and changes nothing.
+REPEATS: dict[str, frozenset[State]] = {
+    "start": frozenset(_ACTIVE),
+    "resume": frozenset(_ACTIVE),
+    "pause": frozenset({State.paused, State.pausing}),
+    "cancel": frozenset({State.cancelled, State.cancelling}),
 }
 
 # Requests beside the verbs, and the states in which they can succeed. An evaluation outside of the

@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from server.schemas.states import State
 from trainer.contract.evaluations import EvaluationKind
+from trainer.contract.reasons import Reason
 
 
 class MetricView(BaseModel):
@@ -56,6 +57,30 @@ class VerbView(BaseModel):
     """Verb."""
     legal_in: list[State]
     """States in which the verb is legal."""
+    changes_in: list[State]
+    """Those in which it changes something: elsewhere it repeats what the state already says."""
+
+
+class ReasonView(BaseModel):
+    """A reason of a state, in words."""
+
+    code: Reason
+    """Stable code of the reason."""
+    noun: str
+    """The cause as a noun phrase, such as "a crash"."""
+    yields: str | None
+    """What a run that makes way for it did, for its history; null for other reasons."""
+
+
+class ExtendModeView(BaseModel):
+    """A way to continue the schedule of a run."""
+
+    mode: str
+    """Value of `schedule.mode`."""
+    description: str
+    """Description of the mode."""
+    fields: list[str]
+    """Fields of `schedule` that shape its curve."""
 
 
 class Catalog(BaseModel):
@@ -78,7 +103,22 @@ class Catalog(BaseModel):
     learning_rate_jump: float
     """Factor between the learning rates of two consecutive steps, up or down, above which an extend
     gives a warning."""
+    kilowatt_hour_joules: float
+    """A kilowatt-hour, in joules."""
+    reasons: list[ReasonView]
+    """Reasons of states, attempts and jobs."""
+    extend_modes: list[ExtendModeView]
+    """Modes of an extend."""
+    extend_lengths: dict[str, str]
+    """Fields that give the length of an extend, one at a time, with their label."""
+    horizons: dict[str, str]
+    """Fields that give the horizon of a spec, one at a time, with their unit."""
+    data_sources: dict[str, list[str]]
+    """Optional fields of `data`, and the sources that read each."""
     presets: dict[str, dict[str, Any]]
     """Presets with the values they set."""
     choices: dict[str, dict[str, list[str]]]
-    """Accepted values of enumerated fields, by JSON pointer."""
+    """Accepted values of enumerated fields, by body and JSON pointer."""
+    bounds: dict[str, dict[str, dict[str, int | float]]]
+    """Bounds of fields, by body and JSON pointer: min, max, step and maxlength, as HTML names them;
+    of a list, those of its items."""

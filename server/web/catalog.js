@@ -1,10 +1,10 @@
 /**
- * What the daemon offers (GET /v1/catalog): metrics, evaluations, verbs, states, presets, the words of a field.
+ * What the daemon offers (GET /v1/catalog): metrics, evaluations, verbs, states, reasons, presets, what a field accepts.
  * The page keeps no list of these; only how they look is written here.
  */
 
 import { get } from "./api.js";
-import { bytes, duration, fixed, integer, percent } from "./format.js";
+import { bytes, duration, fixed, integer, percent, words } from "./format.js";
 
 /** @type {any} Catalog */
 let known = null;
@@ -28,12 +28,31 @@ export const isEnded = (state) => known.ended_states.includes(state);
 /** The factor from which an extend warns of a change of the learning rate. */
 export const learningRateJump = () => known.learning_rate_jump;
 
-/** May `verb` (a verb, or a request such as "checkpoint") be asked in `state`? */
-export const isLegal = (verb, state) =>
-  Boolean([...known.verbs, ...known.requests].find((v) => v.verb === verb)?.legal_in.includes(state));
+/** Does `verb` change something in `state`? Elsewhere it is refused, or repeats what the state already says. */
+export const changes = (verb, state) =>
+  Boolean([...known.verbs, ...known.requests].find((v) => v.verb === verb)?.changes_in.includes(state));
 
-/** choices("spec", "/data/packing") -> ["best_fit", "lossless"] @param {"spec"|"extend"|"resume"} body */
+/** "crashed" -> "a crash" */
+export const nounOf = (reason) => known.reasons.find((r) => r.code === reason)?.noun ?? words(reason);
+
+/** What a run that made way for a reason did: "paused outside its hours"; null for other reasons. */
+export const yieldOf = (reason) => known.reasons.find((r) => r.code === reason)?.yields ?? null;
+
+export const joulesPerKwh = () => known.kilowatt_hour_joules;
+export const extendModes = () => known.extend_modes;
+
+/** Fields one of which gives a length, with their label or unit: [["steps", "steps"], …] */
+export const extendLengths = () => Object.entries(known.extend_lengths);
+export const horizons = () => Object.entries(known.horizons);
+
+/** sourcesOf("name") -> ["hf"]; null for a field that every source reads. */
+export const sourcesOf = (field) => known.data_sources[field] ?? null;
+
+/** choices("spec", "/data/packing") -> ["best_fit", "lossless"] @param {string} body spec, extend, resume, … */
 export const choices = (body, pointer) => known.choices[body][pointer] ?? [];
+
+/** bounds("spec", "/priority") -> {min: -100, max: 100, step: 1}: attributes of an input. */
+export const bounds = (body, pointer) => known.bounds[body][pointer] ?? {};
 
 /** The kind of evaluation that measures a metric, null for one that steps report. */
 export const evaluationOf = ({ key }) => known.evaluations.find((e) => e.metric === key)?.kind ?? null;

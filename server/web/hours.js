@@ -1,7 +1,8 @@
 /** Opening hours in words, and the priorities that put a queue in another order. Pure. */
 
-export const DAYS = ["mon", "tue", "wed", "thu", "fri", "sat", "sun"];
-const [LOWEST, HIGHEST] = [-100, 100];
+import { bounds, choices } from "./catalog.js";
+
+export const weekdays = () => choices("spec", "/hours/days");
 
 /** [{days, from, to, zone, price_below}] -> "mon–fri 22:00–07:00 (Europe/Berlin); sat, sun all day" */
 export function hoursLine(hours) {
@@ -9,20 +10,21 @@ export function hoursLine(hours) {
   return hours.length ? hours.map(ruleLine).join("; ") : "never";
 }
 
-function ruleLine({ days = DAYS, from = "00:00", to = "00:00", zone = null, price_below: price = null }) {
-  const when = [days.length < DAYS.length && daysLine(days), from === to ? "all day" : `${from}–${to}`].filter(Boolean).join(" ");
+function ruleLine({ days = weekdays(), from = "00:00", to = "00:00", zone = null, price_below: price = null }) {
+  const when = [days.length < weekdays().length && daysLine(days), from === to ? "all day" : `${from}–${to}`].filter(Boolean).join(" ");
   return [when, zone && `(${zone})`, price !== null && `below ${price} per kWh`].filter(Boolean).join(" ");
 }
 
 /** Three or more in a row are a span. */
 function daysLine(days) {
-  const at = DAYS.map((day, i) => (days.includes(day) ? i : -1)).filter((i) => i >= 0);
+  const week = weekdays();
+  const at = week.map((day, i) => (days.includes(day) ? i : -1)).filter((i) => i >= 0);
   const runs = [];
   for (const i of at) {
     if (runs.at(-1)?.at(-1) === i - 1) runs.at(-1).push(i);
     else runs.push([i]);
   }
-  return runs.map((run) => (run.length > 2 ? `${DAYS[run[0]]}–${DAYS[run.at(-1)]}` : run.map((i) => DAYS[i]).join(", "))).join(", ");
+  return runs.map((run) => (run.length > 2 ? `${week[run[0]]}–${week[run.at(-1)]}` : run.map((i) => week[i]).join(", "))).join(", ");
 }
 
 /**
@@ -33,6 +35,7 @@ function daysLine(days) {
  * @returns {[string, number][]|null} run and its new priority; null: there are no lower ones left
  */
 export function reordered(waiting, from, to) {
+  const { min: lowest, max: highest } = bounds("spec", "/priority");
   const order = [...waiting];
   const [moved] = order.splice(from, 1);
   order.splice(to, 0, moved);
@@ -44,9 +47,9 @@ export function reordered(waiting, from, to) {
   const given = [];
   for (const entry of order) {
     const before = given.at(-1);
-    const most = !before ? HIGHEST : before.entry.position < entry.position ? before.priority : before.priority - 1;
+    const most = !before ? highest : before.entry.position < entry.position ? before.priority : before.priority - 1;
     given.push({ entry, priority: Math.min(own(entry), most) });
   }
-  if (given.some(({ priority }) => priority < LOWEST)) return null;
+  if (given.some(({ priority }) => priority < lowest)) return null;
   return given.filter(({ entry, priority }) => priority !== entry.priority).map(({ entry, priority }) => [entry.run, priority]);
 }

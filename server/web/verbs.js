@@ -3,7 +3,7 @@
  * daemon decides.
  */
 
-import { isLegal as legalIn, isSettled } from "./catalog.js";
+import { changes, isSettled } from "./catalog.js";
 
 /** Verbs and requests, as buttons have them. */
 export const LABELS = {
@@ -18,15 +18,8 @@ export const LABELS = {
   delete: "Delete",
 };
 
-/** A repeat of what the state already says is legal and changes nothing: no button offers it. */
-const REPEATS = {
-  start: (state) => state !== "created",
-  resume: (state) => !isSettled(state) && state !== "pausing",
-  pause: (state) => state === "paused" || state === "pausing",
-  cancel: (state) => state === "cancelled" || state === "cancelling",
-};
-
-export const isLegal = (verb, state) => legalIn(verb, state) && !REPEATS[verb]?.(state);
+/** Is it offered? A repeat of what the state already says is legal, and no button has it. */
+export const isOffered = changes;
 export const isActive = (state) => !isSettled(state);
 
 /** How a state looks: its colour family. */

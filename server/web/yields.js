@@ -1,10 +1,7 @@
 /** When a run made way, for what, and when it was back: read from its state events. Pure. */
 
-import { isEnded } from "./catalog.js";
+import { isEnded, yieldOf } from "./catalog.js";
 import { when } from "./format.js";
-
-// An event recorded before `is_yield` existed has the reason alone; later reasons always have it.
-const REASONS_WITHOUT_FIELD = new Set(["preempted", "outside_hours", "device_wanted", "device_hot"]);
 
 /** @param {any[]} events of a run, in any order @returns {{at: number, until: number|null, by: string}[]} in order */
 export function yieldsOf(events) {
@@ -27,19 +24,13 @@ export function yieldLine({ at, until, by, isOver }, now) {
 }
 
 function isYield(data) {
-  return data?.is_yield ?? (data?.after === "pausing" && REASONS_WITHOUT_FIELD.has(data.reason));
+  return data?.is_yield ?? (data?.after === "pausing" && yieldOf(data.reason) !== null); // older events have the reason alone
 }
 
 /** "yielded to steam and obs"; of heat and hours, the cause. */
 function byOf({ reason, by }) {
   if (by?.length) return `yielded to ${SERIES.format(by)}`;
-  return CAUSES[reason] ?? "made way";
+  return yieldOf(reason) ?? "made way";
 }
 
 const SERIES = new Intl.ListFormat("en-GB");
-const CAUSES = {
-  outside_hours: "paused outside its hours",
-  device_hot: "paused for heat",
-  preempted: "yielded to a run of higher priority",
-  device_wanted: "yielded to another program",
-};

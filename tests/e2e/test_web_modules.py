@@ -50,8 +50,8 @@ def catalog() -> Any:
 
 def test_the_page_offers_what_the_catalog_calls_legal_and_changes_something() -> None:
     script = """
-        import { isActive, isLegal, LABELS, TONE } from "./verbs.js";
-        const of = (s) => Object.keys(LABELS).filter((v) => isLegal(v, s));
+        import { isActive, isOffered, LABELS, TONE } from "./verbs.js";
+        const of = (s) => Object.keys(LABELS).filter((v) => isOffered(v, s));
         console.log(JSON.stringify({
           offered: given.states.map((s) => [s, of(s)]), active: given.states.filter(isActive),
           toned: Object.keys(TONE), labels: Object.keys(LABELS),

@@ -15,6 +15,7 @@ from trainer.contract.plan.answer import Eta
 from trainer.contract.schedule import (
     DecayShape,
     ExtendSchedule,
+    PhaseMode,
     PhaseSchedule,
     curve,
     extend_schedule,
@@ -26,7 +27,10 @@ from trainer.contract.spec import MAX_STEPS
 from trainer.contract.strict_types import of_their_kind
 
 JUMP = 1.5  # a learning rate that changes by more than this factor in one step gives a warning
-PhaseMode = Literal["replan", "hold", "rewarm", "decay"]
+
+
+# How the length of an extend is given, as forms name it.
+EXTEND_LENGTHS = {"to_step": "to step", "add_steps": "by steps", "add_tokens": "by tokens"}
 
 
 class ExtendRequest(BaseModel):
@@ -53,10 +57,10 @@ class ExtendRequest(BaseModel):
 
     @model_validator(mode="after")
     def _exactly_one(self) -> ExtendRequest:
-        given = [k for k in ("to_step", "add_steps", "add_tokens") if getattr(self, k) is not None]
+        given = [k for k in EXTEND_LENGTHS if getattr(self, k) is not None]
         if len(given) != 1:
             names = ", ".join(given) if given else "none"
-            raise ValueError(f"give exactly one of to_step, add_steps, add_tokens (given: {names})")
+            raise ValueError(f"give exactly one of {', '.join(EXTEND_LENGTHS)} (given: {names})")
         if self.at == "now" and self.from_checkpoint:
             raise ValueError("at 'now' continues from the current step: leave from_checkpoint out")
         return self

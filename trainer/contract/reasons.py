@@ -59,6 +59,11 @@ class Reason(StrEnum):
         return _SENTENCES[self][0]
 
     @property
+    def noun(self) -> str:
+        """The cause as a noun phrase: 'attempt 3 after a crash'."""
+        return _NOUNS[self]
+
+    @property
     def advice(self) -> str:
         """What to do while the run continues or will continue by itself."""
         return _SENTENCES[self][1]
@@ -240,6 +245,54 @@ _SENTENCES: dict[Reason, tuple[str, str]] = {
         "Its job reached the time limit.",
         "It is submitted again by itself and continues from the newest checkpoint.",
     ),
+}
+
+_NOUNS: dict[Reason, str] = {
+    Reason.requested: "a pause",
+    Reason.finished: "the end of its plan",
+    Reason.waiting_for_device: "a wait for the device",
+    Reason.waiting_for_data: "a wait for its data",
+    Reason.preempted: "a run of higher priority",
+    Reason.outside_hours: "the end of its hours",
+    Reason.device_wanted: "another program on the device",
+    Reason.device_hot: "a device that was too hot",
+    Reason.budget_spent: "the end of its budget",
+    Reason.backing_off: "a back-off",
+    Reason.terminated: "a signal",
+    Reason.crashed: "a crash",
+    Reason.stalled: "a stall",
+    Reason.no_progress: "attempts without progress",
+    Reason.out_of_memory: "running out of memory",
+    Reason.host_out_of_memory: "running out of host memory",
+    Reason.non_finite_loss: "a loss that was not finite",
+    Reason.disk_full: "a full disk",
+    Reason.io_error: "an input/output error",
+    Reason.data_changed: "a change of the corpus",
+    Reason.data_unusable: "a failed preparation of the data",
+    Reason.host_restarted: "a restart of the machine",
+    Reason.gpu_lost: "a lost GPU",
+    Reason.superseded: "a newer attempt",
+    Reason.device_missing: "a missing device",
+    Reason.environment_changed: "a change of the environment",
+    Reason.no_checkpoint: "a search for a usable checkpoint",
+    Reason.journal_damaged: "a damaged journal",
+    Reason.job_failed: "a failed job",
+    Reason.internal_error: "an error in the daemon",
+    Reason.copied: "a copy of the data directory",
+    Reason.too_many_open_files: "too many open files",
+    Reason.not_permitted: "a missing permission",
+    Reason.file_missing: "a missing file",
+    Reason.network_failed: "a network failure",
+    Reason.software_missing: "missing software",
+    Reason.compile_failed: "a failed compilation",
+    Reason.rank_lost: "a lost rank",
+    Reason.ranks_differ: "ranks that differed",
+    Reason.waiting_for_engine: "a wait in the cluster's queue",
+    Reason.engine_unreachable: "an unreachable scheduler",
+    Reason.engine_refused: "a refusal by the cluster",
+    Reason.engine_cancelled: "a cancellation on the cluster",
+    Reason.node_failed: "a node failure",
+    Reason.time_limit: "the time limit of its job",
 }
 
 # Replaces advice above that assumes the run continues by itself.

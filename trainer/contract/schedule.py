@@ -9,6 +9,7 @@ peak; momentum is absolute.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -20,7 +21,8 @@ MOMENTUM_PEAK = 0.97
 MOMENTUM_END = 0.90
 MOMENTUM_WARMUP_STEPS = 400
 
-Mode = Literal["initial", "replan", "hold", "rewarm", "decay"]
+PhaseMode = Literal["replan", "hold", "rewarm", "decay"]
+Mode = Literal["initial", PhaseMode]
 DecayShape = Literal["linear", "cosine"]
 
 
@@ -30,7 +32,7 @@ class ExtendSchedule(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
     _kinds = of_their_kind
 
-    mode: Literal["replan", "hold", "rewarm", "decay"] = "replan"
+    mode: PhaseMode = "replan"
     rewarm_steps: Annotated[int, Field(ge=0, le=10**9)] | None = None
     peak_frac: Annotated[float, Field(ge=1e-6, le=10)] | None = None
     decay_ratio: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -42,6 +44,35 @@ class ExtendSchedule(BaseModel):
     """Shape of the decay; null keeps that of the run."""
     weight_decay: Literal["curve", "keep"] = "curve"
     """curve follows the new schedule; keep stays where it was."""
+
+
+@dataclass(frozen=True)
+class ExtendMode:
+    """A way to continue the schedule. fields: those of ExtendSchedule that shape its curve."""
+
+    mode: PhaseMode
+    description: str
+    fields: tuple[str, ...]
+
+
+EXTEND_MODES = (
+    ExtendMode(
+        "replan",
+        "Recomputes the whole curve over the longer horizon.",
+        ("rewarm_steps", "warmdown_ratio", "shape", "final_lr_frac", "weight_decay"),
+    ),
+    ExtendMode("hold", "Keeps the current learning rate.", ("weight_decay",)),
+    ExtendMode(
+        "rewarm",
+        "Warms up again, stays there, then decays.",
+        ("peak_frac", "rewarm_steps", "decay_ratio", "shape", "final_lr_frac", "weight_decay"),
+    ),
+    ExtendMode(
+        "decay",
+        "Anneals from here to the final learning rate.",
+        ("decay_ratio", "shape", "final_lr_frac", "weight_decay"),
+    ),
+)
 
 
 class PhaseSchedule(BaseModel):

@@ -1,7 +1,6 @@
 /** From the API's answers to what a chart shows. Pure: no DOM, no network. */
 
-import { evaluation } from "../catalog.js";
-import { words } from "../format.js";
+import { evaluation, nounOf } from "../catalog.js";
 import { yieldLine } from "../yields.js";
 import { join } from "./join.js";
 import { LINES } from "./palette.js";
@@ -150,10 +149,6 @@ function quantile(values, part) {
   return values[Math.round(part * (values.length - 1))];
 }
 
-const SAID = {
-  crashed: "a crash", stalled: "a stall", requested: "a pause", terminated: "a signal", out_of_memory: "running out of memory",
-  host_restarted: "a restart of the machine", non_finite_loss: "a loss that was not finite",
-};
 const OUTCOME_TONE = { crashed: "bad", failed: "bad", terminated: "warn", paused: "warn" };
 
 /**
@@ -175,7 +170,7 @@ export function edgesOf(segments, attempts, phases, yields = []) {
       const tone = OUTCOME_TONE[before?.outcome] ?? (before?.outcome ? "warn" : "bad");
       const lost = before?.steps_lost ? `, ${before.steps_lost.toLocaleString("en-US")} steps repeated` : "";
       const made = yields.find((one) => before?.ended_at >= one.at && before.ended_at <= (one.until ?? Infinity));
-      const text = made ? `attempt ${segment.attempt}: ${yieldLine(made)}` : `attempt ${segment.attempt} after ${SAID[reason] ?? words(reason)}${lost}`;
+      const text = made ? `attempt ${segment.attempt}: ${yieldLine(made)}` : `attempt ${segment.attempt} after ${nounOf(reason)}${lost}`;
       edges.push({ step: segment.from_step, tone: made ? "calm" : tone, text });
     }
   });

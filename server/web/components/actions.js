@@ -4,7 +4,7 @@ import { path, post, remove } from "../api.js";
 import { h } from "../dom.js";
 import { integer } from "../format.js";
 import { go } from "../router.js";
-import { isLegal, LABELS } from "../verbs.js";
+import { isOffered, LABELS } from "../verbs.js";
 import { confirm, openDialog } from "./dialog.js";
 import { editDialog } from "./edit-dialog.js";
 import { evaluateDialog } from "./evaluate-dialog.js";
@@ -61,12 +61,12 @@ export function createActions(run) {
   const onOutside = (event) => element.contains(event.target) || closeMenu();
 
   function update(state) {
-    const first = SHOWN_FIRST.find((verb) => verb !== "pause" && isLegal(verb, state));
+    const first = SHOWN_FIRST.find((verb) => verb !== "pause" && isOffered(verb, state));
     for (const [verb, button] of buttons) {
-      button.hidden = !isLegal(verb, state);
-      button.className = verb === first && !isLegal("pause", state) ? "primary" : "";
+      button.hidden = !isOffered(verb, state);
+      button.className = verb === first && !isOffered("pause", state) ? "primary" : "";
     }
-    for (const [verb, item] of items) item.disabled = !isLegal(LIKE[verb] ?? verb, state);
+    for (const [verb, item] of items) item.disabled = !isOffered(LIKE[verb] ?? verb, state);
   }
 
   async function ask(verb, act) {

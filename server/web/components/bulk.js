@@ -2,19 +2,19 @@
 
 import { get, patch, path, post, remove } from "../api.js";
 import { h } from "../dom.js";
-import { isLegal } from "../verbs.js";
+import { isOffered } from "../verbs.js";
 import { confirm } from "./dialog.js";
 import { tagsOf } from "./run-columns.js";
 import { toast } from "./toast.js";
 
 /** @param {any[]} runs RunSummary @returns {Promise<boolean>} whether anything was done */
 export async function bulkCancel(runs) {
-  const able = runs.filter((run) => isLegal("cancel", run.state));
+  const able = runs.filter((run) => isOffered("cancel", run.state));
   return agreed(`Cancel ${named(able)}?`, "They end without saving a checkpoint. Pause saves one first.", "Cancel them", able, (run) => post(path("runs", run.id, "cancel")));
 }
 
 export async function bulkDelete(runs) {
-  const able = runs.filter((run) => isLegal("delete", run.state));
+  const able = runs.filter((run) => isOffered("delete", run.state));
   const left = runs.length - able.length;
   const rest = left ? ` ${left} of the selected runs cannot be deleted in their state and are kept.` : "";
   return agreed(`Delete ${named(able)}?`, `This permanently deletes their checkpoints, history, samples and logs.${rest}`, "Delete permanently", able, (run) => remove(path("runs", run.id)), String(able.length));

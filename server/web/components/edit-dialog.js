@@ -1,6 +1,7 @@
 /** What may change about a run later: name, title, tags, notes, metadata, cadences, notify. */
 
 import { patch, path } from "../api.js";
+import { bounds } from "../catalog.js";
 import { fill, h } from "../dom.js";
 import { openDialog } from "./dialog.js";
 import { problemBox } from "./problem.js";
@@ -10,13 +11,13 @@ export function editDialog(detail) {
   return openDialog(`Edit ${detail.name}`, (close) => {
     const { tags = "", notes = "", ...others } = detail.metadata;
     const { evaluate, checkpoint, notify } = detail.spec;
-    const name = h("input", { type: "text", maxlength: 64, value: detail.name, required: true, autocomplete: "off" });
-    const title = h("input", { type: "text", maxlength: 300, value: detail.title ?? "" });
+    const name = h("input", { type: "text", ...bounds("spec", "/name"), value: detail.name, required: true, autocomplete: "off" });
+    const title = h("input", { type: "text", ...bounds("spec", "/title"), value: detail.title ?? "" });
     const tagList = h("input", { type: "text", value: tags, placeholder: "sweep, baseline" });
     const note = h("textarea", { rows: 3, value: notes });
     const more = h("textarea.mono", { rows: 3, value: Object.entries(others).map(([k, v]) => `${k}: ${v}`).join("\n"), placeholder: "key: value" });
-    const number = (value, least) => h("input", { type: "number", min: least, step: 1, value: value ?? "", placeholder: "never" });
-    const [bpbEvery, seconds, keepLast] = [number(evaluate.bpb_every, 1), number(checkpoint.every_seconds, 1), number(checkpoint.keep_last, 2)];
+    const number = (value, pointer) => h("input", { type: "number", step: "any", ...bounds("spec", pointer), value: value ?? "", placeholder: "never" });
+    const [bpbEvery, seconds, keepLast] = [number(evaluate.bpb_every, "/evaluate/bpb_every"), number(checkpoint.every_seconds, "/checkpoint/every_seconds"), number(checkpoint.keep_last, "/checkpoint/keep_last")];
     const addresses = h("input", { type: "text", value: notify.join(" "), placeholder: "https://…" });
     const refused = h("div");
     const field = (label, input) => h("label.field", {}, h("span", {}, label), input);

@@ -4,7 +4,7 @@
  */
 
 import { ask, list, path, post } from "../api.js";
-import { choices } from "../catalog.js";
+import { bounds, choices, extendLengths, extendModes } from "../catalog.js";
 import { fill, h } from "../dom.js";
 import { integer } from "../format.js";
 import { createLoader } from "../loader.js";
@@ -15,19 +15,12 @@ import { problemBox } from "./problem.js";
 
 const DEBOUNCE_MILLISECONDS = 220;
 
-/** What each mode of the catalog means, and which of the schedule's fields it reads. */
-const MODES = {
-  replan: ["Recomputes the whole curve over the longer horizon.", ["rewarm_steps", "warmdown_ratio", "shape", "final_lr_frac"]],
-  hold: ["Keeps the current learning rate.", []],
-  rewarm: ["Warms up again, stays there, then decays.", ["peak_frac", "rewarm_steps", "decay_ratio", "shape", "final_lr_frac"]],
-  decay: ["Anneals from here to the final learning rate.", ["decay_ratio", "shape", "final_lr_frac"]],
-};
 const NUMBERS = {
-  rewarm_steps: ["Rewarm steps", { min: 0, step: 1 }],
-  peak_frac: ["Peak, × planned peak", { min: 0.01, max: 10, step: "any" }],
-  decay_ratio: ["Decay, share of the phase", { min: 0, max: 1, step: "any" }],
-  warmdown_ratio: ["Warmdown, share of the horizon", { min: 0, max: 1, step: "any" }],
-  final_lr_frac: ["Final learning rate, × peak", { min: 0, max: 1, step: "any" }],
+  rewarm_steps: "Rewarm steps",
+  peak_frac: "Peak, × planned peak",
+  decay_ratio: "Decay, share of the phase",
+  warmdown_ratio: "Warmdown, share of the horizon",
+  final_lr_frac: "Final learning rate, × peak",
 };
 
 /** @param {import("../pages/run.js").RunContext} run @returns {Promise<any>} what the daemon answered */
@@ -42,14 +35,14 @@ function extendForm(run, close, loaders) {
   const preview = createPreview(run);
   const refused = h("div");
   const agree = h("button.primary", { type: "submit", disabled: true }, "Extend");
-  const unit = choice([["to_step", "to step"], ["add_steps", "by steps"], ["add_tokens", "by tokens"]], "to_step");
-  const amount = h("input", { type: "number", min: 1, step: 1, required: true, value: suggested("to_step"), "aria-label": "How far" });
+  const unit = choice(extendLengths());
+  const amount = h("input", { type: "number", ...bounds("extend", `/${unit.value}`), required: true, value: suggested(unit.value), "aria-label": "How far" });
   const at = choice([["end", "after the current phase"], ["now", "now, at the next step"]], "end");
   const from = choice([["", "the newest step"]]);
-  const name = h("input", { type: "text", maxlength: 64, autocomplete: "off", placeholder: "automatic" });
-  const modes = choices("extend", "/schedule/mode").map((mode) => modeCard(mode, of(mode)[0]));
-  const numbers = Object.entries(NUMBERS).map(([key, [label, attributes]]) => {
-    const input = h("input", { type: "number", placeholder: "default", ...attributes });
+  const name = h("input", { type: "text", ...bounds("extend", "/name"), autocomplete: "off", placeholder: "automatic" });
+  const modes = extendModes().map(modeCard);
+  const numbers = Object.entries(NUMBERS).map(([key, label]) => {
+    const input = h("input", { type: "number", placeholder: "default", step: "any", ...bounds("extend", `/schedule/${key}`) });
     return { key, input, element: h("label.field", {}, h("span", {}, label), input) };
   });
   const shape = choice([["", "as before"], ...choices("extend", "/schedule/shape").map((word) => [word, word])]);
@@ -59,7 +52,7 @@ function extendForm(run, close, loaders) {
   const look = createLoader({ host: preview.element, refused, ask: askPreview, show });
   const checkpoints = createLoader({ host: from, refused, ask: () => list(path("runs", run.detail.id, "checkpoints")), show: offer });
   loaders.push(look, checkpoints);
-  let mode = "replan";
+  let mode = extendModes()[0].mode;
   let timer = 0;
 
   const form = h("form.dialog-body.extend", { onsubmit: submit, oninput: changed },
@@ -75,13 +68,17 @@ function extendForm(run, close, loaders) {
           h("label.field", {}, h("span", {}, "Name of the phase"), name)))),
     h("div.extend-preview", {}, preview.element, refused),
     h("div.dialog-foot", {}, h("button", { type: "button", onclick: () => close() }, "Not now"), agree));
-  unit.addEventListener("change", () => (amount.value = suggested(unit.value)));
+  unit.addEventListener("change", () => {
+    amount.value = suggested(unit.value);
+    amount.max = bounds("extend", `/${unit.value}`).max;
+  });
   changed();
   checkpoints.load();
   return form;
 
-  function of(name) {
-    return MODES[name] ?? ["", Object.keys(NUMBERS)];
+  /** Does the chosen mode read this field of the schedule? */
+  function reads(field) {
+    return extendModes().find((one) => one.mode === mode).fields.includes(field);
   }
 
   function offer(items) {
@@ -94,19 +91,19 @@ function extendForm(run, close, loaders) {
     return { to_step: run.detail.end_step + more, add_steps: more, add_tokens: more * run.detail.plan.batch.tokens }[how];
   }
 
-  function modeCard(value, text) {
+  function modeCard({ mode: value, description }, i) {
     return h("label.mode-card", {},
-      h("input", { type: "radio", name: "mode", value, checked: value === "replan", onchange: () => (mode = value) }),
-      h("span", {}, h("b", {}, value), h("small", {}, text)));
+      h("input", { type: "radio", name: "mode", value, checked: i === 0, onchange: () => (mode = value) }),
+      h("span", {}, h("b", {}, value), h("small", {}, description)));
   }
 
   function body() {
     const schedule = { mode };
     for (const { key, input } of numbers) {
-      if (of(mode)[1].includes(key) && input.value !== "") schedule[key] = Number(input.value);
+      if (reads(key) && input.value !== "") schedule[key] = Number(input.value);
     }
-    if (of(mode)[1].includes("shape") && shape.value) schedule.shape = shape.value;
-    if (mode !== "replan" && keep.checked) schedule.weight_decay = "keep";
+    if (reads("shape") && shape.value) schedule.shape = shape.value;
+    if (reads("weight_decay") && keep.checked) schedule.weight_decay = "keep";
     return {
       [unit.value]: Number(amount.value), at: at.value, schedule,
       ...(from.value && { from_checkpoint: from.value }), ...(name.value && { name: name.value }),
@@ -115,9 +112,9 @@ function extendForm(run, close, loaders) {
 
   function changed() {
     mode = form?.elements?.mode?.value || mode;
-    for (const { key, element } of numbers) element.hidden = !of(mode)[1].includes(key);
-    shapeField.hidden = !of(mode)[1].includes("shape");
-    keepField.hidden = mode === "replan";
+    for (const { key, element } of numbers) element.hidden = !reads(key);
+    shapeField.hidden = !reads("shape");
+    keepField.hidden = !reads("weight_decay");
     from.disabled = at.value === "now";
     agree.disabled = true;
     clearTimeout(timer);

@@ -1,7 +1,8 @@
 /** Opening hours as fields: always, or the stretches of the week that one lists. */
 
+import { bounds } from "../catalog.js";
 import { fill, h } from "../dom.js";
-import { DAYS } from "../hours.js";
+import { weekdays } from "../hours.js";
 import { segmented } from "./segmented.js";
 
 /** @param {any[]|null} hours as the API has them @returns {{element: HTMLElement, value: () => any[]|null}} */
@@ -28,18 +29,18 @@ export function hoursEditor(hours) {
   return { element, value: () => (isLimited ? rules.map((rule) => rule.value()) : null) };
 }
 
-function ruleFields({ days = DAYS, from = "00:00", to = "00:00", zone = null, price_below: price = null }) {
-  const boxes = DAYS.map((day) => h("input", { type: "checkbox", value: day, checked: days.includes(day) }));
+function ruleFields({ days = weekdays(), from = "00:00", to = "00:00", zone = null, price_below: price = null }) {
+  const boxes = weekdays().map((day) => h("input", { type: "checkbox", value: day, checked: days.includes(day) }));
   const time = (label, value) => h("input", { type: "time", value, required: true, "aria-label": label });
   const [begin, end] = [time("From", from), time("To", to)];
   const below = h("input", { type: "number", step: "any", value: price ?? "", placeholder: "any price" });
-  const place = h("input", { type: "text", value: zone ?? "", placeholder: "this machine's", maxlength: 64 });
+  const place = h("input", { type: "text", value: zone ?? "", placeholder: "this machine's", ...bounds("spec", "/hours/zone") });
   const element = h("div.hours-rule", {},
-    h("div.days", { role: "group", "aria-label": "Days" }, boxes.map((box, i) => h("label", {}, box, h("span", {}, DAYS[i])))),
+    h("div.days", { role: "group", "aria-label": "Days" }, boxes.map((box, i) => h("label", {}, box, h("span", {}, weekdays()[i])))),
     h("div.row.times", {}, begin, "to", end),
     h("label.field", {}, h("span", {}, "Only below, per kWh"), below), h("label.field", {}, h("span", {}, "Time zone"), place));
   const value = () => ({
-    days: DAYS.filter((_, i) => boxes[i].checked), from: begin.value, to: end.value,
+    days: weekdays().filter((_, i) => boxes[i].checked), from: begin.value, to: end.value,
     zone: place.value.trim() || null, price_below: below.value === "" ? null : Number(below.value),
   });
   return { element, value };

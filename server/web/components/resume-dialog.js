@@ -1,14 +1,14 @@
 /** Resume with other settings, mostly after the device ran out of memory. */
 
 import { path, post } from "../api.js";
-import { choices } from "../catalog.js";
+import { bounds, choices } from "../catalog.js";
 import { fill, h } from "../dom.js";
 import { openDialog } from "./dialog.js";
 import { problemBox } from "./problem.js";
 
 export function resumeDialog(detail) {
   return openDialog(`Resume ${detail.name} with overrides`, (close) => {
-    const rows = h("input", { type: "number", min: 1, step: 1, placeholder: String(detail.plan.batch.device_batch_size) });
+    const rows = h("input", { type: "number", ...bounds("resume", "/overrides/device_batch_size"), placeholder: String(detail.plan.batch.device_batch_size) });
     const compile = choice([["", "unchanged"], ["true", "on"], ["false", "off"]]);
     const attention = choice([["", "unchanged"], ...choices("resume", "/overrides/attention").map((name) => [name, name])]);
     const nonFinite = choice([["", "unchanged"], ...choices("spec", "/recovery/on_non_finite").map((word) => [word, word])]);
@@ -45,7 +45,7 @@ export function resumeDialog(detail) {
 /** Where it trains from now on. @param {any} held the place of the spec, null for this machine */
 function placeFields(held) {
   const where = choice([["", "as it is"], ["local", "the daemon's machine"], ...choices("spec", "/place/engine").map((name) => [name, `a job of ${SAID[name] ?? name}`])]);
-  const nodes = h("input", { type: "number", min: 1, step: 1, placeholder: String(held?.nodes ?? 1) });
+  const nodes = h("input", { type: "number", ...bounds("resume", "/place/nodes"), placeholder: String(held?.nodes ?? 1) });
   const texts = Object.entries({ partition: "Partition", account: "Account", time_limit: "Time limit of a job" })
     .map(([key, label]) => ({ key, label, input: h("input", { type: "text", placeholder: held?.[key] ?? "the cluster's default" }) }));
   const job = h("div", { hidden: true },

@@ -1,6 +1,7 @@
 /** Let a checkpoint write: prompts in, text out. */
 
 import { path, post } from "../api.js";
+import { bounds } from "../catalog.js";
 import { fill, h, userText } from "../dom.js";
 import { integer } from "../format.js";
 import { follow } from "../sse.js";
@@ -13,8 +14,8 @@ export function sampleDialog(detail, checkpoint = null) {
   const title = checkpoint ? `Sample from step ${integer(checkpoint.step)}` : `Sample from ${detail.name}`;
   return openDialog(title, (close) => {
     const prompt = h("textarea", { rows: 3, required: true }, detail.spec.evaluate.prompts[0] ?? "The capital of France is");
-    const length = h("input", { type: "number", min: 1, max: 4096, value: 64, step: 1 });
-    const temperature = h("input", { type: "number", min: 0, max: 10, step: "any", value: 0.8 });
+    const length = h("input", { type: "number", ...bounds("sample", "/max_tokens"), value: 64 });
+    const temperature = h("input", { type: "number", step: "any", ...bounds("sample", "/temperature"), value: 0.8 });
     const go = h("button.primary", { type: "submit" }, "Sample");
     const said = h("div.sample-answer", { "aria-live": "polite" });
     return h("form.dialog-body", { onsubmit: submit },

@@ -1,6 +1,7 @@
 /** Priority and hours of a run, hours of a device. */
 
 import { get, patch, path, put } from "../api.js";
+import { bounds } from "../catalog.js";
 import { fill, h } from "../dom.js";
 import { openDialog } from "./dialog.js";
 import { hoursEditor } from "./hours-editor.js";
@@ -10,12 +11,13 @@ import { problemBox } from "./problem.js";
 export async function runScheduling(ref) {
   const { id, name, spec } = await get(path("runs", ref));
   return editor(`Priority and hours of ${name}`, (submitted) => {
-    const priority = h("input", { type: "number", min: -100, max: 100, step: 1, value: spec.priority, required: true });
+    const { min, max } = bounds("spec", "/priority");
+    const priority = h("input", { type: "number", ...bounds("spec", "/priority"), value: spec.priority, required: true });
     const preemptible = h("input", { type: "checkbox", checked: spec.preemptible });
     const hours = hoursEditor(spec.hours ?? null);
     submitted(() => patch(path("runs", id), { priority: Number(priority.value), preemptible: preemptible.checked, hours: hours.value() }));
     return [
-      h("label.field", {}, h("span", {}, "Priority, −100 to 100"), priority),
+      h("label.field", {}, h("span", {}, `Priority, ${String(min).replace("-", "−")} to ${max}`), priority),
       h("label.tick", {}, preemptible, h("span", {}, "May be preempted by a run with a higher priority")), hours.element,
     ];
   });

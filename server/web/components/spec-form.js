@@ -3,11 +3,10 @@
  * field shows what that is, as the daemon's plan has it.
  */
 
-import { choices as words, presets } from "../catalog.js";
+import { bounds, choices as words, horizons, presets, sourcesOf } from "../catalog.js";
 import { fill, h, uid } from "../dom.js";
 import { integer } from "../format.js";
 
-const HORIZONS = [["steps", "steps"], ["tokens", "tokens"], ["flops", "FLOP"], ["data_param_ratio", "tokens per parameter"]];
 const SAID = { // words of the API that want another one on the page
   builtin: "built in", text: "text files", jsonl: "JSON lines", parquet: "Parquet", hf: "Hugging Face",
   nanochat_packed: "nanochat's packed shards", best_fit: "best fit", slurm: "as a job of Slurm",
@@ -16,58 +15,58 @@ const SAID = { // words of the API that want another one on the page
 /** [pointer, label, kind, options]; the pointer is the path in the spec. */
 const GROUPS = [
   ["Run", [
-    ["/name", "Name", "text", { required: true, maxlength: 64, placeholder: "my-first-run", autocomplete: "off" }],
-    ["/title", "Title", "text", { maxlength: 300, placeholder: "optional" }],
+    ["/name", "Name", "text", { required: true, placeholder: "my-first-run", autocomplete: "off" }],
+    ["/title", "Title", "text", { placeholder: "optional" }],
     ["/preset", "Preset", "choice", {}],
     ["/device", "Device", "choice", {}],
     ["/start", "Start immediately", "tick", { checked: true }],
   ]],
   ["Data", [
     ["/data/source", "Source", "choice", {}],
-    ["/data/path", "Path on the daemon's machine", "text", { placeholder: "/data/corpus", only: ["text", "jsonl", "parquet", "nanochat_packed"] }],
-    ["/data/name", "Dataset", "text", { placeholder: "owner/dataset", only: ["hf"] }],
-    ["/data/config", "Dataset config", "text", { placeholder: "if the dataset has several", maxlength: 256, only: ["text", "jsonl", "parquet", "hf"] }],
-    ["/data/split", "Training split", "text", { placeholder: "train", maxlength: 256, only: ["text", "jsonl", "parquet", "hf"] }],
-    ["/data/column", "Text column or key", "text", { placeholder: "text", maxlength: 256, only: ["jsonl", "parquet", "hf"] }],
-    ["/data/max_shards", "Shards", "number", { min: 1, only: ["hf"] }],
+    ["/data/path", "Path on the daemon's machine", "text", { placeholder: "/data/corpus" }],
+    ["/data/name", "Dataset", "text", { placeholder: "owner/dataset" }],
+    ["/data/config", "Dataset config", "text", { placeholder: "if the dataset has several" }],
+    ["/data/split", "Training split", "text", { placeholder: "train" }],
+    ["/data/column", "Text column or key", "text", { placeholder: "text" }],
+    ["/data/max_shards", "Shards", "number", {}],
     ["/data/packing", "Packing", "choice", {}],
   ]],
   ["Size and horizon", [
-    ["/model/depth", "Depth: the one dial", "number", { min: 1, max: 128 }],
-    ["/model/sequence_len", "Sequence length", "number", { min: 16 }],
-    ["/model/vocab_size", "Vocabulary", "number", { min: 265 }],
+    ["/model/depth", "Depth: the one dial", "number", {}],
+    ["/model/sequence_len", "Sequence length", "number", {}],
+    ["/model/vocab_size", "Vocabulary", "number", {}],
     ["/horizon", "Horizon", "horizon", {}],
-    ["/batch/tokens", "Batch, tokens per step", "number", { min: 1 }],
-    ["/batch/device_batch_size", "Rows per forward pass", "number", { min: 1 }],
+    ["/batch/tokens", "Batch, tokens per step", "number", {}],
+    ["/batch/device_batch_size", "Rows per forward pass", "number", {}],
   ]],
   ["Several GPUs, or a cluster", [
-    ["/gpus", "GPUs", "number", { min: 1 }],
+    ["/gpus", "GPUs", "number", {}],
     ["/place/engine", "Where", "choice", {}],
-    ["/place/nodes", "Nodes", "number", { min: 1 }],
-    ["/place/partition", "Partition", "text", { placeholder: "the cluster's default", maxlength: 128 }],
-    ["/place/account", "Account", "text", { placeholder: "yours", maxlength: 128 }],
-    ["/place/qos", "Quality of service", "text", { placeholder: "the account's default", maxlength: 128 }],
-    ["/place/time_limit", "Time limit of a job", "text", { placeholder: "12:00:00", maxlength: 20 }],
-    ["/place/cpus_per_task", "CPU cores per process", "number", { min: 1 }],
-    ["/place/memory", "Memory of a node", "text", { placeholder: "64G", maxlength: 10 }],
+    ["/place/nodes", "Nodes", "number", {}],
+    ["/place/partition", "Partition", "text", { placeholder: "the cluster's default" }],
+    ["/place/account", "Account", "text", { placeholder: "yours" }],
+    ["/place/qos", "Quality of service", "text", { placeholder: "the account's default" }],
+    ["/place/time_limit", "Time limit of a job", "text", { placeholder: "12:00:00" }],
+    ["/place/cpus_per_task", "CPU cores per process", "number", {}],
+    ["/place/memory", "Memory of a node", "text", { placeholder: "64G" }],
   ], true],
   ["Learning", [
-    ["/optimizer/matrix_lr", "Matrix learning rate", "number", { step: "any" }],
-    ["/optimizer/embedding_lr", "Embedding learning rate", "number", { step: "any" }],
-    ["/optimizer/weight_decay", "Weight decay", "number", { step: "any", min: 0 }],
-    ["/schedule/warmup_steps", "Warmup steps", "number", { min: 0 }],
-    ["/schedule/warmdown_ratio", "Warmdown, share of the horizon", "number", { step: "any", min: 0, max: 1 }],
+    ["/optimizer/matrix_lr", "Matrix learning rate", "number", {}],
+    ["/optimizer/embedding_lr", "Embedding learning rate", "number", {}],
+    ["/optimizer/weight_decay", "Weight decay", "number", {}],
+    ["/schedule/warmup_steps", "Warmup steps", "number", {}],
+    ["/schedule/warmdown_ratio", "Warmdown, share of the horizon", "number", {}],
     ["/schedule/warmdown_shape", "Warmdown shape", "choice", {}],
-    ["/schedule/final_lr_frac", "Final learning rate, × peak", "number", { step: "any", min: 0, max: 1 }],
-    ["/numerics/seed", "Seed", "number", { min: 0 }],
+    ["/schedule/final_lr_frac", "Final learning rate, × peak", "number", {}],
+    ["/numerics/seed", "Seed", "number", {}],
   ], true],
   ["Evaluations, checkpoints, recovery", [
-    ["/evaluate/bpb_every", "Validate every … steps", "number", { min: 1 }],
-    ["/evaluate/sample_every", "Sample every … steps", "number", { min: 1 }],
-    ["/checkpoint/every_seconds", "Checkpoint every … seconds", "number", { min: 1, step: "any" }],
-    ["/checkpoint/every_steps", "Checkpoint every … steps", "number", { min: 1 }],
-    ["/checkpoint/keep_last", "Checkpoints to keep", "number", { min: 2 }],
-    ["/checkpoint/keep_every", "Keep one every … steps", "number", { min: 1 }],
+    ["/evaluate/bpb_every", "Validate every … steps", "number", {}],
+    ["/evaluate/sample_every", "Sample every … steps", "number", {}],
+    ["/checkpoint/every_seconds", "Checkpoint every … seconds", "number", {}],
+    ["/checkpoint/every_steps", "Checkpoint every … steps", "number", {}],
+    ["/checkpoint/keep_last", "Checkpoints to keep", "number", {}],
+    ["/checkpoint/keep_every", "Keep one every … steps", "number", {}],
     ["/recovery/on_crash", "After a crash", "choice", {}],
     ["/recovery/on_reboot", "After a reboot", "choice", {}],
     ["/notify", "Notify (URLs, separated by spaces)", "list", { placeholder: "https://…" }],
@@ -158,7 +157,9 @@ export function createSpecForm(onChange) {
 
 function makeField(pointer, label, kind, options) {
   const said = h("span.field-error", { id: uid("error") });
-  const control = CONTROLS[kind](options, said.id);
+  const [, part, name] = pointer.split("/");
+  const only = part === "data" ? sourcesOf(name) : null;
+  const control = CONTROLS[kind]({ ...bounds("spec", pointer), ...options }, said.id, only);
   if (kind === "choice") control.offer([["", ""], ...words("spec", pointer).map((word) => [word, SAID[word] ?? word])]);
   const element = kind === "tick"
     ? h("label.tick", {}, control.input, h("span", {}, label), said)
@@ -173,7 +174,7 @@ function makeField(pointer, label, kind, options) {
     assumed = value ?? undefined;
     control.assume?.(value);
   }
-  return { ...control, pointer, element, assume, assumed: () => assumed, showError, only: options.only, untouched: undefined, wasHidden: false };
+  return { ...control, pointer, element, assume, assumed: () => assumed, showError, only, untouched: undefined, wasHidden: false };
 }
 
 /**
@@ -181,9 +182,9 @@ function makeField(pointer, label, kind, options) {
  * assume(value): shows what holds while nothing is said.
  */
 const CONTROLS = {
-  text(options, described) {
-    const input = h("input", { type: "text", id: uid("f"), "aria-describedby": described, ...attributes(options) });
-    const assume = (value) => typeof value === "string" && value && options.only && (input.placeholder = value);
+  text(options, described, only) {
+    const input = h("input", { type: "text", id: uid("f"), "aria-describedby": described, ...options });
+    const assume = (value) => typeof value === "string" && value && only && (input.placeholder = value);
     return { input, value: () => input.value.trim() || undefined, set: (value) => (input.value = value ?? ""), assume };
   },
   list(options, described) {
@@ -191,7 +192,7 @@ const CONTROLS = {
     return { input, value: () => input.value.match(/\S+/g) ?? undefined, set: (value) => (input.value = (value ?? []).join(" ")) };
   },
   number(options, described) {
-    const input = h("input", { type: "number", id: uid("f"), step: 1, placeholder: "default", "aria-describedby": described, ...attributes(options) });
+    const input = h("input", { type: "number", id: uid("f"), step: "any", placeholder: "default", "aria-describedby": described, ...options });
     const value = () => (input.value === "" ? undefined : Number.isNaN(Number(input.value)) ? input.value : Number(input.value));
     const set = (given) => {
       input.type = typeof given === "string" ? "text" : "number"; // "auto", "end"
@@ -224,8 +225,8 @@ const CONTROLS = {
   },
   horizon(_, described) {
     const preset = h("option", { value: "" }, "as preset");
-    const unit = h("select", { id: uid("f") }, preset, HORIZONS.map(([value, text]) => h("option", { value }, text)));
-    const input = h("input", { type: "number", min: 0, step: "any", "aria-label": "How much", disabled: true, "aria-describedby": described });
+    const unit = h("select", { id: uid("f") }, preset, horizons().map(([value, text]) => h("option", { value }, text)));
+    const input = h("input", { type: "number", step: "any", "aria-label": "How much", disabled: true, "aria-describedby": described });
     const only = (horizon) => Object.entries(horizon ?? {}).find(([, v]) => v !== null && v !== undefined) ?? ["", ""];
     unit.addEventListener("change", () => (input.disabled = unit.value === ""));
     const value = () => (unit.value && input.value !== "" ? { [unit.value]: Number(input.value) } : undefined);
@@ -237,15 +238,11 @@ const CONTROLS = {
     };
     const assume = (held) => {
       const [key, amount] = only(held);
-      if (unit.value === "" && key) preset.text = `${integer(amount)} ${HORIZONS.find(([value]) => value === key)[1]} (preset)`;
+      if (unit.value === "" && key) preset.text = `${integer(amount)} ${horizons().find(([value]) => value === key)[1]} (preset)`;
     };
     return { input: unit, element: h("div.field-row", {}, unit, input), value, set, assume };
   },
 };
-
-function attributes({ only, choices, ...rest }) {
-  return rest;
-}
 
 function valueAt(spec, pointer) {
   return pointer.slice(1).split("/").reduce((part, key) => part?.[key], spec);

@@ -1,7 +1,7 @@
 /** Groups: one spec and its variations as runs; all of them, a new one, and each on its own page. */
 
 import { get, post } from "../api.js";
-import { presets } from "../catalog.js";
+import { bounds, presets } from "../catalog.js";
 import { problemBox } from "../components/problem.js";
 import { choice } from "../components/resume-dialog.js";
 import { segmented } from "../components/segmented.js";
@@ -45,14 +45,15 @@ const COLUMNS = [
 ];
 
 function newGroup() {
-  const name = h("input", { type: "text", required: true, maxlength: 64, placeholder: "ladder", autocomplete: "off" });
+  const name = h("input", { type: "text", required: true, ...bounds("group", "/name"), placeholder: "ladder", autocomplete: "off" });
   const preset = choice([["", "demo (the default)"], ...Object.keys(presets()).map((one) => [one, one])]);
   const base = h("textarea.mono", { rows: 4, placeholder: '{"horizon": {"data_param_ratio": 10}}' });
   const depths = h("input", { type: "text", placeholder: "4 6 8 10" });
   const grid = h("textarea.mono", { rows: 3, placeholder: "optimizer.matrix_lr: 0.01 0.02\nschedule.warmdown_ratio: 0.2 0.5" });
-  const number = (rest) => h("input", { type: "number", min: 0, step: "any", placeholder: "no limit", ...rest });
-  const repeats = number({ min: 1, max: 64, step: 1, placeholder: "1" });
-  const budget = { minutes: number({}), tokens: number({ step: 1 }), kwh: number({}) };
+  const number = (rest) => h("input", { type: "number", step: "any", placeholder: "no limit", ...rest });
+  const repeats = number({ ...bounds("group", "/repeats"), placeholder: "1" });
+  const limit = (key) => number(bounds("group", `/budget/${key}`));
+  const budget = { minutes: limit("minutes"), tokens: limit("tokens"), kwh: limit("kwh") };
   const json = h("textarea.mono", { rows: 16, spellcheck: "false", "aria-label": "The group as JSON" });
   const count = h("span.soft", { role: "status" });
   const refused = h("div");

@@ -4,6 +4,7 @@
  */
 
 import { get, Problem } from "../api.js";
+import { bounds } from "../catalog.js";
 import { problemBox } from "../components/problem.js";
 import { choice } from "../components/resume-dialog.js";
 import { completion } from "../completion.js";
@@ -20,14 +21,14 @@ export function mount(root, place) {
   const remembered = read();
   const refused = h("div");
   const prompt = h("textarea", { rows: 4, required: true, value: place.query.prompt ?? remembered.prompt ?? "The capital of France is" });
-  const number = (key, otherwise, rest) => h("input", { type: "number", value: remembered[key] ?? otherwise, ...rest });
+  const number = (key, otherwise, rest = {}) => h("input", { type: "number", step: "any", ...bounds("completion", `/${key}`), value: remembered[key] ?? otherwise, ...rest });
   const settings = {
-    max_tokens: number("max_tokens", 64, { min: 1, max: 4096, step: 1 }),
-    temperature: number("temperature", 0.8, { min: 0, max: 10, step: "any" }),
-    top_k: number("top_k", "", { min: 1, step: 1, placeholder: "all" }),
-    top_p: number("top_p", 1, { min: 0, max: 1, step: "any" }),
-    seed: number("seed", 1, { step: 1 }),
-    n: number("n", 1, { min: 1, max: 8, step: 1 }),
+    max_tokens: number("max_tokens", 64),
+    temperature: number("temperature", 0.8),
+    top_k: number("top_k", "", { placeholder: "all" }),
+    top_p: number("top_p", 1),
+    seed: number("seed", 1),
+    n: number("n", 1),
   };
   const labels = { max_tokens: "Tokens", temperature: "Temperature", top_k: "Top-k", top_p: "Top-p", seed: "Seed", n: "Answers" };
   const panes = [createPane("First model"), createPane("Second model")];

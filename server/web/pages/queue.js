@@ -1,6 +1,7 @@
 /** The queue: who runs where, who waits for what and until when; order, priorities and hours changed here. */
 
 import { get, patch, path } from "../api.js";
+import { bounds } from "../catalog.js";
 import { problemBox } from "../components/problem.js";
 import { deviceScheduling, runScheduling } from "../components/scheduling-dialog.js";
 import { table } from "../components/table.js";
@@ -42,7 +43,7 @@ export function mount(root) {
   }
 
   function rowOf(entry, i) {
-    const priority = h("input", { type: "number", min: -100, max: 100, step: 1, value: entry.priority, "aria-label": `Priority of ${entry.name}`,
+    const priority = h("input", { type: "number", ...bounds("spec", "/priority"), value: entry.priority, "aria-label": `Priority of ${entry.name}`,
       onfocus: () => (isHeld = true), onblur: () => (isHeld = false), onchange: () => change([[entry.run, Number(priority.value)]]) });
     const handle = h("button.icon.handle", { type: "button", dataset: { handle: entry.run }, "aria-label": `Move ${entry.name}, place ${entry.position}: arrow up or down`, onkeydown: (event) => onArrow(event, i), onpointerdown: (event) => onTouch(event, i) }, "⠿");
     return h("li.card", {
@@ -104,7 +105,7 @@ export function mount(root) {
     if (from === to || !waiting[from] || !waiting[to]) return;
     const name = waiting[from].name;
     const changes = reordered(waiting, from, to);
-    if (!changes) return fill(denied, problemBox({ title: "The lowest priority is −100", detail: "Raise the priority of a run above it first." }));
+    if (!changes) return fill(denied, problemBox({ title: `The lowest priority is ${String(bounds("spec", "/priority").min).replace("-", "−")}`, detail: "Raise the priority of a run above it first." }));
     await change(changes);
     setText(said, `${name} is now at position ${to + 1}.`);
   }

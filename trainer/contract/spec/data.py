@@ -10,7 +10,17 @@ from trainer.contract.spec.fields import ShortText, Strict, Text, do_not_fit
 from trainer.contract.splits import kind_of
 
 MAX_STREAMS = 1024
-SOURCES_WITH_A_PATH = ("text", "jsonl", "parquet", "nanochat_packed")
+# Sources that read each optional field of DataSpec.
+SOURCES_OF_FIELD: dict[str, tuple[str, ...]] = {
+    "path": ("text", "jsonl", "parquet", "nanochat_packed"),
+    "name": ("hf",),
+    "config": ("text", "jsonl", "parquet", "hf"),
+    "split": ("text", "jsonl", "parquet", "hf"),
+    "column": ("jsonl", "parquet", "hf"),
+    "max_shards": ("hf",),
+    "num_shards": ("nanochat_packed",),
+}
+SOURCES_WITH_A_PATH = SOURCES_OF_FIELD["path"]
 
 
 class TokenizerSpec(Strict):

@@ -9,6 +9,14 @@ from pydantic import Field, field_validator, model_validator
 from trainer.contract.lanes import MAX_LANES, power_of_two
 from trainer.contract.spec.fields import MAX_STEPS, Frac, Steps, Strict, Tokens
 
+# How a horizon is given, and its unit as forms name it.
+HORIZON_UNITS = {
+    "steps": "steps",
+    "tokens": "tokens",
+    "flops": "FLOP",
+    "data_param_ratio": "tokens per parameter",
+}
+
 
 class HorizonSpec(Strict):
     """Training length: exactly one of steps, tokens, flops, data_param_ratio."""
@@ -24,12 +32,10 @@ class HorizonSpec(Strict):
 
     @model_validator(mode="after")
     def _exactly_one(self) -> HorizonSpec:
-        given = [k for k in ("steps", "tokens", "flops", "data_param_ratio") if getattr(self, k)]
+        given = [k for k in HORIZON_UNITS if getattr(self, k)]
         if len(given) != 1:
             said = ", ".join(given) if given else "none"
-            raise ValueError(
-                f"give exactly one of steps, tokens, flops, data_param_ratio (given: {said})"
-            )
+            raise ValueError(f"give exactly one of {', '.join(HORIZON_UNITS)} (given: {said})")
         return self
 
 
