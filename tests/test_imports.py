@@ -55,8 +55,8 @@ def test_an_import_that_is_heavy_would_be_seen():
 def test_serve_loads_only_its_own_commands():
     """The daemon keeps what its command line loaded."""
     main = "from server.cli.app import main; main(['{}', '--help'])"
-    assert "server.cli.daemon" in loaded_by(main.format("serve"))
-    parts = {"server.cli.listing", "server.cli.doctor", "server.cli.watching"}
+    assert "server.cli.offline.daemon" in loaded_by(main.format("serve"))
+    parts = {"server.cli.listing", "server.cli.offline.doctor", "server.cli.watching"}
     assert loaded_by(main.format("serve")) & parts == set()
     assert parts <= loaded_by(main.format("ps"))
 

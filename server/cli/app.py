@@ -13,7 +13,8 @@ from typing import Annotated
 
 import typer
 
-from server.cli import interpreter, output, running
+from server.cli import output, running
+from server.cli.offline import interpreter
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -45,7 +46,7 @@ def build(*parts: ModuleType) -> typer.Typer:
 
 
 def _serve_parts() -> tuple[ModuleType, ...]:
-    from server.cli import daemon
+    from server.cli.offline import daemon
 
     return (daemon,)
 
@@ -53,10 +54,7 @@ def _serve_parts() -> tuple[ModuleType, ...]:
 def _all_parts() -> tuple[ModuleType, ...]:
     """Every command module, in the order of the help."""
     from server.cli import (
-        backups,
         checkpoints,
-        daemon,
-        doctor,
         extending,
         groups,
         jobs,
@@ -69,6 +67,7 @@ def _all_parts() -> tuple[ModuleType, ...]:
         scheduling,
         watching,
     )
+    from server.cli.offline import backups, daemon, doctor
 
     return (
         lifecycle, watching, listing, extending, planning, checkpoints, measures, mirroring, jobs,

@@ -212,7 +212,7 @@ def fetch_core(context: typer.Context) -> None:
     """Download the CORE evaluation bundle and verify its checksum."""
     import os
 
-    from server.cli import interpreter
+    from server.cli.offline import interpreter
 
     python = interpreter.trainer_python()
     command = [python, "-P", "-m", "trainer.evaluate.fetch", *context.args]

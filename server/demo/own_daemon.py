@@ -12,7 +12,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from server.cli import interpreter, output
+from server.cli import output
+from server.cli.offline import interpreter
 
 READY_SECONDS = 60.0
 STOP_SECONDS = 30.0

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from server.cli.daemon import read_settings
+from server.cli.offline.daemon import read_settings
 from server.settings import Settings
 from tests.e2e.dockerfile import Instruction, instructions
 

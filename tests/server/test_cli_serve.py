@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import typer.main
 
-from server.cli import daemon, doctor
 from server.cli.app import build, main
+from server.cli.offline import daemon, doctor
 from server.daemon import systemd
 from server.settings import Settings
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from server.cli import options, output
-from server.cli.daemon import DataDirOption, Panel, read_settings
+from server.cli.offline.daemon import DataDirOption, Panel, read_settings
 
 To = Annotated[
     Path | None, typer.Option(help="Also copy the backup to this directory or new file.")

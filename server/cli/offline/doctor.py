@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from server.cli import interpreter, options, output, slurm_probe, units
+from server.cli import options, output, units
+from server.cli.offline import interpreter, slurm_probe
 
 if TYPE_CHECKING:
     from server.settings import Settings
@@ -88,7 +89,7 @@ def doctor(
     json: options.Json = False,
 ) -> None:
     """Check device, versions, disk and daemon. Exit status 1 if runs cannot work."""
-    from server.cli.daemon import read_settings
+    from server.cli.offline.daemon import read_settings
 
     settings = read_settings()
     findings = list(examine(settings, timeout))
