@@ -12,6 +12,7 @@ from server.cli import options, output, plot, units
 from server.text import clean
 
 if TYPE_CHECKING:
+    from server.client import Client
     from server.schemas.runs import ExtendAnswer
     from trainer.contract.extend import CurvePoint, ExtendPreview
 
@@ -100,7 +101,7 @@ def extend(
         if preview or asks:
             planned = traind.extend(run, ask, dry_run=True)
             if picture is not None:
-                _write_picture(planned, picture)
+                _write_picture(_picture(traind, run, ask, picture), picture)
             if json:
                 return output.emit(planned)
             _show(planned)
@@ -172,22 +173,31 @@ def _show(answer: ExtendAnswer) -> None:
 
 
 def _check_picture(file: Path, preview: bool) -> None:
-    from server.reporting import png
-
     if not preview:
         output.usage("--picture goes with --preview")
     if file.suffix.lower() not in (".svg", ".png"):
         output.usage("--picture writes files whose name ends in .svg or .png")
-    if file.suffix.lower() == ".png" and not png.is_possible():
-        raise output.CommandRefused("a PNG needs resvg: pip install 'traind[png]', or choose .svg")
 
 
-def _write_picture(answer: ExtendAnswer, file: Path) -> None:
-    from server.reporting import png, preview
+def _picture(traind: Client, run: str, ask: dict[str, Any], file: Path) -> bytes:
+    """The preview as the daemon draws it, in the format of the file's name."""
+    from server.client import ApiError
+
+    try:
+        is_png = file.suffix.lower() == ".png"
+        return traind.extend_picture(run, ask, "image/png" if is_png else "image/svg+xml")
+    except ApiError as error:
+        if error.code != "not-acceptable":
+            raise
+        raise output.CommandRefused(
+            "a PNG needs resvg where the daemon runs: pip install 'traind[png]' there, or choose "
+            ".svg"
+        ) from error
+
+
+def _write_picture(content: bytes, file: Path) -> None:
     from trainer.contract.durable import write_durably
 
-    svg = preview.svg(answer.run.name, answer.plan)
-    content = png.render(svg) if file.suffix.lower() == ".png" else svg.encode()
     file = file.resolve()
     if file.exists() and not file.is_file():  # a rename would replace a device by a file
         raise output.CommandRefused(f"{file} cannot be written: it is not a regular file")

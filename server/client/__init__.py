@@ -202,6 +202,16 @@ class Client:
             changes=not dry_run,
         )
 
+    def extend_picture(
+        self, run: str, ask: Mapping[str, Any], media: Literal["image/svg+xml", "image/png"]
+    ) -> bytes:
+        """The preview as a picture. Raises ApiError: `not-acceptable` if the daemon cannot draw a
+        PNG."""
+        query = {"dry_run": "true"}
+        return self.wire.request(
+            "POST", _run(run, "extend"), ask, query=query, accept=media
+        ).content
+
     # --- what a run has --------------------------------------------------------------------------
 
     def progress(self, run: str) -> Progress:

@@ -21,6 +21,7 @@ from server.cli.specfile import read_spec
 from server.reporting import png, preview
 from tests.server import stub_daemon
 from tests.server.stub_daemon import (
+    Asked,
     Reply,
     Stub,
     detail,
@@ -352,8 +353,15 @@ def test_the_preview_draws_the_curve_and_changes_nothing(stub: Stub, traind: Tra
     assert planned["plan"]["warmdown_start"] == 70_000
 
 
+def drawn(asked: Asked) -> Reply:
+    """The preview, as JSON or as the picture that the request accepts."""
+    svg = preview.svg("demo", reference())
+    pictures = {"image/svg+xml": svg, "image/png": png.render(svg)}
+    return Reply(pictures[kind]) if (kind := asked.headers["accept"]) in pictures else extended()
+
+
 def test_the_preview_is_written_as_a_picture(stub: Stub, traind: Traind, tmp_path: Path):
-    stub.on("POST", "/v1/runs/demo/extend", extended())
+    stub.on("POST", "/v1/runs/demo/extend", drawn)
     file = tmp_path / "curve.svg"
     file.write_text("an older one")
     ask = ("extend", "demo", "--to", "200000", "--preview", "--picture", str(file))
@@ -362,7 +370,8 @@ def test_the_preview_is_written_as_a_picture(stub: Stub, traind: Traind, tmp_pat
     assert f"wrote {file}" in ran.err
     assert "┊" in ran.out
     assert file.read_text() == preview.svg("demo", reference())
-    assert [asked.query for asked in stub.asked] == [{"dry_run": ["true"]}]
+    assert [asked.query for asked in stub.asked] == [{"dry_run": ["true"]}] * 2
+    assert not any("idempotency-key" in asked.headers for asked in stub.asked)
     assert traind(*ask, "--json").json["plan"]["warmdown_start"] == 70_000
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["curve.svg"]
     assert traind(*ask[:-1], str(tmp_path / "curve.PNG")).code == 0
@@ -370,7 +379,7 @@ def test_the_preview_is_written_as_a_picture(stub: Stub, traind: Traind, tmp_pat
 
 
 def test_a_picture_that_cannot_be_written_is_refused(stub: Stub, traind: Traind, tmp_path: Path):
-    stub.on("POST", "/v1/runs/demo/extend", extended())
+    stub.on("POST", "/v1/runs/demo/extend", drawn)
     os.mkfifo(tmp_path / "pipe.svg")
     (tmp_path / "folder.svg").mkdir()
     ask = ("extend", "demo", "--to", "200000")
@@ -385,10 +394,9 @@ def test_a_picture_that_cannot_be_written_is_refused(stub: Stub, traind: Traind,
     assert (ran.code, "ends in .svg or .png" in ran.err) == (2, True)
 
 
-def test_a_png_without_its_library_is_refused(
-    traind: Traind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(png, "is_possible", lambda: False)
+def test_a_png_without_its_library_is_refused(stub: Stub, traind: Traind, tmp_path: Path):
+    refused = problem(406, "not-acceptable", "Offered here: application/json, image/svg+xml.")
+    stub.on("POST", "/v1/runs/demo/extend", extended(), refused)
     file = tmp_path / "curve.png"
     ran = traind("extend", "demo", "--to", "200000", "--preview", "--picture", str(file))
     assert ran.code == 1
