@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
-from server import errors, lock, notify, privacy, receivers
+from server import errors, lock, privacy, sd_notify, webhook_receivers
 from server.api import app as api
 from server.database.db import Database
 from server.domain import run_deletion
@@ -20,13 +20,13 @@ from server.ingestion.worker import Worker
 from server.machine import devices
 from server.machine.xid_events import XidListener
 from server.maintenance.housekeeping import HousekeepingThread
-from server.scheduling.surroundings import SurroundingsThread
+from server.scheduling.inputs import SchedulerInputsThread
 from server.settings import Settings
 from server.supervision.context import SupervisorContext
 from server.supervision.startup import arrive
 from server.supervision.supervisor import Supervisor
 
-FIRST_LOOK_SECONDS = 5.0  # running processes are adopted before the first request is served
+FIRST_TICK_SECONDS = 5.0  # running processes are adopted before the first request is served
 
 log = logging.getLogger("traind")
 
@@ -66,7 +66,7 @@ def create_app(
             feed = Feed()
             opened.on_commit(feed.notify)
             xids = XidListener()
-            around = SurroundingsThread(opened, devices.PresentDevices(), settings.tariff)
+            around = SchedulerInputsThread(opened, devices.PresentDevices(), settings.tariff)
             supervisor = Supervisor(
                 SupervisorContext(
                     opened,
@@ -74,24 +74,26 @@ def create_app(
                     devices.PresentDevices(),
                     worker=worker,
                     xids=xids,
-                    surroundings=around.seen,
+                    scheduler_inputs=around.seen,
                 )
             )
-            webhook_thread = webhooks.WebhookThread(opened, settings.paths.root, receivers.deliver)
+            webhook_thread = webhooks.WebhookThread(
+                opened, settings.paths.root, webhook_receivers.deliver
+            )
             api.connect(app, opened, feed, supervisor, webhook_thread, around)
             webhook_thread.start()
             await run_in_threadpool(around.start)
             housekeeping_thread.start()
             xids.start()
             supervisor.start(on_failure)
-            await run_in_threadpool(supervisor.wait_for_first_look, FIRST_LOOK_SECONDS)
+            await run_in_threadpool(supervisor.wait_for_first_tick, FIRST_TICK_SECONDS)
             log.info("ready; data in %s", settings.paths.root)
-            watchdog = asyncio.create_task(notify.feed_watchdog(lambda: supervisor.is_alive))
-            notify.notify("READY=1")
+            watchdog = asyncio.create_task(sd_notify.feed_watchdog(lambda: supervisor.is_alive))
+            sd_notify.notify("READY=1")
             try:
                 yield
             finally:
-                notify.notify("STOPPING=1")
+                sd_notify.notify("STOPPING=1")
                 watchdog.cancel()
                 api.end_streams(app)
                 stop_trainers = settings.stop_trainers

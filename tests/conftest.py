@@ -29,6 +29,7 @@ os.environ.pop("COLUMNS", None)  # a width that some plugin sets is not the widt
 HERE = Path(__file__).parent
 FIXTURES = HERE / "fixtures"
 TRACED = (HERE / "contract", HERE / "server", HERE / "trainer")  # others mostly start processes
+END_TO_END = (HERE / "e2e", HERE / "test_soak_controls.py")
 # Fixtures behind which a supervisor, a server or trainers run beside the test.
 CONCURRENT = {
     "asgi", "colleague", "daemon", "fork_server", "hook", "house", "lab", "launcher", "served",
@@ -66,11 +67,19 @@ NEVER_REQUIRED = {
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
+    if _is_concurrent(item):
+        item.add_marker(pytest.mark.flaky(reruns=1))  # listed as RERUN: it wants mending
     if not any(folder in item.path.parents for folder in TRACED):
         item.add_marker("no_cover")
-    fixtures = set(getattr(item, "fixturenames", ()))
-    if item.get_closest_marker("no_cover") or fixtures & CONCURRENT:
-        item.add_marker(pytest.mark.flaky(reruns=1))  # listed as RERUN: it wants mending
+
+
+def _is_concurrent(item: pytest.Item) -> bool:
+    """True for a test that runs processes beside itself, or measures time."""
+    return (
+        item.get_closest_marker("no_cover") is not None
+        or not CONCURRENT.isdisjoint(getattr(item, "fixturenames", ()))
+        or any(path in (item.path, *item.path.parents) for path in END_TO_END)
+    )
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)  # inside of pytest-cov's own

@@ -8,16 +8,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
-# Why a name may be defined twice.
-SHARED = {
-    "DeviceMissing": "the same error in two programs that do not import each other",
-    "Evaluation": "one concept on both sides of the journal: the event and its row",
-    "Sample": "one concept on both sides of the journal: the event and its row",
-    "Attend": "attention over rows of a batch, and over loose tokens",
-    "Run": "a run of tokens in an evaluation tree, and the model's run",
-    "Settings": "settings of the daemon, and of a bits-per-byte measurement",
-}
-
 
 def defined(source: str) -> set[str]:
     """Public names of the classes and type aliases at the top level of a module."""
@@ -35,9 +25,8 @@ def test_a_class_name_has_one_meaning() -> None:
     for path in sorted([*ROOT.glob("server/**/*.py"), *ROOT.glob("trainer/**/*.py")]):
         for name in defined(path.read_text()):
             places[name].add(str(path.relative_to(ROOT)))
-    twice = {name: where for name, where in places.items() if len(where) > 1}
-    assert {n: sorted(where) for n, where in twice.items() if n not in SHARED} == {}, "add a prefix"
-    assert sorted(SHARED.keys() - twice.keys()) == [], "no longer defined twice"
+    twice = {name: sorted(where) for name, where in places.items() if len(where) > 1}
+    assert twice == {}, "add a prefix"
 
 
 def test_classes_and_aliases_are_both_found() -> None:

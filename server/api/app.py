@@ -42,7 +42,7 @@ from server.events.commit_notifier import Feed
 from server.events.hub import Hub
 from server.guard.access import Access, Policy, policy_for
 from server.guard.bodies import Bodies
-from server.guard.heads import HeadRequests
+from server.guard.head_requests import HeadRequests
 from server.machine.readings import Readings
 from server.prometheus.scrape import Metrics
 from server.settings import Settings
@@ -104,11 +104,11 @@ def connect(
     feed: Feed,
     supervisor: Any = None,
     notices: Any = None,
-    surroundings: Any = None,
+    scheduler_inputs: Any = None,
 ) -> None:
     """Connect the app to its database and workers. Call before the first request."""
     app.state.db, app.state.feed, app.state.supervisor = db, feed, supervisor
-    app.state.notices, app.state.surroundings = notices, surroundings
+    app.state.notices, app.state.scheduler_inputs = notices, scheduler_inputs
     app.state.stream = Hub(source_of(db), feed)
     app.state.token_streams, app.state.completions = set(), set()
 

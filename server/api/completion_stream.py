@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MAX_OPEN = 64
-LOOK_SECONDS = 0.5  # interval at which the job and a stop of the daemon are checked
+POLL_SECONDS = 0.5  # interval at which the job and a stop of the daemon are checked
 CONNECT_SECONDS = 0.05  # between attempts to connect to a job that is starting
 START_SECONDS = 300.0  # for a job to start, on a busy machine
 TRIES = 3  # an idle job may exit at the moment of the request
@@ -62,7 +62,7 @@ class ServingJob:
 async def replies_to(
     order: CompletionOrder, find: Callable[[str | None], ServingJob], hub: Hub
 ) -> AsyncGenerator[Reply | None, None]:
-    """Yield the job's replies to an order; None about every LOOK_SECONDS without a reply.
+    """Yield the job's replies to an order; None about every POLL_SECONDS without a reply.
 
     find(job): the state of that serving job; without a name, of the current one, created if absent.
     Raises Invalid for an order that the model cannot follow, Unserved.
@@ -89,8 +89,8 @@ async def replies_to(
 
 
 async def _connected(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
-    """Connect to the job's socket; None if that fails for LOOK_SECONDS."""
-    until = time.monotonic() + LOOK_SECONDS
+    """Connect to the job's socket; None if that fails for POLL_SECONDS."""
+    until = time.monotonic() + POLL_SECONDS
     while time.monotonic() < until:
         with suppress(OSError), sockets.address(path) as address:
             return await asyncio.open_unix_connection(address, limit=MAX_REPLY_BYTES)
@@ -120,7 +120,7 @@ async def _replies(
         while not hub.stopping:
             line = None
             with suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_SECONDS):
+                async with asyncio.timeout(POLL_SECONDS):
                     line = await reader.readline()
             if line is not None and not line.endswith(b"\n"):
                 return
@@ -195,7 +195,7 @@ class Answering(Response):
     async def _until_stopped(self) -> None:
         """Wait for the daemon to stop: a client that does not read must not delay that."""
         await self.hub.until_stopped()
-        await asyncio.sleep(LOOK_SECONDS + STOP_SECONDS)
+        await asyncio.sleep(POLL_SECONDS + STOP_SECONDS)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:

@@ -13,7 +13,7 @@ from server.domain import policies, preflight
 from server.machine import devices
 from server.machine.devices import Device
 from server.queries import queue
-from server.scheduling.surroundings import Surroundings
+from server.scheduling.inputs import SchedulerInputs
 from server.schemas.policies import PlacePolicyAnswer, PlacePolicyView
 from server.schemas.queue import QueueView
 
@@ -27,8 +27,8 @@ DeviceRef = Annotated[
 def show(request: Request, db: Db) -> QueueView:
     """The queue: the run on each device, and the waiting runs with the reason and end of each
     wait."""
-    source = request.app.state.surroundings
-    around = source.seen() if source is not None else Surroundings(time.time())
+    source = request.app.state.scheduler_inputs
+    around = source.seen() if source is not None else SchedulerInputs(time.time())
     present, readings = devices.discover(), request.app.state.readings
     limits = {one.device: readings.of(one.uuid).power_limit_watts for one in present}
     with db.read() as session:

@@ -13,7 +13,7 @@ from server.domain.states import SETTLED, State
 from server.events.hub import BufferedEvent, EventSource, frame_of
 from server.queries import eta, store
 from server.queries.condition import condition
-from server.queries.standing import Standing, standing
+from server.queries.latest import Latest, latest
 from trainer.contract.evaluations import KIND_OF_METRIC
 
 MAX_LIVE_RUNS = 100
@@ -44,7 +44,7 @@ def source_of(db: Database) -> EventSource:
             rows = _rows(session, run_ids)
             answer: dict[str, str | None] = dict.fromkeys(run_ids or ())
             for run in rows:
-                stands = standing(session, run.id) if run.state in WITH_A_PROCESS else None
+                stands = latest(session, run.id) if run.state in WITH_A_PROCESS else None
                 version = _version(session, run, stands)
                 if versions.get(run.id) != version or run.id not in rendered:
                     view = eta.progress(session, run, stands=stands)
@@ -59,7 +59,7 @@ def source_of(db: Database) -> EventSource:
     return EventSource(events, newest, progress)
 
 
-def _version(session: Session, run: tables.Run, stands: Standing | None) -> tuple[object, ...]:
+def _version(session: Session, run: tables.Run, stands: Latest | None) -> tuple[object, ...]:
     """Everything visible that may change. Of a condition only its kind: its age, which counts up,
     is left to the client."""
     attempt = stands.attempt if stands is not None else None

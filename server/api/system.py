@@ -21,8 +21,8 @@ from server.machine import devices
 from server.machine import disk as machine_disk
 from server.machine.devices import Device
 from server.machine.readings import DeviceReading, Readings, process_name
-from server.proof import CHALLENGE_HEADER, PROOF_HEADER
 from server.schemas.system import DeviceView, PeakFlops, SystemView
+from server.token_proof import CHALLENGE_HEADER, PROOF_HEADER
 from trainer.contract.peaks import known_peak
 from trainer.contract.plan import num_bytes
 
@@ -84,7 +84,7 @@ def system(request: Request, db: Db, conf: Conf) -> SystemView:
     disk = machine_disk.space(conf.paths.root)
     notices = getattr(request.app.state, "notices", None)
     undelivered = notices.problems(time.time()) if notices is not None else []
-    around = getattr(request.app.state, "surroundings", None)
+    around = getattr(request.app.state, "scheduler_inputs", None)
     return SystemView(
         version=_version("traind") or "?",
         python=platform.python_version(),

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 MAX_TOKEN_STREAMS = 64
 MAX_LINE_BYTES = 1 << 20
 CONNECT_SECONDS = 0.05  # between connection attempts: a small model is done quickly
-LOOK_SECONDS = 0.5  # interval at which the end of the job is checked
+POLL_SECONDS = 0.5  # interval at which the end of the job is checked
 
 
 class TokenStream(Response):
@@ -78,7 +78,7 @@ class TokenStream(Response):
                 await send_part(send, frame)
                 sent = time.monotonic()
                 continue
-            if time.monotonic() - looked > LOOK_SECONDS:
+            if time.monotonic() - looked > POLL_SECONDS:
                 looked = time.monotonic()
                 if state := await run_in_threadpool(self.ended):
                     return frame_of("end", json.dumps({"state": state}))
@@ -93,7 +93,7 @@ class TokenStream(Response):
             await self._connect()
         elif not self.reader.at_eof():
             with suppress(TimeoutError, OSError, ValueError):  # ValueError: a line beyond the limit
-                async with asyncio.timeout(LOOK_SECONDS):
+                async with asyncio.timeout(POLL_SECONDS):
                     return await self.reader.readline()
         await asyncio.sleep(CONNECT_SECONDS)
         return b""
@@ -101,7 +101,7 @@ class TokenStream(Response):
     async def _connect(self) -> None:
         """Connect to the job's socket, which does not exist before the job writes."""
         with suppress(TimeoutError, OSError), sockets.address(self.address) as address:
-            async with asyncio.timeout(LOOK_SECONDS):
+            async with asyncio.timeout(POLL_SECONDS):
                 self.reader, self.writer = await asyncio.open_unix_connection(
                     address, limit=MAX_LINE_BYTES
                 )

@@ -126,7 +126,7 @@ class Client:
         return self.wire.get("/queue", QueueView)
 
     def policy(self, device: str) -> PlacePolicyAnswer:
-        """Policy of a device: hours, programs that runs make way for, power limits."""
+        """Policy of a device: hours, programs that runs yield to, power limits."""
         return self.wire.get(f"/devices/{device}/policy", PlacePolicyAnswer)
 
     def put_policy(self, device: str, policy: Mapping[str, Any]) -> PlacePolicyAnswer:

@@ -20,7 +20,7 @@ from urllib.parse import quote, urlsplit
 import httpx
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from server import proof
+from server import token_proof
 
 DEFAULT_PORT = 8321
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
@@ -96,15 +96,15 @@ class Proving(httpx.Auth):
             yield self._with_bearer(request)
 
     def _prove(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        asked = proof.challenge()
+        asked = token_proof.challenge()
         answer = yield httpx.Request(
             "GET",
             self._health_url,
-            headers={proof.CHALLENGE_HEADER: asked},
+            headers={token_proof.CHALLENGE_HEADER: asked},
             extensions={k: v for k, v in request.extensions.items() if k == "timeout"},
         )
-        found = answer.headers.get(proof.PROOF_HEADER, "")
-        self._bearer = proof.bearer(self._token, asked, found)
+        found = answer.headers.get(token_proof.PROOF_HEADER, "")
+        self._bearer = token_proof.bearer(self._token, asked, found)
         self._asked, self.is_proven = True, self._bearer is not None
 
     def _with_bearer(self, request: httpx.Request) -> httpx.Request:

@@ -35,7 +35,7 @@ class Companions:
         self._lock = threading.Lock()
         self._rescued = False
         self._connection = _open(library, database)
-        self._wal, self._page_bytes = self._look_into_wal(library)
+        self._wal, self._page_bytes = self._read_wal_index(library)
         self._known = {
             suffix: found
             for suffix in SUFFIXES
@@ -78,7 +78,7 @@ class Companions:
                 self._rescued = row is not None and row[0] == 0
             return self._rescued
 
-    def _look_into_wal(self, library: Library) -> tuple[int | None, int]:
+    def _read_wal_index(self, library: Library) -> tuple[int | None, int]:
         """An open descriptor of the WAL (SQLite holds no locks on it) and the size of a page."""
         version = tuple(int(part) for part in library.version.split(".") if part.isdigit())
         if self._connection is None or version < _NOOP_SINCE:

@@ -459,7 +459,7 @@ class Counter(Base):
 
 class PlacePolicy(Base):
     """Policy of a device. hours: JSON, '' for always; neighbours:
-    which other programs a run makes way for, null for none; power: rules of power and heat, the
+    which other programs a run yields to, null for none; power: rules of power and heat, the
     first open one holds.
     """
 

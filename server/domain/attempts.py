@@ -8,7 +8,7 @@ from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
 from server.database import tables
-from server.domain import commands, executions, gang, lineage, saved
+from server.domain import checkpoint_lookup, commands, executions, gang, lineage
 from server.domain.extend import next_number
 from server.errors import Conflict
 from server.metrics import counters
@@ -92,7 +92,7 @@ def build_order(
     earlier = [p for p in phases if p.index < phase.index]
     spec = RunSpec.model_validate(run.spec)
     is_first = not _has_begun(session, run.id, phase, attempt)
-    usable = saved.usable(session, run.id)
+    usable = checkpoint_lookup.usable(session, run.id)
     return AttemptOrder(
         run_id=run.id,
         run_name=run.name,
@@ -116,7 +116,7 @@ def build_order(
         overrides=run.overrides,
         skip_steps=[(low, high) for low, high in run.skip_steps],
         recheck_bpb=_rechecks(spec, bool(earlier) and is_first),
-        resume_expected=saved.any_in_lineage(session, run.id),
+        resume_expected=checkpoint_lookup.any_in_lineage(session, run.id),
     )
 
 

@@ -14,7 +14,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from server.database import tables
-from server.domain import events, lineage, saved
+from server.domain import checkpoint_lookup, events, lineage
 from server.errors import Conflict, NotFound
 from trainer.contract import holds
 from trainer.contract.rundir import RunDir, parse_checkpoint_name, remove_checkpoint
@@ -34,7 +34,7 @@ class Part:
 
 def get(session: Session, run: tables.Run, name: str) -> tables.Checkpoint:
     """The row of an existing checkpoint. Raises NotFound."""
-    found = saved.by_name(session, run.id, name)
+    found = checkpoint_lookup.by_name(session, run.id, name)
     if found is None or found.deleted_at is not None:
         raise NotFound(f"Run {run.name} has no checkpoint {name}.")
     return found
@@ -170,7 +170,7 @@ def _needed(session: Session, run: tables.Run, checkpoint: tables.Checkpoint) ->
         return "it is pinned (PATCH it with pinned: false first)"
     if holds.is_held(session.info["paths"].run(run.id).checkpoints, checkpoint.name):
         return "a job is reading it"
-    newest = saved.newest(session, run.id)
+    newest = checkpoint_lookup.newest(session, run.id)
     if newest is not None and newest.id == checkpoint.id:
         return "it is the newest one, which a resume or an extend needs"
     waiting = session.scalar(

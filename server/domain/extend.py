@@ -9,7 +9,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from server.database import tables
-from server.domain import commands, events, lineage, saved, states
+from server.domain import checkpoint_lookup, commands, events, lineage, states
 from server.domain.states import Desired, State
 from server.errors import Conflict, IllegalMove, Invalid
 from trainer.contract.commands import EndPhase
@@ -134,12 +134,12 @@ def _joint(session: Session, run: tables.Run, ask: ExtendRequest, state: State) 
         return _Joint(run.end_step, run.end_step)
     if state in _STEPPING:
         return _Joint(run.step, run.step)
-    newest = saved.newest(session, run.id)
+    newest = checkpoint_lookup.newest(session, run.id)
     return _Joint(newest.step if newest else 0, run.step, newest)
 
 
 def _checkpoint(session: Session, run: tables.Run, asked: str) -> tables.Checkpoint:
-    usable = saved.usable(session, run.id)
+    usable = checkpoint_lookup.usable(session, run.id)
     for checkpoint in usable:
         if asked in (checkpoint.name, str(checkpoint.step)):
             return checkpoint

@@ -11,7 +11,15 @@ from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
 from server.database import tables
-from server.domain import attempts, executions, lineage, request_paths, runs, saved, states
+from server.domain import (
+    attempts,
+    checkpoint_lookup,
+    executions,
+    lineage,
+    request_paths,
+    runs,
+    states,
+)
 from server.domain.executions import IS_OPEN, ExecutionState
 from server.domain.run_rows import require_free
 from server.domain.states import State
@@ -96,9 +104,9 @@ def audit(session: Session, run: tables.Run, params: AuditParams, now: float) ->
 def _device_of_steps(session: Session, run: tables.Run, params: AuditParams) -> str | None:
     """The device of the steps that an audit would repeat now."""
     if params.checkpoint is None and params.step is None:
-        usable = saved.usable(session, run.id)
+        usable = checkpoint_lookup.usable(session, run.id)
     else:
-        named = saved.named(session, run.id, params.checkpoint, params.step)
+        named = checkpoint_lookup.named(session, run.id, params.checkpoint, params.step)
         usable = [named] if named is not None else []
     found = lineage.recorded_steps(session, run.id, usable, params.steps)
     return found[2].device if found is not None else None
@@ -176,7 +184,7 @@ def _require_checkpoint(
     """Raises Invalid when both are given or it is not there, Conflict when there is none yet."""
     if name is not None and step is not None:
         raise Invalid("Give step or checkpoint, not both.", errors=_at("/checkpoint"))
-    usable = saved.of_any_lineage(session, run.id)
+    usable = checkpoint_lookup.of_any_lineage(session, run.id)
     if not usable:
         raise Conflict(
             f"run {run.name} has no checkpoint yet",

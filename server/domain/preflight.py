@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from server import receivers
+from server import webhook_receivers
 from server.database import tables
 from server.domain import gang, request_paths
 from server.errors import Invalid
@@ -108,7 +108,7 @@ def require_rows(run: tables.Run, rows: int | None) -> None:
 
 def _receivers(urls: list[str]) -> Iterator[tuple[str, str]]:
     for index, url in enumerate(urls):
-        if why := receivers.why_not(url):
+        if why := webhook_receivers.why_not(url):
             yield f"/notify/{index}", why
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from server.database.tables import Run
-from server.domain import gang, saved
+from server.domain import checkpoint_lookup, gang
 from server.domain.states import SETTLED, State
 from server.schemas.runs import Remedy
 from trainer.contract.plan import gigabytes
@@ -101,7 +101,7 @@ def _after_the_last_rewind(run: Run) -> str:
 
 
 def _plain(session: Session, run: Run) -> Remedy:
-    has_checkpoint = saved.newest(session, run.id) is not None
+    has_checkpoint = checkpoint_lookup.newest(session, run.id) is not None
     words = "Resume from the last checkpoint" if has_checkpoint else "Start again"
     return Remedy(label=words, request={})
 

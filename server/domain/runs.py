@@ -11,17 +11,17 @@ from sqlalchemy import delete as sql_delete
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from server import receivers
+from server import webhook_receivers
 from server.database import tables
 from server.domain import (
     budget,
+    checkpoint_lookup,
     commands,
     events,
     executions,
     gang,
     preflight,
     renaming,
-    saved,
     states,
 )  # fmt: skip
 from server.domain.attempts import build_order, current_phase, next_attempt
@@ -183,7 +183,7 @@ def patch(session: Session, run: tables.Run, change: PatchRun, now: float) -> bo
     if given.get("name") not in (None, run.name):
         require_free(session, given["name"])
     if change.notify is not None:  # addresses that come back masked are left unchanged
-        given["notify"] = receivers.unmasked(change.notify, run.spec.get("notify", []))
+        given["notify"] = webhook_receivers.unmasked(change.notify, run.spec.get("notify", []))
         preflight.require_receivers(given["notify"])
     spec = dict(run.spec)
     for key, value in given.items():
@@ -243,7 +243,7 @@ def pin(session: Session, checkpoint: tables.Checkpoint, pinned: bool, now: floa
     run.version += 1
     session.flush()
     if State(run.state) in states.OCCUPYING:
-        names = [c.name for c in saved.usable(session, run.id) if c.pinned]
+        names = [c.name for c in checkpoint_lookup.usable(session, run.id) if c.pinned]
         commands.send(session, run, Pin(id=commands.new_id(), names=names), now)
     return True
 

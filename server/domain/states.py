@@ -48,7 +48,7 @@ MOVES[State.pausing] |= {State.cancelling}
 OCCUPYING = frozenset(
     {State.starting, State.running, State.recovering, State.pausing, State.cancelling}
 )
-# Reasons for which a run makes way and comes back by itself, as its history names them.
+# Reasons for which a run yields and comes back by itself, as its history names them.
 YIELDS = {
     Reason.preempted: "yielded to a run of higher priority",
     Reason.outside_hours: "paused outside its hours",
@@ -125,7 +125,7 @@ def move(
     """Move `run` to `after`, with one event row. Raises IllegalMove when the table forbids it.
 
     A run that becomes queued goes to the end of the queue, or to its front. door: one of DOORS, of
-    a request. by: names of what it makes way for. is_found: the state was not reached here but read
+    a request. by: names of what it yields to. is_found: the state was not reached here but read
     from an import or from the disk: any is legal, and it is no news.
     """
     before = State(run.state)

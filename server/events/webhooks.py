@@ -28,7 +28,7 @@ from server.domain import events
 from server.domain.states import YIELDS, State
 from server.events.commit_thread import CommitThread
 from server.guard.tokens import read_or_make
-from server.receivers import masked
+from server.webhook_receivers import masked
 from trainer.contract.durable import write_durably
 from trainer.contract.reasons import Reason
 

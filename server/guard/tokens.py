@@ -16,7 +16,7 @@ import threading
 import time
 from pathlib import Path
 
-from server import proof
+from server import token_proof
 from trainer.contract.durable import write_durably
 
 MIN_TOKEN_CHARS = 16
@@ -74,11 +74,11 @@ class AccessTokens:
         """The token itself, or the bearer of a client that proved to know it."""
         if hmac.compare_digest(given, self._token):
             return True
-        return proof.is_bearer(self._token.decode(), given)
+        return token_proof.is_bearer(self._token.decode(), given)
 
     def prove(self, challenge: str) -> str | None:
         """That this daemon knows the token; None for what is no challenge."""
-        return proof.of_daemon(self._token.decode(), challenge)
+        return token_proof.of_daemon(self._token.decode(), challenge)
 
     def is_session(self, given: bytes) -> bool:
         """The lookup is by hash, so its time reveals nothing about a session's secret."""

@@ -73,7 +73,7 @@ class Applied:
         """The time of what was reported last, for events about the journal itself."""
         return self.execution.created_at
 
-    def sample(self, event: events.Sample, seconds: float, **of_kind: Any) -> None:
+    def sample(self, event: events.SampleResult, seconds: float, **of_kind: Any) -> None:
         """The row of a sample."""
         settings = {"temperature": event.temperature, "top_k": event.top_k, "seed": event.seed}
         self.session.add(
@@ -83,7 +83,7 @@ class Applied:
             )
         )  # fmt: skip
 
-    def evaluation(self, event: events.Evaluation, seconds: float, **of_kind: Any) -> None:
+    def evaluation(self, event: events.EvaluationResult, seconds: float, **of_kind: Any) -> None:
         """The row of an evaluation."""
         self.session.add(
             tables.Evaluation(

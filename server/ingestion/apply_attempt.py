@@ -8,7 +8,7 @@ from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.orm import Session
 
 from server.database import tables
-from server.domain import commands, executions, extend, lineage, saved, states
+from server.domain import checkpoint_lookup, commands, executions, extend, lineage, states
 from server.domain.states import State
 from server.ingestion import applied, steps
 from server.machine import throughput
@@ -156,7 +156,7 @@ def _frozen(applied: AppliedAttempt, event: events.Frozen, seconds: float) -> No
         applied.record("frozen", words, seconds, data=event.choices)
 
 
-def _evaluation(applied: AppliedAttempt, event: events.Evaluation, seconds: float) -> None:
+def _evaluation(applied: AppliedAttempt, event: events.EvaluationResult, seconds: float) -> None:
     run, beyond = applied.run, applied.is_beyond(event.step)
     table = tables.Evaluation
     _set_aside_repeated(applied, table, event.step, table.kind == event.evaluation)
@@ -179,15 +179,15 @@ def _checkpoint(applied: AppliedAttempt, name: str | None, step: int) -> tables.
     """The one of that name or, without one, the one that this attempt saved at the step."""
     session, run_id = applied.session, applied.run.id
     if name is not None:
-        return saved.by_name(session, run_id, name)
-    return saved.at_step(session, run_id, step, attempt_id=applied.attempt.id)
+        return checkpoint_lookup.by_name(session, run_id, name)
+    return checkpoint_lookup.at_step(session, run_id, step, attempt_id=applied.attempt.id)
 
 
 def _resumed_from(applied: AppliedAttempt, step: int) -> tables.Checkpoint | None:
     """The checkpoint that the attempt started from, if it is at this step."""
     if applied.attempt.start_step != step:
         return None
-    return saved.at_step(applied.session, applied.run.id, step)
+    return checkpoint_lookup.at_step(applied.session, applied.run.id, step)
 
 
 def _set_aside_repeated(
@@ -212,7 +212,7 @@ def _set_aside_repeated(
     )
 
 
-def _sample(applied: AppliedAttempt, event: events.Sample, seconds: float) -> None:
+def _sample(applied: AppliedAttempt, event: events.SampleResult, seconds: float) -> None:
     _set_aside_repeated(applied, tables.Sample, event.step)
     applied.sample(
         event, seconds, attempt_id=applied.attempt.id, superseded=applied.is_beyond(event.step)
@@ -339,8 +339,8 @@ _HANDLERS: dict[type[events.TrainerEvent], Any] = {
     events.Ranks: _ranks,
     events.Resumed: _resumed,
     events.Frozen: _frozen,
-    events.Evaluation: _evaluation,
-    events.Sample: _sample,
+    events.EvaluationResult: _evaluation,
+    events.SampleResult: _sample,
     events.CheckpointSaved: _checkpoint_saved,
     events.CheckpointFailed: _checkpoint_failed,
     events.CheckpointRemoved: _checkpoint_removed,

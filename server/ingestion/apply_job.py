@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy.orm import Session
 
 from server.database import tables
-from server.domain import saved
+from server.domain import checkpoint_lookup
 from server.ingestion import applied
 from trainer.contract import events
 
@@ -24,11 +24,11 @@ def of(session: Session, execution_id: int) -> AppliedJob:
     return AppliedJob(session, session.query(tables.Job).filter_by(execution_id=execution_id).one())
 
 
-def _evaluation(applied: AppliedJob, event: events.Evaluation, seconds: float) -> None:
+def _evaluation(applied: AppliedJob, event: events.EvaluationResult, seconds: float) -> None:
     job = applied.job
     if job.run_id is None:
         return
-    checkpoint = saved.by_name(applied.session, job.run_id, event.checkpoint)
+    checkpoint = checkpoint_lookup.by_name(applied.session, job.run_id, event.checkpoint)
     if checkpoint is not None and event.evaluation == "bpb":
         checkpoint.val_bpb = event.value
     applied.evaluation(
@@ -40,7 +40,7 @@ def _evaluation(applied: AppliedJob, event: events.Evaluation, seconds: float) -
     )
 
 
-def _sample(applied: AppliedJob, event: events.Sample, seconds: float) -> None:
+def _sample(applied: AppliedJob, event: events.SampleResult, seconds: float) -> None:
     if applied.job.run_id is not None:
         applied.sample(event, seconds, job_id=applied.job.id)
 
@@ -51,4 +51,8 @@ def _ended(target: AppliedJob, event: events.Ended, seconds: float) -> None:
         target.job.result, target.execution.stage_fraction = event.result, 1.0
 
 
-_HANDLERS = {events.Evaluation: _evaluation, events.Sample: _sample, events.Ended: _ended}
+_HANDLERS = {
+    events.EvaluationResult: _evaluation,
+    events.SampleResult: _sample,
+    events.Ended: _ended,
+}

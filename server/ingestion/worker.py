@@ -33,7 +33,7 @@ from trainer.contract.rundir import DataDir
 
 ANSWER_SECONDS = 10.0  # longer than any lock is waited for: a worker that says nothing is ended
 STOPPED_SECONDS = 1.0  # one that was stopped by a signal holds the turn to write no longer
-LOOK_SECONDS = 0.25
+POLL_SECONDS = 0.25
 READY = "ready"
 NICE = 5  # an answer somebody waits for comes first
 _CHANNEL = 3  # the descriptor after the standard ones
@@ -129,7 +129,7 @@ class Worker:
         """True if an answer came in time. The turn to write is lent meanwhile, so it is short for
         one that hangs, and shorter for one that was stopped."""
         began = stopped_since = time.monotonic()
-        while not self._channel.poll(min(LOOK_SECONDS, ANSWER_SECONDS)):
+        while not self._channel.poll(min(POLL_SECONDS, ANSWER_SECONDS)):
             now = time.monotonic()
             if not process.is_stopped(self.pid):
                 stopped_since = now

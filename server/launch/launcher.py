@@ -28,7 +28,7 @@ class Liveness(StrEnum):
 
 
 @dataclass(frozen=True)
-class Spot:
+class Workspace:
     """Where an execution works and the secret that its processes carry: who it is, to a launcher.
 
     directory: absolute, with its order, journals and log. token: unique to this execution.
@@ -39,12 +39,12 @@ class Spot:
 
 
 @dataclass(frozen=True)
-class Work:
+class LaunchRequest:
     """What is to be started: `python -P -m module directory`. niceness: 0 to 19, as of nice(1).
     ranks: how many processes of it work together. place: where, beyond this machine. uses_gpus:
     whether each of them needs one."""
 
-    spot: Spot
+    workspace: Workspace
     module: str
     niceness: int = 0
     ranks: int = 1
@@ -80,15 +80,15 @@ class Launcher(Protocol):
         """What is known before the start; committed with the order, so that a reboot is noticed."""
         ...
 
-    def spawn(self, work: Work) -> Handle | None:
+    def spawn(self, work: LaunchRequest) -> Handle | None:
         """Start it; None when it died before it could be identified. Raises OSError."""
         ...
 
-    def find(self, spot: Spot) -> Handle | None:
+    def find(self, workspace: Workspace) -> Handle | None:
         """Handle of a process started there whose handle was never recorded."""
         ...
 
-    def starting(self, spot: Spot) -> Liveness | None:
+    def starting(self, workspace: Workspace) -> Liveness | None:
         """Of one whose handle is not known: waiting while it is not settled whether it was started,
         alive once `find` has it, None when it was not started."""
         ...
@@ -97,7 +97,7 @@ class Launcher(Protocol):
         """True if the handle names something that was started."""
         ...
 
-    def is_alive(self, spot: Spot, handle: Handle) -> Liveness:
+    def is_alive(self, workspace: Workspace, handle: Handle) -> Liveness:
         """Whether exactly this execution still runs."""
         ...
 
@@ -105,28 +105,28 @@ class Launcher(Protocol):
         """True if a signal or a debugger stopped it."""
         ...
 
-    def signal(self, spot: Spot, handle: Handle, *signals: signal.Signals) -> bool:
+    def signal(self, workspace: Workspace, handle: Handle, *signals: signal.Signals) -> bool:
         """Send the signals in order. False, and nothing sent, when it is in doubt whom they reach.
         SIGCONT also reaches what the execution started."""
         ...
 
-    def has_leftovers(self, spot: Spot) -> bool:
+    def has_leftovers(self, workspace: Workspace) -> bool:
         """True if something of an execution that is gone still lives or holds its lock."""
         ...
 
-    def sweep(self, spot: Spot) -> None:
+    def sweep(self, workspace: Workspace) -> None:
         """End what an execution that is gone left behind."""
         ...
 
-    def exit_code(self, spot: Spot) -> int | None:
+    def exit_code(self, workspace: Workspace) -> int | None:
         """Once it is dead and known; negative: the number of the signal."""
         ...
 
-    def waits(self, spot: Spot, handle: Handle) -> EngineWait | None:
+    def waits(self, workspace: Workspace, handle: Handle) -> EngineWait | None:
         """Cause of the liveness `waiting` or `unreachable`."""
         ...
 
-    def ending(self, spot: Spot, save_seconds: float) -> EngineEnding | None:
+    def ending(self, workspace: Workspace, save_seconds: float) -> EngineEnding | None:
         """Why the engine ended it, where there is one that knows. save_seconds: how long before a
         time limit it was told to save."""
         ...
@@ -139,7 +139,7 @@ class Launcher(Protocol):
         """The process on this machine whose end is its end; None where there is no such one."""
         ...
 
-    def release(self, spot: Spot) -> None:
+    def release(self, workspace: Workspace) -> None:
         """Forget the execution: no call about it follows."""
         ...
 

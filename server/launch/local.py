@@ -12,7 +12,14 @@ from pathlib import Path
 from types import MappingProxyType
 
 from server.launch import process
-from server.launch.launcher import EngineEnding, EngineWait, Handle, Liveness, Spot, Work
+from server.launch.launcher import (
+    EngineEnding,
+    EngineWait,
+    Handle,
+    LaunchRequest,
+    Liveness,
+    Workspace,
+)
 from server.launch.process import Child
 from trainer.contract import failpoint, rundir
 from trainer.contract.rundir import LOCK, ProcessIdentity
@@ -38,31 +45,31 @@ class Local:
     def reserve(self) -> Handle:
         return {"boot_id": rundir.boot_id()}
 
-    def spawn(self, work: Work) -> Handle | None:
+    def spawn(self, work: LaunchRequest) -> Handle | None:
         failpoint.hit("supervisor.spawn")
         child, identity = process.spawn(
-            [self._python, *self.command(work), str(work.spot.directory)],
-            work.spot.directory,
-            work.spot.token,
+            [self._python, *self.command(work), str(work.workspace.directory)],
+            work.workspace.directory,
+            work.workspace.token,
             niceness=work.niceness,
             cache_bytes=self._cache_bytes,
             compiled=self._compiled,
             variables=self.variables,
         )
-        self._children[work.spot.token] = child
+        self._children[work.workspace.token] = child
         failpoint.hit("supervisor.record")
         return asdict(identity) if identity is not None else None
 
-    def command(self, work: Work) -> Sequence[str]:
+    def command(self, work: LaunchRequest) -> Sequence[str]:
         """Command line of the interpreter, up to the directory."""
         return ("-P", "-m", work.module)
 
-    def find(self, spot: Spot) -> Handle | None:
-        found = process.leader(spot.token)
-        is_here = found is not None and process.works_in(found.pid, spot.directory)
+    def find(self, workspace: Workspace) -> Handle | None:
+        found = process.leader(workspace.token)
+        is_here = found is not None and process.works_in(found.pid, workspace.directory)
         return asdict(found) if found is not None and is_here else None
 
-    def starting(self, spot: Spot) -> Liveness | None:
+    def starting(self, workspace: Workspace) -> Liveness | None:
         return None
 
     # --- knowing ---------------------------------------------------------------------------------
@@ -70,11 +77,11 @@ class Local:
     def is_known(self, handle: Handle) -> bool:
         return self.process(handle) is not None
 
-    def is_alive(self, spot: Spot, handle: Handle) -> Liveness:
+    def is_alive(self, workspace: Workspace, handle: Handle) -> Liveness:
         identity = self.process(handle)
         if identity is None or not process.is_alive(identity):
             return Liveness.gone
-        is_here = process.works_in(identity.pid, spot.directory)
+        is_here = process.works_in(identity.pid, workspace.directory)
         return Liveness.alive if is_here else Liveness.gone
 
     def is_stopped(self, handle: Handle) -> bool:
@@ -90,36 +97,36 @@ class Local:
             return None
         return ProcessIdentity(boot_id, pid, start_ticks)
 
-    def exit_code(self, spot: Spot) -> int | None:
-        child = self._children.get(spot.token)
+    def exit_code(self, workspace: Workspace) -> int | None:
+        child = self._children.get(workspace.token)
         return child.poll() if child is not None else None
 
-    def waits(self, spot: Spot, handle: Handle) -> EngineWait | None:
+    def waits(self, workspace: Workspace, handle: Handle) -> EngineWait | None:
         return None
 
-    def ending(self, spot: Spot, save_seconds: float) -> EngineEnding | None:
+    def ending(self, workspace: Workspace, save_seconds: float) -> EngineEnding | None:
         return None
 
     # --- signalling ------------------------------------------------------------------------------
 
-    def signal(self, spot: Spot, handle: Handle, *signals: signal.Signals) -> bool:
+    def signal(self, workspace: Workspace, handle: Handle, *signals: signal.Signals) -> bool:
         identity = self.process(handle)
-        sent = identity is not None and process.send(identity, spot.token, *signals)
+        sent = identity is not None and process.send(identity, workspace.token, *signals)
         if sent and signal.SIGCONT in signals:
-            process.continue_helpers(spot.token)
+            process.continue_helpers(workspace.token)
         return sent
 
     # --- what is left ----------------------------------------------------------------------------
 
-    def has_leftovers(self, spot: Spot) -> bool:
-        return bool(helpers(spot)) or rundir.is_held(spot.directory / LOCK)
+    def has_leftovers(self, workspace: Workspace) -> bool:
+        return bool(helpers(workspace)) or rundir.is_held(workspace.directory / LOCK)
 
-    def sweep(self, spot: Spot) -> None:
-        for one in helpers(spot):
-            process.send(one, spot.token, signal.SIGKILL)
+    def sweep(self, workspace: Workspace) -> None:
+        for one in helpers(workspace):
+            process.send(one, workspace.token, signal.SIGKILL)
 
-    def release(self, spot: Spot) -> None:
-        child = self._children.pop(spot.token, None)
+    def release(self, workspace: Workspace) -> None:
+        child = self._children.pop(workspace.token, None)
         if child is not None and child.poll() is None:
             self._exiting.append(child)
 
@@ -131,7 +138,7 @@ class Local:
             child.leave()
 
 
-def helpers(spot: Spot) -> list[ProcessIdentity]:
+def helpers(workspace: Workspace) -> list[ProcessIdentity]:
     """Every live process of this directory that carries the token."""
-    found = process.carriers(spot.token)
-    return [one for one in found if process.works_in(one.pid, spot.directory)]
+    found = process.carriers(workspace.token)
+    return [one for one in found if process.works_in(one.pid, workspace.directory)]

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from types import MappingProxyType
 
 from server.launch import process
-from server.launch.launcher import Handle, Spot, Work
+from server.launch.launcher import Handle, LaunchRequest, Workspace
 from server.launch.local import Local, helpers
 from trainer.contract.rundir import DUMP_SIGNAL, LOG
 
@@ -39,16 +39,16 @@ class Torchrun(Local):
     # what -P is to the agent, and the threads that it would warn about: the trainer sets its own
     variables = MappingProxyType({"PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"})
 
-    def command(self, work: Work) -> Sequence[str]:
+    def command(self, work: LaunchRequest) -> Sequence[str]:
         return (
             *("-P", "-m", "torch.distributed.run", "--standalone", "--max-restarts", "0"),
             *("--nproc-per-node", str(work.ranks), "-m", work.module),
         )
 
-    def find(self, spot: Spot) -> Handle | None:
+    def find(self, workspace: Workspace) -> Handle | None:
         """Rank 0, or the agent while there is none."""
         agent = None
-        for one in helpers(spot):
+        for one in helpers(workspace):
             rank = process.variable(one.pid, "RANK")
             if rank == "0":
                 return asdict(one)
@@ -56,22 +56,22 @@ class Torchrun(Local):
                 agent = one
         return asdict(agent) if agent is not None else None
 
-    def exit_code(self, spot: Spot) -> int | None:
+    def exit_code(self, workspace: Workspace) -> int | None:
         """That of the rank that failed first, where the agent names it."""
-        code = super().exit_code(spot)
+        code = super().exit_code(workspace)
         if code is None or code <= 0:
             return code
-        return first_exit_code(process.log_tail(spot.directory / LOG, LOG_LINES)) or code
+        return first_exit_code(process.log_tail(workspace.directory / LOG, LOG_LINES)) or code
 
-    def signal(self, spot: Spot, handle: Handle, *signals: signal.Signals) -> bool:
+    def signal(self, workspace: Workspace, handle: Handle, *signals: signal.Signals) -> bool:
         """To rank 0; stacks are asked of every rank, since any of them may be what hangs, and one
         that a signal stopped goes on: the others wait for it."""
-        sent = super().signal(spot, handle, *signals)
+        sent = super().signal(workspace, handle, *signals)
         if sent and DUMP_SIGNAL in signals:
-            for one in helpers(spot):
+            for one in helpers(workspace):
                 if asdict(one) != dict(handle):
                     more = (signal.SIGCONT,) if process.is_stopped(one.pid) else ()
-                    process.send(one, spot.token, DUMP_SIGNAL, *more)
+                    process.send(one, workspace.token, DUMP_SIGNAL, *more)
         return sent
 
 
@@ -92,7 +92,7 @@ def without_report(log: str) -> str:
     return "\n".join(lines[:end])
 
 
-def stopped_ranks(spot: Spot) -> list[int]:
+def stopped_ranks(workspace: Workspace) -> list[int]:
     """The ranks of an execution that a signal or a debugger stopped."""
-    stopped = [one.pid for one in helpers(spot) if process.is_stopped(one.pid)]
+    stopped = [one.pid for one in helpers(workspace) if process.is_stopped(one.pid)]
     return sorted(int(rank) for pid in stopped if (rank := process.variable(pid, "RANK")))

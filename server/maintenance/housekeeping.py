@@ -14,7 +14,7 @@ from sqlalchemy import select
 from server.database import provenance
 from server.database.db import Database
 from server.database.tables import Run
-from server.domain import leftovers, policies, run_files
+from server.domain import job_retention, policies, run_files
 from server.events.commit_thread import CommitThread
 from server.schemas.policies import PlacePolicyView
 from trainer.contract.rundir import DataDir
@@ -66,8 +66,8 @@ class HousekeepingThread(CommitThread):
             return
         self._next_sweep = time.monotonic() + SWEEP_EVERY_SECONDS
         try:
-            leftovers.sweep(self._db, self._paths, self._keep_jobs_days, time.time())
-            leftovers.sweep_corpora(self._db, self._paths, self._keep_jobs_days, time.time())
+            job_retention.sweep(self._db, self._paths, self._keep_jobs_days, time.time())
+            job_retention.sweep_corpora(self._db, self._paths, self._keep_jobs_days, time.time())
         except Exception as error:  # a busy database: tomorrow does it
             log.warning("what is left of finished work stays: %s", error)
 

@@ -16,7 +16,7 @@ from server.domain.states import ENDED, OCCUPYING, State
 from server.metrics import counters
 from server.queries import eta
 from server.queries.condition import condition
-from server.queries.standing import standing
+from server.queries.latest import latest
 from trainer.contract.rundir import OUTBOX, DataDir
 
 MAX_RUNS = 200
@@ -156,7 +156,7 @@ def _motion(session: Session, row: Any, now: float, known: dict[str, Motion]) ->
         if not is_quiet or now - found.looked_at < QUIET_SECONDS:
             return found
     run = session.get_one(tables.Run, run_id)
-    stands = standing(session, run_id)
+    stands = latest(session, run_id)
     still = condition(session.info["paths"].run(run_id), run, stands.attempt, now)
     left = eta.remaining(session, run, stands, still)
     end = eta.expected_end(session, run, stands.attempt, left, now)

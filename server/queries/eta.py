@@ -14,7 +14,7 @@ from server.domain.states import Desired, State
 from server.machine import throughput
 from server.queries import outlook, ranks
 from server.queries.condition import condition
-from server.queries.standing import Standing, standing
+from server.queries.latest import Latest, latest
 from server.scheduling.outlook import Outlook
 from server.schemas.checkpoints import CheckpointBrief
 from server.schemas.progress import EtaParts, Progress, Vram
@@ -58,11 +58,11 @@ _OTHERS = tuple(
 
 
 def progress(
-    session: Session, run: tables.Run, now: float | None = None, stands: Standing | None = None
+    session: Session, run: tables.Run, now: float | None = None, stands: Latest | None = None
 ) -> Progress:
     """Progress of a run now; a value that the attempt has not reported yet is null."""
     now = time.time() if now is None else now
-    stands = stands or standing(session, run.id)
+    stands = stands or latest(session, run.id)
     attempt, view = stands.attempt, run.progress
     live = run.state == State.running and attempt and view.get("attempt") == attempt.number
     still = condition(session.info["paths"].run(run.id), run, attempt, now)
@@ -132,7 +132,7 @@ def fraction(run: tables.Run) -> float:
 
 
 def remaining(
-    session: Session, run: tables.Run, stands: Standing, still: Condition | None
+    session: Session, run: tables.Run, stands: Latest, still: Condition | None
 ) -> Remaining | None:
     """The remaining time from the current step to the planned end; None for a run that has ended,
     and for one that makes no steps: nobody knows for how long (`still`: its condition)."""
@@ -165,7 +165,7 @@ def expected_end(
 
 def of_extend(session: Session, run: tables.Run, shown: ExtendPreview) -> Eta:
     """Seconds that the steps of the new phase take."""
-    left = between(session, run, shown.start_step, shown.end_step, standing(session, run.id))
+    left = between(session, run, shown.start_step, shown.end_step, latest(session, run.id))
     return Eta(
         **left.parts.model_dump(),
         start_up=0.0,
@@ -175,9 +175,7 @@ def of_extend(session: Session, run: tables.Run, shown: ExtendPreview) -> Eta:
     )
 
 
-def between(
-    session: Session, run: tables.Run, first: int, last: int, stands: Standing
-) -> Remaining:
+def between(session: Session, run: tables.Run, first: int, last: int, stands: Latest) -> Remaining:
     """Seconds for steps `[first, last)` by part, at the rate this run or its device really had."""
     spec, plan = RunSpec.model_validate(run.spec), Plan.model_validate(run.plan)
     rate = _rate(session, run, stands.attempt, spec, plan)

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from server import receivers
+from server import webhook_receivers
 from server.database import tables
 from server.domain import groups
 from server.domain.states import SETTLED, State
@@ -191,7 +191,7 @@ def _shown_base(base: dict[str, Any]) -> dict[str, Any]:
     """The base spec with the addresses of `notify` masked."""
     if not isinstance(base.get("notify"), list):
         return base
-    return {**base, "notify": receivers.all_masked(base["notify"])}
+    return {**base, "notify": webhook_receivers.all_masked(base["notify"])}
 
 
 # --- cells ---------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
 from server.database import tables
-from server.domain import gang, lineage, saved
+from server.domain import checkpoint_lookup, gang, lineage
 from server.errors import NotFound
 from server.schemas.checkpoints import CheckpointView
 from server.schemas.evaluations import EvaluationView, SampleView
@@ -46,9 +46,9 @@ def checkpoints(
     if not superseded:
         query = query.where(table.superseded.is_(False))
     rows = session.execute(query.order_by(table.step.desc(), table.id.desc())).all()
-    usable = saved.usable(session, run.id)
+    usable = checkpoint_lookup.usable(session, run.id)
     newest = usable[0].id if usable else None
-    best = found.id if (found := saved.best(usable)) else None
+    best = found.id if (found := checkpoint_lookup.best(usable)) else None
     return [_checkpoint(row, number, newest, best, []) for row, number in rows]
 
 

@@ -13,7 +13,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from server.database import tables
-from server.domain import saved
+from server.domain import checkpoint_lookup
 from server.errors import NotFound
 from server.queries import store
 
@@ -41,11 +41,11 @@ def find(session: Session, name: str) -> Model:
     """The model of a name. Raises NotFound with the available names."""
     run_name, _, at = name.partition("@")
     run = store.get_run(session, run_name)
-    usable = saved.of_any_lineage(session, run.id)
+    usable = checkpoint_lookup.of_any_lineage(session, run.id)
     if _STEP.match(at):
         found = [c for c in usable if c.step == int(at)]
     elif at == "best":
-        found = [best] if (best := saved.best(usable)) else []
+        found = [best] if (best := checkpoint_lookup.best(usable)) else []
     else:
         found = [c for c in usable if at in ("", c.name)]
     if not found:
@@ -59,7 +59,7 @@ def index(session: Session) -> list[Model]:
     rows = session.execute(
         select(table, tables.Run)
         .join(tables.Run, tables.Run.id == table.run_id)
-        .where(saved.IS_USABLE)
+        .where(checkpoint_lookup.IS_USABLE)
         .order_by(table.id.desc())
         .limit(MAX_LISTED)
     )

@@ -13,8 +13,8 @@ from server.domain import executions, gang
 from server.domain.states import OCCUPYING, State
 from server.machine.devices import Device
 from server.scheduling import rows
-from server.scheduling.decide import Decision, Place, Want, decide
-from server.scheduling.surroundings import Surroundings
+from server.scheduling.decide import Decision, Place, Workload, decide
+from server.scheduling.inputs import SchedulerInputs
 from server.schemas.queue import QueueEntry, QueuePlace, QueueView
 from trainer.contract.reasons import Reason
 
@@ -24,7 +24,7 @@ MAX_WAITING = 100
 def view(
     session: Session,
     devices: Sequence[Device],
-    around: Surroundings,
+    around: SchedulerInputs,
     power_limits: Mapping[str, float | None],
 ) -> QueueView:
     """The queue as the supervisor's next tick would see it; the first MAX_WAITING runs.
@@ -33,7 +33,7 @@ def view(
     """
     holding, waiting = _holding(session), _waiting(session)
     places = rows.places(session, devices, around)
-    wants = {
+    workloads = {
         run.id: rows.of_run(
             run,
             attempt,
@@ -46,7 +46,7 @@ def view(
     jobs = {job.id: rows.of_job(job, devices) for job in _jobs(session)}
     elsewhere = {run.id for run in waiting if gang.is_elsewhere(run)}
     elsewhere |= {run.id for run, _ in holding if gang.is_elsewhere(run)}
-    decided = [want for want in wants.values() if want.id not in elsewhere]
+    decided = [workload for workload in workloads.values() if workload.id not in elsewhere]
     found = decide(places, [*decided, *jobs.values()], around.now)
     names = {run.id: run.name for run, _ in holding} | {run.id: run.name for run in waiting}
     queued = Run.queue_position.is_not(None)
@@ -55,7 +55,7 @@ def view(
             _place(
                 place,
                 devices,
-                {want.id: want for want in decided},
+                {workload.id: workload for workload in decided},
                 jobs,
                 names,
                 around,
@@ -65,7 +65,7 @@ def view(
             if place.name not in rows.SEATS
         ],
         waiting=[
-            _entry(number, run, wants[run.id], found, names)
+            _entry(number, run, workloads[run.id], found, names)
             for number, run in enumerate(waiting, 1)
         ],
         num_waiting=session.scalar(select(func.count()).where(queued)) or 0,
@@ -99,19 +99,21 @@ def _jobs(session: Session) -> Sequence[Job]:
 def _place(
     place: Place,
     devices: Sequence[Device],
-    runs: dict[str, Want],
-    jobs: dict[str, Want],
+    runs: dict[str, Workload],
+    jobs: dict[str, Workload],
     names: dict[str, str],
-    around: Surroundings,
+    around: SchedulerInputs,
     power_limits: Mapping[str, float | None],
 ) -> QueuePlace:
-    run = next((names[want.id] for want in runs.values() if place.name in want.holds), None)
+    run = next(
+        (names[workload.id] for workload in runs.values() if place.name in workload.holds), None
+    )
     found = next(device for device in devices if device.device == place.name)
     return QueuePlace(
         device=place.name,
         name=found.name,
         run=run,
-        job=next((want.id for want in jobs.values() if place.name in want.holds), None),
+        job=next((workload.id for workload in jobs.values() if place.name in workload.holds), None),
         is_open=place.opening.is_open,
         closes_at=place.opening.closes_at,
         opens_at=place.opening.opens_at,
@@ -123,18 +125,18 @@ def _place(
 
 
 def _entry(
-    position: int, run: Run, want: Want, found: Decision, names: dict[str, str]
+    position: int, run: Run, workload: Workload, found: Decision, names: dict[str, str]
 ) -> QueueEntry:
     verdict = found.waits.get(run.id)
     reason, message = Reason(run.reason), run.reason_message
     if verdict is not None and State(run.state) is State.queued:
-        reason, message = rows.in_words(verdict, names, ", ".join(want.places))
+        reason, message = rows.in_words(verdict, names, ", ".join(workload.places))
     return QueueEntry(
         position=position,
         run=run.id,
         name=run.name,
-        priority=want.priority,
-        devices=list(want.places),
+        priority=workload.priority,
+        devices=list(workload.places),
         reason=reason,
         reason_message=message,
         until=verdict.until if verdict is not None else None,

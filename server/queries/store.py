@@ -12,7 +12,7 @@ from typing import Any, Literal
 from sqlalchemy import Select, and_, bindparam, or_, select
 from sqlalchemy.orm import Session, defer
 
-from server import receivers
+from server import webhook_receivers
 from server.database import tables
 from server.domain import executions, remedies
 from server.domain.states import Desired, State
@@ -23,7 +23,7 @@ from server.queries.condition import condition
 from server.queries.curves import METRIC_KEYS, metrics
 from server.queries.eta import progress
 from server.queries.history import attempts, checkpoint, checkpoints, evaluations, phases, samples
-from server.queries.standing import standing
+from server.queries.latest import latest
 from server.schemas.events import EventView
 from server.schemas.jobs import JobView
 from server.schemas.page import Page
@@ -112,7 +112,7 @@ def detail(session: Session, run: tables.Run) -> RunDetail:
 def shown_spec(spec: dict[str, Any]) -> RunSpec:
     """The spec with the addresses of `notify` masked."""
     whole = RunSpec.model_validate(spec)
-    return whole.model_copy(update={"notify": receivers.all_masked(whole.notify)})
+    return whole.model_copy(update={"notify": webhook_receivers.all_masked(whole.notify)})
 
 
 # --- events and jobs -----------------------------------------------------------------------------
@@ -217,7 +217,7 @@ def _shown_params(params: dict[str, Any]) -> dict[str, Any]:
     spec = params.get("spec")
     if not isinstance(spec, dict) or not spec.get("notify"):
         return params
-    return {**params, "spec": {**spec, "notify": receivers.all_masked(spec["notify"])}}
+    return {**params, "spec": {**spec, "notify": webhook_receivers.all_masked(spec["notify"])}}
 
 
 def _event(row: tables.Event) -> EventView:
@@ -243,7 +243,7 @@ def _summary(
 ) -> dict[str, Any]:
     running, view, now = run.state == State.running, run.progress, time.time()
     # a statement for each run that trains: there are as many of those as devices
-    stands = standing(session, run.id) if running else None
+    stands = latest(session, run.id) if running else None
     still = condition(session.info["paths"].run(run.id), run, stands and stands.attempt, now)
     left = eta.remaining(session, run, stands, still) if stands else None
     moves = running and still is None

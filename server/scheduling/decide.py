@@ -1,16 +1,16 @@
-"""The scheduler's decision: which runs start, yield and wait, from places and wants. Pure.
+"""The scheduler's decision: which runs start, yield and wait, from places and workloads. Pure.
 
-A place is a device, or a seat such as the one for work on the CPU; it holds one want at a time. A
-want is a run or a job that holds places or waits for them. Nothing is remembered between two
-calls: a run asked to make way does so by the ladder of any pause, goes back to the queue, and is
+A place is a device, or a seat such as the one for work on the CPU; it holds one workload at a time.
+A workload is a run or a job that holds places or waits for them. Nothing is remembered between two
+calls: a run asked to yield does so by the ladder of any pause, goes back to the queue, and is
 decided about again from what is then seen.
 
 The laws, each held by a test:
 - no place is given twice, nor while it is held;
-- a want gets all the places it needs, or none;
+- a workload gets all the places it needs, or none;
 - nothing starts on a place that is shut, nor less than START_LEAD_SECONDS before it shuts;
-- a want makes way only for one of strictly higher priority that can then start;
-- a want of higher priority never waits for one of lower priority that it may displace;
+- a workload yields only for one of strictly higher priority that can then start;
+- a workload of higher priority never waits for one of lower priority that it may displace;
 - whoever waits in the queue gets its turn, in order of priority, then of the queue;
 - the same input gives the same answer, whatever the order of its parts.
 """
@@ -27,7 +27,7 @@ MINIMUM_RUN_SECONDS = 600.0  # before a run may be displaced: a start costs a mi
 
 
 class WaitCause(StrEnum):
-    """Why a want yields or waits."""
+    """Why a workload yields or waits."""
 
     displaced = "displaced"  # one of higher priority needs the place
     hours = "hours"  # its own hours, or those of the place
@@ -64,7 +64,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Want:
+class Workload:
     """A run or a job that holds places or waits for them.
 
     places: those that would do, the preferred one first. count: how many of them it needs at once.
@@ -89,8 +89,8 @@ class Want:
 
 @dataclass(frozen=True)
 class SchedulingVerdict:
-    """Why a want makes way or waits. by: ids of wants, or the neighbour's name. until: seconds
-    since the epoch, where known."""
+    """Why a workload yields or waits. by: ids of workloads, or the neighbour's name. until: seconds
+    since the epoch, if known."""
 
     cause: WaitCause
     by: tuple[str, ...] = ()
@@ -99,8 +99,8 @@ class SchedulingVerdict:
 
 @dataclass
 class Decision:
-    """grants: {want: places it may start on now}. yields, waits: {want: why}. wake_at: when the
-    clock alone changes the answer, in seconds since the epoch."""
+    """grants: {workload: places it may start on now}. yields, waits: {workload: why}. wake_at: when
+    the clock alone changes the answer, in seconds since the epoch."""
 
     grants: dict[str, tuple[str, ...]] = field(default_factory=dict)
     yields: dict[str, SchedulingVerdict] = field(default_factory=dict)
@@ -108,122 +108,128 @@ class Decision:
     wake_at: float | None = None
 
 
-def decide(places: Iterable[Place], wants: Iterable[Want], now: float) -> Decision:
+def decide(places: Iterable[Place], workloads: Iterable[Workload], now: float) -> Decision:
     """The decision at `now` (seconds since the epoch)."""
-    return _Table(places, wants, now).decide()
+    return _Table(places, workloads, now).decide()
 
 
 class _Table:
-    """State of one decision: the free places, and the wants for which others are reserved."""
+    """State of one decision: the free places, and the workloads for which others are reserved."""
 
-    def __init__(self, places: Iterable[Place], wants: Iterable[Want], now: float) -> None:
+    def __init__(self, places: Iterable[Place], workloads: Iterable[Workload], now: float) -> None:
         self.now = now
         self.places = {place.name: place for place in places}
-        self.wants = sorted(wants, key=lambda w: (-w.priority, not w.holds, w.order, w.id))
-        self.holders = {name: want for want in self.wants for name in want.holds}
-        self.kept: dict[str, str] = {}  # {place: the waiting want for which it is reserved}
+        self.workloads = sorted(workloads, key=lambda w: (-w.priority, not w.holds, w.order, w.id))
+        self.holders = {name: workload for workload in self.workloads for name in workload.holds}
+        self.kept: dict[str, str] = {}  # {place: the waiting workload for which it is reserved}
         self.decision = Decision()
 
     def decide(self) -> Decision:
-        holding = [want for want in self.wants if want.holds]
-        for want in holding:
-            self._look_at_the_clock(want)
-        for want in self.wants:
-            if not want.holds:
-                self._place(want)
+        holding = [workload for workload in self.workloads if workload.holds]
+        for workload in holding:
+            self._check_hours(workload)
+        for workload in self.workloads:
+            if not workload.holds:
+                self._place(workload)
         return self.decision
 
-    def _look_at_the_clock(self, want: Want) -> None:
-        """Let a want yield if its places or its own hours are about to close."""
-        verdict = self._closing(want)
-        if verdict is not None and not want.is_leaving:
-            self.decision.yields[want.id] = verdict
+    def _check_hours(self, workload: Workload) -> None:
+        """Let a workload yield if its places or its own hours are about to close."""
+        verdict = self._closing(workload)
+        if verdict is not None and not workload.is_leaving:
+            self.decision.yields[workload.id] = verdict
 
-    def _closing(self, want: Want) -> SchedulingVerdict | None:
-        for name in want.holds:
+    def _closing(self, workload: Workload) -> SchedulingVerdict | None:
+        for name in workload.holds:
             place = self.places.get(name)
-            if place is not None and place.neighbour is not None and want.is_preemptible:
+            if place is not None and place.neighbour is not None and workload.is_preemptible:
                 return SchedulingVerdict(WaitCause.neighbour, (place.neighbour,))
             if place is not None and place.too_hot is not None:
                 return SchedulingVerdict(WaitCause.heat, (place.too_hot,))
-        for opening in self._openings(want, want.holds):
+        for opening in self._openings(workload, workload.holds):
             if not opening.is_open:
                 return SchedulingVerdict(WaitCause.hours, until=opening.opens_at)
             if opening.closes_at is not None:
-                leave_at = opening.closes_at - want.save_seconds
+                leave_at = opening.closes_at - workload.save_seconds
                 if self.now >= leave_at:
                     return SchedulingVerdict(WaitCause.hours, until=opening.opens_at)
                 self._wake(leave_at)
         return None
 
-    def _openings(self, want: Want, names: Sequence[str]) -> list[Opening]:
-        return [want.opening, *(self.places[n].opening for n in names if n in self.places)]
+    def _openings(self, workload: Workload, names: Sequence[str]) -> list[Opening]:
+        return [workload.opening, *(self.places[n].opening for n in names if n in self.places)]
 
-    def _place(self, want: Want) -> None:
-        """Grant a want, or reserve free devices and preempt others for it, or let it wait."""
-        if refusal := self._refusal(want, want.opening):
-            self.decision.waits[want.id] = refusal
+    def _place(self, workload: Workload) -> None:
+        """Grant a workload, or reserve free devices and preempt others for it, or let it wait."""
+        if refusal := self._refusal(workload, workload.opening):
+            self.decision.waits[workload.id] = refusal
             return
-        usable = [name for name in want.places if self._is_usable(want, name)]
+        usable = [name for name in workload.places if self._is_usable(workload, name)]
         free = [name for name in usable if name not in self.holders and name not in self.kept]
-        if len(free) >= want.count:
-            self._grant(want, free[: want.count])
-        elif len(usable) >= want.count:
-            self._wait_for_holders(want, usable, free)
+        if len(free) >= workload.count:
+            self._grant(workload, free[: workload.count])
+        elif len(usable) >= workload.count:
+            self._wait_for_holders(workload, usable, free)
         else:
-            self.decision.waits[want.id] = self._shut(want)
+            self.decision.waits[workload.id] = self._shut(workload)
 
-    def _grant(self, want: Want, names: Sequence[str]) -> None:
-        self.decision.grants[want.id] = tuple(names)
-        self.kept |= dict.fromkeys(names, want.id)
+    def _grant(self, workload: Workload, names: Sequence[str]) -> None:
+        self.decision.grants[workload.id] = tuple(names)
+        self.kept |= dict.fromkeys(names, workload.id)
 
-    def _wait_for_holders(self, want: Want, usable: Sequence[str], free: Sequence[str]) -> None:
-        missing = want.count - len(free)
+    def _wait_for_holders(
+        self, workload: Workload, usable: Sequence[str], free: Sequence[str]
+    ) -> None:
+        missing = workload.count - len(free)
         leaving = [n for n in usable if self._is_leaving(n) and n not in self.kept]
-        victims, until = self._victims(want, usable, missing - len(leaving)), None
+        victims, until = self._victims(workload, usable, missing - len(leaving)), None
         if victims is None:  # wait in order; free places are reserved until the others are free too
-            until = self._makes_way_at(want, usable) if missing == 1 else None
+            until = self._yields_at(workload, usable) if missing == 1 else None
             others = [n for n in usable if n in self.holders and n not in self.kept]
-            self._keep(want, [*free, *leaving, *others][: want.count])
+            self._keep(workload, [*free, *leaving, *others][: workload.count])
         else:
             taken = [name for victim in victims for name in victim.holds if name in usable]
-            self._keep(want, [*free, *leaving, *taken][: want.count])
+            self._keep(workload, [*free, *leaving, *taken][: workload.count])
             for victim in victims:
-                self.decision.yields[victim.id] = SchedulingVerdict(WaitCause.displaced, (want.id,))
+                self.decision.yields[victim.id] = SchedulingVerdict(
+                    WaitCause.displaced, (workload.id,)
+                )
         holders = dict.fromkeys(self.holders[n].id for n in usable if n in self.holders)
         first = dict.fromkeys(self.kept[n] for n in usable if n in self.kept)
-        ahead = tuple(i for i in [*holders, *first] if i != want.id)
-        self.decision.waits[want.id] = SchedulingVerdict(
+        ahead = tuple(i for i in [*holders, *first] if i != workload.id)
+        self.decision.waits[workload.id] = SchedulingVerdict(
             WaitCause.queue, tuple(dict.fromkeys(ahead)), until
         )
 
-    def _makes_way_at(self, want: Want, usable: Sequence[str]) -> float | None:
+    def _yields_at(self, workload: Workload, usable: Sequence[str]) -> float | None:
         """Time at which the first of the recently started runs may be preempted."""
         held = [self.holders[n] for n in usable if n in self.holders and n not in self.kept]
         times = [
             holder.held_since + MINIMUM_RUN_SECONDS
             for holder in held
-            if want.may_displace
-            and holder.priority < want.priority
+            if workload.may_displace
+            and holder.priority < workload.priority
             and holder.is_preemptible
             and not holder.is_leaving
         ]
         return min((at for at in times if at > self.now), default=None)
 
-    def _victims(self, want: Want, usable: Sequence[str], missing: int) -> list[Want] | None:
-        """The fewest and least important wants that must yield; None if that is not enough."""
+    def _victims(
+        self, workload: Workload, usable: Sequence[str], missing: int
+    ) -> list[Workload] | None:
+        """The fewest and least important workloads that must yield; None if that is not enough."""
         if missing <= 0:
             return []
-        if not want.may_displace:
+        if not workload.may_displace:
             return None
         held = dict.fromkeys(self.holders[n] for n in usable if n in self.holders)
-        candidates = [holder for holder in held if self._may_displace(want, holder)]
+        candidates = [holder for holder in held if self._may_displace(workload, holder)]
         gain = {c.id: sum(n in usable and n not in self.kept for n in c.holds) for c in candidates}
         cost = {c.id: (c.priority, c.save_seconds, -c.held_since, c.id) for c in candidates}
         single = [c for c in candidates if gain[c.id] >= missing]
         if single:
             return [min(single, key=lambda c: cost[c.id])]
-        chosen: list[Want] = []
+        chosen: list[Workload] = []
         for candidate in sorted(candidates, key=lambda c: (c.priority, -gain[c.id], cost[c.id])):
             chosen.append(candidate)
             missing -= gain[candidate.id]
@@ -231,13 +237,15 @@ class _Table:
                 return chosen
         return None
 
-    def _may_displace(self, want: Want, holder: Want) -> bool:
-        if holder.priority >= want.priority or not holder.is_preemptible or holder.is_leaving:
+    def _may_displace(self, workload: Workload, holder: Workload) -> bool:
+        if holder.priority >= workload.priority or not holder.is_preemptible or holder.is_leaving:
             return False
         if holder.id in self.decision.yields:
             return False
         start = self.now + holder.save_seconds
-        if any(self._is_too_late(want, o, start) for o in self._openings(want, holder.holds)):
+        if any(
+            self._is_too_late(workload, o, start) for o in self._openings(workload, holder.holds)
+        ):
             return False
         ripe_at = holder.held_since + MINIMUM_RUN_SECONDS
         if self.now < ripe_at:
@@ -249,32 +257,32 @@ class _Table:
         holder = self.holders.get(name)
         return holder is not None and (holder.is_leaving or holder.id in self.decision.yields)
 
-    def _keep(self, want: Want, names: Sequence[str]) -> None:
+    def _keep(self, workload: Workload, names: Sequence[str]) -> None:
         for name in names:
-            self.kept.setdefault(name, want.id)
+            self.kept.setdefault(name, workload.id)
 
-    def _is_usable(self, want: Want, name: str) -> bool:
+    def _is_usable(self, workload: Workload, name: str) -> bool:
         place = self.places.get(name)
         if place is None or place.neighbour or place.too_hot:
             return False
-        return not self._refusal(want, place.opening)
+        return not self._refusal(workload, place.opening)
 
-    def _refusal(self, want: Want, opening: Opening) -> SchedulingVerdict | None:
+    def _refusal(self, workload: Workload, opening: Opening) -> SchedulingVerdict | None:
         """Why it cannot start under these hours now; None if it can."""
-        if opening.is_open and not self._is_too_late(want, opening, self.now):
+        if opening.is_open and not self._is_too_late(workload, opening, self.now):
             return None
         self._wake(opening.opens_at)
         return SchedulingVerdict(WaitCause.hours, until=opening.opens_at)
 
-    def _is_too_late(self, want: Want, opening: Opening, start: float) -> bool:
-        """True if a want started at that time would have to yield again at once."""
-        lead = max(START_LEAD_SECONDS, 2 * want.save_seconds)
+    def _is_too_late(self, workload: Workload, opening: Opening, start: float) -> bool:
+        """True if a workload started at that time would have to yield again at once."""
+        lead = max(START_LEAD_SECONDS, 2 * workload.save_seconds)
         return opening.closes_at is not None and opening.closes_at - start < lead
 
-    def _shut(self, want: Want) -> SchedulingVerdict:
+    def _shut(self, workload: Workload) -> SchedulingVerdict:
         """Why too few of its places can be used."""
-        found = [self.places[name] for name in want.places if name in self.places]
-        if len(found) < want.count:
+        found = [self.places[name] for name in workload.places if name in self.places]
+        if len(found) < workload.count:
             return SchedulingVerdict(WaitCause.unavailable)
         neighbours = tuple(place.neighbour for place in found if place.neighbour)
         if neighbours:

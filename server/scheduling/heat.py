@@ -38,7 +38,7 @@ class Heat:
     _since: dict[str, float] = field(default_factory=dict)
     _hot: set[str] = field(default_factory=set)
 
-    def look(self, device: str, celsius: float | None, ceiling: float | None, now: float) -> bool:
+    def update(self, device: str, celsius: float | None, ceiling: float | None, now: float) -> bool:
         """True if the device is too hot. ceiling: None is off; celsius: None leaves it as it is."""
         if ceiling is None:
             self._hot.discard(device)

@@ -48,7 +48,7 @@ class Neighbours:
     _arrived: dict[tuple[str, str], float] = field(default_factory=dict)
     _seen: dict[str, tuple[str, float]] = field(default_factory=dict)
 
-    def look(
+    def update(
         self, device: str, programs: Iterable[GpuProgram], watched: Watched | None, now: float
     ) -> str | None:
         """The name of the program that uses `device`, or None. watched: None is off."""

@@ -1,4 +1,4 @@
-"""The rows as the decision sees them: runs and jobs as wants, devices and seats as places."""
+"""The rows as the decision sees them: runs and jobs as workloads, devices and seats as places."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from server.domain.executions import ExecutionState
 from server.domain.states import OCCUPYING, Desired, State
 from server.machine.devices import Device, DeviceMissing, resolve, resolve_all
 from server.scheduling import hours
-from server.scheduling.decide import ALWAYS, Opening, Place, SchedulingVerdict, WaitCause, Want
+from server.scheduling.decide import ALWAYS, Opening, Place, SchedulingVerdict, WaitCause, Workload
 from server.scheduling.hours import Price, Rule
-from server.scheduling.surroundings import Surroundings
+from server.scheduling.inputs import SchedulerInputs
 from trainer.contract.reasons import Reason
 from trainer.contract.spec import HoursRule
 
@@ -51,7 +51,7 @@ def opening_of(text: str, now: float, prices: Sequence[Price]) -> Opening:
     return hours.opening(rules_of(text), now, prices)
 
 
-def places(session: Session, devices: Sequence[Device], around: Surroundings) -> list[Place]:
+def places(session: Session, devices: Sequence[Device], around: SchedulerInputs) -> list[Place]:
     """Every device with its policy, and the seats for work on the CPU and for completions."""
     policies = {row.place: row for row in session.scalars(select(PlacePolicy))}
     found = [Place(seat) for seat in SEATS]
@@ -105,14 +105,14 @@ def of_run(
     devices: Sequence[str],
     now: float,
     prices: Sequence[Price] = (),
-) -> Want:
+) -> Workload:
     """A run that holds a device or waits for one. devices: those that would do; all of them are
     needed by a run on several, and held by one with an open attempt."""
     state = State(run.state)
     count = len(devices) if attempt is not None or gang.is_asked_for(run) else 1
     holds = devices[:count] if attempt is not None or state in OCCUPYING else ()
     wants_to_run = run.desired_state == Desired.running
-    return Want(
+    return Workload(
         run.id,
         tuple(devices),
         (0.0 if run.queue_position is not None else 1.0, run.queue_position or 0, run.created_at),
@@ -140,10 +140,10 @@ def save_seconds(run: Run) -> float:
     return save + 3 * step
 
 
-def of_job(job: Job, devices: Sequence[Device]) -> Want:
+def of_job(job: Job, devices: Sequence[Device]) -> Workload:
     """A job: it goes before runs that wait for the same place, and displaces none."""
     place = job_place(job, devices)
-    return Want(
+    return Workload(
         job.id,
         (place,),
         (0.0, job.created_at),

@@ -9,10 +9,10 @@ from server.database import tables
 from server.database.db import Database
 from server.ingestion.worker import Worker
 from server.launch import registry
-from server.launch.launcher import Launcher, Spot
+from server.launch.launcher import Launcher, Workspace
 from server.machine.devices import Device
 from server.machine.xid_events import XidListener
-from server.scheduling.surroundings import Surroundings
+from server.scheduling.inputs import SchedulerInputs
 from server.settings import Settings
 from server.supervision import recovery
 from server.supervision.watch import Watch
@@ -22,7 +22,7 @@ from server.supervision.watch import Watch
 class SupervisorContext:
     """Shared context. backoff: seconds before the first, second, … retry. worker: the ingesting
     process; None where the supervisor's own thread does. xids: errors of GPUs as NVIDIA's library
-    reports them. launchers: by name; left out, those of this traind. surroundings: prices and
+    reports them. launchers: by name; left out, those of this traind. scheduler_inputs: prices and
     other programs; None where there are none.
     """
 
@@ -33,7 +33,7 @@ class SupervisorContext:
     worker: Worker | None = None
     xids: XidListener | None = None
     launchers: Mapping[str, Launcher] = field(default_factory=dict)
-    surroundings: Callable[[], Surroundings] | None = None
+    scheduler_inputs: Callable[[], SchedulerInputs] | None = None
 
     def __post_init__(self) -> None:
         if not self.launchers:
@@ -45,4 +45,4 @@ class SupervisorContext:
     def watch(self, execution: tables.Execution) -> Watch:
         """Start to watch the directory of an execution."""
         directory = self.settings.paths.root / execution.directory
-        return Watch(Spot(directory, execution.token), self.launcher(execution))
+        return Watch(Workspace(directory, execution.token), self.launcher(execution))

@@ -141,7 +141,7 @@ class RunSeen:
     """A run at this tick. preparation: state of its newest prepare job that still matters.
 
     wants_to_run: what was asked last; a resume while it is pausing takes effect after the pause.
-    yields: the move by which it makes way. waits: why it has to wait, in words for its row.
+    yields: the move by which it yields. waits: why it has to wait, in words for its row.
     lacks_disk: nothing can be started for want of disk space.
     budget_spent: which part of its budget is, None while some is left.
     """

@@ -11,7 +11,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from server.database import tables
-from server.domain import lineage, saved
+from server.domain import checkpoint_lookup, lineage
 from server.domain.attempts import build_order
 from server.settings import Settings
 from trainer.contract import holds
@@ -50,7 +50,9 @@ def _for_audit(
     newest that has as many recorded steps behind it as are asked for, or else any."""
     is_named = params.get("checkpoint") is not None or params.get("step") is not None
     usable = (
-        [_checkpoint(session, run, params, job_id)] if is_named else saved.usable(session, run.id)
+        [_checkpoint(session, run, params, job_id)]
+        if is_named
+        else checkpoint_lookup.usable(session, run.id)
     )
     device = params.get("device")
     found = lineage.recorded_steps(session, run.id, usable, params["steps"], device)
@@ -70,11 +72,11 @@ def _checkpoint(
     """The named checkpoint, the one at the step, or the newest usable one of the lineage."""
     name, step = params.get("checkpoint"), params.get("step")
     if name is None and step is None:
-        usable = saved.usable(session, run.id)
+        usable = checkpoint_lookup.usable(session, run.id)
         if usable:
             return next((one for one in usable if _hold(session, one, job_id)), usable[0])
         raise Unresolvable(f"run {run.name} has no checkpoint")
-    found = saved.named(session, run.id, name, step)
+    found = checkpoint_lookup.named(session, run.id, name, step)
     if found is None:
         raise Unresolvable(f"run {run.name} no longer has {name or f'a checkpoint at {step}'}")
     _hold(session, found, job_id)

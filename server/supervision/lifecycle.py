@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from server.database.tables import Attempt, Execution, Job
 from server.domain import events, executions
 from server.launch import registry
-from server.launch.launcher import Handle, Work
+from server.launch.launcher import Handle, LaunchRequest
 from server.supervision import post_mortem, recovery
 from server.supervision.context import SupervisorContext
 from server.supervision.decide import Signal
@@ -58,7 +58,7 @@ def start(
     try:
         prepare()
         _write_directory(watch.directory, order)
-        work = Work(watch.spot, module, niceness, ranks, place, uses_gpus)
+        work = LaunchRequest(watch.workspace, module, niceness, ranks, place, uses_gpus)
         handle = watch.launcher.spawn(work)
         if handle is not None:
             record(context, execution.id, watch, handle)
@@ -105,7 +105,7 @@ def _why_not_started(error: OSError, trainer_python: str) -> Reason:
 
 def adopt(context: SupervisorContext, row: ExecutionRow, watch: Watch) -> None:
     """Find a process that was started but not recorded, by its token."""
-    handle = watch.launcher.find(watch.spot)
+    handle = watch.launcher.find(watch.workspace)
     if handle is not None:
         record(context, row.execution_id, watch, handle)
 
@@ -122,7 +122,7 @@ def send(context: SupervisorContext, row: ExecutionRow, watch: Watch, action: Si
             execution.escalation = action.step
         elif execution.reason != Reason.stalled:
             executions.conclude(execution, execution.outcome, Reason.stalled, why)
-    sent = watch.launcher.signal(watch.spot, watch.handle, *action.signals)
+    sent = watch.launcher.signal(watch.workspace, watch.handle, *action.signals)
     watch.since_step = 0.0
     if action.stall:
         watch.stall_step, watch.stalled = action.step, watch.stalled or why
@@ -160,7 +160,7 @@ def restart_ladder(context: SupervisorContext, row: ExecutionRow) -> None:
 
 def sweep(watch: Watch) -> None:
     """Kill the remaining processes of a dead execution."""
-    watch.launcher.sweep(watch.spot)
+    watch.launcher.sweep(watch.workspace)
 
 
 def _what(row: ExecutionRow) -> str:
@@ -255,7 +255,7 @@ def _circumstances(row: ExecutionRow, watch: Watch, findings: PostMortem) -> rec
         stalled=stalled or None,
         oom=findings.oom,
         xid=findings.xid if execution.place.startswith("cuda") and is_here else None,
-        engine=watch.launcher.ending(watch.spot, _save_seconds(watch)),
+        engine=watch.launcher.ending(watch.workspace, _save_seconds(watch)),
     )
 
 

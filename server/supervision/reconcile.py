@@ -54,7 +54,7 @@ class Reconciler:
         self.is_shutting_down = self.stops_trainers = False
         self.has_nothing_left = False
 
-    def look(self) -> None:
+    def observe(self) -> None:
         """Count the time since the last tick for every watched directory."""
         now = self._clock()
         for watch in self.watches.values():
@@ -77,7 +77,7 @@ class Reconciler:
     def _release(self, watch: Watch) -> None:
         """Its ending is recorded; a child that has not exited yet is reaped later."""
         watch.close()
-        watch.launcher.release(watch.spot)
+        watch.launcher.release(watch.workspace)
 
     def reconcile(self, seen: Worklist) -> bool:
         """Take at most one action for each run and job. Returns whether there is anything to

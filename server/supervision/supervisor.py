@@ -16,7 +16,7 @@ from server import lock
 from server.errors import Busy, DiskFull, StorageBroken
 from server.supervision import failure_guard, worklist
 from server.supervision.context import SupervisorContext
-from server.supervision.intake import Intake
+from server.supervision.journal_polling import JournalPolling
 from server.supervision.reconcile import Reconciler
 from server.supervision.wakeup import Wakeup
 from server.supervision.worklist import Worklist
@@ -36,7 +36,7 @@ class Supervisor:
     ) -> None:
         self._context, self._clock = context, clock
         self._reconciler = Reconciler(context, clock)
-        self._intake = Intake(context)
+        self._journals = JournalPolling(context)
         self._wakeup = Wakeup()
         self._thread: threading.Thread | None = None
         self._ends = False
@@ -54,7 +54,7 @@ class Supervisor:
         self._context.db.on_commit(self.wake)
         self._thread.start()
 
-    def wait_for_first_look(self, seconds: float) -> bool:
+    def wait_for_first_tick(self, seconds: float) -> bool:
         """Wait for the first tick. True if all running processes were adopted within that time."""
         return self._looked.wait(seconds)
 
@@ -74,7 +74,7 @@ class Supervisor:
         self._wakeup.ring()
         if self._thread is not None:
             self._thread.join(timeout=STOP_SECONDS + 15)
-        self._intake.close()
+        self._journals.close()
         self._reconciler.leave()
         self._wakeup.close()
 
@@ -124,8 +124,8 @@ class Supervisor:
         Whether there is anything to watch.
         """
         lock.require(self._context.settings.paths.root)
-        self._reconciler.look()
-        self._intake.read(self._reconciler.watches)
+        self._reconciler.observe()
+        self._journals.read(self._reconciler.watches)
         busy = self._reconciler.reconcile(self._load())
         self._wakeup.watch(self._reconciler.living())
         if self.ticks or not busy:  # the first tick finds processes, the second their reports
@@ -136,5 +136,5 @@ class Supervisor:
     def _load(self) -> Worklist:
         with self._context.db.read() as session:
             context = self._context
-            around = context.surroundings() if context.surroundings is not None else None
+            around = context.scheduler_inputs() if context.scheduler_inputs is not None else None
             return worklist.load(session, context.settings.paths, context.devices, around)

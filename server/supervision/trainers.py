@@ -8,7 +8,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from server.database.tables import Attempt, CommandRow, Execution, Phase, Run
-from server.domain import attempts, checkpoints, gang, remedies, saved
+from server.domain import attempts, checkpoint_lookup, checkpoints, gang, remedies
 from server.domain.states import Desired, State, can_move, move
 from server.launch import registry
 from server.supervision import lifecycle, recovery
@@ -102,7 +102,7 @@ KIND = ExecutionKind(Attempt, _settle, _follow)
 
 
 def _history(session: Session, run: Run, attempt: Attempt, watch: Watch) -> recovery.History:
-    durable = saved.durable_step(session, run.id)
+    durable = checkpoint_lookup.durable_step(session, run.id)
     before = session.scalar(
         select(Execution.reason)
         .join(Attempt, Attempt.execution_id == Execution.id)

@@ -15,7 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from server.launch import torchrun
-from server.launch.launcher import EngineWait, Handle, Launcher, Liveness, Spot
+from server.launch.launcher import EngineWait, Handle, Launcher, Liveness, Workspace
 from server.machine import kernel_log
 from trainer.contract import commands, journal
 from trainer.contract.reasons import Reason
@@ -46,7 +46,7 @@ class Watch:
     silence counts since the outbox last changed, since_step since the last escalation step.
     """
 
-    spot: Spot
+    workspace: Workspace
     launcher: Launcher
     handle: Handle = field(default_factory=dict)
     exit_code: int | None = None
@@ -67,7 +67,7 @@ class Watch:
 
     @property
     def directory(self) -> Path:
-        return self.spot.directory
+        return self.workspace.directory
 
     # --- seeing ----------------------------------------------------------------------------------
 
@@ -88,20 +88,20 @@ class Watch:
         if self.launcher.is_known(recorded):
             self.handle = recorded
         if self.exit_code is None:
-            self.exit_code = self.launcher.exit_code(self.spot)
+            self.exit_code = self.launcher.exit_code(self.workspace)
         if self.is_known:
-            liveness = self.launcher.is_alive(self.spot, self.handle)
+            liveness = self.launcher.is_alive(self.workspace, self.handle)
             if liveness is not Liveness.gone:
                 return Presence(liveness)
             if not self._dead:
                 self._dead, self.exhausted = True, False  # it may have written after the last read
         else:
-            starting = self.launcher.starting(self.spot)
+            starting = self.launcher.starting(self.workspace)
             if starting is Liveness.waiting:
                 return Presence.waiting
             if starting is Liveness.alive or self.watched < ORPHAN_GRACE_SECONDS:
                 return Presence.unknown
-        leftovers = self.launcher.has_leftovers(self.spot)
+        leftovers = self.launcher.has_leftovers(self.workspace)
         return Presence.lingering if leftovers else Presence.gone
 
     @property
@@ -122,7 +122,7 @@ class Watch:
     @property
     def engine_wait(self) -> EngineWait | None:
         """Cause of an engine's delay: the execution is not started, or its liveness is unknown."""
-        return self.launcher.waits(self.spot, self.handle)
+        return self.launcher.waits(self.workspace, self.handle)
 
     @property
     def is_stopped(self) -> bool:
@@ -131,7 +131,7 @@ class Watch:
     @property
     def stopped_ranks(self) -> list[int]:
         """Ranks that a signal stopped, of several: the others wait for them. Searches /proc."""
-        return torchrun.stopped_ranks(self.spot) if self.launcher.name == torchrun.NAME else []
+        return torchrun.stopped_ranks(self.workspace) if self.launcher.name == torchrun.NAME else []
 
     @property
     def waits_for_space(self) -> bool:

@@ -21,8 +21,8 @@ from server.domain.states import OCCUPYING, State
 from server.launch.process import OUT_OF_FILES
 from server.machine.devices import Device
 from server.scheduling import rows as scheduling_rows
-from server.scheduling.decide import Decision, SchedulingVerdict, Want, decide
-from server.scheduling.surroundings import Surroundings
+from server.scheduling.decide import Decision, SchedulingVerdict, Workload, decide
+from server.scheduling.inputs import SchedulerInputs
 from trainer.contract.rundir import DataDir
 
 log = logging.getLogger("traind.supervisor")
@@ -91,7 +91,7 @@ class Worklist:
     """Runs and jobs to decide about. turn: {device or place of a job: id that may use it}.
 
     inline: jobs that a running trainer does, each with its command and the state of its run.
-    decision: who is to start, to make way, and to wait. names: of runs by id.
+    decision: who is to start, to yield, and to wait. names: of runs by id.
     """
 
     entries: list[Entry]
@@ -112,10 +112,10 @@ def load(
     session: Session,
     paths: DataDir,
     devices: Sequence[Device],
-    around: Surroundings | None = None,
+    around: SchedulerInputs | None = None,
 ) -> Worklist:
     """Everything unsettled. Reads rows and the presence of data files, writes nothing."""
-    around = around or Surroundings(time.time())
+    around = around or SchedulerInputs(time.time())
     attempts: dict[str, Attempt] = {}
     for attempt in _open_attempts(session):
         attempts.setdefault(attempt.run_id, attempt)
@@ -236,23 +236,28 @@ def _has_data(run: Run, preparation: Job | None, paths: DataDir) -> bool:
 
 
 def _decide(
-    session: Session, board: Worklist, devices: Sequence[Device], around: Surroundings
+    session: Session, board: Worklist, devices: Sequence[Device], around: SchedulerInputs
 ) -> None:
     """Who may use each place, as `scheduling.decide` says; a run granted one belongs there."""
-    wants = [want for entry in board.entries if (want := _want(entry, around)) is not None]
-    wants += [scheduling_rows.of_job(job, devices) for job in board.jobs]
+    workloads = [
+        workload for entry in board.entries if (workload := _workload(entry, around)) is not None
+    ]
+    workloads += [scheduling_rows.of_job(job, devices) for job in board.jobs]
     places = scheduling_rows.places(session, devices, around)
     board.names = {entry.run.id: entry.run.name for entry in board.entries}
-    board.decision = decide(places, wants, around.now)
-    used = {want.id: want.holds or board.decision.grants.get(want.id, ()) for want in wants}
-    for want_id, held in used.items():
+    board.decision = decide(places, workloads, around.now)
+    used = {
+        workload.id: workload.holds or board.decision.grants.get(workload.id, ())
+        for workload in workloads
+    }
+    for workload_id, held in used.items():
         for place in held:
-            board.turn.setdefault(place, want_id)
+            board.turn.setdefault(place, workload_id)
     for entry in board.entries:
         entry.devices = used.get(entry.run.id) or entry.devices
 
 
-def _want(entry: Entry, around: Surroundings) -> Want | None:
+def _workload(entry: Entry, around: SchedulerInputs) -> Workload | None:
     """None for a run that could not start whatever is free."""
     if gang.is_elsewhere(entry.run):
         return None

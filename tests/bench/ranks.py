@@ -33,7 +33,7 @@ from trainer.optim.optimizer import Optimizer
 from trainer.runtime import peers
 from trainer.runtime import world as worlds
 from trainer.runtime.world import World
-from trainer.train.dealing import Deal
+from trainer.train.batch_broadcast import BatchBroadcast
 from trainer.train.forward_backward import MicroBatch
 from trainer.train.step import Stepper
 
@@ -199,9 +199,9 @@ def measure(count: int) -> None:
 
 def speak(world: World) -> None:
     """Communication between ranks at an idle step boundary, and of the step's rows."""
-    deal = Deal(world, 8, 2048, shifted=True, pin=False, vocab_size=32_768)
-    world.agree([0, 0, 0, 0, 0])
-    world.deal(deal.block(DEALT_TOKENS // (8 * 2048)))
+    deal = BatchBroadcast(world, 8, 2048, shifted=True, pin=False, vocab_size=32_768)
+    world.all_reduce_max([0, 0, 0, 0, 0])
+    world.broadcast_block(deal.block(DEALT_TOKENS // (8 * 2048)))
 
 
 def median(what: Callable[[], Any], count: int) -> float:

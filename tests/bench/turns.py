@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 
-from server.scheduling.decide import Opening, Place, Want, decide
+from server.scheduling.decide import Opening, Place, Workload, decide
 from server.supervision.worklist import HEADS
 from tests.bench import bars
 
@@ -19,27 +19,27 @@ TIMES = 200
 
 def main() -> None:
     places = [Place(f"cuda:{gpu}") for gpu in range(GPUS)]
-    wants = [*_running(), *_heads()]
-    seconds, found = [], decide(places, wants, 10_000.0)
+    workloads = [*_running(), *_heads()]
+    seconds, found = [], decide(places, workloads, 10_000.0)
     for _ in range(TIMES):
         began = time.perf_counter()
-        decide(places, wants, 10_000.0)
+        decide(places, workloads, 10_000.0)
         seconds.append(time.perf_counter() - began)
     assert len(found.waits) + len(found.grants) == GPUS * HOURS * HEADS
-    print(f"{len(wants)} wants on {GPUS} GPUs, {len(found.yields)} of which make way")
+    print(f"{len(workloads)} workloads on {GPUS} GPUs, {len(found.yields)} of which yield")
     bars.at_most("a decision with the heads of 10,000", statistics.median(seconds) * 1e3, 2, "ms")
 
 
-def _running() -> list[Want]:
+def _running() -> list[Workload]:
     return [
-        Want(f"r{gpu}", (f"cuda:{gpu}",), (0.0,), holds=(f"cuda:{gpu}",)) for gpu in range(GPUS)
+        Workload(f"r{gpu}", (f"cuda:{gpu}",), (0.0,), holds=(f"cuda:{gpu}",)) for gpu in range(GPUS)
     ]
 
 
-def _heads() -> list[Want]:
+def _heads() -> list[Workload]:
     """The heads of each queue; every other set of hours is closed."""
     return [
-        Want(
+        Workload(
             f"q{gpu}-{hours}-{place}",
             (f"cuda:{gpu}",),
             (float(place),),

@@ -87,8 +87,8 @@ def _ranks(step: int) -> events.Ranks:
     return events.Ranks(step=step, ranks=[RankRow.model_validate(row) for row in rows])
 
 
-def _evaluation(kind: Literal["bpb", "core"], step: int, value: float) -> events.Evaluation:
-    return events.Evaluation(
+def _evaluation(kind: Literal["bpb", "core"], step: int, value: float) -> events.EvaluationResult:
+    return events.EvaluationResult(
         evaluation=kind, step=step, value=value, identity=kind, settings={}, result={}, seconds=1.0
     )
 

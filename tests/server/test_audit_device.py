@@ -76,7 +76,7 @@ def started(asgi: Asgi, job: tables.Job, devices: tuple[Device, ...]) -> tables.
     if launched is not None:
         _, watch = launched
         deadline = time.monotonic() + 10
-        while watch.launcher.exit_code(watch.spot) is None and time.monotonic() < deadline:
+        while watch.launcher.exit_code(watch.workspace) is None and time.monotonic() < deadline:
             time.sleep(0.01)
     with asgi.db.read() as session:
         return session.get_one(tables.Job, job.id)

@@ -10,7 +10,7 @@ import pytest
 
 from server.database import tables
 from server.database.db import Database
-from server.domain import checkpoints, saved
+from server.domain import checkpoint_lookup, checkpoints
 from server.errors import Conflict
 from server.ingestion import apply_attempt
 from server.settings import Settings
@@ -47,7 +47,7 @@ def test_f02_a_checkpoint_committed_and_not_reported_is_listed(
         with db.write() as session:
             checkpoints.record_found(session, session.get_one(tables.Run, reporter.run_id))
     with db.read() as session:
-        (row,) = saved.usable(session, reporter.run_id)
+        (row,) = checkpoint_lookup.usable(session, reporter.run_id)
         assert (row.name, row.step, row.bytes, row.pinned) == (path.name, 40, 70, True)
         assert (row.val_bpb, row.next_loss, row.attempt_id) == (1.5, 2.5, reporter.attempt_id)
         said = [e for e in session.query(tables.Event) if "was found on the disk" in e.message]
@@ -99,7 +99,7 @@ def test_a_hold_of_a_job_that_is_gone_counts_for_nothing(
 
 def _evaluation(reporter: Reporter, at: int, value: float) -> None:
     reporter.say(
-        events.Evaluation(
+        events.EvaluationResult(
             evaluation="bpb", step=at, value=value, identity="i", settings={}, result={},
             seconds=1.0,
         )
@@ -107,7 +107,7 @@ def _evaluation(reporter: Reporter, at: int, value: float) -> None:
 
 
 def _sample(reporter: Reporter, at: int, text: str) -> None:
-    reporter.say(events.Sample(step=at, prompt="def ", text=text, seconds=0.1))
+    reporter.say(events.SampleResult(step=at, prompt="def ", text=text, seconds=0.1))
 
 
 def test_what_is_measured_again_after_a_kill_is_counted_once(
@@ -132,7 +132,7 @@ def test_what_is_measured_again_after_a_kill_is_counted_once(
         texts = session.query(tables.Sample).filter_by(superseded=False).all()
         assert [row.attempt_id for row in values] == [second.attempt_id]
         assert [row.text for row in texts] == ["once", "another prompt"]
-        (kept,) = saved.usable(session, first.run_id)
+        (kept,) = checkpoint_lookup.usable(session, first.run_id)
         assert kept.val_bpb == 1.5  # also where another attempt measured it
 
 

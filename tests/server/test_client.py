@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server import proof
+from server import token_proof
 from server.client import ApiError, BadAnswer, Client, ClientError, NotProven, NotReachable
 from server.client import stream as client_stream
 from tests.server.asgi import Asgi
@@ -183,14 +183,14 @@ TOKEN = "secret-token-0123456789"
 def test_the_token_is_proved_from_the_named_file(stub: Stub, tmp_path: Path, monkeypatch: Any):
     monkeypatch.setenv("TRAIND_TOKEN_FILE", str(_token(tmp_path / "token")))
     _knows_the_token(stub)
-    assert proof.is_bearer(TOKEN, _bearer_sent(stub))
+    assert token_proof.is_bearer(TOKEN, _bearer_sent(stub))
 
 
 def test_on_loopback_the_data_directory_token_is_proved(stub: Stub, tmp_path: Path):
     (tmp_path / "data").mkdir()
     _token(tmp_path / "data" / "token")
     _knows_the_token(stub)
-    assert proof.is_bearer(TOKEN, _bearer_sent(stub))
+    assert token_proof.is_bearer(TOKEN, _bearer_sent(stub))
     assert TOKEN not in str(stub.asked)
 
 
@@ -198,7 +198,7 @@ IMPOSTORS = [
     Reply({"status": "ok"}),
     Reply({"status": "ok"}, headers={"Traind-Proof": "1-" + "0" * 32 + "." + "0" * 64}),
     Reply({"status": "ok"}, headers={"Traind-Proof": ""}),
-    Reply(headers={"Traind-Proof": str(proof.of_daemon("another-token", "c" * 43))}),
+    Reply(headers={"Traind-Proof": str(token_proof.of_daemon("another-token", "c" * 43))}),
     Reply("<html>hello</html>", headers={"Content-Type": "text/html"}),
     Reply("", 302, {"Location": "http://127.0.0.1:1/"}),
     Reply("", 404),
@@ -226,7 +226,7 @@ def test_another_program_on_the_port_is_shown_nothing(
 
 def test_a_proof_that_was_overheard_proves_nothing_again(stub: Stub, tmp_path: Path):
     """A recorded answer of the real daemon belongs to another challenge."""
-    recorded = proof.of_daemon(TOKEN, proof.challenge())
+    recorded = token_proof.of_daemon(TOKEN, token_proof.challenge())
     stub.on("GET", "/healthz", Reply({"status": "ok"}, headers={"Traind-Proof": str(recorded)}))
     stub.on("GET", "/v1/runs", page())
     with Client(stub.url, token_file=_token(tmp_path / "token")) as traind:
@@ -259,17 +259,17 @@ def test_after_a_lost_connection_the_other_side_proves_itself_anew(stub: Stub, t
 
 
 def test_a_bearer_lasts_ten_minutes_and_belongs_to_its_token(monkeypatch: pytest.MonkeyPatch):
-    asked = proof.challenge()
-    made = proof.bearer(TOKEN, asked, str(proof.of_daemon(TOKEN, asked)))
+    asked = token_proof.challenge()
+    made = token_proof.bearer(TOKEN, asked, str(token_proof.of_daemon(TOKEN, asked)))
     assert made is not None
-    assert proof.is_bearer(TOKEN, made.encode())
-    assert not proof.is_bearer("another-token-000", made.encode())
+    assert token_proof.is_bearer(TOKEN, made.encode())
+    assert not token_proof.is_bearer("another-token-000", made.encode())
     for broken in (made[:-1], made.replace("traind1", "traind2"), made + ".", "traind1...", "é"):
-        assert not proof.is_bearer(TOKEN, broken.encode("latin-1"))
+        assert not token_proof.is_bearer(TOKEN, broken.encode("latin-1"))
     now = time.time()
     for later, holds in ((550, True), (650, False), (-200, True), (-400, False)):
-        monkeypatch.setattr(proof.time, "time", lambda later=later: now + later)
-        assert proof.is_bearer(TOKEN, made.encode()) is holds
+        monkeypatch.setattr(token_proof.time, "time", lambda later=later: now + later)
+        assert token_proof.is_bearer(TOKEN, made.encode()) is holds
 
 
 def test_the_daemon_and_the_client_prove_themselves(tmp_path: Path):
@@ -460,7 +460,7 @@ def _token(path: Path) -> Path:
 
 def _knows_the_token(stub: Stub) -> None:
     def prove(asked: Asked) -> Reply:
-        answer = proof.of_daemon("secret-token-0123456789", asked.headers["traind-challenge"])
+        answer = token_proof.of_daemon("secret-token-0123456789", asked.headers["traind-challenge"])
         return Reply({"status": "ok"}, headers={"Traind-Proof": str(answer)})
 
     stub.on("GET", "/healthz", prove)

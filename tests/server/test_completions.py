@@ -316,7 +316,7 @@ def test_a_stream_has_a_part_for_each_piece_and_ends_with_done(house: House) -> 
 def test_a_stream_begins_before_the_first_word_when_that_takes_long(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(api, "POLL_SECONDS", 0.05)
     monkeypatch.setattr(api, "HEARTBEAT_SECONDS", 0.1)
     with job_saying(house, hold=10), closing(open_completion(house, stream=True)) as sock:
         read_until(sock, b": heartbeat")
@@ -430,7 +430,7 @@ def test_the_first_request_makes_the_job_and_waits_for_it(house: House) -> None:
 def test_a_job_that_cannot_start_is_said_with_its_reason(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(api, "POLL_SECONDS", 0.05)
     answer = in_the_background(lambda: house.post(ASK))
     until(lambda: len(rows(house)) == 1)
     with house.db.write() as session:
@@ -447,7 +447,7 @@ def test_after_one_that_served_and_ended_another_one_is_made(
     house: House, monkeypatch: pytest.MonkeyPatch, state: str
 ) -> None:
     """Idle, cancelled or killed in the moment it is asked: a socket is there, and nobody behind."""
-    monkeypatch.setattr(api, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(api, "POLL_SECONDS", 0.05)
     gone = Job(house, [])
     gone.listener.close()
     answer = in_the_background(lambda: house.post(ASK))
@@ -465,7 +465,7 @@ def test_after_one_that_served_and_ended_another_one_is_made(
 def test_a_job_that_does_not_start_in_time_is_said(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(api, "POLL_SECONDS", 0.05)
     monkeypatch.setattr(api, "START_SECONDS", 0.1)
     answer = house.post(ASK)
     assert answer.status_code == 503

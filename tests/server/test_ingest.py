@@ -51,12 +51,12 @@ def _write(reporter: Reporter, steps: int = 40) -> None:
     reporter.steps(0, steps // 2)
     reporter.save(steps // 2)
     reporter.say(
-        events.Evaluation(
+        events.EvaluationResult(
             evaluation="bpb", step=steps // 2, value=1.5, identity="x", settings={}, result={},
             seconds=3.0, checkpoint=None,
         )
     )  # fmt: skip
-    reporter.say(events.Sample(step=steps // 2, prompt="a", text="b"))
+    reporter.say(events.SampleResult(step=steps // 2, prompt="a", text="b"))
     reporter.steps(steps // 2, steps)
     reporter.end("completed", steps, Reason.finished)
 
@@ -226,7 +226,9 @@ def test_lone_surrogates_and_control_bytes_are_kept_as_data(
     reporter = attempt(db, settings, create(db))
     reporter.begin()
     text = "a\ud800b\x00\x1b[2J"
-    _append_raw(reporter, events.Sample(step=1, prompt="p", text="t").model_dump() | {"text": text})
+    _append_raw(
+        reporter, events.SampleResult(step=1, prompt="p", text="t").model_dump() | {"text": text}
+    )
     assert reporter.ingest().problem is None
     with db.read() as session:
         assert store.samples(session, store.get_run(session, "demo"))[0].text == "a?b\x00\x1b[2J"
@@ -553,7 +555,7 @@ def test_a_job_reports_through_the_same_kind_of_journal(db: Database, settings: 
     with db.read() as session:
         job = session.get_one(tables.Job, "job_1")
         assert (job.stage, job.stage_fraction, job.stage_detail) == ("sampling", 0.5, "2 of 4")
-    say(events.Sample(step=3, prompt="p", text="t"))
+    say(events.SampleResult(step=3, prompt="p", text="t"))
     say(events.Ended(outcome="completed", reason=Reason.finished, result={"samples": 1}))
     for _ in range(2):
         ingest.ingest(db, execution_id, settings.paths)

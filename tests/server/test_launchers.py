@@ -16,7 +16,7 @@ import pytest
 
 from server.domain import runs
 from server.launch import process, registry, torchrun
-from server.launch.launcher import Handle, Launcher, Liveness, Spot, Work
+from server.launch.launcher import Handle, Launcher, LaunchRequest, Liveness, Workspace
 from server.launch.local import Local
 from server.settings import Settings
 from tests.server.house import House
@@ -41,10 +41,10 @@ _PROGRAM = (
 
 
 @pytest.fixture
-def spot(tmp_path: Path, launcher: Launcher) -> Iterator[Spot]:
+def workspace(tmp_path: Path, launcher: Launcher) -> Iterator[Workspace]:
     directory = tmp_path / "attempt"
     directory.mkdir()
-    made = Spot(directory, secrets.token_hex(8))
+    made = Workspace(directory, secrets.token_hex(8))
     yield made
     _until(lambda: not process.kill_carriers(made.token))  # one may have started another meanwhile
     _until(lambda: launcher.exit_code(made) is not None or made.token not in _children(launcher))
@@ -63,10 +63,10 @@ def _until(holds: Callable[[], Any], seconds: float = 15.0) -> Any:
     return found
 
 
-def _started(launcher: Launcher, spot: Spot) -> Handle:
-    handle = launcher.spawn(Work(spot, "trainer"))
+def _started(launcher: Launcher, workspace: Workspace) -> Handle:
+    handle = launcher.spawn(LaunchRequest(workspace, "trainer"))
     assert handle is not None
-    _until(lambda: launcher.has_leftovers(spot))
+    _until(lambda: launcher.has_leftovers(workspace))
     return handle
 
 
@@ -105,72 +105,76 @@ def test_a_gang_ends_with_the_exit_code_of_the_rank_that_failed_first(
     python.chmod(0o755)
     (tmp_path / rundir.LOG).write_text(_REPORT)
     settings = Settings(data_dir=tmp_path / "data", trainer_python=str(python))
-    launcher, spot = registry.make(settings)[kind], Spot(tmp_path, secrets.token_hex(8))
-    launcher.spawn(Work(spot, "trainer"))
-    assert _until(lambda: launcher.exit_code(spot)) == code
-    launcher.release(spot)
+    launcher, workspace = registry.make(settings)[kind], Workspace(tmp_path, secrets.token_hex(8))
+    launcher.spawn(LaunchRequest(workspace, "trainer"))
+    assert _until(lambda: launcher.exit_code(workspace)) == code
+    launcher.release(workspace)
 
 
-def test_what_was_started_is_alive_and_found_again(launcher: Launcher, spot: Spot) -> None:
-    handle = _started(launcher, spot)
+def test_what_was_started_is_alive_and_found_again(
+    launcher: Launcher, workspace: Workspace
+) -> None:
+    handle = _started(launcher, workspace)
     assert launcher.is_known(handle)
-    assert launcher.is_alive(spot, handle) is Liveness.alive
-    assert launcher.find(spot) == handle
-    assert launcher.exit_code(spot) is None
+    assert launcher.is_alive(workspace, handle) is Liveness.alive
+    assert launcher.find(workspace) == handle
+    assert launcher.exit_code(workspace) is None
     assert not launcher.is_of_another_boot(handle)
 
 
-def test_nothing_is_known_before_the_start(launcher: Launcher, spot: Spot) -> None:
+def test_nothing_is_known_before_the_start(launcher: Launcher, workspace: Workspace) -> None:
     reserved = launcher.reserve()
     assert not launcher.is_known(reserved)
     assert not launcher.is_of_another_boot(reserved)
-    assert launcher.find(spot) is None
-    assert not launcher.has_leftovers(spot)
-    assert not launcher.signal(spot, reserved, signal.SIGKILL)
+    assert launcher.find(workspace) is None
+    assert not launcher.has_leftovers(workspace)
+    assert not launcher.signal(workspace, reserved, signal.SIGKILL)
 
 
-def test_a_signal_ends_it_and_the_rest_is_swept(launcher: Launcher, spot: Spot) -> None:
-    handle = _started(launcher, spot)
-    _until(lambda: len(process.carriers(spot.token)) == 2)  # its helper too
-    assert launcher.signal(spot, handle, signal.SIGKILL)
-    assert _until(lambda: launcher.exit_code(spot)) == -signal.SIGKILL
-    assert launcher.is_alive(spot, handle) is Liveness.gone
-    assert launcher.has_leftovers(spot)
-    launcher.sweep(spot)
-    _until(lambda: not launcher.has_leftovers(spot))
+def test_a_signal_ends_it_and_the_rest_is_swept(launcher: Launcher, workspace: Workspace) -> None:
+    handle = _started(launcher, workspace)
+    _until(lambda: len(process.carriers(workspace.token)) == 2)  # its helper too
+    assert launcher.signal(workspace, handle, signal.SIGKILL)
+    assert _until(lambda: launcher.exit_code(workspace)) == -signal.SIGKILL
+    assert launcher.is_alive(workspace, handle) is Liveness.gone
+    assert launcher.has_leftovers(workspace)
+    launcher.sweep(workspace)
+    _until(lambda: not launcher.has_leftovers(workspace))
 
 
-def test_no_signal_goes_to_another_execution(launcher: Launcher, spot: Spot) -> None:
-    handle = _started(launcher, spot)
-    other = Spot(spot.directory, "another-token")
+def test_no_signal_goes_to_another_execution(launcher: Launcher, workspace: Workspace) -> None:
+    handle = _started(launcher, workspace)
+    other = Workspace(workspace.directory, "another-token")
     assert not launcher.signal(other, handle, signal.SIGKILL)
     assert launcher.find(other) is None
-    assert launcher.is_alive(spot, handle) is Liveness.alive
+    assert launcher.is_alive(workspace, handle) is Liveness.alive
 
 
-def test_a_copied_directory_has_no_process(launcher: Launcher, spot: Spot, tmp_path: Path) -> None:
-    handle = _started(launcher, spot)
+def test_a_copied_directory_has_no_process(
+    launcher: Launcher, workspace: Workspace, tmp_path: Path
+) -> None:
+    handle = _started(launcher, workspace)
     (tmp_path / "copy").mkdir()
-    copy = Spot(tmp_path / "copy", spot.token)
+    copy = Workspace(tmp_path / "copy", workspace.token)
     assert launcher.find(copy) is None
     assert launcher.is_alive(copy, handle) is Liveness.gone
     launcher.sweep(copy)
-    assert launcher.is_alive(spot, handle) is Liveness.alive
+    assert launcher.is_alive(workspace, handle) is Liveness.alive
 
 
-def test_a_stopped_one_is_seen_and_continued(launcher: Launcher, spot: Spot) -> None:
-    handle = _started(launcher, spot)
-    assert launcher.signal(spot, handle, signal.SIGSTOP)
+def test_a_stopped_one_is_seen_and_continued(launcher: Launcher, workspace: Workspace) -> None:
+    handle = _started(launcher, workspace)
+    assert launcher.signal(workspace, handle, signal.SIGSTOP)
     _until(lambda: launcher.is_stopped(handle))
-    assert launcher.signal(spot, handle, signal.SIGCONT)
+    assert launcher.signal(workspace, handle, signal.SIGCONT)
     _until(lambda: not launcher.is_stopped(handle))
 
 
-def test_a_released_child_leaves_no_zombie(launcher: Launcher, spot: Spot) -> None:
-    handle = _started(launcher, spot)
+def test_a_released_child_leaves_no_zombie(launcher: Launcher, workspace: Workspace) -> None:
+    handle = _started(launcher, workspace)
     found = launcher.process(handle)
     assert found is not None
-    launcher.release(spot)
+    launcher.release(workspace)
     os.kill(found.pid, signal.SIGKILL)
 
     def is_reaped() -> bool:
@@ -188,8 +192,8 @@ class Silent(Local):
 
     is_silent = False
 
-    def is_alive(self, spot: Spot, handle: Handle) -> Liveness:
-        return Liveness.unreachable if self.is_silent else super().is_alive(spot, handle)
+    def is_alive(self, workspace: Workspace, handle: Handle) -> Liveness:
+        return Liveness.unreachable if self.is_silent else super().is_alive(workspace, handle)
 
 
 def test_silence_of_an_engine_is_no_death(tmp_path: Path) -> None:
@@ -216,25 +220,25 @@ def test_silence_of_an_engine_is_no_death(tmp_path: Path) -> None:
 
 def test_f58_a_stopped_rank_is_named_and_goes_on_when_stacks_are_asked_for(tmp_path: Path) -> None:
     """Rank 0 waits for it: by its own state it only hangs."""
-    spot = Spot(tmp_path, secrets.token_hex(8))
+    workspace = Workspace(tmp_path, secrets.token_hex(8))
     ranks = [
         subprocess.Popen(
             [sys.executable, "-c", _RANK],
             cwd=tmp_path,
-            env={**os.environ, process.TOKEN_VARIABLE: spot.token, "RANK": str(rank)},
+            env={**os.environ, process.TOKEN_VARIABLE: workspace.token, "RANK": str(rank)},
         )
         for rank in range(2)
     ]
     try:
         _until(lambda: len(list(tmp_path.glob("ready-*"))) == 2)
         ranks[1].send_signal(signal.SIGSTOP)
-        assert _until(lambda: torchrun.stopped_ranks(spot)) == [1]
+        assert _until(lambda: torchrun.stopped_ranks(workspace)) == [1]
         launcher = torchrun.Torchrun(sys.executable)
-        handle = launcher.find(spot)
+        handle = launcher.find(workspace)
         assert handle is not None
         assert handle["pid"] == ranks[0].pid
-        assert launcher.signal(spot, handle, rundir.DUMP_SIGNAL)
-        _until(lambda: not torchrun.stopped_ranks(spot))
+        assert launcher.signal(workspace, handle, rundir.DUMP_SIGNAL)
+        _until(lambda: not torchrun.stopped_ranks(workspace))
         _until(lambda: len(list(tmp_path.glob("dumped-*"))) == 2)
     finally:
         for rank in ranks:

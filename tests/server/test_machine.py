@@ -30,7 +30,7 @@ from sqlalchemy import select
 
 from server.database.db import Database
 from server.database.tables import Execution, Run
-from server.domain import lineage, runs, saved
+from server.domain import checkpoint_lookup, lineage, runs
 from server.domain.states import SETTLED, State
 from server.errors import TraindError
 from server.machine.devices import Device
@@ -165,7 +165,7 @@ class Machine(RuleBasedStateMachine):
         if run is None:
             return
         with self.db.read() as session:
-            names = [c.name for c in saved.usable(session, run.id)]
+            names = [c.name for c in checkpoint_lookup.usable(session, run.id)]
         if names:
             chosen = names[which % len(names)]
             asked = {"to_step": int(chosen[5:14]) + steps, "from_checkpoint": chosen}
@@ -263,7 +263,7 @@ class Machine(RuleBasedStateMachine):
             assert high == low, joined
         if joined:
             assert joined[0][0] == 0
-        listed = saved.usable(session, run.id)
+        listed = checkpoint_lookup.usable(session, run.id)
         if listed:
             newest = max(listed, key=lambda c: (c.step, c.name))
             directory = self.settings.paths.run(run.id).checkpoints / newest.name

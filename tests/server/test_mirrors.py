@@ -41,8 +41,8 @@ def told(asgi: Asgi) -> Reporter:
     return reporter
 
 
-def evaluated(step: int, value: float, identity: str = "a" * 64) -> events.Evaluation:
-    return events.Evaluation(
+def evaluated(step: int, value: float, identity: str = "a" * 64) -> events.EvaluationResult:
+    return events.EvaluationResult(
         evaluation="bpb", step=step, value=value, identity=identity, settings={}, result={},
         seconds=1.0,
     )  # fmt: skip

@@ -16,7 +16,7 @@ from server.database.db import Database
 from server.database.tables import PlacePolicy, Run
 from server.queries import eta, store
 from server.queries import outlook as queries
-from server.queries.standing import standing
+from server.queries.latest import latest
 from server.scheduling.hours import OpenStretch, Price, Rule
 from server.scheduling.outlook import WALKED_SECONDS, Outlook, outlook
 from server.schemas.progress import Progress
@@ -130,7 +130,7 @@ class TestProgress:
             run.totals = {**run.totals, "energy_joules": 250.0 * run.totals["seconds"]}
             begin, end = (time.strftime("%H:%M", time.localtime(5000.0 + h * HOUR)) for h in (4, 8))
             hours = json.dumps([{"from": begin, "to": end}])
-            device = standing(session, run.id).attempt
+            device = latest(session, run.id).attempt
             assert device is not None
             session.add(PlacePolicy(place=device.device, hours=hours))
         db.lend_prices([Price(OpenStretch(0.0, 1e9), 0.5)])
@@ -157,7 +157,7 @@ class TestProgress:
             return eta.progress(session, store.get_run(session, "night"), now=now)
 
     def _end(self, session: Session, run: Run) -> float | None:
-        left = eta.remaining(session, run, standing(session, run.id))
+        left = eta.remaining(session, run, latest(session, run.id))
         end = eta.expected_end(session, run, None, left, time.time())
         return end.finish_at if end else None
 

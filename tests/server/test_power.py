@@ -17,10 +17,10 @@ from server.machine import devices, power
 from server.machine.devices import Device
 from server.machine.power import PowerDenied, PowerState
 from server.scheduling import decide as scheduling
-from server.scheduling.decide import Place, SchedulingVerdict, WaitCause, Want
+from server.scheduling.decide import Place, SchedulingVerdict, WaitCause, Workload
 from server.scheduling.heat import COOL_SECONDS, HOT_SECONDS, Heat, rule_at
+from server.scheduling.inputs import SchedulerInputsThread
 from server.scheduling.power_limits import PowerLimits
-from server.scheduling.surroundings import SurroundingsThread
 from server.schemas.policies import PlacePolicyView, PowerRule
 from tests.server import rows
 from tests.server.asgi import Asgi
@@ -108,7 +108,7 @@ class TestHeat:
         heat = Heat()
 
         def look(celsius: float | None, at: float) -> bool:
-            return heat.look("cuda:0", celsius, 80.0, at)
+            return heat.update("cuda:0", celsius, 80.0, at)
 
         assert not look(85, 0)
         assert not look(79, 5)
@@ -124,9 +124,9 @@ class TestHeat:
 
     def test_without_a_ceiling_nothing_is_too_hot(self) -> None:
         heat = Heat()
-        heat.look("cuda:0", 99, 80.0, 0)
-        assert heat.look("cuda:0", 99, 80.0, HOT_SECONDS)
-        assert not heat.look("cuda:0", 99, None, HOT_SECONDS + 1)
+        heat.update("cuda:0", 99, 80.0, 0)
+        assert heat.update("cuda:0", 99, 80.0, HOT_SECONDS)
+        assert not heat.update("cuda:0", 99, None, HOT_SECONDS + 1)
 
     def test_the_first_rule_whose_hours_are_open_holds(self) -> None:
         night = {
@@ -144,13 +144,13 @@ class TestHeat:
     def test_a_run_leaves_a_device_that_is_too_hot_and_none_starts_there(self) -> None:
         hot = Place("cuda:0", too_hot="85 °C, ceiling 80 °C")
         verdict = SchedulingVerdict(WaitCause.heat, ("85 °C, ceiling 80 °C",))
-        running = Want("a", ("cuda:0",), (0.0,), holds=("cuda:0",), is_preemptible=False)
+        running = Workload("a", ("cuda:0",), (0.0,), holds=("cuda:0",), is_preemptible=False)
         assert scheduling.decide([hot], [running], 0.0).yields == {"a": verdict}
-        waiting = Want("b", ("cuda:0",), (0.0,))
+        waiting = Workload("b", ("cuda:0",), (0.0,))
         found = scheduling.decide([hot], [waiting], 0.0)
         assert (found.grants, found.waits) == ({}, {"b": verdict})
         cool = Place("cuda:1")
-        either = Want("c", ("cuda:0", "cuda:1"), (0.0,))
+        either = Workload("c", ("cuda:0", "cuda:1"), (0.0,))
         assert scheduling.decide([hot, cool], [either], 0.0).grants == {"c": ("cuda:1",)}
 
 
@@ -170,19 +170,19 @@ class TestThread:
         rule = PowerRule(power_limit_watts=140.0, ceiling_celsius=80.0)
         with db.write() as session:
             policies.put(session, "cuda:0", PlacePolicyView(power=[rule]))
-        thread = SurroundingsThread(db, [CARD], programs=dict, control=card)
-        thread.look(0.0)
+        thread = SchedulerInputsThread(db, [CARD], programs=dict, control=card)
+        thread.poll(0.0)
         assert card.limit == 215.0  # nothing runs
         execution = self.runs_on_the_card(db)
-        thread.look(3.0)
+        thread.poll(3.0)
         assert card.limit == 140.0
         card.celsius = 84.0
-        thread.look(6.0)
-        thread.look(6.0 + HOT_SECONDS)
+        thread.poll(6.0)
+        thread.poll(6.0 + HOT_SECONDS)
         assert thread.seen().hot == {"cuda:0": "84 °C, ceiling 80 °C"}
         with db.write() as session:
             session.get_one(tables.Execution, execution).state = "ended"
-        thread.look(9.0)
+        thread.poll(9.0)
         assert card.limit == 215.0
 
     def test_a_clean_stop_puts_the_limit_back(self, db: Database, card: Card) -> None:
@@ -190,7 +190,7 @@ class TestThread:
             rule = PowerRule(power_limit_watts=140.0)
             policies.put(session, "cuda:0", PlacePolicyView(power=[rule]))
         self.runs_on_the_card(db)
-        thread = SurroundingsThread(db, [CARD], programs=dict, control=card)
+        thread = SchedulerInputsThread(db, [CARD], programs=dict, control=card)
         thread.start()
         assert card.limit == 140.0
         thread.stop()
@@ -202,8 +202,8 @@ class TestThread:
             policies.put(session, "cuda:0", PlacePolicyView(power=[rule]))
         self.runs_on_the_card(db)
         card.is_root = False
-        thread = SurroundingsThread(db, [CARD], programs=dict, control=card)
-        thread.look(0.0)
+        thread = SchedulerInputsThread(db, [CARD], programs=dict, control=card)
+        thread.poll(0.0)
         assert "sudo nvidia-smi -i GPU-1 -pl 140" in thread.problems()[0]
         assert "cuda:0" in thread.seen().power_problems
 

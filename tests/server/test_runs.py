@@ -10,10 +10,10 @@ import pytest
 
 from server.database import tables
 from server.database.db import Database
-from server.domain import attempts, lineage, runs, saved
+from server.domain import attempts, checkpoint_lookup, lineage, runs
 from server.errors import Conflict, IllegalMove, Invalid, NameTaken
 from server.queries import store
-from server.queries.standing import standing
+from server.queries.latest import latest
 from server.schemas.runs import Overrides, PatchRun, ResumeRequest
 from server.settings import Settings
 from tests.server.reporting import BATCH_TOKENS, Reporter, attempt, create
@@ -76,8 +76,8 @@ def _check_tiling(db: Database, run_id: str) -> None:
 def _check_standing(db: Database, run_id: str) -> None:
     """The one statement of the live view says what the lineage says."""
     with db.read() as session:
-        found = standing(session, run_id)
-        phases, kept = lineage.phases(session, run_id), saved.usable(session, run_id)
+        found = latest(session, run_id)
+        phases, kept = lineage.phases(session, run_id), checkpoint_lookup.usable(session, run_id)
         assert found.attempt is attempts.last_attempt(session, run_id)
         assert found.checkpoint is (kept[0] if kept else None)
         present = (p for p in phases if p.ended_at_step is None)
@@ -417,7 +417,7 @@ def test_any_chain_of_extends_pauses_and_crashes_tiles_the_steps(
         with db.read() as session:
             run = session.get_one(tables.Run, run_id)
             phase = attempts.current_phase(session, run)
-            usable = saved.usable(session, run_id)
+            usable = checkpoint_lookup.usable(session, run_id)
             begin, step = (usable[0].step if usable else 0), run.step
         if phase is not None:
             with db.read() as session:
@@ -443,7 +443,7 @@ def test_any_chain_of_extends_pauses_and_crashes_tiles_the_steps(
         step_limit = step + 1
         choice = rng.choice(["end", "now", "rewind", "nothing"])
         with db.read() as session:
-            usable = saved.usable(session, run_id)
+            usable = checkpoint_lookup.usable(session, run_id)
         if choice == "end":
             _extend(db, run_id, add_steps=rng.randint(1, 40))
         elif choice == "now":
@@ -460,7 +460,7 @@ def test_how_long_an_evaluation_takes_is_the_last_of_its_kind_that_training_did(
 ) -> None:
     run_id, other = create(db, "a"), create(db, "b")
     with db.read() as session:
-        assert standing(session, run_id)[3:] == (None, None)
+        assert latest(session, run_id)[3:] == (None, None)
     of_run = [("bpb", 9.0, None), ("bpb", 7.0, None), ("core", 50.0, None),
               ("bpb", 0.0, None), ("bpb", 3.0, "job_1")]  # fmt: skip
     done = [*((run_id, *each) for each in of_run), (other, "bpb", 4.0, None)]
@@ -473,8 +473,8 @@ def test_how_long_an_evaluation_takes_is_the_last_of_its_kind_that_training_did(
                 )
             )  # fmt: skip
     with db.read() as session:
-        assert standing(session, run_id)[3:] == (7.0, 50.0)
-        assert standing(session, other)[3:] == (4.0, None)
+        assert latest(session, run_id)[3:] == (7.0, 50.0)
+        assert latest(session, other)[3:] == (4.0, None)
 
 
 # --- import, pin ---------------------------------------------------------------------------------

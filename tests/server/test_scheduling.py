@@ -1,4 +1,4 @@
-"""Priorities, hours and policies under the supervisor: runs make way and come back."""
+"""Priorities, hours and policies under the supervisor: runs yield and come back."""
 
 from __future__ import annotations
 

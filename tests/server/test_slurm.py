@@ -12,7 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from server.domain.states import State
-from server.launch.launcher import EngineEnding, Handle, Liveness, Spot, Work
+from server.launch.launcher import EngineEnding, Handle, LaunchRequest, Liveness, Workspace
 from server.launch.slurm import answers, client, script
 from server.launch.slurm import launcher as launcher_module
 from server.launch.slurm import poller as poller_module
@@ -198,14 +198,16 @@ HOSTILE = 'it\'s $(touch pwned) `id` "x" %j\\ ;&'
 
 
 @pytest.fixture
-def work(tmp_path: Path) -> Work:
+def work(tmp_path: Path) -> LaunchRequest:
     directory = tmp_path / HOSTILE / "attempts" / "0003"
     directory.mkdir(parents=True)
     place = PlaceSpec(engine="slurm", nodes=2, partition="gpu", modules=["cuda/12.4"])
-    return Work(Spot(directory, "secret"), "trainer", ranks=4, place=place, uses_gpus=True)
+    return LaunchRequest(
+        Workspace(directory, "secret"), "trainer", ranks=4, place=place, uses_gpus=True
+    )
 
 
-def test_hostile_names_are_words_and_no_shell(work: Work, tmp_path: Path) -> None:
+def test_hostile_names_are_words_and_no_shell(work: LaunchRequest, tmp_path: Path) -> None:
     assert work.place is not None
     bin_dir = tmp_path / "bin"
     bin_dir.mkdir()
@@ -215,29 +217,31 @@ def test_hostile_names_are_words_and_no_shell(work: Work, tmp_path: Path) -> Non
     site.write_text("module() { :; }\nSITE=1\n")
     text = script.render(work, work.place, f"/opt/{HOSTILE}/python", site)
     text = text.replace("module load", "true load")
-    path = work.spot.directory / script.SCRIPT
+    path = work.workspace.directory / script.SCRIPT
     path.write_text(text)
     environment = {"PATH": f"{bin_dir}:/usr/bin:/bin"}
     subprocess.run(["bash", str(path)], check=True, env=environment, cwd=tmp_path)
     argv = (tmp_path / "argv").read_text().split("\0")[:-1]
-    directory = str(work.spot.directory)
+    directory = str(work.workspace.directory)
     assert argv[-5:] == [f"/opt/{HOSTILE}/python", "-P", "-m", "trainer", directory]
     assert "--ntasks=4" in argv
     assert not list(tmp_path.rglob("pwned"))
 
 
-def test_a_job_that_was_given_up_or_started_before_does_nothing(work: Work, tmp_path: Path) -> None:
+def test_a_job_that_was_given_up_or_started_before_does_nothing(
+    work: LaunchRequest, tmp_path: Path
+) -> None:
     assert work.place is not None
-    path = work.spot.directory / script.SCRIPT
+    path = work.workspace.directory / script.SCRIPT
     path.write_text(script.render(work, work.place, "/no/such/python", None))
     environment = {"PATH": "/usr/bin:/bin", "SLURM_RESTART_COUNT": "1"}
     assert subprocess.run(["bash", str(path)], env=environment, check=False).returncode == 0
-    script.withdraw(work.spot)
+    script.withdraw(work.workspace)
     environment = {"PATH": "/usr/bin:/bin"}
     assert subprocess.run(["bash", str(path)], env=environment, check=False).returncode == 0
 
 
-def test_what_sbatch_is_given(work: Work) -> None:
+def test_what_sbatch_is_given(work: LaunchRequest) -> None:
     assert work.place is not None
     given = script.arguments(work, work.place)
     assert given[:2] == ["--parsable", "--no-requeue"]
@@ -311,8 +315,8 @@ def launcher(slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> Iterator[Slur
 
 
 @pytest.fixture
-def spot(tmp_path: Path) -> Spot:
-    return Spot(tmp_path, "token")
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace(tmp_path, "token")
 
 
 def until(holds: Callable[[], object], seconds: float = 30.0) -> None:
@@ -322,159 +326,159 @@ def until(holds: Callable[[], object], seconds: float = 30.0) -> None:
         time.sleep(0.01)
 
 
-def submit(launcher: SlurmLauncher, spot: Spot) -> None:
+def submit(launcher: SlurmLauncher, workspace: Workspace) -> None:
     place = PlaceSpec(engine="slurm")
-    assert launcher.spawn(Work(spot, "trainer", place=place)) is None
+    assert launcher.spawn(LaunchRequest(workspace, "trainer", place=place)) is None
 
 
-def running(launcher: SlurmLauncher, slurm: FakeSlurm, spot: Spot) -> Handle:
+def running(launcher: SlurmLauncher, slurm: FakeSlurm, workspace: Workspace) -> Handle:
     """The job of a submission that Slurm has started."""
-    submit(launcher, spot)
-    until(lambda: launcher.find(spot) is not None)
-    handle = launcher.find(spot)
+    submit(launcher, workspace)
+    until(lambda: launcher.find(workspace) is not None)
+    handle = launcher.find(workspace)
     assert handle is not None
     slurm.becomes("RUNNING")
-    until(lambda: launcher.is_alive(spot, handle) is Liveness.alive)
+    until(lambda: launcher.is_alive(workspace, handle) is Liveness.alive)
     return handle
 
 
 def test_a_job_is_submitted_found_and_followed(
-    launcher: SlurmLauncher, slurm: FakeSlurm, spot: Spot
+    launcher: SlurmLauncher, slurm: FakeSlurm, workspace: Workspace
 ) -> None:
-    submit(launcher, spot)
-    assert launcher.starting(spot) in (Liveness.waiting, Liveness.alive)
-    until(lambda: launcher.find(spot) is not None)
-    handle = launcher.find(spot)
+    submit(launcher, workspace)
+    assert launcher.starting(workspace) in (Liveness.waiting, Liveness.alive)
+    until(lambda: launcher.find(workspace) is not None)
+    handle = launcher.find(workspace)
     assert handle is not None
     assert launcher.is_known(handle)
-    until(lambda: (wait := launcher.waits(spot, handle)) and "Priority" in wait.message)
-    assert launcher.is_alive(spot, handle) is Liveness.waiting
+    until(lambda: (wait := launcher.waits(workspace, handle)) and "Priority" in wait.message)
+    assert launcher.is_alive(workspace, handle) is Liveness.waiting
     slurm.becomes("RUNNING")
-    until(lambda: launcher.is_alive(spot, handle) is Liveness.alive)
-    assert launcher.waits(spot, handle) is None
+    until(lambda: launcher.is_alive(workspace, handle) is Liveness.alive)
+    assert launcher.waits(workspace, handle) is None
     slurm.becomes("NODE_FAIL")
-    until(lambda: launcher.is_alive(spot, handle) is Liveness.gone)
-    found = launcher.ending(spot, 0)
+    until(lambda: launcher.is_alive(workspace, handle) is Liveness.gone)
+    found = launcher.ending(workspace, 0)
     assert found is not None
     assert found.reason is Reason.node_failed
 
 
 def test_f68_a_requeued_job_is_gone_and_taken_out_of_the_queue(
-    launcher: SlurmLauncher, slurm: FakeSlurm, spot: Spot
+    launcher: SlurmLauncher, slurm: FakeSlurm, workspace: Workspace
 ) -> None:
-    handle = running(launcher, slurm, spot)
+    handle = running(launcher, slurm, workspace)
     slurm.jobs = [JobRow("100", one.name, "PENDING", restarts=1) for one in slurm.jobs]
-    until(lambda: launcher.is_alive(spot, handle) is Liveness.gone)
-    found = launcher.ending(spot, 0)
+    until(lambda: launcher.is_alive(workspace, handle) is Liveness.gone)
+    found = launcher.ending(workspace, 0)
     assert found is not None
     assert found.reason is Reason.preempted
-    launcher.release(spot)
-    until(lambda: slurm.cancelled == [(f"--name={script.job_name(spot.token)}", "100")])
+    launcher.release(workspace)
+    until(lambda: slurm.cancelled == [(f"--name={script.job_name(workspace.token)}", "100")])
 
 
 def test_silence_is_no_death_and_a_moving_outbox_is_life(
-    launcher: SlurmLauncher, slurm: FakeSlurm, spot: Spot
+    launcher: SlurmLauncher, slurm: FakeSlurm, workspace: Workspace
 ) -> None:
-    handle = running(launcher, slurm, spot)
+    handle = running(launcher, slurm, workspace)
     slurm.error = "Unable to contact slurm controller (connect failure)"
-    until(lambda: launcher.is_alive(spot, handle) is Liveness.unreachable)
-    wait = launcher.waits(spot, handle)
+    until(lambda: launcher.is_alive(workspace, handle) is Liveness.unreachable)
+    wait = launcher.waits(workspace, handle)
     assert wait is not None
     assert wait.reason is Reason.engine_unreachable
-    (spot.directory / "outbox.jsonl").write_text("{}\n")
-    assert launcher.is_alive(spot, handle) is Liveness.alive
-    until(lambda: launcher.is_alive(spot, handle) is Liveness.unreachable)
+    (workspace.directory / "outbox.jsonl").write_text("{}\n")
+    assert launcher.is_alive(workspace, handle) is Liveness.alive
+    until(lambda: launcher.is_alive(workspace, handle) is Liveness.unreachable)
     polls = len(slurm.asked)
     until(lambda: len(slurm.asked) > polls + 5)
-    assert launcher.is_alive(spot, handle) is Liveness.unreachable
+    assert launcher.is_alive(workspace, handle) is Liveness.unreachable
     slurm.error = None
-    until(lambda: launcher.is_alive(spot, handle) is Liveness.alive)
+    until(lambda: launcher.is_alive(workspace, handle) is Liveness.alive)
 
 
 def test_a_job_that_is_no_longer_listed_is_gone_after_a_minute_only(
-    launcher: SlurmLauncher, slurm: FakeSlurm, spot: Spot
+    launcher: SlurmLauncher, slurm: FakeSlurm, workspace: Workspace
 ) -> None:
-    handle = running(launcher, slurm, spot)
+    handle = running(launcher, slurm, workspace)
     slurm.jobs.clear()
-    until(lambda: launcher.is_alive(spot, handle) is Liveness.unreachable)
-    until(lambda: launcher.is_alive(spot, handle) is Liveness.gone)
+    until(lambda: launcher.is_alive(workspace, handle) is Liveness.unreachable)
+    until(lambda: launcher.is_alive(workspace, handle) is Liveness.gone)
 
 
 def test_a_submission_whose_answer_was_lost_is_never_made_twice(
-    launcher: SlurmLauncher, slurm: FakeSlurm, spot: Spot
+    launcher: SlurmLauncher, slurm: FakeSlurm, workspace: Workspace
 ) -> None:
     slurm.sbatch_error, slurm.accepts_despite = "Socket timed out on send/recv operation", True
-    submit(launcher, spot)
-    until(lambda: launcher.find(spot) is not None)
+    submit(launcher, workspace)
+    until(lambda: launcher.find(workspace) is not None)
     assert len(slurm.submitted) == 1
 
 
 def test_a_submission_that_failed_for_the_moment_is_made_again(
-    launcher: SlurmLauncher, slurm: FakeSlurm, spot: Spot
+    launcher: SlurmLauncher, slurm: FakeSlurm, workspace: Workspace
 ) -> None:
     slurm.sbatch_error = slurm.error = "Unable to contact slurm controller (connect failure)"
-    submit(launcher, spot)
+    submit(launcher, workspace)
     until(lambda: len(slurm.asked) > 2)
-    assert launcher.starting(spot) is Liveness.waiting
+    assert launcher.starting(workspace) is Liveness.waiting
     assert slurm.submitted == []
     slurm.sbatch_error = slurm.error = None
-    until(lambda: launcher.find(spot) is not None)
+    until(lambda: launcher.find(workspace) is not None)
     assert len(slurm.submitted) == 1
 
 
 def test_a_refused_submission_ends_with_sbatchs_words(
-    launcher: SlurmLauncher, slurm: FakeSlurm, spot: Spot
+    launcher: SlurmLauncher, slurm: FakeSlurm, workspace: Workspace
 ) -> None:
     slurm.sbatch_error = "Batch job submission failed: Invalid partition name specified"
-    submit(launcher, spot)
-    until(lambda: launcher.starting(spot) is None)
-    assert launcher.ending(spot, 0) == EngineEnding(
+    submit(launcher, workspace)
+    until(lambda: launcher.starting(workspace) is None)
+    assert launcher.ending(workspace, 0) == EngineEnding(
         Reason.engine_refused, f"sbatch: {slurm.sbatch_error}"
     )
 
 
 def test_a_daemon_that_starts_anew_finds_its_job_by_name(
-    launcher: SlurmLauncher, slurm: FakeSlurm, spot: Spot
+    launcher: SlurmLauncher, slurm: FakeSlurm, workspace: Workspace
 ) -> None:
-    slurm.jobs = [JobRow("7", script.job_name(spot.token), "RUNNING", nodes="node1")]
-    until(lambda: launcher.find(spot) == {"engine": "slurm", "job": "7"})
+    slurm.jobs = [JobRow("7", script.job_name(workspace.token), "RUNNING", nodes="node1")]
+    until(lambda: launcher.find(workspace) == {"engine": "slurm", "job": "7"})
 
 
 def test_what_was_never_submitted_is_given_up_and_may_not_start_late(
-    launcher: SlurmLauncher, slurm: FakeSlurm, spot: Spot
+    launcher: SlurmLauncher, slurm: FakeSlurm, workspace: Workspace
 ) -> None:
-    assert launcher.starting(spot) is Liveness.waiting
-    until(lambda: launcher.starting(spot) is None)
-    assert (spot.directory / script.WITHDRAWN).exists()
+    assert launcher.starting(workspace) is Liveness.waiting
+    until(lambda: launcher.starting(workspace) is None)
+    assert (workspace.directory / script.WITHDRAWN).exists()
 
 
 def test_one_squeue_asks_for_all_jobs(
     launcher: SlurmLauncher, slurm: FakeSlurm, tmp_path: Path
 ) -> None:
-    spots = [Spot(tmp_path, f"token-{index}") for index in range(20)]
-    for spot in spots:
-        submit(launcher, spot)
+    workspaces = [Workspace(tmp_path, f"token-{index}") for index in range(20)]
+    for workspace in workspaces:
+        submit(launcher, workspace)
     until(lambda: slurm.asked and len(slurm.asked[-1]) == 20)
-    assert slurm.asked[-1] == sorted(script.job_name(spot.token) for spot in spots)
+    assert slurm.asked[-1] == sorted(script.job_name(workspace.token) for workspace in workspaces)
 
 
 def test_signals_go_to_the_job_of_that_number_and_name(
-    launcher: SlurmLauncher, slurm: FakeSlurm, spot: Spot
+    launcher: SlurmLauncher, slurm: FakeSlurm, workspace: Workspace
 ) -> None:
     import signal
 
-    submit(launcher, spot)
-    until(lambda: launcher.find(spot) is not None)
-    handle = launcher.find(spot)
+    submit(launcher, workspace)
+    until(lambda: launcher.find(workspace) is not None)
+    handle = launcher.find(workspace)
     assert handle is not None
-    name = f"--name={script.job_name(spot.token)}"
-    assert launcher.signal(spot, handle, signal.SIGTERM)
+    name = f"--name={script.job_name(workspace.token)}"
+    assert launcher.signal(workspace, handle, signal.SIGTERM)
     until(lambda: slurm.cancelled == [(name, "--state=PENDING", "100")])
     slurm.becomes("RUNNING")
-    until(lambda: launcher.is_alive(spot, handle) is Liveness.alive)
-    launcher.signal(spot, handle, signal.SIGTERM)
+    until(lambda: launcher.is_alive(workspace, handle) is Liveness.alive)
+    launcher.signal(workspace, handle, signal.SIGTERM)
     until(lambda: slurm.cancelled[-1] == (name, "--signal=TERM", "100"))
-    launcher.signal(spot, handle, signal.SIGKILL)
+    launcher.signal(workspace, handle, signal.SIGKILL)
     until(lambda: slurm.cancelled[-1] == (name, "100"))
 
 

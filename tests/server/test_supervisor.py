@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from server.database.tables import Job
-from server.domain import extend, jobs, runs, saved
+from server.domain import checkpoint_lookup, extend, jobs, runs
 from server.launch import process
 from server.supervision.context import SupervisorContext
 from server.supervision.supervisor import Supervisor
@@ -174,7 +174,7 @@ def test_a_stopped_trainer_is_continued_first_and_ends_in_order(
     if verb == "pause":
         assert (attempt.last_step or 0) + 1 == house.run(run_id).step
         with house.db.read() as session:
-            (newest, *_) = saved.usable(session, run_id)
+            (newest, *_) = checkpoint_lookup.usable(session, run_id)
         assert newest.step == house.run(run_id).step
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from server import receivers
+from server import webhook_receivers
 from server.database import tables
 from server.domain import states
 from server.domain.states import State
@@ -190,7 +190,7 @@ def hook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def test_over_http_it_is_signed_and_nothing_waits_for_it(asgi: Asgi, hook: Any) -> None:
-    made = WebhookThread(asgi.db, asgi.settings.paths.root, receivers.deliver)
+    made = WebhookThread(asgi.db, asgi.settings.paths.root, webhook_receivers.deliver)
     made.run_once(0.0)
     made.start()
     asgi.create("demo", notify=[f"{hook.url}/hook"])
@@ -209,14 +209,14 @@ def test_over_http_it_is_signed_and_nothing_waits_for_it(asgi: Asgi, hook: Any) 
 
 
 def test_only_a_2xx_counts(hook: Any) -> None:
-    assert receivers.deliver(f"{hook.url}/hook", b"{}", {}) is None
-    assert receivers.deliver(f"{hook.url}/other", b"{}", {}) == "it answered 500"
-    assert "refused" in (receivers.deliver("http://127.0.0.1:1/", b"{}", {}) or "")
+    assert webhook_receivers.deliver(f"{hook.url}/hook", b"{}", {}) is None
+    assert webhook_receivers.deliver(f"{hook.url}/other", b"{}", {}) == "it answered 500"
+    assert "refused" in (webhook_receivers.deliver("http://127.0.0.1:1/", b"{}", {}) or "")
 
 
 def test_apprise_tells_what_it_knows_how_to_reach(asgi: Asgi, hook: Any) -> None:
     """Its plainest service: a POST of title and message."""
-    made = WebhookThread(asgi.db, asgi.settings.paths.root, receivers.deliver)
+    made = WebhookThread(asgi.db, asgi.settings.paths.root, webhook_receivers.deliver)
     made.run_once(0.0)
     asgi.create("demo", notify=[hook.url.replace("http://", "json://") + "/hook"])
     happen(asgi, "demo", State.failed, reason=Reason.crashed)
@@ -232,9 +232,9 @@ def test_apprise_says_when_a_service_took_nothing(hook: Any) -> None:
         {"what": "failed", "message": "", "step": 1, "run": {"name": "x", "end_step": 2}}
     )
     service = hook.url.replace("http://", "json://")
-    assert receivers.deliver(f"{service}/hook", body.encode(), {}) is None
-    assert receivers.deliver(f"{service}/other", body.encode(), {})
-    assert receivers.deliver("nosuch://there", body.encode(), {})
+    assert webhook_receivers.deliver(f"{service}/hook", body.encode(), {}) is None
+    assert webhook_receivers.deliver(f"{service}/other", body.encode(), {})
+    assert webhook_receivers.deliver("nosuch://there", body.encode(), {})
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_an_address_that_cannot_be_told_is_refused(
     asgi: Asgi, monkeypatch: pytest.MonkeyPatch, installed: bool, word: str
 ) -> None:
     if not installed:
-        monkeypatch.setattr(receivers, "find_spec", lambda name: None)
+        monkeypatch.setattr(webhook_receivers, "find_spec", lambda name: None)
     asgi.create("there")
     before = asgi.get("/v1/runs/there").json()
     notify = ["https://example.org/hook", "nosuch://there"]
@@ -261,10 +261,10 @@ def test_an_address_that_cannot_be_told_is_refused(
 
 
 def test_a_web_address_needs_no_apprise(monkeypatch: pytest.MonkeyPatch, hook: Any) -> None:
-    monkeypatch.setattr(receivers, "find_spec", lambda name: None)
-    assert receivers.why_not("https://example.org/hook") is None
-    assert receivers.deliver(f"{hook.url}/hook", b"{}", {}) is None
-    assert receivers.deliver(
+    monkeypatch.setattr(webhook_receivers, "find_spec", lambda name: None)
+    assert webhook_receivers.why_not("https://example.org/hook") is None
+    assert webhook_receivers.deliver(f"{hook.url}/hook", b"{}", {}) is None
+    assert webhook_receivers.deliver(
         "json://127.0.0.1/hook",
         b'{"run": {"name": "x", "end_step": 2}, "what": "failed", "message": "", "step": 1}',
         {},
@@ -313,7 +313,7 @@ def test_a_client_that_cannot_be_made_loses_no_notice(
     variable: str, value: str, url: str,
 ) -> None:  # fmt: skip
     monkeypatch.setenv(variable, value)
-    made = WebhookThread(asgi.db, asgi.settings.paths.root, receivers.deliver)
+    made = WebhookThread(asgi.db, asgi.settings.paths.root, webhook_receivers.deliver)
     made.run_once(0.0)
     asgi.create("demo", notify=[url])
     happen(asgi, "demo", State.failed, reason=Reason.crashed)
@@ -347,13 +347,13 @@ def test_loopback_is_never_told_through_a_proxy(
     monkeypatch.setenv(variable, proxy)
     monkeypatch.setenv("SSL_CERT_FILE", "/nowhere/certificates.pem")
     for url in (hook.url, hook.url.replace("127.0.0.1", "localhost")):
-        assert receivers.deliver(f"{url}/hook", b"{}", {}) is None
+        assert webhook_receivers.deliver(f"{url}/hook", b"{}", {}) is None
     assert len(hook.got) == 2
 
 
 def test_apprise_is_not_sent_through_a_proxy_to_loopback_either() -> None:
     environment = {"NO_PROXY": "box.lan"}
-    receivers.spare_loopback(environment)
+    webhook_receivers.spare_loopback(environment)
     assert environment["no_proxy"].split(",")[:2] == ["box.lan", "127.0.0.0/8"]
     assert environment["NO_PROXY"] == environment["no_proxy"]
     assert {"localhost", "::1"} <= set(environment["NO_PROXY"].split(","))
@@ -368,7 +368,7 @@ def test_apprise_is_not_sent_through_a_proxy_to_loopback_either() -> None:
     ],
 )  # fmt: skip
 def test_what_is_loopback(host: str, is_near: bool) -> None:
-    assert receivers.is_loopback(host) is is_near
+    assert webhook_receivers.is_loopback(host) is is_near
 
 
 def said(asgi: Asgi, run: str) -> list[tuple[str, str]]:
@@ -456,7 +456,9 @@ def test_a_receiver_that_answers_without_end_holds_up_nothing() -> None:
     with HTTPServer(("127.0.0.1", 0), Dripping) as server:
         thread = threading.Thread(target=server.handle_request)
         thread.start()
-        assert receivers.deliver(f"http://127.0.0.1:{server.server_port}/", b"{}", {}) is None
+        assert (
+            webhook_receivers.deliver(f"http://127.0.0.1:{server.server_port}/", b"{}", {}) is None
+        )
         done.set()
         thread.join()
 
@@ -481,10 +483,13 @@ MASKS = [
 
 @pytest.mark.parametrize(("url", "mask"), MASKS)
 def test_what_may_be_a_credential_is_masked(url: str, mask: str) -> None:
-    assert receivers.masked(url) == mask
-    assert receivers.masked(mask) == mask
-    assert receivers.is_masked(mask) is (mask != url)
-    assert receivers.unmasked([mask, "https://new.example"], [url]) == [url, "https://new.example"]
+    assert webhook_receivers.masked(url) == mask
+    assert webhook_receivers.masked(mask) == mask
+    assert webhook_receivers.is_masked(mask) is (mask != url)
+    assert webhook_receivers.unmasked([mask, "https://new.example"], [url]) == [
+        url,
+        "https://new.example",
+    ]
 
 
 SECRET_URLS = [
@@ -550,6 +555,6 @@ def test_a_masked_address_is_no_address(asgi: Asgi) -> None:
 @pytest.mark.parametrize("part", ["s3cr3t", "/a/s3cr3t", "user:s3cr3t@"])
 def test_no_reason_repeats_a_secret(part: str, caplog: pytest.LogCaptureFixture) -> None:
     url = f"http://127.0.0.1:1/{part}" if "@" not in part else f"http://{part}127.0.0.1:1"
-    why = receivers.deliver(url, b"{}", {})
+    why = webhook_receivers.deliver(url, b"{}", {})
     assert why
     assert "s3cr3t" not in why + caplog.text

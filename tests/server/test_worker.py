@@ -23,7 +23,7 @@ from server.ingestion import ingest, worker
 from server.ingestion.ingest import IngestResult
 from server.ingestion.worker import Worker, WorkerGone
 from server.settings import Settings
-from server.supervision import intake
+from server.supervision import journal_polling
 from server.supervision.context import SupervisorContext
 from tests.server import reporting
 
@@ -99,12 +99,12 @@ def test_one_that_says_nothing_is_ended(monkeypatch: pytest.MonkeyPatch) -> None
 def test_it_comes_back_after_its_end_and_nothing_is_read_twice(
     settings: Settings, db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(intake, "RESTART_SECONDS", (0.0,))
+    monkeypatch.setattr(journal_polling, "RESTART_SECONDS", (0.0,))
     reporter = reporting.attempt(db, settings, reporting.create(db))
     reporter.begin()
     reporter.steps(0, 20)
     first = Worker.spawn(settings.paths.root)
-    reads = intake.Intake(SupervisorContext(db, settings, (), worker=first))
+    reads = journal_polling.JournalPolling(SupervisorContext(db, settings, (), worker=first))
     execution_id = reporter.execution_id
     with db.read() as session:
         watch = reads._context.watch(session.get_one(tables.Execution, execution_id))

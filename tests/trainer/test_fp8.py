@@ -247,7 +247,7 @@ def test_what_was_chosen_is_frozen_and_used(lab, monkeypatch):
     again = frozen_choices.choose(order, run.run_dir, torch.device("cpu"), probe)
     assert again == chosen
     monkeypatch.undo()  # the next start finds another card
-    with pytest.raises(device.DeviceMissing, match="fp8 needs a card"):
+    with pytest.raises(device.NoSuchDevice, match="fp8 needs a card"):
         frozen_choices.choose(order, run.run_dir, torch.device("cpu"), probe)
     assert frozen_choices.Choices.model_validate(
         {k: v for k, v in chosen.model_dump().items() if k != "fp8"}

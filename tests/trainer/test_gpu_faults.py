@@ -14,7 +14,7 @@ import torch
 from trainer.contract.gpu_signs import sign_of_gpu
 from trainer.contract.reasons import Reason
 from trainer.runtime import autotune, compiler, device
-from trainer.runtime.device import DeviceMissing
+from trainer.runtime.device import NoSuchDevice
 from trainer.runtime.process import explain
 
 CUDA = torch.device("cuda", 0)
@@ -77,7 +77,7 @@ def test_a_device_that_is_not_there_names_driver_and_build(
     monkeypatch.setitem(sys.modules, "pynvml", library)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
-    with pytest.raises(DeviceMissing, match="torch sees 0 CUDA devices") as found:
+    with pytest.raises(NoSuchDevice, match="torch sees 0 CUDA devices") as found:
         device.resolve("cuda:0")
     assert words in str(found.value)
     assert "built for CUDA 13.0" in str(found.value) or library is None
@@ -85,7 +85,7 @@ def test_a_device_that_is_not_there_names_driver_and_build(
 
 def test_a_build_without_cuda_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "cuda", None)
-    with pytest.raises(DeviceMissing, match="a build without CUDA; install the CUDA build"):
+    with pytest.raises(NoSuchDevice, match="a build without CUDA; install the CUDA build"):
         device.resolve("cuda")
 
 

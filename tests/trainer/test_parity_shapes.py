@@ -81,7 +81,7 @@ def test_an_imported_run_goes_on_as_the_plain_reference_does(
         model,
         data,
         tokenizer.load(Path(data.tokenizer_dir)),
-        span.Settings(EVAL_ROWS * dials.sequence_len, plain.rows, dials.sequence_len),
+        span.BpbSettings(EVAL_ROWS * dials.sequence_len, plain.rows, dials.sequence_len),
     )
     assert measured is not None
     assert measured.result.value == pytest.approx(plain.bits_per_byte(), abs=1e-5)

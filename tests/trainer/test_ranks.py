@@ -294,7 +294,7 @@ def test_a_rank_of_another_machine_lives_while_its_registration_counts_up():
     def seen(beat: int) -> dict[int, Registration]:
         return {1: Registration("second-box", ProcessIdentity("another", 4711, 1), beat)}
 
-    beats = Beats(3 * rendezvous.LOOK_SECONDS)
+    beats = Beats(3 * rendezvous.POLL_SECONDS)
     assert [beats.silent(seen(beat)) for beat in (0, 0, 0, 1, 1, 1)] == [[]] * 6
     assert beats.silent(seen(1)) == [1]
     own = {1: Registration(socket.gethostname(), ProcessIdentity("another", 4711, 1), 0)}
@@ -341,7 +341,7 @@ def test_a_world_of_one_loads_no_distributed_torch() -> None:
     program = (
         "import sys, torch; sys.modules['torch.distributed'] = None;"
         "from trainer.runtime import world; w = world.join(1, 'cpu'); w.use(torch.device('cpu'));"
-        "assert (w.broadcast(3), w.agree([1]), w.gather('a')) == (3, [1], ['a']);"
+        "assert (w.broadcast(3), w.all_reduce_max([1]), w.all_gather('a')) == (3, [1], ['a']);"
         "assert w.any(True);"
         "w.leave()"
     )

@@ -132,7 +132,7 @@ def test_a_trainer_looks_every_few_seconds_whether_it_is_fenced_off(
     monkeypatch.setattr(fence_watch, "CHECK_SECONDS", 0.0)
     (tmp_path / "attempts" / "0001").mkdir(parents=True)
     watch = FenceWatch(tmp_path, 1)
-    watch.look()
+    watch.check()
     fence.shut_out(tmp_path, 2)
     with pytest.raises(Fenced, match="attempt 2"):
-        watch.look()
+        watch.check()

@@ -18,7 +18,7 @@ class FenceWatch:
         self._run_dir, self._attempt = run_dir, attempt
         self._next = 0.0
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Check if it is time to. Raises Fenced."""
         now = time.monotonic()
         if now >= self._next:

@@ -19,7 +19,7 @@ from trainer.contract.rundir import Held, acquire
 
 RUN_LOCK = "trainer.lock"
 WAIT_SECONDS = 180.0  # twice the lease of NFS; the longest step of a trainer that still runs
-LOOK_SECONDS = 0.1
+POLL_SECONDS = 0.1
 
 
 @contextmanager
@@ -46,7 +46,7 @@ def _wait_for(path: Path, token: str, while_waiting: Callable[[], None]) -> int:
     deadline = time.monotonic() + WAIT_SECONDS
     while True:
         while_waiting()
-        time.sleep(LOOK_SECONDS)
+        time.sleep(POLL_SECONDS)
         try:
             return acquire(path, token)
         except Held:

@@ -119,7 +119,7 @@ class Ranks(TrainerEvent):
     ranks: list[RankRow]
 
 
-class Evaluation(TrainerEvent):
+class EvaluationResult(TrainerEvent):
     """An evaluation. identity: what the value depends on; never compare across identities."""
 
     kind: Literal["evaluation"] = "evaluation"
@@ -133,7 +133,7 @@ class Evaluation(TrainerEvent):
     checkpoint: str | None = None
 
 
-class Sample(TrainerEvent):
+class SampleResult(TrainerEvent):
     kind: Literal["sample"] = "sample"
     step: int
     prompt: str
@@ -229,8 +229,8 @@ AnyEvent = Annotated[
     | Frozen
     | Step
     | Ranks
-    | Evaluation
-    | Sample
+    | EvaluationResult
+    | SampleResult
     | CheckpointSaved
     | CheckpointFailed
     | CheckpointRemoved

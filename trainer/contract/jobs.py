@@ -52,7 +52,7 @@ class ServeParams(Params):
 
 
 class EvaluateParams(Params):
-    """Evaluation job. Reports its results as events.Evaluation records, one per kind."""
+    """Evaluation job. Reports its results as events.EvaluationResult records, one per kind."""
 
     step: Annotated[int, Field(ge=0)] | None = None
     checkpoint: str | None = Field(default=None, max_length=128)
@@ -195,7 +195,7 @@ class ImportResult(Params):
     """Result of an import: a complete spec body, and the model after `step` steps.
 
     history: the source's own metadata, shown with the run. bpb_identity: that of val_bpb, if the
-    source measures as traind does (see events.Evaluation); bpb_settings: its settings.
+    source measures as traind does (see events.EvaluationResult); bpb_settings: its settings.
     """
 
     spec: dict[str, Any]

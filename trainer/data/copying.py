@@ -15,13 +15,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from trainer.contract import durable
-from trainer.data import documents, left_out
+from trainer.data import documents, skipped
 from trainer.data.documents import Sources
 from trainer.data.errors import DataError
-from trainer.data.left_out import shown
 from trainer.data.parquet import ShardWriter, TextWriter
 from trainer.data.prepared import LeftOut
 from trainer.data.progress import ReportProgress
+from trainer.data.skipped import shown
 
 LAYOUT = 2  # increment when the same sources would give other shards
 BLOCK_DOCUMENTS = 50_000
@@ -105,7 +105,7 @@ def _write_shards(sources: Sources, work: Path, progress: ReportProgress) -> str
 
 def _left_out(sources: Sources) -> str:
     """A likely reason for too little text, such as archives that have to be unpacked first."""
-    left = left_out.sentences(sources.left.entries())
+    left = skipped.sentences(sources.left.entries())
     return f". {'; '.join(left)}" if left else ""
 
 

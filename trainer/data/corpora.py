@@ -20,10 +20,10 @@ from trainer.data import contents, copying, documents, hub, splits, walk
 from trainer.data.documents import Sources
 from trainer.data.errors import DataError
 from trainer.data.fingerprints import FileStat
-from trainer.data.left_out import Account, shown
 from trainer.data.parquet import TEXT_COLUMN, TextFile
 from trainer.data.prepared import DataFile, LeftOut
 from trainer.data.progress import ReportProgress
+from trainer.data.skipped import Account, shown
 
 KNOWN_LAYOUT = 2  # version of the memos of `describe`
 PROGRESS_SECONDS = 0.5

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, cast
 from trainer.contract.spec import DataSpec
 from trainer.data import json_array, splits, text_files, walk
 from trainer.data.errors import DataError
-from trainer.data.left_out import Account, shown
+from trainer.data.skipped import Account, shown
 
 BUILTIN_CHARS = 800  # about one row of the demo's 256 tokens
 TEXT_CHARS = 6000  # about one row of 2,048 tokens

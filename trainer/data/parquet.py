@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trainer.data.errors import DataError, reason
-from trainer.data.left_out import shown
+from trainer.data.skipped import shown
 
 TEXT_COLUMN = "text"
 ROW_GROUP_DOCUMENTS = 1000

@@ -19,9 +19,9 @@ from trainer.contract.spec import DataSpec, RunSpec
 from trainer.data import (
     cache,
     corpora,
-    left_out,
     packed_corpus,
     packed_rows,
+    skipped,
     walk,
 )
 from trainer.data import tokenizer as tokenizers
@@ -266,7 +266,7 @@ def _prepared(
         corpus_tokens=train_tokens,
         corpus_tokens_exact=exact,
         val_tokens=val_tokens,
-        notes=[*collected.notes, *left_out.sentences(collected.left_out)],
+        notes=[*collected.notes, *skipped.sentences(collected.left_out)],
         left_out=collected.left_out,
     )
 

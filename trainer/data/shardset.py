@@ -48,7 +48,7 @@ class ShardSet:
         if shard is None or held != index:
             shard = self._shared(index) or self._take_ahead(index) or self._fresh(index)
             self._open[stream] = index, shard  # documents still buffered keep older ones open
-            self._look_ahead(index)
+            self._prefetch(index)
         elif not isinstance(shard, CachedShard) and not self._is_missing(self.files[index]):
             shard = self._fresh(index)
             self._open[stream] = index, shard
@@ -90,7 +90,7 @@ class ShardSet:
         ahead, self._ahead = self._ahead, None
         return ahead[1].result() if ahead and ahead[0] == index else None
 
-    def _look_ahead(self, index: int) -> None:
+    def _prefetch(self, index: int) -> None:
         """Open and check the next file in the background: hashing 100 MB takes 0.1 s."""
         following = (index + 1) % len(self.files)
         file = self.files[following]

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from trainer.data.errors import DataError, reason
-from trainer.data.left_out import shown
+from trainer.data.skipped import shown
 
 SUFFIXES = frozenset({".gz", ".zst", ".zstd", ".bz2", ".xz", ".lz4"})
 SAMPLE_BYTES = 8192

@@ -22,7 +22,7 @@ import tiktoken
 
 from trainer.contract import durable
 from trainer.contract.recipe import DEFAULT, RECIPES
-from trainer.data import foreign, inert_pickle, token_bytes
+from trainer.data import foreign_tokenizers, inert_pickle, token_bytes
 from trainer.data.errors import DataError
 
 FILE_NAME = "tokenizer.json"
@@ -134,8 +134,8 @@ def load(directory: str | Path) -> Tokenizer:
     path = Path(directory) / FILE_NAME
     try:
         content = json.loads(_read_capped(path))
-        if foreign.is_hugging_face(content):
-            raise _refused(path, foreign.sentence(content))
+        if foreign_tokenizers.is_hugging_face(content):
+            raise _refused(path, foreign_tokenizers.sentence(content))
         if content["format"] != FORMAT or content["version"] != 1:
             raise ValueError(f"its format is not {FORMAT} version 1")
         tokens = [base64.b64decode(token, validate=True) for token in content["tokens"]]
@@ -158,7 +158,7 @@ def load_any(directory: str | Path) -> Tokenizer:
     raise DataError(
         "tokenizer_not_found",
         f"no tokenizer in {directory}: neither {FILE_NAME} nor nanochat's tokenizer.pkl is there"
-        f"{foreign.hint(directory)}",
+        f"{foreign_tokenizers.hint(directory)}",
         directory,
     )
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from trainer.data.errors import DataError
-from trainer.data.left_out import Account, is_utf8, shown
+from trainer.data.skipped import Account, is_utf8, shown
 
 
 @dataclass

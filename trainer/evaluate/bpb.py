@@ -72,7 +72,7 @@ def measure(
                 continue
             inputs_BT, targets_BT = inputs_BT.to(model.device), targets_BT.to(model.device)
             own.append(_sums(losses(inputs_BT, targets_BT), targets_BT, lengths))
-    nats, num_bytes, tokens = _added_in_order(world.gather(own))
+    nats, num_bytes, tokens = _added_in_order(world.all_gather(own))
     if not num_bytes:
         raise ValueError("no target token with bytes in the validation span")
     value = nats / (math.log(2) * num_bytes)

@@ -159,7 +159,7 @@ class CoreEvaluation:
                 own.append([[outcome.right, outcome.why] for outcome in outcomes])
         if stopped:
             return None
-        rounds = zip_longest(*world.gather(own), fillvalue=[])
+        rounds = zip_longest(*world.all_gather(own), fillvalue=[])
         self.outcomes += [Outcome(*one) for batch in chain(*rounds) for one in batch]
         self.seconds += time.monotonic() - began
         return self.result()

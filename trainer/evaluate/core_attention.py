@@ -24,7 +24,7 @@ QUERY_BLOCK = 64
 QUERY_STEP, KEY_STEP = 16, 32  # sizes are rounded up to these, so that few groups are needed
 
 
-class Run(NamedTuple):
+class TokenRun(NamedTuple):
     """Queries at positions [start, end) of one prompt.
 
     Its token t is stored at `trunk_at + t` if t < trunk, else at `branch_at + t - trunk`.
@@ -46,7 +46,7 @@ class _Blocks(NamedTuple):
     """Queries at positions [begin, end) of a run's prompt, numbered from `number` in the output.
 
     Their keys begin at position `low`. square: the queries begin there too, and only the causal
-    order hides keys. All (B,), the last three as in Run.
+    order hides keys. All (B,), the last three as in TokenRun.
     """
 
     number: np.ndarray
@@ -72,11 +72,13 @@ class _Group:
     mask: Tensor | None
 
 
-class RunAttention:
+class TokenRunAttention:
     """Attention over runs: attend(layer, q, kv), with the queries of `runs`, in the last layer of
     `last_runs`."""
 
-    def __init__(self, net: network.Network, runs: list[Run], last_runs: list[Run]) -> None:
+    def __init__(
+        self, net: network.Network, runs: list[TokenRun], last_runs: list[TokenRun]
+    ) -> None:
         self.net, self.runs, self.last_runs = net, runs, last_runs
         self.last = net.shape.n_layer - 1
         self.plans: dict[tuple[int, bool], tuple[list[_Group], Tensor]] = {}
@@ -104,7 +106,7 @@ def _rows(x: Tensor, places: Tensor, num_blocks: int) -> Tensor:
     return x.index_select(0, places).view(num_blocks, -1, *x.shape[1:])
 
 
-def _blocks(runs: list[Run], window: int) -> _Blocks:
+def _blocks(runs: list[TokenRun], window: int) -> _Blocks:
     start, end, *lies = np.array(runs, dtype=np.int64).T
     square = (start == 0) & (end <= window + 1)
     size = np.where(square, np.maximum(end, 1), QUERY_BLOCK)
@@ -152,7 +154,7 @@ def _keys(blocks: _Blocks, num_keys: int) -> np.ndarray:
     return _places(np.minimum(blocks.low + np.arange(num_keys), blocks.end - 1), blocks)
 
 
-def _places(tokens: np.ndarray, of: Run | _Blocks) -> np.ndarray:
+def _places(tokens: np.ndarray, of: TokenRun | _Blocks) -> np.ndarray:
     return tokens + np.where(tokens < of.trunk, of.trunk_at, of.branch_at - of.trunk)
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from trainer.evaluate import network
-from trainer.evaluate.core_attention import Run, RunAttention
+from trainer.evaluate.core_attention import TokenRun, TokenRunAttention
 from trainer.evaluate.core_prompts import Item, common_prefix
 from trainer.model import head, onednn
 from trainer.model.architecture import NO_TOKEN
@@ -62,20 +62,20 @@ class Tree:
         """Number of scored tokens of each prompt."""
         return [prompt.end - prompt.start for prompt in self.item.prompts]
 
-    def runs(self, at: int) -> list[Run]:
+    def runs(self, at: int) -> list[TokenRun]:
         """Runs that contain every token once, in order, for a tree that begins at index `at`."""
         ends = [(self.trunk, len(prompt.read)) for prompt in self.item.prompts]
-        return [Run(0, self.trunk, self.trunk, at, at), *self._runs(ends, at)]
+        return [TokenRun(0, self.trunk, self.trunk, at, at), *self._runs(ends, at)]
 
-    def scored(self, at: int) -> list[Run]:
+    def scored(self, at: int) -> list[TokenRun]:
         """Runs of the tokens from which each prompt's span is predicted."""
         ends = [(prompt.start - 1, prompt.end - 1) for prompt in self.item.prompts]
         return self._runs(ends, at)
 
-    def _runs(self, ends: list[tuple[int, int]], at: int) -> list[Run]:
+    def _runs(self, ends: list[tuple[int, int]], at: int) -> list[TokenRun]:
         """One run for each prompt."""
         pairs = zip(ends, self.branches, strict=True)
-        return [Run(*own, self.trunk, at, at + branch) for own, branch in pairs]
+        return [TokenRun(*own, self.trunk, at, at + branch) for own, branch in pairs]
 
 
 def tree(item: Item) -> Tree:
@@ -109,7 +109,7 @@ def score(net: network.Network, trees: list[Tree]) -> list[Scores]:
         on_device([t.previous for t in trees]),
         on_device([t.positions for t in trees]),
         max(t.longest for t in trees),
-        RunAttention(net, runs, scored),
+        TokenRunAttention(net, runs, scored),
         on_device([run.places for run in scored]),
     )
     targets = [p.ids[p.start : p.end].astype(np.int64) for t in trees for p in t.item.prompts]

@@ -27,7 +27,7 @@ CHUNK_TOKENS_CPU = 2048  # a layer's activations of this many stay in the cache 
 FEWEST_ROWS_ONEDNN = 64  # below, oneDNN's 11 us per call cost more than they save (width 64)
 
 # (layer, q (M, H, C), k and v (N, 2, K, C)) -> (M, H, C); M <= N, fewer in the last layer
-Attend = Callable[[int, Tensor, Tensor], Tensor]
+TokenAttend = Callable[[int, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Network:
         previous_N: Tensor,
         positions_N: Tensor,
         length: int,
-        attend: Attend,
+        attend: TokenAttend,
         wanted_M: Tensor,
     ) -> Tensor:
         """Head input of the wanted ones of N loose tokens: (M, D), compute dtype.

@@ -24,7 +24,7 @@ from trainer.runtime.world import World
 
 
 @dataclass(frozen=True)
-class Settings:
+class BpbSettings:
     """Settings of val bpb: span of the validation split, rows, and byte lengths."""
 
     eval_tokens: int
@@ -47,9 +47,9 @@ class Measured:
 
 def settings_of(
     spec: RunSpec, *, rows: int, sequence_len: int, eval_tokens: int | None = None
-) -> Settings:
+) -> BpbSettings:
     """The settings of a run. rows: per pass. eval_tokens: overrides the spec's span."""
-    return Settings(
+    return BpbSettings(
         eval_tokens=eval_tokens or spec.evaluate.eval_tokens,
         rows=rows,
         sequence_len=sequence_len,
@@ -63,7 +63,7 @@ def measure(
     model: GPT,
     data: PreparedData,
     tokenizer: Tokenizer,
-    settings: Settings,
+    settings: BpbSettings,
     *,
     should_stop: Callable[[], bool] | None = None,
     token_losses: bpb.TokenLosses | None = None,
@@ -101,7 +101,7 @@ class _ByteCount:
         self.bytes += int(self._lengths_V[counted].sum())
 
 
-def by_both_tables(settings: Settings) -> tuple[Settings, Settings]:
+def by_both_tables(settings: BpbSettings) -> tuple[BpbSettings, BpbSettings]:
     """These settings, and the same with the other table of byte lengths."""
     return settings, replace(settings, token_bytes=_other(settings.token_bytes))
 
@@ -110,7 +110,7 @@ def _other(kind: TokenBytes) -> TokenBytes:
     return "decoded" if kind == "raw" else "raw"
 
 
-def describe(data: PreparedData, settings: Settings) -> dict[str, Any]:
+def describe(data: PreparedData, settings: BpbSettings) -> dict[str, Any]:
     """Everything a value depends on except the weights, field by field (JSON)."""
     return {
         **asdict(settings),
@@ -120,7 +120,7 @@ def describe(data: PreparedData, settings: Settings) -> dict[str, Any]:
     }
 
 
-def identity(data: PreparedData, settings: Settings) -> str:
+def identity(data: PreparedData, settings: BpbSettings) -> str:
     """Identity of a val bpb value: a hash of everything it depends on except the weights."""
     rows, count, packing = settings.rows, _num_batches(settings), settings.packing
     if data.source == packed_rows.SOURCE:  # these rows do not depend on the batch size
@@ -137,13 +137,13 @@ def identity(data: PreparedData, settings: Settings) -> str:
     )
 
 
-def _num_batches(settings: Settings) -> int:
+def _num_batches(settings: BpbSettings) -> int:
     return bpb.plan_span(
         settings.eval_tokens, settings.rows, settings.sequence_len, settings.streams
     )
 
 
-def _batches(data: PreparedData, settings: Settings) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(data: PreparedData, settings: BpbSettings) -> Iterator[tuple[Tensor, Tensor]]:
     with open_loader(
         data,
         split="val",

@@ -45,7 +45,7 @@ def _measure(kind: EvaluationKind, loaded: Any, order: JobOrder, own: Process):
         return None
     for value, identity, settings, result, seconds in found:
         own.reporter.emit(
-            events.Evaluation(
+            events.EvaluationResult(
                 evaluation=kind,
                 step=loaded.manifest.step,
                 value=value,

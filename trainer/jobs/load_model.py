@@ -43,7 +43,7 @@ def load(order: JobOrder) -> Loaded:
     """Load the model at params["checkpoint"] (a name the server resolved); verifies it first.
 
     On the CPU everything is float32 except tensors that the checkpoint stores otherwise.
-    Raises checkpoint.Bad, DeviceMissing, FileNotFoundError.
+    Raises checkpoint.Bad, NoSuchDevice, FileNotFoundError.
     """
     assert order.run_dir is not None
     run_dir = RunDir(Path(order.run_dir))

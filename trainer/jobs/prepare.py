@@ -11,8 +11,8 @@ from trainer.contract.orders import JobOrder
 from trainer.contract.recipe import special_tokens_of
 from trainer.contract.rundir import DataDir, RunDir
 from trainer.contract.spec import RunSpec
-from trainer.data import left_out
 from trainer.data import prepared as prepared_data
+from trainer.data import skipped
 from trainer.data.prepare import prepare
 from trainer.data.prepared import PreparedData
 from trainer.data.splits import LAST_VALIDATES
@@ -69,13 +69,13 @@ def _show(prepared: PreparedData, own: Process) -> None:
     for entry in prepared.left_out:
         own.reporter.emit(
             events.Notice(
-                level="warning" if left_out.is_notable([entry]) else "info",
+                level="warning" if skipped.is_notable([entry]) else "info",
                 code=LEFT_OUT,
-                message=left_out.sentences([entry])[0],
+                message=skipped.sentences([entry])[0],
                 data=entry.model_dump(),
             )
         )
-    notes = left_out.sentences(prepared.left_out)
+    notes = skipped.sentences(prepared.left_out)
     for note in prepared.notes:
         if note not in notes:
             own.reporter.emit(events.Notice(level="warning", code=DATA_NOTE, message=note))

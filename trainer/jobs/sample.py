@@ -43,7 +43,7 @@ def run(order: JobOrder, own: Process) -> dict[str, Any]:
                 break
             seconds = time.monotonic() - started
             own.reporter.emit(
-                events.Sample(
+                events.SampleResult(
                     step=step,
                     prompt=prompt,
                     text=sample.text,

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 MAX_LOADED = 2  # to compare one checkpoint with another
 MAX_AT_ONCE = 8  # concurrent orders; each may hold a KV cache as large as a model
-LOOK_SECONDS = 0.2  # seconds between polls of the inbox
+POLL_SECONDS = 0.2  # seconds between polls of the inbox
 
 
 def run(order: JobOrder, own: Process) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class _Server:
                 self._report()
             if not self.open and (self._is_orphaned() or now > self._idle_deadline()):
                 return False
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(POLL_SECONDS)
         return True
 
     def _idle_deadline(self) -> float:

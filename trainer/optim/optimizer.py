@@ -120,13 +120,13 @@ class Optimizer:
             if name not in sharded:
                 if state is not None:
                     tensor.copy_(state[name])
-                self.world.spread(tensor)
+                self.world.broadcast_tensor(tensor)
         for name, own, key in self._sharded():
             shard = self.shards[key]
             whole = own.new_zeros(sum(shard.counts()), *own.shape[1:])
             if state is not None:
                 whole.copy_(state[name])
-            self.world.spread(whole)
+            self.world.broadcast_tensor(whole)
             own.copy_(whole[shard.first : shard.first + len(own)])
 
     def whole_layout(self) -> dict[str, Tensor]:
@@ -235,7 +235,7 @@ class Optimizer:
                 matrix = math.prod(place.shape[1:])
                 sizes = [count * matrix for count in shard.counts()]
                 finish()
-                finish = self.world.join_parts(place.view(bank.weights).view(-1), sizes)
+                finish = self.world.all_gather_parts(place.view(bank.weights).view(-1), sizes)
         return finish
 
     def _own_state(self, key: str, begin: int, end: int) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 Nested = Any  # a tensor, None, or a (named) tuple of these
-Run = Callable[[tuple[Nested, ...]], Nested]
+PreparedCall = Callable[[tuple[Nested, ...]], Nested]
 Boxed = Callable[[list[Tensor]], "tuple[Tensor, ...]"]  # empties the list, as inductor's own
 
 
@@ -29,16 +29,16 @@ class ByShape:
 
     def __init__(self, function: Callable[..., Nested]) -> None:
         self._function = function
-        self._made: dict[Hashable, Run] = {}
+        self._made: dict[Hashable, PreparedCall] = {}
 
-    def prepared(self, kind: Hashable, args: tuple[Nested, ...]) -> Run:
+    def prepared(self, kind: Hashable, args: tuple[Nested, ...]) -> PreparedCall:
         """The compiled function for calls of this kind; running it never compiles.
 
         Raises the compiler's errors.
         """
         return self._made.get(kind) or self._made.setdefault(kind, self._make(args))
 
-    def _make(self, args: tuple[Nested, ...]) -> Run:
+    def _make(self, args: tuple[Nested, ...]) -> PreparedCall:
         leaves: list[Tensor] = []
         _outline(args, leaves)
         outlines: list[Any] = []

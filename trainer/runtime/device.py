@@ -19,23 +19,23 @@ SAMPLE_SECONDS = 1.0
 T = TypeVar("T")
 
 
-class DeviceMissing(Exception):
+class NoSuchDevice(Exception):
     """The requested device is not on this machine."""
 
 
 def resolve(name: str) -> torch.device:
-    """The torch device for 'auto', 'cpu', 'mps', 'cuda' or 'cuda:N'. Raises DeviceMissing."""
+    """The torch device for 'auto', 'cpu', 'mps', 'cuda' or 'cuda:N'. Raises NoSuchDevice."""
     if name == "auto":
         name = "cuda:0" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
-            raise DeviceMissing(_why_missing(name, count))
+            raise NoSuchDevice(_why_missing(name, count))
         device = torch.device("cuda", device.index or 0)
         torch.cuda.set_device(device)
     elif device.type == "mps" and not torch.backends.mps.is_available():
-        raise DeviceMissing("device mps is not available")
+        raise NoSuchDevice("device mps is not available")
     return device
 
 
@@ -107,10 +107,10 @@ def compute_dtype(device: torch.device, precision: str) -> torch.dtype:
 
 
 def require_fp8(device: torch.device) -> None:
-    """Raises DeviceMissing if the device has no fp8 matrix products."""
+    """Raises NoSuchDevice if the device has no fp8 matrix products."""
     found = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
     if why := fp8_missing(name_of(device), found):
-        raise DeviceMissing(why)
+        raise NoSuchDevice(why)
 
 
 def name_of(device: torch.device) -> str:

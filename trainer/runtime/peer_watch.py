@@ -16,7 +16,7 @@ from trainer.contract.rundir import ProcessIdentity, identify
 from trainer.runtime.peers import LostPeer
 from trainer.runtime.world import World
 
-LOOK_SECONDS = 0.5
+POLL_SECONDS = 0.5
 NOTICES_SECONDS = 2.0  # usually the exchange notices within this time, with its own error
 
 
@@ -30,10 +30,10 @@ def start(world: World, end: Callable[[LostPeer], object]) -> None:
 def _watch(world: World, end: Callable[[LostPeer], object]) -> None:
     peers = _peers(world)
     while all(one is not None and identify(one.pid) == one for one in peers):
-        time.sleep(LOOK_SECONDS)
+        time.sleep(POLL_SECONDS)
     gone_at = time.monotonic()
     while not _waits_since(world, gone_at):
-        time.sleep(LOOK_SECONDS)
+        time.sleep(POLL_SECONDS)
     try:
         end(LostPeer("its process is gone, and its connection was not closed", world.members))
     finally:

@@ -154,7 +154,7 @@ _REASONS: list[tuple[Callable[[BaseException], bool], Reason]] = [
     (_named("DataChanged"), Reason.data_changed),
     (_named("DataError", "InteropError"), Reason.data_unusable),
     (_named("NonFinite"), Reason.non_finite_loss),
-    (_named("DeviceMissing"), Reason.device_missing),
+    (_named("NoSuchDevice"), Reason.device_missing),
     (_named("Bad"), Reason.no_checkpoint),
     (_named("Fenced", "Held"), Reason.superseded),
     (_named("RanksDiffer"), Reason.ranks_differ),

@@ -24,7 +24,7 @@ from trainer.contract.rundir import ProcessIdentity
 from trainer.runtime import peers
 from trainer.runtime.peers import ELSEWHERE, NEVER_SEEN, LostPeer, Member, Registration
 
-LOOK_SECONDS = 0.25
+POLL_SECONDS = 0.25
 BEAT_LOOKS = 20  # between two beats: 5 s
 SILENCE_SECONDS = 90.0  # without a beat seen: a network disk may show it a minute late
 SILENCE = "TRAIND_RANKS_SILENCE_SECONDS"  # another one, for tests
@@ -81,7 +81,7 @@ class Rendezvous:
                         peers.register(self._attempt, self._rank, look // BEAT_LOOKS)
                 if (cause := self._cause()) is not None:
                     self._leave(cause)
-            time.sleep(LOOK_SECONDS)
+            time.sleep(POLL_SECONDS)
 
     def _leave(self, cause: Exception) -> None:
         status = 1
@@ -178,7 +178,7 @@ class Beats:
         return [
             rank
             for rank, looks in sorted(self._looks.items())
-            if looks and looks * LOOK_SECONDS >= self.seconds
+            if looks and looks * POLL_SECONDS >= self.seconds
         ]
 
 

@@ -19,7 +19,7 @@ from trainer.runtime import early_signals
 
 MEETING = "meeting.json"
 MEET_SECONDS = 600.0  # nodes start one after another, and import torch from a shared disk
-LOOK_SECONDS = 0.2
+POLL_SECONDS = 0.2
 
 
 class NotMet(Exception):
@@ -71,5 +71,5 @@ def _find(attempt: Path, job: str) -> dict[str, str | int]:
             place = json.loads((attempt / MEETING).read_text())
             if place["job"] == job:
                 return place
-        time.sleep(LOOK_SECONDS)
+        time.sleep(POLL_SECONDS)
     raise NotMet(f"rank 0 of job {job} left no address in {attempt} within {MEET_SECONDS:.0f} s")

@@ -62,29 +62,29 @@ class World:
         """Broadcast rank 0's value (JSON) to all."""
         return value
 
-    def agree(self, numbers: Sequence[int]) -> list[int]:
+    def all_reduce_max(self, numbers: Sequence[int]) -> list[int]:
         """The largest of each number over all ranks: the same list everywhere."""
         return list(numbers)
 
     def any(self, flag: bool) -> bool:
         """True on all ranks if the flag is true on any rank."""
-        return bool(self.agree([int(flag)])[0])
+        return bool(self.all_reduce_max([int(flag)])[0])
 
-    def gather(self, value: T) -> list[T]:
+    def all_gather(self, value: T) -> list[T]:
         """All-gather: every rank's value (JSON) in rank order, on all ranks."""
         return [value]
 
-    def deal(self, block: Tensor) -> Tensor:
+    def broadcast_block(self, block: Tensor) -> Tensor:
         """Broadcast rank 0's host tensor in place; others pass one of its shape and dtype."""
         return block
 
-    def spread(self, tensor: Tensor) -> None:
+    def broadcast_tensor(self, tensor: Tensor) -> None:
         """Broadcast rank 0's tensor in place, by the tensors' group."""
 
-    def sum_(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce(self, tensors: Sequence[Tensor]) -> None:
         """All-reduce: replace each tensor by its sum over all ranks, by a fixed tree."""
 
-    def join_parts(self, whole: Tensor, sizes: Sequence[int]) -> Callable[[], None]:
+    def all_gather_parts(self, whole: Tensor, sizes: Sequence[int]) -> Callable[[], None]:
         """All-gather the flat `whole`, of which each rank has its consecutive part of `sizes`. The
         returned function waits and fills it; until then it is unchanged, and no other exchange
         may start."""
@@ -132,7 +132,9 @@ class _Ranks(World):
         self._tensors: Any = dist.group.WORLD
         self._on_host = True
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
-        found = self.gather({"host": socket.gethostname(), "device": device, "pid": os.getpid()})
+        found = self.all_gather(
+            {"host": socket.gethostname(), "device": device, "pid": os.getpid()}
+        )
         self.members = [Member(rank=rank, **one) for rank, one in enumerate(found)]
 
     def use(self, device: torch.device) -> None:
@@ -154,30 +156,30 @@ class _Ranks(World):
             self._dist.broadcast(text, 0, group=self._words)
         return value if self.leads else json.loads(text.numpy().tobytes())
 
-    def agree(self, numbers: Sequence[int]) -> list[int]:
+    def all_reduce_max(self, numbers: Sequence[int]) -> list[int]:
         own = torch.tensor(numbers, dtype=torch.int64)
         every = own.new_empty(self.size, len(own))  # gathered: half the messages of a reduction
         with self._waiting():  # on the group, like `deal`: torch's wrappers cost 10 %
             self._words.allgather(list(every), own).wait()
         return [max(column) for column in zip(*every.tolist(), strict=True)]
 
-    def gather(self, value: T) -> list[T]:
+    def all_gather(self, value: T) -> list[T]:
         content = json.dumps(value).encode()
-        longest = self.agree([len(content)])[0]
+        longest = self.all_reduce_max([len(content)])[0]
         own = torch.frombuffer(bytearray(content.ljust(longest)), dtype=torch.uint8)
         found = [torch.zeros_like(own) for _ in range(self.size)]
         with self._waiting():
             self._dist.all_gather(found, own, group=self._words)
         return [json.loads(text.numpy().tobytes()) for text in found]
 
-    def deal(self, block: Tensor) -> Tensor:
+    def broadcast_block(self, block: Tensor) -> Tensor:
         with self._waiting():  # as bytes: gloo does not support every dtype
             self._words.broadcast(block.view(torch.uint8), 0).wait()
         return block
 
     # --- tensors ---------------------------------------------------------------------------------
 
-    def spread(self, tensor: Tensor) -> None:
+    def broadcast_tensor(self, tensor: Tensor) -> None:
         raw = tensor.view(-1).view(torch.uint8)  # gloo does not support every dtype
         moved = self._moved(raw)
         with self._waiting():
@@ -185,7 +187,7 @@ class _Ranks(World):
         if moved is not raw:
             raw.copy_(moved)
 
-    def sum_(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce(self, tensors: Sequence[Tensor]) -> None:
         """Sum large tensors in place, small ones and remainders together in one buffer."""
         tails = []
         for tensor in tensors:
@@ -211,7 +213,7 @@ class _Ranks(World):
         if own is not flat:
             flat.copy_(own)
 
-    def join_parts(self, whole: Tensor, sizes: Sequence[int]) -> Callable[[], None]:
+    def all_gather_parts(self, whole: Tensor, sizes: Sequence[int]) -> Callable[[], None]:
         begin = sum(sizes[: self.rank])
         own = whole[begin : begin + sizes[self.rank]]
         found, work = self._send_padded(own, sizes)

@@ -16,7 +16,7 @@ from trainer.runtime.world import World
 
 
 @dataclass(frozen=True)
-class Heard:
+class BoundaryInput:
     """Input of one boundary. commands: those received since the last one, in order. due: code of
     the due save, as rank 0 decided before the commands took effect."""
 
@@ -32,9 +32,9 @@ class Heard:
         return not (self.commands or self.save_requested)
 
 
-def hear(
+def poll(
     world: World, control: Control, due: Callable[[], int], rows_due: Callable[[], bool]
-) -> Heard:
+) -> BoundaryInput:
     """Poll this process's inbox, signals and clock, and agree with the other ranks.
 
     due, rows_due: called on rank 0, and only if there are other ranks.
@@ -42,11 +42,11 @@ def hear(
     taken = control.take()
     terminated, save = control.terminated, control.take_save_request()
     if world.size == 1:
-        return Heard(taken, terminated, save, 0, False)
+        return BoundaryInput(taken, terminated, save, 0, False)
     own = [int(terminated), int(save), int(bool(taken))]
     own += [due(), int(rows_due())] if world.leads else [0, 0]
-    terminated, save, some, due_number, rows = world.agree(own)
+    terminated, save, some, due_number, rows = world.all_reduce_max(own)
     if some:
         bodies = world.broadcast([command.model_dump() for command in taken])
         taken = [commands.ADAPTER.validate_python(body) for body in bodies]
-    return Heard(taken, bool(terminated), bool(save), due_number, bool(rows))
+    return BoundaryInput(taken, bool(terminated), bool(save), due_number, bool(rows))

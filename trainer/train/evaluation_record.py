@@ -22,7 +22,7 @@ def record(
     step = session.state.step
     session.state.evaluations[kind] = {"value": value, "identity": name, "step": step}
     session.reporter.emit(
-        events.Evaluation(
+        events.EvaluationResult(
             evaluation=kind,
             step=step,
             value=value,

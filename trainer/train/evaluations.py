@@ -131,7 +131,9 @@ def _core(session: Session, max_per_task: int | None) -> bool:
 
 def _sample(session: Session) -> bool:
     session.reporter.emit(events.Stage(stage="sampling"))
-    made: list[events.Sample] = []  # reported together: a pause in between would repeat the first
+    made: list[
+        events.SampleResult
+    ] = []  # reported together: a pause in between would repeat the first
     for prompt in session.order.spec.evaluate.prompts:
         started = time.monotonic()
         sample = samples.generate(
@@ -147,7 +149,7 @@ def _sample(session: Session) -> bool:
         if sample is None or session.control.wants_attention():
             return False
         made.append(
-            events.Sample(
+            events.SampleResult(
                 step=session.state.step,
                 prompt=prompt,
                 text=sample.text,

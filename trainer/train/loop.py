@@ -77,7 +77,7 @@ def run(session: Session) -> events.Ended:
         if loop.at_end:
             return loop.finish("completed", Reason.finished, "end")
         corpus_watch.report(session)
-        loop.look_for_successor()
+        loop.check_for_successor()
         loop.step()
         failpoint.hit("loop.step")
 
@@ -105,7 +105,7 @@ class _Loop:
     def handle_commands(self) -> events.Ended | None:
         """Execute commands received since the last boundary; returns the end, if one ends it."""
         session = self.session
-        self.heard = boundary.hear(session.world, session.control, self._due_number, self.rows.due)
+        self.heard = boundary.poll(session.world, session.control, self._due_number, self.rows.due)
         for command in self.heard.commands:
             ended = self._apply_command(command)
             if ended:
@@ -129,7 +129,7 @@ class _Loop:
             return checkpointing.due(self.session)
         number = self.heard.due
         if not self.heard.is_quiet:
-            (number,) = world.agree([self._due_number() if world.leads else 0])
+            (number,) = world.all_reduce_max([self._due_number() if world.leads else 0])
         return checkpointing.WHYS[number]
 
     def _apply_command(self, command: commands.AnyCommand) -> events.Ended | None:
@@ -193,10 +193,10 @@ class _Loop:
             checkpointing.save_now(self.session, why, pinned=why == "warmdown")
         return True
 
-    def look_for_successor(self) -> None:
+    def check_for_successor(self) -> None:
         """Raises Fenced when a newer attempt of the run has taken over."""
         if self.session.world.leads:
-            self.fence.look()
+            self.fence.check()
 
     # --- one step --------------------------------------------------------------------------------
 

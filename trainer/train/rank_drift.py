@@ -17,7 +17,7 @@ def check(world: World, model: GPT) -> None:
     """Raises RanksDiffer, on all ranks, before the weights are saved."""
     if world.size == 1:
         return
-    sums = world.gather(_sum(model))
+    sums = world.all_gather(_sum(model))
     usual = max(sums, key=sums.count)
     others = [m for m, found in zip(world.members, sums, strict=True) if found != usual]
     if others:

@@ -43,7 +43,7 @@ class RankRows:
     def gather(self) -> None:
         """Gather the rows of all ranks at one boundary."""
         session = self._session
-        found = session.world.gather(self._own())
+        found = session.world.all_gather(self._own())
         rows = [RankRow.model_validate(row) for row in found]
         self._gathered_at = time.monotonic()
         self.watts = sum(row.power_watts or 0.0 for row in rows[1:])

@@ -94,7 +94,7 @@ def _hear_checkpoint(session: Session) -> None:
 def _spread_weights(session: Session, optimizer: dict[str, Tensor] | None) -> None:
     with torch.no_grad():
         for tensor in session.model.state_dict().values():
-            session.world.spread(tensor.detach())
+            session.world.broadcast_tensor(tensor.detach())
         session.model.bank.refresh()
     session.optimizer.spread_state(optimizer)
 

@@ -29,9 +29,9 @@ from trainer.runtime import device
 from trainer.runtime.control import Control
 from trainer.runtime.reporter import Reporter
 from trainer.runtime.world import World
-from trainer.train import dealing
+from trainer.train import batch_broadcast
 from trainer.train import frozen_choices as choices
-from trainer.train.dealing import Deal, NoLoader, StepBatches
+from trainer.train.batch_broadcast import BatchBroadcast, NoLoader, StepBatches
 from trainer.train.frozen_choices import Choices
 from trainer.train.state import TrainState, rng_state
 from trainer.train.step import Stepper
@@ -105,7 +105,7 @@ class Session:
 
     def next_step_batches(self) -> StepBatches:
         """The micro-batches of one step; a collective call with several ranks."""
-        deal = Deal(
+        deal = BatchBroadcast(
             world=self.world,
             rows=self.choices.device_batch_size,
             sequence_len=self.order.plan.batch.sequence_len,
@@ -113,7 +113,7 @@ class Session:
             pin=self.device.type == "cuda",
             vocab_size=self.model.shape.vocab_size,
         )
-        return dealing.next_step(self.loader, self.accumulation, deal)
+        return batch_broadcast.next_step(self.loader, self.accumulation, deal)
 
     def state_dict(self) -> dict[str, Any]:
         """Content of state.json."""
@@ -175,7 +175,7 @@ class Session:
         """Disable a compiler that fails on any rank: all ranks must run the same functions."""
         compiler = self.stepper.compiler
         if self.world.size > 1 and self.choices.compile:
-            failed = [reason for reason in self.world.gather(compiler.reason) if reason]
+            failed = [reason for reason in self.world.all_gather(compiler.reason) if reason]
             compiler.reason = failed[0] if failed else None
 
     def tensors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -28,7 +28,7 @@ from trainer.runtime.reporter import Reporter
 from trainer.runtime.world import World
 from trainer.train import batch_size_probe, lane_count, resume
 from trainer.train import frozen_choices as choices
-from trainer.train.dealing import NoLoader
+from trainer.train.batch_broadcast import NoLoader
 from trainer.train.frozen_choices import Choices
 from trainer.train.session import Session
 from trainer.train.state import TrainState, seed_rng
@@ -47,7 +47,7 @@ def build(
 
     world: the ranks that build together; rank 0 chooses, verifies and loads, and sends the results.
     owns_run: True if this process holds the run's lock, so that it may remove leftovers of others.
-    Raises device.DeviceMissing, DataChanged, DataError, checkpoint.Bad, torch.OutOfMemoryError.
+    Raises device.NoSuchDevice, DataChanged, DataError, checkpoint.Bad, torch.OutOfMemoryError.
     """
     run_dir, world = RunDir(Path(order.run_dir)), world or World()
     where = device.resolve(order.device_of(world.rank))

@@ -188,7 +188,7 @@ class Stepper:
         places = losses_A.new_zeros(self.world.size, len(losses_A))
         places[self.world.rank] = losses_A
         with torch.no_grad():
-            self.world.sum_([*(self.forward_backward.gradients() if learn else ()), places])
+            self.world.all_reduce([*(self.forward_backward.gradients() if learn else ()), places])
         return places.view(-1)
 
     def _unscale(self, scale: Tensor) -> None:

@@ -221,7 +221,7 @@ def identity(session: Session) -> str:
     return span.identity(session.data, _span(session))
 
 
-def _span(session: Session) -> span.Settings:
+def _span(session: Session) -> span.BpbSettings:
     return span.settings_of(
         session.order.spec,
         rows=session.choices.device_batch_size,

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 MOST_SKEW_SECONDS = 30.0
-LOOK_SECONDS = 0.2
+POLL_SECONDS = 0.2
 COMMAND_SECONDS = 60.0
 
 PROGRAM = """
@@ -108,7 +108,7 @@ def _wait(folder: Path, job: str, deadline: float) -> tuple[dict[str, Any], floa
         with suppress(OSError, ValueError):
             answer = json.loads((folder / "answer.json").read_text())
             return answer, time.time()
-        time.sleep(LOOK_SECONDS)
+        time.sleep(POLL_SECONDS)
     state = _run("squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T %r")
     log = ""
     with suppress(OSError):

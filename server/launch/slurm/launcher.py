@@ -15,7 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from server.launch import process
-from server.launch.launcher import EngineEnding, EngineWait, Handle, Liveness, Spot, Work
+from server.launch.launcher import (
+    EngineEnding,
+    EngineWait,
+    Handle,
+    LaunchRequest,
+    Liveness,
+    Workspace,
+)
 from server.launch.slurm import script
 from server.launch.slurm.answers import JobRow, ending, pending_words
 from server.launch.slurm.poller import (
@@ -73,27 +80,27 @@ class SlurmLauncher:
     def reserve(self) -> Handle:
         return {"engine": NAME}
 
-    def spawn(self, work: Work) -> Handle | None:
+    def spawn(self, work: LaunchRequest) -> Handle | None:
         """Have it submitted; the number of the job is found when sbatch has answered."""
         place = work.place or PlaceSpec(engine="slurm")
-        directory = work.spot.directory
+        directory = work.workspace.directory
         text = script.render(work, place, self._python, self._prologue)
         write_durably(directory / script.SCRIPT, text.encode())
         failpoint.hit("supervisor.spawn")
-        environment = process.environment(work.spot.token, self._cache_bytes, self._compiled)
+        environment = process.environment(work.workspace.token, self._cache_bytes, self._compiled)
         submission = Submission(script.arguments(work, place), environment, directory)
-        self._poller.submit(script.job_name(work.spot.token), submission)
+        self._poller.submit(script.job_name(work.workspace.token), submission)
         return None
 
-    def find(self, spot: Spot) -> Handle | None:
-        tracked = self._track(spot)
+    def find(self, workspace: Workspace) -> Handle | None:
+        tracked = self._track(workspace)
         if tracked.job is None:
             return None
         failpoint.hit("supervisor.record")
         return {"engine": NAME, "job": tracked.job}
 
-    def starting(self, spot: Spot) -> Liveness | None:
-        tracked = self._track(spot)
+    def starting(self, workspace: Workspace) -> Liveness | None:
+        tracked = self._track(workspace)
         if tracked.job is not None:
             return Liveness.alive
         if tracked.submission is not None:
@@ -102,7 +109,7 @@ class SlurmLauncher:
             return None if is_over else Liveness.waiting
         if not self._poller.has_answered_since(tracked.since + SETTLE_SECONDS):
             return Liveness.waiting
-        script.withdraw(spot)  # should an earlier daemon's sbatch arrive after all
+        script.withdraw(workspace)  # should an earlier daemon's sbatch arrive after all
         return None
 
     # --- knowing ---------------------------------------------------------------------------------
@@ -110,12 +117,12 @@ class SlurmLauncher:
     def is_known(self, handle: Handle) -> bool:
         return handle.get("job") is not None
 
-    def is_alive(self, spot: Spot, handle: Handle) -> Liveness:
-        tracked = self._track(spot, handle)
+    def is_alive(self, workspace: Workspace, handle: Handle) -> Liveness:
+        tracked = self._track(workspace, handle)
         row = tracked.row
         if row is not None and (row.has_ended or row.is_requeued):
             return Liveness.gone
-        has_ended = exits.read_exit(spot.directory) is not None
+        has_ended = exits.read_exit(workspace.directory) is not None
         if has_ended:
             self._poller.poke()
             since = tracked.completing_since
@@ -125,7 +132,7 @@ class SlurmLauncher:
         is_missing = tracked.missing_since is not None and not is_silent
         if is_missing and has_ended:
             return Liveness.gone
-        if self._moves(spot):
+        if self._moves(workspace):
             return Liveness.alive
         if is_missing:
             is_gone = self._clock() - (tracked.missing_since or 0.0) >= MISSING_SECONDS
@@ -136,11 +143,11 @@ class SlurmLauncher:
             return Liveness.waiting
         return Liveness.alive
 
-    def _moves(self, spot: Spot) -> bool:
+    def _moves(self, workspace: Workspace) -> bool:
         """True if the trainer was seen to write lately."""
-        age = self._outboxes.setdefault(spot.token, _OutboxAge())
+        age = self._outboxes.setdefault(workspace.token, _OutboxAge())
         try:
-            found = (spot.directory / OUTBOX).stat()
+            found = (workspace.directory / OUTBOX).stat()
         except OSError:
             return False
         seen = (found.st_size, found.st_mtime_ns)
@@ -157,12 +164,12 @@ class SlurmLauncher:
     def process(self, handle: Handle) -> ProcessIdentity | None:
         return None
 
-    def exit_code(self, spot: Spot) -> int | None:
-        row = self._track(spot).row
+    def exit_code(self, workspace: Workspace) -> int | None:
+        row = self._track(workspace).row
         return row.exit_code if row is not None else None
 
-    def waits(self, spot: Spot, handle: Handle) -> EngineWait | None:
-        tracked = self._track(spot, handle)
+    def waits(self, workspace: Workspace, handle: Handle) -> EngineWait | None:
+        tracked = self._track(workspace, handle)
         submission, row, silence = tracked.submission, tracked.row, self._poller.silence
         if silence is not None:
             return EngineWait(Reason.engine_unreachable, f"Slurm does not answer: {silence}.")
@@ -180,14 +187,14 @@ class SlurmLauncher:
         is_waiting = row.is_waiting or row.is_suspended
         return EngineWait(Reason.waiting_for_engine, pending_words(row)) if is_waiting else None
 
-    def ending(self, spot: Spot, save_seconds: float) -> EngineEnding | None:
-        tracked = self._track(spot)
+    def ending(self, workspace: Workspace, save_seconds: float) -> EngineEnding | None:
+        tracked = self._track(workspace)
         submission = tracked.submission
         if submission is not None and tracked.job is None:
             if submission.stage is SubmissionStage.refused:
                 return EngineEnding(Reason.engine_refused, f"sbatch: {submission.error}")
             return EngineEnding(Reason.engine_cancelled, "its job was withdrawn before it existed")
-        has_begun = (spot.directory / OUTBOX).exists()
+        has_begun = (workspace.directory / OUTBOX).exists()
         row: JobRow | None = tracked.row
         if row is not None and (row.has_ended or row.is_requeued):
             return ending(row, save_seconds, has_begun=has_begun)
@@ -195,11 +202,11 @@ class SlurmLauncher:
 
     # --- signalling ------------------------------------------------------------------------------
 
-    def signal(self, spot: Spot, handle: Handle, *signals: signal.Signals) -> bool:
+    def signal(self, workspace: Workspace, handle: Handle, *signals: signal.Signals) -> bool:
         """Signal every task; SIGKILL, or any signal to a pending job, ends the job."""
-        tracked = self._track(spot, handle)
+        tracked = self._track(workspace, handle)
         if tracked.job is None:
-            return self._withdraw(spot, tracked)
+            return self._withdraw(workspace, tracked)
         job, name = tracked.job, f"--name={tracked.name}"
         row = tracked.row
         if row is None or row.state == "PENDING":
@@ -216,30 +223,30 @@ class SlurmLauncher:
             self._poller.scancel(name, f"--signal={_TO_TASKS.get(number, int(number))}", job)
         return True
 
-    def _withdraw(self, spot: Spot, tracked: TrackedJob) -> bool:
+    def _withdraw(self, workspace: Workspace, tracked: TrackedJob) -> bool:
         """Withdraw a submission without an answer; if its job exists, it exits immediately."""
         if tracked.submission is None:
             return False
         with suppress(OSError):
-            script.withdraw(spot)
+            script.withdraw(workspace)
         self._poller.scancel(f"--name={tracked.name}", "--state=PENDING")
         tracked.submission.stage = SubmissionStage.withdrawn
         return True
 
     # --- what is left ----------------------------------------------------------------------------
 
-    def has_leftovers(self, spot: Spot) -> bool:
+    def has_leftovers(self, workspace: Workspace) -> bool:
         return False  # a node out of reach may hold some: they are fenced, not waited for
 
-    def sweep(self, spot: Spot) -> None:
+    def sweep(self, workspace: Workspace) -> None:
         pass
 
-    def release(self, spot: Spot) -> None:
-        tracked = self._poller.forget(script.job_name(spot.token))
+    def release(self, workspace: Workspace) -> None:
+        tracked = self._poller.forget(script.job_name(workspace.token))
         if tracked is not None and tracked.row is not None and tracked.row.is_requeued:
             # when it starts again, its script ends at once
             self._poller.scancel(f"--name={tracked.name}", tracked.row.job)
-        self._outboxes.pop(spot.token, None)
+        self._outboxes.pop(workspace.token, None)
 
     def reap(self) -> None:
         pass
@@ -247,6 +254,6 @@ class SlurmLauncher:
     def leave(self) -> None:
         self._poller.close()
 
-    def _track(self, spot: Spot, handle: Handle | None = None) -> TrackedJob:
+    def _track(self, workspace: Workspace, handle: Handle | None = None) -> TrackedJob:
         job = handle.get("job") if handle else None
-        return self._poller.track(script.job_name(spot.token), str(job) if job else None)
+        return self._poller.track(script.job_name(workspace.token), str(job) if job else None)

@@ -10,7 +10,7 @@ import os
 import shlex
 from pathlib import Path
 
-from server.launch.launcher import Spot, Work
+from server.launch.launcher import LaunchRequest, Workspace
 from trainer.contract.rundir import LOG
 from trainer.contract.spec import PlaceSpec
 
@@ -33,12 +33,12 @@ def job_name(token: str) -> str:
     return NAME_PREFIX + hashlib.sha256(token.encode()).hexdigest()[:24]
 
 
-def arguments(work: Work, place: PlaceSpec) -> list[str]:
+def arguments(work: LaunchRequest, place: PlaceSpec) -> list[str]:
     """The arguments of sbatch, ending with the script's path."""
-    directory = work.spot.directory
+    directory = work.workspace.directory
     on_each = work.ranks // place.nodes
     asked = {
-        "job-name": job_name(work.spot.token),
+        "job-name": job_name(work.workspace.token),
         "comment": f"traind {'/'.join(directory.parts[-3:])}",
         "chdir": str(directory),
         "output": _literal(directory / LOG),
@@ -65,9 +65,9 @@ def arguments(work: Work, place: PlaceSpec) -> list[str]:
     return ["--parsable", "--no-requeue", *given, str(directory / SCRIPT)]
 
 
-def render(work: Work, place: PlaceSpec, python: str, prologue: Path | None) -> str:
+def render(work: LaunchRequest, place: PlaceSpec, python: str, prologue: Path | None) -> str:
     """The text of the script. prologue: a file of the site, sourced before the trainer starts."""
-    directory = str(work.spot.directory)
+    directory = str(work.workspace.directory)
     modules = [shlex.join(["module", "load", name]) for name in place.modules]
     site = [f". {shlex.quote(str(prologue))} || exit 1"] if prologue is not None else []
     return _TEMPLATE.format(
@@ -83,9 +83,9 @@ def render(work: Work, place: PlaceSpec, python: str, prologue: Path | None) -> 
     )
 
 
-def withdraw(spot: Spot) -> None:
+def withdraw(workspace: Workspace) -> None:
     """Make a job of this directory that still starts exit immediately. Raises OSError."""
-    (spot.directory / WITHDRAWN).touch()
+    (workspace.directory / WITHDRAWN).touch()
 
 
 def _literal(path: Path) -> str:

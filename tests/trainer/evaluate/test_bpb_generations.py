@@ -23,7 +23,7 @@ from trainer.model.gpt import GPT
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 ONE, TWO = FIXTURES / "nanochat-2026-05-d4", FIXTURES / "nanochat-2026-05-d4-2gpu"
 PACKED = FIXTURES / "nanochat-2026-09-d4"
-SETTINGS = span.Settings(eval_tokens=8192, rows=4, sequence_len=128)
+SETTINGS = span.BpbSettings(eval_tokens=8192, rows=4, sequence_len=128)
 
 
 def text(base: Path, tmp_path: Path) -> PreparedData:
@@ -51,7 +51,7 @@ def model(folder: Path, recipe: RecipeName, pattern: str, step: int = 60) -> GPT
     return made
 
 
-def value(made: GPT, data: PreparedData, settings: span.Settings) -> float:
+def value(made: GPT, data: PreparedData, settings: span.BpbSettings) -> float:
     tokenizer = tokenizers.load(data.tokenizer_dir)
     measured = span.measure(made, data, tokenizer, settings)
     assert measured is not None

@@ -77,10 +77,10 @@ class RunSpec(Strict):
     recovery: RecoverySpec = RecoverySpec()
     """What happens after crashes, reboots and non-finite losses."""
     priority: Priority = 0
-    """Priority in the queue: a run makes way for one of strictly higher priority and resumes by
+    """Priority in the queue: a run yields to one of strictly higher priority and resumes by
     itself."""
     preemptible: bool = True
-    """Whether the run makes way for higher priorities and for other programs on its device."""
+    """Whether the run yields to higher priorities and for other programs on its device."""
     hours: Hours | None = None
     """When the run may train: it saves and leaves before they end, and resumes by itself;
     null is always."""

@@ -32,13 +32,13 @@ from server.scheduling.neighbours import Neighbours, Watched
 from server.scheduling.power_limits import PowerControl, PowerLimits
 from server.scheduling.tariff import Tariff
 
-LOOK_SECONDS = 2.5
+POLL_SECONDS = 2.5
 
 log = logging.getLogger("traind.scheduling")
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class SchedulerInputs:
     """neighbours: {device: name of the program that uses it}. now: seconds since the epoch.
     hot: {device: its temperature in words}. power_problems: {device: why its limit is not set}."""
 
@@ -49,8 +49,8 @@ class Surroundings:
     power_problems: Mapping[str, str] = field(default_factory=dict)
 
 
-class SurroundingsThread:
-    """Keeps the surroundings up to date. One instance, one thread."""
+class SchedulerInputsThread:
+    """Keeps the scheduler inputs up to date. One instance, one thread."""
 
     def __init__(
         self,
@@ -71,11 +71,11 @@ class SurroundingsThread:
         self._thread: threading.Thread | None = None
         self.problem: str | None = None
 
-    def seen(self) -> Surroundings:
-        """Latest known surroundings; never blocks."""
+    def seen(self) -> SchedulerInputs:
+        """Latest known inputs; never blocks."""
         prices = self.tariff.prices if self.tariff else ()
         problems = dict(self._limits.problems)
-        return Surroundings(time.time(), prices, dict(self._used), dict(self._hot), problems)
+        return SchedulerInputs(time.time(), prices, dict(self._used), dict(self._hot), problems)
 
     def problems(self) -> list[str]:
         """Reasons why prices or neighbours are unknown, as sentences."""
@@ -83,8 +83,8 @@ class SurroundingsThread:
         return [p for p in (*around, *self._limits.problems.values()) if p]
 
     def start(self) -> None:
-        self.look(time.monotonic())
-        self._thread = threading.Thread(target=self._run, name="surroundings", daemon=True)
+        self.poll(time.monotonic())
+        self._thread = threading.Thread(target=self._run, name="scheduler-inputs", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
@@ -101,10 +101,10 @@ class SurroundingsThread:
             log.warning("power limits will be restored at the next start: %s", error)
 
     def _run(self) -> None:
-        while not self._ends.wait(LOOK_SECONDS):
-            self.look(time.monotonic())
+        while not self._ends.wait(POLL_SECONDS):
+            self.poll(time.monotonic())
 
-    def look(self, now: float) -> None:
+    def poll(self, now: float) -> None:
         """Read the tariff and the devices once. `now`: on a monotonic clock."""
         if self.tariff is not None:
             self.tariff.refresh(now)
@@ -113,7 +113,7 @@ class SurroundingsThread:
             with self._db.read() as session:
                 rows = session.scalars(select(PlacePolicy)).all()
                 in_use = _in_use(session, self._devices)
-            self._look_at_power(rows, in_use, now)
+            self._check_power(rows, in_use, now)
         except TraindError as error:
             log.warning("the policies of the devices: %s", error)
             return
@@ -121,7 +121,7 @@ class SurroundingsThread:
         asked = any(rule is not None for rule in watched.values())
         self._note(self._programs() if asked else {}, watched, now)
 
-    def _look_at_power(self, rows: Sequence[PlacePolicy], in_use: set[str], now: float) -> None:
+    def _check_power(self, rows: Sequence[PlacePolicy], in_use: set[str], now: float) -> None:
         """Hold the limits of devices in use, and note which ones are too hot."""
         prices, clock = self.tariff.prices if self.tariff else (), time.time()
         found = {row.place: heat.rule_at(row.power, clock, prices) for row in rows if row.power}
@@ -138,7 +138,7 @@ class SurroundingsThread:
             celsius = None
             if ceiling is not None and device.uuid is not None:
                 celsius = self._control.read(device.uuid).temperature_celsius
-            if self._heat.look(device.device, celsius, ceiling, now):
+            if self._heat.update(device.device, celsius, ceiling, now):
                 degrees = "temperature unknown" if celsius is None else f"{celsius:.0f} °C"
                 self._hot[device.device] = f"{degrees}, ceiling {ceiling:.0f} °C"
             else:
@@ -158,7 +158,7 @@ class SurroundingsThread:
             )
         for device in self._devices:
             found = (programs or {}).get(device.uuid or "", [])
-            name = self._neighbours.look(device.device, found, watched.get(device.device), now)
+            name = self._neighbours.update(device.device, found, watched.get(device.device), now)
             if name is None:
                 self._used.pop(device.device, None)
             else:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from server import notify
+from server import sd_notify
 from server.database import tables
-from server.domain import leftovers
+from server.domain import job_retention
 from server.queries import store
 from tests.server import rows
 from tests.server.asgi import Asgi
@@ -71,7 +71,7 @@ def test_ended_jobs_go_after_the_days_and_what_a_run_rests_on_stays(asgi: Asgi) 
         rows.put(session.get_one(tables.Job, "job_recent"), "running")
         for name, at in (("old", OLD), ("new", RECENT), ("open", None)):
             session.add(tables.CommandRow(id=name, run_id=run, body={}, created_at=OLD, done_at=at))
-    assert leftovers.sweep(asgi.db, asgi.settings.paths, 30, NOW) == 1
+    assert job_retention.sweep(asgi.db, asgi.settings.paths, 30, NOW) == 1
     assert left(asgi) == {
         "job_recent", "job_prepare", "job_import", "job_restored without a row",
         "job_young without a row",
@@ -79,7 +79,7 @@ def test_ended_jobs_go_after_the_days_and_what_a_run_rests_on_stays(asgi: Asgi) 
     with asgi.db.read() as session:
         assert {row.id for row in session.query(tables.CommandRow)} == {"new", "open"}
         assert store.get_run(session, "demo").id == run
-    assert leftovers.sweep(asgi.db, asgi.settings.paths, 30, NOW) == 0
+    assert job_retention.sweep(asgi.db, asgi.settings.paths, 30, NOW) == 0
 
 
 def corpora(asgi: Asgi) -> set[str]:
@@ -104,7 +104,7 @@ def stocked(asgi: Asgi) -> Asgi:
 
 def test_corpora_that_no_run_on_the_disk_names_go(stocked: Asgi) -> None:
     before = corpora(stocked)
-    gone = leftovers.sweep_corpora(stocked.db, stocked.settings.paths, 30, NOW)
+    gone = job_retention.sweep_corpora(stocked.db, stocked.settings.paths, 30, NOW)
     assert set(gone) == {"unused-2b", "t-5e"}
     assert before - corpora(stocked) == {"unused-2b", "tokenizers/t-5e"}
 
@@ -116,13 +116,13 @@ def test_nothing_goes_while_data_is_prepared_or_a_run_cannot_be_read(
     add_job(stocked, "job_1", "prepare", OLD)
     with stocked.db.write() as session:
         rows.put(session.get_one(tables.Job, "job_1"), "running")
-    assert leftovers.sweep_corpora(stocked.db, stocked.settings.paths, 30, NOW) == []
+    assert job_retention.sweep_corpora(stocked.db, stocked.settings.paths, 30, NOW) == []
     with stocked.db.write() as session:
         rows.put(session.get_one(tables.Job, "job_1"), "completed")
     unreadable = stocked.settings.paths.run("run_broken").data
     unreadable.mkdir(parents=True)
     with pytest.raises(OSError, match="directory"):
-        leftovers.sweep_corpora(stocked.db, stocked.settings.paths, 30, NOW)
+        job_retention.sweep_corpora(stocked.db, stocked.settings.paths, 30, NOW)
     assert corpora(stocked) == before
 
 
@@ -135,7 +135,7 @@ def test_nothing_goes_while_the_directory_of_a_run_is_not_there(
     runs = stocked.settings.paths.root / "runs"
     runs.rename(tmp_path / "not mounted")
     runs.mkdir()
-    assert leftovers.sweep_corpora(stocked.db, stocked.settings.paths, 30, NOW) == []
+    assert job_retention.sweep_corpora(stocked.db, stocked.settings.paths, 30, NOW) == []
     assert corpora(stocked) == before
 
 
@@ -144,18 +144,18 @@ def test_nothing_goes_while_the_directory_of_a_run_is_not_there(
 
 def test_the_service_manager_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
-    assert not notify.notify("READY=1")
+    assert not sd_notify.notify("READY=1")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
         manager.settimeout(5)
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
-        assert notify.notify("READY=1")
+        assert sd_notify.notify("READY=1")
         assert manager.recv(100) == b"READY=1"
         monkeypatch.setenv("WATCHDOG_USEC", "20000")
         monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
 
         async def live(is_alive: bool) -> None:
-            feeding = asyncio.create_task(notify.feed_watchdog(lambda: is_alive))
+            feeding = asyncio.create_task(sd_notify.feed_watchdog(lambda: is_alive))
             await asyncio.sleep(0.1)
             feeding.cancel()
 
@@ -171,4 +171,4 @@ def test_the_service_manager_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyP
         with pytest.raises(BlockingIOError):
             manager.recv(100)
     monkeypatch.setenv("WATCHDOG_PID", "1")
-    assert notify.watchdog_seconds() is None
+    assert sd_notify.watchdog_seconds() is None

@@ -12,10 +12,10 @@ from sqlalchemy import ScalarSelect, bindparam, case, select
 from sqlalchemy.orm import Session, aliased
 
 from server.database import tables
-from server.domain import attempts, lineage, saved
+from server.domain import attempts, checkpoint_lookup, lineage
 
 
-class Standing(NamedTuple):
+class Latest(NamedTuple):
     """attempt: the newest trainer. checkpoint: the newest good one. phase: the present one, or the
     last. bpb_seconds, core_seconds: what the last of its kind took that was part of the training.
     """
@@ -27,8 +27,8 @@ class Standing(NamedTuple):
     core_seconds: float | None
 
 
-def standing(session: Session, run_id: str) -> Standing:
-    return Standing(*session.execute(_STANDING, {"run": run_id}).one())
+def latest(session: Session, run_id: str) -> Latest:
+    return Latest(*session.execute(_STANDING, {"run": run_id}).one())
 
 
 def _phase_name() -> ScalarSelect[str]:
@@ -58,7 +58,7 @@ def _last_seconds(kind: str) -> ScalarSelect[float]:
 # joined by id: SQLite would first copy a whole subquery
 _attempt, _checkpoint = aliased(tables.Attempt), aliased(tables.Checkpoint)
 _last = attempts.LAST_ATTEMPT.with_only_columns(tables.Attempt.id).scalar_subquery()
-_newest = saved.NEWEST.with_only_columns(tables.Checkpoint.id).scalar_subquery()
+_newest = checkpoint_lookup.NEWEST.with_only_columns(tables.Checkpoint.id).scalar_subquery()
 _STANDING = (
     select(_attempt, _checkpoint, _phase_name(), _last_seconds("bpb"), _last_seconds("core"))
     .select_from(tables.Run)

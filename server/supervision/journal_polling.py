@@ -13,13 +13,13 @@ from server.supervision import failure_guard
 from server.supervision.context import SupervisorContext
 from server.supervision.watch import Watch
 
-log = logging.getLogger("traind.intake")
+log = logging.getLogger("traind.journals")
 
 RESTART_SECONDS = (1.0, 5.0, 30.0, 60.0)  # before the ingesting process is restarted
 READS_PER_TICK = 20  # per journal, so that others get their turn and a tick stays short
 
 
-class Intake:
+class JournalPolling:
     """Ingests the reports of trainers and jobs into rows."""
 
     def __init__(self, context: SupervisorContext) -> None:
@@ -49,10 +49,10 @@ class Intake:
                 with db.lend():
                     return self._worker.read(execution_id, MAX_RECORDS)
         except WorkerGone as error:
-            self._mourn(self._worker, error)
+            self._restart_later(self._worker, error)
         return ingest.ingest(db, execution_id, paths)
 
-    def _mourn(self, worker: Worker | None, error: WorkerGone) -> None:
+    def _restart_later(self, worker: Worker | None, error: WorkerGone) -> None:
         wait = RESTART_SECONDS[min(self._deaths, len(RESTART_SECONDS) - 1)]
         log.error("%s; it is started again in %.0f s, the daemon reads meanwhile", error, wait)
         self._deaths, self._again_at = self._deaths + 1, time.monotonic() + wait
@@ -67,7 +67,9 @@ class Intake:
         try:
             self._worker = Worker.spawn(self._context.settings.paths.root)
         except OSError as error:
-            self._mourn(None, WorkerGone(f"the ingesting process cannot be started: {error}"))
+            self._restart_later(
+                None, WorkerGone(f"the ingesting process cannot be started: {error}")
+            )
 
 
 def _drain(watch: Watch, read: Callable[[], IngestResult]) -> None:

@@ -30,7 +30,7 @@ class StepBatches:
     sha256: str
 
 
-class NotDealt(Exception):
+class BatchesUnavailable(Exception):
     """Rank 0 could not read the step's batches; its own error gives the cause."""
 
 
@@ -47,7 +47,7 @@ class NoLoader:
         pass
 
 
-def next_step(loader: Loader | NoLoader, accumulation: int, deal: Deal) -> StepBatches:
+def next_step(loader: Loader | NoLoader, accumulation: int, deal: BatchBroadcast) -> StepBatches:
     """The next `accumulation` micro-batches. Raises the loader's errors, NotDealt elsewhere."""
     if deal.world.size == 1:
         assert isinstance(loader, Loader)
@@ -69,7 +69,7 @@ def _read(loader: Loader, accumulation: int) -> tuple[list[MicroBatch], str]:
 
 
 @dataclass(frozen=True)
-class Deal:
+class BatchBroadcast:
     """Format of a step's rows when they are sent between ranks.
 
     shifted: targets are the inputs one position later, as in packed documents, so that rows of
@@ -99,11 +99,11 @@ class Deal:
                 digest = self._fill(block[1:].view(accumulation, -1), loader)
             except Exception as error:  # the other ranks wait for this step: tell them first
                 failure, block[0] = error, FAILED
-        self.world.deal(block)
+        self.world.broadcast_block(block)
         if failure is not None:
             raise failure
         if block[0] == FAILED:
-            raise NotDealt("rank 0 could not read the step's batches")
+            raise BatchesUnavailable("rank 0 could not read the step's batches")
         return self._dealt(block[1:].view(accumulation, -1), digest)
 
     def _fill(self, block_AN: Tensor, loader: Loader) -> str:

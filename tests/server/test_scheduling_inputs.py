@@ -15,8 +15,8 @@ from server.domain import policies
 from server.machine import gpu_programs
 from server.machine.devices import Device
 from server.machine.gpu_programs import GpuProgram
-from server.scheduling import surroundings, tariff
-from server.scheduling.surroundings import SurroundingsThread
+from server.scheduling import inputs, tariff
+from server.scheduling.inputs import SchedulerInputsThread
 from server.scheduling.tariff import Tariff
 from server.schemas.policies import NeighbourRule, PlacePolicyView
 from tests.server.asgi import Asgi
@@ -122,37 +122,35 @@ class TestThread:
 
     def test_a_neighbour_is_seen_where_the_policy_asks_for_it(self, db: Database) -> None:
         found = {"GPU-1": [GpuProgram(7, "game", 10**9)]}
-        around = SurroundingsThread(db, (CARD,), programs=lambda: found)
-        around.look(0.0)
-        around.look(10.0)
+        around = SchedulerInputsThread(db, (CARD,), programs=lambda: found)
+        around.poll(0.0)
+        around.poll(10.0)
         assert around.seen().neighbours == {}
         self.set_policy(db, PlacePolicyView(neighbours=NeighbourRule()))
-        around.look(20.0)
-        around.look(30.0)
+        around.poll(20.0)
+        around.poll(30.0)
         assert around.seen().neighbours == {"cuda:0": "game"}
         self.set_policy(db, PlacePolicyView())
-        around.look(31.0)
+        around.poll(31.0)
         assert around.seen().neighbours == {}
 
     def test_no_driver_is_asked_where_no_policy_does(self, db: Database) -> None:
         def never() -> None:
             raise AssertionError("the driver was asked")
 
-        SurroundingsThread(db, (CARD,), programs=never).look(0.0)
+        SchedulerInputsThread(db, (CARD,), programs=never).poll(0.0)
 
     def test_a_driver_that_cannot_tell_is_a_problem_in_words(self, db: Database) -> None:
         self.set_policy(db, PlacePolicyView(neighbours=NeighbourRule()))
-        around = SurroundingsThread(db, (CARD,), programs=lambda: None)
-        around.look(0.0)
+        around = SchedulerInputsThread(db, (CARD,), programs=lambda: None)
+        around.poll(0.0)
         assert "does not list the processes" in around.problems()[0]
 
     def test_processes_of_ours_carry_a_token(self, monkeypatch: pytest.MonkeyPatch) -> None:
         mine = psutil.Process()
-        assert not surroundings._is_ours(mine)
-        monkeypatch.setattr(
-            psutil.Process, "environ", lambda self: {surroundings.TOKEN_VARIABLE: "x"}
-        )
-        assert surroundings._is_ours(mine)
+        assert not inputs._is_ours(mine)
+        monkeypatch.setattr(psutil.Process, "environ", lambda self: {inputs.TOKEN_VARIABLE: "x"})
+        assert inputs._is_ours(mine)
 
 
 class TestHttp:
