@@ -32,8 +32,8 @@ REGISTRY = ROOT / "trainer" / "contract" / "evaluations.py"
 def test_the_registry_has_the_kinds_of_the_events_the_jobs_and_the_commands() -> None:
     assert tuple(BY_KIND) == get_args(EvaluationKind)
     assert {one.kind for one in MEASUREMENTS} == set(get_args(MeasurementKind))
-    for model in (events.Evaluation, EvaluationView):
-        field = "evaluation" if model is events.Evaluation else "kind"
+    for model in (events.EvaluationResult, EvaluationView):
+        field = "evaluation" if model is events.EvaluationResult else "kind"
         assert get_args(model.model_fields[field].annotation) == get_args(EvaluationKind)
     for kind in BY_KIND:
         assert kind in EvaluateParams.model_fields
