@@ -157,7 +157,7 @@ class TestProgress:
             return eta.progress(session, store.get_run(session, "night"), now=now)
 
     def _end(self, session: Session, run: Run) -> float | None:
-        left = eta.remaining(session, run, latest(session, run.id))
+        left = eta.remaining(session, run, latest(session, run.id), None)
         end = eta.expected_end(session, run, None, left, time.time())
         return end.finish_at if end else None
 
