@@ -343,7 +343,7 @@ async def stream(active: list[StubRun], only: StubRun | None) -> AsyncIterator[s
 def _system(run: StubRun) -> SystemView:
     return SystemView.model_validate(
         {
-            "version": "0.1.0", "python": "3.11.2", "versions": {"torch": "2.13.0"}, "sqlite": {},
+            "version": "0.2.0", "python": "3.11.2", "versions": {"torch": "2.13.0"}, "sqlite": {},
             "devices": [
                 {
                     "device": "cuda:0", "name": "NVIDIA GeForce RTX 4070", "memory_bytes": 12 * GB,
