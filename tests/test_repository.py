@@ -14,6 +14,7 @@ from server.daemon import systemd
 from server.domain.states import VERBS
 from server.settings import Settings
 from trainer.contract.plan import make_plan
+from trainer.contract.plan.context import PlanContext
 from trainer.contract.spec import resolve
 
 ROOT = Path(__file__).parents[1]
@@ -28,6 +29,20 @@ PATH = re.compile(r"`((?:server|trainer|tests|docker|migrations)/[\w./-]+)`")
 def test_example_specs_resolve_and_plan(path: Path) -> None:
     plan = make_plan(resolve(yaml.safe_load(path.read_text())))
     assert plan.horizon.steps > 0
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "examples").glob("card-*.yaml")), ids=lambda path: path.stem
+)
+def test_the_example_of_a_card_fits_it(path: Path) -> None:
+    """With the tenth left free that a plan warns about."""
+    size = int(path.stem.removeprefix("card-").removesuffix("gb")) * 1_000_000_000
+    plan = make_plan(
+        resolve(yaml.safe_load(path.read_text())), PlanContext(device_memory_bytes=size)
+    )
+    assert plan.memory.available == size
+    assert plan.memory.expected <= 0.9 * size
+    assert not [text for text in plan.warnings if "memory" in text]
 
 
 def test_the_12_gb_example_is_the_preset() -> None:
