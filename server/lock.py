@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from server import errors
+from trainer.contract import units
 from trainer.contract.rundir import Held, acquire, is_at
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def held(settings: Settings) -> Iterator[None]:
 def _take(root: Path, stack: ExitStack) -> None:
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        words = f"pid {os.getpid()}, since {time.strftime('%F %T')}"
+        words = f"pid {os.getpid()}, since {units.exactly(time.time())}"
         stack.enter_context(holding(root, words))
     except Held as error:
         raise CannotServe(

@@ -25,7 +25,7 @@ from server.errors import Busy, IdempotencyMismatch, Invalid, TraindError, Unser
 from server.events.hub import Hub
 from server.guard.idempotency import StoredAnswer
 from server.guard.problems import problem
-from trainer.contract import sockets
+from trainer.contract import sockets, units
 from trainer.contract.completions import (
     MAX_REPLY_BYTES,
     REPLY,
@@ -106,7 +106,7 @@ def _require_startable(server: ServingJob, hub: Hub, *, is_late: bool) -> None:
         raise Unserved(f"The serving process could not be started: {server.failure}")
     if is_late:
         raise Unserved(
-            f"The serving process did not start within {START_SECONDS:.0f} s.",
+            f"The serving process did not start within {units.duration(START_SECONDS)}.",
             hint=f"GET /v1/jobs/{server.job_id} shows its state.",
         )
 

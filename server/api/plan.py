@@ -23,6 +23,7 @@ from server.machine import plan_context
 from server.queries import eta, outlook, planned, store
 from server.scheduling.hours import rules
 from server.schemas.plans import PlanAnswer, PlanOutlook
+from trainer.contract import units
 from trainer.contract.extend import ExtendRequest
 from trainer.contract.plan import Plan
 from trainer.contract.spec import RunSpec, resolve
@@ -83,7 +84,7 @@ def _outlook(session: Session, spec: RunSpec, made: Plan) -> PlanOutlook:
         finish_at=end.finish_at,
         energy_joules=bill.energy_joules,
         cost=bill.cost,
-        energy_source=f"{watts[0]:.0f} W, the mean of run {watts[1]}" if watts else None,
+        energy_source=f"{units.watts(watts[0])}, the mean of run {watts[1]}" if watts else None,
     )
 
 

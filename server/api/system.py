@@ -23,8 +23,8 @@ from server.machine.devices import Device
 from server.machine.readings import DeviceReading, Readings, process_name
 from server.schemas.system import DeviceView, PeakFlops, SystemView
 from server.token_proof import CHALLENGE_HEADER, PROOF_HEADER
+from trainer.contract import units
 from trainer.contract.peaks import known_peak
-from trainer.contract.plan import num_bytes
 
 router = APIRouter(tags=["system"], route_class=StrictRoute)
 PACKAGES = ("torch", "numpy", "fastapi", "uvicorn", "sqlalchemy", "pydantic", "prometheus-client")
@@ -59,7 +59,7 @@ def readyz(request: Request, db: Db, conf: Conf) -> dict[str, str]:
     disk = machine_disk.space(conf.paths.root)
     if disk.is_full:
         raise Busy(
-            f"The disk is full: {num_bytes(disk.free)} left in {conf.paths.root}. "
+            f"The disk is full: {units.num_bytes(disk.free)} left in {conf.paths.root}. "
             "Runs wait for room.",
             hint="Free some space there; everything then continues by itself.",
             headers={"Retry-After": "5"},
@@ -190,7 +190,7 @@ def _running(db: Database) -> list[_Running]:
 
 
 def _disk_warning(free: int) -> list[str]:
-    return [f"Disk almost full: {num_bytes(free)} left"] if free < LOW_DISK_BYTES else []
+    return [f"Disk almost full: {units.num_bytes(free)} left"] if free < LOW_DISK_BYTES else []
 
 
 @cache

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from server.cli import options, output, units, waiting
+from server.cli import options, output, waiting
 from server.text import clean
+from trainer.contract import units
 
 if TYPE_CHECKING:
     from server.schemas.checkpoints import CheckpointView
@@ -52,8 +53,8 @@ def list_(
         return output.emit(found)
     rows = [
         (
-            c.name, units.steps(c.step), units.num_bytes(c.bytes), c.why,
-            units.number(c.val_bpb), units.moment(c.created_at),
+            c.name, units.integer(c.step), units.num_bytes(c.bytes), c.why,
+            units.fixed(c.val_bpb), units.when(c.created_at),
             " ".join(
                 mark
                 for mark, holds in (

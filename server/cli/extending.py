@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from server.cli import options, output, plot, units
+from server.cli import options, output, plot
 from server.text import clean
+from trainer.contract import units
 
 if TYPE_CHECKING:
     from server.client import Client
@@ -135,7 +136,7 @@ def describe(preview: ExtendPreview) -> list[tuple[str, str]]:
     joint = preview.joint
     rows = [
         ("steps", f"{preview.start_step:,} to {preview.end_step:,} "
-                  f"({units.steps(preview.end_step - preview.start_step)})"),
+                  f"({units.integer(preview.end_step - preview.start_step)})"),
         ("tokens", f"{preview.tokens:,} ({units.flops(preview.flops)})"),
         ("mode", f"{preview.schedule.mode}, {preview.schedule.shape}; "
                  f"warmdown from step {preview.warmdown_start:,}"),
@@ -144,8 +145,8 @@ def describe(preview: ExtendPreview) -> list[tuple[str, str]]:
         ("momentum", _pair(joint.momentum, "")),
     ]  # fmt: skip
     if preview.eta:
-        rate = f"{preview.eta.tokens_per_second:,.0f} tok/s, {preview.eta.source}"
-        rows.append(("takes about", f"{units.seconds(preview.eta.total)} ({rate})"))
+        rate = f"{units.rate(preview.eta.tokens_per_second)}, {preview.eta.source}"
+        rows.append(("takes about", f"{units.duration(preview.eta.total)} ({rate})"))
     if preview.discarded_steps:
         rows.append(("superseded", f"{preview.discarded_steps:,} steps after the joint"))
     return rows
@@ -228,8 +229,12 @@ def _lr(points: list[CurvePoint]) -> list[tuple[float, float]]:
 
 def _pair(pair: tuple[float, float], unit: str) -> str:
     low, high = pair
-    factor = f" (× {high / low:.3g})" if low > 0 and abs(high / low - 1) > 0.005 else ""
-    return f"{low:.4g} -> {high:.4g} {unit}".rstrip() + factor
+    factor = (
+        f" (× {units.significant(high / low, 3)})"
+        if low > 0 and abs(high / low - 1) > 0.005
+        else ""
+    )
+    return f"{units.significant(low)} -> {units.significant(high)} {unit}".rstrip() + factor
 
 
 def _after_colon(sentence: str) -> str:

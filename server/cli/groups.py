@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from server.cli import options, output, specfile, units
+from server.cli import options, output, specfile
 from server.text import clean
+from trainer.contract import units
 
 if TYPE_CHECKING:
     from server.schemas.groups import GroupCell, GroupDetail, GroupMemberView, LadderFit
@@ -81,8 +82,8 @@ def list_(json: options.Json = False) -> None:
         return output.emit(page)
     rows = [
         (
-            one.name, one.num_members, _counts(one.counts), units.number(one.best_val_bpb, 4),
-            units.seconds(one.training_seconds),
+            one.name, one.num_members, _counts(one.counts), units.fixed(one.best_val_bpb, 4),
+            units.duration(one.training_seconds),
         )
         for one in page.data
     ]  # fmt: skip
@@ -186,14 +187,14 @@ def _whole(text: str) -> int:
 def _show_members(found: GroupDetail) -> None:
     rows = [
         (
-            clean(one.name), str(one.state), f"{one.fraction:.0%}",
-            units.number(one.loss_smooth, 4), units.number(one.val_bpb, 4), f"{one.flops:.3g}",
-            units.seconds(one.training_seconds), _kwh(one), _multiplier(one.compute_multiplier),
+            clean(one.name), str(one.state), units.progress(one.fraction),
+            units.fixed(one.loss_smooth), units.fixed(one.val_bpb), units.significant(one.flops, 3),
+            units.duration(one.training_seconds), _energy(one), _multiplier(one.compute_multiplier),
         )
         for one in found.members
     ]  # fmt: skip
     columns = (
-        "RUN", "STATE", ">DONE", ">LOSS", ">VAL BPB", ">FLOPS", ">TRAINED", ">KWH", ">COMPUTE",
+        "RUN", "STATE", ">DONE", ">LOSS", ">VAL BPB", ">FLOPS", ">TRAINED", ">ENERGY", ">COMPUTE",
     )  # fmt: skip
     output.table(columns, rows, "no runs")
 
@@ -202,8 +203,8 @@ def _show_cells(found: GroupDetail) -> None:
     rows = [
         (
             units.DASH if cell.depth is None else cell.depth, _variant(cell.variant),
-            f"{cell.num_finished}/{cell.num_members}", units.number(cell.val_bpb_mean, 4),
-            units.number(cell.val_bpb_spread, 4), _gain(cell),
+            f"{cell.num_finished}/{cell.num_members}", units.fixed(cell.val_bpb_mean, 4),
+            units.fixed(cell.val_bpb_spread, 4), _gain(cell),
             _multiplier(cell.compute_multiplier),
         )
         for cell in found.cells
@@ -215,18 +216,19 @@ def _show_cells(found: GroupDetail) -> None:
 def _show_fit(fit: LadderFit) -> None:
     name = f" of {_variant(fit.variant)}" if fit.variant else ""
     output.say(
-        f"fit{name}: L = {fit.e:.4f} + {fit.a:.4f} (C / {fit.reference_flops:.3g})^-{fit.alpha:.3f}"
+        f"fit{name}: L = {fit.e:.4f} + {fit.a:.4f} (C / "
+        f"{units.significant(fit.reference_flops, 3)})^-{fit.alpha:.3f}"
         f"; alpha {fit.alpha_interval[0]:.3f} to {fit.alpha_interval[1]:.3f} at "
-        f"{fit.confidence:.0%}, residual {fit.residual_spread:.4f} bits per byte"
+        f"{units.percent(fit.confidence)}, residual {fit.residual_spread:.4f} bits per byte"
     )
     if fit.prediction is not None:
         seen = fit.prediction
         low, high = seen.val_bpb_interval
-        time = f"{seen.hours:.2g} h" if seen.hours is not None else "time unknown"
-        energy = f", {seen.kwh:.2g} kWh" if seen.kwh is not None else ""
+        time = units.duration(3600 * seen.hours) if seen.hours is not None else "time unknown"
+        energy = f", {units.kwh(seen.kwh)}" if seen.kwh is not None else ""
         output.say(
             f"  depth {seen.depth}: val bpb {seen.val_bpb:.4f} ({low:.4f} to {high:.4f}), "
-            f"{seen.flops:.3g} FLOPs, {time}{energy} ({seen.time_source})"
+            f"{units.flops(seen.flops)}, {time}{energy} ({seen.time_source})"
         )
     for sentence in fit.not_told:
         output.say(f"  - {sentence}")
@@ -240,9 +242,8 @@ def _gain(cell: GroupCell) -> str:
     return f"{cell.gain:+.4f}{width} ({verdict})"
 
 
-def _kwh(one: GroupMemberView) -> str:
-    joules = one.energy_joules
-    return units.DASH if joules is None else f"{units.kilowatt_hours(joules):.3g}"
+def _energy(one: GroupMemberView) -> str:
+    return units.energy(one.energy_joules)
 
 
 def _multiplier(value: float | None) -> str:

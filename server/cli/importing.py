@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from server.cli import options, output, units, waiting
+from server.cli import options, output, waiting
+from trainer.contract import units
 
 if TYPE_CHECKING:
     from server.schemas.jobs import JobView
@@ -107,7 +108,7 @@ def _show(preview: ImportPreview) -> None:
             ("step", f"{preview.step:,} of {preview.horizon_steps:,}"),
             ("tokens seen", f"{preview.tokens:,}"),
             ("parameters", f"{preview.parameters:,}"),
-            ("val bpb", units.number(preview.val_bpb, 6)),
+            ("val bpb", units.fixed(preview.val_bpb, 6)),
             ("schedule", f"warm-up {schedule.get('warmup_steps')} steps, "
                          f"{schedule.get('warmdown_shape')} warmdown over "
                          f"{schedule.get('warmdown_ratio')} of the run"),

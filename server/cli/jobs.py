@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from server.cli import importing, options, output, tokens, units, waiting
+from server.cli import importing, options, output, tokens, waiting
+from trainer.contract import units
 from trainer.contract.evaluations import BY_KIND
 
 if TYPE_CHECKING:
@@ -165,8 +166,8 @@ def jobs(
     rows = [
         (
             job.id, job.kind, job.run or units.DASH, output.state(job.state), job.where,
-            job.stage if job.state == "running" else "", units.percent(job.fraction, 0),
-            units.moment(job.created_at), job.message,
+            job.stage if job.state == "running" else "", units.percent(job.fraction),
+            units.when(job.created_at), job.message,
         )
         for job in found
     ]  # fmt: skip
@@ -199,8 +200,8 @@ def job(
             [
                 ("state", output.state(found.state)), ("run", found.run or units.DASH),
                 ("doing", waiting.describe(found)), ("message", found.message),
-                ("asked", units.moment(found.created_at)),
-                ("ended", units.moment(found.ended_at)), ("result", found.result or units.DASH),
+                ("asked", units.when(found.created_at)),
+                ("ended", units.when(found.ended_at)), ("result", found.result or units.DASH),
             ],
         )  # fmt: skip
     if found.state == "failed":
@@ -237,7 +238,7 @@ def _core_lines(result: dict[str, Any]) -> list[str]:
     for task, accuracy in (result.get("results") or {}).items():
         centred = (result.get("centered_results") or {}).get(task)
         lost = (result.get("not_scored") or {}).get(task, {}).get("count", 0)
-        line = f"{task}: accuracy {units.number(accuracy, 4)}, centred {units.number(centred, 4)}"
+        line = f"{task}: accuracy {units.fixed(accuracy, 4)}, centred {units.fixed(centred, 4)}"
         lines.append(line + (f", {lost:,} items not scored" if lost else ""))
     return lines
 

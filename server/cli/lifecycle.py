@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from server.cli import options, output, specfile, units, waiting
+from server.cli import options, output, specfile, waiting
 from server.text import clean
+from trainer.contract import units
 
 if TYPE_CHECKING:
     from server.client import Client
@@ -183,9 +184,9 @@ def _created(made: RunDetail) -> None:
     plan = made.plan
     parts = (
         f"{units.count(plan.parameters.total)} parameters",
-        f"{units.steps(plan.horizon.steps)} steps",
+        f"{units.integer(plan.horizon.steps)} steps",
         f"{units.count(plan.horizon.tokens)} tokens",
-        f"about {units.seconds(plan.eta.total)} ({plan.eta.source})",
+        f"about {units.duration(plan.eta.total)} ({plan.eta.source})",
     )
     output.say(f"{made.name} ({made.id}) is {made.state}: {made.reason_message}")
     output.say("  " + ", ".join(parts))

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from server.cli import options, output, units, waiting
+from server.cli import options, output, waiting
 from server.text import clean, clean_lines
+from trainer.contract import units
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -47,11 +48,11 @@ def ps(
     rows = [
         (
             run.name, output.state(run.state, run.condition), run.device,
-            f"{units.steps(run.step)} / {units.steps(run.end_step)}",
-            units.percent(run.fraction),
-            units.number(run.loss if run.loss_smooth is None else run.loss_smooth),
+            f"{units.integer(run.step)} / {units.integer(run.end_step)}",
+            units.progress(run.fraction),
+            units.fixed(run.loss if run.loss_smooth is None else run.loss_smooth),
             units.rate(None if run.condition else run.tokens_per_second),
-            units.seconds(None if run.condition else run.eta_seconds),
+            units.duration(None if run.condition else run.eta_seconds),
             _waiting(run),
         )
         for run in runs
@@ -98,10 +99,10 @@ def phases(run: options.RunArgument, json: options.Json = False) -> None:
         return output.emit(found)
     rows = [
         (
-            phase.index, phase.name, phase.mode, units.steps(phase.start_step),
-            units.steps(phase.end_step), units.steps(phase.ended_at_step),
-            units.count(phase.tokens), _joint(phase.joint), units.moment(phase.started_at),
-            units.moment(phase.ended_at),
+            phase.index, phase.name, phase.mode, units.integer(phase.start_step),
+            units.integer(phase.end_step), units.integer(phase.ended_at_step),
+            units.count(phase.tokens), _joint(phase.joint), units.when(phase.started_at),
+            units.when(phase.ended_at),
         )
         for phase in found
     ]  # fmt: skip
@@ -121,12 +122,12 @@ def attempts(run: options.RunArgument, json: options.Json = False) -> None:
         return output.emit(found)
     rows = [
         (
-            attempt.number, attempt.phase_index, attempt.device, units.steps(attempt.start_step),
-            units.steps(attempt.last_step), units.steps(attempt.steps_lost),
+            attempt.number, attempt.phase_index, attempt.device, units.integer(attempt.start_step),
+            units.integer(attempt.last_step), units.integer(attempt.steps_lost),
             attempt.outcome or attempt.stage,
             units.DASH if attempt.exit_code is None else attempt.exit_code,
-            units.moment(attempt.started_at),
-            units.moment(attempt.ended_at), attempt.exact_resume or units.DASH, attempt.message,
+            units.when(attempt.started_at),
+            units.when(attempt.ended_at), attempt.exact_resume or units.DASH, attempt.message,
         )
         for attempt in found
     ]  # fmt: skip
@@ -197,7 +198,7 @@ def logs(
 
 def event_line(event: EventView, with_run: bool = False) -> Text:
     """'14:02:11  demo  checkpoint  saved step 50' in the colour of its level."""
-    parts = [units.moment(event.unix_seconds)]
+    parts = [units.when(event.unix_seconds)]
     parts += [clean(event.run or event.job or "daemon")] if with_run else []
     step = f"step {event.step:,}: " if event.step is not None else ""
     line = output.styled("  ".join(parts) + "  ", "dim")
@@ -210,7 +211,7 @@ def _standing(run: RunDetail) -> str:
     """The state as a sentence: 'Paused by you on the command line at 16:39:08.'"""
     if run.state not in ("paused", "cancelled") or run.state_since is None:
         return run.reason_message
-    return f"{run.reason_message.rstrip('.')} at {units.moment(run.state_since)}."
+    return f"{run.reason_message.rstrip('.')} at {units.when(run.state_since)}."
 
 
 def _details(run: RunDetail) -> list[tuple[str, object]]:
@@ -227,14 +228,14 @@ def _details(run: RunDetail) -> list[tuple[str, object]]:
     if run.advice:
         rows.append(("do", run.advice))
     rows += [
-        ("step", f"{run.step:,} of {run.end_step:,} ({units.percent(run.fraction)})"),
+        ("step", f"{run.step:,} of {run.end_step:,} ({units.progress(run.fraction)})"),
         ("tokens", f"{run.tokens_seen:,}"),
-        ("loss", f"{units.number(run.loss_smooth)} smoothed   val bpb {units.number(run.val_bpb)}"),
-        ("rate", f"{units.rate(run.tokens_per_second)}   ETA {units.seconds(run.eta_seconds)}"),
-        ("training time", units.seconds(run.training_seconds)),
+        ("loss", f"{units.fixed(run.loss_smooth)} smoothed   val bpb {units.fixed(run.val_bpb)}"),
+        ("rate", f"{units.rate(run.tokens_per_second)}   ETA {units.duration(run.eta_seconds)}"),
+        ("training time", units.duration(run.training_seconds)),
         ("device", run.device),
         ("exact resume", run.exact_resume or units.DASH),
-        ("created", units.moment(run.created_at)),
+        ("created", units.when(run.created_at)),
     ]
     rows += [(f"metadata.{key}", clean(value)) for key, value in run.metadata.items()]
     return rows
@@ -251,13 +252,13 @@ def _waiting(run: RunSummary) -> str:
     if run.state == "queued" and run.queue_position is not None:
         return f"number {run.queue_position} in the queue"
     if run.state == "completed":
-        return f"took {units.seconds(run.training_seconds)}"
+        return f"took {units.duration(run.training_seconds)}"
     return "" if run.state == "running" else run.reason_message
 
 
 def _joint(joint: object) -> str:
     pair = getattr(joint, "lr_multiplier", None)
-    return f"{pair[0]:.4g} -> {pair[1]:.4g}" if pair else units.DASH
+    return f"{units.significant(pair[0])} -> {units.significant(pair[1])}" if pair else units.DASH
 
 
 def _print_event(event: EventView, with_run: bool, json: bool) -> None:

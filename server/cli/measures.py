@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from server.cli import options, output, plot, units
+from server.cli import options, output, plot
 from server.text import clean_lines
+from trainer.contract import units
 from trainer.contract.evaluations import BY_KIND
 
 if TYPE_CHECKING:
@@ -61,8 +62,8 @@ def metrics(
             rows.append(
                 (
                     _named(series, answer.series), plot.sparkline(means, 32),
-                    units.number(finite[0]), units.number(finite[-1]),
-                    units.number(min(low)), units.number(max(high)), len(series.points),
+                    units.fixed(finite[0]), units.fixed(finite[-1]),
+                    units.fixed(min(low)), units.fixed(max(high)), len(series.points),
                 )
             )  # fmt: skip
     columns = ("KEY", "COURSE", ">FIRST", ">LAST", ">LEAST", ">MOST", ">POINTS")
@@ -84,9 +85,9 @@ def evaluations(run: options.RunArgument, json: options.Json = False) -> None:
         return output.emit(found)
     rows = [
         (
-            BY_KIND[e.kind].label, units.steps(e.step), BY_KIND[e.kind].text(e.value),
+            BY_KIND[e.kind].label, units.integer(e.step), BY_KIND[e.kind].text(e.value),
             e.identity[:12],
-            units.seconds(e.seconds), units.moment(e.unix_seconds),
+            units.duration(e.seconds), units.when(e.unix_seconds),
             "best" if e.best else "superseded" if e.superseded else "",
         )
         for e in found

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from server.cli import options, output, specfile, units
+from server.cli import options, output, specfile
+from trainer.contract import units
 
 if TYPE_CHECKING:
     from trainer.contract.plan import Plan, PlanContext
@@ -147,12 +148,13 @@ def _rates(plan: Plan) -> Pairs:
         ("batch", f"{batch.tokens:,} tokens = {batch.device_batch_size} x {batch.sequence_len:,}"
                   f" x {batch.accumulation}{assumed}"),
         ("rates scaled by", f"{rates.lr_factor:.5f} (batch), {rates.width_factor:.5f} (width)"),
-        ("matrix LR", f"{rates.matrix_lr:.6g}"),
-        ("embedding LR", f"{rates.embedding_lr:.6g}, value embeddings "
-                         f"{rates.value_embedding_lr:.6g}"),
-        ("head LR", f"{rates.unembedding_lr:.6g}"),
-        ("scalar LRs", f"residual {rates.resid_lr:.6g}, x0 {rates.x0_lr:.6g}, "
-                       f"smear {rates.smear_lr:.6g}"),
+        ("matrix LR", units.significant(rates.matrix_lr, 6)),
+        ("embedding LR", f"{units.significant(rates.embedding_lr, 6)}, value embeddings "
+                         f"{units.significant(rates.value_embedding_lr, 6)}"),
+        ("head LR", units.significant(rates.unembedding_lr, 6)),
+        ("scalar LRs", f"residual {units.significant(rates.resid_lr, 6)}, x0 "
+                       f"{units.significant(rates.x0_lr, 6)}, "
+                       f"smear {units.significant(rates.smear_lr, 6)}"),
         ("weight decay", f"{rates.weight_decay:.5f} at its peak"),
         ("schedule", f"warm-up {plan.schedule.warmup_steps:,} steps, {plan.schedule.shape} "
                      f"warmdown from step {plan.warmdown_start:,} to "
@@ -169,8 +171,8 @@ def _horizon(plan: Plan) -> Pairs:
                                 f"{horizon.chinchilla_ratio:g}); {horizon.ratio_scaling:.1f} : 1 "
                                 "by matrix parameters"),
         ("FLOPs", f"{units.flops(horizon.flops)} "
-                  f"({horizon.flops_per_token / 1e6:,.0f} MFLOP per token; "
-                  f"{horizon.flops_per_token_causal / 1e6:,.0f} computed)"),
+                  f"({units.flops(horizon.flops_per_token)} per token; "
+                  f"{units.flops(horizon.flops_per_token_causal)} computed)"),
     ]  # fmt: skip
 
 
@@ -202,14 +204,14 @@ def _disk(plan: Plan) -> Pairs:
 def _time(plan: Plan) -> Pairs:
     eta = plan.eta
     return [
-        ("rate", f"{eta.tokens_per_second:,.0f} tok/s, {units.seconds(eta_step(plan))} per step"),
+        ("rate", f"{units.rate(eta.tokens_per_second)}, {units.duration(eta_step(plan))} per step"),
         ("  from", eta.source),
-        ("training", units.seconds(eta.training)),
-        ("evaluation", units.seconds(eta.evaluation)),
-        ("saving", units.seconds(eta.saving)),
-        ("start-up", units.seconds(eta.start_up)),
-        ("total", units.seconds(eta.total)),
-        ("a crash loses at most", units.seconds(plan.crash_loses_at_most_seconds)),
+        ("training", units.duration(eta.training)),
+        ("evaluation", units.duration(eta.evaluation)),
+        ("saving", units.duration(eta.saving)),
+        ("start-up", units.duration(eta.start_up)),
+        ("total", units.duration(eta.total)),
+        ("a crash loses at most", units.duration(plan.crash_loses_at_most_seconds)),
     ]
 
 

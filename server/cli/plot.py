@@ -9,6 +9,8 @@ import itertools
 import math
 from dataclasses import dataclass, field
 
+from trainer.contract import units
+
 BARS = "▁▂▃▄▅▆▇█"
 # Bit of the dot at (column, row) inside a Braille cell (Unicode chart U+2800).
 _DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))
@@ -118,15 +120,15 @@ def draw(
             if row[column].char == " ":
                 row[column] = PlotCell("┊", "yellow")
     labels = {
-        0: f"{y_high:.3g}",
-        height // 2: f"{(y_low + y_high) / 2:.3g}",
-        height - 1: f"{y_low:.3g}",
+        0: units.count(y_high),
+        height // 2: units.count((y_low + y_high) / 2),
+        height - 1: units.count(y_low),
     }
     ticks = x_ticks or [x_low, x_low + x_span / 2, x_high]
     return Plot(
         rows=rows,
         y_labels=labels,
-        x_labels=[(round((x - x_low) / x_span * (width - 1)), f"{x:,.0f}") for x in ticks],
+        x_labels=[(round((x - x_low) / x_span * (width - 1)), units.integer(x)) for x in ticks],
         width=width,
         margin=max(len(label) for label in labels.values()),
     )

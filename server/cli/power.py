@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from server.cli import options, output, units
+from server.cli import options, output
 from server.cli.scheduling import kept_policy
 from server.text import clean
+from trainer.contract import units
+from trainer.contract.metrics import JOULES_PER_KWH
 
 if TYPE_CHECKING:
     from server.client import Client
@@ -111,7 +113,7 @@ def tune_power(
         return output.emit({**shown, "recommended_watts": best.limit_watts})
     rows = [
         (
-            f"{one.limit_watts:g}", f"{one.tokens_per_second:,.0f}", f"{one.watts:.0f}",
+            f"{one.limit_watts:g}", units.integer(one.tokens_per_second), units.integer(one.watts),
             f"{one.tokens_per_joule:.1f}", f"{one.hours:.1f}", f"{one.kwh:.2f}",
             "recommended" if one == best else "",
         )
@@ -138,9 +140,8 @@ def _measure(
     if answer.problems:
         output.warn(answer.problems)
         raise typer.Exit(output.FAILED)
-    output.note(
-        f"{watts:g} W: {SETTLE_SECONDS:.0f} s to settle, {units.seconds(seconds)} to measure"
-    )
+    settle, measure = units.duration(SETTLE_SECONDS), units.duration(seconds)
+    output.note(f"{watts:g} W: {settle} to settle, {measure} to measure")
     time.sleep(SETTLE_SECONDS)
     first = _training(traind, run)
     until, last = time.monotonic() + seconds, first
@@ -164,7 +165,7 @@ def _between(watts: float, first: Progress, last: Progress) -> PowerMeasured:
         watts=joules / seconds,
         tokens_per_joule=tokens / joules,
         hours=left / (tokens / seconds) / 3600,
-        kwh=units.kilowatt_hours(left / (tokens / joules)),
+        kwh=left / (tokens / joules) / JOULES_PER_KWH,
     )
 
 

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from server.cli import options, output, units
+from server.cli import options, output
 from server.text import clean
+from trainer.contract import units
 
 if TYPE_CHECKING:
     from server.schemas.policies import PlacePolicyAnswer
@@ -39,7 +40,7 @@ def queue(json: options.Json = False) -> None:
     rows = [
         (
             entry.position, entry.name, entry.priority, ", ".join(entry.devices),
-            units.moment(entry.until), clean(entry.reason_message),
+            units.when(entry.until), clean(entry.reason_message),
         )
         for entry in found.waiting
     ]  # fmt: skip
@@ -138,8 +139,8 @@ def _user(place: QueuePlace) -> str:
 
 def _opening(place: QueuePlace) -> str:
     if not place.is_open:
-        return f"from {units.moment(place.opens_at)}" if place.opens_at else "never"
-    return f"until {units.moment(place.closes_at)}" if place.closes_at else "always"
+        return f"from {units.when(place.opens_at)}" if place.opens_at else "never"
+    return f"until {units.when(place.closes_at)}" if place.closes_at else "always"
 
 
 def _in_words(rules: Any) -> str:

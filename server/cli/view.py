@@ -10,9 +10,10 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from server.cli import output, plot, units
+from server.cli import output, plot
 from server.cli.listing import event_line
 from server.text import clean, shorten
+from trainer.contract import units
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -53,13 +54,13 @@ class View:
 
 
 def line(progress: Progress) -> str:
-    """Progress on one line: 'step 120/200  60.0 %  loss 3.2141  12.3 k tok/s  ETA 1 min 12 s'."""
+    """Progress on one line: 'step 120/200  60.0 %  loss 3.2141  12,345 tok/s  ETA 1 min 12 s'."""
     if progress.state not in ("running", "pausing", "completed"):
         return clean(f"{progress.state}: {progress.reason_message}{_stage(progress)}")
     return clean(
-        f"step {progress.step:,}/{progress.end_step:,}  {units.percent(progress.fraction)}  "
-        f"loss {units.number(progress.loss_smooth or progress.loss)}  "
-        f"{units.rate(progress.tokens_per_second)}  ETA {units.seconds(progress.eta_seconds)}"
+        f"step {progress.step:,}/{progress.end_step:,}  {units.progress(progress.fraction)}  "
+        f"loss {units.fixed(progress.loss_smooth or progress.loss)}  "
+        f"{units.rate(progress.tokens_per_second)}  ETA {units.duration(progress.eta_seconds)}"
         f"{_stage(progress)}{_condition(progress)}"
     )
 
@@ -123,17 +124,15 @@ def _title(progress: Progress) -> Text:
 
 
 def _head(progress: Progress, width: int, now: float) -> list[Text]:
-    done = f" {units.percent(progress.fraction)}"
+    done = f" {units.progress(progress.fraction)}"
     bar = output.styled(plot.bar(progress.fraction, max(10, width - len(done))), "green")
-    finish = f" ({units.moment(progress.finish_at)})" if progress.finish_at else ""
+    finish = f" ({units.when(progress.finish_at)})" if progress.finish_at else ""
     steps = output.styled(f"step {progress.step:,} of {progress.end_step:,}", "bold")
     steps.append(f"   {units.count(progress.tokens_seen)} tokens", style="default")
-    steps.append(f"   ETA {units.seconds(progress.eta_seconds)}{finish}", style="default")
+    steps.append(f"   ETA {units.duration(progress.eta_seconds)}{finish}", style="default")
     if progress.energy_left_joules is not None:
-        cost = "" if progress.cost_left is None else f", cost {progress.cost_left:,.2f}"
-        steps.append(
-            f"   {units.kilowatt_hours(progress.energy_left_joules):.2f} kWh{cost}", style="default"
-        )
+        cost = "" if progress.cost_left is None else f", cost {units.cost(progress.cost_left)}"
+        steps.append(f"   {units.energy(progress.energy_left_joules)}{cost}", style="default")
     if progress.eta_source:
         steps.append(f"   {clean(progress.eta_source)}", style="dim")
     rows = [bar.append(done, style="bold"), steps]
@@ -146,7 +145,7 @@ def _head(progress: Progress, width: int, now: float) -> list[Text]:
 
 def _loss(view: View, width: int) -> Text:
     progress = view.progress
-    label = f"loss {units.number(progress.loss)}  smooth {units.number(progress.loss_smooth)}  "
+    label = f"loss {units.fixed(progress.loss)}  smooth {units.fixed(progress.loss_smooth)}  "
     curve = plot.sparkline(by_step(list(view.losses), max(8, width - len(label))), width)
     return output.styled(label, "bold").append(curve, style="cyan")
 
@@ -157,15 +156,15 @@ def _facts(progress: Progress, now: float) -> list[Text]:
     saved = progress.last_checkpoint
     rows = [
         ("speed", f"{units.rate(progress.tokens_per_second)}   "
-                  f"{units.seconds(progress.step_seconds)} per step"),
-        ("MFU", f"{units.percent(progress.mfu)} "
-                f"({units.percent(progress.mfu_causal)} causal){of_peak}"),
-        ("schedule", f"LR × {units.number(progress.lr_multiplier)}   momentum "
-                     f"{units.number(progress.momentum)}   grad norm "
-                     f"{units.number(progress.grad_norm)}"),
+                  f"{units.duration(progress.step_seconds)} per step"),
+        ("MFU", f"{units.percent(progress.mfu, 1)} "
+                f"({units.percent(progress.mfu_causal, 1)} causal){of_peak}"),
+        ("schedule", f"LR × {units.fixed(progress.lr_multiplier)}   momentum "
+                     f"{units.fixed(progress.momentum)}   grad norm "
+                     f"{units.fixed(progress.grad_norm)}"),
         ("device", _device(progress)),
-        ("quality", f"val bpb {units.number(progress.val_bpb)}   CORE "
-                    f"{units.number(progress.core)}   resume "
+        ("quality", f"val bpb {units.fixed(progress.val_bpb)}   CORE "
+                    f"{units.fixed(progress.core)}   resume "
                     f"{progress.exact_resume or units.DASH}"),
         ("checkpoint", f"step {saved.step:,}, {units.num_bytes(saved.bytes)}, "
                        f"{units.ago(saved.created_at, now)}" if saved else "none yet"),
@@ -185,11 +184,11 @@ def _device(progress: Progress) -> str:
     if vram.peak is not None:
         parts.append(f"peak {units.num_bytes(vram.peak)}")
     if progress.power_watts is not None:
-        parts.append(f"{progress.power_watts:.0f} W")
+        parts.append(units.watts(progress.power_watts))
     if progress.temperature_celsius is not None:
-        parts.append(f"{progress.temperature_celsius:.0f} °C")
+        parts.append(units.celsius(progress.temperature_celsius))
     if progress.energy_joules:
-        parts.append(f"{units.kilowatt_hours(progress.energy_joules):.2f} kWh")
+        parts.append(units.energy(progress.energy_joules))
     return "   ".join(parts) or units.DASH
 
 
@@ -202,9 +201,7 @@ def _stage(progress: Progress) -> str:
     one how long it lasts."""
     if not progress.stage or progress.stage == "training":
         return ""
-    share = (
-        "" if progress.stage_fraction is None else f" {units.percent(progress.stage_fraction, 0)}"
-    )
+    share = "" if progress.stage_fraction is None else f" {units.percent(progress.stage_fraction)}"
     detail = f": {progress.stage_detail}" if progress.stage_detail else ""
     lasts = time.time() - (progress.stage_since or time.time())
     since = f" for {units.seconds(lasts)}" if lasts >= LONG_STAGE_SECONDS else ""

@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
-from server.cli import output, units
+from server.cli import output
 from server.text import clean
+from trainer.contract import units
 
 if TYPE_CHECKING:
     from server.client import Client
@@ -47,7 +48,7 @@ def for_run(
             return now
         if timeout_seconds is not None and time.monotonic() - started > timeout_seconds:
             raise output.CommandRefused(
-                f"{clean(run)} is still {now.state} after {units.seconds(timeout_seconds)}"
+                f"{clean(run)} is still {now.state} after {units.duration(timeout_seconds)}"
             )
         time.sleep(every_seconds)
 
@@ -100,7 +101,7 @@ def describe(job: JobView) -> str:
         return clean(f"{job.kind}: waiting ({job.message or job.where})")
     parts = [f"{job.kind}: {job.stage or job.state}"]
     if job.fraction is not None:
-        parts.append(units.percent(job.fraction, 0))
+        parts.append(units.percent(job.fraction))
     if job.stage_detail:
         parts.append(f"({job.stage_detail})")
     return clean(" ".join(parts))

@@ -8,6 +8,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from server.database.sqlite import Library
+from trainer.contract import units
 from trainer.contract.durable import fsync_directory
 from trainer.contract.rundir import DataDir
 
@@ -88,7 +89,7 @@ def _uri(path: Path, mode: str) -> str:
 
 def _free_name(directory: Path) -> Path:
     """Sorts after every earlier one, also within one second, when older ones are gone already."""
-    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    stamp = units.stamp()
     same = sorted(directory.glob(f"traind-{stamp}-*.db"))
     number = int(same[-1].stem.rpartition("-")[2]) + 1 if same else 0
     return directory / f"traind-{stamp}-{number:03d}.db"

@@ -20,7 +20,7 @@ from server.database import backups, migrate, sqlite
 from server.database.companions import Companions
 from server.database.sqlite import Library
 from server.settings import Settings
-from trainer.contract import failpoint
+from trainer.contract import failpoint, units
 from trainer.contract.rundir import DataDir
 
 WAL_CHECKPOINT_BYTES = 32 << 20
@@ -236,7 +236,7 @@ class Database:
         if not moved and size > WAL_MAX_BYTES:
             raise sqlite.busy(
                 f"another program has been reading the database for so long that its log grew to "
-                f"{size / 1e9:.1f} GB; close that program"
+                f"{units.num_bytes(size)}; close that program"
             )
 
 

@@ -14,10 +14,11 @@ from typing import Annotated
 
 import typer
 
-from server.cli import output, running, units
+from server.cli import output, running
 from server.demo.own_daemon import Daemon, running_daemon
 from server.demo.story import run_story
 from server.text import clean
+from trainer.contract import units
 
 app = typer.Typer(
     add_completion=False,
@@ -45,7 +46,7 @@ def demo(
         with running_daemon(data_dir.absolute(), keep) as daemon:
             run_story(daemon, steps)
             output.say()
-            output.say(f"done in {units.seconds(time.monotonic() - began)}", "bold green")
+            output.say(f"done in {units.duration(time.monotonic() - began)}", "bold green")
             where_things_are(daemon, keep)
     except KeyboardInterrupt:
         output.note(

@@ -9,9 +9,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from server.cli import output, units, waiting
+from server.cli import output, waiting
 from server.demo.own_daemon import Daemon
 from server.text import clean_lines
+from trainer.contract import units
 
 if TYPE_CHECKING:
     from server.client import Client
@@ -26,7 +27,7 @@ def run_story(daemon: Daemon, steps: int | None) -> None:
     from server.client import Client
 
     with Client(daemon.url) as traind:
-        body: dict = {"name": time.strftime("demo-%Y%m%d-%H%M%S"), "preset": "demo"}
+        body: dict = {"name": f"demo-{units.stamp()}", "preset": "demo"}
         if steps:
             body["horizon"] = {"steps": steps}
         made = traind.create_run(body)

@@ -22,8 +22,9 @@ from server.launch import torchrun
 from server.launch.slurm import client as slurm
 from server.machine import devices, plan_context
 from server.machine.devices import Device, DeviceMissing
+from trainer.contract import units
 from trainer.contract.peaks import fp8_missing
-from trainer.contract.plan import Plan, PlanContext, gigabytes, memory
+from trainer.contract.plan import Plan, PlanContext, memory
 from trainer.contract.plan.batch import fitting_rows
 from trainer.contract.shape import shape_of
 from trainer.contract.spec import HoursRule, RunSpec
@@ -205,8 +206,8 @@ def _memory(spec: RunSpec, plan: Plan) -> Iterator[tuple[str, str]]:
     yield (
         "/batch/device_batch_size",
         f"With {batch.device_batch_size} rows of {batch.sequence_len:,} tokens per pass the run "
-        f"needs about {gigabytes(plan.memory.expected)} of device memory ({how}) and the device "
-        f"has {gigabytes(there)}; {advice}.",
+        f"needs about {units.num_bytes(plan.memory.expected)} of device memory ({how}) and the "
+        f"device has {units.num_bytes(there)}; {advice}.",
     )
 
 

@@ -13,7 +13,7 @@ from server.database.tables import Run
 from server.domain import checkpoint_lookup, gang
 from server.domain.states import SETTLED, State
 from server.schemas.runs import Remedy
-from trainer.contract.plan import gigabytes
+from trainer.contract import units
 from trainer.contract.reasons import Reason
 from trainer.contract.spec import MAX_REWINDS, RecoverySpec
 
@@ -45,7 +45,7 @@ def remedy(session: Session, run: Run) -> Remedy | None:
 def out_of_memory(run: Run) -> str:
     """The estimate, the measured peak, the device's memory, and the rows per pass to use."""
     found = [
-        f"{words} {gigabytes(size)}"
+        f"{words} {units.num_bytes(size)}"
         for words, size in (
             ("the plan estimated", run.plan.get("memory", {}).get("total")),
             ("the measured peak was", run.progress.get("vram_peak_bytes")),

@@ -7,7 +7,6 @@ the same transaction.
 from __future__ import annotations
 
 import time
-from datetime import datetime
 from typing import Any
 
 from sqlalchemy import func, select
@@ -19,6 +18,7 @@ from server.errors import IllegalMove
 from server.metrics import counters
 from server.schemas.states import Desired as Desired
 from server.schemas.states import State as State
+from trainer.contract import units
 from trainer.contract.reasons import Reason
 
 _ACTIVE = (State.queued, State.preparing, State.starting, State.running, State.recovering)
@@ -155,8 +155,8 @@ def move(
         waited = max(0.0, run.state_since - left.unix_seconds)
         counters.add(session, counters.WAITING_SECONDS, run.name, waited, left.data["reason"])
         message = (
-            f"It made way at {_clock(left.unix_seconds)} ({left.message.rstrip('.')}) and trains "
-            f"again since {_clock(run.state_since)}"
+            f"It made way at {units.zoned(left.unix_seconds)} ({left.message.rstrip('.')}) and "
+            f"trains again since {units.zoned(run.state_since)}"
         )
         data |= {"made_way_at": left.unix_seconds, "made_way_for": left.data["reason"]}
     events.record(
@@ -187,10 +187,6 @@ def _made_way(session: Session, run: tables.Run) -> tables.Event | None:
     if found is None or found.data["after"] != State.pausing:
         return None
     return found if found.data.get("reason") in YIELDS else None
-
-
-def _clock(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M")
 
 
 def sentence(state: State, reason: Reason, door: str | None = None) -> str:

@@ -29,6 +29,7 @@ from server.domain.states import YIELDS, State
 from server.events.commit_thread import CommitThread
 from server.guard.tokens import read_or_make
 from server.webhook_receivers import masked
+from trainer.contract import units
 from trainer.contract.durable import write_durably
 from trainer.contract.reasons import Reason
 
@@ -175,7 +176,7 @@ class WebhookThread(CommitThread):
         one.failed(now, why)
         log.warning("a notice to %s was not delivered: %s", masked(one.url), why)
         if one.is_given_up(now):
-            self._give_up(place, one, f"for {GIVE_UP_SECONDS / 86_400:.0f} days", now)
+            self._give_up(place, one, f"for {units.duration(GIVE_UP_SECONDS)}", now)
         else:
             self._report_failing(place, one)
 
@@ -198,7 +199,7 @@ class WebhookThread(CommitThread):
         failing = {d.url: d for d in reversed(place.waiting) if d.tries}
         sentences = [
             f"notices to {masked(one.url)} are not accepted: {one.why} "
-            f"({one.tries} tries; retried for {GIVE_UP_SECONDS / 86_400:.0f} days)"
+            f"({one.tries} tries; retried for {units.duration(GIVE_UP_SECONDS)})"
             for one in failing.values()
         ]
         lost = [one for one in place.given_up if now - one.at < KEPT_FAILURES_SECONDS]
@@ -212,7 +213,7 @@ class WebhookThread(CommitThread):
         same = (d for d in place.waiting if (d.url, d.run) == (one.url, one.run))
         if any(other.reported for other in same):
             return
-        again = f"it is retried for {GIVE_UP_SECONDS / 86_400:.0f} days"
+        again = f"it is retried for {units.duration(GIVE_UP_SECONDS)}"
         one.reported = self._report(one, f"not delivered: {one.why}; {again}", "warning")
 
     def _report_taken(self, one: Delivery) -> None:

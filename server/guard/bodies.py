@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.errors import Busy, Invalid, TooLarge, TraindError, UnsupportedMediaType
 from server.guard.problems import problem
 from server.text import printable
+from trainer.contract import units
 
 MAX_DEPTH = 32
 MAX_KEYS = 4_000  # of all objects together: each unknown one is a finding with a sentence
@@ -73,10 +74,9 @@ class Bodies:
         except Gone:
             return
         except TimeoutError:
-            await _refuse(
-                RequestTimeout(f"The body was not complete after {self.read_seconds:.0f} seconds."),
-                scope, receive, send,
-            )  # fmt: skip
+            waited = units.duration(self.read_seconds)
+            error = RequestTimeout(f"The body was not complete after {waited}.")
+            await _refuse(error, scope, receive, send)
         except TraindError as error:
             await _refuse(error, scope, receive, send)
         finally:

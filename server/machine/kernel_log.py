@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
-from trainer.contract.plan import gigabytes
+from trainer.contract import units
 
 
 class XidAction(StrEnum):
@@ -149,7 +149,7 @@ def oom_sentence(kernel_lines: Iterable[str], pid: int) -> str:
 
 
 def _sizes(*named: tuple[str, int | None]) -> str:
-    return ", ".join(f"{word} {gigabytes(size)}" for word, size in named if size is not None)
+    return ", ".join(f"{word} {units.num_bytes(size)}" for word, size in named if size is not None)
 
 
 def kernel_lines(since_uptime_seconds: float = 0.0, path: str = "/dev/kmsg") -> list[str]:

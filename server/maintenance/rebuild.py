@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -24,6 +23,7 @@ from server.events import webhooks
 from server.ingestion import rebuilt_run
 from server.ingestion.disk import Found
 from server.settings import Settings
+from trainer.contract import units
 from trainer.contract.durable import fsync_directory
 from trainer.contract.rundir import DataDir, Held
 
@@ -142,7 +142,7 @@ def put_in_place(paths: DataDir, made: Path, why: str) -> str | None:
     The old one is renamed first: a power cut between leaves both.
     """
     aside = None
-    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    stamp = units.stamp()
     for suffix in ("-wal", "-shm", ""):
         old = Path(f"{paths.database}{suffix}")
         if old.exists():

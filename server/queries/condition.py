@@ -13,7 +13,7 @@ from server.database import tables
 from server.domain.states import YIELDS, State
 from server.machine import disk
 from server.schemas.runs import Condition
-from trainer.contract.plan import hours, num_bytes
+from trainer.contract import units
 from trainer.contract.reasons import Reason
 from trainer.contract.rundir import LOCK, RunDir
 
@@ -53,7 +53,7 @@ def _waits_for_space(directory: Path) -> bool:
 
 def _full(root: Path, run: tables.Run, then: str) -> Condition:
     free = disk.least_free(root)
-    left = f", {num_bytes(free)} left" if free is not None else ""
+    left = f", {units.num_bytes(free)} left" if free is not None else ""
     message = f"Waiting for disk space{left}: {then} by itself once space is free."
     return Condition(code="disk_full", message=message, since=run.last_step_at)
 
@@ -65,5 +65,8 @@ def _silence(run: tables.Run, attempt: tables.Attempt, now: float) -> Condition 
     silent = now - run.last_step_at
     if silent < max(SILENT_AT_LEAST_SECONDS, SILENT_STEPS * usual):
         return None
-    message = f"No step for {hours(silent)}, {silent / usual:,.0f} × the usual {hours(usual)}."
+    message = (
+        f"No step for {units.duration(silent)}, {silent / usual:,.0f} × the usual "
+        f"{units.duration(usual)}."
+    )
     return Condition(code="silent", message=message, since=run.last_step_at)

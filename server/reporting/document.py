@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
 from server.reporting import answer
 from server.reporting.answer import Report
+from trainer.contract import units
 from trainer.contract.evaluations import BY_KIND, KIND_OF_METRIC
-from trainer.contract.plan import gigabytes, hours, number
 
-DASH = "–"
+DASH = units.DASH
 
 
 @dataclass(frozen=True)
@@ -63,12 +62,6 @@ def document(report: Report) -> list[Section]:
     return [section for section in sections if section.parts]
 
 
-def moment(unix_seconds: float | None) -> str:
-    if unix_seconds is None:
-        return DASH
-    return datetime.fromtimestamp(unix_seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
-
-
 # --- sections ------------------------------------------------------------------------------------
 
 
@@ -76,11 +69,12 @@ def _summary(r: Report) -> Iterator[str | Chart]:
     s = r.standing
     yield (
         f"{r.parameters.total:,} parameters, {s.step:,} of {s.end_step:,} steps "
-        f"({s.fraction:.1%}), {_tokens(r.totals.tokens)}. State: {s.state}. {s.reason_message}"
+        f"({units.progress(s.fraction)}), {_tokens(r.totals.tokens)}. State: {s.state}. "
+        f"{s.reason_message}"
     )
     if s.eta_seconds is not None:
-        finish = f", at {moment(s.finish_at)}" if s.finish_at else ""
-        yield f"About {hours(s.eta_seconds)} left{finish} (from {s.eta_source})."
+        finish = f", at {units.utc(s.finish_at)}" if s.finish_at else ""
+        yield f"About {units.duration(s.eta_seconds)} left{finish} (from {s.eta_source})."
     if r.exact_resume:
         yield f"Exact resume: {r.exact_resume}."
     yield from (f"Warning: {d.sentence}." for d in r.differences)
@@ -132,10 +126,10 @@ def _hardware(r: Report) -> Iterator[str | Table]:
     rows = [["device", devices or DASH], ["precision", h.precision]]
     rows += [[f"chosen: {key}", str(value)] for key, value in sorted(h.choices.items())]
     if h.vram_reserved_peak_bytes:
-        rows.append(["peak device memory", gigabytes(h.vram_reserved_peak_bytes)])
-    rows += [["mfu", _percent(h.mfu)], ["mfu_causal", _percent(h.mfu_causal)]]
+        rows.append(["peak device memory", units.num_bytes(h.vram_reserved_peak_bytes)])
+    rows += [["mfu", units.percent(h.mfu, 1)], ["mfu_causal", units.percent(h.mfu_causal, 1)]]
     peak = h.peak_flops
-    named = f"{peak.value / 1e12:.1f} TFLOP/s: {peak.source}" if peak else "unknown, so no MFU"
+    named = f"{units.flops(peak.value)}/s: {peak.source}" if peak else "unknown, so no MFU"
     rows.append(["peak it refers to", named])
     rows += [[key, value] for key, value in sorted(h.versions.items())]
     yield Table(["", ""], rows)
@@ -146,13 +140,16 @@ def _hyperparameters(r: Report) -> Iterator[str | Table]:
     yield (
         f"Batch {b.tokens:,} tokens = {b.device_batch_size} × {b.sequence_len:,} × "
         f"{b.accumulation}; learning rates × {h.lr_factor:.4f}. Warm-up {s.warmup_steps:,} steps, "
-        f"warmdown over {s.warmdown_ratio:.0%} ({s.warmdown_shape}) to {s.final_lr_frac:g}."
+        f"warmdown over {units.percent(s.warmdown_ratio)} ({s.warmdown_shape}) to "
+        f"{s.final_lr_frac:g}."
     )
     names = (
         "matrix_lr", "embedding_lr", "value_embedding_lr", "unembedding_lr", "resid_lr", "x0_lr",
         "smear_lr", "weight_decay",
     )  # fmt: skip
-    yield Table(["as scaled", ""], [[name, f"{getattr(h, name):.6g}"] for name in names])
+    yield Table(
+        ["as scaled", ""], [[name, units.significant(getattr(h, name), 6)] for name in names]
+    )
 
 
 def _phases(r: Report) -> Iterator[str | Table]:
@@ -164,9 +161,10 @@ def _phases(r: Report) -> Iterator[str | Table]:
         if p.joint:
             low, high = p.joint.lr_multiplier
             yield (
-                f"{p.name} joined at step {p.joint.step:,}: learning rate {low:.4g} to {high:.4g} "
-                f"of its peak, weight decay {p.joint.weight_decay[0]:.4g} to "
-                f"{p.joint.weight_decay[1]:.4g}; its warmdown starts at step "
+                f"{p.name} joined at step {p.joint.step:,}: learning rate "
+                f"{units.significant(low)} to {units.significant(high)} of its peak, weight decay "
+                f" {units.significant(p.joint.weight_decay[0])} to "
+                f"{units.significant(p.joint.weight_decay[1])}; its warmdown starts at step "
                 f"{p.warmdown_start:,}"
                 + (f"; {p.discarded_steps:,} steps were superseded." if p.discarded_steps else ".")
             )
@@ -190,7 +188,7 @@ def _evaluations(r: Report) -> Iterator[str | Table]:
         [
             [f"{e.step:,}", BY_KIND[e.kind].label,
              BY_KIND[e.kind].text(e.value) + (" (best)" if e.best else ""),
-             e.label, _whole(e.attempt), hours(e.seconds)]
+             e.label, units.integer(e.attempt), units.duration(e.seconds)]
             for e in r.evaluations
         ],
     )  # fmt: skip
@@ -215,16 +213,20 @@ def _attempts(r: Report) -> Iterator[str | Table]:
         yield f"Attempt {v.attempt}, {v.what}: {v.verdict}{numbers}."
     for i in r.incidents:
         at = f" at step {i.step:,}" if i.step is not None else ""
-        yield f"{moment(i.unix_seconds)}, {i.level}{at}: {i.message}"
+        yield f"{units.utc(i.unix_seconds)}, {i.level}{at}: {i.message}"
 
 
 def _attempt_row(a: answer.AttemptReport) -> list[str]:
     last = a.last_step + 1 if a.last_step is not None else None
     return [
-        str(a.number), a.phase, f"{_whole(a.start_step)} to {_whole(last)}", moment(a.started_at),
-        moment(a.ended_at), " ".join(filter(None, [a.outcome or DASH, _because(a)])),
-        _whole(a.repeated_steps), hours(a.down_seconds) if a.down_seconds is not None else DASH,
+        str(a.number), a.phase, f"{units.integer(a.start_step)} to {units.integer(last)}",
+        units.utc(a.started_at), units.utc(a.ended_at), _outcome(a),
+        units.integer(a.repeated_steps), units.duration(a.down_seconds),
     ]  # fmt: skip
+
+
+def _outcome(a: answer.AttemptReport) -> str:
+    return " ".join(filter(None, [a.outcome or DASH, _because(a)]))
 
 
 def _because(a: answer.AttemptReport) -> str:
@@ -239,7 +241,8 @@ def _totals(r: Report) -> Iterator[Table]:
         [
             ["steps", f"{t.steps:,}"],
             ["tokens", f"{t.tokens:,}"],
-            ["training FLOPs", f"{number(t.flops)} ({t.flops_per_token:,.0f} per token)"],
+            ["training FLOPs", f"{units.significant(t.flops)} "
+                               f"({t.flops_per_token:,.0f} per token)"],
             ["counting causal attention only", f"{t.flops_per_token_causal:,.0f} per token"],
             ["tokens : parameters", f"{t.ratio:.1f} : 1 (Chinchilla {t.chinchilla_ratio:.0f}; "
                                     f"{beyond:.2f} × that)"],
@@ -250,8 +253,8 @@ def _totals(r: Report) -> Iterator[Table]:
             ["training time", _time(t.training_seconds)],
             ["wall time", _time(t.wall_seconds)],
             ["down after failures", _time(t.down_seconds)],
-            ["throughput", _rate(t.tokens_per_second)],
-            ["checkpoints kept", f"{t.checkpoints} ({gigabytes(t.checkpoint_bytes)})"],
+            ["throughput", units.rate(t.tokens_per_second)],
+            ["checkpoints kept", f"{t.checkpoints} ({units.num_bytes(t.checkpoint_bytes)})"],
         ],
     )  # fmt: skip
 
@@ -260,45 +263,29 @@ def _energy(r: Report) -> Iterator[Table]:
     e = r.energy
     if e is None:
         return
-    rows = [["energy", f"{e.kilowatt_hours:,.2f} kWh"]]
+    rows = [["energy", units.kwh(e.kilowatt_hours)]]
     if e.mean_watts is not None:
-        rows.append(["mean power", f"{e.mean_watts:,.0f} W"])
+        rows.append(["mean power", units.watts(e.mean_watts)])
     if e.joules_per_million_tokens is not None:
-        rows.append(["per million tokens", f"{e.joules_per_million_tokens:,.0f} J"])
+        rows.append(["per million tokens", units.joules(e.joules_per_million_tokens)])
     if e.cost is not None:
-        rows.append(["cost", f"{e.cost:,.2f} at {e.price:g} per kWh"])
+        rows.append(["cost", f"{units.cost(e.cost)} at {e.price:g} per kWh"])
     yield Table(["", ""], rows)
 
 
 def _timeline(r: Report) -> Iterator[Table]:
-    yield Table(["when", "what"], [[moment(m.unix_seconds), m.text] for m in r.timeline])
+    yield Table(["when", "what"], [[units.utc(m.unix_seconds), m.text] for m in r.timeline])
 
 
 # --- cells ---------------------------------------------------------------------------------------
 
 
 def _tokens(count: int) -> str:
-    return f"{count / 1e9:.3f} billion tokens" if count >= 1e9 else f"{count:,} tokens"
+    return f"{units.count(count)} tokens"
 
 
 def _time(seconds: float | None) -> str:
-    return DASH if seconds is None else f"{hours(seconds)} ({seconds / 60:,.2f} min)"
-
-
-def _rate(value: float | None) -> str:
-    return DASH if value is None else f"{value:,.0f} tok/s"
-
-
-def _percent(value: float | None) -> str:
-    return DASH if value is None else f"{value:.1%}"
-
-
-def _number(value: float | None, digits: int = 4) -> str:
-    return DASH if value is None else f"{value:.{digits}f}"
-
-
-def _whole(value: int | None) -> str:
-    return DASH if value is None else f"{value:,}"
+    return DASH if seconds is None else f"{units.duration(seconds)} ({units.minutes(seconds)})"
 
 
 def _list(numbers: list[int]) -> str:
@@ -315,17 +302,21 @@ def _tasks(p: answer.PhaseReport) -> str:
     return ", ".join(f"{name} {value:.3f}" for name, value in p.core.highlights.items()) or DASH
 
 
+def _rates(p: answer.PhaseReport) -> str:
+    return f"{units.significant(p.lr_start)} to {units.significant(p.lr_end)}"
+
+
 _PHASE_ROWS = (
     ("steps", lambda p: f"{p.start_step:,} to {p.end_step:,} ({p.steps_done:,} done)"),
     ("schedule", lambda p: f"{p.mode}, warmdown from {p.warmdown_start:,}"),
     ("tokens", lambda p: f"{p.tokens:,}"),
     ("training time", lambda p: _time(p.training_seconds)),
     ("wall time", lambda p: _time(p.wall_seconds)),
-    ("throughput", lambda p: _rate(p.tokens_per_second)),
-    ("seconds per step", lambda p: _number(p.step_seconds, 3)),
-    ("mfu / mfu_causal", lambda p: f"{_percent(p.mfu)} / {_percent(p.mfu_causal)}"),
-    ("loss, start to end", lambda p: f"{_number(p.loss_start)} to {_number(p.loss_end)}"),
-    ("learning rate, start to end", lambda p: f"{p.lr_start:.4g} to {p.lr_end:.4g}"),
+    ("throughput", lambda p: units.rate(p.tokens_per_second)),
+    ("seconds per step", lambda p: units.fixed(p.step_seconds, 3)),
+    ("mfu / mfu_causal", lambda p: f"{units.percent(p.mfu, 1)} / {units.percent(p.mfu_causal, 1)}"),
+    ("loss, start to end", lambda p: f"{units.fixed(p.loss_start)} to {units.fixed(p.loss_end)}"),
+    ("learning rate, start to end", _rates),
     ("val bpb", lambda p: DASH if p.val_bpb is None
                 else f"{p.val_bpb:.6f} (step {p.val_bpb_step:,})"),
     ("CORE", _core),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from trainer.contract.plan import axis_number
+from trainer.contract import units
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Frame:
             f'<line class="grid" x1="{self.left}" x2="{self.width - self.right}" '
             f'y1="{self.y(v)}" y2="{self.y(v)}"/>'
             f'<text x="{self.left - 6}" y="{self.y(v)}" dy="4" text-anchor="end">'
-            f"{axis_number(v)}</text>"
+            f"{units.count(v)}</text>"
             for v in (self.low, (self.low + self.high) / 2, self.high)
         )
 

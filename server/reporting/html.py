@@ -6,7 +6,8 @@ from html import escape
 
 from server.reporting.answer import Report
 from server.reporting.chart import svg
-from server.reporting.document import Chart, Quote, Section, Table, document, moment
+from server.reporting.document import Chart, Quote, Section, Table, document
+from trainer.contract import units
 
 STYLE = """
 :root{color-scheme:light dark;--ink:#1b1f24;--soft:#59636e;--line:#d7dce1;
@@ -37,6 +38,7 @@ body{max-width:none;padding:0;font-size:10.5pt}h2{break-after:avoid}figure,tr,pr
 
 def html(report: Report) -> str:
     title = escape(report.title or report.name)
+    generated = units.utc(report.generated_at)
     body = "\n".join(_section(section) for section in document(report))
     return f"""<!doctype html>
 <html lang="en">
@@ -50,7 +52,7 @@ def html(report: Report) -> str:
 </head>
 <body>
 <h1>{title}</h1>
-<p class="when">Run {escape(report.name)} ({escape(report.id)}), {moment(report.generated_at)}</p>
+<p class="when">Run {escape(report.name)} ({escape(report.id)}), {generated}</p>
 {body}
 </body>
 </html>

@@ -5,16 +5,16 @@ from __future__ import annotations
 import re
 
 from server.reporting.answer import Report
-from server.reporting.document import Chart, Quote, Section, Table, document, moment
+from server.reporting.document import Chart, Quote, Section, Table, document
 from server.text import spaced
-from trainer.contract.plan import number
+from trainer.contract import units
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|])")
 
 
 def markdown(report: Report) -> str:
     lines = [f"# {_text(report.title or report.name)}", ""]
-    lines += [f"Run {_text(report.name)} ({report.id}), {moment(report.generated_at)}.", ""]
+    lines += [f"Run {_text(report.name)} ({report.id}), {units.utc(report.generated_at)}.", ""]
     for section in document(report):
         lines += _section(section)
     return "\n".join(lines).rstrip() + "\n"
@@ -38,15 +38,14 @@ def _course(chart: Chart) -> str:
     """Where a curve began and ended. A point of several steps is a mean, and is called one."""
     first, last = chart.points[0], chart.points[-1]
     low, high = min(p[2] for p in chart.points), max(p[3] for p in chart.points)
+    begin, end, lowest, highest = map(units.significant, (first[1], last[1], low, high))
     if chart.bin_steps == 1:
-        between = f"from {number(first[1])} at step {first[0]:,} to {number(last[1])} at step"
-        return (
-            f"{chart.title}: {between} {last[0]:,}; lowest {number(low)}, highest {number(high)}."
-        )
-    between = f"{number(first[1])} over the first {chart.bin_steps:,} steps, {number(last[1])} over"
+        between = f"from {begin} at step {first[0]:,} to {end} at step"
+        return f"{chart.title}: {between} {last[0]:,}; lowest {lowest}, highest {highest}."
+    between = f"{begin} over the first {chart.bin_steps:,} steps, {end} over"
     return (
-        f"{chart.title}: mean {between} the last ones; lowest single step {number(low)}, highest "
-        f"{number(high)}."
+        f"{chart.title}: mean {between} the last ones; lowest single step {lowest}, highest "
+        f"{highest}."
     )
 
 

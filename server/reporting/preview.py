@@ -6,6 +6,7 @@ from html import escape
 
 from server.reporting.frame import Frame
 from server.text import spaced
+from trainer.contract import units
 from trainer.contract.extend import CurvePoint, ExtendPreview
 
 WIDTH, HEIGHT, TOP = 720, 340, 104
@@ -54,8 +55,9 @@ def describe(shown: ExtendPreview) -> str:
     sentences = [
         f"A new phase ({shown.schedule.mode}, {shown.schedule.shape}) from step "
         f"{shown.start_step:,} to {shown.end_step:,}.",
-        f"At the joint the learning rate goes from {before:.4g} to {after:.4g} of its peak.",
-        f"It ends at {shown.curve[-1].lr_multiplier:.4g} of its peak.",
+        f"At the joint the learning rate goes from {units.significant(before)} to "
+        f"{units.significant(after)} of its peak.",
+        f"It ends at {units.significant(shown.curve[-1].lr_multiplier)} of its peak.",
         f"The warmdown starts at step {shown.warmdown_start:,}."
         if _has_warmdown(shown)
         else "There is no warmdown.",
@@ -103,7 +105,7 @@ def _line(style: str, frame: Frame, points: list[CurvePoint]) -> str:
 def _marks(frame: Frame, shown: ExtendPreview) -> list[str]:
     """The joint with both its values; the warmdown's start, also if it is before the joint."""
     step, (before, after) = shown.joint.step, shown.joint.lr_multiplier
-    words = f"joint at step {step:,}: {before:.4g} to {after:.4g}"
+    words = f"joint at step {step:,}: {units.significant(before)} to {units.significant(after)}"
     marks = [_mark(frame, "joint", step, TOP - 22, words)]
     marks += [
         f'<circle cx="{frame.x(step)}" cy="{frame.y(value)}" r="3.5"/>' for value in (before, after)

@@ -19,9 +19,8 @@ from server.reporting.answer import (
 )
 from server.schemas.evaluations import EvaluationView
 from server.schemas.phases import PhaseView
-from trainer.contract import bpb_causes
+from trainer.contract import bpb_causes, units
 from trainer.contract.evaluations import BY_KIND
-from trainer.contract.plan import hours
 from trainer.contract.reasons import Reason
 
 MAX_INCIDENTS = 100
@@ -180,7 +179,7 @@ def timeline(run: tables.Run, phases: list[PhaseReport], rows: list[AttemptRepor
         if a.started_at is not None:
             text = f"attempt {a.number} started at step {a.start_step or 0:,} on {a.device}"
             if a.down_seconds:
-                text += f", {hours(a.down_seconds)} after the one before"
+                text += f", {units.duration(a.down_seconds)} after the one before"
             found.append(Moment(unix_seconds=a.started_at, text=text))
         if a.ended_at is not None:
             text = f"attempt {a.number} ended: {a.outcome or 'crashed'}"

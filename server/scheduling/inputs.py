@@ -31,6 +31,7 @@ from server.scheduling.hours import Price
 from server.scheduling.neighbours import Neighbours, Watched
 from server.scheduling.power_limits import PowerControl, PowerLimits
 from server.scheduling.tariff import Tariff
+from trainer.contract import units
 
 POLL_SECONDS = 2.5
 
@@ -139,8 +140,8 @@ class SchedulerInputsThread:
             if ceiling is not None and device.uuid is not None:
                 celsius = self._control.read(device.uuid).temperature_celsius
             if self._heat.update(device.device, celsius, ceiling, now):
-                degrees = "temperature unknown" if celsius is None else f"{celsius:.0f} °C"
-                self._hot[device.device] = f"{degrees}, ceiling {ceiling:.0f} °C"
+                degrees = "temperature unknown" if celsius is None else units.celsius(celsius)
+                self._hot[device.device] = f"{degrees}, ceiling {units.celsius(ceiling)}"
             else:
                 self._hot.pop(device.device, None)
 

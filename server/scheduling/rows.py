@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 
 from pydantic import TypeAdapter
 from sqlalchemy import select
@@ -18,6 +17,7 @@ from server.scheduling import hours
 from server.scheduling.decide import ALWAYS, Opening, Place, SchedulingVerdict, WaitCause, Workload
 from server.scheduling.hours import Price, Rule
 from server.scheduling.inputs import SchedulerInputs
+from trainer.contract import units
 from trainer.contract.reasons import Reason
 from trainer.contract.spec import HoursRule
 
@@ -178,7 +178,8 @@ def in_words(
             verbs = ("has", "needs") if is_one else ("have", "need")
             return reason, f"{others} {verbs[0]} a higher priority and {verbs[1]} {place}."
         case WaitCause.hours:
-            until = f" It may train again from {_clock(verdict.until)}." if verdict.until else ""
+            may = f" It may train again from {units.zoned(verdict.until)}."
+            until = may if verdict.until else ""
             return reason, f"Outside its hours or those of {place}.{until}"
         case WaitCause.neighbour:
             verb = "uses" if is_one else "use"
@@ -187,7 +188,7 @@ def in_words(
             return reason, f"{place} is too hot ({others}). It trains again when it has cooled."
         case WaitCause.queue if verdict.until is not None:
             verb = "makes" if is_one else "make"
-            return reason, f"{others} {verb} way for it on {place} at {_clock(verdict.until)}."
+            return reason, f"{others} {verb} way for it on {place} at {units.zoned(verdict.until)}."
         case WaitCause.queue:
             if not blockers:
                 return reason, reason.sentence
@@ -206,8 +207,3 @@ def _in_series(names: Sequence[str]) -> str:
     """'a', 'a and b', 'a, b and c'."""
     *most, last = names or [""]
     return f"{', '.join(most)} and {last}" if most else last
-
-
-def _clock(seconds: float) -> str:
-    """A time on the machine's clock, with its offset."""
-    return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M (UTC%z)")

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from server.domain.states import SETTLED, YIELDS, State
 from server.supervision.watch import Presence
+from trainer.contract import units
 from trainer.contract.reasons import Reason
 from trainer.contract.rundir import DUMP_SIGNAL
 
@@ -249,7 +250,8 @@ def _ladder(process: Seen, kind: str, timeout: float, grace: float) -> Action:
         return Signal((signal.SIGCONT,), 1, why)
     if process.step <= 1 and process.since_step >= timeout:
         is_told = process.since_step < math.inf
-        why = f"no {kind} after {timeout:.0f} s" if is_told else f"no {kind} reaches its inbox"
+        where = f"after {units.duration(timeout)}" if is_told else "reaches its inbox"
+        why = f"no {kind} {where}"
         return Signal(_asking_to_end(process), 2, why)
     if process.step == 2 and process.since_step >= min(grace, timeout):
         return Signal((signal.SIGKILL,), 3, f"no end after SIGTERM on the way to {kind}")
@@ -266,7 +268,7 @@ def _end_in_order(process: Seen, timeout: float) -> Action:
     if process.step < 2:
         return Signal((signal.SIGTERM, signal.SIGCONT), 2, "the daemon ends with its trainers")
     if process.step == 2 and process.since_step >= timeout:
-        return Signal((signal.SIGKILL,), 3, f"no end {timeout:.0f} s after SIGTERM")
+        return Signal((signal.SIGKILL,), 3, f"no end {units.duration(timeout)} after SIGTERM")
     return WAIT
 
 
@@ -276,7 +278,8 @@ def _stall(process: Seen) -> Action | None:
         if process.silence < process.timeout or process.waits_for_space:
             return None
         what = "stopped by a signal" if process.is_stopped else "no report"
-        why = f"{what} for {process.silence:.0f} s (stall timeout: {process.timeout:.0f} s)"
+        silence, timeout = units.duration(process.silence), units.duration(process.timeout)
+        why = f"{what} for {silence} (stall timeout: {timeout})"
         first = (DUMP_SIGNAL, signal.SIGCONT) if process.is_stopped else (DUMP_SIGNAL,)
         return Signal(first, 2 if process.is_stopped else 1, why, stall=True)
     if process.stall_step == 1 and process.silence < process.since_step:

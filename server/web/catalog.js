@@ -4,7 +4,7 @@
  */
 
 import { get } from "./api.js";
-import { bytes, duration, fixed, integer, percent, words } from "./format.js";
+import { bytes, celsius, duration, fixed, integer, percent, watts, words } from "./format.js";
 
 /** @type {any} Catalog */
 let known = null;
@@ -65,8 +65,5 @@ export function writerOf({ format, digits, unit }) {
   if (format === "percent") return (v) => percent(v, digits);
   if (format === "bytes") return (v) => bytes(v);
   if (format === "seconds") return (v) => duration(v);
-  const suffix = UNITS_BESIDE.has(unit) ? ` ${unit}` : "";
-  return (v) => (v === null || v === undefined ? "–" : `${fixed(v, digits)}${suffix}`);
+  return { W: watts, "°C": celsius }[unit] ?? ((v) => fixed(v, digits));
 }
-
-const UNITS_BESIDE = new Set(["W", "°C"]);

@@ -1,16 +1,27 @@
-/** Numbers, times and sizes as a person reads them. Missing or non-finite values are a dash. */
+/**
+ * Numbers, times and sizes as a person reads them. Missing or non-finite values are a dash.
+ *
+ * The only module that scales a number or chooses its unit; trainer/contract/units.py does the same
+ * for the programs, and tests/contract/test_units.py holds the two to one table.
+ */
 
 export const NONE = "–";
 const GROUPED = new Intl.NumberFormat("en-US", { maximumFractionDigits: 0 });
-const SI = [[1e12, "T"], [1e9, "B"], [1e6, "M"], [1e3, "k"]];
+const MONEY = new Intl.NumberFormat("en-US", { minimumFractionDigits: 2, maximumFractionDigits: 2 });
+const PREFIXES = [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]];
+const COUNTS = [[1e12, "T"], [1e9, "B"], [1e6, "M"], [1e3, "k"]]; // B as in "7 B parameters"
+const NEXT = 0.9995; // of a unit: 999,950 is 1 M and not 1,000 k
 
 const known = (x) => typeof x === "number" && Number.isFinite(x);
 
 /** 130000 -> "130,000" */
 export const integer = (x) => (known(x) ? GROUPED.format(x) : NONE);
 
-/** Fixed digits: loss 4, val bpb 4, watts 0. */
-export const fixed = (x, digits) => (known(x) ? x.toFixed(digits) : NONE);
+/** A loss or a learning rate: fixed decimals, or a power of ten if they would all be zeros. */
+export function fixed(x, digits) {
+  if (!known(x)) return NONE;
+  return x !== 0 && Math.abs(x) < Math.min(0.01, 10 ** (1 - digits)) ? exponent(x) : x.toFixed(digits);
+}
 
 export const loss = (x) => fixed(x, 4);
 export const bpb = (x) => fixed(x, 4);
@@ -32,27 +43,37 @@ export function exponent(x, digits = 3) {
 }
 
 /** 13107000000 -> "13.1 B" (a count: parameters, tokens) */
-export function count(x, digits = 3) {
-  if (!known(x)) return NONE;
-  for (const [size, letter] of SI) {
-    if (Math.abs(x) >= size) return `${Number((x / size).toPrecision(digits))} ${letter}`;
-  }
-  return GROUPED.format(x);
+export const count = (x) => (known(x) ? scaled(x, COUNTS) ?? significant(x, 3) : NONE);
+
+/** Decimal units: 793 MB, 1.25 GB. */
+export const bytes = (x) => (known(x) ? `${scaled(x, PREFIXES) ?? `${Math.round(x)} `}B` : NONE);
+
+function scaled(x, prefixes) {
+  const found = prefixes.find(([size]) => Math.abs(x) >= size * NEXT);
+  return found ? `${Number((x / found[0]).toPrecision(3))} ${found[1]}` : null;
 }
 
-/** Decimal units: 793 MB, 1.2 GB. */
-export function bytes(x, digits = 3) {
+/** "887 MFLOP", "58.3 TFLOP", "7.56 × 10¹⁸ FLOP" */
+export function flops(x) {
   if (!known(x)) return NONE;
-  for (const [size, unit] of [[1e12, "TB"], [1e9, "GB"], [1e6, "MB"], [1e3, "kB"]]) {
-    if (Math.abs(x) >= size) return `${Number((x / size).toPrecision(digits))} ${unit}`;
-  }
-  return `${Math.round(x)} B`;
+  if (x >= 1e17) return `${exponent(x)} FLOP`;
+  return `${scaled(x, [[1e15, "P"], ...PREFIXES]) ?? `${Math.round(x)} `}FLOP`;
 }
+
+/** Tokens per second: "55,700 tok/s", "2.35 tok/s" */
+export const rate = (x) => (known(x) ? `${Math.abs(x) >= 100 ? integer(x) : significant(x, 3)} tok/s` : NONE);
 
 const JOULES_PER_KWH = 3.6e6;
 
 /** 2220000 joules -> "0.62 kWh" */
-export const energy = (joules) => (known(joules) ? `${fixed(joules / JOULES_PER_KWH, 2)} kWh` : NONE);
+export const energy = (joules) => (known(joules) ? kwh(joules / JOULES_PER_KWH) : NONE);
+
+export const kwh = (x) => (known(x) ? `${MONEY.format(x)} kWh` : NONE);
+export const watts = (x) => (known(x) ? `${GROUPED.format(x)} W` : NONE);
+export const celsius = (x) => (known(x) ? `${x.toFixed(0)} °C` : NONE);
+
+/** A sum of money, whose currency the settings do not name: "1,204.50" */
+export const cost = (x) => (known(x) ? MONEY.format(x) : NONE);
 
 export const percent = (x, digits = 0) => (known(x) ? `${(100 * x).toFixed(digits)} %` : NONE);
 
@@ -63,17 +84,24 @@ export function progress(x) {
   return `${(Math.floor(x * 1000) / 10).toFixed(1)} %`;
 }
 
-/** 82800 -> "23 h 00 min"; 252 -> "4 min 12 s"; 0.118 -> "118 ms" */
+/** In its two largest units: "4 d 6 h", "42 h 30 min", "4 min 12 s", "8.14 s", "118 ms" */
 export function duration(seconds) {
   if (!known(seconds)) return NONE;
-  if (seconds < 0.9995) return `${Math.round(seconds * 1000)} ms`;
-  if (seconds < 60) return `${Number(seconds.toPrecision(3))} s`;
-  const s = Math.round(seconds);
-  const pad = (n) => String(n).padStart(2, "0");
-  if (s < 3600) return `${Math.floor(s / 60)} min ${pad(s % 60)} s`;
-  if (s < 86400) return `${Math.floor(s / 3600)} h ${pad(Math.floor((s % 3600) / 60))} min`;
-  return `${Math.floor(s / 86400)} d ${pad(Math.floor((s % 86400) / 3600))} h`;
+  if (seconds > 0 && seconds < 0.9995) return `${significant(seconds * 1000, 3)} ms`;
+  if (seconds < 59.95) return `${Number(seconds.toPrecision(3))} s`;
+  if (seconds < 3599.5) return two(seconds, 60, "min", "s");
+  if (seconds < 48 * 3600 - 30) return two(seconds / 60, 60, "h", "min");
+  return two(seconds / 3600, 24, "d", "h");
 }
+
+function two(x, base, large, small) {
+  const whole = Math.round(x);
+  const rest = whole % base;
+  return `${Math.floor(whole / base)} ${large}${rest ? ` ${rest} ${small}` : ""}`;
+}
+
+/** A tick of a chart's axis, with as many decimals as the distance between two ticks needs. */
+export const tick = (x, decimals) => x.toLocaleString("en-US", { minimumFractionDigits: decimals, maximumFractionDigits: decimals });
 
 /** unix seconds -> {date: "2026-11-21", time: "14:05", seconds: "09"}, in the time zone of the browser */
 export function clock(unixSeconds) {

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from server.cli import extending, plot, units
+from server.cli import extending, plot
 from server.cli.view import View, by_step, line, screen
 from server.schemas.events import EventView
 from server.schemas.metrics import MetricsAnswer
@@ -49,33 +49,6 @@ def test_f54_json_is_ascii_and_says_the_same(value: object):
     assert text.isascii()
     assert not any(ord(c) < 0x20 and c != "\n" for c in text)
     assert json.loads(text) == value
-
-
-@pytest.mark.parametrize(
-    ("seconds", "said"),
-    [
-        (None, "–"), (0, "0.0 s"), (8.14, "8.1 s"), (9.96, "10 s"), (59.4, "59 s"),
-        (60, "1 min 0 s"), (3599.4, "59 min 59 s"), (3600, "1 h 0 min"), (152_992, "42 h 30 min"),
-        (7 * 86_400 + 3600, "7 d 1 h"),
-    ],
-)  # fmt: skip
-def test_durations(seconds: float | None, said: str):
-    assert units.seconds(seconds) == said
-
-
-def test_sizes_counts_and_rates():
-    assert units.num_bytes(793e6) == "793 MB"
-    assert units.num_bytes(1.25e9) == "1.25 GB"
-    assert units.num_bytes(12) == "12 B"
-    assert units.count(286_261_730) == "286 M"
-    assert units.count(999_950) == "1.00 M"
-    assert units.count(8_519_680_000) == "8.52 B"
-    assert units.rate(55_700) == "55.7 k tok/s"
-    assert units.rate(None) == "–"
-    assert units.flops(7.56e18) == "7.56e+18 FLOP"
-    assert units.number(0.0000123) == "1.23e-05"
-    assert units.number(0.0) == "0.0000"
-    assert units.ago(100.0, now=190.0) == "1 min 30 s ago"
 
 
 def test_shorten():
@@ -250,7 +223,7 @@ def test_losses_are_binned_by_step_not_by_count():
 
 def test_a_line_says_what_it_is_doing_when_it_does_not_step():
     running = Progress.model_validate(stub_daemon.progress())
-    assert line(running) == ("step 50/200  25.0 %  loss 3.6000  12.3 k tok/s  ETA 1 min 30 s")
+    assert line(running) == ("step 50/200  25.0 %  loss 3.6000  12,345 tok/s  ETA 1 min 30 s")
     evaluating = Progress.model_validate(
         stub_daemon.progress(stage="evaluating", stage_fraction=0.4, stage_detail="hellaswag")
     )

@@ -127,7 +127,7 @@ def test_fp8_is_refused_where_there_is_none(asgi: Asgi) -> None:
 def test_what_is_far_beyond_the_device_is_refused_with_the_batch_that_fits(asgi: Asgi) -> None:
     said = refusal(asgi, large(64)) or ""
     assert said.startswith("/batch/device_batch_size")
-    assert "12.88 GB" in said
+    assert "12.9 GB" in said
     assert "estimated" in said
     fits = int(said.rsplit("; ", 1)[1].split()[0])
     assert refusal(asgi, large(fits)) is None

@@ -387,7 +387,7 @@ def test_failures_are_events_of_the_run_and_a_warning_of_the_daemon(asgi: Asgi) 
     made.run_once(1.0)
     made.run_once(6.0)
     shown = "notice (failed) to https://hooks.example.org/***"
-    first = ("warning", f"{shown} not delivered: it answered 400; it is retried for 3 days")
+    first = ("warning", f"{shown} not delivered: it answered 400; it is retried for 3 d")
     assert said(asgi, "demo") == [first]  # once, however often it is tried
     [warning] = [w for w in asgi.get("/v1/system").json()["warnings"] if "notices" in w]
     assert warning.startswith(
@@ -410,7 +410,7 @@ def test_what_is_given_up_is_said_also_after_a_restart(asgi: Asgi) -> None:
     level, message = said(asgi, "demo")[-1]
     assert (level, message) == (
         "error",
-        "notice (failed) to http://127.0.0.1:9/*** given up: it was not accepted for 3 days "
+        "notice (failed) to http://127.0.0.1:9/*** given up: it was not accepted for 3 d "
         "(it answered 400)",
     )
     made = fresh(asgi, receiver)

@@ -58,7 +58,7 @@ def test_a_run_starts_before_its_corpus_is_hashed_and_reports_how_far_it_is(run:
     assert run.exit()["outcome"] == "completed"
     (notice,) = hashing_notices(run)
     assert notice["data"] == {"done_bytes": 1000, "total_bytes": 4000}
-    assert "(25%)" in notice["message"]
+    assert "(25 %)" in notice["message"]
 
 
 def test_a_file_that_is_not_what_it_was_pauses_the_run_with_its_name(run: Lab) -> None:

@@ -15,8 +15,8 @@ def test_a_line_a_minute_with_loss_speed_and_time_left(capsys: pytest.CaptureFix
         log.add(step, 3.21009, 65_536)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2  # 120 seconds
-    assert lines[0].endswith("step 1,050/130,000, loss 3.2101, 54,613 tokens/s, 43.0 h left")
-    assert lines[1].endswith("step 1,100/130,000, loss 3.2101, 54,613 tokens/s, 43.0 h left")
+    assert lines[0].endswith("step 1,050/130,000, loss 3.2101, 54,613 tok/s, 42 h 59 min left")
+    assert lines[1].endswith("step 1,100/130,000, loss 3.2101, 54,613 tok/s, 42 h 58 min left")
 
 
 def test_nothing_before_the_first_minute(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from trainer.contract import units
+
 ALIGNMENT = 512  # bytes
 BufferLayout = dict[str, tuple[torch.Size, torch.dtype]]
 
@@ -66,7 +68,7 @@ class HostBuffers:
         assert runtime is not None
         status = int(runtime.cudaHostRegister(block.data_ptr(), len(memory), 0))
         if status:
-            self.refused = f"{total / 1e9:.2f} GB cannot be pinned (CUDA error {status})"
+            self.refused = f"{units.num_bytes(total)} cannot be pinned (CUDA error {status})"
         else:
             free = weakref.finalize(self, runtime.cudaHostUnregister, block.data_ptr())
             free.atexit = False  # the driver unregisters it when the process exits

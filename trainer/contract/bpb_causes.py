@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Literal, TypedDict
 
+from trainer.contract import units
+
 LR_TOLERANCE = 0.01  # relative: within a schedule one step changes the rate by less
 _SPAN = ("eval_tokens", "batches", "rows", "sequence_len", "packing")
 
@@ -89,8 +91,9 @@ def _of_later_steps(
         yield Cause(code="data_identity", what=what, affects="later_steps")
     if lr_before and lr_now and abs(lr_now / lr_before - 1) > LR_TOLERANCE:
         what = (
-            f"the learning rate goes from {lr_before:.3g} to {lr_now:.3g} of its peak at this "
-            f"step (x {lr_now / lr_before:.3g})"
+            f"the learning rate goes from {units.significant(lr_before, 3)} to "
+            f"{units.significant(lr_now, 3)} of its peak at this "
+            f"step (x {units.significant(lr_now / lr_before, 3)})"
         )
         yield Cause(code="learning_rate", what=what, affects="later_steps")
     if _differs(before, now, "muon"):

@@ -11,6 +11,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from trainer.contract import units
 from trainer.contract.plan.answer import Eta
 from trainer.contract.schedule import (
     DecayShape,
@@ -242,8 +243,8 @@ def _alternative(
     return Alternative(
         mode=mode,
         joint=joint,
-        sentence=f"{mode}: learning rate {low:.4g} -> {high:.4g} of its peak at the joint, "
-        f"{lr_end:.4g} at step {after.end_step:,}",
+        sentence=f"{mode}: learning rate {units.significant(low)} -> {units.significant(high)} "
+        f"of its peak at the joint, {units.significant(lr_end)} at step {after.end_step:,}",
     )
 
 
@@ -258,14 +259,15 @@ def _warnings(
     low, high = joint.lr_multiplier
     if low > 0 and high / low > JUMP:
         found.append(
-            f"LR × {high / low:.1f} in one step at step {joint.step:,} ({low:.4g} -> {high:.4g} of "
+            f"LR × {high / low:.1f} in one step at step {joint.step:,} ({units.significant(low)} "
+            f"-> {units.significant(high)} of "
             "the peak); rewarm_steps ramps it"
         )
     if after.mode == "replan" and after.rewarm_steps:
         curve_lr = lr_multiplier(after.model_copy(update={"rewarm_steps": 0}), joint.step)
         if low > 0 and curve_lr / low > JUMP:
             found.append(
-                f"The new schedule is at {100 * curve_lr:.0f} % of peak at step {joint.step:,}, "
+                f"The new schedule is at {units.percent(curve_lr)} of peak at step {joint.step:,}, "
                 f"{curve_lr / low:.1f} × today's rate; it is ramped in over "
                 f"{after.rewarm_steps:,} steps (rewarm_steps: 0 would jump in one)"
             )
@@ -277,7 +279,8 @@ def _warnings(
     wd_before, wd_after = (value / (peak_weight_decay or 1.0) for value in joint.weight_decay)
     if abs(wd_after - wd_before) > 0.02:
         found.append(
-            f"Weight decay jumps from {100 * wd_before:.0f} % to {100 * wd_after:.0f} % of its "
+            f"Weight decay jumps from {units.percent(wd_before)} to {units.percent(wd_after)} of "
+            "its "
             "peak, because it is scheduled over the whole run"
         )
     if discarded:

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from trainer.contract import durable
+from trainer.contract import durable, units
 from trainer.data import documents, skipped
 from trainer.data.documents import Sources
 from trainer.data.errors import DataError
@@ -123,8 +123,8 @@ def _require_enough(sources: Sources, train: ShardWriter, val: TextWriter) -> No
 
 def _showing(sources: Sources, total: int, progress: ReportProgress) -> Callable[[int], None]:
     def show(done: int) -> None:
-        words = f"copying {shown(sources.root)}: {done / 1e6:,.0f} of {total / 1e6:,.0f} MB"
-        progress(min(1.0, done / total), words)
+        words = f"{units.num_bytes(done)} of {units.num_bytes(total)}"
+        progress(min(1.0, done / total), f"copying {shown(sources.root)}: {words}")
 
     return show
 

@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
-from trainer.contract import durable
+from trainer.contract import durable, units
 from trainer.contract.spec import DataSpec
 from trainer.data import contents, copying, documents, hub, splits, walk
 from trainer.data.documents import Sources
@@ -176,7 +176,7 @@ class _Reading:
     def _with_rows(self, path: Path, fraction: float | None = None) -> DataFile | None:
         if not os.access(path, os.R_OK):
             raise DataError("path_unreadable", f"no permission to read {shown(path)}", path)
-        self.progress(fraction, f"reading {shown(path)} ({path.stat().st_size / 1e6:,.0f} MB)")
+        self.progress(fraction, f"reading {shown(path)} ({units.num_bytes(path.stat().st_size)})")
         file = describe(path, self.corpora_dir, self.column, self.sampled)
         _count(file, self.left)
         return file if file.num_documents else None

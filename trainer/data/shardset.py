@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 
+from trainer.contract import units
 from trainer.data import cache, helper_process, prepared
 from trainer.data import tokenizer as tokenizers
 from trainer.data.errors import DataChanged, DataError
@@ -125,7 +126,7 @@ class ShardSet:
             if time.monotonic() > deadline:
                 raise DataError(
                     "download_failed",
-                    f"{file.remote.name} did not arrive within {WAIT_SECONDS / 60:.0f} minutes"
+                    f"{file.remote.name} did not arrive within {units.duration(WAIT_SECONDS)}"
                     f"{self._complaint()}",
                     file.path,
                 )

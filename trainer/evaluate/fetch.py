@@ -23,6 +23,7 @@ from pathlib import Path, PurePosixPath
 import httpx
 import platformdirs
 
+from trainer.contract import units
 from trainer.contract.durable import fsync_directory, write_durably
 from trainer.contract.rundir import DataDir
 from trainer.evaluate.core_bundle import RECORD, BundleError, load_bundle
@@ -219,8 +220,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _shown(done: int, total: int | None) -> None:
-    whole = f" of {total / 1e6:.0f}" if total else ""
-    print(f"\r{done / 1e6:.0f}{whole} MB", end="", file=sys.stderr, flush=True)
+    whole = f" of {units.num_bytes(total)}" if total else ""
+    print(f"\r{units.num_bytes(done)}{whole}  ", end="", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer.contract import units
 from trainer.contract.shape import ModelShape
 from trainer.model import layer
 from trainer.model.architecture import block, mlp
@@ -187,7 +188,7 @@ class _Race:
             run, why = self.tried(name)
             if not why:
                 seconds[name] = autotune.best_seconds(run, self.device)
-                why = f"{seconds[name] * 1e3:.3f} ms"
+                why = units.duration(seconds[name])
             said.append(f"{name} {why}")
         if COMPILED not in seconds:
             raise RuntimeError(f"the MLP of the compiler itself fails: {'; '.join(said)}")

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from trainer.contract import units
 from trainer.contract.exits import rank_records
 from trainer.contract.rundir import ProcessIdentity
 from trainer.runtime import peers
@@ -115,7 +116,9 @@ class Rendezvous:
             f"{others[rank].host})"
             for rank in ranks
         )
-        return f"{named}: no heartbeat for {self._beats.seconds:.0f} s before all had joined"
+        return (
+            f"{named}: no heartbeat for {units.duration(self._beats.seconds)} before all had joined"
+        )
 
     def _after_sigterm(self, found: dict[int, Registration]) -> Exception | None:
         if not self._was_told():

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from trainer.contract import events, journal
+from trainer.contract import events, journal, units
 
 SYNC_SECONDS = 1.0
 RETRY_SECONDS = 0.5
@@ -88,7 +88,7 @@ class Reporter:
         notice = events.Notice(
             level="warning",
             code="disk_full",
-            message=f"the disk was full: the trainer waited {waited:.0f} s and continued",
+            message=f"the disk was full: the trainer waited {units.duration(waited)} and continued",
             data={"seconds": waited},
         )
         self._append(finite(notice.model_dump(mode="json")))

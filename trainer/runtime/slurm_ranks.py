@@ -15,6 +15,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from trainer.contract import units
 from trainer.runtime import early_signals
 
 MEETING = "meeting.json"
@@ -72,4 +73,6 @@ def _find(attempt: Path, job: str) -> dict[str, str | int]:
             if place["job"] == job:
                 return place
         time.sleep(POLL_SECONDS)
-    raise NotMet(f"rank 0 of job {job} left no address in {attempt} within {MEET_SECONDS:.0f} s")
+    raise NotMet(
+        f"rank 0 of job {job} left no address in {attempt} within {units.duration(MEET_SECONDS)}"
+    )

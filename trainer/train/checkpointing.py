@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trainer.checkpoint import fence, retention, store
 from trainer.checkpoint.background_writer import SavedCheckpoint
-from trainer.contract import commands, events, failpoint, holds
+from trainer.contract import commands, events, failpoint, holds, units
 from trainer.contract.orders import AttemptOrder
 from trainer.contract.spec import CheckpointSpec, EvaluateSpec, RecoverySpec
 from trainer.runtime.peers import LostPeer
@@ -229,8 +229,9 @@ def _room(session: Session) -> bool:
     session.reporter.emit(
         events.CheckpointFailed(
             step=session.state.step,
-            message=f"not enough disk space: a checkpoint takes {need / 1e9:.2f} GB, "
-            f"{free / 1e9:.2f} GB are free; training continues, the last good checkpoint is kept",
+            message=f"not enough disk space: a checkpoint takes {units.num_bytes(need)}, "
+            f"{units.num_bytes(free)} are free; training continues, the last good checkpoint is "
+            "kept",
             errno=errno.ENOSPC,
         )
     )

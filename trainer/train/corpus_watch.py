@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trainer.contract import events
+from trainer.contract import events, units
 from trainer.data.background_check import HashingProgress
 from trainer.train.session import Session
 
@@ -27,13 +27,13 @@ def report(session: Session) -> None:
 
 
 def _sentence(found: HashingProgress) -> str:
-    total = f"{found.total_bytes / 1e9:,.1f} GB"
+    total = units.num_bytes(found.total_bytes)
     if found.finished:
         return f"all {total} of the corpus are hashed: a change of any byte is detected from now on"
     share = found.done_bytes / max(1, found.total_bytes)
     return (
-        f"{found.done_bytes / 1e9:,.1f} of {total} of the corpus are hashed ({share:.0%}), in the "
-        "background while the run trains"
+        f"{units.num_bytes(found.done_bytes)} of {total} of the corpus are hashed "
+        f"({units.percent(share)}), in the background while the run trains"
     )
 
 

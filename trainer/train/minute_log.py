@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from trainer.contract.plan.words import hours
+from trainer.contract import units
 
 EVERY_SECONDS = 60.0
 
@@ -26,8 +26,8 @@ class MinuteLog:
             return
         left = (self._end_step - step - 1) * passed / self._steps
         print(
-            f"{time.strftime('%F %T')} step {step + 1:,}/{self._end_step:,}, loss {loss:.4f}, "
-            f"{self._tokens / passed:,.0f} tokens/s, {hours(left)} left",
+            f"{units.exactly(time.time())} step {step + 1:,}/{self._end_step:,}, loss {loss:.4f}, "
+            f"{units.rate(self._tokens / passed)}, {units.duration(left)} left",
             flush=True,
         )
         self._since, self._steps, self._tokens = self._clock(), 0, 0

@@ -10,7 +10,7 @@ import statistics
 import time
 from typing import Any
 
-from trainer.contract import events
+from trainer.contract import events, units
 from trainer.contract.ranks import RankRow
 from trainer.train.session import Session
 
@@ -73,8 +73,9 @@ class RankRows:
                 level="warning",
                 code="straggler",
                 message=f"rank {row.rank} ({row.device} on {row.host}) computes "
-                f"{row.compute_seconds or 0:.3f} s per step (median: {usual:.3f} s), and every "
-                "step waits for it. Check its temperature, power limit and other programs on it",
+                f"{units.duration(row.compute_seconds or 0)} per step (median: "
+                f"{units.duration(usual)}), and every step waits for it. Check its "
+                "temperature, power limit and other programs on it",
                 step=self._session.state.step,
                 data={"rank": row.rank, "seconds": row.compute_seconds, "median": usual},
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from trainer.contract import bpb_causes, events
+from trainer.contract import bpb_causes, events, units
 from trainer.contract.recipe import rules_of
 from trainer.evaluate import span
 from trainer.train.evaluation_record import record
@@ -58,7 +58,11 @@ def _report_both(session: Session, measured: span.Measured) -> None:
     values = {m.settings["token_bytes"]: m.result.value for m in (measured, measured.other)}
     share = 1 - values["decoded"] / values["raw"]
     own = _TABLES[measured.settings["token_bytes"]]
-    difference = f"{share:.2%} lower by the older table" if share else "the same by both tables"
+    difference = (
+        f"{units.percent(share, 2)} lower by the older table"
+        if share
+        else "the same by both tables"
+    )
     session.reporter.emit(
         events.Notice(
             level="info",

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from server.cli import options, output, units
+from server.cli import options, output
 from server.cli.offline import interpreter, slurm_probe
+from trainer.contract import units
 
 if TYPE_CHECKING:
     from server.settings import Settings
@@ -134,7 +135,7 @@ def slurm_findings(settings: Settings, partition: str | None, seconds: float) ->
         advice = "put the data directory on a disk that the nodes share, or raise --timeout"
         yield Finding("slurm", "problem", str(error), advice)
         return
-    took = f"output of a job on {found.host} appeared after {found.seconds:.1f} s"
+    took = f"output of a job on {found.host} appeared after {units.duration(found.seconds)}"
     yield Finding("slurm", "ok", f"{took}; rename and fsync work")
     if not found.has_trainer:
         yield Finding(
@@ -143,11 +144,11 @@ def slurm_findings(settings: Settings, partition: str | None, seconds: float) ->
         )  # fmt: skip
     if found.skew_seconds > slurm_probe.MOST_SKEW_SECONDS:
         yield Finding(
-            "slurm clocks", "warning", f"up to {found.skew_seconds:.0f} s apart",
+            "slurm clocks", "warning", f"up to {units.duration(found.skew_seconds)} apart",
             "synchronise both by NTP: reports of nodes carry their times",
         )  # fmt: skip
     else:
-        yield Finding("slurm clocks", "ok", f"at most {found.skew_seconds:.1f} s apart")
+        yield Finding("slurm clocks", "ok", f"at most {units.duration(found.skew_seconds)} apart")
     if found.flock == "seen":
         yield Finding("slurm locks", "ok", "a lock held here is respected on the node")
     else:
@@ -167,7 +168,7 @@ def ask_trainer(python: str, seconds: float) -> dict[str, Any] | Finding:
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return Finding(
-            "trainer", "problem", f"{python} did not answer in {units.seconds(seconds)}",
+            "trainer", "problem", f"{python} did not answer in {units.duration(seconds)}",
             "the GPU driver may hang: try nvidia-smi, or raise --timeout",
         )  # fmt: skip
     except OSError as error:
@@ -318,7 +319,7 @@ def _daemon() -> Finding:
             took = time.perf_counter() - began
     except ClientError as error:
         return Finding("daemon", "warning", str(error), "start it with: traind serve")
-    summary = f"{traind.url}, version {system.version}, answers in {1000 * took:.0f} ms"
+    summary = f"{traind.url}, version {system.version}, answers in {units.duration(took)}"
     if system.warnings:
         return Finding("daemon", "warning", summary, "; ".join(system.warnings))
     return Finding("daemon", "ok", summary)

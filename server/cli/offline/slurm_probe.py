@@ -18,12 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer.contract import units
+
 MOST_SKEW_SECONDS = 30.0
 POLL_SECONDS = 0.2
 COMMAND_SECONDS = 60.0
 
 PROGRAM = """
 import errno, fcntl, json, os, socket, sys, time
+
 folder = sys.argv[1]
 found = {"host": socket.gethostname(), "python": sys.argv[2]}
 with open(os.path.join(folder, "lock"), "r+") as lock:
@@ -127,4 +130,6 @@ def _run(*command: str) -> subprocess.CompletedProcess[str]:
         words = f"{command[0]} is not on this machine: run it where jobs are submitted"
         raise ProbeFailed(words) from None
     except subprocess.TimeoutExpired:
-        raise ProbeFailed(f"{command[0]} did not answer within {COMMAND_SECONDS:.0f} s") from None
+        raise ProbeFailed(
+            f"{command[0]} did not answer within {units.duration(COMMAND_SECONDS)}"
+        ) from None

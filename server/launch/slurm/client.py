@@ -17,6 +17,7 @@ from server.launch.slurm.answers import (
     parse_sacct,
     parse_squeue,
 )
+from trainer.contract import units
 
 POLL_SECONDS = 30.0
 SUBMIT_SECONDS = 90.0
@@ -79,7 +80,7 @@ def run(
             env=None if environment is None else dict(environment), cwd=directory,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        raise SlurmError(f"{command[0]} timed out after {seconds:.0f} s") from None
+        raise SlurmError(f"{command[0]} timed out after {units.duration(seconds)}") from None
     except OSError as error:
         raise SlurmError(f"{command[0]} cannot be run: {error.strerror}") from error
     if done.returncode:

@@ -6,16 +6,14 @@
  * @property {string} title
  * @property {string} [unit] said beside the title
  * @property {{key: string, label: string, colour: string, band?: boolean, width?: number,
- *   scale?: "y2", format?: (v: number) => string, factor?: number, noisy?: boolean}[]} lines
+ *   scale?: "y2", format?: (v: number) => string, noisy?: boolean}[]} lines
  *   noisy: the smoothing slider draws its average over it
  * @property {string} [evaluation] a kind of the catalog, read from /evaluations instead, split by identity
  * @property {("lr_multiplier"|"momentum"|"weight_decay")[]} [planned] also drawn ahead of now
  */
 
 import { evaluationOf, evaluations, metric, metrics, writerOf } from "../catalog.js";
-import { count, fixed, percent, significant } from "../format.js";
-
-const gigabytes = (v) => (v === null || v === undefined ? "–" : `${fixed(v, 2)} GB`);
+import { bytes, count, percent, significant } from "../format.js";
 
 const EVALUATED = Symbol("the evaluations of the catalog, in its order");
 
@@ -37,8 +35,8 @@ const LAID = [
     lines: [{ key: "mfu", label: "MFU", colour: "line-3", band: true, noisy: true }] },
   { id: "grad_norm", metric: "grad_norm", format: (v) => significant(v, 3),
     lines: [{ key: "grad_norm", label: "norm", colour: "line-5", band: true, noisy: true }] },
-  { id: "vram", metric: "vram_reserved_bytes", unit: "reserved", format: gigabytes,
-    lines: [{ key: "vram_reserved_bytes", label: "reserved", colour: "line-4", factor: 1e-9 }] },
+  { id: "vram", metric: "vram_reserved_bytes", unit: "reserved", tick: (v) => bytes(v),
+    lines: [{ key: "vram_reserved_bytes", label: "reserved", colour: "line-4" }] },
   { id: "power", metric: "power_watts", title: "Power and temperature", unit: "",
     lines: [
       { key: "power_watts", label: "power", colour: "line-2", noisy: true },

@@ -1,6 +1,7 @@
 /** From the API's answers to what a chart shows. Pure: no DOM, no network. */
 
 import { evaluation, nounOf } from "../catalog.js";
+import { integer } from "../format.js";
 import { yieldLine } from "../yields.js";
 import { join } from "./join.js";
 import { LINES } from "./palette.js";
@@ -69,7 +70,7 @@ function metricParts(panel, { frame, columns, axis, smoothing }) {
   return panel.lines.flatMap((line) => {
     const column = columns.get(line.key);
     if (!column || !frame.x.length) return [];
-    const laid = (values) => frame.at.map((i) => (i < 0 ? null : scaled(values[i], line.factor)));
+    const laid = (values) => frame.at.map((i) => (i < 0 ? null : values[i] ?? null));
     const mean = laid(column.mean);
     if (!mean.some((value) => value !== null)) return [];
     const banded = Boolean(line.band && column.min);
@@ -80,8 +81,6 @@ function metricParts(panel, { frame, columns, axis, smoothing }) {
     return [{ ...part, line: { ...part.line, faint: line.colour !== "raw" } }, { x: frame.x, values: [smooth(mean, smoothing)], line: over }];
   });
 }
-
-const scaled = (value, factor = 1) => (value === null || value === undefined ? null : value * factor);
 
 /** One line for each evaluation identity: numbers under different settings are never joined. */
 function evaluationParts(panel, { evaluations, axis }) {
@@ -168,7 +167,7 @@ export function edgesOf(segments, attempts, phases, yields = []) {
     } else if (segment.attempt !== segments[i - 1].attempt) {
       const reason = before?.reason ?? before?.outcome ?? "ended";
       const tone = OUTCOME_TONE[before?.outcome] ?? (before?.outcome ? "warn" : "bad");
-      const lost = before?.steps_lost ? `, ${before.steps_lost.toLocaleString("en-US")} steps repeated` : "";
+      const lost = before?.steps_lost ? `, ${integer(before.steps_lost)} steps repeated` : "";
       const made = yields.find((one) => before?.ended_at >= one.at && before.ended_at <= (one.until ?? Infinity));
       const text = made ? `attempt ${segment.attempt}: ${yieldLine(made)}` : `attempt ${segment.attempt} after ${nounOf(reason)}${lost}`;
       edges.push({ step: segment.from_step, tone: made ? "calm" : tone, text });

@@ -1,5 +1,6 @@
 /** uPlot's options for a picture: series, bands, scales and axes with labels people read. */
 
+import { tick } from "../format.js";
 import { timeLabels } from "./axis.js";
 import { colour, font } from "./palette.js";
 
@@ -144,7 +145,7 @@ function labelsOf(format) {
     const known = ticks.filter((v) => v !== null);
     const between = increment || Math.min(...known.slice(1).map((v, i) => v - known[i]));
     const decimals = decimalsOf(Number.isFinite(between) && between > 0 ? between : 1);
-    const write = format ?? ((v) => v.toLocaleString("en-US", { minimumFractionDigits: decimals, maximumFractionDigits: decimals }));
+    const write = format ?? tick;
     return ticks.map((v) => (v === null ? "" : write(v, decimals)));
   };
 }

@@ -2,7 +2,7 @@
 
 import { get } from "../api.js";
 import { fill, h, userText } from "../dom.js";
-import { bytes, exponent, fixed, percent } from "../format.js";
+import { bytes, celsius, flops, percent, watts } from "../format.js";
 import { link } from "../router.js";
 
 const EVERY_MILLISECONDS = 4_000;
@@ -45,9 +45,9 @@ function deviceLine(device) {
     device.memory_bytes && meter("memory", used ?? 0, device.memory_bytes),
     device.memory_bytes && h("span", {}, used === null ? bytes(device.memory_bytes) : `${bytes(used)} of ${bytes(device.memory_bytes)}`),
     device.utilisation !== null && h("span", {}, `${percent(device.utilisation)} busy`),
-    device.power_watts !== null && h("span", {}, `${fixed(device.power_watts, 0)} W`),
-    device.temperature_celsius !== null && h("span", { dataset: { hot: device.temperature_celsius >= 85 ? "yes" : "no" } }, `${fixed(device.temperature_celsius, 0)} °C`),
-    device.peak_flops && h("span.muted.wide-only", { title: device.peak_flops.source }, `peak ${exponent(device.peak_flops.value)} FLOP/s`),
+    device.power_watts !== null && h("span", {}, watts(device.power_watts)),
+    device.temperature_celsius !== null && h("span", { dataset: { hot: device.temperature_celsius >= 85 ? "yes" : "no" } }, celsius(device.temperature_celsius)),
+    device.peak_flops && h("span.muted.wide-only", { title: device.peak_flops.source }, `peak ${flops(device.peak_flops.value)}/s`),
     device.run ? h("a", { href: link(["runs", device.run]) }, userText(device.run)) : h("span.muted", {}, "free"));
 }
 

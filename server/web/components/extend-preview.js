@@ -5,7 +5,7 @@ import { makeAxis } from "../charts/axis.js";
 import { createChart } from "../charts/chart.js";
 import { join } from "../charts/join.js";
 import { fill, h } from "../dom.js";
-import { count, duration, exponent, fixed, integer, significant } from "../format.js";
+import { count, duration, fixed, flops, integer, rate, significant } from "../format.js";
 import { facts } from "./table.js";
 
 /** @param {import("../pages/run.js").RunContext} run */
@@ -76,8 +76,8 @@ function costOf(plan, discarded, run) {
   return [
     ["New phase", `${integer(plan.start_step)} → ${integer(plan.end_step)}`],
     ["Tokens", count(plan.tokens)],
-    ["Compute", `${exponent(plan.flops)} FLOP`],
-    plan.eta && ["Takes about", duration(plan.eta.total), `at ${integer(plan.eta.tokens_per_second)} tok/s, ${plan.eta.source}`],
+    ["Compute", flops(plan.flops)],
+    plan.eta && ["Takes about", duration(plan.eta.total), `at ${rate(plan.eta.tokens_per_second)}, ${plan.eta.source}`],
     ["Superseded", discarded ? `${integer(discarded)} steps` : "nothing"],
   ];
 }

@@ -1,7 +1,7 @@
 /** A plan in tables: what follows from a spec. */
 
 import { h } from "../dom.js";
-import { bytes, count, duration, exponent, fixed, integer, significant } from "../format.js";
+import { bytes, count, duration, exponent, fixed, integer, rate, significant } from "../format.js";
 import { facts } from "./table.js";
 
 /** The few numbers that decide: shown beside the form. @param {any} plan */
@@ -11,7 +11,7 @@ export function planSummary(plan) {
     ["Steps", integer(plan.horizon.steps), `${integer(plan.batch.tokens)} tokens each`],
     ["Tokens", count(plan.horizon.tokens), `${fixed(plan.horizon.ratio, 1)} per parameter`],
     ["Compute", `${exponent(plan.horizon.flops)}`, "FLOP"],
-    ["Takes about", duration(plan.eta.total), `${integer(plan.eta.tokens_per_second)} tok/s, ${plan.eta.source}`],
+    ["Takes about", duration(plan.eta.total), `${rate(plan.eta.tokens_per_second)}, ${plan.eta.source}`],
     ["Memory", bytes(plan.memory.total), plan.memory.available ? `of ${bytes(plan.memory.available)}` : "estimated"],
     ["Disk", bytes(plan.disk.total), plan.disk.available ? `of ${bytes(plan.disk.available)} free` : "estimated"],
     ["A crash costs", duration(plan.crash_loses_at_most_seconds), "at most"],

@@ -3,7 +3,7 @@
 import { evaluations, isEnded, metric, writerOf } from "../catalog.js";
 import { conditionLine, reasonSentence, standsStill } from "../condition.js";
 import { fill, h, setText, userText } from "../dom.js";
-import { ago, bytes, count, duration, energy, exactly, exponent, fixed, integer, loss, percent, sentence, when } from "../format.js";
+import { ago, bytes, celsius, cost, count, duration, energy, exactly, fixed, flops, integer, loss, percent, rate, sentence, watts, when } from "../format.js";
 import { yieldLine } from "../yields.js";
 import { progressBar, setState, stateBadge } from "./state.js";
 
@@ -15,7 +15,7 @@ const statsOf = () => [
   ["loss", "Loss", (p) => [loss(p.loss_smooth ?? p.loss), p.loss === null ? "" : `raw ${loss(p.loss)}`]],
   ...evaluations().map(evaluationStat),
   ["speed", "Throughput", speedOf],
-  ["mfu", "MFU", (p) => standsStill(p) ? ["–", NO_STEPS] : [percent(p.mfu, 1), p.peak_flops ? `of ${exponent(p.peak_flops.value)} FLOP/s, ${p.peak_flops.source}` : "no peak known"]],
+  ["mfu", "MFU", (p) => standsStill(p) ? ["–", NO_STEPS] : [percent(p.mfu, 1), p.peak_flops ? `of ${flops(p.peak_flops.value)}/s, ${p.peak_flops.source}` : "no peak known"]],
   ["eta", "Time left", timeOf],
   ["tokens", "Tokens seen", (p, d) => [count(p.tokens_seen), `${fixed(p.tokens_seen / d.plan.parameters.total, 1)} per parameter`]],
   ["lr", "Learning rate", (p) => [percent(p.lr_multiplier, 1), "of its peak"]],
@@ -43,17 +43,17 @@ function memoryOf(p, d) {
 function powerOf(p, d) {
   const notes = [
     p.power_watts === null && d.device === "cpu" && "not measured on the CPU",
-    p.temperature_celsius !== null && `${fixed(p.temperature_celsius, 0)} °C`,
+    p.temperature_celsius !== null && celsius(p.temperature_celsius),
     p.energy_joules !== null && energy(p.energy_joules),
-    byDevice(p, (rank) => rank.power_watts ?? null, (watts) => `${fixed(watts, 0)} W`),
+    byDevice(p, (rank) => rank.power_watts ?? null, watts),
   ];
-  return [p.power_watts === null ? "–" : `${fixed(p.power_watts, 0)} W`, notes.filter(Boolean).join(", ")];
+  return [watts(p.power_watts), notes.filter(Boolean).join(", ")];
 }
 
 function speedOf(p) {
   if (standsStill(p)) return ["–", NO_STEPS];
   if (p.tokens_per_second === null) return ["–", ""];
-  return [`${integer(p.tokens_per_second)} tok/s`, p.step_seconds === null ? "" : `${duration(p.step_seconds)} per step`];
+  return [rate(p.tokens_per_second), p.step_seconds === null ? "" : `${duration(p.step_seconds)} per step`];
 }
 
 /** What is left; of a run that has ended, what it took. */
@@ -65,9 +65,9 @@ function timeOf(p) {
 }
 
 /** What the rest takes: "3.20 kWh, cost 0.96"; empty where the device reports no energy. */
-function spendOf({ energy_left_joules: joules = null, cost_left: cost = null }) {
+function spendOf({ energy_left_joules: joules = null, cost_left: price = null }) {
   if (joules === null) return "";
-  return `${energy(joules)}${cost === null ? "" : `, cost ${fixed(cost, 2)}`}`;
+  return `${energy(joules)}${price === null ? "" : `, cost ${cost(price)}`}`;
 }
 
 /** The parts of a sum over the devices of a run: "cuda:0 9.4 GB, cuda:1 9.3 GB"; empty for a run on one. */

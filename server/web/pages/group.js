@@ -10,7 +10,7 @@ import { facts, table } from "../components/table.js";
 import { toast } from "../components/toast.js";
 import { reasonSentence } from "../condition.js";
 import { fill, h, setText, userText } from "../dom.js";
-import { bpb, count, duration, exponent, fixed, integer, loss, percent, significant, words } from "../format.js";
+import { bpb, count, duration, exponent, fixed, flops, integer, kwh, loss, percent, significant, words } from "../format.js";
 import { cellName, countsOf, variedLine } from "../group-text.js";
 import { createLoader } from "../loader.js";
 import { go, link, replaceQuery } from "../router.js";
@@ -126,9 +126,9 @@ function fitCard(fit) {
       ["E, the floor", bpb(fit.e), `${between(fit.e_interval, bpb)} at ${sure}`],
       ["residual spread", significant(fit.residual_spread, 2)],
       next && [`predicted val bpb, depth ${integer(next.depth)}`, bpb(next.val_bpb), `${between(next.val_bpb_interval, bpb)} at ${sure}`],
-      next && ["its size", `${count(next.parameters)} parameters, ${count(next.tokens)} tokens`, `${exponent(next.flops)} FLOP`],
+      next && ["its size", `${count(next.parameters)} parameters, ${count(next.tokens)} tokens`, flops(next.flops)],
       next && ["its time", next.hours === null ? "–" : duration(3600 * next.hours), next.time_source],
-      next && ["its energy", next.kwh === null ? "–" : `${fixed(next.kwh, 2)} kWh`],
+      next && ["its energy", kwh(next.kwh)],
     ]),
     fit.not_told.length > 0 && h("details", {}, h("summary", {}, "What the fit does not know"), h("ul.plain", {}, fit.not_told.map((text) => h("li", {}, text)))));
 }

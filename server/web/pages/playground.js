@@ -9,7 +9,7 @@ import { problemBox } from "../components/problem.js";
 import { choice } from "../components/resume-dialog.js";
 import { completion } from "../completion.js";
 import { fill, h, setText, userText } from "../dom.js";
-import { fixed, integer, percent, when } from "../format.js";
+import { fixed, integer, percent, rate, when } from "../format.js";
 import { createLoader } from "../loader.js";
 import * as prefs from "../prefs.js";
 import { replaceQuery } from "../router.js";
@@ -127,7 +127,7 @@ function createPane(label) {
           into.host.append(tokenOf(piece));
           tokens += 1;
         }
-        setText(status, `${integer(tokens)} tokens, ${fixed((1000 * tokens) / (performance.now() - began), 1)} tokens per second`);
+        setText(status, `${integer(tokens)} tokens, ${rate((1000 * tokens) / (performance.now() - began))}`);
       });
     } catch (problem) {
       if (problem.name === "AbortError") setText(status, `stopped after ${integer(tokens)} tokens`);

@@ -7,7 +7,7 @@ import { deviceScheduling, runScheduling } from "../components/scheduling-dialog
 import { table } from "../components/table.js";
 import { toast } from "../components/toast.js";
 import { fill, h, setText, userText } from "../dom.js";
-import { integer, when } from "../format.js";
+import { integer, watts, when } from "../format.js";
 import { reordered } from "../hours.js";
 import { createLoader } from "../loader.js";
 import { link } from "../router.js";
@@ -145,10 +145,10 @@ function nowOf({ run, job, neighbour }) {
   ];
 }
 
-function openOf({ is_open: isOpen, closes_at: closes, opens_at: opens, too_hot: tooHot, power_limit_watts: watts, problems }) {
+function openOf({ is_open: isOpen, closes_at: closes, opens_at: opens, too_hot: tooHot, power_limit_watts: limit, problems }) {
   const warn = (text) => h("span.tag", { dataset: { tone: "warn" } }, text);
   return [
     isOpen ? (closes ? `open until ${when(closes)}` : "open") : warn(opens ? `closed until ${when(opens)}` : "closed"),
-    tooHot && h("small", {}, tooHot), watts !== null && h("small", {}, `limited to ${integer(watts)} W`), problems.map((text) => h("small", {}, text)),
+    tooHot && h("small", {}, tooHot), limit !== null && h("small", {}, `limited to ${watts(limit)}`), problems.map((text) => h("small", {}, text)),
   ];
 }

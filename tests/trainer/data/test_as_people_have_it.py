@@ -455,7 +455,7 @@ def test_progress_moves_within_one_file(tmp_path, monkeypatch) -> None:
     fractions = [f for stage, f, words in seen if stage == "corpus" and f and "copying" in words]
     assert fractions == sorted(fractions)
     assert len({round(f, 1) for f in fractions}) > 5
-    assert any("of 10 MB" in words for _, _, words in seen)
+    assert any("of 10.5 MB" in words for _, _, words in seen)
 
 
 def test_a_writer_closes_a_row_group_of_many_bytes(tmp_path, monkeypatch) -> None:

@@ -25,7 +25,6 @@ from trainer.contract.plan.disk import shards_for
 from trainer.contract.plan.eta import EvaluationTime, estimate_eta, evaluation_time
 from trainer.contract.plan.horizon import CHINCHILLA_RATIO
 from trainer.contract.plan.scaling import RATE_OF_GROUP, auto_batch
-from trainer.contract.plan.words import axis_number, gigabytes, hours, num_bytes, number
 
 __all__ = [
     "CHINCHILLA_RATIO",
@@ -45,13 +44,8 @@ __all__ = [
     "PlannedShape",
     "RecipeChoice",
     "auto_batch",
-    "axis_number",
     "estimate_eta",
     "evaluation_time",
-    "gigabytes",
-    "hours",
     "make_plan",
-    "num_bytes",
-    "number",
     "shards_for",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+from trainer.contract import units
 from trainer.contract.evaluations import BY_KIND
 from trainer.contract.plan.answer import BatchPlan, Eta
 from trainer.contract.plan.context import PlanContext
@@ -45,11 +46,11 @@ def throughput(shape: ModelShape, context: PlanContext) -> tuple[float, str]:
         rate = ASSUMED_UTILISATION * context.peak_flops / per_token
         name = context.device_name or "the device"
         return rate, (
-            f"assumed: {ASSUMED_UTILISATION:.0%} of {context.peak_flops / 1e12:.1f} TFLOP/s "
+            f"assumed: {units.percent(ASSUMED_UTILISATION)} of {units.flops(context.peak_flops)}/s "
             f"({name}, {context.peak_source or 'dense bf16 peak'})"
         )
     flops = context.peak_flops or ASSUMED_CPU_FLOPS
-    return flops / per_token, f"assumed: {flops / 1e9:.0f} GFLOP/s, no measurement on this device"
+    return flops / per_token, f"assumed: {units.flops(flops)}/s, no measurement on this device"
 
 
 def throughput_of_all(
@@ -63,8 +64,8 @@ def throughput_of_all(
     seconds = batch.tokens / (rate * exchange.devices) + exchange.seconds_per_step
     return batch.tokens / seconds, (
         f"{source}; {exchange.devices} devices, of which each sends "
-        f"{exchange.bytes_per_step / 1e6:,.0f} MB a step at "
-        f"{exchange.bytes_per_second / 1e9:.1f} GB/s (assumed)"
+        f"{units.num_bytes(exchange.bytes_per_step)} a step at "
+        f"{units.num_bytes(exchange.bytes_per_second)}/s (assumed)"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from trainer.contract import units
 from trainer.contract.plan.answer import CannotPlan, Horizon
 from trainer.contract.plan.scaling import TARGET_RATIO
 from trainer.contract.shape import (
@@ -36,15 +37,16 @@ def plan_horizon(spec: RunSpec, shape: ModelShape, batch_tokens: int) -> Horizon
     if steps > MAX_STEPS:
         raise CannotPlan(
             f"horizon.{_asked(spec)}",
-            f"the horizon is {steps:.3g} steps of {batch_tokens:,} tokens; a run has at most "
+            f"the horizon is {units.count(steps)} steps of {batch_tokens:,} tokens; a run has at "
+            "most "
             f"{MAX_STEPS:,}",
         )
     tokens = steps * batch_tokens
     if tokens > MAX_TOKENS:
         raise CannotPlan(
             "batch.tokens",
-            f"{steps:,} steps of {batch_tokens:,} tokens are {tokens:.3g} tokens; a run has at "
-            f"most {MAX_TOKENS:.3g}",
+            f"{steps:,} steps of {batch_tokens:,} tokens are {units.count(tokens)} tokens; a run "
+            f"has at most {units.count(MAX_TOKENS)}",
         )
     return Horizon(
         steps=steps,

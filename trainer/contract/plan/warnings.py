@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from trainer.contract import units
 from trainer.contract.plan.answer import ExchangePlan, Plan
 from trainer.contract.plan.context import PlanContext
 from trainer.contract.plan.disk import shards_for
 from trainer.contract.plan.exchange import WORTH_A_WARNING
 from trainer.contract.plan.memory import is_near_the_limit
-from trainer.contract.plan.words import gigabytes, hours, number
 from trainer.contract.spec import RunSpec
 
 EVALUATION_WARNING_SHARE = 0.05
@@ -21,8 +21,9 @@ def warnings_about(spec: RunSpec, plan: Plan, context: PlanContext) -> list[str]
     share = plan.eta.evaluation / max(1e-9, plan.eta.total)
     if share > EVALUATION_WARNING_SHARE:
         found.append(
-            f"evaluation takes {share:.0%} of the time ({hours(plan.eta.evaluation)} of "
-            f"{hours(plan.eta.total)}): raise evaluate.bpb_every or lower evaluate.eval_tokens"
+            f"evaluation takes {units.percent(share)} of the time "
+            f"({units.duration(plan.eta.evaluation)} of {units.duration(plan.eta.total)}): raise "
+            "evaluate.bpb_every or lower evaluate.eval_tokens"
         )
     if spec.evaluate.core_every and not spec.evaluate.core_bundle:
         found.append(
@@ -36,13 +37,12 @@ def warnings_about(spec: RunSpec, plan: Plan, context: PlanContext) -> list[str]
         )
     if plan.exchange and plan.exchange.share_of_step > WORTH_A_WARNING:
         found.append(_exchange_words(plan.exchange))
-    days = plan.eta.total / DAY_SECONDS
-    if days > LONG_DAYS[context.device_type]:
+    if plan.eta.total > DAY_SECONDS * LONG_DAYS[context.device_type]:
         where = "on the CPU" if context.device_type == "cpu" else "on this device"
         found.append(
-            f"the run takes about {days:,.0f} days {where} ({number(plan.eta.tokens_per_second)} "
-            f"tokens/s, {plan.eta.source}): lower model.depth or the horizon"
-            + (", or train on a GPU" if context.device_type == "cpu" else "")
+            f"the run takes about {units.duration(plan.eta.total)} {where} "
+            f"({units.rate(plan.eta.tokens_per_second)}, {plan.eta.source}): lower model.depth "
+            "or the horizon" + (", or train on a GPU" if context.device_type == "cpu" else "")
         )
     old = context.capability is not None and context.capability < (8, 0)
     if old and spec.numerics.precision in ("auto", "fp32"):
@@ -83,13 +83,14 @@ def warnings_about(spec: RunSpec, plan: Plan, context: PlanContext) -> list[str]
     if plan.memory.available and is_near_the_limit(plan.memory):
         how = "estimated" if plan.memory.measured is None else "measured in an earlier run"
         found.append(
-            f"the run needs about {gigabytes(plan.memory.expected)} of device memory ({how}); "
-            f"{gigabytes(plan.memory.available)} is available: lower batch.device_batch_size"
+            f"the run needs about {units.num_bytes(plan.memory.expected)} of device memory "
+            f"({how}); {units.num_bytes(plan.memory.available)} is available: lower "
+            "batch.device_batch_size"
         )
     if plan.disk.available is not None and plan.disk.total > plan.disk.available:
         found.append(
-            f"the run needs about {gigabytes(plan.disk.total)} of disk space; "
-            f"{gigabytes(plan.disk.available)} is free: keep fewer checkpoints or shards"
+            f"the run needs about {units.num_bytes(plan.disk.total)} of disk space; "
+            f"{units.num_bytes(plan.disk.available)} is free: keep fewer checkpoints or shards"
         )
     if spec.schedule.warmup_steps >= plan.horizon.steps:
         found.append(
@@ -106,8 +107,9 @@ def warnings_about(spec: RunSpec, plan: Plan, context: PlanContext) -> list[str]
 
 def _exchange_words(exchange: ExchangePlan) -> str:
     return (
-        f"the exchange between {exchange.devices} devices takes {exchange.share_of_step:.0%} of "
-        f"each step ({exchange.bytes_per_step / 1e6:,.0f} MB from each device, assuming "
-        f"{exchange.bytes_per_second / 1e9:.1f} GB/s); with batch.tokens of at least "
+        f"the exchange between {exchange.devices} devices takes "
+        f"{units.percent(exchange.share_of_step)} of each step "
+        f"({units.num_bytes(exchange.bytes_per_step)} from each device, assuming "
+        f"{units.num_bytes(exchange.bytes_per_second)}/s); with batch.tokens of at least "
         f"{exchange.enough_tokens:,} it takes at most a fifth"
     )

@@ -12,7 +12,7 @@ import { createOrder } from "../../components/panel-order.js";
 import { problemBox } from "../../components/problem.js";
 import { segmented } from "../../components/segmented.js";
 import { fill, h, setText } from "../../dom.js";
-import { count, duration, exponent, integer, percent, when } from "../../format.js";
+import { count, duration, fixed, flops, integer, percent, when } from "../../format.js";
 import { createLoader } from "../../loader.js";
 import * as prefs from "../../prefs.js";
 import { here, replaceQuery } from "../../router.js";
@@ -51,7 +51,7 @@ export function mount(root, run) {
   const edgeList = h("ul.edges");
   const grid = h("div.charts");
   const smoothing = h("input", { type: "range", min: 0, max: 0.99, step: 0.01, value: String(view.smoothing), "aria-label": "Smoothing", oninput: () => smoothBy(Number(smoothing.value)) });
-  const weight = h("output", {}, view.smoothing ? view.smoothing.toFixed(2) : "off");
+  const weight = h("output", {}, view.smoothing ? fixed(view.smoothing, 2) : "off");
   const toolbar = h("div.chart-tools", {},
     segmented("Horizontal axis", MODES, view.mode, (mode) => change({ mode }, { x: mode }, "axis", mode)),
     segmented("Loss", [["focus", "Focus"], ["full", "Full"], ["log", "Log"]], view.look,
@@ -236,7 +236,7 @@ export function mount(root, run) {
 
   function smoothBy(by) {
     view.smoothing = by;
-    setText(weight, by ? by.toFixed(2) : "off");
+    setText(weight, by ? fixed(by, 2) : "off");
     prefs.write("smoothing", String(by));
     draw();
   }
@@ -330,5 +330,5 @@ function peakNote(progress) {
   const peak = progress?.peak_flops;
   if (!peak) return "";
   const causal = progress.mfu_causal === null ? "" : `; ${percent(progress.mfu_causal, 1)} causal`;
-  return `of ${exponent(peak.value)} FLOP/s, ${peak.source}${causal}`;
+  return `of ${flops(peak.value)}/s, ${peak.source}${causal}`;
 }
