@@ -16,6 +16,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer.contract import durable
+
 UNIT_NAME = "traind.service"
 TIMEOUT_SECONDS = 30.0
 WATCHDOG_SECONDS = 120
@@ -93,10 +95,7 @@ def unit_path() -> Path:
 def install(text: str) -> UnitOutcome:
     """Write the unit, enable it and start it. Without systemd the file is written all the same."""
     path = unit_path()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temp = path.with_suffix(".tmp")
-    temp.write_text(text, encoding="utf-8")
-    temp.replace(path)
+    durable.write_shared(path, text.encode())
     done, hints = [f"wrote {path}"], []
     if not has_user_manager():
         hints.append(

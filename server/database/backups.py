@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 from contextlib import closing, suppress
 from pathlib import Path
 
 from server.database.sqlite import Library
 from trainer.contract import units
-from trainer.contract.durable import fsync_directory
+from trainer.contract.durable import put_in_place
 from trainer.contract.rundir import DataDir
 
 KEPT = 7
@@ -35,9 +34,7 @@ def make(library: Library, paths: DataDir) -> Path:
         found = problems(library, temp, thorough=True, is_backup=True)
         if found:
             raise OSError(f"the backup did not verify: {found[0]}")
-        _sync(temp)
-        os.replace(temp, final)
-        fsync_directory(paths.backups)
+        put_in_place(temp, final)
     finally:
         for left in (temp, Path(f"{temp}-wal"), Path(f"{temp}-shm"), Path(f"{temp}-journal")):
             left.unlink(missing_ok=True)
@@ -93,11 +90,3 @@ def _free_name(directory: Path) -> Path:
     same = sorted(directory.glob(f"traind-{stamp}-*.db"))
     number = int(same[-1].stem.rpartition("-")[2]) + 1 if same else 0
     return directory / f"traind-{stamp}-{number:03d}.db"
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

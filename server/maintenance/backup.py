@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from contextlib import closing
 from pathlib import Path
 
@@ -11,7 +9,7 @@ from pydantic import BaseModel
 
 from server.database import backups, sqlite
 from server.settings import Settings
-from trainer.contract.durable import fsync_directory
+from trainer.contract.durable import copy_durably
 
 
 class CannotBackUp(Exception):
@@ -56,13 +54,5 @@ def _copy(made: Path, to: Path) -> Path:
     target = target / made.name if target.is_dir() else target
     if target.exists():
         raise CannotBackUp(f"{target} exists already; give another name")
-    temp = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        shutil.copyfile(made, temp)
-        with temp.open("rb") as file:
-            os.fsync(file.fileno())
-        os.rename(temp, target)
-    finally:
-        temp.unlink(missing_ok=True)
-    fsync_directory(target.parent)
+    copy_durably(made, target)
     return target

@@ -23,8 +23,7 @@ from server.events import webhooks
 from server.ingestion import rebuilt_run
 from server.ingestion.disk import Found
 from server.settings import Settings
-from trainer.contract import units
-from trainer.contract.durable import fsync_directory
+from trainer.contract import durable, units
 from trainer.contract.rundir import DataDir, Held
 
 SCRATCH = ".rebuilding"
@@ -148,8 +147,7 @@ def put_in_place(paths: DataDir, made: Path, why: str) -> str | None:
         if old.exists():
             aside = paths.database_directory / f"traind-before-{why}-{stamp}.db{suffix}"
             os.replace(old, aside)
-    os.replace(made, paths.database)
-    fsync_directory(paths.database_directory)
+    durable.put_in_place(made, paths.database)
     return str(aside) if aside else None
 
 

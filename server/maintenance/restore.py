@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -15,7 +13,7 @@ from server.ingestion.catch_up import catch_up
 from server.ingestion.disk import Found
 from server.maintenance.rebuild import begin_anew, holding, put_in_place
 from server.settings import Settings
-from trainer.contract.durable import fsync_directory
+from trainer.contract.durable import copy_durably
 
 SCRATCH = ".restoring.db"
 
@@ -40,7 +38,7 @@ def restore(settings: Settings, backup: Path | None = None) -> RestoreResult:
     with holding(paths, "restore"):
         chosen = _chosen(library, settings, backup)
         scratch = paths.database_directory / SCRATCH
-        _copy(chosen, scratch)
+        copy_durably(chosen, scratch)
         aside = put_in_place(paths, scratch, "restore")
         found = _catch_up(settings)
         begin_anew(settings)
@@ -69,16 +67,6 @@ def _chosen(library: sqlite.Library, settings: Settings, backup: Path | None) ->
     migrate.check_backup(library, chosen)
     provenance.require_ours(library, settings.paths, chosen)
     return chosen
-
-
-def _copy(source: Path, target: Path) -> None:
-    shutil.copyfile(source, target)
-    fd = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    fsync_directory(target.parent)
 
 
 def _catch_up(settings: Settings) -> Found:

@@ -14,6 +14,7 @@ from trainer.contract import failpoint
 
 OWNER_ONLY = 0o600
 BY_UMASK = 0o666
+_COPY_BYTES = 1_000_000
 
 
 @contextmanager
@@ -70,6 +71,40 @@ def write_once(path: Path, content: bytes) -> None:
     finally:
         temp.unlink(missing_ok=True)
     fsync_directory(path.parent)
+
+
+def write_atomically(path: Path, content: bytes, mode: int = BY_UMASK) -> None:
+    """Replace a file atomically but not durably, for heartbeats and caches. Raises OSError.
+
+    A reader sees the whole old or new file. After a power cut it may be old, empty or missing, so
+    its reader treats all of these as absent.
+    """
+    temp = _temporary(path)
+    try:
+        with os.fdopen(_create(temp, mode), "wb") as file:
+            file.write(content)
+        os.replace(temp, path)
+    except BaseException:
+        with suppress(OSError):
+            temp.unlink()
+        raise
+
+
+def copy_durably(source: Path, target: Path, mode: int = BY_UMASK) -> None:
+    """Replace `target` with a copy of the file `source`; see `replacing`. Raises OSError."""
+    with source.open("rb") as content, replacing(target, mode) as file:
+        shutil.copyfileobj(content, file, _COPY_BYTES)
+
+
+def put_in_place(made: Path, target: Path) -> None:
+    """Rename a complete file or directory to `target`, durable on return. Raises OSError.
+
+    For what is written by others (SQLite, a downloader, torch) under a name of its own beside
+    `target`. A file replaces a file, a directory only an empty one.
+    """
+    _fsync_tree(made)
+    os.replace(made, target)
+    fsync_directory(target.parent)
 
 
 def move_durably(source: Path, target: Path) -> None:

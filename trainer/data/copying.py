@@ -67,11 +67,10 @@ def _write_corpus(sources: Sources, corpora_dir: Path, progress: ReportProgress)
         digest = _write_shards(sources, work, progress)
         target = corpora_dir / f"{sources.source}-{digest[:16]}"
         try:
-            os.replace(work, target)
+            durable.put_in_place(work, target)
         except OSError:
             if not (target / "val.parquet").exists():  # else: the same text, copied before
                 raise
-        durable.fsync_directory(corpora_dir)
         return target
     finally:
         shutil.rmtree(work, ignore_errors=True)

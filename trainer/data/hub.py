@@ -140,8 +140,7 @@ def fetch(file: DataFile, progress: Callable[[int], None] = lambda num_bytes: No
             "download_damaged", f"{file.remote.name} did not arrive as the hub describes it", got
         )
     target.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(got, target)
-    durable.fsync_directory(target.parent)
+    durable.put_in_place(Path(got), target)
 
 
 def _shard(name: str, revision: str, sibling: Any, directory: Path) -> DataFile:

@@ -24,7 +24,7 @@ import httpx
 import platformdirs
 
 from trainer.contract import units
-from trainer.contract.durable import fsync_directory, write_durably
+from trainer.contract.durable import put_in_place, write_durably
 from trainer.contract.rundir import DataDir
 from trainer.evaluate.core_bundle import RECORD, BundleError, load_bundle
 
@@ -67,8 +67,7 @@ def fetch(
             load_bundle(root)
         except BundleError as error:
             raise FetchError(f"the archive holds no usable bundle: {error}") from None
-        os.replace(root, into)
-    fsync_directory(into.parent)
+        put_in_place(root, into)
     return found
 
 

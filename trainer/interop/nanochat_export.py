@@ -8,7 +8,6 @@ refused by name; differences in behaviour are returned as notes.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from trainer.contract import durable
 from trainer.contract.plan import Hyperparameters
 from trainer.contract.shape import ModelShape
 from trainer.interop.errors import InteropError
@@ -217,23 +217,9 @@ def _on_host(tensor: Tensor) -> Tensor:
 
 
 def _save(path: Path, content: Any) -> None:
-    beside = _temporary(path)
-    torch.save(content, beside)
-    _move_into_place(beside, path)
+    with durable.replacing(path, durable.BY_UMASK) as file:
+        torch.save(content, file)
 
 
 def _replace(path: Path, content: bytes) -> None:
-    beside = _temporary(path)
-    beside.write_bytes(content)
-    _move_into_place(beside, path)
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}")
-
-
-def _move_into_place(beside: Path, path: Path) -> None:
-    """fsync the file, then rename it into place: a torn file never has the final name."""
-    with beside.open("rb") as file:
-        os.fsync(file.fileno())
-    beside.replace(path)
+    durable.write_durably(path, content, durable.BY_UMASK)

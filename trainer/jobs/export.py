@@ -10,7 +10,7 @@ from typing import Any
 from safetensors.torch import load_file
 
 from trainer.checkpoint import store
-from trainer.contract import events
+from trainer.contract import durable, events
 from trainer.contract.orders import JobOrder
 from trainer.contract.shape import shape_of
 from trainer.data import tokenizer as tokenizers
@@ -37,7 +37,7 @@ def run(order: JobOrder, own: Process) -> dict[str, Any]:
         write = _huggingface if order.params["format"] == "huggingface" else _nanochat
         notes = write(loaded, order, building)
         shutil.rmtree(target, ignore_errors=True)
-        building.rename(target)
+        durable.put_in_place(building, target)
     except BaseException:
         shutil.rmtree(building, ignore_errors=True)
         raise

@@ -7,7 +7,6 @@ per key; the result is then frozen into the run, since another kernel gives othe
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from trainer.contract import durable
 from trainer.contract.shape import ModelShape
 
 REPEATS = 5
@@ -40,9 +40,8 @@ class Memory:
         if self.file is None:
             return
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        beside = self.file.with_name(f"{self.file.name}.{os.getpid()}")
-        beside.write_text(json.dumps(self.winners, indent=2, sort_keys=True))
-        beside.replace(self.file)
+        content = json.dumps(self.winners, indent=2, sort_keys=True)
+        durable.write_atomically(self.file, content.encode())
 
 
 def as_called(way: Callable[..., T], compiled: bool) -> Callable[..., T]:

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import torch
 
+from trainer.contract import durable
+
 REMEMBERED = "traind-vector-units.json"
 
 
@@ -67,6 +69,4 @@ def _recall(memory: Path) -> list[str]:
 
 
 def _remember(memory: Path, known: list[str]) -> None:
-    beside = memory.with_name(f"{memory.name}.{os.getpid()}")
-    beside.write_text(json.dumps(known, indent=1))
-    beside.replace(memory)
+    durable.write_atomically(memory, json.dumps(known, indent=1).encode())

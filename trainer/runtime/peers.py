@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from trainer.contract import durable
 from trainer.contract.rundir import ProcessIdentity, identify, rank_process
 
 ELSEWHERE = 0  # stands for the pid of a process on another machine, which is not visible here
@@ -61,9 +62,8 @@ def register(attempt: Path, rank: int, beat: int = 0) -> None:
         return
     path = rank_process(attempt, rank)
     path.parent.mkdir(exist_ok=True)
-    temporary = path.with_suffix(".new")
-    temporary.write_text(json.dumps({"host": socket.gethostname(), "beat": beat, **asdict(own)}))
-    os.replace(temporary, path)
+    content = {"host": socket.gethostname(), "beat": beat, **asdict(own)}
+    durable.write_atomically(path, json.dumps(content).encode())
 
 
 def registered(attempt: Path) -> dict[int, Registration]:

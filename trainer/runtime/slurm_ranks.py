@@ -15,7 +15,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from trainer.contract import units
+from trainer.contract import durable, units
 from trainer.runtime import early_signals
 
 MEETING = "meeting.json"
@@ -55,10 +55,7 @@ def _invite(attempt: Path, job: str, nodes: int) -> dict[str, str | int]:
         free.bind(("", 0))
         port = free.getsockname()[1]
     place: dict[str, str | int] = {"job": job, "address": address, "port": port}
-    path = attempt / MEETING
-    temporary = path.with_suffix(".new")
-    temporary.write_text(json.dumps(place))
-    os.replace(temporary, path)
+    durable.write_atomically(attempt / MEETING, json.dumps(place).encode())
     return place
 
 
