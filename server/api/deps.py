@@ -22,8 +22,8 @@ from server.errors import Invalid, NotAcceptable
 from server.guard import bodies, idempotency
 from server.guard.idempotency import StoredAnswer
 from server.settings import Settings
-from server.text import printable
 from trainer.contract.rundir import CHECKPOINT_PATTERN
+from trainer.contract.text import printable
 
 RAW_BODY = "traind.body"
 DOOR_HEADER = "traind-client"

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from server import errors
 from server.guard.problems import problem
 from server.guard.validation import explain, model_in
-from server.text import printable
+from trainer.contract.text import printable
 
 INTERNAL = "The daemon failed to handle this request. Nothing was changed."
 INTERNAL_HINT = "The daemon's log has the details. Training is not affected."

@@ -8,8 +8,8 @@ import typer
 from typer.core import TyperGroup
 
 from server.cli import options, output, waiting
-from server.text import clean
 from trainer.contract import units
+from trainer.contract.text import clean
 
 if TYPE_CHECKING:
     from server.schemas.checkpoints import CheckpointView

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from server.cli import options, output, plot
-from server.text import clean
 from trainer.contract import units
+from trainer.contract.text import clean
 
 if TYPE_CHECKING:
     from server.client import Client

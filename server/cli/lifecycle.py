@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from server.cli import options, output, specfile, waiting
-from server.text import clean
 from trainer.contract import units
+from trainer.contract.text import clean
 
 if TYPE_CHECKING:
     from server.client import Client

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from server.cli import options, output, waiting
-from server.text import clean, clean_lines
 from trainer.contract import units
+from trainer.contract.text import clean, clean_lines
 
 if TYPE_CHECKING:
     from rich.text import Text

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from server.cli import options, output, plot
-from server.text import clean_lines
 from trainer.contract import units
 from trainer.contract.evaluations import BY_KIND
+from trainer.contract.text import clean_lines
 
 if TYPE_CHECKING:
     from server.client import ReportFormat

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from server.cli import options, output, waiting
-from server.text import clean
+from trainer.contract.text import clean
 
 
 def register(app: typer.Typer) -> None:

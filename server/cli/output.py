@@ -13,7 +13,7 @@ from contextlib import suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from server.text import clean, clean_lines, to_json
+from trainer.contract.text import clean, clean_lines, to_json
 
 if TYPE_CHECKING:
     from pydantic import BaseModel

@@ -10,9 +10,9 @@ import typer
 
 from server.cli import options, output
 from server.cli.scheduling import kept_policy
-from server.text import clean
 from trainer.contract import units
 from trainer.contract.metrics import JOULES_PER_KWH
+from trainer.contract.text import clean
 
 if TYPE_CHECKING:
     from server.client import Client

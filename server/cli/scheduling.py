@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from server.cli import options, output
-from server.text import clean
 from trainer.contract import units
+from trainer.contract.text import clean
 
 if TYPE_CHECKING:
     from server.schemas.policies import PlacePolicyAnswer

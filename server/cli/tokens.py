@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from server.cli import output
-from server.text import clean, clean_lines
+from trainer.contract.text import clean, clean_lines
 
 if TYPE_CHECKING:
     from server.client import Client

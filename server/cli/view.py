@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from server.cli import output, plot
 from server.cli.listing import event_line
-from server.text import clean, shorten
 from trainer.contract import units
+from trainer.contract.text import clean, shorten
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -204,5 +204,5 @@ def _stage(progress: Progress) -> str:
     share = "" if progress.stage_fraction is None else f" {units.percent(progress.stage_fraction)}"
     detail = f": {progress.stage_detail}" if progress.stage_detail else ""
     lasts = time.time() - (progress.stage_since or time.time())
-    since = f" for {units.seconds(lasts)}" if lasts >= LONG_STAGE_SECONDS else ""
+    since = f" for {units.duration(lasts)}" if lasts >= LONG_STAGE_SECONDS else ""
     return clean(f"  [{progress.stage}{share}{since}{detail}]")

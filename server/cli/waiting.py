@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from server.cli import output
-from server.text import clean
 from trainer.contract import units
+from trainer.contract.text import clean
 
 if TYPE_CHECKING:
     from server.client import Client

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from server.cli import options, output, waiting
-from server.text import clean
+from trainer.contract.text import clean
 
 if TYPE_CHECKING:
     from server.cli.view import View

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from server import privacy
 from server.errors import TraindError
 from server.lock import CannotServe, held
-from server.text import clean
+from trainer.contract.text import clean
 
 if TYPE_CHECKING:
     import uvicorn

@@ -17,8 +17,8 @@ import typer
 from server.cli import output, running
 from server.demo.own_daemon import Daemon, running_daemon
 from server.demo.story import run_story
-from server.text import clean
 from trainer.contract import units
+from trainer.contract.text import clean
 
 app = typer.Typer(
     add_completion=False,

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from server.cli import output, waiting
 from server.demo.own_daemon import Daemon
-from server.text import clean_lines
 from trainer.contract import units
+from trainer.contract.text import clean_lines
 
 if TYPE_CHECKING:
     from server.client import Client

@@ -20,7 +20,7 @@ from server.errors import Forbidden, TraindError, Unauthorized
 from server.guard.problems import problem
 from server.guard.tokens import AccessTokens, read_or_make
 from server.settings import LOOPBACK, Settings
-from server.text import printable
+from trainer.contract.text import printable
 
 COOKIE = "traind_session"
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})

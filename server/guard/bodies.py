@@ -17,8 +17,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import Busy, Invalid, TooLarge, TraindError, UnsupportedMediaType
 from server.guard.problems import problem
-from server.text import printable
 from trainer.contract import units
+from trainer.contract.text import printable
 
 MAX_DEPTH = 32
 MAX_KEYS = 4_000  # of all objects together: each unknown one is a finding with a sentence

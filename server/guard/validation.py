@@ -10,8 +10,8 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from server.errors import Invalid
-from server.text import printable
 from trainer.contract.spec import NAME_PATTERN
+from trainer.contract.text import printable
 
 MAX_ERRORS = 20
 MAX_FINDINGS = (

@@ -15,9 +15,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from server.text import log_line
 from trainer.contract import rundir
 from trainer.contract.rundir import ProcessIdentity
+from trainer.contract.text import log_line
 
 TOKEN_VARIABLE = "TRAIND_ATTEMPT_TOKEN"
 WSL_GPU = Path("/dev/dxg")

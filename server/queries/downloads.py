@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from server.database import tables
 from server.errors import NotFound
-from server.text import printable
+from trainer.contract.text import printable
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from sqlalchemy.orm import Session
 
 from server.database import tables
 from server.errors import NotFound
-from server.text import log_line
 from trainer.contract.rundir import DataDir, rank_log
+from trainer.contract.text import log_line
 
 MAX_BYTES = 4 << 20
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from html import escape
-
 from server.reporting.document import Chart
 from server.reporting.frame import Frame
+from trainer.contract import text
 
 
 def svg(chart: Chart) -> str:
@@ -19,7 +18,7 @@ def svg(chart: Chart) -> str:
     under = [(step, lowest) for step, _, lowest, _ in reversed(points)]
     return (
         f'<svg viewBox="0 0 {frame.width} {frame.height}" role="img" '
-        f'aria-label="{escape(chart.title)}">{frame.grid()}'
+        f'aria-label="{text.markup(chart.title)}">{frame.grid()}'
         f'<polygon class="band" points="{frame.points(over + under)}"/>'
         f'<polyline class="mean" points="{frame.points((p[0], p[1]) for p in points)}"/>'
         f"{frame.steps()}</svg>"

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from html import escape
-
 from server.reporting.answer import Report
 from server.reporting.chart import svg
 from server.reporting.document import Chart, Quote, Section, Table, document
-from trainer.contract import units
+from trainer.contract import text, units
 
 STYLE = """
 :root{color-scheme:light dark;--ink:#1b1f24;--soft:#59636e;--line:#d7dce1;
@@ -37,7 +35,7 @@ body{max-width:none;padding:0;font-size:10.5pt}h2{break-after:avoid}figure,tr,pr
 
 
 def html(report: Report) -> str:
-    title = escape(report.title or report.name)
+    title = text.markup(report.title or report.name)
     generated = units.utc(report.generated_at)
     body = "\n".join(_section(section) for section in document(report))
     return f"""<!doctype html>
@@ -52,7 +50,7 @@ def html(report: Report) -> str:
 </head>
 <body>
 <h1>{title}</h1>
-<p class="when">Run {escape(report.name)} ({escape(report.id)}), {generated}</p>
+<p class="when">Run {text.markup(report.name)} ({text.markup(report.id)}), {generated}</p>
 {body}
 </body>
 </html>
@@ -61,27 +59,28 @@ def html(report: Report) -> str:
 
 def _section(section: Section) -> str:
     parts = "\n".join(_part(part) for part in section.parts)
-    return f"<section>\n<h2>{escape(section.title)}</h2>\n{parts}\n</section>"
+    return f"<section>\n<h2>{text.markup(section.title)}</h2>\n{parts}\n</section>"
 
 
 def _part(part: str | Table | Quote | Chart) -> str:
     if isinstance(part, Table):
         return _table(part)
     if isinstance(part, Quote):
-        return f"<pre>{escape(part.text)}</pre>"
+        return f"<pre>{text.markup_lines(part.text)}</pre>"
     if isinstance(part, Chart):
         bins = f" (line: mean of {part.bin_steps:,} steps; band: lowest to highest)"
-        caption = escape(part.title + (bins if part.bin_steps > 1 else ""))
+        caption = text.markup(part.title + (bins if part.bin_steps > 1 else ""))
         return f"<figure>{svg(part)}<figcaption>{caption}</figcaption></figure>"
-    return f"<p>{escape(part)}</p>"
+    return f"<p>{text.markup(part)}</p>"
 
 
 def _table(table: Table) -> str:
     head = ""
     if any(table.head):
-        cells = "".join(f"<th>{escape(cell)}</th>" for cell in table.head)
+        cells = "".join(f"<th>{text.markup(cell)}</th>" for cell in table.head)
         head = f"<thead><tr>{cells}</tr></thead>"
     rows = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in table.rows
+        "<tr>" + "".join(f"<td>{text.markup(cell)}</td>" for cell in row) + "</tr>"
+        for row in table.rows
     )
     return f'<div class="wide"><table>{head}<tbody>{rows}</tbody></table></div>'

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import re
-
 from server.reporting.answer import Report
 from server.reporting.document import Chart, Quote, Section, Table, document
-from server.text import spaced
-from trainer.contract import units
-
-_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|])")
+from trainer.contract import text, units
 
 
 def markdown(report: Report) -> str:
-    lines = [f"# {_text(report.title or report.name)}", ""]
-    lines += [f"Run {_text(report.name)} ({report.id}), {units.utc(report.generated_at)}.", ""]
+    lines = [f"# {text.markdown(report.title or report.name)}", ""]
+    lines += [
+        f"Run {text.markdown(report.name)} ({report.id}), {units.utc(report.generated_at)}.",
+        "",
+    ]
     for section in document(report):
         lines += _section(section)
     return "\n".join(lines).rstrip() + "\n"
@@ -26,11 +24,11 @@ def _section(section: Section) -> list[str]:
         if isinstance(part, Table):
             lines += [*_table(part), ""]
         elif isinstance(part, Quote):
-            lines += [*_quote(part), ""]
+            lines += [*text.markdown_lines(part.text), ""]
         elif isinstance(part, Chart):
             lines += [_course(part), ""]
         else:
-            lines += [_text(part), ""]
+            lines += [text.markdown(part), ""]
     return lines
 
 
@@ -50,18 +48,10 @@ def _course(chart: Chart) -> str:
 
 
 def _table(table: Table) -> list[str]:
-    head = "| " + " | ".join(_text(cell) for cell in table.head) + " |"
+    head = "| " + " | ".join(text.markdown(cell) for cell in table.head) + " |"
     rule = "|" + "---|" * len(table.head)
-    return [head, rule, *("| " + " | ".join(_text(c) for c in row) + " |" for row in table.rows)]
-
-
-def _quote(quote: Quote) -> list[str]:
-    longest = max((len(run) for run in re.findall(r"`+", quote.text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    clean = "".join(c for c in quote.text if c in "\n\t" or c.isprintable())
-    return [fence, *clean.split("\n"), fence]
-
-
-def _text(cell: str) -> str:
-    flat = " ".join(spaced(cell).split())
-    return _SPECIAL.sub(r"\\\1", flat)
+    return [
+        head,
+        rule,
+        *("| " + " | ".join(text.markdown(c) for c in row) + " |" for row in table.rows),
+    ]

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from html import escape
-
 from server.reporting.frame import Frame
-from server.text import spaced
-from trainer.contract import units
+from trainer.contract import text, units
 from trainer.contract.extend import CurvePoint, ExtendPreview
 
 WIDTH, HEIGHT, TOP = 720, 340, 104
@@ -137,4 +134,4 @@ def _text(x: int, y: int, words: str) -> str:
 
 def _xml(words: str) -> str:
     """As XML text, which cannot contain control characters."""
-    return escape(spaced(words))
+    return text.markup(words)

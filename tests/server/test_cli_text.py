@@ -16,10 +16,10 @@ from server.cli.view import View, by_step, line, screen
 from server.schemas.events import EventView
 from server.schemas.metrics import MetricsAnswer
 from server.schemas.progress import Progress
-from server.text import clean, clean_lines, shorten, to_json
 from tests.server import stub_daemon
 from trainer.contract.extend import ExtendRequest, preview
 from trainer.contract.schedule import initial_schedule
+from trainer.contract.text import clean, clean_lines, shorten, to_json
 
 HOSTILE = "\x1b[2J\x1b]0;owned\x07\x9b31m\r\n\u202egnp.exe\u2028\x00[red]x[/red] :smile:"
 

@@ -15,13 +15,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from trainer.contract import durable, units
+from trainer.contract.text import shown_path
 from trainer.data import documents, skipped
 from trainer.data.documents import Sources
 from trainer.data.errors import DataError
 from trainer.data.parquet import ShardWriter, TextWriter
 from trainer.data.prepared import LeftOut
 from trainer.data.progress import ReportProgress
-from trainer.data.skipped import shown
 
 LAYOUT = 2  # increment when the same sources would give other shards
 BLOCK_DOCUMENTS = 50_000
@@ -123,7 +123,7 @@ def _require_enough(sources: Sources, train: ShardWriter, val: TextWriter) -> No
 def _showing(sources: Sources, total: int, progress: ReportProgress) -> Callable[[int], None]:
     def show(done: int) -> None:
         words = f"{units.num_bytes(done)} of {units.num_bytes(total)}"
-        progress(min(1.0, done / total), f"copying {shown(sources.root)}: {words}")
+        progress(min(1.0, done / total), f"copying {shown_path(sources.root)}: {words}")
 
     return show
 

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from trainer.contract import durable, units
 from trainer.contract.spec import DataSpec
+from trainer.contract.text import shown_path
 from trainer.data import contents, copying, documents, hub, splits, walk
 from trainer.data.documents import Sources
 from trainer.data.errors import DataError
@@ -23,7 +24,7 @@ from trainer.data.fingerprints import FileStat
 from trainer.data.parquet import TEXT_COLUMN, TextFile
 from trainer.data.prepared import DataFile, LeftOut
 from trainer.data.progress import ReportProgress
-from trainer.data.skipped import Account, shown
+from trainer.data.skipped import Account
 
 KNOWN_LAYOUT = 2  # version of the memos of `describe`
 PROGRESS_SECONDS = 0.5
@@ -175,8 +176,10 @@ class _Reading:
 
     def _with_rows(self, path: Path, fraction: float | None = None) -> DataFile | None:
         if not os.access(path, os.R_OK):
-            raise DataError("path_unreadable", f"no permission to read {shown(path)}", path)
-        self.progress(fraction, f"reading {shown(path)} ({units.num_bytes(path.stat().st_size)})")
+            raise DataError("path_unreadable", f"no permission to read {shown_path(path)}", path)
+        self.progress(
+            fraction, f"reading {shown_path(path)} ({units.num_bytes(path.stat().st_size)})"
+        )
         file = describe(path, self.corpora_dir, self.column, self.sampled)
         _count(file, self.left)
         return file if file.num_documents else None

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from trainer.contract.spec import DataSpec
+from trainer.contract.text import shown_path
 from trainer.data import json_array, splits, text_files, walk
 from trainer.data.errors import DataError
-from trainer.data.skipped import Account, shown
+from trainer.data.skipped import Account
 
 BUILTIN_CHARS = 800  # about one row of the demo's 256 tokens
 TEXT_CHARS = 6000  # about one row of 2,048 tokens
@@ -108,7 +109,9 @@ def read(
                     progress(before + position())
         except OSError as error:
             raise DataError(
-                "path_unreadable", f"cannot read {shown(path)}: {error.strerror or error}", path
+                "path_unreadable",
+                f"cannot read {shown_path(path)}: {error.strerror or error}",
+                path,
             ) from None
         before += path.stat().st_size
         progress(before)
@@ -166,7 +169,7 @@ def _documents(stream: BinaryIO | None, path: Path, sources: Sources) -> Iterato
     if sources.source == "jsonl":
         if stream is None:
             raise DataError(
-                "bad_jsonl", f"line 1 of {shown(path)} is not text in UTF-8 or UTF-16", path
+                "bad_jsonl", f"line 1 of {shown_path(path)} is not text in UTF-8 or UTF-16", path
             )
         yield from _read_json(stream, path, sources)
     elif stream is None:
@@ -226,7 +229,7 @@ class _Decoder:
         except UnicodeDecodeError as error:
             self._is_damaged = True
             line = self._lines + chunk.count(b"\n", 0, error.start) + 1
-            self._left.add("replaced_bytes", f"line {line:,} of {shown(self._path)}")
+            self._left.add("replaced_bytes", f"line {line:,} of {shown_path(self._path)}")
             return chunk.decode("utf-8", "replace")
         self._lines += chunk.count(b"\n")
         return text
@@ -287,14 +290,14 @@ def _text_of(record: Any, path: Path, where: str, sources: Sources) -> str | Non
         raise _bad_record(path, where, f"has a key '{sources.column}' that is {kind}, not text")
     if text is None or not text.strip():
         reason = "null_text" if text is None else "blank"
-        sources.left.add(reason, f"{where} of {shown(path)}")
+        sources.left.add(reason, f"{where} of {shown_path(path)}")
         return None
     if text.isascii():
         return text
     # JSON can contain a lone surrogate (\ud800), which no encoding can represent
     whole = text.encode("utf-8", "replace").decode("utf-8")
     if whole != text:
-        sources.left.add("half_characters", f"{where} of {shown(path)}")
+        sources.left.add("half_characters", f"{where} of {shown_path(path)}")
     return whole
 
 
@@ -303,4 +306,4 @@ def _bad_line(path: Path, number: int, why: str) -> DataError:
 
 
 def _bad_record(path: Path, where: str, why: str) -> DataError:
-    return DataError("bad_jsonl", f"{where} of {shown(path)} {why}", path)
+    return DataError("bad_jsonl", f"{where} of {shown_path(path)} {why}", path)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from trainer.contract.text import shown_path
 from trainer.data.errors import DataError, reason
-from trainer.data.skipped import shown
 
 TEXT_COLUMN = "text"
 ROW_GROUP_DOCUMENTS = 1000
@@ -170,5 +170,7 @@ def _column_index(schema: pq.ParquetSchema, column: str) -> int:
 
 def _corrupt(path: str | Path, error: Exception, part: str = "") -> DataError:
     return DataError(
-        "corrupt_shard", f"{part}{shown(str(path))} is not readable parquet: {reason(error)}", path
+        "corrupt_shard",
+        f"{part}{shown_path(str(path))} is not readable parquet: {reason(error)}",
+        path,
     )

@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 from pathlib import Path, PurePath
 
+from trainer.contract.text import shown_path
 from trainer.data.prepared import LeftOut
 
-SHOWN_CHARS = 300
 # reason -> (what is counted, why in words, whether a person should look)
 _REASONS: dict[str, tuple[str, str, bool]] = {
     "binary": ("file", "not text in UTF-8 or UTF-16", True),
@@ -48,7 +48,7 @@ class Account:
         """Count skipped input under a reason. where: an example, kept if it is the first."""
         assert reason in _REASONS or reason in _CHANGED, reason
         self._counts[reason] = self._counts.get(reason, 0) + count
-        self._first.setdefault(reason, shown(where))
+        self._first.setdefault(reason, shown_path(where))
 
     def add_once(self, reason: str, where: str, count: int = 1) -> None:
         """`add` for input that may be read again: counts each `where` once."""
@@ -71,13 +71,6 @@ def sentences(entries: list[LeftOut]) -> list[str]:
 def is_notable(entries: list[LeftOut]) -> bool:
     """True if a person should be notified; a README or .gitattributes is not notable."""
     return any(_words(entry.reason)[2] for entry in entries)
-
-
-def shown(where: str | PurePath) -> str:
-    """A path for people and for JSON: printable, in UTF-8, bounded."""
-    raw = os.fsencode(where).decode("utf-8", "backslashreplace")
-    clean = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in raw)
-    return clean if len(clean) <= SHOWN_CHARS else f"…{clean[-SHOWN_CHARS + 1 :]}"
 
 
 def _sentence(entry: LeftOut) -> str:

@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from trainer.contract.text import shown_path
 from trainer.data.errors import DataError, reason
-from trainer.data.skipped import shown
 
 SUFFIXES = frozenset({".gz", ".zst", ".zstd", ".bz2", ".xz", ".lz4"})
 SAMPLE_BYTES = 8192
@@ -119,7 +119,7 @@ def _explained(path: Path) -> Iterator[None]:
 
 def _damaged(path: Path, error: Exception) -> DataError:
     return DataError(
-        "corrupt_file", f"{shown(path)} is compressed and damaged: {reason(error)}", path
+        "corrupt_file", f"{shown_path(path)} is compressed and damaged: {reason(error)}", path
     )
 
 

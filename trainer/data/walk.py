@@ -11,8 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from trainer.contract.text import shown_path
 from trainer.data.errors import DataError
-from trainer.data.skipped import Account, is_utf8, shown
+from trainer.data.skipped import Account, is_utf8
 
 
 @dataclass
@@ -92,7 +93,7 @@ def _why_not(path: Path, is_wanted: Callable[[str], bool]) -> str | None:
         return "unreadable_name"
     if path.is_symlink() and not path.exists():
         raise DataError(
-            "path_not_found", f"{shown(path)} is a link to something that is not there", path
+            "path_not_found", f"{shown_path(path)} is a link to something that is not there", path
         )
     if not path.is_file():
         return "not_a_file"
@@ -116,5 +117,5 @@ def _check_exists(path: Path) -> None:
 def _unreadable(error: OSError, path: Path | None = None) -> DataError:
     where = path or error.filename
     raise DataError(
-        "path_unreadable", f"cannot read {shown(where)}: {error.strerror}", where
+        "path_unreadable", f"cannot read {shown_path(where)}: {error.strerror}", where
     ) from None

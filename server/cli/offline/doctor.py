@@ -345,7 +345,7 @@ def _service() -> Iterable[Finding]:
 
 
 def _print(finding: Finding) -> None:
-    from server.text import clean
+    from trainer.contract.text import clean
 
     mark, style = MARKS[finding.level]
     line = output.styled(f"{mark:<5}", style).append(f"{finding.name:<16}", style="bold")
