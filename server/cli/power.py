@@ -27,14 +27,18 @@ DEFAULT_SHARES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of the current limit
 
 @dataclass(frozen=True)
 class PowerMeasured:
-    """Result at one power limit. watts: mean power draw. hours, kwh: for the rest of the run."""
+    """Result at one power limit. watts: mean power draw.
+
+    training_hours, training_kwh: for the remaining steps alone. The run's ETA also counts
+    evaluations and saving, during which a limit matters little.
+    """
 
     limit_watts: float
     tokens_per_second: float
     watts: float
     tokens_per_joule: float
-    hours: float
-    kwh: float
+    training_hours: float
+    training_kwh: float
 
 
 def register(app: typer.Typer) -> None:
@@ -114,12 +118,12 @@ def tune_power(
     rows = [
         (
             f"{one.limit_watts:g}", units.integer(one.tokens_per_second), units.integer(one.watts),
-            f"{one.tokens_per_joule:.1f}", f"{one.hours:.1f}", f"{one.kwh:.2f}",
+            f"{one.tokens_per_joule:.1f}", f"{one.training_hours:.1f}", f"{one.training_kwh:.2f}",
             "recommended" if one == best else "",
         )
         for one in found
     ]  # fmt: skip
-    columns = (">LIMIT W", ">TOKENS/S", ">DRAWN W", ">TOKENS/J", ">HOURS LEFT", ">KWH LEFT", "")
+    columns = (">LIMIT W", ">TOKENS/S", ">DRAWN W", ">TOKENS/J", ">TRAINING H", ">TRAINING KWH", "")
     output.table(columns, rows, "nothing was measured")
     output.note(f"keep it with: traind power {device} --limit {best.limit_watts:g}")
     return None
@@ -164,8 +168,8 @@ def _between(watts: float, first: Progress, last: Progress) -> PowerMeasured:
         tokens_per_second=tokens / seconds,
         watts=joules / seconds,
         tokens_per_joule=tokens / joules,
-        hours=left / (tokens / seconds) / 3600,
-        kwh=left / (tokens / joules) / JOULES_PER_KWH,
+        training_hours=left / (tokens / seconds) / 3600,
+        training_kwh=left / (tokens / joules) / JOULES_PER_KWH,
     )
 
 

@@ -22,7 +22,7 @@ from server.schemas.runs import Condition
 from server.schemas.system import PeakFlops
 from trainer.contract.extend import ExtendPreview
 from trainer.contract.metrics import STEP_KEYS
-from trainer.contract.plan import Eta, Plan, PlanContext, estimate_eta, evaluation_time
+from trainer.contract.plan import Eta, Plan, time_left
 from trainer.contract.reasons import Reason
 from trainer.contract.shape import shape_of
 from trainer.contract.spec import RunSpec
@@ -40,8 +40,8 @@ class Rate(NamedTuple):
 
 
 class Remaining(NamedTuple):
-    """Remaining time (ETA) in seconds, and the rate it is taken from. The one formula of the ETA:
-    progress, lists, the preview of an extend and Prometheus all take it from here."""
+    """Remaining time (ETA) in seconds, and the rate it is taken from: for progress, lists, the
+    preview of an extend and Prometheus. The formula is trainer.contract.plan.time_left."""
 
     parts: EtaParts
     rate: Rate
@@ -179,16 +179,11 @@ def between(session: Session, run: tables.Run, first: int, last: int, stands: La
     """Seconds for steps `[first, last)` by part, at the rate this run or its device really had."""
     spec, plan = RunSpec.model_validate(run.spec), Plan.model_validate(run.plan)
     rate = _rate(session, run, stands.attempt, spec, plan)
-    context = PlanContext(tokens_per_second=rate.tokens_per_second)
-    left = estimate_eta(spec, shape_of(spec.model), plan.batch, first, last, context)
-    planned = evaluation_time(spec, plan.batch, first, last, rate.tokens_per_second)
-    # the count is planned, the duration is measured on this run
-    evaluation = planned._replace(
-        bpb_seconds=stands.bpb_seconds or planned.bpb_seconds,
-        core_seconds=stands.core_seconds or planned.core_seconds,
-    ).total
-    parts = EtaParts(training=left.training, evaluation=evaluation, saving=left.saving)
-    return Remaining(parts, rate)
+    left = time_left(
+        spec, shape_of(spec.model), plan.batch, first, last, rate.tokens_per_second,
+        bpb_seconds=stands.bpb_seconds, core_seconds=stands.core_seconds,
+    )  # fmt: skip
+    return Remaining(EtaParts(**left._asdict()), rate)
 
 
 def _rate(

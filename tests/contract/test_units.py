@@ -98,7 +98,7 @@ def test_clock_times() -> None:
     assert units.when(midnight + 14 * 3600 + 309, now=midnight + 80_000) == "14:05:09"
     assert units.when(midnight + 14 * 3600, now=midnight + 90_000) == "2026-11-21 14:00"
     assert units.exactly(midnight + 9) == "2026-11-21 00:00:09"
-    assert re.fullmatch(r"2026-11-21 00:00 \(UTC[+-]\d{4}\)", units.zoned(midnight))
+    assert re.fullmatch(r"2026-11-21 00:00 UTC[+-]\d{4}", units.zoned(midnight))
     assert units.utc(1_764_400_000) == "2025-11-29 07:06 UTC"
     assert units.stamp(1_764_400_000) == "20251129T070640Z"
     for write in (units.when, units.exactly, units.zoned, units.utc):

@@ -927,7 +927,7 @@ def test_tune_power_recommends_the_cheapest_of_the_quick_limits(
     assert at[150.0]["tokens_per_second"] == pytest.approx(4096 * 0.92)
     assert at[150.0]["watts"] == pytest.approx(145.0)
     assert at[150.0]["tokens_per_joule"] == pytest.approx(4096 * 0.92 / 145.0)
-    assert at[100.0]["hours"] > 0
+    assert at[100.0]["training_hours"] > 0
     puts = [one.body for one in stub.requests("PUT", "/v1/devices/cuda:0/policy")]
     assert [p["power"] and p["power"][0]["power_limit_watts"] for p in puts] == [
         100,

@@ -179,10 +179,10 @@ def exactly(unix_seconds: float | None) -> str:
 
 
 def zoned(unix_seconds: float | None) -> str:
-    """The machine's time, for a reader who may be elsewhere: '2026-11-21 14:05 (UTC+0100)'."""
+    """The machine's time, for a reader who may be elsewhere: '2026-11-21 14:05 UTC+0100'."""
     if unix_seconds is None:
         return DASH
-    return datetime.fromtimestamp(unix_seconds).astimezone().strftime("%Y-%m-%d %H:%M (UTC%z)")
+    return datetime.fromtimestamp(unix_seconds).astimezone().strftime("%Y-%m-%d %H:%M UTC%z")
 
 
 def utc(unix_seconds: float | None) -> str:

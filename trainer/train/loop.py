@@ -90,7 +90,7 @@ class _Loop:
         self.order, self.state = session.order, session.state
         self.pending: Pending | None = None
         self.spikes = SpikeWatch()
-        self.log = MinuteLog(session.order.end_step)
+        self.log = MinuteLog(session.order)
         self.clock = StepClock()
         self.rows = RankRows(session)
         self.fence = FenceWatch(session.run_dir.root, session.order.attempt)

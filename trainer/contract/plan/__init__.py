@@ -22,7 +22,7 @@ from trainer.contract.plan.answer import (
 from trainer.contract.plan.build import make_plan
 from trainer.contract.plan.context import PlanContext
 from trainer.contract.plan.disk import shards_for
-from trainer.contract.plan.eta import EvaluationTime, estimate_eta, evaluation_time
+from trainer.contract.plan.eta import TimeLeft, estimate_eta, time_left
 from trainer.contract.plan.horizon import CHINCHILLA_RATIO
 from trainer.contract.plan.scaling import RATE_OF_GROUP, auto_batch
 
@@ -34,7 +34,6 @@ __all__ = [
     "CannotPlan",
     "Disk",
     "Eta",
-    "EvaluationTime",
     "Horizon",
     "Hyperparameters",
     "MemoryEstimate",
@@ -43,9 +42,10 @@ __all__ = [
     "PlanContext",
     "PlannedShape",
     "RecipeChoice",
+    "TimeLeft",
     "auto_batch",
     "estimate_eta",
-    "evaluation_time",
     "make_plan",
     "shards_for",
+    "time_left",
 ]

@@ -15,6 +15,7 @@ from trainer.contract.spec import RunSpec
 
 FORWARD_SPEEDUP = 3.0  # an evaluation does the forward third of a training step's work
 SAVE_BYTES_PER_SECOND = 500e6
+SAVE_SLOWDOWN_SECONDS_PER_BYTE = 0.12e-9  # of the steps beside a write in the background
 START_SECONDS = 90.0
 ASSUMED_UTILISATION = 0.6  # of the dense peak, counting only causal attention; stated in the plan
 ASSUMED_CPU_FLOPS = 60e9
@@ -22,6 +23,18 @@ ASSUMED_CPU_FLOPS = 60e9
 CORE_TASKS = 22
 CORE_ITEMS_PER_TASK = 4000
 CORE_TOKENS_PER_ITEM = 1000
+
+
+class TimeLeft(NamedTuple):
+    """Seconds by part."""
+
+    training: float
+    evaluation: float
+    saving: float
+
+    @property
+    def total(self) -> float:
+        return self.training + self.evaluation + self.saving
 
 
 class EvaluationTime(NamedTuple):
@@ -79,25 +92,51 @@ def estimate_eta(
 ) -> Eta:
     """Seconds from start_step to end_step: training, evaluation, saving, start-up."""
     rate, source = throughput_of_all(spec, shape, batch, context)
-    training = (end_step - start_step) * batch.tokens / rate
-    evaluation = evaluation_time(spec, batch, start_step, end_step, rate).total
-    model, optimizer = checkpoint_bytes(spec, shape, context)
-    saves = _saves(spec, training, end_step - start_step)
-    # written in the background; a run waits only for the last one
-    saving = (model + optimizer) / SAVE_BYTES_PER_SECOND + saves * 0.12 * (model + optimizer) / 1e9
+    left = time_left(spec, shape, batch, start_step, end_step, rate, context=context)
     start_up = START_SECONDS if context.device_type == "cuda" else 10.0
     return Eta(
-        training=training,
-        evaluation=evaluation,
-        saving=saving,
+        training=left.training,
+        evaluation=left.evaluation,
+        saving=left.saving,
         start_up=start_up,
-        total=training + evaluation + saving + start_up,
+        total=left.total + start_up,
         tokens_per_second=rate,
         source=source,
     )
 
 
-def evaluation_time(
+def time_left(
+    spec: RunSpec,
+    shape: ModelShape,
+    batch: BatchPlan,
+    step: int,
+    end_step: int,
+    tokens_per_second: float,
+    *,
+    bpb_seconds: float | None = None,
+    core_seconds: float | None = None,
+    context: PlanContext | None = None,
+) -> TimeLeft:
+    """Time from `step` to `end_step` at this rate; the only formula of the ETA.
+
+    The plan, the daemon's progress and the trainer's log use it. bpb_seconds, core_seconds: the
+    measured duration of one evaluation, None where none has run yet.
+    """
+    training = (end_step - step) * batch.tokens / tokens_per_second
+    planned = _evaluation_time(spec, batch, step, end_step, tokens_per_second)
+    evaluation = planned._replace(
+        bpb_seconds=bpb_seconds or planned.bpb_seconds,
+        core_seconds=core_seconds or planned.core_seconds,
+    ).total
+    known = context or PlanContext(tokens_per_second=tokens_per_second)
+    size = sum(checkpoint_bytes(spec, shape, known))
+    saves = _saves(spec, training, end_step - step)
+    # written in the background; a run waits only for the last one
+    saving = size / SAVE_BYTES_PER_SECOND + saves * SAVE_SLOWDOWN_SECONDS_PER_BYTE * size
+    return TimeLeft(training, evaluation, saving)
+
+
+def _evaluation_time(
     spec: RunSpec, batch: BatchPlan, start_step: int, end_step: int, tokens_per_second: float
 ) -> EvaluationTime:
     """Time of the evaluations between the steps, at the speed of a forward pass."""
