@@ -1010,7 +1010,7 @@ def test_group_show_compares_and_predicts(stub: Stub, traind: Traind):
     ran = traind("group", "show", "g", "--baseline", "old", "--next-depth", "6")
     for words in (
         "1.2345", "1.25x", "+0.0500 ± 0.0100 (real)", "Pooled.", "depth 6: val bpb 1.1000",
-        "2.5 h, 0.4 kWh", "One seed a depth.",
+        "2 h 30 min, 0.40 kWh", "One seed a depth.",
     ):  # fmt: skip
         assert words in ran.out, words
     assert "a note" in ran.err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import unicodedata
 
 import pytest
@@ -19,7 +20,17 @@ from server.schemas.progress import Progress
 from tests.server import stub_daemon
 from trainer.contract.extend import ExtendRequest, preview
 from trainer.contract.schedule import initial_schedule
-from trainer.contract.text import clean, clean_lines, shorten, to_json
+from trainer.contract.text import (
+    clean,
+    clean_lines,
+    markdown,
+    markdown_lines,
+    markup,
+    markup_lines,
+    shorten,
+    shown_path,
+    to_json,
+)
 
 HOSTILE = "\x1b[2J\x1b]0;owned\x07\x9b31m\r\n\u202egnp.exe\u2028\x00[red]x[/red] :smile:"
 
@@ -230,3 +241,21 @@ def test_a_line_says_what_it_is_doing_when_it_does_not_step():
     assert line(evaluating).endswith("[evaluating 40 %: hellaswag]")
     queued = Progress.model_validate(stub_daemon.progress("queued", reason_message="Waiting."))
     assert line(queued) == "queued: Waiting."
+
+
+def test_f54_paths_and_documents_escape_by_the_same_module():
+    assert shown_path("a\nb\x1b[2J\u202e.txt") == "a\\nb\\x1b[2J\\u202e.txt"
+    assert shown_path(os.fsdecode(b"caf\xe9.txt")) == "caf\\xe9.txt"
+    assert shown_path("x" * 400) == "…" + "x" * 299
+    assert markup('<b title="\u202e\x07">&') == "&lt;b title=&quot;  &quot;&gt;&amp;"
+    assert markup_lines("a\n\t<b>\x1b\u202e") == "a\n\t&lt;b&gt;"
+    assert markdown("a\n# `b` | *c* \u202e") == "a \\# \\`b\\` \\| \\*c\\*"
+    assert markdown_lines("```\nx\x07") == ["````", "```", "x", "````"]
+
+
+@given(st.text())
+def test_f54_no_document_holds_a_character_that_hides_or_turns_text(text: str):
+    for escaped in (markup(text), markup_lines(text), markdown(text), *markdown_lines(text)):
+        assert all(c.isprintable() or c in "\n\t" for c in escaped)
+    path = shown_path(text.encode("utf-8", "replace").decode())
+    assert not [c for c in path if unicodedata.category(c) in ("Cc", "Zl", "Zp", "Cs")]

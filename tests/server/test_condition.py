@@ -130,9 +130,9 @@ def test_f19_a_daemon_on_a_full_disk_is_not_ready(
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: Usage(10**12, 10**12, 12_345))
     answer = asgi.get("/readyz")
     assert answer.status_code == 503
-    assert "The disk is full: 12 kB left" in answer.json()["detail"]
+    assert "The disk is full: 12.3 kB left" in answer.json()["detail"]
     system = asgi.get("/v1/system").json()
-    assert system["warnings"] == ["Disk almost full: 12 kB left"]
+    assert system["warnings"] == ["Disk almost full: 12.3 kB left"]
     assert system["disk_is_full"] is True
 
 

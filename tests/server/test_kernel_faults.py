@@ -89,7 +89,7 @@ def test_f13_what_the_kernel_kills_for_memory_is_named_and_tried_once_more(
     attempts = house_attempts(tmp_path)
     assert run.reason == "host_out_of_memory"
     assert "twice in a row" in run.reason_message
-    assert "(limit 50 MB, it held " in run.reason_message
+    assert "(limit 50.3 MB, it held " in run.reason_message
     assert [a.reason for a in attempts] == ["host_out_of_memory"] * 2
 
 
