@@ -200,7 +200,7 @@ def test_a_run_that_cannot_start_on_a_full_disk_says_so(
     found = seen(asgi)
     assert [c["code"] for c in found] == ["disk_full"] * 4
     assert found[0]["message"] == (
-        "Waiting for disk space, 12 kB left: it starts by itself once space is free."
+        "Waiting for disk space, 12.3 kB left: it starts by itself once space is free."
     )
     assert asgi.get("/v1/runs/demo/progress").json()["eta_seconds"] is None
 
