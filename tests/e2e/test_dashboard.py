@@ -650,7 +650,7 @@ def with_changes(page: Any, pattern: str, **changes: Any) -> None:
 
 
 def test_a_full_disk_is_said_where_one_looks(stub_url: str, open_page: OpenPage) -> None:
-    waits = {"code": "disk_full", "message": "Waiting for disk space, 12 kB left.", "since": 1.0}
+    waits = {"code": "disk_full", "message": "Waiting for disk space, 12.3 kB left.", "since": 1.0}
     page = open_page("about:blank")
     page.route("**/v1/runs/*/events", lambda route: route.abort("failed"))
     page.route(
@@ -662,7 +662,7 @@ def test_a_full_disk_is_said_where_one_looks(stub_url: str, open_page: OpenPage)
     with_changes(page, pattern, condition=waits)
     page.goto(f"{stub_url}/{RUN}")
     page.locator(".state[data-tone=warn]", has_text="waiting for disk").wait_for()
-    page.locator(".standing", has_text="Waiting for disk space, 12 kB left.").wait_for()
+    page.locator(".standing", has_text="Waiting for disk space, 12.3 kB left.").wait_for()
     for key, note in (("speed", "no steps"), ("mfu", "no steps"), ("eta", "no steps")):
         tile = page.locator(f".stats [data-key={key}]")
         tile.get_by_text("–", exact=True).wait_for()
