@@ -23,7 +23,7 @@ from server.api.openapi import problems
 from server.api.phases import complete_page
 from server.domain import checkpoints, jobs, runs
 from server.guard.idempotency import StoredAnswer
-from server.queries import downloads, history, store
+from server.queries import downloads, history, run_views
 from server.schemas.checkpoints import CheckpointView, PatchCheckpoint, SaveRequest
 from server.schemas.jobs import JobView
 from server.schemas.page import Page
@@ -45,7 +45,7 @@ def index(run: RunRef, db: Db, superseded: Superseded = False) -> Page[Checkpoin
     """Checkpoints of a run."""
     with db.read() as session:
         return complete_page(
-            history.checkpoints(session, store.get_run(session, run), superseded=superseded)
+            history.checkpoints(session, run_views.get_run(session, run), superseded=superseded)
         )
 
 
@@ -54,7 +54,7 @@ def save(run: RunRef, act: Doing, body: SaveRequest | None = None) -> Response:
     """Save a checkpoint at the next step boundary of the running trainer."""
 
     def effect(session: Session) -> StoredAnswer:
-        row = store.get_run(session, run)
+        row = run_views.get_run(session, run)
         return accepted(session, jobs.save(session, row, act.now, pin=bool(body and body.pin)))
 
     return act.once(effect)
@@ -66,7 +66,7 @@ def pin(
 ) -> CheckpointView:
     """Pin a checkpoint against retention, or unpin it."""
     with act.db.write() as session:
-        row = store.get_run(session, run)
+        row = run_views.get_run(session, run)
         runs.pin(session, checkpoints.get(session, row, checkpoint), body.pinned, act.now)
         session.flush()
         return history.checkpoint(session, row, checkpoint)
@@ -78,7 +78,7 @@ def pin(
 def delete(run: RunRef, checkpoint: CheckpointRef, act: Doing, conf: Conf) -> Response:
     """Delete a checkpoint that is neither pinned nor needed for a resume."""
     with act.db.write() as session:
-        row = store.get_run(session, run)
+        row = run_views.get_run(session, run)
         checkpoints.delete(session, row, checkpoints.get(session, row, checkpoint), act.now)
     checkpoints.remove(conf.paths.run(row.id), checkpoint)
     return Response(status_code=204)
@@ -94,7 +94,7 @@ def download(
 ) -> Response:
     """Download one file; Range and If-Range resume a download. The ETag is the sha256."""
     with db.read() as session:
-        row = store.get_run(session, run)
+        row = run_views.get_run(session, run)
         kept = checkpoints.get(session, row, checkpoint)
     part = checkpoints.part(conf.paths.run(row.id), kept, name)
     kind = "application/json" if name.endswith(".json") else "application/octet-stream"

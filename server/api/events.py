@@ -14,7 +14,7 @@ from server.api.sse import EventStream
 from server.database.db import Database
 from server.errors import Busy
 from server.events.hub import Hub
-from server.queries import store
+from server.queries import event_views, run_views
 from server.schemas.events import EventView
 from server.schemas.page import Page
 
@@ -93,14 +93,14 @@ async def _events(
 
 def _id_of(db: Database, run: str) -> str:
     with db.read() as session:
-        return store.get_run(session, run).id
+        return run_views.get_run(session, run).id
 
 
 def _page(
     db: Database, run_id: str | None, after: int | None, limit: int, newest: bool
 ) -> Page[EventView]:
     with db.read() as session:
-        return store.events(session, run_id, after=after, limit=limit, newest=newest)
+        return event_views.events(session, run_id, after=after, limit=limit, newest=newest)
 
 
 def _number(text: str | None) -> int | None:

@@ -18,7 +18,7 @@ from server.database.db import Database
 from server.domain import jobs
 from server.errors import Busy
 from server.guard.idempotency import StoredAnswer
-from server.queries import downloads, logs, store
+from server.queries import downloads, job_views, logs, run_views
 from server.schemas.jobs import JobView
 from server.schemas.page import Page
 from trainer.contract.jobs import (
@@ -52,15 +52,15 @@ def index(
 ) -> Page[JobView]:
     """Jobs, newest first."""
     with db.read() as session:
-        of = store.get_run(session, run) if run else None
-        return store.jobs(session, run=of, state=state, after=after, limit=limit)
+        of = run_views.get_run(session, run) if run else None
+        return job_views.jobs(session, run=of, state=state, after=after, limit=limit)
 
 
 @router.get("/jobs/{job}", responses=problems(404))
 def show(job: JobRef, db: Db) -> JobView:
     """A job with its progress and result."""
     with db.read() as session:
-        return store.job(session, jobs.get(session, job))
+        return job_views.job(session, jobs.get(session, job))
 
 
 @router.get(
@@ -135,7 +135,7 @@ def cancel(job: JobRef, act: Doing, response: Response) -> JobView:
         row = jobs.get(session, job)
         response.status_code = 202 if jobs.cancel(row) else 200
         session.flush()
-        return store.job(session, row)
+        return job_views.job(session, row)
 
 
 ACCEPTED = {"status_code": 202, "response_model": JobView}
@@ -185,8 +185,10 @@ def _ended(db: Database, job: str) -> str | None:
 def accepted(session: Session, job: tables.Job) -> StoredAnswer:
     """The 202 response: the job, and its URL in Location."""
     session.flush()
-    return StoredAnswer.of(store.job(session, job), 202, Location=f"/v1/jobs/{job.id}")
+    return StoredAnswer.of(job_views.job(session, job), 202, Location=f"/v1/jobs/{job.id}")
 
 
 def _of_run(act: Act, run: str, ask: Callable[[Session, tables.Run], tables.Job]) -> Response:
-    return act.once(lambda session: accepted(session, ask(session, store.get_run(session, run))))
+    return act.once(
+        lambda session: accepted(session, ask(session, run_views.get_run(session, run)))
+    )

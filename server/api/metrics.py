@@ -14,7 +14,7 @@ from server.api.deps import Db, RunRef, StrictRoute, Superseded, negotiate
 from server.api.openapi import problems
 from server.errors import Invalid
 from server.metrics import parquet
-from server.queries import curves, store
+from server.queries import curves, run_views
 from server.queries import planned as planned_of
 from server.queries.columns import columns as columns_of
 from server.schemas.metrics import MetricColumns, MetricsAnswer, Series
@@ -86,7 +86,7 @@ def metrics(
     """
     kind = negotiate(request, JSON, CSV, PARQUET)
     with db.read() as session:
-        row = store.get_run(session, run)
+        row = run_views.get_run(session, run)
         name = row.name
         answer = curves.metrics(
             session,

@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from server.api.deps import MAX_ID, Conf, Db, RunRef, StrictRoute, Superseded
 from server.api.openapi import problems
-from server.queries import history, logs, store
+from server.queries import history, logs, run_views
 from server.queries import ranks as rank_rows
 from server.schemas.evaluations import EvaluationView, SampleView
 from server.schemas.page import Page
@@ -24,14 +24,14 @@ router = APIRouter(prefix="/v1/runs/{run}", tags=["history"], route_class=Strict
 def phases(run: RunRef, db: Db) -> Page[PhaseView]:
     """Phases of a run, each with its schedule and its result."""
     with db.read() as session:
-        return complete_page(history.phases(session, store.get_run(session, run)))
+        return complete_page(history.phases(session, run_views.get_run(session, run)))
 
 
 @router.get("/attempts", responses=problems(404))
 def attempts(run: RunRef, db: Db) -> Page[AttemptView]:
     """Attempts of a run: its trainer processes, how each ended, and the last lines of its log."""
     with db.read() as session:
-        return complete_page(history.attempts(session, store.get_run(session, run)))
+        return complete_page(history.attempts(session, run_views.get_run(session, run)))
 
 
 @router.get("/ranks", responses=problems(404))
@@ -39,14 +39,14 @@ def ranks(run: RunRef, db: Db) -> Page[RankView]:
     """Ranks (processes) of a run on several devices, reported every 30 s; empty for a run on
     one."""
     with db.read() as session:
-        return complete_page(rank_rows.rows(store.get_run(session, run)))
+        return complete_page(rank_rows.rows(run_views.get_run(session, run)))
 
 
 @router.get("/evaluations", responses=problems(404))
 def evaluations(run: RunRef, db: Db, superseded: Superseded = False) -> Page[EvaluationView]:
     """Evaluations of a run: val bpb and CORE by step."""
     with db.read() as session:
-        row = store.get_run(session, run)
+        row = run_views.get_run(session, run)
         return complete_page(history.evaluations(session, row, superseded=superseded))
 
 
@@ -55,7 +55,7 @@ def samples(run: RunRef, db: Db, superseded: Superseded = False) -> Page[SampleV
     """Samples of a run: text continued from its prompts, by step."""
     with db.read() as session:
         return complete_page(
-            history.samples(session, store.get_run(session, run), superseded=superseded)
+            history.samples(session, run_views.get_run(session, run), superseded=superseded)
         )
 
 
@@ -89,7 +89,7 @@ def show_logs(
     """The trainer's log, control bytes escaped. The header Traind-Attempt has the attempt
     number."""
     with db.read() as session:
-        row = store.get_run(session, run)
+        row = run_views.get_run(session, run)
         number, path = logs.of_attempt(session, conf.paths, row, attempt, rank)
     part = logs.tail(path, tail) if offset is None else logs.after(path, offset)
     headers = {"Traind-Attempt": str(number), "Traind-Next-Offset": str(part.next_offset)}

@@ -20,7 +20,7 @@ from server.errors import Invalid
 from server.guard.idempotency import StoredAnswer
 from server.guard.validation import explained
 from server.machine import plan_context
-from server.queries import eta, outlook, planned, store
+from server.queries import eta, outlook, planned, run_views
 from server.scheduling.hours import rules
 from server.schemas.plans import PlanAnswer, PlanOutlook
 from trainer.contract import units
@@ -69,7 +69,7 @@ def _spec(session: Session, conf: Conf, body: dict[str, Any]) -> PlanAnswer:
     with explained(body, RunSpec):
         spec = resolve({"name": "plan", **plan_context.with_bundle(conf, body)})
     made = plan_for(spec, plan_context.context(session, conf, spec))
-    shown = store.shown_spec(spec.model_dump(mode="json"))
+    shown = run_views.shown_spec(spec.model_dump(mode="json"))
     expected = _outlook(session, spec, made)
     return PlanAnswer(spec=shown, plan=made, planned=planned.of_plan(made), outlook=expected)
 
@@ -99,7 +99,7 @@ def _extend(session: Session, act: Act, body: dict[str, Any]) -> PlanAnswer:
             "The plan of an extend takes only run (an id or name) and extend.",
             errors=[{"pointer": pointer, "detail": detail}],
         )
-    row = store.get_run(session, body["run"])
+    row = run_views.get_run(session, body["run"])
     with _below("/extend"), explained(body["extend"], ExtendRequest):
         ask = ExtendRequest.model_validate(body["extend"])
         shown = runs.extend(session, row, ask, act.now, dry_run=True).preview

@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from server.api.deps import Conf, Db, RunRef, StrictRoute, negotiate
 from server.api.openapi import problems
-from server.queries import store
+from server.queries import run_views
 
 router = APIRouter(prefix="/v1/runs/{run}", tags=["history"], route_class=StrictRoute)
 REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"
@@ -31,7 +31,7 @@ def show_report(run: RunRef, db: Db, conf: Conf, request: Request) -> Response:
     }[kind]
     price = conf.energy_price_per_kwh
     with db.read() as session:
-        summary = report.summary(session, store.get_run(session, run), energy_price=price)
+        summary = report.summary(session, run_views.get_run(session, run), energy_price=price)
     content = write(summary)
     headers = {"Vary": "Accept", "Content-Security-Policy": REPORT_POLICY}
     return Response(content, headers=headers, media_type=kind)

@@ -18,7 +18,7 @@ from server.domain.states import State
 from server.guard.idempotency import StoredAnswer
 from server.guard.validation import explained
 from server.machine import devices, plan_context
-from server.queries import eta, store
+from server.queries import eta, run_views
 from server.schemas.page import Page
 from server.schemas.progress import Progress
 from server.schemas.runs import ExtendAnswer, PatchRun, ResumeRequest, RunDetail, RunSummary
@@ -54,7 +54,7 @@ def create(body: Annotated[dict[str, Any], Body()], act: Doing, conf: Conf) -> R
         spec, plan = RunSpec.model_validate(run.spec), Plan.model_validate(run.plan)
         preflight.require(session, spec, plan, devices.discover())
         preflight.require_tariff(spec.hours, conf.tariff)
-        detail = store.detail(session, run)
+        detail = run_views.detail(session, run)
         return StoredAnswer.of(detail, 201, Location=f"/v1/runs/{run.id}")
 
     return act.once(effect)
@@ -74,21 +74,21 @@ def index(
 ) -> Page[RunSummary]:
     """List runs, page by page."""
     with db.read() as session:
-        return store.list_runs(session, states=state, after=after, limit=limit, order=order)
+        return run_views.list_runs(session, states=state, after=after, limit=limit, order=order)
 
 
 @router.get("/{run}", responses=problems(404))
 def show(run: RunRef, db: Db) -> RunDetail:
     """A run with its spec and plan."""
     with db.read() as session:
-        return store.detail(session, store.get_run(session, run))
+        return run_views.detail(session, run_views.get_run(session, run))
 
 
 @router.get("/{run}/progress", responses=problems(404))
 def progress(run: RunRef, db: Db) -> Progress:
     """Current step, speed and expected end of the run."""
     with db.read() as session:
-        return eta.progress(session, store.get_run(session, run))
+        return eta.progress(session, run_views.get_run(session, run))
 
 
 @router.patch("/{run}", responses=problems(404, 409))
@@ -100,11 +100,11 @@ def patch(run: RunRef, body: PatchRun, act: Doing, conf: Conf) -> RunDetail:
     """
     preflight.require_tariff(body.hours, conf.tariff)
     with act.db.write() as session:
-        row = store.get_run(session, run)
+        row = run_views.get_run(session, run)
         with explained(body.model_dump(exclude_unset=True), RunSpec):
             runs.patch(session, row, body, act.now)
         session.flush()
-        return store.detail(session, row)
+        return run_views.detail(session, row)
 
 
 @router.delete("/{run}", status_code=204, response_class=Response, responses=problems(404, 409))
@@ -113,7 +113,7 @@ def delete(run: RunRef, act: Doing, conf: Conf, request: Request) -> Response:
     if request.app.state.notices is not None:
         request.app.state.notices.take_in(act.now)  # events are deleted, notices are not
     with act.db.write() as session:
-        directory = conf.paths.root / runs.delete(session, store.get_run(session, run), act.now)
+        directory = conf.paths.root / runs.delete(session, run_views.get_run(session, run), act.now)
         run_deletion.mark(directory)
     problems = run_deletion.remove_files(directory)
     if problems:
@@ -178,13 +178,13 @@ def extend(
     picture = previews.picture_type(request, is_offered=dry_run)
 
     def effect(session: Session) -> StoredAnswer:
-        row = store.get_run(session, run)
+        row = run_views.get_run(session, run)
         outcome = runs.extend(session, row, body, act.now, dry_run=dry_run)
         session.flush()
         shown = outcome.preview
         if shown is not None:
             shown = shown.model_copy(update={"eta": eta.of_extend(session, row, shown)})
-        answer = extend_answer(store.detail(session, row), shown)
+        answer = extend_answer(run_views.detail(session, row), shown)
         return StoredAnswer.of(answer, 202 if outcome.changed and not dry_run else 200)
 
     stored = act.once(effect)
@@ -208,9 +208,9 @@ def _verb(act: Act, run: str, do: Callable[[Session, tables.Run], bool]) -> Resp
     """Apply a verb: 202 with the run if it changed something, 200 if it was already in effect."""
 
     def effect(session: Session) -> StoredAnswer:
-        row = store.get_run(session, run)
+        row = run_views.get_run(session, run)
         changed = do(session, row)
         session.flush()
-        return StoredAnswer.of(store.detail(session, row), 202 if changed else 200)
+        return StoredAnswer.of(run_views.detail(session, row), 202 if changed else 200)
 
     return act.once(effect)

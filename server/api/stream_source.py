@@ -11,7 +11,7 @@ from server.database import tables
 from server.database.db import Database
 from server.domain.states import SETTLED, State
 from server.events.hub import BufferedEvent, EventSource, frame_of
-from server.queries import eta, store
+from server.queries import eta, event_views
 from server.queries.condition import condition
 from server.queries.latest import Latest, latest
 from trainer.contract.evaluations import KIND_OF_METRIC
@@ -29,14 +29,14 @@ def source_of(db: Database) -> EventSource:
 
     def events(after: int, run_id: str | None, limit: int) -> list[BufferedEvent]:
         with db.read() as session:
-            found = store.events_after(session, run_id, after, limit)
+            found = event_views.events_after(session, run_id, after, limit)
         return [
             BufferedEvent(e.id, e.run, frame_of(e.kind, e.model_dump_json(), e.id)) for e in found
         ]
 
     def newest() -> int:
         with db.read() as session:
-            return store.newest_event_id(session)
+            return event_views.newest_event_id(session)
 
     def progress(run_ids: set[str] | None) -> dict[str, str | None]:
         """Progress of the runs that changed since the last call."""

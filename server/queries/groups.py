@@ -16,7 +16,7 @@ from server.database import tables
 from server.domain import groups
 from server.domain.states import SETTLED, State
 from server.errors import Invalid
-from server.queries import eta, ladders, store
+from server.queries import eta, ladders, paging
 from server.scaling import multiplier, noise
 from server.scaling.fit import LossPoint
 from server.scaling.multiplier import Multiplier
@@ -48,14 +48,14 @@ class _Baseline:
 def list_groups(session: Session, after: str | None, limit: int) -> Page[GroupSummary]:
     """A page of groups, newest first."""
     table = tables.Group
-    query = store.paged(select(table), table.created_at, table.id, after, newest=True)
-    rows = list(session.scalars(query.limit(min(limit, store.MAX_PAGE) + 1)))
-    shown = rows[: min(limit, store.MAX_PAGE)]
+    query = paging.paged(select(table), table.created_at, table.id, after, newest=True)
+    rows = list(session.scalars(query.limit(min(limit, paging.MAX_PAGE) + 1)))
+    shown = rows[: min(limit, paging.MAX_PAGE)]
     more = len(rows) > len(shown)
     return Page(
         data=[_summary(session, row) for row in shown],
         has_more=more,
-        next=store.cursor(shown[-1].created_at, shown[-1].id) if more else None,
+        next=paging.cursor(shown[-1].created_at, shown[-1].id) if more else None,
     )
 
 

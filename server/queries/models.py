@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from server.database import tables
 from server.domain import checkpoint_lookup
 from server.errors import NotFound
-from server.queries import store
+from server.queries import run_views
 
 MAX_LISTED = 1000
 MODEL_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}(@[A-Za-z0-9._-]{1,64})?$"
@@ -40,7 +40,7 @@ class Model:
 def find(session: Session, name: str) -> Model:
     """The model of a name. Raises NotFound with the available names."""
     run_name, _, at = name.partition("@")
-    run = store.get_run(session, run_name)
+    run = run_views.get_run(session, run_name)
     usable = checkpoint_lookup.of_any_lineage(session, run.id)
     if _STEP.match(at):
         found = [c for c in usable if c.step == int(at)]

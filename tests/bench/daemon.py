@@ -19,7 +19,7 @@ from server.database import tables
 from server.database.db import Database
 from server.domain import runs
 from server.ingestion import ingest
-from server.queries import eta, store
+from server.queries import curves, eta, run_views
 from server.settings import Settings
 from tests.bench import bars
 from trainer.contract import events, journal
@@ -98,8 +98,8 @@ def _poll(db: Database, steps: int) -> None:
 
     def metrics() -> None:
         with db.read() as session:
-            run = store.get_run(session, "run-0")
-            store.metrics(session, run, keys=["loss"], max_points=1000)
+            run = run_views.get_run(session, "run-0")
+            curves.metrics(session, run, keys=["loss"], max_points=1000)
 
     for name, call in (("progress", progress), (f"metrics of {steps:,} steps", metrics)):
         took = timed(call)

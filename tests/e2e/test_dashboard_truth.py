@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from server.database.db import Database
-from server.queries import store
+from server.queries import run_views
 from server.reporting import report
 from server.settings import Settings
 from tests.e2e import canvas_probe as probe
@@ -314,7 +314,7 @@ def test_the_report_as_a_page_cuts_no_label_and_writes_numbers_for_people(
     with closing(Database.open(Settings(data_dir=tmp_path, port=0))) as db:
         run_id = reference_run.create(db)
         with db.read() as session:
-            run = store.get_run(session, run_id)
+            run = run_views.get_run(session, run_id)
             text = report.html(report.summary(session, run, now=run.last_step_at or 1.0))
     (tmp_path / "report.html").write_text(text)
     page = open_page(f"file://{tmp_path}/report.html")

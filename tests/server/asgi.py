@@ -51,10 +51,10 @@ class Asgi:
 
     def move(self, name: str, state: str) -> None:
         """Put a run into a state, as the supervisor would."""
-        from server.queries import store
+        from server.queries import run_views
 
         with self.db.write() as session:
-            store.get_run(session, name).state = state
+            run_views.get_run(session, name).state = state
 
     def close(self) -> None:
         self.db.close()

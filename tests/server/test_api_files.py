@@ -16,7 +16,7 @@ import pytest
 from server.dashboard import files
 from server.database import tables
 from server.metrics import parquet
-from server.queries import store
+from server.queries import run_views
 from tests.server.asgi import Asgi
 
 NAME = "step-000000010-a0001"
@@ -28,7 +28,7 @@ def saved(asgi: Asgi) -> Asgi:
     """A run with three checkpoints; the first has real files."""
     asgi.create(start=False)
     with asgi.db.write() as session:
-        run = store.get_run(session, "demo")
+        run = run_views.get_run(session, "demo")
         home = asgi.settings.paths.run(run.id).checkpoints / NAME
         home.mkdir(parents=True)
         (home / "model.safetensors").write_bytes(CONTENT)
@@ -114,7 +114,7 @@ def test_f49_only_listed_regular_files_are_served(saved: Asgi) -> None:
 
 def test_f49_a_changed_manifest_lists_nothing(saved: Asgi) -> None:
     with saved.db.read() as session:
-        run_id = store.get_run(session, "demo").id
+        run_id = run_views.get_run(session, "demo").id
     manifest = saved.settings.paths.run(run_id).checkpoints / NAME / "manifest.json"
     manifest.write_bytes(manifest.read_bytes().replace(b"link.json", b"secret.tx"))
     assert saved.get(url()).status_code == 404
@@ -156,7 +156,7 @@ def test_the_newest_and_the_pinned_ones_stay(saved: Asgi) -> None:
     assert "pinned" in refused.json()["detail"]
     saved.request("PATCH", f"{base}/{NAME}", json={"pinned": False})
     with saved.db.read() as session:
-        home = saved.settings.paths.run(store.get_run(session, "demo").id).checkpoints
+        home = saved.settings.paths.run(run_views.get_run(session, "demo").id).checkpoints
     assert saved.request("DELETE", f"{base}/{NAME}").status_code == 204
     assert not (home / NAME).exists()
     assert saved.request("DELETE", f"{base}/{NAME}").status_code == 404
@@ -206,7 +206,7 @@ def test_parquet_reads_back_in_pyarrow(rows: int) -> None:
 def test_metrics_come_as_csv_and_parquet_by_accept(asgi: Asgi, tmp_path: Path) -> None:
     asgi.create(start=False)
     with asgi.db.write() as session:
-        run = store.get_run(session, "demo")
+        run = run_views.get_run(session, "demo")
         session.add(
             tables.Evaluation(
                 run_id=run.id, kind="bpb", step=7, value=1.5, identity="i", settings={}, result={},
@@ -231,7 +231,7 @@ def test_metrics_come_as_csv_and_parquet_by_accept(asgi: Asgi, tmp_path: Path) -
 def test_values_of_two_identities_are_never_one_curve(asgi: Asgi) -> None:
     asgi.create(start=False)
     with asgi.db.write() as session:
-        run = store.get_run(session, "demo")
+        run = run_views.get_run(session, "demo")
         session.add_all(
             tables.Evaluation(
                 run_id=run.id, kind="bpb", step=step, value=value, identity=identity, settings={},

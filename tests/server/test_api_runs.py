@@ -9,7 +9,7 @@ import pytest
 from server.domain import states
 from server.domain.states import State
 from server.metrics import counters
-from server.queries import store
+from server.queries import run_views
 from tests.server import rows
 from tests.server.asgi import Asgi
 from trainer.contract.reasons import Reason
@@ -220,14 +220,14 @@ def test_a_pause_and_a_cancel_say_which_way_they_were_asked(
     run = asgi.post("/v1/runs/demo/pause", headers=headers).json()
     assert run["reason_message"] == f"Pausing, asked {words}: a checkpoint is saved first."
     with asgi.db.write() as session:
-        states.move(session, store.get_run(session, "demo"), State.paused, Reason.requested)
+        states.move(session, run_views.get_run(session, "demo"), State.paused, Reason.requested)
     run = asgi.get("/v1/runs/demo").json()
     assert run["reason_message"] == f"Paused by you {words}."
     run = asgi.post("/v1/runs/demo/cancel", headers=headers).json()
     assert run["reason_message"] == f"Cancelled by you {words}."
     asgi.post("/v1/runs/demo/resume", headers=headers)
     with asgi.db.write() as session:
-        row = store.get_run(session, "demo")
+        row = run_views.get_run(session, "demo")
         states.move(session, row, State.pausing, Reason.host_restarted)
         states.move(session, row, State.paused, Reason.requested)
     assert asgi.get("/v1/runs/demo").json()["reason_message"] == "Paused on request."
@@ -251,7 +251,7 @@ def _fails_of(asgi: Asgi, name: str, reason: Reason, **columns: Any) -> dict[str
     """The failed run, as the API shows it."""
     asgi.move(name, "failed")
     with asgi.db.write() as session:
-        run = store.get_run(session, name)
+        run = run_views.get_run(session, name)
         run.reason = reason
         for column, value in columns.items():
             setattr(run, column, value)

@@ -10,7 +10,7 @@ import pytest
 from server.database import tables
 from server.domain import jobs
 from server.machine.devices import Device
-from server.queries import store
+from server.queries import run_views
 from server.scheduling import rows as scheduling_rows
 from server.supervision import job_processes
 from server.supervision.context import SupervisorContext
@@ -40,14 +40,14 @@ def trained(asgi: Asgi) -> Asgi:
                     manifest_sha256="0", why="cadence", created_at=1.0,
                 )
             )  # fmt: skip
-        run = store.get_run(session, "demo")
+        run = run_views.get_run(session, "demo")
         run.step, run.state = 20, "paused"
     return asgi
 
 
 def audit(asgi: Asgi, **params: object) -> tables.Job:
     with asgi.db.write() as session:
-        run = store.get_run(session, "demo")
+        run = run_views.get_run(session, "demo")
         return jobs.audit(session, run, AuditParams.model_validate(params), now=1.0)
 
 
@@ -102,7 +102,7 @@ def test_another_job_for_the_device_takes_the_one_of_its_run(trained: Asgi) -> N
     with trained.db.write() as session:
         last = session.query(tables.Attempt).filter_by(number=2).one()
         last.device = "cuda:1"
-        run = store.get_run(session, "demo")
+        run = run_views.get_run(session, "demo")
         job = jobs.evaluate(session, run, EvaluateParams(where="device", step=15), 1.0)
         assert scheduling_rows.job_place(job, GPUS) == "cuda:1"
         assert job.message == ""

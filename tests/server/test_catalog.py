@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from server.api import catalog as catalog_api
 from server.domain import runs, states
 from server.domain.states import REPEATS, VERBS, YIELDS, Desired, State
-from server.queries import store
+from server.queries import run_views
 from tests.server.asgi import Asgi
 from trainer.contract.extend import EXTEND_LENGTHS, ExtendRequest
 from trainer.contract.metrics import JOULES_PER_KWH
@@ -52,7 +52,7 @@ def test_a_verb_changes_something_exactly_where_the_catalog_says(
     assert set(shown["changes_in"]) == set(shown["legal_in"]) - REPEATS[verb]
     for state in (s for s in State if verb in VERBS[s]):
         with asgi.db.write() as session:
-            run = store.get_run(session, "demo")
+            run = run_views.get_run(session, "demo")
             run.state, run.desired_state, run.queue_position = state, _desired(state), None
             assert ASK[verb](session, run) is (state in shown["changes_in"]), state
             session.rollback()

@@ -16,7 +16,7 @@ import pytest
 from server.api import completion_stream as api
 from server.database import tables
 from server.domain import jobs
-from server.queries import store
+from server.queries import run_views
 from server.supervision import job_params, stall_timeout
 from tests.server import rows as server_rows
 from tests.server.asgi import Asgi
@@ -39,7 +39,7 @@ def save(asgi: Asgi, step: int, attempt: int = 1, run: str = "demo", **more: Any
     name = f"step-{step:09d}-a{attempt:04d}"
     with asgi.db.write() as session:
         row = tables.Checkpoint(
-            run_id=store.get_run(session, run).id, name=name, step=step, bytes=1, why="cadence",
+            run_id=run_views.get_run(session, run).id, name=name, step=step, bytes=1, why="cadence",
             manifest_sha256="0" * 64, created_at=1000.0 + step, **more,
         )  # fmt: skip
         session.add(row)
@@ -161,7 +161,7 @@ def test_models_are_the_checkpoints_that_count_the_newest_first(house: House) ->
 def test_a_model_has_these_names(house: House, name: str, model: str) -> None:
     assert house.get(f"/v1/models/{name}").json()["id"] == model
     with house.db.read() as session:
-        run = store.get_run(session, "demo").id
+        run = run_views.get_run(session, "demo").id
     assert house.get(f"/v1/models/{name.replace('demo', run)}").json()["id"] == model
 
 

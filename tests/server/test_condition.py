@@ -14,7 +14,7 @@ from server.api.stream_source import source_of
 from server.cli.view import line
 from server.database import tables
 from server.machine import disk
-from server.queries import store
+from server.queries import run_views
 from server.schemas.progress import Progress
 from tests.server import rows
 from tests.server.asgi import Asgi
@@ -27,7 +27,7 @@ STEP_SECONDS = 2.0
 def trains(asgi: Asgi, stage: str = "training", last_step_at: float | None = None) -> None:
     asgi.create("demo")
     with asgi.db.write() as session:
-        run = store.get_run(session, "demo")
+        run = run_views.get_run(session, "demo")
         run.state, run.step, run.end_step = "running", 50, 200
         run.last_step_at = time.time() if last_step_at is None else last_step_at
         run.progress = {
@@ -49,7 +49,7 @@ def trains(asgi: Asgi, stage: str = "training", last_step_at: float | None = Non
 def waits_for_space(asgi: Asgi) -> None:
     """As trainer/report.py says it: in the lock file, which needs no room."""
     with asgi.db.read() as session:
-        home = asgi.settings.paths.run(store.get_run(session, "demo").id).attempt(1)
+        home = asgi.settings.paths.run(run_views.get_run(session, "demo").id).attempt(1)
     (home / LOCK).write_text(json.dumps({"waiting": "disk_full"}))
 
 
@@ -99,7 +99,7 @@ def test_the_stream_sends_a_condition_a_stage_and_a_checkpoint_when_they_change(
     waits_for_space(asgi)
     seen.append(progress(None))
     with asgi.db.write() as session:
-        run = store.get_run(session, "demo")
+        run = run_views.get_run(session, "demo")
         run_id = run.id
         attempt = session.query(tables.Attempt).one()
         attempt.stage, attempt.stage_fraction = "evaluating", 0.5
@@ -160,7 +160,9 @@ def test_a_run_that_stands_still_has_neither_a_time_left_nor_a_speed(
     moving = scraped(asgi)
     assert {"traind_eta_timestamp_seconds", "traind_tokens_per_second"} <= moving
     with asgi.db.write() as session:
-        store.get_run(session, "demo").last_step_at = time.time() - (6 if cause == "disk" else 100)
+        run_views.get_run(session, "demo").last_step_at = time.time() - (
+            6 if cause == "disk" else 100
+        )
     if cause == "disk":
         waits_for_space(asgi)
     live = source_of(asgi.db).progress(None)
@@ -194,7 +196,7 @@ def test_a_run_that_cannot_start_on_a_full_disk_says_so(
 ) -> None:
     asgi.create("demo")
     with asgi.db.write() as session:
-        store.get_run(session, "demo").state = state
+        run_views.get_run(session, "demo").state = state
     assert seen(asgi) == [None] * 4
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: Usage(10**12, 10**12, 12_345))
     found = seen(asgi)
@@ -210,7 +212,7 @@ def test_a_run_that_waits_for_its_hours_does_not_wait_for_the_disk(
 ) -> None:
     asgi.create("demo")
     with asgi.db.write() as session:
-        store.get_run(session, "demo").reason = "outside_hours"
+        run_views.get_run(session, "demo").reason = "outside_hours"
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: Usage(10**12, 10**12, 12_345))
     assert seen(asgi) == [None] * 4
 
@@ -221,7 +223,7 @@ def test_a_run_that_has_ended_has_no_time_left_and_says_what_it_took(
 ) -> None:
     trains(asgi)
     with asgi.db.write() as session:
-        run = store.get_run(session, "demo")
+        run = run_views.get_run(session, "demo")
         run.state, run.step = state, run.end_step if state == "completed" else 50
     for answer in (asgi.get("/v1/runs/demo/progress").json(), asgi.get("/v1/runs/demo").json()):
         assert answer["eta_seconds"] is None
@@ -231,7 +233,7 @@ def test_a_run_that_has_ended_has_no_time_left_and_says_what_it_took(
 def test_the_preview_of_an_extend_takes_the_rate_that_was_measured(asgi: Asgi) -> None:
     trains(asgi)
     with asgi.db.write() as session:
-        run = store.get_run(session, "demo")
+        run = run_views.get_run(session, "demo")
         run.state, run.step, measured = "completed", run.end_step, run.batch_tokens / STEP_SECONDS
     ask = {"add_steps": 1000}
     answer = asgi.post("/v1/runs/demo/extend?dry_run=true", ask).json()["plan"]["eta"]

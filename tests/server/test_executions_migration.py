@@ -16,7 +16,7 @@ from sqlalchemy import select
 from server.database import migrate
 from server.database.db import Database
 from server.database.tables import Attempt, Execution, Job, Point, Run
-from server.queries import store
+from server.queries import job_views, run_views
 from server.settings import Settings
 from tests.conftest import FIXTURES
 
@@ -92,9 +92,9 @@ def test_attempts_and_jobs_become_executions(
             assert session.query(Point).count() == points > 0
             _check_attempts(attempts)
             _check_jobs(jobs)
-            assert store.detail(session, session.get_one(Run, RUN)).state == "pausing"
-            assert {j.id for j in store.jobs(session, state="running").data} == {"job_runs"}
-            assert {j.id for j in store.jobs(session, state="failed").data} == {"job_failed"}
+            assert run_views.detail(session, session.get_one(Run, RUN)).state == "pausing"
+            assert {j.id for j in job_views.jobs(session, state="running").data} == {"job_runs"}
+            assert {j.id for j in job_views.jobs(session, state="failed").data} == {"job_failed"}
     finally:
         db.close()
 

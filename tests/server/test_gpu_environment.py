@@ -11,7 +11,7 @@ import pytest
 
 from server.launch import process
 from server.machine import devices
-from server.queries import store
+from server.queries import run_views
 from tests.server import rows
 from tests.server.asgi import Asgi
 from tests.server.test_devices import Card, Nvml
@@ -62,7 +62,7 @@ def card(asgi: Asgi, monkeypatch: pytest.MonkeyPatch) -> Iterator[Asgi]:
             rows.attempt(run_id=run_id, number=1, phase_index=0, token="t", created_at=1.0,
                            device="cuda:0", handle={"pid": 4711})
         )  # fmt: skip
-        store.get_run(session, "demo").progress = {"vram_reserved_bytes": 600 << 20}
+        run_views.get_run(session, "demo").progress = {"vram_reserved_bytes": 600 << 20}
     yield asgi
     monkeypatch.undo()
     devices.clear_cache()

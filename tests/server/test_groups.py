@@ -11,7 +11,7 @@ import pytest
 
 from server.database import tables
 from server.domain import groups, runs
-from server.queries import store
+from server.queries import run_views
 from server.scaling.fit import PowerLaw
 from server.schemas.groups import GroupRequest
 from server.schemas.runs import PatchRun
@@ -45,7 +45,7 @@ def create(asgi: Asgi, name: str = "ladder", **body: Any) -> dict[str, Any]:
 def finish(asgi: Asgi, run: str, loss: float, **totals: float) -> None:
     """Put a run at the end of its plan with this val bpb, as its journal would."""
     with asgi.db.write() as session:
-        row = store.get_run(session, run)
+        row = run_views.get_run(session, run)
         row.state, row.step, row.queue_position = "completed", row.end_step, None
         row.tokens_seen = row.end_step * row.batch_tokens
         row.totals = {"seconds": 60.0, **totals}
@@ -207,7 +207,7 @@ class TestComparison:
         made = create(asgi, repeats=2)
         finish(asgi, made["members"][0]["name"], 1.0)
         with asgi.db.write() as session:
-            row = store.get_run(session, made["members"][1]["name"])
+            row = run_views.get_run(session, made["members"][1]["name"])
             row.progress, row.step = {"val_bpb": 0.5}, 10
         found = asgi.get("/v1/groups/ladder").json()
         assert [m["is_finished"] for m in found["members"]] == [True, False]

@@ -18,7 +18,7 @@ from server.database import tables
 from server.database.db import Database
 from server.ingestion import ingest
 from server.metrics import counters, rollups
-from server.queries import store
+from server.queries import curves, eta, event_views, history, job_views, run_views
 from server.settings import Settings
 from tests.server import rows
 from tests.server.reporting import BATCH_TOKENS, Reporter, attempt, create, step
@@ -70,19 +70,19 @@ def test_a_whole_attempt_becomes_rows(db: Database, settings: Settings) -> None:
     _write(reporter)
     assert reporter.ingest().problem is None
     with db.read() as session:
-        run = store.get_run(session, "demo")
+        run = run_views.get_run(session, "demo")
         assert (run.step, run.tokens_seen) == (40, 40 * BATCH_TOKENS)
-        phase = store.phases(session, run)[0]
+        phase = history.phases(session, run)[0]
         assert phase.ended_at_step == 40
         row = session.get_one(tables.Attempt, reporter.attempt_id)
         assert (row.outcome, row.reason, row.last_step, row.steps_done) == (
             "completed", "finished", 39, 40,
         )  # fmt: skip
         assert row.pid == 4242
-        saved = store.checkpoints(session, run)[0]
+        saved = history.checkpoints(session, run)[0]
         assert (saved.step, saved.val_bpb, saved.newest, saved.best) == (20, 1.5, True, True)
-        assert store.evaluations(session, run)[0].value == 1.5
-        assert store.samples(session, run)[0].text == "b"
+        assert history.evaluations(session, run)[0].value == 1.5
+        assert history.samples(session, run)[0].text == "b"
         assert counters.read(session) == {
             "steps_processed_total": [("demo", "", 40.0)],
             "tokens_processed_total": [("demo", "", 40.0 * BATCH_TOKENS)],
@@ -118,8 +118,8 @@ def test_progress_shows_the_last_step_and_a_smoothed_rate(db: Database, settings
     reporter.steps(1, 30, vram_reserved_bytes=7, power_watts=None)
     reporter.ingest()
     with db.read() as session:
-        run = store.get_run(session, "demo")
-        shown = store.progress(session, run, now=5000.0)
+        run = run_views.get_run(session, "demo")
+        shown = eta.progress(session, run, now=5000.0)
     assert shown.step == 30
     assert shown.step_seconds == pytest.approx(0.5)
     assert shown.tokens_per_second == pytest.approx(BATCH_TOKENS / 0.5)
@@ -150,7 +150,7 @@ def test_the_eta_comes_from_what_the_device_did_before(db: Database, settings: S
     second.begin()
     second.ingest()
     with db.read() as session:
-        shown = store.progress(session, store.get_run(session, "second"))
+        shown = eta.progress(session, run_views.get_run(session, "second"))
     assert shown.eta_source == "measured on a processor in run first over 30 steps"
     assert shown.eta_parts is not None
     assert shown.eta_parts.training == pytest.approx(200 * 0.5)
@@ -166,10 +166,10 @@ def test_f33_a_loss_that_is_no_number_is_null_everywhere(
     reporter.say(step(4, loss=None if loss is None or not math.isfinite(loss) else loss))
     reporter.ingest()
     with db.read() as session:
-        run = store.get_run(session, "demo")
-        answer = store.metrics(session, run, ["loss"])
+        run = run_views.get_run(session, "demo")
+        answer = curves.metrics(session, run, ["loss"])
         assert answer.series[0].points[-1][2:] == (None, None, None)
-        json.dumps(store.progress(session, run).model_dump(mode="json"), allow_nan=False)
+        json.dumps(eta.progress(session, run).model_dump(mode="json"), allow_nan=False)
         json.dumps(answer.model_dump(mode="json"), allow_nan=False)
 
 
@@ -215,8 +215,10 @@ def test_f14_a_record_we_do_not_know_is_passed_over_and_said(
         _append_raw(reporter, step(number).model_dump(mode="json"))
     assert reporter.ingest().problem is None
     with db.read() as session:
-        assert store.get_run(session, "demo").step == 3
-        gaps = [e for e in store.events(session, reporter.run_id).data if e.kind == "report_gap"]
+        assert run_views.get_run(session, "demo").step == 3
+        gaps = [
+            e for e in event_views.events(session, reporter.run_id).data if e.kind == "report_gap"
+        ]
         assert len(gaps) == (0 if record["kind"] == "notice" else 1)
 
 
@@ -231,7 +233,9 @@ def test_lone_surrogates_and_control_bytes_are_kept_as_data(
     )
     assert reporter.ingest().problem is None
     with db.read() as session:
-        assert store.samples(session, store.get_run(session, "demo"))[0].text == "a?b\x00\x1b[2J"
+        assert (
+            history.samples(session, run_views.get_run(session, "demo"))[0].text == "a?b\x00\x1b[2J"
+        )
 
 
 def test_f40_a_clock_that_goes_back_changes_no_order(
@@ -245,9 +249,9 @@ def test_f40_a_clock_that_goes_back_changes_no_order(
     monkeypatch.undo()
     reporter.ingest()
     with db.read() as session:
-        run = store.get_run(session, "demo")
+        run = run_views.get_run(session, "demo")
         assert run.step == 5
-        points = store.metrics(session, run, ["loss"]).series[0].points
+        points = curves.metrics(session, run, ["loss"]).series[0].points
         assert [p[0] for p in points] == [0, 1, 2, 3, 4]
         assert run.progress["step_seconds"] == pytest.approx(0.5)
 
@@ -297,8 +301,8 @@ def test_any_batch_size_gives_the_same_rows(db: Database, settings: Settings, si
     with db.read() as session:
         points = [row[1:] for row in state["points"]]
         assert [p[0] for p in points] == list(range(40))
-        run = store.get_run(session, "demo")
-        answer = store.metrics(session, run, ["loss"], max_points=10)
+        run = run_views.get_run(session, "demo")
+        answer = curves.metrics(session, run, ["loss"], max_points=10)
         assert answer.bin_steps == 4
         want = [3.0 - (4 * i + 1.5) / 1000 for i in range(10)]
         assert [p[2] for p in answer.series[0].points] == pytest.approx(want)
@@ -478,12 +482,12 @@ def test_f23_damage_is_said_once_and_stops_this_run_only(db: Database, settings:
         assert "damaged record" in (reporter.ingest().problem or "")
     assert other.ingest().problem is None
     with db.read() as session:
-        hurt = store.get_run(session, "hurt")
-        assert store.get_run(session, "well").step == 10
+        hurt = run_views.get_run(session, "hurt")
+        assert run_views.get_run(session, "well").step == 10
         assert hurt.step == 9
-        said = [e for e in store.events(session, hurt.id).data if e.kind == "report_gap"]
+        said = [e for e in event_views.events(session, hurt.id).data if e.kind == "report_gap"]
         assert [e.level for e in said] == ["error"]
-        assert store.attempts(session, hurt)[0].report_gap is not None
+        assert history.attempts(session, hurt)[0].report_gap is not None
 
 
 @pytest.mark.parametrize("how", ["rm", "mv", "truncate"])
@@ -562,8 +566,8 @@ def test_a_job_reports_through_the_same_kind_of_journal(db: Database, settings: 
     with db.read() as session:
         job = session.get_one(tables.Job, "job_1")
         assert (job.result, job.stage_fraction) == ({"samples": 1}, 1.0)
-        assert len(store.samples(session, store.get_run(session, "demo"))) == 1
-        view = store.job(session, job)
+        assert len(history.samples(session, run_views.get_run(session, "demo"))) == 1
+        view = job_views.job(session, job)
         assert view.run == "demo"
 
 
@@ -577,15 +581,15 @@ def test_a_spike_of_one_step_is_seen_at_every_zoom(db: Database, settings: Setti
         reporter.say(step(number, loss=99.0 if number == 3217 else 1.0))
     reporter.ingest()
     with db.read() as session:
-        run = store.get_run(session, "demo")
+        run = run_views.get_run(session, "demo")
         for max_points in (1, 2, 10, 100, 1000, 5000):
-            answer = store.metrics(session, run, ["loss"], max_points=max_points)
+            answer = curves.metrics(session, run, ["loss"], max_points=max_points)
             points = answer.series[0].points
             assert len(points) <= max_points
             assert max(p[4] or 0 for p in points) == 99.0
             assert min(p[3] or 9 for p in points) == 1.0
             assert answer.raw_points == 5000
-        one = store.metrics(session, run, ["loss"], max_points=1).series[0].points[0]
+        one = curves.metrics(session, run, ["loss"], max_points=1).series[0].points[0]
         assert one[0] == 4999
         assert one[2] == pytest.approx((4999 + 99) / 5000)
 
@@ -604,10 +608,10 @@ def test_binned_ranges_equal_the_points_they_stand_for(
         reporter.say(step(number, loss=losses[number]))
     reporter.ingest()
     with db.read() as session:
-        run = store.get_run(session, "demo")
+        run = run_views.get_run(session, "demo")
         for _ in range(30):
             low, high = sorted((rng.randrange(1600), rng.randrange(1600)))
-            answer = store.metrics(session, run, ["loss"], low, high, rng.randrange(1, 400))
+            answer = curves.metrics(session, run, ["loss"], low, high, rng.randrange(1, 400))
             for at, _, mean, least, most in answer.series[0].points:
                 first = max(low, at // answer.bin_steps * answer.bin_steps)
                 inside = [v for s, v in losses.items() if first <= s <= at and v is not None]

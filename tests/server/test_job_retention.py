@@ -13,7 +13,7 @@ import pytest
 from server import sd_notify
 from server.database import tables
 from server.domain import job_retention
-from server.queries import store
+from server.queries import run_views
 from tests.server import rows
 from tests.server.asgi import Asgi
 from tests.server.reporting import attempt, create
@@ -78,7 +78,7 @@ def test_ended_jobs_go_after_the_days_and_what_a_run_rests_on_stays(asgi: Asgi) 
     }  # fmt: skip
     with asgi.db.read() as session:
         assert {row.id for row in session.query(tables.CommandRow)} == {"new", "open"}
-        assert store.get_run(session, "demo").id == run
+        assert run_views.get_run(session, "demo").id == run
     assert job_retention.sweep(asgi.db, asgi.settings.paths, 30, NOW) == 0
 
 

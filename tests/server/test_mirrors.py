@@ -18,7 +18,7 @@ from tensorboardX.proto.event_pb2 import Event  # type: ignore[attr-defined]
 from server.cli.app import main
 from server.client import Client
 from server.client.mirrors import Copier
-from server.queries import store
+from server.queries import run_views
 from tests.server import reporting
 from tests.server.asgi import Asgi
 from tests.server.live_server import serving
@@ -149,7 +149,7 @@ def test_after_a_rewind_the_steps_come_again(told: Reporter, client: Client, asg
 
 def test_following_ends_with_the_run(told: Reporter, client: Client, asgi: Asgi, tmp_path: Path):
     with asgi.db.write() as session:
-        store.get_run(session, "demo").state = "completed"
+        run_views.get_run(session, "demo").state = "completed"
     ask = ("--tensorboard", str(tmp_path), "--follow", "--every", "0.1")
     assert mirror(client, *ask) == 0
     assert len(in_files(tmp_path / "demo")["loss"]) == 60

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from server.database.db import Database
 from server.database.tables import PlacePolicy, Run
-from server.queries import eta, store
+from server.queries import eta, run_views
 from server.queries import outlook as queries
 from server.queries.latest import latest
 from server.scheduling.hours import OpenStretch, Price, Rule
@@ -126,7 +126,7 @@ class TestProgress:
         reporter.ingest()
         free = self._shown(db, 5000.0)
         with db.write() as session:
-            run = store.get_run(session, "night")
+            run = run_views.get_run(session, "night")
             run.totals = {**run.totals, "energy_joules": 250.0 * run.totals["seconds"]}
             begin, end = (time.strftime("%H:%M", time.localtime(5000.0 + h * HOUR)) for h in (4, 8))
             hours = json.dumps([{"from": begin, "to": end}])
@@ -146,7 +146,7 @@ class TestProgress:
     ) -> None:
         create(db, "waits", steps=1_000)
         with db.write() as session:
-            run = store.get_run(session, "waits")
+            run = run_views.get_run(session, "waits")
             run.state = "queued"
             assert self._end(session, run) is None
             run.reason = Reason.outside_hours
@@ -154,7 +154,7 @@ class TestProgress:
 
     def _shown(self, db: Database, now: float) -> Progress:
         with db.read() as session:
-            return eta.progress(session, store.get_run(session, "night"), now=now)
+            return eta.progress(session, run_views.get_run(session, "night"), now=now)
 
     def _end(self, session: Session, run: Run) -> float | None:
         left = eta.remaining(session, run, latest(session, run.id), None)
@@ -170,7 +170,7 @@ def test_a_plan_says_when_it_would_end_and_what_it_takes(asgi: Asgi) -> None:
     assert always["outlook"]["energy_joules"] is None
     create(asgi.db, "before", steps=10)
     with asgi.db.write() as session:
-        run = store.get_run(session, "before")
+        run = run_views.get_run(session, "before")
         run.last_step_at, run.totals = time.time(), {"energy_joules": 3000.0, "seconds": 10.0}
     zone = {"days": ["mon"], "from": "00:00", "to": "00:30", "zone": "UTC"}
     weekly = asgi.post("/v1/plan", {"preset": "demo", "hours": [zone]}).json()

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from server.database import tables
-from server.queries import planned, store
+from server.queries import planned, run_views
 from tests.server.asgi import Asgi
 from trainer.contract.schedule import (
     ExtendSchedule,
@@ -56,7 +56,7 @@ def test_metrics_and_plans_carry_it_where_it_is_wanted(asgi: Asgi) -> None:
     asked = "/v1/runs/demo/metrics?columns=true&keys=loss"
     assert asgi.get(asked).json()["planned"] is None
     with asgi.db.write() as session:
-        session.get_one(tables.Run, store.get_run(session, "demo").id).step = 30
+        session.get_one(tables.Run, run_views.get_run(session, "demo").id).step = 30
     ahead = asgi.get(f"{asked}&planned=50&to_step=120").json()["planned"]
     schedule = PhaseSchedule.model_validate(made["plan"]["schedule"])
     points = curve(schedule, 30, 120, 50)

@@ -15,7 +15,7 @@ from server.domain import preflight, runs
 from server.errors import Invalid
 from server.machine import plan_context, throughput
 from server.machine.devices import Device
-from server.queries import store
+from server.queries import run_views
 from server.settings import Settings
 from tests.server.asgi import Asgi
 from tests.server.reporting import attempt, create
@@ -67,7 +67,7 @@ def test_a_measured_rate_is_used_and_named(asgi: Asgi) -> None:
 def test_tokens_of_the_corpus_come_from_a_run_with_the_same_data(asgi: Asgi) -> None:
     asgi.create(start=False)
     with asgi.db.read() as session:
-        row = store.get_run(session, "demo")
+        row = run_views.get_run(session, "demo")
         assert plan_context.context(session, asgi.settings, spec(), (CPU,)).corpus_tokens is None
         path = asgi.settings.paths.run(row.id).data
         path.parent.mkdir(parents=True)
@@ -171,7 +171,7 @@ def test_what_a_probe_saw_is_kept_until_a_run_says_it_better(
 
     def known(rows: int) -> tuple[float, int | None]:
         with db.read() as session:
-            run = store.get_run(session, "demo")
+            run = run_views.get_run(session, "demo")
             device = session.get_one(tables.Attempt, reporter.attempt_id).device_name
             seen = throughput.measured(session, device, RunSpec.model_validate(run.spec), rows)
         assert seen is not None

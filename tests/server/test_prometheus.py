@@ -16,7 +16,7 @@ from sqlalchemy import select
 from server.database import tables
 from server.metrics import counters
 from server.prometheus import rows
-from server.queries import store
+from server.queries import run_views
 from tests.server.asgi import Asgi
 from tests.server.rows import attempt as attempt_row
 
@@ -49,7 +49,7 @@ def running(asgi: Asgi, name: str = "demo") -> None:
     """A run as it looks in the middle of its training."""
     asgi.create(name)
     with asgi.db.write() as session:
-        run = store.get_run(session, name)
+        run = run_views.get_run(session, name)
         run.state, run.step, run.last_step_at, run.progress = "running", 50, 1000.0, dict(PROGRESS)
         session.add(
             tables.Checkpoint(
@@ -140,11 +140,11 @@ def test_a_run_that_stands_still_has_no_speed(asgi: Asgi) -> None:
 def test_an_ended_run_is_shown_for_an_hour(asgi: Asgi) -> None:
     running(asgi)
     with asgi.db.write() as session:
-        run = store.get_run(session, "demo")
+        run = run_views.get_run(session, "demo")
         run.state, run.ended_at = "completed", time.time() - 3000
     assert value(asgi, "traind_train_step", run="demo") == 50
     with asgi.db.write() as session:
-        store.get_run(session, "demo").ended_at = time.time() - 3700
+        run_views.get_run(session, "demo").ended_at = time.time() - 3700
     assert value(asgi, "traind_train_step", run="demo") is None
 
 
@@ -188,7 +188,7 @@ def test_two_apps_share_nothing(asgi: Asgi, tmp_path: Any) -> None:
 def test_lag_is_the_age_of_the_oldest_unread_report(asgi: Asgi) -> None:
     asgi.create()
     with asgi.db.write() as session:
-        run = store.get_run(session, "demo")
+        run = run_views.get_run(session, "demo")
         session.add(
             attempt_row(
                 run_id=run.id, number=1, phase_index=0, token="t", created_at=1.0, device="cpu",

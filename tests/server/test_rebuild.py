@@ -10,7 +10,7 @@ from server.database import migrate, tables
 from server.database.db import Database
 from server.domain import attempts
 from server.maintenance.rebuild import rebuild
-from server.queries import store
+from server.queries import curves, history, run_views
 from server.settings import Settings
 from tests.server.reporting import Reporter, attempt, create
 from trainer.contract import orders
@@ -30,15 +30,15 @@ def _ordered(db: Database, settings: Settings, run_id: str) -> Reporter:
 
 def _history(db: Database) -> dict[str, Any]:
     with db.read() as session:
-        run = store.get_run(session, "demo")
+        run = run_views.get_run(session, "demo")
         return {
-            "curve": store.metrics(session, run, ["loss", "mfu"], superseded=True),
-            "current": store.metrics(session, run, ["loss", "val_bpb"], max_points=10),
-            "checkpoints": [c.model_dump() for c in store.checkpoints(session, run)],
+            "curve": curves.metrics(session, run, ["loss", "mfu"], superseded=True),
+            "current": curves.metrics(session, run, ["loss", "val_bpb"], max_points=10),
+            "checkpoints": [c.model_dump() for c in history.checkpoints(session, run)],
             "run": (run.id, run.step, run.end_step, run.tokens_seen, run.progress, run.sparkline),
             "phases": [
                 (p.start_step, p.end_step, p.ended_at_step, p.schedule)
-                for p in store.phases(session, run)
+                for p in history.phases(session, run)
             ],
         }
 
@@ -70,7 +70,7 @@ def test_f28_rebuild_makes_the_same_history(settings: Settings) -> None:
     db = Database.open(settings)
     assert _history(db) == before
     with db.read() as session:
-        assert store.get_run(session, "demo").state == "completed"
+        assert run_views.get_run(session, "demo").state == "completed"
     assert db.integrity_check() == []
     db.close()
 

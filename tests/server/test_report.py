@@ -13,7 +13,7 @@ import pytest
 from server.database import tables
 from server.database.db import Database
 from server.domain import runs
-from server.queries import store
+from server.queries import run_views
 from server.reporting import report
 from server.settings import Settings
 from tests.server import reference_run
@@ -30,7 +30,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Databa
 
 def told(db: Database, run_id: str, **more: float) -> report.Report:
     with db.read() as session:
-        run = store.get_run(session, run_id)
+        run = run_views.get_run(session, run_id)
         return report.summary(session, run, now=run.last_step_at or 1.0, **more)
 
 
@@ -67,13 +67,13 @@ def test_products_in_fp8_are_part_of_the_precision(reference):
     said = []
     for fp8 in (True, False):
         with db.write() as session:
-            run = store.get_run(session, run_id)
+            run = run_views.get_run(session, run_id)
             kept, run.frozen = run.frozen, {**run.frozen, "fp8": fp8}
         hardware = told(db, run_id).hardware
         said.append(hardware.precision)
         assert "fp8" not in hardware.choices
         with db.write() as session:
-            store.get_run(session, run_id).frozen = kept
+            run_views.get_run(session, run_id).frozen = kept
     assert said == ["bf16, products in fp8", "bf16"]
 
 
@@ -124,7 +124,7 @@ def test_values_of_different_identities_are_named_and_not_compared(reference):
     with db.write() as session:
         recheck = session.query(tables.Evaluation).filter_by(run_id=run_id, value=0.810152).one()
         recheck.identity = "b" * 64
-        r = report.summary(session, store.get_run(session, run_id), now=1.0)
+        r = report.summary(session, run_views.get_run(session, run_id), now=1.0)
         session.rollback()
     curves = {c.identity: len(c.points) for c in r.curves if c.key == "val_bpb"}
     assert curves.pop("b" * 64) == 1
@@ -145,7 +145,7 @@ def test_two_tables_of_byte_lengths_are_named_as_the_cause(reference):
         recheck = session.query(table).filter_by(run_id=run_id, value=0.810152).one()
         recheck.identity = "b" * 64
         recheck.settings = {"token_bytes": "raw", "streams": 2}
-        r = report.summary(session, store.get_run(session, run_id), now=1.0)
+        r = report.summary(session, run_views.get_run(session, run_id), now=1.0)
         session.rollback()
     difference = next(d for d in r.differences if d.kind == "bpb")
     assert "byte lengths of before July 2026" in difference.sentence
@@ -159,7 +159,7 @@ def test_while_it_runs_it_says_what_is_done_and_when_the_rest_will_be(reference)
     db, run_id = reference
     with db.write() as session:
         now = reference_run.rewind(session, run_id, 130_100)
-        r = report.summary(session, store.get_run(session, run_id), now=now)
+        r = report.summary(session, run_views.get_run(session, run_id), now=now)
         session.rollback()
     assert r.standing.state == "running"
     left = 69_900 * reference_run.STEP_SECONDS

@@ -12,7 +12,7 @@ from server.database import tables
 from server.database.db import Database
 from server.domain import attempts, checkpoint_lookup, lineage, runs
 from server.errors import Conflict, IllegalMove, Invalid, NameTaken
-from server.queries import store
+from server.queries import curves, eta, event_views, history, run_views
 from server.queries.latest import latest
 from server.schemas.runs import Overrides, PatchRun, ResumeRequest
 from server.settings import Settings
@@ -90,10 +90,10 @@ def _check_standing(db: Database, run_id: str) -> None:
 def test_create_makes_run_phase_and_events(db: Database) -> None:
     run_id = create(db, steps=200)
     with db.read() as session:
-        detail = store.detail(session, store.get_run(session, run_id))
+        detail = run_views.detail(session, run_views.get_run(session, run_id))
         assert (detail.state, detail.queue_position, detail.end_step) == ("queued", 1, 200)
-        assert store.phases(session, store.get_run(session, "demo"))[0].mode == "initial"
-        kinds = [event.kind for event in store.events(session, run_id).data]
+        assert history.phases(session, run_views.get_run(session, "demo"))[0].mode == "initial"
+        kinds = [event.kind for event in event_views.events(session, run_id).data]
         assert kinds == ["created", "state"]
         assert detail.directory.endswith(f"runs/{run_id}")
 
@@ -134,7 +134,7 @@ def test_delete_takes_every_row_with_it(db: Database, settings: Settings) -> Non
         ask = session.connection().exec_driver_sql
         for table in ("runs", "phases", "attempts", "points", "rollups", "checkpoints"):
             assert ask(f"SELECT count(*) FROM {table}").scalar() == 0, table
-        assert [e.kind for e in store.events(session).data] == ["deleted"]
+        assert [e.kind for e in event_views.events(session).data] == ["deleted"]
 
 
 def test_patch_changes_cadences_and_tells_a_running_trainer(db: Database) -> None:
@@ -275,8 +275,8 @@ def test_extend_now_ends_the_phase_where_the_trainer_really_stands(
     reporter.end("phase_ended", 13)
     reporter.ingest()
     with db.read() as session:
-        run = store.get_run(session, "demo")
-        first, second = store.phases(session, run)
+        run = run_views.get_run(session, "demo")
+        first, second = history.phases(session, run)
         assert (first.ended_at_step, first.lineage_end) == (13, 13)
         assert (second.start_step, second.end_step, second.mode) == (13, 100, "hold")
         assert (run.pending_extend, run.end_step) == (None, 100)
@@ -332,23 +332,23 @@ def test_a_rewind_sets_aside_everything_beyond_the_checkpoint(
     assert outcome.preview.discarded_steps == 20
     _check_tiling(db, run_id)
     with db.read() as session:
-        run = store.get_run(session, "demo")
+        run = run_views.get_run(session, "demo")
         assert (run.step, run.tokens_seen, run.end_step) == (20, 20 * BATCH_TOKENS, 100)
-        assert [c.name for c in store.checkpoints(session, run)] == [middle]
-        every = store.checkpoints(session, run, superseded=True)
+        assert [c.name for c in history.checkpoints(session, run)] == [middle]
+        every = history.checkpoints(session, run, superseded=True)
         assert [(c.name, c.superseded) for c in every] == [(last, True), (middle, False)]
-        curve = store.metrics(session, run, ["loss"])
+        curve = curves.metrics(session, run, ["loss"])
         assert curve.series[0].points[-1][0] == 19
-        whole = store.metrics(session, run, ["loss"], superseded=True)
+        whole = curves.metrics(session, run, ["loss"], superseded=True)
         assert whole.series[0].points[-1][0] == 39
-        assert store.attempts(session, run)[0].steps_lost == 20
+        assert history.attempts(session, run)[0].steps_lost == 20
     _set(db, run_id, state="paused")
     with pytest.raises(Invalid, match="current lineage"):
         _extend(db, run_id, to_step=200, from_checkpoint=last)
     _set(db, run_id, state="queued")
     second = attempt(db, settings, run_id)
     with db.read() as session:
-        run = store.get_run(session, "demo")
+        run = run_views.get_run(session, "demo")
         order = attempts.build_order(
             session, run, session.get_one(tables.Attempt, second.attempt_id), settings
         )
@@ -386,14 +386,14 @@ def test_f01_a_crash_is_repeated_from_the_checkpoint_and_the_curve_is_one(
     first.ingest()
     _check_tiling(db, run_id)
     with db.read() as session:
-        run = store.get_run(session, "demo")
-        points = store.metrics(session, run, ["loss"]).series[0].points
+        run = run_views.get_run(session, "demo")
+        points = curves.metrics(session, run, ["loss"]).series[0].points
         assert [p[0] for p in points] == list(range(50))
         assert [p[2] for p in points] == [1.0] * 20 + [2.0] * 30
         for max_points in (1, 3, 7, 20):
-            zoomed = store.metrics(session, run, ["loss"], max_points=max_points)
+            zoomed = curves.metrics(session, run, ["loss"], max_points=max_points)
             assert max(p[4] or 0 for p in zoomed.series[0].points) == 2.0
-        listed = store.list_runs(session).data[0]
+        listed = run_views.list_runs(session).data[0]
         assert listed.sparkline[-1] == 2.0
         assert max(v or 0 for v in listed.sparkline) == 2.0
         assert (run.step, run.tokens_seen) == (50, 50 * BATCH_TOKENS)
@@ -501,16 +501,16 @@ def _import(db: Database) -> str:
 def test_an_imported_run_is_complete_and_extends_at_once(db: Database, settings: Settings) -> None:
     run_id = _import(db)
     with db.read() as session:
-        run = store.get_run(session, "mine")
+        run = run_views.get_run(session, "mine")
         assert (run.state, run.step, run.end_step) == ("completed", 60, 60)
-        assert store.phases(session, run)[0].imported
-        assert store.checkpoints(session, run)[0].pinned
-        assert store.evaluations(session, run)[0].value == 1.25
-        assert store.progress(session, run).attempt is None
+        assert history.phases(session, run)[0].imported
+        assert history.checkpoints(session, run)[0].pinned
+        assert history.evaluations(session, run)[0].value == 1.25
+        assert eta.progress(session, run).attempt is None
     _extend(db, run_id, to_step=120, schedule={"mode": "replan", "rewarm_steps": 0})
     reporter = attempt(db, settings, run_id)
     with db.read() as session:
-        run = store.get_run(session, "mine")
+        run = run_views.get_run(session, "mine")
         row = session.get_one(tables.Attempt, reporter.attempt_id)
         order = attempts.build_order(session, run, row, settings)
     assert (reporter.number, order.lineage.limits[0]) == (1, 10**9)
@@ -520,9 +520,9 @@ def test_an_imported_run_is_complete_and_extends_at_once(db: Database, settings:
     reporter.steps(60, 70)
     reporter.ingest()
     with db.read() as session:
-        run = store.get_run(session, "mine")
+        run = run_views.get_run(session, "mine")
         assert run.step == 70
-        assert store.list_runs(session).data[0].sparkline
+        assert run_views.list_runs(session).data[0].sparkline
 
 
 def test_a_pin_is_told_to_the_trainer(db: Database, settings: Settings) -> None:
@@ -543,14 +543,14 @@ def test_pages_follow_each_other_without_gap_or_overlap(db: Database) -> None:
             expected = sorted(ids, reverse=order == "newest")  # all made at the same second
             seen, after = [], None
             while True:
-                page = store.list_runs(session, after=after, limit=3, order=order)  # type: ignore[arg-type]
+                page = run_views.list_runs(session, after=after, limit=3, order=order)  # type: ignore[arg-type]
                 seen += [run.id for run in page.data]
                 after = page.next
                 if not page.has_more:
                     break
             assert seen == expected
     with pytest.raises(Invalid), db.read() as session:
-        store.list_runs(session, after="nonsense")
+        run_views.list_runs(session, after="nonsense")
 
 
 @pytest.mark.parametrize(
@@ -571,5 +571,5 @@ def test_an_attempt_after_one_that_did_not_end_in_order_is_a_restart(
         session.get_one(tables.Attempt, first.attempt_id).outcome = outcome
     attempt(db, settings, run_id)
     with db.read() as session:
-        assert store.get_run(session, run_id).totals.get("restarts", 0) == int(is_restart)
+        assert run_views.get_run(session, run_id).totals.get("restarts", 0) == int(is_restart)
         assert bool(counters.read(session).get("restarts_total")) == is_restart

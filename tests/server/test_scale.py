@@ -12,7 +12,7 @@ from server.database import tables
 from server.database.db import Database
 from server.machine.devices import Device
 from server.metrics import rollups
-from server.queries import store
+from server.queries import curves, run_views
 from server.settings import Settings
 from server.supervision import worklist
 from server.supervision.context import SupervisorContext
@@ -43,14 +43,14 @@ def test_f46_a_long_curve_is_read_from_few_rows(db: Database, settings: Settings
         row.start_step, row.last_step = 0, STEPS - 1
         session.get_one(tables.Run, reporter.run_id).step = STEPS
     with db.read() as session:
-        run = store.get_run(session, "demo")
+        run = run_views.get_run(session, "demo")
         for wanted in (100, 500, 1000):
             size = rollups.bin_steps_for(0, STEPS, wanted)
             read = list(
                 rollups.read(session.connection(), reporter.attempt_id, 0, STEPS, size, ["loss"])
             )
             assert len(read) <= 2 * wanted
-            answer = store.metrics(session, run, ["loss"], max_points=wanted)
+            answer = curves.metrics(session, run, ["loss"], max_points=wanted)
             means = [p[2] or 0.0 for p in answer.series[0].points]
             assert wanted / 2 <= len(means) <= wanted
             assert means == sorted(means)
@@ -59,7 +59,7 @@ def test_f46_a_long_curve_is_read_from_few_rows(db: Database, settings: Settings
 def test_the_benchmarks_history_is_what_ingest_would_have_written(db: Database) -> None:
     history.build(db, num_runs=2, num_steps=1_500)
     with db.read() as session:
-        told, copied = (store.get_run(session, name) for name in ("run-0", "run-1"))
+        told, copied = (run_views.get_run(session, name) for name in ("run-0", "run-1"))
         assert (copied.state, copied.step, copied.tokens_seen) == (
             "paused",
             1_500,
@@ -67,7 +67,7 @@ def test_the_benchmarks_history_is_what_ingest_would_have_written(db: Database) 
         )
         for points in (100, 1_500):
             ours, theirs = (
-                store.metrics(session, r, ["loss", "mfu"], max_points=points)
+                curves.metrics(session, r, ["loss", "mfu"], max_points=points)
                 for r in (told, copied)
             )
             assert ours.series[0].points == theirs.series[0].points
@@ -80,7 +80,7 @@ def test_f46_a_page_of_runs_is_a_few_queries_whatever_there_is(db: Database) -> 
         create(db, f"run{i}")
     seen = _statements(db)
     with db.read() as session:
-        page = store.list_runs(session, limit=50)
+        page = run_views.list_runs(session, limit=50)
     assert len(page.data) == 50
     assert len([s for s in seen if s.startswith("SELECT")]) <= 4
     whole_plan = re.compile(r'runs\."?plan"?(?!"?, \?)')  # numbers may be extracted from it

@@ -15,14 +15,14 @@ from starlette.types import Message
 from server.api import sse
 from server.database import tables
 from server.events.hub import KEPT_EVENTS, BufferedEvent, EventSource, Hub
-from server.queries import store
+from server.queries import event_views, run_views
 from tests.server.asgi import Asgi
 from tests.server.live_server import open_stream, read_until, serving, until
 
 
 def add_events(asgi: Asgi, count: int, size: int = 10) -> None:
     with asgi.db.write() as session:
-        run_id = store.get_run(session, "demo").id
+        run_id = run_views.get_run(session, "demo").id
         session.add_all(
             tables.Event(run_id=run_id, kind="notice", message="m" * size, unix_seconds=time.time())
             for _ in range(count)
@@ -43,7 +43,7 @@ def drain(sock: socket.socket) -> None:
 
 def last_id(asgi: Asgi) -> int:
     with asgi.db.read() as session:
-        return store.newest_event_id(session)
+        return event_views.newest_event_id(session)
 
 
 def test_a_run_s_stream_begins_with_its_first_event_and_goes_on_live(asgi: Asgi) -> None:

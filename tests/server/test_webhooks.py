@@ -21,7 +21,7 @@ from server.domain.states import State
 from server.events import webhooks
 from server.events.webhooks import GIVE_UP_SECONDS, WebhookThread
 from server.main import create_app
-from server.queries import store
+from server.queries import run_views
 from server.settings import Settings
 from tests.server import rows
 from tests.server.asgi import Asgi
@@ -51,7 +51,7 @@ class Receiver:
 def happen(asgi: Asgi, name: str, *moves: State, reason: Reason = Reason.requested) -> None:
     with asgi.db.write() as session:
         for state in moves:
-            states.move(session, store.get_run(session, name), state, reason)
+            states.move(session, run_views.get_run(session, name), state, reason)
 
 
 def fresh(asgi: Asgi, receiver: Receiver) -> WebhookThread:
@@ -72,7 +72,7 @@ def test_each_thing_is_told_once_to_each_url(asgi: Asgi) -> None:
     happen(asgi, "demo", State.recovering, reason=Reason.stalled)
     happen(asgi, "demo", State.starting, State.running)
     with asgi.db.write() as session:
-        run = store.get_run(session, "demo")
+        run = run_views.get_run(session, "demo")
         session.add(
             tables.Event(run_id=run.id, kind="loss_spike", step=7, message="up", unix_seconds=1.0)
         )
@@ -506,7 +506,7 @@ def test_no_answer_shows_a_secret_and_a_masked_one_stays_what_it_is(asgi: Asgi) 
         "https://hooks.slack.com/***", "https://hooks.slack.com/***2", "https://example.org/***",
     ]  # fmt: skip
     with asgi.db.write() as session:  # a preparation of an earlier version
-        run = store.get_run(session, "demo")
+        run = run_views.get_run(session, "demo")
         session.add(
             rows.job(
                 id="job_1", run_id=run.id, kind="prepare", where="cpu", state="failed", token="t",
@@ -519,7 +519,7 @@ def test_no_answer_shows_a_secret_and_a_masked_one_stays_what_it_is(asgi: Asgi) 
         "https://hooks.slack.com/***", "https://example.org/***", "http://127.0.0.1:9/***",
     ]  # fmt: skip
     with asgi.db.read() as session:
-        assert store.get_run(session, "demo").spec["notify"] == [*SECRET_URLS[1:], URL]
+        assert run_views.get_run(session, "demo").spec["notify"] == [*SECRET_URLS[1:], URL]
     answers = [
         change, fewer,
         asgi.post("/v1/plan", {"name": "x", "notify": SECRET_URLS}),

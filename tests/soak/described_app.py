@@ -19,7 +19,7 @@ from sqlalchemy import select, update
 from server.database.tables import Execution, Run
 from server.domain import executions
 from server.domain.states import State
-from server.queries import store
+from server.queries import run_views
 from tests.server import reporting
 from tests.server.asgi import Asgi
 from tests.server.live_server import serving
@@ -105,7 +105,7 @@ def _plant(asgi: Asgi, name: str) -> str:
             reporter.end(_OUTCOMES.get(name, "paused"), STEP, Reason.requested)
         reporter.ingest()
     with asgi.db.write() as session:
-        run = store.get_run(session, run_id)
+        run = run_views.get_run(session, run_id)
         run.state, run.reason = State(name), Reason.requested
     return checkpoint or f"step-{STEP:09d}-a0001"
 
