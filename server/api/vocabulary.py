@@ -1,7 +1,8 @@
 """Descriptions of fields in the OpenAPI document: a field's docstring, else that of its name here.
 
-A name that several models share has the same meaning in each ("step", "loss"): it is described here
-once. A field of a single model, or with another meaning, is described below the field.
+A name that several models share has the same meaning in each ("step", "name"): it is described here
+once, a metric in its registry. A field of a single model, or with another meaning, is described
+below the field.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-FIELDS: dict[str, str] = {
+from trainer.contract.metrics import METRICS
+
+FIELDS: dict[str, str] = {metric.key: metric.description for metric in METRICS} | {
     # --- identity ---------------------------------------------------------------------------------
     "id": "Stable identifier.",
     "name": "Unique name.",
@@ -56,19 +59,10 @@ FIELDS: dict[str, str] = {
     "start_step": "First step.",
     "end_step": "Step at which it ends (exclusive).",
     "tokens_seen": "Tokens trained on.",
-    "loss": "Training loss of the newest step, in nats per token.",
-    "loss_smooth": "Exponentially smoothed training loss, in nats per token.",
-    "lr_multiplier": "Learning rate as a multiple of its peak.",
-    "momentum": "Muon's momentum.",
-    "weight_decay": "Muon's weight decay as applied.",
-    "tokens_per_second": "Throughput, in tokens per second.",
     "peak_flops": "Peak FLOP/s that utilisation refers to.",
-    "power_watts": "Power draw, in watts.",
-    "temperature_celsius": "Temperature, in degrees Celsius.",
     "energy_joules": "Energy used so far, in joules.",
     "eta_seconds": "Time left, in seconds; null for a run that has ended.",
     "training_seconds": "Time spent in steps so far, including repeated ones, in seconds.",
-    "val_bpb": "Validation loss, in bits per byte.",
     # --- times ------------------------------------------------------------------------------------
     "created_at": "Creation time, in unix seconds.",
     "started_at": "Start time, in unix seconds.",

@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 
 from server.cli import options, output, waiting
 from trainer.contract import units
+from trainer.contract.metric_text import shown
 from trainer.contract.text import clean
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def list_(
     rows = [
         (
             c.name, units.integer(c.step), units.num_bytes(c.bytes), c.why,
-            units.fixed(c.val_bpb), units.when(c.created_at),
+            shown("val_bpb", c.val_bpb), units.when(c.created_at),
             " ".join(
                 mark
                 for mark, holds in (

@@ -8,6 +8,7 @@ import typer
 
 from server.cli import options, output, specfile
 from trainer.contract import units
+from trainer.contract.metric_text import shown
 from trainer.contract.text import clean
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def list_(json: options.Json = False) -> None:
         return output.emit(page)
     rows = [
         (
-            one.name, one.num_members, _counts(one.counts), units.fixed(one.best_val_bpb, 4),
+            one.name, one.num_members, _counts(one.counts), shown("val_bpb", one.best_val_bpb),
             units.duration(one.training_seconds),
         )
         for one in page.data
@@ -188,7 +189,8 @@ def _show_members(found: GroupDetail) -> None:
     rows = [
         (
             clean(one.name), str(one.state), units.progress(one.fraction),
-            units.fixed(one.loss_smooth), units.fixed(one.val_bpb), units.significant(one.flops, 3),
+            shown("loss_smooth", one.loss_smooth), shown("val_bpb", one.val_bpb),
+             units.significant(one.flops, 3),
             units.duration(one.training_seconds), _energy(one), _multiplier(one.compute_multiplier),
         )
         for one in found.members
@@ -203,8 +205,8 @@ def _show_cells(found: GroupDetail) -> None:
     rows = [
         (
             units.DASH if cell.depth is None else cell.depth, _variant(cell.variant),
-            f"{cell.num_finished}/{cell.num_members}", units.fixed(cell.val_bpb_mean, 4),
-            units.fixed(cell.val_bpb_spread, 4), _gain(cell),
+            f"{cell.num_finished}/{cell.num_members}", shown("val_bpb", cell.val_bpb_mean),
+            shown("val_bpb", cell.val_bpb_spread), _gain(cell),
             _multiplier(cell.compute_multiplier),
         )
         for cell in found.cells

@@ -9,6 +9,7 @@ import typer
 
 from server.cli import options, output, waiting
 from trainer.contract import units
+from trainer.contract.evaluations import BY_KIND
 
 if TYPE_CHECKING:
     from server.schemas.jobs import JobView
@@ -108,7 +109,7 @@ def _show(preview: ImportPreview) -> None:
             ("step", f"{preview.step:,} of {preview.horizon_steps:,}"),
             ("tokens seen", f"{preview.tokens:,}"),
             ("parameters", f"{preview.parameters:,}"),
-            ("val bpb", units.fixed(preview.val_bpb, 6)),
+            (BY_KIND["bpb"].label, units.fixed(preview.val_bpb, BY_KIND["bpb"].digits)),
             ("schedule", f"warm-up {schedule.get('warmup_steps')} steps, "
                          f"{schedule.get('warmdown_shape')} warmdown over "
                          f"{schedule.get('warmdown_ratio')} of the run"),

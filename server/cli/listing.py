@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from server.cli import options, output, waiting
 from trainer.contract import units
+from trainer.contract.metric_text import heading, shown
+from trainer.contract.metrics import BY_KEY
 from trainer.contract.text import clean, clean_lines
 
 if TYPE_CHECKING:
@@ -50,14 +52,17 @@ def ps(
             run.name, output.state(run.state, run.condition), run.device,
             f"{units.integer(run.step)} / {units.integer(run.end_step)}",
             units.progress(run.fraction),
-            units.fixed(run.loss if run.loss_smooth is None else run.loss_smooth),
-            units.rate(None if run.condition else run.tokens_per_second),
+            shown("loss", run.loss if run.loss_smooth is None else run.loss_smooth),
+            shown("tokens_per_second", None if run.condition else run.tokens_per_second),
             units.duration(None if run.condition else run.eta_seconds),
             _waiting(run),
         )
         for run in runs
     ]  # fmt: skip
-    columns = ("NAME", "STATE", "DEVICE", ">STEP", ">DONE", ">LOSS", ">RATE", ">ETA", "WHY")
+    columns = (
+        "NAME", "STATE", "DEVICE", ">STEP", ">DONE", heading("loss"), heading("tokens_per_second"),
+        ">ETA", "WHY",
+    )  # fmt: skip
     output.table(columns, rows, "no runs; create one with: traind run --name demo --preset demo")
     return None
 
@@ -230,8 +235,8 @@ def _details(run: RunDetail) -> list[tuple[str, object]]:
     rows += [
         ("step", f"{run.step:,} of {run.end_step:,} ({units.progress(run.fraction)})"),
         ("tokens", f"{run.tokens_seen:,}"),
-        ("loss", f"{units.fixed(run.loss_smooth)} smoothed   val bpb {units.fixed(run.val_bpb)}"),
-        ("rate", f"{units.rate(run.tokens_per_second)}   ETA {units.duration(run.eta_seconds)}"),
+        *_metrics(run),
+        ("ETA", units.duration(run.eta_seconds)),
         ("training time", units.duration(run.training_seconds)),
         ("device", run.device),
         ("exact resume", run.exact_resume or units.DASH),
@@ -239,6 +244,14 @@ def _details(run: RunDetail) -> list[tuple[str, object]]:
     ]
     rows += [(f"metadata.{key}", clean(value)) for key, value in run.metadata.items()]
     return rows
+
+
+def _metrics(run: RunDetail) -> Iterator[tuple[str, object]]:
+    """Each metric that has a value now, in the order of the registry, then those of a newer one."""
+    for key in dict.fromkeys([*BY_KEY, *run.metrics]):
+        value = run.metrics.get(key, getattr(run, key, None))
+        if value is not None:
+            yield BY_KEY[key].name if key in BY_KEY else key, shown(key, value)
 
 
 _NAMED_WAITS = ("outside_hours", "device_wanted", "device_hot", "preempted")

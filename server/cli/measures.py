@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +12,7 @@ import typer
 from server.cli import options, output, plot
 from trainer.contract import units
 from trainer.contract.evaluations import BY_KIND
+from trainer.contract.metric_text import shown
 from trainer.contract.text import clean_lines
 
 if TYPE_CHECKING:
@@ -56,14 +58,15 @@ def metrics(
     for series in answer.series:
         means = [p[2] for p in series.points]
         finite = [m for m in means if m is not None]
+        value = partial(shown, series.key)
         low = [p[3] for p in series.points if p[3] is not None]
         high = [p[4] for p in series.points if p[4] is not None]
         if finite:
             rows.append(
                 (
                     _named(series, answer.series), plot.sparkline(means, 32),
-                    units.fixed(finite[0]), units.fixed(finite[-1]),
-                    units.fixed(min(low)), units.fixed(max(high)), len(series.points),
+                    value(finite[0]), value(finite[-1]),
+                    value(min(low)), value(max(high)), len(series.points),
                 )
             )  # fmt: skip
     columns = ("KEY", "COURSE", ">FIRST", ">LAST", ">LEAST", ">MOST", ">POINTS")

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from server.cli import output, plot
 from server.cli.listing import event_line
 from trainer.contract import units
+from trainer.contract.metric_text import named, shown
+from trainer.contract.metrics import BY_KEY, EVALUATED_KEYS
 from trainer.contract.text import clean, shorten
 
 if TYPE_CHECKING:
@@ -59,8 +62,9 @@ def line(progress: Progress) -> str:
         return clean(f"{progress.state}: {progress.reason_message}{_stage(progress)}")
     return clean(
         f"step {progress.step:,}/{progress.end_step:,}  {units.progress(progress.fraction)}  "
-        f"loss {units.fixed(progress.loss_smooth or progress.loss)}  "
-        f"{units.rate(progress.tokens_per_second)}  ETA {units.duration(progress.eta_seconds)}"
+        f"{named('loss', progress.loss_smooth or progress.loss)}  "
+        f"{shown('tokens_per_second', progress.tokens_per_second)}  "
+        f"ETA {units.duration(progress.eta_seconds)}"
         f"{_stage(progress)}{_condition(progress)}"
     )
 
@@ -145,7 +149,7 @@ def _head(progress: Progress, width: int, now: float) -> list[Text]:
 
 def _loss(view: View, width: int) -> Text:
     progress = view.progress
-    label = f"loss {units.fixed(progress.loss)}  smooth {units.fixed(progress.loss_smooth)}  "
+    label = f"{_cells(progress, _LOSSES)}  "
     curve = plot.sparkline(by_step(list(view.losses), max(8, width - len(label))), width)
     return output.styled(label, "bold").append(curve, style="cyan")
 
@@ -155,17 +159,14 @@ def _facts(progress: Progress, now: float) -> list[Text]:
     of_peak = f" of {units.flops(peak.value)}/s ({clean(peak.source)})" if peak else ""
     saved = progress.last_checkpoint
     rows = [
-        ("speed", f"{units.rate(progress.tokens_per_second)}   "
-                  f"{units.duration(progress.step_seconds)} per step"),
-        ("MFU", f"{units.percent(progress.mfu, 1)} "
-                f"({units.percent(progress.mfu_causal, 1)} causal){of_peak}"),
-        ("schedule", f"LR × {units.fixed(progress.lr_multiplier)}   momentum "
-                     f"{units.fixed(progress.momentum)}   grad norm "
-                     f"{units.fixed(progress.grad_norm)}"),
+        ("speed", _cells(progress, _SPEED)),
+        (BY_KEY["mfu"].name, f"{shown('mfu', progress.mfu)} "
+                             f"({shown('mfu', progress.mfu_causal)} causal){of_peak}"),
+        ("schedule", _cells(progress, _SCHEDULE)),
         ("device", _device(progress)),
-        ("quality", f"val bpb {units.fixed(progress.val_bpb)}   CORE "
-                    f"{units.fixed(progress.core)}   resume "
-                    f"{progress.exact_resume or units.DASH}"),
+        ("quality", _cells(progress, EVALUATED_KEYS)
+                    + f"   resume {progress.exact_resume or units.DASH}"),
+        *([("more", _cells(progress, others))] if (others := _others()) else []),
         ("checkpoint", f"step {saved.step:,}, {units.num_bytes(saved.bytes)}, "
                        f"{units.ago(saved.created_at, now)}" if saved else "none yet"),
         ("last step", units.ago(progress.last_step_at, now)),
@@ -175,18 +176,33 @@ def _facts(progress: Progress, now: float) -> list[Text]:
     ]
 
 
+# The metrics of each row; those that no row names have one of their own.
+_LOSSES = ("loss", "loss_smooth")
+_SPEED = ("tokens_per_second", "step_seconds")
+_SCHEDULE = ("lr_multiplier", "momentum", "weight_decay", "grad_norm")
+_MEMORY = "vram_reserved_bytes"
+_READINGS = ("power_watts", "temperature_celsius")
+
+
+def _others() -> list[str]:
+    placed = {*_LOSSES, *_SPEED, "mfu", *_SCHEDULE, _MEMORY, *_READINGS, *EVALUATED_KEYS}
+    return [key for key in BY_KEY if key not in placed]
+
+
+def _cells(progress: Progress, keys: Iterable[str]) -> str:
+    """'LR × peak 0.3536   momentum 0.9500'"""
+    return "   ".join(named(key, progress.metric(key)) for key in keys)
+
+
 def _device(progress: Progress) -> str:
     vram = progress.vram_bytes
     parts = []
     if vram.reserved is not None:
         total = f" of {units.num_bytes(vram.total)}" if vram.total else ""
-        parts.append(f"memory {units.num_bytes(vram.reserved)}{total}")
+        parts.append(f"{named(_MEMORY, vram.reserved)}{total}")
     if vram.peak is not None:
         parts.append(f"peak {units.num_bytes(vram.peak)}")
-    if progress.power_watts is not None:
-        parts.append(units.watts(progress.power_watts))
-    if progress.temperature_celsius is not None:
-        parts.append(units.celsius(progress.temperature_celsius))
+    parts += [named(k, progress.metric(k)) for k in _READINGS if progress.metric(k) is not None]
     if progress.energy_joules:
         parts.append(units.energy(progress.energy_joules))
     return "   ".join(parts) or units.DASH

@@ -15,11 +15,11 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection
 
-from trainer.contract.metrics import BINNED_KEYS
+from trainer.contract.metrics import BINNED_KEYS, METRICS
 
 KEYS = BINNED_KEYS
-# Columns of a point; metrics that came later are kept by key in its JSON column `more`.
-COLUMNS = KEYS[: KEYS.index("temperature_celsius") + 1]
+# Columns of a point; the other metrics are kept by key in its JSON column `more`.
+COLUMNS = tuple(metric.key for metric in METRICS if metric.has_column)
 SIZES = tuple(4**k for k in range(1, 11))
 
 # One block a key, in the order of KEYS, which only ever grows at its end.

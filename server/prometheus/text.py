@@ -13,7 +13,7 @@ from server.domain.states import State
 from server.metrics import counters
 from server.prometheus.rows import LIVE, MAX_RUNS, Facts
 from server.queries import eta, ranks
-from trainer.contract.metrics import METRICS
+from trainer.contract.metrics import METRICS, Metric
 from trainer.contract.reasons import Reason
 
 _COUNTERS = {
@@ -117,17 +117,20 @@ def _info(run: _Run) -> Iterator[MetricSample]:
     yield f'{run.label},phase="{phase}",model="{run.facts.model}",device="{device}"', 1
 
 
+def _gauge(metric: Metric) -> tuple[str, Callable[[_Run], Iterator[MetricSample]]]:
+    """(help, samples) of a metric of the registry."""
+    words = metric.description.rstrip(".")
+    if metric.key == "loss":
+        return f"{words}; NaN when it was not finite", _loss
+    return words, _live(metric.key) if metric.is_live else _kept(metric.key)
+
+
 # name, help, samples of one run
 _FAMILIES: tuple[tuple[str, str, Callable[[_Run], Iterator[MetricSample]]], ...] = (
     ("train_step", "Steps done", _fact("step")),
     ("train_end_step", "Step at which the plan ends", _fact("end_step")),
     ("tokens_seen", "Tokens of the present lineage", _fact("tokens_seen")),
-    ("train_loss", "Loss of the last step; NaN when it was not finite", _loss),
-    *(
-        (m.gauge, m.description.rstrip("."), _live(m.key) if m.is_live else _kept(m.key))
-        for m in METRICS
-        if m.gauge
-    ),
+    *((m.gauge, *_gauge(m)) for m in METRICS if m.gauge),
     ("vram_bytes", "Device memory of the trainer, of all its devices together", _vram),
     ("rank_compute_seconds", "Compute time of a step of each rank", _of_rank("compute_seconds")),
     ("rank_waited_seconds", "Time each rank waited for the others", _of_rank("waited_seconds")),

@@ -21,7 +21,7 @@ from server.schemas.progress import EtaParts, Progress, Vram
 from server.schemas.runs import Condition
 from server.schemas.system import PeakFlops
 from trainer.contract.extend import ExtendPreview
-from trainer.contract.metrics import STEP_KEYS
+from trainer.contract.metrics import METRICS
 from trainer.contract.plan import Eta, Plan, time_left
 from trainer.contract.reasons import Reason
 from trainer.contract.shape import shape_of
@@ -51,10 +51,9 @@ class Remaining(NamedTuple):
         return self.parts.training + self.parts.evaluation + self.parts.saving
 
 
-# Metrics of a step that Progress has no field for.
-_OTHERS = tuple(
-    key for key in STEP_KEYS if key not in (*Progress.model_fields, "vram_reserved_bytes")
-)
+# Metrics with a field of Progress, and those without: the memory of a device is in vram_bytes.
+_FIELDS = tuple(m.key for m in METRICS if m.key in Progress.model_fields)
+_OTHERS = tuple(m.key for m in METRICS if m.key not in (*_FIELDS, "vram_reserved_bytes"))
 
 
 def progress(
@@ -64,9 +63,10 @@ def progress(
     now = time.time() if now is None else now
     stands = stands or latest(session, run.id)
     attempt, view = stands.attempt, run.progress
-    live = run.state == State.running and attempt and view.get("attempt") == attempt.number
+    live = _is_live(run, attempt)
     still = condition(session.info["paths"].run(run.id), run, attempt, now)
     moves = live and still is None
+    newest = newest_metrics(run, attempt, still)
     left = remaining(session, run, stands, still)
     end = expected_end(session, run, attempt, left, now)
     bill = outlook.Bill()
@@ -91,20 +91,10 @@ def progress(
         end_step=run.end_step,
         fraction=fraction(run),
         tokens_seen=run.tokens_seen,
-        loss=view.get("loss"),
-        loss_smooth=view.get("loss_smooth"),
-        lr_multiplier=view.get("lr_multiplier"),
-        momentum=view.get("momentum"),
-        weight_decay=view.get("weight_decay"),
-        grad_norm=view.get("grad_norm"),
-        tokens_per_second=view.get("tokens_per_second") if moves else None,
-        step_seconds=view.get("step_seconds") if live else None,
-        mfu=view.get("mfu") if moves else None,
+        **{key: newest[key] for key in _FIELDS},
         mfu_causal=view.get("mfu_causal") if moves else None,
         peak_flops=_peak(view, attempt),
         vram_bytes=Vram(**ranks.vram(view)) if live else Vram(),
-        power_watts=view.get("power_watts") if live else None,
-        temperature_celsius=view.get("temperature_celsius") if live else None,
         energy_joules=run.totals.get("energy_joules"),
         eta_seconds=left.seconds if left else None,
         finish_at=end.finish_at if end else None,
@@ -118,13 +108,27 @@ def progress(
         condition=still,
         last_step_at=run.last_step_at,
         last_checkpoint=_brief(stands.checkpoint),
-        val_bpb=view.get("val_bpb"),
-        core=view.get("core"),
-        more={key: view.get(key) if live else None for key in _OTHERS},
+        more={key: newest[key] for key in _OTHERS},
         exact_resume=run.exact_resume,  # type: ignore[arg-type]
         devices=gang.used_by(attempt) if attempt else [],
         ranks=ranks.rows(run) if live else [],
     )
+
+
+def newest_metrics(
+    run: tables.Run, attempt: tables.Attempt | None, still: Condition | None
+) -> dict[str, float | None]:
+    """Newest value of each metric, by key; None where it does not hold now."""
+    live = _is_live(run, attempt)
+    holds = {"always": True, "alive": live, "stepping": live and still is None}
+    return {m.key: run.progress.get(m.key) if holds[m.holds] else None for m in METRICS}
+
+
+def _is_live(run: tables.Run, attempt: tables.Attempt | None) -> bool:
+    """True if the last report is of a process that is alive."""
+    if run.state != State.running or attempt is None:
+        return False
+    return run.progress.get("attempt") == attempt.number
 
 
 def fraction(run: tables.Run) -> float:

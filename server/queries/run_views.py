@@ -109,12 +109,13 @@ def shown_spec(spec: dict[str, Any]) -> RunSpec:
 def _summary(
     session: Session, run: tables.Run, place: int | None, num_phases: int, parameters: int | None
 ) -> dict[str, Any]:
-    running, view, now = run.state == State.running, run.progress, time.time()
+    running, now = run.state == State.running, time.time()
     # a statement for each run that trains: there are as many of those as devices
     stands = latest(session, run.id) if running else None
-    still = condition(session.info["paths"].run(run.id), run, stands and stands.attempt, now)
+    attempt = stands.attempt if stands else None
+    still = condition(session.info["paths"].run(run.id), run, attempt, now)
     left = eta.remaining(session, run, stands, still) if stands else None
-    moves = running and still is None
+    newest = eta.newest_metrics(run, attempt, still)
     return {
         "id": run.id,
         "name": run.name,
@@ -127,10 +128,8 @@ def _summary(
         "step": run.step,
         "end_step": run.end_step,
         "fraction": eta.fraction(run),
-        "loss": view.get("loss"),
-        "loss_smooth": view.get("loss_smooth"),
-        "val_bpb": view.get("val_bpb"),
-        "tokens_per_second": view.get("tokens_per_second") if moves else None,
+        "metrics": newest,
+        **{key: newest[key] for key in newest if key in RunSummary.model_fields},
         "eta_seconds": left.seconds if left else None,
         "training_seconds": run.totals.get("seconds"),
         "condition": still,

@@ -10,6 +10,8 @@ from server.reporting import answer
 from server.reporting.answer import Report
 from trainer.contract import units
 from trainer.contract.evaluations import BY_KIND, KIND_OF_METRIC
+from trainer.contract.metric_text import shown
+from trainer.contract.metrics import BY_KEY
 
 DASH = units.DASH
 
@@ -86,19 +88,11 @@ def _summary(r: Report) -> Iterator[str | Chart]:
             (s, m, m if lo is None else lo, m if hi is None else hi) for s, m, lo, hi in points
         ]
         if len(named) > 1:
-            title = CHARTS.get(curve.key, curve.key)
+            title = BY_KEY[curve.key].title
             if keys.count(curve.key) > 1:
                 title += f", measured as {labels.get(curve.identity or '', '?')}"
             evaluated = curve.key in KIND_OF_METRIC
             yield Chart(title, named, 1 if evaluated else r.curve_bin_steps)
-
-
-CHARTS = {
-    "loss": "Loss (nats per token)",
-    "lr_multiplier": "Learning rate, multiple of its peak",
-    "tokens_per_second": "Tokens per second",
-    "val_bpb": "Validation bits per byte",
-}
 
 
 def _data(r: Report) -> Iterator[str]:
@@ -127,7 +121,7 @@ def _hardware(r: Report) -> Iterator[str | Table]:
     rows += [[f"chosen: {key}", str(value)] for key, value in sorted(h.choices.items())]
     if h.vram_reserved_peak_bytes:
         rows.append(["peak device memory", units.num_bytes(h.vram_reserved_peak_bytes)])
-    rows += [["mfu", units.percent(h.mfu, 1)], ["mfu_causal", units.percent(h.mfu_causal, 1)]]
+    rows += [["mfu", shown("mfu", h.mfu)], ["mfu_causal", shown("mfu", h.mfu_causal)]]
     peak = h.peak_flops
     named = f"{units.flops(peak.value)}/s: {peak.source}" if peak else "unknown, so no MFU"
     rows.append(["peak it refers to", named])
@@ -253,7 +247,7 @@ def _totals(r: Report) -> Iterator[Table]:
             ["training time", _time(t.training_seconds)],
             ["wall time", _time(t.wall_seconds)],
             ["down after failures", _time(t.down_seconds)],
-            ["throughput", units.rate(t.tokens_per_second)],
+            [_label("tokens_per_second"), shown("tokens_per_second", t.tokens_per_second)],
             ["checkpoints kept", f"{t.checkpoints} ({units.num_bytes(t.checkpoint_bytes)})"],
         ],
     )  # fmt: skip
@@ -265,7 +259,7 @@ def _energy(r: Report) -> Iterator[Table]:
         return
     rows = [["energy", units.kwh(e.kilowatt_hours)]]
     if e.mean_watts is not None:
-        rows.append(["mean power", units.watts(e.mean_watts)])
+        rows.append(["mean power", shown("power_watts", e.mean_watts)])
     if e.joules_per_million_tokens is not None:
         rows.append(["per million tokens", units.joules(e.joules_per_million_tokens)])
     if e.cost is not None:
@@ -292,8 +286,22 @@ def _list(numbers: list[int]) -> str:
     return ", ".join(str(n) for n in numbers)
 
 
+def _label(key: str) -> str:
+    return BY_KEY[key].label.lower()
+
+
+def _span(key: str) -> str:
+    return f"{_label(key)}, start to end"
+
+
+def _val_bpb(p: answer.PhaseReport) -> str:
+    if p.val_bpb is None:
+        return DASH
+    return f"{BY_KIND['bpb'].text(p.val_bpb)} (step {p.val_bpb_step:,})"
+
+
 def _core(p: answer.PhaseReport) -> str:
-    return DASH if p.core is None else f"{p.core.value:.4f} (step {p.core.step:,})"
+    return DASH if p.core is None else f"{shown('core', p.core.value)} (step {p.core.step:,})"
 
 
 def _tasks(p: answer.PhaseReport) -> str:
@@ -312,14 +320,13 @@ _PHASE_ROWS = (
     ("tokens", lambda p: f"{p.tokens:,}"),
     ("training time", lambda p: _time(p.training_seconds)),
     ("wall time", lambda p: _time(p.wall_seconds)),
-    ("throughput", lambda p: units.rate(p.tokens_per_second)),
-    ("seconds per step", lambda p: units.fixed(p.step_seconds, 3)),
-    ("mfu / mfu_causal", lambda p: f"{units.percent(p.mfu, 1)} / {units.percent(p.mfu_causal, 1)}"),
-    ("loss, start to end", lambda p: f"{units.fixed(p.loss_start)} to {units.fixed(p.loss_end)}"),
-    ("learning rate, start to end", _rates),
-    ("val bpb", lambda p: DASH if p.val_bpb is None
-                else f"{p.val_bpb:.6f} (step {p.val_bpb_step:,})"),
-    ("CORE", _core),
+    (_label("tokens_per_second"), lambda p: shown("tokens_per_second", p.tokens_per_second)),
+    (_label("step_seconds"), lambda p: shown("step_seconds", p.step_seconds)),
+    ("mfu / mfu_causal", lambda p: f"{shown('mfu', p.mfu)} / {shown('mfu', p.mfu_causal)}"),
+    (_span("loss"), lambda p: f"{shown('loss', p.loss_start)} to {shown('loss', p.loss_end)}"),
+    (_span("lr_multiplier"), _rates),
+    (BY_KIND["bpb"].label, _val_bpb),
+    (BY_KIND["core"].label, _core),
     ("tasks", _tasks),
     ("checkpoints kept", lambda p: f"{p.checkpoints}"),
 )  # fmt: skip

@@ -20,12 +20,12 @@ from server.reporting.markdown import markdown
 from server.schemas.checkpoints import CheckpointView
 from server.schemas.evaluations import SampleView
 from server.schemas.system import PeakFlops
-from trainer.contract.metrics import JOULES_PER_KWH
+from trainer.contract.metrics import JOULES_PER_KWH, METRICS
 from trainer.contract.peaks import known_peak
 from trainer.contract.plan import CHINCHILLA_RATIO, Plan
 from trainer.contract.spec import RunSpec
 
-CURVE_KEYS = ["loss", "lr_multiplier", "tokens_per_second", "val_bpb"]
+CURVE_KEYS = [metric.key for metric in METRICS if metric.is_reported]
 CURVE_POINTS = 400
 MAX_SAMPLES = 20
 

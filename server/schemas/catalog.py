@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel
 
 from server.schemas.states import State
 from trainer.contract.evaluations import EvaluationKind
+from trainer.contract.metrics import Format, Holds, MetricSource
 from trainer.contract.reasons import Reason
 
 
@@ -21,10 +22,15 @@ class MetricView(BaseModel):
     """Unit of the value; empty for none."""
     description: str
     """Description of the metric."""
-    source: Literal["step", "rate", "evaluation"]
+    source: MetricSource
     """Source: step (reported by each step), rate (derived from its duration) or evaluation."""
-    format: Literal["number", "integer", "percent", "bytes", "seconds"]
+    format: Format
     """Display format of the value."""
+    short: str
+    """Name in a line with others; empty is the label."""
+    holds: Holds
+    """When progress has its newest value: always, while the trainer is alive, or while it makes
+    steps."""
     digits: int
     """Number of decimals to show."""
     gauge: str | None

@@ -68,12 +68,9 @@ class Progress(BaseModel):
     momentum: float | None
     weight_decay: float | None
     grad_norm: float | None
-    """L2 norm of the gradient."""
     tokens_per_second: float | None
     step_seconds: float | None
-    """Duration of a step, in seconds."""
     mfu: float | None
-    """Model FLOPs utilisation, counting attention as non-causal by convention."""
     mfu_causal: float | None
     """Model FLOPs utilisation, counting only the attention that is computed (causal)."""
     peak_flops: PeakFlops | None
@@ -102,7 +99,6 @@ class Progress(BaseModel):
     """Newest usable checkpoint of the lineage."""
     val_bpb: float | None
     core: float | None
-    """CORE score, centred so that random guessing scores 0."""
     more: dict[str, float | None] = {}
     """Newest value of further metrics, by key; see GET /v1/catalog."""
     exact_resume: Literal["verified", "approximate", "mismatch"] | None
@@ -110,3 +106,9 @@ class Progress(BaseModel):
     """Devices of the newest attempt, one per process."""
     ranks: list[RankView] = []
     """Ranks (processes) of a run on several devices, reported every 30 s."""
+
+    def metric(self, key: str) -> float | None:
+        """Newest value of a metric of the registry; None if it has none now."""
+        if key == "vram_reserved_bytes":
+            return self.vram_bytes.reserved
+        return getattr(self, key) if key in Progress.model_fields else self.more.get(key)

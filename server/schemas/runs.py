@@ -91,6 +91,8 @@ class Remedy(BaseModel):
 class RunDetail(RunSummary):
     """A run with its spec and plan."""
 
+    metrics: dict[str, float | None] = {}
+    """Newest value of each metric, by key, in the units of GET /v1/catalog."""
     advice: str
     remedy: Remedy | None = None
     """Resume request that follows the advice; null unless the run failed."""

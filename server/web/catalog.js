@@ -4,7 +4,7 @@
  */
 
 import { get } from "./api.js";
-import { bytes, celsius, duration, fixed, integer, percent, watts, words } from "./format.js";
+import { bytes, celsius, duration, fixed, percent, rate, setJoulesPerKwh, watts, words } from "./format.js";
 
 /** @type {any} Catalog */
 let known = null;
@@ -17,7 +17,10 @@ export async function load() {
   take(early ?? (await get("v1/catalog")));
 }
 
-export const take = (catalog) => (known = catalog);
+export function take(catalog) {
+  known = catalog;
+  setJoulesPerKwh(catalog.kilowatt_hour_joules);
+}
 
 export const metrics = () => known.metrics;
 export const metric = (key) => known.metrics.find((m) => m.key === key);
@@ -38,7 +41,6 @@ export const nounOf = (reason) => known.reasons.find((r) => r.code === reason)?.
 /** What a run that made way for a reason did: "paused outside its hours"; null for other reasons. */
 export const yieldOf = (reason) => known.reasons.find((r) => r.code === reason)?.yields ?? null;
 
-export const joulesPerKwh = () => known.kilowatt_hour_joules;
 export const extendModes = () => known.extend_modes;
 
 /** Fields one of which gives a length, with their label or unit: [["steps", "steps"], …] */
@@ -59,11 +61,22 @@ export const evaluationOf = ({ key }) => known.evaluations.find((e) => e.metric 
 export const evaluations = () => known.evaluations;
 export const evaluation = (kind) => known.evaluations.find((e) => e.kind === kind);
 
+const WRITERS = { rate, bytes, seconds: duration, watts, celsius };
+
 /** How a metric's values are written. */
-export function writerOf({ format, digits, unit }) {
-  if (format === "integer") return (v) => integer(v);
+export function writerOf({ format, digits }) {
+  if (format === "number") return (v) => fixed(v, digits);
   if (format === "percent") return (v) => percent(v, digits);
-  if (format === "bytes") return (v) => bytes(v);
-  if (format === "seconds") return (v) => duration(v);
-  return { W: watts, "°C": celsius }[unit] ?? ((v) => fixed(v, digits));
+  return WRITERS[format];
 }
+
+/** written("mfu", 0.421) -> "42.1 %" */
+export const written = (key, value) => writerOf(metric(key))(value);
+export const loss = (value) => written("loss", value);
+export const bpb = (value) => written("val_bpb", value);
+
+/** An evaluation's name at the head of a column: "Val bpb". */
+export const titleOf = ({ label }) => `${label[0].toUpperCase()}${label.slice(1)}`;
+
+/** A metric's name in a line with others: "grad norm". */
+export const nameOf = ({ short, label }) => short || label;

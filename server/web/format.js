@@ -23,9 +23,6 @@ export function fixed(x, digits) {
   return x !== 0 && Math.abs(x) < Math.min(0.01, 10 ** (1 - digits)) ? exponent(x) : x.toFixed(digits);
 }
 
-export const loss = (x) => fixed(x, 4);
-export const bpb = (x) => fixed(x, 4);
-
 /** Significant digits with grouping: 0.3536, 55,700, 1.16e19. */
 export function significant(x, digits = 4) {
   if (!known(x)) return NONE;
@@ -63,10 +60,13 @@ export function flops(x) {
 /** Tokens per second: "55,700 tok/s", "2.35 tok/s" */
 export const rate = (x) => (known(x) ? `${Math.abs(x) >= 100 ? integer(x) : significant(x, 3)} tok/s` : NONE);
 
-const JOULES_PER_KWH = 3.6e6;
+let joulesPerKwh = NaN;
+
+/** Takes the size of a kilowatt-hour from the catalog. */
+export const setJoulesPerKwh = (joules) => (joulesPerKwh = joules);
 
 /** 2220000 joules -> "0.62 kWh" */
-export const energy = (joules) => (known(joules) ? kwh(joules / JOULES_PER_KWH) : NONE);
+export const energy = (joules) => (known(joules) ? kwh(joules / joulesPerKwh) : NONE);
 
 export const kwh = (x) => (known(x) ? `${MONEY.format(x)} kWh` : NONE);
 export const watts = (x) => (known(x) ? `${GROUPED.format(x)} W` : NONE);

@@ -20,6 +20,8 @@ from server.queries import planned
 from server.schemas.groups import GroupRequest
 from tests.contract.test_units import ALIKE
 from trainer.contract.extend import JUMP
+from trainer.contract.metric_text import shown
+from trainer.contract.metrics import METRICS
 from trainer.contract.schedule import initial_schedule, weight_decay_multiplier
 
 WEB = Path(__file__).parents[2] / "server" / "web"
@@ -188,8 +190,8 @@ def test_event_streams_are_parsed_however_they_are_cut() -> None:
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        ("loss(null)", "–"),
-        ("loss(NaN)", "–"),
+        ("fixed(null, 4)", "–"),
+        ("fixed(NaN, 4)", "–"),
         ("exponent(2.5e-7, 2)", "2.5 × 10⁻⁷"),
         ('sentence("no space is left on /data")', "No space is left on /data."),
         ('sentence("loss: not finite")', "Loss: not finite."),
@@ -211,6 +213,15 @@ def test_the_page_writes_units_as_the_programs_do() -> None:
     """
     calls = [(name, arguments) for _, name, arguments, _ in ALIKE]
     assert in_node(script, calls) == [text for *_, text in ALIKE]
+
+
+def test_the_page_writes_each_metric_as_the_programs_do() -> None:
+    values = {m.key: 55_690.4 if m.digits == 0 else 0.4215 for m in METRICS}
+    script = "console.log(JSON.stringify(given.map(([k, v]) => catalog.written(k, v))));"
+    said = in_node(script, list(values.items()))
+    assert said == [shown(key, value) for key, value in values.items()]
+    names = "console.log(JSON.stringify(catalog.metrics().map(catalog.nameOf)));"
+    assert in_node(names, None) == [m.name for m in METRICS]
 
 
 def run_json(name: str, steps: list[int], values: list[float], **more: Any) -> dict[str, Any]:

@@ -173,6 +173,7 @@ def test_every_body_of_the_catalog_has_its_bounds(catalog: dict[str, Any]) -> No
 # --- the page ------------------------------------------------------------------------------------
 
 COPIES = {
+    "joules of a kilowatt-hour": re.compile(r"3\.6e6|3_?600_?000\b"),
     "a bound of an input": re.compile(r"h\(\"input\"[^\n]*\b(?:min|max|maxlength): -?\d"),
     "a bound of a field": re.compile(r"\{[^{}\n]*\b(?:min|max|maxlength): -?[\d.]+"),
     "the limits of a priority": re.compile(r"[−-]100\b"),

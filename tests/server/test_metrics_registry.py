@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
 import pytest
-from sqlalchemy import select
-from sqlalchemy.orm import Session
 
 from server.database import tables
 from server.domain.jobs import OVER
 from server.domain.states import ENDED, REQUESTS, SETTLED, VERBS, State
-from server.ingestion import steps
 from server.metrics import rollups
-from server.metrics.counters import Tally
 from server.prometheus import text
 from server.queries import curves
-from tests.server import rows
 from tests.server.asgi import Asgi
-from trainer.contract import metrics
+from tests.server.one_more_metric import LAST
+from trainer.contract import metric_text, metrics
 from trainer.contract.events import Step
 from trainer.contract.extend import JUMP
 from trainer.contract.spec import PRESETS
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_the_catalog_has_every_metric_verb_state_and_preset(asgi: Asgi) -> None:
@@ -44,6 +49,7 @@ def test_the_catalog_has_every_metric_verb_state_and_preset(asgi: Asgi) -> None:
 def test_every_surface_takes_its_keys_from_the_registry() -> None:
     assert set(curves.METRIC_KEYS) == {m.key for m in metrics.METRICS}
     assert rollups.KEYS == metrics.BINNED_KEYS
+    assert set(rollups.COLUMNS) <= set(tables.Point.__table__.columns.keys())
     gauges = {m.gauge for m in metrics.METRICS if m.gauge}
     assert gauges <= {name for name, _, _ in text._FAMILIES}
 
@@ -59,45 +65,63 @@ def test_columns_of_points_are_the_first_binned_metrics() -> None:
     assert set(rollups.COLUMNS) < set(columns)
 
 
-@pytest.fixture
-def with_one_more(monkeypatch: pytest.MonkeyPatch) -> str:
-    """The registry with one more metric at its end, as the next release may have it."""
-    key = "update_norm"
-    monkeypatch.setattr(rollups, "KEYS", (*rollups.KEYS, key))
-    row = "<" + "Iddd" * len(rollups.KEYS)
-    monkeypatch.setattr(rollups, "_ROW", rollups.struct.Struct(row))
-    monkeypatch.setattr(rollups, "_NOTHING", [0, 0.0, 0.0, 0.0] * len(rollups.KEYS))
-    return key
+@pytest.fixture(scope="module")
+def shown() -> dict[str, Any]:
+    """What each surface shows of a metric that is one entry more, by the name of the surface."""
+    program = [sys.executable, "-m", "tests.server.one_more_metric"]
+    done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
-def test_a_metric_without_a_column_is_stored_and_binned(asgi: Asgi, with_one_more: str) -> None:
-    asgi.create("demo")
-    with asgi.db.write() as session:
-        run = session.scalars(select(tables.Run)).one()
-        attempt = _attempt(session, run)
-        reported = [(float(s), _step(s, {with_one_more: s / 10})) for s in range(40)]
-        steps.add(session, run, attempt, reported, Tally(), is_newest=True)
-        session.flush()
-        for size in (1, 16):
-            bins = list(
-                rollups.read(session.connection(), attempt.id, 0, 40, size, ["loss", with_one_more])
-            )
-            total = sum(one.stats[4 + 1] for one in bins)
-            assert total == pytest.approx(sum(s / 10 for s in range(40)))
+def test_one_more_metric_is_stored_by_key_and_binned(shown: dict[str, Any]) -> None:
+    assert shown["stored"] is True
+    assert shown["curve"][:3] == [0.0, 0.1, 0.2]
+    assert shown["curve"][-1] == shown["highest of the bins"] == LAST
+    first, *lines = shown["csv"].splitlines()
+    assert first.endswith(",update_norm")
+    assert lines[-1].endswith(f",{LAST}")
+
+
+def test_one_more_metric_is_in_the_answers(shown: dict[str, Any]) -> None:
+    assert shown["progress"] == {"update_norm": LAST}
+    assert shown["run"]["update_norm"] == LAST
+    entry = shown["catalog"]
+    told = (entry["key"], entry["label"], entry["unit"], entry["digits"], entry["short"])
+    assert told == ("update_norm", "Update norm", "rms", 2, "update")
+    assert f'traind_update_norm{{run="demo"}} {LAST}' in shown["prometheus"].splitlines()
+    assert "# HELP traind_update_norm L2 norm of the update" in shown["prometheus"]
+
+
+def test_one_more_metric_is_shown_with_its_name_unit_and_digits(shown: dict[str, Any]) -> None:
+    assert re.search(r"^update +7\.12 *$", shown["traind show"], re.MULTILINE)
+    assert re.search(r"more +update 7\.12 ", shown["traind watch"])
+    assert re.search(r"^update_norm .* 7\.12 +0\.00 +7\.12 ", shown["traind metrics"], re.MULTILINE)
+    assert re.search(r"^Update norm \(rms\): .*highest 7\.125", shown["report"], re.MULTILINE)
+    assert "| `update_norm` | rms | L2 norm of the update. |" in shown["docs"]
+    assert "`traind_update_norm`" in shown["docs"]
+
+
+def test_a_metric_of_a_newer_daemon_is_shown_under_its_key() -> None:
+    """The command line may be older than the daemon."""
+    assert metric_text.named("of_the_next_release", 0.25) == "of_the_next_release 0.25"
+
+
+def test_each_metric_is_written_in_its_own_format() -> None:
+    assert {m.key: metric_text.shown(m.key, 0.4215) for m in metrics.METRICS if m.digits} == {
+        "loss": "0.4215", "loss_smooth": "0.4215", "lr_multiplier": "0.4215", "momentum": "0.4215",
+        "weight_decay": "0.4215", "grad_norm": "0.421", "step_seconds": "422 ms", "mfu": "42.1 %",
+        "vram_reserved_bytes": "0 B", "val_bpb": "0.4215", "core": "0.4215",
+    }  # fmt: skip
+    assert metric_text.shown("tokens_per_second", 55_690.4) == "55,690 tok/s"
+    assert metric_text.shown("power_watts", 320.4) == "320 W"
+    assert metric_text.shown("temperature_celsius", 61.0) == "61 °C"
+    assert metric_text.shown("loss", None) == "–"
 
 
 def test_a_record_with_fields_of_a_newer_trainer_is_read() -> None:
     record = _step(3, {}).model_dump() | {"of_the_next_release": 1}
     assert Step.model_validate(record).step == 3
-
-
-def _attempt(session: Session, run: tables.Run) -> tables.Attempt:
-    attempt = rows.attempt(
-        run_id=run.id, phase_index=0, number=1, token="t", device="cpu", created_at=1.0
-    )
-    session.add(attempt)
-    session.flush()
-    return attempt
 
 
 def _step(step: int, more: dict[str, float | None]) -> Step:

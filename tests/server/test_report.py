@@ -129,7 +129,7 @@ def test_values_of_different_identities_are_named_and_not_compared(reference):
     curves = {c.identity: len(c.points) for c in r.curves if c.key == "val_bpb"}
     assert curves.pop("b" * 64) == 1
     assert len(curves) == 1
-    assert "Validation bits per byte, measured as A" in report.html(r)
+    assert "Validation (bits/byte), measured as A" in report.html(r)
     difference = next(d for d in r.differences if d.kind == "bpb")
     assert not difference.comparable
     assert "different settings (A and B), not comparable" in difference.sentence
@@ -229,4 +229,4 @@ def test_the_axes_of_the_html_are_written_whole_and_bins_are_called_means(refere
     assert "55.7 k" in labels
     assert max(len(label.replace(" ", "")) for label in labels if "," not in label) <= 6
     assert not any("e+" in label for label in labels)
-    assert "Loss (nats per token) (line: mean of 512 steps; band: lowest to highest)" in text
+    assert "Loss (nats/token) (line: mean of 512 steps; band: lowest to highest)" in text

@@ -75,6 +75,8 @@ DIMENSIONLESS = {
     "core": "accuracy, centred on guessing",
     "value": "in the unit of the evaluation's kind",
     "more": "in the units of GET /v1/catalog",
+    "metrics": "in the units of GET /v1/catalog",
+    "exit_code": "a code of the operating system",
     "bounds": "in the unit of the field it bounds",
     "mean": "in the unit of the key", "min": "in the unit of the key", "max": "in that unit",
     "points": "each in the unit that the description names",

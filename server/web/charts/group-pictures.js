@@ -1,6 +1,7 @@
 /** The two pictures of a group: loss over compute for each run, and what each variant came to. Pure. */
 
-import { bpb, exponent } from "../format.js";
+import { bpb } from "../catalog.js";
+import { exponent } from "../format.js";
 import { cellName } from "../group-text.js";
 import { makeAxis } from "./axis.js";
 import { unionOfFocus } from "./comparison.js";

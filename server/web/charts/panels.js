@@ -12,8 +12,8 @@
  * @property {("lr_multiplier"|"momentum"|"weight_decay")[]} [planned] also drawn ahead of now
  */
 
-import { evaluationOf, evaluations, metric, metrics, writerOf } from "../catalog.js";
-import { bytes, count, percent, significant } from "../format.js";
+import { evaluationOf, evaluations, metric, metrics, nameOf, writerOf } from "../catalog.js";
+import { bytes, count, percent } from "../format.js";
 
 const EVALUATED = Symbol("the evaluations of the catalog, in its order");
 
@@ -23,29 +23,29 @@ const LAID = [
     id: "loss", wide: true, height: 300, metric: "loss", unit: "",
     lines: [
       { key: "loss", label: "raw", colour: "raw", band: true, noisy: true, width: 1 },
-      { key: "loss_smooth", label: "smoothed", colour: "line-1", width: 2 },
+      { key: "loss_smooth", colour: "line-1", width: 2 },
     ],
   },
   { id: "lr", metric: "lr_multiplier",
     lines: [{ key: "lr_multiplier", label: "followed", colour: "line-1", width: 2 }], planned: ["lr_multiplier"] },
   EVALUATED,
   { id: "speed", metric: "tokens_per_second", tick: (v) => count(v),
-    lines: [{ key: "tokens_per_second", label: "tok/s", colour: "line-3", band: true, noisy: true }] },
+    lines: [{ key: "tokens_per_second", colour: "line-3", band: true, noisy: true }] },
   { id: "mfu", metric: "mfu", tick: (v, decimals) => percent(v, Math.max(0, decimals - 2)),
-    lines: [{ key: "mfu", label: "MFU", colour: "line-3", band: true, noisy: true }] },
-  { id: "grad_norm", metric: "grad_norm", format: (v) => significant(v, 3),
-    lines: [{ key: "grad_norm", label: "norm", colour: "line-5", band: true, noisy: true }] },
-  { id: "vram", metric: "vram_reserved_bytes", unit: "reserved", tick: (v) => bytes(v),
-    lines: [{ key: "vram_reserved_bytes", label: "reserved", colour: "line-4" }] },
+    lines: [{ key: "mfu", colour: "line-3", band: true, noisy: true }] },
+  { id: "grad_norm", metric: "grad_norm",
+    lines: [{ key: "grad_norm", colour: "line-5", band: true, noisy: true }] },
+  { id: "vram", metric: "vram_reserved_bytes", unit: "", tick: (v) => bytes(v),
+    lines: [{ key: "vram_reserved_bytes", colour: "line-4" }] },
   { id: "power", metric: "power_watts", title: "Power and temperature", unit: "",
     lines: [
-      { key: "power_watts", label: "power", colour: "line-2", noisy: true },
-      { key: "temperature_celsius", label: "temperature", colour: "line-7", scale: "y2" },
+      { key: "power_watts", colour: "line-2", noisy: true },
+      { key: "temperature_celsius", colour: "line-7", scale: "y2" },
     ] },
   { id: "decay", metric: "momentum", title: "Momentum and weight decay",
     lines: [
-      { key: "momentum", label: "momentum", colour: "line-5" },
-      { key: "weight_decay", label: "weight decay", colour: "line-6", scale: "y2", format: (v) => significant(v, 3) },
+      { key: "momentum", colour: "line-5" },
+      { key: "weight_decay", colour: "line-6", scale: "y2" },
     ], planned: ["momentum", "weight_decay"] },
 ];
 // Follows from the throughput, step by step: it has no panel of its own.
@@ -65,7 +65,7 @@ function dressed({ metric: key, lines, ...panel }) {
   const own = lines ?? (evaluation ? [] : [{ key, label: of.label, colour: "line-8", noisy: true }]);
   return {
     title: of.label, unit: of.unit, format: writerOf(of), ...panel, evaluation,
-    lines: own.map((line) => (line.scale && !line.format ? { ...line, format: writerOf(metric(line.key)) } : line)),
+    lines: own.map((line) => ({ label: nameOf(metric(line.key)), ...line, ...(line.scale && { format: writerOf(metric(line.key)) }) })),
   };
 }
 

@@ -1,6 +1,7 @@
 /** What the list of runs can show of each, and how it is sorted. Pure. */
 
-import { ago, bpb, count, duration, exactly, integer, loss } from "../format.js";
+import { bpb, evaluation, loss, metric, titleOf } from "../catalog.js";
+import { ago, count, duration, exactly, integer } from "../format.js";
 import { standsStill } from "../condition.js";
 import { isActive } from "../verbs.js";
 
@@ -14,8 +15,8 @@ export const tagsOf = (run) => (run.metadata?.tags ?? "").split(",").map((tag) =
 export const COLUMNS = {
   state: { label: "State", sort: (r) => r.state },
   progress: { label: "Progress", sort: (r) => r.fraction },
-  loss: { label: "Loss", text: (r) => loss(r.loss_smooth ?? r.loss), sort: (r) => r.loss_smooth ?? r.loss, title: (r) => `smoothed; last step ${loss(r.loss)}` },
-  val_bpb: { label: "Val bpb", text: (r) => bpb(r.val_bpb), sort: (r) => r.val_bpb },
+  loss: { get label() { return metric("loss").label; }, text: (r) => loss(r.loss_smooth ?? r.loss), sort: (r) => r.loss_smooth ?? r.loss, title: (r) => `smoothed; last step ${loss(r.loss)}` },
+  val_bpb: { get label() { return titleOf(evaluation("bpb")); }, text: (r) => bpb(r.val_bpb), sort: (r) => r.val_bpb },
   rate: { label: "Tok/s", text: (r) => (isActive(r.state) && !standsStill(r) ? integer(r.tokens_per_second) : "–"), sort: (r) => r.tokens_per_second },
   eta: { label: "Time left", text: (r) => duration(leftOf(r)), sort: leftOf },
   took: { label: "Training time", text: (r) => duration(tookOf(r)), sort: tookOf },

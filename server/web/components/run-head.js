@@ -1,9 +1,9 @@
 /** The head of a run's page: name, state, what to do, progress, and the numbers that matter. */
 
-import { evaluations, isEnded, metric, writerOf } from "../catalog.js";
+import { evaluations, isEnded, loss, metric, titleOf, writerOf, written } from "../catalog.js";
 import { conditionLine, reasonSentence, standsStill } from "../condition.js";
 import { fill, h, setText, userText } from "../dom.js";
-import { ago, bytes, celsius, cost, count, duration, energy, exactly, fixed, flops, integer, loss, percent, rate, sentence, watts, when } from "../format.js";
+import { ago, bytes, cost, count, duration, energy, exactly, fixed, flops, integer, percent, sentence, when } from "../format.js";
 import { yieldLine } from "../yields.js";
 import { progressBar, setState, stateBadge } from "./state.js";
 
@@ -12,24 +12,25 @@ const NO_STEPS = "no steps at the moment";
 
 /** [key, label, (progress, detail) => [value, note, another label]] */
 const statsOf = () => [
-  ["loss", "Loss", (p) => [loss(p.loss_smooth ?? p.loss), p.loss === null ? "" : `raw ${loss(p.loss)}`]],
+  ["loss", metric("loss").label, (p) => [loss(p.loss_smooth ?? p.loss), p.loss === null ? "" : `raw ${loss(p.loss)}`]],
   ...evaluations().map(evaluationStat),
-  ["speed", "Throughput", speedOf],
-  ["mfu", "MFU", (p) => standsStill(p) ? ["–", NO_STEPS] : [percent(p.mfu, 1), p.peak_flops ? `of ${flops(p.peak_flops.value)}/s, ${p.peak_flops.source}` : "no peak known"]],
+  ["speed", metric("tokens_per_second").label, speedOf],
+  ["mfu", metric("mfu").label, (p) => standsStill(p) ? ["–", NO_STEPS] : [written("mfu", p.mfu), p.peak_flops ? `of ${flops(p.peak_flops.value)}/s, ${p.peak_flops.source}` : "no peak known"]],
   ["eta", "Time left", timeOf],
   ["tokens", "Tokens seen", (p, d) => [count(p.tokens_seen), `${fixed(p.tokens_seen / d.plan.parameters.total, 1)} per parameter`]],
-  ["lr", "Learning rate", (p) => [percent(p.lr_multiplier, 1), "of its peak"]],
-  ["vram", "VRAM", memoryOf],
-  ["power", "Power", powerOf],
+  ["lr", metric("lr_multiplier").label, (p) => [written("lr_multiplier", p.lr_multiplier), metric("lr_multiplier").unit]],
+  ["vram", metric("vram_reserved_bytes").label, memoryOf],
+  ["power", metric("power_watts").label, powerOf],
   ["checkpoint", "Last checkpoint", (p) => [p.last_checkpoint ? integer(p.last_checkpoint.step) : "–", p.last_checkpoint ? `${ago(p.last_checkpoint.created_at)}, ${bytes(p.last_checkpoint.bytes)}` : "none yet"]],
   ["exact", "Resume", (p) => [p.exact_resume ?? "–", p.exact_resume === "verified" ? "bit for bit" : p.exact_resume === null ? "not resumed yet" : ""]],
 ];
 
-function evaluationStat({ kind, label, metric: key }) {
+function evaluationStat(one) {
+  const { kind, metric: key } = one;
   const { unit } = metric(key);
   const write = writerOf(metric(key));
   const of = (p) => p[key] ?? p.more[key] ?? null;
-  return [kind, `${label[0].toUpperCase()}${label.slice(1)}`, (p) => [write(of(p)), of(p) === null ? "not evaluated" : unit]];
+  return [kind, titleOf(one), (p) => [write(of(p)), of(p) === null ? "not evaluated" : unit]];
 }
 
 /** Of a device; on the CPU that of the process. */
@@ -43,17 +44,17 @@ function memoryOf(p, d) {
 function powerOf(p, d) {
   const notes = [
     p.power_watts === null && d.device === "cpu" && "not measured on the CPU",
-    p.temperature_celsius !== null && celsius(p.temperature_celsius),
+    p.temperature_celsius !== null && written("temperature_celsius", p.temperature_celsius),
     p.energy_joules !== null && energy(p.energy_joules),
-    byDevice(p, (rank) => rank.power_watts ?? null, watts),
+    byDevice(p, (rank) => rank.power_watts ?? null, writerOf(metric("power_watts"))),
   ];
-  return [watts(p.power_watts), notes.filter(Boolean).join(", ")];
+  return [written("power_watts", p.power_watts), notes.filter(Boolean).join(", ")];
 }
 
 function speedOf(p) {
   if (standsStill(p)) return ["–", NO_STEPS];
   if (p.tokens_per_second === null) return ["–", ""];
-  return [rate(p.tokens_per_second), p.step_seconds === null ? "" : `${duration(p.step_seconds)} per step`];
+  return [written("tokens_per_second", p.tokens_per_second), p.step_seconds === null ? "" : `${written("step_seconds", p.step_seconds)} per step`];
 }
 
 /** What is left; of a run that has ended, what it took. */

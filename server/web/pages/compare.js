@@ -18,7 +18,8 @@ import { stateBadge } from "../components/state.js";
 import { table } from "../components/table.js";
 import { differences } from "../differences.js";
 import { fill, h, userText } from "../dom.js";
-import { bpb, count, duration, exponent, integer, loss, significant } from "../format.js";
+import { bpb, evaluation, loss, metric, titleOf } from "../catalog.js";
+import { count, duration, exponent, integer, significant } from "../format.js";
 import { createLoader } from "../loader.js";
 import { here, link, replaceQuery } from "../router.js";
 import { isActive } from "../verbs.js";
@@ -247,8 +248,8 @@ const COLUMNS = [
   { label: "Run", cell: ({ name, colour, dash }) => [h("i.key", { dataset: { dash: dash ? "yes" : "no" }, style: { "--key": `var(--${colour})` } }), h("a", { href: link(["runs", name]) }, userText(name))] },
   { label: "State", cell: ({ detail }) => stateBadge(detail.state) },
   { label: "Step", num: true, cell: ({ detail }) => `${integer(detail.step)} / ${integer(detail.end_step)}` },
-  { label: "Loss, smoothed", num: true, cell: ({ detail }) => loss(detail.loss_smooth ?? detail.loss) },
-  { label: "Val bpb", num: true, cell: ({ detail }) => bpb(detail.val_bpb) },
+  { get label() { return metric("loss_smooth").label; }, num: true, cell: ({ detail }) => loss(detail.loss_smooth ?? detail.loss) },
+  { get label() { return titleOf(evaluation("bpb")); }, num: true, cell: ({ detail }) => bpb(detail.val_bpb) },
   { label: "Compute multiplier", num: true, cell: ({ saved }) => h("span", { title: saved?.why ?? "" }, saved?.text ?? "–") },
   { label: "Parameters", num: true, cell: ({ detail }) => count(detail.plan.parameters.total) },
   { label: "Tokens", num: true, cell: ({ detail }) => count(detail.tokens_seen) },

@@ -10,7 +10,8 @@ import { facts, table } from "../components/table.js";
 import { toast } from "../components/toast.js";
 import { reasonSentence } from "../condition.js";
 import { fill, h, setText, userText } from "../dom.js";
-import { bpb, count, duration, exponent, fixed, flops, integer, kwh, loss, percent, significant, words } from "../format.js";
+import { bpb, evaluation, loss, metric, titleOf } from "../catalog.js";
+import { count, duration, exponent, fixed, flops, integer, kwh, percent, significant, words } from "../format.js";
 import { cellName, countsOf, variedLine } from "../group-text.js";
 import { createLoader } from "../loader.js";
 import { go, link, replaceQuery } from "../router.js";
@@ -27,8 +28,8 @@ export async function mount(root, name, query) {
   const counts = h("p.soft", { role: "status" });
   const title = h("bdi.head-title", { dir: "auto" });
   const varied = h("p.soft.note-line");
-  const curves = createChart({ title: "Loss, smoothed", note: "over FLOP of training", height: 320, format: loss });
-  const quality = createChart({ title: "Val bpb", note: "mean and spread over seeds, over FLOP", height: 320, format: bpb });
+  const curves = createChart({ title: metric("loss_smooth").label, note: "over FLOP of training", height: 320, format: loss });
+  const quality = createChart({ title: titleOf(evaluation("bpb")), note: "mean and spread over seeds, over FLOP", height: 320, format: bpb });
   const others = await get("v1/groups", { limit: 100 }).then(({ data }) => data.map((g) => g.name).filter((one) => one !== name));
   const baseline = choice([["", "first values of this group"], ...others.map((one) => [one, one])], view.baseline);
   baseline.addEventListener("change", () => {
@@ -137,8 +138,8 @@ const MEMBERS = [
   { label: "Run", cell: (m) => h("a", { href: link(["runs", m.name]) }, userText(m.name)) },
   { label: "State", cell: (m) => [stateBadge(m.state), !["requested", "finished"].includes(m.reason) && h("small", { title: reasonSentence(m) }, words(m.reason))] },
   { label: "Step", num: true, cell: (m) => `${integer(m.step)} / ${integer(m.end_step)}` },
-  { label: "Loss, smoothed", num: true, cell: (m) => loss(m.loss_smooth) },
-  { label: "Val bpb", num: true, cell: (m) => bpb(m.val_bpb) },
+  { get label() { return metric("loss_smooth").label; }, num: true, cell: (m) => loss(m.loss_smooth) },
+  { get label() { return titleOf(evaluation("bpb")); }, num: true, cell: (m) => bpb(m.val_bpb) },
   { label: "Seed", num: true, cell: (m) => integer(m.seed) },
   { label: "Parameters", num: true, cell: (m) => count(m.parameters) },
   { label: "FLOP", num: true, cell: (m) => exponent(m.flops) },

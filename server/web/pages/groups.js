@@ -1,13 +1,13 @@
 /** Groups: one spec and its variations as runs; all of them, a new one, and each on its own page. */
 
 import { get, post } from "../api.js";
-import { bounds, presets } from "../catalog.js";
+import { bounds, bpb, presets } from "../catalog.js";
 import { problemBox } from "../components/problem.js";
 import { choice } from "../components/resume-dialog.js";
 import { segmented } from "../components/segmented.js";
 import { table } from "../components/table.js";
 import { fill, h, setText, userText } from "../dom.js";
-import { ago, bpb, duration, energy, exactly, integer } from "../format.js";
+import { ago, duration, energy, exactly, integer } from "../format.js";
 import { bodyOf, countsOf, numMembers, problemsOf } from "../group-text.js";
 import { createLoader } from "../loader.js";
 import { go, link } from "../router.js";

@@ -10,7 +10,8 @@ import { choice } from "../../components/resume-dialog.js";
 import { table } from "../../components/table.js";
 import { toast } from "../../components/toast.js";
 import { fill, h } from "../../dom.js";
-import { ago, bpb, bytes, duration, exactly, integer, loss } from "../../format.js";
+import { bpb, loss } from "../../catalog.js";
+import { ago, bytes, duration, exactly, integer } from "../../format.js";
 import { createLoader } from "../../loader.js";
 
 export function mount(root, run) {
