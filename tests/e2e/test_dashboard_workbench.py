@@ -82,6 +82,39 @@ def test_a_chart_is_zoomed_panned_and_reset_by_the_mouse(
     assert (low + high) / 2 < 70_000, "around the pointer, not the middle"
 
 
+def test_a_pan_stops_at_the_edge_and_keeps_the_width(stub_url: str, open_page: OpenPage) -> None:
+    def pan(page: Any, share: float) -> None:
+        drawn(page)
+        box = page.locator(".chart-stage").first.bounding_box()
+        page.keyboard.down("Shift")
+        page.mouse.move(box["x"] + 0.3 * box["width"], box["y"] + 80)
+        page.mouse.down()
+        page.mouse.move(box["x"] + (0.3 + share) * box["width"], box["y"] + 80, steps=5)
+        page.mouse.up()
+        page.keyboard.up("Shift")
+
+    whole = open_page(f"{stub_url}/{RUN}")
+    pan(whole, 0.3)
+    assert not whole.evaluate(ZOOMED), "all of it is shown: there is nothing to the left"
+    part = open_page(f"{stub_url}/{RUN}?from=5000&to=25000")
+    pan(part, 0.5)
+    until(part, "location.hash.includes('from=0&')")
+    assert zoom(part) == (0, 20_000)
+
+
+def test_the_tools_of_the_charts_are_one_row_on_a_laptop(
+    stub_url: str, open_page: OpenPage
+) -> None:
+    page = open_page(f"{stub_url}/{RUN}", width=1280)
+    drawn(page)
+    tools = page.locator(".chart-tools")
+    middles = tools.locator("> :not(.spring)").evaluate_all(
+        "all => all.map(e => e.getBoundingClientRect()).map(b => b.top + b.height / 2)"
+    )
+    assert len(middles) >= 4
+    assert max(middles) - min(middles) < 8
+
+
 def test_panels_are_moved_hidden_maximised_set_to_a_log_scale_and_stay_so(
     stub_url: str, open_page: OpenPage
 ) -> None:
@@ -188,6 +221,19 @@ def test_a_comparison_names_what_differs_and_its_link_holds_the_view(
     page.locator(".compare-charts dt", has_text="sweep-010").wait_for()
     assert page.locator("input[value=flops]:checked, input[value=log]:checked").count() == 2
     assert page.get_by_role("button", name="Leave out sweep-011").count() == 0
+
+
+def test_a_comparison_that_shows_all_is_zoomed_by_the_keyboard(
+    stub_url: str, open_page: OpenPage
+) -> None:
+    page = open_page(f"{stub_url}/#/compare?keys=loss_smooth&runs=sweep-009,sweep-010")
+    page.locator(".compare-charts dt", has_text="sweep-010").wait_for()
+    until(page, "document.querySelector('.compare-charts canvas')")
+    page.locator(".compare-charts .chart-stage").first.focus()
+    page.keyboard.press("+")
+    until(page, ZOOMED)
+    page.keyboard.press("0")
+    until(page, f"!{ZOOMED}")
 
 
 def test_a_completed_run_leads_with_extend_and_a_pinned_checkpoint_offers_unpin(

@@ -42,6 +42,9 @@ function timeAxis(pairs) {
   };
 }
 
+/** A place on an axis of durations: "6 h", not "6 h 00 min". */
+export const lasting = (seconds) => (seconds === 0 ? "0" : duration(seconds).replace(/ 00 (h|min|s)$/, ""));
+
 /** Seconds spent training up to a step: a break takes no longer than the steps in it usually take. */
 function trainingAxis(pairs, breaks) {
   const usual = usualStep(pairs);
@@ -56,7 +59,7 @@ function trainingAxis(pairs, breaks) {
     isTime: true,
     toX: (step) => interpolate(spent, step, 0, 1),
     toStep: (x) => interpolate(spent, x, 1, 0),
-    format: (x) => (x === 0 ? "0" : duration(x)),
+    format: lasting,
   };
 }
 

@@ -70,7 +70,7 @@ export function createChart(options) {
   let structure = "";
   let cells = [];
   let wheelTimer = 0;
-  let wheeled = null; // {min, max} while the wheel turns: a new point does not take it back
+  let held = null; // {min, max} while the wheel turns or the plot is dragged: a new point does not take it back
   const resized = new ResizeObserver(fit);
   resized.observe(stage);
   const stopTheme = onThemeChange(() => rebuild());
@@ -113,7 +113,7 @@ export function createChart(options) {
   }
 
   function rescale() {
-    const [min, max] = wheeled ? [wheeled.min, wheeled.max] : picture.range;
+    const [min, max] = held ? [held.min, held.max] : picture.range;
     if (Number.isFinite(min) && max > min) plot.setScale("x", { min, max });
   }
 
@@ -147,12 +147,13 @@ export function createChart(options) {
     const perPixel = (max - min) / u.over.clientWidth;
     const move = (event) => {
       const by = (start.clientX - event.clientX) * perPixel;
-      u.setScale("x", { min: min + by, max: max + by });
+      held = { min: min + by, max: max + by };
+      u.setScale("x", held);
     };
     const end = () => {
       removeEventListener("mousemove", move);
       removeEventListener("mouseup", end);
-      zoom(u.scales.x.min, u.scales.x.max);
+      if (held) release();
     };
     addEventListener("mousemove", move);
     addEventListener("mouseup", end);
@@ -165,15 +166,17 @@ export function createChart(options) {
     event.preventDefault();
     const factor = event.deltaY > 0 ? WHEEL_FACTOR : 1 / WHEEL_FACTOR;
     const at = plot.posToVal(event.clientX - plot.over.getBoundingClientRect().left, "x");
-    const { min, max } = wheeled ?? plot.scales.x;
-    wheeled = { min: at - (at - min) * factor, max: at + (max - at) * factor };
-    plot.setScale("x", wheeled);
+    const { min, max } = held ?? plot.scales.x;
+    held = { min: at - (at - min) * factor, max: at + (max - at) * factor };
+    plot.setScale("x", held);
     clearTimeout(wheelTimer);
-    wheelTimer = setTimeout(() => {
-      const { min: from, max: to } = wheeled;
-      wheeled = null;
-      zoom(from, to);
-    }, WHEEL_SETTLE_MILLISECONDS);
+    wheelTimer = setTimeout(() => held && release(), WHEEL_SETTLE_MILLISECONDS);
+  }
+
+  function release() {
+    const { min, max } = held;
+    held = null;
+    zoom(min, max);
   }
 
   /** The values under the cursor, or the last ones in view: nothing moves, only numbers change. */
@@ -211,8 +214,14 @@ export function createChart(options) {
     const moved = { ArrowLeft: -1, ArrowRight: 1, PageUp: -20, PageDown: 20 }[event.key];
     const index = plot?.cursor.idx;
     if (moved && plot && picture.x.length) moveCursor(moved * (event.shiftKey ? 10 : 1));
-    else if (!options.onKey?.(event.key, index === null || index === undefined ? null : picture.axis.toStep(picture.x[index]))) return;
+    else if (!options.onKey?.(event.key, index === null || index === undefined ? null : picture.axis.toStep(picture.x[index]), shownRange())) return;
     event.preventDefault();
+  }
+
+  /** In steps, as `onZoom` has it. */
+  function shownRange() {
+    const { min, max } = plot?.scales.x ?? {};
+    return Number.isFinite(min) ? { from: picture.axis.toStep(min), to: picture.axis.toStep(max) } : null;
   }
 
   function moveCursor(by) {

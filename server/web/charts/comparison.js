@@ -1,8 +1,7 @@
 /** Several runs as one picture a key. Pure. */
 
 import { evaluationOf, metrics, writerOf } from "../catalog.js";
-import { duration } from "../format.js";
-import { breaksOf, makeAxis } from "./axis.js";
+import { breaksOf, lasting, makeAxis } from "./axis.js";
 import { join } from "./join.js";
 import { LINES } from "./palette.js";
 import { focus } from "./pictures.js";
@@ -121,6 +120,6 @@ function place({ detail, history }, mode) {
 function labelsOf(mode) {
   const isTime = mode === "time" || mode === "training";
   const axis = makeAxis(isTime ? "step" : mode, { tokensPerStep: 1, flopsPerToken: 1 });
-  const format = isTime ? (x) => (x === 0 ? "0" : duration(x)) : axis.format;
+  const format = isTime ? lasting : axis.format;
   return { ...axis, mode: isTime ? "training" : mode, isTime: false, format, toStep: (x) => x };
 }

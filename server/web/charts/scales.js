@@ -5,6 +5,12 @@ import { timeLabels } from "./axis.js";
 import { colour, font } from "./palette.js";
 
 const LABEL_PIXELS = 66; // of the widest label along the horizontal axis
+const [MINUTE, HOUR, DAY] = [60, 3600, 86_400];
+// Distances between ticks of a duration, in seconds: people divide a day by 24 and an hour by 60.
+const DURATIONS = [
+  0.001, 0.01, 0.1, 0.5, 1, 2, 5, 10, 15, 30, ...[1, 2, 5, 10, 15, 30].map((n) => n * MINUTE), ...[1, 2, 3, 6, 12].map((n) => n * HOUR),
+  ...[1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 10_000].map((n) => n * DAY),
+];
 
 /** uPlot wants columns: x, then each line, a band as two invisible ones. */
 export function dataOf({ x, lines }) {
@@ -82,7 +88,7 @@ function axesOf(picture, options) {
   };
   const y = { ...base, gap: 6, space: roomy, ...(picture.log ? { splits: logSplits, filter: (u, ticks) => ticks } : {}) };
   const axes = [
-    { ...base, ...(picture.logX ? { splits: logSteps, filter: (u, ticks) => ticks } : {}), values: xLabels(picture.axis), size: Math.round(1.7 * em), gap: 4, space: { step: 5, time: 7.5 }[picture.axis.mode] * em || 6 * em, grid: { show: false } },
+    { ...base, ...(picture.axis.mode === "training" ? { incrs: DURATIONS } : {}), ...(picture.logX ? { splits: logSteps, filter: (u, ticks) => ticks } : {}), values: xLabels(picture.axis), size: Math.round(1.7 * em), gap: 4, space: { step: 5, time: 7.5 }[picture.axis.mode] * em || 6 * em, grid: { show: false } },
     { ...y, scale: "y", size: Math.round(3.6 * em), values: labelsOf(options.tick) },
   ];
   if (picture.lines.some((l) => l.scale === "y2")) {

@@ -153,11 +153,11 @@ export async function mount(root, place) {
     });
   }
 
-  function onKey(pressed, at) {
+  function onKey(pressed, at, shown) {
     const factor = { "+": 0.5, "=": 0.5, "-": 2 }[pressed];
     if (pressed === "0" || pressed === "Escape") set({ zoom: null });
-    else if (factor && view.zoom) {
-      const { from, to } = view.zoom;
+    else if (factor && shown) {
+      const { from, to } = shown;
       const middle = at ?? (from + to) / 2;
       set({ zoom: { from: middle - ((to - from) * factor) / 2, to: middle + ((to - from) * factor) / 2 } });
     } else return false;

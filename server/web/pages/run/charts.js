@@ -64,10 +64,9 @@ export function mount(root, run) {
       tool("−", () => zoomBy(2), "Zoom out"),
       tool("+", () => zoomBy(0.5), "Zoom in")),
     h("span.spring"),
-    status,
     menuButton("Panels", panelItems, { text: "Panels", class: "tool" }).element,
     menuButton("Download what is shown", () => Object.keys(DOWNLOADS).map((name) => ({ text: name, onclick: () => download(name) })), { text: "Download", class: "tool" }).element);
-  fill(root, toolbar, refused, edgeList, grid);
+  fill(root, toolbar, refused, h("div.chart-heads", {}, edgeList, status), grid);
   arrange();
 
   const metrics = createLoader({ host: status, refused, ask: askMetrics, show: showMetrics });
@@ -152,9 +151,9 @@ export function mount(root, run) {
       smoothing: view.smoothing, planned: known.planned,
     };
     const edges = edgesOf(known.segments, other.attempts, other.phases, run.yields);
-    const bands = bandsOf(known.segments).map((b) => ({ from: axis.toX(b.from), to: axis.toX(b.to) }));
     // what begins after a pause begins where its first step was taken, not somewhere in the pause
     const firstAt = (step) => clock.find(([known]) => known >= step)?.[1];
+    const bands = bandsOf(known.segments).map((b) => ({ from: axis.toX(b.from, firstAt(b.from)), to: axis.toX(b.to) }));
     const marks = edges.map((e) => ({ ...e, x: axis.toX(e.step, firstAt(e.step)) }));
     for (const { panel, chart } of charts.values()) {
       if (!order.state.hidden.has(panel.id)) chart.show({ ...pictureOf(panel, source), bands, edges: marks });
@@ -257,9 +256,12 @@ export function mount(root, run) {
     metrics.load();
   }
 
+  /** A range beyond the first or the last step is moved back as it is: a pan stops at the edge. */
   function onZoom(from, to) {
-    if (to - from < 2) to = from + 2;
-    zoomTo({ from: Math.max(0, Math.floor(from)), to: Math.ceil(to) });
+    const width = Math.max(2, to - from);
+    const begin = Math.max(0, Math.min(from, Math.max(reached(), run.detail.end_step) - width));
+    if (begin === 0 && width >= 0.99 * reached()) return zoomTo(null); // a run goes on while it is panned
+    zoomTo({ from: Math.floor(begin), to: Math.ceil(begin + width) });
   }
 
   function zoomBy(factor, at = null) {
