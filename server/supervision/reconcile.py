@@ -28,7 +28,7 @@ from server.supervision.failure_guard import FailureGuard
 from server.supervision.watch import Presence, Watch
 from server.supervision.worklist import Entry, Worklist, may_use
 from trainer.contract import commands
-from trainer.contract.journal import JournalError
+from trainer.contract.journal import JournalError, JournalFull
 from trainer.contract.reasons import Reason
 from trainer.contract.rundir import ProcessIdentity
 
@@ -276,8 +276,14 @@ class Reconciler:
         attempt = entry.attempt
         if attempt is None:
             return decide.Seen()
-        has_begun, has_commands = attempt.start_step is not None, bool(entry.commands)
-        return self._see(attempt, has_begun=has_begun, has_commands=has_commands)
+        watch = self.watches.get(attempt.execution_id)
+        # what has to stop is not held up by commands that find no room
+        is_held_up = watch is not None and watch.inbox_is_full and entry.run.state in _STOPPING
+        return self._see(
+            attempt,
+            has_begun=attempt.start_step is not None,
+            has_commands=bool(entry.commands) and not is_held_up,
+        )
 
     def _is_backing_off(self, run: Run) -> bool:
         """True during back-off, measured on the monotonic clock: the wall clock may be set back."""
@@ -345,6 +351,9 @@ class Reconciler:
             for row in entry.commands:
                 watch.send(commands.ADAPTER.validate_python(row.body))
                 delivered.append(row.id)
+            watch.inbox_is_full = False
+        except JournalFull:
+            watch.inbox_is_full = True  # nothing was written: delivered once there is room
         except (OSError, JournalError) as error:
             log.warning("the inbox of run %s: %s", entry.run.name, error)
             self._report_lost_inbox(attempt, watch, error)
@@ -406,6 +415,7 @@ class Reconciler:
 
 _ENGINE_HAS_IT = frozenset({Presence.waiting, Presence.unreachable})
 _ENDS = frozenset({"pause", "cancel"})
+_STOPPING = frozenset({State.pausing, State.cancelling})
 _NEED_A_DEVICE = frozenset({State.queued, State.preparing, State.starting, State.recovering})
 
 # Outcomes after which a job is retried; once if the job itself may be the cause.

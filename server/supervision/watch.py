@@ -57,6 +57,7 @@ class Watch:
     stalled: str | None = None
     exhausted: bool = False
     inbox_failed: bool = False
+    inbox_is_full: bool = False
     oom_kills: int = field(default_factory=lambda: kernel_log.memory_group().oom_kills)
     _dead: bool = False
     _last_look: float | None = None

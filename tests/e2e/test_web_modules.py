@@ -388,16 +388,37 @@ def test_a_wait_inside_an_attempt_is_a_gap_of_time_and_no_training_time(
     assert told["x"] == ([0, 4, 8, 12, 16, 20] if breaks else at)
 
 
+def test_a_comparison_over_time_has_a_gap_where_a_run_stood_still() -> None:
+    script = """
+        import { comparePicture } from "./charts/comparison.js";
+        const detail = { step: 4, plan: { batch: { tokens: 1 }, horizon: { flops_per_token: 1 } } };
+        const columns = new Map([["loss", { mean: [4, 3, 2, 1], min: null, max: null }]]);
+        const history = { ...given, columns };
+        const run = { name: "a", colour: "line-1", detail, history };
+        const of = (mode) => comparePicture([run], { key: "loss", mode, zoom: null }).lines[0].gaps;
+        console.log(JSON.stringify(["time", "training", "step"].map((mode) => of(mode) ?? null)));
+    """
+    given = {
+        "steps": [0, 1, 2, 3], "seconds": [100.0, 102.0, 5000.0, 5002.0],
+        "segments": [{"attempt": 1, "from_step": 0, "to_step": 4}],
+    }  # fmt: skip
+    assert in_node(script, given) == [[[2, 4900]], None, None]
+
+
 def test_times_on_the_axis_are_written_in_24_hours_with_iso_dates() -> None:
     script = """
         import { timeLabels } from "./charts/axis.js";
         const noon = new Date(2026, 10, 28, 18, 0).getTime() / 1000;
         const ticks = [0, 3, 6, 9].map((hours) => noon + 3600 * hours);
-        console.log(JSON.stringify([timeLabels(ticks, 10800), timeLabels([noon], 86400)]));
+        const close = [0, 5].map((seconds) => noon + seconds);
+        console.log(JSON.stringify([
+          timeLabels(ticks, 10800), timeLabels([noon], 86400), timeLabels(close, 5),
+        ]));
     """
     assert in_node(script, None) == [
         ["11-28 18:00", "21:00", "11-29 00:00", "03:00"],
         ["2026-11-28"],
+        ["11-28 18:00:00", "18:00:05"],
     ]
 
 

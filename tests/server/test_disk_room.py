@@ -16,7 +16,10 @@ from server.domain import executions, jobs, runs
 from server.machine import disk
 from server.supervision import lifecycle, supervisor
 from server.supervision.disk_room import RETRY_SECONDS, DiskRoom
+from server.supervision.watch import Watch
 from tests.server.house import House
+from trainer.contract.commands import Command
+from trainer.contract.journal import JournalFull
 
 
 class Usage(NamedTuple):
@@ -132,6 +135,45 @@ def test_f71_a_job_asked_for_on_a_full_disk_waits_and_says_so(house: House, spac
 
 def _job(house: House, job_id: str) -> Job:
     return next(job for job in house.jobs() if job.id == job_id)
+
+
+# --- commands ------------------------------------------------------------------------------------
+
+
+def test_f71_a_command_that_finds_no_room_in_the_inbox_is_delivered_later(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send, tries = Watch.send, []
+
+    def full_at_first(watch: Watch, command: Command) -> None:
+        tries.append(command)
+        if len(tries) <= 3:
+            raise JournalFull(f"{watch.directory}: No space left on device")
+        send(watch, command)
+
+    monkeypatch.setattr(Watch, "send", full_at_first)
+    run_id = house.create(steps=100_000)
+    with house.daemon():
+        house.reaches(run_id, 12)
+        house.ask(jobs.save, run_id, pin=False)
+        house.until(lambda: [job.state for job in house.jobs()] == ["completed"])
+    assert len(tries) == 4
+    assert house.events(run_id, "trouble") == []
+
+
+def test_f71_a_pause_is_not_held_up_by_a_command_that_finds_no_room(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(watch: Watch, command: Command) -> None:
+        raise JournalFull(f"{watch.directory}: No space left on device")
+
+    monkeypatch.setattr(Watch, "send", full)
+    run_id = house.create(steps=100_000)
+    with house.daemon():
+        house.reaches(run_id, 12)
+        house.ask(jobs.save, run_id, pin=False)
+        house.ask(runs.request_pause, run_id)
+        house.becomes(run_id, "paused")
 
 
 # --- the room itself -----------------------------------------------------------------------------

@@ -104,7 +104,8 @@ function usualStep(pairs) {
 export function timeLabels(ticks, increment) {
   let day = "";
   return ticks.map((at) => {
-    const { date, time } = clock(at);
+    const { date, time: minute, seconds } = clock(at);
+    const time = increment < 60 ? `${minute}:${seconds}` : minute;
     const isNew = date !== day;
     day = date;
     if (increment >= 86_400) return date;

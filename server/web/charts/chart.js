@@ -84,7 +84,7 @@ export function createChart(options) {
   function show(next) {
     picture = next;
     empty.hidden = next.x.length > 0;
-    const key = JSON.stringify([next.axis.mode, next.log, next.logX, next.x.length > 0, next.lines.map((l) => [l.label, l.colour, l.dash, l.scale, l.joined, l.faint, !!l.band])]);
+    const key = JSON.stringify([next.axis.mode, next.log, next.logX, next.x.length > 0, next.lines.map((l) => [l.label, l.colour, l.dash, l.scale, l.joined, l.faint, !!l.band, !!l.gaps])]);
     if (!plot || key !== structure) {
       structure = key;
       rebuild();
@@ -100,7 +100,7 @@ export function createChart(options) {
     plot?.destroy();
     cells = shown().map((line) => readoutCell(line));
     fill(readout, cells.map((c) => c.element)); // before the plot: its lines take height from the stage
-    plot = new uPlot(uplotOptions(picture, size(), options, hooks, bind, () => picture.yRange), dataOf(picture), stage);
+    plot = new uPlot(uplotOptions(picture, size(), options, hooks, bind, () => picture), dataOf(picture), stage);
     stage.append(empty, tip);
     rescale();
     read(null);

@@ -85,7 +85,16 @@ function measured(run, key, mode) {
   if (!column) return { x: [], values: [[]], line };
   const known = steps.map((_, i) => i).filter((i) => column.mean[i] !== null);
   const toX = place(run, mode);
-  return { x: known.map((i) => toX(steps[i], seconds[i])), values: [known.map((i) => column.mean[i])], line };
+  const x = known.map((i) => toX(steps[i], seconds[i]));
+  const gaps = mode === "time" ? gapsOf(run.history, known, x) : undefined;
+  return { x, values: [known.map((i) => column.mean[i])], line: { ...line, gaps } };
+}
+
+/** Where the run stood still, each from the point before to the point after. */
+function gapsOf({ steps, seconds, segments }, known, x) {
+  const at = (values) => known.map((i) => values[i]);
+  const breaks = breaksOf({ steps: at(steps), seconds: at(seconds), segments });
+  return [...breaks].sort((a, b) => a - b).map((i) => [x[i - 1], x[i]]);
 }
 
 /** One line for each identity, told apart by name and dash: never one line through both. */

@@ -45,7 +45,7 @@ export function svgOf(plot, picture, title) {
       const [high, low] = [columns[column++], columns[column++]];
       parts.push(`<path d="${area(picture.x, high, low, x, (v) => y(v, scale))}" fill="${colour(line.colour)}" opacity="0.17"/>`);
     }
-    parts.push(`<path d="${course(picture.x, values, line.joined, x, (v) => y(v, scale))}" fill="none" stroke="${colour(line.colour)}" stroke-width="${line.width ?? 1.5}" opacity="${line.faint ? 0.35 : 1}"${line.dash ? ' stroke-dasharray="5 5"' : ""}/>`);
+    parts.push(`<path d="${course(picture.x, values, line, x, (v) => y(v, scale))}" fill="none" stroke="${colour(line.colour)}" stroke-width="${line.width ?? 1.5}" opacity="${line.faint ? 0.35 : 1}"${line.dash ? ' stroke-dasharray="5 5"' : ""}/>`);
   }
   const text = (at, top, anchor, content, tone = "ink-3", more = "") =>
     `<text x="${round(at)}" y="${round(top)}" text-anchor="${anchor}" fill="${colour(tone)}"${more}>${escaped(content)}</text>`;
@@ -72,14 +72,16 @@ function headOf(picture, title) {
   return [{ text: title, tone: "ink", bold: true }, ...named.map((line) => ({ text: line.label, tone: line.colour }))];
 }
 
-function course(xs, values, isJoined, x, y) {
+function course(xs, values, { joined: isJoined, gaps = [] }, x, y) {
   let pen = "M";
   let d = "";
+  const begins = new Set(gaps.map(([, end]) => end));
   values.forEach((value, i) => {
     if (value === null || value === undefined || !Number.isFinite(value)) {
       if (!isJoined) pen = "M";
       return;
     }
+    if (begins.has(xs[i])) pen = "M";
     d += `${pen}${round(x(xs[i]))} ${round(y(value))}`;
     pen = "L";
   });

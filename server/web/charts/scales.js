@@ -21,15 +21,17 @@ export function dataOf({ x, lines }) {
  * @param {import("./chart.js").Picture} picture
  * @param {{width: number, height: number}} size
  * @param {{sync?: string, tick?: (v: number, decimals: number) => string}} options
+ * @param {Function} now returns the picture that is shown at the time
  */
-export function uplotOptions(picture, { width, height }, options, hooks, bind, yRange) {
+export function uplotOptions(picture, { width, height }, options, hooks, bind, now) {
   const series = [{}];
   const bands = [];
-  for (const line of picture.lines) {
+  for (const [index, line] of picture.lines.entries()) {
     const stroke = colour(line.colour);
     const at = series.push({
       label: line.label, stroke, width: line.width ?? 1.5, scale: line.scale ?? "y", pxAlign: 0, alpha: line.faint ? 0.35 : 1,
-      dash: line.dash ? [5, 5] : undefined, spanGaps: line.joined ?? false,
+      dash: line.dash ? [5, 5] : undefined, spanGaps: (line.joined ?? false) && !line.gaps,
+      ...(line.gaps ? { gaps: (u) => gapsOf(u, now().lines[index]?.gaps ?? []) } : {}),
       points: line.points ? { show: true, size: 5, fill: stroke, stroke, width: 0 } : { show: false },
     });
     if (!line.band) continue;
@@ -41,7 +43,7 @@ export function uplotOptions(picture, { width, height }, options, hooks, bind, y
     width, height, series, bands, hooks, pxAlign: 0,
     legend: { show: false },
     padding: [8, Math.round(2 * parseFloat(getComputedStyle(document.documentElement).fontSize)), 0, 0], // half of the last label
-    scales: scalesOf(picture, yRange),
+    scales: scalesOf(picture, () => now().yRange),
     axes: axesOf(picture, options),
     cursor: {
       y: false,
@@ -52,6 +54,9 @@ export function uplotOptions(picture, { width, height }, options, hooks, bind, y
     },
   };
 }
+
+/** In pixels. Between them a line is joined over the places of the other lines, where it has no value. */
+const gapsOf = (u, gaps) => gaps.map((ends) => ends.map((x) => u.valToPos(x, "x", true)));
 
 /** A band in the colour of its line. */
 const faint = (stroke) => (stroke.startsWith("#") ? `${stroke}2b` : colour("band"));

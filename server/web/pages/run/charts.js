@@ -160,7 +160,12 @@ export function mount(root, run) {
     }
     charts.get("mfu").chart.setNote(peakNote(run.progress));
     drawEdgeList(edges);
-    setText(status, `${integer(known.rawPoints)} steps, ${known.binSteps > 1 ? `${integer(known.binSteps)} per point` : "each drawn"}`);
+    setText(status, statusOf(known));
+  }
+
+  function statusOf({ rawPoints, binSteps }) {
+    if (!rawPoints) return "no steps yet";
+    return `${integer(rawPoints)} steps, ${binSteps > 1 ? `${integer(binSteps)} per point` : "each drawn"}`;
   }
 
   /** The head of the tooltip: the same place in the other units. */
