@@ -689,10 +689,10 @@ def test_a_completed_run_says_what_it_took(stub_url: str, open_page: OpenPage) -
     page = open_page(f"{stub_url}/#/runs/sweep-009")
     took = page.locator(".stats [data-key=eta]", has_text="Took")
     took.wait_for()
-    assert "2 d 17 h" in took.inner_text()
+    assert "2 d 18 h" in took.inner_text()
     page.goto(f"{stub_url}/")
     row = page.locator("tr", has_text="sweep-009")
-    row.locator("td.col-took", has_text="2 d 17 h").wait_for()
+    row.locator("td.col-took", has_text="2 d 18 h").wait_for()
     assert row.locator("td.col-eta").inner_text() == "–"
     running = page.locator("tr", has_text="rtx4070-d12-200k").locator("td.col-eta")
     assert re.search(r"\d", running.inner_text())
