@@ -40,7 +40,7 @@ class Settings(BaseSettings):
     """Python interpreter that runs trainers and jobs."""
     stop_trainers: bool = False
     """Stop trainers with the daemon, after a checkpoint, instead of leaving them running."""
-    max_body_bytes: int = Field(default=1 << 20, ge=1024)
+    max_body_bytes: int = Field(default=1_000_000, ge=1_000)
     """Maximum size of a request body, in bytes."""
     tick_seconds: float = Field(default=0.25, gt=0, le=60)
     """Interval of the supervisor's passes, in seconds."""
@@ -50,7 +50,7 @@ class Settings(BaseSettings):
     """Minimum silence, in seconds, before a run counts as stalled."""
     keep_jobs_days: float = Field(default=30.0, ge=1)
     """Retention of ended jobs, commands and unused corpora, in days."""
-    token_cache_bytes: int = Field(default=200 << 30, ge=0)
+    token_cache_bytes: int = Field(default=200_000_000_000, ge=0)
     """Maximum total size of the token caches, in bytes."""
     log_format: Literal["text", "json"] = "text"
     """Format of log lines on stderr: text or json."""

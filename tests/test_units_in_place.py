@@ -115,6 +115,62 @@ def test_exact_numbers_and_settings_are_written_in_place(line: str) -> None:
     assert not findings(line)
 
 
+def binary_sizes(source: str) -> list[int]:
+    """Lines with a size as a power of two, `4 << 20` or `2**20`, and no comment that says why."""
+    lines = source.splitlines()
+    return [
+        node.lineno
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.BinOp) and _is_binary_size(node)
+        if "#" not in lines[node.lineno - 1] and not _is_explained(lines, node.lineno - 1)
+    ]
+
+
+def _is_binary_size(node: ast.BinOp) -> bool:
+    left, right = node.left, node.right
+    match node.op, left, right:
+        case ast.LShift(), ast.Constant(), ast.Constant(value=int(power)):
+            return power >= 10
+        case ast.Pow(), ast.Constant(value=2), ast.Constant(value=int(power)):
+            return 10 <= power < 31 and power not in (15, 16)  # the range of int16 is no size
+        case ast.Mult(), _, ast.Constant(value=1024):
+            return True
+    return False
+
+
+def _is_explained(lines: list[str], at: int) -> bool:
+    """True if the comment of a group of constants stands above."""
+    while at > 0 and lines[at].strip():
+        at -= 1
+        if lines[at].lstrip().startswith("#"):
+            return True
+        if not re.match(r"[A-Z_]+(, [A-Z_]+)* = ", lines[at]):
+            return False
+    return False
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("MAX_BYTES = 4 << 20", 1), ("SIZE = 64 * 1024 * 1024", 2), ("BLOCK = 2**20", 1),
+        ("f(1 << 20)", 1), ("MAX_BYTES = 4_000_000", 0), ("PAGE = 2**12  # of the kernel", 0),
+        ("# sizes of old files\nA = 2**20\nB = 2**21", 0), ("kind = first << 4", 0),
+    ],
+)  # fmt: skip
+def test_a_size_as_a_power_of_two_is_found(source: str, found: int) -> None:
+    assert len(binary_sizes(source)) == found
+
+
+def test_sizes_are_decimal_or_say_why_not() -> None:
+    files = [p for program in ("trainer", "server") for p in (ROOT / program).rglob("*.py")]
+    found = {
+        str(path.relative_to(ROOT)): lines
+        for path in files
+        if (lines := binary_sizes(path.read_text(encoding="utf-8")))
+    }
+    assert found == {}
+
+
 def test_the_page_formats_quantities_in_one_module() -> None:
     web = ROOT / "server" / "web"
     files = [p for p in web.rglob("*.js") if "vendor" not in p.parts]

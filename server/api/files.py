@@ -17,7 +17,7 @@ from server.api.disconnect import Stalled, send_until_gone
 from server.errors import TraindError
 from server.queries.downloads import Download
 
-CHUNK_BYTES = 256 << 10
+CHUNK_BYTES = 256_000
 STALL_SECONDS = 60.0
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})\Z")
 

@@ -17,7 +17,7 @@ from server.events.hub import Hub, goodbye_frame
 HEARTBEAT_SECONDS = 15.0
 STALL_SECONDS = 20.0
 STOP_SECONDS = 1.0
-SLICE_BYTES = 32 << 10
+SLICE_BYTES = 32_000
 HEADERS = {
     "Cache-Control": "no-store",
     "X-Accel-Buffering": "no",

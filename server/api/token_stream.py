@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MAX_TOKEN_STREAMS = 64
-MAX_LINE_BYTES = 1 << 20
+MAX_LINE_BYTES = 1_000_000
 CONNECT_SECONDS = 0.05  # between connection attempts: a small model is done quickly
 POLL_SECONDS = 0.5  # interval at which the end of the job is checked
 

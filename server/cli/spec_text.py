@@ -11,7 +11,7 @@ import math
 import re
 from typing import Any
 
-MAX_CHARS = 4 << 20
+MAX_CHARS = 4_000_000
 _INTEGER = re.compile(r"[-+]?(?:0|[1-9][0-9_]*)\Z")
 _FLOAT = re.compile(
     r"(?:[-+]?(?:[0-9][0-9_]*)?\.?[0-9_]*(?:[eE][-+]?[0-9]+)|[-+]?(?:[0-9][0-9_]*)?\.[0-9_]+"

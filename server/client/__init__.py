@@ -45,6 +45,7 @@ from server.schemas.runs import ExtendAnswer, RunDetail, RunSummary
 from server.schemas.system import SystemView
 
 ReportFormat = Literal["markdown", "html", "json"]
+READ_BYTES = 1_000_000
 _REPORT_TYPES = {"markdown": "text/markdown", "html": "text/html", "json": "application/json"}
 _METRICS_TYPES = {"csv": "text/csv", "parquet": "application/vnd.apache.parquet"}
 
@@ -338,7 +339,7 @@ class Client:
                 response.read()
                 raise self.wire.refusal(response)
             with to.open("wb") as file:
-                return sum(file.write(chunk) for chunk in response.iter_bytes(1 << 20))
+                return sum(file.write(chunk) for chunk in response.iter_bytes(READ_BYTES))
 
     def evaluate(self, run: str, ask: Mapping[str, Any], key: str | None = None) -> JobView:
         return self.wire.post(_run(run, "evaluations"), JobView, ask, key=key)

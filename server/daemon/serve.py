@@ -37,7 +37,7 @@ _OWN_FILES = (
 )  # fmt: skip
 KEEP_ALIVE_SECONDS = 30
 GRACE_SECONDS = 5
-MAX_HEADER_BYTES = 32 << 10
+MAX_HEADER_BYTES = 32_000
 BACKLOG = 256
 
 log = logging.getLogger("traind")

@@ -23,8 +23,8 @@ from server.settings import Settings
 from trainer.contract import failpoint, units
 from trainer.contract.rundir import DataDir
 
-WAL_CHECKPOINT_BYTES = 32 << 20
-WAL_MAX_BYTES = 1 << 30
+WAL_CHECKPOINT_BYTES = 32_000_000
+WAL_MAX_BYTES = 1_000_000_000
 
 
 _File = tuple[int, int, int]

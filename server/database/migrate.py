@@ -18,7 +18,7 @@ from trainer.contract import failpoint
 from trainer.contract.rundir import DataDir
 
 # A corrupt page of a larger file is found when it is read: a full check would delay every start.
-QUICK_CHECK_BYTES = 128 << 20
+QUICK_CHECK_BYTES = 128_000_000
 NETWORK_FILE_SYSTEMS = frozenset(
     {
         "nfs", "nfs3", "nfs4", "cifs", "smbfs", "smb3", "afs", "afpfs", "webdav", "davfs",

@@ -23,8 +23,10 @@ from trainer.contract import failpoint
 
 BUSY_SECONDS = 5.0
 READERS = 8
+# SQLite takes a negative cache_size in KiB
 _WRITER_CACHE_KIB = 1_024  # a transaction of the ingestion changes a fraction of it
 _READER_CACHE_KIB = 512
+_KEPT_WAL_BYTES = 16_000_000
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def _pragmas(library: Library, role: str) -> list[str]:
         f"journal_mode={library.journal_mode}",
         "synchronous=FULL",
         f"cache_size=-{_WRITER_CACHE_KIB}",
-        "journal_size_limit=16777216",
+        f"journal_size_limit={_KEPT_WAL_BYTES}",
     ]
 
 

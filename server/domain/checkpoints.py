@@ -20,7 +20,7 @@ from trainer.contract import holds
 from trainer.contract.rundir import RunDir, parse_checkpoint_name, remove_checkpoint
 
 MANIFEST = "manifest.json"
-MAX_MANIFEST_BYTES = 4 << 20
+MAX_MANIFEST_BYTES = 4_000_000
 _TRASH = ".removing-"  # the same as the trainer, so that each sweeps after the other
 
 

@@ -27,7 +27,7 @@ MAX_OBJECTS = 20_000  # lists and objects on one level
 MAX_INTEGER = 2**63
 HALF_PAIR = "text holds half a surrogate pair (\\ud800 to \\udfff)"
 READ_SECONDS = 30.0
-ALL_BODIES_BYTES = 64 << 20  # held at once, over all requests
+ALL_BODIES_BYTES = 64_000_000  # held at once, over all requests
 
 
 class RequestTimeout(TraindError):

@@ -16,7 +16,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 REQUEST_SECONDS = 30.0  # from the connection, or the last answer, to the end of the next headers
 WRITE_SECONDS = 60.0  # for a full buffer to drain, which a slow line does and a dead client not
 STREAM_SECONDS = 60.0  # an answer of this age makes room when all connections are answering
-MAX_CONNECTIONS = 1024
+MAX_CONNECTIONS = 1_000
 WANTED_FILES = 8192
 
 

@@ -24,7 +24,7 @@ WSL_GPU = Path("/dev/dxg")
 KEPT_VARIABLES = frozenset({"TRAIND_FAIL"})
 CPU_JOB_NICENESS = 10
 LOG_TAIL_LINES = 30
-LOG_TAIL_BYTES = 16 << 10
+LOG_TAIL_BYTES = 16_000
 OUT_OF_FILES = (errno.EMFILE, errno.ENFILE)
 _PROC = Path("/proc")
 

@@ -39,6 +39,7 @@ class Xid:
         return f"Xid {self.number} ({self.meaning}){where}"
 
 
+KIB = 1_024  # what the kernel calls kB
 _ADVICE = {
     XidAction.restart: "Restarting the trainer is enough; if it comes back, test the card.",
     XidAction.reset: "Reset the GPU (nvidia-smi -r) or reboot the machine, then resume.",
@@ -140,11 +141,11 @@ def oom_sentence(kernel_lines: Iterable[str], pid: int) -> str:
     limit: int | None = None
     for line in kernel_lines:
         if found := _OOM_LIMIT_LINE.search(line):
-            limit = int(found["limit"]) << 10
+            limit = int(found["limit"]) * KIB
         elif (named := _OOM_LINE.search(line)) and int(named["pid"]) == pid:
             held = _OOM_HELD.search(line)
             if held is not None:
-                return _sizes(("limit", limit), ("it held", int(held["held"]) << 10))
+                return _sizes(("limit", limit), ("it held", int(held["held"]) * KIB))
     return ""
 
 

@@ -14,7 +14,7 @@ from server.errors import NotFound
 from trainer.contract.rundir import DataDir, rank_log
 from trainer.contract.text import log_line
 
-MAX_BYTES = 4 << 20
+MAX_BYTES = 4_000_000
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from server.scheduling.hours import OpenStretch, Price
 
 REFRESH_SECONDS = 900.0
 TIMEOUT_SECONDS = 10.0
-MAX_BYTES = 4 << 20
+MAX_BYTES = 4_000_000
 
 log = logging.getLogger("traind.scheduling")
 

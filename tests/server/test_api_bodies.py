@@ -245,7 +245,7 @@ def test_f47_every_number_may_be_the_least_or_the_most(asgi: Asgi) -> None:
 # --- many keys, many values ----------------------------------------------------------------------
 
 MANY = {
-    "unknown keys": json.dumps({f"key_{n}": n for n in range(95_000)}).encode()[:1_000_000],
+    "unknown keys": json.dumps({f"key_{n}": n for n in range(95_000)}).encode()[:990_000],
     "unknown keys that are few enough": json.dumps({f"key_{n}": n for n in range(3_900)}).encode(),
     "near the known ones": json.dumps({f"horizo{n}": 1 for n in range(3_900)}).encode(),
     "objects in a list": b'{"notify": [' + b",".join([b'{"a":1}'] * 90_000) + b"]}",

@@ -25,7 +25,7 @@ from trainer.checkpoint import store
 from trainer.checkpoint.host_buffers import HostBuffers
 from trainer.checkpoint.store import FileEntry, Manifest, Snapshot
 
-PIECE_BYTES = 16 << 20
+PIECE_BYTES = 16_000_000
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ _NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-_CHUNK_BYTES = 8 << 20
+_CHUNK_BYTES = 8_000_000
 
 
 def write(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, str]:

@@ -34,6 +34,7 @@ from trainer.contract.rundir import (
 )
 
 MODEL, OPTIMIZER, STATE, MANIFEST = CHECKPOINT_FILES
+READ_BYTES = 4_000_000
 _TEMP = ".writing-"
 _TRASH = ".removing-"
 _SEAL = b',\n "seal": "'
@@ -231,7 +232,7 @@ def _verify_file(path: Path, entry: FileEntry) -> None:
             raise Bad(f"{path.name}: {size:,} bytes, {entry.bytes:,} were written")
         digest = hashlib.sha256()
         with path.open("rb") as file:
-            while chunk := file.read(4 << 20):
+            while chunk := file.read(READ_BYTES):
                 digest.update(chunk)
     except OSError as error:
         _require_about_the_file(error)

@@ -11,10 +11,10 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter
 
 SERVE_SOCKET = "serve.sock"  # in the job's directory
-MAX_ORDER_BYTES = 8 << 20  # longest line: the largest request body of the API, escaped
-MAX_REPLY_BYTES = 4 << 20
+MAX_ORDER_BYTES = 8_000_000  # longest line: the largest request body of the API, escaped
+MAX_REPLY_BYTES = 4_000_000
 MAX_CHOICES = 128
-MAX_PROMPT_CHARACTERS = 1 << 20
+MAX_PROMPT_CHARACTERS = 1_000_000
 MAX_TOKENS = 32_768
 
 TokenId = Annotated[int, Field(ge=0, lt=2**31, strict=True)]

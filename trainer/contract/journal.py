@@ -24,7 +24,8 @@ from trainer.contract.rundir import is_at
 
 VERSION = 1
 READABLE_VERSIONS = (1,)
-MAX_LINE_BYTES = 4 << 20
+READ_BYTES = 1_000_000
+MAX_LINE_BYTES = 4_200_000  # no less: journals of 0.1 hold records of up to 4,194,304
 _CRC_TAIL = len(',"crc":"00000000"}')
 
 
@@ -177,7 +178,7 @@ def verify_prefix(path: Path, owner: tuple[str, int, str], offset: int, next_seq
     """
     reader, at = JournalReader(path), (0, 0)
     while at[0] < offset:
-        batch = reader.read(*at, max_bytes=min(1 << 20, offset - at[0]))
+        batch = reader.read(*at, max_bytes=min(READ_BYTES, offset - at[0]))
         if batch.problem or batch.offset == at[0]:
             return False
         at = (batch.offset, batch.next_seq)
@@ -208,7 +209,7 @@ class JournalReader:
         self.inode = inode
         self.header: JournalHeader | None = None
 
-    def read(self, offset: int = 0, next_seq: int = 0, max_bytes: int = 1 << 20) -> JournalBatch:
+    def read(self, offset: int = 0, next_seq: int = 0, max_bytes: int = READ_BYTES) -> JournalBatch:
         """Whole valid records from the cursor on; (0, 0) is the beginning of the file.
 
         A missing file gives an empty batch if nothing was read before, otherwise a problem.

@@ -25,7 +25,9 @@ from trainer.data.progress import ReportProgress
 
 LAYOUT = 2  # increment when the same sources would give other shards
 BLOCK_DOCUMENTS = 50_000
-BLOCK_BYTES = 64 << 20
+# sizes that decide which text a shard holds: another value is another LAYOUT
+BLOCK_BYTES = 64 * 2**20
+MAX_SHARD_CHARS, MIN_SHARD_CHARS = 128 * 2**20, 256 * 2**10
 SHUFFLE_SEED = 1337
 VAL_EVERY = 20
 MIN_CHARS = 1000
@@ -88,7 +90,7 @@ def _write_shards(sources: Sources, work: Path, progress: ReportProgress) -> str
     """Train shards and val.parquet; returns the sha256 of all text in order."""
     digest = hashlib.sha256(f"layout {LAYOUT}".encode())
     total = sources.total_bytes() or 1
-    shard_chars = min(128 << 20, max(256 << 10, total // 4))
+    shard_chars = min(MAX_SHARD_CHARS, max(MIN_SHARD_CHARS, total // 4))
     train = ShardWriter(work, shard_chars)
     val = TextWriter(work / "val.parquet")
     for block in _shuffled_blocks(sources, _showing(sources, total, progress)):

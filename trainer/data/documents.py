@@ -23,8 +23,8 @@ from trainer.data.skipped import Account
 
 BUILTIN_CHARS = 800  # about one row of the demo's 256 tokens
 TEXT_CHARS = 6000  # about one row of 2,048 tokens
-READ_BYTES = 4 << 20
-MAX_LINE_BYTES = 256 << 20
+READ_BYTES = 4_000_000
+MAX_LINE_BYTES = 256_000_000
 SHOWN_KEYS = 20
 _NOT_BUILTIN = {"test", "tests", "site-packages", "__pycache__", "idle_test", "lib2to3"}
 _JSONL = (".jsonl", ".ndjson")

@@ -16,7 +16,7 @@ from typing import Any
 
 from trainer.data.errors import DataError
 
-MAX_PICKLE_BYTES = 64 << 20
+MAX_PICKLE_BYTES = 64_000_000
 MAX_OPCODES = 8_000_000
 _ENCODING = ("tiktoken.core", "Encoding")
 _STRUCTURE = {"PROTO", "FRAME", "STOP", "MARK", "BUILD", "NEWOBJ", "GLOBAL", "STACK_GLOBAL"}

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-READ_BYTES = 4 << 20
+READ_BYTES = 4_000_000
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 

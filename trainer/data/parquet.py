@@ -14,8 +14,8 @@ from trainer.data.errors import DataError, reason
 
 TEXT_COLUMN = "text"
 ROW_GROUP_DOCUMENTS = 1000
-ROW_GROUP_CHARS = 32 << 20
-BATCH_BYTES = 32 << 20  # bytes of text in memory at once while a row group is read
+ROW_GROUP_CHARS = 32 * 2**20  # decides the layout of a shard: copying.LAYOUT
+BATCH_BYTES = 32_000_000  # bytes of text in memory at once while a row group is read
 _BATCH_ROWS = 8192
 
 

@@ -23,7 +23,7 @@ from trainer.data.tokenizer import Tokenizer
 
 MAGIC = b"TRNDTOKS"
 VERSION = 1
-HEADER_BYTES = 4096
+HEADER_BYTES = 4_096  # a page: the mapped tokens after it are aligned
 _FIXED = struct.Struct("<8sII32s")  # magic, version, length of the JSON, its sha256
 
 

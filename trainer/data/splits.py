@@ -24,7 +24,7 @@ BY_NAME = "splits by name: {train} trains, {validation} validates"
 _SHARDED = re.compile(r"^(?P<split>.+?)-\d{3,}-of-\d{3,}\b")
 _LISTED = 12  # names listed in an error
 EVERY_CONFIG = "*"
-MAX_CARD_CHARS = 1 << 20
+MAX_CARD_CHARS = 1_000_000
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from trainer.data.errors import DataError, reason
 
 SUFFIXES = frozenset({".gz", ".zst", ".zstd", ".bz2", ".xz", ".lz4"})
 SAMPLE_BYTES = 8192
-BUFFER_BYTES = 1 << 20
+BUFFER_BYTES = 1_000_000
 MAX_UNASSIGNED = 0.05
 MAX_STRANGE = 0.3  # of a sample's characters; Latin-1 prose stays far below
 _STRANGE = re.compile(r"[\x00-\x07\x0b\x0e-\x1a\x1c-\x1f\x7f\ufffd]")

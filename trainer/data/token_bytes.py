@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 TokenBytes = Literal["raw", "decoded"]
 FILE_NAME = "token_bytes.pt"
-MAX_FILE_BYTES = 64 << 20
+MAX_FILE_BYTES = 64_000_000
 
 
 def table(tokenizer: Tokenizer, kind: TokenBytes = "raw") -> np.ndarray:

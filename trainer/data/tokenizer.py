@@ -33,7 +33,7 @@ SPLIT_PATTERN = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*"
     r"|\s*[\r\n]|\s+(?!\S)|\s+"
 )
-MAX_FILE_BYTES = 64 << 20
+MAX_FILE_BYTES = 64_000_000
 MAX_VOCAB = 1_000_000
 MAX_TOKEN_BYTES = 65_536
 TRAIN_CHARS_PER_DOCUMENT = 10_000
@@ -62,7 +62,7 @@ class Tokenizer:
     @property
     def dtype(self) -> type[np.uint16] | type[np.uint32]:
         """The narrowest type that holds every id."""
-        return np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
+        return np.uint16 if self.vocab_size <= 2**16 else np.uint32
 
     def special_id(self, name: str) -> int:
         return len(self.tokens) + self.special_tokens.index(name)

@@ -22,9 +22,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from trainer.contract.recipe import RECIPES, RecipeName
 from trainer.data.errors import reason
 
-MAX_CONFIG_BYTES = 1 << 20
-MAX_DATA_BYTES = 512 << 20
-MAX_LINE_BYTES = 4 << 20
+MAX_CONFIG_BYTES = 1_000_000
+MAX_DATA_BYTES = 500_000_000
+MAX_LINE_BYTES = 4_000_000
 MAX_TASKS = 1000
 MAX_ITEMS = 1_000_000
 RECORD = "traind-bundle.json"  # written by fetch: the sha256 of each file

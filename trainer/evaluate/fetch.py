@@ -30,11 +30,11 @@ from trainer.evaluate.core_bundle import RECORD, BundleError, load_bundle
 
 # nanochat's public bundle: the constant EVAL_BUNDLE_URL of its scripts/base_eval.py
 CORE_URL = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"
-MAX_ARCHIVE_BYTES = 2 << 30
-MAX_UNPACKED_BYTES = 8 << 30
+MAX_ARCHIVE_BYTES = 2_000_000_000
+MAX_UNPACKED_BYTES = 8_000_000_000
 MAX_FILES = 10_000
-MAX_DIRECTORY_BYTES = 16 << 20  # of the archive's own list of files, which is read at once
-CHUNK_BYTES = 1 << 20
+MAX_DIRECTORY_BYTES = 16_000_000  # of the archive's own list of files, which is read at once
+CHUNK_BYTES = 1_000_000
 TIMEOUT_SECONDS = 60.0
 
 ReportBytes = Callable[[int, int | None], None]

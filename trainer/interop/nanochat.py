@@ -39,7 +39,7 @@ Precision = Literal["auto", "bf16", "fp32", "fp16", "fp8"]
 COMPILED_PREFIX = "_orig_mod."
 BETWEEN = "between two generations"
 OUR_KEY = "traind"  # in an exported meta file: data without a field in nanochat
-MAX_LOG_BYTES = 4 << 20
+MAX_LOG_BYTES = 4_000_000
 LOGGED_DTYPE = re.compile(r"^COMPUTE_DTYPE: torch\.(float32|bfloat16|float16)\b", re.MULTILINE)
 LOGGED: dict[str, Precision] = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 

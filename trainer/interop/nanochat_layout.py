@@ -29,7 +29,7 @@ NOTHING = (
 )
 MAX_DEPTH = 5
 MAX_ENTRIES = 50_000
-MAX_JSON_BYTES = 1 << 20
+MAX_JSON_BYTES = 1_000_000
 
 
 @dataclass(frozen=True)

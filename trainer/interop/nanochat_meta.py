@@ -14,7 +14,7 @@ from trainer.contract.shape import ModelShape
 from trainer.interop import torchfile
 from trainer.interop.errors import InteropError
 
-MAX_META_BYTES = 1 << 20
+MAX_META_BYTES = 1_000_000
 # written by nanochat if it never evaluated; every other constant that is not JSON is an error
 UNMEASURED = re.compile(rb'("min_val_bpb":\s*)Infinity')
 Count = Annotated[int, Field(ge=1, le=10**9)]

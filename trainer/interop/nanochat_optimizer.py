@@ -23,7 +23,7 @@ from trainer.interop.torchfile import checked, compare_keys
 from trainer.model import parameters
 from trainer.optim.optimizer import ADAMW_STEP
 
-SLACK_BYTES = 4 << 20  # of an archive: index, alignment
+SLACK_BYTES = 4_000_000  # of an archive: index, alignment
 TABLE_DTYPES = (torch.float32, torch.bfloat16)
 BETA2, NS_STEPS, EPS = 0.9, 5, 1e-10
 MAX_WORLD = 4096

@@ -13,8 +13,8 @@ import ctypes.util
 M_TRIM_THRESHOLD = -1
 M_TOP_PAD = -2
 M_MMAP_MAX = -4
-KEEP_BYTES = 1 << 30
-TOP_PAD_BYTES = 64 << 20
+KEEP_BYTES = 1_000_000_000
+TOP_PAD_BYTES = 64_000_000
 
 
 def keep_freed_memory() -> bool:

@@ -17,7 +17,7 @@ from trainer.contract.rundir import INBOX, LOCK, OUTBOX, acquire, identify
 from trainer.runtime.control import Control
 from trainer.runtime.reporter import Reporter
 
-LOCK_BYTES = 1024
+LOCK_BYTES = 1024  # no less: the padding covers what an earlier holder wrote
 
 
 @dataclass

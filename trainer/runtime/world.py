@@ -32,8 +32,9 @@ WORDS_TIMEOUT = timedelta(days=30)
 TENSORS_TIMEOUT_SECONDS = 600.0
 TIMEOUT = "TRAIND_RANKS_TIMEOUT_SECONDS"  # another one, for tests
 LEAVE_SECONDS = 10.0  # at the end of an attempt, for ranks that have already exited
-CHUNK = 1 << 24  # elements summed at once: 64 MB of float32
-LARGE = 1 << 19  # elements from which copying costs more than a separate message
+# powers of two: the exchange splits them among ranks, whose parts stay aligned
+CHUNK = 2**24  # elements summed at once: 67 MB of float32
+LARGE = 2**19  # elements from which copying costs more than a separate message
 
 
 class WorldMismatch(Exception):

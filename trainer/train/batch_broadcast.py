@@ -86,7 +86,7 @@ class BatchBroadcast:
 
     def block(self, accumulation: int) -> Tensor:
         """Buffer of a broadcast: a flag that rank 0 has data, and `accumulation` micro-batches."""
-        fits = self.shifted and self.vocab_size <= 1 << 15
+        fits = self.shifted and self.vocab_size <= 2**15
         dtype = torch.int16 if fits else torch.int32
         return torch.zeros(1 + accumulation * self._tokens, dtype=dtype)
 

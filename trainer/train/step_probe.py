@@ -95,7 +95,7 @@ def peak_memory(device: torch.device) -> int:
     """Peak memory in bytes: the CUDA allocator's, or the process's resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)
-    unit = 1 if sys.platform == "darwin" else 1024
+    unit = 1 if sys.platform == "darwin" else 1024  # Linux counts in KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 

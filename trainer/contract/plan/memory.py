@@ -20,7 +20,7 @@ CHUNK_TOKENS = {"cpu": 256, "mps": 256, "cuda": 4096}
 # fp8, what a compiled block keeps for its backward pass is known for some shapes only.
 COUNTED_ERROR, ESTIMATE_ERROR = 1.05, 1.25
 NEAR_THE_LIMIT = 0.9
-EXCHANGED_AT_ONCE = 64 << 20  # bytes: runtime/world.py
+EXCHANGED_AT_ONCE = 4 * 2**24  # bytes: CHUNK elements of runtime/world.py in float32
 CUBLAS_WORKSPACES = 60_000_000  # of two threads; 8 MB each on Ada, 32 MB on Hopper
 
 
