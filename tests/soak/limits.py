@@ -64,7 +64,7 @@ def control(seed: int) -> Counts:
             ):  # fmt: skip
                 _ask_edges(asgi, counts, [("horizon.flops", 1e30)])
             with patch.object(bodies, "MAX_KEYS", 10**9):
-                _ask_many(asgi, counts, _unknown_keys(80_000))
+                _ask_many(asgi, counts, _unknown_keys(75_000))
             with patch.object(Connection, "_least_useful", lambda self: self):
                 _sockets(asgi, counts)
             with patch.object(torch_archive, "_check_opcodes", lambda content: None):
@@ -107,7 +107,7 @@ def _bodies(asgi: Asgi, counts: Counts, draw: random.Random) -> None:
 
 
 def _unknown_keys(number: int) -> bytes:
-    return json.dumps({f"k{n}": 1 for n in range(number)}).encode()[: 1 << 20]
+    return json.dumps({f"k{n}": 1 for n in range(number)}).encode()[:1_000_000]
 
 
 def _ask_many(asgi: Asgi, counts: Counts, content: bytes) -> None:
