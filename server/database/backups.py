@@ -12,13 +12,13 @@ from trainer.contract.durable import put_in_place
 from trainer.contract.rundir import DataDir
 
 KEPT = 7
-LEFT_SECONDS = 3_600.0  # a temporary file as old as this has no writer any more
+LEFT_SECONDS = 3_600.0  # an older temporary file no longer has a writer
 _PAGES_AT_A_TIME = 2_000
-_CACHE = "PRAGMA cache_size=-256"  # KiB: each page is read once, and the daemon's memory is small
+_CACHE = "PRAGMA cache_size=-256"  # KiB; each page is read once, so a larger cache saves nothing
 
 
 def make(library: Library, paths: DataDir) -> Path:
-    """Back up, verify, name, and let the oldest ones go. Raises OSError, or the library's Error."""
+    """Make a verified backup and delete the oldest. Raises OSError, or the library's Error."""
     paths.backups.mkdir(parents=True, exist_ok=True)
     sweep(paths)
     final = _free_name(paths.backups)
@@ -33,7 +33,7 @@ def make(library: Library, paths: DataDir) -> Path:
             source.backup(target, pages=_PAGES_AT_A_TIME)
         found = problems(library, temp, thorough=True, is_backup=True)
         if found:
-            raise OSError(f"the backup did not verify: {found[0]}")
+            raise OSError(f"the backup fails its integrity check: {found[0]}")
         put_in_place(temp, final)
     finally:
         for left in (temp, Path(f"{temp}-wal"), Path(f"{temp}-shm"), Path(f"{temp}-journal")):
@@ -44,7 +44,7 @@ def make(library: Library, paths: DataDir) -> Path:
 
 
 def sweep(paths: DataDir) -> None:
-    """Remove what killed backups left; one under way elsewhere would still be written to."""
+    """Delete temporary files of killed backups; a recent one may belong to a running backup."""
     for left in paths.backups.glob("*.tmp*"):
         with suppress(OSError):
             if time.time() - left.stat().st_mtime > LEFT_SECONDS:
@@ -56,7 +56,7 @@ def newest_first(paths: DataDir) -> list[Path]:
 
 
 def newest_good(library: Library, paths: DataDir) -> Path | None:
-    """The newest backup that still verifies."""
+    """The newest backup that passes the integrity check."""
     return next(
         (b for b in newest_first(paths) if not problems(library, b, thorough=True, is_backup=True)),
         None,
@@ -64,9 +64,9 @@ def newest_good(library: Library, paths: DataDir) -> Path | None:
 
 
 def problems(library: Library, path: Path, *, thorough: bool, is_backup: bool = False) -> list[str]:
-    """Problems that SQLite's integrity check finds in a database file; empty when whole.
+    """Problems that SQLite's integrity check finds in a database file; empty if intact.
 
-    is_backup: nobody writes to it, so it is read without a WAL and index beside it.
+    is_backup: the file has no writer, so it is opened as immutable, without WAL and index files.
     """
     uri = _uri(path, "ro") + ("&immutable=1" if is_backup else "")
     check = "integrity_check" if thorough else "quick_check"
@@ -85,7 +85,7 @@ def _uri(path: Path, mode: str) -> str:
 
 
 def _free_name(directory: Path) -> Path:
-    """Sorts after every earlier one, also within one second, when older ones are gone already."""
+    """File name that sorts after all earlier backups, also within one second."""
     stamp = units.stamp()
     same = sorted(directory.glob(f"traind-{stamp}-*.db"))
     number = int(same[-1].stem.rpartition("-")[2]) + 1 if same else 0

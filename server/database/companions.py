@@ -1,9 +1,9 @@
-"""WAL and shared-memory files: detects when they are deleted, replaced or cut under the open
+"""Detects that the WAL or shared-memory file is deleted, replaced or truncated under an open
 database.
 
-SQLite continues to write into deleted files, and what it acknowledges then is lost at the next
-start. A connection of this module keeps both files in being for as long as the database is open;
-without it SQLite itself would remove them whenever the last pooled connection closed.
+SQLite keeps writing to deleted files, and those commits are lost at the next start. A connection
+held here keeps both files in place while the database is open; otherwise SQLite would remove them
+whenever the last pooled connection closes.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ RESCUE_SECONDS = 2.0
 
 WAL_HEADER_BYTES, FRAME_HEADER_BYTES = 32, 24
 _MAGIC = (b"\x37\x7f\x06\x82", b"\x37\x7f\x06\x83")  # https://sqlite.org/walformat.html
-_NOOP_SINCE = (3, 51, 0)  # before, wal_checkpoint(NOOP) was taken for a checkpoint
+_NOOP_SINCE = (3, 51, 0)  # earlier versions checkpoint on wal_checkpoint(NOOP)
 
 _Identity = tuple[int, int]
 
 
 class Companions:
-    """The files beside one open database."""
+    """The WAL and shared-memory files of one open database."""
 
     def __init__(self, library: Library, database: Path) -> None:
         self._database = database
@@ -43,14 +43,14 @@ class Companions:
         }
 
     def missing(self) -> Path | None:
-        """The first file that is not the one that was opened; None while all are there."""
+        """Path of a file that was deleted or replaced after opening; None if there is none."""
         for suffix, known in self._known.items():
             if _identity(self._database, suffix) != known:
                 return Path(f"{self._database}{suffix}")
         return None
 
     def cut(self) -> Path | None:
-        """The WAL, when it is shorter than what was committed to it or no longer begins as one."""
+        """Path of the WAL if it lacks committed frames or a valid header; None if it is intact."""
         if self._wal is None or self._connection is None:
             return None
         with self._lock, suppress(Exception):
@@ -64,9 +64,9 @@ class Companions:
         return None
 
     def rescue(self) -> bool:
-        """Move what the deleted WAL holds into the database, once: its pages are still open here.
+        """Checkpoint the deleted WAL into the database, once: its pages are still open here.
 
-        False when that is not safe (another WAL with contents lies there) or did not succeed.
+        Returns False if that is unsafe (a new WAL with contents exists) or fails.
         """
         with self._lock:
             if self._rescued or self._connection is None:
@@ -79,7 +79,7 @@ class Companions:
             return self._rescued
 
     def _read_wal_index(self, library: Library) -> tuple[int | None, int]:
-        """An open descriptor of the WAL (SQLite holds no locks on it) and the size of a page."""
+        """Open descriptor of the WAL, on which SQLite holds no locks, and page size in bytes."""
         version = tuple(int(part) for part in library.version.split(".") if part.isdigit())
         if self._connection is None or version < _NOOP_SINCE:
             return None, 0
@@ -91,8 +91,8 @@ class Companions:
 
     def close(self) -> None:
         if self.cut() is not None:
-            # The last connection that closes would move the damaged WAL into the database; this
-            # one never closes, and the next start reads what the WAL still holds.
+            # The last connection to close would checkpoint the damaged WAL into the database. This
+            # one stays open, and the next start reads what remains of the WAL.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._connection))
             return
         if self._wal is not None:
@@ -107,7 +107,7 @@ class Companions:
 
 
 def _open(library: Library, database: Path) -> Any:
-    """A connection that has read once, so that both files are there; None where there is no WAL."""
+    """Open a connection and read once, so that both files exist. None without WAL mode."""
     if library.journal_mode != "WAL":
         return None
     try:

@@ -1,8 +1,8 @@
-"""The database: checks at opening, one writer, many readers, checkpoints of the WAL, backups.
+"""The database: checks at opening, one writer, many readers, WAL checkpoints, backups.
 
-Each writing transaction is BEGIN IMMEDIATE behind one lock in the daemon, so that it waits for its
-turn instead of failing half-way; readers never block it (WAL). The process that ingests writes
-while it is lent the turn; nothing else opens the file.
+Each write transaction is BEGIN IMMEDIATE behind one lock in the daemon, so that it waits instead
+of failing midway; readers never block it (WAL). The ingestion process writes while the daemon
+lends it the lock; no other process opens the file.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _File = tuple[int, int, int]
 
 
 class Database:
-    """One data directory's database. warnings: sentences for the user."""
+    """The database of one data directory. warnings: sentences for the user."""
 
     def __init__(self, paths: DataDir, library: Library, warnings: list[str]) -> None:
         self.paths, self.library, self.warnings = paths, library, warnings
         self._reader = sqlite.make_engine(library, paths.database, role="reader")
         self._writer = sqlite.make_engine(library, paths.database, role="writer")
         self._info: dict[str, Any] = {"paths": paths}
-        self.backup_problem: str | None = None  # why the newest backup could not be made
+        self.backup_problem: str | None = None  # why the last backup failed
         self._companions = Companions(library, paths.database)
         self._cut: Path | None = None
         self._file = _look(paths.database)
@@ -47,7 +47,7 @@ class Database:
 
     @classmethod
     def open(cls, settings: Settings) -> Database:
-        """Check, back up, migrate, open. Raises migrate.Refused with a sentence for a person."""
+        """Check, back up, migrate and open the database. Raises migrate.Refused."""
         paths = settings.paths
         library = sqlite.choose_library()
         migrate.check_place(paths)
@@ -67,12 +67,12 @@ class Database:
         self._info = {**self._info, "paths": paths}
 
     def lend_prices(self, prices: Sequence[Any]) -> None:
-        """Let sessions see what a kWh costs and when, for expected ends and costs."""
+        """Give sessions the prices of electricity, for expected end times and costs."""
         self._info = {**self._info, "prices": prices}
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        """A session that sees one moment and cannot write. Never hold it across a stream."""
+        """A read-only session on one snapshot. Do not hold it while streaming."""
         self._refuse_another_file()
         with (
             sqlite.explained_errors(),
@@ -82,9 +82,9 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Session]:
-        """A session under BEGIN IMMEDIATE: commits at exit, rolls back on an exception.
+        """A write session (BEGIN IMMEDIATE): commits at exit, rolls back on an exception.
 
-        Raises errors.Busy when its turn does not come within five seconds, errors.DiskFull.
+        Raises errors.Busy if the lock is not free within five seconds, errors.DiskFull.
         """
         with self._in_turn():
             self._file = self._refuse_another_file()
@@ -109,7 +109,7 @@ class Database:
         self._notify_listeners()
 
     def on_commit(self, tell: Callable[[], None]) -> None:
-        """Call `tell` after each commit, in the committing thread; it must be quick."""
+        """Call `tell` after each commit, in the committing thread; it must return quickly."""
         self._after_commit.append(tell)
 
     def _notify_listeners(self) -> None:
@@ -125,7 +125,7 @@ class Database:
         finally:
             self._turn.release()
 
-    # --- care -------------------------------------------------------------------------------------
+    # --- maintenance ------------------------------------------------------------------------------
 
     @property
     def wal_bytes(self) -> int:
@@ -140,24 +140,24 @@ class Database:
         return 0
 
     def checkpoint(self) -> bool:
-        """Move the WAL into the database and empty it; False while a reader is in the way."""
+        """Checkpoint and truncate the WAL. Returns False while a reader blocks it."""
         with self._turn:
             return self._checkpoint()
 
     def backup(self) -> Path:
-        """A verified copy under backups/, made while others continue. Raises OSError."""
+        """Make a verified backup under backups/ without blocking writers. Raises OSError."""
         return backups.make(self.library, self.paths)
 
     def backups(self) -> list[Path]:
         return backups.newest_first(self.paths)
 
     def integrity_check(self) -> list[str]:
-        """Problems of the database file; empty when it is whole. Reads all of it."""
+        """Problems of the database file; empty if intact. Reads the whole file."""
         return backups.problems(self.library, self.paths.database, thorough=True)
 
     def close(self) -> None:
         if self._companions.cut() is not None:
-            self._companions.close()  # before the others: this one then stays
+            self._companions.close()  # first, so that it is not the last to close
         self._reader.dispose()
         with suppress(Exception):
             self._refuse_cut_wal()
@@ -166,16 +166,17 @@ class Database:
         self._companions.close()
 
     def _refuse_another_file(self) -> _File:
-        """The file as it is now. One that was deleted or replaced while it was open still takes
-        what is written, and loses all of it; it grows and never shrinks, so a cut one is noticed
-        too. Nothing is written into it then: the journals keep what comes."""
+        """Stat the database file. Raises StorageBroken if it was deleted, replaced or truncated.
+
+        SQLite would keep writing to a deleted file, and lose it all. An intact file never shrinks.
+        While writing is refused, the journals keep new records."""
         was, now = self._file, _look(self.paths.database)
         if now[:2] != was[:2] or now[2] < was[2]:
             raise errors.StorageBroken(
                 f"{self.paths.database} was deleted, replaced or truncated while it was open; "
                 "the daemon no longer writes to it.",
                 hint="Move the file back, or restore a backup, and restart the daemon; "
-                "`traind rebuild` recreates the reports from the journals of the trainers.",
+                "`traind rebuild` recreates the database from the run directories.",
                 headers={"Retry-After": "30"},
             )
         lock.require(self.paths.root)
@@ -189,27 +190,27 @@ class Database:
             return
         saved = self._companions.rescue()
         raise errors.StorageBroken(
-            f"{missing} was deleted or replaced while the database was open; nothing is written "
-            "any more. "
+            f"{missing} was deleted or replaced while the database was open; the daemon no "
+            "longer writes to it. "
             + (
-                "Everything acknowledged is in the database."
+                "All acknowledged changes are in the database."
                 if saved
                 else "It could not be "
-                "saved: what was acknowledged since the last backup may be missing."
+                "saved: changes acknowledged since the last backup may be missing."
             ),
-            hint="Restart the daemon, and leave the files beside the database alone.",
+            hint="Restart the daemon, and leave the database's -wal and -shm files in place.",
             headers={"Retry-After": "30"},
         )
 
     def _refuse_cut_wal(self) -> None:
-        """Nothing may be moved from it into the database either: those pages would be garbage."""
+        """Raises StorageBroken if the WAL was truncated; its pages must not be checkpointed."""
         self._cut = self._cut or self._companions.cut()
         if self._cut is not None:
             raise errors.StorageBroken(
                 f"{self._cut} was truncated or overwritten while the database was open; "
                 "the daemon no longer writes to it.",
-                hint="Restart the daemon; where it refuses, put a backup back with `traind "
-                "restore`, which reads what came after it from the runs' directories.",
+                hint="Restart the daemon; if it does not start, run `traind restore`, which "
+                "restores a backup and then reads newer records from the run directories.",
                 headers={"Retry-After": "30"},
             )
 
@@ -227,7 +228,7 @@ class Database:
             raw.close()
 
     def _bound_wal(self) -> None:
-        """A reader that never ends keeps the WAL from being reset: say so before the disk does."""
+        """Checkpoint a large WAL. Raises Busy if a long read blocks that and the WAL is too big."""
         size = self.wal_bytes
         if size < WAL_CHECKPOINT_BYTES:
             return
@@ -235,13 +236,13 @@ class Database:
             moved = self._checkpoint()
         if not moved and size > WAL_MAX_BYTES:
             raise sqlite.busy(
-                f"another program has been reading the database for so long that its log grew to "
+                f"another program keeps a read transaction open, and the WAL has grown to "
                 f"{units.num_bytes(size)}; close that program"
             )
 
 
 def _look(path: Path) -> _File:
-    """Device, inode and size of the file at `path`; zeros when there is none."""
+    """Device, inode and size of the file at `path`; zeros if there is none."""
     try:
         found = path.stat()
     except OSError:

@@ -1,4 +1,4 @@
-"""Checks before the database is opened (file system, integrity, schema version), then its migration
+"""Checks file system, integrity and schema version before the database is opened, and migrates it
 in one transaction after a verified backup.
 """
 
@@ -17,7 +17,7 @@ from server.database.sqlite import Library
 from trainer.contract import failpoint
 from trainer.contract.rundir import DataDir
 
-# A corrupt page of a larger file is found when it is read: a full check would delay every start.
+# Larger files are not checked at every start; a corrupt page is detected when it is read.
 QUICK_CHECK_BYTES = 128_000_000
 NETWORK_FILE_SYSTEMS = frozenset(
     {
@@ -30,12 +30,12 @@ NETWORK_FILE_SYSTEMS = frozenset(
 
 
 class Refused(Exception):
-    """The database cannot be opened; the message says why and what to do."""
+    """The database cannot be opened; the message has the cause and the remedy."""
 
 
 @cache
 def version() -> str:
-    """Of this package; read once, since the installed metadata is a file to be parsed."""
+    """Version of this package, cached because it is parsed from the installed metadata."""
     try:
         return metadata.version("traind")
     except metadata.PackageNotFoundError:
@@ -46,7 +46,7 @@ def version() -> str:
 
 
 def check_place(paths: DataDir) -> None:
-    """Raises Refused when the data directory cannot be written or lies on a network disk."""
+    """Check the data directory. Raises Refused if read-only or on a network file system."""
     try:
         paths.root.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=paths.root, prefix=".writable-"):
@@ -59,8 +59,8 @@ def check_place(paths: DataDir) -> None:
     kind = file_system(paths.database_directory)
     if kind in NETWORK_FILE_SYSTEMS:
         raise Refused(
-            f"The data directory {paths.root} is on a network file system ({kind}), where locks "
-            "cannot be trusted. Choose a local disk with TRAIND_DATA_DIR or --data-dir; for a "
+            f"The data directory {paths.root} is on a network file system ({kind}), where file "
+            "locks are unreliable. Choose a local disk with TRAIND_DATA_DIR or --data-dir; for a "
             f"cluster, make {paths.root}/database a link to a directory on a local disk."
         )
 
@@ -80,7 +80,7 @@ def file_system(path: Path, mounts: list[tuple[str, str]] | None = None) -> str 
 
 
 def check_file(library: Library, paths: DataDir) -> None:
-    """Raises Refused for a corrupt database or one written by a newer traind."""
+    """Check the database file. Raises Refused if corrupt or written by a newer traind."""
     path = paths.database
     if not path.exists() or path.stat().st_size == 0:
         return
@@ -103,8 +103,8 @@ def check_file(library: Library, paths: DataDir) -> None:
 
 
 def check_backup(library: Library, backup: Path) -> None:
-    """Raises Refused for a file that must not take the database's place: of another program, or of
-    a newer traind."""
+    """Check a backup before a restore. Raises Refused for a file of another program or of a newer
+    traind."""
     revision, written_by = _stamp(library, backup.absolute(), "&immutable=1")
     if revision is None:
         raise Refused(f"{backup} is not a traind database. Choose another backup.")
@@ -117,7 +117,7 @@ def check_backup(library: Library, backup: Path) -> None:
 
 
 def _stamp(library: Library, path: Path, how: str = "") -> tuple[str | None, str | None]:
-    """(schema revision, traind that wrote it) of a database file, None where it does not say."""
+    """(schema revision, traind version that wrote it) of a database file; None if unrecorded."""
     with closing(library.module.connect(f"{path.as_uri()}?mode=ro{how}", uri=True)) as connection:
         connection.execute("PRAGMA busy_timeout=5000")
         names = {row[0] for row in connection.execute("SELECT name FROM sqlite_master")}
@@ -134,10 +134,10 @@ def _stamp(library: Library, path: Path, how: str = "") -> tuple[str | None, str
 def _corrupt(library: Library, paths: DataDir, said: str) -> str:
     good = backups.newest_good(library, paths)
     way_out = (
-        f"The newest verified backup is {good}: `traind restore` puts it back and reads what was "
-        "trained since then from the runs' directories; `traind rebuild` needs no backup."
+        f"The newest verified backup is {good}: `traind restore` restores it and then reads "
+        "newer records from the run directories; `traind rebuild` needs no backup."
         if good
-        else "There is no verified backup: `traind rebuild` reads everything from the runs' "
+        else "There is no verified backup: `traind rebuild` recreates the database from the run "
         "directories."
     )
     return (
@@ -150,9 +150,9 @@ def _corrupt(library: Library, paths: DataDir, said: str) -> str:
 
 
 def upgrade(library: Library, paths: DataDir) -> None:
-    """Bring the schema to the present one: old or new after any kill, never between.
+    """Migrate the schema to the current revision atomically: a kill leaves the old or the new one.
 
-    A database that has a schema is backed up first. Raises Refused.
+    An existing database is backed up first. Raises Refused.
     """
     path = paths.database
     there = path.exists() and path.stat().st_size > 0
@@ -166,7 +166,7 @@ def upgrade(library: Library, paths: DataDir) -> None:
 
 
 def _run_alembic(library: Library, path: Path) -> None:
-    from alembic import command  # only a start that migrates pays for it
+    from alembic import command  # imported only by a start that migrates
     from alembic.config import Config
 
     engine = sqlite.make_engine(library, path, role="migration")
@@ -186,7 +186,9 @@ def _run_alembic(library: Library, path: Path) -> None:
                 "INSERT OR REPLACE INTO meta (key, value) VALUES ('written_by', ?)", (version(),)
             )
             if connection.exec_driver_sql("PRAGMA foreign_key_check").fetchone():
-                raise Refused("The migration would leave rows that refer to nothing; undone.")
+                raise Refused(
+                    "The migration breaks foreign keys; it was rolled back. Report this bug."
+                )
             failpoint.hit("migrate.commit")
     finally:
         engine.dispose()

@@ -1,8 +1,8 @@
 """Detects a moved or copied data directory and a restored backup.
 
-`data-directory.json` in the data directory and the table `meta` both know the directory's id and
-how often it was opened. A database that was opened less often than the file says was put back from
-a copy; a file that names another directory, still there, was copied with all the rest.
+`data-directory.json` in the data directory and the table `meta` both record the directory's id and
+how often it was opened. A lower count in the database than in the file means a restored copy; a
+file that names another existing directory means a copied directory.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ IDS_PER_TIMELINE = 10**9
 
 
 class Marker(BaseModel):
-    """path, inode: of the directory that wrote it. timeline: how often events began anew.
+    """Contents of `data-directory.json`. path, inode: of the directory that wrote it.
 
-    machine, host: where it was opened last; "" where a machine has no id (a container).
+    timeline: number of restarts of the event ids. machine, host: where it was last opened; "" for
+    a machine without an id (a container).
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -52,9 +53,9 @@ class Marker(BaseModel):
 
 @dataclass(frozen=True)
 class Provenance:
-    """copied_from: the original that is still there. is_restored: the database is older than the
-    directory. moved_from: where the directory was before. from_host: the other machine that opened
-    it last, where the original cannot be looked at."""
+    """Origin of a data directory. copied_from: the original, which still exists. is_restored: the
+    database is older than the directory. moved_from: its previous path. from_host: the other
+    machine that last opened it, whose original cannot be checked."""
 
     copied_from: str | None = None
     moved_from: str | None = None
@@ -79,7 +80,7 @@ def inspect(db: Database, paths: DataDir) -> Provenance:
 
 
 def record(db: Database, paths: DataDir) -> None:
-    """The directory is opened here, once more: first in the database, then in the file."""
+    """Record one more opening of the directory: first in the database, then in the file."""
     marker = read(paths)
     with db.write() as session:
         opened = 1 + max(_number(session, OPENED), marker.opened if marker else 0)
@@ -93,7 +94,7 @@ def record(db: Database, paths: DataDir) -> None:
 
 
 def count(connection: Any, paths: DataDir) -> None:
-    """Count up by a connection of one's own, after a backup was made beside the daemon."""
+    """Increment the count over a separate connection, after a backup beside the daemon."""
     marker = read(paths)
     if marker is None:
         return
@@ -108,10 +109,9 @@ def count(connection: Any, paths: DataDir) -> None:
 
 
 def new_timeline(db: Database, paths: DataDir) -> int:
-    """Let the ids of events continue beyond any that was ever given; the last id before.
+    """Start a new timeline: event ids continue beyond any issued. Returns the last id before it.
 
-    A client that holds the id of an event from after the copy then misses none and takes none for
-    another.
+    A client with an event id from after the copy then neither misses an event nor confuses two.
     """
     marker = read(paths)
     with db.write() as session:
@@ -133,14 +133,14 @@ def new_timeline(db: Database, paths: DataDir) -> int:
 
 
 def read(paths: DataDir) -> Marker | None:
-    """The marker, None when there is none that can be read."""
+    """Read the marker; None if missing or unreadable."""
     with suppress(OSError, ValueError):
         return Marker.model_validate(json.loads((paths.root / FILE).read_bytes()))
     return None
 
 
 def require_ours(library: Library, paths: DataDir, backup: Path) -> None:
-    """Raises Refused for the backup of another data directory."""
+    """Check that a backup belongs to this data directory. Raises Refused if not."""
     marker = read(paths)
     uri = f"{backup.absolute().as_uri()}?mode=ro&immutable=1"
     with closing(library.module.connect(uri, uri=True)) as connection:
@@ -148,13 +148,13 @@ def require_ours(library: Library, paths: DataDir, backup: Path) -> None:
         row = connection.execute(query, (IDENTITY,)).fetchone()
     if marker is not None and row is not None and row[0] != marker.id:
         raise Refused(
-            f"The backup {backup} is of another data directory (id {row[0]}, and {paths.root} has "
+            f"The backup {backup} is of another data directory (id {row[0]}; {paths.root} has "
             f"{marker.id}). Choose another backup."
         )
 
 
 def _original(marker: Marker, paths: DataDir) -> str | None:
-    """The directory this one was copied from, when it is still there and another one."""
+    """Path of the directory this one was copied from, if it still exists; else None."""
     try:
         there = os.stat(marker.path)
     except OSError:
@@ -164,7 +164,7 @@ def _original(marker: Marker, paths: DataDir) -> str | None:
 
 
 def machine_id() -> str:
-    """A name of this machine that says nothing else of it; "" where there is none."""
+    """A hash of the machine's id, which reveals nothing else; "" without an id."""
     with suppress(OSError):
         found = Path("/etc/machine-id").read_text().strip()
         if found and found != "uninitialized":

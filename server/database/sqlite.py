@@ -1,4 +1,4 @@
-"""SQLite by the book: which library, which pragmas, and what its errors mean to a user.
+"""SQLite: choice of the library, engines, pragmas, and its errors in the API's terms.
 
 SQLite 3.7.0 to 3.51.2 can corrupt a database when a WAL is reset while another connection
 commits (fixed in 3.51.3, and in 3.50.7 and 3.44.6). A library with the bug is used without WAL.
@@ -24,7 +24,7 @@ from trainer.contract import failpoint
 BUSY_SECONDS = 5.0
 READERS = 8
 # SQLite takes a negative cache_size in KiB
-_WRITER_CACHE_KIB = 1_024  # a transaction of the ingestion changes a fraction of it
+_WRITER_CACHE_KIB = 1_024  # an ingestion transaction changes a fraction of it
 _READER_CACHE_KIB = 512
 _KEPT_WAL_BYTES = 16_000_000
 
@@ -46,7 +46,7 @@ def choose_library() -> Library:
         module = importlib.import_module("pysqlite3.dbapi2")
         if has_wal_reset_fix(module.sqlite_version_info):
             return Library(module, "pysqlite3", module.sqlite_version, "WAL")
-    module = importlib.import_module("sqlite3")  # only now: each library takes 1 MB of the daemon
+    module = importlib.import_module("sqlite3")  # only now: each one takes 1 MB of memory
     if has_wal_reset_fix(module.sqlite_version_info):
         return Library(module, "sqlite3", module.sqlite_version, "WAL")
     return Library(
@@ -70,18 +70,18 @@ def make_engine(
     """An engine whose transactions are explicit: BEGIN for readers, BEGIN IMMEDIATE for others.
 
     Readers cannot write at all (query_only). The migration engine does not enforce foreign keys,
-    since SQLite changes a table by copying it; `migrate` checks them before it commits.
+    because SQLite alters a table by copying it; `migrate` checks them before the commit.
     """
     reading = role == "reader"
     engine = create_engine(
-        # not as text: a `%2F`, `?` or `#` in the path would mean something in a URL
+        # built from parts: a URL as text would interpret `%2F`, `?` or `#` in the path
         URL.create("sqlite+pysqlite", database=str(path)),
         module=library.module,
         connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False},
         pool_size=READERS if reading else 1,
         max_overflow=READERS if reading else 0,
         pool_timeout=BUSY_SECONDS,
-        pool_use_lifo=True,  # the connection whose cache is warm; the others stay small
+        pool_use_lifo=True,  # reuses the connection with the warm cache; others stay small
         json_serializer=dump_json,
     )
     begin = "BEGIN" if reading else "BEGIN IMMEDIATE"
@@ -89,7 +89,7 @@ def make_engine(
 
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _record: Any) -> None:
-        connection.isolation_level = None  # no implicit BEGIN or COMMIT: also DDL is transactional
+        connection.isolation_level = None  # no implicit BEGIN or COMMIT: DDL is transactional
         for pragma in pragmas:
             connection.execute(f"PRAGMA {pragma}")
 
@@ -124,7 +124,7 @@ def _pragmas(library: Library, role: str) -> list[str]:
 
 
 def dump_json(value: Any) -> str:
-    """Compact JSON for a column. Raises ValueError for NaN and infinity: nothing invalid enters."""
+    """Compact JSON for a column. Raises ValueError for NaN and infinity, which JSON lacks."""
     return json.dumps(value, separators=(",", ":"), allow_nan=False)
 
 
@@ -137,7 +137,7 @@ def explained_errors() -> Iterator[None]:
     try:
         yield
     except sqlalchemy_errors.TimeoutError as error:
-        raise busy("every reading connection of the database is in use") from error
+        raise busy("all read connections of the database are in use") from error
     except sqlalchemy_errors.IntegrityError:
         raise
     except sqlalchemy_errors.DatabaseError as error:
@@ -145,7 +145,7 @@ def explained_errors() -> Iterator[None]:
 
 
 def explain(said: str, error: Exception) -> Exception:
-    """The error to raise for SQLite's message `said`; `error` itself when there is none better."""
+    """The error to raise for SQLite's message `said`; `error` itself if none is more specific."""
     lowered = said.lower()
     if "locked" in lowered or "busy" in lowered:
         return busy("the database is locked by another program")
@@ -158,7 +158,7 @@ def explain(said: str, error: Exception) -> Exception:
     if "malformed" in lowered or "not a database" in lowered or "disk i/o error" in lowered:
         return errors.StorageBroken(
             f"The database cannot be read or written: {said}.",
-            hint="Restart the daemon: it checks the database and names the newest good backup.",
+            hint="Restart the daemon: it checks the database and names the newest verified backup.",
             headers={"Retry-After": "30"},
         )
     return error

@@ -1,6 +1,6 @@
-"""The database: one typed class a table. Times are unix seconds (UTC), sizes bytes.
+"""Database tables: one typed class per table. Times are unix seconds (UTC), sizes bytes.
 
-`superseded` marks what an earlier attempt reported beyond the step where a later one began: kept,
+`superseded` marks records of an earlier attempt beyond the step at which a later one starts: kept,
 listed on request, never part of the current lineage.
 """
 
@@ -28,7 +28,7 @@ class Base(DeclarativeBase):
 
 
 class Meta(Base):
-    """Metadata of the database: `written_by` is the traind that last migrated it."""
+    """Metadata of the database: `written_by` is the traind version that last migrated it."""
 
     __tablename__ = "meta"
 
@@ -37,12 +37,12 @@ class Meta(Base):
 
 
 class Run(Base):
-    """One model's life. `step` counts the steps done in the present lineage.
+    """A run: the training of one model. `step` counts the steps done in the current lineage.
 
-    progress: the last step record's view and sparkline: {"size": steps per bin, "bins": [[count,
-    sum], ...]} of the loss; both are written by ingest. queue_rank (minus the
-    priority) and hours (as JSON, '' for always) are the spec's, where the queue is walked by them.
-    The wide columns come last, so that a list of runs need not read them.
+    progress: summary of the last step record. sparkline: {"size": steps per bin, "bins": [[count,
+    sum], ...]} of the loss. Ingestion writes both. queue_rank (minus the priority) and hours (JSON,
+    '' for always) repeat the spec for the index of the queue. The wide columns come last, so that
+    a list of runs does not read them.
     """
 
     __tablename__ = "runs"
@@ -97,10 +97,10 @@ class Run(Base):
 
 
 class Phase(Base):
-    """A planned stretch [start_step, end_step). Its plan never changes; it ends once.
+    """A phase: the planned steps [start_step, end_step). Its plan never changes; it ends once.
 
     lineage_limit: the step up to which it still counts (None: all of it); a rewind lowers it, and
-    a phase whose limit is not beyond its start is superseded. ask: the extend that made it.
+    a phase whose limit is not beyond its start is superseded. ask: the extend that created it.
     """
 
     __tablename__ = "phases"
@@ -125,14 +125,14 @@ class Phase(Base):
 
 
 class Execution(Base):
-    """One supervised process, or gang of them, from its order to its ending.
+    """An execution: one supervised process or process group, from its order to its ending.
 
     kind: `attempt` or `job`, which refer to it. directory: relative to the data directory.
-    launcher: who started it; place: the device it was ordered for. handle: what the launcher knows
-    it by. token: carried by its processes and journals. state: queued, running, ended; outcome,
-    reason: how it ended and why, message: the same in a sentence; `domain.executions` writes them.
+    launcher: name of its launcher. place: the device of its order. handle: the launcher's reference
+    to it. token: identifies its processes and journals. state: queued, running, ended. outcome,
+    reason: how it ended and why. message: the same as a sentence. `domain.executions` writes them.
     exit_code: negative for a signal, None if unknown. stage_since: when the stage began.
-    outbox_*: the ingest cursor, committed with the rows it produced. escalation: the rung reached.
+    outbox_*: the ingest cursor, committed with the rows it produced. escalation: the step reached.
     """
 
     __tablename__ = "executions"
@@ -170,7 +170,7 @@ class Execution(Base):
 
     @property
     def pid(self) -> int | None:
-        """Of the process on this machine; None where there is none, or none yet."""
+        """Process id on this machine; None before the start, or for a process elsewhere."""
         return self.handle.get("pid")
 
 
@@ -213,9 +213,9 @@ class OfExecution:
 
 
 class Attempt(OfExecution, Base):
-    """The execution of a phase by one trainer. `number` is its fencing token within the run.
+    """An attempt: one trainer executes a phase. `number` is its fencing token within the run.
 
-    device: where it runs, as it reported; until then as ordered. lineage_limit, in steps done:
+    device: as reported by the trainer; before that, as ordered. lineage_limit, in steps done:
     points below it and checkpoints up to it still count (None: all). Number 0 is an import.
     """
 
@@ -243,7 +243,7 @@ class Attempt(OfExecution, Base):
 
 
 class Point(Base):
-    """One step of one attempt, as reported. step counts from 0: its loss is before its update."""
+    """The metrics of one step of one attempt. step counts from 0; the loss precedes the update."""
 
     __tablename__ = "points"
 
@@ -273,7 +273,7 @@ class Point(Base):
 class Rollup(Base):
     """Points of one attempt binned over `[bin * size, (bin + 1) * size)`, size a power of four.
 
-    Kept up to date in the ingest's own transaction. values: see server.metrics.rollups.
+    Updated in the ingest transaction. values: see server.metrics.rollups.
     """
 
     __tablename__ = "rollups"
@@ -380,7 +380,7 @@ class Event(Base):
 
 
 class Job(OfExecution, Base):
-    """The execution of bounded work that is not training.
+    """A job: bounded work other than training.
 
     where: `cpu`, `device`, or `inline`: done by the trainer of its run, so that its execution has
     neither process nor journal.
@@ -400,12 +400,12 @@ class Job(OfExecution, Base):
 
     @property
     def state(self) -> str:
-        """queued, running, completed, failed or cancelled."""
+        """State of the job: queued, running, completed, failed or cancelled."""
         return self.execution.outcome or "failed" if self.is_over else self.execution.state
 
 
 class CommandRow(Base):
-    """A command on its way to a trainer: written by a verb, delivered by the supervisor."""
+    """A command to a trainer: written by a verb, delivered by the supervisor."""
 
     __tablename__ = "commands"
 
@@ -420,7 +420,7 @@ class CommandRow(Base):
 
 
 class IdempotencyKey(Base):
-    """The answer to a POST, kept so that a retry gets it again; same transaction as the effect."""
+    """The stored answer to a POST, returned to a retry; committed together with the effect."""
 
     __tablename__ = "idempotency_keys"
 
@@ -433,7 +433,7 @@ class IdempotencyKey(Base):
 
 
 class Throughput(Base):
-    """Measured speed and memory of a shape on a device: what the plan's ETA is taken from."""
+    """Measured speed and memory of a shape on a device: the source of the plan's ETA."""
 
     __tablename__ = "throughput"
 
@@ -447,7 +447,7 @@ class Throughput(Base):
 
 
 class Counter(Base):
-    """Monotone totals for Prometheus that outlive the rows they came from: `ingestion.counters`."""
+    """Monotonic Prometheus totals that outlive the rows they count; see server.metrics.counters."""
 
     __tablename__ = "counters"
 
@@ -458,9 +458,8 @@ class Counter(Base):
 
 
 class PlacePolicy(Base):
-    """Policy of a device. hours: JSON, '' for always; neighbours:
-    which other programs a run yields to, null for none; power: rules of power and heat, the
-    first open one holds.
+    """Policy of a device. hours: JSON, '' for always. neighbours: the other programs that a run
+    yields to, null for none. power: rules of power and heat; the first open one applies.
     """
 
     __tablename__ = "place_policies"
@@ -472,7 +471,7 @@ class PlacePolicy(Base):
 
 
 class PowerLimit(Base):
-    """A power limit that this daemon set, kept until the one before is put back."""
+    """A power limit set by this daemon, kept until the previous limit is restored."""
 
     __tablename__ = "power_limits"
 
@@ -483,7 +482,7 @@ class PowerLimit(Base):
 
 
 class Group(Base):
-    """Runs made of one base spec and its variations. request: the body that asked for it."""
+    """A group: runs of one base spec and its variations. request: the body of its POST."""
 
     __tablename__ = "groups"
     __table_args__ = (Index("ix_groups_created_at", "created_at", "id"),)
@@ -496,7 +495,7 @@ class Group(Base):
 
 
 class GroupMember(Base):
-    """A run of a group, and what it varies. variant: values of the grid by dotted field."""
+    """A run of a group and its variation. variant: values of the grid by dotted field."""
 
     __tablename__ = "group_members"
 

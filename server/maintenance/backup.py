@@ -13,11 +13,11 @@ from trainer.contract.durable import copy_durably
 
 
 class CannotBackUp(Exception):
-    """No backup can be made; the message gives cause and remedy."""
+    """The backup failed; the message has the cause and the remedy."""
 
 
 class BackupResult(BaseModel):
-    """path: the verified file in the data directory. copy_path: the one that was asked for."""
+    """Result of a backup. path: the verified file in the data directory. copy_path: its copy."""
 
     path: str
     bytes: int
@@ -25,10 +25,10 @@ class BackupResult(BaseModel):
 
 
 def backup(settings: Settings, to: Path | None = None) -> BackupResult:
-    """Back up, verify, and copy to `to` when given. Raises CannotBackUp, OSError."""
+    """Make a verified backup and copy it to `to`, if given. Raises CannotBackUp, OSError."""
     paths, library = settings.paths, sqlite.choose_library()
     if not paths.database.is_file():
-        raise CannotBackUp(f"there is no database {paths.database}; choose the --data-dir")
+        raise CannotBackUp(f"there is no database {paths.database}; choose another --data-dir")
     try:
         made = backups.make(library, paths)
     except library.module.Error as error:
@@ -41,7 +41,7 @@ def backup(settings: Settings, to: Path | None = None) -> BackupResult:
 
 
 def _count(library: sqlite.Library, settings: Settings) -> None:
-    """The database continues from here: a copy that is put back is known by its lower count."""
+    """Count the backup as an opening, so that a restored copy is detected by its lower count."""
     from server.database import provenance
 
     with closing(library.module.connect(str(settings.paths.database))) as connection:
@@ -53,6 +53,6 @@ def _copy(made: Path, to: Path) -> Path:
     target = to.expanduser().absolute()
     target = target / made.name if target.is_dir() else target
     if target.exists():
-        raise CannotBackUp(f"{target} exists already; give another name")
+        raise CannotBackUp(f"{target} already exists; choose another name")
     copy_durably(made, target)
     return target

@@ -1,6 +1,6 @@
 """Periodic housekeeping in its own thread: run.json, policies.json, daily backup, cleanup.
 
-A thread of its own, so that nothing ever waits for it.
+It runs in its own thread, so that neither requests nor ticks wait for it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ log = logging.getLogger("traind.housekeeping")
 
 
 class HousekeepingThread(CommitThread):
-    """Writes what is still to be written when it is stopped."""
+    """The housekeeping thread; when stopped, it still writes the pending run files."""
 
     rest = 20.0
     stop_seconds = 30.0
@@ -39,8 +39,8 @@ class HousekeepingThread(CommitThread):
         super().__init__(db, "housekeeping")
         self._paths, self._keep_jobs_days = paths, keep_jobs_days
         self._written: dict[str, int] = {}
-        self._policies: dict[str, PlacePolicyView] | None = None  # as they were last written
-        self._unwritten: dict[str, str] = {}  # why not
+        self._policies: dict[str, PlacePolicyView] | None = None  # as last written
+        self._unwritten: dict[str, str] = {}  # last error by run id
         self._next_backup = self._next_sweep = 0.0  # on the monotonic clock
 
     def one_pass(self) -> float:
@@ -57,24 +57,24 @@ class HousekeepingThread(CommitThread):
         try:
             self.write_run_files()
             self.write_policies()
-        except Exception as error:  # a busy database, a full disk: the next pass does it
-            log.warning("run.json of some runs or policies.json is not up to date: %s", error)
+        except Exception as error:  # a busy database, a full disk: the next pass retries
+            log.warning("run.json of some runs or policies.json could not be updated: %s", error)
 
     def _sweep_if_due(self) -> None:
-        """Once a day."""
+        """Delete leftovers of finished jobs, once a day."""
         if time.monotonic() < self._next_sweep:
             return
         self._next_sweep = time.monotonic() + SWEEP_EVERY_SECONDS
         try:
             job_retention.sweep(self._db, self._paths, self._keep_jobs_days, time.time())
             job_retention.sweep_corpora(self._db, self._paths, self._keep_jobs_days, time.time())
-        except Exception as error:  # a busy database: tomorrow does it
-            log.warning("what is left of finished work stays: %s", error)
+        except Exception as error:  # a busy database: retried a day later
+            log.warning("leftovers of finished jobs could not be deleted: %s", error)
 
     # --- run.json --------------------------------------------------------------------------------
 
     def write_run_files(self) -> int:
-        """Write the file of each run whose rows changed; how many there were."""
+        """Write run.json of each run whose rows changed. Returns the number of these runs."""
         with self._db.read() as session:
             versions = {row.id: row.version for row in session.execute(_VERSIONS)}
         for gone in self._written.keys() - versions.keys():
@@ -96,7 +96,7 @@ class HousekeepingThread(CommitThread):
             if known != document:
                 run_files.write(self._paths, document)
         except OSError as error:
-            if self._unwritten.get(run_id) != str(error):  # it is tried every second or so
+            if self._unwritten.get(run_id) != str(error):  # retried about every second
                 log.warning("%s cannot be written: %s", run_files.FILE, error)
             self._unwritten[run_id] = str(error)
             return
@@ -105,7 +105,7 @@ class HousekeepingThread(CommitThread):
         self._take_back_if_deleted(run_id)
 
     def _take_back_if_deleted(self, run_id: str) -> None:
-        """A run that was deleted meanwhile leaves no directory behind."""
+        """Remove the directory again if the run was deleted in the meantime."""
         with self._db.read() as session:
             if session.get(Run, run_id) is not None:
                 return
@@ -127,9 +127,9 @@ class HousekeepingThread(CommitThread):
     # --- backups ---------------------------------------------------------------------------------
 
     def back_up_if_due(self, now: float) -> float:
-        """Make the day's backup if there is none; seconds until the next look.
+        """Make the daily backup if it is due. Returns seconds until the next check.
 
-        By the time of the newest file: a daemon that is restarted each hour makes one a day.
+        Due by the age of the newest file: a daemon restarted every hour still makes one a day.
         """
         age = now - _made_at(next(iter(self._db.backups()), None))
         if 0 <= age < BACKUP_EVERY_SECONDS:
@@ -142,7 +142,7 @@ class HousekeepingThread(CommitThread):
             log.error(self._db.backup_problem)
             return RETRY_SECONDS
         self._db.backup_problem = None
-        log.info("backup %s was made and verified", made)
+        log.info("backup %s made and verified", made)
         return RETRY_SECONDS
 
 

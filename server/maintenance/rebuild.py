@@ -1,7 +1,7 @@
 """Rebuilds the database from the run directories: run.json, orders, journals, manifests.
 
-For when the database is lost and so are its backups. The journals are the source of truth, so
-curves, evaluations, checkpoints and lineage come back exactly; what no file holds is listed.
+For a data directory without a usable database or backup. The journals are the source of truth, so
+curves, evaluations, checkpoints and lineage are restored exactly; what no file records is listed.
 """
 
 from __future__ import annotations
@@ -28,16 +28,15 @@ from trainer.contract.rundir import DataDir, Held
 
 SCRATCH = ".rebuilding"
 NOT_ON_DISK = (
-    "jobs: what samples, evaluations, exports and audits were asked for, and the results of those "
-    "done by jobs beside the training (exports/ is untouched)",
-    "requests kept under an Idempotency-Key, and counters of Prometheus before this rebuild",
+    "jobs: requests for samples, evaluations, exports and audits, and the results of those "
+    "done by jobs beside the training (exports/ is unchanged)",
+    "answers stored by Idempotency-Key, and Prometheus counters from before this rebuild",
 )
 
 
 class RebuildResult(BaseModel):
-    """runs: names. problems: what could not be read, in words. set_aside: the old database.
-
-    not_on_disk: what a rebuild never gives back.
+    """Result of a rebuild. runs: names. problems: unreadable files, as sentences. set_aside: path
+    of the old database. not_on_disk: what a rebuild cannot restore.
     """
 
     runs: list[str] = []
@@ -48,7 +47,7 @@ class RebuildResult(BaseModel):
 
 
 def rebuild(settings: Settings) -> RebuildResult:
-    """Rebuild the database from the run directories; the old one is kept beside it.
+    """Rebuild the database from the run directories; the old one is renamed and kept.
 
     Raises migrate.Refused while a daemon or a trainer runs on this data directory.
     """
@@ -72,8 +71,8 @@ def rebuild(settings: Settings) -> RebuildResult:
 
 @contextmanager
 def holding(paths: DataDir, verb: str) -> Iterator[None]:
-    """Hold the data directory for a tool that works without the daemon. Raises Refused while a
-    daemon serves it, and where it cannot be used."""
+    """Lock the data directory for an offline tool. Raises Refused while a daemon serves it, or if
+    it is unusable."""
     with ExitStack() as stack:
         try:
             stack.enter_context(lock.holding(paths.root, f"pid {os.getpid()} (traind {verb})"))
@@ -82,17 +81,17 @@ def holding(paths: DataDir, verb: str) -> Iterator[None]:
         except OSError as error:
             raise Refused(
                 f"The data directory {paths.root} cannot be used: {error.filename}: "
-                f"{error.strerror}. Name another one with --data-dir or TRAIND_DATA_DIR."
+                f"{error.strerror}. Choose another one with --data-dir or TRAIND_DATA_DIR."
             ) from error
         yield
 
 
 def _require_runs(paths: DataDir) -> None:
-    """Refuse to replace a database by an empty one: a disk may not be mounted."""
+    """Raises Refused for a database but no run directories: a disk may not be mounted."""
     if paths.database.exists() and not any((paths.root / "runs").glob("run_*")):
         raise Refused(
-            f"There is no run in {paths.root / 'runs'} . Is its disk mounted, "
-            "and is --data-dir correct?"
+            f"There is no run in {paths.root / 'runs'} : check that its disk is mounted "
+            "and that --data-dir is correct."
         )
 
 
@@ -111,7 +110,7 @@ def _add_policies(db: Database, paths: DataDir, found: Found) -> None:
     try:
         known = policies.read_file(paths)
     except (OSError, ValueError) as error:
-        found.problems.append(f"the policies of devices cannot be read: {error}")
+        found.problems.append(f"the policies of the devices cannot be read: {error}")
         return
     with db.write() as session:
         for place, policy in known.items():
@@ -123,22 +122,22 @@ def _refuse_alive(name: str) -> None:
 
 
 def _deleted_journals(paths: DataDir) -> list[str]:
-    """Attempts whose order is there and whose journal is not."""
+    """Problems: one sentence per attempt with an order but without a journal."""
     gone = [
         str(order.parent)
         for order in sorted((paths.root / "runs").glob("run_*/attempts/*/order.json"))
         if not (order.parent / "outbox.jsonl").exists()
     ]
-    return [f"the report of {one}: its journal is missing" for one in gone]
+    return [f"no records of {one}: its journal is missing" for one in gone]
 
 
 # --- files ---------------------------------------------------------------------------------------
 
 
 def put_in_place(paths: DataDir, made: Path, why: str) -> str | None:
-    """Make `made` the database; where the old one is kept.
+    """Replace the database by the file `made`. Returns the path where the old one is kept.
 
-    The old one is renamed first: a power cut between leaves both.
+    The old one is renamed first: a power loss in between leaves both.
     """
     aside = None
     stamp = units.stamp()
@@ -152,8 +151,8 @@ def put_in_place(paths: DataDir, made: Path, why: str) -> str | None:
 
 
 def begin_anew(settings: Settings) -> None:
-    """A new timeline: ids of events continue beyond every one that a client may hold, and what was
-    read again is no news for webhooks."""
+    """Start a new timeline: event ids continue beyond any that a client may hold, and webhooks skip
+    the events that were read again."""
     db = Database.open(settings)
     try:
         last = provenance.new_timeline(db, settings.paths)

@@ -19,7 +19,7 @@ SCRATCH = ".restoring.db"
 
 
 class RestoreResult(BaseModel):
-    """backup: the file that was put back. runs, attempts: read again from the disk, beyond it."""
+    """Result of a restore. backup: the restored file. runs, attempts: newer ones from the disk."""
 
     backup: str
     runs: list[str] = []
@@ -30,9 +30,9 @@ class RestoreResult(BaseModel):
 
 
 def restore(settings: Settings, backup: Path | None = None) -> RestoreResult:
-    """Put `backup` (None: the newest that verifies) in place of the database and catch up.
+    """Replace the database by `backup` (None: the newest verified one) and catch up from the disk.
 
-    Raises migrate.Refused while a daemon runs, or when there is no backup that verifies.
+    Raises migrate.Refused while a daemon runs, or without a verified backup.
     """
     paths, library = settings.paths, sqlite.choose_library()
     with holding(paths, "restore"):
@@ -56,14 +56,14 @@ def _chosen(library: sqlite.Library, settings: Settings, backup: Path | None) ->
     chosen = backup or backups.newest_good(library, settings.paths)
     if chosen is None:
         raise Refused(
-            f"There is no backup that verifies in {settings.paths.backups}. `traind rebuild` reads "
-            "everything from the runs' directories."
+            f"There is no verified backup in {settings.paths.backups}. `traind rebuild` recreates "
+            "the database from the run directories."
         )
     if not chosen.is_file():
-        raise Refused(f"There is no file {chosen}.")
+        raise Refused(f"The backup {chosen} does not exist. Choose another one.")
     wrong = backups.problems(library, chosen, thorough=True, is_backup=True)
     if wrong:
-        raise Refused(f"The backup {chosen} does not verify: {wrong[0]}. Choose another one.")
+        raise Refused(f"The backup {chosen} fails its integrity check: {wrong[0]}. Choose another.")
     migrate.check_backup(library, chosen)
     provenance.require_ours(library, settings.paths, chosen)
     return chosen

@@ -347,7 +347,7 @@ def test_rebuild_names_policies_that_cannot_be_read(settings: Settings) -> None:
     (settings.paths.root / "policies.json").write_text("{")
     settings.paths.database.write_bytes(b"garbage" * 1000)
     (problem,) = rebuild(settings).problems
-    assert problem.startswith("the policies of devices cannot be read: ")
+    assert problem.startswith("the policies of the devices cannot be read: ")
 
 
 def _groups(db: Database) -> list[Any]:
@@ -447,7 +447,7 @@ def test_a_copy_beside_a_live_original_touches_none_of_its_processes(
         ("of another program", "is not a traind database"),
         ("newer", "schema 9999"),
         ("of another directory", "of another data directory"),
-        ("text", "does not verify"),
+        ("text", "fails its integrity check"),
     ],
 )
 def test_what_must_not_take_the_databases_place_leaves_it_alone(
