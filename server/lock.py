@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 LOCK = "daemon.lock"
 
-# data directory -> (pid, its open lock file): the ingesting process is a fork and does not hold it
+# data directory -> (pid, its open lock file): the ingestion process is a fork and does not hold it
 _held: dict[str, tuple[int, int]] = {}
 
 

@@ -41,7 +41,7 @@ def create_app(
     """The app with its lifespan: starts lock, database, supervisor; stops streams, supervisor,
     database.
 
-    db: an open database, or None. worker: the ingesting process, or None. on_failure is called from
+    db: an open database, or None. worker: the ingestion process, or None. on_failure is called from
     the supervisor's thread when that thread dies: the daemon must then exit.
     Raises BindRefused, TokenUnusable; entering its lifespan raises Held, Refused.
     """

@@ -1,1 +1,1 @@
-"""Ingestion: journals become rows, exactly once."""
+"""Ingestion: applies journals to rows, exactly once."""

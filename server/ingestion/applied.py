@@ -1,6 +1,6 @@
 """Applies the records of any execution to the rows; attempts and jobs add their own.
 
-One object takes one batch, within the transaction that also moves the cursor.
+One object applies one batch, in the transaction that also moves the cursor.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Handler = Callable[[Any, Any, float], None]
 
 
 class Applied:
-    """One batch of an execution on its way into the rows. row: the attempt or the job."""
+    """Applies one batch of an execution. row: the attempt or the job."""
 
     handlers: Mapping[type[events.TrainerEvent], Handler] = {}
 
@@ -28,14 +28,14 @@ class Applied:
         self.session, self.row, self.execution = session, row, row.execution
 
     def take(self, event: events.AnyEvent, seconds: float) -> None:
-        """Apply one record, in the order of the journal; kinds that mean nothing here pass."""
+        """Apply one record, in the order of the journal; kinds without a handler are skipped."""
         handler = self.handlers.get(type(event)) or COMMON.get(type(event))
         if handler is not None:
             handler(self, event, seconds)
             self.session.flush()
 
     def finish(self) -> None:
-        """The batch is over."""
+        """End the batch."""
 
     def record(
         self,
@@ -53,28 +53,28 @@ class Applied:
         )
 
     def gap(self, why: str, record: dict[str, Any]) -> None:
-        """A record that is whole but means nothing to us: passed over, with an event."""
-        message = f"a record of the report could not be used: {why}"
+        """Skip a complete record that cannot be applied, with an event."""
+        message = f"a record of the journal was skipped: {why}"
         self.record("report_gap", message, self.last_known, level="warning", data=record)
 
     def stop(self, problem: str) -> None:
-        """The journal cannot be read further: one event, and kept on the execution."""
-        message = f"the report of {self.name} ends here: {problem}"
+        """Record an unreadable position of the journal, as an event and on the execution."""
+        message = f"the journal of {self.name} is unreadable from here on: {problem}"
         data = {"problem": problem}
         self.record("report_gap", message, self.last_known, level="error", data=data)
 
     @property
     def name(self) -> str:
-        """The journal's run or job, as named in a sentence."""
+        """Name of the journal's attempt or job, for messages."""
         return f"job {self.row.id}"
 
     @property
     def last_known(self) -> float:
-        """The time of what was reported last, for events about the journal itself."""
+        """Unix seconds of the last reported record, for events about the journal itself."""
         return self.execution.created_at
 
     def sample(self, event: events.SampleResult, seconds: float, **of_kind: Any) -> None:
-        """The row of a sample."""
+        """Add the row of a sample."""
         settings = {"temperature": event.temperature, "top_k": event.top_k, "seed": event.seed}
         self.session.add(
             tables.Sample(
@@ -84,7 +84,7 @@ class Applied:
         )  # fmt: skip
 
     def evaluation(self, event: events.EvaluationResult, seconds: float, **of_kind: Any) -> None:
-        """The row of an evaluation."""
+        """Add the row of an evaluation."""
         self.session.add(
             tables.Evaluation(
                 run_id=self.row.run_id, kind=event.evaluation, step=event.step, value=event.value,
@@ -94,7 +94,7 @@ class Applied:
         )  # fmt: skip
 
 
-# --- one function a kind -------------------------------------------------------------------------
+# --- one function per kind -----------------------------------------------------------------------
 
 
 def started(applied: Applied, event: events.Started, seconds: float) -> None:
@@ -115,7 +115,7 @@ def notice(applied: Applied, event: events.Notice, seconds: float) -> None:
 
 
 def ended(applied: Applied, event: events.Ended, seconds: float) -> None:
-    """The last word; the execution is over when its process is gone, which the supervisor sees."""
+    """Record the reported outcome; the supervisor ends the execution once its process is gone."""
     executions.report(applied.execution, event.outcome, event.reason, event.message)
 
 

@@ -20,7 +20,7 @@ from trainer.contract.reasons import Reason
 
 
 class AppliedAttempt(applied.Applied):
-    """One attempt's batch on its way into the rows; steps are gathered and stored together."""
+    """Applies one batch of an attempt; consecutive steps are stored together."""
 
     row: tables.Attempt
 
@@ -68,7 +68,7 @@ class AppliedAttempt(applied.Applied):
             self.session, self.run, self.attempt, gathered, self.tally, is_newest=self.is_newest
         )
         if repeated:
-            self.gap(f"{repeated} steps were reported twice and ignored", {})
+            self.gap(f"{repeated} duplicate steps were ignored", {})
 
 
 def of(session: Session, execution_id: int) -> AppliedAttempt:
@@ -76,7 +76,7 @@ def of(session: Session, execution_id: int) -> AppliedAttempt:
     return AppliedAttempt(session, found)
 
 
-# --- one function a kind -------------------------------------------------------------------------
+# --- one function per kind -----------------------------------------------------------------------
 
 
 def _started(target: AppliedAttempt, event: events.Started, seconds: float) -> None:
@@ -96,14 +96,14 @@ def _started(target: AppliedAttempt, event: events.Started, seconds: float) -> N
 
 
 def _ranks(applied: AppliedAttempt, event: events.Ranks, seconds: float) -> None:
-    """The rows of the newest attempt's ranks, as they were last reported."""
+    """Store the latest report of each rank of the newest attempt."""
     if applied.is_newest:
         rows = [row.model_dump(mode="json") for row in event.ranks]
         applied.run.progress = {**applied.run.progress, "ranks": rows, "ranks_at": seconds}
 
 
 def _reached_before(applied: AppliedAttempt) -> int | None:
-    """How far the attempt before this one had come, when it ended without being asked to."""
+    """Step reached by the previous attempt if it crashed or failed; else None."""
     table = tables.Attempt
     last = applied.session.scalar(
         select(table)
@@ -133,7 +133,7 @@ def _resumed(applied: AppliedAttempt, event: events.Resumed, seconds: float) -> 
     if lost:
         message += f", {lost:,} {'step' if lost == 1 else 'steps'} repeated"
     for name in event.skipped:
-        message += f"; {name} was passed over"
+        message += f"; {name} was skipped as unusable"
     applied.record(
         "resumed", message, seconds, step=event.step,
         level="warning" if event.skipped else "info",
@@ -176,7 +176,7 @@ def _evaluation(applied: AppliedAttempt, event: events.EvaluationResult, seconds
 
 
 def _checkpoint(applied: AppliedAttempt, name: str | None, step: int) -> tables.Checkpoint | None:
-    """The one of that name or, without one, the one that this attempt saved at the step."""
+    """The checkpoint of that name or, without a name, the one this attempt saved at the step."""
     session, run_id = applied.session, applied.run.id
     if name is not None:
         return checkpoint_lookup.by_name(session, run_id, name)
@@ -184,7 +184,7 @@ def _checkpoint(applied: AppliedAttempt, name: str | None, step: int) -> tables.
 
 
 def _resumed_from(applied: AppliedAttempt, step: int) -> tables.Checkpoint | None:
-    """The checkpoint that the attempt started from, if it is at this step."""
+    """The checkpoint from which the attempt started, if it is at this step."""
     if applied.attempt.start_step != step:
         return None
     return checkpoint_lookup.at_step(applied.session, applied.run.id, step)
@@ -193,8 +193,8 @@ def _resumed_from(applied: AppliedAttempt, step: int) -> tables.Checkpoint | Non
 def _set_aside_repeated(
     applied: AppliedAttempt, table: Any, step: int, condition: ColumnElement[bool] | None = None
 ) -> None:
-    """What an earlier attempt of this phase measured at this step, after the checkpoint that this
-    one began from, is measured again: the earlier result is set aside, as steps are."""
+    """Supersede the results that an earlier attempt of this phase measured at this step, after the
+    checkpoint that this one started from: they are measured again."""
     earlier = select(tables.Attempt.id).where(
         tables.Attempt.run_id == applied.run.id,
         tables.Attempt.number < applied.attempt.number,
@@ -268,7 +268,7 @@ def _checkpoint_bad(applied: AppliedAttempt, event: events.CheckpointBad, second
     row = _checkpoint(applied, event.name, -1)
     if row is not None:
         row.bad = event.why
-    message = f"{event.name} did not verify and was passed over: {event.why}"
+    message = f"{event.name} failed verification and was skipped: {event.why}"
     applied.record("checkpoint_bad", message, seconds, level="warning")
 
 
@@ -306,7 +306,7 @@ def _command_done(applied: AppliedAttempt, event: events.CommandDone, seconds: f
 
 
 def _ended(target: AppliedAttempt, event: events.Ended, seconds: float) -> None:
-    """The attempt's last word; the supervisor moves the run when the process is gone."""
+    """Record the attempt's outcome; the supervisor moves the run once the process is gone."""
     applied.ended(target, event, seconds)
     attempt = target.attempt
     throughput.record(target.session, target.run, attempt)

@@ -11,7 +11,7 @@ from trainer.contract import events
 
 
 class AppliedJob(applied.Applied):
-    """A job's batch on its way into the rows."""
+    """Applies one batch of a job."""
 
     row: tables.Job
 

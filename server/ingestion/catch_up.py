@@ -1,6 +1,6 @@
-"""A restored database meets the disk: runs and attempts that were started after the copy was made.
+"""Catches up after a restore: adds runs and attempts that were started after the backup.
 
-Their journals are whole, so nothing that was trained since then is lost.
+Their journals are on the disk, so no training since the backup is lost.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from trainer.contract.rundir import DataDir, RunDir, parse_attempt_name
 
 
 def catch_up(db: Database, paths: DataDir) -> Found:
-    """Give rows to runs and attempts that lie on the disk and that no row knows."""
+    """Add rows for runs and attempts on the disk that have none."""
     found = Found()
     for directory, numbers in _unknown(db, paths):
         with disk.noting(directory, found):
@@ -62,7 +62,7 @@ def _directories(paths: DataDir) -> list[Path]:
 
 
 def _is_whole(directory: Path) -> bool:
-    """True if it was a run: an import that is being moved into place has neither file yet."""
+    """True if it is a complete run; an import in progress has neither file yet."""
     if (directory / run_deletion.MARK).exists():
         return False
     return (directory / run_files.FILE).exists() or bool(_ordered(directory))
@@ -83,7 +83,7 @@ def _ordered(directory: Path) -> set[int]:
 def _add_attempts(
     db: Database, paths: DataDir, directory: Path, numbers: set[int], found: Found
 ) -> None:
-    """The attempts that were started after the copy of the database was made."""
+    """Add the attempts that were started after the backup."""
     orders = [o for o in disk.orders_of(directory, found) if o.attempt in numbers]
     if not orders:
         return
@@ -98,12 +98,12 @@ def _add_attempts(
         run = session.get_one(tables.Run, directory.name)
         _apply_last_ending(session, run, RunDir(directory))
         numbered = ", ".join(str(order.attempt) for order in orders)
-        words = f"attempts {numbered} were read again from the disk"
+        words = f"attempts {numbered} were restored from the disk"
         events.record(session, "restored", words, run_id=run.id)
 
 
 def _finish_known(db: Database, paths: DataDir, run_id: str, found: Found) -> None:
-    """Read on where the copy of the database stood, before what came after it."""
+    """Continue the journals of known attempts before newer attempts are added."""
     with db.read() as session:
         query = select(tables.Attempt).where(tables.Attempt.run_id == run_id)
         rows = list(session.scalars(query.order_by(tables.Attempt.number)))
@@ -120,7 +120,7 @@ def _finish_known(db: Database, paths: DataDir, run_id: str, found: Found) -> No
 def _missing_phases(
     session: Session, run: tables.Run, orders: list[AttemptOrder], document: RunFile | None
 ) -> None:
-    """Phases that an extend made after the copy."""
+    """Add the phases that an extend created after the backup."""
     query = select(tables.Phase.index).where(tables.Phase.run_id == run.id)
     known = set(session.scalars(query))
     rows = run_files.phase_rows(run.id, document) if document else []
@@ -148,7 +148,7 @@ def _cut_phases(session: Session, run: tables.Run, start: int) -> None:
 
 
 def _apply_last_ending(session: Session, run: tables.Run, directory: RunDir) -> None:
-    """The state after the last attempt's ending; a live attempt keeps its state."""
+    """Set the run's state by the ending of its last attempt, or to running while that is alive."""
     disk.checkpoints_on_disk(session, run, directory)
     last = attempts.last_attempt(session, run.id)
     if last is not None and not last.is_over:

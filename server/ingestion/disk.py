@@ -1,6 +1,6 @@
 """Reads the run directories as rows: orders, journals, exit records, checkpoints.
 
-Shared by `rebuilt_run`, for a run that no row knows, and `catch_up`, for a restored database.
+Shared by `rebuilt_run`, for a run without rows, and `catch_up`, for a restored database.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from trainer.contract.schedule import PhaseSchedule
 
 @dataclass
 class Found:
-    """runs: names of runs that got rows. records: how many were read. problems: in words."""
+    """Runs and records found on the disk. runs: names. records: count. problems: sentences."""
 
     runs: list[str] = field(default_factory=list)
     attempts: int = 0
@@ -41,8 +41,8 @@ class Found:
 
 @contextmanager
 def noting(directory: Path, found: Found) -> Iterator[None]:
-    """Whatever a directory holds, the others are read; not so for an error of the database, or
-    what was raised to stop."""
+    """Record an error of one directory as a problem, so that the others are still read. Errors of
+    the database and Refused are raised."""
     try:
         yield
     except (Busy, DiskFull, StorageBroken, Refused):
@@ -53,12 +53,12 @@ def noting(directory: Path, found: Found) -> Iterator[None]:
 
 
 def orders_of(directory: Path, found: Found) -> list[AttemptOrder]:
-    """The orders of a run's attempts that can be read, in order."""
+    """The readable orders of a run's attempts, sorted by attempt number."""
     orders = []
     for path in sorted((directory / "attempts").glob(f"*/{ORDER}")):
         number = parse_attempt_name(path.parent.name)
         if number is None:
-            found.problems.append(f"{path.parent}: not an attempt's directory, not read")
+            found.problems.append(f"{path.parent}: not an attempt directory; skipped")
             continue
         try:
             order = read(path.parent, AttemptOrder)
@@ -69,7 +69,7 @@ def orders_of(directory: Path, found: Found) -> list[AttemptOrder]:
             orders.append(order)
         else:
             found.problems.append(
-                f"{path}: is of run {order.run_id}, attempt {order.attempt}; not read"
+                f"{path}: belongs to run {order.run_id}, attempt {order.attempt}; skipped"
             )
     return sorted(orders, key=lambda order: order.attempt)
 
@@ -82,7 +82,7 @@ def is_alive(paths: DataDir, directory: Path, order: AttemptOrder) -> bool:
 def phase_row(
     run: tables.Run, index: int, name: str, schedule: PhaseSchedule, checkpoint: str | None
 ) -> tables.Phase:
-    """A phase as recorded in an order."""
+    """Phase row from an order."""
     return tables.Phase(
         run_id=run.id,
         index=index,
@@ -98,7 +98,7 @@ def phase_row(
 def add_attempt(
     db: Database, paths: DataDir, directory: Path, order: AttemptOrder, found: Found
 ) -> None:
-    """The row of an attempt that no row knows, and everything that it reported."""
+    """Add the row of an attempt without one, and apply its journal."""
     alive = is_alive(paths, directory, order)
     created = directory.stat().st_mtime
     with db.write() as session:
@@ -123,7 +123,7 @@ def add_attempt(
 
 
 def read_journal(db: Database, paths: DataDir, execution_id: int, name: str, found: Found) -> None:
-    """Apply what is left of a journal."""
+    """Apply the remaining records of a journal."""
     while True:
         result = ingest.ingest(db, execution_id, paths)
         found.records += result.applied
@@ -134,8 +134,8 @@ def read_journal(db: Database, paths: DataDir, execution_id: int, name: str, fou
 
 
 def close(execution: tables.Execution, paths: DataDir, without_record: str | None = None) -> None:
-    """End an execution as its exit record says. without_record: the outcome of one that left none
-    and reported none; None leaves it open how it ended."""
+    """End an execution by its exit record. without_record: the outcome if there is no exit record
+    and none was reported; None leaves the outcome unknown."""
     record = read_exit(paths.root / execution.directory)
     outcome, reason = execution.outcome or without_record, execution.reason
     message, at = execution.message, execution.ended_at
@@ -157,13 +157,13 @@ def set_found_state(
     reason: Reason,
     message: str | None = None,
 ) -> None:
-    """The state that follows from what was found."""
+    """Set the state of a run as found on the disk."""
     run.desired_state = desired
     states.move(session, run, state, reason, message, is_found=True)
 
 
 def checkpoints_on_disk(session: Session, run: tables.Run, directory: RunDir) -> None:
-    """Rows for those that were never reported; the rows of those that are gone are marked."""
+    """Add rows for unreported checkpoints, and mark the rows of deleted ones."""
     checkpoints.record_found(session, run)
     for row in session.scalars(select(tables.Checkpoint).where(tables.Checkpoint.run_id == run.id)):
         if row.deleted_at is None and not (directory.checkpoints / row.name).is_dir():

@@ -25,17 +25,18 @@ from trainer.contract import events, failpoint
 from trainer.contract.journal import JournalBatch, JournalReader, verify_prefix
 from trainer.contract.rundir import OUTBOX, DataDir
 
-MAX_RECORDS = 250  # with 2,000 the process that ingests took 8 MB more
-RECORD_BYTES = 512  # a record of a step takes about as many
+MAX_RECORDS = 250  # 2,000 cost the ingestion process 8 MB more
+RECORD_BYTES = 512  # about the size of a step record
 _INT_LIMIT = 2**63
 
 
 @dataclass(frozen=True)
 class IngestResult:
-    """applied: records now in rows. more: there is more to read now. problem: why it stopped.
+    """Result of one read. applied: number of records applied. more: the journal has more records.
+    problem: why ingestion stopped.
 
-    The run's state does not follow the attempt's last word here but when its process is gone, which
-    the supervisor sees: `paused` is said only when the device memory is free.
+    The `ended` record does not change the run's state: the supervisor moves the run once the
+    process is gone, so that `paused` implies free device memory.
     """
 
     applied: int
@@ -55,10 +56,10 @@ class Record:
 def ingest(
     db: Database, execution_id: int, paths: DataDir, max_records: int = MAX_RECORDS
 ) -> IngestResult:
-    """Apply what an execution has reported since the last time.
+    """Apply the new records of an execution's journal.
 
-    Damage, a replaced or a shortened file stops the ingestion of this journal for good, loudly: an
-    event and `outbox_problem`; the file is left as it is. Raises errors.Busy, errors.DiskFull.
+    A damaged, replaced or shortened file stops the ingestion of this journal permanently, with an
+    event and `outbox_problem`; the file stays unchanged. Raises errors.Busy, errors.DiskFull.
     """
     with db.read() as session:
         execution = session.get(tables.Execution, execution_id)
@@ -95,7 +96,7 @@ _KINDS: dict[str, Callable[[Session, int], Applied]] = {
 
 
 def _owner(session: Session, execution: tables.Execution) -> tuple[str, int] | None:
-    """Run and attempt that the journal's header names; of a job its id, and 0."""
+    """Run id and attempt number expected in the journal's header; for a job its id and 0."""
     attempt, job = tables.Attempt, tables.Job
     if execution.kind == "job":
         job_id = session.scalar(select(job.id).where(job.execution_id == execution.id))
@@ -118,7 +119,7 @@ class _Read:
 
 
 def _read(path: Path, row: tables.Execution, owner: tuple[str, int], max_records: int) -> _Read:
-    """What lies after the row's cursor, at most `max_records` records of it."""
+    """Read at most `max_records` records after the row's cursor."""
     if row.outbox_problem is not None:
         nothing = JournalBatch([], row.outbox_offset, row.outbox_seq)
         return _Read(nothing, row.outbox_inode, None, False, False)
@@ -142,7 +143,7 @@ def _read(path: Path, row: tables.Execution, owner: tuple[str, int], max_records
 
 
 def _inode(path: Path, row: tables.Execution, owner: tuple[str, int, str]) -> int | None:
-    """What the journal's inode must be: any, when the file was copied and is the same journal."""
+    """Expected inode of the journal; None (any) for a copied file with the same contents."""
     try:
         now = path.stat().st_ino
     except OSError:
@@ -161,8 +162,8 @@ def _size(path: Path) -> int:
 
 
 def _records(batch: JournalBatch, tell_gap: Callable[[str, dict[str, Any]], None]) -> list[Record]:
-    """The batch's records, understood. One that is whole and says nothing we know is passed over
-    with an event: a newer trainer must not stop an older daemon.
+    """Parse the batch's records. A complete record of an unknown form is skipped with an event, so
+    that a newer trainer does not stop an older daemon.
     """
     found = []
     validate = events.ADAPTER.validate_python
@@ -177,13 +178,13 @@ def _records(batch: JournalBatch, tell_gap: Callable[[str, dict[str, Any]], None
 
 
 def _is_of_a_record(error: Exception, read: _Read) -> bool:
-    """True if a record is to blame, so that it is found and passed over: nothing else is lost."""
+    """True if a record caused the error; then that record alone is found and skipped."""
     of_the_machine = (TraindError, OSError, MemoryError, exc.OperationalError, exc.TimeoutError)
     return bool(read.batch.records) and not isinstance(error, of_the_machine)
 
 
 def _fewer(read: _Read) -> int:
-    """How many records to try next on the way to the one that cannot be applied."""
+    """Size of the next smaller batch in the search for the record that cannot be applied."""
     return max(1, len(read.batch.records) // 8)
 
 
@@ -199,7 +200,7 @@ def _short(error: Exception) -> str:
 
 
 def _clean(value: Any) -> Any:
-    """What a database column can hold: no NaN, no lone surrogates, no integer beyond 64 bits."""
+    """Remove what a database column cannot hold: NaN, lone surrogates, integers over 64 bits."""
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode()
     if isinstance(value, float):

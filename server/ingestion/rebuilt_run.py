@@ -1,4 +1,4 @@
-"""Rebuilds the rows of a run without any, from run.json, orders, journals and manifests.
+"""Rebuilds the rows of a run from run.json, orders, journals and manifests.
 
 For `traind rebuild`, and for a database restored from a copy that is older than the run.
 """
@@ -29,7 +29,7 @@ from trainer.contract.rundir import DataDir, RunDir
 from trainer.contract.schedule import PhaseSchedule
 from trainer.contract.spec import RunSpec
 
-REBUILT = "Its history was read again from its journals."
+REBUILT = "Its history was rebuilt from its journals."
 _KEPT_STATES = frozenset({State.created, State.queued, State.paused, State.failed, State.cancelled})
 
 
@@ -40,7 +40,7 @@ def try_to_add(
     found: Found,
     refuse_alive: Callable[[str], None] | None = None,
 ) -> None:
-    """`add`; what cannot be read is one of the problems. Raises what refuse_alive raises."""
+    """Call `add`, and record a read error as a problem. Raises what refuse_alive raises."""
     with disk.noting(directory, found):
         add(db, paths, directory, found, refuse_alive)
 
@@ -52,12 +52,12 @@ def add(
     found: Found,
     refuse_alive: Callable[[str], None] | None = None,
 ) -> None:
-    """All rows of one run directory. refuse_alive(name): called when one of its trainers lives."""
+    """Add all rows of one run directory. refuse_alive(name): called if a trainer of it runs."""
     orders = disk.orders_of(directory, found)
     document = run_files.read(RunDir(directory))
     if not orders and document is None and not _imports(RunDir(directory)):
         found.problems.append(
-            f"{directory.name}: it has neither {run_files.FILE} nor an order, nothing to read"
+            f"{directory.name}: skipped, because it has neither {run_files.FILE} nor an order"
         )
         return
     name = orders[-1].run_name if orders else document.name if document else directory.name
@@ -65,7 +65,7 @@ def add(
         refuse_alive(name)
     if not orders and document is None:
         found.problems.append(
-            f"{directory.name}: an import whose {run_files.FILE} is missing; import it again"
+            f"{directory.name}: an import without {run_files.FILE}; import it again"
         )
         return
     with db.write() as session:
@@ -74,7 +74,7 @@ def add(
         if document is not None:
             run_files.add_to_group(session, run.id, document)
         run_id = run.id
-    for order in orders:  # one after the other: a row is the newest attempt while it is read
+    for order in orders:  # one by one: each attempt is the newest while it is read
         disk.add_attempt(db, paths, directory, order, found)
     with db.write() as session:
         run = session.get_one(tables.Run, run_id)
@@ -110,7 +110,7 @@ def _run(
 
 
 def _free_name(session: Session, name: str, run_id: str) -> str:
-    """The run's name, or one with a part of its id where another run took it meanwhile."""
+    """The run's name, with a part of its id appended if another run has taken the name."""
     taken = session.scalar(select(tables.Run.id).where(tables.Run.name == name))
     return f"{name[:50]}-{run_id[-8:]}" if taken else name
 
@@ -118,8 +118,8 @@ def _free_name(session: Session, name: str, run_id: str) -> str:
 def _phases(
     session: Session, run: tables.Run, orders: list[AttemptOrder], document: RunFile | None
 ) -> None:
-    """As run.json has them; without it each as its own order says, and one that no order served
-    as a later one remembers it."""
+    """Add the phases from run.json; without it, each from its own order, or from the earlier
+    schedules of a later order."""
     if document is not None and document.phases:
         session.add_all(run_files.phase_rows(run.id, document))
         return
@@ -140,7 +140,7 @@ def _phases(
 
 
 def _finish(session: Session, run: tables.Run, directory: RunDir, document: RunFile | None) -> None:
-    """The state that follows, and checkpoints as they really lie on the disk."""
+    """Set the run's final state, and its checkpoints as found on the disk."""
     disk.checkpoints_on_disk(session, run, directory)
     for phase in lineage.phases(session, run.id):
         if run.step >= phase.end_step and phase.ended_at_step is None:

@@ -1,4 +1,4 @@
-"""Step records in bulk: points, rollups, counters, and the run's live progress."""
+"""Stores step records in bulk: points, rollups, counters, and the run's live progress."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from trainer.contract.events import Step
 from trainer.contract.metrics import STEP_KEYS
 from trainer.contract.reasons import Reason
 
-# Weight of a new step in the smoothed rate: about the last twenty steps.
+# Weight of a new step in the smoothed rate, a mean over about twenty steps.
 SMOOTHING = 0.05
 _COLUMNS = ("attempt_id", "step", "unix_seconds", *rollups.COLUMNS, "more")
 _POINT = f"INSERT INTO points ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"
@@ -36,7 +36,7 @@ def add(
     *,
     is_newest: bool,
 ) -> int:
-    """Store steps of one attempt, in order. Returns how many were said before and are ignored."""
+    """Store steps of one attempt, in order. Returns the number of duplicates, which are ignored."""
     last = -1 if attempt.last_step is None else attempt.last_step
     new: list[Reported] = []
     for seconds, step in reported:
@@ -93,7 +93,7 @@ def _count(run: tables.Run, attempt: tables.Attempt, new: Sequence[Reported], ta
         totals[key] = totals.get(key, 0) + value
     if energy:
         totals["energy_joules"] = totals.get("energy_joules", 0.0) + energy
-    # An attempt that was set aside before its last words were read: they are lost already.
+    # Late records of a superseded attempt count as lost steps.
     limit = attempt.lineage_limit
     if limit is not None:
         late = sum(1 for _, s in new if s.step >= limit)
@@ -120,14 +120,14 @@ def _follow(run: tables.Run, attempt: tables.Attempt, new: Sequence[Reported]) -
 
 
 def _progress(run: tables.Run, attempt: tables.Attempt, new: Sequence[Reported]) -> dict[str, Any]:
-    """The live view after these steps; the rate restarts with each attempt."""
+    """The run's live progress after these steps; the rate restarts with each attempt."""
     before = run.progress
     same = before.get("attempt") == attempt.number
     count = before.get("rate_steps", 0) if same else 0
     tokens, busy = before.get("mean_tokens", 0.0), before.get("mean_seconds", 0.0)
     for _, s in new:
         count += 1
-        # the first step of a process compiles and warms up: the second one replaces it
+        # the first step of a process compiles and warms up, so the second replaces it
         weight = max(SMOOTHING, 1 / max(1, count - 1))
         tokens += weight * (s.tokens - tokens)
         busy += weight * (s.seconds - busy)
@@ -158,5 +158,5 @@ _VRAM = ("vram_allocated_bytes", "vram_reserved_bytes", "vram_peak_bytes", "vram
 
 
 def _finite(value: float | None) -> float | None:
-    """A number a column and JSON can hold, None for NaN and infinity."""
+    """The value if finite, else None: neither columns nor JSON hold NaN and infinity."""
     return value if value is not None and -inf < value < inf else None

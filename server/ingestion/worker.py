@@ -1,10 +1,9 @@
-"""Ingestion worker: a process of its own, so that a flood of records does not delay requests.
+"""Ingestion worker: a separate process, so that many records do not delay requests.
 
-Both are Python, and one interpreter runs one thread at a time: beside 2,000 records a second, one
-answer in a hundred took 65 ms. The worker is a fork of the daemon before it has threads or
-connections of its own, and shares its memory. It does what it is asked, one journal at a time, and
-ends when the daemon does. Exactly once holds without it: the cursor is checked under the write
-lock, whoever reads.
+One Python interpreter runs one thread at a time: at 2,000 records per second in the daemon itself,
+one answer in a hundred took 65 ms. The worker is forked before the daemon has threads or
+connections, and shares its memory. It reads one journal per request and ends with the daemon.
+Exactly-once does not depend on it: each reader checks the cursor under the write lock.
 """
 
 from __future__ import annotations
@@ -31,22 +30,22 @@ from server.ingestion.ingest import IngestResult
 from server.launch import process
 from trainer.contract.rundir import DataDir
 
-ANSWER_SECONDS = 10.0  # longer than any lock is waited for: a worker that says nothing is ended
-STOPPED_SECONDS = 1.0  # one that was stopped by a signal holds the turn to write no longer
+ANSWER_SECONDS = 10.0  # longer than any wait for a lock; a silent worker is killed
+STOPPED_SECONDS = 1.0  # limit for a worker stopped by a signal: it holds the write lock
 POLL_SECONDS = 0.25
 READY = "ready"
-NICE = 5  # an answer somebody waits for comes first
-_CHANNEL = 3  # the descriptor after the standard ones
+NICE = 5  # requests take precedence
+_CHANNEL = 3  # the first descriptor after stderr
 
 log = logging.getLogger("traind.ingest")
 
 
 class WorkerGone(Exception):
-    """The process has ended; the next reader repeats what it had not committed."""
+    """The worker process has ended; the next reader repeats its uncommitted work."""
 
 
 class Worker:
-    """The process, seen from the daemon. Used by one thread at a time."""
+    """The daemon's handle to the worker process. Used by one thread at a time."""
 
     def __init__(self, pid: int, channel: Connection) -> None:
         self.pid, self._channel = pid, channel
@@ -57,8 +56,8 @@ class Worker:
     def fork(cls) -> Worker:
         """Fork the worker. Call it while there is one thread and no database is open."""
         ours, theirs = socket.socketpair()
-        configure_mappers()  # here once and shared, not in each of the two processes
-        gc.freeze()  # what is never looked at for garbage stays shared
+        configure_mappers()  # before the fork, so that both processes share the result
+        gc.freeze()  # pages that the garbage collector skips stay shared
         pid = os.fork()
         if pid == 0:
             _live(theirs.detach())
@@ -67,8 +66,9 @@ class Worker:
 
     @classmethod
     def spawn(cls, root: Path) -> Worker:
-        """Begin another one after the first has ended, by exec: a process with threads must not be
-        forked. It is asked when it `is_ready`. Raises OSError."""
+        """Start a new worker by exec, because a process with threads must not be forked.
+
+        Send requests once it `is_ready`. Raises OSError."""
         ours, theirs = socket.socketpair()
         with theirs:
             child = subprocess.Popen(
@@ -84,28 +84,28 @@ class Worker:
 
     @property
     def is_ready(self) -> bool:
-        """True if it can be asked now. Raises WorkerGone when it ended before it was ready."""
+        """True if the worker accepts requests. Raises WorkerGone if it ended before that."""
         try:
             if not self._is_ready and self._channel.poll(0):
                 self._is_ready = self._channel.recv() == READY
         except (OSError, EOFError) as error:
-            raise WorkerGone(f"the ingesting process {self.pid} ended at its start") from error
+            raise WorkerGone(f"the ingestion process {self.pid} ended at its start") from error
         return self._is_ready
 
     def open(self, root: Path) -> None:
-        """Let it open the data directory's database, which is there and has today's schema."""
-        with suppress(OSError):  # the first question finds that it is gone
+        """Open the data directory's database in the worker; its schema must be current."""
+        with suppress(OSError):  # the first request detects that it is gone
             self._channel.send(root)
 
     def read(self, execution_id: int, max_records: int) -> IngestResult:
-        """`ingest.ingest` over there; raises what that raises.
+        """Call `ingest.ingest` in the worker; raises what that raises.
 
-        The caller holds the turn to write (`Database.lend`). Raises WorkerGone.
+        The caller holds the write lock (`Database.lend`). Raises WorkerGone.
         """
         return self._request(execution_id, max_records)
 
     def close(self) -> None:
-        """Let it end, and wait for that."""
+        """End the worker and wait for its exit."""
         self._channel.close()
         if self._child is not None:
             self._child.wait()
@@ -120,14 +120,14 @@ class Worker:
                 os.kill(self.pid, signal.SIGKILL)
             answer = self._channel.recv()
         except (OSError, EOFError) as error:
-            raise WorkerGone(f"the ingesting process {self.pid} has ended") from error
+            raise WorkerGone(f"the ingestion process {self.pid} has ended") from error
         if isinstance(answer, Exception):
             raise answer
         return answer
 
     def _answers(self) -> bool:
-        """True if an answer came in time. The turn to write is lent meanwhile, so it is short for
-        one that hangs, and shorter for one that was stopped."""
+        """True if an answer arrives in time. The worker has the write lock until then: the timeout
+        is short, and shorter for a process stopped by a signal."""
         began = stopped_since = time.monotonic()
         while not self._channel.poll(min(POLL_SECONDS, ANSWER_SECONDS)):
             now = time.monotonic()
@@ -142,7 +142,7 @@ class Worker:
 
 
 def _live(channel: int) -> NoReturn:
-    """Answer questions until the daemon is gone. Signals to its group are the daemon's to obey."""
+    """Serve requests until the daemon is gone. Ignores signals to the group; the daemon acts."""
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -154,12 +154,12 @@ def _live(channel: int) -> NoReturn:
     except (EOFError, ConnectionError):
         os._exit(0)
     except BaseException:
-        log.exception("the ingesting process failed")
+        log.exception("the ingestion process failed")
     os._exit(1)
 
 
 def main(descriptor: int) -> NoReturn:
-    """The process that takes the place of one that has ended."""
+    """Entry point of a worker that replaces one that has ended."""
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -168,7 +168,7 @@ def main(descriptor: int) -> NoReturn:
     except (EOFError, ConnectionError):
         os._exit(0)
     except BaseException:
-        log.exception("the ingesting process failed")
+        log.exception("the ingestion process failed")
     os._exit(1)
 
 
@@ -184,7 +184,7 @@ def _answer(channel: Connection, *, tell_ready: bool = False) -> NoReturn:
         except (TraindError, OSError) as error:
             answer = error
         except Exception as error:
-            log.exception("the report of execution %s could not be read", execution_id)
+            log.exception("the journal of execution %s could not be read", execution_id)
             answer = RuntimeError(f"{type(error).__name__}: {error}")
         channel.send(answer)
 

@@ -84,7 +84,7 @@ def _asked(daemon: RealDaemon, path: str) -> float:
 
 
 def _peak_bytes(daemon: psutil.Process) -> int:
-    """Peak memory of the daemon, plus the ingesting process's unshared memory."""
+    """Peak memory of the daemon, plus the ingestion process's unshared memory."""
     (worker,) = (c for c in daemon.children() if c.cmdline() == daemon.cmdline())
     for line in Path(f"/proc/{daemon.pid}/status").read_text().splitlines():
         if line.startswith("VmHWM"):
