@@ -1,1 +1,1 @@
-"""Scheduler of devices: hours, priorities and the one decision made of them."""
+"""Scheduler: decides from hours and priorities which work uses which device."""

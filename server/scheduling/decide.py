@@ -1,18 +1,18 @@
 """The scheduler's decision: which runs start, yield and wait, from places and workloads. Pure.
 
-A place is a device, or a seat such as the one for work on the CPU; it holds one workload at a time.
-A workload is a run or a job that holds places or waits for them. Nothing is remembered between two
-calls: a run asked to yield does so by the ladder of any pause, goes back to the queue, and is
-decided about again from what is then seen.
+A place is a device, or a slot such as the one for work on the CPU; it holds one workload at a time.
+A workload is a run or a job that holds places or waits for them. No state is kept between calls: a
+run that yields is paused like any other, returns to the queue, and is decided again from the inputs
+of that time.
 
-The laws, each held by a test:
+Invariants, each held by a test:
 - no place is given twice, nor while it is held;
 - a workload gets all the places it needs, or none;
-- nothing starts on a place that is shut, nor less than START_LEAD_SECONDS before it shuts;
+- nothing starts on a closed place, nor less than START_LEAD_SECONDS before it closes;
 - a workload yields only for one of strictly higher priority that can then start;
 - a workload of higher priority never waits for one of lower priority that it may displace;
-- whoever waits in the queue gets its turn, in order of priority, then of the queue;
-- the same input gives the same answer, whatever the order of its parts.
+- waiting workloads start in order of priority, then of the queue;
+- the same input gives the same answer, in any order of its parts.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class WaitCause(StrEnum):
 
 @dataclass(frozen=True)
 class Opening:
-    """Whether something is open; until when and from when again, in seconds since the epoch.
+    """Opening state: is_open, closes_at, opens_at (the next opening), in seconds since the epoch.
 
     Always open: is_open and no closes_at.
     """
@@ -54,8 +54,8 @@ ALWAYS = Opening()
 
 @dataclass(frozen=True)
 class Place:
-    """A device or a seat. neighbour: the other program that uses it, by name. too_hot: its
-    temperature in words, None while it is cool enough."""
+    """A device or a slot. neighbour: name of another program that uses it. too_hot: its
+    temperature as text, None below the ceiling."""
 
     name: str
     opening: Opening = ALWAYS
@@ -67,10 +67,10 @@ class Place:
 class Workload:
     """A run or a job that holds places or waits for them.
 
-    places: those that would do, the preferred one first. count: how many of them it needs at once.
-    holds: those it has now. order: its place in the queue. held_since: when it began to run.
-    save_seconds: how long it takes from being asked until its places are free.
-    may_displace: whether its priority counts against those that already run.
+    places: acceptable ones, the preferred one first. count: how many of them it needs at once.
+    holds: those it holds now. order: its position in the queue. held_since: start time.
+    save_seconds: time from the request to yield until its places are free.
+    may_displace: True if its priority counts against running workloads.
     """
 
     id: str
@@ -99,8 +99,8 @@ class SchedulingVerdict:
 
 @dataclass
 class Decision:
-    """grants: {workload: places it may start on now}. yields, waits: {workload: why}. wake_at: when
-    the clock alone changes the answer, in seconds since the epoch."""
+    """Result of `decide`. grants: {workload: places on which it may start now}. yields, waits:
+    {workload: why}. wake_at: when time alone changes the decision, in seconds since the epoch."""
 
     grants: dict[str, tuple[str, ...]] = field(default_factory=dict)
     yields: dict[str, SchedulingVerdict] = field(default_factory=dict)
@@ -109,7 +109,7 @@ class Decision:
 
 
 def decide(places: Iterable[Place], workloads: Iterable[Workload], now: float) -> Decision:
-    """The decision at `now` (seconds since the epoch)."""
+    """Decide at `now` (seconds since the epoch) which workloads start, yield and wait."""
     return _Table(places, workloads, now).decide()
 
 
@@ -134,7 +134,7 @@ class _Table:
         return self.decision
 
     def _check_hours(self, workload: Workload) -> None:
-        """Let a workload yield if its places or its own hours are about to close."""
+        """Make a workload yield if its places or its own hours are about to close."""
         verdict = self._closing(workload)
         if verdict is not None and not workload.is_leaving:
             self.decision.yields[workload.id] = verdict
@@ -160,7 +160,7 @@ class _Table:
         return [workload.opening, *(self.places[n].opening for n in names if n in self.places)]
 
     def _place(self, workload: Workload) -> None:
-        """Grant a workload, or reserve free devices and preempt others for it, or let it wait."""
+        """Grant a workload, or reserve free devices and preempt others for it, or make it wait."""
         if refusal := self._refusal(workload, workload.opening):
             self.decision.waits[workload.id] = refusal
             return
@@ -183,7 +183,7 @@ class _Table:
         missing = workload.count - len(free)
         leaving = [n for n in usable if self._is_leaving(n) and n not in self.kept]
         victims, until = self._victims(workload, usable, missing - len(leaving)), None
-        if victims is None:  # wait in order; free places are reserved until the others are free too
+        if victims is None:  # waits in order; its free places are reserved until the rest are free
             until = self._yields_at(workload, usable) if missing == 1 else None
             others = [n for n in usable if n in self.holders and n not in self.kept]
             self._keep(workload, [*free, *leaving, *others][: workload.count])
@@ -268,7 +268,7 @@ class _Table:
         return not self._refusal(workload, place.opening)
 
     def _refusal(self, workload: Workload, opening: Opening) -> SchedulingVerdict | None:
-        """Why it cannot start under these hours now; None if it can."""
+        """Why a workload cannot start under these hours now; None if it can."""
         if opening.is_open and not self._is_too_late(workload, opening, self.now):
             return None
         self._wake(opening.opens_at)
@@ -280,7 +280,7 @@ class _Table:
         return opening.closes_at is not None and opening.closes_at - start < lead
 
     def _shut(self, workload: Workload) -> SchedulingVerdict:
-        """Why too few of its places can be used."""
+        """Why too few of a workload's places are usable."""
         found = [self.places[name] for name in workload.places if name in self.places]
         if len(found) < workload.count:
             return SchedulingVerdict(WaitCause.unavailable)

@@ -13,7 +13,7 @@ from server.scheduling.hours import Price
 from server.schemas.policies import PowerRule
 
 HOT_SECONDS = 10.0  # time at the ceiling before runs yield: a short peak costs no save
-COOL_DEGREES = 10.0  # margin below the ceiling, and its duration, before a run returns
+COOL_DEGREES = 10.0  # margin below the ceiling, and its duration, before a run resumes
 COOL_SECONDS = 60.0
 _RULES = TypeAdapter(list[PowerRule])
 
@@ -31,7 +31,7 @@ class Heat:
     """Temperature ceilings: devices that are too hot. Times on a monotonic clock.
 
     A device becomes too hot once it has been at its ceiling for HOT_SECONDS, and is cool again
-    once it has been COOL_DEGREES below it for COOL_SECONDS: a run leaves and comes back at most
+    once it has been COOL_DEGREES below it for COOL_SECONDS: a run yields and resumes at most
     once in that time.
     """
 
@@ -39,7 +39,7 @@ class Heat:
     _hot: set[str] = field(default_factory=set)
 
     def update(self, device: str, celsius: float | None, ceiling: float | None, now: float) -> bool:
-        """True if the device is too hot. ceiling: None is off; celsius: None leaves it as it is."""
+        """True if the device is too hot. ceiling: None is off; celsius: None keeps the state."""
         if ceiling is None:
             self._hot.discard(device)
             self._since.pop(device, None)

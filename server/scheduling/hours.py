@@ -1,9 +1,9 @@
 """Opening hours: windows of a week in a time zone, and prices, as stretches of real time.
 
 A window names days, a start and an end on the wall clock; one that ends at or before its start runs
-over midnight and belongs to the day on which it starts. Clocks that change (daylight saving time)
-make such a stretch an hour shorter or longer, and nothing else. A rule may also name a price: it
-is open while electricity costs less. All times here are seconds since the epoch.
+past midnight and belongs to the day on which it starts. Clocks that change (daylight saving time)
+make such a stretch an hour shorter or longer, no more. A rule may also set a price limit: it is
+open while electricity costs less. All times here are seconds since the epoch.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Price:
 
 @dataclass(frozen=True)
 class Rule:
-    """A window of every week, and a price that must not be reached in it.
+    """A weekly window, with an optional price limit.
 
     days: names from DAYS on which it begins. begin, end: on the clock of `zone` (None: the
     machine's); equal ones are a whole day. price_below: open only while a kWh is known to cost
@@ -54,8 +54,8 @@ class Rule:
     price_below: float | None = None
 
     def stretches(self, at: float, prices: Sequence[Price] = ()) -> Iterable[OpenStretch]:
-        """From the day before `at` until HORIZON_DAYS after it, in order. An unknown price is
-        shut."""
+        """From the day before `at` until HORIZON_DAYS after it, in order. An unknown price
+        counts as closed."""
         weekly = list(self._weekly(at))
         if self.price_below is None:
             return weekly
@@ -73,7 +73,7 @@ class Rule:
 
 
 def rules(asked: Sequence[HoursRule] | None) -> list[Rule] | None:
-    """The rules of a spec or policy."""
+    """Parse the hours of a spec or policy as rules."""
     if asked is None:
         return None
     clock = time.fromisoformat
@@ -83,7 +83,7 @@ def rules(asked: Sequence[HoursRule] | None) -> list[Rule] | None:
 
 
 def opening(rules: Sequence[Rule] | None, at: float, prices: Sequence[Price] = ()) -> Opening:
-    """Whether any of the rules is open at `at`, and when that changes; None is always open."""
+    """Opening state of the union of the rules at `at`; None is always open."""
     if rules is None:
         return ALWAYS
     stretches = open_stretches(rules, at, prices)
@@ -98,7 +98,7 @@ def opening(rules: Sequence[Rule] | None, at: float, prices: Sequence[Price] = (
 def open_stretches(
     rules: Sequence[Rule], at: float, prices: Sequence[Price] = ()
 ) -> list[OpenStretch]:
-    """The union of all rules around `at`, in order; stretches that touch are one.
+    """The union of all rules around `at`, in order; adjacent stretches are merged.
 
     The last one is cut off at the horizon, a week later.
     """
@@ -112,7 +112,7 @@ def open_stretches(
 
 
 def overlaps(some: Iterable[OpenStretch], others: Sequence[OpenStretch]) -> Iterable[OpenStretch]:
-    """The intersection of both."""
+    """Intersection of two lists of stretches."""
     for one in some:
         for other in others:
             begin, end = max(one.begin, other.begin), min(one.end, other.end)
@@ -121,6 +121,6 @@ def overlaps(some: Iterable[OpenStretch], others: Sequence[OpenStretch]) -> Iter
 
 
 def _epoch(day: date, clock: time, zone: ZoneInfo | None) -> float:
-    """A wall-clock time of a day, in seconds since the epoch. A time that the clock skips counts
-    from midnight; of one that occurs twice, the first."""
+    """A wall-clock time of a day, in seconds since the epoch. A skipped time counts from
+    midnight; of a repeated one the first applies."""
     return datetime.combine(day, clock, zone).timestamp()

@@ -1,7 +1,7 @@
 """Scheduler inputs beside the rows, kept up to date by a thread: prices and programs on the GPUs.
 
-Neither may hold up the supervisor: a tariff comes over a network, and a driver that lost a GPU may
-not answer for a minute.
+The thread keeps their delays out of the supervisor: a tariff comes over a network, and a driver
+that lost a GPU may block for a minute.
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ log = logging.getLogger("traind.scheduling")
 
 @dataclass(frozen=True)
 class SchedulerInputs:
-    """neighbours: {device: name of the program that uses it}. now: seconds since the epoch.
-    hot: {device: its temperature in words}. power_problems: {device: why its limit is not set}."""
+    """Inputs of one decision. neighbours: {device: name of the program that uses it}. now: seconds
+    since the epoch. hot: {device: its temperature as text}. power_problems: {device: why its limit
+    is not set}."""
 
     now: float
     prices: Sequence[Price] = ()
@@ -89,8 +90,7 @@ class SchedulerInputsThread:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop the thread and restore power limits; a thread that waits for a driver is
-        abandoned."""
+        """Stop the thread and restore power limits. A thread blocked in a driver is abandoned."""
         self._ends.set()
         if self._thread is not None:
             self._thread.join(timeout=1.0)
@@ -99,7 +99,7 @@ class SchedulerInputsThread:
         try:
             self._limits.put_back_all()
         except TraindError as error:
-            log.warning("power limits will be restored at the next start: %s", error)
+            log.warning("power limits could not be restored; the next start retries: %s", error)
 
     def _run(self) -> None:
         while not self._ends.wait(POLL_SECONDS):
@@ -116,14 +116,14 @@ class SchedulerInputsThread:
                 in_use = _in_use(session, self._devices)
             self._check_power(rows, in_use, now)
         except TraindError as error:
-            log.warning("the policies of the devices: %s", error)
+            log.warning("the policies of the devices cannot be read: %s", error)
             return
         watched = {row.place: watched_of(row.neighbours) for row in rows}
         asked = any(rule is not None for rule in watched.values())
         self._note(self._programs() if asked else {}, watched, now)
 
     def _check_power(self, rows: Sequence[PlacePolicy], in_use: set[str], now: float) -> None:
-        """Hold the limits of devices in use, and note which ones are too hot."""
+        """Hold the power limits of devices in use, and update which devices are too hot."""
         prices, clock = self.tariff.prices if self.tariff else (), time.time()
         found = {row.place: heat.rule_at(row.power, clock, prices) for row in rows if row.power}
         rules = {place: rule for place, rule in found.items() if rule is not None}
@@ -191,8 +191,8 @@ def watched_of(neighbours: dict[str, Any] | None) -> Watched | None:
 
 
 def _is_ours(process: psutil.Process) -> bool:
-    """True if it carries a token of a daemon. Another user's process cannot be asked, and is none
-    of ours."""
+    """True if the process has a daemon's token. False for another user's process, whose environment
+    is unreadable."""
     try:
         return TOKEN_VARIABLE in process.environ()
     except (psutil.AccessDenied, psutil.ZombieProcess):

@@ -1,8 +1,8 @@
 """Other programs on a device: when one counts as using it, and when it is gone.
 
-A game that starts and ends within seconds must not cost a run two saves, so a program counts only
-once it has been seen for a while, and is gone only once it has not been seen for longer. Off unless
-a device's policy turns it on.
+A game of a few seconds must not cost a run two saves, so a program counts only after it has been
+present for a while, and is gone only after a longer absence. Off unless a device's policy turns it
+on.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from server.machine.gpu_programs import GpuProgram
 ARRIVES_SECONDS = 5.0
 LEAVES_SECONDS = 120.0
 
-# The desktop's programs hold memory as long as somebody is logged in.
+# The desktop's programs hold memory as long as a user is logged in.
 DESKTOP = frozenset(
     {
         "Xorg", "Xwayland", "X", "gnome-shell", "kwin_x11", "kwin_wayland", "plasmashell", "sway",
@@ -26,8 +26,8 @@ DESKTOP = frozenset(
 
 @dataclass(frozen=True)
 class Watched:
-    """Which programs count. yield_to: those that count whatever they hold. ignore: those that never
-    do, beside the desktop's own."""
+    """Which programs count. yield_to: programs that count with any amount of memory. ignore: those
+    that never count, in addition to the desktop's own."""
 
     least_bytes: int = 512_000_000
     yield_to: frozenset[str] = frozenset()

@@ -1,8 +1,8 @@
 """Outlook of work that is limited to certain hours: its end and the price of its energy. Pure.
 
-The open hours of the coming week are walked, where they depend on prices as far as these are known.
-What is left after them continues at the share of time that they were open. A pause between two
-stretches costs nothing here: some minutes, beside hours.
+The open hours of the next week are walked; hours that depend on prices only as far as these are
+known. Work beyond them continues at the same share of open time. A pause between two stretches is
+free here, because it takes minutes and the work takes hours.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ WALKED_SECONDS = 7 * 86_400.0
 
 @dataclass(frozen=True)
 class Outlook:
-    """finish_at: seconds since the epoch; None where the hours never open. is_walked: whether it
-    lies within the hours that were walked. price_per_kwh: mean over the hours of the work, in the
-    tariff's currency; None where no price of them is known."""
+    """Expected end and price. finish_at: seconds since the epoch; None if the hours never open.
+    is_walked: True if it lies within the walked hours. price_per_kwh: mean over the hours of the
+    work, in the tariff's currency; None if no price of them is known."""
 
     finish_at: float | None
     is_walked: bool = True
@@ -54,7 +54,7 @@ def _walked_until(now: float, hours: Sequence[Sequence[Rule]], prices: Sequence[
 def _open(
     hours: Sequence[Sequence[Rule]], now: float, until: float, prices: Sequence[Price]
 ) -> list[OpenStretch]:
-    """When all are open between `now` and `until`, without what is too short for a start."""
+    """Stretches between `now` and `until` in which all are open and a start is possible."""
     whole = [OpenStretch(now, until)] if until > now else []
     found = reduce(
         lambda open_ones, rules: list(overlaps(open_ones, open_stretches(rules, now, prices))),

@@ -1,7 +1,7 @@
 """Power limits: set while a process of traind uses a device, restored afterwards.
 
-The limit before is a row, written before the first change: a daemon that is killed puts it back at
-its next start. A limit that somebody else set meanwhile is theirs, and stays.
+The previous limit is stored as a row before the first change, so that the next start restores it
+after a kill. A limit that another program has set in the meantime stays.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class PowerLimits:
         """Restore the previous limit, unless another program has changed it since."""
         state = self._control.read(row.uuid)
         if state.limit_watts is None:
-            return  # no driver now: the row stays
+            return  # no driver now: keep the row
         try:
             if abs(state.limit_watts - row.watts) < SAME_WATTS:
                 self._control.set_limit(row.place, row.uuid, row.watts_before)
@@ -73,7 +73,7 @@ class PowerLimits:
             return
         with self._db.write() as session:
             session.delete(session.get_one(PowerLimit, row.place))
-            words = f"the power limit of {row.place} is {row.watts_before:g} W again"
+            words = f"the power limit of {row.place} is restored to {row.watts_before:g} W"
             _record(session, words, row.place, row.watts_before)
 
     def _set(self, device: Device, row: PowerLimit | None, watts: float) -> None:
@@ -98,11 +98,11 @@ class PowerLimits:
             self._forget(device.device, row)
             raise
         with self._db.write() as session:
-            words = f"the power limit of {device.device} is {watts:g} W, before {before:g} W"
+            words = f"the power limit of {device.device} is {watts:g} W, previously {before:g} W"
             _record(session, words, device.device, watts)
 
     def _forget(self, place: str, row: PowerLimit | None) -> None:
-        """Undo the row of a limit that was not set."""
+        """Restore the row of a limit that could not be set."""
         with self._db.write() as session:
             if row is None:
                 session.delete(session.get_one(PowerLimit, place))

@@ -1,4 +1,4 @@
-"""The rows as the decision sees them: runs and jobs as workloads, devices and seats as places."""
+"""Converts rows to scheduler inputs: runs and jobs to workloads, devices and slots to places."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from trainer.contract.spec import HoursRule
 
 JOB_PRIORITY = 1_000  # a short job precedes any waiting run, and displaces none
 LEAST_SAVE_SECONDS = 60.0
-END_SECONDS = 15.0  # for the process to end, and the supervisor to see it
+END_SECONDS = 15.0  # for the process to exit and the supervisor to detect it
 SAVE_MARGIN = 2.0  # of the slowest save so far: a disk may be busier next time
 COMPLETIONS = "completions"
 CPU_JOB = "cpu job"
@@ -42,17 +42,17 @@ REASON_OF = {
 
 
 def rules_of(text: str) -> list[Rule] | None:
-    """Hours as a column has them; None is always open."""
+    """Parse hours from a column; None is always open."""
     return hours.rules(_HOURS.validate_json(text)) if text else None
 
 
 def opening_of(text: str, now: float, prices: Sequence[Price]) -> Opening:
-    """Whether hours in a column are open at `now`."""
+    """Opening state at `now` of the hours in a column."""
     return hours.opening(rules_of(text), now, prices)
 
 
 def places(session: Session, devices: Sequence[Device], around: SchedulerInputs) -> list[Place]:
-    """Every device with its policy, and the seats for work on the CPU and for completions."""
+    """Every device with its policy, and the slots for work on the CPU and for completions."""
     policies = {row.place: row for row in session.scalars(select(PlacePolicy))}
     found = [Place(seat) for seat in SEATS]
     for device in devices:
@@ -67,8 +67,8 @@ def places(session: Session, devices: Sequence[Device], around: SchedulerInputs)
 def devices_of(
     session: Session, run: Run, attempt: Attempt | None, devices: Sequence[Device]
 ) -> tuple[tuple[str, ...], str | None]:
-    """Where the run may go: all its devices for a run on several; 'auto' stays where it began, and
-    never falls back to the CPU. With an open attempt, what that holds."""
+    """Devices on which a run may start: all of them for a run on several; 'auto' stays on its first
+    device and never falls back to the CPU. With an open attempt, the devices that it holds."""
     if gang.is_elsewhere(run):
         return (run.spec["place"]["engine"],), None
     if attempt is not None:
@@ -106,8 +106,8 @@ def of_run(
     now: float,
     prices: Sequence[Price] = (),
 ) -> Workload:
-    """A run that holds a device or waits for one. devices: those that would do; all of them are
-    needed by a run on several, and held by one with an open attempt."""
+    """Workload of a run that holds a device or waits for one. devices: the acceptable ones; a run
+    on several needs all of them, and an open attempt holds all of them."""
     state = State(run.state)
     count = len(devices) if attempt is not None or gang.is_asked_for(run) else 1
     holds = devices[:count] if attempt is not None or state in OCCUPYING else ()
@@ -128,10 +128,10 @@ def of_run(
 
 
 def save_seconds(run: Run) -> float:
-    """How long a run takes from a pause being asked until its device is free: the step under way,
-    a checkpoint, the proof of the next loss, and the end of the process.
+    """Seconds from a pause request until the device is free: the step under way, a checkpoint,
+    the check of the next loss, and the exit of the process.
 
-    By its own steps and slowest save so far; LEAST_SAVE_SECONDS for a save while none was seen.
+    Estimated from the run's steps and its slowest save; LEAST_SAVE_SECONDS before the first save.
     """
     tokens_per_second = run.progress.get("tokens_per_second")
     step = run.batch_tokens / tokens_per_second if tokens_per_second else 0.0
@@ -141,7 +141,7 @@ def save_seconds(run: Run) -> float:
 
 
 def of_job(job: Job, devices: Sequence[Device]) -> Workload:
-    """A job: it goes before runs that wait for the same place, and displaces none."""
+    """Workload of a job: it precedes runs that wait for the same place, and displaces none."""
     place = job_place(job, devices)
     return Workload(
         job.id,
@@ -155,9 +155,8 @@ def of_job(job: Job, devices: Sequence[Device]) -> Workload:
 
 
 def job_place(job: Job, devices: Sequence[Device]) -> str:
-    """What a job occupies: the device it names or else the best one, the one place for work on
-    the CPU, or the one for completions, which may be held for hours and must not keep that work
-    waiting."""
+    """Place of a job: its device, or else the best one; the slot for work on the CPU; or the slot
+    for completions, a separate one because serving may last for hours."""
     if job.kind == "serve":
         return COMPLETIONS
     if job.where != "device":
@@ -168,7 +167,7 @@ def job_place(job: Job, devices: Sequence[Device]) -> str:
 def in_words(
     verdict: SchedulingVerdict, names: Mapping[str, str], place: str
 ) -> tuple[Reason, str]:
-    """A verdict as the reason and the message of a run. names: of runs and jobs by id."""
+    """Reason and message of a verdict, for a run's row. names: of runs and jobs by id."""
     reason = REASON_OF[verdict.cause]
     blockers = [names.get(other, other) for other in verdict.by]
     others = _in_series(blockers)
@@ -178,17 +177,17 @@ def in_words(
             verbs = ("has", "needs") if is_one else ("have", "need")
             return reason, f"{others} {verbs[0]} a higher priority and {verbs[1]} {place}."
         case WaitCause.hours:
-            may = f" It may train again from {units.zoned(verdict.until)}."
+            may = f" It may resume from {units.zoned(verdict.until)}."
             until = may if verdict.until else ""
             return reason, f"Outside its hours or those of {place}.{until}"
         case WaitCause.neighbour:
             verb = "uses" if is_one else "use"
-            return reason, f"{others} {verb} {place}. It trains again when that has ended."
+            return reason, f"{others} {verb} {place}. It resumes when that has ended."
         case WaitCause.heat:
-            return reason, f"{place} is too hot ({others}). It trains again when it has cooled."
+            return reason, f"{place} is too hot ({others}). It resumes when it has cooled."
         case WaitCause.queue if verdict.until is not None:
-            verb = "makes" if is_one else "make"
-            return reason, f"{others} {verb} way for it on {place} at {units.zoned(verdict.until)}."
+            verb = "yields" if is_one else "yield"
+            return reason, f"{others} {verb} {place} to it at {units.zoned(verdict.until)}."
         case WaitCause.queue:
             if not blockers:
                 return reason, reason.sentence

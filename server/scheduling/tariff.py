@@ -1,8 +1,8 @@
 """Prices of electricity from a file or a URL, for hours that depend on them.
 
 The source is a JSON list of {"start": time, "end": time, "price": per kWh}, times in ISO 8601 and
-UTC where they have no offset. What was read last stays in force while the source cannot be read; a
-time without a price is shut for every rule that asks for one.
+UTC if they have no offset. The last prices stay in force while the source cannot be read; a rule
+with a price limit is closed at a time without a price.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ log = logging.getLogger("traind.scheduling")
 
 
 class TariffEntry(BaseModel):
-    """One price of the source, which may say more about it."""
+    """One price of the source; other keys are ignored."""
 
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
@@ -81,8 +81,8 @@ def _fetch(source: str) -> bytes:
 
 
 def _fetch_url(url: str) -> bytes:
-    """Raises OSError, ValueError."""
-    import httpx  # 10 MB of the daemon's memory, for those who have such a tariff
+    """Download a tariff. Raises OSError, ValueError."""
+    import httpx  # imported here: it costs the daemon 10 MB
 
     try:
         with httpx.stream("GET", url, timeout=TIMEOUT_SECONDS, follow_redirects=True) as answer:

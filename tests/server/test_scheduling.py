@@ -135,7 +135,7 @@ def test_a_run_outside_its_hours_waits_for_them(house: House) -> None:
     other = house.create("other", steps=20)
     with house.daemon():
         house.until(lambda: house.run(run_id).reason == "outside_hours")
-        assert "It may train again from 20" in house.run(run_id).reason_message
+        assert "It may resume from 20" in house.run(run_id).reason_message
         house.becomes(other, "completed")  # it keeps nobody waiting
         assert house.run(run_id).state == "queued"
         patch(house, run_id, hours=None)
