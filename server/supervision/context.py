@@ -20,10 +20,10 @@ from server.supervision.watch import Watch
 
 @dataclass(frozen=True)
 class SupervisorContext:
-    """Shared context. backoff: seconds before the first, second, … retry. worker: the ingesting
-    process; None where the supervisor's own thread does. xids: errors of GPUs as NVIDIA's library
-    reports them. launchers: by name; left out, those of this traind. scheduler_inputs: prices and
-    other programs; None where there are none.
+    """Shared context. backoff: seconds before the first, second, … retry. worker: the ingestion
+    process; None if the supervisor's thread ingests. xids: GPU errors reported by NVIDIA's library.
+    launchers: by name; the default is all of the registry. scheduler_inputs: prices and other
+    programs; None without them.
     """
 
     db: Database
@@ -43,6 +43,6 @@ class SupervisorContext:
         return self.launchers[execution.launcher]
 
     def watch(self, execution: tables.Execution) -> Watch:
-        """Start to watch the directory of an execution."""
+        """Create the watch of an execution's directory."""
         directory = self.settings.paths.root / execution.directory
         return Watch(Workspace(directory, execution.token), self.launcher(execution))

@@ -1,7 +1,7 @@
 """Decides the next action for a run or a job from rows, observations and a clock. Pure.
 
-One action a tick: whatever comes next is decided again from what is then seen, so a daemon that
-dies between two actions needs no special path.
+One action per tick: the next one is decided from new observations, so a daemon that is killed
+between two actions needs no special path.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from trainer.contract.reasons import Reason
 from trainer.contract.rundir import DUMP_SIGNAL
 
 DUMP_SECONDS = 2.0  # for the stack dump to reach the log
-TERM_SECONDS = 10.0  # for a stalled or unresponsive process to end by itself
+TERM_SECONDS = 10.0  # for a stalled or unresponsive process to exit by itself
 SAVE_SECONDS = 60.0  # for a checkpoint after SIGTERM, past the deadline of a pause
 CANCEL_SECONDS = 30.0
 DISK_SILENCE_SECONDS = 5.0
-ENGINE_SECONDS = 30.0  # before a cluster is asked again to cancel a waiting job
+ENGINE_SECONDS = 30.0  # before the cancel of a waiting cluster job is repeated
 
 
 # --- actions -------------------------------------------------------------------------------------
@@ -84,7 +84,7 @@ class SendCommand(Action):
 
 @dataclass(frozen=True)
 class Signal(Action):
-    """Send signals. step: the rung of the ladder reached with it. why: for the event."""
+    """Send signals. step: the step of the ladder reached with it. why: for the event."""
 
     signals: tuple[signal.Signals, ...]
     step: int
@@ -99,12 +99,12 @@ class ClearStall(Action):
 
 @dataclass(frozen=True)
 class Sweep(Action):
-    """Kill what a dead process left behind."""
+    """Kill the remaining processes of a dead execution."""
 
 
 @dataclass(frozen=True)
 class Close(Action):
-    """Record how the process ended and what follows; it is gone and its journal read to the end."""
+    """Record how the process ended and what follows; it is gone and its journal fully read."""
 
 
 WAIT = Action()
@@ -115,11 +115,11 @@ WAIT = Action()
 
 @dataclass(frozen=True)
 class Seen:
-    """One process directory as it looks at this tick. Times in watched seconds.
+    """Observation of one process directory at this tick. Times in watched seconds.
 
-    sent: kinds of commands in its inbox. step: the rung of the ladder reached (0 none, 1 sent,
-    2 SIGTERM, 3 SIGKILL). timeout: how long it may say nothing. engine_waits: why its engine has
-    not started it or cannot be asked.
+    sent: kinds of commands in its inbox. step: the step of the ladder reached (0 none, 1 sent,
+    2 SIGTERM, 3 SIGKILL). timeout: the stall timeout. engine_waits: why its engine has not started
+    it or does not answer.
     """
 
     presence: Presence = Presence.none
@@ -139,12 +139,12 @@ class Seen:
 
 @dataclass(frozen=True)
 class RunSeen:
-    """A run at this tick. preparation: state of its newest prepare job that still matters.
+    """Observation of a run at this tick. preparation: state of its newest relevant prepare job.
 
-    wants_to_run: what was asked last; a resume while it is pausing takes effect after the pause.
-    yields: the move by which it yields. waits: why it has to wait, in words for its row.
-    lacks_disk: nothing can be started for want of disk space.
-    budget_spent: which part of its budget is, None while some is left.
+    wants_to_run: its desired state; a resume while it is pausing takes effect after the pause.
+    yields: the move by which it yields. waits: reason and message of its wait.
+    lacks_disk: True if a lack of disk space prevents a start.
+    budget_spent: which part of its budget is spent, as a sentence; None within the budget.
     """
 
     state: State
@@ -169,7 +169,7 @@ class RunSeen:
 
 @dataclass(frozen=True)
 class JobSeen:
-    """A job at this tick."""
+    """Observation of a job at this tick."""
 
     state: str
     process: Seen = field(default_factory=Seen)
@@ -224,7 +224,7 @@ def _while_alive(seen: RunSeen) -> Action:
 
 
 def _while_waiting(seen: RunSeen) -> Action:
-    """Its engine has not started it: if it should stop, remove it from the engine's queue."""
+    """A process that its engine has not started: if it should stop, remove it from the queue."""
     leaves = seen.state in (State.pausing, State.cancelling) or seen.state in SETTLED
     if leaves or (seen.is_shutting_down and seen.stops_trainers):
         if seen.process.step and seen.process.since_step < ENGINE_SECONDS:
@@ -242,7 +242,7 @@ def _explain_the_engine(seen: RunSeen) -> Action:
 
 
 def _ladder(process: Seen, kind: str, timeout: float, grace: float) -> Action:
-    """Command, then SIGTERM, then SIGKILL; one rung a tick, each after its time."""
+    """Escalate: command, then SIGTERM, then SIGKILL; one step per tick, each after its timeout."""
     if kind not in process.sent:
         return Deliver() if process.has_commands else SendCommand(kind)
     if process.is_stopped and process.step == 0:
@@ -250,11 +250,11 @@ def _ladder(process: Seen, kind: str, timeout: float, grace: float) -> Action:
         return Signal((signal.SIGCONT,), 1, why)
     if process.step <= 1 and process.since_step >= timeout:
         is_told = process.since_step < math.inf
-        where = f"after {units.duration(timeout)}" if is_told else "reaches its inbox"
+        where = f"after {units.duration(timeout)}" if is_told else "can be written to its inbox"
         why = f"no {kind} {where}"
         return Signal(_asking_to_end(process), 2, why)
     if process.step == 2 and process.since_step >= min(grace, timeout):
-        return Signal((signal.SIGKILL,), 3, f"no end after SIGTERM on the way to {kind}")
+        return Signal((signal.SIGKILL,), 3, f"no exit after SIGTERM, requested: {kind}")
     return WAIT
 
 
@@ -264,11 +264,11 @@ def _asking_to_end(process: Seen) -> tuple[signal.Signals, ...]:
 
 
 def _end_in_order(process: Seen, timeout: float) -> Action:
-    """The daemon stops with its trainers: checkpoint and end, or be killed after the deadline."""
+    """Stop a trainer with the daemon: SIGTERM to checkpoint and exit, SIGKILL after a timeout."""
     if process.step < 2:
-        return Signal((signal.SIGTERM, signal.SIGCONT), 2, "the daemon ends with its trainers")
+        return Signal((signal.SIGTERM, signal.SIGCONT), 2, "the daemon stops with its trainers")
     if process.step == 2 and process.since_step >= timeout:
-        return Signal((signal.SIGKILL,), 3, f"no end {units.duration(timeout)} after SIGTERM")
+        return Signal((signal.SIGKILL,), 3, f"no exit {units.duration(timeout)} after SIGTERM")
     return WAIT
 
 
@@ -290,7 +290,7 @@ def _stall(process: Seen) -> Action | None:
     # a process that reports again is saving
     grace = SAVE_SECONDS if process.silence < process.since_step else TERM_SECONDS
     if process.stall_step == 3 and process.since_step >= grace:
-        return Signal((signal.SIGKILL,), 4, "it did not end after SIGTERM", stall=True)
+        return Signal((signal.SIGKILL,), 4, "it did not exit after SIGTERM", stall=True)
     return WAIT
 
 
@@ -317,14 +317,14 @@ def _without_process(seen: RunSeen) -> Action:
                 return DropPreparation()
             return _stop(seen)
         case State.running:
-            return Move(State.recovering, Reason.crashed, "no process belongs to it any more")
+            return Move(State.recovering, Reason.crashed, "its process no longer exists")
         case State.queued | State.preparing | State.starting | State.recovering:
             return WAIT if seen.is_shutting_down else _on_the_way(seen)
     return WAIT
 
 
 def _stop(seen: RunSeen) -> Move:
-    """A run that should pause or be cancelled has no process left."""
+    """Move a run without a process that should pause or be cancelled."""
     if seen.state is State.cancelling:
         return Move(State.cancelled, Reason.requested)
     if seen.reason is Reason.budget_spent and not seen.wants_to_run:
@@ -352,7 +352,7 @@ def _on_the_way(seen: RunSeen) -> Action:
 
 
 def _explain_the_wait(seen: RunSeen) -> Action:
-    """Keep hours, another program or a preempting run as the reason while it is the cause."""
+    """Keep the reason current while hours, another program or a preempting run cause the wait."""
     if seen.waits is None or seen.waits == (seen.reason, seen.message):
         return WAIT
     is_queue = seen.waits[0] is Reason.waiting_for_device

@@ -1,8 +1,8 @@
-"""Whether the disk has room to start a process: an attempt, or a job.
+"""Checks free disk space before the start of a process: an attempt, or a job.
 
-Nothing is started on a full disk, because its order could not be written. A start that failed for
-lack of room is repeated once there is more room than then, or after RETRY_SECONDS: a quota is not
-seen in the free space.
+A full disk prevents every start, because the order could not be written. A start that failed for
+lack of space is repeated once more space is free, or after RETRY_SECONDS, because free space does
+not show a quota.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ RETRY_SECONDS = 300.0
 
 
 class _Shortage(NamedTuple):
-    """A start that failed: when it ended, the free bytes and the clock when that was seen."""
+    """A failed start: its end, and the free bytes and the clock at its detection."""
 
     ended_at: float
     free: int
@@ -26,16 +26,17 @@ class _Shortage(NamedTuple):
 
 
 class DiskRoom:
-    """clock: monotonic seconds. A failure before this daemon started is tried again at once."""
+    """Disk shortages by run or job. clock: monotonic seconds. Failures before this daemon's start
+    are retried immediately."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock, self._began_at = clock, time.time()
         self._shortages: dict[str, _Shortage] = {}
 
     def is_missing(self, key: str, *places: Path, failed_at: float | None = None) -> bool:
-        """True while nothing can be started on the disks of `places`.
+        """True while the disks of `places` lack the space for a start.
 
-        failed_at: when the last start of `key` ended for lack of room, in unix seconds.
+        failed_at: when the last start of `key` failed for lack of space, in unix seconds.
         """
         free = disk.least_free(*places)
         if free is None:
@@ -57,6 +58,6 @@ class DiskRoom:
         return not has_more and self._clock() < shortage.since + RETRY_SECONDS
 
     def keep_only(self, keys: set[str]) -> None:
-        """Forget what has settled."""
+        """Drop the shortages of settled runs and jobs."""
         for key in self._shortages.keys() - keys:
             del self._shortages[key]

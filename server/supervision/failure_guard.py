@@ -1,9 +1,9 @@
 """Isolates errors: a failure in handling one run or job ends that one; the tick continues.
 
-A first error may pass (a disk that was busy, a file that is just being replaced), so it is tried
-again, a little later each time. After TRIES the run or job is ended with the path and the remedy
-in its message. A live trainer is never ended for an error of the daemon: it is tried again as long
-as the trainer lives.
+A first error may be transient (a busy disk, a file that is being replaced), so the action is
+retried with increasing delay. After TRIES errors the run or job is ended with the path and the
+remedy in its message. An error of the daemon never ends a live trainer: the action is retried as
+long as the trainer runs.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class FailureGuard:
     ) -> bool:
         """Run `act` with back-off after a failure; `give_up(error)` after repeated failures.
 
-        Returns whether there is something to watch. Raises only errors that concern every run.
+        Returns True if there is something to watch. Raises only errors that concern every run.
         """
         if self._clock() < self._until.get(key, 0.0):
             return True
@@ -61,7 +61,7 @@ class FailureGuard:
         return done
 
     def keep_only(self, keys: set[str]) -> None:
-        """Forget runs and jobs that have settled."""
+        """Drop the errors of settled runs and jobs."""
         for key in self._errors.keys() - keys:
             del self._errors[key]
             self._until.pop(key, None)
@@ -85,13 +85,13 @@ class FailureGuard:
 
 
 def concerns_all(error: Exception) -> bool:
-    """True if no run or job is the cause: the database failed, or no file descriptor is left."""
+    """True if no run or job is the cause: a database error, or no free file descriptor."""
     out_of_files = isinstance(error, OSError) and error.errno in process.OUT_OF_FILES
     return isinstance(error, OF_ALL) or out_of_files
 
 
 def in_words(error: BaseException) -> str:
-    """An error on one line: what failed, where, and what to do."""
+    """Format an error on one line: what failed, where, and what to do."""
     if isinstance(error, OSError) and error.strerror:
         where = " -> ".join(str(name) for name in (error.filename, error.filename2) if name)
         place = f"{where}: " if where else ""
@@ -113,7 +113,7 @@ def _remedy(error: OSError) -> str:
         case numbers.EROFS:
             return "Mount that file system writable, then try again"
         case numbers.EEXIST | numbers.ENOTDIR | numbers.ENOENT | numbers.ELOOP | numbers.EISDIR:
-            return "Repair or remove that path (a link that leads nowhere?), then try again"
+            return "Repair or remove that path (possibly a dangling link), then try again"
         case numbers.EIO:
             return "Check the disk (dmesg, SMART), then try again"
     return "Repair that path, then try again"

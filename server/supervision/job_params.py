@@ -46,8 +46,8 @@ def resolve(session: Session, job: tables.Job, settings: Settings) -> dict[str, 
 def _for_audit(
     session: Session, run: tables.Run, params: dict[str, Any], settings: Settings, job_id: str
 ) -> dict[str, Any]:
-    """The checkpoint, and the order of the attempt that did the steps after it. Without a name the
-    newest that has as many recorded steps behind it as are asked for, or else any."""
+    """Checkpoint, and order of the attempt that did the steps after it. Without a name: the newest
+    checkpoint followed by the requested number of recorded steps, or else by any."""
     is_named = params.get("checkpoint") is not None or params.get("step") is not None
     usable = (
         [_checkpoint(session, run, params, job_id)]
@@ -92,7 +92,7 @@ def _hold(session: Session, checkpoint: tables.Checkpoint, job_id: str) -> bool:
 def _for_export(
     session: Session, run: tables.Run, chosen: tables.Checkpoint, paths: DataDir, job: tables.Job
 ) -> dict[str, Any]:
-    """The schedule of the checkpoint's last step, the horizon, and the target folder."""
+    """Export parameters: schedule of the checkpoint's last step, horizon, and target directory."""
     phases = lineage.phases(session, run.id)
     phase = next((p for p in reversed(phases) if p.start_step < chosen.step), phases[0])
     target = paths.root / "exports" / f"{run.name}-{chosen.step:09d}-{job.params['format']}"
@@ -112,5 +112,5 @@ def _tokenizer_run(session: Session, params: dict[str, Any]) -> str | None:
     table = tables.Run
     found = session.scalar(select(table.id).where((table.name == asked) | (table.id == asked)))
     if found is None:
-        raise Unresolvable(f"data.tokenizer.run: there is no run {asked}")
+        raise Unresolvable(f"data.tokenizer.run: no run is named {asked}")
     return found

@@ -1,7 +1,7 @@
-"""Jobs as executions: their order, their result, and jobs done inline.
+"""Jobs as executions: their order, their result, and inline jobs.
 
 where: `cpu` jobs run one at a time (and one that serves), niced, beside a trainer; `device` jobs
-when the device is free; `inline` jobs are done by the running trainer and are a command to it.
+when the device is free; `inline` jobs are commands to the running trainer, which does them.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ _INLINE_KINDS = ("evaluate",)
 _WAITS_FOR_DISK = "The disk is full: it starts by itself once there is room."
 
 
-# --- making --------------------------------------------------------------------------------------
+# --- create --------------------------------------------------------------------------------------
 
 
 def prepare(context: SupervisorContext, run_id: str) -> None:
-    """Create the job that prepares the data of a run, which waits for it."""
+    """Create the job that prepares the data of a run; the run waits for it."""
     with context.db.write() as session:
         run = session.get_one(Run, run_id)
         waits = run.state in (State.preparing, State.recovering, State.starting)
@@ -56,7 +56,7 @@ def prepare(context: SupervisorContext, run_id: str) -> None:
 
 
 def drop(context: SupervisorContext, job_id: str) -> None:
-    """Request the end of a job."""
+    """Request the cancellation of a job."""
     with context.db.write() as session:
         session.get_one(Job, job_id).cancel_requested = True
 
@@ -76,7 +76,7 @@ def explain(context: SupervisorContext, job_id: str, reason: Reason) -> None:
 
 
 def launch(context: SupervisorContext, job_id: str) -> tuple[Execution, Watch] | None:
-    """Start a queued job. None when it was cancelled in the meantime, or cannot be started."""
+    """Start a queued job. None if it was cancelled in the meantime, or cannot be started."""
     with context.db.write() as session:
         job = session.get_one(Job, job_id)
         if job.state != ExecutionState.queued or job.cancel_requested:
@@ -96,7 +96,7 @@ def launch(context: SupervisorContext, job_id: str) -> tuple[Execution, Watch] |
         executions.move(execution, ExecutionState.running)
         execution.handle = dict(context.launcher(execution).reserve())
         execution.place = order.device
-        if execution.reason is not None:  # it has waited
+        if execution.reason is not None:  # set while it waited
             executions.conclude(execution, None, None, "")
         execution.started_at = max(time.time(), execution.created_at)
         events.record(session, "job", f"{job.kind} job started", **events.about(job))
@@ -109,11 +109,11 @@ def launch(context: SupervisorContext, job_id: str) -> tuple[Execution, Watch] |
 
 
 def _require_device(context: SupervisorContext, job: Job) -> None:
-    """Raises if the device that a job names is missing: an audit elsewhere would prove nothing."""
+    """Raises Unresolvable if a job's device is missing: an audit elsewhere would prove nothing."""
     named, there = job.params.get("device"), [device.device for device in context.devices]
     if job.where == "device" and named and named not in there:
         raise job_params.Unresolvable(
-            f"it belongs on {named}, which is not on this machine; there is {', '.join(there)}"
+            f"it requires {named}, which this machine lacks; available: {', '.join(there)}"
         )
 
 
@@ -198,7 +198,7 @@ def follow_inline(
             return
         if command is None:
             _command(session, job)
-        elif command.done_at is not None:  # it lapsed: the trainer ended before it answered
+        elif command.done_at is not None:  # expired: the trainer ended before its answer
             done = command.outcome == "done"
             reason = Reason.finished if done else Reason.job_failed
             outcome = "completed" if done else "failed"
@@ -207,7 +207,7 @@ def follow_inline(
             commands.answer(session.get_one(CommandRow, command.id), "failed", time.time())
             executions.end(session, job, "cancelled", Reason.requested, "")
         elif run_state in SETTLED:
-            words = f"the run became {run_state} before it was done"
+            words = f"the run became {run_state} before the job was done"
             executions.end(session, job, "failed", Reason.job_failed, words)
         elif job.state == ExecutionState.queued:
             executions.move(job.execution, ExecutionState.running)

@@ -1,4 +1,4 @@
-"""Decides when to read a journal: when its file changes, and to its end once its writer is dead."""
+"""Polls journals: reads each when its file changes, and to its end after the exit of its writer."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from server.supervision.watch import Watch
 
 log = logging.getLogger("traind.journals")
 
-RESTART_SECONDS = (1.0, 5.0, 30.0, 60.0)  # before the ingesting process is restarted
-READS_PER_TICK = 20  # per journal, so that others get their turn and a tick stays short
+RESTART_SECONDS = (1.0, 5.0, 30.0, 60.0)  # before the ingestion process is restarted
+READS_PER_TICK = 20  # per journal, so that a tick stays short and fair
 
 
 class JournalPolling:
-    """Ingests the reports of trainers and jobs into rows."""
+    """Ingests the journals of trainers and jobs."""
 
     def __init__(self, context: SupervisorContext) -> None:
         self._context, self._worker = context, context.worker
@@ -28,7 +28,7 @@ class JournalPolling:
         self._deaths, self._again_at = 0, 0.0
 
     def read(self, watches: dict[int, Watch]) -> None:
-        """Read every journal that changed since it was last read to its end.
+        """Read every journal that has changed since its last complete read.
 
         watches: by the id of the execution.
         """
@@ -37,12 +37,12 @@ class JournalPolling:
             _drain(watch, lambda key=execution_id: self._ingest(key))
 
     def close(self) -> None:
-        """Stop the ingesting process if it was started here."""
+        """Stop the ingestion process if it was started here."""
         if self._worker is not None and self._worker is not self._context.worker:
             self._worker.close()
 
     def _ingest(self, execution_id: int) -> IngestResult:
-        """Ingest in the ingesting process, or in this one while that is being restarted."""
+        """Ingest in the ingestion process, or in this one until that is restarted."""
         db, paths = self._context.db, self._context.settings.paths
         try:
             if self._worker is not None and self._worker.is_ready:
@@ -54,7 +54,7 @@ class JournalPolling:
 
     def _restart_later(self, worker: Worker | None, error: WorkerGone) -> None:
         wait = RESTART_SECONDS[min(self._deaths, len(RESTART_SECONDS) - 1)]
-        log.error("%s; it is started again in %.0f s, the daemon reads meanwhile", error, wait)
+        log.error("%s; it restarts in %.0f s, the daemon ingests until then", error, wait)
         self._deaths, self._again_at = self._deaths + 1, time.monotonic() + wait
         self._worker = None
         if worker is not None:
@@ -68,20 +68,20 @@ class JournalPolling:
             self._worker = Worker.spawn(self._context.settings.paths.root)
         except OSError as error:
             self._restart_later(
-                None, WorkerGone(f"the ingesting process cannot be started: {error}")
+                None, WorkerGone(f"the ingestion process cannot be started: {error}")
             )
 
 
 def _drain(watch: Watch, read: Callable[[], IngestResult]) -> None:
-    """Read until nothing is left for now. An unreadable report does not block others."""
+    """Read a journal to its present end. An unreadable one does not block the others."""
     for _ in range(READS_PER_TICK):
         if watch.exhausted:
             return
         try:
             watch.exhausted = not read().more
-        except Exception as error:  # what was read is kept
+        except Exception as error:  # records read so far are kept
             if failure_guard.concerns_all(error):
                 raise
             words = failure_guard.in_words(error)
-            log.error("the report in %s cannot be read: %s", watch.directory, words)
+            log.error("the journal in %s cannot be read: %s", watch.directory, words)
             watch.exhausted = True

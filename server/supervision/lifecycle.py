@@ -1,7 +1,7 @@
 """The lifecycle of an execution, of an attempt or a job: start, adopt, signal, close.
 
 Each function is one action of `decide`, applied. The row is committed before anything is started
-and the handle after it, so that a daemon killed anywhere between finds it by its token.
+and the handle after it: after a kill in between, the next daemon finds the process by its token.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def start(
 ) -> Watch:
     """Write the directory of a committed order and start `python -m module` in it.
 
-    prepare: what else must be on the disk before. When nothing could be started the row says why,
-    and the next look closes it.
+    prepare: writes anything else that the process requires on the disk. If the start fails, the row
+    records why, and the next tick closes it.
     """
     watch = context.watch(execution)
     try:
@@ -114,7 +114,7 @@ def adopt(context: SupervisorContext, row: ExecutionRow, watch: Watch) -> None:
 
 
 def send(context: SupervisorContext, row: ExecutionRow, watch: Watch, action: Signal) -> None:
-    """Send a signal and record the rung; a stall is recorded before the signal is sent."""
+    """Send a signal and record the step; a stall is recorded before the signal is sent."""
     why = _with_stopped_ranks(watch, action)
     with context.db.write() as session:
         execution = session.get_one(Execution, row.execution_id)
@@ -135,24 +135,24 @@ def send(context: SupervisorContext, row: ExecutionRow, watch: Watch, action: Si
 
 
 def _with_stopped_ranks(watch: Watch, action: Signal) -> str:
-    """Why it is signalled; for a stall of several ranks, names those that a signal stopped."""
+    """Cause of the signal; for a stall of several ranks with the ranks that a signal stopped."""
     stopped = watch.stopped_ranks if action.stall else []
     named = ", ".join(f"rank {rank}" for rank in stopped)
     return f"{action.why}; {named} was stopped by a signal" if stopped else action.why
 
 
 def clear_stall(context: SupervisorContext, row: ExecutionRow, watch: Watch) -> None:
-    """A process that reports again after its stack dump is left running."""
+    """Clear the stall of a process that reports again after its stack dump; it keeps running."""
     watch.stall_step, watch.since_step, watch.stalled = 0, 0.0, None
     with context.db.write() as session:
         execution = session.get_one(Execution, row.execution_id)
         executions.conclude(execution, execution.outcome, None, "")
-        words = "it continues by itself; the stack dump is in its log"
+        words = "it reports again and continues; the stack dump is in its log"
         events.record(session, "signal", words, **events.about(row))
 
 
 def restart_ladder(context: SupervisorContext, row: ExecutionRow) -> None:
-    """The request has changed: the signals begin at the first rung again."""
+    """Restart the signals at the first step, because the request has changed."""
     if row.execution.escalation:
         with context.db.write() as session:
             session.get_one(Execution, row.execution_id).escalation = 0
@@ -175,7 +175,7 @@ class ExecutionKind(Generic[OfKind]):
     """What attempts and jobs add to the close of an execution.
 
     settle: writes what an ending means for the rows of its kind, returns the ending to record.
-    follow: what comes next, once the ending and its event are recorded.
+    follow: applies what comes next, once the ending and its event are recorded.
     """
 
     table: type[OfKind]
@@ -186,9 +186,9 @@ class ExecutionKind(Generic[OfKind]):
 def close(
     context: SupervisorContext, kind: ExecutionKind[OfKind], row_id: Any, watch: Watch | None
 ) -> None:
-    """Record how an execution ended, in one transaction with what follows from it.
+    """Record an execution's ending, in one transaction with its consequences.
 
-    Without a watch it was cancelled before it was started.
+    Without a watch it was cancelled before its start.
     """
     if watch is None:
         with context.db.write() as session:
@@ -208,7 +208,7 @@ def close(
 
 
 def _examine(context: SupervisorContext, row: ExecutionRow, watch: Watch) -> PostMortem:
-    """Evidence that a dead process left."""
+    """Collect the evidence of a dead process."""
     used = row.execution.place.split(",")
     cards = {d.pci: d.device for d in context.devices if d.device in used and d.pci}
     return post_mortem.examine(watch, cards, context.xids)
@@ -260,7 +260,7 @@ def _circumstances(row: ExecutionRow, watch: Watch, findings: PostMortem) -> rec
 
 
 def _save_seconds(watch: Watch) -> float:
-    """Seconds before the time limit of its place at which it saves, from its order."""
+    """Seconds before its place's time limit at which the process saves, from its order."""
     try:
         place = orders.read(watch.directory, AttemptOrder).spec.place
     except (OSError, ValueError):

@@ -24,7 +24,7 @@ LAST_WORDS_CHARACTERS = 200
 
 @dataclass(frozen=True)
 class PostMortem:
-    """Findings. oom: the limits, as text, if the kernel killed it for memory, else None."""
+    """Findings. oom: the limits as text if the kernel killed it for lack of memory, else None."""
 
     exit_code: int | None
     oom: str | None
@@ -42,9 +42,8 @@ class PostMortem:
 def examine(
     watch: Watch, cards: Mapping[str, str] | None = None, xids: XidListener | None = None
 ) -> PostMortem:
-    """Look at what is left of the process of this directory. cards: {pci: device} of those that it
-    used, if known. xids: heard from NVIDIA's library; the kernel's log, where it can be read, names
-    processes too.
+    """Examine what a directory's dead process left. cards: {pci: device} of the GPUs that it used,
+    if known. xids: from NVIDIA's library; a readable kernel log has the processes as well.
     """
     if watch.launcher.name not in registry.ON_THIS_MACHINE:
         tail = process.log_tail(watch.directory / LOG)
@@ -65,7 +64,7 @@ def examine(
 
 
 def _log_tail(directory: Path, lines: int) -> str:
-    """The end of the log; preceded by that of the rank that failed first, if it was another one."""
+    """End of the log; preceded by that of the rank that failed first, if it is not rank 0."""
     tail = process.log_tail(directory / LOG, lines)
     failed = first_failure(directory)
     if failed is None:

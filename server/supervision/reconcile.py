@@ -75,13 +75,13 @@ class Reconciler:
             launcher.leave()
 
     def _release(self, watch: Watch) -> None:
-        """Its ending is recorded; a child that has not exited yet is reaped later."""
+        """Release a finished execution; a child that has not exited yet is reaped later."""
         watch.close()
         watch.launcher.release(watch.workspace)
 
     def reconcile(self, seen: Worklist) -> bool:
-        """Take at most one action for each run and job. Returns whether there is anything to
-        watch."""
+        """Take at most one action for each run and job. Returns True if there is something
+        to watch."""
         self._drop_finished(seen)
         acted = [self._guarded_run(seen, entry) for entry in seen.entries]
         acted += [self._guarded_job(seen, job) for job in seen.jobs]
@@ -91,7 +91,7 @@ class Reconciler:
         return bool(self.watches or self._backoff or any(acted))
 
     def _drop_finished(self, seen: Worklist) -> None:
-        """Forget directories that have settled, and waits that are over."""
+        """Drop the watches of finished executions, and expired delays."""
         running = {e.attempt.execution_id for e in seen.entries if e.attempt is not None}
         running |= {job.execution_id for job in seen.jobs if job.state == ExecutionState.running}
         for execution_id in self.watches.keys() - running:
@@ -106,7 +106,7 @@ class Reconciler:
         self._failures.keep_only(names | ids)
         self._disk.keep_only({e.run.id for e in seen.entries})
 
-    # --- one that fails is ended, the others continue --------------------------------------------
+    # --- isolation: a failing run or job is ended, others continue -------------------------------
 
     def _guarded_run(self, seen: Worklist, entry: Entry) -> bool:
         run_id, db = entry.run.id, self._context.db
@@ -209,14 +209,14 @@ class Reconciler:
         try:
             watch.send(command_type(id=f"{kind}-{row.execution_id}"))
         except (OSError, JournalError) as error:
-            log.warning("the inbox in %s: %s", watch.directory, error)
-            watch.note_sent(kind)  # then the signals of the ladder must do
+            log.warning("cannot write to the inbox in %s: %s", watch.directory, error)
+            watch.note_sent(kind)  # the ladder then uses signals
         lifecycle.restart_ladder(self._context, row)
 
     # --- runs ------------------------------------------------------------------------------------
 
     def _reconcile_run(self, seen: Worklist, entry: Entry) -> bool:
-        """Decide and apply the action of one run. Returns whether there was one."""
+        """Decide and apply the action of one run. Returns True if there was one."""
         if entry.missing is not None and entry.run.state in _NEED_A_DEVICE:
             action = decide.Move(State.failed, Reason.device_missing, entry.missing)
         else:
@@ -253,7 +253,7 @@ class Reconciler:
         )
 
     def _lacks_disk(self, entry: Entry) -> bool:
-        """True if a process of this run could not be started, or could not at the last try."""
+        """True if the disk lacks space for a process of this run, now or at the last start."""
         if entry.attempt is not None:
             return False
         run, paths, last = entry.run, self._context.settings.paths, entry.preparation
@@ -327,9 +327,9 @@ class Reconciler:
     def _move(self, run: Run, action: decide.Move) -> None:
         with self._context.db.write() as session:
             row = session.get_one(Run, run.id)
-            if row.state == run.state:  # otherwise moved in between: decide at the next tick
+            if row.state == run.state:  # otherwise it has moved: decide at the next tick
                 if action.reason is Reason.budget_spent:
-                    row.desired_state = Desired.paused  # it does not return by itself
+                    row.desired_state = Desired.paused  # it does not resume by itself
                 comes_back = action.state is State.queued and action.reason in YIELDS
                 data: dict[str, Any] = {"by": list(action.by)} if action.by else {}
                 message = action.message
@@ -355,7 +355,7 @@ class Reconciler:
         except JournalFull:
             watch.inbox_is_full = True  # nothing was written: delivered once there is room
         except (OSError, JournalError) as error:
-            log.warning("the inbox of run %s: %s", entry.run.name, error)
+            log.warning("cannot write to the inbox of run %s: %s", entry.run.name, error)
             self._report_lost_inbox(attempt, watch, error)
         if delivered:
             watch.since_step = 0.0
@@ -372,7 +372,7 @@ class Reconciler:
     # --- jobs ------------------------------------------------------------------------------------
 
     def _reconcile_job(self, seen: Worklist, job: Job) -> bool:
-        """Decide and apply the action of one job. Returns whether there was one."""
+        """Decide and apply the action of one job. Returns True if there was one."""
         action = decide.for_job(self._see_job(seen, job))
         if action == decide.WAIT:
             return False

@@ -33,7 +33,7 @@ _HOPELESS = frozenset(
     }
 )
 
-# The cluster took the job away.
+# The cluster ended the job.
 _NO_FAULT_OF_THE_RUN = frozenset({Reason.preempted, Reason.node_failed, Reason.engine_cancelled})
 
 # A trainer whose GPU is lost sees an ordinary exception; the kernel's message is more precise.
@@ -90,7 +90,7 @@ def classify(said: ExitReport | None, seen: Circumstances) -> Ending:
         reason = Reason.stalled if seen.stalled and said.outcome == "terminated" else said.reason
         return Ending(said.outcome, reason, said.message or reason.sentence, said.step)
     if _was_terminated_early(said, seen):
-        message = "SIGTERM ended it while it was starting, before it could record anything"
+        message = "SIGTERM ended it during its start, before its first record"
         return Ending("terminated", Reason.terminated, message)
     if said is not None and (seen.xid is None or said.reason not in _MAYBE_THE_GPU):
         return Ending("failed", said.reason, said.message or said.reason.sentence, said.step)
@@ -102,8 +102,8 @@ def classify(said: ExitReport | None, seen: Circumstances) -> Ending:
 
 
 def _was_terminated_early(said: ExitReport | None, seen: Circumstances) -> bool:
-    """True if SIGTERM came before its handler: afterwards it ends no process. Of several ranks the
-    others then report a lost one."""
+    """True if SIGTERM arrived before its handler was installed, which then prevents such an end. Of
+    several ranks the others then report a lost rank."""
     is_unexplained = said is None or said.reason is Reason.rank_lost
     is_signal_alone = not (seen.stalled or seen.other_boot or seen.engine or seen.xid)
     return is_unexplained and is_signal_alone and seen.exit_code == -signal.SIGTERM
@@ -122,12 +122,12 @@ def _cause(seen: Circumstances) -> tuple[Reason, str]:
     if seen.xid is not None:
         return Reason.gpu_lost, f"the GPU reported {seen.xid}. {advice(seen.xid)}"
     said = f"; the last line of its log: {seen.last_words}" if seen.last_words else ""
-    return Reason.crashed, f"it ended without a report: {_exit_words(seen.exit_code)}{said}"
+    return Reason.crashed, f"it exited without a report: {_exit_words(seen.exit_code)}{said}"
 
 
 def _exit_words(code: int | None) -> str:
     if code is None:
-        return "killed, or ended while the daemon was not running"
+        return "killed, or exited while the daemon was not running"
     if code < 0:
         try:
             return f"killed by {signal.Signals(-code).name}"
@@ -205,7 +205,7 @@ def _after_completion(ending: Ending, history: History) -> Verdict:
 
 
 def _while_pausing(ending: Ending, history: History, kept: dict[str, Any]) -> Verdict:
-    """A run that should stop has stopped: whatever its outcome, it is not restarted."""
+    """Move a run that ended while pausing; it is not restarted, whatever its outcome."""
     if history.reason is Reason.copied:
         return Verdict(State.paused, Reason.copied, Reason.copied.sentence, **kept)
     if history.wants_to_run and history.reason in YIELDS:
@@ -214,7 +214,7 @@ def _while_pausing(ending: Ending, history: History, kept: dict[str, Any]) -> Ve
     if history.wants_to_run:
         return Verdict(State.queued, Reason.requested, ending.message, **kept)
     if ending.outcome in ("crashed", "failed"):
-        message = f"it ended on the way to the pause: {ending.message}"
+        message = f"it ended before the pause was complete: {ending.message}"
         return Verdict(State.paused, ending.reason, message, **kept)
     if history.reason is Reason.budget_spent:
         return Verdict(State.paused, history.reason, history.reason_message, **kept)
@@ -246,7 +246,7 @@ def _recover(
 
 
 def _stop_orderly(history: History, reason: Reason, message: str, kept: dict[str, Any]) -> Verdict:
-    """paused where the table of moves allows it; it is legal wherever a process was alive."""
+    """Move to paused if the table of moves allows it, as for every run with a live process."""
     after = State.paused if history.state in (State.starting, State.running) else State.failed
     return Verdict(after, reason, message, **kept)
 
@@ -254,7 +254,7 @@ def _stop_orderly(history: History, reason: Reason, message: str, kept: dict[str
 def _after_orders(
     ending: Ending, history: History, kept: dict[str, Any], backoff: tuple[float, ...]
 ) -> Verdict:
-    """Ended by a signal or a reboot, which does not count as a failure of the run."""
+    """Continue after a signal or a reboot, which does not count as a failure of the run."""
     reason = Reason.stalled if ending.reason is Reason.stalled else ending.reason
     if reason is Reason.stalled:
         return _after_failure(ending, history, backoff)
@@ -266,8 +266,8 @@ def _after_orders(
 def _after_time_limit(
     ending: Ending, history: History, kept: dict[str, Any], backoff: tuple[float, ...]
 ) -> Verdict:
-    """A job that saved something beyond the last one is followed by the next; a limit too short for
-    any progress is counted as a failure."""
+    """Continue in a new cluster job if this one saved a newer checkpoint; a time limit too short
+    for any progress counts as a failure."""
     if ending.outcome != "terminated" or history.durable_step <= history.best_failed_step:
         return _after_failure(ending, history, backoff)
     if history.recovery.on_crash == "stop":
@@ -312,7 +312,7 @@ def _after_failure(ending: Ending, history: History, backoff: tuple[float, ...])
             f"{failures} consecutive attempts did not get beyond step {best:,}; "
             f"the last one: {ending.message}"
         )
-        if ending.reason not in (Reason.crashed, Reason.stalled):  # their log says more
+        if ending.reason not in (Reason.crashed, Reason.stalled):  # their log has the cause
             message = f"{message.rstrip('.')}. {ending.reason.advice_once_stopped}"
         return Verdict(
             State.failed, Reason.no_progress, message, failures=failures, best_failed_step=best

@@ -1,4 +1,4 @@
-"""Startup checks: is the data directory a copy, was its database restored?"""
+"""Startup checks: detects a copied data directory and a restored database."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ log = logging.getLogger("traind")
 
 
 def arrive(db: Database, paths: DataDir) -> None:
-    """Hold the runs of a copied directory, and create rows that a restored database lacks."""
+    """Hold the runs of a copied directory, and add the rows that a restored database lacks."""
     came = provenance.inspect(db, paths)
     if came.copied_from is not None:
         _refuse_hard_links(paths, came.copied_from)
@@ -42,7 +42,7 @@ def arrive(db: Database, paths: DataDir) -> None:
         _rename_root(db, paths, before)
     found = catch_up(db, paths)
     for problem in found.problems:
-        log.warning("not read again from the disk: %s", problem)
+        log.warning("not restored from the disk: %s", problem)
     if came.is_restored or found.attempts or found.runs:
         _begin_timeline(db, paths, came, found)
     provenance.record(db, paths)
@@ -60,11 +60,11 @@ def _report_other_machine(db: Database, host: str) -> None:
 
 
 def _refuse_hard_links(paths: DataDir, original: str) -> None:
-    """Raises StorageBroken: `cp -al` copies names, and each write would change the original too."""
+    """Raises StorageBroken for a copy of hard links (`cp -al`): a write would change both."""
     if paths.database.stat().st_nlink > 1:
         raise StorageBroken(
             f"{paths.root} is a copy of {original} made of hard links: both are the same files.",
-            hint="Copy it anew without links (cp -a, rsync -a), then start again.",
+            hint="Copy it again without hard links (cp -a, rsync -a), then start again.",
         )
 
 
@@ -77,7 +77,7 @@ def _hold_back(db: Database, original: str) -> None:
                 move(session, run, State.pausing, Reason.copied, words)
             explain(run, Reason.copied, words)
             run.desired_state = Desired.paused
-        message = f"this data directory is a copy of {original}: its runs wait to be resumed"
+        message = f"this data directory is a copy of {original}: its runs stay paused until resumed"
         events.record(session, "copied", message, level="warning")
     log.warning(message)
 
@@ -87,11 +87,11 @@ _WAITING = (
 )  # fmt: skip
 
 
-# --- another place -------------------------------------------------------------------------------
+# --- moved directory -----------------------------------------------------------------------------
 
 
 def _place_of_orders(paths: DataDir) -> str | None:
-    """The data directory that an order of traind 0.1 names: it had no data-directory.json."""
+    """The data directory recorded in an order of traind 0.1, which has no data-directory.json."""
     if provenance.read(paths) is not None:
         return None
     for path in (paths.root / "runs").glob("run_*/attempts/*/order.json"):

@@ -1,8 +1,8 @@
 """The supervisor thread: runs a tick after each commit, process exit or deadline.
 
-Each tick reads what the trainers reported, loads what is unsettled, decides one action for each run
-and job (`decide`, pure) and applies it. The same tick is the way up after a start, a crash or a
-reboot. It sleeps until something is committed, a process ends, or the next look is due.
+Each tick reads the journals, loads the unsettled rows, decides one action for each run and job
+(`decide`, pure) and applies it. The same tick recovers after a start, a crash or a reboot. The
+thread sleeps until a commit, the exit of a process, or the time of the next tick.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ log = logging.getLogger("traind.supervisor")
 
 IDLE_SECONDS = 5.0  # interval of ticks while nothing runs; a commit wakes it at once
 RETRY_SECONDS = 1.0  # after the database was busy or full
-STOP_SECONDS = 150.0  # for trainers to save and end when they stop with the daemon
+STOP_SECONDS = 150.0  # for trainers to save and exit when they stop with the daemon
 
 
 class Supervisor:
-    """Owns every process of this data directory. One instance, one thread."""
+    """Supervises every process of this data directory. One instance, one thread."""
 
     def __init__(
         self, context: SupervisorContext, clock: Callable[[], float] = time.monotonic
@@ -84,7 +84,7 @@ class Supervisor:
                 self._wakeup.wait(self._try_tick())
             if self._reconciler.stops_trainers:
                 self._take_trainers_along()
-        except BaseException as error:  # a supervisor that dies silently would be the worst fault
+        except BaseException as error:  # a silent end would leave every run unsupervised
             self.failure = error
             log.critical("the supervisor failed: %s", error, exc_info=error)
             on_failure(error)
@@ -92,43 +92,43 @@ class Supervisor:
             self._looked.set()
 
     def _try_tick(self) -> float:
-        """One tick; how long to sleep after it. A database that is busy or full is waited for, and
-        so is a file descriptor: without one nothing can be seen, and what is not seen is not dead.
+        """Run one tick; returns the seconds to sleep after it. A busy or full database, or a lack
+        of file descriptors, delays the next tick: without descriptors no process can be observed.
         """
         try:
             busy = self.tick()
         except lock.Lost:
-            raise  # another daemon may take over: this one ends at once
+            raise  # another daemon may have taken over: exit immediately
         except (Busy, DiskFull, StorageBroken) as error:
             log.warning("the supervisor waits for the database: %s", error)
             return RETRY_SECONDS
         except OSError as error:
-            log.error("the supervisor waits: %s", failure_guard.in_words(error))
+            log.error("the supervisor retries: %s", failure_guard.in_words(error))
             return RETRY_SECONDS
         return self._context.settings.tick_seconds if busy else IDLE_SECONDS
 
     def _take_trainers_along(self) -> None:
-        """Tick until every trainer and job has saved and ended."""
+        """Tick until every trainer and job has saved and exited."""
         until = self._clock() + STOP_SECONDS
         while self._clock() < until:
             self._wakeup.wait(min(self._try_tick(), self._context.settings.tick_seconds))
             if self._reconciler.has_nothing_left:
                 return
-        log.error("some trainers did not end within %.0f s", STOP_SECONDS)
+        log.error("some trainers did not exit within %.0f s", STOP_SECONDS)
 
     # --- one tick --------------------------------------------------------------------------------
 
     def tick(self) -> bool:
-        """Hold rows against processes once: at most one action for each run and job.
+        """Reconcile rows with processes once: at most one action for each run and job.
 
-        Whether there is anything to watch.
+        Returns True if there is something to watch.
         """
         lock.require(self._context.settings.paths.root)
         self._reconciler.observe()
         self._journals.read(self._reconciler.watches)
         busy = self._reconciler.reconcile(self._load())
         self._wakeup.watch(self._reconciler.living())
-        if self.ticks or not busy:  # the first tick finds processes, the second their reports
+        if self.ticks or not busy:  # the first tick finds processes, the second ingests
             self._looked.set()
         self.ticks += 1
         return busy

@@ -91,7 +91,7 @@ def _settle(
 def _follow(
     context: SupervisorContext, session: Session, attempt: Attempt, ending: Ending, watch: Watch
 ) -> None:
-    """Move the run, unless it was moved on already and does not wait for this attempt."""
+    """Move the run, unless it has moved on and does not wait for this attempt."""
     run = session.get_one(Run, attempt.run_id)
     if State(run.state) in _WAITING:
         history = _history(session, run, attempt, watch)
@@ -127,7 +127,7 @@ def _history(session: Session, run: Run, attempt: Attempt, watch: Watch) -> reco
 
 
 def _end_phase(session: Session, run: Run, attempt: Attempt, ending: Ending) -> None:
-    """End the phase, also if only the exit record reports it."""
+    """End the phase, even if only the exit record reports its end."""
     phase = session.scalar(
         select(Phase).where(Phase.run_id == run.id, Phase.index == attempt.phase_index)
     )

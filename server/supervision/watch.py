@@ -1,8 +1,8 @@
-"""Watch: what this daemon has observed of one process directory, in watched seconds.
+"""Watch: this daemon's observations of one process directory, in watched seconds.
 
-Nothing here outlives the daemon: a new daemon looks again and comes to the same picture. Waiting is
-counted in seconds that were really watched, never from the wall clock, and a tick that came late
-counts as a short one: a daemon or machine that slept must not call its trainers stalled.
+No observation outlives the daemon; a new daemon observes the same state again. Waits are counted in
+watched seconds, not on the wall clock, and a late tick counts as a short one: after a sleep of the
+daemon or machine, trainers must not count as stalled.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ ORPHAN_GRACE_SECONDS = 2.0
 
 
 class Presence(StrEnum):
-    """unknown: its process was never recorded. lingering: it is dead, its helpers are not.
-    unreachable: its launcher cannot say now whether it lives. waiting: its engine has not started
-    it."""
+    """Liveness of an execution. unknown: its process was never recorded. lingering: it is gone, its
+    child processes are not. unreachable: its launcher does not answer now. waiting: its engine has
+    not started it."""
 
     none = "none"
     unknown = "unknown"
@@ -70,7 +70,7 @@ class Watch:
     def directory(self) -> Path:
         return self.workspace.directory
 
-    # --- seeing ----------------------------------------------------------------------------------
+    # --- observe ---------------------------------------------------------------------------------
 
     def update(self, monotonic: float) -> None:
         """Count the time since the last tick, and check whether the outbox changed."""
@@ -117,7 +117,7 @@ class Watch:
 
     @property
     def process(self) -> ProcessIdentity | None:
-        """The process on this machine whose end is the end of this execution."""
+        """The process on this machine whose exit ends this execution."""
         return self.launcher.process(self.handle)
 
     @property
@@ -131,7 +131,7 @@ class Watch:
 
     @property
     def stopped_ranks(self) -> list[int]:
-        """Ranks that a signal stopped, of several: the others wait for them. Searches /proc."""
+        """Ranks stopped by a signal, for which the other ranks wait. Searches /proc."""
         return torchrun.stopped_ranks(self.workspace) if self.launcher.name == torchrun.NAME else []
 
     @property
@@ -143,7 +143,7 @@ class Watch:
         except (OSError, ValueError, AttributeError):
             return False
 
-    # --- telling ---------------------------------------------------------------------------------
+    # --- send ------------------------------------------------------------------------------------
 
     def sent(self) -> frozenset[str]:
         """Kinds of the commands in the inbox."""
@@ -157,9 +157,9 @@ class Watch:
         self.since_step, self.inbox_failed = math.inf, True
 
     def send(self, command: commands.Command) -> None:
-        """Append the command durably, once: one that is already there is not written again.
+        """Append the command durably, once: a command already in the inbox is not repeated.
 
-        Raises OSError, JournalError, also when the process would not find what is written.
+        Raises OSError, JournalError, also if the inbox was deleted or replaced.
         """
         inbox = self._open_inbox()
         if not inbox.is_at_path():
@@ -185,7 +185,7 @@ class Watch:
     # --- the end ---------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Let go of the inbox; the process, if it lives, continues."""
+        """Close the inbox; a live process keeps running."""
         if self._inbox is not None:
             self._inbox.close()
             self._inbox = None

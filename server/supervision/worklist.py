@@ -1,6 +1,6 @@
 """Worklist of a tick: unsettled rows and the heads of the queues, loaded in one read.
 
-Ten thousand queued runs cost no more than ten: of each queue only its first few are loaded.
+The first few runs of each queue are loaded, so ten thousand queued runs cost no more than ten.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from trainer.contract.rundir import DataDir
 log = logging.getLogger("traind.supervisor")
 T = TypeVar("T")
 
-HEADS = 4  # of each queue: the next one, and a few whose data may already be made ready
+HEADS = 4  # of each queue: the next run, and a few whose data may be prepared
 _IN_FLIGHT = (*OCCUPYING, State.preparing)
 _OPEN_ATTEMPTS = (
     select(Attempt.id)
@@ -53,11 +53,11 @@ _PREPARED = (
 
 @dataclass
 class Entry:
-    """One run with its open attempt (None: no process) and what waits to be told to it.
+    """One run with its open attempt (None: no process) and its undelivered commands.
 
     devices: where it runs or may run, the preferred one first; for a run on several, all of them.
-    missing: why there is no such device. preparations: how many jobs were made to prepare its data
-    since it began to wait for it.
+    missing: why there is no such device. preparations: number of jobs that were created to prepare
+    its data since it waits for the data.
     """
 
     run: Run
@@ -71,7 +71,7 @@ class Entry:
 
     @property
     def device(self) -> str:
-        """The first one."""
+        """The first device."""
         return self.devices[0]
 
     @property
@@ -80,7 +80,7 @@ class Entry:
 
 
 def may_use(turn: dict[str, str], entry: Entry) -> bool:
-    """True if it is the entry's turn everywhere it needs; a cluster queues by itself."""
+    """True if the entry may use all its devices; a cluster has its own queue."""
     if gang.is_elsewhere(entry.run):
         return True
     return all(turn.get(device) == entry.run.id for device in entry.devices)
@@ -88,10 +88,10 @@ def may_use(turn: dict[str, str], entry: Entry) -> bool:
 
 @dataclass
 class Worklist:
-    """Runs and jobs to decide about. turn: {device or place of a job: id that may use it}.
+    """Runs and jobs to decide. turn: {device or place of a job: id that may use it}.
 
-    inline: jobs that a running trainer does, each with its command and the state of its run.
-    decision: who is to start, to yield, and to wait. names: of runs by id.
+    inline: jobs of running trainers, each with its command and the state of its run.
+    decision: which workloads start, yield and wait. names: of runs by id.
     """
 
     entries: list[Entry]
@@ -114,7 +114,7 @@ def load(
     devices: Sequence[Device],
     around: SchedulerInputs | None = None,
 ) -> Worklist:
-    """Everything unsettled. Reads rows and the presence of data files, writes nothing."""
+    """Load everything unsettled. Reads rows and the presence of data files, writes nothing."""
     around = around or SchedulerInputs(time.time())
     attempts: dict[str, Attempt] = {}
     for attempt in _open_attempts(session):
@@ -132,9 +132,9 @@ def load(
 
 
 def _rows(session: Session, table: type[T], ids: Select[Any]) -> list[T]:
-    """The rows of these ids, in their order; one that cannot be read is left out, and logged.
+    """The rows of these ids, in their order; an unreadable row is skipped and logged.
 
-    Such a row (a text that is no JSON any more) must not keep the others from being looked after.
+    Such a row (with invalid JSON, for instance) must not block the others.
     """
     wanted = session.scalars(ids).all()
     try:
@@ -156,12 +156,12 @@ def _readable(look: Callable[..., T | None], *arguments: Any) -> T | None:
         if isinstance(error, OSError) and error.errno in OUT_OF_FILES:
             raise
         which = next((getattr(one, "id", one) for one in arguments[1:]), "")
-        log.error("a row cannot be looked after (%s): %s", getattr(which, "id", which), error)
+        log.error("an unreadable row is skipped (%s): %s", getattr(which, "id", which), error)
         return None
 
 
 def _open_attempts(session: Session) -> list[Attempt]:
-    """Attempts that were not closed, the oldest of each run first."""
+    """Open attempts, the oldest of each run first."""
     return _rows(session, Attempt, _OPEN_ATTEMPTS)
 
 
@@ -170,16 +170,16 @@ def _runs(session: Session, with_attempt: set[str]) -> list[Run]:
     ids.update(_heads(session))
     if not ids:
         return []
-    # in the order of the queue, in which the data of those that wait is prepared
+    # in the order of the queue, because data is prepared in that order
     order = (Run.queue_rank, Run.queue_position, Run.created_at)
     return _rows(session, Run, select(Run.id).where(Run.id.in_(ids)).order_by(*order))
 
 
 def _heads(session: Session) -> list[str]:
-    """The first few of each queue: of each device, and there of the runs with the same hours.
+    """The first few runs of each queue: one queue for each pair of device and hours.
 
-    Runs whose hours are over must not hide those behind them. Only queued runs have a place, so
-    its index is walked from one pair of device and hours to the next.
+    Runs outside their hours must not hide the runs behind them. Only queued runs have a position,
+    so its index is walked from one pair to the next.
     """
     found: list[str] = []
     queued = Run.queue_position.is_not(None)
@@ -227,7 +227,7 @@ def tokens_needed(run: Run) -> int:
 
 
 def _has_data(run: Run, preparation: Job | None, paths: DataDir) -> bool:
-    """True if its data is ready; data that comes by the shard must also be enough."""
+    """True if the data is ready; data that arrives in shards must also be sufficient."""
     if not paths.run(run.id).data.exists():
         return False
     if run.spec.get("data", {}).get("source") != "hf" or preparation is None:
@@ -238,7 +238,7 @@ def _has_data(run: Run, preparation: Job | None, paths: DataDir) -> bool:
 def _decide(
     session: Session, board: Worklist, devices: Sequence[Device], around: SchedulerInputs
 ) -> None:
-    """Who may use each place, as `scheduling.decide` says; a run granted one belongs there."""
+    """Assign each place by `scheduling.decide`; a run takes the devices granted to it."""
     workloads = [
         workload for entry in board.entries if (workload := _workload(entry, around)) is not None
     ]
@@ -258,7 +258,7 @@ def _decide(
 
 
 def _workload(entry: Entry, around: SchedulerInputs) -> Workload | None:
-    """None for a run that could not start whatever is free."""
+    """The run as a workload; None if it could not start on any device."""
     if gang.is_elsewhere(entry.run):
         return None
     waits = entry.run.state in (State.queued, State.preparing) and entry.has_data

@@ -94,7 +94,7 @@ def test_a_device_that_is_gone_is_said_and_replaced_by_none(trained: Asgi) -> No
     job = started(trained, audit(trained, step=5), GPUS[2:])
     assert (job.state, job.message) == (
         "failed",
-        "it belongs on cuda:1, which is not on this machine; there is cpu",
+        "it requires cuda:1, which this machine lacks; available: cpu",
     )
 
 

@@ -125,7 +125,7 @@ def test_the_data_directory_is_its_owners_alone(daemon: Any, tmp_path: Path) -> 
 
 
 def _ingesting(daemon: Daemon) -> psutil.Process:
-    """The process that ingests: the daemon's child that runs the same command."""
+    """The ingestion process: the daemon's child that runs the same command."""
     parent = psutil.Process(daemon.process.pid)
     (found,) = (child for child in parent.children() if child.cmdline() == parent.cmdline())
     return found
@@ -194,7 +194,7 @@ def test_reports_are_read_without_the_process_that_reads_them(daemon: Any) -> No
     _steps_past(url, httpx.get(f"{url}/v1/runs/demo/progress").json()["step"])
     words = only.end()
     assert only.process.returncode == 0
-    assert "it is started again in" in words
+    assert "it restarts in" in words
     assert "Traceback" not in words
     with _rows(only.data_dir.parent) as house:
         (attempt,) = _attempts(house)

@@ -116,7 +116,7 @@ def test_escalation_command_then_sigterm_then_sigkill(
         "sent SIGTERM to the trainer", "sent SIGKILL to the trainer",
     ]  # fmt: skip
     assert house.living() == []
-    assert "on the way to the pause" in house.run(run_id).reason_message
+    assert "before the pause was complete" in house.run(run_id).reason_message
     house.close()
 
 
@@ -150,7 +150,7 @@ def test_a_pause_that_cannot_reach_the_inbox_is_a_signal_at_once(house: House, f
         house.ask(runs.request_pause, run_id)
         house.becomes(run_id, "paused")
     (said,) = [e.message for e in house.events(run_id, "signal")]
-    assert said == "sent SIGTERM to the trainer: no pause reaches its inbox"
+    assert said == "sent SIGTERM to the trainer: no pause can be written to its inbox"
     assert house.attempts(run_id)[0].outcome == "terminated"
 
 
