@@ -92,7 +92,6 @@ def build_order(
     earlier = [p for p in phases if p.index < phase.index]
     spec = RunSpec.model_validate(run.spec)
     is_first = not _has_begun(session, run.id, phase, attempt)
-    usable = checkpoint_lookup.usable(session, run.id)
     return AttemptOrder(
         run_id=run.id,
         run_name=run.name,
@@ -112,7 +111,7 @@ def build_order(
         plan=Plan.model_validate(run.plan),
         lineage=lineage.limits(session, run.id),
         from_checkpoint=phase.from_checkpoint if is_first else None,
-        pinned=[c.name for c in usable if c.pinned],
+        pinned=checkpoint_lookup.pinned_names(session, run.id),
         overrides=run.overrides,
         skip_steps=[(low, high) for low, high in run.skip_steps],
         recheck_bpb=_rechecks(spec, bool(earlier) and is_first),

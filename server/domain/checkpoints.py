@@ -34,8 +34,8 @@ class Part:
 
 def get(session: Session, run: tables.Run, name: str) -> tables.Checkpoint:
     """The row of an existing checkpoint. Raises NotFound."""
-    found = checkpoint_lookup.by_name(session, run.id, name)
-    if found is None or found.deleted_at is not None:
+    found = checkpoint_lookup.existing_by_name(session, run.id, name)
+    if found is None:
         raise NotFound(f"Run {run.name} has no checkpoint {name}.")
     return found
 
@@ -45,9 +45,7 @@ def record_found(session: Session, run: tables.Run) -> list[str]:
     the two: a resume uses them, so they are listed and pinned like all others. Returns their
     names."""
     directory: RunDir = session.info["paths"].run(run.id)
-    known = set(
-        session.scalars(select(tables.Checkpoint.name).where(tables.Checkpoint.run_id == run.id))
-    )
+    known = checkpoint_lookup.known_names(session, run.id)
     limits, found = lineage.limits(session, run.id), []
     for name in sorted(_names(directory.checkpoints) - known):
         step, number = parse_checkpoint_name(name) or (0, -1)

@@ -140,9 +140,14 @@ def _joint(session: Session, run: tables.Run, ask: ExtendRequest, state: State) 
 
 def _checkpoint(session: Session, run: tables.Run, asked: str) -> tables.Checkpoint:
     usable = checkpoint_lookup.usable(session, run.id)
-    for checkpoint in usable:
-        if asked in (checkpoint.name, str(checkpoint.step)):
-            return checkpoint
+    step = int(asked) if asked.isdecimal() else None
+    found = (
+        checkpoint_lookup.first(usable, name=asked)
+        if step is None
+        else checkpoint_lookup.first(usable, step=step)
+    )
+    if found is not None:
+        return found
     there = ", ".join(c.name for c in usable[:10]) or "none"
     raise Invalid(
         f"run {run.name} has no usable checkpoint {asked!r} in its current lineage",

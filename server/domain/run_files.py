@@ -14,6 +14,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from server.database import tables
+from server.domain import checkpoint_lookup
 from trainer.contract.durable import write_durably
 from trainer.contract.rundir import DataDir, RunDir
 
@@ -73,12 +74,6 @@ def describe(session: Session, run: tables.Run) -> RunFile:
     phases = session.scalars(
         select(tables.Phase).where(tables.Phase.run_id == run.id).order_by(tables.Phase.index)
     )
-    saved = tables.Checkpoint
-    pinned = session.scalars(
-        select(saved.name).where(
-            saved.run_id == run.id, saved.pinned.is_(True), saved.deleted_at.is_(None)
-        )
-    )
     return RunFile(
         id=run.id,
         name=run.name,
@@ -97,7 +92,7 @@ def describe(session: Session, run: tables.Run) -> RunFile:
         overrides=run.overrides,
         skip_steps=run.skip_steps,
         phases=[{key: getattr(phase, key) for key in _PHASE} for phase in phases],
-        pinned=list(pinned),
+        pinned=checkpoint_lookup.pinned_names(session, run.id, any_lineage=True),
         queue_position=run.queue_position,
         group=_group(session, run.id),
     )

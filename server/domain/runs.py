@@ -236,14 +236,14 @@ def pin(session: Session, checkpoint: tables.Checkpoint, pinned: bool, now: floa
     """Pin a checkpoint, or return it to retention."""
     if checkpoint.pinned == pinned:
         return False
-    if pinned and (checkpoint.deleted_at is not None or checkpoint.bad is not None):
+    if pinned and not checkpoint_lookup.is_there(checkpoint):
         raise Conflict(f"checkpoint {checkpoint.name} no longer exists")
     checkpoint.pinned = pinned
     run = session.get_one(tables.Run, checkpoint.run_id)
     run.version += 1
     session.flush()
     if State(run.state) in states.OCCUPYING:
-        names = [c.name for c in checkpoint_lookup.usable(session, run.id) if c.pinned]
+        names = checkpoint_lookup.pinned_names(session, run.id)
         commands.send(session, run, Pin(id=commands.new_id(), names=names), now)
     return True
 

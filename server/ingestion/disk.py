@@ -12,13 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import ValidationError
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from server.database import tables
 from server.database.db import Database
 from server.database.migrate import Refused
-from server.domain import checkpoints, executions, gang, states
+from server.domain import checkpoint_lookup, checkpoints, executions, gang, states
 from server.domain.states import Desired, State
 from server.errors import Busy, DiskFull, StorageBroken
 from server.ingestion import ingest
@@ -165,6 +164,6 @@ def set_found_state(
 def checkpoints_on_disk(session: Session, run: tables.Run, directory: RunDir) -> None:
     """Add rows for unreported checkpoints, and mark the rows of deleted ones."""
     checkpoints.record_found(session, run)
-    for row in session.scalars(select(tables.Checkpoint).where(tables.Checkpoint.run_id == run.id)):
-        if row.deleted_at is None and not (directory.checkpoints / row.name).is_dir():
+    for row in checkpoint_lookup.existing(session, run.id, superseded=True):
+        if not (directory.checkpoints / row.name).is_dir():
             row.deleted_at = time.time()

@@ -17,7 +17,15 @@ from sqlalchemy.orm import Session
 
 from server.database import tables
 from server.database.db import Database
-from server.domain import attempts, events, executions, lineage, run_files, run_rows
+from server.domain import (
+    attempts,
+    checkpoint_lookup,
+    events,
+    executions,
+    lineage,
+    run_files,
+    run_rows,
+)
 from server.domain.run_files import RunFile
 from server.domain.states import Desired, State
 from server.ingestion import disk
@@ -183,7 +191,7 @@ def _set_state(
 
 def _pin(session: Session, run: tables.Run, document: RunFile | None) -> None:
     names = set(document.pinned) if document else set()
-    for row in session.scalars(select(tables.Checkpoint).where(tables.Checkpoint.run_id == run.id)):
+    for row in checkpoint_lookup.existing(session, run.id, superseded=True):
         row.pinned = bool(row.pinned) or row.name in names
 
 

@@ -11,7 +11,7 @@ from sqlalchemy import Integer, Text, bindparam, case, func, or_, select, type_c
 from sqlalchemy.orm import Session
 
 from server.database import tables
-from server.domain import executions
+from server.domain import checkpoint_lookup, executions
 from server.domain.states import ENDED, OCCUPYING, State
 from server.metrics import counters
 from server.queries import eta
@@ -95,7 +95,7 @@ _PHASES = (
 )
 _SAVED = (
     select(_kept.run_id, func.max(_kept.created_at))
-    .where(_kept.run_id.in_(_GIVEN), _kept.bad.is_(None))
+    .where(_kept.run_id.in_(_GIVEN), checkpoint_lookup.IS_GOOD)
     .group_by(_kept.run_id)
 )
 _COUNTED = select(_counter.name, _counter.run, _counter.label, _counter.value).where(

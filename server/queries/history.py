@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -38,26 +39,18 @@ def checkpoints(
     session: Session, run: tables.Run, *, superseded: bool = False
 ) -> list[CheckpointView]:
     """Checkpoints that exist, newest first."""
-    table = tables.Checkpoint
-    query = select(table, tables.Attempt.number).outerjoin(
-        tables.Attempt, tables.Attempt.id == table.attempt_id
+    return _checkpoints(
+        session, run, checkpoint_lookup.existing(session, run.id, superseded=superseded)
     )
-    query = query.where(table.run_id == run.id, table.deleted_at.is_(None))
-    if not superseded:
-        query = query.where(table.superseded.is_(False))
-    rows = session.execute(query.order_by(table.step.desc(), table.id.desc())).all()
-    usable = checkpoint_lookup.usable(session, run.id)
-    newest = usable[0].id if usable else None
-    best = found.id if (found := checkpoint_lookup.best(usable)) else None
-    return [_checkpoint(row, number, newest, best, []) for row, number in rows]
 
 
 def checkpoint(session: Session, run: tables.Run, name: str) -> CheckpointView:
     """A checkpoint by its name, with its files. Raises NotFound."""
-    found = [c for c in checkpoints(session, run, superseded=True) if c.name == name]
-    if not found:
+    found = checkpoint_lookup.existing_by_name(session, run.id, name)
+    if found is None:
         raise NotFound(f"Run {run.name} has no checkpoint {name[:80]!r}.")
-    return found[0].model_copy(update={"files": _files(session, run, name)})
+    view = _checkpoints(session, run, [found])[0]
+    return view.model_copy(update={"files": _files(session, run, name)})
 
 
 def evaluations(
@@ -170,6 +163,17 @@ def _attempt(row: tables.Attempt) -> AttemptView:
         exact_resume=row.exact_resume,
         report_gap=row.outbox_problem,
     )
+
+
+def _checkpoints(
+    session: Session, run: tables.Run, rows: Sequence[tables.Checkpoint]
+) -> list[CheckpointView]:
+    table, usable = tables.Attempt, checkpoint_lookup.usable(session, run.id)
+    query = select(table.id, table.number).where(table.run_id == run.id)
+    numbers = {row.id: row.number for row in session.execute(query)}
+    newest = usable[0].id if usable else None
+    best = found.id if (found := checkpoint_lookup.best(usable)) else None
+    return [_checkpoint(row, numbers.get(row.attempt_id), newest, best, []) for row in rows]
 
 
 def _checkpoint(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from server.database import tables
@@ -42,28 +41,26 @@ def find(session: Session, name: str) -> Model:
     run_name, _, at = name.partition("@")
     run = run_views.get_run(session, run_name)
     usable = checkpoint_lookup.of_any_lineage(session, run.id)
-    if _STEP.match(at):
-        found = [c for c in usable if c.step == int(at)]
-    elif at == "best":
-        found = [best] if (best := checkpoint_lookup.best(usable)) else []
-    else:
-        found = [c for c in usable if at in ("", c.name)]
-    if not found:
+    found = _at(usable, at)
+    if found is None:
         raise NotFound(_absent(run, at), hint=_hint(run, usable))
-    return _model(run, found[0])
+    return _model(run, found)
+
+
+def _at(usable: list[tables.Checkpoint], at: str) -> tables.Checkpoint | None:
+    """at: nothing for the newest, `best`, a step, or a name."""
+    if at == "":
+        return usable[0] if usable else None
+    if at == "best":
+        return checkpoint_lookup.best(usable)
+    if _STEP.match(at):
+        return checkpoint_lookup.first(usable, step=int(at))
+    return checkpoint_lookup.first(usable, name=at)
 
 
 def index(session: Session) -> list[Model]:
     """Available checkpoints as models, newest first, at most MAX_LISTED."""
-    table = tables.Checkpoint
-    rows = session.execute(
-        select(table, tables.Run)
-        .join(tables.Run, tables.Run.id == table.run_id)
-        .where(checkpoint_lookup.IS_USABLE)
-        .order_by(table.id.desc())
-        .limit(MAX_LISTED)
-    )
-    found = [_model(run, one) for one, run in rows]
+    found = [_model(run, one) for one, run in checkpoint_lookup.of_all_runs(session, MAX_LISTED)]
     return list({model.id: model for model in reversed(found)}.values())[::-1]
 
 

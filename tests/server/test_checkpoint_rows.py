@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import time
 from pathlib import Path
@@ -166,3 +167,25 @@ def test_f40_a_clock_set_back_ends_nothing_before_it_began(
         applied.take(events.Ended(outcome="completed", reason="finished", step=40), 900.0)  # type: ignore[arg-type]
         phase = session.query(tables.Phase).one()
         assert (phase.ended_at, phase.ended_at_step) == (5000.0, 40)
+
+
+# --- one set of queries --------------------------------------------------------------------------
+
+SERVER = Path(checkpoint_lookup.__file__).parents[1]
+QUERIES = "domain/checkpoint_lookup.py"
+SHOWN = {"queries/history.py": {"bad"}}  # columns of the answer
+
+
+def test_only_one_module_says_which_checkpoints_exist_and_are_usable() -> None:
+    """No other reads `deleted_at` or `bad`, or selects checkpoints by conditions of its own."""
+    for path in sorted(SERVER.rglob("*.py")):
+        name = path.relative_to(SERVER).as_posix()
+        if name == QUERIES or name.split("/")[0] in ("cli", "client"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                read = {node.attr} & {"deleted_at", "bad"} - SHOWN.get(name, set())
+                assert not read, f"{name}:{node.lineno} reads {node.attr}"
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "select":
+                named = {getattr(n, "attr", getattr(n, "id", "")) for n in ast.walk(node)}
+                assert "Checkpoint" not in named, f"{name}:{node.lineno} selects checkpoints"
