@@ -24,13 +24,13 @@ SPEC: dict[str, Any] = {
     "title": "Python's standard library, 4 layers",
     "preset": "demo",
     "model": {"depth": 4, "aspect_ratio": 24, "head_dim": 32, "sequence_len": 128},
-    "batch": {"tokens": 4096, "device_batch_size": 16},
-    "horizon": {"steps": 900},
+    "batch": {"tokens": 2048, "device_batch_size": 16},
+    "horizon": {"steps": 450},
     "evaluate": {
-        "bpb_every": 60, "eval_tokens": 65_536, "sample_every": 300,
+        "bpb_every": 30, "eval_tokens": 32_768, "sample_every": 150,
         "prompts": ["def ", "import "],
     },
-    "checkpoint": {"every_steps": 100},
+    "checkpoint": {"every_steps": 50},
 }  # fmt: skip
 SHOTS: dict[str, dict[str, Any]] = {
     "run.png": {"viewport": {"width": 1440, "height": 1180}, "color_scheme": "light"},
@@ -52,17 +52,17 @@ def main() -> None:
 
 
 def live(daemon: RealDaemon) -> None:
-    """A crash at 200, a pause at 400, an extend at 600; then on to 1,000 of 1,400 steps."""
+    """A crash at 100, a pause at 200, an extend at 300; then on to 500 of 700 steps."""
     daemon.client.create_run(SPEC)
-    daemon.until(NAME, lambda now: now.step >= 200, 600)
+    daemon.until(NAME, lambda now: now.step >= 100, 600)
     os.kill(daemon.trainer_pid(NAME), signal.SIGKILL)
-    daemon.until(NAME, lambda now: now.step >= 400, 600)
+    daemon.until(NAME, lambda now: now.step >= 200, 600)
     daemon.client.pause(NAME)
     daemon.until_state(NAME, "paused")
     daemon.client.resume(NAME)
-    daemon.until(NAME, lambda now: now.step >= 600, 600)
-    daemon.client.extend(NAME, {"to_step": 1400, "at": "now", "schedule": {"mode": "replan"}})
-    daemon.until(NAME, lambda now: now.step >= 1000, 600)
+    daemon.until(NAME, lambda now: now.step >= 300, 600)
+    daemon.client.extend(NAME, {"to_step": 700, "at": "now", "schedule": {"mode": "replan"}})
+    daemon.until(NAME, lambda now: now.step >= 500, 600)
 
 
 def take(url: str, folder: Path) -> None:
