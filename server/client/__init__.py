@@ -1,4 +1,4 @@
-"""Typed Python client of the daemon: one method per endpoint, answers as models of
+"""Typed Python client of the REST API: one method per endpoint; responses are models of
 `server.schemas`. For completions use an OpenAI client.
 
 with Client() as traind:
@@ -54,7 +54,7 @@ __all__ = ["ApiError", "BadAnswer", "Client", "ClientError", "LogPart", "NotProv
 
 @dataclass(frozen=True)
 class LogPart:
-    """Whole lines of an attempt's log; next_offset is where a follower goes on."""
+    """Complete lines of an attempt's log. next_offset: where the next read continues."""
 
     text: str
     attempt: int
@@ -62,10 +62,11 @@ class LogPart:
 
 
 class Client:
-    """A connection to one daemon. Usable as a context manager; not shared between threads.
+    """API client for one daemon. A context manager; not thread-safe.
 
-    url: TRAIND_URL, else http://127.0.0.1:8321. The token is read from `token_file`, else from the
-    file TRAIND_TOKEN_FILE names, else (loopback only) from the data directory; never from argv.
+    url: default TRAIND_URL, else http://127.0.0.1:8321. The token is read from `token_file`, else
+    from the file in TRAIND_TOKEN_FILE, else (loopback only) from the data directory; never from
+    argv.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class Client:
     # --- runs ------------------------------------------------------------------------------------
 
     def plan(self, body: Mapping[str, Any]) -> PlanAnswer:
-        """The arithmetic of a spec, or of {"run": …, "extend": {…}}. Nothing is created."""
+        """Plan of a spec, or of {"run": …, "extend": {…}}. Creates nothing."""
         return self.wire.post("/plan", PlanAnswer, body, changes=False)
 
     def create_run(self, spec: Mapping[str, Any], *, key: str | None = None) -> RunDetail:
@@ -110,7 +111,7 @@ class Client:
         return self.wire.get("/runs", Page[RunSummary], query)
 
     def runs(self, *, state: str | None = None) -> Iterator[RunSummary]:
-        """Every run, page by page."""
+        """Iterate over all runs, page by page."""
         after = None
         while True:
             page = self.list_runs(state=state, after=after, limit=100)
@@ -123,7 +124,7 @@ class Client:
         return self.wire.get(_run(run), RunDetail)
 
     def queue(self) -> QueueView:
-        """Who runs where, who waits, for what and until when."""
+        """Scheduler queue: the run on each device, the waiting runs with reason and end of wait."""
         return self.wire.get("/queue", QueueView)
 
     def policy(self, device: str) -> PlacePolicyAnswer:
@@ -134,7 +135,7 @@ class Client:
         return self.wire.put(f"/devices/{device}/policy", PlacePolicyAnswer, policy)
 
     def create_group(self, ask: Mapping[str, Any], *, key: str | None = None) -> GroupDetail:
-        """Runs made of one spec and its variations; all of them or none."""
+        """Create a group: the runs of one spec and its variations, all or none."""
         return self.wire.post("/groups", GroupDetail, ask, key=key)
 
     def list_groups(
@@ -146,7 +147,7 @@ class Client:
     def group(
         self, group: str, *, baseline: str | None = None, next_depth: int | None = None
     ) -> GroupDetail:
-        """Its members, noise, gains, multipliers and fits; baseline: another group."""
+        """Group with members, noise, gains, multipliers and fits. baseline: another group."""
         query = {"baseline": baseline, "next_depth": next_depth}
         return self.wire.get(f"/groups/{quoted(group)}", GroupDetail, query)
 
@@ -155,7 +156,7 @@ class Client:
         return self.wire.post(path, GroupDetail, key=key)
 
     def delete_group(self, group: str, *, runs: bool = False) -> None:
-        """The group; with `runs` its runs too."""
+        """Delete the group. runs: its runs too."""
         query = {"runs": "true"} if runs else None
         self.wire.request("DELETE", f"/groups/{quoted(group)}", query=query)
 
@@ -180,7 +181,7 @@ class Client:
         place: Mapping[str, Any] | Literal["local"] | None = None,
         key: str | None = None,
     ) -> RunDetail:
-        """place: a cluster, or "local", the daemon's own machine; None leaves it as it is."""
+        """Resume a run. place: a cluster, or "local" for this machine; None keeps the place."""
         given = {"overrides": overrides, "recovery": recovery, "place": place}
         body = {name: value for name, value in given.items() if value}
         if place == "local":
@@ -193,7 +194,7 @@ class Client:
     def extend(
         self, run: str, ask: Mapping[str, Any], *, dry_run: bool = False, key: str | None = None
     ) -> ExtendAnswer:
-        """Append a phase; dry_run answers the preview and changes nothing."""
+        """Extend a run by a phase. dry_run: return the preview, change nothing."""
         return self.wire.post(
             _run(run, "extend"),
             ExtendAnswer,
@@ -206,14 +207,14 @@ class Client:
     def extend_picture(
         self, run: str, ask: Mapping[str, Any], media: Literal["image/svg+xml", "image/png"]
     ) -> bytes:
-        """The preview as a picture. Raises ApiError: `not-acceptable` if the daemon cannot draw a
-        PNG."""
+        """Preview of an extension as an image. Raises ApiError `not-acceptable` if the daemon
+        cannot render PNG."""
         query = {"dry_run": "true"}
         return self.wire.request(
             "POST", _run(run, "extend"), ask, query=query, accept=media
         ).content
 
-    # --- what a run has --------------------------------------------------------------------------
+    # --- parts of a run --------------------------------------------------------------------------
 
     def progress(self, run: str) -> Progress:
         return self.wire.get(_run(run, "progress"), Progress)
@@ -225,11 +226,11 @@ class Client:
         return self._whole(_run(run, "attempts"), AttemptView)
 
     def ranks(self, run: str) -> list[RankView]:
-        """The processes of a run on several devices."""
+        """Ranks: the processes of a run on several devices."""
         return self._whole(_run(run, "ranks"), RankView)
 
     def checkpoints(self, run: str, *, superseded: bool = False) -> list[CheckpointView]:
-        """Of the present lineage; superseded: also those that a later attempt replaced."""
+        """Checkpoints of the current lineage. superseded: also those a later attempt replaced."""
         return self._whole(_run(run, "checkpoints"), CheckpointView, superseded)
 
     def evaluations(self, run: str, *, superseded: bool = False) -> list[EvaluationView]:
@@ -271,7 +272,7 @@ class Client:
         limit: int | None = None,
         newest: bool = False,
     ) -> Page[EventView]:
-        """One page of what happened, in order. newest: the last ones instead of the first."""
+        """One page of events in order. newest: the last page instead of the first."""
         query = {"after": after, "limit": limit, "newest": "true" if newest else None}
         return self.wire.get(_events(run), Page[EventView], query)
 
@@ -283,9 +284,9 @@ class Client:
         on_connection: client_stream.OnConnection | None = None,
         give_up_seconds: float | None = None,
     ) -> Iterator[client_stream.Message]:
-        """Events as they come, for ever; a lost connection is taken up where it was lost.
+        """Stream events without end; reconnects after the last event when the connection is lost.
 
-        after: the id of the last event already seen. Raises ApiError when the daemon refuses,
+        after: id of the last event already seen. Raises ApiError if the daemon refuses the request,
         NotReachable after `give_up_seconds` without a connection (None: never).
         """
         return client_stream.follow(
@@ -306,14 +307,16 @@ class Client:
         tail: int | None = None,
         offset: int | None = None,
     ) -> LogPart:
-        """The end of an attempt's log, or what came after the offset of an earlier answer."""
+        """Log of an attempt: its last lines, or what follows `offset`, a LogPart.next_offset."""
         query = {"attempt": attempt, "tail": tail, "offset": offset}
         answer = self.wire.raw(_run(run, "logs"), "text/plain", query)
         try:
             found, behind = answer.headers["Traind-Attempt"], answer.headers["Traind-Next-Offset"]
             return LogPart(answer.text, int(found), int(behind))
         except (KeyError, ValueError) as error:
-            raise BadAnswer("the log came without its attempt and offset") from error
+            raise BadAnswer(
+                "the log response lacks Traind-Attempt or Traind-Next-Offset"
+            ) from error
 
     def report(self, run: str, form: ReportFormat = "markdown") -> str:
         return self.wire.raw(_run(run, "report"), _REPORT_TYPES[form]).text
@@ -321,7 +324,7 @@ class Client:
     # --- checkpoints and jobs --------------------------------------------------------------------
 
     def save_checkpoint(self, run: str, *, pin: bool = False, key: str | None = None) -> JobView:
-        """Ask the running trainer for a checkpoint at its next step boundary."""
+        """Save a checkpoint of the running run at its next step boundary."""
         return self.wire.post(_run(run, "checkpoints"), JobView, {"pin": pin}, key=key)
 
     def pin_checkpoint(self, run: str, checkpoint: str, pinned: bool = True) -> CheckpointView:
@@ -332,7 +335,7 @@ class Client:
         self.wire.delete(_run(run, "checkpoints", checkpoint))
 
     def download(self, run: str, checkpoint: str, name: str, to: Path) -> int:
-        """One file of a checkpoint into `to`; returns its bytes."""
+        """Download one file of a checkpoint to `to`. Returns its size in bytes."""
         path = "/v1" + _run(run, "checkpoints", checkpoint, "files", name)
         with self.wire.http.stream("GET", path) as response:
             if response.is_error:
@@ -364,7 +367,7 @@ class Client:
         after: str | None = None,
         limit: int | None = None,
     ) -> Page[JobView]:
-        """One page of jobs, the newest first."""
+        """One page of jobs, newest first."""
         query = {"run": run, "state": state, "after": after, "limit": limit}
         return self.wire.get("/jobs", Page[JobView], query)
 
@@ -376,10 +379,10 @@ class Client:
         return self.wire.get(f"/jobs/{quoted(job)}", JobView)
 
     def tokens(self, job: str) -> Iterator[client_stream.Message]:
-        """A sampling job's text as it is written: `token` messages, then one `end`.
+        """Stream the text of a sampling job: `token` messages, then one `end`.
 
-        Raises ApiError when the job is over or writes no text. A lost connection ends it without
-        `end`: the job's result has the whole text.
+        Raises ApiError if the job has ended or streams no text. A lost connection ends the stream
+        without `end`; the result of the job contains the full text.
         """
         with (
             suppress(httpx.TransportError),
@@ -402,14 +405,14 @@ class Client:
         return self.wire.get("/catalog", Catalog)
 
     def is_ready(self) -> bool:
-        """Whether a daemon answers /readyz with 200 just now. Never raises."""
+        """True if /readyz returns 200. Never raises."""
         try:
             return self.wire.http.get("/readyz", timeout=2.0).status_code == 200
         except httpx.HTTPError:
             return False
 
     def _whole(self, path: str, item: Any, superseded: bool = False) -> list[Any]:
-        """A list that the daemon always sends whole."""
+        """Items of a list endpoint without pagination."""
         query = {"superseded": "true"} if superseded else None
         return self.wire.get(path, Page[item], query).data
 

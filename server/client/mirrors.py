@@ -1,6 +1,6 @@
 """Mirrors: copies of a run's curves in TensorBoard and Weights & Biases.
 
-The daemon's database remains the source: a copy may be deleted and made again.
+The daemon's database remains the source; a mirror can be deleted and recreated.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from server.schemas.metrics import Series, SeriesPoint
     from server.schemas.runs import RunDetail
 
-MAX_POINTS = 20_000  # for each key; beyond that many steps, means of bins
+MAX_POINTS = 20_000  # per key; above that, means of bins
 
 
 class Missing(Exception):
@@ -52,10 +52,10 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of the project with the same id, so that a second copy continues in it.
+    """Weights & Biases run with the id of the traind run, so that a second copy resumes it.
 
-    Values belong to a training step, not to the order in which they arrive: after a rewind steps
-    come again. Raises Missing.
+    Values are logged by training step, not by order of arrival: steps repeat after a rewind.
+    Raises Missing.
     """
 
     def __init__(self, project: str, run: RunDetail) -> None:
@@ -82,7 +82,7 @@ class WeightsAndBiases:
 
 
 class Copier:
-    """Copies a run into mirrors, again and again what is new. last: the last step copied."""
+    """Copies the new values of a run into mirrors at each call. last: the last step copied."""
 
     def __init__(self, client: Client, run: str, mirrors: list[Mirror]) -> None:
         self._client, self._run, self._mirrors = client, run, mirrors
@@ -91,7 +91,7 @@ class Copier:
         self.last = -1
 
     def copy(self) -> None:
-        """A run that went back meanwhile is copied from there: its later steps come again."""
+        """Copy what is new; after a rewind of the run, copy again from the step it returned to."""
         self._go_back()
         answer = self._client.metrics(self._run, from_step=self.last + 1, max_points=MAX_POINTS)
         for series in answer.series:
@@ -99,7 +99,7 @@ class Copier:
                 for point in series.points:
                     self._put(series, point)
                     self.last = max(self.last, point[0])
-        # a job may evaluate an old checkpoint at any time; there are few of them
+        # all evaluations each time, they are few: a job may evaluate an old checkpoint at any time
         answer = self._client.metrics(self._run, keys=list(KIND_OF_METRIC), max_points=MAX_POINTS)
         for series in answer.series:
             for point in series.points:
@@ -111,7 +111,7 @@ class Copier:
             mirror.flush()
 
     def _go_back(self) -> None:
-        """To before the first step of the attempts that have begun since the last time."""
+        """Set `last` to before the first step of the attempts started since the last call."""
         segments = self._client.metrics(self._run, keys=["loss"], max_points=1).segments
         begun = [s for s in segments if s.attempt > self._attempt]
         self._attempt = max([self._attempt, *(s.attempt for s in begun)])
@@ -125,7 +125,7 @@ class Copier:
 
 
 def _tag(series: Series) -> str:
-    """Values of two identities are not comparable: each has a curve of its own."""
+    """Tag of a curve; one per evaluation identity, as their values are not comparable."""
     return f"{series.key}/{series.identity[:8]}" if series.identity else series.key
 
 
@@ -133,4 +133,4 @@ def _library(name: str, remedy: str) -> ModuleType | Any:
     try:
         return import_module(name)
     except ImportError as error:
-        raise Missing(f"{name} is not installed: {remedy}") from error
+        raise Missing(f"{name} is not installed; run {remedy}") from error

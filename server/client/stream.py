@@ -1,7 +1,7 @@
-"""Server-sent events for the client: parse a stream, and reconnect when it is lost.
+"""Server-sent events (SSE) for the client: parses the stream and reconnects when it is lost.
 
-Events carry the id of their database row. A new connection asks for what comes after the last id
-seen (Last-Event-ID), so a restart of the daemon leaves neither a gap nor a repeat.
+Events carry the id of their database row. A new connection resumes after the last id seen
+(Last-Event-ID), so a restart of the daemon causes neither gaps nor duplicates.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 import httpx
 
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.25, 5.0
-SILENCE_SECONDS = 45.0  # longer than a few heartbeats: the connection is dead
-# Answers that another try may change: the daemon is starting, stopping or busy.
+SILENCE_SECONDS = 45.0  # several heartbeats: the connection is lost
+# Transient statuses, worth a retry: the daemon is starting, stopping or busy.
 PASSING = frozenset({502, 503, 504})
 
 _LINE_END = re.compile("\r\n|\r|\n")
@@ -27,7 +27,7 @@ OnConnection = Callable[[bool], None]
 
 @dataclass(frozen=True)
 class Message:
-    """One event. id: its row's number, None for messages that are not kept (live progress)."""
+    """One server-sent event. id: number of its row; None if it is not stored (live progress)."""
 
     event: str
     data: Any
@@ -36,16 +36,16 @@ class Message:
 
 @dataclass
 class _Waiting:
-    """Retry backoff: doubling pauses, back to the first after a message.
+    """Exponential retry backoff, reset by a message.
 
-    since: monotonic seconds of the first failure without a connection in between.
+    since: monotonic seconds of the first failure since the last connection.
     """
 
     seconds: float
     since: float | None = None
 
     def wait(self) -> float:
-        """Sleep, and return for how many seconds there has been no connection."""
+        """Sleep; return the seconds since the first failure."""
         now = time.monotonic()
         self.since = self.since or now
         time.sleep(self.seconds)
@@ -63,7 +63,7 @@ def follow(
     refuse: Callable[[httpx.Response], Exception],
     unreachable: Callable[[str], Exception],
 ) -> Iterator[Message]:
-    """Messages of the stream at `path`, reconnected whenever it ends. See Client.stream."""
+    """Yield the messages of the stream at `path`, reconnecting when it ends. See Client.stream."""
     last, waiting, notify = (
         after,
         _Waiting(FIRST_WAIT_SECONDS),
@@ -96,7 +96,7 @@ def follow(
 
 
 def parse(lines: Iterable[str]) -> Iterator[Message]:
-    """Messages of an event stream (WHATWG HTML, section 9.2). An unfinished last one is dropped."""
+    """Parse an event stream (WHATWG HTML, section 9.2). An incomplete last message is dropped."""
     event, data, last_id = "message", [], None
     for line in lines:
         if not line:
@@ -115,19 +115,19 @@ def parse(lines: Iterable[str]) -> Iterator[Message]:
 
 
 def lines(chunks: Iterable[str]) -> Iterator[str]:
-    """Lines ended by LF, CRLF or CR, and by nothing else: str.splitlines would also cut at the
-    U+2028 or U+0085 that a message may contain."""
+    """Split into lines at LF, CRLF and CR only: str.splitlines would also split at U+2028 and
+    U+0085, which messages may contain."""
     rest = ""
     for chunk in chunks:
         rest += chunk
-        held = rest.endswith("\r")  # perhaps half of a CRLF
+        held = rest.endswith("\r")  # possibly the first half of a CRLF
         *whole, rest = _LINE_END.split(rest[:-1] if held else rest)
         rest += "\r" if held else ""
         yield from whole
 
 
 def connect(http: httpx.Client, path: str, last: int | None = None) -> Any:
-    """An answer that is read as it comes; to be used in `with`."""
+    """Open the event stream; a context manager of the streaming response."""
     headers = {"Accept": "text/event-stream", "Cache-Control": "no-store"}
     if last is not None:
         headers["Last-Event-ID"] = str(last)

@@ -1,10 +1,10 @@
 """HTTP transport of the client: token, retries, errors.
 
 ClientError
-├── ApiError        the daemon refused; carries the RFC 9457 document
-├── NotReachable    nobody answers at the URL
-├── NotProven       what answers wants the token and did not prove that it knows it
-└── BadAnswer       something answers that is not a traind daemon
+├── ApiError        the daemon refused the request; carries the RFC 9457 document
+├── NotReachable    no connection to the URL
+├── NotProven       the server requires a token and did not prove possession of it
+└── BadAnswer       the response is not a traind daemon's
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class ApiError(ClientError):
 
 
 class NotReachable(ClientError):
-    """No connection to `url`: nothing listens there, or it stopped answering."""
+    """No connection to `url`: nothing listens there, or it stopped responding."""
 
     def __init__(self, url: str, cause: str) -> None:
         self.url, self.cause = url, cause
@@ -59,23 +59,25 @@ class NotReachable(ClientError):
 
 
 class NotProven(ClientError):
-    """What listens at `url` wants the token and did not prove that it knows it."""
+    """The server at `url` requires a token and did not prove possession of it."""
 
     def __init__(self, url: str) -> None:
         super().__init__(
-            f"what listens at {url} did not prove that it knows this token, so the token was not "
-            "sent: it is another daemon than the token's, an older one, or another program"
+            f"the server at {url} did not prove possession of this token, so the token was not "
+            "sent: it is a daemon with another token, an older one, or another program; check the "
+            "URL and TRAIND_TOKEN_FILE"
         )
 
 
 class BadAnswer(ClientError):
-    """The answer does not come from a traind daemon of this version."""
+    """The response is not from a traind daemon of this version."""
 
 
 class Proving(httpx.Auth):
-    """A bearer for each request, made anew when the daemon refuses it. The token never leaves.
+    """Bearer authentication by mutual proof; the token itself is never sent.
 
-    Without proof that the other side knows the token, requests go without a bearer.
+    A new bearer is derived when the daemon rejects the old one. Requests carry no bearer until the
+    daemon has proved possession of the token.
     """
 
     def __init__(self, token: str, health_url: str) -> None:
@@ -88,10 +90,10 @@ class Proving(httpx.Auth):
         is_fresh = not self._asked
         if is_fresh:
             yield from self._prove(request)
-        self._asked = False  # after a lost connection: who listens then proves itself anew
+        self._asked = False  # after a lost connection the server proves itself again
         response = yield self._with_bearer(request)
         self._asked = True
-        if response.status_code == 401 and not is_fresh:  # it expired, or the daemon is another one
+        if response.status_code == 401 and not is_fresh:  # expired, or another daemon
             yield from self._prove(request)
             yield self._with_bearer(request)
 
@@ -115,10 +117,10 @@ class Proving(httpx.Auth):
 
 
 class Wire:
-    """One daemon's URL, an HTTP connection to it and its token.
+    """HTTP connection to one daemon, with its URL and token.
 
-    A POST carries one Idempotency-Key for all its tries, so that a request whose answer got lost
-    is not done twice.
+    All tries of a POST carry the same Idempotency-Key, so a request whose response was lost is not
+    executed twice.
     """
 
     def __init__(
@@ -140,9 +142,9 @@ class Wire:
                 headers={"Traind-Client": door},
                 timeout=httpx.Timeout(timeout_seconds, connect=5.0),
                 transport=transport,
-                trust_env=host not in LOOPBACK,  # a proxy has no business on loopback
+                trust_env=host not in LOOPBACK,  # no proxy for loopback
             )
-        except Exception as error:  # a proxy variable or certificate file that cannot be used
+        except Exception as error:  # an invalid proxy variable or certificate file
             raise NotReachable(self.url, str(error) or type(error).__name__) from error
 
     def get(self, path: str, shape: Any, query: Query | None = None) -> Any:
@@ -161,7 +163,7 @@ class Wire:
         key: str | None = None,
         changes: bool = True,
     ) -> Any:
-        """changes: False for a question, which needs no key since nothing is done."""
+        """changes: False for a request without side effects, which needs no idempotency key."""
         key = (key or str(uuid.uuid4())) if changes else None
         return parse(self.request("POST", path, body, query=query, key=key), shape)
 
@@ -184,7 +186,7 @@ class Wire:
         key: str | None = None,
         accept: str = "application/json",
     ) -> httpx.Response:
-        """Raises NotReachable, ApiError or BadAnswer; otherwise the answer is a success."""
+        """Send with retries; returns a 2xx response. Raises NotReachable, ApiError, BadAnswer."""
         headers = {"Accept": accept} | ({"Idempotency-Key": key} if key else {})
         params = {k: v for k, v in (query or {}).items() if v is not None}
         for tries_left in reversed(range(TRIES)):
@@ -208,7 +210,7 @@ class Wire:
         raise AssertionError("the last try returns or raises")
 
     def refusal(self, response: httpx.Response) -> ClientError:
-        """The error an unsuccessful answer means; its body must have been read."""
+        """The error for an unsuccessful response whose body has been read."""
         if response.status_code == 401 and self.proving is not None and not self.proving.is_proven:
             return NotProven(self.url)
         return refusal(response)
@@ -220,7 +222,7 @@ def default_url() -> str:
 
 
 def read_token(token_file: Path | None, *, is_loopback: bool) -> str | None:
-    """The token to send, None without one. A file that was named must be readable."""
+    """The token, or None. Raises ClientError if a named token file is unreadable."""
     named = token_file or os.environ.get("TRAIND_TOKEN_FILE")
     if named:
         try:
@@ -228,7 +230,7 @@ def read_token(token_file: Path | None, *, is_loopback: bool) -> str | None:
         except (OSError, UnicodeDecodeError) as error:
             raise ClientError(f"the token file {named} cannot be read: {error}") from error
     if not is_loopback:
-        return None  # this machine's token is nothing to show to another one
+        return None  # the local token is never sent to another machine
     try:
         return default_token_path().read_text(encoding="ascii").strip() or None
     except (OSError, UnicodeDecodeError):
@@ -253,7 +255,7 @@ def _host(url: str) -> str:
 
 
 def quoted(part: str) -> str:
-    """A path segment. Dots alone would be resolved away and address something else."""
+    """Percent-encode a path segment; `.` and `..` too, which clients would resolve."""
     return part.replace(".", "%2E") if part in (".", "..") else quote(part, safe="")
 
 
@@ -262,9 +264,9 @@ def parse(response: httpx.Response, shape: Any) -> Any:
 
 
 def refusal(response: httpx.Response) -> ClientError:
-    """The error an unsuccessful answer means; its body must have been read."""
+    """The error for an unsuccessful response whose body has been read."""
     if response.is_redirect:
-        return BadAnswer(f"{response.request.url} redirects elsewhere: is it a traind daemon?")
+        return BadAnswer(f"{response.request.url} redirects: is it a traind daemon? Check the URL.")
     try:
         document = response.json()
     except ValueError:
@@ -283,8 +285,8 @@ def _json(response: httpx.Response) -> Any:
         return response.json()
     except ValueError as error:
         raise BadAnswer(
-            f"{response.request.url} answered {response.headers.get('content-type', 'nothing')} "
-            "where JSON was due: is it a traind daemon?"
+            f"{response.request.url} returned {response.headers.get('content-type', 'no content')} "
+            "instead of JSON: is it a traind daemon? Check the URL."
         ) from error
 
 
@@ -297,8 +299,8 @@ def _validated(body: Any, shape: Any) -> Any:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise BadAnswer(
-            f"the answer is not as expected ({where}: {first['msg']}): "
-            "are client and daemon of the same version?"
+            f"unexpected response ({where}: {first['msg']}): "
+            "check that client and daemon have the same version"
         ) from error
 
 
