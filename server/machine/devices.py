@@ -25,10 +25,10 @@ class DeviceMissing(TraindError):
 
 @dataclass(frozen=True)
 class Device:
-    """name is the maker's; memory in bytes, None where it is not the device's own.
+    """A device a run can use. name: product name. memory_bytes: None for shared memory.
 
-    capability: CUDA's, (8, 9) for an RTX 40; None for what is no CUDA device. pci: the address,
-    0000:01:00.
+    capability: CUDA compute capability, (8, 9) for an RTX 40; None without CUDA. pci: address,
+    such as 0000:01:00.
     """
 
     device: str
@@ -41,7 +41,7 @@ class Device:
 
 @dataclass(frozen=True)
 class _Found:
-    """unanswered: why a GPU that seems to be there is not among the devices."""
+    """Discovered devices. unanswered: why an installed GPU is not among them. at: monotonic s."""
 
     devices: tuple[Device, ...] = ()
     unanswered: str | None = None
@@ -54,7 +54,7 @@ _found = _Found()
 def discover() -> tuple[Device, ...]:
     """Devices a run may request, best first. About 20 ms with a GPU; cached.
 
-    A GPU whose driver does not answer yet, as after a boot, is asked for again every few seconds.
+    While the driver does not respond, as during boot, discovery repeats every RETRY_SECONDS.
     """
     global _found
     age = time.monotonic() - _found.at
@@ -65,20 +65,20 @@ def discover() -> tuple[Device, ...]:
     mps = (Device("mps", "Apple GPU"),) if _has_mps() else ()
     _found = _Found(
         (*gpus, *mps, Device("cpu", _cpu_name())),
-        f"{sign} is there, and NVIDIA's library answers: {why}" if sign and not gpus else None,
+        f"{sign} exists, but NVML reports: {why}" if sign and not gpus else None,
         time.monotonic(),
     )
     return _found.devices
 
 
 def unusable_gpu() -> str | None:
-    """Why a GPU of this machine cannot be used, or None."""
+    """Why an installed GPU cannot be used, or None."""
     discover()
     return _found.unanswered
 
 
 def clear_cache() -> None:
-    """Discover again at the next call."""
+    """Clear the cache: the next call discovers the devices again."""
     global _found
     _found = _Found()
 
@@ -94,7 +94,7 @@ class PresentDevices(Sequence[Device]):
 
 
 def resolve(wanted: str, devices: Sequence[Device] | None = None) -> str:
-    """The device that a spec's `device` means here. Raises DeviceMissing."""
+    """Resolve the `device` of a spec to a device of this machine. Raises DeviceMissing."""
     devices = discover() if devices is None else devices
     present = [device.device for device in devices]
     if wanted == "auto":
@@ -102,14 +102,14 @@ def resolve(wanted: str, devices: Sequence[Device] | None = None) -> str:
     name = "cuda:0" if wanted == "cuda" else wanted
     if name not in present:
         raise DeviceMissing(
-            f"device {wanted!r} is not on this machine; there is {', '.join(present)}",
-            hint="Leave device at 'auto', or run traind doctor to check the driver.",
+            f"device {wanted!r} is not on this machine; available: {', '.join(present)}",
+            hint="Set device to 'auto', or run traind doctor to check the driver.",
         )
     return name
 
 
 def resolve_all(wanted: str, devices: Sequence[Device] | None = None) -> tuple[str, ...]:
-    """Every device that would do: 'auto' is the best one and all that are like it.
+    """All devices that satisfy a spec: for 'auto' the best one and all of the same model.
 
     Raises DeviceMissing.
     """
@@ -123,14 +123,14 @@ def resolve_all(wanted: str, devices: Sequence[Device] | None = None) -> tuple[s
 
 
 def all_gpus(found: Sequence[Device]) -> list[str]:
-    """The GPUs that are like the first one, by name and memory."""
+    """GPUs with the name and memory of the first one."""
     cards = [one for one in found if one.device.startswith("cuda")]
     alike = [c for c in cards if (c.name, c.memory_bytes) == (cards[0].name, cards[0].memory_bytes)]
     return [card.device for card in alike]
 
 
 def handles(nvml: Any) -> list[Any]:
-    """NVML's handles of all GPUs; of one that is partitioned (MIG), those of its parts."""
+    """NVML handles of all GPUs; for a partitioned GPU (MIG), those of its MIG devices."""
     found: list[Any] = []
     for index in range(nvml.nvmlDeviceGetCount()):
         whole = nvml.nvmlDeviceGetHandleByIndex(index)
@@ -139,7 +139,7 @@ def handles(nvml: Any) -> list[Any]:
 
 
 def query(nvml: Any, question: Callable[[], T]) -> T | None:
-    """The value, or None: cards and drivers differ in what they report."""
+    """Query NVML; None if the card or driver does not support the query."""
     try:
         return question()
     except (nvml.NVMLError, AttributeError):
@@ -147,12 +147,12 @@ def query(nvml: Any, question: Callable[[], T]) -> T | None:
 
 
 def _nvidia_gpus() -> tuple[tuple[Device, ...], str]:
-    """The GPUs that CUDA will show to the trainer, and why there is none."""
+    """GPUs that are visible to CUDA in the trainer, and the reason if there are none."""
     try:
         import pynvml
 
         pynvml.nvmlInit()
-    except Exception as error:  # no driver, no library, no permission: then no GPU can be used
+    except Exception as error:  # no driver, no library, no permission
         return (), str(error)
     try:
         shown = _visible(pynvml, handles(pynvml))
@@ -165,7 +165,7 @@ def _nvidia_gpus() -> tuple[tuple[Device, ...], str]:
 
 
 def _describe(nvml: Any, index: int, handle: Any) -> Device:
-    """Each value on its own: unified memory has no size, a partition no name of its own."""
+    """Query each value separately: unified memory reports no size, a MIG device no name."""
     memory = query(nvml, lambda: nvml.nvmlDeviceGetMemoryInfo(handle))
     capability = query(nvml, lambda: nvml.nvmlDeviceGetCudaComputeCapability(handle))
     bus = query(nvml, lambda: nvml.nvmlDeviceGetPciInfo(handle).busId)
@@ -203,8 +203,8 @@ def _parts(nvml: Any, handle: Any) -> list[Any]:
 
 
 def _visible(nvml: Any, found: list[Any]) -> list[Any]:
-    """Which of them CUDA shows to the trainer: by number or by the beginning of a uuid, up to the
-    first that it does not know. NVML itself shows them all."""
+    """Apply CUDA_VISIBLE_DEVICES, which NVML ignores: entries are indices or UUID prefixes; the
+    first invalid entry ends the list, as in CUDA."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is None:
         return found

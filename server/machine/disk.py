@@ -6,11 +6,11 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-FULL_BYTES = 8_000_000  # less than the database and its log need for a request
+FULL_BYTES = 8_000_000  # below this, a request may not fit into the database and its WAL
 
 
 class DiskSpace(NamedTuple):
-    """Bytes."""
+    """Size and free space of a file system, in bytes."""
 
     total: int
     free: int
@@ -21,15 +21,15 @@ class DiskSpace(NamedTuple):
 
 
 def space(path: Path) -> DiskSpace:
-    """Raises OSError."""
+    """Disk space of the file system of `path`. Raises OSError."""
     found = shutil.disk_usage(path)
     return DiskSpace(found.total, found.free)
 
 
 def least_free(*paths: Path) -> int | None:
-    """Free bytes on the fullest of the disks of these paths; None if none can be asked.
+    """Least free space of the disks of these paths, in bytes; None if none is readable.
 
-    A path that does not exist yet counts as its nearest parent.
+    For a path that does not exist, the nearest existing parent counts.
     """
     found = [free for path in paths if (free := _free(path)) is not None]
     return min(found, default=None)

@@ -1,4 +1,4 @@
-"""Other programs on a GPU: NVML's compute and graphics processes without traind's own."""
+"""Other programs on a GPU: compute and graphics processes from NVML, except traind's."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from server.machine import devices
 
 
 class GpuProgram(NamedTuple):
-    """A process that uses a GPU. memory_bytes: None where NVML does not say."""
+    """A process that uses a GPU. memory_bytes: None if NVML does not report it."""
 
     pid: int
     name: str
@@ -20,7 +20,7 @@ class GpuProgram(NamedTuple):
 
 
 def programs(is_ours: Callable[[psutil.Process], bool]) -> dict[str, list[GpuProgram]] | None:
-    """Other programs by the GPU's uuid; None where NVML cannot name processes (WSL)."""
+    """Other programs by GPU UUID; None if NVML cannot list processes (WSL)."""
     try:
         import pynvml
 
@@ -46,7 +46,7 @@ def programs(is_ours: Callable[[psutil.Process], bool]) -> dict[str, list[GpuPro
 
 
 def _running(nvml: Any, handle: Any) -> dict[int, int | None] | None:
-    """Bytes by pid, of compute and graphics; None where neither question is answered."""
+    """Memory in bytes by pid of compute and graphics processes; None if neither is supported."""
     questions = (
         nvml.nvmlDeviceGetComputeRunningProcesses,
         nvml.nvmlDeviceGetGraphicsRunningProcesses,

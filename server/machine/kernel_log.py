@@ -1,6 +1,6 @@
 """Kernel log: NVIDIA Xid errors and out-of-memory kills.
 
-The Xid numbers and the action that each calls for are from NVIDIA's "XID Errors" catalog
+Xid numbers and required actions are from NVIDIA's "XID Errors" catalog
 (docs.nvidia.com/deploy/xid-errors).
 """
 
@@ -19,7 +19,7 @@ from trainer.contract import units
 class XidAction(StrEnum):
     """Required action after an Xid error."""
 
-    restart = "restart"  # the program alone: starting it again may be enough
+    restart = "restart"  # restarting the program may be enough
     reset = "reset"  # the GPU must be reset (nvidia-smi -r) or the machine rebooted
     reboot = "reboot"  # the machine, after a power cycle
     inspect = "inspect"  # cabling, power, cooling, the card itself
@@ -27,7 +27,7 @@ class XidAction(StrEnum):
 
 @dataclass(frozen=True)
 class Xid:
-    """device: the card, where a run uses several."""
+    """An Xid error. device: the card, if a run uses several."""
 
     number: int
     meaning: str
@@ -41,7 +41,7 @@ class Xid:
 
 KIB = 1_024  # what the kernel calls kB
 _ADVICE = {
-    XidAction.restart: "Restarting the trainer is enough; if it comes back, test the card.",
+    XidAction.restart: "Restarting the trainer is enough; if the error recurs, test the card.",
     XidAction.reset: "Reset the GPU (nvidia-smi -r) or reboot the machine, then resume.",
     XidAction.reboot: "Switch the machine off and on again, then resume.",
     XidAction.inspect: "Check power, cooling and seating of the card before resuming.",
@@ -94,10 +94,10 @@ def advice(xid: Xid) -> str:
 def worst_xid(
     kernel_lines: Iterable[str], pci: str | None = None, pid: int | None = None
 ) -> Xid | None:
-    """The gravest Xid among kernel log lines, None without one.
+    """The most severe Xid among kernel log lines, or None.
 
-    pci: of this card alone (0000:01:00). pid: an error that ends a program alone counts where it
-    names this one or none; a fault of the card itself always counts.
+    pci: only of this card (0000:01:00). pid: an error that ends only a program counts if the line
+    has this pid or none; a fault of the card always counts.
     """
     reported = [m for line in kernel_lines if (m := _XID_LINE.search(line))]
     here = [m for m in reported if pci is None or m["where"].lower().partition(".")[0] == pci]
@@ -109,9 +109,10 @@ def worst_xid(
 def worst_xid_of(
     kernel_lines: Sequence[str], cards: Mapping[str, str], pid: int | None = None
 ) -> Xid | None:
-    """The gravest Xid of the cards that a program uses, with the name of the card where there are
-    several. cards: {pci: device}; none is known: of any card. pid: as for `worst_xid`; another
-    process of the program may use the other cards, so that there any pid counts.
+    """The most severe Xid of the cards that a program uses, with the device if it uses several.
+
+    cards: {pci: device}; empty: any card. pid: as in `worst_xid`, for one card; with several, any
+    pid counts, as each card may have its own process.
     """
     if len(cards) < 2:
         return worst_xid(kernel_lines, next(iter(cards), None), pid)
@@ -132,12 +133,12 @@ def _may_be(named: str | None, pid: int | None) -> bool:
 
 
 def oom_killed(kernel_lines: Iterable[str]) -> set[int]:
-    """Pids that the kernel killed for lack of memory."""
+    """Pids of out-of-memory kills in the kernel log."""
     return {int(m["pid"]) for line in kernel_lines if (m := _OOM_LINE.search(line))}
 
 
 def oom_sentence(kernel_lines: Iterable[str], pid: int) -> str:
-    """Limit and size from the kernel's report of killing `pid`; empty without one."""
+    """Memory limit and usage from the out-of-memory kill of `pid`; empty without one."""
     limit: int | None = None
     for line in kernel_lines:
         if found := _OOM_LIMIT_LINE.search(line):
@@ -154,7 +155,7 @@ def _sizes(*named: tuple[str, int | None]) -> str:
 
 
 def kernel_lines(since_uptime_seconds: float = 0.0, path: str = "/dev/kmsg") -> list[str]:
-    """The kernel's log since that time after boot, empty where it may not be read."""
+    """Kernel log lines since that time after boot; empty without permission to read them."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
@@ -166,12 +167,13 @@ def kernel_lines(since_uptime_seconds: float = 0.0, path: str = "/dev/kmsg") -> 
 
 
 def _records(fd: int) -> Iterable[tuple[float, str]]:
-    """One read is one record, 'priority,sequence,microseconds,flags;message'."""
+    """(uptime in seconds, message) of each record; a read returns one record,
+    'priority,sequence,microseconds,flags;message'."""
     for _ in range(100_000):
         try:
             record = os.read(fd, 8192)
         except BrokenPipeError:
-            continue  # overwritten while we read: the next read continues after the gap
+            continue  # overwritten during the read: the next read continues after the gap
         except OSError:
             return
         if not record:
@@ -182,12 +184,12 @@ def _records(fd: int) -> Iterable[tuple[float, str]]:
             yield int(fields[2]) / 1e6, text.split("\n")[0]
 
 
-# --- the memory of this machine ------------------------------------------------------------------
+# --- memory control groups -----------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class MemoryGroup:
-    """The control group whose memory the trainer shares. Sizes in bytes, None when unlimited."""
+    """Memory control group (cgroup) of a trainer. Sizes in bytes; None: unlimited or unknown."""
 
     oom_kills: int
     limit: int | None
@@ -198,7 +200,7 @@ class MemoryGroup:
 
 
 def memory_group(root: Path = Path("/sys/fs/cgroup"), pid: int | str = "self") -> MemoryGroup:
-    """The memory control group (v2) of a process; zeros where there is none."""
+    """Memory control group (cgroup v2) of a process; zeros without one."""
     try:
         line = Path(f"/proc/{pid}/cgroup").read_text().strip().splitlines()[-1]
     except (OSError, IndexError):

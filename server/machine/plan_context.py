@@ -22,9 +22,9 @@ from trainer.contract.spec import MAX_RANKS, RunSpec, resolve
 
 
 def with_bundle(settings: Settings, body: dict[str, Any]) -> dict[str, Any]:
-    """The body, with the CORE bundle in the data directory where it asks for CORE and names none.
+    """The body with `core_bundle` filled in from the data directory, if CORE is on without one.
 
-    A body that is wrong is left to its reader.
+    An invalid body is returned unchanged.
     """
     bundle = settings.paths.core_bundle
     try:
@@ -37,7 +37,7 @@ def with_bundle(settings: Settings, body: dict[str, Any]) -> dict[str, Any]:
 
 
 def context_for(session: Session, settings: Settings, body: dict[str, Any]) -> PlanContext:
-    """The context for the spec in a request body. A body that is wrong is left to its reader."""
+    """Plan context for the spec in a request body; empty for an invalid body."""
     try:
         spec = resolve(body)
     except ValidationError:
@@ -51,7 +51,7 @@ def context(
     spec: RunSpec,
     found: tuple[Device, ...] | None = None,
 ) -> PlanContext:
-    """Everything known here about the device that `spec` asks for."""
+    """Plan context for the device that `spec` requests on this machine."""
     present = devices.discover() if found is None else found
     gpus = num_gpus(spec, present)
     spec = spec.on_gpus(gpus)
@@ -94,7 +94,7 @@ def num_gpus(spec: RunSpec, found: Sequence[Device]) -> int | None:
 
 
 def _device(wanted: str, found: tuple[Device, ...]) -> Device | None:
-    """None when it is not here: a plan needs no device."""
+    """The requested device; None if it is not on this machine."""
     try:
         name = devices.resolve(wanted, found)
     except DeviceMissing:
@@ -109,7 +109,7 @@ def _type(device: str) -> Literal["cpu", "cuda", "mps"]:
 
 
 def _corpus_tokens(session: Session, settings: Settings, spec: RunSpec) -> int | None:
-    """Tokens in this corpus, as an earlier run with the same data and vocabulary found them."""
+    """Tokens in the corpus, as counted by an earlier run with the same data and vocabulary."""
     wanted = (spec.data.model_dump(mode="json"), spec.model.vocab_size)
     earlier = (
         select(tables.Run.id, tables.Run.spec).order_by(tables.Run.created_at.desc()).limit(20)

@@ -1,4 +1,4 @@
-"""Power limits of GPUs through NVML: read, set, and what to type where setting them needs root."""
+"""Power limits of GPUs through NVML: read, set, or report the command that sets them as root."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 from server.machine import devices
 
-SAME_WATTS = 0.5  # limits that differ by less are one limit
+SAME_WATTS = 0.5  # limits that differ by less are equal
 
 
 @dataclass(frozen=True)
 class PowerState:
-    """Limit now and its range, in watts; temperature in degrees Celsius. None: not reported."""
+    """Power limit and its range, in watts; temperature in degrees Celsius. None: not reported."""
 
     limit_watts: float | None = None
     least_watts: float | None = None
@@ -23,7 +23,7 @@ class PowerState:
 
 
 class PowerDenied(Exception):
-    """The driver does not let this user set the limit, or the card does not take it."""
+    """The power limit cannot be set: no permission, or outside the range of the card."""
 
     @property
     def detail(self) -> str:
@@ -31,7 +31,7 @@ class PowerDenied(Exception):
 
 
 def read(uuid: str) -> PowerState:
-    """The GPU's power state; empty without NVML or without that GPU."""
+    """Power state of a GPU; empty without NVML or without that GPU."""
     with _gpu(uuid) as (nvml, handle):
         if handle is None:
             return PowerState()
@@ -50,10 +50,12 @@ def read(uuid: str) -> PowerState:
 
 
 def set_limit(device: str, uuid: str, watts: float) -> None:
-    """Set the limit. Raises PowerDenied with the line to type, or the range there is."""
+    """Set the power limit. Raises PowerDenied with the command to run as root, or the range."""
     with _gpu(uuid) as (nvml, handle):
         if handle is None:
-            raise PowerDenied(f"{device} has no NVML, so its power limit cannot be set.")
+            raise PowerDenied(
+                f"{device} is not available through NVML, so its power limit cannot be set."
+            )
         try:
             nvml.nvmlDeviceSetPowerManagementLimit(handle, round(watts * 1000))
         except nvml.NVMLError as error:
@@ -61,7 +63,7 @@ def set_limit(device: str, uuid: str, watts: float) -> None:
 
 
 def why_not(device: str, uuid: str, watts: float) -> str | None:
-    """Why that limit could not be set now, None if it could: sets the present one once more."""
+    """Why the power limit cannot be set, or None. Tests by setting the current limit again."""
     state = read(uuid)
     if state.limit_watts is None:
         return f"{device} reports no power limit, so none can be set."
@@ -80,13 +82,13 @@ def _outside(device: str, watts: float, state: PowerState) -> str | None:
     low, high = state.least_watts, state.most_watts
     if low is None or high is None or low <= watts <= high:
         return None
-    return f"{device} takes a power limit of {low:g} to {high:g} W; {watts:g} W cannot be set."
+    return f"{device} accepts a power limit of {low:g} to {high:g} W; {watts:g} W cannot be set."
 
 
 def _denied(nvml: Any, error: Any, device: str, uuid: str, watts: float) -> PowerDenied:
     if getattr(error, "value", None) == nvml.NVML_ERROR_NO_PERMISSION:
         line = _line(uuid, watts)
-        return PowerDenied(f"Only root may set the power limit of {device}: type  {line}")
+        return PowerDenied(f"Only root may set the power limit of {device}; run: {line}")
     state = read(uuid)
     return PowerDenied(
         _outside(device, watts, state) or f"The power limit of {device} cannot be set: {error}"
@@ -99,7 +101,7 @@ def _line(uuid: str, watts: float) -> str:
 
 @contextmanager
 def _gpu(uuid: str) -> Iterator[tuple[Any, Any]]:
-    """(NVML, handle) of the GPU; the handle is None where there is none."""
+    """(NVML, handle) of the GPU; the handle is None if the GPU is not available."""
     try:
         import pynvml
 

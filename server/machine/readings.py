@@ -1,6 +1,6 @@
-"""Live GPU readings: memory and its owners, load, power, temperature.
+"""Live GPU readings: memory by process, utilisation, power, temperature.
 
-Asked at most once a second however many ask; a machine without NVIDIA's library has no readings.
+Read from NVML at most once a second; without NVML there are no readings.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class DeviceReading:
-    """One GPU. holders: bytes by pid. Watts now and at most, degrees Celsius, a fraction of time
-    busy."""
+    """Reading of one GPU. holders: memory in bytes by pid. utilisation: busy fraction of time,
+    0 to 1."""
 
     memory_used_bytes: int | None = None
     holders: dict[int, int] = field(default_factory=dict)
@@ -34,7 +34,7 @@ class DeviceReading:
 
 
 class Readings:
-    """The newest reading of each GPU by its uuid."""
+    """Latest reading of each GPU by UUID."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -51,7 +51,7 @@ class Readings:
 
 
 def process_name(pid: int) -> str:
-    """Display name of a process that does not belong to traind."""
+    """Display name of a process: name and pid."""
     try:
         return f"{psutil.Process(pid).name()} ({pid})"
     except psutil.Error:
@@ -78,7 +78,7 @@ def _read_all() -> dict[str, DeviceReading]:
 
 
 def _read(nvml: Any, handle: Any) -> DeviceReading:
-    """Each value on its own: cards differ in what they report."""
+    """Query each value separately: cards differ in what they support."""
 
     def ask(question: Callable[[], T]) -> T | None:
         return devices.query(nvml, question)

@@ -23,9 +23,9 @@ class MeasuredThroughput(NamedTuple):
 
 
 def shape_key(spec: RunSpec) -> str:
-    """Key of a shape: what a step's speed depends on besides the device and the rows.
+    """Key of a shape: everything besides device and rows that determines the speed of a step.
 
-    threads: as asked for; unset, all that the machine gives.
+    The threads are the spec's; unset means all of the machine's.
     """
     shape = shape_of(spec.model)
     return (
@@ -37,7 +37,7 @@ def shape_key(spec: RunSpec) -> str:
 
 
 def rows_of(run: tables.Run) -> int:
-    """Rows per forward pass as really used: an override, the frozen choice, or the plan's."""
+    """Effective rows per forward pass: the override, the frozen choice, or the plan's."""
     for chosen in (run.overrides, run.frozen):
         if isinstance(rows := chosen.get("device_batch_size"), int):
             return rows
@@ -45,7 +45,7 @@ def rows_of(run: tables.Run) -> int:
 
 
 def record(session: Session, run: tables.Run, attempt: tables.Attempt) -> None:
-    """Record the attempt's throughput, once it has run long enough to measure it."""
+    """Record the throughput of an attempt that has run at least MIN_STEPS steps."""
     progress: dict[str, Any] = run.progress
     rate = progress.get("tokens_per_second")
     if progress.get("attempt") != attempt.number or not rate:
@@ -64,7 +64,7 @@ def record(session: Session, run: tables.Run, attempt: tables.Attempt) -> None:
 def record_probe(
     session: Session, run: tables.Run, attempt: tables.Attempt, probed: Probed
 ) -> None:
-    """Record what a probe measured, unless a whole run has measured it."""
+    """Record a probe's measurement, unless one over more steps exists."""
     place = (_device(attempt), shape_key(RunSpec.model_validate(run.spec)), probed.rows)
     known = session.get(tables.Throughput, place)
     if known is None or known.steps <= probed.steps:
@@ -92,7 +92,7 @@ def _device(attempt: tables.Attempt) -> str:
 def measured(
     session: Session, device: str | None, spec: RunSpec, rows: int | None = None
 ) -> MeasuredThroughput | None:
-    """The speed seen before for this shape on this device: with these rows, else the fastest."""
+    """Measured throughput of this shape on this device: with `rows`, or the fastest if None."""
     if device is None:
         return None
     table = tables.Throughput

@@ -1,7 +1,7 @@
-"""Xid errors as NVIDIA's library reports them, for where the kernel's log is for root alone.
+"""Xid errors from NVML events, for systems where only root can read the kernel log.
 
-Debian and Ubuntu set dmesg_restrict, under which an ordinary user cannot read the lines that name
-an Xid. The library's events need no privilege. They do not name the process.
+Debian and Ubuntu set dmesg_restrict, which hides the Xid lines of the kernel log from ordinary
+users. NVML events need no privilege; they do not name the process.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 from server.machine.devices import pci_address, query, text_of
 
 KEPT = 64
-WAIT_MILLISECONDS = 1000  # how long an end may have to wait
+WAIT_MILLISECONDS = 1000  # upper bound of the delay of `stop`
 STOP_SECONDS = 3.0
 
 
 class XidListener:
-    """A thread that waits for errors of all GPUs, from `start` to `stop`."""
+    """Thread that collects Xid events of all GPUs, from `start` to `stop`."""
 
     def __init__(self) -> None:
         self._seen: deque[tuple[float, str]] = deque(maxlen=KEPT)
@@ -28,7 +28,7 @@ class XidListener:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Nothing happens where there is no GPU, or one whose driver has no such events."""
+        """Start the thread. No-op without a GPU or without driver support for Xid events."""
         self._thread = threading.Thread(target=self._run, name="xid events", daemon=True)
         self._thread.start()
 
@@ -72,7 +72,7 @@ class XidListener:
 
 
 def _register(nvml: Any, events: Any) -> int:
-    """Ask for the Xid errors of each GPU as a whole; how many agree."""
+    """Register for the Xid events of each GPU. Returns the number that support them."""
     wanted, registered = nvml.nvmlEventTypeXidCriticalError, 0
     for index in range(nvml.nvmlDeviceGetCount()):
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
