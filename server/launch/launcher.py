@@ -13,13 +13,13 @@ from trainer.contract.reasons import Reason
 from trainer.contract.rundir import ProcessIdentity
 from trainer.contract.spec import PlaceSpec
 
-# What a launcher knows an execution by: JSON, kept in its row, read by its own launcher alone.
+# Identifies an execution to its launcher: JSON, stored in its row, read only by that launcher.
 Handle = Mapping[str, Any]
 
 
 class Liveness(StrEnum):
-    """unreachable: whoever knows does not answer now; that is never taken for a death. waiting: the
-    engine has not started it, or has suspended it."""
+    """Liveness of an execution. unreachable: the engine does not respond, which is never taken for
+    an end. waiting: the engine has not started the execution, or has suspended it."""
 
     alive = "alive"
     waiting = "waiting"
@@ -29,9 +29,10 @@ class Liveness(StrEnum):
 
 @dataclass(frozen=True)
 class Workspace:
-    """Where an execution works and the secret that its processes carry: who it is, to a launcher.
+    """Directory and token of an execution, which identify it to a launcher.
 
-    directory: absolute, with its order, journals and log. token: unique to this execution.
+    directory: absolute, with its order, journals and log. token: unique secret in the environment
+    of its processes.
     """
 
     directory: Path
@@ -40,9 +41,9 @@ class Workspace:
 
 @dataclass(frozen=True)
 class LaunchRequest:
-    """What is to be started: `python -P -m module directory`. niceness: 0 to 19, as of nice(1).
-    ranks: how many processes of it work together. place: where, beyond this machine. uses_gpus:
-    whether each of them needs one."""
+    """A process to launch: `python -P -m module directory`. niceness: 0 to 19, as of nice(1).
+    ranks: number of processes. place: a cluster; None for this machine. uses_gpus: True if each
+    rank needs a GPU."""
 
     workspace: Workspace
     module: str
@@ -54,7 +55,7 @@ class LaunchRequest:
 
 @dataclass(frozen=True)
 class EngineWait:
-    """Why an engine has not started an execution, or cannot say how it is: for its run's row."""
+    """Why an execution is `waiting` or `unreachable`, for the row of its run."""
 
     reason: Reason
     message: str
@@ -62,35 +63,35 @@ class EngineWait:
 
 @dataclass(frozen=True)
 class EngineEnding:
-    """Why an engine ended an execution; it counts where the process itself named no cause."""
+    """Why an engine ended an execution; used if the process itself recorded no cause."""
 
     reason: Reason
     message: str
 
 
 class Launcher(Protocol):
-    """Starts processes in one kind of place. Called by the supervisor's thread only."""
+    """Launches processes in one kind of place. Called only from the supervisor's thread."""
 
     @property
     def name(self) -> str:
-        """The launcher's name in the rows."""
+        """Name of the launcher in the database."""
         ...
 
     def reserve(self) -> Handle:
-        """What is known before the start; committed with the order, so that a reboot is noticed."""
+        """Handle before the start; committed with the order, so that a reboot is detected."""
         ...
 
     def spawn(self, work: LaunchRequest) -> Handle | None:
-        """Start it; None when it died before it could be identified. Raises OSError."""
+        """Start the execution. None if it ended before it was identified. Raises OSError."""
         ...
 
     def find(self, workspace: Workspace) -> Handle | None:
-        """Handle of a process started there whose handle was never recorded."""
+        """Handle of an execution started in this workspace whose handle was not recorded."""
         ...
 
     def starting(self, workspace: Workspace) -> Liveness | None:
-        """Of one whose handle is not known: waiting while it is not settled whether it was started,
-        alive once `find` has it, None when it was not started."""
+        """Liveness of an execution without a handle: waiting while its start is undecided, alive
+        once `find` returns it, None if it was not started."""
         ...
 
     def is_known(self, handle: Handle) -> bool:
@@ -98,7 +99,7 @@ class Launcher(Protocol):
         ...
 
     def is_alive(self, workspace: Workspace, handle: Handle) -> Liveness:
-        """Whether exactly this execution still runs."""
+        """Liveness of exactly this execution."""
         ...
 
     def is_stopped(self, handle: Handle) -> bool:
@@ -106,20 +107,20 @@ class Launcher(Protocol):
         ...
 
     def signal(self, workspace: Workspace, handle: Handle, *signals: signal.Signals) -> bool:
-        """Send the signals in order. False, and nothing sent, when it is in doubt whom they reach.
-        SIGCONT also reaches what the execution started."""
+        """Send the signals in order. Returns False and sends nothing if the identity of the process
+        is not verified. SIGCONT also goes to the child processes."""
         ...
 
     def has_leftovers(self, workspace: Workspace) -> bool:
-        """True if something of an execution that is gone still lives or holds its lock."""
+        """True if processes of an ended execution still run or hold its lock."""
         ...
 
     def sweep(self, workspace: Workspace) -> None:
-        """End what an execution that is gone left behind."""
+        """End the remaining processes of an ended execution."""
         ...
 
     def exit_code(self, workspace: Workspace) -> int | None:
-        """Once it is dead and known; negative: the number of the signal."""
+        """Exit code, None while it runs or if it is unknown; negative: the signal's number."""
         ...
 
     def waits(self, workspace: Workspace, handle: Handle) -> EngineWait | None:
@@ -127,26 +128,26 @@ class Launcher(Protocol):
         ...
 
     def ending(self, workspace: Workspace, save_seconds: float) -> EngineEnding | None:
-        """Why the engine ended it, where there is one that knows. save_seconds: how long before a
-        time limit it was told to save."""
+        """Why the engine ended the execution, if it reports a cause. save_seconds: seconds before
+        the time limit at which the trainer is signalled to save."""
         ...
 
     def is_of_another_boot(self, handle: Handle) -> bool:
-        """True if the place was restarted since, so that nothing of it can live."""
+        """True if the machine was rebooted since, so that no process of it remains."""
         ...
 
     def process(self, handle: Handle) -> ProcessIdentity | None:
-        """The process on this machine whose end is its end; None where there is no such one."""
+        """The execution's main process on this machine; None if it runs elsewhere."""
         ...
 
     def release(self, workspace: Workspace) -> None:
-        """Forget the execution: no call about it follows."""
+        """Release all state of the execution; no further calls for it follow."""
         ...
 
     def reap(self) -> None:
-        """Once a tick: collect children that ended after their release."""
+        """Reap children that ended after their release. Called once a tick."""
         ...
 
     def leave(self) -> None:
-        """The daemon ends, what runs continues."""
+        """Detach at the daemon's shutdown: processes continue to run."""
         ...

@@ -1,6 +1,6 @@
-"""Processes of this machine, started by exec in a session of their own.
+"""Local launcher: processes on this machine, started by exec in a new session.
 
-handle: {"boot_id", "pid", "start_ticks"}; before the start only the boot is known.
+handle: {"boot_id", "pid", "start_ticks"}; before the start only `boot_id`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ NAME = "local"
 
 
 class Local:
-    """python: the interpreter of trainers and jobs. cache_bytes, compiled: `process.spawn`."""
+    """Launcher for this machine. python: interpreter of trainers and jobs. cache_bytes, compiled:
+    as of `process.environment`."""
 
     name = NAME
     variables: Mapping[str, str] = MappingProxyType({})
@@ -61,7 +62,7 @@ class Local:
         return asdict(identity) if identity is not None else None
 
     def command(self, work: LaunchRequest) -> Sequence[str]:
-        """Command line of the interpreter, up to the directory."""
+        """Arguments of the interpreter, without the directory."""
         return ("-P", "-m", work.module)
 
     def find(self, workspace: Workspace) -> Handle | None:
@@ -72,7 +73,7 @@ class Local:
     def starting(self, workspace: Workspace) -> Liveness | None:
         return None
 
-    # --- knowing ---------------------------------------------------------------------------------
+    # --- liveness --------------------------------------------------------------------------------
 
     def is_known(self, handle: Handle) -> bool:
         return self.process(handle) is not None
@@ -116,7 +117,7 @@ class Local:
             process.continue_helpers(workspace.token)
         return sent
 
-    # --- what is left ----------------------------------------------------------------------------
+    # --- cleanup ---------------------------------------------------------------------------------
 
     def has_leftovers(self, workspace: Workspace) -> bool:
         return bool(helpers(workspace)) or rundir.is_held(workspace.directory / LOCK)
@@ -139,6 +140,6 @@ class Local:
 
 
 def helpers(workspace: Workspace) -> list[ProcessIdentity]:
-    """Every live process of this directory that carries the token."""
+    """Live processes of this workspace: those with its token and directory."""
     found = process.carriers(workspace.token)
     return [one for one in found if process.works_in(one.pid, workspace.directory)]

@@ -1,8 +1,8 @@
 """Child processes: start by exec, identify after a restart of the daemon, signal by pidfd.
 
-A pid is not an identity: it is reused, and within one clock tick even with the same start time. So
-a process is known by boot id, pid, start time and the token in its environment, and signals go by
-pidfd, which is pinned to one process, after all of these were checked. In doubt nothing is sent.
+Pids are reused, within one clock tick even with the same start time. A process is therefore
+identified by boot id, pid, start time and the token in its environment. Signals are sent through a
+pidfd, which is pinned to one process, after all of these are verified; otherwise none is sent.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ _PROC = Path("/proc")
 
 
 class Child:
-    """A process of this daemon's own making, reaped by its own pid and no other."""
+    """A child process of this daemon, reaped by its pid."""
 
     def __init__(self, popen: subprocess.Popen[bytes]) -> None:
         self._popen = popen
         self.pid = popen.pid
 
     def poll(self) -> int | None:
-        """Reap the process: its exit code once dead (negative: the signal), or None."""
+        """Reap the process: its exit code (negative: the signal), or None while it runs."""
         return self._popen.poll()
 
     def leave(self) -> None:
-        """Forget a living child: the daemon ends, the trainer does not."""
+        """Detach from a running child: it outlives the daemon."""
         if self._popen.poll() is None:
-            self._popen.returncode = 0  # Popen warns about a child that outlives it; ours may
+            self._popen.returncode = 0  # prevents Popen's warning about a running child
 
 
 def spawn(
@@ -59,11 +59,11 @@ def spawn(
     compiled: Path | None = None,
     variables: Mapping[str, str] | None = None,
 ) -> tuple[Child, ProcessIdentity | None]:
-    """Start the command in a session of its own, its output in the log of the directory.
+    """Start the command in a new session, with its output in the log of the directory.
 
-    variables: of its environment, where the daemon's own does not have them.
+    variables: defaults of environment variables that the daemon's environment does not set.
 
-    Raises OSError when it cannot be executed. The identity is None when it died at once.
+    Raises OSError if the command cannot be executed. The identity is None if it ended at once.
     """
     with open(directory / rundir.LOG, "ab") as log:
         popen = subprocess.Popen(
@@ -85,10 +85,10 @@ def spawn(
 def environment(
     token: str, cache_bytes: int | None = None, compiled: Path | None = None
 ) -> dict[str, str]:
-    """The daemon's environment without its own settings and secrets, with the attempt's token.
+    """Environment of a child: the daemon's without its settings and secrets, plus the token.
 
-    cache_bytes: how large the token cache may grow. compiled: the folder in which the compilers
-    keep what they made; their own default is lost at a reboot, or with a container.
+    cache_bytes: maximum size of the token cache. compiled: directory of the compiler caches; the
+    default one is lost at a reboot, or with a container.
     """
     kept = {
         key: value
@@ -96,7 +96,7 @@ def environment(
         if not key.startswith("TRAIND_") or key in KEPT_VARIABLES
     }
     return {
-        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # so that cuda:1 is the one NVIDIA's tools call 1
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # cuda:1 is device 1 of nvidia-smi
         **(_compiler_caches(compiled) if compiled is not None else {}),
         **_allocator(kept),
         **kept,
@@ -115,19 +115,19 @@ def _compiler_caches(folder: Path) -> dict[str, str]:
 
 
 def _allocator(kept: Mapping[str, str]) -> dict[str, str]:
-    """Device memory in segments that grow, so that evaluations leave no holes between the steps'
-    blocks. WSL's driver has no such memory."""
+    """CUDA allocator settings: expandable segments avoid fragmentation by evaluations between
+    steps. Not on WSL, whose driver does not support them."""
     own = {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & kept.keys()
     if own or WSL_GPU.exists():
         return {}
     return {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 
 
-# --- knowing -------------------------------------------------------------------------------------
+# --- identity ------------------------------------------------------------------------------------
 
 
 def is_alive(identity: ProcessIdentity) -> bool:
-    """True if exactly this process still runs; a zombie does not."""
+    """True if exactly this process is running; False for a zombie."""
     return identity.boot_id == rundir.boot_id() and rundir.identify(identity.pid) == identity
 
 
@@ -154,7 +154,7 @@ def carries(pid: int, token: str) -> bool:
 
 
 def variable(pid: int, name: str) -> str | None:
-    """A variable of the environment that a process was started with, where /proc shows it."""
+    """Value of a variable in the initial environment of a process; None if it is not readable."""
     try:
         environ = (_PROC / str(pid) / "environ").read_bytes()
     except OSError as error:
@@ -183,10 +183,10 @@ def _carries_portably(pid: int, token: str) -> bool:
 
 
 def works_in(pid: int, directory: Path) -> bool:
-    """True if the process was started in this very directory.
+    """True if the working directory of the process is `directory`, or cannot be determined.
 
-    A copy of a data directory holds the tokens and process ids of the original's trainers, which
-    work in another one. True where that cannot be seen: the other checks then decide.
+    A copied data directory contains the tokens and pids of the original's trainers, whose working
+    directory is another one. If it cannot be determined, the other checks decide.
     """
     try:
         link = _PROC / str(pid) / "cwd"
@@ -201,7 +201,7 @@ def works_in(pid: int, directory: Path) -> bool:
 
 
 def carriers(token: str) -> list[ProcessIdentity]:
-    """Every live process that carries the token: the trainer and whatever it started."""
+    """Live processes with the token in their environment: the trainer and its children."""
     found = (rundir.identify(pid) for pid in _pids() if carries(pid, token))
     return [identity for identity in found if identity is not None]
 
@@ -215,9 +215,9 @@ def _pids() -> list[int]:
 
 
 def leader(token: str) -> ProcessIdentity | None:
-    """The process that leads its session among those that carry the token: the trainer itself.
+    """The session leader among the processes with the token: the trainer itself.
 
-    Helpers of a trainer live in its session; only what the daemon spawned leads one.
+    Child processes of a trainer belong to its session; only the spawned process leads one.
     """
     return next((one for one in carriers(token) if leads_session(one.pid)), None)
 
@@ -226,7 +226,7 @@ def leader(token: str) -> ProcessIdentity | None:
 
 
 def send(identity: ProcessIdentity, token: str, *signals: signal.Signals) -> bool:
-    """Send the signals to exactly this process. False, and nothing sent, when that is in doubt."""
+    """Signal exactly this process. Returns False and sends nothing if it is not verified."""
     with _pinned(identity.pid) as pidfd:
         if pidfd is None or not is_alive(identity) or not carries(identity.pid, token):
             return False
@@ -240,9 +240,9 @@ def send(identity: ProcessIdentity, token: str, *signals: signal.Signals) -> boo
 
 @contextmanager
 def _pinned(pid: int) -> Iterator[int | None]:
-    """A pidfd of the process, so that what is checked next and what is signalled are one.
+    """A pidfd of the process, so that the process verified is the process signalled.
 
-    -1 where the system has no pidfd; None when there is no such process.
+    -1 if the system has no pidfd; None if there is no such process.
     """
     if not hasattr(os, "pidfd_open"):
         yield -1
@@ -266,25 +266,25 @@ def _deliver(pidfd: int, pid: int, number: signal.Signals) -> None:
 
 
 def continue_helpers(token: str) -> None:
-    """SIGCONT to everything that carries the token: whoever stopped the trainer may have stopped
-    what it started too."""
+    """Send SIGCONT to all processes with the token: the children of a stopped trainer may be
+    stopped too."""
     for identity in carriers(token):
         send(identity, token, signal.SIGCONT)
 
 
 def kill_carriers(token: str) -> int:
-    """SIGKILL everything that carries the token; how many there were."""
+    """Send SIGKILL to all processes with the token. Returns their number."""
     found = carriers(token)
     for identity in found:
         send(identity, token, signal.SIGKILL)
     return len(found)
 
 
-# --- last words ----------------------------------------------------------------------------------
+# --- log -----------------------------------------------------------------------------------------
 
 
 def log_tail(path: Path, lines: int = LOG_TAIL_LINES) -> str:
-    """The last lines of a log with control bytes escaped: it may hold anything."""
+    """Last lines of a log, with control characters escaped; empty if it is not readable."""
     try:
         with open(path, "rb") as log:
             size = log.seek(0, os.SEEK_END)

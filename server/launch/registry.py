@@ -1,4 +1,4 @@
-"""Registry of launchers: one of each kind, and the kind that starts an order."""
+"""Registry of launchers: one instance of each, and the one that starts a given order."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from server.launch.slurm import launcher as slurm
 from server.settings import Settings
 from trainer.contract.spec import PlaceSpec
 
-# Kinds whose processes run on this machine, so that the pid of a report names one of them.
+# Launchers whose processes run on this machine, so that a reported pid is valid here.
 ON_THIS_MACHINE = frozenset({local.NAME, torchrun.NAME})
 
 
 def make(settings: Settings) -> dict[str, Launcher]:
-    """One of each kind, by the name that the rows keep."""
+    """All launchers, by their name in the database."""
     kinds = (local.Local, torchrun.Torchrun)
     arguments = (settings.trainer_python, settings.token_cache_bytes, settings.paths.compiled)
     made: dict[str, Launcher] = {kind.name: kind(*arguments) for kind in kinds}

@@ -240,7 +240,7 @@ def test_f69_before_the_time_limit_it_saves_and_goes_on_in_a_new_job(
     assert now.step > 0
     ended = daemon.client.attempts("limit")[0]
     assert (ended.outcome, ended.reason) == ("terminated", "time_limit")
-    assert "came to its time limit of 1:00" in ended.message
+    assert "ended at its time limit of 1:00" in ended.message
     assert ended.steps_lost == 0
     end(daemon, "limit")
 

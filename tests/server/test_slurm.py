@@ -108,9 +108,9 @@ def row(state: str, **known: object) -> JobRow:
     [
         ("TIMEOUT", Reason.time_limit, "Slurm job 12 reached its time limit of 1:00:00"),
         ("PREEMPTED", Reason.preempted, "Slurm job 12 was preempted by a job of higher priority"),
-        ("NODE_FAIL", Reason.node_failed, "a node failed under Slurm job 12 on node1"),
-        ("BOOT_FAIL", Reason.node_failed, "a node failed under Slurm job 12 on node1"),
-        ("OUT_OF_MEMORY", Reason.host_out_of_memory, "killed for using more memory than it asked"),
+        ("NODE_FAIL", Reason.node_failed, "a node of Slurm job 12 failed on node1"),
+        ("BOOT_FAIL", Reason.node_failed, "a node of Slurm job 12 failed on node1"),
+        ("OUT_OF_MEMORY", Reason.host_out_of_memory, "killed for exceeding its memory request"),
         ("CANCELLED", Reason.engine_cancelled, "Slurm job 12 was cancelled on node1"),
         ("DEADLINE", Reason.engine_refused, "Slurm job 12 missed its deadline"),
     ],

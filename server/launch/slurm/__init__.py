@@ -1,9 +1,9 @@
-"""Slurm: an attempt is a job, submitted by sbatch, whose tasks srun starts, one for each device.
+"""Slurm launcher: an attempt is a job submitted by sbatch, with one srun task per device.
 
-`script` renders the job, `client` runs Slurm's commands, `answers` reads what they print, `poller`
-is the thread that alone calls them, and `launcher` answers the supervisor from what that saw last.
+`script` renders the job, `client` runs Slurm's commands, `answers` parses their output, `poller`
+is the only thread that calls them, and `launcher` returns its latest results to the supervisor.
 
-A job is known by its number and by its name, which is derived from the attempt's token: a daemon
-that was killed between sbatch and the commit finds it by name, and nothing is sent to another job
-that was given the same number by a cluster set up anew.
+A job is identified by its id and by its name, which is derived from the attempt's token. After a
+crash between sbatch and the commit the daemon finds the job by name; a job of a reinstalled
+cluster that has the same id never receives a signal.
 """

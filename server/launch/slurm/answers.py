@@ -1,7 +1,7 @@
-"""Parses the output of squeue and sacct, and maps a job's end to a run's. Pure.
+"""Parses the output of squeue and sacct, and maps the end of a job to a reason. Pure.
 
-Texts of Slurm 22.05 to 25.05: fields are asked for by name and separated by `|`. The reason, the
-only one that may hold anything, comes last.
+For Slurm 22.05 to 25.05: fields are requested by name and separated by `|`. The reason comes last,
+as the only field that may contain any character.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ ENDED = frozenset({
     "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "PREEMPTED", "NODE_FAIL", "OUT_OF_MEMORY",
     "BOOT_FAIL", "DEADLINE", "REVOKED", "LAUNCH_FAILED", "RECONFIG_FAIL",
 })  # fmt: skip
-# Slurm sends the warning of a time limit up to a minute early.
+# Slurm sends the signal of a time limit up to a minute early.
 EARLY_SECONDS = 75.0
-# sbatch's words for what another try may cure; all else is about the job that was asked for.
+# sbatch errors that are transient; all others concern the job itself.
 _LATER = re.compile(
     r"unable to contact|timed? ?out|zero bytes|connection refused|temporarily|try again|retry"
     r"|submit limit|job limit|backup controller|communication|controller .*(start|busy)"
@@ -40,8 +40,8 @@ _LATER = re.compile(
 
 @dataclass(frozen=True)
 class JobRow:
-    """A job as Slurm reports it. exit_status: as of wait(2). Times are seconds since the epoch.
-    restarts: how often it was requeued."""
+    """A job as reported by Slurm. exit_status: as of wait(2). Times: seconds since the epoch.
+    restarts: number of requeues."""
 
     job: str
     name: str
@@ -56,7 +56,7 @@ class JobRow:
 
     @property
     def is_requeued(self) -> bool:
-        """True if it was killed and put back into the queue; its script then starts nothing."""
+        """True if the job was killed and requeued; the script of a requeued job exits."""
         return self.is_waiting and self.restarts > 0
 
     @property
@@ -73,7 +73,7 @@ class JobRow:
 
     @property
     def exit_code(self) -> int | None:
-        """Negative: the number of the signal."""
+        """Exit code; negative: the number of the signal. None while the job runs."""
         if self.exit_status is None or not self.has_ended:
             return None
         signal, code = self.exit_status & 0x7F, self.exit_status >> 8
@@ -81,7 +81,7 @@ class JobRow:
 
 
 def parse_squeue(text: str) -> list[JobRow]:
-    """The rows of `squeue -h -O` with SQUEUE_FIELDS; lines of another form are left out."""
+    """Parse `squeue -h -O` with SQUEUE_FIELDS; malformed lines are skipped."""
     found = []
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.split("|", len(SQUEUE_FIELDS) - 1)]
@@ -98,7 +98,7 @@ def parse_squeue(text: str) -> list[JobRow]:
 
 
 def parse_sacct(text: str) -> list[JobRow]:
-    """The rows of `sacct -n -P -X` with SACCT_FIELDS."""
+    """Parse `sacct -n -P -X` with SACCT_FIELDS; malformed lines are skipped."""
     found = []
     for line in text.splitlines():
         cells = line.split("|")
@@ -115,24 +115,24 @@ def parse_sacct(text: str) -> list[JobRow]:
 
 
 def parse_submitted(text: str) -> str | None:
-    """The number of the job, from what `sbatch --parsable` prints: `1234` or `1234;cluster`."""
+    """Parse the job id in the output of `sbatch --parsable`: `1234` or `1234;cluster`."""
     match = re.fullmatch(r"(\d+)(?:;\S*)?", text.strip().splitlines()[-1] if text.strip() else "")
     return match[1] if match else None
 
 
 def may_pass(text: str) -> bool:
-    """True if an error of a command is about the moment, and not about what was asked."""
+    """True if the error of a Slurm command is transient, so that a retry may succeed."""
     return _LATER.search(text) is not None
 
 
 def one_line(text: str) -> str:
-    """The errors of a command in one line, without its own name before each."""
+    """Errors of a command in one line, without the command's name before each."""
     lines = [re.sub(r"^\w+: (error: )?", "", line.strip()) for line in text.splitlines()]
     return "; ".join(dict.fromkeys(line for line in lines if line))[:500]
 
 
 def pending_words(row: JobRow) -> str:
-    """Why a job waits, as Slurm names it."""
+    """Sentence with Slurm's reason for a waiting job."""
     if row.is_suspended:
         return f"Slurm job {row.job} is suspended by the cluster."
     reason = row.reason.strip("()")
@@ -141,9 +141,9 @@ def pending_words(row: JobRow) -> str:
 
 
 def ending(row: JobRow, save_seconds: float, *, has_begun: bool) -> EngineEnding | None:
-    """Outcome and reason of an ended job; None if Slurm reports only an exit code.
+    """Reason for the end of a job; None if Slurm reports only an exit code.
 
-    has_begun: whether the trainer came to write anything.
+    has_begun: True if the trainer has written to its outbox.
     """
     job, on = f"Slurm job {row.job}", f" on {row.nodes}" if row.nodes else ""
     match row.state:
@@ -153,9 +153,9 @@ def ending(row: JobRow, save_seconds: float, *, has_begun: bool) -> EngineEnding
             words = f"{job} was preempted by a job of higher priority{on}"
             return EngineEnding(Reason.preempted, words)
         case "NODE_FAIL" | "BOOT_FAIL" | "LAUNCH_FAILED":
-            return EngineEnding(Reason.node_failed, f"a node failed under {job}{on}")
+            return EngineEnding(Reason.node_failed, f"a node of {job} failed{on}")
         case "OUT_OF_MEMORY":
-            words = f"{job} was killed for using more memory than it asked for{on}"
+            words = f"{job} was killed for exceeding its memory request{on}"
             return EngineEnding(Reason.host_out_of_memory, words)
         case "DEADLINE":
             return EngineEnding(Reason.engine_refused, f"{job} missed its deadline")
@@ -167,7 +167,7 @@ def ending(row: JobRow, save_seconds: float, *, has_begun: bool) -> EngineEnding
         reason = Reason.engine_cancelled if is_held else Reason.preempted
         return EngineEnding(reason, f"{job} was requeued by the cluster" + " and held" * is_held)
     if _ended_by_the_limit(row, save_seconds):
-        words = f"{job} came to its time limit of {row.limit}"
+        words = f"{job} ended at its time limit of {row.limit}"
         return EngineEnding(Reason.time_limit, words)
     return None
 
@@ -180,7 +180,7 @@ def _ended_by_the_limit(row: JobRow, save_seconds: float) -> bool:
 
 
 def _limit_seconds(text: str) -> int | None:
-    """squeue writes M:SS, H:MM:SS and D-HH:MM:SS, or a word for no limit."""
+    """Parse a time limit: M:SS, H:MM:SS or D-HH:MM:SS. None for a word, which means no limit."""
     match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", text)
     if match is None:
         return None
@@ -189,7 +189,7 @@ def _limit_seconds(text: str) -> int | None:
 
 
 def _state(text: str) -> str:
-    """The base state; sacct writes `CANCELLED by 1000`, squeue several joined by commas."""
+    """Base state: sacct prints `CANCELLED by 1000`, squeue several joined by commas."""
     return re.split(r"[ ,+]", text.strip().upper(), maxsplit=1)[0]
 
 
@@ -203,7 +203,7 @@ def _number(text: str) -> int | None:
 
 
 def _status(text: str) -> int | None:
-    """`code:signal`, as sacct writes it."""
+    """Parse sacct's `code:signal` into a status as of wait(2)."""
     match = re.fullmatch(r"(\d+):(\d+)", text)
     return int(match[1]) << 8 | int(match[2]) if match else None
 

@@ -1,5 +1,5 @@
-"""Runs Slurm's commands, each with a time limit. They may block for as long as the controller is
-silent, so only the poller's thread calls them."""
+"""Runs Slurm's commands, each with a timeout. They block while the controller does not respond, so
+only the poller's thread calls them."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ NEEDED = ("sbatch", "squeue", "scancel")
 
 
 class SlurmError(Exception):
-    """A command failed or did not answer; the message is what it printed, in one line."""
+    """A Slurm command failed or timed out; the message is its output in one line."""
 
 
 def missing_programs() -> list[str]:
-    """Those of Slurm's commands that are not there."""
+    """Slurm commands that are not on the PATH."""
     return [name for name in NEEDED if shutil.which(name) is None]
 
 
 def squeue(names: Sequence[str]) -> list[JobRow]:
-    """Every job of this user with one of these names that the controller still knows, ended ones
-    among them for as long as it keeps them. Raises SlurmError."""
+    """Jobs of this user with one of these names, including ended ones that the controller still
+    lists. Raises SlurmError."""
     fields = ",".join(f"{field}:|" for field in SQUEUE_FIELDS)
     said = run(
         "squeue", "--noheader", "--states=all", f"--user={os.getuid()}",
@@ -57,14 +57,14 @@ def sacct(job: str) -> JobRow | None:
 
 
 def sbatch(arguments: Sequence[str], environment: Mapping[str, str], directory: Path) -> str:
-    """Submit by sbatch and return its output. Raises SlurmError."""
+    """Run sbatch and return its output. Raises SlurmError."""
     return run(
         "sbatch", *arguments, seconds=SUBMIT_SECONDS, environment=environment, directory=directory
     )
 
 
 def scancel(*arguments: str) -> None:
-    """Raises SlurmError."""
+    """Run scancel. Raises SlurmError."""
     run("scancel", *arguments)
 
 
@@ -85,5 +85,5 @@ def run(
         raise SlurmError(f"{command[0]} cannot be run: {error.strerror}") from error
     if done.returncode:
         said = one_line(done.stderr.decode("utf-8", "replace"))
-        raise SlurmError(said or f"{command[0]} ended with status {done.returncode}")
+        raise SlurmError(said or f"{command[0]} exited with status {done.returncode}")
     return done.stdout.decode("utf-8", "replace")

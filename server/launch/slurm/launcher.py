@@ -1,8 +1,8 @@
-"""Slurm as a launcher: answers from what the poller saw last, and from the attempt's directory.
+"""Slurm launcher: liveness from the poller's latest results and the attempt's directory.
 
-handle: {"job": its number}; before sbatch has answered only the engine is known. What the trainer
-writes is fresher than any poll: an outbox that moves is alive whatever the controller says, so that
-a pause is heard while the controller is down.
+handle: {"engine", "job": id}; before sbatch returns, only `engine`. The outbox is more recent than
+any poll: while it grows, the attempt is alive whatever Slurm reports, so a pause works while the
+controller is down.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ from trainer.contract.rundir import OUTBOX, ProcessIdentity
 from trainer.contract.spec import PlaceSpec
 
 NAME = "slurm"
-FRESH_SECONDS = 30.0  # an outbox that moved within this time is alive
+FRESH_SECONDS = 30.0  # an outbox that changed within this time counts as alive
 
-# What a signal to the tasks is called; SIGKILL ends the job.
+# Names of the signals to tasks; SIGKILL cancels the job instead.
 _TO_TASKS = {signal.SIGTERM: "TERM", signal.SIGCONT: "CONT", signal.SIGSTOP: "STOP"}
 
 
@@ -56,8 +56,8 @@ class _OutboxAge:
 
 
 class SlurmLauncher:
-    """prologue: a shell file of the site that every job sources. cache_bytes, compiled:
-    `process.environment`."""
+    """Launcher for a Slurm cluster. prologue: shell file that every job sources. cache_bytes,
+    compiled: as of `process.environment`."""
 
     name = NAME
 
@@ -81,7 +81,7 @@ class SlurmLauncher:
         return {"engine": NAME}
 
     def spawn(self, work: LaunchRequest) -> Handle | None:
-        """Have it submitted; the number of the job is found when sbatch has answered."""
+        """Queue the submission; `find` returns the job id once sbatch has returned."""
         place = work.place or PlaceSpec(engine="slurm")
         directory = work.workspace.directory
         text = script.render(work, place, self._python, self._prologue)
@@ -109,10 +109,10 @@ class SlurmLauncher:
             return None if is_over else Liveness.waiting
         if not self._poller.has_answered_since(tracked.since + SETTLE_SECONDS):
             return Liveness.waiting
-        script.withdraw(workspace)  # should an earlier daemon's sbatch arrive after all
+        script.withdraw(workspace)  # in case an earlier daemon's sbatch still succeeds
         return None
 
-    # --- knowing ---------------------------------------------------------------------------------
+    # --- liveness --------------------------------------------------------------------------------
 
     def is_known(self, handle: Handle) -> bool:
         return handle.get("job") is not None
@@ -144,7 +144,7 @@ class SlurmLauncher:
         return Liveness.alive
 
     def _moves(self, workspace: Workspace) -> bool:
-        """True if the trainer was seen to write lately."""
+        """True if the outbox changed within FRESH_SECONDS."""
         age = self._outboxes.setdefault(workspace.token, _OutboxAge())
         try:
             found = (workspace.directory / OUTBOX).stat()
@@ -175,7 +175,7 @@ class SlurmLauncher:
             return EngineWait(Reason.engine_unreachable, f"Slurm does not answer: {silence}.")
         if tracked.job is None:
             if submission is not None and submission.stage is SubmissionStage.retrying:
-                words = f"Slurm takes no job now and is asked again: {submission.error}."
+                words = f"Slurm accepts no jobs now; the submission is retried: {submission.error}."
                 return EngineWait(Reason.waiting_for_engine, words)
             return EngineWait(Reason.waiting_for_engine, "The job is being submitted to Slurm.")
         if tracked.missing_since is not None:
@@ -193,7 +193,9 @@ class SlurmLauncher:
         if submission is not None and tracked.job is None:
             if submission.stage is SubmissionStage.refused:
                 return EngineEnding(Reason.engine_refused, f"sbatch: {submission.error}")
-            return EngineEnding(Reason.engine_cancelled, "its job was withdrawn before it existed")
+            return EngineEnding(
+                Reason.engine_cancelled, "the job was withdrawn before Slurm accepted it"
+            )
         has_begun = (workspace.directory / OUTBOX).exists()
         row: JobRow | None = tracked.row
         if row is not None and (row.has_ended or row.is_requeued):
@@ -224,7 +226,7 @@ class SlurmLauncher:
         return True
 
     def _withdraw(self, workspace: Workspace, tracked: TrackedJob) -> bool:
-        """Withdraw a submission without an answer; if its job exists, it exits immediately."""
+        """Withdraw a pending submission; if its job exists, it exits immediately."""
         if tracked.submission is None:
             return False
         with suppress(OSError):
@@ -233,10 +235,10 @@ class SlurmLauncher:
         tracked.submission.stage = SubmissionStage.withdrawn
         return True
 
-    # --- what is left ----------------------------------------------------------------------------
+    # --- cleanup ---------------------------------------------------------------------------------
 
     def has_leftovers(self, workspace: Workspace) -> bool:
-        return False  # a node out of reach may hold some: they are fenced, not waited for
+        return False  # those on an unreachable node are fenced, not waited for
 
     def sweep(self, workspace: Workspace) -> None:
         pass
@@ -244,7 +246,7 @@ class SlurmLauncher:
     def release(self, workspace: Workspace) -> None:
         tracked = self._poller.forget(script.job_name(workspace.token))
         if tracked is not None and tracked.row is not None and tracked.row.is_requeued:
-            # when it starts again, its script ends at once
+            # if it starts again, its script exits immediately
             self._poller.scancel(f"--name={tracked.name}", tracked.row.job)
         self._outboxes.pop(workspace.token, None)
 

@@ -1,7 +1,7 @@
-"""The thread that talks to Slurm: submissions and signals in their order, one squeue for all jobs.
+"""Slurm poller thread: submissions and signals in order, one squeue for all jobs.
 
-Slurm's commands block for many seconds while the controller is silent. The supervisor never waits
-for them: it leaves requests here and reads what was seen last.
+Slurm's commands block for many seconds while the controller does not respond. The supervisor never
+waits for them: it queues requests here and reads the latest results.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from server.launch.slurm.client import SlurmError
 log = logging.getLogger("traind.slurm")
 
 POLL_INTERVAL_SECONDS = 5.0
-SOONEST_SECONDS = 1.0  # between two polls, whatever asks for one
-YOUNG_SECONDS = 30.0  # after a submission or a signal something is about to change
-RETRY_SECONDS = 10.0  # before a submission is tried again
-SETTLE_SECONDS = 10.0  # a job that an earlier daemon's sbatch was about to submit appears by then
-COMPLETING_SECONDS = 60.0  # for a node to clear up after a trainer that has ended
-MISSING_SECONDS = 60.0  # a job that Slurm no longer lists is gone after that
+SOONEST_SECONDS = 1.0  # minimum interval between polls
+YOUNG_SECONDS = 30.0  # poll faster for this time after a submission or signal
+RETRY_SECONDS = 10.0  # delay before a submission is retried
+SETTLE_SECONDS = 10.0  # by then a job of an earlier daemon's sbatch is listed
+COMPLETING_SECONDS = 60.0  # limit of the COMPLETING state after the trainer has ended
+MISSING_SECONDS = 60.0  # after this time a job that Slurm no longer lists counts as ended
 
 
 class SubmissionStage(StrEnum):
-    """retrying: sbatch failed for the moment, and the job may or may not exist."""
+    """Stage of a submission. retrying: sbatch had a transient error; the job may exist."""
 
     queued = "queued"
     retrying = "retrying"
@@ -42,7 +42,7 @@ class SubmissionStage(StrEnum):
 
 @dataclass
 class Submission:
-    """One sbatch. error: what it said last. tried_at: when it last ended, monotonic seconds."""
+    """One sbatch call. error: its last error. tried_at: end of the last try, monotonic seconds."""
 
     arguments: Sequence[str]
     environment: Mapping[str, str]
@@ -54,10 +54,10 @@ class Submission:
 
 @dataclass
 class TrackedJob:
-    """A job by its name. row: as the last answer showed it. since: when it came to be tracked.
+    """A job by its name. row: from the latest poll. since: start of tracking, monotonic seconds.
 
-    missing_since: when an answer first came without it; of an ended one, row stays what it was.
-    completing_since: when its node began to clear up, which hides how it ended.
+    missing_since: first poll that did not list the job; `row` then keeps its last value.
+    completing_since: start of the COMPLETING state, which hides how the job ended.
     """
 
     name: str
@@ -74,7 +74,7 @@ class TrackedJob:
 class _Shared:
     jobs: dict[str, TrackedJob] = field(default_factory=dict)
     requests: deque[Callable[[], None]] = field(default_factory=deque)
-    answered_at: float | None = None  # when the poll that answered last was begun
+    answered_at: float | None = None  # start of the latest successful poll
     failing_since: float | None = None
     error: str = ""
     poll_soon_until: float = 0.0
@@ -82,7 +82,7 @@ class _Shared:
 
 
 class SlurmPoller:
-    """Starts its thread with the first job. `clock` is monotonic."""
+    """Polls Slurm in a thread, started with the first job. clock: monotonic seconds."""
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class SlurmPoller:
     # --- from the supervisor's thread ------------------------------------------------------------
 
     def track(self, name: str, job: str | None = None) -> TrackedJob:
-        """The job of this name, watched from now on. job: its number, where it is known."""
+        """Track the job of this name from now on. job: its id, if known."""
         with self._changed:
             found = self._shared.jobs.get(name)
             if found is None:
@@ -109,7 +109,7 @@ class SlurmPoller:
         return found
 
     def forget(self, name: str) -> TrackedJob | None:
-        """Watch it no more; what was known of it."""
+        """Stop tracking a job. Returns its last state."""
         with self._changed:
             return self._shared.jobs.pop(name, None)
 
@@ -121,7 +121,7 @@ class SlurmPoller:
             self._ask_for_poll(young=True)
 
     def scancel(self, *arguments: str) -> None:
-        """Have `scancel` run with these arguments; an error is logged."""
+        """Queue an `scancel` with these arguments; an error is logged."""
 
         def act() -> None:
             try:
@@ -134,7 +134,7 @@ class SlurmPoller:
             self._ask_for_poll(young=True)
 
     def poke(self) -> None:
-        """Something has changed that the next answer will show: poll soon."""
+        """Request a poll soon, as a job is about to change."""
         with self._changed:
             self._ask_for_poll()
 
@@ -145,17 +145,17 @@ class SlurmPoller:
         self._changed.notify_all()
 
     def has_answered_since(self, when: float) -> bool:
-        """True if a poll that started after `when` was answered."""
+        """True if a poll that started after `when` succeeded."""
         return self._shared.answered_at is not None and self._shared.answered_at >= when
 
     @property
     def silence(self) -> str | None:
-        """Slurm's error while it does not answer, None while it does."""
+        """Error of the failed polls while Slurm does not respond, else None."""
         shared = self._shared
         return shared.error if shared.failing_since is not None else None
 
     def close(self) -> None:
-        """End the thread as soon as the command under way has ended; not waited for."""
+        """Stop the thread after the current command; does not wait for it."""
         with self._changed:
             self._ends = True
             self._changed.notify_all()
@@ -183,7 +183,7 @@ class SlurmPoller:
                 self._retry_submissions()
 
     def _pause(self, last: float) -> float | None:
-        """Seconds until the next poll is due; None while there is nothing to ask for."""
+        """Seconds until the next poll is due; None without tracked jobs."""
         shared, now = self._shared, self._clock()
         if not shared.jobs:
             return None
@@ -206,7 +206,7 @@ class SlurmPoller:
         self.polls += 1
         with self._changed:
             if self._shared.failing_since is not None:
-                log.info("Slurm answers again")
+                log.info("Slurm responds again")
             self._shared.failing_since, self._shared.answered_at = None, began
             for tracked in self._shared.jobs.values():
                 if tracked.name in names:
@@ -216,7 +216,7 @@ class SlurmPoller:
     def _note_silence(self, error: str, now: float) -> None:
         shared = self._shared
         if shared.failing_since is None:
-            log.warning("Slurm does not answer: %s", error)
+            log.warning("Slurm does not respond; polling continues: %s", error)
             shared.failing_since = now
         shared.error = error
 
@@ -235,7 +235,7 @@ class SlurmPoller:
             tracked.missing_since = now
 
     def _ask_accounting(self) -> None:
-        """Once about each job that Slurm no longer lists before its end was seen."""
+        """Query sacct once for each job that left the list of squeue before its end was seen."""
         for tracked in list(self._shared.jobs.values()):
             has_ended = tracked.row is not None and tracked.row.has_ended
             if tracked.missing_since is None or tracked.job is None or has_ended:
@@ -256,7 +256,7 @@ class SlurmPoller:
         try:
             said = client.sbatch(submission.arguments, submission.environment, submission.directory)
             job = answers.parse_submitted(said)
-            error = "" if job else f"sbatch printed no number of a job: {said.strip()[:200]!r}"
+            error = "" if job else f"sbatch printed no job id: {said.strip()[:200]!r}"
         except SlurmError as failure:
             job, error = None, str(failure)
         with self._changed:
@@ -264,17 +264,17 @@ class SlurmPoller:
             if job is not None:
                 tracked.job, submission.stage = job, SubmissionStage.accepted
                 tracked.missing_since = None
-            elif not error or answers.may_pass(error) or "printed no number" in error:
+            elif not error or answers.may_pass(error) or "printed no job id" in error:
                 submission.stage = SubmissionStage.retrying
-                log.warning("sbatch: %s", error)
+                log.warning("sbatch failed and is retried: %s", error)
             else:
                 submission.stage = SubmissionStage.refused
-                log.warning("sbatch refused a job: %s", error)
+                log.warning("sbatch rejected a job: %s", error)
             self._shared.poll_asked = True
 
     def _retry_submissions(self) -> None:
-        """Submit again what certainly was not submitted: a poll that was begun after sbatch ended
-        has shown no job of that name."""
+        """Retry submissions that certainly failed: a poll started after sbatch ended has no job of
+        that name."""
         for tracked in list(self._shared.jobs.values()):
             one = tracked.submission
             if one is None or one.stage is not SubmissionStage.retrying or tracked.job:

@@ -1,6 +1,6 @@
-"""Renders the job of an attempt: sbatch's arguments, and the script that it runs on the first node.
+"""Renders the Slurm job of an attempt: sbatch arguments, and the script run on the first node.
 
-Whatever comes from a spec becomes an argument or a quoted word of the script, never shell text.
+Values from a spec become arguments or quoted words of the script, never shell code.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ WITHDRAWN = "withdrawn"
 NAME_PREFIX = "traind-"
 
 _TEMPLATE = """#!/bin/bash
-# Written by traind for one attempt of a run; Slurm keeps a copy of its own.
-[ -e {withdrawn} ] && exit 0          # the daemon gave this job up before it began
-[ "${{SLURM_RESTART_COUNT:-0}}" = 0 ] || exit 0   # an attempt is never started twice
+# Written by traind for one attempt of a run; Slurm keeps its own copy.
+[ -e {withdrawn} ] && exit 0          # the daemon withdrew this job
+[ "${{SLURM_RESTART_COUNT:-0}}" = 0 ] || exit 0   # an attempt starts only once
 cd {directory} || exit 1
 {modules}{prologue}exec srun --kill-on-bad-exit=1 --nodes={nodes} --ntasks={ranks} {cpus}\\
     {python} -P -m {module} {directory}
@@ -29,12 +29,12 @@ cd {directory} || exit 1
 
 
 def job_name(token: str) -> str:
-    """Names the job without giving away the token: everybody on the cluster sees it."""
+    """Job name: a hash of the token, since all users of the cluster see job names."""
     return NAME_PREFIX + hashlib.sha256(token.encode()).hexdigest()[:24]
 
 
 def arguments(work: LaunchRequest, place: PlaceSpec) -> list[str]:
-    """The arguments of sbatch, ending with the script's path."""
+    """Arguments of sbatch, ending with the path of the script."""
     directory = work.workspace.directory
     on_each = work.ranks // place.nodes
     asked = {
@@ -66,7 +66,7 @@ def arguments(work: LaunchRequest, place: PlaceSpec) -> list[str]:
 
 
 def render(work: LaunchRequest, place: PlaceSpec, python: str, prologue: Path | None) -> str:
-    """The text of the script. prologue: a file of the site, sourced before the trainer starts."""
+    """Render the job script. prologue: shell file sourced before the trainer starts."""
     directory = str(work.workspace.directory)
     modules = [shlex.join(["module", "load", name]) for name in place.modules]
     site = [f". {shlex.quote(str(prologue))} || exit 1"] if prologue is not None else []
@@ -84,10 +84,10 @@ def render(work: LaunchRequest, place: PlaceSpec, python: str, prologue: Path | 
 
 
 def withdraw(workspace: Workspace) -> None:
-    """Make a job of this directory that still starts exit immediately. Raises OSError."""
+    """Make a job of this workspace that starts later exit immediately. Raises OSError."""
     (workspace.directory / WITHDRAWN).touch()
 
 
 def _literal(path: Path) -> str:
-    """sbatch fills in `%` patterns in names of files."""
+    """Escape `%`, which starts a pattern in sbatch's file names."""
     return str(path).replace("%", "%%")
