@@ -1,7 +1,7 @@
 """The daemon process: one per data directory; listening socket, logging, signals, shutdown.
 
-Its end leaves the trainers running unless `stop_trainers` says otherwise. Signals only set a flag;
-a second one ends at once.
+Trainers continue to run after shutdown unless `stop_trainers` is set. A signal only sets a flag;
+a second one exits immediately.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ log = logging.getLogger("traind")
 
 
 def serve(settings: Settings) -> int:
-    """Run the daemon until a signal ends it. Exit status: 0, or 1 with a sentence on stderr."""
-    gc.disable()  # until all is loaded: a tenth of the start was spent on looking for garbage
+    """Run the daemon until a signal stops it. Exit status: 0, or 1 with a message on stderr."""
+    gc.disable()  # until startup is complete: collections took a tenth of the startup time
     _log_as(settings)
     privacy.begin()
     try:
@@ -66,7 +66,7 @@ def serve(settings: Settings) -> int:
 
 
 def _require_files(settings: Settings) -> None:
-    """Raises CannotServe naming whatever is in the place of one of the daemon's files."""
+    """Raises CannotServe if one of the daemon's files exists and is not a regular file."""
     for name in _OWN_FILES:
         path = settings.paths.root / name
         if path.exists() and not path.is_file():
@@ -79,7 +79,7 @@ def _require_files(settings: Settings) -> None:
 def _serve_listener(listener: socket.socket, settings: Settings) -> int:
     from server.ingestion.worker import Worker
 
-    worker = Worker.fork()  # before what only the answers need is there to be shared
+    worker = Worker.fork()  # before imports that only the HTTP server needs, so they are not shared
     try:
         return _serve_with(worker, listener, settings)
     finally:
@@ -95,7 +95,7 @@ def _serve_with(worker: Worker, listener: socket.socket, settings: Settings) -> 
 
     def give_up(error: BaseException) -> None:
         failures.append(error)
-        if isinstance(error, CannotServe):  # the sentence comes below; uvicorn has a traceback
+        if isinstance(error, CannotServe):  # reported below; uvicorn would log a traceback
             logging.getLogger("uvicorn.error").disabled = True
         server.should_exit = True
 
@@ -103,19 +103,19 @@ def _serve_with(worker: Worker, listener: socket.socket, settings: Settings) -> 
     worker.open(settings.paths.root)
     app = create_app(settings, db, worker=worker, on_failure=give_up)
     server = _uvicorn(app)
-    # what is loaded by now stays: without this every full collection of garbage walked it again,
-    # and one answer in a hundred took 150 ms longer
+    # what is loaded by now stays: without the freeze every full collection traverses it, and one
+    # response in a hundred takes 150 ms longer
     gc.collect()
     gc.freeze()
     gc.enable()
     _end_on_signals(server, app)
-    # SystemExit is uvicorn's own, when the app could not start
+    # uvicorn raises SystemExit if the app could not start
     with _announced(listener, settings), suppress(SystemExit):
         server.run(sockets=[listener])
     if failures and isinstance(failures[0], CannotServe):
         raise failures[0]
     if failures:
-        log.critical("the daemon stops: its supervisor failed (%s)", failures[0])
+        log.critical("the daemon stops: the supervisor failed (%s)", failures[0])
         return 1
     return 0 if server.started else 1
 
@@ -126,7 +126,7 @@ def _uvicorn(app: FastAPI) -> uvicorn.Server:
     from server.guard.connections import Connection, raise_file_limit
 
     class Server(uvicorn.Server):
-        """Without uvicorn's own signal handling: ours lets the streams end first."""
+        """uvicorn's server without its signal handlers: ours close the streams first."""
 
         @contextmanager
         def capture_signals(self) -> Iterator[None]:
@@ -168,30 +168,30 @@ def _end_on_signals(server: uvicorn.Server, app: FastAPI) -> None:
 
 @contextmanager
 def _listening(settings: Settings) -> Iterator[socket.socket]:
-    """The socket, bound before anything slow: an address in use is reported within a second."""
+    """The listening socket, bound first, so that an address in use is reported in a second."""
     from server.guard.access import policy_for
 
-    policy_for(settings)  # refuses an address that must not be bound, before it is
+    policy_for(settings)  # rejects a forbidden address before it is bound
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    # asyncio turns Nagle's algorithm off only where the protocol is named: without, each short
-    # answer on a kept connection waited 40 ms for the client's delayed acknowledgement
+    # asyncio disables Nagle's algorithm only if the protocol is given; otherwise each short
+    # response on a keep-alive connection waits 40 ms for the client's delayed acknowledgement
     with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((settings.host, settings.port))
-            # here, not in uvicorn: two daemons may bind one port while neither listens yet
+            # here, not in uvicorn: two daemons can bind one port as long as neither listens
             listener.listen(BACKLOG)
         except OSError as error:
             raise CannotServe(
                 f"{settings.host} port {settings.port} cannot be used: {error.strerror}. "
-                "Choose another with --port."
+                "Choose another port with --port."
             ) from error
         yield listener
 
 
 @contextmanager
 def _announced(listener: socket.socket, settings: Settings) -> Iterator[None]:
-    """`daemon.json` in the data directory names the address while the daemon lives."""
+    """Write `daemon.json`, with pid and URL of the running daemon; removed at shutdown."""
     from server.guard.access import BEHIND_A_PROXY
     from trainer.contract.durable import write_durably
 
@@ -203,7 +203,7 @@ def _announced(listener: socket.socket, settings: Settings) -> Iterator[None]:
     log.info("listening on %s", url)
     if settings.is_loopback and settings.auth == "auto":
         level = logging.WARNING if settings.allow_hosts else logging.INFO
-        log.log(level, "callers need no token; %s", BEHIND_A_PROXY)
+        log.log(level, "requests need no token; %s", BEHIND_A_PROXY)
     try:
         yield
     finally:
@@ -212,7 +212,7 @@ def _announced(listener: socket.socket, settings: Settings) -> Iterator[None]:
 
 
 def _is_of_the_place(error: Exception, settings: Settings) -> TypeGuard[OSError | TraindError]:
-    """A full disk, a file system that is read-only: no fault of the program's."""
+    """True for an error of the environment, such as a full or read-only disk."""
     if isinstance(error, OSError):
         is_inside = str(error.filename or "").startswith(str(settings.paths.root))
         return is_inside or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
@@ -221,7 +221,7 @@ def _is_of_the_place(error: Exception, settings: Settings) -> TypeGuard[OSError 
 
 def _is_for_a_person(error: Exception) -> bool:
     if isinstance(error, CannotServe):
-        return True  # before the imports below: a second daemon must be gone within the second
+        return True  # before the slow imports: a second daemon must exit within a second
     from server.database.migrate import Refused
     from server.guard.access import BindRefused
     from server.guard.tokens import TokenUnusable
@@ -233,7 +233,7 @@ def _is_for_a_person(error: Exception) -> bool:
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line, whatever the message contains."""
+    """Log formatter: one JSON object per line, whatever the message contains."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -248,8 +248,8 @@ class JsonLines(logging.Formatter):
 
 
 class PlainLines(logging.Formatter):
-    """For a person: time, level, message, with control bytes escaped. One line for each record,
-    and exception text indented, so that foreign text never looks like a record."""
+    """Log formatter: time, level, message, with control characters escaped. One line per record;
+    exception text is indented, so that untrusted text never looks like a record."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         return clean(super().formatMessage(record))

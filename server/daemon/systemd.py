@@ -1,9 +1,9 @@
-"""The systemd user unit: install, remove, inspect. Runs resume after a reboot only with it.
+"""The systemd user unit: install, remove, inspect. Required for runs to resume after a reboot.
 
-Type=notify and the watchdog restart a daemon that hangs. KillMode=process lets a restart of the
-daemon leave its trainers running, and OOMPolicy=continue lets it outlive one that the kernel ended.
-A user's services stop at logout and do not start at boot unless the user lingers:
-`loginctl enable-linger`.
+Type=notify and the watchdog restart a daemon that hangs. With KillMode=process trainers keep
+running across a restart of the daemon; with OOMPolicy=continue the daemon keeps running after the
+out-of-memory kill of a trainer. User services stop at logout and do not start at boot unless
+lingering is on: `loginctl enable-linger`.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ UNIT_NAME = "traind.service"
 TIMEOUT_SECONDS = 30.0
 WATCHDOG_SECONDS = 120
 START_SECONDS = 600  # the first start after an upgrade backs up and migrates
-# What training bears, and a user's manager can do without privileges. Not: a read-only or private
-# file system (corpora, exports and compiler caches may be anywhere), private devices (the GPU),
-# MemoryDenyWriteExecute (torch's compiler makes code), system call filters (CUDA, perf).
+# Compatible with training, and available to a user manager without privileges. Excluded: a
+# read-only or private file system (corpora, exports and compiler caches may be anywhere), private
+# devices (the GPU), MemoryDenyWriteExecute (torch's compiler), system call filters (CUDA, perf).
 SANDBOX = (
     "NoNewPrivileges=yes",
     "LockPersonality=yes",
@@ -37,12 +37,12 @@ SANDBOX = (
 
 
 class ServiceError(Exception):
-    """systemd refused or is missing; the message gives the remedy."""
+    """A systemctl command failed or systemd is missing; the message states the remedy."""
 
 
 @dataclass(frozen=True)
 class UnitOutcome:
-    """Outcome of a change of the unit: steps taken, and hints for those left to the user."""
+    """Result of a change to the unit. done: steps taken. hints: steps for the user."""
 
     path: Path
     done: list[str]
@@ -50,7 +50,7 @@ class UnitOutcome:
 
 
 def unit(flags: list[str], *, stop_trainers: bool = False, python: str = sys.executable) -> str:
-    """The unit's text; `flags` go to `traind serve`. Raises ServiceError for a line break."""
+    """Text of the unit. flags: of `traind serve`. Raises ServiceError for a control character."""
     command = [python, "-P", "-m", "server.cli.app", "serve", *flags]
     environment = [f"PATH={os.environ.get('PATH', os.defpath)}"]
     if os.environ.get("PYTHONPATH"):
@@ -66,7 +66,7 @@ def unit(flags: list[str], *, stop_trainers: bool = False, python: str = sys.exe
             "StartLimitBurst=10",
             "",
             "[Service]",
-            "Type=notify",  # started when it answers, not when it was forked
+            "Type=notify",  # active when the daemon is ready, not when it is forked
             "NotifyAccess=main",
             f"WatchdogSec={WATCHDOG_SECONDS}",
             f"ExecStart={' '.join(_quoted(part, is_command=True) for part in command)}",
@@ -93,41 +93,43 @@ def unit_path() -> Path:
 
 
 def install(text: str) -> UnitOutcome:
-    """Write the unit, enable it and start it. Without systemd the file is written all the same."""
+    """Write, enable and start the unit. Without a systemd user manager, only write it."""
     path = unit_path()
     durable.write_shared(path, text.encode())
     done, hints = [f"wrote {path}"], []
     if not has_user_manager():
         hints.append(
-            "no systemd user manager answers here; at a login of your own run: "
+            "no systemd user manager is available in this session; log in as this user and run: "
             f"systemctl --user daemon-reload && systemctl --user enable --now {UNIT_NAME}"
         )
     else:
         _systemctl("daemon-reload")
         _systemctl("enable", UNIT_NAME)
-        _systemctl("restart", UNIT_NAME)  # restart, so that an earlier unit's flags do not stay
-        done.append("enabled and started it; its log: journalctl --user -u traind -f")
+        _systemctl(
+            "restart", UNIT_NAME
+        )  # restart, so that the flags of an earlier unit no longer apply
+        done.append("enabled and started the service; log: journalctl --user -u traind -f")
     if not lingers():
         hints.append(
-            "services of a user end at logout and wait for a login at boot, until: "
+            "user services stop at logout and do not start at boot; to change that, run: "
             f"loginctl enable-linger {getpass.getuser()}"
         )
     return UnitOutcome(path, done, hints)
 
 
 def uninstall() -> UnitOutcome:
-    """Stop and disable the unit and remove its file. Runs and data stay, and so do trainers."""
+    """Stop, disable and remove the unit. Runs, data and running trainers are kept."""
     path = unit_path()
     done: list[str] = []
     if has_user_manager() and path.exists():
         _systemctl("disable", "--now", UNIT_NAME)
-        done.append("stopped and disabled it; a running trainer continues")
+        done.append("stopped and disabled the service; running trainers continue")
     if path.exists():
         path.unlink()
         done.append(f"removed {path}")
     if has_user_manager():
         _systemctl("daemon-reload")
-    return UnitOutcome(path, done or [f"there is no {path}"], [])
+    return UnitOutcome(path, done or [f"{path} does not exist"], [])
 
 
 def has_user_manager() -> bool:
@@ -145,7 +147,7 @@ def lingers() -> bool:
 def _systemctl(*arguments: str) -> None:
     answer = _run(*arguments)
     if answer is None:
-        raise ServiceError(f"systemctl --user {' '.join(arguments)} did not answer")
+        raise ServiceError(f"systemctl --user {' '.join(arguments)} timed out or cannot be run")
     if answer.returncode:
         message = (answer.stderr or answer.stdout).strip()
         raise ServiceError(f"systemctl --user {' '.join(arguments)}: {message}")
@@ -162,7 +164,7 @@ def _run(*arguments: str) -> subprocess.CompletedProcess[str] | None:
 
 
 def _quoted(value: str, *, is_command: bool = False) -> str:
-    """`value` for a unit file: specifiers (%) always, variables ($) in commands (systemd.syntax,
+    """Quote for a unit file: escapes specifiers (%), and variables ($) in commands (systemd.syntax,
     systemd.service)."""
     if any(ord(char) < 0x20 for char in value):
         raise ServiceError(f"a unit file cannot hold the control character in {value!r}")

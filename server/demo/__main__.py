@@ -1,7 +1,6 @@
 """Entry point of the demo: `python -m server.demo`, which `traind demo` executes.
 
-Whatever ends it, the daemon and the trainers it started are gone afterwards (--keep leaves the
-daemon).
+The daemon and trainers that it starts are always stopped at its end (--keep leaves the daemon).
 """
 
 from __future__ import annotations
@@ -29,17 +28,15 @@ app = typer.Typer(
 
 @app.command()
 def demo(
-    data_dir: Annotated[Path, typer.Option(help="Where the demo keeps its things.")] = Path(
-        ".demo"
-    ),
+    data_dir: Annotated[Path, typer.Option(help="Directory for the demo's data.")] = Path(".demo"),
     steps: Annotated[
-        int | None, typer.Option(min=10, help="Steps; without it, the preset's.")
+        int | None, typer.Option(min=10, help="Number of steps (default: the preset's).")
     ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the daemon running.")] = False,
 ) -> None:
-    """Start a daemon of its own, train, pause, resume, extend, and show what came of it."""
+    """Demo: start a daemon, train, pause, resume and extend a run, and show its report."""
     began = time.monotonic()
-    # a service manager's or a terminal's goodbye unwinds like Ctrl-C, so that nothing stays behind
+    # SIGTERM and SIGHUP unwind like Ctrl-C, so that the daemon and trainers are stopped
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, output.interrupt)
     try:
@@ -50,7 +47,7 @@ def demo(
             where_things_are(daemon, keep)
     except KeyboardInterrupt:
         output.note(
-            "\ninterrupted; the demo's daemon and trainer are stopped, run it again any time"
+            "\ninterrupted; the demo's daemon and trainer are stopped; repeat it with traind demo"
         )
         raise typer.Exit(output.INTERRUPTED) from None
 

@@ -43,7 +43,7 @@ def running_daemon(data_dir: Path, keep: bool) -> Iterator[Daemon]:
         output.say(f"daemon at {daemon.url}, data in {daemon.data_dir}")
         yield daemon
         if keep:
-            daemon.process = None  # not ours to stop any more
+            daemon.process = None  # --keep: it is not stopped
     finally:
         _stop(daemon)
 
@@ -58,13 +58,13 @@ def _start(data_dir: Path) -> Daemon:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=file, stderr=file,
             env=interpreter.environment(),
-            start_new_session=True,  # Ctrl-C is for us; we stop the daemon in an orderly way
+            start_new_session=True,  # Ctrl-C must not reach the daemon; _stop ends it in order
         )  # fmt: skip
     return Daemon("", data_dir, log, process)
 
 
 def _left_running(data_dir: Path) -> Daemon | None:
-    """The daemon that an earlier demo left on this directory with --keep, if it still answers."""
+    """The daemon that an earlier demo left running with --keep, if it still responds."""
     from server.client import Client, ClientError
 
     url, _ = _where(data_dir)
@@ -78,7 +78,7 @@ def _left_running(data_dir: Path) -> Daemon | None:
 
 
 def _where(data_dir: Path) -> tuple[str | None, int | None]:
-    """(URL, pid) that the daemon of this directory has written down."""
+    """(URL, pid) from the daemon.json of this directory; (None, None) without one."""
     try:
         listening = json.loads((data_dir / "daemon.json").read_bytes())
         return str(listening["url"]), int(listening["pid"])
@@ -92,12 +92,14 @@ def _wait_until_ready(daemon: Daemon) -> None:
         if not daemon.alive():
             raise output.CommandRefused(f"the daemon did not start:\n{_last_lines(daemon.log)}")
         if time.monotonic() > deadline:
-            raise output.CommandRefused(f"the daemon is not ready; see {daemon.log}")
+            raise output.CommandRefused(
+                f"the daemon did not become ready in time; see {daemon.log}"
+            )
         time.sleep(0.05)
 
 
 def _is_ready(daemon: Daemon) -> bool:
-    """True if it answers at the URL it has written down, which is then ours too."""
+    """True if the daemon is ready. Sets `daemon.url` to the URL in its daemon.json."""
     from server.client import Client
 
     if daemon.process is not None:
@@ -125,7 +127,7 @@ def _stop(daemon: Daemon) -> None:
 
 
 def _end(pid: int, started: float) -> None:
-    """End the process that had this pid at that time, and no other."""
+    """End the process with this pid and start time, and no other."""
     import psutil
 
     with suppress(psutil.Error):
@@ -147,7 +149,7 @@ def _last_lines(path: Path, count: int = 15) -> str:
 
 @contextmanager
 def _no_interrupts() -> Iterator[None]:
-    """A second Ctrl-C must not stop the stopping."""
+    """Ignore interrupts, so that a second Ctrl-C does not abort the shutdown."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
     try:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from server.client import Client
     from server.schemas.progress import Progress
 
-STAGE_SECONDS = 900.0  # no single part takes nearly so long; a hang must end
+STAGE_SECONDS = 900.0  # far above the duration of any stage; ends a hang
 LINE_SECONDS = 2.0
 PAUSE_AT, EXTEND_BY = 0.4, 0.3  # of the run's steps
 
@@ -35,19 +35,19 @@ def run_story(daemon: Daemon, steps: int | None) -> None:
         _chapter(f"POST /v1/runs: {name}")
         output.say(
             f"{units.count(plan.parameters.total)} parameters, {plan.horizon.steps} steps of "
-            f"{plan.batch.tokens:,} tokens; the text is Python's own library"
+            f"{plan.batch.tokens:,} tokens; corpus: the source of Python's standard library"
         )
         go = DemoStage(daemon, traind, name)
         go.until(lambda now: now.step >= PAUSE_AT * now.end_step or now.state == "completed")
         _chapter("pause: checkpoint, end the trainer, free the device")
         traind.pause(name)
         go.until_state("paused", "completed")
-        _chapter("resume: exactly there")
+        _chapter("resume: from the same step")
         if traind.progress(name).state == "paused":
             traind.resume(name)
         done = go.until_state("completed")
         more = max(1, round(EXTEND_BY * done.end_step))
-        _chapter(f"extend: {more} steps more")
+        _chapter(f"extend: {more} more steps")
         answer = traind.extend(name, {"add_steps": more})
         output.warn(answer.warnings)
         go.until_state("completed")
@@ -59,7 +59,7 @@ def run_story(daemon: Daemon, steps: int | None) -> None:
 
 @dataclass
 class DemoStage:
-    """Shows the run's progress until something is so."""
+    """A stage of the demo: shows the progress of the run until a condition holds."""
 
     daemon: Daemon
     traind: Client
@@ -69,14 +69,14 @@ class DemoStage:
         return self.until(lambda now: now.state in states)
 
     def until(self, reached: Callable[[Progress], bool]) -> Progress:
-        """The first progress that `reached` accepts. Raises Refused when the run fails."""
+        """Wait until `reached` accepts the progress. Raises CommandRefused if the run fails."""
         with _progress_printer() as show:
 
             def each(now: Progress) -> None:
                 show(now)
                 self._remember_trainer()
                 if not self.daemon.alive():
-                    raise output.CommandRefused(f"the daemon ended; see {self.daemon.log}")
+                    raise output.CommandRefused(f"the daemon exited; see {self.daemon.log}")
 
             return waiting.for_run(
                 self.traind,
@@ -95,7 +95,7 @@ class DemoStage:
             output.say(f"{prompt}{str(made['text']).removeprefix(prompt)}")
 
     def _remember_trainer(self) -> None:
-        """Note the trainer's pid with its start time, so that only it can be stopped later."""
+        """Record pid and start time of the trainer, so that only it is stopped later."""
         import psutil
 
         attempts = self.traind.attempts(self.run)
@@ -107,7 +107,7 @@ class DemoStage:
 
 @contextmanager
 def _progress_printer() -> Iterator[Callable[[Progress], None]]:
-    """One line that changes at a terminal; a line every two seconds in a pipe."""
+    """Show progress: one live line on a terminal, a line every LINE_SECONDS in a pipe."""
     from server.cli.view import bar_line
 
     console = output.stdout()
@@ -143,7 +143,7 @@ def _log(traind: Client, run: str) -> str:
 
     try:
         return traind.logs(run, tail=15).text
-    except ApiError:  # it failed before there was an attempt
+    except ApiError:  # the run failed before its first attempt
         return ""
 
 
