@@ -1,10 +1,10 @@
-"""The tree of errors that reach a user, each with its stable code, HTTP status and title.
+"""Error classes of the API, each with its stable code, HTTP status and title.
 
 TraindError
 ├── Invalid              422  the request is well-formed but invalid
 ├── NotFound             404
-│   └── NotOffered       404  another API's route, with the one to use instead
-├── Conflict             409  legal at another time; carries the present state
+│   └── NotOffered       404  a route of another API; the hint names the one to use
+├── Conflict             409  not possible in the current state, which it carries
 │   ├── IllegalMove      409
 │   └── NameTaken        409
 ├── Forbidden            403  host, origin or site not allowed
@@ -13,7 +13,7 @@ TraindError
 ├── TooLarge             413
 ├── IdempotencyMismatch  422
 ├── NotAcceptable        406
-├── Busy                 503  the database is locked by another process; Retry-After
+├── Busy                 503  the database is locked by another process; has Retry-After
 ├── Unserved             503  the serving process could not generate a completion
 ├── StorageBroken        503  the database cannot be read: damaged, or the disk fails
 └── DiskFull             507
@@ -25,7 +25,7 @@ from typing import Any
 
 
 class TraindError(Exception):
-    """An error with an HTTP status. `detail` is a full sentence; `errors` hold JSON pointers (RFC
+    """Base class of API errors. detail: a full sentence. errors: fields by JSON pointer (RFC
     6901)."""
 
     code = "error"

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 LOCK = "daemon.lock"
 
-# data directory -> (pid, its open lock file): the ingestion process is a fork and does not hold it
+# data directory -> (pid, lock file descriptor); the pid excludes the forked ingestion process
 _held: dict[str, tuple[int, int]] = {}
 
 
 class CannotServe(Exception):
-    """The daemon cannot start; the message gives cause and remedy."""
+    """The daemon cannot start; the message states cause and remedy."""
 
     @classmethod
     def from_error(cls, error: OSError | errors.TraindError) -> CannotServe:
@@ -40,10 +40,10 @@ class Lost(errors.StorageBroken):
 
 @contextmanager
 def held(settings: Settings) -> Iterator[None]:
-    """Hold the data directory for this process. Raises CannotServe naming who holds it."""
+    """Lock the data directory for this process. Raises CannotServe naming the holder."""
     root = settings.paths.root
     if is_held(root):
-        yield  # `serve` takes it before it listens
+        yield  # already locked by `serve`, before it listens
         return
     with ExitStack() as stack:
         _take(root, stack)
@@ -70,7 +70,7 @@ def _take(root: Path, stack: ExitStack) -> None:
 
 @contextmanager
 def holding(root: Path, holder: str) -> Iterator[None]:
-    """Hold the data directory for this process. Raises Held naming who holds it, OSError."""
+    """Lock the data directory for this process. Raises Held naming the holder, OSError."""
     fd = acquire(root / LOCK, holder)
     folder = -1
     try:
@@ -90,15 +90,14 @@ def is_held(root: Path) -> bool:
 
 
 def require(root: Path) -> None:
-    """Raises Lost if this process took the lock and the lock file has since been deleted or
-    replaced: another daemon could take the directory, so nothing more may be written. Does nothing
-    in a process that never took the lock."""
+    """Raises Lost if the lock file of this process was deleted or replaced: another daemon could
+    lock the directory, so nothing more may be written. No-op in a process without the lock."""
     fd = _own(root)
     if fd is not None and not is_at(fd, root / LOCK):
         raise Lost(
             f"{root / LOCK} was deleted or replaced while the daemon held it; nothing more is "
             "written, since another daemon may take the directory.",
-            hint="Restart the daemon: the trainers continue meanwhile, and nothing is lost.",
+            hint="Restart the daemon: trainers continue meanwhile, and nothing is lost.",
             headers={"Retry-After": "5"},
         )
 

@@ -42,7 +42,7 @@ def create_app(
     database.
 
     db: an open database, or None. worker: the ingestion process, or None. on_failure is called from
-    the supervisor's thread when that thread dies: the daemon must then exit.
+    the supervisor's thread when that thread fails: the daemon must then exit.
     Raises BindRefused, TokenUnusable; entering its lifespan raises Held, Refused.
     """
 
@@ -108,8 +108,8 @@ def create_app(
 
 
 def _sweep(db: Database, settings: Settings) -> None:
-    """Remove leftovers at startup. What cannot be removed does not prevent the start."""
+    """Remove directories of deleted runs at startup. A failure does not prevent the start."""
     try:
         run_deletion.sweep(db, settings.paths)
     except OSError as error:
-        log.warning("directories of deleted runs stay: %s", error)
+        log.warning("could not remove the directories of deleted runs: %s", error)

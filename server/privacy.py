@@ -1,9 +1,9 @@
 """File permissions of the data directory: files 0600, directories 0700.
 
 Notices, orders, specs and the database contain the addresses of `notify`, which may include
-credentials. The umask makes new files of the daemon and its trainers private; each start does the
-same for files that exist already (from an earlier version or a copy). Links are followed only where
-runs and jobs may have been moved to another disk: other linked files may belong to somebody else.
+credentials. The umask makes new files of the daemon and its trainers private; at startup, existing
+files (from an earlier version or a copy) are made private. Links are followed only for runs and
+jobs, which may be moved to another disk: other linked files may belong to other users.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ log = logging.getLogger("traind")
 
 
 def begin() -> None:
-    """Set the umask: files that this process and its children create are private from now on."""
+    """Set the umask, so that new files of this process and its children are private."""
     os.umask(UMASK)
 
 
 def tighten(root: Path) -> int:
-    """Remove the permissions of others on `root` and everything below. Returns the number
-    changed."""
+    """Remove the permissions of group and others below `root`. Returns the number of files and
+    directories changed."""
     changed, refused = 0, []
     for path in _everything(root):
         try:
@@ -54,7 +54,7 @@ def _everything(root: Path) -> Iterator[Path]:
 
 
 def _tops(root: Path) -> Iterator[Path]:
-    """The root, and the linked directories outside it: runs, jobs, and single runs."""
+    """The root, and linked directories outside it: runs, jobs and single ones of them."""
     yield root
     linked = [root / "runs", root / "jobs", *_entries(root / "runs"), *_entries(root / "jobs")]
     yield from (path.resolve() for path in linked if path.is_symlink() and path.is_dir())
@@ -67,7 +67,7 @@ def _entries(directory: Path) -> list[Path]:
 
 
 def _close(path: Path) -> bool:
-    """Remove the permissions of others. True if there were any. Links are left unchanged."""
+    """Remove the permissions of group and others. True if there were any. Skips links."""
     mode = path.lstat().st_mode
     if stat.S_ISLNK(mode) or not mode & UMASK:
         return False

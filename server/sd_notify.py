@@ -14,7 +14,7 @@ from contextlib import suppress
 
 
 def notify(words: str) -> bool:
-    """Send `words` to the service manager. Returns False if there is none."""
+    """Send a notification to the service manager. Returns False without one."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if address[:1] not in ("/", "@"):
         return False

@@ -1,10 +1,9 @@
-"""Mutual proof (HMAC challenge) that client and daemon know the token, without sending it.
+"""Mutual token proof (HMAC challenge-response) of client and daemon, without sending the token.
 
-The client sends a random challenge to GET /healthz; the daemon answers with the time and an HMAC
-over both, keyed with the token. Another program that listens on the daemon's port cannot do this,
-so the client sends it nothing. The client's own proof, an HMAC over the same two values, is then
-its bearer for ten minutes: whoever relays or intercepts it has those ten minutes, but not the
-token.
+The client sends a random challenge to GET /healthz; the daemon returns the time and an HMAC over
+both, keyed with the token. Another program that listens on the daemon's port cannot compute it, so
+the client sends it no credential. The client's proof, an HMAC over the same two values, is its
+bearer for ten minutes: intercepting it gives access for ten minutes, but not the token.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from functools import lru_cache
 
 CHALLENGE_HEADER, PROOF_HEADER = "Traind-Challenge", "Traind-Proof"
 VALID_SECONDS = 600
-CLOCK_SECONDS = 300  # tolerance for a clock that is set back meanwhile
+CLOCK_SECONDS = 300  # tolerance for a clock that is set back
 PREFIX = "traind1"
-_ITERATIONS = 20_000  # 10 ms, so that a token chosen by hand cannot be guessed from its proofs
+_ITERATIONS = 20_000  # 10 ms: makes guessing a hand-chosen token from its proofs slow
 _CHALLENGE = re.compile(r"[A-Za-z0-9_-]{22,128}\Z")
 _ISSUED = re.compile(r"\d{1,12}-[0-9a-f]{32}\Z")
 
@@ -38,7 +37,7 @@ def of_daemon(token: str, asked: str) -> str | None:
 
 
 def bearer(token: str, asked: str, answer: str) -> str | None:
-    """The client's bearer, once the daemon's answer proves that it knows the token; else None."""
+    """The client's bearer, if the daemon's answer is a valid proof of the token; else None."""
     issued, _, proof = answer.partition(".")
     if not _ISSUED.match(issued):
         return None

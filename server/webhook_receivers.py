@@ -1,8 +1,8 @@
 """Webhook receivers: how a URL of `notify` is validated, masked and called.
 
-A web address receives the whole notice as signed JSON. With the extra `notify`, an address of the
-apprise library (mail, chat, phone) receives its sentence. An address may contain a credential:
-whatever is shown or logged of it passes through `masked`.
+A web address receives the notice as signed JSON. With the extra `notify`, an address of the
+apprise library (mail, chat, phone) receives its message. Addresses may contain credentials: they
+are shown and logged only through `masked`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ANSWER_SECONDS = 10.0
 MASK = "***"
 ONLY_WEB = (
     "only http and https addresses are accepted; pip install 'traind[notify]' adds those that "
-    "the apprise library knows"
+    "the apprise library supports"
 )
 UNKNOWN = "apprise does not recognise this address; its documentation lists the services"
 _MASKED = re.compile(r"[a-z][a-z0-9+.-]*://(?:[^/\s]*/)?\*\*\*\d*\Z")
@@ -36,9 +36,9 @@ log = logging.getLogger("traind.notices")
 def why_not(url: str) -> str | None:
     """Why the address is invalid as a receiver; None if it is valid."""
     if is_masked(url):
-        return "this address is masked, as the API shows it: give it in full, with its secret part"
+        return "this address is masked, as in API responses: give the full address with its secret"
     if url.startswith(WEB):
-        return None if _split(url).hostname else "the address names no host"
+        return None if _split(url).hostname else "the address has no host"
     if find_spec("apprise") is None:
         return ONLY_WEB
     return None if _of_apprise(url) is not None else UNKNOWN
@@ -51,8 +51,8 @@ def deliver(url: str, body: bytes, headers: dict[str, str]) -> str | None:
     """
     try:
         return _post(url, body, headers) if url.startswith(WEB) else _by_apprise(url, body)
-    except Exception as error:  # a client that cannot be created (a proxy's scheme, a certificate
-        return _error_text(error, url)  # file) loses no notice: it is retried
+    except Exception as error:  # also if no client can be created (a proxy's scheme, a certificate
+        return _error_text(error, url)  # file): the notice is retried
 
 
 def _post(url: str, body: bytes, headers: dict[str, str]) -> str | None:
@@ -60,7 +60,7 @@ def _post(url: str, body: bytes, headers: dict[str, str]) -> str | None:
     only."""
     import httpx
 
-    # our own transport ignores the environment's proxy, which must not be used for loopback;
+    # an explicit transport bypasses the environment's proxy, which must not be used for loopback;
     # without TLS a missing certificate file does not matter
     is_near = is_loopback(_split(url).hostname or "")
     transport = httpx.HTTPTransport(verify=url.startswith("https:")) if is_near else None
@@ -78,7 +78,7 @@ def _by_apprise(url: str, body: bytes) -> str | None:
     words = f"{notice['message']} (step {notice['step']:,} of {run['end_step']:,})"
     service = _of_apprise(url) if find_spec("apprise") else None
     if service is None:
-        return "apprise no longer recognises its address"
+        return "apprise no longer recognises the address"
     taken = bool(service.notify(title=title, body=words))
     return None if taken else f"{service.service_name} did not accept it"
 
@@ -121,10 +121,10 @@ def is_loopback(host: str) -> bool:
 
 
 def masked(url: str) -> str:
-    """The address without anything that may be a credential: https://host/***, tgram://***.
+    """Mask the parts of an address that may be credentials: https://host/***, tgram://***.
 
-    Masks user, password, path and query of a web address, and everything after the scheme of any
-    other address, where the host may be a token.
+    Masks user, password, path and query of a web address; of any other address everything after
+    the scheme, as the host may be a token.
     """
     if is_masked(url):
         return url
@@ -139,7 +139,7 @@ def masked(url: str) -> str:
 
 
 def all_masked(urls: Sequence[str]) -> list[str]:
-    """Each address masked; identical results are numbered, so that each can be named."""
+    """Mask each address; identical results are numbered, so that each is unique."""
     seen: dict[str, int] = {}
     shown = []
     for url in urls:
@@ -151,7 +151,7 @@ def all_masked(urls: Sequence[str]) -> list[str]:
 
 
 def unmasked(urls: Sequence[str], known: Sequence[str]) -> list[str]:
-    """The addresses, with each one that `all_masked(known)` contains replaced by its original."""
+    """Replace the addresses that are in `all_masked(known)` by their originals."""
     whole = dict(zip(all_masked(known), known, strict=True))
     return [whole.get(url, url) for url in urls]
 
@@ -161,7 +161,7 @@ def is_masked(url: str) -> bool:
 
 
 def _split(url: str) -> SplitResult:
-    """The parts of an address; without a host if it cannot be parsed."""
+    """Split an address; without a host if it cannot be parsed."""
     try:
         parts = urlsplit(url)
         _ = parts.hostname, parts.port
@@ -171,7 +171,7 @@ def _split(url: str) -> SplitResult:
 
 
 def _error_text(error: Exception, url: str) -> str:
-    """The error as text, unless it repeats a part of the address that may be secret."""
+    """Text of an error; only its type if the message contains a secret part of the address."""
     message, parts = " ".join(str(error).split())[:300], _split(url)
     secrets = (url, parts.username, parts.password, parts.path.strip("/"), parts.query)
     if not message or any(secret and secret in message for secret in secrets):
