@@ -258,7 +258,7 @@ class TestNvml:
     def test_without_nvml_there_is_nothing_to_set(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "pynvml", None)
         assert power.read("GPU-1") == PowerState()
-        with pytest.raises(PowerDenied, match="no NVML"):
+        with pytest.raises(PowerDenied, match="not available through NVML"):
             power.set_limit("cuda:0", "GPU-1", 150.0)
 
 
