@@ -133,4 +133,4 @@ def _library(name: str, remedy: str) -> ModuleType | Any:
     try:
         return import_module(name)
     except ImportError as error:
-        raise Missing(f"{name} is not installed; run {remedy}") from error
+        raise Missing(f"{name} is not installed: {remedy}") from error
