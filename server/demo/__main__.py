@@ -47,7 +47,7 @@ def demo(
             where_things_are(daemon, keep)
     except KeyboardInterrupt:
         output.note(
-            "\ninterrupted; the demo's daemon and trainer are stopped; repeat it with traind demo"
+            "\ninterrupted; the demo's daemon and trainer are stopped; run it again at any time"
         )
         raise typer.Exit(output.INTERRUPTED) from None
 
