@@ -6,6 +6,7 @@ and the handle after it: after a kill in between, the next daemon finds the proc
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,18 +18,21 @@ from server.database.tables import Attempt, Execution, Job
 from server.domain import events, executions
 from server.launch import registry
 from server.launch.launcher import Handle, LaunchRequest
-from server.supervision import post_mortem, recovery
+from server.supervision import decide, post_mortem, recovery
 from server.supervision.context import SupervisorContext
 from server.supervision.decide import Signal
 from server.supervision.failure_guard import in_words
 from server.supervision.post_mortem import PostMortem
 from server.supervision.recovery import Ending
 from server.supervision.watch import Watch
-from trainer.contract import exits, journal, orders, os_errors
+from trainer.contract import commands, exits, journal, orders, os_errors
+from trainer.contract.journal import JournalError
 from trainer.contract.orders import AttemptOrder, JobOrder
 from trainer.contract.reasons import Reason
 from trainer.contract.rundir import INBOX
 from trainer.contract.spec import PlaceSpec
+
+log = logging.getLogger("traind.supervisor")
 
 ExecutionRow = Attempt | Job
 OfKind = TypeVar("OfKind", Attempt, Job)
@@ -101,6 +105,35 @@ def _why_not_started(error: OSError, trainer_python: str) -> Reason:
         return Reason.not_permitted if error.errno in os_errors.NOT_PERMITTED else Reason.io_error
     is_program = error.errno in os_errors.MISSING | os_errors.NOT_PERMITTED
     return Reason.software_missing if is_program else Reason.crashed
+
+
+def apply(
+    context: SupervisorContext, row: Attempt | Job, watch: Watch, action: decide.Action
+) -> None:
+    """Apply an action to the execution itself."""
+    match action:
+        case decide.Adopt():
+            adopt(context, row, watch)
+        case decide.SendCommand():
+            _send_command(context, row, watch, action.kind)
+        case decide.Signal():
+            send(context, row, watch, action)
+        case decide.ClearStall():
+            clear_stall(context, row, watch)
+        case decide.Sweep():
+            sweep(watch)
+
+
+def _send_command(context: SupervisorContext, row: Attempt | Job, watch: Watch, kind: str) -> None:
+    """Send a pause or a cancel, as the state of the run or job requires."""
+    command_type = commands.Pause if kind == "pause" else commands.Cancel
+    watch.since_step = 0.0
+    try:
+        watch.send(command_type(id=f"{kind}-{row.execution_id}"))
+    except (OSError, JournalError) as error:
+        log.warning("cannot write to the inbox in %s: %s", watch.directory, error)
+        watch.note_sent(kind)  # the ladder then uses signals
+    restart_ladder(context, row)
 
 
 def adopt(context: SupervisorContext, row: ExecutionRow, watch: Watch) -> None:

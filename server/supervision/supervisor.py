@@ -39,7 +39,7 @@ class Supervisor:
         self._journals = JournalPolling(context)
         self._wakeup = Wakeup()
         self._thread: threading.Thread | None = None
-        self._ends = False
+        self._ends = self._stops_trainers = False
         self._looked = threading.Event()
         self.failure: BaseException | None = None
         self.ticks = 0
@@ -69,20 +69,21 @@ class Supervisor:
 
     def stop(self, *, stop_trainers: bool = False) -> None:
         """Stop the thread. Trainers keep running, unless they must save and end with the daemon."""
-        self._reconciler.stops_trainers = stop_trainers
-        self._reconciler.is_shutting_down = self._ends = True
+        self._stops_trainers = stop_trainers
+        self._reconciler.shut_down(stops_trainers=stop_trainers)
+        self._ends = True
         self._wakeup.ring()
         if self._thread is not None:
             self._thread.join(timeout=STOP_SECONDS + 15)
         self._journals.close()
-        self._reconciler.leave()
+        self._reconciler.observer.leave()
         self._wakeup.close()
 
     def _run(self, on_failure: Callable[[BaseException], None]) -> None:
         try:
             while not self._ends:
                 self._wakeup.wait(self._try_tick())
-            if self._reconciler.stops_trainers:
+            if self._stops_trainers:
                 self._take_trainers_along()
         except BaseException as error:  # a silent end would leave every run unsupervised
             self.failure = error
@@ -124,10 +125,10 @@ class Supervisor:
         Returns True if there is something to watch.
         """
         lock.require(self._context.settings.paths.root)
-        self._reconciler.observe()
-        self._journals.read(self._reconciler.watches)
+        self._reconciler.observer.advance()
+        self._journals.read(self._reconciler.observer.watches)
         busy = self._reconciler.reconcile(self._load())
-        self._wakeup.watch(self._reconciler.living())
+        self._wakeup.watch(self._reconciler.observer.living())
         if self.ticks or not busy:  # the first tick finds processes, the second ingests
             self._looked.set()
         self.ticks += 1
