@@ -173,7 +173,8 @@ class Trainer:
             os.kill(os.getpid(), signal.SIGSTOP)
         if step == asked.get("wait_at"):  # the disk is full
             os.pwrite(self.lock, self.holder("disk_full").encode(), 0)
-            time.sleep(asked["wait_seconds"])
+            while not Path(asked["until_there"]).exists():
+                time.sleep(STEP_SECONDS)
             os.pwrite(self.lock, self.holder(None).encode(), 0)
         if step == asked.get("fail_at") and step not in self.skipped():
             self.end("failed", asked["reason"], step, f"it failed at step {step}")

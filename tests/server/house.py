@@ -125,7 +125,7 @@ class House:
 
     # --- waiting ---------------------------------------------------------------------------------
 
-    def until(self, holds: Callable[[], T | None], seconds: float = 15.0) -> T:
+    def until(self, holds: Callable[[], T | None], seconds: float = 60.0) -> T:
         """What `holds` returns once it is true."""
         end = time.monotonic() + seconds
         while True:
@@ -136,7 +136,7 @@ class House:
             assert not self.failures, self.failures
             time.sleep(0.01)
 
-    def becomes(self, run_id: str, state: str, seconds: float = 15.0) -> Run:
+    def becomes(self, run_id: str, state: str, seconds: float = 60.0) -> Run:
         return self.until(lambda: r if (r := self.run(run_id)).state == state else None, seconds)
 
     def reaches(self, run_id: str, step: int) -> None:

@@ -299,13 +299,17 @@ def test_an_interpreter_that_is_not_there_is_named(tmp_path: Path) -> None:
     house.close()
 
 
-def test_full_disk_is_said_while_it_lasts(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_is_said_while_it_lasts(
+    house: House, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr("server.supervision.decide.DISK_SILENCE_SECONDS", 0.2)
-    house.behave(monkeypatch, all={"wait_at": 10, "wait_seconds": 1.5})
+    room = tmp_path / "room"
+    house.behave(monkeypatch, all={"wait_at": 10, "until_there": str(room)})
     run_id = house.create(steps=100_000)
     with house.daemon():
         house.until(lambda: house.run(run_id).reason == "disk_full")
         assert house.run(run_id).state == "running"
+        room.touch()
         house.until(lambda: house.run(run_id).reason == "requested")
     assert len(house.attempts(run_id)) == 1
 
@@ -340,13 +344,18 @@ def test_cpu_jobs_run_one_at_a_time_beside_the_trainer(
         assert house.run(run_id).state == "running"
 
 
-def test_a_device_job_waits_for_the_device(house: House) -> None:
-    run_id = house.create(steps=120)
+def test_a_device_job_waits_for_the_device(
+    house: House, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    go = tmp_path / "go"
+    house.behave(monkeypatch, a1={"wait_at": 15, "until_there": str(go)})
+    run_id = house.create(steps=30)
     with house.daemon():
         house.reaches(run_id, 12)
         job_id = _add_job(house, run_id, where="device")
         time.sleep(0.2)
         assert _job(house, job_id).state == "queued"
+        go.touch()
         house.becomes(run_id, "completed")
         house.until(lambda: _job(house, job_id).state == "completed")
 
