@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
-from server import errors, lock, privacy, sd_notify, webhook_receivers
+from server import errors, file_permissions, lock, sd_notify, webhook_receivers
 from server.api import app as api
 from server.database.db import Database
 from server.domain import run_deletion
@@ -49,7 +49,7 @@ def create_app(
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
         with lock.held(settings):
-            await run_in_threadpool(privacy.tighten, settings.paths.root)
+            await run_in_threadpool(file_permissions.tighten, settings.paths.root)
             opened = db or await run_in_threadpool(Database.open, settings)
             await run_in_threadpool(_sweep, opened, settings)
             try:

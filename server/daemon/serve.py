@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from server import privacy
+from server import file_permissions
 from server.errors import TraindError
 from server.lock import CannotServe, held
 from trainer.contract.text import clean
@@ -49,7 +49,7 @@ def serve(settings: Settings) -> int:
     """Run the daemon until a signal stops it. Exit status: 0, or 1 with a message on stderr."""
     gc.disable()  # until startup is complete: collections took a tenth of the startup time
     _log_as(settings)
-    privacy.begin()
+    file_permissions.begin()
     try:
         with held(settings), _listening(settings) as listener:
             _require_files(settings)

@@ -155,8 +155,8 @@ def move(
         waited = max(0.0, run.state_since - left.unix_seconds)
         counters.add(session, counters.WAITING_SECONDS, run.name, waited, left.data["reason"])
         message = (
-            f"It made way at {units.zoned(left.unix_seconds)} ({left.message.rstrip('.')}) and "
-            f"trains again since {units.zoned(run.state_since)}"
+            f"It yielded at {units.zoned(left.unix_seconds)} ({left.message.rstrip('.')}) and "
+            f"resumed training at {units.zoned(run.state_since)}"
         )
         data |= {"made_way_at": left.unix_seconds, "made_way_for": left.data["reason"]}
     events.record(

@@ -21,7 +21,7 @@ _COUNTERS = {
     counters.STEPS: "Optimizer steps done, repeats included",
     counters.LOST_STEPS: "Steps discarded by a crash or a rewind",
     counters.RESTARTS: "Attempts started after a failed one",
-    counters.YIELDS: "Times a run made way for a higher priority, its hours or another program",
+    counters.YIELDS: "Times a run yielded to a higher priority, its hours or another program",
     counters.WAITING_SECONDS: "Seconds from making way until training again",
     counters.ENERGY: "Energy used by the device while training",
     counters.CHECKPOINT_BYTES: "Bytes of checkpoints written",

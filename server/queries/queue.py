@@ -62,7 +62,7 @@ def view(
                 power_limits,
             )
             for place in places
-            if place.name not in rows.SEATS
+            if place.name not in rows.SLOTS
         ],
         waiting=[
             _entry(number, run, workloads[run.id], found, names)

@@ -27,7 +27,7 @@ END_SECONDS = 15.0  # for the process to exit and the supervisor to detect it
 SAVE_MARGIN = 2.0  # of the slowest save so far: a disk may be busier next time
 COMPLETIONS = "completions"
 CPU_JOB = "cpu job"
-SEATS = (CPU_JOB, COMPLETIONS)  # places that are not devices
+SLOTS = (CPU_JOB, COMPLETIONS)  # places that are not devices
 _HOURS = TypeAdapter(list[HoursRule])
 _LEAVING = frozenset({State.pausing, State.cancelling})
 
@@ -54,7 +54,7 @@ def opening_of(text: str, now: float, prices: Sequence[Price]) -> Opening:
 def places(session: Session, devices: Sequence[Device], around: SchedulerInputs) -> list[Place]:
     """Every device with its policy, and the slots for work on the CPU and for completions."""
     policies = {row.place: row for row in session.scalars(select(PlacePolicy))}
-    found = [Place(seat) for seat in SEATS]
+    found = [Place(slot) for slot in SLOTS]
     for device in devices:
         name = device.device
         policy = policies.get(name)

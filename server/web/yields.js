@@ -30,7 +30,7 @@ function isYield(data) {
 /** "yielded to steam and obs"; of heat and hours, the cause. */
 function byOf({ reason, by }) {
   if (by?.length) return `yielded to ${SERIES.format(by)}`;
-  return yieldOf(reason) ?? "made way";
+  return yieldOf(reason) ?? "yielded";
 }
 
 const SERIES = new Intl.ListFormat("en-GB");

@@ -110,7 +110,7 @@ def test_an_experiment_of_higher_priority_gets_the_device_and_gives_it_back(
     assert (left.data["is_yield"], left.data["by"]) == (True, ["short"])
     [back] = [e for e in house.events(long, "state") if "made_way_at" in e.data]
     assert back.data["made_way_for"] == "preempted"
-    assert back.message.startswith("It made way at 20")
+    assert back.message.startswith("It yielded at 20")
     assert "short has a higher priority" in back.message
     assert [what for e in house.events(long, "state") if (what := webhooks._what(e))] == [
         "made_way", "back", "completed",

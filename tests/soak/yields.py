@@ -68,7 +68,7 @@ def _one_run(
         if reached is None:
             break
         counts.add("yields")
-        counts.say(f"{name} made way at step {reached}")
+        counts.say(f"{name} yielded at step {reached}")
         daemon.client.put_policy("cpu", {})
         if left.is_over:
             break

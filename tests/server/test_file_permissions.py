@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from server import privacy
+from server import file_permissions
 from trainer.contract.durable import write_durably
 
 
@@ -45,13 +45,13 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_what_was_there_before_is_closed_to_others(root: Path, tmp_path: Path) -> None:
-    assert privacy.tighten(root) > 0
+    assert file_permissions.tighten(root) > 0
     assert all(not mode & 0o077 for mode in modes(root).values())
     assert modes(root)["jobs/job_1/program"] == 0o700
     assert modes(root)["notices.json"] == 0o600
     assert all(not mode & 0o077 for mode in modes(tmp_path / "disk" / "run_2").values())
     assert modes(tmp_path / "shared")["text"] & 0o044  # somebody else's, perhaps
-    assert privacy.tighten(root) == 0
+    assert file_permissions.tighten(root) == 0
 
 
 def test_what_cannot_be_closed_is_said_once_and_stops_nothing(
@@ -61,7 +61,7 @@ def test_what_cannot_be_closed_is_said_once_and_stops_nothing(
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(Path, "chmod", refuse)
-    assert privacy.tighten(root) == 0
+    assert file_permissions.tighten(root) == 0
     [record] = [r for r in caplog.records if r.levelname == "WARNING"]
     assert "Operation not permitted" in record.getMessage()
 
