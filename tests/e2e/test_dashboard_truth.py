@@ -99,9 +99,10 @@ def test_the_planned_weight_decay_goes_on_where_the_followed_one_ends(
 
 
 def test_a_full_disk_shows_on_the_run_and_in_the_list_and_goes_again(
-    make_daemon: MakeDaemon, open_page: OpenPage
+    make_daemon: MakeDaemon, open_page: OpenPage, tmp_path: Path
 ) -> None:
-    daemon = make_daemon(wait_at=5, wait_seconds=12)
+    room = tmp_path / "room"
+    daemon = make_daemon(wait_at=5, until_there=str(room))
     daemon.post("/runs", {"name": "demo", "horizon": {"steps": 5000}})
     page, listed = open_page(f"{daemon.url}/#/runs/demo"), open_page(f"{daemon.url}/")
     for shown in (page, listed):
@@ -109,6 +110,7 @@ def test_a_full_disk_shows_on_the_run_and_in_the_list_and_goes_again(
         badge.wait_for()
     page.locator(".standing", has_text="Waiting for disk space, ").wait_for()
     listed.locator(".reason", has_text="Waiting for disk space, ").wait_for()
+    room.touch()
     for shown in (page, listed):
         shown.locator(".state[data-state=running][data-tone=good]").first.wait_for()
 

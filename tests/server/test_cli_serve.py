@@ -175,7 +175,7 @@ def test_uninstall_stops_and_removes(systemctl: Path, capsys: pytest.CaptureFixt
     main_output(capsys, "service", "uninstall")
     assert not systemd.unit_path().exists()
     assert "disable --now traind.service" in systemctl.read_text()
-    assert "there is no" in main_output(capsys, "service", "uninstall")
+    assert "does not exist" in main_output(capsys, "service", "uninstall")
 
 
 def test_without_systemd_the_unit_is_written_and_the_rest_is_said(
