@@ -108,7 +108,7 @@ def _why_not_started(error: OSError, trainer_python: str) -> Reason:
 
 
 def apply(
-    context: SupervisorContext, row: Attempt | Job, watch: Watch, action: decide.Action
+    context: SupervisorContext, row: ExecutionRow, watch: Watch, action: decide.Action
 ) -> None:
     """Apply an action to the execution itself."""
     match action:
@@ -124,7 +124,7 @@ def apply(
             sweep(watch)
 
 
-def _send_command(context: SupervisorContext, row: Attempt | Job, watch: Watch, kind: str) -> None:
+def _send_command(context: SupervisorContext, row: ExecutionRow, watch: Watch, kind: str) -> None:
     """Send a pause or a cancel, as the state of the run or job requires."""
     command_type = commands.Pause if kind == "pause" else commands.Cancel
     watch.since_step = 0.0

@@ -45,7 +45,7 @@ class Observer:
             launcher.leave()
 
     def _release(self, watch: Watch) -> None:
-        """Release a finished execution; a child that has not exited yet is reaped later."""
+        """Stop watching a directory; a child that has not exited yet is reaped later."""
         watch.close()
         watch.launcher.release(watch.workspace)
 

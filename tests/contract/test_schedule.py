@@ -171,7 +171,7 @@ def test_weight_decay_has_one_unit_in_the_step_record_the_joint_and_the_curve():
     """The value Muon applies, everywhere: a multiplier beside it breaks the line at "now"."""
     first = initial_schedule(130_000, 40, 0.65, "cosine", 0.05)
     answer = _preview(ExtendRequest(to_step=200_000), [first], 40_000, 200_000, reached=130_000)
-    reported = 0.1 * weight_decay_multiplier(first, 40_000)  # as trainer/loop.py scales it
+    reported = 0.1 * weight_decay_multiplier(first, 40_000)  # as the training loop scales it
     assert answer.joint.weight_decay[0] == pytest.approx(reported)
     before = [p for p in answer.present_curve if p.step <= 40_000][-1]
     assert before.weight_decay == pytest.approx(reported, rel=0.02)

@@ -47,7 +47,7 @@ def trains(asgi: Asgi, stage: str = "training", last_step_at: float | None = Non
 
 
 def waits_for_space(asgi: Asgi) -> None:
-    """As trainer/report.py says it: in the lock file, which needs no room."""
+    """As the trainer reports it: in the lock file, which needs no room."""
     with asgi.db.read() as session:
         home = asgi.settings.paths.run(run_views.get_run(session, "demo").id).attempt(1)
     (home / LOCK).write_text(json.dumps({"waiting": "disk_full"}))
